@@ -1,0 +1,36 @@
+# Needs Python 3.11 or newer, and make. Everything else is installed into .venv by these rules.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8080
+
+.PHONY: serve test check format clean
+
+serve: $(VENV)/.serve  ## start the server on http://127.0.0.1:8080
+	$(BIN)/bitinglip serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.test  ## all tests that this machine can run
+	$(BIN)/pytest
+
+check: $(VENV)/.test  ## lint, formatting, import rules, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
