@@ -1,0 +1,17 @@
+"""The registry of engines: names to modules, imported on use so that only a worker pays."""
+
+import importlib
+
+from workers.engines.base import Engine
+
+ENGINES = {
+    "fake": "workers.engines.fake:FakeEngine",
+    "text": "workers.engines.text.engine:TextEngine",
+}
+
+
+def make_engine(kind: str) -> Engine:
+    """A fresh engine of that kind. Raises KeyError for an unknown one."""
+    module, _, name = ENGINES[kind].partition(":")
+    engine: Engine = getattr(importlib.import_module(module), name)()
+    return engine

@@ -1,0 +1,64 @@
+"""What an engine is: the one seam between the worker's loop and a model."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from workers.protocol import Event, Job, Load, Ready
+
+
+class Refused(Exception):
+    """The engine will not run this job, or cannot load this model; the client is told why."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.details = details or {}
+
+
+class Engine(Protocol):
+    """Runs jobs of one model, many at a time, one step after another.
+
+    ``prepare`` is called by the worker's intake thread; everything else by its loop's thread.
+    Each job that was submitted ends in exactly one final event of some step.
+    """
+
+    def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
+        """Load the model, warm it up; raises :class:`Refused` with MODEL_LOAD_FAILED or
+        OUT_OF_MEMORY when it cannot."""
+        ...
+
+    def prepare(self, job: Job) -> Any:
+        """Check and tokenise a job off the loop's thread; raises :class:`Refused`."""
+        ...
+
+    def submit(self, prepared: Any) -> None:
+        """Take a prepared job into the next step."""
+        ...
+
+    def cancel(self, job_id: str) -> None:
+        """End a job at the next step with Cancelled; unknown ids are ignored."""
+        ...
+
+    def step(self) -> list[Event]:
+        """One step of all running jobs: the events of all of them."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that were submitted and have not ended; the loop sleeps while it is 0."""
+        ...
+
+    def books(self) -> dict[str, int]:
+        """What is held for running jobs (rows, blocks): all zero when nothing runs."""
+        ...
+
+    def close(self) -> None: ...

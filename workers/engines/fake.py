@@ -1,0 +1,196 @@
+"""An engine without a model: answers with the prompt's words, one a token.
+
+It runs through the very same loop, process and protocol as the others; it is what the scheduler
+is tested with, and a demo that needs no weights. With ``faults`` it fails as it is told.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from workers.engines.base import Refused
+from workers.protocol import (
+    Cancelled,
+    Done,
+    Event,
+    FakeOptions,
+    Load,
+    Ready,
+    Started,
+    TextJob,
+    Token,
+)
+
+MAX_CONTEXT = 8192
+_SLOW_SECONDS = 1.0
+_GARBAGE = msgspec.Raw(b"\xc1")  #: a byte that msgpack never uses: the frame will not decode
+_FAULTS = ("!crash", "!hang", "!oom", "!slow", "!garbage")
+
+
+@dataclass(slots=True)
+class _Request:
+    job: TextJob
+    words: list[str]
+    max_tokens: int
+    seconds_per_token: float
+    fault: str | None
+    due: float = 0.0
+    started: bool = False
+    text: str = ""
+    produced: int = 0
+
+
+class FakeEngine:
+    def __init__(self) -> None:
+        self._options = FakeOptions()
+        self._max_context = MAX_CONTEXT
+        self._running: dict[str, _Request] = {}
+        self._cancelled: set[str] = set()
+
+    def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
+        self._options = spec.fake or FakeOptions()
+        self._max_context = spec.max_context or MAX_CONTEXT
+        steps = 10
+        for step in range(steps):
+            time.sleep(self._options.load_seconds / steps)
+            progress((step + 1) / steps)
+        return Ready(
+            slots=spec.max_batch or self._options.batch_size,
+            max_context=self._max_context,
+            memory_bytes=self._options.memory_bytes,
+            device=spec.device,
+            has_chat_template=True,
+        )
+
+    def prepare(self, job: TextJob) -> _Request:
+        text = job.prompt if job.messages is None else _last_user_text(job)
+        words = (text or "").split()
+        max_tokens = self._fit(job, len(words))
+        fault = words[0] if self._options.faults and words and words[0] in _FAULTS else None
+        if fault == "!oom":
+            raise Refused("OUT_OF_MEMORY", "The device ran out of memory on this request.")
+        rate = self._options.tokens_per_second
+        pause = _SLOW_SECONDS if fault == "!slow" else 1 / rate if rate else 0.0
+        return _Request(job, words, max_tokens, pause, fault)
+
+    def _fit(self, job: TextJob, prompt_tokens: int) -> int:
+        """The tokens to make, cut to the context if the client left the number open."""
+        left = self._max_context - prompt_tokens
+        wanted = job.sampling.max_tokens
+        if wanted <= left:
+            return wanted
+        if job.clip_max_tokens and left > 0:
+            return left
+        raise Refused(
+            "CONTEXT_LENGTH_EXCEEDED",
+            f"The prompt has {prompt_tokens} tokens and max_tokens is {wanted}; together they "
+            f"may be {self._max_context}.",
+            param="max_tokens" if left > 0 else "prompt" if job.messages is None else "messages",
+            details={
+                "prompt_tokens": prompt_tokens,
+                "max_tokens": wanted,
+                "max_context": self._max_context,
+            },
+        )
+
+    def submit(self, prepared: _Request) -> None:
+        self._running[prepared.job.id] = prepared
+        prepared.due = time.monotonic()
+
+    def cancel(self, job_id: str) -> None:
+        if job_id in self._running:
+            self._cancelled.add(job_id)
+
+    def step(self) -> list[Event]:
+        events: list[Event] = [self._end_cancelled(job_id) for job_id in self._cancelled]
+        self._cancelled.clear()
+        now = time.monotonic()
+        for request in list(self._running.values()):
+            if not request.started:
+                request.started = True
+                events.append(Started(id=request.job.id, prompt_tokens=len(request.words)))
+                if request.fault == "!garbage":
+                    return [_GARBAGE]  # type: ignore[list-item]
+                _obey(request.fault)
+            if request.due <= now:
+                events += self._advance(request)
+        if not events:
+            self._sleep_until_due()
+        return events
+
+    def _end_cancelled(self, job_id: str) -> Cancelled:
+        request = self._running.pop(job_id)
+        return Cancelled(
+            id=job_id, prompt_tokens=len(request.words), completion_tokens=request.produced
+        )
+
+    def _advance(self, request: _Request) -> list[Event]:
+        """The next token; all of them at once for a fast request that nobody watches."""
+        request.due += request.seconds_per_token
+        events: list[Event] = []
+        whole = not request.job.stream and not request.seconds_per_token
+        for _ in range(request.max_tokens if whole else 1):
+            text, stopped = self._next(request)
+            if text and request.job.stream:
+                events.append(Token(id=request.job.id, text=text, index=request.produced - 1))
+            if stopped or request.produced >= request.max_tokens:
+                events.append(self._done(request, "stop" if stopped else "length"))
+                break
+        return events
+
+    def _next(self, request: _Request) -> tuple[str, bool]:
+        """One more word of the answer, and whether a stop sequence ended it."""
+        words = request.words or ["..."]
+        word = words[request.produced % len(words)]
+        before = len(request.text)
+        request.text += f" {word}" if request.produced else word
+        request.produced += 1
+        for stop in request.job.sampling.stop:
+            at = request.text.find(stop)
+            if at >= 0:
+                request.text = request.text[:at]
+                return request.text[before:], True
+        return request.text[before:], False
+
+    def _done(self, request: _Request, reason: str) -> Done:
+        del self._running[request.job.id]
+        return Done(
+            id=request.job.id,
+            text=request.text,
+            finish_reason=reason,
+            prompt_tokens=len(request.words),
+            completion_tokens=request.produced,
+        )
+
+    def _sleep_until_due(self) -> None:
+        """Pretend to compute; short enough to notice new jobs and cancels within a step."""
+        due = min(request.due for request in self._running.values())
+        time.sleep(min(0.02, max(0.0, due - time.monotonic())))
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def books(self) -> dict[str, int]:
+        return {"rows": len(self._running)}
+
+    def close(self) -> None:
+        self._running.clear()
+
+
+def _last_user_text(job: TextJob) -> str:
+    users = [message.content for message in job.messages or () if message.role == "user"]
+    return users[-1] if users else ""
+
+
+def _obey(fault: str | None) -> None:
+    match fault:
+        case "!crash":
+            os._exit(13)
+        case "!hang":
+            time.sleep(3600)
+        case _:
+            pass

@@ -1,0 +1,159 @@
+"""Starts worker processes. The seam for another way to start them (on a cluster, say)."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import Queue
+from typing import Protocol
+
+from workers.process import worker_main
+
+_REAP_SECONDS = 1.0
+#: What a worker may inherit. Everything else stays behind: keys, tokens, the operator's secrets.
+_INHERITED = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
+_INHERITED |= {"LD_PRELOAD"}  # how another allocator is brought in
+_INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "PYTHON", "OMP_", "MKL_", "KMP_", "TORCH")
+#: Workers load from a local folder only; the libraries read most of these at import.
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+class Handle(Protocol):
+    """A running worker process, as much of it as the pool needs."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def events_fd(self) -> int:
+        """The non-blocking reading end of its event pipe."""
+        ...
+
+    @property
+    def sentinel(self) -> int:
+        """Becomes readable when the process has ended."""
+        ...
+
+    def send(self, command: bytes) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def reap(self) -> int | None:
+        """The exit code (negative: the signal), or None while it runs."""
+        ...
+
+    def close(self) -> None:
+        """Free the pipe, the queue and the process record; the process has ended."""
+        ...
+
+
+class Launcher(Protocol):
+    def launch(self, name: str, imports: Sequence[str]) -> Handle:
+        """Start a process that imports those modules, says Warm and waits for its Load."""
+        ...
+
+
+class SpawnLauncher:
+    """Workers as child processes of this one, by ``multiprocessing``'s spawn."""
+
+    def launch(self, name: str, imports: Sequence[str]) -> "SpawnedWorker":
+        context = multiprocessing.get_context("spawn")
+        # A queue and pipes of its own for each process: those of a killed one may stay locked.
+        jobs: Queue[bytes] = context.Queue()
+        events, events_child = context.Pipe(duplex=False)
+        death_child, death = context.Pipe(duplex=False)
+        process = context.Process(
+            target=worker_main,
+            args=(jobs, events_child, death_child, tuple(imports)),
+            name=f"bitinglip {name}",
+            daemon=True,
+        )
+        with _environment(worker_environment(dict(os.environ))), _interrupts_held():
+            process.start()
+        events_child.close()
+        death_child.close()
+        os.set_blocking(events.fileno(), False)
+        return SpawnedWorker(process, jobs, events, death)
+
+
+class SpawnedWorker:
+    def __init__(
+        self, process: SpawnProcess, jobs: "Queue[bytes]", events: Connection, death: Connection
+    ) -> None:
+        assert process.pid is not None
+        self.pid = process.pid
+        self.events_fd = events.fileno()
+        self.sentinel = process.sentinel
+        self._process = process
+        self._jobs = jobs
+        self._events = events
+        self._death = death
+
+    def send(self, command: bytes) -> None:
+        self._jobs.put(command)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def reap(self) -> int | None:
+        # The sentinel comes a moment before the process can be waited for.
+        self._process.join(_REAP_SECONDS)
+        return self._process.exitcode
+
+    def close(self) -> None:
+        self._jobs.cancel_join_thread()
+        self._jobs.close()
+        self._events.close()
+        self._death.close()
+        self._process.join()
+        self._process.close()
+
+
+def worker_environment(environ: dict[str, str]) -> dict[str, str]:
+    """The environment of a worker: what it needs to run, and nothing that is secret."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
+    return kept | _OFFLINE
+
+
+@contextmanager
+def _environment(environ: dict[str, str]) -> Iterator[None]:
+    """Run with another environment: spawn has no parameter for its child's."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start the child with SIGINT blocked: a Ctrl-C must not end it before it ignores them."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

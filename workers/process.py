@@ -1,0 +1,212 @@
+"""The worker process: from its first line to its exit. Runs one engine, knows no socket."""
+
+import contextlib
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from typing import Any, NoReturn
+
+import msgspec
+
+from workers.engines import make_engine
+from workers.engines.base import Engine, Refused
+from workers.protocol import (
+    Cancel,
+    Event,
+    Failed,
+    Heartbeat,
+    Load,
+    LoadFailed,
+    LoadProgress,
+    Stop,
+    TextJob,
+    Warm,
+    decode_commands,
+    write_frame,
+)
+
+_PR_SET_PDEATHSIG = 1
+_SWITCH_SECONDS = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What an engine's ``prepare`` made of a job."""
+
+    request: Any
+
+
+_Item = _Prepared | Failed | Cancel | Stop
+
+
+def worker_main(
+    jobs: "Queue[bytes]", events: Connection, death: Connection, imports: Sequence[str]
+) -> None:
+    """Import, say Warm, take a Load, say Ready or LoadFailed, run jobs until Stop."""
+    _die_with_parent(death)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for module in imports:
+        importlib.import_module(module)
+    fd = events.fileno()
+    write_frame(fd, [Warm()])
+    command = decode_commands(jobs.get())[0]
+    if not isinstance(command, Load):
+        return
+    engine = _load(fd, command)
+    Loop(engine, jobs, fd, command.heartbeat_seconds).run()
+    engine.close()
+
+
+def _load(fd: int, spec: Load) -> Engine:
+    if spec.device == "cuda":
+        # Before anything asks the driver: a process sees only the cards it was given.
+        os.environ["CUDA_VISIBLE_DEVICES"] = spec.visible_devices
+    started = time.monotonic()
+    try:
+        engine = make_engine(spec.engine)
+        ready = engine.load(spec, lambda fraction: write_frame(fd, [LoadProgress(fraction)]))
+    except Refused as refused:
+        write_frame(fd, [LoadFailed(code=refused.code, message=refused.message)])
+        sys.exit(1)
+    except BaseException as error:
+        # Whatever ends a load, the gateway must hear of it: panics of native tokenizers are
+        # BaseExceptions. The traceback goes to stderr with the re-raise.
+        write_frame(fd, [LoadFailed(code="MODEL_LOAD_FAILED", message=_summary(error))])
+        raise
+    seconds = time.monotonic() - started
+    write_frame(fd, [msgspec.structs.replace(ready, load_seconds=seconds)])
+    return engine
+
+
+def _summary(error: BaseException) -> str:
+    """One line without the paths that library messages like to hold."""
+    return f"The model could not be loaded ({type(error).__name__}); the server's log says why."
+
+
+class Loop:
+    """Takes jobs in, steps the engine, sends out one frame per step and a heartbeat per interval.
+
+    Two threads: the intake blocks on the queue, checks and tokenises; the loop steps. So neither
+    a long prompt nor an empty queue holds up running requests.
+    """
+
+    def __init__(
+        self, engine: Engine, jobs: "Queue[bytes]", events_fd: int, heartbeat_seconds: float
+    ) -> None:
+        self._engine = engine
+        self._jobs = jobs
+        self._fd = events_fd
+        self._interval = heartbeat_seconds
+        self._wake = threading.Condition()
+        self._inbox: list[_Item] = []
+        self._stopping = False
+        self._steps = 0
+        self._next_heartbeat = 0.0
+
+    def run(self) -> None:
+        # The threads hand the interpreter over often; the default of 5 ms is a step of its own.
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        threading.Thread(target=self._intake, name="intake", daemon=True).start()
+        while not self._stopping:
+            events = self._take()
+            if self._engine.in_flight:
+                events += self._engine.step()
+                self._steps += 1
+            events += self._heartbeat()
+            if events:
+                write_frame(self._fd, events)
+
+    def _intake(self) -> None:
+        while True:
+            commands = decode_commands(self._jobs.get())
+            items = [self._item(command) for command in commands if not isinstance(command, Load)]
+            with self._wake:
+                self._inbox += items
+                self._wake.notify()
+
+    def _item(self, command: TextJob | Cancel | Stop) -> "_Item":
+        if not isinstance(command, TextJob):
+            return command
+        try:
+            return _Prepared(self._engine.prepare(command))
+        except Refused as refused:
+            return _failure(command.id, refused)
+        except BaseException as error:  # noqa: BLE001  native tokenizers panic with BaseException
+            traceback.print_exception(error)
+            text = "The model could not read this request."
+            return Failed(id=command.id, code="INFERENCE_FAILED", message=text)
+
+    def _take(self) -> list[Event]:
+        """Act on what has come in since the last step; waits while there is nothing to do."""
+        with self._wake:
+            if not self._inbox and not self._engine.in_flight:
+                self._wake.wait(max(0.0, self._next_heartbeat - time.monotonic()))
+            items, self._inbox = self._inbox, []
+        failures: list[Event] = []
+        for item in items:
+            match item:
+                case _Prepared(request=request):
+                    self._engine.submit(request)
+                case Failed():
+                    failures.append(item)
+                case Cancel(id=job_id):
+                    self._engine.cancel(job_id)
+                case Stop():
+                    self._stopping = True
+        return failures
+
+    def _heartbeat(self) -> list[Event]:
+        now = time.monotonic()
+        if now < self._next_heartbeat:
+            return []
+        self._next_heartbeat = now + self._interval
+        return [
+            Heartbeat(
+                steps=self._steps,
+                in_flight=self._engine.in_flight,
+                memory_bytes=_resident_bytes(),
+            )
+        ]
+
+
+def _failure(job_id: str, refused: Refused) -> Failed:
+    return Failed(
+        id=job_id,
+        code=refused.code,
+        message=refused.message,
+        param=refused.param,
+        details=refused.details,
+    )
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process in bytes; 0 where the system does not tell it so."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _die_with_parent(death: Connection) -> None:
+    """Outlive no gateway: by the kernel's signal where there is one, and by the pipe's end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_watch, args=(death,), name="death", daemon=True).start()
+
+
+def _watch(death: Connection) -> NoReturn:
+    with contextlib.suppress(EOFError, OSError):
+        death.recv_bytes()
+    os._exit(1)

@@ -1,0 +1,238 @@
+"""Every message between the gateway and a worker, and their framing. Imports neither side.
+
+Commands go down a ``multiprocessing`` queue as msgpack arrays; events come up a pipe as frames: a
+4-byte big-endian length, then one msgpack array of events. Both decode against these schemas,
+so a worker that writes nonsense causes a :class:`BadFrame`, never code execution.
+"""
+
+import os
+import struct
+from typing import Any
+
+import msgspec
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+_LENGTH = struct.Struct("!I")
+
+
+class BadFrame(Exception):
+    """A worker wrote something that is not a frame of this protocol."""
+
+
+# ---- to the worker ---------------------------------------------------------------------------
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens. ``None`` means off; every number is checked before it gets here."""
+
+    max_tokens: int
+    temperature: float = 0.0  #: 0 is greedy: the arg max, ties to the lowest id
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None  #: how many alternatives to report beside each sampled token
+    seed: int | None = None  #: the same seed gives the same tokens whatever runs beside it
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+
+
+class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True):
+    """Generate text from a prompt, or from messages through the model's chat template."""
+
+    id: str
+    prompt: str | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    sampling: Sampling
+    clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
+    stream: bool = True  #: without it, only the final event is sent
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    id: str
+
+
+class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the fake engine pretends (``models.<name>.fake.*``)."""
+
+    load_seconds: float = 0.0
+    tokens_per_second: float = 0.0  #: per request; 0 is as fast as it can
+    memory_bytes: int = 0
+    batch_size: int = 64
+    faults: bool = False  #: obey prompts that begin with !crash, !hang, !oom, !slow, !garbage
+
+
+class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
+    """The first message of every worker: which model to become. Holds no secret."""
+
+    model: str
+    engine: str  #: a key of ``workers.engines.ENGINES``
+    path: str
+    device: str = "cpu"  #: "cpu" or "cuda"
+    visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
+    dtype: str | None = None  #: None: the files' own, where the device computes it well
+    max_context: int | None = None  #: None: the model's own
+    kv_cache_bytes: int | None = None  #: None: the engine's default for the device
+    max_batch: int | None = None
+    threads: int | None = None  #: CPU threads; None: all cores
+    heartbeat_seconds: float = 1.0
+    fake: FakeOptions | None = None
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """Leave the loop, close the engine, exit with 0."""
+
+
+Job = TextJob
+Command = Load | TextJob | Cancel | Stop
+
+# ---- from the worker -------------------------------------------------------------------------
+
+
+class Warm(msgspec.Struct, tag="warm", frozen=True):
+    """The process is up with its libraries imported; it has no model yet."""
+
+
+class LoadProgress(msgspec.Struct, tag="load_progress", frozen=True):
+    fraction: float
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
+    """The model answers from now on. What the engine found out about it."""
+
+    slots: int  #: how many jobs it runs at once; more wait in the gateway
+    max_context: int | None = None
+    memory_bytes: int = 0
+    load_seconds: float = 0.0
+    dtype: str | None = None
+    device: str = "cpu"
+    has_chat_template: bool = False
+
+
+class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
+    code: str
+    message: str
+
+
+class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True, kw_only=True):
+    """Written by the worker's own loop, so silence means that the loop is stuck."""
+
+    steps: int
+    in_flight: int
+    memory_bytes: int
+
+
+class Started(msgspec.Struct, tag="started", frozen=True, kw_only=True):
+    id: str
+    prompt_tokens: int = 0
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    id: int
+    logprob: float
+    top: tuple[tuple[str, int, float], ...] = ()  #: (token, id, logprob), best first
+
+
+class Token(msgspec.Struct, tag="token", frozen=True, kw_only=True, omit_defaults=True):
+    """Text that may be shown: never half a character, never part of a stop sequence."""
+
+    id: str
+    text: str
+    index: int  #: of the last sampled token this text comes from, from 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True, omit_defaults=True):
+    """The final event of a job that succeeded."""
+
+    id: str
+    text: str  #: all of it, also when it was streamed
+    finish_reason: str  #: "stop" or "length"
+    prompt_tokens: int
+    completion_tokens: int  #: every sampled token, the end token too
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
+    """The final event of a job that did not; ``code`` is one of the table in bitinglip.errors."""
+
+    id: str
+    code: str
+    message: str
+    param: str | None = None
+    details: dict[str, Any] = {}
+
+
+class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):
+    """The final event of a job that was cancelled."""
+
+    id: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+Final = Done | Failed | Cancelled
+JobEvent = Started | Token | Done | Failed | Cancelled
+WorkerEvent = Warm | LoadProgress | Ready | LoadFailed | Heartbeat
+Event = JobEvent | WorkerEvent
+
+# ---- framing ---------------------------------------------------------------------------------
+
+_encoder = msgspec.msgpack.Encoder()
+_commands: msgspec.msgpack.Decoder[list[Command]] = msgspec.msgpack.Decoder(list[Command])
+_events: msgspec.msgpack.Decoder[list[Event]] = msgspec.msgpack.Decoder(list[Event])
+
+
+def encode_commands(commands: list[Command]) -> bytes:
+    return _encoder.encode(commands)
+
+
+def decode_commands(data: bytes) -> list[Command]:
+    return _commands.decode(data)
+
+
+def encode_frame(events: list[Event]) -> bytes:
+    payload = _encoder.encode(events)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def write_frame(fd: int, events: list[Event]) -> None:
+    """Write one frame whole; blocks while the pipe is full, which is the back-pressure."""
+    view = memoryview(encode_frame(events))
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class FrameReader:
+    """Turns the bytes of a non-blocking pipe into events; keeps what is not yet a whole frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events of all frames that ``data`` completes. Raises :class:`BadFrame`."""
+        self._buffer += data
+        events: list[Event] = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise BadFrame(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            try:
+                events += _events.decode(self._buffer[_LENGTH.size : end])
+            except msgspec.DecodeError as error:
+                raise BadFrame(f"a frame does not decode: {error}") from error
+            del self._buffer[:end]
+        return events
