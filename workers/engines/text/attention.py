@@ -1,0 +1,112 @@
+"""Attention over the paged cache, for decode rows and pieces of prompts in one step."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.engines.text.batch import Batch, DecodeGroup, PromptPiece
+from workers.engines.text.cache import PagedCache
+
+
+def attend(
+    query: Tensor,
+    cache: PagedCache,
+    layer: int,
+    batch: Batch,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """What each token of the batch sees, once their keys and values are in the cache.
+
+    query: [tokens, heads, key_dim] -> [tokens, heads * value_dim]
+    """
+    parts = [_decode(query, cache, layer, group, scaling, softcap) for group in batch.decodes]
+    parts += [_prefill(query, cache, layer, piece, scaling, softcap) for piece in batch.prompts]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _decode(
+    query: Tensor,
+    cache: PagedCache,
+    layer: int,
+    group: DecodeGroup,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    rows = group.end - group.start
+    shape = cache.shapes[layer]
+    keys, values = cache.read(layer, group.table)  # [rows, tokens, kv_heads, dim]
+    # Query heads that share a key head lie along the query length: [rows, kv_heads, group, dim]
+    grouped = query[group.start : group.end].view(rows, shape.kv_heads, -1, shape.key_dim)
+    seen = _attention(
+        grouped,
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        group.masks[shape.window],
+        scaling,
+        softcap,
+    )
+    return seen.reshape(rows, -1)
+
+
+def _prefill(
+    query: Tensor,
+    cache: PagedCache,
+    layer: int,
+    piece: PromptPiece,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    rows = piece.end - piece.start
+    shape = cache.shapes[layer]
+    keys, values = cache.read(layer, piece.table)  # [1, tokens, kv_heads, dim]
+    grouped = query[piece.start : piece.end].view(rows, shape.kv_heads, -1, shape.key_dim)
+    grouped = grouped.permute(1, 2, 0, 3)  # [kv_heads, group, rows, dim]
+    seen = _attention(
+        grouped,
+        _share(keys[0, : piece.length], grouped.shape[1]),
+        _share(values[0, : piece.length], grouped.shape[1]),
+        piece.masks[shape.window],
+        scaling,
+        softcap,
+    )
+    return seen.permute(2, 0, 1, 3).reshape(rows, -1)
+
+
+def _share(rows: Tensor, group: int) -> Tensor:
+    """[tokens, kv_heads, dim] -> [kv_heads, group, tokens, dim] without a copy."""
+    return rows.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    """mask: added to the scores; None: causal from the first token on."""
+    if softcap is not None:
+        return _softcapped(query, key, value, mask, scaling, softcap)
+    if mask is not None and mask.dim() == 2:
+        mask = mask[None, None]
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
+    )
+
+
+def _softcapped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, cap: float
+) -> Tensor:
+    """Scores squeezed into (-cap, cap), as Gemma 2 does; no fused kernel knows this."""
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    scores = torch.tanh(scores / cap) * cap
+    if mask is None:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu_(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    else:
+        scores = scores + mask
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value)

@@ -1,0 +1,155 @@
+"""The tensors of one step, built once and used by every layer."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.engines.text.cache import BlockTable
+from workers.engines.text.scheduler import Chunk, Plan
+
+#: A mask per window size in use; None stands for no window, a value of None for plain causality.
+Masks = dict[int | None, Tensor | None]
+
+
+@dataclass(slots=True, frozen=True)
+class DecodeGroup:
+    """Rows ``start:end`` of the step, one token each, of similar length: one attention call."""
+
+    start: int
+    end: int
+    table: BlockTable
+    masks: Masks  #: each [rows, 1, 1, tokens], added to the scores
+
+
+@dataclass(slots=True, frozen=True)
+class PromptPiece:
+    """Rows ``start:end`` of the step are consecutive tokens of one sequence."""
+
+    start: int
+    end: int
+    length: int  #: tokens of the sequence up to and with this piece
+    table: BlockTable  #: of one sequence
+    masks: Masks  #: each [rows, length]; None: the piece is the beginning, causality is enough
+
+
+@dataclass(slots=True, frozen=True)
+class Batch:
+    """All tokens of one step, one after the other."""
+
+    ids: Tensor  #: [tokens]
+    positions: Tensor  #: [tokens]
+    slots: Tensor  #: [tokens], where in the cache their keys and values go
+    decodes: list[DecodeGroup]
+    prompts: list[PromptPiece]
+    sampled: Tensor | None  #: [rows] tokens whose logits are wanted; None: all of them
+    order: list[Chunk]  #: the chunks that sample, in the order of their logits
+
+
+class BatchBuilder:
+    """Turns plans into batches for one cache."""
+
+    def __init__(
+        self,
+        block_size: int,
+        windows: Iterable[int | None],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._block_size = block_size
+        self._windows = tuple(windows)
+        self._dtype = dtype
+        self._device = device
+
+    def build(self, plan: Plan) -> Batch:
+        # The longest first, so that rows of similar length are neighbours.
+        decodes = sorted(plan.decodes, key=lambda chunk: -chunk.end)
+        chunks = decodes + plan.prefills
+        numbers: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for chunk in chunks:
+            self._add_tokens(chunk, *numbers)
+        ids, positions, slots = torch.tensor(numbers, device=self._device).unbind()
+        last = [*range(len(decodes)), *_last_rows(len(decodes), plan.prefills)]
+        return Batch(
+            ids=ids,
+            positions=positions,
+            slots=slots,
+            decodes=self._groups(decodes),
+            prompts=self._pieces(len(decodes), plan.prefills),
+            sampled=self._index(last) if plan.prefills else None,
+            order=[chunk for chunk in chunks if chunk.samples],
+        )
+
+    def _index(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self._device)
+
+    def _add_tokens(
+        self, chunk: Chunk, ids: list[int], positions: list[int], slots: list[int]
+    ) -> None:
+        size = self._block_size
+        blocks = chunk.sequence.blocks
+        ids += chunk.sequence.tokens[chunk.start : chunk.end]
+        places = range(chunk.start, chunk.end)
+        positions += places
+        slots += [blocks[place // size] * size + place % size for place in places]
+
+    def _groups(self, chunks: Sequence[Chunk]) -> list[DecodeGroup]:
+        groups = []
+        start = 0
+        while start < len(chunks):
+            blocks = len(chunks[start].sequence.blocks)
+            end = start + 1
+            # Padding may cost as much as the rows themselves, not more.
+            while end < len(chunks) and 2 * len(chunks[end].sequence.blocks) >= blocks:
+                end += 1
+            groups.append(self._group(start, end, chunks[start:end]))
+            start = end
+        return groups
+
+    def _group(self, start: int, end: int, chunks: Sequence[Chunk]) -> DecodeGroup:
+        table = BlockTable.of([chunk.sequence.blocks for chunk in chunks], self._device)
+        tokens = table.blocks.shape[0] // table.sequences * self._block_size
+        places = torch.tensor([[chunk.start] for chunk in chunks], device=self._device)
+        keys = torch.arange(tokens, device=self._device)
+        masks: Masks = {
+            window: self._mask(places, keys, window)[:, None, None, :] for window in self._windows
+        }
+        return DecodeGroup(start, end, table, masks)
+
+    def _pieces(self, start: int, chunks: Sequence[Chunk]) -> list[PromptPiece]:
+        pieces = []
+        for chunk in chunks:
+            end = start + chunk.end - chunk.start
+            blocks = chunk.sequence.blocks[: -(-chunk.end // self._block_size)]
+            table = BlockTable.of([blocks], self._device)
+            masks: Masks = {window: self._piece_mask(chunk, window) for window in self._windows}
+            pieces.append(PromptPiece(start, end, chunk.end, table, masks))
+            start = end
+        return pieces
+
+    def _piece_mask(self, chunk: Chunk, window: int | None) -> Tensor | None:
+        if chunk.start == 0 and (window is None or window >= chunk.end):
+            return None
+        places = torch.arange(chunk.start, chunk.end, device=self._device)[:, None]
+        keys = torch.arange(chunk.end, device=self._device)
+        return self._mask(places, keys, window)
+
+    def _mask(self, places: Tensor, keys: Tensor, window: int | None) -> Tensor:
+        """places: [rows, 1] of the queries, keys: [tokens] -> [rows, tokens], 0 where seen."""
+        hidden = keys > places
+        if window is not None:
+            hidden |= keys <= places - window
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+        return mask.masked_fill_(hidden, float("-inf"))
+
+
+def _last_rows(start: int, chunks: Sequence[Chunk]) -> list[int]:
+    """The row of the last token of each chunk that samples."""
+    rows = []
+    for chunk in chunks:
+        start += chunk.end - chunk.start
+        if chunk.samples:
+            rows.append(start - 1)
+    return rows

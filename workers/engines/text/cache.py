@@ -1,0 +1,106 @@
+"""The keys and values of all running sequences, in pages of fixed size on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.engines.text.blocks import NULL_BLOCK
+
+
+@dataclass(slots=True, frozen=True)
+class LayerShape:
+    """What one attention layer keeps per token, and how far back it looks."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None  #: None: it sees everything before
+
+    @property
+    def width(self) -> int:
+        """Numbers per token: all keys, then all values."""
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(slots=True, frozen=True)
+class BlockTable:
+    """Which blocks some sequences have, padded with block 0 to the same number each."""
+
+    sequences: int
+    blocks: Tensor  #: [sequences * blocks]
+    neighbours: slice | None  #: the same blocks, if they lie side by side: nothing to gather
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], device: torch.device) -> "BlockTable":
+        longest = max(map(len, rows))
+        blocks = [b for row in rows for b in (*row, *[NULL_BLOCK] * (longest - len(row)))]
+        together = blocks[-1] - blocks[0] == len(blocks) - 1 and blocks == list(
+            range(blocks[0], blocks[-1] + 1)
+        )
+        neighbours = slice(blocks[0], blocks[-1] + 1) if together else None
+        return cls(len(rows), torch.tensor(blocks, device=device), neighbours)
+
+
+class PagedCache:
+    """One tensor of pages per layer: [(blocks + 1) * block_size, width], keys beside values.
+
+    Side by side, one copy writes a token and one gather reads it. Block 0 pads block tables: it
+    is never written, so it stays zero, and a masked zero disturbs nothing.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[LayerShape],
+        blocks: int,
+        block_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.shapes = tuple(shapes)
+        self.block_size = block_size
+        tokens = (blocks + 1) * block_size
+        self.pages = [
+            torch.zeros(tokens, shape.width, dtype=dtype, device=device) for shape in shapes
+        ]
+        self._by_block = [page.view(blocks + 1, -1) for page in self.pages]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(page.nbytes for page in self.pages)
+
+    def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
+        """slots: [tokens] places in the cache; rows: [tokens, width]"""
+        self.pages[layer].index_copy_(0, slots, rows)
+
+    def read(self, layer: int, table: BlockTable) -> tuple[Tensor, Tensor]:
+        """The blocks of some sequences, in order.
+
+        -> keys [sequences, tokens, kv_heads, key_dim], values [.., value_dim]; views of one
+        copy, or of the cache itself.
+        """
+        shape = self.shapes[layer]
+        sequences = table.sequences
+        if table.neighbours is not None:
+            rows = self._by_block[layer][table.neighbours]
+        else:
+            rows = self._by_block[layer].index_select(0, table.blocks)
+        rows = rows.view(sequences, -1, shape.width)
+        split = shape.kv_heads * shape.key_dim
+        heads = (sequences, rows.shape[1], shape.kv_heads)
+        keys = rows[..., :split].view(*heads, shape.key_dim)
+        values = rows[..., split:].view(*heads, shape.value_dim)
+        return keys, values
+
+    def scrub(self, blocks: Sequence[int]) -> None:
+        """Zero some blocks: a NaN that one sequence left would reach the next one's sums."""
+        index = torch.tensor(blocks, device=self.pages[0].device)
+        for page in self._by_block:
+            page.index_fill_(0, index, 0)
+
+
+def block_bytes(shapes: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
+    """What one block costs over all layers."""
+    return sum(shape.width for shape in shapes) * block_size * dtype.itemsize

@@ -1,0 +1,148 @@
+"""Forward passes over a batch: the library's own class, or a fused one for Llama's relatives.
+
+Both take the weights from a model that transformers loaded, and both end in its own head.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from workers.engines.base import Refused
+from workers.engines.text.attention import attend
+from workers.engines.text.batch import Batch
+from workers.engines.text.cache import LayerShape, PagedCache
+
+_names = itertools.count()
+#: What attention layers pass that changes nothing for a decoder without dropout.
+_HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache", "is_causal"})
+
+
+class Decoder(Protocol):
+    def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
+        """Write the batch's keys and values, and give the logits of its sampled tokens:
+        [rows, vocab]."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LibraryDecoder:
+    """Calls the model's own ``forward``; its attention layers come back here.
+
+    They do so through the library's attention interface, under a name of this object's own. No
+    mask function is registered under it, so the library builds no masks.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._name = f"bitinglip_{next(_names)}"
+        self._layer: Callable[..., Tensor] | None = None
+        AttentionInterface.register(self._name, self._attention)
+        model.set_attn_implementation(self._name)
+
+    def probe(self) -> list[LayerShape]:
+        """Run one token to learn what each attention layer keeps.
+
+        Raises :class:`Refused` for a model whose attention does not all come through the
+        interface, or asks for something that :mod:`attention` does not do.
+        """
+        found: dict[int, LayerShape] = {}
+
+        def record(layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+            if layer in found:
+                raise _unsupported("layers share an attention module")
+            window = how["window"]
+            found[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2], window)
+            return query.new_zeros(query.shape[0], query.shape[1] * value.shape[2])
+
+        device = self._model.device
+        zero = torch.zeros(1, dtype=torch.long, device=device)
+        self._run(zero, zero, zero, record)
+        _check_layers(self._model.config, found)
+        return [found[layer] for layer in range(len(found))]
+
+    def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
+        def layer(
+            index: int,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            *,
+            scaling: float,
+            softcap: float | None,
+            window: int | None,  # noqa: ARG001  the cache's shapes hold it since the probe
+        ) -> Tensor:
+            rows = torch.cat((key.flatten(1), value.flatten(1)), dim=1)  # [tokens, width]
+            cache.write(index, batch.slots, rows)
+            return attend(query, cache, index, batch, scaling=scaling, softcap=softcap)
+
+        return self._run(batch.ids, batch.positions, batch.sampled, layer)
+
+    def close(self) -> None:
+        AttentionInterface._global_mapping.pop(self._name, None)
+
+    def _run(
+        self, ids: Tensor, positions: Tensor, sampled: Tensor | None, layer: Callable[..., Tensor]
+    ) -> Tensor:
+        self._layer = layer
+        try:
+            output = self._model(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                use_cache=False,
+                logits_to_keep=0 if sampled is None else sampled,
+            )
+        finally:
+            self._layer = None
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _attention(
+        self,
+        module: Any,
+        query: Tensor,  # [1, heads, tokens, key_dim]
+        key: Tensor,  # [1, kv_heads, tokens, key_dim]
+        value: Tensor,
+        _mask: Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        for name, setting in others.items():
+            if setting is not None and setting is not False and name not in _HARMLESS:
+                raise _unsupported(f"its attention asks for {name}")
+        if not getattr(module, "is_causal", True):
+            raise _unsupported("it looks at later tokens")
+        if self._layer is None:
+            raise RuntimeError("the model was called from outside its decoder")
+        seen = self._layer(
+            module.layer_idx,
+            query[0].transpose(0, 1),  # [tokens, heads, key_dim]
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            softcap=softcap,
+            window=sliding_window,
+        )
+        return seen.view(1, query.shape[2], query.shape[1], -1), None  # [1, tokens, heads, dim]
+
+
+def _unsupported(reason: str) -> Refused:
+    return Refused("MODEL_LOAD_FAILED", f"The text engine does not support this model: {reason}.")
+
+
+def _check_layers(config: Any, found: dict[int, LayerShape]) -> None:
+    if sorted(found) != list(range(config.num_hidden_layers)):
+        raise _unsupported(
+            f"{len(found)} of its {config.num_hidden_layers} layers attend as the engine can"
+        )
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if kind not in ("full_attention", "sliding_attention"):
+            raise _unsupported(f"it has layers of the type {kind}")
+        if kind == "sliding_attention" and found[layer].window is None:
+            raise _unsupported("it does not tell the window of its sliding layers")

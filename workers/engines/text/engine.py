@@ -1,0 +1,210 @@
+"""The text engine: continuous batching over transformers' model classes, on CPU and CUDA."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+import torch
+
+from workers.engines.base import Refused
+from workers.engines.text.blocks import BlockAllocator
+from workers.engines.text.detokenizer import DetokenizerFactory
+from workers.engines.text.intake import Intake, PreparedJob
+from workers.engines.text.loading import LoadedModel, failed, load, private_copy
+from workers.engines.text.request import Request
+from workers.engines.text.runner import CachePlan, Runner
+from workers.engines.text.sampler import Choice, sample
+from workers.engines.text.scheduler import Chunk, Plan, Scheduler
+from workers.engines.text.templates import ChatTemplate
+from workers.protocol import Event, Load, Ready, TextJob
+
+_MIB = 1024 * 1024
+_KV_CACHE_BYTES = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
+_STEP_TOKENS = {"cpu": 256, "cuda": 2048}
+_MAX_ROWS = 64
+_BLOCK_SIZE = 16
+
+
+class TextEngine:
+    """Runs text jobs of one model, all of them in each step; see ``workers.engines.base``."""
+
+    _intake: Intake
+    _runner: Runner
+    _scheduler: Scheduler
+    _allocator: BlockAllocator
+    _detokenizers: DetokenizerFactory
+    _loaded: LoadedModel
+
+    def __init__(self, *, step_tokens: int | None = None, block_size: int = _BLOCK_SIZE) -> None:
+        """``step_tokens`` per step over all rows; None: the device's default."""
+        self._step_tokens = step_tokens
+        self._block_size = block_size
+        self._requests: dict[str, Request] = {}
+        self._cancelled: list[str] = []
+
+    def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
+        if spec.threads is not None:
+            torch.set_num_threads(spec.threads)
+        progress(0.0)
+        try:
+            return self._load(spec, progress)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise Refused(
+                "OUT_OF_MEMORY", "The device has not enough memory for this model and its cache."
+            ) from error
+
+    def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
+        loaded = load(spec)
+        progress(0.7)
+        rows = spec.max_batch or _MAX_ROWS
+        context = min(spec.max_context or loaded.max_positions, loaded.max_positions)
+        device = loaded.device.type
+        grant = spec.kv_cache_bytes or _KV_CACHE_BYTES[device]
+        self._runner = Runner(loaded, CachePlan(grant, self._block_size, rows * context))
+        progress(0.9)
+        rows = min(rows, self._runner.blocks)
+        context = min(context, self._runner.blocks * self._block_size)
+        self._set_up(loaded, rows, self._step_tokens or _STEP_TOKENS[device])
+        template = _template(loaded.tokenizer)
+        self._intake = Intake(
+            private_copy(loaded.tokenizer),
+            template,
+            max_context=context,
+            vocab_size=loaded.vocab_size,
+        )
+        progress(1.0)
+        return Ready(
+            slots=rows,
+            max_context=context,
+            memory_bytes=self._runner.nbytes,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=device,
+            has_chat_template=template is not None,
+        )
+
+    def _set_up(self, loaded: LoadedModel, rows: int, step_tokens: int) -> None:
+        self._loaded = loaded
+        self._detokenizers = DetokenizerFactory(loaded.tokenizer)
+        self._allocator = BlockAllocator(self._runner.blocks, self._block_size)
+        self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=step_tokens)
+
+    def prepare(self, job: TextJob) -> PreparedJob:
+        return self._intake.prepare(job)
+
+    def submit(self, prepared: PreparedJob) -> None:
+        request = Request(
+            prepared,
+            self._detokenizers,
+            eos_ids=self._loaded.eos_ids,
+            vocab_size=self._loaded.vocab_size,
+        )
+        self._requests[prepared.job.id] = request
+        self._scheduler.add(request.sequence)
+
+    def cancel(self, job_id: str) -> None:
+        if job_id in self._requests:
+            self._cancelled.append(job_id)
+
+    def step(self) -> list[Event]:
+        events = self._end_cancelled()
+        if not self._requests:
+            return events
+        plan = self._scheduler.schedule()
+        events += [self._requests[sequence.id].started() for sequence in plan.started]
+        if not plan.chunks:
+            return events
+        try:
+            order, choices = self._compute(plan)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return events + self._fail_largest(plan)
+        self._scheduler.commit(plan)
+        for chunk, choice in zip(order, choices, strict=True):
+            events += self._advance(chunk, choice)
+        return events
+
+    @torch.inference_mode()
+    def _compute(self, plan: Plan) -> tuple[list[Chunk], list[Choice]]:
+        order, logits = self._runner.run(plan)
+        if not order:
+            return [], []
+        requests = [self._requests[chunk.sequence.id] for chunk in order]
+        choices = sample(logits, [r.sampler for r in requests], [r.produced for r in requests])
+        return order, choices
+
+    def _advance(self, chunk: Chunk, choice: Choice) -> list[Event]:
+        request = self._requests[chunk.sequence.id]
+        if choice.token < 0:
+            self._runner.scrub(chunk.sequence.blocks)
+            self._forget(request)
+            return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
+        events = request.accept(choice)
+        if request.ended:
+            self._forget(request)
+        return events
+
+    def _end_cancelled(self) -> list[Event]:
+        events: list[Event] = []
+        for job_id in dict.fromkeys(self._cancelled):
+            request = self._requests.get(job_id)
+            if request is not None:
+                self._forget(request)
+                events.append(request.cancelled())
+        self._cancelled.clear()
+        return events
+
+    def _fail_largest(self, plan: Plan) -> list[Event]:
+        """The device ran out of memory: prompts take the most, so they go, else the longest row.
+
+        Nothing was committed, so the others compute this step again.
+        """
+        chunks = plan.prefills or [max(plan.decodes, key=lambda chunk: chunk.end)]
+        if self._loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+        events: list[Event] = []
+        for chunk in chunks:
+            request = self._requests[chunk.sequence.id]
+            self._forget(request)
+            events.append(
+                request.failed("OUT_OF_MEMORY", "The device ran out of memory on this request.")
+            )
+        return events
+
+    def _forget(self, request: Request) -> None:
+        del self._requests[request.job.id]
+        self._scheduler.remove(request.sequence)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests)
+
+    def books(self) -> dict[str, int]:
+        return {
+            "rows": self._scheduler.running_count,
+            "waiting": self._scheduler.waiting_count,
+            "blocks": self._allocator.used_count,
+        }
+
+    def close(self) -> None:
+        self._requests.clear()
+        if hasattr(self, "_runner"):
+            self._runner.close()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has an exception of its own; a CPU allocation that fails is a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _template(tokenizer: Any) -> ChatTemplate | None:
+    try:
+        source = tokenizer.get_chat_template()
+    except ValueError:  # that is how the library says that there is none
+        return None
+    try:
+        return ChatTemplate(source, tokenizer.special_tokens_map)
+    except jinja2.TemplateError as error:
+        raise failed(f"The chat template does not compile: {error}") from error

@@ -1,0 +1,55 @@
+"""Linear layers in the form that the device computes fastest."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: oneDNN lays weights out for a number of rows; this one is good from 1 to hundreds (measured).
+_ROWS_HINT = 16
+
+
+class PackedLinear:
+    """``x @ weight.T + bias`` with the weight laid out once, at load.
+
+    On a CPU, oneDNN's blocked layout saves it from reordering the weight in every call: 2x at one
+    row in bfloat16, with the same result bit for bit. Elsewhere the weight stays as it is.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """weight: [out, in], bias: [out] or None."""
+        self._bias = bias
+        self._out = weight.shape[0]
+        self._packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self._weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
+            if self._packed
+            else weight
+        )
+        self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., in] -> [..., out]"""
+        if self._packed and x.numel():  # oneDNN does not take an empty input
+            packed: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x, self._weight, self._bias, "none", [], ""
+            )
+            return packed
+        if not x.numel():
+            return x.new_empty(*x.shape[:-1], self._out)
+        return functional.linear(x, self._weight, self._bias)
+
+
+def pack(*layers: nn.Linear) -> PackedLinear:
+    """One layer that computes those that share an input, outputs side by side."""
+    weight = _join([layer.weight for layer in layers])
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if biases and len(biases) != len(layers):
+        raise ValueError("either all of the joined layers have a bias or none")
+    return PackedLinear(weight, _join(biases) if biases else None)
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    data = [tensor.detach() for tensor in tensors]
+    return data[0] if len(data) == 1 else torch.cat(data)

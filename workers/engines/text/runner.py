@@ -1,0 +1,125 @@
+"""The model, its cache and the way between a plan and logits. Pure scheduling ends here."""
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.engines.base import Refused
+from workers.engines.text.batch import BatchBuilder
+from workers.engines.text.blocks import BlockAllocator
+from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
+from workers.engines.text.decoder import Decoder, LibraryDecoder
+from workers.engines.text.fusion import FusedDecoder, can_fuse
+from workers.engines.text.loading import LoadedModel, failed
+from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
+
+#: How far our logits may be from the library's, root mean square, in standard deviations of the
+#: latter. Rounding stays well below, also where it sends a token to another expert; a mask or a
+#: scale that we do not know of goes beyond.
+_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
+_TRIAL_TOKENS = 12
+
+
+@dataclass(slots=True, frozen=True)
+class CachePlan:
+    """How much the cache may hold."""
+
+    grant_bytes: int
+    block_size: int
+    max_tokens: int  #: more than all rows at their longest is never needed
+
+
+class Runner:
+    """Computes plans. Owns the weights and the cache."""
+
+    def __init__(self, loaded: LoadedModel, cache_plan: CachePlan) -> None:
+        """Raises :class:`Refused` for a model that it would not compute rightly."""
+        self._vocab = loaded.vocab_size
+        trial = _trial_ids(loaded)
+        expected = _library_logits(loaded, trial)
+        library = LibraryDecoder(loaded.model)
+        shapes = library.probe()
+        self.blocks = _block_count(shapes, cache_plan, loaded.dtype)
+        weights = sum(p.nbytes for p in loaded.model.parameters())
+        self._decoder: Decoder = library
+        if can_fuse(loaded.model):
+            library.close()
+            fused = FusedDecoder(loaded.model)
+            weights = fused.nbytes
+            self._decoder = fused
+        self._cache = PagedCache(
+            shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype, device=loaded.device
+        )
+        self.nbytes = weights + self._cache.nbytes
+        self._builder = BatchBuilder(
+            cache_plan.block_size,
+            {shape.window for shape in shapes},
+            dtype=loaded.dtype,
+            device=loaded.device,
+        )
+        self._try_out(trial, expected, _TOLERANCE[loaded.dtype])
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
+        """Compute a plan: the chunks that sample, and their logits, [chunks, vocab]."""
+        batch = self._builder.build(plan)
+        logits = self._decoder.forward(batch, self._cache)
+        return batch.order, logits
+
+    @torch.inference_mode()
+    def scrub(self, blocks: Rows[int]) -> None:
+        """Zero what a broken sequence left, before its blocks are freed."""
+        if blocks:
+            self._cache.scrub(blocks)
+
+    def close(self) -> None:
+        self._decoder.close()
+
+    def _try_out(self, ids: list[int], expected: Tensor, tolerance: float) -> None:
+        """Warm up: a prompt in two pieces, then single tokens, against the library's own logits."""
+        allocator = BlockAllocator(self.blocks, self._cache.block_size)
+        scheduler = Scheduler(allocator, max_rows=1, step_tokens=len(ids) // 3, margin=0.0)
+        sequence = Sequence("trial", ids[:-2], len(ids) - 2)
+        scheduler.add(sequence)
+        worst = 0.0
+        for token in (*ids[-2:], None):
+            while sequence.pending:
+                plan = scheduler.schedule()
+                _, logits = self.run(plan)
+                scheduler.commit(plan)
+            wanted = expected[len(sequence.tokens) - 1]
+            worst = max(worst, (logits[-1].float() - wanted).square().mean().sqrt().item())
+            if token is not None:
+                sequence.tokens.append(token)
+        self.scrub(sequence.blocks)
+        if not worst <= tolerance * expected.std().item():
+            raise failed("The text engine does not compute this model as its library does.")
+
+
+def _trial_ids(loaded: LoadedModel) -> list[int]:
+    count = min(_TRIAL_TOKENS, loaded.max_positions)
+    return [(17 + 31 * place) % loaded.vocab_size for place in range(count)]
+
+
+@torch.inference_mode()
+def _library_logits(loaded: LoadedModel, ids: list[int]) -> Tensor:
+    """-> [tokens, vocab] float32, by the model's own attention"""
+    tokens = torch.tensor([ids], device=loaded.device)
+    output = loaded.model(input_ids=tokens, use_cache=False)
+    logits: Tensor = output.logits[0].float()
+    return logits
+
+
+def _block_count(shapes: Rows[LayerShape], plan: CachePlan, dtype: torch.dtype) -> int:
+    """The blocks that the grant pays for, one of them for padding."""
+    each = block_bytes(shapes, plan.block_size, dtype)
+    paid = plan.grant_bytes // each - 1
+    useful = -(-plan.max_tokens // plan.block_size)
+    if paid < 1:
+        raise Refused(
+            "MODEL_LOAD_FAILED",
+            f"kv_cache_bytes is {plan.grant_bytes}; this model needs at least {2 * each}.",
+        )
+    return min(paid, useful)

@@ -1,0 +1,205 @@
+"""Which tokens of which sequences the next step computes. Pure: no torch, no clock.
+
+One token budget per step: first the sequences that wait for one token only (decode), then the
+prompts, in pieces that fill what is left. When blocks run out, the youngest sequence loses its
+blocks and is computed again later from its prompt and what it has said (a soft reset).
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from workers.engines.text.blocks import BlockAllocator
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The tokens of one request and how far they are in the cache."""
+
+    id: str
+    tokens: list[int]  #: the prompt, then every sampled token
+    prompt_length: int
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0  #: tokens whose keys and values are in ``blocks``
+    started: bool = False  #: was part of a plan at least once
+
+    @property
+    def pending(self) -> int:
+        return len(self.tokens) - self.computed
+
+
+@dataclass(slots=True, frozen=True)
+class Chunk:
+    """The piece ``tokens[start:end]`` of a sequence; ``samples`` if the next token follows it."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    samples: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Plan:
+    """One step: one-token chunks first, then pieces of prompts."""
+
+    decodes: list[Chunk]
+    prefills: list[Chunk]
+    started: list[Sequence]  #: those that are in a plan for the first time
+    reset: list[Sequence]  #: those that lost their blocks to make room
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return self.decodes + self.prefills
+
+
+class Scheduler:
+    """Owns the waiting and the running sequences; the blocks belong to the allocator."""
+
+    def __init__(
+        self, allocator: BlockAllocator, *, max_rows: int, step_tokens: int, margin: float = 0.05
+    ) -> None:
+        """``step_tokens`` per step over all rows; ``margin`` of all blocks stays free when a
+        prompt is admitted beside others, so that they can grow for a while."""
+        self._allocator = allocator
+        self._max_rows = min(max_rows, step_tokens)
+        self._step_tokens = step_tokens
+        self._margin = int(allocator.total * margin)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  #: oldest first
+
+    @property
+    def running_count(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence wherever it is, and free its blocks."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        self._free(sequence)
+
+    def schedule(self) -> Plan:
+        """Plan a step, and reserve the blocks that it writes to."""
+        reset: list[Sequence] = []
+        decodes = self._plan_decodes(reset)
+        budget = self._step_tokens - len(decodes)
+        prefills = self._plan_running_prefills(budget)
+        if not decodes and not prefills and len(self._running) > 1:
+            prefills = self._unblock_oldest(reset)
+        budget -= sum(chunk.end - chunk.start for chunk in prefills)
+        if not reset:
+            prefills += self._admit(budget)
+        started = [c.sequence for c in prefills if not c.sequence.started]
+        for sequence in started:
+            sequence.started = True
+        return Plan(decodes, prefills, started, reset)
+
+    def commit(self, plan: Plan) -> None:
+        """Note that the plan's tokens are in the cache."""
+        for chunk in plan.chunks:
+            chunk.sequence.computed = chunk.end
+
+    def _plan_decodes(self, reset: list[Sequence]) -> list[Chunk]:
+        chunks = []
+        for sequence in list(self._running):
+            if sequence.pending != 1 or not sequence.blocks:
+                continue
+            if self._make_room(sequence, reset):
+                chunks.append(_chunk(sequence, 1))
+        return chunks
+
+    def _make_room(self, sequence: Sequence, reset: list[Sequence]) -> bool:
+        """Reserve the block of the next token, at the cost of younger sequences if need be."""
+        while not self._grow(sequence, 1):
+            youngest = self._running[-1]
+            self._soft_reset(youngest)
+            reset.append(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _plan_running_prefills(self, budget: int) -> list[Chunk]:
+        chunks = []
+        for sequence in self._running:
+            if sequence.pending > 1 or not sequence.blocks:
+                chunk = self._prefill(sequence, budget)
+                if chunk:
+                    budget -= chunk.end - chunk.start
+                    chunks.append(chunk)
+        return chunks
+
+    def _unblock_oldest(self, reset: list[Sequence]) -> list[Chunk]:
+        """Nobody can go on: take blocks from the youngest until the oldest can."""
+        oldest = self._running[0]
+        while len(self._running) > 1:
+            reset.append(self._running[-1])
+            self._soft_reset(self._running[-1])
+            chunk = self._prefill(oldest, self._step_tokens)
+            if chunk:
+                return [chunk]
+        return []
+
+    def _admit(self, budget: int) -> list[Chunk]:
+        chunks = []
+        while self._waiting and budget > 0 and len(self._running) < self._max_rows:
+            sequence = self._waiting[0]
+            if not self._fits(sequence):
+                break
+            self._waiting.popleft()
+            self._running.append(sequence)
+            chunk = self._prefill(sequence, budget)
+            if chunk:
+                budget -= chunk.end - chunk.start
+                chunks.append(chunk)
+        return chunks
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether all of its tokens fit beside what the running prompts have still to take."""
+        if not self._running:
+            return True
+        promised = sum(self._missing_blocks(running) for running in self._running)
+        needed = self._missing_blocks(sequence) + promised + self._margin
+        return needed <= self._allocator.free_count
+
+    def _missing_blocks(self, sequence: Sequence) -> int:
+        return self._allocator.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
+
+    def _prefill(self, sequence: Sequence, budget: int) -> Chunk | None:
+        """As much of the sequence as budget and free blocks allow."""
+        held = len(sequence.blocks) + self._allocator.free_count
+        room = held * self._allocator.block_size - sequence.computed
+        count = min(sequence.pending, budget, room)
+        if count < 1 or not self._grow(sequence, count):
+            return None
+        return _chunk(sequence, count)
+
+    def _grow(self, sequence: Sequence, count: int) -> bool:
+        """Reserve the blocks of the next ``count`` tokens, if so many are free."""
+        wanted = self._allocator.blocks_for(sequence.computed + count) - len(sequence.blocks)
+        if wanted > self._allocator.free_count:
+            return False
+        if wanted > 0:
+            sequence.blocks += self._allocator.allocate(wanted)
+        return True
+
+    def _soft_reset(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._free(sequence)
+        self._waiting.appendleft(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        self._allocator.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0
+
+
+def _chunk(sequence: Sequence, count: int) -> Chunk:
+    end = sequence.computed + count
+    return Chunk(sequence, sequence.computed, end, samples=end == len(sequence.tokens))

@@ -1,0 +1,40 @@
+"""Stop strings: found across token borders, and never shown, not even in part."""
+
+from collections.abc import Sequence
+
+
+class StopFinder:
+    """Lets text through up to a stop string; holds back what could be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._longest = max((len(stop) for stop in self._stops), default=0)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Take more text, give what may be shown now; sets ``stopped`` at a stop string."""
+        if not self._stops:
+            return text
+        self._held += text
+        hits = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if hits:
+            self.stopped = True
+            return self._give(min(hits))
+        return self._give(len(self._held) - self._possible_beginning())
+
+    def flush(self) -> str:
+        """The text that was held back; call it when no more text will come."""
+        return "" if self.stopped else self._give(len(self._held))
+
+    def _give(self, count: int) -> str:
+        given, self._held = self._held[:count], self._held[count:]
+        return given
+
+    def _possible_beginning(self) -> int:
+        """Length of the longest end of the held text that a stop string begins with."""
+        for length in range(min(self._longest - 1, len(self._held)), 0, -1):
+            tail = self._held[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0
