@@ -1,0 +1,40 @@
+"""Small models made on the spot, so that a new server can be tried without any download."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from model_store.kinds import FAKE
+from model_store.manifest import Manifest
+from model_store.store import FILES, ModelStore
+
+
+def _make_echo(folder: Path) -> None:
+    config = {"model_type": FAKE, "architectures": ["Echo"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def _make_text(folder: Path) -> None:
+    from model_store.demo_text import make_text_model
+
+    make_text_model(folder)
+
+
+#: name -> what it is, and who makes its files
+DEMOS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "demo-echo": ("Repeats the words of the prompt; no weights.", _make_echo),
+    "demo-text": ("A tiny Llama with random weights: quick nonsense.", _make_text),
+}
+DEMO_MODELS = tuple(DEMOS)
+
+
+def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> list[Manifest]:
+    """Put the demo models into the store; those that are there are left as they are."""
+    made = []
+    for name in names:
+        if name not in store.names():
+            description, make = DEMOS[name]
+            with store.draft() as folder:
+                make(folder / FILES)
+                made.append(store.finish(folder, name, source="demo", description=description))
+    return made

@@ -1,0 +1,44 @@
+"""What can go wrong in the store. ``code`` is the contract's error code; messages hold no paths
+of the server."""
+
+
+class StoreError(Exception):
+    code = "INTERNAL_ERROR"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UnknownModel(StoreError):
+    code = "INVALID_MODEL"
+
+
+class BadName(StoreError):
+    code = "INVALID_REQUEST"
+
+
+class BadFiles(StoreError):
+    """The files are not a model that may be taken in."""
+
+    code = "INVALID_REQUEST"
+
+
+class NameTaken(StoreError):
+    code = "CONFLICT"
+
+
+class PullRunning(StoreError):
+    code = "CONFLICT"
+
+
+class DownloadError(StoreError):
+    code = "DOWNLOAD_FAILED"
+
+
+class NoSpace(StoreError):
+    code = "DISK_FULL"
+
+
+class PullCancelled(StoreError):
+    code = "DOWNLOAD_FAILED"

@@ -1,0 +1,117 @@
+"""What a repository is, from its files' names and their JSON; nothing is imported or run.
+
+``architectures.json`` holds the own names of transformers and diffusers; ``python -m model_store.kinds``
+writes it anew from the installed versions.
+"""
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from model_store.errors import BadFiles
+from model_store.selection import ADAPTER
+
+_TABLE = "architectures.json"
+_TABLES = {
+    "text": ["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"],
+    "speech": [
+        "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES",
+        "MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING_NAMES",
+    ],
+    "transcription": ["MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "MODEL_FOR_CTC_MAPPING_NAMES"],
+}
+FAKE = "bitinglip-fake"  #: the model_type of a model without weights
+_MOST_JSON_BYTES = 200_000_000  #: tokenizers of 30 MB are common
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model's folder. Raises BadFiles for anything else."""
+    value = read_any_json(path)
+    if not isinstance(value, dict):
+        raise BadFiles(f"{path.name} does not hold a JSON object.")
+    return value
+
+
+def read_any_json(path: Path) -> Any:
+    """Raises BadFiles when the file does not read as JSON."""
+    if path.stat().st_size > _MOST_JSON_BYTES:
+        raise BadFiles(f"{path.name} is too large for what it is.")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadFiles(f"{path.name} is not valid JSON.") from error
+
+
+def kind_of(folder: Path) -> str:
+    """text, image, speech, transcription or embedding. Raises BadFiles for anything else."""
+    if (folder / "model_index.json").exists():
+        return "image"
+    if (folder / "adapter_config.json").exists():
+        raise BadFiles(ADAPTER)
+    if (folder / "modules.json").exists() or (
+        folder / "config_sentence_transformers.json"
+    ).exists():
+        return "embedding"
+    if not (folder / "config.json").exists():
+        gguf = any(folder.glob("*.gguf"))
+        what = "It holds GGUF files only" if gguf else "There is no config.json"
+        raise BadFiles(f"{what}; a model in Hugging Face layout with safetensors is needed.")
+    return _kind_of_config(read_json(folder / "config.json"))
+
+
+def _kind_of_config(config: dict[str, Any]) -> str:
+    if config.get("model_type") == FAKE:
+        return "text"
+    name = architecture_of(config)
+    for kind in _TABLES:
+        if name in known_names(kind):
+            return kind
+    raise BadFiles(
+        f"The architecture '{str(name)[:80]}' is none that BitingLip runs (text, speech or "
+        "transcription models of the transformers library, and diffusers pipelines)."
+    )
+
+
+def architecture_of(config: dict[str, Any]) -> str | None:
+    """The first of a config's architectures, if it is one."""
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names else None
+    return first if isinstance(first, str) else None
+
+
+def known_names(kind: str) -> frozenset[str]:
+    """The architectures of a kind; for "image" pipelines; for "pipeline modules" of diffusers."""
+    return _tables()[kind]
+
+
+@cache
+def _tables() -> dict[str, frozenset[str]]:
+    text = resources.files(__package__).joinpath(_TABLE).read_text()
+    return {kind: frozenset(names) for kind, names in json.loads(text).items()}
+
+
+def _write_table() -> None:
+    """Copy the tables of the installed transformers; not at run time, which must not import it."""
+    import importlib
+
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    found: dict[str, set[str]] = {kind: set() for kind in _TABLES}
+    for kind, tables in _TABLES.items():
+        for table in tables:
+            for names in getattr(auto, table).values():
+                found[kind].update([names] if isinstance(names, str) else names)
+    # A name in several tables is what its first table says: Bark speaks, though it also is causal.
+    found["text"] -= found["speech"] | found["transcription"]
+    pipelines = importlib.import_module("diffusers.pipelines")
+    images = importlib.import_module("diffusers.pipelines.auto_pipeline")
+    found["image"] = {cls.__name__ for cls in images.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
+    folders = Path(str(pipelines.__file__)).parent.iterdir()
+    found["pipeline modules"] = {path.name for path in folders if (path / "__init__.py").exists()}
+    plain = {kind: sorted(names) for kind, names in found.items()}
+    Path(__file__).with_name(_TABLE).write_text(json.dumps(plain, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    _write_table()

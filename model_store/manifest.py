@@ -1,0 +1,64 @@
+"""What the store knows of a model: one JSON file beside its files, written last."""
+
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from model_store.disk import sync
+from model_store.errors import BadFiles
+
+MANIFEST = "manifest.json"
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of a model, by its path inside the folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A model, as told by its files alone."""
+
+    name: str  #: the id that clients use; may hold one "/"
+    kind: str  #: text, image, speech, embedding, transcription
+    engine: str  #: the worker engine that runs it
+    architecture: str | None = None
+    model_type: str | None = None
+    max_context: int | None = None
+    dtype: str | None = None  #: of most of the bytes
+    parameters: int = 0
+    weight_bytes: int = 0
+    total_bytes: int = 0
+    vocab_size: int | None = None
+    has_chat_template: bool = False
+    kv_bytes_per_token: int | None = None  #: text: all layers, at 2 bytes an element
+    source: str  #: "hub:org/name", "import", "demo"
+    revision: str | None = None  #: the commit that was pulled
+    files: tuple[FileEntry, ...] = ()
+    created_at: datetime
+    capabilities: tuple[str, ...] = ()
+    description: str = ""
+
+
+_decoder = msgspec.json.Decoder(Manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a model's folder. Raises BadFiles if it is damaged, OSError if absent."""
+    try:
+        return _decoder.decode((folder / MANIFEST).read_bytes())
+    except msgspec.DecodeError as error:
+        raise BadFiles(
+            f"A manifest is damaged ({error}); remove the model and add it again."
+        ) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Appear whole or not at all."""
+    draft = folder / f"{MANIFEST}.new"
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    sync(draft)
+    draft.replace(folder / MANIFEST)

@@ -1,0 +1,71 @@
+"""Names of models and of the files in them: bounded, and never a way out of a folder."""
+
+import re
+import unicodedata
+from collections.abc import Collection
+from pathlib import PurePosixPath
+
+from model_store.errors import BadFiles, BadName
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+_NAME = re.compile(rf"{_PART}(/{_PART})?", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-/]{0,127}", re.ASCII)
+_LONGEST_PART = 255
+_LONGEST_PATH = 1024
+_MOST_FILES = 10_000
+
+
+def check_name(name: str) -> str:
+    """A model's name: one part, or two with a slash. Raises BadName."""
+    if not _NAME.fullmatch(name) or ".." in name or "--" in name:
+        raise BadName(
+            "A model's name is made of letters, digits, '.', '_' and single '-', begins with a "
+            "letter or digit, and may hold one '/'."
+        )
+    return name
+
+
+def check_revision(revision: str) -> str:
+    """A branch, tag, commit or refs/pr/N. Raises BadName."""
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise BadName("A revision is a branch, a tag, a commit or refs/pr/N.")
+    return revision
+
+
+def folder_name(name: str) -> str:
+    return name.replace("/", "--")
+
+
+def check_file(path: str) -> str:
+    """A file's path inside a model's folder. Raises BadFiles."""
+    pure = PurePosixPath(path)
+    good = (
+        pure.parts
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and str(pure) == path
+        and not any(char in path for char in "\\:")
+        and path.isprintable()  # so no control characters, and no surrogates, which do not encode
+        and len(path.encode()) <= _LONGEST_PATH
+        and all(len(part.encode()) <= _LONGEST_PART for part in pure.parts)
+    )
+    if not good:
+        raise BadFiles(f"The model has a file whose name cannot be taken: {ascii(path[:80])}.")
+    return path
+
+
+def check_files(paths: Collection[str]) -> None:
+    """Every path; that no two differ only in case or form; that no file is also a folder."""
+    if len(paths) > _MOST_FILES:
+        raise BadFiles(f"The model has more than {_MOST_FILES} files.")
+    for path in paths:
+        check_file(path)
+    folded = {_folded(path) for path in paths}
+    if len(folded) != len(paths):
+        raise BadFiles("The model has two files whose names differ only in case.")
+    if any(str(above) in folded for path in folded for above in PurePosixPath(path).parents):
+        raise BadFiles("The model has a file and a folder of the same name.")
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
