@@ -1,0 +1,64 @@
+"""The form of an API key: ``blk_live_<12 public id>_<43 secret><6 checksum>``, all base62.
+
+256 bits of secret, a public id to look it up by, and a checksum that turns away typos and junk
+before anything is looked up.
+"""
+
+import hmac
+import re
+import secrets
+import string
+import zlib
+from typing import NamedTuple
+
+from bitinglip.telemetry.redaction import KEY_SHAPE
+
+PATTERN = re.compile(KEY_SHAPE, re.ASCII)
+LENGTH = 71
+
+_BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_PREFIX = "blk_live_"
+_ID, _SECRET, _CHECKSUM = 12, 43, 6
+
+
+class NewCredential(NamedTuple):
+    """A key that was just made: the one moment at which its text exists here."""
+
+    id: str
+    text: str
+
+
+def make() -> NewCredential:
+    public = _random(_ID)
+    body = f"{_PREFIX}{public}_{_random(_SECRET)}"
+    return NewCredential(public, body + _checksum(body))
+
+
+def parse(text: str) -> str | None:
+    """The public id of a well-formed key, else None; costs about a microsecond."""
+    if len(text) != LENGTH or (match := PATTERN.fullmatch(text)) is None:
+        return None
+    body, checksum = text[:-_CHECKSUM], text[-_CHECKSUM:]
+    return match[1] if hmac.compare_digest(checksum, _checksum(body)) else None
+
+
+def digest(pepper: bytes, text: str) -> bytes:
+    """What is kept of a key. The secret is random in full, so a slow hash would add nothing."""
+    return hmac.digest(pepper, text.encode("ascii"), "sha256")
+
+
+def pepper_id(pepper: bytes) -> str:
+    """A name for a pepper that tells nothing about it."""
+    return hmac.digest(pepper, b"pepper-id", "sha256")[:4].hex()
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_BASE62) for _ in range(length))
+
+
+def _checksum(body: str) -> str:
+    number, text = zlib.crc32(body.encode("ascii")), ""
+    for _ in range(_CHECKSUM):
+        number, rest = divmod(number, 62)
+        text = _BASE62[rest] + text
+    return text

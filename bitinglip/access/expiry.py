@@ -1,0 +1,32 @@
+"""When a key ends: ``30d`` from now, or a moment in ISO 8601."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from bitinglip.errors import InvalidRequest
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SPAN = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
+
+
+def parse_expiry(text: str) -> datetime:
+    """The moment in UTC; one without a zone is taken as UTC. The past is refused."""
+    try:
+        if match := _SPAN.fullmatch(text):
+            moment = datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})
+        else:
+            moment = datetime.fromisoformat(text)
+        return check_expiry(moment)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(
+            "An expiry is a span such as 30d or 12h, or a time such as 2030-01-31T12:00:00Z.",
+            param="expires",
+        ) from error
+
+
+def check_expiry(moment: datetime) -> datetime:
+    """The moment in UTC, if it is yet to come."""
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if moment <= datetime.now(UTC):
+        raise InvalidRequest("The expiry is in the past.", param="expires")
+    return moment

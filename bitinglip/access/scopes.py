@@ -1,0 +1,36 @@
+"""What a key may do."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from bitinglip.errors import InvalidRequest
+
+
+class Scope(StrEnum):
+    MODELS_READ = "models:read"
+    TEXT = "inference:text"
+    IMAGE = "inference:image"
+    AUDIO = "inference:audio"
+    CLUSTER_READ = "cluster:read"
+    CLUSTER_WRITE = "cluster:write"
+    ADMIN = "admin"  #: implies all others
+
+
+#: of a key that was made without naming any: using and looking, not changing
+DEFAULT = frozenset(Scope) - {Scope.ADMIN, Scope.CLUSTER_WRITE}
+
+
+def parse_scopes(names: Iterable[str]) -> frozenset[Scope]:
+    """The scopes of these names; an unknown one, or none at all, is refused with the list."""
+    names = list(names)
+    known = ", ".join(Scope)
+    if not names:
+        raise InvalidRequest(f"A key needs at least one scope: {known}.", param="scopes")
+    for name in names:
+        if name not in set(Scope):
+            raise InvalidRequest(
+                f"There is no scope {name[:50]!r}. Scopes are: {known}.",
+                param="scopes",
+                details={"scopes": [*Scope]},
+            )
+    return frozenset(Scope(name) for name in names)

@@ -1,0 +1,58 @@
+"""The HTTP surface. ``mount`` is all that the composition root needs."""
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
+
+from bitinglip.access.scopes import Scope
+from bitinglip.api import documentation, failures, ops
+from bitinglip.api.middleware import Envelope, Gate
+from bitinglip.api.native import keys, models, text, workers
+from bitinglip.api.openai import models as openai_models
+from bitinglip.api.openai import text as openai_text
+from bitinglip.settings import Settings
+
+#: routes that anybody may ask; every other one declares a scope, or the server does not start
+PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json"})
+_ROUTERS = (
+    text.router,
+    openai_text.router,
+    models.router,
+    openai_models.router,
+    workers.router,
+    keys.router,
+    ops.router,
+)
+
+
+def mount(app: FastAPI, settings: Settings) -> None:
+    """Add routes, error answers and what every request passes, outermost last."""
+    app.router.redirect_slashes = False
+    for router in _ROUTERS:
+        app.router.routes.extend(router.routes)
+    check_declared(app.routes)
+    documentation.install(app)
+    failures.install(app)
+    if settings.server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.server.cors_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "X-Queue-Position", "X-BitingLip-Overhead-Ms"],
+        )
+    app.add_middleware(Gate, server=settings.server)
+    app.add_middleware(Envelope)
+
+
+def declared_scope(route: BaseRoute) -> Scope | None:
+    """The scope that a route declares, if it does."""
+    return getattr(getattr(route, "endpoint", None), "needed_scope", None)
+
+
+def check_declared(routes: list[BaseRoute]) -> None:
+    """Deny by default: a route without a scope is public only if it is on the list."""
+    for route in routes:
+        path = getattr(route, "path", None)
+        if declared_scope(route) is None and path not in PUBLIC:
+            raise RuntimeError(f"{path} declares no scope and is not public")

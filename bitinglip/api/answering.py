@@ -1,0 +1,182 @@
+"""A job's answer over one connection: as one body, or as a stream of events."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from bitinglip.api.exchange import exchange_of
+from bitinglip.errors import TaskCancelled
+from bitinglip.results.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, View, chunks
+from bitinglip.scheduling.dispatch import Dispatcher
+from bitinglip.scheduling.inbox import Inbox, error_of
+from bitinglip.scheduling.job import Job
+from workers import protocol
+
+_GRACE_SECONDS = 0.02  #: an answer that is there by then was not worth a task to watch over it
+SEND_TIMEOUT = 60.0  #: a client that takes nothing for so long is given up
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody is left to answer."""
+
+
+class JobAnswer(Response):
+    """Runs a job and answers with its events.
+
+    The job lives as long as this call: leaving the ``with`` ends what still runs, whether the
+    answer is complete, failed, or has nobody left to read it.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, job: Job, view: Callable[[Inbox], View]) -> None:
+        self.background = None
+        self._dispatcher = dispatcher
+        self._job = job
+        self._view = view
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._dispatcher.open(self._job) as inbox:
+            waiting = self._dispatcher.depth(self._job.model)
+            headers = [(b"x-queue-position", b"%d" % waiting)]
+            answer = self._stream if self._job.stream else self._whole
+            try:
+                await answer(inbox, headers, scope, receive, send)
+            except ClientGone:
+                return
+
+    async def _whole(
+        self,
+        inbox: Inbox,
+        headers: list[tuple[bytes, bytes]],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        async with Connection(receive):
+            done = await inbox.result()
+        exchange_of(scope).engine_seconds = (inbox.ended or inbox.submitted) - inbox.submitted
+        body = self._view(inbox).whole(done)
+        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(
+        self,
+        inbox: Inbox,
+        headers: list[tuple[bytes, bytes]],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        view = self._view(inbox)
+        writer = _Writer(send, headers)
+        async with Connection(receive, writer.idle):
+            if view.begins_at_once:
+                await writer.begin()
+            async for data, last in chunks(inbox, view):
+                if not writer.begun:
+                    _refuse_early(inbox)
+                    exchange_of(scope).engine_seconds = time.monotonic() - inbox.submitted
+                    await writer.begin()
+                await writer.write(data, last=last)
+
+
+def _refuse_early(inbox: Inbox) -> None:
+    """A job that failed before anything was sent is an ordinary error answer."""
+    if inbox.sent_any:
+        return
+    if isinstance(inbox.final, protocol.Failed):
+        raise error_of(inbox.final)
+    if isinstance(inbox.final, protocol.Cancelled):
+        raise TaskCancelled()
+
+
+class _Writer:
+    """The body of a stream, and the comments that keep it alive while it is idle."""
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self._headers = headers
+        self._last_write = time.monotonic()
+        self._writing = False
+        self._ended = False
+        self.begun = False
+
+    async def begin(self) -> None:
+        self.begun = True
+        headers = _STREAM_HEADERS + self._headers
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        self._writing, self._ended = True, last
+        self._last_write = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        self._writing = False
+
+    async def idle(self) -> None:
+        """Called every few seconds. Raises ClientGone if the client has stopped reading."""
+        silent = time.monotonic() - self._last_write
+        if self._writing and silent > SEND_TIMEOUT:
+            raise ClientGone
+        if self.begun and not self._writing and not self._ended and silent > KEEP_ALIVE_SECONDS / 2:
+            await self.write(KEEP_ALIVE)
+
+
+class Connection:
+    """``async with`` around waiting: ends it with ClientGone when the client goes away."""
+
+    def __init__(self, receive: Receive, idle: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._receive = receive
+        self._idle = idle
+        self._gone = False
+
+    async def __aenter__(self) -> None:
+        owner = asyncio.current_task()
+        assert owner is not None
+        self._owner = owner
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._start)
+
+    def _start(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._gone and kind is asyncio.CancelledError:
+            self._owner.uncancel()
+            raise ClientGone from None
+
+    async def _watch(self) -> None:
+        try:
+            while not await self._disconnected():
+                if self._idle is not None:
+                    await self._idle()
+        except ClientGone:
+            pass
+        self._gone = True
+        self._owner.cancel()
+
+    async def _disconnected(self) -> bool:
+        """True once the client is gone, False after a while of nothing."""
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_SECONDS if self._idle else None):
+                while (await self._receive())["type"] != "http.disconnect":
+                    pass
+        except TimeoutError:
+            return False
+        return True

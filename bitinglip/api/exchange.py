@@ -1,0 +1,35 @@
+"""What is noted about one request and its answer while they pass through."""
+
+import secrets
+import time
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CLIENT_GONE = 499  #: the client left before the answer; never sent, only counted
+_KEY = "bitinglip.exchange"
+
+
+def new_request_id() -> str:
+    """Time-ordered, so that logs sort, and unique."""
+    return f"req-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+
+
+@dataclass(slots=True)
+class Exchange:
+    request_id: str
+    began: float = field(default_factory=time.perf_counter)
+    engine_seconds: float = 0.0  #: spent queueing and computing, so not the gateway's own time
+    status: int = CLIENT_GONE
+
+    def attach(self, scope: MutableMapping[str, Any]) -> None:
+        scope[_KEY] = self
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+
+def exchange_of(scope: Mapping[str, Any]) -> Exchange:
+    exchange: Exchange = scope[_KEY]
+    return exchange

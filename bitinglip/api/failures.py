@@ -1,0 +1,116 @@
+"""Every exception to one answer: the error object, its status and its headers."""
+
+import asyncio
+import math
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from bitinglip import errors
+from bitinglip.api.exchange import exchange_of
+from bitinglip.wire.failure import error_body
+from bitinglip.wire.parse import param_path
+from model_store.errors import StoreError
+
+_LINGER_SECONDS = 2.0
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(errors.BitingLipError, _handle)
+    app.add_exception_handler(StoreError, _handle)
+    app.add_exception_handler(HTTPException, _handle)
+    app.add_exception_handler(RequestValidationError, _handle)
+
+
+async def _handle(request: Request, exception: Exception) -> Response:
+    return failure(request.scope, translated(exception))
+
+
+def translated(exception: Exception) -> errors.BitingLipError:
+    """The error of ours that says what happened; anything unforeseen is an InternalError."""
+    match exception:
+        case errors.BitingLipError():
+            return exception
+        case StoreError():
+            return errors.from_code(exception.code, exception.message)
+        case HTTPException(status_code=404):
+            return errors.NotFound()
+        case HTTPException(status_code=405):
+            return errors.MethodNotAllowed(details=_allowed(exception))
+        case HTTPException(status_code=status) if status < 500:
+            return errors.InvalidRequest()
+        case RequestValidationError():
+            return _invalid_parameter(exception)
+        case _:
+            return errors.InternalError()
+
+
+def _allowed(exception: HTTPException) -> dict[str, Any]:
+    allow = (exception.headers or {}).get("Allow", "")
+    return {"allow": [method.strip() for method in allow.split(",") if method]}
+
+
+def _invalid_parameter(exception: RequestValidationError) -> errors.BitingLipError:
+    param = param_path(exception.errors()[0]["loc"][1:])
+    return errors.InvalidRequest(f"'{param}' is not valid.", param=param)
+
+
+def failure(scope: Scope, error: errors.BitingLipError) -> Response:
+    """The answer to a request that ended in this error."""
+    answer = errors.answer(error)
+    kind = _ClosingResponse if isinstance(error, errors.PayloadTooLarge) else Response
+    return kind(
+        error_body(error, exchange_of(scope).request_id),
+        status_code=answer.status,
+        headers=_headers(error, answer.status),
+        media_type="application/json",
+    )
+
+
+def _headers(error: errors.BitingLipError, status: int) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, errors.MethodNotAllowed) and error.details.get("allow"):
+        headers["allow"] = ", ".join(error.details["allow"])
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        headers["retry-after-ms"] = str(math.ceil(error.retry_after * 1000))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    return headers
+
+
+class _ClosingResponse(Response):
+    """Answers at once, then closes the connection instead of reading the rest of the body.
+
+    Closing with unread bytes makes the kernel reset the connection, and the client may never
+    see the answer; so what comes within a moment is thrown away first.
+    """
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        start: Message = {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": headers,
+        }
+        await send(start)
+        await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
+        await _discard(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard(receive: Receive) -> None:
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            message = await receive()
+            while message.get("more_body"):
+                message = await receive()
+    except TimeoutError:
+        return

@@ -1,0 +1,106 @@
+"""The models in the store, and which of them are loaded."""
+
+import asyncio
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.access.scopes import Scope
+from bitinglip.api.deps import (
+    from_this_machine,
+    json_answer,
+    needs,
+    read_body,
+    read_page,
+    services_of,
+)
+from bitinglip.api.documentation import json_body, list_query
+from bitinglip.api.lookup import describe, find_model
+from bitinglip.errors import InsufficientScope, InvalidRequest
+from bitinglip.wire.admin import ImportModelRequest
+
+router = APIRouter(prefix="/api/v1/models", tags=["models"])
+
+_FILTERS = {
+    "type": ("text", "image", "audio", "embedding"),
+    "status": ("available", "downloading", "loading", "ready", "error"),
+}
+
+
+@router.get("", openapi_extra=list_query(*_FILTERS))
+@needs(Scope.MODELS_READ)
+async def list_models(request: Request) -> Response:
+    """All models, or those of a type and a status."""
+    services = services_of(request)
+    page = read_page(request, *_FILTERS)
+    wanted = _wanted(request)
+    models = [describe(services, manifest) for manifest in services.store.list()]
+    return page.of(
+        [model for model in models if all(model[name] == value for name, value in wanted.items())]
+    )
+
+
+@router.post("/import", openapi_extra=json_body(ImportModelRequest))
+@needs(Scope.ADMIN)
+async def import_model(request: Request) -> Response:
+    """Take a folder of this machine into the store; only for callers on this machine."""
+    services = services_of(request)
+    if not from_this_machine(request):
+        raise InsufficientScope("Models can be imported from the server's own machine only.")
+    body = await read_body(request, ImportModelRequest)
+    folder = Path(body.path)
+    if not folder.is_absolute():
+        raise InvalidRequest("'path' must be absolute.", param="path")
+    await asyncio.to_thread(services.store.import_folder, folder, body.name)
+    return json_answer(describe(services, find_model(services, body.name)), 201)
+
+
+@router.post("/{model_id:path}/load")
+@needs(Scope.CLUSTER_WRITE)
+async def load_model(request: Request, model_id: str) -> Response:
+    """Load a model now; answers when it is ready."""
+    services = services_of(request)
+    manifest = find_model(services, model_id)
+    await services.residency.load(manifest.name)
+    return json_answer(describe(services, manifest))
+
+
+@router.post("/{model_id:path}/unload")
+@needs(Scope.CLUSTER_WRITE)
+async def unload_model(request: Request, model_id: str) -> Response:
+    """Stop a model's worker and give its memory back."""
+    services = services_of(request)
+    manifest = find_model(services, model_id)
+    await services.residency.unload(manifest.name)
+    return json_answer(describe(services, manifest))
+
+
+@router.get("/{model_id:path}")
+@needs(Scope.MODELS_READ)
+async def get_model(request: Request, model_id: str) -> Response:
+    """One model; ids may hold one slash."""
+    services = services_of(request)
+    return json_answer(describe(services, find_model(services, model_id)))
+
+
+@router.delete("/{model_id:path}", status_code=204)
+@needs(Scope.CLUSTER_WRITE)
+async def remove_model(request: Request, model_id: str) -> Response:
+    """Remove a model from the store; one in use is refused."""
+    services = services_of(request)
+    manifest = find_model(services, model_id)
+    await services.residency.unload(manifest.name)
+    await asyncio.to_thread(services.store.remove, manifest.name)
+    return Response(status_code=204)
+
+
+def _wanted(request: Request) -> dict[str, str]:
+    wanted = {name: value for name, value in request.query_params.items() if name in _FILTERS}
+    for name, value in wanted.items():
+        if value not in _FILTERS[name]:
+            raise InvalidRequest(
+                f"'{name}' must be one of {', '.join(_FILTERS[name])}.", param=name
+            )
+    return wanted

@@ -1,0 +1,32 @@
+"""Text generation."""
+
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.access.scopes import Scope
+from bitinglip.api.answering import JobAnswer
+from bitinglip.api.deps import caller_of, needs, read_body, request_id_of, services_of
+from bitinglip.api.documentation import json_body
+from bitinglip.api.lookup import find_text_model
+from bitinglip.wire.native import NativeView, TextGenerationRequest
+
+router = APIRouter(prefix="/api/v1", tags=["inference"])
+
+
+@router.post("/inference/text-generation", openapi_extra=json_body(TextGenerationRequest))
+@needs(Scope.TEXT)
+async def generate_text(request: Request) -> Response:
+    """Generate text, as one answer or as a stream of events."""
+    services = services_of(request)
+    body = await read_body(request, TextGenerationRequest)
+    find_text_model(services, body.model)
+    job = body.to_job(
+        services.settings.model(body.model),
+        key_id=caller_of(request).key_id,
+        timeout=services.settings.server.request_timeout,
+    )
+    view = partial(NativeView, request_id=request_id_of(request))
+    return JobAnswer(services.dispatcher, job, view)

@@ -1,0 +1,50 @@
+"""Chat and completions, as the official client expects them."""
+
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.access.scopes import Scope
+from bitinglip.api.answering import JobAnswer
+from bitinglip.api.deps import caller_of, needs, read_body, request_id_of, services_of
+from bitinglip.api.documentation import json_body
+from bitinglip.api.lookup import find_text_model
+from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
+from bitinglip.wire.openai_views import ChatView, CompletionView
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+
+@router.post("/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
+@needs(Scope.TEXT)
+async def chat_completions(request: Request) -> Response:
+    """The next turn of a conversation."""
+    return _answer(request, await read_body(request, ChatCompletionRequest), ChatView)
+
+
+@router.post("/completions", openapi_extra=json_body(CompletionRequest))
+@needs(Scope.TEXT)
+async def completions(request: Request) -> Response:
+    """How a text goes on."""
+    return _answer(request, await read_body(request, CompletionRequest), CompletionView)
+
+
+def _answer(
+    request: Request,
+    body: ChatCompletionRequest | CompletionRequest,
+    view: type[ChatView] | type[CompletionView],
+) -> Response:
+    services = services_of(request)
+    find_text_model(services, body.model)
+    job = body.to_job(
+        services.settings.model(body.model),
+        key_id=caller_of(request).key_id,
+        timeout=services.settings.server.request_timeout,
+    )
+    return JobAnswer(
+        services.dispatcher,
+        job,
+        partial(view, request_id=request_id_of(request), include_usage=body.include_usage),
+    )

@@ -1,0 +1,114 @@
+"""Whether the server lives, is ready, is well, and what it counts."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip import __version__
+from bitinglip.access.scopes import Scope
+from bitinglip.api.deps import (
+    Services,
+    authorize,
+    declare,
+    from_this_machine,
+    json_answer,
+    services_of,
+)
+from bitinglip.wire.failure import timestamp
+
+router = APIRouter(tags=["operations"])
+
+_CHECK_TIMEOUT = 2.0
+
+
+@router.get("/livez")
+async def livez() -> Response:
+    """The process answers."""
+    return json_answer({"status": "alive"})
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> Response:
+    """Whether requests are taken: 503 while starting, draining or unable to serve."""
+    services = services_of(request)
+    if services.dispatcher.draining:
+        return json_answer({"status": "draining"}, 503)
+    if not services.residency.settled:
+        return json_answer({"status": "starting"}, 503)
+    if (await _checked(services.db.check))["ok"]:
+        return json_answer({"status": "ready"})
+    return json_answer({"status": "database unavailable"}, 503)
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """The parts of the server and how they are."""
+    services = services_of(request)
+    checks = {
+        "database": await _checked(services.db.check),
+        "cache": _found(True, "in memory"),
+        "cluster_manager": _workers(services),
+        "model_manager": _found(True, f"{len(services.store.names())} models"),
+        "task_manager": _tasks(services),
+    }
+    status = _overall(checks)
+    body = {
+        "status": status,
+        "checks": checks,
+        "timestamp": timestamp(datetime.now(UTC)),
+        "version": __version__,
+    }
+    return json_answer(body, 503 if status == "unhealthy" else 200)
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus or OpenMetrics text, as asked for; open to this machine, else by scope."""
+    if not from_this_machine(request):
+        authorize(request, Scope.CLUSTER_READ)
+    body, content_type = services_of(request).metrics.render(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})
+
+
+router.get("/metrics")(declare(metrics, Scope.CLUSTER_READ))
+
+
+def _overall(checks: dict[str, dict[str, Any]]) -> str:
+    if not checks["database"]["ok"]:
+        return "unhealthy"
+    return "healthy" if all(check["ok"] for check in checks.values()) else "degraded"
+
+
+def _found(ok: bool, detail: str, latency_ms: float = 0.0) -> dict[str, Any]:
+    return {"ok": ok, "detail": detail, "latency_ms": round(latency_ms, 3)}
+
+
+async def _checked(check: Callable[[], Awaitable[None]]) -> dict[str, Any]:
+    began = time.perf_counter()
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT):
+            await check()
+        ok, detail = True, "answers"
+    except (SQLAlchemyError, OSError, TimeoutError):
+        ok, detail = False, "does not answer"
+    return _found(ok, detail, (time.perf_counter() - began) * 1000)
+
+
+def _workers(services: Services) -> dict[str, Any]:
+    workers = services.residency.workers()
+    broken = sum(services.residency.status(name) == "error" for name in services.store.names())
+    detail = f"{len(workers)} workers"
+    return _found(not broken, f"{detail}, {broken} models out of service" if broken else detail)
+
+
+def _tasks(services: Services) -> dict[str, Any]:
+    dispatcher = services.dispatcher
+    if dispatcher.draining:
+        return _found(False, "draining")
+    return _found(True, f"{dispatcher.in_flight} in flight, {dispatcher.queued} queued")

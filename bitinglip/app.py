@@ -1,0 +1,151 @@
+"""The composition root: opens the parts in order, closes them in reverse, decides nothing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+
+from bitinglip import __version__, api
+from bitinglip.access.keys import KeyRing
+from bitinglip.api.deps import Services
+from bitinglip.db.database import Database
+from bitinglip.home import Home
+from bitinglip.scheduling.dispatch import Dispatcher
+from bitinglip.scheduling.residency import Residency
+from bitinglip.settings import Settings
+from bitinglip.telemetry.metrics import Metrics
+from model_store.store import ModelStore
+from workers.launcher import SpawnLauncher
+from workers.pool import WorkerPool
+
+log = structlog.get_logger(__name__)
+
+_LAG_INTERVAL = 0.5
+_FLUSH_INTERVAL = 30.0
+
+#: Told once the server can do all it is meant to: its services, and the admin key if it is new.
+Opened = Callable[[Services, str | None], None]
+
+
+def build(
+    settings: Settings,
+    home: Home,
+    *,
+    on_open: Opened = lambda _services, _key: None,
+    on_fatal: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The application for a home. ``on_fatal`` is called when a background task has died."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            services, admin_key = await _open(settings, home, stack)
+            app.state.services = services
+            background = _Background(on_fatal)
+            stack.push_async_callback(background.close)
+            background.start(services.residency.watch(), "watch workers")
+            background.start(_measure_lag(services.metrics), "measure loop lag")
+            background.start(_flush(services.keys), "flush key use")
+            background.start(_settle(services, admin_key, on_open), "settle")
+            yield
+
+    app = FastAPI(
+        title="BitingLip",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    api.mount(app, settings)
+    return app
+
+
+async def _open(
+    settings: Settings, home: Home, stack: AsyncExitStack
+) -> tuple[Services, str | None]:
+    db = await Database.open(home.database)
+    stack.push_async_callback(db.close)
+    keys = await KeyRing.open(db, home.secret("api keys"))
+    admin_key = await keys.ensure_admin_key(home)
+    stack.push_async_callback(keys.flush_last_used)
+    metrics = Metrics()
+    store = ModelStore(home.models)
+    workers = settings.workers
+    pool = WorkerPool(
+        SpawnLauncher(),
+        heartbeat_timeout=workers.heartbeat_timeout,
+        load_timeout=workers.load_timeout,
+        spare=workers.spare,
+    )
+    residency = Residency(settings, store, pool, metrics)
+    stack.push_async_callback(residency.close)
+    dispatcher = Dispatcher(residency, metrics, max_waiting=settings.queue.max_waiting)
+    pool.attach(dispatcher)
+    metrics.watch(
+        in_flight=lambda: dispatcher.in_flight, depth=dispatcher.depths, workers=residency.states
+    )
+    services = Services(
+        settings=settings,
+        home=home,
+        store=store,
+        keys=keys,
+        dispatcher=dispatcher,
+        residency=residency,
+        metrics=metrics,
+        db=db,
+    )
+    return services, admin_key
+
+
+async def _settle(services: Services, admin_key: str | None, on_open: Opened) -> None:
+    """What may take seconds and must not hold up the first answer."""
+    demo = services.settings.demo
+    if demo == "always" or (demo == "auto" and not services.store.names()):
+        from model_store.demo import make_demo_models
+
+        await asyncio.to_thread(make_demo_models, services.store)
+    on_open(services, admin_key)
+    services.residency.open()
+
+
+async def _measure_lag(metrics: Metrics) -> None:
+    """How late the event loop is: what every request waits before anybody looks at it."""
+    while True:
+        due = time.monotonic() + _LAG_INTERVAL
+        await asyncio.sleep(_LAG_INTERVAL)
+        metrics.set_loop_lag(max(0.0, time.monotonic() - due))
+
+
+async def _flush(keys: KeyRing) -> None:
+    while True:
+        await asyncio.sleep(_FLUSH_INTERVAL)
+        await keys.flush_last_used()
+
+
+class _Background:
+    """Tasks as long as the server; one that fails ends the server, aloud."""
+
+    def __init__(self, on_fatal: Callable[[], None]) -> None:
+        self._on_fatal = on_fatal
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("background task died", task=task.get_name(), exc_info=error)
+            self._on_fatal()
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

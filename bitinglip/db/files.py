@@ -1,0 +1,137 @@
+"""The database as a file: made, judged, backed up and migrated before anything opens it.
+
+A file that we cannot trust stops the start with one clear message. It is never made anew in its
+place: that would drop every key.
+"""
+
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import URL, create_engine, exc
+from sqlalchemy.pool import NullPool
+
+from bitinglip.db.migrations import HEAD, VERSIONS
+from bitinglip.db.tables import Table
+
+_HEADER = b"SQLite format 3\0"
+#: quick_check reads the whole file, so only a file of this size is checked at start
+_QUICK = 64 * 2**20
+
+
+class DatabaseError(Exception):
+    """The database cannot be used; the message says in one line why, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # SQLite may quote whole statements
+
+
+def prepare(path: Path) -> None:
+    """Leaves a sound database of today's schema at ``path``, or raises DatabaseError."""
+    path = path.absolute()
+    try:
+        if _exists(path):
+            path.chmod(0o600)
+            _migrate(path, _judge(path))
+        else:
+            _create(path)
+    except OSError as error:
+        raise DatabaseError(f"{path}: {error.strerror}") from error
+    except (sqlite3.OperationalError, exc.OperationalError) as error:
+        raise DatabaseError(f"{path}: {getattr(error, 'orig', error)}") from error
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        # The driver cannot even decode a message that quotes damaged text.
+        raise _damaged(path, str(error)) from error
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a database; a link in its place is refused, and a log that lost its file."""
+    names = [path.with_name(path.name + end) for end in ("", "-wal", "-shm", "-journal")]
+    there = [name for name in names if os.path.lexists(name)]
+    for name in there:
+        if not stat.S_ISREG(name.lstat().st_mode):
+            raise DatabaseError(f"{name} is a link or no plain file; put the file itself there")
+    if there and path not in there:
+        raise DatabaseError(f"{path} is missing but {there[0].name} is there; restore the database")
+    return bool(there)
+
+
+def _create(path: Path) -> None:
+    """Makes the database beside its place and moves it there whole.
+
+    So an empty file is never an interrupted first start, and always damage.
+    """
+    draft = _empty_file(path.with_name(path.name + ".new"))
+    with create_engine(
+        URL.create("sqlite", database=str(draft)), poolclass=NullPool
+    ).begin() as connection:
+        Table.metadata.create_all(connection)
+        connection.exec_driver_sql(
+            "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL,"
+            " CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+        )
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+    os.replace(draft, path)
+
+
+def _judge(path: Path) -> str:
+    """The schema version of a sound database."""
+    with path.open("rb") as file:
+        if file.read(len(_HEADER)) != _HEADER:
+            raise _damaged(path, "it does not begin like a database")
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
+        if path.stat().st_size <= _QUICK:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise _damaged(path, found.partition("\n")[0])
+        version = _version(connection)
+    if version is None:
+        raise DatabaseError(f"{path} is not a database of BitingLip; move it away or restore yours")
+    if version not in VERSIONS:
+        raise DatabaseError(
+            f"{path} was written by another version of BitingLip (schema {version}, this one knows "
+            f"up to {HEAD}); install that version, or restore a backup made before it"
+        )
+    return version
+
+
+def _version(connection: sqlite3.Connection) -> str | None:
+    tables = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
+    if connection.execute(tables).fetchone() is None:
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else None
+
+
+def _migrate(path: Path, version: str) -> None:
+    if version == HEAD:
+        return
+    # alembic is slow to import and rarely needed.
+    from bitinglip.db.migrations.upgrade import upgrade
+
+    backup(path, path.with_name(f"{path.name}.before-{HEAD}"))
+    upgrade(path)
+
+
+def backup(path: Path, target: Path) -> None:
+    """A sound copy of a database, also of one in use; whole or not at all."""
+    draft = _empty_file(target.with_name(target.name + ".new"))
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
+        connection.execute("VACUUM INTO ?", (str(draft),))
+    os.replace(draft, target)
+
+
+def _empty_file(path: Path) -> Path:
+    """An empty file for the owner only, in place of what an interrupted attempt left."""
+    for end in ("", "-journal"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    return path
+
+
+def _damaged(path: Path, why: str) -> DatabaseError:
+    return DatabaseError(
+        f"{path} is damaged ({why}); restore a backup, or move it away to start without any keys"
+    )

@@ -1,0 +1,53 @@
+"""The tables. A change here needs a revision in migrations/versions; a test holds them together."""
+
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from sqlalchemy import JSON, DateTime, Dialect, LargeBinary, MetaData
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment, aware on this side and UTC in the file."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a time without a zone")
+        return value and value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, _: Dialect) -> datetime | None:
+        return value and value.replace(tzinfo=UTC)
+
+
+class Table(SQLModel):
+    metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING)
+
+
+class ApiKey(Table, table=True):
+    """One key. Its secret is nowhere: ``digest`` is the HMAC of the whole key under the pepper."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True, max_length=12)
+    name: str
+    digest: bytes = Field(sa_type=LargeBinary)
+    pepper_id: str
+    last_four: str
+    scopes: list[str] = Field(sa_type=JSON)
+    tier: str
+    created_at: datetime = Field(sa_type=UtcTime)
+    expires_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)

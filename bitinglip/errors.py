@@ -1,0 +1,234 @@
+"""Every error a client can meet, and the one table from error to status and code.
+
+BitingLipError
+ ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded
+ ├─ InvalidApiKey, ExpiredApiKey, InsufficientScope, ModelNotAllowed
+ ├─ NotFound ─ InvalidModel, WorkerNotFound, KeyNotFound
+ ├─ MethodNotAllowed, Conflict, ModelInUse, TaskCancelled
+ ├─ PayloadTooLarge, UnsupportedMediaType
+ ├─ InternalError, InferenceFailed, OutOfMemory
+ ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
+ └─ Unavailable ─ QueueFull, ShuttingDown, NoWorkerAvailable
+    Timeout, DiskFull
+
+A class's docstring is its default message. Raise these anywhere in the gateway; nothing else
+builds an error answer. Status and codes: the contract, section 3.4.
+"""
+
+from typing import Any, NamedTuple
+
+
+class BitingLipError(Exception):
+    """Something went wrong."""
+
+    retry_after: float | None = None  #: seconds; sent as Retry-After where it is set
+    should_retry: bool | None = None  #: overrides what clients conclude from the status
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        details: dict[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.message = message or (type(self).__doc__ or "").strip()
+        super().__init__(self.message)
+        self.param = param
+        self.details = details or {}
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class InvalidRequest(BitingLipError):
+    """The request is not valid."""
+
+
+class UnsupportedParameter(InvalidRequest):
+    """This parameter is unknown, or not honoured for this model."""
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt and max_tokens do not fit into the model's context."""
+
+
+class InvalidApiKey(BitingLipError):
+    """The API key is missing or not valid. Send it as 'Authorization: Bearer <key>'."""
+
+
+class ExpiredApiKey(BitingLipError):
+    """The API key has expired."""
+
+
+class InsufficientScope(BitingLipError):
+    """The API key does not have the scope that this route needs."""
+
+
+class ModelNotAllowed(BitingLipError):
+    """The API key may not use this model."""
+
+
+class NotFound(BitingLipError):
+    """There is nothing at this address."""
+
+
+class InvalidModel(NotFound):
+    """The specified model is not available."""
+
+
+class WorkerNotFound(NotFound):
+    """There is no worker with this id."""
+
+
+class KeyNotFound(NotFound):
+    """There is no API key with this id."""
+
+
+class MethodNotAllowed(BitingLipError):
+    """This address does not answer to this method."""
+
+
+class Conflict(BitingLipError):
+    """The request conflicts with the present state."""
+
+    should_retry = False
+
+
+class ModelInUse(Conflict):
+    """The model is in use."""
+
+
+class TaskCancelled(BitingLipError):
+    """The task was cancelled."""
+
+    should_retry = False
+
+
+class PayloadTooLarge(BitingLipError):
+    """The request's body is too large."""
+
+
+class UnsupportedMediaType(BitingLipError):
+    """The request's body must be application/json, not encoded."""
+
+
+class InternalError(BitingLipError):
+    """Something went wrong in the server; the log names the cause under this request id."""
+
+
+class InferenceFailed(BitingLipError):
+    """The model could not run this request."""
+
+    should_retry = False
+
+
+class OutOfMemory(BitingLipError):
+    """The device ran out of memory on this request."""
+
+    should_retry = False
+
+
+class ModelLoadFailed(BitingLipError):
+    """The model could not be loaded."""
+
+    should_retry = False
+
+
+class WorkerCrashed(BitingLipError):
+    """The worker process died while it ran this request."""
+
+
+class DownloadFailed(BitingLipError):
+    """The download failed."""
+
+    should_retry = False
+
+
+class Unavailable(BitingLipError):
+    """The server cannot take this request now."""
+
+    retry_after = 1.0
+
+
+class QueueFull(Unavailable):
+    """Too many requests wait for this model."""
+
+
+class ShuttingDown(Unavailable):
+    """The server is shutting down."""
+
+    retry_after = 5.0
+
+
+class NoWorkerAvailable(Unavailable):
+    """No worker can run this model now."""
+
+    retry_after = 5.0
+
+
+class Timeout(BitingLipError):
+    """The request did not finish in time."""
+
+
+class DiskFull(BitingLipError):
+    """There is not enough disk space."""
+
+    should_retry = False
+
+
+class Answer(NamedTuple):
+    """How an error looks from outside."""
+
+    status: int
+    code: str
+    type: str
+
+
+_BAD = "invalid_request_error"
+TABLE: dict[type[BitingLipError], Answer] = {
+    InvalidRequest: Answer(400, "INVALID_REQUEST", _BAD),
+    UnsupportedParameter: Answer(400, "UNSUPPORTED_PARAMETER", _BAD),
+    ContextLengthExceeded: Answer(400, "CONTEXT_LENGTH_EXCEEDED", _BAD),
+    InvalidApiKey: Answer(401, "INVALID_API_KEY", "authentication_error"),
+    ExpiredApiKey: Answer(401, "EXPIRED_API_KEY", "authentication_error"),
+    InsufficientScope: Answer(403, "INSUFFICIENT_SCOPE", "permission_error"),
+    ModelNotAllowed: Answer(403, "MODEL_NOT_ALLOWED", "permission_error"),
+    NotFound: Answer(404, "NOT_FOUND", _BAD),
+    InvalidModel: Answer(404, "INVALID_MODEL", _BAD),
+    WorkerNotFound: Answer(404, "WORKER_NOT_FOUND", _BAD),
+    KeyNotFound: Answer(404, "KEY_NOT_FOUND", _BAD),
+    MethodNotAllowed: Answer(405, "INVALID_REQUEST", _BAD),
+    Conflict: Answer(409, "CONFLICT", _BAD),
+    ModelInUse: Answer(409, "MODEL_IN_USE", _BAD),
+    TaskCancelled: Answer(409, "TASK_CANCELLED", _BAD),
+    PayloadTooLarge: Answer(413, "PAYLOAD_TOO_LARGE", _BAD),
+    UnsupportedMediaType: Answer(415, "UNSUPPORTED_MEDIA_TYPE", _BAD),
+    InternalError: Answer(500, "INTERNAL_ERROR", "server_error"),
+    InferenceFailed: Answer(500, "INFERENCE_FAILED", "server_error"),
+    OutOfMemory: Answer(500, "OUT_OF_MEMORY", "server_error"),
+    ModelLoadFailed: Answer(502, "MODEL_LOAD_FAILED", "server_error"),
+    WorkerCrashed: Answer(502, "WORKER_CRASHED", "server_error"),
+    DownloadFailed: Answer(502, "DOWNLOAD_FAILED", "server_error"),
+    Unavailable: Answer(503, "OVERLOADED", "overloaded_error"),
+    QueueFull: Answer(503, "QUEUE_FULL", "overloaded_error"),
+    ShuttingDown: Answer(503, "SHUTTING_DOWN", "service_unavailable"),
+    NoWorkerAvailable: Answer(503, "NO_WORKER_AVAILABLE", "service_unavailable"),
+    Timeout: Answer(504, "TIMEOUT", "timeout"),
+    DiskFull: Answer(507, "DISK_FULL", "server_error"),
+}
+_BY_CODE = {answer.code: error for error, answer in reversed(TABLE.items())}
+
+
+def answer(error: BitingLipError) -> Answer:
+    """Status, code and type of an error: its own row, else its nearest ancestor's."""
+    for cls in type(error).__mro__:
+        if cls in TABLE:
+            return TABLE[cls]
+    return TABLE[InternalError]
+
+
+def from_code(
+    code: str, message: str, *, param: str | None = None, details: dict[str, Any] | None = None
+) -> BitingLipError:
+    """The error that a worker or the store names by its code."""
+    return _BY_CODE.get(code, InternalError)(message, param=param, details=details)

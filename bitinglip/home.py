@@ -1,0 +1,240 @@
+"""The home folder: where everything lives, who holds it, and the secrets in it."""
+
+import fcntl
+import hmac
+import json
+import os
+import secrets
+import stat
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+_SECRET_BYTES = 32
+#: a reader of server.json touches the lock for an instant; a start outwaits it
+_LOCK_PATIENCE = 0.25
+
+
+class HomeError(Exception):
+    """The home folder cannot be used; the message says why and what to do."""
+
+
+class HomeInUse(HomeError):
+    """Another server holds this home."""
+
+
+def resolve_home(flag: Path | None, environ: Mapping[str, str]) -> Path:
+    """--home, else BITINGLIP_HOME, else ~/.bitinglip; always absolute."""
+    return Path(flag or environ.get("BITINGLIP_HOME") or "~/.bitinglip").expanduser().absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The paths of a home folder; nothing is made before ``create``."""
+
+    root: Path
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "bitinglip.db"
+
+    @property
+    def files(self) -> Path:
+        return self.root / "files"
+
+    @property
+    def admin_key(self) -> Path:
+        return self.root / "admin.key"
+
+    @property
+    def secret_key(self) -> Path:
+        return self.root / "secret.key"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "server.lock"
+
+    @property
+    def server_json(self) -> Path:
+        return self.root / "server.json"
+
+    def create(self) -> None:
+        """Makes what is missing, for the owner only; refuses a folder that others may write to."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._close_to_others()
+            for folder in (self.models, self.files):
+                folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise HomeError(f"{self.root}: {error.strerror}") from error
+
+    def _close_to_others(self) -> None:
+        """0700 for a folder of ours; one that holds other things too is left as it is."""
+        found = self.root.stat()
+        if not found.st_mode & 0o077:
+            return
+        if found.st_uid == os.getuid() and not self._foreign_names():
+            self.root.chmod(0o700)
+        elif found.st_mode & 0o022:
+            raise HomeError(f"{self.root}: others may write to this folder; chmod 700 it first")
+
+    def _foreign_names(self) -> set[str]:
+        ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
+        ours |= {path.name for path in (self.lock, self.server_json)} | {"config.yaml"}
+        names = {path.name for path in self.root.iterdir()}
+        return {name for name in names - ours if not name.startswith(self.database.name)}
+
+    def secret(self, purpose: str) -> bytes:
+        """A key for one purpose, derived from secret.key, which is made on first use."""
+        if not os.path.lexists(self.secret_key):
+            _publish_once(self.secret_key, secrets.token_bytes(_SECRET_BYTES))
+        return hmac.digest(_read_secret(self.secret_key), purpose.encode(), "sha256")
+
+    def write_server_json(self, url: str, pid: int) -> None:
+        replace_private(self.server_json, json.dumps({"url": url, "pid": pid}).encode())
+
+    def remove_server_json(self) -> None:
+        self.server_json.unlink(missing_ok=True)
+
+    def read_server_json(self) -> dict[str, Any] | None:
+        """``{url, pid}`` of the running server; None when none runs, whatever the file says."""
+        if not HomeLock.is_held(self):
+            return None
+        return _read_json(self.server_json)
+
+
+class HomeLock:
+    """The right to be the server of a home, held for life by flock; a kill frees it.
+
+    ``with HomeLock(home): ...`` raises HomeInUse when another process has it.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        fd = _open_lock(self._home.lock)
+        if not _lock_patiently(fd):
+            os.close(fd)
+            raise HomeInUse(f"{self._home.root} is in use by {_holder(self._home)}")
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @staticmethod
+    def is_held(home: Home) -> bool:
+        """Whether a server runs on this home."""
+        try:
+            fd = os.open(home.lock, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            # Shared, so that two that ask at once do not take each other for a server.
+            return not _try_lock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise HomeError(f"{path}: {error.strerror}") from error
+
+
+def _try_lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_patiently(fd: int) -> bool:
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while not _try_lock(fd, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _holder(home: Home) -> str:
+    """Who holds the lock, for a message: it may not have written its pid yet."""
+    try:
+        return f"pid {int(home.lock.read_text())}"
+    except (OSError, ValueError):
+        return "another process"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _read_secret(path: Path) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise HomeError(f"{path}: {error.strerror}") from error
+    with open(fd, "rb") as file:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        secret = file.read()
+    if mode & 0o077:
+        raise HomeError(f"{path}: others may read this secret (mode {mode:04o}); chmod 600 it")
+    if len(secret) < _SECRET_BYTES:
+        raise HomeError(f"{path}: this secret is too short; restore it, or remove it with all keys")
+    return secret
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """Writes a file that only the owner may read, whole or not at all; replaces what was there."""
+    draft = _write_draft(path, data)
+    os.replace(draft, path)
+
+
+def _publish_once(path: Path, data: bytes) -> None:
+    """The same, but of two that do it at once the first one stays."""
+    draft = _write_draft(path, data)
+    with suppress(FileExistsError):
+        os.link(draft, path)
+    draft.unlink()
+
+
+def _write_draft(path: Path, data: bytes) -> Path:
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(draft, flags, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return draft

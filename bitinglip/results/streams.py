@@ -1,0 +1,44 @@
+"""Server-sent events: how they look as bytes, and how one job's events become them."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from bitinglip.scheduling.inbox import Event, Inbox
+from workers import protocol
+
+KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_SECONDS = 15.0
+DONE = b"data: [DONE]\n\n"
+
+
+class View(Protocol):
+    """How one surface shows a job's events. Made for one job; remembers what it has shown."""
+
+    @property
+    def begins_at_once(self) -> bool:
+        """Whether the stream begins with the job, or with its first output."""
+        ...
+
+    def render(self, event: Event) -> bytes:
+        """The event as bytes of a stream; empty if this surface does not show it."""
+        ...
+
+    def whole(self, done: protocol.Done) -> bytes:
+        """The answer as one JSON body."""
+        ...
+
+
+def sse(data: bytes, event: str = "") -> bytes:
+    """One server-sent event; ``data`` is JSON without line breaks."""
+    if event:
+        return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
+    return b"data: %b\n\n" % data
+
+
+async def chunks(inbox: Inbox, view: View) -> AsyncIterator[tuple[bytes, bool]]:
+    """What to write next, and whether it is the last: all events that came meanwhile at once."""
+    async for events in inbox.batches():
+        data = b"".join([view.render(event) for event in events])
+        last = inbox.final is not None and events[-1] is inbox.final
+        if data or last:
+            yield data, last

@@ -1,0 +1,154 @@
+"""Every setting: name, type, default and one line of help. Loading them is layers.py's work.
+
+``config.yaml`` at the repository's root shows the same list; a test holds the two together, and
+another that each setting is read by somebody.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class Server(Section):
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Port = Field(8080, description="port to listen on; 0 takes a free one")
+    max_body_bytes: Bytes = Field(10_485_760, description="largest JSON body")
+    drain_timeout: Seconds = Field(30, description="seconds that running requests get at shutdown")
+    allowed_hosts: list[str] = Field(
+        [], description="further names the Host header may hold, beside loopback and the bound one"
+    )
+    cors_origins: list[str] = Field([], description="web origins that may call the API")
+    tls_cert: str | None = Field(None, description="certificate file (PEM); turns HTTPS on")
+    tls_key: str | None = Field(None, description="its key file (PEM)")
+    request_timeout: Seconds = Field(
+        600, description="seconds a request may take, waiting included"
+    )
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: set both, or neither")
+        return self
+
+
+class Security(Section):
+    require_api_key: bool = Field(True, description="refuse requests without a valid key")
+    allow_insecure: bool = Field(
+        False, description="allow binding other than loopback while keys are not required"
+    )
+
+
+class Workers(Section):
+    heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
+        30, description="seconds of silence before a worker is killed"
+    )
+    load_timeout: Seconds = Field(600, description="seconds a model may take to load")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="crashes within restart_window before a model is given up"
+    )
+    restart_window: Seconds = Field(60, description="seconds; see max_restarts")
+    spare: bool = Field(
+        True, description="keep one process with the libraries imported, for quick loads"
+    )
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="CPU threads of one worker; null is one per core"
+    )
+
+
+class Queue(Section):
+    max_waiting: Annotated[int, Field(ge=0)] = Field(
+        256, description="requests that may wait for one model; more are refused"
+    )
+
+
+class Hub(Section):
+    endpoint: str | None = Field(None, description="a mirror of the hub; null is the hub itself")
+    token_file: str | None = Field(None, description="file with the hub token; else HF_TOKEN")
+    offline: bool = Field(False, description="never ask the hub")
+
+
+class Logging(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level written"
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto is console on a terminal, else JSON lines"
+    )
+
+
+class SamplingDefaults(Section):
+    """What a request leaves open is taken from here, then from the API's own defaults."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="longest answer, in tokens"
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="how freely tokens are drawn; 0 takes the likeliest"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="draw from the likeliest tokens that make up this share"
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="draw from this many of the likeliest tokens"
+    )
+
+
+class Fake(Section):
+    load_seconds: Seconds = Field(0, description="time that loading takes")
+    tokens_per_second: Annotated[float, Field(ge=0)] = Field(
+        0, description="speed; 0 is as fast as it can"
+    )
+    memory_bytes: Bytes = Field(0, description="device memory it claims")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="requests it runs at once")
+    faults: bool = Field(False, description="obey prompts such as !crash and !hang")
+
+
+class Model(Section):
+    """Settings of one model, under models.<name>."""
+
+    engine: str | None = Field(None, description="engine; null is what the files say")
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        None, description="number format of the weights; null is the files' own"
+    )
+    device: Literal["cpu", "cuda"] | None = Field(
+        None, description="null is cuda where there is one"
+    )
+    max_context: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="longest prompt and answer together, in tokens"
+    )
+    kv_cache_bytes: Bytes | None = Field(None, description="memory for the attention cache")
+    max_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="requests run at once")
+    preload: bool = Field(False, description="load at start")
+    sampling: SamplingDefaults = Field(SamplingDefaults(), description="defaults for its requests")
+    fake: Fake = Field(Fake(), description="what the fake engine pretends")
+
+
+class Settings(Section):
+    server: Server = Server()
+    security: Security = Security()
+    workers: Workers = Workers()
+    queue: Queue = Queue()
+    hub: Hub = Hub()
+    logging: Logging = Logging()
+    demo: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="make the small demo models: when the store is empty, at each start, never",
+    )
+    models: dict[str, Model] = Field({}, description="per-model settings, by model name")
+
+    def model(self, name: str) -> Model:
+        return self.models.get(name, Model())
+
+
+def as_plain(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON types, for ``config show``."""
+    return settings.model_dump(mode="json")

@@ -1,0 +1,278 @@
+"""Every metric the server exports, and the few calls that feed them.
+
+Label values are bounded: routes by template, methods and models by what is known. A label never
+holds a key, a prompt or anything else that a client made up.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from bitinglip import __version__
+
+ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
+MAX_LABEL_VALUES = 256  #: different models, or reasons, before the rest are called ``_other``
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_FIRST_TOKEN = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+)
+_INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
+_LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
+
+
+class Metrics:
+    """One registry of its own, so that two servers in one process do not mix."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._models = _Bounded()
+        self._reasons = _Bounded()
+        self._seen: dict[str, float] = {}
+        self._define_requests()
+        self._define_inference()
+        self._define_workers()
+
+    def _define_requests(self) -> None:
+        registry = self.registry
+        self._requests = _Children(
+            Counter(
+                "gateway_requests_total",
+                "HTTP requests",
+                ["method", "endpoint", "status"],
+                registry=registry,
+            )
+        )
+        self._duration = Histogram(
+            "gateway_request_duration_seconds",
+            "From a request's arrival to the end of its answer",
+            buckets=_REQUEST,
+            registry=registry,
+        )
+        self._overhead = Histogram(
+            "bitinglip_overhead_seconds",
+            "The gateway's own time before an answer begins",
+            buckets=_OVERHEAD,
+            registry=registry,
+        )
+        active = Gauge(
+            "gateway_active_users", "API keys used in the last five minutes", registry=registry
+        )
+        active.set_function(self._active_users)
+        self._lag = Gauge(
+            "bitinglip_event_loop_lag_seconds", "How late the event loop is", registry=registry
+        )
+
+    def _define_inference(self) -> None:
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> _Children[Histogram]:
+            family = Histogram(name, text, ["model"], buckets=buckets, registry=self.registry)
+            return _Children(family)
+
+        self._inference = _Children(
+            Counter(
+                "inference_requests_total",
+                "Inference requests that ended",
+                ["model", "type"],
+                registry=self.registry,
+            )
+        )
+        self._jobs = _Children(
+            Counter(
+                "bitinglip_jobs_total",
+                "Jobs by how they ended",
+                ["model", "status"],
+                registry=self.registry,
+            )
+        )
+        self._tokens = _Children(
+            Counter(
+                "bitinglip_tokens_total",
+                "Tokens read and made",
+                ["model", "kind"],
+                registry=self.registry,
+            )
+        )
+        self._queue = histogram("bitinglip_queue_seconds", "Wait before a worker began", _REQUEST)
+        self._first = histogram(
+            "bitinglip_time_to_first_token_seconds",
+            "From submission to the first token",
+            _FIRST_TOKEN,
+        )
+        self._between = histogram(
+            "bitinglip_inter_token_seconds", "Mean time between a job's tokens", _INTER_TOKEN
+        )
+
+    def _define_workers(self) -> None:
+        self._loads = Counter(
+            "bitinglip_model_loads_total",
+            "Model loads",
+            ["model", "result"],
+            registry=self.registry,
+        )
+        self._load_seconds = Histogram(
+            "bitinglip_model_load_seconds",
+            "How long loads took that succeeded",
+            ["model"],
+            buckets=_LOAD,
+            registry=self.registry,
+        )
+        self._restarts = Counter(
+            "bitinglip_worker_restarts_total",
+            "Workers lost, by reason",
+            ["model", "reason"],
+            registry=self.registry,
+        )
+
+    # ---- what happened -------------------------------------------------------------------------
+
+    def request_finished(self, *, method: str, endpoint: str, status: int, seconds: float) -> None:
+        known = method if method in _METHODS else "_other"
+        self._requests(known, endpoint, str(status)).inc()
+        self._duration.observe(seconds)
+
+    def overhead(self, seconds: float) -> None:
+        self._overhead.observe(seconds)
+
+    def user_seen(self, key_id: str) -> None:
+        self._seen[key_id] = time.monotonic()
+
+    def job_finished(
+        self,
+        *,
+        model: str,
+        kind: str,
+        status: str,
+        queue_seconds: float,
+        first_token_seconds: float | None,
+        duration: float,
+        prompt_tokens: int,
+        completion_tokens: int,
+    ) -> None:
+        """A job's end; ``duration`` and ``first_token_seconds`` count from its submission."""
+        model = self._models.bound(model)
+        self._inference(model, kind).inc()
+        self._jobs(model, status).inc()
+        self._queue(model).observe(queue_seconds)
+        self._tokens(model, "prompt").inc(prompt_tokens)
+        self._tokens(model, "completion").inc(completion_tokens)
+        if first_token_seconds is None:
+            return
+        self._first(model).observe(first_token_seconds)
+        if completion_tokens > 1:
+            each = (duration - first_token_seconds) / (completion_tokens - 1)
+            self._between(model).observe(each)
+
+    def load_finished(self, *, model: str, seconds: float, ok: bool) -> None:
+        model = self._models.bound(model)
+        self._loads.labels(model, "ok" if ok else "failed").inc()
+        if ok:
+            self._load_seconds.labels(model).observe(seconds)
+
+    def worker_restarted(self, *, model: str, reason: str) -> None:
+        self._restarts.labels(self._models.bound(model), self._reasons.bound(reason)).inc()
+
+    def set_loop_lag(self, seconds: float) -> None:
+        self._lag.set(seconds)
+
+    # ---- what is asked at each scrape ----------------------------------------------------------
+
+    def watch(
+        self,
+        in_flight: Callable[[], int],
+        depth: Callable[[], Mapping[str, int]],
+        workers: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Read these gauges whenever somebody scrapes."""
+        self.registry.register(_Live(in_flight, depth, workers, self._models))
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition in the format that ``accept`` asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _active_users(self) -> float:
+        oldest = time.monotonic() - ACTIVE_SECONDS
+        self._seen = {key: seen for key, seen in self._seen.items() if seen > oldest}
+        return len(self._seen)
+
+
+F = TypeVar("F", Counter, Histogram)
+
+
+class _Children(Generic[F]):
+    """The children of a family by label values; looking one up in the library takes a lock."""
+
+    def __init__(self, family: F) -> None:
+        self._family: F = family
+        self._known: dict[tuple[str, ...], F] = {}
+
+    def __call__(self, *values: str) -> F:
+        child = self._known.get(values)
+        if child is None:
+            child = self._known[values] = self._family.labels(*values)
+        return child
+
+
+class _Bounded:
+    """Label values that are passed through until there are too many."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def bound(self, value: str) -> str:
+        if value not in self._known:
+            if len(self._known) >= MAX_LABEL_VALUES:
+                return "_other"
+            self._known.add(value)
+        return value
+
+
+class _Live(Collector):
+    """Gauges that are read, never written."""
+
+    def __init__(
+        self,
+        in_flight: Callable[[], int],
+        depth: Callable[[], Mapping[str, int]],
+        workers: Callable[[], Mapping[str, int]],
+        models: _Bounded,
+    ) -> None:
+        self._in_flight = in_flight
+        self._depth = depth
+        self._workers = workers
+        self._models = models
+
+    def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
+        yield InfoMetricFamily("bitinglip", "The server", value={"version": __version__})
+        yield GaugeMetricFamily(
+            "bitinglip_in_flight_requests", "Jobs that run or wait", value=self._in_flight()
+        )
+        depths = GaugeMetricFamily("bitinglip_queue_depth", "Jobs that wait", labels=["model"])
+        for model, waiting in self._depth().items():
+            depths.add_metric([self._models.bound(model)], waiting)
+        yield depths
+        states = GaugeMetricFamily("bitinglip_workers", "Workers by state", labels=["state"])
+        for state, count in self._workers().items():
+            states.add_metric([state], count)
+        yield states

@@ -1,0 +1,131 @@
+"""Shapes of the routes that look at and change the server: models, workers, keys."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from bitinglip.access.keys import KeyRecord
+from bitinglip.scheduling.residency import WorkerView
+from bitinglip.wire.failure import timestamp
+from bitinglip.wire.fields import Body
+from bitinglip.wire.native import DEFAULTS, TextGenerationRequest
+from model_store.manifest import Manifest
+
+_TYPES = {"speech": "audio", "transcription": "audio"}
+_NOT_PARAMETERS = frozenset({"model", "prompt", "messages", "stream", "timeout"})
+
+
+class CreateKeyRequest(Body):
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    tier: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    scopes: Annotated[list[str], Field(min_length=1, max_length=32)] | None = None
+    expires: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+
+
+class ImportModelRequest(Body):
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def model_type(manifest: Manifest) -> str:
+    """The design's word for what a model makes: text, image, audio or embedding."""
+    return "text" if manifest.engine == "fake" else _TYPES.get(manifest.kind, manifest.kind)
+
+
+def model_info(
+    manifest: Manifest, *, status: str, cause: str | None, max_context: int | None
+) -> dict[str, Any]:
+    """The design's ModelInfo, and what is known beside it."""
+    kind = model_type(manifest)
+    return {
+        "model_id": manifest.name,
+        "name": manifest.name,
+        "type": kind,
+        "description": manifest.description,
+        "size": human_bytes(manifest.total_bytes),
+        "status": status,
+        "cause": cause,
+        "capabilities": list(manifest.capabilities),
+        "supported_parameters": text_parameters() if kind == "text" else {},
+        "engine": manifest.engine,
+        "architecture": manifest.architecture,
+        "max_context": max_context or manifest.max_context,
+        "dtype": manifest.dtype,
+        "parameters": manifest.parameters,
+        "bytes": manifest.total_bytes,
+        "source": manifest.source,
+        "revision": manifest.revision,
+    }
+
+
+def openai_model(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "id": manifest.name,
+        "object": "model",
+        "created": int(manifest.created_at.timestamp()),
+        "owned_by": "bitinglip",
+    }
+
+
+@cache
+def text_parameters() -> Mapping[str, Any]:
+    """What a text request may set: type, bounds and default, from the request's own schema."""
+    defaults = {
+        "max_tokens": DEFAULTS.max_tokens,
+        "temperature": DEFAULTS.temperature,
+        "top_p": DEFAULTS.top_p,
+    }
+    properties = TextGenerationRequest.model_json_schema()["properties"]
+    return {
+        name: {**schema.get("anyOf", [schema])[0], "default": defaults.get(name)}
+        for name, schema in properties.items()
+        if name not in _NOT_PARAMETERS
+    }
+
+
+def human_bytes(count: int) -> str:
+    """1.2 GB, as disks and downloads are labelled: powers of ten."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def worker_info(view: WorkerView) -> dict[str, Any]:
+    beat = view.last_heartbeat
+    return {
+        "id": view.id,
+        "pid": view.pid,
+        "model": view.model,
+        "kind": view.kind,
+        "devices": view.devices,
+        "state": view.state,
+        "in_flight": view.in_flight,
+        "restarts": view.restarts,
+        "memory_bytes": view.memory_bytes,
+        "started_at": timestamp(view.started_at),
+        "last_heartbeat": timestamp(beat) if beat else None,
+        "cause": view.cause,
+    }
+
+
+def key_info(record: KeyRecord) -> dict[str, Any]:
+    """A key without its secret."""
+
+    def moment(value: datetime | None) -> str | None:
+        return timestamp(value) if value else None
+
+    return {
+        "id": record.id,
+        "name": record.name,
+        "tier": record.tier,
+        "scopes": [*record.scopes],
+        "last_four": record.last_four,
+        "created_at": moment(record.created_at),
+        "expires_at": moment(record.expires_at),
+        "revoked_at": moment(record.revoked_at),
+        "last_used_at": moment(record.last_used_at),
+    }

@@ -1,0 +1,30 @@
+"""The one error object of every surface (the contract, section 3.4)."""
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from bitinglip import errors
+
+
+def error_body(error: errors.BitingLipError, request_id: str) -> bytes:
+    """``{"error": {...}}`` as JSON."""
+    answer = errors.answer(error)
+    return msgspec.json.encode(
+        {
+            "error": {
+                "code": answer.code,
+                "message": error.message,
+                "type": answer.type,
+                "param": error.param,
+                "details": error.details,
+                "request_id": request_id,
+                "timestamp": timestamp(datetime.now(UTC)),
+            }
+        }
+    )
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds: 2026-11-23T03:24:20.123Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

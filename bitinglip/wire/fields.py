@@ -1,0 +1,142 @@
+"""The fields that both text surfaces share: every number has bounds, every name one meaning."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from bitinglip.settings import SamplingDefaults
+from workers import protocol
+
+MAX_TOKENS = 1_000_000
+MAX_MESSAGES = 4096
+_SEEDS = 2**64
+
+T = TypeVar("T")
+
+
+class Body(BaseModel):
+    """A request body: nothing is converted, nothing unknown is let through."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Only:
+    """A field that exists elsewhere; here it may only say what we do anyway."""
+
+    allowed: tuple[Any, ...]
+
+    def __get_pydantic_core_schema__(self, _source: Any, _next: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _next: Any) -> dict[str, Any]:
+        return {"enum": list(self.allowed)}
+
+    def _check(self, value: Any) -> Any:
+        for allowed in self.allowed:
+            if type(value) is type(allowed) and value == allowed:
+                return value
+        raise PydanticCustomError("unsupported", "is not supported with this value")
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Logprobs = Annotated[int, Field(ge=0, le=20)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+OneOrMore = BeforeValidator(_listed, json_schema_input_type=str | list[str])
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One turn of a conversation. The last three members are what our own answers hold beside."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])
+    ]
+    refusal: Annotated[Any, Only((None,))] = None
+    annotations: Annotated[Any, Only((None, []))] = None
+    tool_calls: Annotated[Any, Only((None, []))] = None
+
+    def to_job(self) -> protocol.ChatMessage:
+        role = "system" if self.role == "developer" else self.role
+        return protocol.ChatMessage(role, "".join(part.text for part in self.content))
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+@dataclass(frozen=True)
+class ApiDefaults:
+    """What an API says a request means that leaves these open."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+
+
+class SamplingFields(Body):
+    """``null`` is the same as leaving a field out: the model's default, then the API's."""
+
+    max_tokens: MaxTokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    ignore_eos: bool | None = None
+
+    def sampling(
+        self,
+        own: SamplingDefaults,
+        api: ApiDefaults,
+        *,
+        max_tokens: int | None,
+        stop: list[str] | None,
+        logprobs: int | None,
+    ) -> protocol.Sampling:
+        """The request's values, else the model's own defaults, else the API's."""
+        return protocol.Sampling(
+            max_tokens=_first(max_tokens, own.max_tokens, api.max_tokens),
+            temperature=_first(self.temperature, own.temperature, api.temperature),
+            top_p=_first(self.top_p, own.top_p, api.top_p),
+            top_k=_first(self.top_k, own.top_k, None),
+            min_p=_first(self.min_p, None, 0.0),
+            repetition_penalty=_first(self.repetition_penalty, None, 1.0),
+            presence_penalty=_first(self.presence_penalty, None, 0.0),
+            frequency_penalty=_first(self.frequency_penalty, None, 0.0),
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            logprobs=logprobs,
+            seed=None if self.seed is None else self.seed % _SEEDS,
+            stop=tuple(stop or ()),
+            ignore_eos=bool(self.ignore_eos),
+        )
+
+
+def _first(asked: T | None, own: T | None, otherwise: T) -> T:
+    if asked is not None:
+        return asked
+    return otherwise if own is None else own

@@ -1,0 +1,141 @@
+"""The native API's text request, and how its events and answers look."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import Field
+
+from bitinglip.errors import InvalidRequest
+from bitinglip.results.streams import sse
+from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued, error_of
+from bitinglip.scheduling.job import TextJob
+from bitinglip.settings import Model
+from bitinglip.wire.failure import error_body, timestamp
+from bitinglip.wire.fields import (
+    ApiDefaults,
+    Logprobs,
+    Messages,
+    ModelName,
+    Only,
+    SamplingFields,
+    Stop,
+)
+from workers import protocol
+
+DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
+MAX_TIMEOUT = 86_400
+_json = msgspec.json.Encoder()
+
+
+class TextGenerationRequest(SamplingFields):
+    """Text to generate: from a ``prompt``, or from ``messages`` through the model's template."""
+
+    model: ModelName
+    prompt: str | None = None
+    messages: Messages | None = None
+    stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
+    logprobs: Logprobs | None = None
+    response_format: Annotated[Any, Only((None, {"type": "text"}))] = None
+    timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None = None
+    stream: bool = False
+
+    def to_job(self, own: Model, *, key_id: str, timeout: float) -> TextJob:
+        """The work that this request asks for; ``timeout`` is the server's, unless it has one."""
+        self._check_one_input()
+        return TextJob(
+            model=self.model,
+            key_id=key_id,
+            prompt=self.prompt,
+            messages=tuple(m.to_job() for m in self.messages) if self.messages else None,
+            sampling=self.sampling(
+                own.sampling,
+                DEFAULTS,
+                max_tokens=self.max_tokens,
+                stop=self.stop_sequences,
+                logprobs=self.logprobs,
+            ),
+            clip_max_tokens=self.max_tokens is None,
+            stream=self.stream,
+            timeout=self.timeout or timeout,
+        )
+
+    def _check_one_input(self) -> None:
+        if self.prompt is not None and self.messages is not None:
+            raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages")
+        if self.prompt is None and self.messages is None:
+            raise InvalidRequest("'prompt' is missing.", param="prompt")
+
+
+class NativeView:
+    """A text job as the native API shows it: named events, InferenceResponse at the end."""
+
+    begins_at_once = True
+
+    def __init__(self, inbox: Inbox, request_id: str) -> None:
+        self._inbox = inbox
+        self._job = inbox.job
+        self._request_id = request_id
+
+    def render(self, event: Event) -> bytes:
+        match event:
+            case protocol.Token():
+                return sse(_token(event), "token")
+            case Queued(position=position, eta=eta):
+                return sse(_json.encode({"position": position, "eta": eta}), "queued")
+            case Loading(progress=progress):
+                return sse(_json.encode({"progress": progress}), "loading")
+            case protocol.Started():
+                data = {"task_id": self._job.id, "worker_id": self._inbox.worker_id}
+                return sse(_json.encode(data), "started")
+            case protocol.Done():
+                return sse(self.whole(event), "completed")
+            case protocol.Failed():
+                return sse(error_body(error_of(event), self._request_id), "failed")
+            case protocol.Cancelled():
+                data = {"task_id": self._job.id, "status": "cancelled"}
+                return sse(_json.encode(data), "cancelled")
+
+    def whole(self, done: protocol.Done) -> bytes:
+        """InferenceResponse as JSON."""
+        inbox = self._inbox
+        result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
+        if self._job.sampling.logprobs is not None:
+            result["logprobs"] = [_logprob(each) for each in done.logprobs]
+        ended = inbox.ended or inbox.submitted
+        began = inbox.dispatched or inbox.submitted
+        created = self._job.created_at
+        return _json.encode(
+            {
+                "task_id": self._job.id,
+                "status": "completed",
+                "result": result,
+                "processing_time": round(ended - began, 6),
+                "worker_id": inbox.worker_id,
+                "created_at": timestamp(created),
+                "completed_at": timestamp(created + timedelta(seconds=ended - inbox.submitted)),
+                "usage": {
+                    "prompt_tokens": done.prompt_tokens,
+                    "completion_tokens": done.completion_tokens,
+                    "total_tokens": done.prompt_tokens + done.completion_tokens,
+                },
+                "model": self._job.model,
+                "queue_time": round(inbox.queue_time, 6),
+            }
+        )
+
+
+def _token(token: protocol.Token) -> bytes:
+    data: dict[str, Any] = {"text": token.text, "index": token.index}
+    if token.logprobs:
+        data["logprobs"] = [_logprob(each) for each in token.logprobs]
+    return _json.encode(data)
+
+
+def _logprob(sampled: protocol.TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": sampled.token,
+        "id": sampled.id,
+        "logprob": sampled.logprob,
+        "top": [{"token": t, "id": i, "logprob": p} for t, i, p in sampled.top],
+    }

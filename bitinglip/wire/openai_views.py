@@ -1,0 +1,189 @@
+"""How OpenAI's two text surfaces show a job: chunks with a prebuilt frame, or one object."""
+
+from typing import Any
+
+import msgspec
+
+from bitinglip.errors import TaskCancelled
+from bitinglip.results.streams import DONE, sse
+from bitinglip.scheduling.inbox import Event, Inbox, error_of
+from bitinglip.wire.failure import error_body
+from workers import protocol
+
+Logprobs = tuple[protocol.TokenLogprob, ...]
+
+_json = msgspec.json.Encoder()
+
+
+class _OpenAIView:
+    """What both surfaces do alike: chunks, the last chunk, usage, ``[DONE]`` or an error."""
+
+    begins_at_once = False
+    prefix: str
+    kind: str
+    chunk_kind: str
+
+    def __init__(self, inbox: Inbox, request_id: str, *, include_usage: bool = False) -> None:
+        job = inbox.job
+        self._request_id = request_id
+        self._include_usage = include_usage
+        self._wants_logprobs = job.sampling.logprobs is not None
+        self._frame = {
+            "id": self.prefix + job.id.removeprefix("task-"),
+            "created": int(job.created_at.timestamp()),
+            "model": job.model,
+        }
+        self._begun = False
+        head = _json.encode({**self._frame, "object": self.chunk_kind})[:-1]
+        tail = b',"usage":null}' if include_usage else b"}"
+        self._head = b"data: " + head + b',"choices":['
+        self._tail = b"]" + tail + b"\n\n"
+
+    def render(self, event: Event) -> bytes:
+        match event:
+            case protocol.Token():
+                return self._begin() + self._chunk(self.token_choice(event))
+            case protocol.Done():
+                return self._begin() + self._end(event)
+            case protocol.Failed():
+                return sse(error_body(error_of(event), self._request_id))
+            case protocol.Cancelled():
+                return sse(error_body(TaskCancelled(), self._request_id))
+            case _:
+                return b""
+
+    def whole(self, done: protocol.Done) -> bytes:
+        return _json.encode(
+            {
+                **self._frame,
+                "object": self.kind,
+                "choices": [self.whole_choice(done)],
+                "usage": _usage(done),
+            }
+        )
+
+    def first_choice(self) -> dict[str, Any] | None:
+        """What a stream begins with, before any text."""
+        return None
+
+    def token_choice(self, token: protocol.Token) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def last_choice(self, done: protocol.Done) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def whole_choice(self, done: protocol.Done) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _begin(self) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        choice = self.first_choice()
+        return self._chunk(choice) if choice else b""
+
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        return self._head + _json.encode(choice) + self._tail
+
+    def _end(self, done: protocol.Done) -> bytes:
+        last = self._chunk(self.last_choice(done))
+        if self._include_usage:
+            usage = {**self._frame, "object": self.chunk_kind, "choices": [], "usage": _usage(done)}
+            last += sse(_json.encode(usage))
+        return last + DONE
+
+
+class ChatView(_OpenAIView):
+    prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    def first_choice(self) -> dict[str, Any]:
+        return self._delta({"role": "assistant", "content": ""})
+
+    def token_choice(self, token: protocol.Token) -> dict[str, Any]:
+        return self._delta({"content": token.text}, self._logprobs(token.logprobs))
+
+    def last_choice(self, done: protocol.Done) -> dict[str, Any]:
+        return self._delta({}, finish_reason=done.finish_reason)
+
+    def whole_choice(self, done: protocol.Done) -> dict[str, Any]:
+        return {
+            "index": 0,
+            "message": {"role": "assistant", "content": done.text, "refusal": None},
+            "logprobs": self._logprobs(done.logprobs),
+            "finish_reason": done.finish_reason,
+        }
+
+    def _delta(
+        self,
+        delta: dict[str, str],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        return {
+            "index": 0,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+
+    def _logprobs(self, sampled: Logprobs) -> dict[str, Any] | None:
+        if not self._wants_logprobs:
+            return None
+        return {"content": [_chat_logprob(each) for each in sampled], "refusal": None}
+
+
+class CompletionView(_OpenAIView):
+    prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
+
+    def __init__(self, inbox: Inbox, request_id: str, *, include_usage: bool = False) -> None:
+        super().__init__(inbox, request_id, include_usage=include_usage)
+        self._offset = 0
+
+    def token_choice(self, token: protocol.Token) -> dict[str, Any]:
+        return self._choice(token.text, token.logprobs, None)
+
+    def last_choice(self, done: protocol.Done) -> dict[str, Any]:
+        return self._choice("", (), done.finish_reason)
+
+    def whole_choice(self, done: protocol.Done) -> dict[str, Any]:
+        return self._choice(done.text, done.logprobs, done.finish_reason)
+
+    def _choice(self, text: str, sampled: Logprobs, reason: str | None) -> dict[str, Any]:
+        return {
+            "index": 0,
+            "text": text,
+            "logprobs": self._logprobs(sampled),
+            "finish_reason": reason,
+        }
+
+    def _logprobs(self, sampled: Logprobs) -> dict[str, Any] | None:
+        if not self._wants_logprobs or not sampled:
+            return None
+        offsets = []
+        for each in sampled:
+            offsets.append(self._offset)
+            self._offset += len(each.token)
+        return {
+            "tokens": [each.token for each in sampled],
+            "token_logprobs": [each.logprob for each in sampled],
+            "top_logprobs": [{token: p for token, _, p in each.top} for each in sampled],
+            "text_offset": offsets,
+        }
+
+
+def _chat_logprob(sampled: protocol.TokenLogprob) -> dict[str, Any]:
+    top = [_one_logprob(token, logprob) for token, _, logprob in sampled.top]
+    return {**_one_logprob(sampled.token, sampled.logprob), "top_logprobs": top}
+
+
+def _one_logprob(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+
+def _usage(done: protocol.Done) -> dict[str, Any]:
+    return {
+        "prompt_tokens": done.prompt_tokens,
+        "completion_tokens": done.completion_tokens,
+        "total_tokens": done.prompt_tokens + done.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": done.cached_tokens},
+    }
