@@ -1,0 +1,201 @@
+"""The server's HTTP API, for commands: JSON in and out, streams, errors as one clear line."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from cli.failures import Failure
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+Event = tuple[str, dict[str, Any]]
+_PAGE = 1000
+_PATIENCE = 30.0  #: seconds for an answer; a stream sends a sign of life twice as often
+_LONGEST_LINE = 64 * 2**20
+
+
+class Client:
+    """``is_here``: the server is on this machine, so no proxy is asked.
+
+    ``trust`` takes the place of the machine's certificates.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        *,
+        is_here: bool = True,
+        trust: "ssl.SSLContext | None" = None,
+    ) -> None:
+        import httpx
+
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise Failure("the API key holds characters that no key has; check BITINGLIP_API_KEY")
+        self.url = url
+        self._has_key = key is not None
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(_PATIENCE, connect=5),
+            transport=httpx.HTTPTransport(verify=trust or True) if is_here else None,
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._ask("GET", path, params=query)
+
+    def post(self, path: str, body: Any = None, *, patience: float | None = _PATIENCE) -> Any:
+        return self._ask("POST", path, json=body, timeout=patience)
+
+    def delete(self, path: str) -> None:
+        self._ask("DELETE", path, timeout=None)
+
+    def list(self, path: str) -> list[dict[str, Any]]:
+        """All rows of a list, page by page."""
+        rows: list[dict[str, Any]] = []
+        while True:
+            page = self.get(path, limit=_PAGE, offset=len(rows))
+            rows += page["data"]
+            if not page["data"] or len(rows) >= page["total"]:
+                return rows
+
+    def health(self) -> dict[str, Any]:
+        """The server's own view of its health, which it also tells with an error's status."""
+        with self._translated():
+            answer = self._http.get("/health")
+        found: dict[str, Any] = _json(answer) or {}
+        return found if "status" in found else {"status": "unknown"}
+
+    @contextmanager
+    def stream(self, path: str, body: Any) -> Iterator[Iterator[Event]]:
+        """The events of an answer; leaving the block early cancels it."""
+        with (
+            self._translated(),
+            self._http.stream("POST", path, json=body) as answer,
+        ):
+            if answer.status_code >= 400:
+                answer.read()
+                raise self._refusal(answer)
+            yield parse_events(answer.iter_bytes())
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+        with self._translated():
+            answer = self._http.request(method, path, **arguments)
+        if not answer.is_success:
+            raise self._refusal(answer)
+        if answer.status_code == 204:
+            return None
+        if (found := _json(answer)) is None:
+            raise Failure(f"{self.url} answers, but not as BitingLip does; check the address")
+        return found
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        import httpx
+
+        try:
+            yield
+        except httpx.ConnectError as error:
+            raise Failure(self._unreachable(error)) from error
+        except httpx.TimeoutException as error:
+            raise Failure(f"the server at {self.url} does not answer; see its log") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Failure(f"the connection to {self.url} broke off ({error})") from error
+        except UnicodeEncodeError as error:
+            raise Failure("the text is not valid Unicode, so it cannot be sent") from error
+
+    def _unreachable(self, error: Exception) -> str:
+        if "CERTIFICATE" in str(error):
+            return (
+                f"the certificate of {self.url} is not trusted ({error}); give the server's "
+                "settings with --config, or its certificate in SSL_CERT_FILE"
+            )
+        reason = str(error).partition("] ")[2].lower() or str(error)
+        return (
+            f"no server answers at {self.url} ({reason}); start one with `bitinglip serve`, "
+            "or set BITINGLIP_URL"
+        )
+
+    def _refusal(self, answer: "httpx.Response") -> Failure:
+        found = _json(answer)
+        error = found.get("error") if isinstance(found, dict) else None
+        if not isinstance(error, dict):
+            return Failure(
+                f"{self.url} answered with status {answer.status_code}, "
+                "and not as BitingLip does; check the address"
+            )
+        return refusal(error, answer.headers.get("retry-after"), self._has_key)
+
+
+def refusal(error: dict[str, Any], retry_after: str | None = None, has_key: bool = True) -> Failure:
+    """An error object of the API as what ends a command."""
+    line = failure_line(error, retry_after, has_key)
+    return Failure(line, code=str(error.get("code") or ""))
+
+
+def failure_line(
+    error: dict[str, Any], retry_after: str | None = None, has_key: bool = True
+) -> str:
+    """An error object of the API as one line that also says what to do."""
+    message = str(error.get("message") or error.get("code") or "the server gave no reason")
+    details = error.get("details") or {}
+    match error.get("code"):
+        case "INVALID_MODEL" if details.get("available_models"):
+            return f"{message} Available: {', '.join(details['available_models'])}."
+        case "INVALID_MODEL" if "available_models" in details:
+            return f"{message} The store is empty: bitinglip models pull REPO."
+        case "INVALID_API_KEY" if not has_key:
+            return "the server wants an API key; put one into BITINGLIP_API_KEY"
+        case "INVALID_API_KEY" | "EXPIRED_API_KEY":
+            return "the server does not accept the API key; check BITINGLIP_API_KEY, or admin.key"
+        case "INTERNAL_ERROR":
+            return f"{message} ({error.get('request_id')})"
+    return f"{message} Try again in {retry_after} s." if retry_after else message
+
+
+def parse_events(chunks: Iterable[bytes]) -> Iterator[Event]:
+    """Name and data of each server-sent event.
+
+    Lines end at line feeds only: other characters that Python takes for line ends may stand
+    in the JSON.
+    """
+    name, rest = "", b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            raise Failure("the server's answer is too large")
+        for line in lines:
+            field, _, value = line.rstrip(b"\r").partition(b":")
+            if field == b"event":
+                name = value.strip().decode("utf-8", "replace")
+            elif field == b"data":
+                yield name, _event_data(value)
+                name = ""
+
+
+def _event_data(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise Failure("the server's answer cannot be read; is it another version?") from error
+    return found if isinstance(found, dict) else {}
+
+
+def path_of(*parts: str) -> str:
+    """A path below /api/v1; ids may hold slashes, but lead nowhere else."""
+    for part in parts:
+        if not part or any(name in ("", ".", "..") for name in part.split("/")):
+            raise Failure(f"{part!r} is not a valid name")
+    return "/api/v1/" + "/".join(quote(part, safe="/") for part in parts)
+
+
+def _json(answer: "httpx.Response") -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return None

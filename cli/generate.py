@@ -1,0 +1,117 @@
+"""``bitinglip generate``: one answer, for scripts and pipes."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.failures import Failure
+from cli.options import ConfigOption, HomeOption, JsonOption
+from cli.output import clean, note, show_json
+from cli.place import Place
+
+if TYPE_CHECKING:
+    from cli.answers import Answer
+    from cli.client import Client
+
+app = typer.Typer(no_args_is_help=True, help="Generate from one prompt.")
+
+MaxTokensOption = Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="How freely tokens are drawn; 0 takes the likeliest.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+
+
+@app.command()
+def text(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; without it, or as '-', read from stdin.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the answer into this file.")
+    ] = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that make up this share.")
+    ] = None,
+    seed: SeedOption = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Continue a prompt; the text streams to stdout as it comes."""
+    from cli.answers import given_options
+
+    body = {"model": model, "prompt": _prompt(prompt)} | given_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop_sequences=stop or None,
+    )
+    server = Place.of(home, config).need_server()
+    if as_json or output is not None:
+        _whole(server, body, output, as_json=as_json)
+    else:
+        _streamed(server, body)
+
+
+def piped_text() -> str:
+    """All of stdin as a prompt, whatever bytes it holds."""
+    text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    if not text.strip():
+        raise Failure("the prompt is empty")
+    return text
+
+
+def _prompt(argument: str | None) -> str:
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise typer.BadParameter("give a prompt, or pipe one in", param_hint="PROMPT")
+    return piped_text()
+
+
+def _streamed(server: "Client", body: dict[str, Any]) -> None:
+    from cli.answers import stream_answer
+
+    last = ""
+
+    def write(piece: str) -> None:
+        nonlocal last
+        last = piece
+        typer.echo(clean(piece), nl=False)
+
+    try:
+        answer = stream_answer(server, body, write)
+    finally:
+        if last and not last.endswith("\n"):
+            typer.echo()
+    _show_figures(answer)
+
+
+def _whole(server: "Client", body: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+    """The answer in one piece; in a file it is exactly what the model wrote."""
+    from cli.answers import stream_answer
+
+    answer = stream_answer(server, body, lambda _: None)
+    if output is not None:
+        output.write_text(answer.response["result"]["text"], encoding="utf-8", errors="replace")
+        note(f"Wrote {output}.")
+    if as_json:
+        show_json(answer.response)
+    else:
+        _show_figures(answer)
+
+
+def _show_figures(answer: "Answer") -> None:
+    """Only where somebody looks; in a script's log it would be noise."""
+    if sys.stderr.isatty():
+        note(answer.figures())

@@ -1,0 +1,51 @@
+"""The ``bitinglip`` command: what it is made of.
+
+Nothing of the product is imported before a command runs: every spawned worker imports this
+module again.
+"""
+
+from typing import Annotated
+
+import typer
+
+from cli import chat, config, doctor, generate, keys, models, serve, status, workers
+from cli.failures import Commands
+from cli.output import survive_any_text
+
+app = typer.Typer(
+    name="bitinglip",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve AI models from your own machine: a private inference API behind one command.",
+    epilog="New here? `bitinglip serve`, then `bitinglip chat demo-text` in another terminal.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from bitinglip import __version__
+
+        typer.echo(f"bitinglip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def prepare(
+    version: Annotated[  # noqa: ARG001  its callback does the work
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    survive_any_text()
+
+
+app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
+app.add_typer(generate.app, name="generate")
+app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.command("status")(status.status)
+app.add_typer(workers.app, name="workers")
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.doctor)

@@ -1,0 +1,141 @@
+"""The store and the database of a home that no server runs on, worked on directly.
+
+What is returned has the same shape as the API's answers.
+"""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cli.failures import Failure
+from cli.output import note
+
+if TYPE_CHECKING:
+    from bitinglip.access.keys import KeyRing
+    from bitinglip.home import Home
+    from model_store.manifest import Manifest
+    from model_store.store import ModelStore
+
+T = TypeVar("T")
+
+
+def store(home: "Home") -> "ModelStore":
+    from model_store.store import ModelStore
+
+    return ModelStore(home.models)
+
+
+# ---- models: looking needs no lock, changing does ------------------------------------------------
+
+
+def models(home: "Home") -> list[dict[str, Any]]:
+    return [_model(found) for found in store(home).list()] if home.models.is_dir() else []
+
+
+def model(home: "Home", name: str) -> dict[str, Any]:
+    return _model(manifest(home, name))
+
+
+def manifest(home: "Home", name: str) -> "Manifest":
+    names = store(home).names() if home.models.is_dir() else []
+    if not names:
+        raise Failure("the store is empty; `bitinglip models pull REPO` brings a model")
+    if name not in names:
+        raise Failure(f"there is no model {name!r}; available: {', '.join(names)}")
+    return store(home).get(name)
+
+
+def import_model(home: "Home", folder: Path, name: str) -> dict[str, Any]:
+    from bitinglip.home import HomeLock
+
+    home.create()
+    with HomeLock(home):
+        store(home).import_folder(folder, name)
+    return model(home, name)
+
+
+def remove_model(home: "Home", name: str) -> None:
+    from bitinglip.home import HomeLock
+
+    manifest(home, name)
+    with HomeLock(home):
+        store(home).remove(name)
+
+
+def _model(found: "Manifest") -> dict[str, Any]:
+    from bitinglip.wire.admin import model_info
+
+    return model_info(found, status="available", cause=None, max_context=None)
+
+
+# ---- keys: one process at a time may have the database -------------------------------------------
+
+
+def keys(home: "Home") -> list[dict[str, Any]]:
+    from bitinglip.wire.admin import key_info
+
+    if not home.database.exists():
+        return []
+
+    async def listed(ring: "KeyRing") -> list[dict[str, Any]]:
+        return [key_info(record) for record in ring.list()]
+
+    return _with_keys(home, listed)
+
+
+def key(home: "Home", key_id: str) -> dict[str, Any]:
+    from bitinglip.errors import KeyNotFound
+
+    found = [record for record in keys(home) if record["id"] == key_id]
+    if not found:
+        raise KeyNotFound
+    return found[0]
+
+
+def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
+    """A key as the API makes it from this body; its secret is under ``key``."""
+    from bitinglip.access.expiry import parse_expiry
+    from bitinglip.wire.admin import key_info
+
+    async def created(ring: "KeyRing") -> dict[str, Any]:
+        # A first start makes the admin key only where there is no key at all.
+        if await ring.ensure_admin_key(home):
+            note(f"Made the admin key, too: {home.admin_key}")
+        record, secret = await ring.create(
+            name=body["name"],
+            tier=body.get("tier") or "free",
+            scopes=body.get("scopes"),
+            expires_at=parse_expiry(body["expires"]) if body.get("expires") else None,
+        )
+        return {**key_info(record), "key": secret}
+
+    return _with_keys(home, created)
+
+
+def revoke_key(home: "Home", key_id: str) -> None:
+    key(home, key_id)
+
+    async def revoked(ring: "KeyRing") -> None:
+        await ring.revoke(key_id)
+
+    _with_keys(home, revoked)
+
+
+def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
+    import asyncio
+
+    from bitinglip.home import HomeLock
+
+    async def run() -> T:
+        from bitinglip.access.keys import KeyRing
+        from bitinglip.db.database import Database
+
+        db = await Database.open(home.database)
+        try:
+            return await work(await KeyRing.open(db, home.secret("api keys")))
+        finally:
+            await db.close()
+
+    home.create()
+    with HomeLock(home):
+        return asyncio.run(run())

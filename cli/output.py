@@ -1,0 +1,170 @@
+"""What a person or a program reads: tables, JSON, sizes, times, a spinner.
+
+Results go to stdout, everything about them to stderr. Text from elsewhere passes ``clean``.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+    from rich.table import Table
+
+# Terminal control: C0 but tab and line feed, DEL, C1, and what turns the direction of writing.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_WIDE = 10_000
+
+
+def clean(text: str) -> str:
+    """The text without anything that a terminal would obey."""
+    return _CONTROL.sub("", text)
+
+
+def survive_any_text() -> None:
+    """Characters that the terminal's encoding lacks are shown as ``?``, not as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
+
+
+def console(stream: IO[str] | None = None) -> "Console":
+    """A console that prints text as it is; one that is no terminal never wraps."""
+    from rich.console import Console
+
+    out = stream or sys.stdout
+    width = None if out.isatty() else _WIDE
+    return Console(file=out, width=width, markup=False, highlight=False, emoji=False)
+
+
+def show_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: str = "") -> None:
+    """A table; ``right`` names the columns of numbers, with blanks between."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        justify = "right" if column in right.split() else "left"
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    _show(table)
+
+
+def show_pairs(pairs: Mapping[str, Any]) -> None:
+    """Names and values, one pair a line; what is not known is left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs.items():
+        if value not in (None, "", [], {}):
+            table.add_row(name, Text(_cell(value)))
+    _show(table)
+
+
+def _show(table: "Table") -> None:
+    """Without the blanks that fill the last column."""
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(table)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, (list, tuple)):
+        return clean(", ".join(str(item) for item in value)) or "-"
+    return clean(str(value)).replace("\n", " ")
+
+
+def note(text: str) -> None:
+    """A remark on stderr, dim on a terminal."""
+    typer.secho(clean(text), dim=True, err=True)
+
+
+def size(count: int | None) -> str:
+    """1.2 GB, in powers of ten; ``-`` where it is not known."""
+    if count is None:
+        return "-"
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 999.95 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def amount(count: int | None) -> str:
+    """135M, as one speaks of parameters."""
+    if not count:
+        return "-"
+    value, units = float(count), ["", "k", "M", "B", "T"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f}{units[0]}" if value >= 99.95 or not units[0] else f"{value:.1f}{units[0]}"
+
+
+def moment(text: str | None) -> str:
+    """A time of the API in this machine's zone, to the minute."""
+    if not text:
+        return "-"
+    try:
+        return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return clean(text)
+
+
+def ago(text: str | None) -> str:
+    """How long since a time of the API, in the largest unit that fits."""
+    if not text:
+        return "-"
+    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+class Waiting:
+    """A spinner's text; without a terminal it says nothing."""
+
+    def __init__(self, status: "Status | None") -> None:
+        self._status = status
+
+    def say(self, text: str) -> None:
+        if self._status is not None:
+            from rich.text import Text
+
+            self._status.update(Text(clean(text), style="dim"))
+            self._status.start()
+
+    def stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+@contextmanager
+def waiting(text: str = "") -> Iterator[Waiting]:
+    """A spinner on stderr while something takes its time; shown once it has a text."""
+    status = console(sys.stderr).status("", spinner="dots") if sys.stderr.isatty() else None
+    spinner = Waiting(status)
+    try:
+        if text:
+            spinner.say(text)
+        yield spinner
+    finally:
+        spinner.stop()
