@@ -1,0 +1,114 @@
+"""What does not get in, and what every answer carries."""
+
+import json
+import socket
+
+import httpx
+import pytest
+
+from tests.integration.api.asking import ADMIN, MAX_BODY, NATIVE, PROMPT, error_of
+from tests.integration.api.scripted import Served
+
+
+def test_bad_bodies(client: httpx.Client) -> None:
+    for raw in (b"", b"[]", b"{", b"\xff", b"[" * 5000, b'{"model":"demo","prompt":NaN}'):
+        response = client.post(NATIVE, content=raw, headers={"content-type": "application/json"})
+        error_of(response, 400, "INVALID_REQUEST")
+    unknown = client.post(NATIVE, json={**PROMPT, "nope": 1})
+    assert error_of(unknown, 400, "UNSUPPORTED_PARAMETER")["param"] == "nope"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+def test_only_json(client: httpx.Client, kind: str | None) -> None:
+    headers = {"content-type": kind} if kind else {}
+    response = client.post(NATIVE, content=json.dumps(PROMPT), headers=headers)
+    error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+def test_encoded_bodies_are_refused(client: httpx.Client) -> None:
+    response = client.post(NATIVE, json=PROMPT, headers={"content-encoding": "gzip"})
+    error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+def test_large_bodies(client: httpx.Client) -> None:
+    at_limit = json.dumps(PROMPT).encode().ljust(MAX_BODY)
+    headers = {"content-type": "application/json"}
+    assert client.post(NATIVE, content=at_limit, headers=headers).status_code == 200
+    over = client.post(NATIVE, content=at_limit + b" ", headers=headers)
+    error_of(over, 413, "PAYLOAD_TOO_LARGE")
+    assert over.headers["connection"] == "close"
+    chunked = client.post(NATIVE, content=iter([b" " * 1000] * 200), headers=headers)
+    error_of(chunked, 413, "PAYLOAD_TOO_LARGE")
+
+
+def test_a_huge_body_is_refused_before_it_is_read(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as sock:
+        sock.sendall(
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n\r\nxx"
+            % NATIVE.encode()
+        )
+        assert sock.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_length_and_chunks_exclude_each_other(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as sock:
+        sock.sendall(
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % NATIVE.encode()
+        )
+        assert sock.recv(65536).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:99", "[::1]:80", "box.lan", "BOX.lan"])
+def test_hosts_that_are_ours(client: httpx.Client, host: str) -> None:
+    assert client.get("/health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.com", "0.0.0.0", "localhost.evil.com", "", "box.lan.", "a:b:c"]
+)
+def test_hosts_that_are_not(client: httpx.Client, host: str) -> None:
+    error_of(client.get("/health", headers={"host": host}), 400, "INVALID_REQUEST")
+
+
+def test_no_credentials_in_addresses(client: httpx.Client) -> None:
+    key = "blk_live_" + "a" * 12 + "_" + "b" * 49
+    for query in (f"x={key}", "api_key=1", "token=x", "access_token", f"{key}=1"):
+        error = error_of(client.get(f"/health?{query}"), 400, "INVALID_REQUEST")
+        assert key not in error["message"]
+
+
+def test_unknown_addresses_and_methods(client: httpx.Client) -> None:
+    error_of(client.get("/nope"), 404, "NOT_FOUND")
+    error_of(client.get("/api/v1/models/", headers=ADMIN), 404, "INVALID_MODEL")
+    response = client.get(NATIVE)
+    error_of(response, 405, "INVALID_REQUEST")
+    assert response.headers["allow"] == "POST"
+
+
+def test_request_ids(client: httpx.Client) -> None:
+    given = client.get("/livez", headers={"x-request-id": "my.id-1"})
+    assert given.headers["x-request-id"] == "my.id-1"
+    for bad in ("a b", "x" * 129, "ä".encode(), ""):
+        made = client.get("/livez", headers={"x-request-id": bad}).headers["x-request-id"]
+        assert made.startswith("req-")
+
+
+def test_security_headers(client: httpx.Client) -> None:
+    for path in ("/livez", "/nope"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+
+
+def test_anything_unforeseen_is_a_500_that_says_nothing(
+    served: Served, client: httpx.Client
+) -> None:
+    served.store.manifests["broken"] = None  # type: ignore[assignment]
+    try:
+        response = client.get("/api/v1/models", headers=ADMIN)
+        error = error_of(response, 500, "INTERNAL_ERROR")
+        assert "NoneType" not in response.text
+        assert error["details"] == {}
+    finally:
+        del served.store.manifests["broken"]

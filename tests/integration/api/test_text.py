@@ -1,0 +1,159 @@
+"""Text over real sockets: answers, streams, failures, and clients that go away."""
+
+import json
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from bitinglip import errors
+from bitinglip.api import answering
+from tests.integration.api.asking import (
+    CHAT,
+    MESSAGES,
+    NATIVE,
+    PROMPT,
+    TEXT,
+    error_of,
+    events,
+    wait_until,
+)
+from tests.integration.api.scripted import Served
+
+
+def test_native_answer(client: httpx.Client) -> None:
+    response = client.post(NATIVE, json=PROMPT)
+    assert response.status_code == 200
+    body = response.json()
+    assert body["status"] == "completed"
+    assert body["result"] == {"text": "one two", "finish_reason": "length"}
+    assert body["usage"]["total_tokens"] == 3
+    assert body["worker_id"] == "demo/0"
+    assert response.headers["x-queue-position"] == "0"
+    assert 0 <= float(response.headers["x-bitinglip-overhead-ms"]) < 20_000
+
+
+def test_native_stream(client: httpx.Client) -> None:
+    response = client.post(NATIVE, json={**PROMPT, "stream": True})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    seen = events(response.text)
+    names = ["queued", "loading", "started", "token", "token", "completed"]
+    assert [name for name, _ in seen] == names
+    assert seen[-1][1]["result"]["text"] == "one two"
+
+
+def test_native_stream_fails_in_band(client: httpx.Client) -> None:
+    for prompt, last in [("!refuse", "failed"), ("!crash", "failed"), ("!cancel", "cancelled")]:
+        response = client.post(NATIVE, json={**PROMPT, "prompt": prompt, "stream": True})
+        assert response.status_code == 200
+        assert events(response.text)[-1][0] == last
+
+
+def test_chat(client: httpx.Client) -> None:
+    body = client.post(CHAT, json=MESSAGES).json()
+    assert body["object"] == "chat.completion"
+    assert body["choices"][0]["message"]["content"] == "one two"
+    stream = client.post(CHAT, json={**MESSAGES, "stream": True})
+    assert events(stream.text)[-1] == ("", "[DONE]")
+
+
+def test_completions(client: httpx.Client) -> None:
+    body = client.post("/v1/completions", json=PROMPT).json()
+    assert body["choices"][0]["text"] == "one two"
+
+
+def test_an_openai_stream_that_fails_first_is_an_ordinary_error(client: httpx.Client) -> None:
+    body = {**MESSAGES, "messages": [{"role": "user", "content": "!refuse"}], "stream": True}
+    error_of(client.post(CHAT, json=body), 400, "CONTEXT_LENGTH_EXCEEDED")
+
+
+def test_an_openai_stream_that_fails_later_ends_without_done(client: httpx.Client) -> None:
+    body = {**MESSAGES, "messages": [{"role": "user", "content": "!crash"}], "stream": True}
+    response = client.post(CHAT, json=body)
+    assert response.status_code == 200
+    assert "[DONE]" not in response.text
+    assert events(response.text)[-1][1]["error"]["code"] == "WORKER_CRASHED"
+
+
+def test_errors_of_whole_answers(client: httpx.Client) -> None:
+    crash = client.post(NATIVE, json={**PROMPT, "prompt": "!crash"})
+    error_of(crash, 502, "WORKER_CRASHED")
+    cancelled = client.post(NATIVE, json={**PROMPT, "prompt": "!cancel"})
+    error_of(cancelled, 409, "TASK_CANCELLED")
+    assert cancelled.headers["x-should-retry"] == "false"
+
+
+def test_refusals_by_the_dispatcher(served: Served, client: httpx.Client) -> None:
+    served.dispatcher.refuse = errors.QueueFull()
+    try:
+        for body in (PROMPT, {**PROMPT, "stream": True}):
+            response = client.post(NATIVE, json=body)
+            error_of(response, 503, "QUEUE_FULL")
+            assert response.headers["retry-after"] == "1"
+    finally:
+        served.dispatcher.refuse = None
+
+
+def test_models_that_cannot_answer(client: httpx.Client) -> None:
+    error = error_of(client.post(NATIVE, json={**PROMPT, "model": "gpt"}), 404, "INVALID_MODEL")
+    assert error["details"]["model"] == "gpt"
+    assert "demo" in error["details"]["available_models"]
+    painter = client.post(CHAT, json={**MESSAGES, "model": "painter"})
+    assert error_of(painter, 400, "INVALID_REQUEST")["param"] == "model"
+    for name in ("../../etc/passwd", "a/b/c", "demo\0"):
+        error_of(client.post(NATIVE, json={**PROMPT, "model": name}), 404, "INVALID_MODEL")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (NATIVE, {**PROMPT, "prompt": "!wait"}),
+        (NATIVE, {**PROMPT, "prompt": "!wait", "stream": True}),
+        (NATIVE, {**PROMPT, "prompt": "!stall", "stream": True}),
+        (CHAT, {"model": "demo", "messages": [{"role": "user", "content": "!wait"}]}),
+        ("/v1/completions", {"model": "demo", "prompt": "!wait", "stream": True}),
+        ("/v1/completions", {"model": "demo", "prompt": "!stall", "stream": True}),
+    ],
+)
+def test_a_client_that_goes_away_cancels(served: Served, path: str, body: dict[str, Any]) -> None:
+    before = served.dispatcher.left_early
+    with socket.create_connection(("127.0.0.1", served.port)) as sock:
+        sock.sendall(raw_request(path, body))
+        wait_until(lambda: served.dispatcher.in_flight == 1)
+        if body["model"] and body.get("prompt") == "!stall":
+            wait_until(lambda: b"two" in sock.recv(65536))
+    wait_until(lambda: served.dispatcher.in_flight == 0)
+    assert served.dispatcher.left_early == before + 1
+
+
+def raw_request(path: str, body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    key = f"Authorization: {TEXT['authorization']}\r\nContent-Length: {len(data)}\r\n\r\n"
+    return (head + key).encode() + data
+
+
+def test_idle_streams_are_kept_alive(
+    served: Served, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "KEEP_ALIVE_SECONDS", 0.05)
+    body = {**PROMPT, "prompt": "!stall", "stream": True}
+    seen = b""
+    with client.stream("POST", NATIVE, json=body) as response:
+        for chunk in response.iter_raw():
+            seen += chunk
+            if seen.count(b": keep-alive\n\n") >= 2:
+                break
+    wait_until(lambda: served.dispatcher.in_flight == 0)
+
+
+def test_a_client_that_stops_reading_is_given_up(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(answering, "SEND_TIMEOUT", 0.2)
+    with socket.create_connection(("127.0.0.1", served.port)) as sock:
+        sock.sendall(raw_request(NATIVE, {**PROMPT, "prompt": "!flood", "stream": True}))
+        wait_until(lambda: served.dispatcher.in_flight == 1)
+        wait_until(lambda: served.dispatcher.in_flight == 0)

@@ -1,0 +1,270 @@
+"""Queue, dispatch, retries and books over real worker processes of the fake engine."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from bitinglip import errors
+from bitinglip.scheduling.dispatch import Dispatcher
+from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued
+from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.residency import Residency
+from bitinglip.settings import Settings
+from bitinglip.telemetry.metrics import Metrics
+from model_store.demo import make_demo_models
+from model_store.store import ModelStore
+from workers.launcher import SpawnLauncher
+from workers.pool import WorkerPool
+from workers.protocol import Done, Failed, Sampling, Started, Token
+
+
+class Rig:
+    """The gateway's middle, without HTTP."""
+
+    def __init__(self, root: Path, *, max_waiting: int = 100, **fake: object) -> None:
+        settings = Settings.model_validate(
+            {
+                "workers": {"heartbeat_timeout": 1.5, "max_restarts": 3, "spare": False},
+                "models": {"demo-echo": {"fake": {"faults": True, **fake}}},
+            }
+        )
+        store = ModelStore(root / "models")
+        make_demo_models(store, ["demo-echo"])
+        metrics = Metrics()
+        pool = WorkerPool(
+            SpawnLauncher(),
+            heartbeat_timeout=settings.workers.heartbeat_timeout,
+            load_timeout=20,
+            spare=False,
+        )
+        self.residency = Residency(settings, store, pool, metrics)
+        self.dispatcher = Dispatcher(self.residency, metrics, max_waiting=max_waiting)
+        pool.attach(self.dispatcher)
+
+    def kill(self) -> None:
+        worker = self.residency.worker("demo-echo")
+        assert worker is not None
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def job(prompt: str = "a b c", max_tokens: int = 3, **fields: object) -> TextJob:
+    return TextJob(
+        model="demo-echo",
+        key_id="k",
+        prompt=prompt,
+        sampling=Sampling(max_tokens=max_tokens),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def with_rig(
+    path: Path, test: Callable[[Rig], Awaitable[None]], *, max_waiting: int = 100, **fake: object
+) -> None:
+    async def run() -> None:
+        rig = Rig(path, max_waiting=max_waiting, **fake)
+        watch = asyncio.create_task(rig.residency.watch())
+        try:
+            async with asyncio.timeout(60):
+                await test(rig)
+                await settled(rig)
+        finally:
+            watch.cancel()
+            await rig.residency.close()
+
+    asyncio.run(run())
+
+
+async def settled(rig: Rig) -> None:
+    """The books balance when nothing runs."""
+    async with asyncio.timeout(5):
+        while any(rig.dispatcher.books().values()):  # noqa: ASYNC110  nobody announces idleness
+            await asyncio.sleep(0.02)
+
+
+async def answer(rig: Rig, one: TextJob) -> str:
+    with rig.dispatcher.open(one) as inbox:
+        return (await inbox.result()).text
+
+
+async def events_of(inbox: Inbox) -> list[Event]:
+    return [event async for events in inbox.batches() for event in events]
+
+
+def test_the_first_request_loads_the_model_and_sees_it_load(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        assert rig.residency.status("demo-echo") == "available"
+        with rig.dispatcher.open(job(stream=True)) as inbox:
+            events = await events_of(inbox)
+        assert isinstance(events[0], Queued)
+        assert [e.progress for e in events if isinstance(e, Loading)][-1] == pytest.approx(1.0)
+        kinds = [type(e) for e in events if not isinstance(e, Queued | Loading)]
+        assert kinds == [Started, Token, Token, Token, Done]
+        assert rig.residency.status("demo-echo") == "ready"
+
+    with_rig(tmp_path, test, load_seconds=0.2)
+
+
+def test_one_load_is_shared_by_all_who_wait(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        answers = await asyncio.gather(*(answer(rig, job(f"n{n}")) for n in range(30)))
+        assert answers == [f"n{n} n{n} n{n}" for n in range(30)]
+        assert len(rig.residency.workers()) == 1
+
+    with_rig(tmp_path, test, load_seconds=0.2, batch_size=4)
+
+
+def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        running = [asyncio.create_task(answer(rig, job(max_tokens=8))) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(errors.QueueFull), rig.dispatcher.open(job()):
+            pass
+        await asyncio.gather(*running)
+
+    with_rig(tmp_path, test, max_waiting=3, batch_size=1, tokens_per_second=50, load_seconds=0.1)
+
+
+def test_a_reader_that_leaves_frees_its_place(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.residency.load("demo-echo")
+        with rig.dispatcher.open(job(max_tokens=100_000, stream=True)) as inbox:
+            async for events in inbox.batches():
+                if any(isinstance(e, Token) for e in events):
+                    break
+        assert await answer(rig, job()) == "a b c"
+
+    with_rig(tmp_path, test, batch_size=1, tokens_per_second=100)
+
+
+def test_a_reader_that_leaves_the_queue_is_never_run(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        first = asyncio.create_task(answer(rig, job(max_tokens=20)))
+        await asyncio.sleep(0)
+        with rig.dispatcher.open(job("!crash")):
+            assert rig.dispatcher.queued >= 1
+        assert (await first).startswith("a b c")
+        assert rig.residency.workers()[0].restarts == 0
+
+    with_rig(tmp_path, test, batch_size=1, tokens_per_second=100)
+
+
+def test_a_killed_worker_is_replaced_and_unstreamed_requests_succeed(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.residency.load("demo-echo")
+        silent = [asyncio.create_task(answer(rig, job(f"n{n}", max_tokens=40))) for n in range(10)]
+        streaming = asyncio.create_task(stream_to_end(rig))
+        await asyncio.sleep(0.2)
+        rig.kill()
+        assert await asyncio.gather(*silent) == [" ".join([f"n{n}"] * 40) for n in range(10)]
+        final = (await streaming)[-1]
+        assert isinstance(final, Failed)
+        assert final.code == "WORKER_CRASHED"
+        assert rig.residency.workers()[0].restarts == 1
+
+    with_rig(tmp_path, test, tokens_per_second=100)
+
+
+async def stream_to_end(rig: Rig) -> list[Event]:
+    with rig.dispatcher.open(job("s", max_tokens=400, stream=True)) as inbox:
+        events = await events_of(inbox)
+    assert len([e for e in events if isinstance(e, Done | Failed)]) == 1
+    return events
+
+
+@pytest.mark.parametrize("prompt", ["!crash", "!garbage", "!hang"])
+def test_a_request_that_kills_two_workers_is_not_run_again(tmp_path: Path, prompt: str) -> None:
+    async def test(rig: Rig) -> None:
+        with pytest.raises(errors.WorkerCrashed) as crash:
+            await answer(rig, job(prompt))
+        assert crash.value.details == {"quarantined": True}
+        assert await answer(rig, job()) == "a b c"
+        assert rig.residency.workers()[0].restarts == 2
+
+    with_rig(tmp_path, test)
+
+
+def test_out_of_memory_fails_the_request_and_the_worker_lives(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        with pytest.raises(errors.OutOfMemory):
+            await answer(rig, job("!oom"))
+        assert await answer(rig, job()) == "a b c"
+        assert rig.residency.workers()[0].restarts == 0
+
+    with_rig(tmp_path, test)
+
+
+def test_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        for _ in range(2):
+            with pytest.raises(errors.BitingLipError):
+                await answer(rig, job("!crash"))
+        assert rig.residency.status("demo-echo") == "error"
+        assert "exited with code 13" in (rig.residency.cause("demo-echo") or "")
+        with pytest.raises(errors.ModelLoadFailed):
+            await answer(rig, job())
+        await rig.residency.load("demo-echo")
+        assert await answer(rig, job()) == "a b c"
+
+    with_rig(tmp_path, test)
+
+
+def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.residency.load("demo-echo")
+        running = asyncio.create_task(answer(rig, job(max_tokens=1000, timeout=0.3)))
+        await asyncio.sleep(0.05)
+        with pytest.raises(errors.Timeout):
+            await answer(rig, job(timeout=0.1))
+        with pytest.raises(errors.Timeout):
+            await running
+
+    with_rig(tmp_path, test, batch_size=1, tokens_per_second=20)
+
+
+def test_cancel_by_id_ends_it_as_cancelled(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.residency.load("demo-echo")
+        one = job(max_tokens=1000)
+        running = asyncio.create_task(answer(rig, one))
+        await asyncio.sleep(0.1)
+        assert rig.dispatcher.cancel(one.id)
+        with pytest.raises(errors.TaskCancelled):
+            await running
+        assert not rig.dispatcher.cancel(one.id)
+
+    with_rig(tmp_path, test, tokens_per_second=20)
+
+
+def test_draining_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.residency.load("demo-echo")
+        running = asyncio.create_task(answer(rig, job(max_tokens=20)))
+        await asyncio.sleep(0.05)
+        drain = asyncio.create_task(rig.dispatcher.drain(5))
+        await asyncio.sleep(0)
+        with pytest.raises(errors.ShuttingDown):
+            await answer(rig, job())
+        assert len((await running).split()) == 20
+        await drain
+
+    with_rig(tmp_path, test, tokens_per_second=50)
+
+
+def test_a_busy_model_is_not_unloaded(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.residency.load("demo-echo")
+        running = asyncio.create_task(answer(rig, job(max_tokens=20)))
+        await asyncio.sleep(0.05)
+        with pytest.raises(errors.ModelInUse):
+            await rig.residency.unload("demo-echo")
+        await running
+        await settled(rig)
+        await rig.residency.unload("demo-echo")
+        assert rig.residency.workers() == []
+        assert rig.residency.status("demo-echo") == "available"
+
+    with_rig(tmp_path, test, tokens_per_second=50)

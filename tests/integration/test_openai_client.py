@@ -1,0 +1,109 @@
+"""The official client against a real server with real workers (fixture ``server``)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+MODELS = ["demo-echo", "demo-text"]
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[openai.OpenAI]:
+    url, key = f"{server.url}/v1", server.key
+    with openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_models(client: openai.OpenAI) -> None:
+    names = {model.id for model in client.models.list()}
+    assert names >= set(MODELS)
+    assert client.models.retrieve("demo-echo").object == "model"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_chat(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": "a b c"}], max_tokens=6, temperature=0
+    )
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage is not None
+    assert 1 <= answer.usage.completion_tokens <= 6
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_chat_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: str) -> None:
+    asked: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": "a b c"}],
+        "max_tokens": 6,
+        "temperature": 0,
+    }
+    whole = client.chat.completions.create(**asked)
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+    assert [reason for reason in reasons if reason] == [whole.choices[0].finish_reason]
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_completions(client: openai.OpenAI, model: str) -> None:
+    whole = client.completions.create(model=model, prompt="a b c", max_tokens=5, temperature=0)
+    stream = client.completions.create(
+        model=model, prompt="a b c", max_tokens=5, temperature=0, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+
+
+def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "a b"}]
+    first = client.chat.completions.create(model="demo-echo", messages=messages, max_tokens=2)
+    messages += [first.choices[0].message, {"role": "user", "content": "again"}]
+    second = client.chat.completions.create(model="demo-echo", messages=messages, max_tokens=2)
+    assert second.choices[0].message.content == "again again"
+
+
+def test_logprobs(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="demo-text",
+        messages=[{"role": "user", "content": "a"}],
+        max_tokens=3,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content
+    assert all(len(each.top_logprobs) == 2 for each in logprobs.content)
+
+
+def test_errors(client: openai.OpenAI) -> None:
+    ask = client.chat.completions.create
+    messages: list[Any] = [{"role": "user", "content": "a"}]
+    with pytest.raises(openai.NotFoundError) as missing:
+        ask(model="nope", messages=messages)
+    assert missing.value.code == "INVALID_MODEL"
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(model="demo-echo", messages=messages, n=2)
+    assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", "n")
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="nonsense").models.list()
+
+
+def test_a_stream_that_is_refused_raises_before_it_begins(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(
+            model="demo-text", prompt="a " * 50, max_tokens=1_000_000, stream=True
+        )
+    assert refused.value.code == "CONTEXT_LENGTH_EXCEEDED"
+    assert refused.value.request_id

@@ -1,0 +1,98 @@
+"""The shape of the command line: options that all have, wrong usage, quick imports."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli.main import app
+
+
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+COMMANDS = dict(commands())
+
+
+def options(command: str) -> set[str]:
+    return {flag for param in COMMANDS[command].params for flag in param.opts}
+
+
+def test_the_commands_of_the_contract_are_there() -> None:
+    models = ["pull", "import", "list", "show", "remove", "verify", "load", "unload"]
+    expected = {f"models {name}" for name in models}
+    expected |= {f"keys {name}" for name in ("create", "list", "show", "revoke")}
+    expected |= {f"workers {name}" for name in ("list", "restart", "stop")}
+    expected |= {"config check", "config show", "generate text"}
+    expected |= {"serve", "chat", "status", "doctor"}
+    assert set(COMMANDS) == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_home_and_config_and_says_what_it_does(command: str) -> None:
+    assert options(command) >= {"--home", "--config"}
+    assert COMMANDS[command].help
+    for param in COMMANDS[command].params:
+        assert param.help, f"{command} {param.name} has no help"
+
+
+@pytest.mark.parametrize(
+    "command", [name for name in COMMANDS if name.endswith((" list", " show"))] + ["status"]
+)
+def test_what_shows_something_speaks_json(command: str) -> None:
+    assert "--json" in options(command)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["models", "show"],
+        ["models", "import", "folder"],
+        ["keys", "create"],
+        ["chat"],
+        ["chat", "m", "--max-tokens", "0"],
+        ["serve", "--port", "many"],
+        ["status", "--wat"],
+        ["keys", "list", "--json=maybe"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr
+    assert not result.stdout
+
+
+def test_a_near_command_is_suggested() -> None:
+    assert "models" in CliRunner().invoke(app, ["modles"]).stderr
+
+
+def test_version() -> None:
+    from bitinglip import __version__
+
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"bitinglip {__version__}\n")
+
+
+@pytest.mark.parametrize("module", ["cli.main", "cli.__main__"])
+def test_importing_the_commands_imports_no_product(module: str) -> None:
+    """Every spawned worker imports the console script again."""
+    heavy = "torch transformers fastapi starlette sqlmodel pydantic httpx rich yaml bitinglip"
+    code = (
+        f"import sys, {module}; "
+        "loaded = {name.partition('.')[0] for name in sys.modules}; "
+        f"print(*sorted(loaded & set('{heavy} workers model_store'.split())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,310 @@
+"""The database file: durable, private, and never made anew in place of a damaged one."""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import URL, create_engine, exc, text
+from sqlalchemy.pool import NullPool
+from sqlmodel import select
+
+from bitinglip.db import files, migrations
+from bitinglip.db.database import Database
+from bitinglip.db.files import DatabaseError
+from bitinglip.db.migrations.upgrade import upgrade
+from bitinglip.db.tables import Table
+from bitinglip.errors import DiskFull
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from bitinglip.access.keys import KeyRing
+from bitinglip.db.database import Database
+
+async def main():
+    ring = await KeyRing.open(await Database.open(Path(sys.argv[1])), b"p" * 32)
+    while True:
+        record, _ = await ring.create(name="n" * 90)
+        print(record.id, flush=True)
+
+asyncio.run(main())
+"""
+
+# A server that goes without closing must not hang either.
+START = """
+import asyncio, sys
+from pathlib import Path
+from bitinglip.db.database import Database
+
+asyncio.run(Database.open(Path(sys.argv[1])))
+assert not {"alembic", "fastapi"} & set(sys.modules)
+"""
+
+
+def using(path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
+    async def run() -> None:
+        database = await Database.open(path)
+        try:
+            await act(database)
+        finally:
+            await database.close()
+
+    asyncio.run(run())
+
+
+async def nothing(_: Database) -> None:
+    pass
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database that exists, in a folder whose name needs quoting."""
+    folder = tmp_path / "a ?#%41 folder"
+    folder.mkdir()
+    using(folder / "bitinglip.db", nothing)
+    return folder / "bitinglip.db"
+
+
+def query(path: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute(sql).fetchall()
+        connection.commit()
+    return rows
+
+
+def refused(path: Path, *words: str) -> None:
+    """The start is refused with one line, and the file is left as it was."""
+    before = path.read_bytes()
+    with pytest.raises(DatabaseError) as caught:
+        using(path, nothing)
+    assert path.read_bytes() == before
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (path.name, *words):
+        assert word in message
+
+
+def test_the_pragmas_and_the_file_mode(path: Path) -> None:
+    wanted = {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "busy_timeout": 5000,
+        "foreign_keys": 1,
+        "trusted_schema": 0,
+        "cell_size_check": 1,
+    }
+
+    async def act(database: Database) -> None:
+        async with database.write() as session:
+            for name, value in wanted.items():
+                assert (await session.execute(text(f"PRAGMA {name}"))).scalar() == value
+        for file in path.parent.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        await database.check()
+
+    using(path, act)
+
+
+def test_readers_cannot_write_and_see_what_was_committed(path: Path) -> None:
+    async def act(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("CREATE TABLE t (x)"))
+        async with database.read() as session:
+            assert (await session.execute(text("SELECT count(*) FROM t"))).scalar() == 0
+            with pytest.raises(exc.OperationalError, match="readonly"):
+                await session.execute(text("INSERT INTO t VALUES (1)"))
+
+    using(path, act)
+
+
+def test_an_exception_rolls_back_and_writers_take_turns(path: Path) -> None:
+    async def add(database: Database, *, fail: bool) -> None:
+        async with database.write() as session:
+            count = (await session.execute(text("SELECT count(*) FROM t"))).scalar()
+            await asyncio.sleep(0)
+            await session.execute(text("INSERT INTO t VALUES (:x)"), {"x": count})
+            if fail:
+                raise KeyError
+
+    async def act(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("CREATE TABLE t (x)"))
+        jobs = [add(database, fail=n % 2 == 0) for n in range(20)]
+        await asyncio.gather(*jobs, return_exceptions=True)
+        async with database.read() as session:
+            assert list(await session.scalars(text("SELECT x FROM t"))) == list(range(10))
+
+    using(path, act)
+
+
+def test_a_cancelled_writer_leaves_the_database_usable(path: Path) -> None:
+    async def add(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("INSERT INTO t VALUES (1)"))
+
+    async def act(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("CREATE TABLE t (x)"))
+        for turns in range(12):
+            task = asyncio.create_task(add(database))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        await add(database)
+        await database.check()
+
+    using(path, act)
+
+
+def test_a_full_disk_has_a_name(path: Path) -> None:
+    async def act(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("PRAGMA max_page_count = 1"))
+            await session.execute(text("CREATE TABLE t (x)"))
+
+    with pytest.raises(DiskFull):
+        using(path, act)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda data: data[:100],
+        lambda data: data[:5000],
+        lambda data: bytes(100) + data[100:],
+        lambda data: data[:100] + bytes(4000) + data[4100:],
+        lambda data: random.Random(1).randbytes(len(data)),
+        lambda _: b"hello\n",
+    ],
+)
+def test_a_damaged_file_is_refused(path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(damage(path.read_bytes()))
+    refused(path, "damaged", "restore a backup")
+
+
+def test_another_database_and_a_future_one_are_refused(path: Path) -> None:
+    query(path, "UPDATE alembic_version SET version_num = '0999'")
+    refused(path, "schema 0999", migrations.HEAD)
+    query(path, "DROP TABLE alembic_version")
+    refused(path, "not a database of BitingLip")
+
+
+@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
+def test_a_link_is_refused(path: Path, tmp_path: Path, end: str) -> None:
+    link = path.with_name(path.name + end)
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DatabaseError, match="link"):
+        using(path, nothing)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_log_without_its_database_is_not_replayed_into_a_new_one(path: Path) -> None:
+    path.rename(path.with_name(path.name + "-wal"))
+    with pytest.raises(DatabaseError, match="is missing but"):
+        using(path, nothing)
+    assert not path.exists()
+
+
+def test_a_folder_that_is_missing_is_one_clear_message(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="No such file"):
+        using(tmp_path / "missing" / "bitinglip.db", nothing)
+
+
+def test_the_migrations_make_just_what_the_tables_say(tmp_path: Path, path: Path) -> None:
+    grown = tmp_path / "grown.db"
+    upgrade(grown)
+    options = {"compare_type": True, "compare_server_default": True, "render_as_batch": True}
+    for file in (grown, path):
+        url = URL.create("sqlite", database=str(file))
+        with create_engine(url, poolclass=NullPool).connect() as connection:
+            context = MigrationContext.configure(connection, opts=options)
+            assert compare_metadata(context, Table.metadata) == []
+    shape = "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY name"
+    assert query(grown, shape) == query(path, shape)
+    assert query(grown, "SELECT * FROM alembic_version") == [(migrations.HEAD,)]
+
+
+def test_an_older_schema_is_backed_up_and_migrated(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query(path, "DROP TABLE api_keys")
+    query(path, "UPDATE alembic_version SET version_num = '0000'")
+    query(path, "CREATE TABLE old AS SELECT 1 AS x")
+    monkeypatch.setattr(files, "VERSIONS", ["0000", *migrations.VERSIONS])
+    monkeypatch.setattr("bitinglip.db.migrations.upgrade.upgrade", _from_nothing)
+    using(path, nothing)
+    saved = path.with_name(f"{path.name}.before-{migrations.HEAD}")
+    assert query(saved, "SELECT version_num, x FROM alembic_version, old") == [("0000", 1)]
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    assert query(path, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
+    assert query(path, "SELECT count(*) FROM api_keys") == [(0,)]
+
+
+def _from_nothing(path: Path) -> None:
+    """There is no version before the first, so we begin before it."""
+    query(path, "DELETE FROM alembic_version")
+    upgrade(path)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "x.db"
+    query(file, "CREATE TABLE api_keys_rest AS SELECT 1 AS x")
+    query(file, "CREATE TABLE api_keys AS SELECT 1 AS x")  # in the way of 0001
+    with pytest.raises(exc.OperationalError, match="already exists"):
+        upgrade(file)
+    tables = query(file, "SELECT name FROM sqlite_master ORDER BY name")
+    assert tables == [("api_keys",), ("api_keys_rest",)]
+
+
+def test_alembic_stays_out_of_an_ordinary_start(path: Path) -> None:
+    subprocess.run([sys.executable, "-c", START, str(path)], check=True, timeout=30)
+
+
+def test_what_was_acknowledged_survives_a_power_cut(path: Path, tmp_path: Path) -> None:
+    """A stopped process is a cut at a random instant: its files are what a new start finds."""
+    answers = tmp_path / "answers"
+    with (
+        answers.open("w") as output,
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=output) as process,
+    ):
+        try:
+            while not answers.stat().st_size:
+                time.sleep(0.02)
+            for cut in range(6):
+                time.sleep(random.uniform(0.02, 0.3))
+                os.kill(process.pid, signal.SIGSTOP)
+                shutil.copytree(path.parent, tmp_path / f"cut{cut}")
+                acknowledged = set(answers.read_text().rpartition("\n")[0].split())
+                os.kill(process.pid, signal.SIGCONT)
+                assert acknowledged <= _ids(tmp_path / f"cut{cut}" / path.name)
+        finally:
+            process.kill()
+    assert len(acknowledged) > 10
+
+
+def _ids(path: Path) -> set[str]:
+    found: set[str] = set()
+
+    async def act(database: Database) -> None:
+        async with database.read() as session:
+            found.update(await session.scalars(select(Table.metadata.tables["api_keys"].c.id)))
+            assert (await session.execute(text("PRAGMA integrity_check"))).scalar() == "ok"
+
+    using(path, act)
+    return found

@@ -1,0 +1,147 @@
+"""The home folder: private, whole, and one server's at a time."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitinglip.home import Home, HomeError, HomeInUse, HomeLock, replace_private, resolve_home
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from bitinglip.home import Home, HomeInUse, HomeLock
+try:
+    with HomeLock(Home(Path(sys.argv[1]))):
+        print("held", flush=True)
+        sys.stdin.read()
+except HomeInUse as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "home")
+    home.create()
+    return home
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def holder(home: Home) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(home.root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def said(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_which_home() -> None:
+    assert resolve_home(Path("/a"), {"BITINGLIP_HOME": "/b"}) == Path("/a")
+    assert resolve_home(None, {"BITINGLIP_HOME": "/b"}) == Path("/b")
+    assert resolve_home(None, {"BITINGLIP_HOME": ""}) == Path.home() / ".bitinglip"
+    assert resolve_home(Path("x"), {}).is_absolute()
+
+
+def test_everything_is_private(home: Home) -> None:
+    home.secret("x")
+    replace_private(home.admin_key, b"key\n")
+    assert [mode(path) for path in (home.root, home.models, home.files)] == [0o700] * 3
+    assert [mode(path) for path in (home.secret_key, home.admin_key)] == [0o600] * 2
+
+
+def test_a_loose_folder_of_ours_is_closed_and_a_shared_one_is_not_touched(home: Home) -> None:
+    home.root.chmod(0o777)
+    home.create()
+    assert mode(home.root) == 0o700
+    (home.root / "thesis.txt").touch()
+    home.root.chmod(0o755)
+    home.create()
+    assert mode(home.root) == 0o755
+    home.root.chmod(0o777)
+    with pytest.raises(HomeError, match="chmod 700"):
+        home.create()
+
+
+def test_the_secret_stays_and_each_purpose_has_its_own(home: Home) -> None:
+    first = home.secret("keys")
+    assert len(home.secret_key.read_bytes()) == 32
+    assert Home(home.root).secret("keys") == first
+    assert home.secret("tokens") != first
+    assert first != home.secret_key.read_bytes()
+    assert {path.name for path in home.root.iterdir()} == {"models", "files", "secret.key"}
+
+
+def test_a_secret_that_cannot_be_trusted_is_refused(home: Home) -> None:
+    home.secret_key.write_bytes(b"")
+    home.secret_key.chmod(0o600)
+    with pytest.raises(HomeError, match="too short"):
+        home.secret("keys")
+    home.secret_key.chmod(0o644)
+    with pytest.raises(HomeError, match="chmod 600"):
+        home.secret("keys")
+    home.secret_key.rename(home.root / "moved")
+    for target in (home.root / "moved", home.root / "nowhere"):
+        home.secret_key.unlink(missing_ok=True)
+        home.secret_key.symlink_to(target)
+        with pytest.raises(HomeError, match=r"secret\.key"):
+            home.secret("keys")
+
+
+def test_replacing_does_not_follow_a_link(home: Home, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    home.admin_key.symlink_to(victim)
+    replace_private(home.admin_key, b"key")
+    assert victim.read_text() == "mine"
+    assert not home.admin_key.is_symlink()
+
+
+def test_of_eight_starts_one_wins_and_a_kill_frees_the_home(home: Home) -> None:
+    processes = [holder(home) for _ in range(8)]
+    try:
+        words = {process.pid: said(process) for process in processes}
+        (winner,) = [pid for pid, word in words.items() if word == "held"]
+        assert {word for pid, word in words.items() if pid != winner} == {
+            f"{home.root} is in use by pid {winner}"
+        }
+        os.kill(winner, signal.SIGKILL)
+        next(process for process in processes if process.pid == winner).wait()
+        with HomeLock(home):
+            assert home.lock.read_text() == f"{os.getpid()}\n"
+    finally:
+        for process in processes:
+            process.communicate()
+
+
+def test_a_held_home_is_refused_within_one_process_too(home: Home) -> None:
+    with HomeLock(home), pytest.raises(HomeInUse, match=f"pid {os.getpid()}"):
+        HomeLock(home).acquire()
+    with HomeLock(home):
+        pass
+
+
+def test_server_json_counts_only_while_the_lock_is_held(home: Home) -> None:
+    assert home.read_server_json() is None
+    with HomeLock(home):
+        assert home.read_server_json() is None
+        home.write_server_json("http://127.0.0.1:1", 7)
+        assert home.read_server_json() == {"url": "http://127.0.0.1:1", "pid": 7}
+        assert mode(home.server_json) == 0o600
+    assert home.server_json.exists()
+    assert home.read_server_json() is None
+    home.remove_server_json()
+    home.remove_server_json()

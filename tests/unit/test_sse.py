@@ -1,0 +1,192 @@
+"""The bytes of streams, view by view."""
+
+import json
+from typing import Any
+
+import pytest
+
+from bitinglip.results.streams import DONE, chunks, sse
+from bitinglip.scheduling.inbox import Inbox, Loading, Queued
+from bitinglip.scheduling.job import TextJob
+from bitinglip.wire.native import NativeView
+from bitinglip.wire.openai_views import ChatView, CompletionView
+from workers import protocol
+
+LOGPROB = protocol.TokenLogprob(token="hé", id=5, logprob=-0.5, top=(("a", 6, -1.0),))
+
+
+def inbox(**sampling: Any) -> Inbox:
+    return Inbox(
+        TextJob(
+            model="m",
+            key_id="k",
+            prompt="p",
+            stream=True,
+            id="task-1",
+            sampling=protocol.Sampling(max_tokens=5, **sampling),
+        )
+    )
+
+
+def done(**more: Any) -> protocol.Done:
+    return protocol.Done(
+        id="task-1",
+        text="a b",
+        finish_reason="stop",
+        prompt_tokens=3,
+        completion_tokens=2,
+        **more,
+    )
+
+
+def token(text: str, **more: Any) -> protocol.Token:
+    return protocol.Token(id="task-1", text=text, index=0, **more)
+
+
+def events(data: bytes) -> list[tuple[str, Any]]:
+    """What an SSE client sees."""
+    seen = []
+    for block in data.decode().split("\n\n")[:-1]:
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        body = fields["data"]
+        seen.append((fields.get("event", ""), body if body == "[DONE]" else json.loads(body)))
+    return seen
+
+
+def test_an_event_is_one_data_line() -> None:
+    assert sse(b"{}") == b"data: {}\n\n"
+    assert sse(b"{}", "token") == b"event: token\ndata: {}\n\n"
+
+
+def test_native_events() -> None:
+    box = inbox()
+    view = NativeView(box, "r-1")
+    data = b""
+    for event in [
+        Queued(2, 1.5),
+        Loading(0.5),
+        protocol.Started(id="task-1", prompt_tokens=3),
+        token("a\nb"),
+        done(),
+    ]:
+        box.put(event)
+        data += view.render(event)
+    seen = events(data)
+    assert [name for name, _ in seen] == ["queued", "loading", "started", "token", "completed"]
+    assert seen[0][1] == {"position": 2, "eta": 1.5}
+    assert seen[1][1] == {"progress": 0.5}
+    assert seen[3][1] == {"text": "a\nb", "index": 0}
+    answer = seen[4][1]
+    assert answer["status"] == "completed"
+    assert answer["result"] == {"text": "a b", "finish_reason": "stop"}
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert answer["created_at"].endswith("Z")
+
+
+def test_native_logprobs() -> None:
+    view = NativeView(inbox(logprobs=1), "r-1")
+    expected = {
+        "token": "hé",
+        "id": 5,
+        "logprob": -0.5,
+        "top": [{"token": "a", "id": 6, "logprob": -1.0}],
+    }
+    assert events(view.render(token("x", logprobs=(LOGPROB,))))[0][1]["logprobs"] == [expected]
+    assert json.loads(view.whole(done(logprobs=(LOGPROB,))))["result"]["logprobs"] == [expected]
+
+
+def test_native_ends() -> None:
+    view = NativeView(inbox(), "r-1")
+    failed = protocol.Failed(id="task-1", code="OUT_OF_MEMORY", message="no")
+    [(name, body)] = events(view.render(failed))
+    assert name == "failed"
+    assert body["error"]["code"] == "OUT_OF_MEMORY"
+    assert body["error"]["request_id"] == "r-1"
+    [(name, body)] = events(view.render(protocol.Cancelled(id="task-1")))
+    assert (name, body["status"]) == ("cancelled", "cancelled")
+
+
+def test_chat_chunks() -> None:
+    view = ChatView(inbox(), "r-1")
+    assert view.render(Queued(1)) == b""
+    assert view.render(protocol.Started(id="task-1")) == b""
+    data = view.render(token("a")) + view.render(token(" b")) + view.render(done())
+    assert data.endswith(DONE)
+    bodies = [body for _, body in events(data)][:-1]
+    choices = [body["choices"][0] for body in bodies]
+    assert [choice["delta"] for choice in choices] == [
+        {"role": "assistant", "content": ""},
+        {"content": "a"},
+        {"content": " b"},
+        {},
+    ]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, None, "stop"]
+    assert {body["object"] for body in bodies} == {"chat.completion.chunk"}
+    assert len({body["id"] for body in bodies}) == 1
+    assert "usage" not in bodies[0]
+
+
+def test_chat_usage_chunk() -> None:
+    view = ChatView(inbox(), "r-1", include_usage=True)
+    bodies = [body for _, body in events(view.render(token("a")) + view.render(done()))]
+    assert bodies[-1] == "[DONE]"
+    assert bodies[-2]["choices"] == []
+    assert bodies[-2]["usage"]["total_tokens"] == 5
+    assert all(body["usage"] is None for body in bodies[:-2])
+
+
+def test_a_failed_openai_stream_has_no_done() -> None:
+    view = ChatView(inbox(), "r-1")
+    data = view.render(token("a"))
+    data += view.render(protocol.Failed(id="task-1", code="WORKER_CRASHED", message="no"))
+    assert DONE not in data
+    assert events(data)[-1][1]["error"]["code"] == "WORKER_CRASHED"
+
+
+def test_chat_whole() -> None:
+    view = ChatView(inbox(logprobs=1), "r-1")
+    body = json.loads(view.whole(done(logprobs=(LOGPROB,))))
+    choice = body["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "a b", "refusal": None}
+    [logprob] = choice["logprobs"]["content"]
+    assert logprob["bytes"] == [104, 195, 169]
+    assert logprob["top_logprobs"] == [{"token": "a", "logprob": -1.0, "bytes": [97]}]
+
+
+def test_completions() -> None:
+    view = CompletionView(inbox(logprobs=1), "r-1")
+    data = view.render(token("hé", logprobs=(LOGPROB,)))
+    data += view.render(token("hé", logprobs=(LOGPROB,))) + view.render(done())
+    bodies = [body for _, body in events(data)][:-1]
+    assert [body["choices"][0]["text"] for body in bodies] == ["hé", "hé", ""]
+    assert bodies[1]["choices"][0]["logprobs"] == {
+        "tokens": ["hé"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"a": -1.0}],
+        "text_offset": [2],
+    }
+    whole = json.loads(CompletionView(inbox(), "r-1").whole(done()))
+    assert whole["object"] == "text_completion"
+    assert whole["choices"][0]["text"] == "a b"
+    assert whole["choices"][0]["logprobs"] is None
+
+
+async def collect(box: Inbox) -> list[tuple[bytes, bool]]:
+    return [chunk async for chunk in chunks(box, ChatView(box, "r-1"))]
+
+
+def test_events_that_came_together_are_written_together() -> None:
+    import asyncio
+
+    box = inbox()
+    for event in [Queued(1), token("a"), token(" b"), done()]:
+        box.put(event)
+    [(data, last)] = asyncio.run(collect(box))
+    assert last
+    assert data.count(b"data: ") == 5
+
+
+@pytest.mark.parametrize("text", ["\u2028", "\r\n", "\n\nevent: x", "\0"])
+def test_text_cannot_end_an_event(text: str) -> None:
+    [(_, body)] = events(NativeView(inbox(), "r-1").render(token(text)))
+    assert body["text"] == text

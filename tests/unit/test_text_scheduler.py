@@ -1,0 +1,144 @@
+"""Blocks and plans: pure bookkeeping, so every rule can be held by random play."""
+
+import random
+
+import pytest
+
+from workers.engines.text.blocks import NULL_BLOCK, BlockAllocator, NoFreeBlocks
+from workers.engines.text.scheduler import Plan, Scheduler, Sequence
+
+
+def books_add_up(allocator: BlockAllocator) -> bool:
+    books = allocator.books()
+    return books["free"] + books["used"] == books["total"]
+
+
+def test_blocks_are_handed_out_once_and_come_back() -> None:
+    allocator = BlockAllocator(4, 16)
+    first = allocator.allocate(3)
+    assert len(set(first)) == 3
+    assert NULL_BLOCK not in first
+    with pytest.raises(NoFreeBlocks):
+        allocator.allocate(2)
+    assert allocator.books() == {"free": 1, "used": 3, "total": 4}
+    allocator.release(first)
+    assert allocator.books() == {"free": 4, "used": 0, "total": 4}
+    with pytest.raises(ValueError, match="not in use"):
+        allocator.release(first)
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (16, 1), (17, 2)])
+def test_tokens_take_whole_blocks(tokens: int, blocks: int) -> None:
+    assert BlockAllocator(1, 16).blocks_for(tokens) == blocks
+
+
+def make(
+    blocks: int = 64, *, rows: int = 8, step_tokens: int = 16, margin: float = 0.05
+) -> tuple[Scheduler, BlockAllocator]:
+    allocator = BlockAllocator(blocks, 4)
+    scheduler = Scheduler(allocator, max_rows=rows, step_tokens=step_tokens, margin=margin)
+    return scheduler, allocator
+
+
+def sequence(name: str, length: int) -> Sequence:
+    return Sequence(name, list(range(length)), length)
+
+
+def run(scheduler: Scheduler) -> Plan:
+    """One step in which every chunk that samples gets the token 7."""
+    plan = scheduler.schedule()
+    scheduler.commit(plan)
+    for chunk in plan.chunks:
+        if chunk.samples:
+            chunk.sequence.tokens.append(7)
+    return plan
+
+
+def test_a_long_prompt_is_cut_to_the_budget_and_samples_at_its_end() -> None:
+    scheduler, _ = make()
+    scheduler.add(sequence("a", 40))
+    plans = [run(scheduler) for _ in range(4)]
+    pieces = [(c.start, c.end, c.samples) for plan in plans for c in plan.chunks]
+    assert pieces == [(0, 16, False), (16, 32, False), (32, 40, True), (40, 41, True)]
+    assert [len(plan.started) for plan in plans] == [1, 0, 0, 0]
+
+
+def test_decodes_come_first_and_prompts_fill_the_rest() -> None:
+    scheduler, _ = make()
+    scheduler.add(sequence("a", 4))
+    run(scheduler)
+    scheduler.add(sequence("b", 40))
+    plan = run(scheduler)
+    assert [c.sequence.id for c in plan.decodes] == ["a"]
+    assert [(c.sequence.id, c.end - c.start) for c in plan.prefills] == [("b", 15)]
+
+
+def test_no_more_rows_than_allowed_run_at_once() -> None:
+    scheduler, _ = make(rows=2)
+    for name in "abc":
+        scheduler.add(sequence(name, 2))
+    plan = run(scheduler)
+    assert [c.sequence.id for c in plan.chunks] == ["a", "b"]
+    scheduler.remove(plan.chunks[0].sequence)
+    assert [c.sequence.id for c in run(scheduler).prefills] == ["c"]
+
+
+def test_a_margin_stays_free_when_a_prompt_is_admitted_beside_others() -> None:
+    scheduler, _ = make(blocks=10, step_tokens=64, margin=0.2)
+    scheduler.add(sequence("a", 20))  # 5 of 10 blocks
+    scheduler.add(sequence("b", 16))  # 4 more would leave 1, the margin is 2
+    assert [c.sequence.id for c in run(scheduler).chunks] == ["a"]
+
+
+def test_under_pressure_the_youngest_is_reset_and_later_computed_again() -> None:
+    scheduler, allocator = make(blocks=4, step_tokens=32, margin=0.0)
+    old, young = sequence("old", 8), sequence("young", 7)
+    scheduler.add(old)
+    scheduler.add(young)
+    run(scheduler)
+    plan = run(scheduler)
+    assert plan.reset == [young]
+    assert [c.sequence.id for c in plan.chunks] == ["old"]
+    assert young.blocks == []
+    scheduler.remove(old)
+    again = run(scheduler).prefills[0]
+    assert (again.sequence, again.start, again.end) == (young, 0, 8)
+    assert again.samples
+    assert books_add_up(allocator)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_play_always_ends_within_budget_and_with_the_books_right(seed: int) -> None:
+    chance = random.Random(seed)
+    blocks = chance.randint(8, 20)
+    scheduler, allocator = make(
+        blocks, rows=chance.randint(1, 6), step_tokens=chance.randint(6, 20)
+    )
+    left = {}
+    for number in range(25):
+        length = chance.randint(1, 3 * blocks)
+        one = sequence(f"s{number}", length)
+        left[one.id] = (one, length + chance.randint(1, blocks * 4 - length))
+        scheduler.add(one)
+    for _ in range(20_000):
+        if not left:
+            break
+        plan = run(scheduler)
+        assert plan.chunks, "somebody can always go on"
+        check_plan(plan, allocator)
+        for chunk in plan.chunks:
+            one = chunk.sequence
+            if len(one.tokens) > left[one.id][1] or chance.random() < 0.01:
+                del left[one.id]
+                scheduler.remove(one)
+    assert not left
+    assert allocator.used_count == scheduler.running_count == scheduler.waiting_count == 0
+
+
+def check_plan(plan: Plan, allocator: BlockAllocator) -> None:
+    assert books_add_up(allocator)
+    assert len({c.sequence.id for c in plan.chunks}) == len(plan.chunks)
+    held = [block for c in plan.chunks for block in c.sequence.blocks]
+    assert len(set(held)) == len(held), "no block has two owners"
+    for chunk in plan.chunks:
+        assert len(chunk.sequence.blocks) * allocator.block_size >= chunk.end
