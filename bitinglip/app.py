@@ -10,7 +10,7 @@ import structlog
 from fastapi import FastAPI
 
 from bitinglip import __version__, api
-from bitinglip.access.keys import KeyRing
+from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.api.deps import Services
 from bitinglip.db.database import Database
 from bitinglip.home import Home
@@ -69,7 +69,7 @@ async def _open(
 ) -> tuple[Services, str | None]:
     db = await Database.open(home.database)
     stack.push_async_callback(db.close)
-    keys = await KeyRing.open(db, home.secret("api keys"))
+    keys = await KeyRing.open(db, home.secret(PEPPER))
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(keys.flush_last_used)
     metrics = Metrics()

@@ -16,6 +16,8 @@ from bitinglip.layers import check_bind
 from bitinglip.settings import Settings
 from bitinglip.telemetry import logs
 
+#: where a server that listens on every address can be reached from its own machine
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 EXIT_FATAL = 70  #: a part of the server died; service managers restart on it
 EXIT_FORCED = 130  #: a second signal stopped it before it had drained
 
@@ -70,12 +72,14 @@ class _Runner(uvicorn.Server):
         self._exit_code = 0
         scheme = "https" if settings.server.tls_cert else "http"
         host, port = sock.getsockname()[:2]
+        host = _WILDCARDS.get(host, host)
         self._url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         app = build(settings, home, on_open=self._opened, on_fatal=self._fatal)
         super().__init__(
             uvicorn.Config(
                 app,
                 log_config=None,
+                log_level="warning",
                 access_log=False,
                 server_header=False,
                 date_header=True,

@@ -127,12 +127,12 @@ def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
     from bitinglip.home import HomeLock
 
     async def run() -> T:
-        from bitinglip.access.keys import KeyRing
+        from bitinglip.access.keys import PEPPER, KeyRing
         from bitinglip.db.database import Database
 
         db = await Database.open(home.database)
         try:
-            return await work(await KeyRing.open(db, home.secret("api keys")))
+            return await work(await KeyRing.open(db, home.secret(PEPPER)))
         finally:
             await db.close()
 

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from model_store.errors import NameTaken
 from model_store.kinds import FAKE
 from model_store.manifest import Manifest
 from model_store.store import FILES, ModelStore
@@ -34,7 +36,8 @@ def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> l
     for name in names:
         if name not in store.names():
             description, make = DEMOS[name]
-            with store.draft() as folder:
+            # Taken: another process was quicker.
+            with suppress(NameTaken), store.draft() as folder:
                 make(folder / FILES)
                 made.append(store.finish(folder, name, source="demo", description=description))
     return made

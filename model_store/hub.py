@@ -3,10 +3,13 @@
 Its client tells what is there; the bytes come through transfer.py, which resumes and verifies.
 """
 
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,15 +23,20 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from model_store.errors import BadName, DownloadError, NoSpace
+from model_store.disk import bring, check_room
+from model_store.errors import BadName, DownloadError
+from model_store.inspection import components, inspect_texts
+from model_store.kinds import read_json
 from model_store.manifest import Manifest
 from model_store.names import check_files, check_name, check_revision
 from model_store.progress import Counter, Progress
-from model_store.selection import select
+from model_store.selection import INDEX, WEIGHTS, select
 from model_store.store import FILES, ModelStore
-from model_store.transfer import FLOOR_BYTES, Fetcher, Wanted
+from model_store.transfer import Fetcher, Wanted
 
-_TIMEOUT = httpx.Timeout(30, connect=10)
+_PAUSES = (0.5, 1.0, 2.0)
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
+_TIMEOUT = httpx.Timeout(15, connect=10)
 _TOKEN_HINT = "set HF_TOKEN, or hub.token_file in the settings"
 
 
@@ -37,7 +45,7 @@ class HubOptions:
     """Which hub, and as whom. The token goes to that hub's own host and nowhere else."""
 
     endpoint: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     offline: bool = False
 
 
@@ -67,70 +75,100 @@ def pull(
     store.check_free(name or repo)
     if hub.offline:
         raise DownloadError("The settings say hub.offline, so nothing is asked of the hub.")
-    with _translated(repo, revision):
-        info = _api(hub).model_info(repo, revision=revision, files_metadata=True)
-    if info.gated and hub.token is None:
-        raise DownloadError(f"{repo} is gated and needs a token with access: {_TOKEN_HINT}.")
-    wanted = _plan(info, repo, hub, include)
-    _check_space(store, wanted)
-    counter = Counter(progress, sum(file.size for file in wanted), len(wanted))
-    blobs = store.partial / "blobs"
-    blobs.mkdir(exist_ok=True)
-    with _client() as client, store.draft() as folder:
-        fetcher = Fetcher(client, blobs, counter, cancelled, token=hub.token)
-        fetched = {file.path: fetcher.fetch(file) for file in wanted}
-        for path, blob in fetched.items():
-            target = folder / FILES / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            blob.replace(target)
-        return store.finish(folder, name or repo, source=f"hub:{repo}", revision=info.sha)
-
-
-def _api(hub: HubOptions) -> HfApi:
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-    return HfApi(endpoint=hub.endpoint, token=hub.token or False)
+    sha, files = _listing(repo, revision, hub)
+    with store.pulling(repo) as blobs, _client() as client:
+        fetcher = Fetcher(client, blobs, cancelled, token=hub.token)
+        wanted = _choose(files, include, fetcher)
+        missing = sum({file.key: file.size - _there(blobs, file) for file in wanted}.values())
+        check_room(blobs, missing)
+        counter = Counter(progress, sum(file.size for file in wanted), len(wanted))
+        with store.draft() as folder:
+            known = _fill(folder / FILES, wanted, fetcher, counter)
+            source = f"hub:{repo}"
+            manifest = store.finish(folder, name or repo, source=source, revision=sha, known=known)
+        shutil.rmtree(blobs)  # only now: until the model is in its place, a crash loses nothing
+    return manifest
 
 
 def _client() -> httpx.Client:
     return httpx.Client(timeout=_TIMEOUT, follow_redirects=True, max_redirects=5)
 
 
-def _plan(info: Any, repo: str, hub: HubOptions, include: Sequence[str]) -> list[Wanted]:
-    """What to fetch of a listing that is not trusted."""
-    files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    check_files(list(files))
-    chosen = select({path: file.size or 0 for path, file in files.items()}, include)
-    return [_wanted(files[path], repo, str(info.sha), hub) for path in chosen]
-
-
-def _wanted(file: Any, repo: str, sha: str, hub: HubOptions) -> Wanted:
-    if file.size is None or not (file.lfs or file.blob_id):
-        raise DownloadError(f"The hub tells no size or hash of {file.rfilename}.")
-    return Wanted(
-        path=file.rfilename,
-        url=hf_hub_url(repo, file.rfilename, revision=sha, endpoint=hub.endpoint),
-        size=file.lfs.size if file.lfs else file.size,
-        sha256=file.lfs.sha256 if file.lfs else None,
-        git_sha1=None if file.lfs else file.blob_id,
-    )
-
-
-def _check_space(store: ModelStore, wanted: list[Wanted]) -> None:
-    missing = sum(file.size for file in wanted)
-    blobs = store.partial / "blobs"
-    for file in wanted:
-        for there in (blobs / file.key, blobs / f"{file.key}.part"):
-            missing -= there.stat().st_size if there.exists() else 0
-    free = shutil.disk_usage(store.partial).free - FLOOR_BYTES
-    if missing > free:
-        raise NoSpace(
-            f"This pull needs {missing / 1e9:.1f} GB more; {max(free, 0) / 1e9:.1f} GB are free. "
-            "Remove a model, or move the home."
+def _listing(repo: str, revision: str | None, hub: HubOptions) -> tuple[str, dict[str, Wanted]]:
+    """The commit and its files, of an answer that is not trusted."""
+    with _translated(repo, revision, hub):
+        constants.HF_HUB_DISABLE_TELEMETRY = True
+        endpoint = hub.endpoint.rstrip("/") if hub.endpoint else None
+        api = HfApi(endpoint=endpoint, token=hub.token or False)
+        info = _patiently(
+            lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=10)
         )
+    if info.gated and hub.token is None:
+        raise DownloadError(f"{repo} is gated and needs a token with access: {_TOKEN_HINT}.")
+    sha = str(info.sha)
+    if not _HASH.fullmatch(sha):
+        raise DownloadError(f"The hub tells no commit of {repo}.")
+    siblings = list(info.siblings or ())
+    check_files([sibling.rfilename for sibling in siblings])
+    return sha, {file.rfilename: _wanted(file, repo, sha, api.endpoint) for file in siblings}
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """What the client answers, asked again when the hub was only busy."""
+    for pause in _PAUSES:
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (429, 500, 502, 503, 504):
+                raise
+            time.sleep(pause)
+    return ask()
+
+
+def _wanted(file: Any, repo: str, sha: str, endpoint: str) -> Wanted:
+    size = file.lfs.size if file.lfs else file.size
+    sha256 = file.lfs.sha256 if file.lfs else None
+    git_sha1 = None if file.lfs else file.blob_id
+    # The hash names a file of ours: it must be one, and nothing that leads elsewhere.
+    if not isinstance(size, int) or size < 0 or not _HASH.fullmatch(str(sha256 or git_sha1)):
+        raise DownloadError(f"The hub tells no size or hash of {file.rfilename}.")
+    url = hf_hub_url(repo, file.rfilename, revision=sha, endpoint=endpoint)
+    return Wanted(path=file.rfilename, url=url, size=size, sha256=sha256, git_sha1=git_sha1)
+
+
+def _choose(files: dict[str, Wanted], include: Sequence[str], fetcher: Fetcher) -> list[Wanted]:
+    """What to fetch, texts before weights. A pipeline's own index says which folders it needs."""
+    parts = None
+    if INDEX in files and not include:
+        index, _ = fetcher.fetch(files[INDEX], Counter(None, 0, 0))
+        parts = components(read_json(index))
+    chosen = [files[path] for path in select(files, include, parts)]
+    return sorted(chosen, key=lambda file: (file.path.endswith(WEIGHTS), file.path))
+
+
+def _fill(folder: Path, wanted: list[Wanted], fetcher: Fetcher, counter: Counter) -> dict[str, str]:
+    """The files in place, and their SHA-256; what the texts forbid is refused before any weights
+    are fetched."""
+    digests: dict[str, str] = {}
+    looked = False
+    for file in wanted:
+        if file.path.endswith(WEIGHTS) and not looked:
+            inspect_texts(folder)
+            looked = True
+        blob, digests[file.path] = fetcher.fetch(file, counter)
+        bring(blob, folder / file.path)
+    return digests
+
+
+def _there(blobs: Path, file: Wanted) -> int:
+    for path in (blobs / file.key, blobs / f"{file.key}.part"):
+        if path.exists():
+            return path.stat().st_size
+    return 0
 
 
 @contextmanager
-def _translated(repo: str, revision: str | None) -> Iterator[None]:
+def _translated(repo: str, revision: str | None, hub: HubOptions) -> Iterator[None]:
     """The client's four families of errors, as ours. Gated first: it is a kind of 'not found'."""
     try:
         yield
@@ -139,8 +177,9 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
             f"{repo} is gated: ask for access on its page on the hub, then {_TOKEN_HINT}."
         ) from error
     except RepositoryNotFoundError as error:
+        hint = "your token may not see it" if hub.token else _TOKEN_HINT
         raise DownloadError(
-            f"The hub has no public repository {repo}; if it is private, {_TOKEN_HINT}."
+            f"The hub has no public repository {repo}; if it is private, {hint}."
         ) from error
     except RevisionNotFoundError as error:
         raise DownloadError(f"{repo} has no revision '{revision}'.") from error
@@ -150,7 +189,10 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
         raise BadName(f"'{repo}' is not the name of a repository.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "?"
-        hint = " The token is refused." if status == 401 else ""
+        refused = " The token is refused; public models need none."
+        hint = refused if status == 401 and hub.token else ""
         raise DownloadError(f"The hub answers with HTTP status {status}.{hint}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DownloadError("The hub's answer is not what a hub answers.") from error
     except Exception as error:
         raise DownloadError(f"The hub cannot be reached ({type(error).__name__}).") from error

@@ -4,15 +4,23 @@ Everything that can be told from files alone is told here, before any library op
 pickles, indices that point elsewhere, headers that lie, configs that claim more than the weights.
 """
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model_store.errors import BadFiles
 from model_store.headers import DTYPES, Tensor, read_header
-from model_store.kinds import FAKE, kind_of, read_json
-from model_store.names import check_file
+from model_store.kinds import (
+    FAKE,
+    architecture_of,
+    kind_of,
+    known_names,
+    read_any_json,
+    read_json,
+)
+from model_store.names import check_file, check_files
+from model_store.selection import INDEX, PICKLES, WEIGHTS, needed, one_set
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -21,7 +29,8 @@ _CONTEXT_FIELDS = (
     "max_sequence_length",
     "seq_length",
 )
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers")
+_CODE = "This model needs code of its own to run, which is never loaded."
 
 
 @dataclass
@@ -44,117 +53,157 @@ class Found:
 
 def inspect(folder: Path) -> Found:
     """Raises BadFiles when the folder is not a model that may be taken in."""
-    for path in folder.rglob("*.json"):
-        _refuse_code(read_json_or_list(path))
-    kind = kind_of(folder)
+    kind = inspect_texts(folder)
     if kind == "image":
         return _inspect_pipeline(folder)
     config = read_json(folder / "config.json")
     if config.get("model_type") == FAKE:
-        return Found(
-            "text",
-            "fake",
-            model_type=FAKE,
-            has_chat_template=True,
-            capabilities=("completion", "chat"),
-        )
+        chat = ("completion", "chat")
+        return Found("text", "fake", model_type=FAKE, has_chat_template=True, capabilities=chat)
     return _inspect_transformer(folder, kind, config)
 
 
-def read_json_or_list(path: Path) -> Any:
-    """Tokenizer files may hold lists; configs may not."""
-    try:
-        return read_json(path)
-    except BadFiles:
-        if path.name in ("config.json", "model_index.json", "generation_config.json"):
-            raise
-        return None
+def inspect_texts(folder: Path) -> str:
+    """The kind, where everything but the weights may be taken in. Raises BadFiles."""
+    for path in needed(model_files(folder)):
+        if path.endswith(".json") and _needs_code(read_any_json(folder / path)):
+            raise BadFiles(_CODE)
+    kind = kind_of(folder)
+    if kind == "image":
+        _check_index(folder)
+    return kind
 
 
-def _refuse_code(value: Any) -> None:
-    if isinstance(value, dict) and "auto_map" in value:
-        raise BadFiles("This model needs code of its own to run, which is never loaded.")
+def _needs_code(value: Any) -> bool:
+    """``auto_map`` in a config or in a config inside it; in a vocabulary it is but a word."""
+    if not isinstance(value, dict):
+        return False
+    inner = [value, *(part for part in value.values() if isinstance(part, dict))]
+    return any("auto_map" in part and not isinstance(part["auto_map"], int) for part in inner)
+
+
+def components(index: dict[str, Any]) -> list[str]:
+    """The folders that a pipeline's index names. Raises BadFiles where it names foreign code."""
+    found = []
+    known = {"diffusers", "transformers"} | known_names("pipeline modules")
+    for part, value in index.items():
+        if isinstance(value, list) and not part.startswith("_"):
+            library = value[0] if value else None
+            if library is None:
+                continue  # a component that this pipeline goes without
+            if not isinstance(library, str) or library not in known or "/" in check_file(part):
+                raise BadFiles(_CODE)
+            found.append(part)
+    return found
+
+
+def _check_index(folder: Path) -> None:
+    index = read_json(folder / INDEX)
+    name = index.get("_class_name")
+    if not isinstance(name, str):
+        raise BadFiles(_CODE)
+    if name not in known_names("image"):
+        raise BadFiles(f"The pipeline '{name[:80]}' does not make images from text.")
+    for part in components(index):
+        if not (folder / part).is_dir():
+            raise BadFiles(f"The pipeline's component {part[:80]} is missing.")
 
 
 def _inspect_pipeline(folder: Path) -> Found:
-    index = read_json(folder / "model_index.json")
-    name = index.get("_class_name")
-    parts = [value for key, value in index.items() if not key.startswith("_")]
-    lists = [value for value in parts if isinstance(value, list)]
-    libraries = {value[0] for value in lists if value}
-    if not isinstance(name, str) or not libraries <= {"diffusers", "transformers", None}:
-        raise BadFiles("This pipeline needs code of its own to run, which is never loaded.")
+    index = read_json(folder / INDEX)
     tensors: dict[str, Tensor] = {}
-    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        tensors |= {f"{part.name}/{key}": value for key, value in weights(part).items()}
+    for part in components(index):
+        found = weights(folder / part)
+        if (folder / part / "config.json").exists():  # of models only, not of tokenizers
+            if not found:
+                raise _no_weights(folder / part)
+            _check_layers(read_json(folder / part / "config.json"), found)
+        tensors |= {f"{part}/{name}": tensor for name, tensor in found.items()}
     if not tensors:
         raise BadFiles("There are no safetensors weights in this pipeline.")
-    return _with_weights(Found("image", "image", architecture=name), tensors)
+    return _with_weights(Found("image", "image", architecture=index["_class_name"]), tensors)
+
+
+def _no_weights(folder: Path) -> BadFiles:
+    pickled = any(path.suffix.lower() in PICKLES for path in folder.iterdir())
+    why = "its weights are pickles, which can run code" if pickled else "it has no weights"
+    return BadFiles(f"Only safetensors are taken, and {why}.")
 
 
 def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Found:
     tensors = weights(folder)
     if not tensors:
-        pickled = any(path.suffix in _PICKLES for path in folder.iterdir())
-        why = "its weights are pickles, which can run code" if pickled else "it has no weights"
-        raise BadFiles(f"Only safetensors are taken, and {why}.")
+        raise _no_weights(folder)
+    if kind != "embedding":  # those may use one layer many times
+        _check_layers(config, tensors)
     inner = config.get("text_config")
     text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
+    model_type = config.get("model_type")
     found = Found(
         kind,
         kind,
-        architecture=(config.get("architectures") or [None])[0],
-        model_type=config.get("model_type"),
+        architecture=architecture_of(config),
+        model_type=model_type if isinstance(model_type, str) else None,
         max_context=_number(text, *_CONTEXT_FIELDS),
         vocab_size=_number(text, "vocab_size"),
         has_chat_template=_has_template(folder),
     )
     if kind == "text":
-        _check_claims(text, tensors)
+        _check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)
         found.capabilities = ("completion", "chat") if found.has_chat_template else ("completion",)
     return _with_weights(found, tensors)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of one component's safetensors, its index obeyed and checked."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = _indexed(folder, indices[0]) if indices else sorted(folder.glob("*.safetensors"))
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= read_header(file)
-    if indices:
-        missing = set(read_json(indices[0])["weight_map"]) - set(tensors)
-        if missing:
-            raise BadFiles(
-                f"The index names tensors that no shard holds, {min(missing)[:80]} first."
-            )
-    return tensors
+    """The tensors that a library would load from one folder, its index obeyed and checked."""
+    index, names = one_set(path.name for path in folder.iterdir())
+    if index is None:
+        if any("-of-" in name for name in names):
+            raise BadFiles("The weights are in shards, and their index is missing.")
+        return {key: t for name in names for key, t in read_header(folder / name).items()}
+    listed = _indexed(folder, folder / index)
+    shards = {name: read_header(folder / name) for name in sorted(set(listed.values()))}
+    missing = [tensor for tensor, name in listed.items() if tensor not in shards[name]]
+    if missing:
+        raise BadFiles(
+            f"The index names tensors that their shards do not hold, {min(missing)[:80]} first."
+        )
+    return {key: tensor for shard in shards.values() for key, tensor in shard.items()}
 
 
-def _indexed(folder: Path, index: Path) -> list[Path]:
-    """The shards that an index names: plain names, in this folder, and there."""
+def _indexed(folder: Path, index: Path) -> dict[str, str]:
+    """Tensor to shard: plain names, in this folder, and there."""
     listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+    named = isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())
+    if not isinstance(listed, dict) or not listed or not named:
         raise BadFiles(f"{index.name} has no weight_map.")
-    names = sorted(set(listed.values()))
-    for name in names:
-        check_file(name)
-        if "/" in name or not name.endswith(".safetensors"):
+    for name in sorted(set(listed.values())):
+        if "/" in check_file(name) or not name.endswith(WEIGHTS):
             raise BadFiles(f"{index.name} points out of its folder, or to a pickle.")
         if not (folder / name).is_file():
             raise BadFiles(f"The shard {name} is missing.")
-    return [folder / name for name in names]
+    return listed
 
 
-def _check_claims(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _check_layers(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """A config larger than its weights would have the library build modules for minutes."""
-    layers = _number(config, "num_hidden_layers", "n_layer", "num_layers")
-    found = {part for name in tensors for part in name.split(".") if part.isdigit()}
-    if layers is not None and layers > len(found):
-        raise BadFiles(f"The config claims {layers} layers; the weights hold {len(found)}.")
+    stacks: dict[str, set[str]] = {}
+    for name in tensors:
+        number = re.search(r"(?:^|\.)(\d+)\.", name)
+        if number:
+            stacks.setdefault(name[: number.start()], set()).add(number[1])
+    most = max(map(len, stacks.values()), default=0)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for field_name in _LAYER_FIELDS:
+            claimed = _number(part, field_name)
+            if claimed is not None and claimed > most:
+                raise BadFiles(f"The config claims {claimed} layers; the weights hold {most}.")
+
+
+def _check_widths(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
-    for name in ("vocab_size", "hidden_size", "n_embd"):
+    for name in ("vocab_size", "hidden_size", "n_embd", "intermediate_size", "n_inner"):
         claimed = _number(config, name)
         if claimed is not None and claimed > largest:
             raise BadFiles(f"The config claims a {name} of {claimed}; no tensor is that large.")
@@ -198,11 +247,17 @@ def _with_weights(found: Found, tensors: dict[str, Tensor]) -> Found:
     return found
 
 
-def model_files(folder: Path) -> Iterator[str]:
-    """The files that belong to a model, by path inside the folder: never code, never pickles."""
+def model_files(folder: Path) -> list[str]:
+    """The files in a folder, by path inside it; hidden ones belong to tools. Raises BadFiles."""
+    found = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if any(part.startswith(".") for part in inside.parts) or path.is_dir():
+        if any(part.startswith(".") for part in inside.parts):
             continue
-        if path.suffix != ".py" and path.suffix not in _PICKLES:
-            yield check_file(str(inside))
+        if path.is_dir():
+            if path.is_symlink():
+                raise BadFiles("There is a link to a folder; only files may be links.")
+        else:
+            found.append(str(inside))
+    check_files(found)
+    return found

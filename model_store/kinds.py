@@ -1,7 +1,7 @@
 """What a repository is, from its files' names and their JSON; nothing is imported or run.
 
-``architectures.json`` holds the own names of transformers and diffusers; ``python -m model_store.kinds``
-writes it anew from the installed versions.
+``architectures.json`` holds the names that transformers and diffusers know;
+``python -m model_store.kinds`` writes it anew from the installed versions.
 """
 
 import json
@@ -36,6 +36,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_any_json(path: Path) -> Any:
     """Raises BadFiles when the file does not read as JSON."""
+    if not path.is_file():
+        raise BadFiles(f"{path.name} is missing.")
     if path.stat().st_size > _MOST_JSON_BYTES:
         raise BadFiles(f"{path.name} is too large for what it is.")
     try:

@@ -4,24 +4,30 @@ A folder without a manifest does not exist for anybody. New ones are made under 
 moved into place whole; removed ones are moved away first.
 """
 
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from model_store.errors import BadFiles, NameTaken, UnknownModel
+from model_store.disk import bring, check_room, lock, may_link, settle, sync, translated
+from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, UnknownModel
 from model_store.inspection import inspect, model_files
 from model_store.manifest import FileEntry, Manifest, read_manifest, write_manifest
-from model_store.names import check_files, check_name, folder_name
+from model_store.names import check_name, folder_name
 from model_store.progress import Counter, Progress
+from model_store.selection import needed
 
 FILES = "files"
 PARTIAL = ".partial"
 _CHUNK = 1 << 20
+_TICK_NS = 100_000_000
+_SWEPT_AFTER_SECONDS = 60  #: a folder is made a moment before it is locked
 Names = list[str]  #: inside the class, ``list`` is a method
 
 
@@ -48,7 +54,7 @@ class ModelStore:
         try:
             return self._manifests()[name]
         except KeyError:
-            raise UnknownModel("The store has no model of this name.") from None
+            raise _unknown() from None
 
     def path(self, name: str) -> Path:
         """The folder with the model's files. Raises UnknownModel."""
@@ -59,17 +65,21 @@ class ModelStore:
         """Read anew when the folder has changed: adding and removing are renames in it."""
         stamp = self._root.stat().st_mtime_ns
         if stamp != self._stamp:
+            # Clocks of file systems tick slowly: two changes within one tick have one stamp.
+            self._stamp = stamp if time.time_ns() - stamp > _TICK_NS else None
             found = sorted(self._read(), key=lambda manifest: manifest.name)
-            self._cached, self._stamp = {manifest.name: manifest for manifest in found}, stamp
+            self._cached = {manifest.name: manifest for manifest in found}
         return self._cached
 
     def _read(self) -> Iterator[Manifest]:
         for folder in self._root.iterdir():
             if not folder.name.startswith("."):
                 try:
-                    yield read_manifest(folder)
-                except (BadFiles, FileNotFoundError, NotADirectoryError):
+                    manifest = read_manifest(folder)
+                except (BadFiles, OSError):
                     continue
+                if folder_name(manifest.name) == folder.name:
+                    yield manifest
 
     def _folder(self, name: str) -> Path:
         return self._root / folder_name(check_name(name))
@@ -79,19 +89,17 @@ class ModelStore:
     def import_folder(self, source: Path, name: str, progress: Progress | None = None) -> Manifest:
         """Take a folder in Hugging Face layout in: hard links where they can be, else copies.
 
-        Raises BadFiles, NameTaken or BadName.
+        Raises BadFiles, NameTaken, BadName or NoSpace.
         """
-        source = Path(source)
         self.check_free(name)
-        if not source.is_dir():
-            raise BadFiles("There is no such folder.")
-        paths = list(model_files(source))
-        check_files(paths)
-        _refuse_links_out(source, paths)
-        inspect(source)
-        with self.draft() as folder:
-            for path in paths:
-                _bring(source / path, folder / FILES / path)
+        with translated("The folder cannot be read"), self.draft() as folder:
+            targets = _link_targets(Path(source))
+            inspect(Path(source))
+            chosen = {path: targets[path] for path in needed(targets)}
+            copied = [real for real in chosen.values() if not may_link(real, folder)]
+            check_room(self.partial, sum(real.stat().st_size for real in copied))
+            for path, real in chosen.items():
+                bring(real, folder / FILES / path)
             return self.finish(folder, name, source="import", progress=progress)
 
     def finish(
@@ -103,11 +111,14 @@ class ModelStore:
         revision: str | None = None,
         description: str = "",
         progress: Progress | None = None,
+        known: Mapping[str, str] | None = None,
     ) -> Manifest:
-        """Inspect and hash a draft's files, write its manifest, and move it into place."""
-        files = folder / FILES
-        found = inspect(files)
-        entries = hash_files(files, progress)
+        """Inspect and hash a draft's files, write its manifest, and move it into place.
+
+        ``known`` are SHA-256 digests of files that were hashed on their way here.
+        """
+        found = inspect(folder / FILES)
+        entries = hash_files(folder / FILES, progress, known or {})
         manifest = Manifest(
             name=name,
             source=source,
@@ -118,45 +129,46 @@ class ModelStore:
             created_at=datetime.now(UTC),
             **vars(found),
         )
-        for path in [files, *files.rglob("*")]:
-            if not path.is_dir() and path.stat().st_nlink > 1:
-                continue  # a hard link has the mode of the file it was made from
-            path.chmod(0o700 if path.is_dir() else 0o600)
+        settle(folder / FILES)
         write_manifest(folder, manifest)
+        sync(folder)
+        self._move_in(folder, name)
+        return manifest
+
+    def _move_in(self, folder: Path, name: str) -> None:
         self.check_free(name)
         try:
             folder.rename(self._folder(name))
         except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
             raise _taken(name) from error
-        return manifest
+        sync(self._root)
 
     def check_free(self, name: str) -> None:
-        """Raises NameTaken or BadName."""
-        if (self._folder(name) / "manifest.json").exists():
+        """Raises NameTaken or BadName. The hub takes names that differ only in case for one."""
+        wanted = self._folder(name).name.lower()
+        if any(folder.name.lower() == wanted for folder in self._root.iterdir()):
             raise _taken(name)
 
     def remove(self, name: str) -> None:
-        """Raises UnknownModel."""
-        self.get(name)
+        """Also a model whose manifest is damaged. Raises UnknownModel."""
         gone = self.partial / f"removed-{os.urandom(6).hex()}"
-        self._folder(name).rename(gone)
+        try:
+            self._folder(name).rename(gone)
+        except (BadName, FileNotFoundError):
+            raise _unknown() from None
         shutil.rmtree(gone)
 
     def verify(self, name: str, progress: Progress | None = None) -> Names:
-        """Paths of files that are missing or are not what the manifest says."""
+        """Paths of files that are missing, are new, or are not what the manifest says."""
         manifest = self.get(name)
-        files = self.path(name)
+        files = self._folder(name) / FILES
         counter = Counter(progress, manifest.total_bytes, len(manifest.files))
-        wrong = []
-        for entry in manifest.files:
-            path = files / entry.path
-            if (
-                not path.is_file()
-                or path.stat().st_size != entry.size
-                or sha256_of(path, entry.path, counter) != entry.sha256
-            ):
-                wrong.append(entry.path)
-        return wrong
+        wrong = [entry.path for entry in manifest.files if not _is_whole(files, entry, counter)]
+        listed = {entry.path for entry in manifest.files}
+        there = (str(path.relative_to(files)) for path in files.rglob("*") if not path.is_dir())
+        return sorted([*wrong, *(path for path in there if path not in listed)])
 
     @property
     def partial(self) -> Path:
@@ -168,21 +180,63 @@ class ModelStore:
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """A folder to fill with ``files/``; gone at the end unless ``finish`` moved it away."""
+        self._sweep()
         folder = Path(tempfile.mkdtemp(prefix="draft-", dir=self.partial))
-        (folder / FILES).mkdir()
+        handle = lock(folder)
         try:
+            (folder / FILES).mkdir()
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if handle is not None:
+                os.close(handle)
+
+    @contextmanager
+    def pulling(self, repo: str) -> Iterator[Path]:
+        """The folder for what has come of a repository: kept, so that a pull can go on.
+
+        One process at a time may have it. Raises PullRunning.
+        """
+        folder = self.partial / f"pull-{folder_name(check_name(repo)).lower()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        handle = lock(folder)
+        if handle is None:
+            raise PullRunning(f"{repo} is being pulled already.")
+        try:
+            yield folder
+        finally:
+            os.close(handle)
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left; not what a pull can go on from."""
+        for folder in self.partial.iterdir():
+            old = time.time() - folder.stat().st_mtime > _SWEPT_AFTER_SECONDS
+            if old and folder.name.startswith(("draft-", "removed-")):
+                handle = lock(folder)
+                if handle is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(handle)
 
 
-def hash_files(folder: Path, progress: Progress | None = None) -> tuple[FileEntry, ...]:
+def hash_files(
+    folder: Path, progress: Progress | None, known: Mapping[str, str]
+) -> tuple[FileEntry, ...]:
     """An entry for each file of the folder, by path."""
-    sizes = {p: (folder / p).stat().st_size for p in model_files(folder)}
-    counter = Counter(progress, sum(sizes.values()), len(sizes))
-    return tuple(
-        FileEntry(path, size, sha256_of(folder / path, path, counter))
-        for path, size in sizes.items()
+    sizes = {path: (folder / path).stat().st_size for path in model_files(folder)}
+    unknown = [path for path in sizes if path not in known]
+    digests = dict(known)
+    if unknown:
+        counter = Counter(progress, sum(sizes[path] for path in unknown), len(unknown))
+        digests |= {path: sha256_of(folder / path, path, counter) for path in unknown}
+    return tuple(FileEntry(path, size, digests[path]) for path, size in sizes.items())
+
+
+def _is_whole(folder: Path, entry: FileEntry, counter: Counter) -> bool:
+    path = folder / entry.path
+    return (
+        path.is_file()
+        and path.stat().st_size == entry.size
+        and sha256_of(path, entry.path, counter) == entry.sha256
     )
 
 
@@ -195,29 +249,27 @@ def sha256_of(path: Path, name: str, counter: Counter) -> str:
     return digest.hexdigest()
 
 
-def _refuse_links_out(source: Path, paths: Names) -> None:
-    """Links may stay inside the folder, or lead to the blobs beside a hub cache's snapshot."""
+def _link_targets(source: Path) -> dict[str, Path]:
+    """The files of a folder and where each really lies: in the folder, or, where it is a snapshot
+    of a hub cache, among the blobs beside it."""
+    if not source.is_dir():
+        raise BadFiles("There is no such folder.")
     root = source.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
-    for path in paths:
-        target = (source / path).resolve()
-        if not target.is_file() or not any(target.is_relative_to(one) for one in allowed):
+    targets = {path: (source / path).resolve() for path in model_files(source)}
+    for path, target in targets.items():
+        if not any(target.is_relative_to(one) for one in allowed):
             raise BadFiles(f"{path[:120]} is a link that leaves the folder.")
-
-
-def _bring(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    real = source.resolve()
-    try:
-        if real.stat().st_uid == os.getuid():
-            os.link(real, target)
-            return
-    except OSError:
-        pass  # another file system, or one without hard links
-    shutil.copyfile(real, target)
+        if not target.is_file():
+            raise BadFiles(f"{path[:120]} is not a file, or a link to nothing.")
+    return targets
 
 
 def _taken(name: str) -> NameTaken:
     return NameTaken(f"The store has a model '{name}' already; remove it, or choose another name.")
+
+
+def _unknown() -> UnknownModel:
+    return UnknownModel("The store has no model of this name.")

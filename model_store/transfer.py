@@ -7,7 +7,6 @@ revision. The hub's client does neither (it begins anew, and trusts the length).
 import hashlib
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +14,15 @@ from pathlib import Path
 
 import httpx
 
-from model_store.errors import DownloadError, NoSpace, PullCancelled
+from model_store.disk import check_room, translated
+from model_store.errors import DownloadError, PullCancelled
 from model_store.progress import Counter
 
-FLOOR_BYTES = 256 * 1024 * 1024  #: of the disk is left free
 _CHUNK = 1 << 20
 _TRIES = 6  #: without a single new byte
 _LONGEST_PAUSE = 8.0
-_RETRIED = {403, 408, 425, 429, 500, 502, 503, 504}  #: 403: a signed link that has expired
+_NAP = 0.2  #: of a pause, between two looks at whether the pull is cancelled
+_RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True)
@@ -46,48 +46,56 @@ class Fetcher:
 
     client: httpx.Client
     blobs: Path
-    counter: Counter
     cancelled: Callable[[], bool]
     token: str | None = None
-    pause: Callable[[float], None] = time.sleep
 
-    def fetch(self, wanted: Wanted) -> Path:
-        """The verified file. Raises DownloadError, NoSpace or PullCancelled; keeps what it has."""
+    def fetch(self, wanted: Wanted, counter: Counter) -> tuple[Path, str]:
+        """The verified file and its SHA-256.
+
+        Raises DownloadError, NoSpace or PullCancelled; keeps what has come.
+        """
         whole = self.blobs / wanted.key
-        if whole.exists() and whole.stat().st_size == wanted.size:
-            self.counter.add(wanted.path, wanted.size)
-            return whole
-        for _ in range(2):
-            part = Part(wanted, self.blobs / f"{wanted.key}.part", self.counter)
-            self._complete(wanted, part)
-            if part.digest.hexdigest() == wanted.key:
-                part.path.replace(whole)
-                return whole
-            part.begin_anew()
+        if whole.exists():
+            return whole, Part(wanted, whole, counter).sha256
+        with translated(f"{wanted.path} cannot be written"):
+            for _ in range(2):
+                part = Part(wanted, self.blobs / f"{wanted.key}.part", counter)
+                self._complete(wanted, part)
+                if part.key == wanted.key:
+                    part.path.replace(whole)
+                    return whole, part.sha256
+                part.begin_anew()
         raise DownloadError(f"{wanted.path} came damaged twice: its hash is not the hub's.")
 
     def _complete(self, wanted: Wanted, part: "Part") -> None:
         failures = 0
+        self._check(part, 0)
         while (before := part.size) < wanted.size:
-            pause = self._try(wanted, part)
+            status = self._try(wanted, part)
             failures = 0 if part.size > before else failures + 1
             if failures >= _TRIES:
-                raise DownloadError(f"The hub does not deliver {wanted.path}; pull again to go on.")
+                why = f" (HTTP status {status.status_code})" if status else ""
+                raise DownloadError(
+                    f"The hub does not deliver {wanted.path}{why}; pull again to go on."
+                )
             if part.size < wanted.size:
                 backoff = min(_LONGEST_PAUSE, 0.25 * 2**failures) * random.uniform(0.75, 1)
-                self.pause(max(pause, backoff))
+                self._pause(max(_retry_after(status), backoff), part)
 
-    def _try(self, wanted: Wanted, part: "Part") -> float:
-        """As much as one answer brings; the seconds that the server asks to wait after it."""
+    def _try(self, wanted: Wanted, part: "Part") -> httpx.Response | None:
+        """As much as one answer brings; the answer, where it was a refusal that may pass."""
         try:
             self._get(wanted, part)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code not in _RETRIED:
-                raise _refused(wanted, error) from error
-            return _retry_after(error.response)
+            if not _may_pass(error.response):
+                raise _refused(wanted, error.response) from error
+            return error.response
         except httpx.TransportError:
             pass  # broken off: what came is kept, and the next try goes on from there
-        return 0.0
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            why = type(error).__name__
+            raise DownloadError(f"The hub does not deliver {wanted.path} ({why}).") from error
+        return None
 
     def _get(self, wanted: Wanted, part: "Part") -> None:
         headers = {"Accept-Encoding": "identity"}
@@ -100,65 +108,87 @@ class Fetcher:
             answer.raise_for_status()
             if part.size and answer.status_code != httpx.codes.PARTIAL_CONTENT:
                 part.begin_anew()  # this server knows no ranges
-            with part.path.open("ab") as file:
-                for chunk in answer.iter_raw(_CHUNK):
-                    self._check(wanted, part.size + len(chunk))
+            with part.path.open("ab", buffering=0) as file:
+                # As they come: chunks of a fixed size would lose the last one in a reset.
+                for chunk in answer.iter_raw():
+                    self._check(part, len(chunk))
                     file.write(chunk)
                     part.note(chunk)
-                file.flush()
                 os.fsync(file.fileno())
 
-    def _check(self, wanted: Wanted, size: int) -> None:
+    def _check(self, part: "Part", coming: int) -> None:
         if self.cancelled():
             raise PullCancelled("The pull was cancelled; pull again to go on where it stopped.")
-        if size > wanted.size:
-            raise DownloadError(f"The hub sends more of {wanted.path} than it announced.")
-        if shutil.disk_usage(self.blobs).free < FLOOR_BYTES:
-            raise NoSpace("The disk is nearly full; make room and pull again to go on.")
+        if part.size + coming > part.wanted.size:
+            raise DownloadError(f"The hub sends more of {part.wanted.path} than it announced.")
+        check_room(self.blobs, coming)
+
+    def _pause(self, seconds: float, part: "Part") -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._check(part, 0)
+            time.sleep(min(left, _NAP))
 
 
 class Part:
-    """What is there of a file, and the digest of just that."""
+    """What is there of a file, and the digests of just that."""
 
     def __init__(self, wanted: Wanted, path: Path, counter: Counter) -> None:
         self.path = path
-        self._wanted = wanted
+        self.wanted = wanted
         self._counter = counter
-        self.size = 0
-        self.digest = _digest_of(wanted)
+        self._begin()
         if path.exists() and path.stat().st_size > wanted.size:
             path.unlink()
-        if path.exists():
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    self.note(chunk)
+        path.touch(mode=0o600)
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                self.note(chunk)
+
+    def _begin(self) -> None:
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        # git's blob id: the SHA-1 of a header and the content.
+        header = b"blob %d\0" % self.wanted.size
+        self._git = None if self.wanted.sha256 else hashlib.sha1(header, usedforsecurity=False)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    @property
+    def key(self) -> str:
+        return self._git.hexdigest() if self._git else self.sha256
 
     def note(self, chunk: bytes) -> None:
         """These bytes are in the file now."""
-        self.digest.update(chunk)
+        self._sha256.update(chunk)
+        if self._git:
+            self._git.update(chunk)
         self.size += len(chunk)
-        self._counter.add(self._wanted.path, len(chunk))
+        self._counter.add(self.wanted.path, len(chunk))
 
     def begin_anew(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._counter.add(self._wanted.path, -self.size)
-        self.size = 0
-        self.digest = _digest_of(self._wanted)
+        self.path.write_bytes(b"")
+        self._counter.add(self.wanted.path, -self.size)
+        self._begin()
 
 
-def _digest_of(wanted: Wanted) -> "hashlib._Hash":
-    if wanted.sha256:
-        return hashlib.sha256()
-    # git's blob id: the SHA-1 of a header and the content.
-    return hashlib.sha1(b"blob %d\0" % wanted.size, usedforsecurity=False)
+def _may_pass(answer: httpx.Response) -> bool:
+    """403 from a second host is a signed link that has expired; the hub gives a fresh one."""
+    return answer.status_code in _RETRIED or (answer.status_code == 403 and bool(answer.history))
 
 
-def _refused(wanted: Wanted, error: httpx.HTTPStatusError) -> DownloadError:
-    status = error.response.status_code
-    return DownloadError(f"The hub refuses {wanted.path} (HTTP status {status}).")
+def _refused(wanted: Wanted, answer: httpx.Response) -> DownloadError:
+    if answer.headers.get("x-error-code") == "GatedRepo":
+        return DownloadError(
+            "The repository is gated: ask for access on its page on the hub, with the account "
+            "of your token, then pull again."
+        )
+    return DownloadError(f"The hub refuses {wanted.path} (HTTP status {answer.status_code}).")
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def _retry_after(answer: httpx.Response | None) -> float:
     """Seconds, where the server names a number of them; not more than a minute."""
-    value = answer.headers.get("retry-after", "")
-    return min(60.0, float(value)) if value.isdigit() else 0.0
+    value = answer.headers.get("retry-after", "") if answer else ""
+    return min(60.0, float(value)) if value.isascii() and value.isdigit() else 0.0

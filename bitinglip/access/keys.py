@@ -20,6 +20,8 @@ from bitinglip.db.tables import ApiKey
 from bitinglip.errors import ExpiredApiKey, InvalidApiKey, InvalidRequest, KeyNotFound
 from bitinglip.home import Home, replace_private
 
+#: what the home's secret is derived for, to make the pepper of the digests
+PEPPER = "api keys"
 #: the admin key's tier has no limits; those of the others are the limits' affair
 OPERATOR = "operator"
 TIERS = ("free", "pro", "enterprise", OPERATOR)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from workers.engines.base import Refused
+from workers.engines.stops import StopFinder
 from workers.protocol import (
     Cancelled,
     Done,
@@ -37,9 +38,10 @@ class _Request:
     max_tokens: int
     seconds_per_token: float
     fault: str | None
+    stops: StopFinder
     due: float = 0.0
     started: bool = False
-    text: str = ""
+    text: str = ""  #: what may be shown
     produced: int = 0
 
 
@@ -74,7 +76,7 @@ class FakeEngine:
             raise Refused("OUT_OF_MEMORY", "The device ran out of memory on this request.")
         rate = self._options.tokens_per_second
         pause = _SLOW_SECONDS if fault == "!slow" else 1 / rate if rate else 0.0
-        return _Request(job, words, max_tokens, pause, fault)
+        return _Request(job, words, max_tokens, pause, fault, StopFinder(job.sampling.stop))
 
     def _fit(self, job: TextJob, prompt_tokens: int) -> int:
         """The tokens to make, cut to the context if the client left the number open."""
@@ -133,34 +135,24 @@ class FakeEngine:
         events: list[Event] = []
         whole = not request.job.stream and not request.seconds_per_token
         for _ in range(request.max_tokens if whole else 1):
-            text, stopped = self._next(request)
+            text = _next(request)
+            ends = request.stops.stopped or request.produced >= request.max_tokens
+            if ends:
+                text += request.stops.flush()
+            request.text += text
             if text and request.job.stream:
                 events.append(Token(id=request.job.id, text=text, index=request.produced - 1))
-            if stopped or request.produced >= request.max_tokens:
-                events.append(self._done(request, "stop" if stopped else "length"))
+            if ends:
+                events.append(self._done(request))
                 break
         return events
 
-    def _next(self, request: _Request) -> tuple[str, bool]:
-        """One more word of the answer, and whether a stop sequence ended it."""
-        words = request.words or ["..."]
-        word = words[request.produced % len(words)]
-        before = len(request.text)
-        request.text += f" {word}" if request.produced else word
-        request.produced += 1
-        for stop in request.job.sampling.stop:
-            at = request.text.find(stop)
-            if at >= 0:
-                request.text = request.text[:at]
-                return request.text[before:], True
-        return request.text[before:], False
-
-    def _done(self, request: _Request, reason: str) -> Done:
+    def _done(self, request: _Request) -> Done:
         del self._running[request.job.id]
         return Done(
             id=request.job.id,
             text=request.text,
-            finish_reason=reason,
+            finish_reason="stop" if request.stops.stopped else "length",
             prompt_tokens=len(request.words),
             completion_tokens=request.produced,
         )
@@ -179,6 +171,15 @@ class FakeEngine:
 
     def close(self) -> None:
         self._running.clear()
+
+
+def _next(request: _Request) -> str:
+    """One more word; what of it may be shown now."""
+    words = request.words or ["..."]
+    word = words[request.produced % len(words)]
+    text = request.stops.push(f" {word}" if request.produced else word)
+    request.produced += 1
+    return text
 
 
 def _last_user_text(job: TextJob) -> str:

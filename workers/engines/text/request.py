@@ -1,10 +1,10 @@
 """One running request: takes sampled tokens in, gives events out."""
 
+from workers.engines.stops import StopFinder
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.intake import PreparedJob
 from workers.engines.text.sampler import Choice, Logprobs, RowSampler
 from workers.engines.text.scheduler import Sequence
-from workers.engines.text.stops import StopFinder
 from workers.protocol import (
     Cancelled,
     Done,
