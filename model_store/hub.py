@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from model_store.disk import bring, check_room
-from model_store.errors import BadName, DownloadError
+from model_store.errors import BadFiles, BadName, DownloadError
 from model_store.inspection import components, inspect_texts
 from model_store.kinds import read_json
 from model_store.manifest import Manifest
@@ -85,7 +85,13 @@ def pull(
         with store.draft() as folder:
             known = _fill(folder / FILES, wanted, fetcher, counter)
             source = f"hub:{repo}"
-            manifest = store.finish(folder, name or repo, source=source, revision=sha, known=known)
+            try:
+                manifest = store.finish(
+                    folder, name or repo, source=source, revision=sha, known=known
+                )
+            except BadFiles:
+                shutil.rmtree(blobs)  # whole, and of no use
+                raise
         shutil.rmtree(blobs)  # only now: until the model is in its place, a crash loses nothing
     return manifest
 

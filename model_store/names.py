@@ -50,7 +50,7 @@ def check_file(path: str) -> str:
         and all(len(part.encode()) <= _LONGEST_PART for part in pure.parts)
     )
     if not good:
-        raise BadFiles(f"The model has a file whose name cannot be taken: {path[:80]!a}.")
+        raise BadFiles(f"The model has a file whose name cannot be taken: {path[:40]!a}.")
     return path
 
 

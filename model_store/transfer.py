@@ -121,7 +121,7 @@ class Fetcher:
             raise PullCancelled("The pull was cancelled; pull again to go on where it stopped.")
         if part.size + coming > part.wanted.size:
             raise DownloadError(f"The hub sends more of {part.wanted.path} than it announced.")
-        check_room(self.blobs, coming)
+        check_room(self.blobs, part.wanted.size - part.size)
 
     def _pause(self, seconds: float, part: "Part") -> None:
         until = time.monotonic() + seconds

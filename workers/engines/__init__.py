@@ -2,7 +2,7 @@
 
 import importlib
 
-from workers.engines.base import Engine
+from workers.engines.base import Engine, Refused
 
 ENGINES = {
     "fake": "workers.engines.fake:FakeEngine",
@@ -11,7 +11,9 @@ ENGINES = {
 
 
 def make_engine(kind: str) -> Engine:
-    """A fresh engine of that kind. Raises KeyError for an unknown one."""
+    """A fresh engine of that kind. Raises Refused for one that there is not."""
+    if kind not in ENGINES:
+        raise Refused("MODEL_LOAD_FAILED", f"There is no engine for models of the kind '{kind}'.")
     module, _, name = ENGINES[kind].partition(":")
     engine: Engine = getattr(importlib.import_module(module), name)()
     return engine

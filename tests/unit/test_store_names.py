@@ -1,0 +1,102 @@
+"""Names of models, revisions and files."""
+
+import pytest
+
+from model_store.errors import BadFiles, BadName
+from model_store.names import check_file, check_files, check_name, check_revision, folder_name
+
+
+@pytest.mark.parametrize("name", ["a", "gpt2", "org/Model-7B_v1.0", "a" * 96, "a-/b"])
+def test_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "/a",
+        "a/",
+        "a/b/c",
+        "a--b",
+        "a..b",
+        "-a",
+        "_a",
+        ".a",
+        "a b",
+        "a\n",
+        "a\\b",
+        "a%2fb",
+        "ä",
+        "a\0",
+        "a" * 97,
+        "../a",
+        "a/../b",
+        "C:/x",
+        "hf://a/b",
+    ],
+)
+def test_bad_names(name: str) -> None:
+    with pytest.raises(BadName):
+        check_name(name)
+
+
+def test_two_names_never_share_a_folder() -> None:
+    names = ["a/b", "a-/b", "a-b", "ab", "a/b-c", "a-b/c"]
+    assert len({folder_name(check_name(name)) for name in names}) == len(names)
+
+
+def test_revisions() -> None:
+    for good in ("main", "v1.0", "refs/pr/12", "0" * 40):
+        assert check_revision(good) == good
+    for bad in ("", "../main", "a..b", "-x", "a b", "main\n", "x" * 129):
+        with pytest.raises(BadName):
+            check_revision(bad)
+
+
+@pytest.mark.parametrize("path", ["config.json", "a/b c/d.txt", "ä.txt", "x" * 255, "...", "a/.b"])
+def test_files(path: str) -> None:
+    assert check_file(path) == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        ".",
+        "..",
+        "../evil",
+        "a/../../b",
+        "/abs",
+        "C:/x",
+        "C:\\x",
+        "a\\b",
+        "a//b",
+        "a/",
+        "./a",
+        "a\0b",
+        "a\nb",
+        "a\x7fb",
+        "a\ud800b",
+        "x" * 256,
+        "ä" * 128,
+        "/".join("a" * 600),
+    ],
+)
+def test_bad_files(path: str) -> None:
+    with pytest.raises(BadFiles) as caught:
+        check_file(path)
+    assert len(caught.value.message) < 350
+    assert caught.value.message.isascii()
+
+
+def test_a_listing_as_a_whole() -> None:
+    check_files(["a", "b/a", "b/c"])
+    for bad in (["a/B", "a/b"], ["é", "e\u0301"], ["ß", "ss"], ["A", "a/b"]):
+        with pytest.raises(BadFiles):
+            check_files(bad)
+    check_files([str(number) for number in range(10_000)])
+    with pytest.raises(BadFiles, match="more than"):
+        check_files([str(number) for number in range(10_001)])

@@ -1,0 +1,96 @@
+"""Which files of real repositories' layouts are taken."""
+
+import pytest
+
+from model_store.errors import BadFiles
+from model_store.selection import one_set, select
+
+TEXTS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def shards(stem: str, end: str, count: int = 2) -> list[str]:
+    return [f"{stem}-{n:05}-of-{count:05}{end}" for n in range(1, count + 1)]
+
+
+def test_sharded_llama_with_its_twins() -> None:
+    index = "model.safetensors.index.json"
+    wanted = [*TEXTS, index, *shards("model", ".safetensors"), "README.md", "LICENSE.txt"]
+    twins = [*shards("pytorch_model", ".bin"), "pytorch_model.bin.index.json", ".gitattributes"]
+    original = ["original/consolidated.00.pth", "original/params.json", "original/tokenizer.model"]
+    more = ["consolidated.safetensors", "training_args.bin", "optimizer.pt", "model-q4.gguf"]
+    assert sorted(select([*wanted, *twins, *original, *more])) == sorted(wanted)
+
+
+def test_gpt2_with_everything() -> None:
+    wanted = [*TEXTS, "model.safetensors", "merges.txt", "vocab.json"]
+    others = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "a.png"]
+    folders = ["onnx/decoder_model.onnx", "onnx/config.json", "64.tflite", "coreml/a.mlpackage/x"]
+    assert sorted(select([*wanted, *others, *folders])) == sorted(wanted)
+
+
+def test_stable_diffusion_with_its_twins() -> None:
+    model = "diffusion_pytorch_model"
+    wanted = ["model_index.json", "unet/config.json", f"unet/{model}.safetensors"]
+    wanted += ["vae/config.json", f"vae/{model}.safetensors", "scheduler/scheduler_config.json"]
+    wanted += ["text_encoder/config.json", "text_encoder/model.safetensors"]
+    wanted += ["tokenizer/merges.txt", "tokenizer/vocab.json"]
+    twins = [f"unet/{model}{end}" for end in (".bin", ".fp16.safetensors", ".non_ema.safetensors")]
+    twins += ["v1-5-pruned.safetensors", "v1-5-pruned.ckpt", "unet/onnx/config.json"]
+    assert sorted(select([*wanted, *twins])) == sorted(wanted)
+    other = ["vae_1_0/config.json", f"vae_1_0/{model}.safetensors"]
+    parts = ["unet", "vae", "scheduler", "text_encoder", "tokenizer"]
+    assert sorted(select([*wanted, *other], components=parts)) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("there", "index", "weights"),
+    [
+        (["model.safetensors", *shards("model", ".safetensors")], None, ["model.safetensors"]),
+        (["model.fp16.safetensors"], None, ["model.fp16.safetensors"]),
+        (["model.non_ema.safetensors", "consolidated.safetensors", "lora.safetensors"], None, []),
+        (
+            [*shards("model", ".fp16.safetensors"), "model.safetensors.index.fp16.json"],
+            "model.safetensors.index.fp16.json",
+            shards("model", ".fp16.safetensors"),
+        ),
+        (
+            [*shards("model", ".safetensors"), *shards("model", ".fp16.safetensors")],
+            None,
+            shards("model", ".safetensors"),
+        ),
+    ],
+)
+def test_one_set_of_weights(there: list[str], index: str | None, weights: list[str]) -> None:
+    assert one_set(there) == (index, weights)
+
+
+def test_voices_and_parts_in_folders_are_taken() -> None:
+    voices = ["speaker_embeddings/v2/en_speaker_1_fine_prompt.npy"]
+    pooling = ["1_Pooling/config.json", "modules.json"]
+    wanted = ["config.json", "model.safetensors", *voices, *pooling]
+    assert sorted(select([*wanted, "text_2.pt", "samples/a.wav"])) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [
+        (["model-q4.gguf", "README.md"], "GGUF"),
+        ([*TEXTS, "pytorch_model.bin"], "pickles only"),
+        (["config.json", "pytorch_model.bin", "text_2.pt", "speaker_embeddings/a.npy"], "pickles"),
+        (["adapter_config.json", "adapter_model.safetensors"], "adapter"),
+        (["README.md"], "no safetensors"),
+        ([], "no safetensors"),
+    ],
+)
+def test_nothing_to_take(paths: list[str], why: str) -> None:
+    with pytest.raises(BadFiles, match=why):
+        select(paths)
+
+
+def test_include_never_takes_code_or_pickles() -> None:
+    paths = ["config.json", "model.safetensors", "modeling.py", "pytorch_model.BIN", "a/b.json"]
+    assert select(paths, ["*"]) == ["a/b.json", "config.json", "model.safetensors"]
+    assert select(paths, ["*.json"]) == ["a/b.json", "config.json"]
+    for pattern in ("*.py", "*.BIN", "original"):
+        with pytest.raises(BadFiles, match="--include"):
+            select(paths, [pattern])
