@@ -19,6 +19,7 @@ from bitinglip import errors
 from bitinglip.scheduling.restarts import RestartBudget
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
+from model_store.errors import StoreError
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
@@ -26,6 +27,8 @@ from workers.devices import Device, cuda_devices
 from workers.pool import StartFailed, Worker, WorkerPool
 
 log = structlog.get_logger(__name__)
+
+_ON_REQUEST = "was restarted on request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class Residency:
     async def restart_worker(self, worker_id: str) -> None:
         """Replace a model's worker; its unstreamed requests are run again on the new one."""
         worker = self._find(worker_id)
-        worker.cause = "restarted on request"
+        worker.cause = _ON_REQUEST
         worker.handle.kill()
         await worker.ended.wait()
 
@@ -206,19 +209,17 @@ class Residency:
         resident.restarts += 1
         self._metrics.worker_restarted(model=resident.name, reason=cause.split(" (")[0])
         log.warning("worker lost", model=resident.name, worker=worker.id, cause=cause)
-        if not self._closed:
-            self._after_failure(resident, f"Its worker {cause}.", again=True)
-
-    def _after_failure(self, resident: Resident, cause: str, *, again: bool) -> None:
-        resident.cause = cause
-        within = resident.budget.spend(time.monotonic())
-        resident.given_up = not within
-        if within and again:
-            self._begin(resident)
+        if self._closed:
             return
-        resident.status = "error"
-        if resident.given_up:
-            log.error("model given up", model=resident.name, cause=cause)
+        # What an operator asked for is no failure of the model's.
+        if cause == _ON_REQUEST or resident.budget.spend(time.monotonic()):
+            self._begin(resident)
+        else:
+            self._give_up(resident, f"Its worker {cause}.")
+
+    def _give_up(self, resident: Resident, cause: str) -> None:
+        resident.status, resident.cause, resident.given_up = "error", cause, True
+        log.error("model given up", model=resident.name, cause=cause)
         self._tell_unavailable(resident.name, errors.ModelLoadFailed(cause, param="model"))
 
     def _begin(self, resident: Resident) -> None:
@@ -236,17 +237,9 @@ class Residency:
     async def _load(self, resident: Resident) -> Worker:
         began = time.monotonic()
         try:
-            await asyncio.sleep(resident.budget.pause(began))
-            manifest = self._store.get(resident.name)
-            spec = self._spec(manifest, await asyncio.to_thread(cuda_devices))
-            worker = await self._pool.start(f"{resident.name}/0", spec)
+            worker = await self._start(resident)
         except StartFailed as failure:
-            resident.loading = None
-            self._metrics.load_finished(
-                model=resident.name, seconds=time.monotonic() - began, ok=False
-            )
-            log.warning("load failed", model=resident.name, cause=failure.message)
-            self._load_failed(resident, failure)
+            self._load_failed(resident, failure, time.monotonic() - began)
             raise
         resident.loading, resident.worker = None, worker
         resident.status, resident.cause = "ready", None
@@ -258,15 +251,31 @@ class Residency:
             self._waiter.on_ready(resident.name, worker)
         return worker
 
-    def _load_failed(self, resident: Resident, failure: StartFailed) -> None:
-        resident.cause = failure.message
-        resident.status = "error"
+    async def _start(self, resident: Resident) -> Worker:
+        """A worker of the model, or StartFailed, whatever went wrong: somebody waits for it."""
+        try:
+            await asyncio.sleep(resident.budget.pause(time.monotonic()))
+            manifest = self._store.get(resident.name)
+            spec = self._spec(manifest, await asyncio.to_thread(cuda_devices))
+            return await self._pool.start(f"{resident.name}/0", spec)
+        except StartFailed:
+            raise
+        except StoreError as error:
+            raise StartFailed(error.code, error.message) from error
+        except Exception as error:
+            log.exception("no worker could be started", model=resident.name)
+            raise StartFailed("MODEL_LOAD_FAILED", "No worker could be started.") from error
+
+    def _load_failed(self, resident: Resident, failure: StartFailed, seconds: float) -> None:
+        log.warning("load failed", model=resident.name, cause=failure.message)
+        self._metrics.load_finished(model=resident.name, seconds=seconds, ok=False)
+        resident.loading = None
+        resident.status, resident.cause = "error", failure.message
         resident.given_up = not resident.budget.spend(time.monotonic())
+        details = {"model": resident.name}
         self._tell_unavailable(
             resident.name,
-            errors.from_code(
-                failure.code, failure.message, param="model", details={"model": resident.name}
-            ),
+            errors.from_code(failure.code, failure.message, param="model", details=details),
         )
 
     def _tell_unavailable(self, name: str, error: errors.BitingLipError) -> None:

@@ -212,6 +212,29 @@ def test_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
     with_rig(tmp_path, test)
 
 
+def test_restarts_on_request_are_no_failures_of_the_model(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.residency.load("demo-echo")
+        for _ in range(5):
+            await rig.residency.restart_worker("demo-echo/0")
+            assert await answer(rig, job()) == "a b c"
+        assert rig.residency.status("demo-echo") == "ready"
+
+    with_rig(tmp_path, test)
+
+
+def test_a_model_that_is_gone_by_its_load_fails_those_who_wait(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        waiting = asyncio.create_task(answer(rig, job()))
+        await asyncio.sleep(0)
+        ModelStore(tmp_path / "models").remove("demo-echo")
+        with pytest.raises(errors.InvalidModel):
+            await waiting
+        assert rig.residency.status("demo-echo") == "error"
+
+    with_rig(tmp_path, test)
+
+
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.residency.load("demo-echo")
