@@ -126,6 +126,12 @@ def test_the_same_seed_gives_the_same_text_beside_others(server: Server) -> None
             "temperature",
         ),
         ({"model": "demo-text"}, 400, "INVALID_REQUEST", "prompt"),
+        (
+            {"model": "demo-echo", "prompt": "x", "logprobs": 1},
+            400,
+            "UNSUPPORTED_PARAMETER",
+            "logprobs",
+        ),
         (b'{"model": "demo-text", "prompt"', 400, "INVALID_REQUEST", None),
         (
             b'{"model": "demo-text", "prompt": "x", "temperature": NaN}',

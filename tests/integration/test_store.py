@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from model_store.demo import DEMO_MODELS, make_demo_models
 from model_store.errors import BadFiles, BadName, NameTaken, UnknownModel
+from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from tests.layouts import llama, write
 
@@ -115,6 +118,14 @@ def test_verify_finds_each_change(store: ModelStore, source: Path) -> None:
     assert store.verify("mine") == ["config.json", "model.safetensors", "modeling.py"]
 
 
+def test_verify_names_what_cannot_be_read(store: ModelStore, source: Path) -> None:
+    store.import_folder(source, "mine")
+    config = store.path("mine") / "config.json"
+    config.unlink()
+    config.symlink_to("/proc/self/mem")  # the right kind, and an error at each read
+    assert store.verify("mine") == ["config.json"]
+
+
 def test_what_is_incomplete_is_not_listed_but_can_be_removed(
     store: ModelStore, source: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +164,36 @@ def test_two_changes_within_one_tick_of_the_clock(
     (root / "one").rename(root / ".partial" / "gone")
     os.utime(root, ns=(now, now))
     assert store.names() == []
+
+
+class SlowStore(ModelStore):
+    """Its first look at the folder takes until ``go_on`` is set."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.looking = threading.Event()
+        self.go_on = threading.Event()
+
+    def _read(self) -> Iterator[Manifest]:
+        if not self.looking.is_set():
+            self.looking.set()
+            assert self.go_on.wait(10)
+        return super()._read()
+
+
+def test_a_thread_never_sees_the_half_of_another_thread_s_look(
+    store: ModelStore, source: Path, tmp_path: Path
+) -> None:
+    store.import_folder(source, "mine")
+    os.utime(tmp_path / "store", (1, 1))  # long ago, so that looks are remembered
+    slow = SlowStore(tmp_path / "store")
+    looker = threading.Thread(target=slow.names)
+    looker.start()
+    assert slow.looking.wait(10)
+    assert slow.names() == ["mine"]
+    slow.go_on.set()
+    looker.join()
+    assert slow.names() == ["mine"]
 
 
 def test_looking_costs_next_to_nothing(store: ModelStore, source: Path) -> None:

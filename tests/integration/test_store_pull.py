@@ -1,5 +1,7 @@
 """Pulls from a hub that fails in every way: what is fetched, what is kept, what is said."""
 
+import errno
+import hashlib
 import shutil
 import signal
 import subprocess
@@ -181,6 +183,27 @@ def test_a_body_that_is_always_corrupt(store: ModelStore, hub: FakeHub, path: st
     assert "came damaged twice" in refused(store, hub, DownloadError)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "short", "long"])
+def test_what_was_whole_is_hashed_again(store: ModelStore, hub: FakeHub, damage: str) -> None:
+    """A disk may damage what an interrupted pull had finished."""
+    true = hub.files[WEIGHTS]
+    flipped = true[:-1] + bytes([true[-1] ^ 1])
+    kept = {"flipped": flipped, "short": true[:-1], "long": true + b"x"}[damage]
+    told = Told()
+    with store.pulling(REPO) as blobs:
+        (blobs / hashlib.sha256(true).hexdigest()).write_bytes(kept)
+    pulled(store, hub, progress=told)
+    assert (store.path(REPO) / WEIGHTS).read_bytes() == true
+    assert told.done == sorted(told.done)
+
+
+def test_what_is_whole_is_not_fetched_again(store: ModelStore, hub: FakeHub) -> None:
+    with store.pulling(REPO) as blobs:
+        (blobs / hashlib.sha256(hub.files[WEIGHTS]).hexdigest()).write_bytes(hub.files[WEIGHTS])
+    pulled(store, hub)
+    assert WEIGHTS not in hub.sent
+
+
 @pytest.mark.parametrize("where", ["faults", "near_faults"])
 def test_a_busy_hub(store: ModelStore, hub: FakeHub, quick: list[float], where: str) -> None:
     getattr(hub, where)[WEIGHTS] = Fault(status=503)
@@ -267,6 +290,24 @@ def test_refused_before_any_weights(store: ModelStore, hub: FakeHub) -> None:
     assert WEIGHTS not in hub.sent
     del hub.files[WEIGHTS]
     assert "pickles" in refused(store, hub, BadFiles)
+
+
+def test_include_takes_no_index_that_leads_elsewhere(store: ModelStore, hub: FakeHub) -> None:
+    index = b'{"weight_map": {"x": "../../secret.safetensors"}}'
+    hub.files["model.safetensors.index.json"] = index
+    assert "cannot be taken" in refused(store, hub, BadFiles, include=["*"])
+    assert WEIGHTS not in hub.sent
+
+
+def test_a_disk_that_fails_is_named_without_its_paths(
+    store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("model_store.store.write_manifest", fail)
+    assert "Input/output error" in refused(store, hub, BadFiles)
+    assert parts(store) > BIG, "what came is of use to the next pull"
 
 
 def test_weights_that_lie_are_not_kept(store: ModelStore, hub: FakeHub) -> None:

@@ -47,6 +47,17 @@ def swollen_component(folder: Path) -> None:
     write(pipeline(folder) / "unet/config.json", {"num_layers": 2})
 
 
+def lying_part(folder: Path) -> None:
+    write(llama(folder) / "modules.json", [])
+    write(folder / "2_Dense/config.json", {})
+    (folder / "2_Dense/model.safetensors").write_bytes(b"\xff" * 64)
+
+
+def index_beside_the_whole(folder: Path) -> None:
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    write(pipeline(folder) / index, {"weight_map": {"x": "../../secret.safetensors"}})
+
+
 def empty_map(folder: Path) -> None:
     write(sharded(folder) / "model.safetensors.index.json", {"weight_map": {}})
 
@@ -67,11 +78,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: sharded(folder, x="model-00001-of-00002.safetensors"),
         "do not hold, x",
     ),
+    "a part that lies": (lying_part, "not a whole safetensors"),
+    "an index beside whole weights": (index_beside_the_whole, "cannot be taken"),
     "pickles only": (pickles_only, "pickles"),
     "no weights": (without("model.safetensors", llama), "no weights"),
     "no config": (without("config.json", llama), r"no config\.json"),
     "code": (edited(auto_map={"AutoModel": "modeling.Evil"}), "code of its own"),
     "code inside": (edited(text_config={"auto_map": {"AutoConfig": "x.Y"}}), "code of its own"),
+    "code deep inside": (edited(a={"b": [{"auto_map": {"AutoConfig": "x.Y"}}]}), "code of its own"),
     "code of the tokenizer": (
         with_text("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.Y", None]}}),
         "code of its own",
@@ -83,6 +97,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tokenizer config that is a list": (with_text("tokenizer_config.json", []), "JSON object"),
     "too many layers": (edited(num_hidden_layers=3), "claims 3 layers; the weights hold 2"),
     "too many inside": (edited(text_config={"num_hidden_layers": 9}), "claims 9 layers"),
+    "too many deep inside": (edited(a={"b": {"num_hidden_layers": 3}}), "claims 3 layers"),
+    "too many by another name": (edited(n_layers=3), "claims 3 layers"),
     "too many words": (edited(vocab_size=65), "vocab_size of 65"),
     "too wide": (edited(hidden_size=10**9), "hidden_size"),
     "an adapter": (with_text("adapter_config.json", {}), "adapter"),
@@ -123,6 +139,37 @@ def test_a_text_model(tmp_path: Path) -> None:
     assert found.kv_bytes_per_token == 2 * 2 * 2 * 2 * 2  # k and v, layers, heads, width, bytes
     assert found.vocab_size == 64
     assert found.capabilities == ("completion", "chat")
+
+
+def test_as_many_layers_as_there_are_by_any_name(tmp_path: Path) -> None:
+    edited(n_layers=2, a={"b": [{"num_decoder_layers": 2}]})(tmp_path)
+    assert inspect(tmp_path).kind == "text"
+
+
+def test_other_families_name_their_sizes_otherwise(tmp_path: Path) -> None:
+    config = {"architectures": ["MptForCausalLM"], "model_type": "mpt", "vocab_size": 64}
+    sizes = {"d_model": 8, "n_heads": 4, "n_layers": 2, "max_seq_len": 77}
+    write(llama(tmp_path) / "config.json", {**config, **sizes})
+    found = inspect(tmp_path)
+    assert (found.max_context, found.kv_bytes_per_token) == (77, 2 * 2 * 4 * 2 * 2)
+
+
+def test_the_parts_of_an_embedding_model_are_counted(tmp_path: Path) -> None:
+    whole = inspect(llama(tmp_path)).weight_bytes
+    write(tmp_path / "modules.json", [])
+    llama(tmp_path / "2_Dense")
+    found = inspect(tmp_path)
+    assert (found.kind, found.weight_bytes) == ("embedding", 2 * whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("BarkModel", "speech"), ("WhisperForConditionalGeneration", "transcription")],
+)
+def test_kinds_of_sound(tmp_path: Path, name: str, kind: str) -> None:
+    edited(architectures=[name])(tmp_path)
+    found = inspect(tmp_path)
+    assert (found.kind, found.engine, found.capabilities) == (kind, kind, ())
 
 
 def test_shards_say_what_the_whole_says(tmp_path: Path) -> None:

@@ -87,6 +87,12 @@ def test_nothing_to_take(paths: list[str], why: str) -> None:
         select(paths)
 
 
+@pytest.mark.parametrize("end", [".py", ".pkl", ".BIN", ".md.py"])
+def test_a_licence_is_no_way_in_for_code(end: str) -> None:
+    wanted = [*TEXTS, "LICENSE", "LICENSE.txt", "README.md", "model.safetensors"]
+    assert sorted(select([*wanted, f"LICENSE{end}", f"README.md{end}"])) == sorted(wanted)
+
+
 def test_include_never_takes_code_or_pickles() -> None:
     paths = ["config.json", "model.safetensors", "modeling.py", "pytorch_model.BIN", "a/b.json"]
     assert select(paths, ["*"]) == ["a/b.json", "config.json", "model.safetensors"]

@@ -68,6 +68,7 @@ class FakeEngine:
         )
 
     def prepare(self, job: TextJob) -> _Request:
+        _refuse_what_needs_a_model(job)
         text = job.prompt if job.messages is None else _last_user_text(job)
         words = (text or "").split()
         max_tokens = self._fit(job, len(words))
@@ -171,6 +172,14 @@ class FakeEngine:
 
     def close(self) -> None:
         self._running.clear()
+
+
+def _refuse_what_needs_a_model(job: TextJob) -> None:
+    for name in ("logprobs", "logit_bias"):
+        if getattr(job.sampling, name) not in (None, {}):
+            raise Refused(
+                "UNSUPPORTED_PARAMETER", f"'{name}' is not supported for this model.", param=name
+            )
 
 
 def _next(request: _Request) -> str:
