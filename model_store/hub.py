@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from model_store.disk import bring, check_room
+from model_store.disk import bring, check_room, translated
 from model_store.errors import BadFiles, BadName, DownloadError
 from model_store.inspection import components, inspect_texts
 from model_store.kinds import read_json
@@ -82,7 +82,7 @@ def pull(
         missing = sum({file.key: file.size - _there(blobs, file) for file in wanted}.values())
         check_room(blobs, missing)
         counter = Counter(progress, sum(file.size for file in wanted), len(wanted))
-        with store.draft() as folder:
+        with translated("The model cannot be stored"), store.draft() as folder:
             known = _fill(folder / FILES, wanted, fetcher, counter)
             source = f"hub:{repo}"
             try:

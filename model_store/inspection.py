@@ -5,6 +5,7 @@ pickles, indices that point elsewhere, headers that lie, configs that claim more
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from model_store.kinds import (
     read_json,
 )
 from model_store.names import check_file, check_files
-from model_store.selection import INDEX, PICKLES, WEIGHTS, needed, one_set
+from model_store.selection import INDEX, PICKLES, WEIGHTS, needed, numbered_parts, one_set
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -28,8 +29,27 @@ _CONTEXT_FIELDS = (
     "n_ctx",
     "max_sequence_length",
     "seq_length",
+    "max_seq_len",
 )
-_LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers")
+#: of a decoder first: in a model with both stacks the encoder's tokens are not in the cache
+_DECODER_LAYER_FIELDS = (
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+)
+_LAYER_FIELDS = (*_DECODER_LAYER_FIELDS, "encoder_layers", "num_encoder_layers")
+#: not "num_heads": those of Mamba2 and xLSTM are no attention, and keep no keys and values
+_HEAD_FIELDS = (
+    "decoder_attention_heads",
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "attention_heads",
+)
+_WIDTH_FIELDS = ("hidden_size", "n_embd", "d_model")
 _CODE = "This model needs code of its own to run, which is never loaded."
 
 
@@ -65,9 +85,14 @@ def inspect(folder: Path) -> Found:
 
 def inspect_texts(folder: Path) -> str:
     """The kind, where everything but the weights may be taken in. Raises BadFiles."""
-    for path in needed(model_files(folder)):
+    paths = model_files(folder)
+    for path in needed(paths):
         if path.endswith(".json") and _needs_code(read_any_json(folder / path)):
             raise BadFiles(_CODE)
+    # Each index, also beside whole weights: diffusers then reads it and not them.
+    for path in paths:
+        if f"{WEIGHTS}.index." in path:
+            _weight_map(folder / path)
     kind = kind_of(folder)
     if kind == "image":
         _check_index(folder)
@@ -75,11 +100,22 @@ def inspect_texts(folder: Path) -> str:
 
 
 def _needs_code(value: Any) -> bool:
-    """``auto_map`` in a config or in a config inside it; in a vocabulary it is but a word."""
-    if not isinstance(value, dict):
-        return False
-    inner = [value, *(part for part in value.values() if isinstance(part, dict))]
-    return any("auto_map" in part and not isinstance(part["auto_map"], int) for part in inner)
+    """``auto_map`` in a config or in one inside it; in a vocabulary it is but a word."""
+    return any(
+        "auto_map" in part and not isinstance(part["auto_map"], int) for part in _objects(value)
+    )
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """A JSON value's objects at every depth; by a stack, since files may nest to the limit."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+            waiting.extend(one.values())
+        elif isinstance(one, list):
+            waiting.extend(one)
 
 
 def components(index: dict[str, Any]) -> list[str]:
@@ -134,6 +170,8 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Fou
     tensors = weights(folder)
     if not tensors:
         raise _no_weights(folder)
+    for part in numbered_parts(model_files(folder)):
+        tensors |= {f"{part}/{name}": tensor for name, tensor in weights(folder / part).items()}
     if kind != "embedding":  # those may use one layer many times
         _check_layers(config, tensors)
     inner = config.get("text_config")
@@ -174,6 +212,15 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def _indexed(folder: Path, index: Path) -> dict[str, str]:
     """Tensor to shard: plain names, in this folder, and there."""
+    listed = _weight_map(index)
+    for name in sorted(set(listed.values())):
+        if not (folder / name).is_file():
+            raise BadFiles(f"The shard {name} is missing.")
+    return listed
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor to shard, where every shard is a plain name; none is looked for."""
     listed = read_json(index).get("weight_map")
     named = isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())
     if not isinstance(listed, dict) or not listed or not named:
@@ -181,8 +228,6 @@ def _indexed(folder: Path, index: Path) -> dict[str, str]:
     for name in sorted(set(listed.values())):
         if "/" in check_file(name) or not name.endswith(WEIGHTS):
             raise BadFiles(f"{index.name} points out of its folder, or to a pickle.")
-        if not (folder / name).is_file():
-            raise BadFiles(f"The shard {name} is missing.")
     return listed
 
 
@@ -194,7 +239,7 @@ def _check_layers(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         if number:
             stacks.setdefault(name[: number.start()], set()).add(number[1])
     most = max(map(len, stacks.values()), default=0)
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+    for part in _objects(config):
         for field_name in _LAYER_FIELDS:
             claimed = _number(part, field_name)
             if claimed is not None and claimed > most:
@@ -203,7 +248,7 @@ def _check_layers(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 
 def _check_widths(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
-    for name in ("vocab_size", "hidden_size", "n_embd", "intermediate_size", "n_inner"):
+    for name in ("vocab_size", *_WIDTH_FIELDS, "intermediate_size", "n_inner"):
         claimed = _number(config, name)
         if claimed is not None and claimed > largest:
             raise BadFiles(f"The config claims a {name} of {claimed}; no tensor is that large.")
@@ -211,9 +256,9 @@ def _check_widths(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 
 def _kv_bytes(config: dict[str, Any]) -> int | None:
     """Keys and values of one token over all layers, at 2 bytes an element."""
-    layers = _number(config, "num_hidden_layers", "n_layer", "num_layers")
-    heads = _number(config, "num_attention_heads", "n_head")
-    width = _number(config, "hidden_size", "n_embd")
+    layers = _number(config, *_DECODER_LAYER_FIELDS)
+    heads = _number(config, *_HEAD_FIELDS)
+    width = _number(config, *_WIDTH_FIELDS)
     if not layers or not heads or not width:
         return None
     kv_heads = _number(config, "num_key_value_heads") or heads

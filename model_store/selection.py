@@ -47,8 +47,12 @@ def needed(paths: Collection[str], components: Iterable[str] | None = None) -> l
     if INDEX in ordered:
         return [INDEX, *_of_components(ordered, components)]
     beside = [path for path in ordered if _BESIDE.fullmatch(path)]
-    parts = sorted({path.partition("/")[0] for path in ordered if _PART.fullmatch(path)})
-    return [*_of_folder(ordered, ""), *beside, *_of_components(ordered, parts)]
+    return [*_of_folder(ordered, ""), *beside, *_of_components(ordered, numbered_parts(ordered))]
+
+
+def numbered_parts(paths: Iterable[str]) -> list[str]:
+    """The folders that sentence-transformers runs after the model: ``1_Pooling``, ``2_Dense``."""
+    return sorted({path.partition("/")[0] for path in paths if _PART.fullmatch(path)})
 
 
 def one_set(paths: Iterable[str]) -> tuple[str | None, list[str]]:
@@ -94,7 +98,7 @@ def _of_folder(paths: list[str], folder: str) -> list[str]:
 
 def _is_text(path: str) -> bool:
     name = path.rpartition("/")[2]
-    if ".index." in name or name.startswith(_NOT_NEEDED):
+    if ".index." in name or name.startswith(_NOT_NEEDED) or name.lower().endswith(_NEVER):
         return False
     return name.endswith(_TEXTS) or name.startswith(("LICENSE", "README.md"))
 

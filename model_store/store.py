@@ -37,8 +37,7 @@ class ModelStore:
     def __init__(self, root: Path) -> None:
         self._root = Path(root)
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._cached: dict[str, Manifest] = {}
-        self._stamp: int | None = None
+        self._seen: tuple[int | None, dict[str, Manifest]] = (None, {})
 
     # ---- what is there -------------------------------------------------------------------------
 
@@ -64,12 +63,15 @@ class ModelStore:
     def _manifests(self) -> dict[str, Manifest]:
         """Read anew when the folder has changed: adding and removing are renames in it."""
         stamp = self._root.stat().st_mtime_ns
-        if stamp != self._stamp:
+        seen, manifests = self._seen
+        if stamp != seen:
             # Clocks of file systems tick slowly: two changes within one tick have one stamp.
-            self._stamp = stamp if time.time_ns() - stamp > _TICK_NS else None
+            settled = time.time_ns() - stamp > _TICK_NS
             found = sorted(self._read(), key=lambda manifest: manifest.name)
-            self._cached = {manifest.name: manifest for manifest in found}
-        return self._cached
+            manifests = {manifest.name: manifest for manifest in found}
+            # One assignment: another thread finds the stamp and what belongs to it.
+            self._seen = (stamp if settled else None, manifests)
+        return manifests
 
     def _read(self) -> Iterator[Manifest]:
         for folder in self._root.iterdir():
@@ -152,16 +154,17 @@ class ModelStore:
             raise _taken(name)
 
     def remove(self, name: str) -> None:
-        """Also a model whose manifest is damaged. Raises UnknownModel."""
-        gone = self.partial / f"removed-{os.urandom(6).hex()}"
-        try:
-            self._folder(name).rename(gone)
-        except (BadName, FileNotFoundError):
-            raise _unknown() from None
-        shutil.rmtree(gone)
+        """Also a model whose manifest is damaged. Raises UnknownModel, or BadFiles if it stays."""
+        with translated("The model cannot be removed"):
+            gone = self.partial / f"removed-{os.urandom(6).hex()}"
+            try:
+                self._folder(name).rename(gone)
+            except (BadName, FileNotFoundError):
+                raise _unknown() from None
+            shutil.rmtree(gone)
 
     def verify(self, name: str, progress: Progress | None = None) -> Names:
-        """Paths of files that are missing, are new, or are not what the manifest says."""
+        """Paths of files that are missing, new, unreadable, or not what the manifest says."""
         manifest = self.get(name)
         files = self._folder(name) / FILES
         counter = Counter(progress, manifest.total_bytes, len(manifest.files))
@@ -233,11 +236,14 @@ def hash_files(
 
 def _is_whole(folder: Path, entry: FileEntry, counter: Counter) -> bool:
     path = folder / entry.path
-    return (
-        path.is_file()
-        and path.stat().st_size == entry.size
-        and sha256_of(path, entry.path, counter) == entry.sha256
-    )
+    try:
+        return (
+            path.is_file()
+            and path.stat().st_size == entry.size
+            and sha256_of(path, entry.path, counter) == entry.sha256
+        )
+    except OSError:
+        return False  # a disk that fails to read it: the very thing that is asked
 
 
 def sha256_of(path: Path, name: str, counter: Counter) -> str:

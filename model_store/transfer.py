@@ -55,11 +55,12 @@ class Fetcher:
         Raises DownloadError, NoSpace or PullCancelled; keeps what has come.
         """
         whole = self.blobs / wanted.key
-        if whole.exists():
-            return whole, Part(wanted, whole, counter).sha256
+        unfinished = self.blobs / f"{wanted.key}.part"
         with translated(f"{wanted.path} cannot be written"):
+            if whole.exists():
+                whole.replace(unfinished)  # the disk may have damaged it since it was verified
             for _ in range(2):
-                part = Part(wanted, self.blobs / f"{wanted.key}.part", counter)
+                part = Part(wanted, unfinished, counter)
                 self._complete(wanted, part)
                 if part.key == wanted.key:
                     part.path.replace(whole)

@@ -1,5 +1,6 @@
 """The store on a real disk: taking in, listing, removing and verifying, also by two processes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from model_store.demo import DEMO_MODELS, make_demo_models
 from model_store.errors import BadFiles, BadName, NameTaken, UnknownModel
 from model_store.manifest import Manifest
-from model_store.store import ModelStore
+from model_store.progress import Counter
+from model_store.store import ModelStore, sha256_of
 from tests.layouts import llama, write
 
 
@@ -118,11 +120,17 @@ def test_verify_finds_each_change(store: ModelStore, source: Path) -> None:
     assert store.verify("mine") == ["config.json", "model.safetensors", "modeling.py"]
 
 
-def test_verify_names_what_cannot_be_read(store: ModelStore, source: Path) -> None:
+def test_verify_names_what_cannot_be_read(
+    store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.import_folder(source, "mine")
-    config = store.path("mine") / "config.json"
-    config.unlink()
-    config.symlink_to("/proc/self/mem")  # the right kind, and an error at each read
+
+    def fail(path: Path, name: str, counter: Counter) -> str:
+        if name == "config.json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return sha256_of(path, name, counter)
+
+    monkeypatch.setattr("model_store.store.sha256_of", fail)
     assert store.verify("mine") == ["config.json"]
 
 

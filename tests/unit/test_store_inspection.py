@@ -154,6 +154,13 @@ def test_other_families_name_their_sizes_otherwise(tmp_path: Path) -> None:
     assert (found.max_context, found.kv_bytes_per_token) == (77, 2 * 2 * 4 * 2 * 2)
 
 
+def test_a_model_without_attention_has_no_cache_of_keys(tmp_path: Path) -> None:
+    config = {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "vocab_size": 64}
+    sizes = {"hidden_size": 8, "num_heads": 4, "head_dim": 4, "num_hidden_layers": 2}
+    write(llama(tmp_path) / "config.json", {**config, **sizes})
+    assert inspect(tmp_path).kv_bytes_per_token is None
+
+
 def test_the_parts_of_an_embedding_model_are_counted(tmp_path: Path) -> None:
     whole = inspect(llama(tmp_path)).weight_bytes
     write(tmp_path / "modules.json", [])
