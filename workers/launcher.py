@@ -81,6 +81,7 @@ class SpawnLauncher:
         )
         with _environment(worker_environment(dict(os.environ))), _interrupts_held():
             process.start()
+        _let_go(jobs)
         events_child.close()
         death_child.close()
         os.set_blocking(events.fileno(), False)
@@ -121,6 +122,14 @@ class SpawnedWorker:
         self._death.close()
         self._process.join()
         self._process.close()
+
+
+def _let_go(jobs: "Queue[bytes]") -> None:
+    """Close our copy of the queue's reading end: with it open, the queue's thread would write for
+    ever to a worker that died with a full pipe. Without it, the write ends, and the thread too.
+    """
+    jobs._reader.close()  # type: ignore[attr-defined]
+    jobs._ignore_epipe = True  # type: ignore[attr-defined]
 
 
 def worker_environment(environ: dict[str, str]) -> dict[str, str]:

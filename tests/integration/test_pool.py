@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
@@ -137,6 +138,22 @@ def test_a_silent_worker_is_killed(how: str) -> None:
         assert seen.lost == ["silent for 1 s"]
 
     with_pool(test, heartbeat_timeout=1)
+
+
+def test_a_worker_killed_with_a_full_queue_leaves_no_thread_behind() -> None:
+    async def test(pool: WorkerPool, seen: Recorder) -> None:
+        before = threading.active_count()
+        worker = await pool.start("echo/0", fake())
+        os.kill(worker.pid, signal.SIGSTOP)
+        worker.send(job("word " * 100_000))
+        await asyncio.sleep(0.2)
+        os.kill(worker.pid, signal.SIGKILL)
+        await seen.until(lambda: seen.lost)
+        async with asyncio.timeout(5):
+            while threading.active_count() > before:  # noqa: ASYNC110  threads do not announce it
+                await asyncio.sleep(0.02)
+
+    with_pool(test)
 
 
 def test_a_load_that_takes_too_long_fails_and_leaves_nothing() -> None:
