@@ -1,30 +1,23 @@
 """Models by the names that requests give."""
 
-import re
 from typing import Any
 
 from bitinglip.api.deps import Services
 from bitinglip.errors import InvalidModel, InvalidRequest
 from bitinglip.wire.admin import model_info, model_type
-from model_store.errors import StoreError
+from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
-
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_NAME = re.compile(rf"{_PART}(/{_PART})?", re.ASCII)
 
 
 def find_model(services: Services, name: str) -> Manifest:
     """The model of this name. Raises InvalidModel, which lists what there is."""
-    if _NAME.fullmatch(name) and ".." not in name:
-        try:
-            return services.store.get(name)
-        except StoreError as error:
-            if error.code != "INVALID_MODEL":
-                raise
-    raise InvalidModel(
-        param="model",
-        details={"model": name[:256], "available_models": list(services.store.names())},
-    )
+    try:
+        return services.store.get(name)
+    except UnknownModel:
+        raise InvalidModel(
+            param="model",
+            details={"model": name[:256], "available_models": list(services.store.names())},
+        ) from None
 
 
 def find_text_model(services: Services, name: str) -> Manifest:
@@ -41,5 +34,5 @@ def describe(services: Services, manifest: Manifest) -> dict[str, Any]:
         manifest,
         status=residency.status(manifest.name),
         cause=residency.cause(manifest.name),
-        max_context=residency.max_context(manifest.name),
+        ready=residency.ready(manifest.name),
     )

@@ -119,10 +119,10 @@ class Residency:
         resident = self._models.get(name)
         return resident.cause if resident else None
 
-    def max_context(self, name: str) -> int | None:
-        """The context that the loaded model really has, which may be less than its files say."""
+    def ready(self, name: str) -> protocol.Ready | None:
+        """What the loaded model really has: context and number format may not be its files'."""
         worker = self.worker(name)
-        return worker.ready.max_context if worker and worker.ready else None
+        return worker.ready if worker else None
 
     async def load(self, name: str) -> None:
         """Load a model now, also one that was given up. Raises what the load failed with."""
@@ -245,7 +245,8 @@ class Residency:
         resident.status, resident.cause = "ready", None
         seconds = time.monotonic() - began
         self._metrics.load_finished(model=resident.name, seconds=seconds, ok=True)
-        log.info("model ready", model=resident.name, seconds=round(seconds, 3))
+        dtype = worker.ready.dtype if worker.ready else None
+        log.info("model ready", model=resident.name, dtype=dtype, seconds=round(seconds, 3))
         self._pool.warm_spare()
         if self._waiter:
             self._waiter.on_ready(resident.name, worker)

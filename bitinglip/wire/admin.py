@@ -13,8 +13,10 @@ from bitinglip.wire.failure import timestamp
 from bitinglip.wire.fields import Body
 from bitinglip.wire.native import DEFAULTS, TextGenerationRequest
 from model_store.manifest import Manifest
+from workers import protocol
 
 _TYPES = {"speech": "audio", "transcription": "audio"}
+_NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
 _NOT_PARAMETERS = frozenset({"model", "prompt", "messages", "stream", "timeout"})
 
 
@@ -36,9 +38,9 @@ def model_type(manifest: Manifest) -> str:
 
 
 def model_info(
-    manifest: Manifest, *, status: str, cause: str | None, max_context: int | None
+    manifest: Manifest, *, status: str, cause: str | None, ready: protocol.Ready | None
 ) -> dict[str, Any]:
-    """The design's ModelInfo, and what is known beside it."""
+    """The design's ModelInfo, and what is known beside it; of a loaded model what it really has."""
     kind = model_type(manifest)
     return {
         "model_id": manifest.name,
@@ -49,11 +51,12 @@ def model_info(
         "status": status,
         "cause": cause,
         "capabilities": list(manifest.capabilities),
-        "supported_parameters": text_parameters() if kind == "text" else {},
+        "supported_parameters": text_parameters(manifest.engine) if kind == "text" else {},
         "engine": manifest.engine,
         "architecture": manifest.architecture,
-        "max_context": max_context or manifest.max_context,
-        "dtype": manifest.dtype,
+        "max_context": (ready and ready.max_context) or manifest.max_context,
+        "dtype": (ready and ready.dtype) or manifest.dtype,
+        "device": ready and ready.device,
         "parameters": manifest.parameters,
         "bytes": manifest.total_bytes,
         "source": manifest.source,
@@ -71,7 +74,7 @@ def openai_model(manifest: Manifest) -> dict[str, Any]:
 
 
 @cache
-def text_parameters() -> Mapping[str, Any]:
+def text_parameters(engine: str) -> Mapping[str, Any]:
     """What a text request may set: type, bounds and default, from the request's own schema."""
     defaults = {
         "max_tokens": DEFAULTS.max_tokens,
@@ -82,7 +85,7 @@ def text_parameters() -> Mapping[str, Any]:
     return {
         name: {**schema.get("anyOf", [schema])[0], "default": defaults.get(name)}
         for name, schema in properties.items()
-        if name not in _NOT_PARAMETERS
+        if name not in _NOT_PARAMETERS and not (engine == "fake" and name in _NEED_A_MODEL)
     }
 
 

@@ -94,7 +94,8 @@ def test_a_worker_loads_answers_and_leaves() -> None:
         assert isinstance(done, Done)
         assert (done.text, done.finish_reason) == ("one two one", "length")
         await pool.stop(worker)
-        assert worker.handle.reap is not None
+        assert worker.state == "stopped"
+        assert not psutil.pid_exists(worker.pid)
         assert seen.lost == []
 
     with_pool(test)

@@ -122,7 +122,7 @@ class FakeResidency:
     def cause(self, name: str) -> str | None:
         return "it broke" if self.status(name) == "error" else None
 
-    def max_context(self, _name: str) -> int | None:
+    def ready(self, _name: str) -> None:
         return None
 
     async def load(self, name: str) -> None:
