@@ -2,14 +2,15 @@
 
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded
- ├─ InvalidApiKey, ExpiredApiKey, InsufficientScope, ModelNotAllowed
+ ├─ InvalidApiKey, ExpiredApiKey, InsufficientScope
  ├─ NotFound ─ InvalidModel, WorkerNotFound, KeyNotFound
- ├─ MethodNotAllowed, Conflict, ModelInUse, TaskCancelled
+ ├─ MethodNotAllowed, TaskCancelled
+ ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
- └─ Unavailable ─ QueueFull, ShuttingDown, NoWorkerAvailable
-    Timeout, DiskFull
+ ├─ Unavailable ─ QueueFull, ShuttingDown
+ └─ Timeout, DiskFull
 
 A class's docstring is its default message. Raise these anywhere in the gateway; nothing else
 builds an error answer. Status and codes: the contract, section 3.4.
@@ -62,10 +63,6 @@ class ExpiredApiKey(BitingLipError):
 
 class InsufficientScope(BitingLipError):
     """The API key does not have the scope that this route needs."""
-
-
-class ModelNotAllowed(BitingLipError):
-    """The API key may not use this model."""
 
 
 class NotFound(BitingLipError):
@@ -160,12 +157,6 @@ class ShuttingDown(Unavailable):
     retry_after = 5.0
 
 
-class NoWorkerAvailable(Unavailable):
-    """No worker can run this model now."""
-
-    retry_after = 5.0
-
-
 class Timeout(BitingLipError):
     """The request did not finish in time."""
 
@@ -192,7 +183,6 @@ TABLE: dict[type[BitingLipError], Answer] = {
     InvalidApiKey: Answer(401, "INVALID_API_KEY", "authentication_error"),
     ExpiredApiKey: Answer(401, "EXPIRED_API_KEY", "authentication_error"),
     InsufficientScope: Answer(403, "INSUFFICIENT_SCOPE", "permission_error"),
-    ModelNotAllowed: Answer(403, "MODEL_NOT_ALLOWED", "permission_error"),
     NotFound: Answer(404, "NOT_FOUND", _BAD),
     InvalidModel: Answer(404, "INVALID_MODEL", _BAD),
     WorkerNotFound: Answer(404, "WORKER_NOT_FOUND", _BAD),
@@ -212,7 +202,6 @@ TABLE: dict[type[BitingLipError], Answer] = {
     Unavailable: Answer(503, "OVERLOADED", "overloaded_error"),
     QueueFull: Answer(503, "QUEUE_FULL", "overloaded_error"),
     ShuttingDown: Answer(503, "SHUTTING_DOWN", "service_unavailable"),
-    NoWorkerAvailable: Answer(503, "NO_WORKER_AVAILABLE", "service_unavailable"),
     Timeout: Answer(504, "TIMEOUT", "timeout"),
     DiskFull: Answer(507, "DISK_FULL", "server_error"),
 }

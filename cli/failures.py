@@ -39,7 +39,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except Exception as error:
+        except Exception as error:  # what has no line of its own is raised again
             lines = explained(error)
             if not lines:
                 raise

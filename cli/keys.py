@@ -6,7 +6,7 @@ import typer
 
 from cli import offline
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.output import moment, note, show_json, show_pairs, show_table
+from cli.output import moment, note, show_json, show_list, show_pairs, show_table
 from cli.place import Place
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and revoke API keys.")
@@ -56,12 +56,12 @@ def list_keys(
     place = Place.of(home, config)
     server = place.server()
     rows = server.list("/api/v1/keys") if server else offline.keys(place.home)
-    if as_json:
-        show_json(rows)
-    elif rows:
-        show_table(_COLUMNS, [_row(row) for row in rows])
-    else:
-        note("No keys yet. The first start makes the admin key; `keys create --name N` makes more.")
+    empty = "No keys yet. The first start makes the admin key; `keys create --name N` makes more."
+    show_list(rows, _show_keys, as_json=as_json, empty=empty)
+
+
+def _show_keys(rows: list[dict[str, Any]]) -> None:
+    show_table(_COLUMNS, [_row(row) for row in rows])
 
 
 @app.command()

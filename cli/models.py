@@ -12,6 +12,7 @@ from cli.output import (
     amount,
     note,
     show_json,
+    show_list,
     show_pairs,
     show_table,
     size,
@@ -79,12 +80,12 @@ def list_models(
     place = Place.of(home, config)
     server = place.server()
     rows = server.list("/api/v1/models") if server else offline.models(place.home)
-    if as_json:
-        show_json(rows)
-    elif rows:
-        show_table(_COLUMNS, [_row(row) for row in rows], right="SIZE PARAMETERS CONTEXT")
-    else:
-        note("No models yet: `bitinglip models pull REPO`, or `bitinglip serve --demo`.")
+    empty = "No models yet: `bitinglip models pull REPO`, or `bitinglip serve --demo`."
+    show_list(rows, _show_models, as_json=as_json, empty=empty)
+
+
+def _show_models(rows: list[dict[str, Any]]) -> None:
+    show_table(_COLUMNS, [_row(row) for row in rows], right="SIZE PARAMETERS CONTEXT")
 
 
 @app.command()

@@ -6,7 +6,7 @@ Results go to stdout, everything about them to stderr. Text from elsewhere passe
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
@@ -46,6 +46,22 @@ def console(stream: IO[str] | None = None) -> "Console":
 
 def show_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
+
+
+def show_list(
+    rows: list[dict[str, Any]],
+    show: Callable[[list[dict[str, Any]]], None],
+    *,
+    as_json: bool,
+    empty: str,
+) -> None:
+    """What every ``list`` command ends with: JSON, a table, or a word on what to do next."""
+    if as_json:
+        show_json(rows)
+    elif rows:
+        show(rows)
+    else:
+        note(empty)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: str = "") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.output import ago, note, show_json, show_table, size, waiting
+from cli.output import ago, note, show_list, show_table, size, waiting
 from cli.place import Place
 
 app = typer.Typer(no_args_is_help=True, help="See, restart and stop the worker processes.")
@@ -23,12 +23,8 @@ def list_workers(
 ) -> None:
     """All worker processes; the one without a model is the spare."""
     rows = Place.of(home, config).need_server().list("/api/v1/workers")
-    if as_json:
-        show_json(rows)
-    elif rows:
-        show_workers(rows)
-    else:
-        note("No workers run; one starts when its model is asked for.")
+    empty = "No workers run; one starts when its model is asked for."
+    show_list(rows, show_workers, as_json=as_json, empty=empty)
 
 
 @app.command()

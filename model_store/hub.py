@@ -200,5 +200,5 @@ def _translated(repo: str, revision: str | None, hub: HubOptions) -> Iterator[No
         raise DownloadError(f"The hub answers with HTTP status {status}.{hint}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DownloadError("The hub's answer is not what a hub answers.") from error
-    except Exception as error:
+    except Exception as error:  # the client's transport is its own affair, and its errors with it
         raise DownloadError(f"The hub cannot be reached ({type(error).__name__}).") from error

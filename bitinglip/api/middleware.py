@@ -48,7 +48,7 @@ class Envelope:
         sender = _sender(scope, exchange, send)
         try:
             await self._app(scope, receive, sender)
-        except Exception as error:
+        except Exception as error:  # the last resort of every request
             if not isinstance(error, BitingLipError):
                 log.exception("request failed", method=scope["method"], endpoint=endpoint(scope))
             if exchange.status != CLIENT_GONE:

@@ -263,7 +263,7 @@ class Residency:
             raise
         except StoreError as error:
             raise StartFailed(error.code, error.message) from error
-        except Exception as error:
+        except Exception as error:  # the edge of the load's task: no exception may end it unheard
             log.exception("no worker could be started", model=resident.name)
             raise StartFailed("MODEL_LOAD_FAILED", "No worker could be started.") from error
 

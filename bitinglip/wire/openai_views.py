@@ -1,5 +1,6 @@
 """How OpenAI's two text surfaces show a job: chunks with a prebuilt frame, or one object."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ Logprobs = tuple[protocol.TokenLogprob, ...]
 _json = msgspec.json.Encoder()
 
 
-class _OpenAIView:
+class _OpenAIView(ABC):
     """What both surfaces do alike: chunks, the last chunk, usage, ``[DONE]`` or an error."""
 
     begins_at_once = False
@@ -66,14 +67,14 @@ class _OpenAIView:
         """What a stream begins with, before any text."""
         return None
 
-    def token_choice(self, token: protocol.Token) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def token_choice(self, token: protocol.Token) -> dict[str, Any]: ...
 
-    def last_choice(self, done: protocol.Done) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def last_choice(self, done: protocol.Done) -> dict[str, Any]: ...
 
-    def whole_choice(self, done: protocol.Done) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def whole_choice(self, done: protocol.Done) -> dict[str, Any]: ...
 
     def _begin(self) -> bytes:
         if self._begun:
