@@ -13,6 +13,7 @@ from bitinglip import errors
 from bitinglip.scheduling.inbox import Inbox, Loading, Queued
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.lane import Flight, Lane
+from bitinglip.scheduling.recent import Recent
 from bitinglip.scheduling.residency import Residency
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
@@ -20,6 +21,7 @@ from workers.pool import Worker
 
 log = structlog.get_logger(__name__)
 
+_KEEP_ENDED = 1000  #: ended jobs that can still be asked about
 _MOST_DEATHS = 2  #: a job is run again after the first worker that died of it, not after the second
 
 
@@ -32,6 +34,7 @@ class Dispatcher:
         self._max_waiting = max_waiting
         self._lanes: dict[str, Lane] = {}
         self._flights: dict[str, Flight] = {}
+        self._recent = Recent(_KEEP_ENDED)
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -62,6 +65,15 @@ class Dispatcher:
         self._recall(flight)
         flight.inbox.put(protocol.Cancelled(id=job_id))
         return True
+
+    def find(self, job_id: str) -> Inbox | None:
+        """The inbox of a job that runs, waits or has ended not long ago."""
+        flight = self._flights.get(job_id)
+        return flight.inbox if flight else self._recent.get(job_id)
+
+    def inboxes(self) -> list[Inbox]:
+        """All of these, the newest first."""
+        return [flight.inbox for flight in reversed(self._flights.values())] + list(self._recent)
 
     @property
     def in_flight(self) -> int:
@@ -124,7 +136,8 @@ class Dispatcher:
             self._lanes[flight.inbox.job.model].forget(flight)
 
     def _release(self, flight: Flight) -> None:
-        self._flights.pop(flight.id, None)
+        if self._flights.pop(flight.id, None):
+            self._recent.add(flight.inbox)
         if not self._flights:
             self._idle.set()
 

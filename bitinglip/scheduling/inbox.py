@@ -1,4 +1,4 @@
-"""Where the events of one job arrive, and how whoever asked for it reads them."""
+"""What happened to one job, in order: written once, read by whoever watches it."""
 
 import asyncio
 import time
@@ -29,24 +29,42 @@ Event = Queued | Loading | protocol.JobEvent
 
 
 class Inbox:
-    """One job's events, in order, ending in exactly one final event.
+    """One job's events, ending in exactly one final event.
 
-    One reader. Events that came while it was busy are handed over together, so a slow reader
-    costs fewer wake-ups, not more.
+    Any number of readers, early or late: each sees every event once, in order. Events that came
+    while a reader was busy are handed over together, so a slow one costs fewer wake-ups, not more.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.worker_id: str | None = None
         self.final: protocol.Final | None = None
-        self.sent_any = False  #: the client has seen output, so the job cannot be run again
+        self.sent_any = False  #: somebody has seen output, so the job cannot be run again
         self.submitted = time.monotonic()
         self.dispatched: float | None = None
         self.first_token: float | None = None
         self.ended: float | None = None
         self._started = False
         self._events: list[Event] = []
-        self._arrived = asyncio.Event()
+        self._read = 0  #: how many of them the furthest reader has seen
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def status(self) -> str:
+        """The contract's word for where the job is."""
+        match self.final:
+            case protocol.Done():
+                return "completed"
+            case protocol.Failed():
+                return "failed"
+            case protocol.Cancelled():
+                return "cancelled"
+        if self._started:
+            return "running"
+        return "loading" if self._events and isinstance(self._events[-1], Loading) else "queued"
 
     def dispatch(self, worker_id: str) -> None:
         """Note that a worker has the job."""
@@ -64,31 +82,47 @@ class Inbox:
             case protocol.Started():
                 self._started = True
             case protocol.Token():
-                self.sent_any = True
                 self.first_token = self.first_token or now
             case protocol.Done() | protocol.Failed() | protocol.Cancelled():
                 self.final = event
                 self.ended = now
             case _:
                 pass
-        self._events.append(event)
-        self._arrived.set()
+        if self._overtakes(event):
+            self._events[-1] = event
+        else:
+            self._events.append(event)
+        self._wake()
+
+    def rewind(self) -> None:
+        """Forget output that nobody has seen, because the job is run again from its start."""
+        self._events = [event for event in self._events if not isinstance(event, protocol.Token)]
+        self.first_token = None
+        self.dispatched = None
 
     async def batches(self) -> AsyncIterator[list[Event]]:
-        """Lists of the events that came since the last one; ends with the final event."""
+        """Lists of the events since the last one, from the first on; ends with the final event."""
+        seen = 0
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            events, self._events = self._events, []
+            if seen == len(self._events):
+                await self._news()
+            events = self._events[seen:]
+            seen += len(events)
+            self._read = max(self._read, seen)
+            self.sent_any = self.sent_any or self.first_token is not None
             yield events
-            if self.final is not None and not self._events:
+            if self.final is not None and seen == len(self._events):
                 return
+
+    async def end(self) -> protocol.Final:
+        """Wait for the final event, without looking at the others."""
+        while self.final is None:
+            await self._news()
+        return self.final
 
     async def result(self) -> protocol.Done:
         """Wait for the end. Raises the error that a failed or cancelled job ended in."""
-        async for _ in self.batches():
-            pass
-        match self.final:
+        match await self.end():
             case protocol.Done() as done:
                 return done
             case protocol.Failed() as failed:
@@ -100,6 +134,25 @@ class Inbox:
     def queue_time(self) -> float:
         """Seconds from submission until a worker had it, or until now."""
         return (self.dispatched or self.ended or time.monotonic()) - self.submitted
+
+    def _overtakes(self, event: Event) -> bool:
+        """A newer position or progress takes the place of one that nobody has seen yet."""
+        return (
+            isinstance(event, Queued | Loading)
+            and len(self._events) > self._read
+            and type(self._events[-1]) is type(event)
+        )
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _news(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
 
 def error_of(failed: protocol.Failed) -> errors.BitingLipError:
