@@ -14,17 +14,22 @@ from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.api.deps import Services
 from bitinglip.db.database import Database
 from bitinglip.home import Home
+from bitinglip.scheduling.cluster import Cluster
 from bitinglip.scheduling.dispatch import Dispatcher
+from bitinglip.scheduling.footprints import Footprints
 from bitinglip.scheduling.residency import Residency
+from bitinglip.scheduling.survey import Survey
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
+from model_store.page_cache import PageCache
 from model_store.store import ModelStore
+from workers.devices import Devices
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
 
-_LAG_INTERVAL = 0.5
+_LOAD_INTERVAL = 0.5
 _FLUSH_INTERVAL = 30.0
 
 #: Told once the server can do all it is meant to: its services, and the admin key if it is new.
@@ -47,8 +52,9 @@ def build(
             app.state.services = services
             background = _Background(on_fatal)
             stack.push_async_callback(background.close)
-            background.start(services.residency.watch(), "watch workers")
-            background.start(_measure_lag(services.metrics), "measure loop lag")
+            background.start(services.cluster.watch(), "watch workers")
+            background.start(services.cluster.survey(), "read devices")
+            background.start(_measure_load(services), "measure load")
             background.start(_flush(services.keys), "flush key use")
             background.start(_settle(services, admin_key, on_open), "settle")
             yield
@@ -81,12 +87,16 @@ async def _open(
         load_timeout=workers.load_timeout,
         spare=workers.spare,
     )
-    residency = Residency(settings, store, pool, metrics)
-    stack.push_async_callback(residency.close)
-    dispatcher = Dispatcher(residency, metrics, max_waiting=settings.queue.max_waiting)
-    pool.attach(dispatcher)
+    footprints = Footprints()
+    devices = Devices.find([(each.name, each.memory_bytes) for each in settings.devices.fake])
+    survey = Survey(settings, devices, footprints)
+    residency = Residency(settings, store, pool, survey, metrics)
+    cluster = Cluster(settings, store, pool, residency, PageCache(0))
+    stack.push_async_callback(cluster.close)
+    dispatcher = Dispatcher(settings, residency, metrics)
+    pool.attach(dispatcher.delivery)
     metrics.watch(
-        in_flight=lambda: dispatcher.in_flight, depth=dispatcher.depths, workers=residency.states
+        in_flight=lambda: dispatcher.in_flight, depth=dispatcher.depths, workers=cluster.states
     )
     services = Services(
         settings=settings,
@@ -94,7 +104,7 @@ async def _open(
         store=store,
         keys=keys,
         dispatcher=dispatcher,
-        residency=residency,
+        cluster=cluster,
         metrics=metrics,
         db=db,
     )
@@ -109,15 +119,17 @@ async def _settle(services: Services, admin_key: str | None, on_open: Opened) ->
 
         await asyncio.to_thread(make_demo_models, services.store)
     on_open(services, admin_key)
-    services.residency.open()
+    services.cluster.open()
 
 
-async def _measure_lag(metrics: Metrics) -> None:
+async def _measure_load(services: Services) -> None:
     """How late the event loop is: what every request waits before anybody looks at it."""
     while True:
-        due = time.monotonic() + _LAG_INTERVAL
-        await asyncio.sleep(_LAG_INTERVAL)
-        metrics.set_loop_lag(max(0.0, time.monotonic() - due))
+        due = time.monotonic() + _LOAD_INTERVAL
+        await asyncio.sleep(_LOAD_INTERVAL)
+        lag = max(0.0, time.monotonic() - due)
+        services.metrics.set_loop_lag(lag)
+        services.dispatcher.look(lag)
 
 
 async def _flush(keys: KeyRing) -> None:

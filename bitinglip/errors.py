@@ -9,7 +9,7 @@ BitingLipError
  ├─ PayloadTooLarge, UnsupportedMediaType
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
- ├─ Unavailable ─ QueueFull, ShuttingDown
+ ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown
  └─ Timeout, DiskFull
 
 A class's docstring is its default message. Raise these anywhere in the gateway; nothing else
@@ -151,6 +151,17 @@ class QueueFull(Unavailable):
     """Too many requests wait for this model."""
 
 
+class Overloaded(Unavailable):
+    """The server is too busy for work of low priority."""
+
+
+class ModelDoesNotFit(Unavailable):
+    """The model does not fit into the memory of any device."""
+
+    retry_after = None
+    should_retry = False
+
+
 class ShuttingDown(Unavailable):
     """The server is shutting down."""
 
@@ -200,7 +211,9 @@ TABLE: dict[type[BitingLipError], Answer] = {
     WorkerCrashed: Answer(502, "WORKER_CRASHED", "server_error"),
     DownloadFailed: Answer(502, "DOWNLOAD_FAILED", "server_error"),
     Unavailable: Answer(503, "OVERLOADED", "overloaded_error"),
+    Overloaded: Answer(503, "OVERLOADED", "overloaded_error"),
     QueueFull: Answer(503, "QUEUE_FULL", "overloaded_error"),
+    ModelDoesNotFit: Answer(503, "MODEL_DOES_NOT_FIT", "overloaded_error"),
     ShuttingDown: Answer(503, "SHUTTING_DOWN", "service_unavailable"),
     Timeout: Answer(504, "TIMEOUT", "timeout"),
     DiskFull: Answer(507, "DISK_FULL", "server_error"),

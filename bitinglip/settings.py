@@ -4,9 +4,10 @@
 another that each setting is read by somebody.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -16,6 +17,20 @@ class Section(BaseModel):
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=0)]
+Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
+
+_SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([smhd])", re.ASCII)
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    """``10m`` is 600 seconds; everything else is left to the field."""
+    match = _SPAN.fullmatch(value) if isinstance(value, str) else None
+    return float(match[1]) * _UNITS[match[2]] if match else value
+
+
+#: how long something unused is kept: seconds, a span such as 30m, or forever
+KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(_seconds)]
 
 
 class Server(Section):
@@ -68,6 +83,73 @@ class Queue(Section):
     max_waiting: Annotated[int, Field(ge=0)] = Field(
         256, description="requests that may wait for one model; more are refused"
     )
+    ageing: Annotated[float, Field(gt=0)] = Field(
+        10, description="seconds without service after which a request rises by one level"
+    )
+
+
+class ResidencyRules(Section):
+    keep_alive: KeepAlive = Field(
+        1800, description="unload a model that was unused for so long: seconds, 30m, or forever"
+    )
+    min_seconds: Seconds = Field(
+        20,
+        description="a loaded model in use keeps its place for so long, or 4 x its load time",
+    )
+    patience: Seconds = Field(
+        5, description="seconds that requests wait before a model in use is drained for them"
+    )
+
+
+class Tier(Section):
+    """What a key's tier is worth in the queues."""
+
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(
+        0, description="higher tiers go first; under load lower ones give up their limits first"
+    )
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1, description="a key's part of the machine among keys of the same priority"
+    )
+    max_queue: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="requests of one key that may wait; null is no limit of its own"
+    )
+
+
+class Pro(Tier):
+    priority: Annotated[int, Field(ge=0, le=100)] = 1
+    weight: Annotated[float, Field(gt=0, le=1000)] = 4
+
+
+class Enterprise(Tier):
+    priority: Annotated[int, Field(ge=0, le=100)] = 2
+    weight: Annotated[float, Field(gt=0, le=1000)] = 16
+
+
+class Operator(Tier):
+    priority: Annotated[int, Field(ge=0, le=100)] = 3
+    weight: Annotated[float, Field(gt=0, le=1000)] = 16
+
+
+class Tiers(Section):
+    free: Tier = Tier()
+    pro: Pro = Pro()
+    enterprise: Enterprise = Enterprise()
+    operator: Operator = Operator()
+
+
+class Limits(Section):
+    tiers: Tiers = Tiers()
+
+
+class FakeDevice(Section):
+    name: Annotated[str, Field(min_length=1)]
+    memory_bytes: Annotated[int, Field(gt=0)]
+
+
+class DevicesSettings(Section):
+    fake: list[FakeDevice] = Field([], description="stub")
+    cpu_memory_bytes: Bytes | None = Field(None, description="stub")
+    headroom_bytes: Bytes = Field(268435456, description="stub")
 
 
 class Hub(Section):
@@ -128,6 +210,14 @@ class Model(Section):
     kv_cache_bytes: Bytes | None = Field(None, description="memory for the attention cache")
     max_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="requests run at once")
     preload: bool = Field(False, description="load at start")
+    pin: bool = Field(False, description="never evict it for another model, nor when unused")
+    keep_alive: KeepAlive | None = Field(None, description="null is residency.keep_alive")
+    replicas: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="workers that run it at once, as far as there is room"
+    )
+    balancing: Balancing = Field(
+        "least_work", description="how its replicas share: also round_robin, weighted, sticky"
+    )
     sampling: SamplingDefaults = Field(SamplingDefaults(), description="defaults for its requests")
     fake: Fake = Field(Fake(), description="what the fake engine pretends")
 
@@ -137,6 +227,9 @@ class Settings(Section):
     security: Security = Security()
     workers: Workers = Workers()
     queue: Queue = Queue()
+    residency: ResidencyRules = ResidencyRules()
+    limits: Limits = Limits()
+    devices: DevicesSettings = DevicesSettings()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(
@@ -147,6 +240,12 @@ class Settings(Section):
 
     def model(self, name: str) -> Model:
         return self.models.get(name, Model())
+
+    def keep_alive(self, name: str) -> float | None:
+        """Seconds for which an unused model stays loaded; None: until its memory is needed."""
+        own = self.model(name)
+        kept = self.residency.keep_alive if own.keep_alive is None else own.keep_alive
+        return None if own.pin or kept == "forever" else float(kept)
 
 
 def as_plain(settings: Settings) -> dict[str, Any]:

@@ -1,35 +1,34 @@
-"""What this machine computes on, asked of the driver: never through torch, never with a context."""
-
+"""stub"""
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Self
+
+import psutil
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One card, or the processor."""
-
-    id: str  #: "cpu", or the card's index as CUDA_VISIBLE_DEVICES takes it
+    id: str
     name: str
+    kind: str
     memory_bytes: int
-
-
-@cache
-def cuda_devices() -> tuple[Device, ...]:
-    """The cards that the NVIDIA driver shows; none where there is no driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        return tuple(_device(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _device(pynvml: object, index: int) -> Device:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)  # type: ignore[attr-defined]
-    name = pynvml.nvmlDeviceGetName(handle)  # type: ignore[attr-defined]
-    return Device(str(index), str(name), int(memory.total))
+    physical_bytes: int = 0
+@dataclass(frozen=True, slots=True)
+class Reading:
+    used_bytes: int
+    processes: Mapping[int, int]
+    utilisation: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+class Devices:
+    note = None
+    def __init__(self, devices): self._d = devices
+    @classmethod
+    def find(cls, fake: Sequence[tuple[str, int]] = (), cpu_memory_bytes: int | None = None) -> Self:
+        if fake: return cls(tuple(Device(f"fake{i}", n, "fake", m, m) for i, (n, m) in enumerate(fake)))
+        t = psutil.virtual_memory().total
+        return cls((Device("cpu", "cpu", "cpu", int(t*.8), t),))
+    def list(self) -> tuple[Device, ...]: return self._d
+    def read(self, pids: Iterable[int] = ()) -> dict[str, Reading]: return {}
+    def close(self) -> None: ...
+def cuda_devices(): return ()

@@ -76,6 +76,7 @@ class Worker:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     load_failure: LoadFailed | None = None
+    stderr_tail: list[str] = field(default_factory=list)
     outbox: list[Command] = field(default_factory=list)
 
     @property
@@ -118,6 +119,8 @@ class WorkerPool:
     def attach(self, listener: Listener) -> None:
         """Name who hears of events and losses; before the first start."""
         self._listener = listener
+
+    ended: tuple[Worker, ...] = ()
 
     @property
     def workers(self) -> list[Worker]:

@@ -23,8 +23,8 @@ from bitinglip.errors import (
     UnsupportedParameter,
 )
 from bitinglip.home import Home
+from bitinglip.scheduling.cluster import Cluster
 from bitinglip.scheduling.dispatch import Dispatcher
-from bitinglip.scheduling.residency import Residency
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.parse import parse
@@ -50,7 +50,7 @@ class Services:
     store: ModelStore
     keys: KeyRing
     dispatcher: Dispatcher
-    residency: Residency
+    cluster: Cluster
     metrics: Metrics
     db: Database
 

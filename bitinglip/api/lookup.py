@@ -29,10 +29,12 @@ def find_text_model(services: Services, name: str) -> Manifest:
 
 
 def describe(services: Services, manifest: Manifest) -> dict[str, Any]:
-    residency = services.residency
+    cluster, name = services.cluster, manifest.name
     return model_info(
         manifest,
-        status=residency.status(manifest.name),
-        cause=residency.cause(manifest.name),
-        ready=residency.ready(manifest.name),
+        status=cluster.status(name),
+        cause=cluster.cause(name),
+        ready=cluster.ready(name),
+        progress=cluster.progress(name),
+        replicas=len([each for each in cluster.replicas(name) if each.state == "ready"]),
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from bitinglip import errors
@@ -35,12 +35,13 @@ class Inbox:
     while a reader was busy are handed over together, so a slow one costs fewer wake-ups, not more.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
         self.job = job
+        self._clock = clock
         self.worker_id: str | None = None
         self.final: protocol.Final | None = None
         self.sent_any = False  #: somebody has seen output, so the job cannot be run again
-        self.submitted = time.monotonic()
+        self.submitted = clock()
         self.dispatched: float | None = None
         self.first_token: float | None = None
         self.ended: float | None = None
@@ -49,7 +50,9 @@ class Inbox:
         self._read = 0  #: how many of them the furthest reader has seen
         self._waiters: list[asyncio.Future[None]] = []
 
-    def __len__(self) -> int:
+    @property
+    def held(self) -> int:
+        """How many events it keeps."""
         return len(self._events)
 
     @property
@@ -69,13 +72,13 @@ class Inbox:
     def dispatch(self, worker_id: str) -> None:
         """Note that a worker has the job."""
         self.worker_id = worker_id
-        self.dispatched = time.monotonic()
+        self.dispatched = self._clock()
 
     def put(self, event: Event) -> None:
         """Deliver an event; whatever comes after the final one is dropped."""
         if self.final is not None:
             return
-        now = time.monotonic()
+        now = self._clock()
         match event:
             case protocol.Started() if self._started:
                 return  # it was run again on another worker, which is not the client's affair
@@ -133,7 +136,7 @@ class Inbox:
     @property
     def queue_time(self) -> float:
         """Seconds from submission until a worker had it, or until now."""
-        return (self.dispatched or self.ended or time.monotonic()) - self.submitted
+        return (self.dispatched or self.ended or self._clock()) - self.submitted
 
     def _overtakes(self, event: Event) -> bool:
         """A newer position or progress takes the place of one that nobody has seen yet."""

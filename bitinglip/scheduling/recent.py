@@ -18,10 +18,10 @@ class Recent:
 
     def add(self, inbox: Inbox) -> None:
         self._kept[inbox.job.id] = inbox
-        self._events += len(inbox)
+        self._events += inbox.held
         while len(self._kept) > self._most or self._events > MOST_EVENTS:
             _, oldest = self._kept.popitem(last=False)
-            self._events -= len(oldest)
+            self._events -= oldest.held
 
     def get(self, job_id: str) -> Inbox | None:
         return self._kept.get(job_id)

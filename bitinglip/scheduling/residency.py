@@ -1,336 +1,371 @@
-"""Which models are loaded: on demand, shared by all who wait, restarted when they crash.
+"""Which models are loaded, and where: on demand, within memory, restarted when they crash.
 
-One owner of each model's state. The dispatcher asks for workers and is told of them; processes
-are the pool's affair.
+One owner of each model's state. It gathers the facts, asks ``placement`` for a plan whenever they
+have changed, and carries the plan out. The dispatcher asks for replicas and is told of them;
+processes are the pool's affair.
 """
 
 import asyncio
-import contextvars
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
 
 import structlog
 
 from bitinglip import errors
+from bitinglip.scheduling import placement
+from bitinglip.scheduling.ledger import Holding, Ledger
+from bitinglip.scheduling.loads import Loads, Pool
+from bitinglip.scheduling.replica import Replica, Resident
 from bitinglip.scheduling.restarts import RestartBudget
+from bitinglip.scheduling.survey import Survey
+from bitinglip.scheduling.victims import Patience
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
-from model_store.errors import StoreError
-from model_store.manifest import Manifest
 from model_store.store import ModelStore
-from workers import protocol
-from workers.devices import Device, cuda_devices
-from workers.pool import StartFailed, Worker, WorkerPool
+from workers.pool import StartFailed, Worker
 
 log = structlog.get_logger(__name__)
 
-_ON_REQUEST = "was restarted on request"
+ON_REQUEST = "was restarted on request"
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerView:
-    """A worker as clients see it."""
+class Waiting:
+    """Those who wait for a model."""
 
-    id: str
-    pid: int
-    model: str | None
-    kind: str | None
-    devices: list[str]
-    state: str
-    in_flight: int
-    restarts: int
-    memory_bytes: int
-    started_at: datetime
-    last_heartbeat: datetime | None
-    cause: str | None
+    count: int
+    since: float  #: when the oldest came
+    level: int
 
 
 class Waiter(Protocol):
-    """Who wants a model's worker: the dispatcher."""
+    """Who wants models' workers: the dispatcher."""
 
-    def on_ready(self, model: str, worker: Worker) -> None: ...
+    def on_ready(self, model: str) -> None: ...
     def on_unavailable(self, model: str, error: errors.BitingLipError) -> None: ...
+    def waiting(self, model: str) -> Waiting | None: ...
     def busy(self, model: str) -> int:
         """How many jobs of the model run or wait."""
         ...
 
-
-class Resident:
-    """One model's state: available, loading, ready or error."""
-
-    def __init__(self, name: str, budget: RestartBudget) -> None:
-        self.name = name
-        self.budget = budget
-        self.status = "available"
-        self.cause: str | None = None
-        self.worker: Worker | None = None
-        self.loading: asyncio.Task[Worker] | None = None
-        self.restarts = 0
-        self.given_up = False
+    def forgive(self, model: str) -> None:
+        """Let requests of the model out of quarantine."""
+        ...
 
 
 class Residency:
     def __init__(
-        self, settings: Settings, store: ModelStore, pool: WorkerPool, metrics: Metrics
+        self,
+        settings: Settings,
+        store: ModelStore,
+        pool: Pool,
+        survey: Survey,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._pool = pool
         self._metrics = metrics
-        self._models: dict[str, Resident] = {}
-        self._waiter: Waiter | None = None
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._clock = clock
+        self._waiter: Waiter
+        self._by_worker: dict[Worker, Replica] = {}
+        self._planned = False
+        self._unmet = False  #: somebody waits for a model that has no place
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self.settled = False  #: the store has its first models; what readiness waits for
+        rules = settings.residency
+        self._patience = Patience(min_residency=rules.min_seconds, patience=rules.patience)
+        self.survey = survey
+        self.models: dict[str, Resident] = {}
+        self.shortage = 0.0  #: memory missing for models somebody waits for, in parts of all
+        self.loads = Loads(settings, store, pool, self, clock)
 
     def attach(self, waiter: Waiter) -> None:
         self._waiter = waiter
 
     # ---- what the dispatcher asks --------------------------------------------------------------
 
-    def worker(self, name: str) -> Worker | None:
-        """The model's worker if it can take jobs now."""
-        resident = self._models.get(name)
-        return resident.worker if resident else None
+    def serving(self, name: str) -> list[Replica]:
+        """The model's replicas that take work now."""
+        resident = self.models.get(name)
+        return resident.serving if resident else []
 
-    def want(self, name: str) -> None:
-        """See to it that the model gets loaded. Raises if it was given up."""
-        resident = self._resident(name)
-        if resident.given_up:
+    def check(self, name: str) -> None:
+        """Raises ModelLoadFailed for a model that was given up."""
+        resident = self.models.get(name)
+        if resident is not None and resident.given_up:
             raise errors.ModelLoadFailed(
                 f"The model is out of service: {resident.cause} Load it again to retry.",
                 param="model",
                 details={"model": name},
             )
-        if resident.worker is None and resident.loading is None:
-            self._begin(resident)
 
-    # ---- what operators ask --------------------------------------------------------------------
+    def want(self, name: str) -> None:
+        """Somebody waits for the model: see to it that it gets loaded."""
+        resident = self.resident(name)
+        missing = self._settings.model(name).replicas - len(resident.replicas)
+        if missing > 0 or not (resident.serving or resident.loading):
+            self.replan()
 
-    def status(self, name: str) -> str:
-        resident = self._models.get(name)
-        return resident.status if resident else "available"
+    def worked(self, name: str) -> None:
+        """Jobs of the model have ended; a replica may be empty now."""
+        for replica in self.models[name].replicas.values():
+            if replica.in_flight:
+                continue
+            if replica.state == "draining":
+                self.loads.stop(self.models[name], replica, "drained")
+            elif self._unmet:
+                self.replan()
+            elif (kept := self._settings.keep_alive(name)) is not None:
+                self._set_timer(replica.used_at + kept, self._clock())
 
-    def cause(self, name: str) -> str | None:
-        resident = self._models.get(name)
-        return resident.cause if resident else None
+    def replica_of(self, worker: Worker) -> Replica | None:
+        return self._by_worker.get(worker)
 
-    def ready(self, name: str) -> protocol.Ready | None:
-        """What the loaded model really has: context and number format may not be its files'."""
-        worker = self.worker(name)
-        return worker.ready if worker else None
+    def load_eta(self, name: str) -> float | None:
+        """Seconds until the model is loaded; None if nothing is known of it, or no load runs."""
+        resident = self.models.get(name)
+        if resident is None or not resident.loading:
+            return None
+        now, left = self._clock(), []
+        for replica in resident.loading:
+            passed = now - replica.began
+            if replica.progress > 0.05:
+                left.append(passed / replica.progress * (1 - replica.progress))
+            elif resident.load_seconds is not None:
+                left.append(max(0.0, resident.load_seconds - passed))
+        return round(min(left), 3) if left else None
 
-    async def load(self, name: str) -> None:
-        """Load a model now, also one that was given up. Raises what the load failed with."""
-        resident = self._resident(name)
-        if resident.worker is not None:
+    def relieve(self, replica: Replica) -> None:
+        """A worker ran out of memory: models beside it that nobody uses leave."""
+        resident = self.models[replica.model]
+        self.survey.raise_floor(resident.manifest, replica)
+        self._evict_idle_beside(replica)
+
+    # ---- models --------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._clock()
+
+    def busy(self, name: str) -> int:
+        return self._waiter.busy(name)
+
+    def forgive(self, name: str) -> None:
+        self._waiter.forgive(name)
+
+    def look(self) -> None:
+        """The devices were read anew: somebody may have taken memory, or given it back."""
+        ledger = self.ledger()
+        if self._unmet or any(ledger.free(device.id) < 0 for device in ledger.devices):
+            self.replan()
+
+    def resident(self, name: str) -> Resident:
+        """The state of a model of the store. Raises UnknownModel."""
+        if name not in self.models:
+            workers = self._settings.workers
+            budget = RestartBudget(workers.max_restarts, workers.restart_window)
+            self.models[name] = Resident(self._store.get(name), budget)
+        return self.models[name]
+
+    def replicas(self) -> Iterable[Replica]:
+        return (each for model in self.models.values() for each in model.replicas.values())
+
+    def drain(self, resident: Resident, replica: Replica, reason: str) -> None:
+        """Let a replica finish what it runs, then stop it."""
+        if replica.state != "ready":
             return
-        resident.given_up = False
-        resident.budget.reset()
-        if resident.loading is None:
-            self._begin(resident)
-        assert resident.loading is not None
-        try:
-            await asyncio.shield(resident.loading)
-        except StartFailed as failure:
-            raise errors.from_code(failure.code, failure.message, param="model") from failure
+        log.info("draining", worker=replica.id, reason=reason, in_flight=replica.in_flight)
+        replica.state = "draining"
+        if replica.worker is not None:
+            replica.worker.state = "draining"
+        if replica.in_flight == 0:
+            self.loads.stop(resident, replica, reason)
 
-    async def unload(self, name: str) -> None:
-        """Stop a model's worker and forget its failures. Raises ModelInUse if it has work."""
-        self._store.get(name)
-        resident = self._models.get(name)
-        if resident is None:
+    # ---- plans ---------------------------------------------------------------------------------
+
+    def replan(self) -> None:
+        """Look at everything again, once, before this turn of the event loop is over."""
+        if not self._planned and not self._closed:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._plan)
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.survey.rooms(), self.holdings())
+
+    def holdings(self) -> list[Holding]:
+        counts = {name: self._waiter.waiting(name) for name in self.models}
+        waiting = {name: found.count if found else 0 for name, found in counts.items()}
+        return [self.survey.holding(each, waiting[each.model]) for each in self.replicas()]
+
+    def _plan(self) -> None:
+        self._planned = False
+        if self._closed:
             return
-        if self._waiter and self._waiter.busy(name):
-            raise errors.ModelInUse(
-                "The model has requests in flight; wait for them or cancel them.", param="model"
-            )
-        worker, loading = resident.worker, resident.loading
-        del self._models[name]
-        if loading is not None:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-        if worker is not None:
-            await self._pool.stop(worker, "unloaded")
+        now = self._clock()
+        ledger = self.ledger()
+        usable = sum(room.usable for room in ledger.devices)
+        found = placement.plan(ledger, self._demands(now), now, self._patience)
+        self.shortage = min(1.0, found.short / usable) if usable else 0.0
+        for load in found.loads:
+            self._begin(self.models[load.model], load)
+        for eviction in found.evictions:
+            self._evict(eviction)
+        for refusal in found.refusals:
+            self._refuse(self.models[refusal.model], forever=refusal.forever)
+        self._set_timer(found.look_again, now)
 
-    def workers(self) -> list[WorkerView]:
-        return [self._view(worker) for worker in self._pool.workers]
+    def _demands(self, now: float) -> list[placement.Demand]:
+        demands: list[placement.Demand] = []
+        self._unmet = False
+        for resident in self.models.values():
+            waiting = self._waiter.waiting(resident.name)
+            since = waiting.since if waiting else resident.asked
+            if since is not None:
+                resident.target = self._settings.model(resident.name).replicas
+            if resident.given_up or not resident.target:
+                continue
+            if resident.retry_at > now:
+                self._set_timer(resident.retry_at, now)
+                continue
+            level = waiting.level if waiting else 0
+            found = self.survey.demands(resident, since, level)
+            self._unmet = self._unmet or any(demand.urgent for demand in found)
+            demands += found
+        return demands
 
-    async def restart_worker(self, worker_id: str) -> None:
-        """Replace a model's worker; its unstreamed requests are run again on the new one."""
-        worker = self._find(worker_id)
-        worker.cause = _ON_REQUEST
-        worker.handle.kill()
-        await worker.ended.wait()
+    def _set_timer(self, at: float | None, now: float) -> None:
+        """Plan again then, if nothing makes us plan sooner; the sooner of two counts."""
+        if at is None:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + max(0.0, at - now) + 0.001
+        if self._timer is None or self._timer.cancelled() or not loop.time() < self._timer.when():
+            self._timer = loop.call_at(due, self.replan)
+        elif due < self._timer.when():
+            self._timer.cancel()
+            self._timer = loop.call_at(due, self.replan)
 
-    async def stop_worker(self, worker_id: str) -> None:
-        """Stop a worker for good (until its model is asked for again)."""
-        worker = self._find(worker_id)
-        if worker.spec is not None:
-            await self.unload(worker.spec.model)
-        else:
-            await self._pool.stop(worker)
+    def _begin(self, resident: Resident, load: placement.Load) -> None:
+        replica = Replica(resident.name, load.index, load.devices, self._clock())
+        resident.replicas[load.index] = replica
+        kind = self.survey.kind_of(replica)
+        replica.load_seconds = self.survey.load_seconds(resident, kind)
+        log.info("loading", worker=replica.id, devices=list(load.devices))
+        self.loads.start(resident, replica, kind)
 
-    def open(self) -> None:
-        """Begin the loads that the settings ask for, and warm the spare."""
-        self.settled = True
-        for name in self._store.names():
-            if self._settings.model(name).preload:
-                self.want(name)
-        self._pool.warm_spare()
+    def _evict(self, eviction: placement.Evict) -> None:
+        model, _, index = eviction.id.rpartition("/")
+        resident = self.models[model]
+        resident.target = max(0, resident.target - 1)
+        self._metrics.evicted(model=model)
+        self.drain(resident, resident.replicas[int(index)], eviction.reason)
 
-    async def watch(self) -> None:
-        """Kill silent workers, for as long as the server runs."""
-        await self._pool.watch()
+    def _refuse(self, resident: Resident, *, forever: bool) -> None:
+        resident.target = len(resident.serving)
+        self.unavailable(resident, self.survey.does_not_fit(resident, forever=forever))
 
-    def states(self) -> Mapping[str, int]:
-        """How many workers are in which state."""
-        return Counter(self._view(worker).state for worker in self._pool.workers)
-
-    async def close(self) -> None:
-        self._closed = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._pool.close()
+    def unavailable(self, resident: Resident, error: errors.BitingLipError) -> None:
+        """Nobody waits for this model in vain."""
+        resident.asked = None
+        for watcher in resident.watchers:
+            if not watcher.done():
+                watcher.set_exception(error)
+        resident.watchers.clear()
+        self._waiter.on_unavailable(resident.name, error)
 
     # ---- loads and losses ----------------------------------------------------------------------
 
+    def on_progress(self, worker: Worker, fraction: float) -> None:
+        for replica in self.replicas():
+            if replica.id == worker.id and replica.state == "loading":
+                replica.progress = fraction
+
+    def on_loaded(self, resident: Resident, replica: Replica) -> None:
+        worker, now = replica.worker, self._clock()
+        assert worker is not None
+        assert worker.ready is not None
+        replica.state, replica.progress, replica.slots = "ready", 1.0, worker.ready.slots
+        replica.loaded_at = replica.used_at = now
+        replica.load_seconds = resident.load_seconds = now - replica.began
+        resident.cause, resident.failed, resident.asked = None, False, None
+        resident.short_of_memory = 0
+        self._by_worker[worker] = replica
+        self.survey.observe(resident.manifest, replica, loaded=True)
+        self._metrics.load_finished(model=resident.name, seconds=replica.load_seconds, ok=True)
+        log.info(
+            "model ready",
+            worker=replica.id,
+            dtype=worker.ready.dtype,
+            seconds=round(replica.load_seconds, 3),
+        )
+        for watcher in resident.watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+        resident.watchers.clear()
+        self._waiter.on_ready(resident.name)
+        self.replan()
+
+    def on_load_failed(self, resident: Resident, replica: Replica, why: StartFailed) -> None:
+        log.warning("load failed", model=resident.name, cause=why.message)
+        self._metrics.load_finished(model=resident.name, seconds=0.0, ok=False)
+        del resident.replicas[replica.index]
+        self.replan()
+        if why.code == "OUT_OF_MEMORY":
+            self.survey.raise_floor(resident.manifest, replica)
+            resident.short_of_memory += 1
+            if resident.short_of_memory == 1:
+                self._evict_idle_beside(replica)
+                return  # once more, with more room
+        now = self._clock()
+        resident.target = len(resident.serving)
+        if resident.serving:
+            return  # the others go on
+        resident.cause, resident.failed = why.message, True
+        resident.given_up = not resident.budget.spend(now)
+        resident.retry_at = now + resident.budget.pause(now)
+        details = {"model": resident.name}
+        error = errors.from_code(why.code, why.message, param="model", details=details)
+        self.unavailable(resident, error)
+
+    def on_gone(self, resident: Resident, replica: Replica) -> None:
+        if resident.replicas.get(replica.index) is replica:
+            del resident.replicas[replica.index]
+        if replica.worker is not None:
+            self._by_worker.pop(replica.worker, None)
+        self.replan()
+
     def on_lost(self, worker: Worker, cause: str) -> None:
         """A ready worker has died: start another, unless it dies too often."""
-        resident = self._models.get(worker.spec.model) if worker.spec else None
-        if resident is None or resident.worker is not worker:
+        replica = self._by_worker.pop(worker, None)
+        if replica is None:
             return
-        resident.worker = None
+        resident = self.models[replica.model]
+        if resident.replicas.get(replica.index) is replica:
+            del resident.replicas[replica.index]
         resident.restarts += 1
         self._metrics.worker_restarted(model=resident.name, reason=cause.split(" (")[0])
-        log.warning("worker lost", model=resident.name, worker=worker.id, cause=cause)
-        if self._closed:
-            return
+        log.warning("worker lost", worker=replica.id, cause=cause)
+        now = self._clock()
         # What an operator asked for is no failure of the model's.
-        if cause == _ON_REQUEST or resident.budget.spend(time.monotonic()):
-            self._begin(resident)
-        else:
+        if cause != ON_REQUEST and not resident.budget.spend(now):
             self._give_up(resident, f"Its worker {cause}.")
+        resident.retry_at = now + resident.budget.pause(now)
+        self.replan()
 
     def _give_up(self, resident: Resident, cause: str) -> None:
-        resident.status, resident.cause, resident.given_up = "error", cause, True
+        resident.cause, resident.given_up, resident.target = cause, True, 0
         log.error("model given up", model=resident.name, cause=cause)
-        self._tell_unavailable(resident.name, errors.ModelLoadFailed(cause, param="model"))
+        self.unavailable(resident, errors.ModelLoadFailed(cause, param="model"))
 
-    def _begin(self, resident: Resident) -> None:
-        resident.status = "loading"
-        # In a context of its own: what the worker does later is not the affair of this request.
-        task = asyncio.create_task(
-            self._load(resident), name=f"load {resident.name}", context=contextvars.Context()
-        )
-        resident.loading = task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        # The outcome is told to the waiter in _load; whoever awaits the task gets it too.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    def _evict_idle_beside(self, replica: Replica) -> None:
+        for holding in self.holdings():
+            if holding.idle and not holding.pinned and set(holding.devices) & set(replica.devices):
+                self._evict(placement.Evict(holding.id, f"room for {replica.model}"))
 
-    async def _load(self, resident: Resident) -> Worker:
-        began = time.monotonic()
-        try:
-            worker = await self._start(resident)
-        except StartFailed as failure:
-            self._load_failed(resident, failure, time.monotonic() - began)
-            raise
-        resident.loading, resident.worker = None, worker
-        resident.status, resident.cause = "ready", None
-        seconds = time.monotonic() - began
-        self._metrics.load_finished(model=resident.name, seconds=seconds, ok=True)
-        dtype = worker.ready.dtype if worker.ready else None
-        log.info("model ready", model=resident.name, dtype=dtype, seconds=round(seconds, 3))
-        self._pool.warm_spare()
-        if self._waiter:
-            self._waiter.on_ready(resident.name, worker)
-        return worker
-
-    async def _start(self, resident: Resident) -> Worker:
-        """A worker of the model, or StartFailed, whatever went wrong: somebody waits for it."""
-        try:
-            await asyncio.sleep(resident.budget.pause(time.monotonic()))
-            manifest = self._store.get(resident.name)
-            spec = self._spec(manifest, await asyncio.to_thread(cuda_devices))
-            return await self._pool.start(f"{resident.name}/0", spec)
-        except StartFailed:
-            raise
-        except StoreError as error:
-            raise StartFailed(error.code, error.message) from error
-        except Exception as error:  # the edge of the load's task: no exception may end it unheard
-            log.exception("no worker could be started", model=resident.name)
-            raise StartFailed("MODEL_LOAD_FAILED", "No worker could be started.") from error
-
-    def _load_failed(self, resident: Resident, failure: StartFailed, seconds: float) -> None:
-        log.warning("load failed", model=resident.name, cause=failure.message)
-        self._metrics.load_finished(model=resident.name, seconds=seconds, ok=False)
-        resident.loading = None
-        resident.status, resident.cause = "error", failure.message
-        resident.given_up = not resident.budget.spend(time.monotonic())
-        details = {"model": resident.name}
-        self._tell_unavailable(
-            resident.name,
-            errors.from_code(failure.code, failure.message, param="model", details=details),
-        )
-
-    def _tell_unavailable(self, name: str, error: errors.BitingLipError) -> None:
-        if self._waiter:
-            self._waiter.on_unavailable(name, error)
-
-    def _spec(self, manifest: Manifest, cards: Sequence[Device]) -> protocol.Load:
-        own = self._settings.model(manifest.name)
-        device = own.device or ("cuda" if cards else "cpu")
-        return protocol.Load(
-            model=manifest.name,
-            engine=own.engine or manifest.engine,
-            path=str(self._store.path(manifest.name)),
-            device=device,
-            visible_devices=cards[0].id if cards and device == "cuda" else "",
-            dtype=own.dtype,
-            max_context=own.max_context,
-            kv_cache_bytes=own.kv_cache_bytes,
-            max_batch=own.max_batch,
-            threads=self._settings.workers.threads,
-            heartbeat_seconds=min(1.0, self._settings.workers.heartbeat_timeout / 4),
-            fake=protocol.FakeOptions(**own.fake.model_dump()),
-        )
-
-    def _resident(self, name: str) -> Resident:
-        if name not in self._models:
-            self._store.get(name)
-            workers = self._settings.workers
-            budget = RestartBudget(workers.max_restarts, workers.restart_window)
-            self._models[name] = Resident(name, budget)
-        return self._models[name]
-
-    def _find(self, worker_id: str) -> Worker:
-        for worker in self._pool.workers:
-            if worker.id == worker_id:
-                return worker
-        raise errors.WorkerNotFound(details={"worker": worker_id})
-
-    def _view(self, worker: Worker) -> WorkerView:
-        spec, ready, beat = worker.spec, worker.ready, worker.heartbeat
-        resident = self._models.get(spec.model) if spec else None
-        in_flight = beat.in_flight if beat else 0
-        state = worker.state
-        return WorkerView(
-            id=worker.id,
-            pid=worker.pid,
-            model=spec.model if spec else None,
-            kind=spec.engine if spec else None,
-            devices=[spec.visible_devices or spec.device] if spec else [],
-            state="busy" if state == "ready" and in_flight else state,
-            in_flight=in_flight,
-            restarts=resident.restarts if resident else 0,
-            memory_bytes=max(ready.memory_bytes if ready else 0, beat.memory_bytes if beat else 0),
-            started_at=worker.started_at,
-            last_heartbeat=worker.last_heartbeat,
-            cause=worker.cause,
-        )
+    async def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.loads.close()

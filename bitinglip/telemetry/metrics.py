@@ -137,6 +137,12 @@ class Metrics:
             buckets=_LOAD,
             registry=self.registry,
         )
+        self._evictions = Counter(
+            "bitinglip_evictions_total",
+            "Models unloaded, for others or because nobody used them",
+            ["model"],
+            registry=self.registry,
+        )
         self._restarts = Counter(
             "bitinglip_worker_restarts_total",
             "Workers lost, by reason",
@@ -188,6 +194,9 @@ class Metrics:
         self._loads.labels(model, "ok" if ok else "failed").inc()
         if ok:
             self._load_seconds.labels(model).observe(seconds)
+
+    def evicted(self, *, model: str) -> None:
+        self._evictions.labels(self._models.bound(model)).inc()
 
     def worker_restarted(self, *, model: str, reason: str) -> None:
         self._restarts.labels(self._models.bound(model), self._reasons.bound(reason)).inc()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bitinglip.access.keys import KeyRecord
-from bitinglip.scheduling.residency import WorkerView
+from bitinglip.scheduling.cluster import WorkerView
 from bitinglip.wire.failure import timestamp
 from bitinglip.wire.fields import Body
 from bitinglip.wire.native import DEFAULTS, TextGenerationRequest
@@ -38,7 +38,13 @@ def model_type(manifest: Manifest) -> str:
 
 
 def model_info(
-    manifest: Manifest, *, status: str, cause: str | None, ready: protocol.Ready | None
+    manifest: Manifest,
+    *,
+    status: str,
+    cause: str | None,
+    ready: protocol.Ready | None,
+    progress: float | None,
+    replicas: int,
 ) -> dict[str, Any]:
     """The design's ModelInfo, and what is known beside it; of a loaded model what it really has."""
     kind = model_type(manifest)
@@ -50,6 +56,8 @@ def model_info(
         "size": human_bytes(manifest.total_bytes),
         "status": status,
         "cause": cause,
+        "progress": progress,
+        "replicas": replicas,
         "capabilities": list(manifest.capabilities),
         "supported_parameters": text_parameters(manifest.engine) if kind == "text" else {},
         "engine": manifest.engine,

@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 
 from bitinglip import errors
+from bitinglip.scheduling.cluster import Cluster
 from bitinglip.scheduling.dispatch import Dispatcher
+from bitinglip.scheduling.footprints import Footprints
 from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued
 from bitinglip.scheduling.job import TextJob
 from bitinglip.scheduling.residency import Residency
+from bitinglip.scheduling.survey import Survey
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from model_store.demo import make_demo_models
+from model_store.page_cache import PageCache
 from model_store.store import ModelStore
+from workers.devices import Devices
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
 from workers.protocol import Done, Failed, Sampling, Started, Token
@@ -28,6 +33,7 @@ class Rig:
     def __init__(self, root: Path, *, max_waiting: int = 100, **fake: object) -> None:
         settings = Settings.model_validate(
             {
+                "queue": {"max_waiting": max_waiting},
                 "workers": {"heartbeat_timeout": 1.5, "max_restarts": 3, "spare": False},
                 "models": {"demo-echo": {"fake": {"faults": True, **fake}}},
             }
@@ -41,12 +47,14 @@ class Rig:
             load_timeout=20,
             spare=False,
         )
-        self.residency = Residency(settings, store, pool, metrics)
-        self.dispatcher = Dispatcher(self.residency, metrics, max_waiting=max_waiting)
-        pool.attach(self.dispatcher)
+        survey = Survey(settings, Devices.find(), Footprints())
+        self.residency = Residency(settings, store, pool, survey, metrics)
+        self.dispatcher = Dispatcher(settings, self.residency, metrics)
+        self.cluster = Cluster(settings, store, pool, self.residency, PageCache(0))
+        pool.attach(self.dispatcher.delivery)
 
     def kill(self) -> None:
-        worker = self.residency.worker("demo-echo")
+        worker = self.residency.serving("demo-echo")[0].worker
         assert worker is not None
         os.kill(worker.pid, signal.SIGKILL)
 
@@ -66,14 +74,14 @@ def with_rig(
 ) -> None:
     async def run() -> None:
         rig = Rig(path, max_waiting=max_waiting, **fake)
-        watch = asyncio.create_task(rig.residency.watch())
+        watch = asyncio.create_task(rig.cluster.watch())
         try:
             async with asyncio.timeout(60):
                 await test(rig)
                 await settled(rig)
         finally:
             watch.cancel()
-            await rig.residency.close()
+            await rig.cluster.close()
 
     asyncio.run(run())
 
@@ -96,14 +104,14 @@ async def events_of(inbox: Inbox) -> list[Event]:
 
 def test_the_first_request_loads_the_model_and_sees_it_load(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        assert rig.residency.status("demo-echo") == "available"
+        assert rig.cluster.status("demo-echo") == "available"
         with rig.dispatcher.open(job(stream=True)) as inbox:
             events = await events_of(inbox)
         assert isinstance(events[0], Queued)
         assert [e.progress for e in events if isinstance(e, Loading)][-1] == pytest.approx(1.0)
         kinds = [type(e) for e in events if not isinstance(e, Queued | Loading)]
         assert kinds == [Started, Token, Token, Token, Done]
-        assert rig.residency.status("demo-echo") == "ready"
+        assert rig.cluster.status("demo-echo") == "ready"
 
     with_rig(tmp_path, test, load_seconds=0.2)
 
@@ -112,7 +120,7 @@ def test_one_load_is_shared_by_all_who_wait(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         answers = await asyncio.gather(*(answer(rig, job(f"n{n}")) for n in range(30)))
         assert answers == [f"n{n} n{n} n{n}" for n in range(30)]
-        assert len(rig.residency.workers()) == 1
+        assert len(rig.cluster.workers()) == 1
 
     with_rig(tmp_path, test, load_seconds=0.2, batch_size=4)
 
@@ -130,7 +138,7 @@ def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
 
 def test_a_reader_that_leaves_frees_its_place(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.residency.load("demo-echo")
+        await rig.cluster.load("demo-echo")
         with rig.dispatcher.open(job(max_tokens=100_000, stream=True)) as inbox:
             async for events in inbox.batches():
                 if any(isinstance(e, Token) for e in events):
@@ -147,14 +155,14 @@ def test_a_reader_that_leaves_the_queue_is_never_run(tmp_path: Path) -> None:
         with rig.dispatcher.open(job("!crash")):
             assert rig.dispatcher.queued >= 1
         assert (await first).startswith("a b c")
-        assert rig.residency.workers()[0].restarts == 0
+        assert rig.cluster.workers()[0].restarts == 0
 
     with_rig(tmp_path, test, batch_size=1, tokens_per_second=100)
 
 
 def test_a_killed_worker_is_replaced_and_unstreamed_requests_succeed(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.residency.load("demo-echo")
+        await rig.cluster.load("demo-echo")
         silent = [asyncio.create_task(answer(rig, job(f"n{n}", max_tokens=40))) for n in range(10)]
         streaming = asyncio.create_task(stream_to_end(rig))
         await asyncio.sleep(0.2)
@@ -163,7 +171,7 @@ def test_a_killed_worker_is_replaced_and_unstreamed_requests_succeed(tmp_path: P
         final = (await streaming)[-1]
         assert isinstance(final, Failed)
         assert final.code == "WORKER_CRASHED"
-        assert rig.residency.workers()[0].restarts == 1
+        assert rig.cluster.workers()[0].restarts == 1
 
     with_rig(tmp_path, test, tokens_per_second=100)
 
@@ -182,7 +190,7 @@ def test_a_request_that_kills_two_workers_is_not_run_again(tmp_path: Path, promp
             await answer(rig, job(prompt))
         assert crash.value.details == {"quarantined": True}
         assert await answer(rig, job()) == "a b c"
-        assert rig.residency.workers()[0].restarts == 2
+        assert rig.cluster.workers()[0].restarts == 2
 
     with_rig(tmp_path, test)
 
@@ -192,21 +200,21 @@ def test_out_of_memory_fails_the_request_and_the_worker_lives(tmp_path: Path) ->
         with pytest.raises(errors.OutOfMemory):
             await answer(rig, job("!oom"))
         assert await answer(rig, job()) == "a b c"
-        assert rig.residency.workers()[0].restarts == 0
+        assert rig.cluster.workers()[0].restarts == 0
 
     with_rig(tmp_path, test)
 
 
 def test_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        for _ in range(2):
+        for number in range(2):
             with pytest.raises(errors.BitingLipError):
-                await answer(rig, job("!crash"))
-        assert rig.residency.status("demo-echo") == "error"
-        assert "exited with code 13" in (rig.residency.cause("demo-echo") or "")
+                await answer(rig, job(f"!crash {number}"))
+        assert rig.cluster.status("demo-echo") == "error"
+        assert "exited with code 13" in (rig.cluster.cause("demo-echo") or "")
         with pytest.raises(errors.ModelLoadFailed):
             await answer(rig, job())
-        await rig.residency.load("demo-echo")
+        await rig.cluster.load("demo-echo")
         assert await answer(rig, job()) == "a b c"
 
     with_rig(tmp_path, test)
@@ -214,11 +222,11 @@ def test_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
 
 def test_restarts_on_request_are_no_failures_of_the_model(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.residency.load("demo-echo")
+        await rig.cluster.load("demo-echo")
         for _ in range(5):
-            await rig.residency.restart_worker("demo-echo/0")
+            await rig.cluster.restart_worker("demo-echo/0")
             assert await answer(rig, job()) == "a b c"
-        assert rig.residency.status("demo-echo") == "ready"
+        assert rig.cluster.status("demo-echo") == "ready"
 
     with_rig(tmp_path, test)
 
@@ -230,14 +238,14 @@ def test_a_model_that_is_gone_by_its_load_fails_those_who_wait(tmp_path: Path) -
         ModelStore(tmp_path / "models").remove("demo-echo")
         with pytest.raises(errors.InvalidModel):
             await waiting
-        assert rig.residency.status("demo-echo") == "error"
+        assert rig.cluster.status("demo-echo") == "error"
 
     with_rig(tmp_path, test)
 
 
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.residency.load("demo-echo")
+        await rig.cluster.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=1000, timeout=0.3)))
         await asyncio.sleep(0.05)
         with pytest.raises(errors.Timeout):
@@ -250,7 +258,7 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(tmp_path: Path) 
 
 def test_cancel_by_id_ends_it_as_cancelled(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.residency.load("demo-echo")
+        await rig.cluster.load("demo-echo")
         one = job(max_tokens=1000)
         running = asyncio.create_task(answer(rig, one))
         await asyncio.sleep(0.1)
@@ -264,7 +272,7 @@ def test_cancel_by_id_ends_it_as_cancelled(tmp_path: Path) -> None:
 
 def test_draining_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.residency.load("demo-echo")
+        await rig.cluster.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=20)))
         await asyncio.sleep(0.05)
         drain = asyncio.create_task(rig.dispatcher.drain(5))
@@ -279,15 +287,15 @@ def test_draining_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> 
 
 def test_a_busy_model_is_not_unloaded(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.residency.load("demo-echo")
+        await rig.cluster.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=20)))
         await asyncio.sleep(0.05)
         with pytest.raises(errors.ModelInUse):
-            await rig.residency.unload("demo-echo")
+            await rig.cluster.unload("demo-echo")
         await running
         await settled(rig)
-        await rig.residency.unload("demo-echo")
-        assert rig.residency.workers() == []
-        assert rig.residency.status("demo-echo") == "available"
+        await rig.cluster.unload("demo-echo")
+        assert rig.cluster.workers() == []
+        assert rig.cluster.status("demo-echo") == "available"
 
     with_rig(tmp_path, test, tokens_per_second=50)

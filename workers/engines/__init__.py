@@ -9,6 +9,9 @@ ENGINES = {
     "text": "workers.engines.text.engine:TextEngine",
 }
 
+#: engines that can split one model over several devices
+SPREADING = frozenset({"fake"})
+
 
 def make_engine(kind: str) -> Engine:
     """A fresh engine of that kind. Raises Refused for one that there is not."""

@@ -63,7 +63,7 @@ async def load_model(request: Request, model_id: str) -> Response:
     """Load a model now; answers when it is ready."""
     services = services_of(request)
     manifest = find_model(services, model_id)
-    await services.residency.load(manifest.name)
+    await services.cluster.load(manifest.name)
     return json_answer(describe(services, manifest))
 
 
@@ -73,7 +73,7 @@ async def unload_model(request: Request, model_id: str) -> Response:
     """Stop a model's worker and give its memory back."""
     services = services_of(request)
     manifest = find_model(services, model_id)
-    await services.residency.unload(manifest.name)
+    await services.cluster.unload(manifest.name)
     return json_answer(describe(services, manifest))
 
 
@@ -91,7 +91,7 @@ async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store; one in use is refused."""
     services = services_of(request)
     manifest = find_model(services, model_id)
-    await services.residency.unload(manifest.name)
+    await services.cluster.unload(manifest.name)
     await asyncio.to_thread(services.store.remove, manifest.name)
     return Response(status_code=204)
 

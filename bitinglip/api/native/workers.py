@@ -1,11 +1,13 @@
 """The worker processes, and the state of the whole."""
 
+from typing import Any
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import json_answer, needs, read_page, services_of
+from bitinglip.api.deps import Services, json_answer, needs, read_page, services_of
 from bitinglip.api.documentation import list_query
 from bitinglip.wire.admin import worker_info
 
@@ -17,46 +19,67 @@ router = APIRouter(prefix="/api/v1", tags=["cluster"])
 async def list_workers(request: Request) -> Response:
     """All worker processes, the spare one too."""
     page = read_page(request)
-    return page.of([worker_info(view) for view in services_of(request).residency.workers()])
+    return page.of([worker_info(view) for view in services_of(request).cluster.workers()])
 
 
 @router.post("/workers/{worker_id:path}/restart", status_code=202)
 @needs(Scope.CLUSTER_WRITE)
 async def restart_worker(request: Request, worker_id: str) -> Response:
     """Replace a worker; what it had not begun to send is run again on the new one."""
-    await services_of(request).residency.restart_worker(worker_id)
+    await services_of(request).cluster.restart_worker(worker_id)
     return json_answer({"id": worker_id, "state": "restarting"}, 202)
+
+
+@router.post("/workers/{worker_id:path}/drain", status_code=202)
+@needs(Scope.CLUSTER_WRITE)
+async def drain_worker(request: Request, worker_id: str) -> Response:
+    """Give a worker nothing new, and stop it when it has finished what it runs."""
+    services_of(request).cluster.drain_worker(worker_id)
+    return json_answer({"id": worker_id, "state": "draining"}, 202)
 
 
 @router.delete("/workers/{worker_id:path}", status_code=204)
 @needs(Scope.CLUSTER_WRITE)
 async def stop_worker(request: Request, worker_id: str) -> Response:
     """Stop a worker until its model is asked for again; a busy one is refused."""
-    await services_of(request).residency.stop_worker(worker_id)
+    await services_of(request).cluster.stop_worker(worker_id)
     return Response(status_code=204)
 
 
 @router.get("/cluster/status")
 @needs(Scope.CLUSTER_READ)
 async def cluster_status(request: Request) -> Response:
-    """Workers, models and queues at this moment."""
+    """Devices, memory, models, queues and workers at this moment."""
     services = services_of(request)
-    dispatcher, residency = services.dispatcher, services.residency
-    models = [
-        {
-            "model_id": name,
-            "status": residency.status(name),
-            "cause": residency.cause(name),
-            "queued": dispatcher.depth(name),
-        }
-        for name in services.store.names()
-    ]
+    dispatcher, cluster = services.dispatcher, services.cluster
     return json_answer(
         {
             "status": "draining" if dispatcher.draining else "running",
             "in_flight": dispatcher.in_flight,
             "queued": dispatcher.queued,
-            "models": models,
-            "workers": [worker_info(view) for view in residency.workers()],
+            "load": round(dispatcher.load.value, 3),
+            "devices": cluster.devices(),
+            "reservations": cluster.reservations(),
+            "models": [_model(services, name) for name in services.store.names()],
+            "workers": [worker_info(view) for view in cluster.workers()],
         }
     )
+
+
+def _model(services: Services, name: str) -> dict[str, Any]:
+    dispatcher, cluster = services.dispatcher, services.cluster
+    own = services.settings.model(name)
+    return {
+        "model_id": name,
+        "status": cluster.status(name),
+        "cause": cluster.cause(name),
+        "queued": dispatcher.depth(name),
+        "running": dispatcher.running(name),
+        "replicas": own.replicas,
+        "ready": sum(each.state == "ready" for each in cluster.replicas(name)),
+        "oldest_wait": dispatcher.oldest_wait(name),
+        "eta": dispatcher.eta(name),
+        "progress": cluster.progress(name),
+        "pinned": own.pin,
+        "idle_seconds": cluster.idle_seconds(name),
+    }

@@ -1,0 +1,277 @@
+"""What operators ask: load and unload models, look at workers and memory, stop what runs."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from bitinglip import errors
+from bitinglip.scheduling.fit import Room
+from bitinglip.scheduling.replica import Replica, Resident
+from bitinglip.scheduling.residency import ON_REQUEST, Residency
+from bitinglip.settings import Settings
+from model_store.page_cache import PageCache
+from model_store.store import ModelStore
+from workers import protocol
+from workers.pool import Worker, WorkerPool
+
+_READ_INTERVAL = 1.0  #: seconds between two looks at the devices
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A worker as clients see it."""
+
+    id: str
+    pid: int
+    model: str | None
+    kind: str | None
+    devices: list[str]
+    state: str
+    in_flight: int
+    restarts: int
+    memory_bytes: int
+    started_at: datetime
+    last_heartbeat: datetime | None
+    cause: str | None
+    stderr: list[str] = field(default_factory=list)
+
+
+class Cluster:
+    """The server's models, workers and devices as one thing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: ModelStore,
+        pool: WorkerPool,
+        residency: Residency,
+        page_cache: PageCache,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._pool = pool
+        self._residency = residency
+        self._page_cache = page_cache
+        self.settled = False  #: the store has its first models; what readiness waits for
+
+    # ---- models --------------------------------------------------------------------------------
+
+    def status(self, name: str) -> str:
+        resident = self._residency.models.get(name)
+        return resident.status if resident else "available"
+
+    def cause(self, name: str) -> str | None:
+        resident = self._residency.models.get(name)
+        return resident.cause if resident else None
+
+    def ready(self, name: str) -> protocol.Ready | None:
+        """What the loaded model really has: context and number format may not be its files'."""
+        resident = self._residency.models.get(name)
+        return resident.ready if resident else None
+
+    def progress(self, name: str) -> float | None:
+        """How far the load has come, from 0 to 1; None if none runs."""
+        resident = self._residency.models.get(name)
+        loading = resident.loading if resident else []
+        return max((replica.progress for replica in loading), default=None)
+
+    def idle_seconds(self, name: str) -> float | None:
+        """Since when nobody has used a loaded model; None if it is in use or not loaded."""
+        replicas = self.replicas(name)
+        if not replicas or any(each.state != "ready" or each.in_flight for each in replicas):
+            return None
+        return self._residency.now() - max(each.used_at for each in replicas)
+
+    def replicas(self, name: str) -> list[Replica]:
+        resident = self._residency.models.get(name)
+        return list(resident.replicas.values()) if resident else []
+
+    async def load(self, name: str) -> None:
+        """Load a model now, also one that was given up; returns when it is ready.
+
+        Raises what the load failed with, or ModelDoesNotFit.
+        """
+        resident = self._residency.resident(name)
+        if resident.serving:
+            return
+        resident.given_up = resident.failed = False
+        resident.retry_at = 0.0
+        resident.budget.reset()
+        self._residency.forgive(name)
+        resident.asked = self._residency.now()
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        resident.watchers.append(outcome)
+        self._residency.replan()
+        await outcome
+
+    async def unload(self, name: str) -> None:
+        """Stop a model's workers and forget its failures. Raises ModelInUse if it has work."""
+        self._store.get(name)
+        resident = self._residency.models.get(name)
+        if resident is None:
+            return
+        if self._residency.busy(name):
+            raise errors.ModelInUse(
+                "The model has requests in flight; wait for them or cancel them.", param="model"
+            )
+        resident.target = 0
+        self._residency.unavailable(resident, errors.ModelLoadFailed("The model was unloaded."))
+        await self._end(resident, list(resident.replicas.values()), "unloaded")
+        if self._residency.models.get(name) is resident:
+            del self._residency.models[name]
+        self._residency.forgive(name)
+
+    async def _end(self, resident: Resident, replicas: Sequence[Replica], cause: str) -> None:
+        for replica in replicas:
+            if replica.state != "stopping":
+                self._residency.loads.stop(resident, replica, cause)
+        stops = [replica.task for replica in replicas if replica.task is not None]
+        await asyncio.gather(*stops, return_exceptions=True)
+
+    # ---- workers -------------------------------------------------------------------------------
+
+    def workers(self) -> list[WorkerView]:
+        """All that run, and those that have failed and were not replaced."""
+        return [self._view(worker) for worker in [*self._pool.workers, *self._pool.ended]]
+
+    def states(self) -> Mapping[str, int]:
+        """How many workers are in which state."""
+        return Counter(view.state for view in self.workers())
+
+    async def restart_worker(self, worker_id: str) -> None:
+        """Replace a model's worker; its unstreamed requests are run again on the new one."""
+        worker = self._find(worker_id)
+        worker.cause = ON_REQUEST
+        worker.handle.kill()
+        await worker.ended.wait()
+
+    async def stop_worker(self, worker_id: str) -> None:
+        """Stop a worker for good (until its model is asked for again). Raises ModelInUse."""
+        worker = self._find(worker_id)
+        replica = self._residency.replica_of(worker)
+        if replica is None:
+            await self._pool.stop(worker)
+            return
+        resident = self._residency.models[replica.model]
+        if len(resident.replicas) == 1:
+            await self.unload(replica.model)
+            return
+        if replica.in_flight:
+            raise errors.ModelInUse("The worker has requests in flight; drain it first.")
+        resident.target -= 1
+        await self._end(resident, [replica], "stopped on request")
+
+    def drain_worker(self, worker_id: str) -> None:
+        """Give a worker nothing new, and stop it when it has finished what it runs."""
+        replica = self._residency.replica_of(self._find(worker_id))
+        if replica is None:
+            raise errors.Conflict("This worker runs no model.")
+        resident = self._residency.models[replica.model]
+        resident.target = max(0, resident.target - 1)
+        self._residency.drain(resident, replica, "drained on request")
+
+    def _find(self, worker_id: str) -> Worker:
+        for worker in self._pool.workers:
+            if worker.id == worker_id:
+                return worker
+        raise errors.WorkerNotFound(details={"worker": worker_id})
+
+    def _view(self, worker: Worker) -> WorkerView:
+        spec, ready, beat = worker.spec, worker.ready, worker.heartbeat
+        resident = self._residency.models.get(spec.model) if spec else None
+        replica = self._residency.replica_of(worker)
+        in_flight = replica.in_flight if replica else 0
+        state = worker.state
+        return WorkerView(
+            id=worker.id,
+            pid=worker.pid,
+            model=spec.model if spec else None,
+            kind=spec.engine if spec else None,
+            devices=list(replica.devices) if replica else _devices(spec),
+            state="busy" if state == "ready" and in_flight else state,
+            in_flight=in_flight,
+            restarts=resident.restarts if resident else 0,
+            memory_bytes=max(ready.memory_bytes if ready else 0, beat.memory_bytes if beat else 0),
+            started_at=worker.started_at,
+            last_heartbeat=worker.last_heartbeat,
+            cause=worker.cause,
+            stderr=list(worker.stderr_tail),
+        )
+
+    # ---- memory --------------------------------------------------------------------------------
+
+    def rooms(self) -> list[Room]:
+        """Each device with what is free on it and what could leave it."""
+        ledger = self._residency.ledger()
+        return self._residency.survey.fit_rooms(ledger.holdings, ledger.free)
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The devices and the books of their memory, as JSON."""
+        survey, ledger = self._residency.survey, self._residency.ledger()
+        found = []
+        for device in survey.devices:
+            reading = survey.reading(device.id)
+            found.append(
+                {
+                    "id": device.id,
+                    "name": device.name,
+                    "kind": device.kind,
+                    "memory_bytes": device.memory_bytes,
+                    "used_bytes": reading.used_bytes if reading else 0,
+                    "foreign_bytes": survey.foreign(device.id),
+                    "reserved_bytes": sum(h.devices[device.id] for h in ledger.on(device.id)),
+                    "free_bytes": max(0, ledger.free(device.id)),
+                    "utilisation": reading and reading.utilisation,
+                    "temperature_c": reading and reading.temperature_c,
+                    "power_w": reading and reading.power_w,
+                }
+            )
+        return found
+
+    def reservations(self) -> list[dict[str, Any]]:
+        """Who has how much of which device, as JSON."""
+        return [
+            {"worker": each.id, "model": each.model, "device": device, "bytes": size}
+            for each in self._residency.replicas()
+            for device, size in each.devices.items()
+        ]
+
+    # ---- as long as the server -----------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin the loads that the settings ask for, and warm the spare."""
+        self.settled = True
+        for name in self._store.names():
+            own = self._settings.model(name)
+            if own.preload:
+                self._residency.resident(name).asked = self._residency.now()
+                self._residency.replan()
+        self._pool.warm_spare()
+
+    async def watch(self) -> None:
+        """Kill silent workers."""
+        await self._pool.watch()
+
+    async def survey(self) -> None:
+        """Read the devices again and again: other programs take and leave memory."""
+        residency, survey = self._residency, self._residency.survey
+        while True:
+            pids = [worker.pid for worker in self._pool.workers]
+            readings = await asyncio.to_thread(survey.read, pids)
+            survey.note(readings, residency.replicas())
+            for replica in residency.replicas():
+                survey.observe(residency.models[replica.model].manifest, replica)
+            residency.look()
+            await asyncio.sleep(_READ_INTERVAL)
+
+    async def close(self) -> None:
+        await self._residency.close()
+        await self._pool.close()
+        self._page_cache.close()
+
+
+def _devices(spec: protocol.Load | None) -> list[str]:
+    return [spec.visible_devices or spec.device] if spec else []

@@ -1,0 +1,128 @@
+"""Starting and stopping the worker of a replica; what comes of it is told to the residency."""
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from bitinglip.scheduling.replica import Replica, Resident
+from bitinglip.settings import Settings
+from model_store.errors import StoreError
+from model_store.manifest import Manifest
+from model_store.store import ModelStore
+from workers import protocol
+from workers.pool import StartFailed, Worker
+
+log = structlog.get_logger(__name__)
+
+
+class Pool(Protocol):
+    """The keeper of worker processes, as much of it as loads need."""
+
+    async def start(self, worker_id: str, spec: protocol.Load) -> Worker: ...
+    async def stop(self, worker: Worker, cause: str = "stopped") -> None: ...
+    def warm_spare(self) -> None: ...
+
+
+class Outcome(Protocol):
+    """Who decides what follows."""
+
+    def on_loaded(self, resident: Resident, replica: Replica) -> None: ...
+    def on_load_failed(self, resident: Resident, replica: Replica, why: StartFailed) -> None: ...
+    def on_gone(self, resident: Resident, replica: Replica) -> None:
+        """Its process has ended and its memory is free."""
+        ...
+
+
+class Loads:
+    def __init__(
+        self,
+        settings: Settings,
+        store: ModelStore,
+        pool: Pool,
+        outcome: Outcome,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._pool = pool
+        self._outcome = outcome
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, resident: Resident, replica: Replica, kind: str) -> None:
+        """Load a replica onto its devices, of that kind; it holds its reservation already."""
+        replica.task = self._spawn(self._load(resident, replica, kind), f"load {replica.id}")
+
+    def stop(self, resident: Resident, replica: Replica, cause: str) -> None:
+        """End a replica's worker; whoever waits for its end waits for the task."""
+        loading = replica.task if replica.state == "loading" else None
+        replica.state = "stopping"
+        replica.task = self._spawn(
+            self._stop(resident, replica, cause, loading), f"stop {replica.id}"
+        )
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]", name: str) -> "asyncio.Task[None]":
+        # In a context of its own: what a worker does later is not the affair of this request.
+        task = asyncio.create_task(work, name=name, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _load(self, resident: Resident, replica: Replica, kind: str) -> None:
+        try:
+            spec = self._spec(resident.manifest, replica, kind)
+            replica.worker = await self._pool.start(replica.id, spec)
+        except StartFailed as why:
+            self._outcome.on_load_failed(resident, replica, why)
+        except StoreError as error:
+            self._outcome.on_load_failed(
+                resident, replica, StartFailed(error.code, error.message)
+            )
+        except Exception:  # the edge of the load's task: no exception may end it unheard
+            log.exception("no worker could be started", model=resident.name)
+            unknown = StartFailed("MODEL_LOAD_FAILED", "No worker could be started.")
+            self._outcome.on_load_failed(resident, replica, unknown)
+        else:
+            self._outcome.on_loaded(resident, replica)
+            self._pool.warm_spare()
+
+    async def _stop(
+        self,
+        resident: Resident,
+        replica: Replica,
+        cause: str,
+        loading: "asyncio.Task[None] | None",
+    ) -> None:
+        if loading is not None:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        if replica.worker is not None:
+            await self._pool.stop(replica.worker, cause)
+        self._outcome.on_gone(resident, replica)
+
+    def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:
+        own = self._settings.model(manifest.name)
+        workers = self._settings.workers
+        return protocol.Load(
+            model=manifest.name,
+            engine=own.engine or manifest.engine,
+            path=str(self._store.path(manifest.name)),
+            device="cuda" if kind == "cuda" else "cpu",
+            visible_devices=",".join(replica.devices) if kind == "cuda" else "",
+            dtype=own.dtype,
+            max_context=own.max_context,
+            kv_cache_bytes=own.kv_cache_bytes,
+            max_batch=own.max_batch,
+            threads=workers.threads,
+            heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
+            fake=protocol.FakeOptions(**own.fake.model_dump()),
+        )

@@ -1,0 +1,242 @@
+"""What to load where, and what has to leave for it: a pure function from facts to a plan.
+
+A model that others wait for gets room, in this order: memory that is free; memory that comes free
+by itself; models that nobody uses, the cheapest to have back first; models in use, once they have
+had their time and the wait has become long, by draining them. So clients that alternate between
+models share each load among many requests instead of reloading for every one, and none waits for
+ever.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bitinglip.scheduling import victims
+from bitinglip.scheduling.ledger import DeviceRoom, Holding, Ledger
+from bitinglip.scheduling.victims import Choice, Patience
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A model that should have one more replica."""
+
+    model: str
+    index: int  #: of the replica
+    needs: Mapping[str, int]  #: device kind -> bytes; kinds that it may not go to are absent
+    since: float  #: since when its oldest request waits
+    urgent: bool = True  #: somebody waits for it; otherwise it takes free memory only
+    level: int = 0
+    spread: int = 1  #: over how many devices of a kind it may be split
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    model: str
+    index: int
+    devices: Mapping[str, int]  #: device id -> bytes to reserve
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Let a replica finish what it runs, then stop it."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """There is no room for this model; ``forever``, or as long as others hold theirs."""
+
+    model: str
+    forever: bool
+
+
+@dataclass(slots=True)
+class Plan:
+    loads: list[Load] = field(default_factory=list)
+    evictions: list[Evict] = field(default_factory=list)
+    refusals: list[Refuse] = field(default_factory=list)
+    look_again: float | None = None  #: when time alone will have changed the answer
+    short: int = 0  #: bytes that are missing for models somebody waits for
+
+
+def plan(ledger: Ledger, demands: Iterable[Demand], now: float, rules: Patience) -> Plan:
+    """What to do now. ``ledger`` is used up: what the plan promises is taken from it."""
+    planner = _Planner(ledger, now, rules)
+    planner.expire()
+    planner.yield_to_others()
+    for demand in sorted(demands, key=lambda d: (not d.urgent, -d.level, d.since, d.model)):
+        planner.place(demand)
+    return planner.plan
+
+
+class _Planner:
+    def __init__(self, ledger: Ledger, now: float, rules: Patience) -> None:
+        self.plan = Plan()
+        self._ledger = ledger
+        self._now = now
+        self._rules = rules
+        self._coming = {device.id: ledger.leaving(device.id) for device in ledger.devices}
+        self._gone: set[str] = set()  #: holdings that this plan evicts
+
+    # ---- what leaves by itself -----------------------------------------------------------------
+
+    def expire(self) -> None:
+        """Unload what nobody has used for as long as it is kept."""
+        for holding in self._ledger.holdings:
+            if holding.keep_alive is None or holding.pinned or not holding.idle:
+                continue
+            ends = holding.used_at + holding.keep_alive
+            if ends <= self._now:
+                self._evict(holding, f"not used for {holding.keep_alive:g} s")
+            else:
+                self._look_again(ends)
+
+    def yield_to_others(self) -> None:
+        """Where another program has taken memory that was ours, unused models give way."""
+        for device in self._ledger.devices:
+            missing = -(self._ledger.free(device.id) + self._coming[device.id])
+            if missing <= 0:
+                continue
+            idle = [h for h in self._candidates(device.id) if h.idle and not h.pinned]
+            freed = 0
+            for holding in sorted(idle, key=lambda h: victims.cost(h, self._now)):
+                if freed < missing:
+                    freed += holding.devices[device.id]
+                    self._evict(holding, "another program took its memory")
+
+    # ---- what somebody waits for ---------------------------------------------------------------
+
+    def place(self, demand: Demand) -> None:
+        rooms = [room for room in self._ledger.devices if room.kind in demand.needs]
+        fitting = [room for room in rooms if demand.needs[room.kind] <= room.largest]
+        if not fitting:
+            self._place_split(demand, rooms)
+            return
+        if self._load_into_free(demand, fitting):
+            return
+        if not demand.urgent:
+            return
+        if self._await_leaving(demand, fitting) or self._make_room(demand, fitting):
+            return
+        self.plan.short += min(self._missing(demand, room) for room in fitting)
+        if not any(self._could_free(demand, room) for room in fitting):
+            self.plan.refusals.append(Refuse(demand.model, forever=False))
+
+    def _load_into_free(self, demand: Demand, rooms: Sequence[DeviceRoom]) -> bool:
+        """On the kind it likes best; away from its other replicas; where least is left over."""
+        kinds = list(demand.needs)
+        free = [room for room in rooms if demand.needs[room.kind] <= self._ledger.free(room.id)]
+        if not free:
+            return False
+
+        def rank(room: DeviceRoom) -> tuple[int, int, int]:
+            same = sum(h.model == demand.model for h in self._ledger.on(room.id))
+            return kinds.index(room.kind), same, self._ledger.free(room.id)
+
+        room = min(free, key=rank)
+        self._load(demand, {room.id: demand.needs[room.kind]})
+        return True
+
+    def _await_leaving(self, demand: Demand, rooms: Sequence[DeviceRoom]) -> bool:
+        """What is under way already makes room for it: hold on to that place."""
+        for room in rooms:
+            need = demand.needs[room.kind]
+            if need <= self._ledger.free(room.id) + self._coming[room.id]:
+                self._ledger.take({room.id: need})
+                return True
+        return False
+
+    def _make_room(self, demand: Demand, rooms: Sequence[DeviceRoom]) -> bool:
+        choices = [
+            (choice.cost, room.id, choice)
+            for room in rooms
+            if (choice := self._choice(demand, room))
+        ]
+        if not choices:
+            return False
+        _, device, choice = min(choices, key=lambda each: each[:2])
+        for holding in choice.holdings:
+            self._evict(holding, f"room for {demand.model}")
+        room = next(room for room in rooms if room.id == device)
+        self._ledger.take({device: demand.needs[room.kind]})
+        return True
+
+    def _choice(self, demand: Demand, room: DeviceRoom) -> Choice | None:
+        """Who could leave this device for the demand now; notes when that will change."""
+        ready: list[Holding] = []
+        for holding in self._candidates(room.id):
+            if holding.model == demand.model:
+                continue
+            at = victims.may_leave_at(holding, demand.since, self._rules)
+            if at is not None and at <= self._now:
+                ready.append(holding)
+            elif at is not None:
+                self._look_again(at)
+        return victims.choose(ready, room.id, self._missing(demand, room), self._now)
+
+    def _missing(self, demand: Demand, room: DeviceRoom) -> int:
+        return demand.needs[room.kind] - self._ledger.free(room.id) - self._coming[room.id]
+
+    def _could_free(self, demand: Demand, room: DeviceRoom) -> bool:
+        """Whether the demand would fit if all that may ever leave had left."""
+        pinned = sum(h.devices[room.id] for h in self._ledger.on(room.id) if h.pinned)
+        return demand.needs[room.kind] <= room.usable - pinned
+
+    def _place_split(self, demand: Demand, rooms: Sequence[DeviceRoom]) -> None:
+        """Too large for any one device: in even parts over several of a kind, if it can be."""
+        for kind, need in demand.needs.items():
+            same = [room for room in rooms if room.kind == kind]
+            for parts in range(2, min(demand.spread, len(same)) + 1):
+                part = -(-need // parts)
+                free = [room for room in same if part <= self._ledger.free(room.id)]
+                if len(free) >= parts:
+                    free.sort(key=lambda room: -self._ledger.free(room.id))
+                    self._load(demand, {room.id: part for room in free[:parts]})
+                    return
+                if demand.urgent and sum(part <= room.largest for room in same) >= parts:
+                    self._clear_for_split(demand, same, part, parts)
+                    return
+        self.plan.refusals.append(Refuse(demand.model, forever=True))
+
+    def _clear_for_split(
+        self, demand: Demand, rooms: Sequence[DeviceRoom], part: int, parts: int
+    ) -> None:
+        """Make room for one part on each of as many devices as it takes, cheapest first."""
+        demand = Demand(
+            demand.model, demand.index, {rooms[0].kind: part}, demand.since
+        )
+        options: list[tuple[float, str, Choice | None]] = []
+        for room in rooms:
+            if self._missing(demand, room) <= 0:
+                options.append((0.0, room.id, None))
+            elif choice := self._choice(demand, room):
+                options.append((choice.cost, room.id, choice))
+        if len(options) < parts:
+            self.plan.short += part * parts
+            return
+        for _, device, choice in sorted(options, key=lambda each: each[:2])[:parts]:
+            for holding in choice.holdings if choice else ():
+                self._evict(holding, f"room for {demand.model}")
+            self._ledger.take({device: part})
+
+    # ---- the books of the plan -----------------------------------------------------------------
+
+    def _load(self, demand: Demand, devices: Mapping[str, int]) -> None:
+        self._ledger.take(devices)
+        self.plan.loads.append(Load(demand.model, demand.index, devices))
+
+    def _evict(self, holding: Holding, reason: str) -> None:
+        if holding.id in self._gone:
+            return
+        self._gone.add(holding.id)
+        for device, size in holding.devices.items():
+            self._coming[device] = self._coming.get(device, 0) + size
+        self.plan.evictions.append(Evict(holding.id, reason))
+
+    def _candidates(self, device: str) -> list[Holding]:
+        return [h for h in self._ledger.on(device) if h.id not in self._gone]
+
+    def _look_again(self, at: float) -> None:
+        if self.plan.look_again is None or at < self.plan.look_again:
+            self.plan.look_again = at

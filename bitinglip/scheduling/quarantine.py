@@ -1,0 +1,37 @@
+"""Requests that killed workers, remembered so that they do not kill more."""
+
+import hashlib
+from collections import OrderedDict
+
+import msgspec
+
+from bitinglip.scheduling.job import Job
+
+_MOST = 1024
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+
+
+class Quarantine:
+    """Fingerprints of requests, per model; the oldest are forgotten first."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+
+    def add(self, job: Job) -> None:
+        self._held[job.model, fingerprint(job)] = None
+        if len(self._held) > _MOST:
+            self._held.popitem(last=False)
+
+    def __contains__(self, job: Job) -> bool:
+        return bool(self._held) and (job.model, fingerprint(job)) in self._held
+
+    def release(self, model: str) -> None:
+        """Forget all of a model's: an operator has loaded it anew."""
+        for entry in [entry for entry in self._held if entry[0] == model]:
+            del self._held[entry]
+
+
+def fingerprint(job: Job) -> bytes:
+    """The same for the same work, whoever asks for it and however it is delivered."""
+    message = msgspec.structs.replace(job.message(), id="", stream=False)
+    return hashlib.blake2b(_encoder.encode(message), digest_size=16).digest()

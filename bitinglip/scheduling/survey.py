@@ -1,0 +1,208 @@
+"""The facts that plans are made from: devices, what is held on them, what is wanted."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from bitinglip import errors
+from bitinglip.scheduling.fit import Room
+from bitinglip.scheduling.footprints import Footprints, Need
+from bitinglip.scheduling.ledger import DeviceRoom, Holding
+from bitinglip.scheduling.placement import Demand
+from bitinglip.scheduling.replica import Replica, Resident
+from bitinglip.scheduling.victims import cost
+from bitinglip.settings import Model, Settings
+from model_store.manifest import Manifest
+from model_store.memory import Wish
+from workers.devices import Device, Devices, Reading
+from workers.engines import SPREADING
+
+_BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it
+_KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
+
+
+class Survey:
+    """What is known of devices and of the memory that models take."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        devices: Devices,
+        footprints: Footprints,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._devices = devices
+        self._footprints = footprints
+        self._clock = clock
+        self._readings: dict[str, Reading] = {}
+        self._ours: dict[str, int] = {}
+
+    # ---- devices -------------------------------------------------------------------------------
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return self._devices.list()
+
+    def reading(self, device: str) -> Reading | None:
+        return self._readings.get(device)
+
+    def read(self, pids: Iterable[int]) -> dict[str, Reading]:
+        """Ask the driver; blocks for some milliseconds, so call it in a thread."""
+        return self._devices.read(pids)
+
+    def note(self, readings: dict[str, Reading], replicas: Iterable[Replica]) -> None:
+        """Take over what was read, and how much of it is ours."""
+        self._readings = readings
+        self._ours = dict.fromkeys(readings, 0)
+        for replica in replicas:
+            for device in replica.devices:
+                if device in readings and replica.worker is not None:
+                    self._ours[device] += self._held_by(replica, readings[device])
+
+    def _held_by(self, replica: Replica, reading: Reading) -> int:
+        """What the driver says, or the worker where the driver does not tell processes apart."""
+        assert replica.worker is not None
+        told = reading.processes.get(replica.worker.pid)
+        beat = replica.worker.heartbeat
+        own = beat.memory_bytes // len(replica.devices) if beat else 0
+        return own if told is None else told
+
+    def foreign(self, device: str) -> int:
+        """Bytes on a device that other programs hold."""
+        reading = self._readings.get(device)
+        return max(0, reading.used_bytes - self._ours[device]) if reading else 0
+
+    def rooms(self) -> list[DeviceRoom]:
+        headroom = self._settings.devices.headroom_bytes
+        return [
+            DeviceRoom(
+                id=device.id,
+                kind=device.kind,
+                memory=device.memory_bytes,
+                physical=device.physical_bytes,
+                foreign=self.foreign(device.id),
+                headroom=headroom if device.kind == "cuda" else 0,
+            )
+            for device in self.devices
+        ]
+
+    # ---- models --------------------------------------------------------------------------------
+
+    def kinds(self, own: Model) -> list[str]:
+        """The kinds of device that a model may go to; an accelerator is not silently left."""
+        there = list(dict.fromkeys(device.kind for device in self.devices))
+        if own.device is not None:
+            return [kind for kind in there if kind in _KIND_OF[own.device]]
+        return there[:1]
+
+    def need(self, manifest: Manifest, kind: str) -> Need:
+        return self._footprints.need(manifest, self.wish(manifest, kind))
+
+    def wish(self, manifest: Manifest, kind: str) -> Wish:
+        own = self._settings.model(manifest.name)
+        fake = (own.engine or manifest.engine) == "fake"
+        return Wish(
+            device=kind,
+            dtype=own.dtype,
+            max_context=own.max_context,
+            kv_cache_bytes=own.kv_cache_bytes,
+            max_batch=own.max_batch,
+            fake_bytes=own.fake.memory_bytes if fake else None,
+        )
+
+    def load_seconds(self, resident: Resident, kind: str) -> float:
+        """What a load takes: as last time, as ever, else guessed from its size."""
+        if resident.load_seconds is not None:
+            return resident.load_seconds
+        need = self.need(resident.manifest, kind)
+        return need.load_seconds or 1.0 + need.bytes / _BYTES_PER_SECOND
+
+    def holding(self, replica: Replica, waiting: int) -> Holding:
+        own = self._settings.model(replica.model)
+        return Holding(
+            id=replica.id,
+            model=replica.model,
+            devices=replica.devices,
+            state=replica.state,
+            in_flight=replica.in_flight,
+            waiting=waiting,
+            pinned=own.pin,
+            loaded_at=replica.loaded_at,
+            used_at=replica.used_at,
+            load_seconds=replica.load_seconds,
+            keep_alive=self._settings.keep_alive(replica.model),
+        )
+
+    def demands(self, resident: Resident, since: float | None, level: int) -> list[Demand]:
+        """The replicas that a model lacks; ``since`` when somebody waits for it, if anybody."""
+        own = self._settings.model(resident.name)
+        needs = {kind: self.need(resident.manifest, kind).bytes for kind in self.kinds(own)}
+        there = sum(replica.state in ("loading", "ready") for replica in resident.replicas.values())
+        free = (index for index in range(1000) if index not in resident.replicas)
+        return [
+            Demand(
+                model=resident.name,
+                index=next(free),
+                needs=needs,
+                since=self._clock() if since is None else since,
+                urgent=since is not None and there == 0 and number == 0,
+                level=level,
+                spread=self._spread(resident.manifest, own),
+            )
+            for number in range(resident.target - there)
+        ]
+
+    def _spread(self, manifest: Manifest, own: Model) -> int:
+        return len(self.devices) if (own.engine or manifest.engine) in SPREADING else 1
+
+    def observe(self, manifest: Manifest, replica: Replica, *, loaded: bool = False) -> None:
+        """Learn what a running model takes, and hold it to that."""
+        worker, kind = replica.worker, self.kind_of(replica)
+        if worker is None or worker.ready is None:
+            return
+        beat = worker.heartbeat.memory_bytes if worker.heartbeat else 0
+        self._footprints.observe(
+            manifest,
+            self.wish(manifest, kind),
+            memory_bytes=max(worker.ready.memory_bytes, beat),
+            load_seconds=replica.load_seconds if loaded else None,
+        )
+        if len(replica.devices) == 1:
+            ((device, reserved),) = replica.devices.items()
+            replica.devices = {device: max(reserved, worker.ready.memory_bytes, beat)}
+
+    def does_not_fit(self, resident: Resident, *, forever: bool) -> errors.ModelDoesNotFit:
+        """The error with the numbers and the ways out."""
+        return errors.ModelDoesNotFit(param="model", details={"model": resident.name})
+
+    def raise_floor(self, manifest: Manifest, replica: Replica) -> None:
+        """It ran out of memory with what it had: plan with more the next time."""
+        held = sum(replica.devices.values())
+        wish = self.wish(manifest, self.kind_of(replica))
+        self._footprints.raise_floor(manifest, wish, held + held // 8)
+
+    def kind_of(self, replica: Replica) -> str:
+        kinds = {device.id: device.kind for device in self.devices}
+        return next((kinds[device] for device in replica.devices if device in kinds), "cpu")
+
+    # ---- for those who ask whether something fits ----------------------------------------------
+
+    def fit_rooms(self, holdings: Sequence[Holding], free: Callable[[str], int]) -> list[Room]:
+        """Each device with what could leave it, in the order in which it would."""
+        now = self._clock()
+        leaving = sorted(
+            (h for h in holdings if not h.pinned and h.state == "ready"), key=lambda h: cost(h, now)
+        )
+        return [
+            Room(
+                id=device.id,
+                name=device.name,
+                kind=device.kind,
+                memory_bytes=device.memory_bytes,
+                free_bytes=free(device.id),
+                evictable=tuple(
+                    (h.model, h.devices[device.id]) for h in leaving if device.id in h.devices
+                ),
+            )
+            for device in self.devices
+        ]
