@@ -27,7 +27,8 @@ def check(
     share = load.share(standing.rank, top_rank)
     if lane.depth >= most_waiting * share:
         raise errors.QueueFull(
-            details={"model": lane.model, "waiting": lane.depth}, retry_after=_stay_away(lane, slots)
+            details={"model": lane.model, "waiting": lane.depth},
+            retry_after=_stay_away(lane, slots),
         )
     if standing.max_waiting is not None and of_key >= standing.max_waiting * share:
         raise errors.QueueFull(

@@ -127,7 +127,8 @@ class Dispatcher:
             Pressure(
                 lag_seconds=lag_seconds,
                 wait=max(waits, default=0.0) / self._settings.server.request_timeout,
-                fill=max((lane.depth for lane in self._lanes), default=0) / max(1, self._most_waiting),
+                fill=max((lane.depth for lane in self._lanes), default=0)
+                / max(1, self._most_waiting),
                 memory=self._residency.shortage,
             )
         )

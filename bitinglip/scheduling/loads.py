@@ -84,9 +84,7 @@ class Loads:
         except StartFailed as why:
             self._outcome.on_load_failed(resident, replica, why)
         except StoreError as error:
-            self._outcome.on_load_failed(
-                resident, replica, StartFailed(error.code, error.message)
-            )
+            self._outcome.on_load_failed(resident, replica, StartFailed(error.code, error.message))
         except Exception:  # the edge of the load's task: no exception may end it unheard
             log.exception("no worker could be started", model=resident.name)
             unknown = StartFailed("MODEL_LOAD_FAILED", "No worker could be started.")

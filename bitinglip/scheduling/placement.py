@@ -203,9 +203,7 @@ class _Planner:
         self, demand: Demand, rooms: Sequence[DeviceRoom], part: int, parts: int
     ) -> None:
         """Make room for one part on each of as many devices as it takes, cheapest first."""
-        demand = Demand(
-            demand.model, demand.index, {rooms[0].kind: part}, demand.since
-        )
+        demand = Demand(demand.model, demand.index, {rooms[0].kind: part}, demand.since)
         options: list[tuple[float, str, Choice | None]] = []
         for room in rooms:
             if self._missing(demand, room) <= 0:

@@ -60,8 +60,8 @@ class Replica:
         self.losses = 0
         if seconds > 0 and work > 0:
             speed = work / seconds
-            self.speed = speed if self.speed is None else self.speed + _SMOOTHING * (
-                speed - self.speed
+            self.speed = (
+                speed if self.speed is None else self.speed + _SMOOTHING * (speed - self.speed)
             )
 
 

@@ -10,7 +10,7 @@ ENGINES = {
 }
 
 #: engines that can split one model over several devices
-SPREADING = frozenset({"fake"})
+SPREADING = frozenset({"fake", "text"})
 
 
 def make_engine(kind: str) -> Engine:

@@ -1,7 +1,7 @@
 """The tensors of one step, built once and used by every layer."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,26 @@ class Batch:
     prompts: list[PromptPiece]
     sampled: Tensor | None  #: [rows] tokens whose logits are wanted; None: all of them
     order: list[Chunk]  #: the chunks that sample, in the order of their logits
+    elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
+
+    def on(self, device: torch.device) -> "Batch":
+        """What attention needs of it, on the device of a layer; copied once per step."""
+        if device == self.slots.device:
+            return self
+        if device not in self.elsewhere:
+            self.elsewhere[device] = replace(
+                self,
+                slots=self.slots.to(device),
+                decodes=[
+                    replace(each, table=each.table.to(device), masks=_moved(each.masks, device))
+                    for each in self.decodes
+                ],
+                prompts=[
+                    replace(each, table=each.table.to(device), masks=_moved(each.masks, device))
+                    for each in self.prompts
+                ],
+            )
+        return self.elsewhere[device]
 
 
 class BatchBuilder:
@@ -143,6 +163,10 @@ class BatchBuilder:
             hidden |= keys <= places - window
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(hidden, float("-inf"))
+
+
+def _moved(masks: Masks, device: torch.device) -> Masks:
+    return {window: None if mask is None else mask.to(device) for window, mask in masks.items()}
 
 
 def _last_rows(start: int, chunks: Sequence[Chunk]) -> list[int]:

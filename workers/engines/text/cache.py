@@ -1,7 +1,7 @@
 """The keys and values of all running sequences, in pages of fixed size on the device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class LayerShape:
     key_dim: int
     value_dim: int
     window: int | None  #: None: it sees everything before
+    device: torch.device  #: where the layer computes
 
     @property
     def width(self) -> int:
@@ -32,6 +33,9 @@ class BlockTable:
     blocks: Tensor  #: [sequences * blocks]
     neighbours: slice | None  #: the same blocks, if they lie side by side: nothing to gather
 
+    def to(self, device: torch.device) -> "BlockTable":
+        return replace(self, blocks=self.blocks.to(device))
+
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]], device: torch.device) -> "BlockTable":
         longest = max(map(len, rows))
@@ -44,7 +48,8 @@ class BlockTable:
 
 
 class PagedCache:
-    """One tensor of pages per layer: [(blocks + 1) * block_size, width], keys beside values.
+    """One tensor of pages per layer: [(blocks + 1) * block_size, width], keys beside values, on
+    the device of that layer.
 
     Side by side, one copy writes a token and one gather reads it. Block 0 pads block tables: it
     is never written, so it stays zero, and a masked zero disturbs nothing.
@@ -57,13 +62,12 @@ class PagedCache:
         block_size: int,
         *,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self.shapes = tuple(shapes)
         self.block_size = block_size
         tokens = (blocks + 1) * block_size
         self.pages = [
-            torch.zeros(tokens, shape.width, dtype=dtype, device=device) for shape in shapes
+            torch.zeros(tokens, shape.width, dtype=dtype, device=shape.device) for shape in shapes
         ]
         self._by_block = [page.view(blocks + 1, -1) for page in self.pages]
 
@@ -96,9 +100,9 @@ class PagedCache:
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero some blocks: a NaN that one sequence left would reach the next one's sums."""
-        index = torch.tensor(blocks, device=self.pages[0].device)
+        index = torch.tensor(blocks)
         for page in self._by_block:
-            page.index_fill_(0, index, 0)
+            page.index_fill_(0, index.to(page.device), 0)
 
 
 def block_bytes(shapes: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:

@@ -41,6 +41,7 @@ class LibraryDecoder:
         self._model = model
         self._name = f"bitinglip_{next(_names)}"
         self._layer: Callable[..., Tensor] | None = None
+        self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         AttentionInterface.register(self._name, self._attention)
         model.set_attn_implementation(self._name)
 
@@ -56,7 +57,9 @@ class LibraryDecoder:
             if layer in found:
                 raise _unsupported("layers share an attention module")
             window = how["window"]
-            found[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2], window)
+            found[layer] = LayerShape(
+                key.shape[1], key.shape[2], value.shape[2], window, query.device
+            )
             return query.new_zeros(query.shape[0], query.shape[1] * value.shape[2])
 
         device = self._model.device
@@ -76,11 +79,13 @@ class LibraryDecoder:
             softcap: float | None,
             window: int | None,  # noqa: ARG001  the cache's shapes hold it since the probe
         ) -> Tensor:
+            here = batch.on(query.device)
             rows = torch.cat((key.flatten(1), value.flatten(1)), dim=1)  # [tokens, width]
-            cache.write(index, batch.slots, rows)
-            return attend(query, cache, index, batch, scaling=scaling, softcap=softcap)
+            cache.write(index, here.slots, rows)
+            return attend(query, cache, index, here, scaling=scaling, softcap=softcap)
 
-        return self._run(batch.ids, batch.positions, batch.sampled, layer)
+        logits = self._run(batch.ids, batch.positions, batch.sampled, layer)
+        return logits.to(batch.ids.device)
 
     def close(self) -> None:
         AttentionInterface._global_mapping.pop(self._name, None)
@@ -89,6 +94,8 @@ class LibraryDecoder:
         self, ids: Tensor, positions: Tensor, sampled: Tensor | None, layer: Callable[..., Tensor]
     ) -> Tensor:
         self._layer = layer
+        if sampled is not None and self._spread:
+            sampled = sampled.cpu()  # an index that suits the head's device, whichever it is
         try:
             output = self._model(
                 input_ids=ids[None],

@@ -33,6 +33,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     vocab_size: int  #: rows of the output head
     max_positions: int
+    spread: bool = False  #: its layers lie on several devices
 
 
 def load(spec: Load) -> LoadedModel:
@@ -43,7 +44,8 @@ def load(spec: Load) -> LoadedModel:
     device = _device(spec.device)
     dtype = _dtype(spec.dtype, config, device)
     tokenizer = _tokenizer(folder)
-    model = _model(folder, config, dtype).to(device)
+    cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
+    model = _model(folder, config, dtype, device, spread=cards > 1)
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
     return LoadedModel(
@@ -54,6 +56,7 @@ def load(spec: Load) -> LoadedModel:
         eos_ids=_eos_ids(model, tokenizer),
         vocab_size=vocab,
         max_positions=_max_positions(config),
+        spread=cards > 1,
     )
 
 
@@ -164,7 +167,10 @@ def _product(shape: list[int]) -> int:
 # ---- model and tokenizer ---------------------------------------------------------------------
 
 
-def _model(folder: Path, config: Any, dtype: torch.dtype) -> Any:
+def _model(
+    folder: Path, config: Any, dtype: torch.dtype, device: torch.device, *, spread: bool
+) -> Any:
+    """The model on its device, or its layers in even parts over all that this process sees."""
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -174,6 +180,7 @@ def _model(folder: Path, config: Any, dtype: torch.dtype) -> Any:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            device_map="balanced" if spread else None,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         # The library and safetensors raise nearly every kind for files that do not fit.
@@ -181,6 +188,7 @@ def _model(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
+    model = model if spread else model.to(device)
     return model.eval().requires_grad_(False)
 
 

@@ -44,14 +44,12 @@ class Runner:
         self.blocks = _block_count(shapes, cache_plan, loaded.dtype)
         weights = sum(p.nbytes for p in loaded.model.parameters())
         self._decoder: Decoder = library
-        if can_fuse(loaded.model):
+        if can_fuse(loaded.model) and not loaded.spread:
             library.close()
             fused = FusedDecoder(loaded.model)
             weights = fused.nbytes
             self._decoder = fused
-        self._cache = PagedCache(
-            shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype, device=loaded.device
-        )
+        self._cache = PagedCache(shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype)
         self.nbytes = weights + self._cache.nbytes
         self._builder = BatchBuilder(
             cache_plan.block_size,
@@ -108,7 +106,7 @@ def _library_logits(loaded: LoadedModel, ids: list[int]) -> Tensor:
     """-> [tokens, vocab] float32, by the model's own attention"""
     tokens = torch.tensor([ids], device=loaded.device)
     output = loaded.model(input_ids=tokens, use_cache=False)
-    logits: Tensor = output.logits[0].float()
+    logits: Tensor = output.logits[0].float().to(loaded.device)
     return logits
 
 
