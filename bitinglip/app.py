@@ -11,13 +11,16 @@ from fastapi import FastAPI
 
 from bitinglip import __version__, api
 from bitinglip.access.keys import PEPPER, KeyRing
+from bitinglip.access.tickets import Tickets
 from bitinglip.api.deps import Services
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.scheduling.dispatch import Dispatcher
 from bitinglip.scheduling.residency import Residency
+from bitinglip.scheduling.tasks import Tasks
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.wire.task import inference_response
 from model_store.store import ModelStore
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
@@ -50,6 +53,7 @@ def build(
             background.start(services.residency.watch(), "watch workers")
             background.start(_measure_lag(services.metrics), "measure loop lag")
             background.start(_flush(services.keys), "flush key use")
+            background.start(services.tasks.keep_clean(), "remove expired tasks")
             background.start(_settle(services, admin_key, on_open), "settle")
             yield
 
@@ -85,6 +89,9 @@ async def _open(
     stack.push_async_callback(residency.close)
     dispatcher = Dispatcher(residency, metrics, max_waiting=settings.queue.max_waiting)
     pool.attach(dispatcher)
+    tasks = Tasks(db, dispatcher, inference_response, retention=settings.tasks.retention)
+    await tasks.recover()
+    stack.push_async_callback(tasks.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight, depth=dispatcher.depths, workers=residency.states
     )
@@ -97,6 +104,8 @@ async def _open(
         residency=residency,
         metrics=metrics,
         db=db,
+        tasks=tasks,
+        tickets=Tickets(),
     )
     return services, admin_key
 
@@ -110,6 +119,7 @@ async def _settle(services: Services, admin_key: str | None, on_open: Opened) ->
         await asyncio.to_thread(make_demo_models, services.store)
     on_open(services, admin_key)
     services.residency.open()
+    services.tasks.resume()
 
 
 async def _measure_lag(metrics: Metrics) -> None:

@@ -70,6 +70,12 @@ class Queue(Section):
     )
 
 
+class Tasks(Section):
+    retention: Annotated[float, Field(ge=1)] = Field(
+        86_400, description="seconds that an ended task can still be asked about"
+    )
+
+
 class Hub(Section):
     endpoint: str | None = Field(None, description="a mirror of the hub; null is the hub itself")
     token_file: str | None = Field(None, description="file with the hub token; else HF_TOKEN")
@@ -137,6 +143,7 @@ class Settings(Section):
     security: Security = Security()
     workers: Workers = Workers()
     queue: Queue = Queue()
+    tasks: Tasks = Tasks()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

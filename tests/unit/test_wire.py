@@ -109,7 +109,6 @@ def test_unknown_fields_are_refused_by_name(model: Any, body: dict[str, Any]) ->
     ("model", "body", "field", "value"),
     [
         (TextGenerationRequest, NATIVE, "priority", 1),
-        (TextGenerationRequest, NATIVE, "async", True),
         (TextGenerationRequest, NATIVE, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "n", 2),
         (ChatCompletionRequest, CHAT, "n", True),
