@@ -95,16 +95,20 @@ def needs_inference(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def guarded(request: Request, **values: Any) -> Response:
-        caller = identify(request)
-        if not any(caller.may(scope) for scope in INFERENCE):
-            raise InsufficientScope(
-                f"This route needs one of the scopes {', '.join(INFERENCE)}.",
-                details={"any_of": INFERENCE},
-            )
-        request.scope["bitinglip.caller"] = caller
+        request.scope["bitinglip.caller"] = check_inference(identify(request))
         return await handler(request, **values)
 
     return declare(guarded, Scope.TEXT)
+
+
+def check_inference(caller: Caller) -> Caller:
+    """The caller, if they have any inference scope. Raises InsufficientScope."""
+    if not any(caller.may(scope) for scope in INFERENCE):
+        raise InsufficientScope(
+            f"This route needs one of the scopes {', '.join(INFERENCE)}.",
+            details={"any_of": INFERENCE},
+        )
+    return caller
 
 
 def declare(handler: H, scope: Scope) -> H:

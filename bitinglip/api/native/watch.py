@@ -14,6 +14,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.deps import (
     caller_of,
+    check_inference,
     check_query,
     declare,
     has_credential,
@@ -81,7 +82,7 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
     """Who watches: by key, or by the ticket."""
     ticket = socket.query_params.get("ticket")
     if ticket is None:
-        return identify(socket)
+        return check_inference(identify(socket))
     if has_credential(socket):
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     return services_of(socket).tickets.redeem(ticket, task_id)

@@ -17,12 +17,16 @@ from fastapi import FastAPI
 from bitinglip import api, errors
 from bitinglip.access.keys import Caller, KeyRecord
 from bitinglip.access.scopes import Scope
+from bitinglip.access.tickets import Tickets
+from bitinglip.api import websocket
 from bitinglip.api.deps import Services
 from bitinglip.scheduling.inbox import Inbox
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.residency import WorkerView
+from bitinglip.scheduling.tasks import Tasks
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.wire.task import inference_response
 from model_store.errors import NameTaken, UnknownModel
 from model_store.manifest import Manifest
 
@@ -41,6 +45,7 @@ class ScriptedDispatcher:
     queued: int = 0
     left_early: int = 0
     jobs: list[Job] = field(default_factory=list)
+    opened: dict[str, Inbox] = field(default_factory=dict)
 
     @contextmanager
     def open(self, job: Job) -> Iterator[Inbox]:
@@ -48,7 +53,7 @@ class ScriptedDispatcher:
             raise self.refuse
         self.jobs.append(job)
         self.in_flight += 1
-        inbox = Inbox(job)
+        inbox = self.opened[job.id] = Inbox(job)
         inbox.dispatch(f"{job.model}/0")
         play = asyncio.get_running_loop().create_task(self.script(inbox))
         try:
@@ -57,6 +62,9 @@ class ScriptedDispatcher:
             play.cancel()
             self.in_flight -= 1
             self.left_early += inbox.final is None
+
+    def find(self, job_id: str) -> Inbox | None:
+        return self.opened.get(job_id)
 
     def depth(self, _model: str) -> int:
         return self.queued
@@ -224,6 +232,12 @@ class Served:
     residency: FakeResidency
     store: FakeStore
     database: FakeDatabase
+    server: uvicorn.Server
+
+    def sockets(self) -> int:
+        """How many WebSockets are open."""
+        kinds = [type(each) for each in self.server.server_state.connections]
+        return kinds.count(websocket.WebSocketProtocol)
 
 
 @contextmanager
@@ -243,16 +257,35 @@ def serve(settings: Settings, script: Script) -> Iterator[Served]:
         residency=cast("Any", residency),
         metrics=metrics,
         db=cast("Any", database),
+        tasks=Tasks(
+            cast("Any", database), cast("Any", dispatcher), inference_response, retention=60
+        ),
+        tickets=Tickets(),
     )
     config = uvicorn.Config(
-        app, port=0, log_config=None, access_log=False, server_header=False, lifespan="off"
+        app,
+        port=0,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        **websocket.OPTIONS,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         port = _port(server, thread)
-        yield Served(f"http://127.0.0.1:{port}", port, app, dispatcher, residency, store, database)
+        yield Served(
+            f"http://127.0.0.1:{port}",
+            port,
+            app,
+            dispatcher,
+            residency,
+            store,
+            database,
+            server,
+        )
     finally:
         server.should_exit = server.force_exit = True
         thread.join()
