@@ -156,7 +156,7 @@ class Tasks:
         """Let ends that are known be written; whatever else runs is found by the next start."""
         self.suspend()
         runs = [run for run in self._runs.values() if not run.left]
-        works = [run.work for run in runs if run.inbox and run.inbox.final and run.work]
+        works = [run.work for run in runs if run.work is not None and _has_ended(run)]
         if works:
             await asyncio.wait(works, timeout=_CLOSE_SECONDS)
         for run in runs:
@@ -241,6 +241,10 @@ class Tasks:
         return inbox.ended is not None and time.monotonic() - inbox.ended > self._retention
 
 
+def _has_ended(run: _Run) -> bool:
+    return run.inbox is not None and run.inbox.final is not None
+
+
 def _stop(run: _Run) -> None:
     if run.work is not None:
         run.work.cancel()
@@ -253,7 +257,7 @@ def _report(work: "asyncio.Task[None]") -> None:
 
 def _task_of_run(run: _Run) -> Task:
     job, inbox = run.job, run.inbox
-    if run.left or (inbox is not None and inbox.final is not None):
+    if run.left or _has_ended(run):
         inbox = None
     return Task(
         id=job.id,

@@ -93,6 +93,7 @@ def test_a_ticket_is_good_once_for_its_task(server: Server) -> None:
         with open_watch(server.url, task_id, query=query) as socket:
             messages, code = heard(socket)
         assert (messages[-1][0], code) == ("completed", 1000)
+        assert query.removeprefix("?ticket=") not in server.log.read_text()
         again = refusal(server.url, task_id, query=query)
         assert (again[0], again[1]["code"]) == (401, "INVALID_TOKEN")
         query = f"?ticket={ticket_for(client, task_id)}"

@@ -257,6 +257,17 @@ def test_an_older_schema_is_backed_up_and_migrated(
     assert query(path, "SELECT count(*) FROM api_keys") == [(0,)]
 
 
+def test_a_database_of_the_first_version_keeps_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "bitinglip.db"
+    upgrade(file, "0001")
+    columns = "id, name, digest, pepper_id, last_four, scopes, tier, created_at"
+    values = "'k', 'n', x'00', 'p', 'abcd', '[]', 'free', '2026-01-01 00:00:00'"
+    query(file, f"INSERT INTO api_keys ({columns}) VALUES ({values})")
+    using(file, nothing)
+    assert query(file, "SELECT id FROM api_keys") == [("k",)]
+    assert query(file, "SELECT count(*) FROM tasks") == [(0,)]
+
+
 def _from_nothing(path: Path) -> None:
     """There is no version before the first, so we begin before it."""
     query(path, "DELETE FROM alembic_version")

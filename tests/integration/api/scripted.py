@@ -234,10 +234,10 @@ class Served:
     database: FakeDatabase
     server: uvicorn.Server
 
-    def sockets(self) -> int:
-        """How many WebSockets are open."""
-        kinds = [type(each) for each in self.server.server_state.connections]
-        return kinds.count(websocket.WebSocketProtocol)
+    def websockets(self) -> list[websocket.WebSocketProtocol]:
+        """Those that are connected."""
+        connections = list(self.server.server_state.connections)
+        return [each for each in connections if isinstance(each, websocket.WebSocketProtocol)]
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from bitinglip.api import websocket
 from bitinglip.api.native import watch
 from bitinglip.scheduling.inbox import Inbox
 from bitinglip.settings import Settings
@@ -58,6 +58,7 @@ def test_a_stalled_watcher_is_closed_with_1013_and_nobody_else_notices(
     gushing: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "SEND_TIMEOUT", 0.3)
+    monkeypatch.setattr(websocket, "LINGER_SECONDS", 2.0)
     answer = httpx.post(gushing.url + NATIVE, json=PROMPT, headers=TEXT)
     assert answer.status_code == 200
     task_id = json.loads(answer.text)["task_id"]
@@ -65,7 +66,7 @@ def test_a_stalled_watcher_is_closed_with_1013_and_nobody_else_notices(
         with open_watch(gushing.url, task_id, **TEXT) as reader:
             messages, code = heard(reader)
         assert (len(messages), code) == (PIECES + 2, 1000)
-        time.sleep(0.5)  # longer than the server waits for us to read
+        wait_until(lambda: any(each.close_sent for each in gushing.websockets()))
         taken = b""
         received = 0
         while chunk := stalled.recv(1 << 16):
@@ -82,9 +83,9 @@ def test_a_watcher_that_never_reads_is_cut_off(
     gushing: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "SEND_TIMEOUT", 0.2)
-    monkeypatch.setattr("bitinglip.api.websocket.LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(websocket, "LINGER_SECONDS", 0.2)
     answer = httpx.post(gushing.url + NATIVE, json=PROMPT, headers=TEXT)
     task_id = json.loads(answer.text)["task_id"]
     with shake_hands(gushing, task_id):
-        wait_until(lambda: gushing.sockets() == 1)
-        wait_until(lambda: gushing.sockets() == 0)
+        wait_until(lambda: len(gushing.websockets()) == 1)
+        wait_until(lambda: not gushing.websockets())
