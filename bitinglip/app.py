@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from bitinglip import __version__, api
 from bitinglip.access.keys import PEPPER, KeyRing
+from bitinglip.access.tickets import Tickets
 from bitinglip.api.deps import Services
 from bitinglip.db.database import Database
 from bitinglip.home import Home
@@ -19,8 +20,10 @@ from bitinglip.scheduling.dispatch import Dispatcher
 from bitinglip.scheduling.footprints import Footprints
 from bitinglip.scheduling.residency import Residency
 from bitinglip.scheduling.survey import Survey
+from bitinglip.scheduling.tasks import Tasks
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.wire.task import inference_response
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import Devices
@@ -56,6 +59,7 @@ def build(
             background.start(services.cluster.survey(), "read devices")
             background.start(_measure_load(services), "measure load")
             background.start(_flush(services.keys), "flush key use")
+            background.start(services.tasks.keep_clean(), "remove expired tasks")
             background.start(_settle(services, admin_key, on_open), "settle")
             yield
 
@@ -95,6 +99,9 @@ async def _open(
     stack.push_async_callback(cluster.close)
     dispatcher = Dispatcher(settings, residency, metrics)
     pool.attach(dispatcher.delivery)
+    tasks = Tasks(db, dispatcher, inference_response, retention=settings.tasks.retention)
+    await tasks.recover()
+    stack.push_async_callback(tasks.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight, depth=dispatcher.depths, workers=cluster.states
     )
@@ -107,6 +114,8 @@ async def _open(
         cluster=cluster,
         metrics=metrics,
         db=db,
+        tasks=tasks,
+        tickets=Tickets(),
     )
     return services, admin_key
 
@@ -120,6 +129,7 @@ async def _settle(services: Services, admin_key: str | None, on_open: Opened) ->
         await asyncio.to_thread(make_demo_models, services.store)
     on_open(services, admin_key)
     services.cluster.open()
+    services.tasks.resume()
 
 
 async def _measure_load(services: Services) -> None:

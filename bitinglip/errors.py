@@ -2,8 +2,8 @@
 
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded
- ├─ InvalidApiKey, ExpiredApiKey, InsufficientScope
- ├─ NotFound ─ InvalidModel, WorkerNotFound, KeyNotFound
+ ├─ InvalidApiKey, ExpiredApiKey, InvalidToken, InsufficientScope
+ ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
@@ -61,6 +61,10 @@ class ExpiredApiKey(BitingLipError):
     """The API key has expired."""
 
 
+class InvalidToken(BitingLipError):
+    """The token or ticket is not valid, has been used, or has expired."""
+
+
 class InsufficientScope(BitingLipError):
     """The API key does not have the scope that this route needs."""
 
@@ -71,6 +75,10 @@ class NotFound(BitingLipError):
 
 class InvalidModel(NotFound):
     """The specified model is not available."""
+
+
+class TaskNotFound(NotFound):
+    """There is no task with this id."""
 
 
 class WorkerNotFound(NotFound):
@@ -144,7 +152,7 @@ class DownloadFailed(BitingLipError):
 class Unavailable(BitingLipError):
     """The server cannot take this request now."""
 
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
 
 class QueueFull(Unavailable):
@@ -193,9 +201,11 @@ TABLE: dict[type[BitingLipError], Answer] = {
     ContextLengthExceeded: Answer(400, "CONTEXT_LENGTH_EXCEEDED", _BAD),
     InvalidApiKey: Answer(401, "INVALID_API_KEY", "authentication_error"),
     ExpiredApiKey: Answer(401, "EXPIRED_API_KEY", "authentication_error"),
+    InvalidToken: Answer(401, "INVALID_TOKEN", "authentication_error"),
     InsufficientScope: Answer(403, "INSUFFICIENT_SCOPE", "permission_error"),
     NotFound: Answer(404, "NOT_FOUND", _BAD),
     InvalidModel: Answer(404, "INVALID_MODEL", _BAD),
+    TaskNotFound: Answer(404, "TASK_NOT_FOUND", _BAD),
     WorkerNotFound: Answer(404, "WORKER_NOT_FOUND", _BAD),
     KeyNotFound: Answer(404, "KEY_NOT_FOUND", _BAD),
     MethodNotAllowed: Answer(405, "INVALID_REQUEST", _BAD),

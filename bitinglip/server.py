@@ -9,6 +9,7 @@ from types import FrameType
 
 import uvicorn
 
+from bitinglip.api import websocket
 from bitinglip.api.deps import Services
 from bitinglip.app import build
 from bitinglip.home import Home, HomeLock
@@ -86,7 +87,7 @@ class _Runner(uvicorn.Server):
                 lifespan="on",
                 loop="uvloop",
                 http="httptools",
-                ws="none",
+                **websocket.OPTIONS,
                 proxy_headers=False,
                 timeout_graceful_shutdown=2,
                 ssl_certfile=settings.server.tls_cert,
@@ -116,6 +117,7 @@ class _Runner(uvicorn.Server):
 
     async def _wind_down(self) -> None:
         if self._services is not None:
+            self._services.tasks.suspend()
             await self._services.dispatcher.drain(self._settings.server.drain_timeout)
         self.should_exit = True
 

@@ -152,6 +152,12 @@ class DevicesSettings(Section):
     headroom_bytes: Bytes = Field(268435456, description="stub")
 
 
+class Tasks(Section):
+    retention: Annotated[float, Field(ge=1)] = Field(
+        86_400, description="seconds that an ended task can still be asked about"
+    )
+
+
 class Hub(Section):
     endpoint: str | None = Field(None, description="a mirror of the hub; null is the hub itself")
     token_file: str | None = Field(None, description="file with the hub token; else HF_TOKEN")
@@ -230,6 +236,7 @@ class Settings(Section):
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
     devices: DevicesSettings = DevicesSettings()
+    tasks: Tasks = Tasks()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

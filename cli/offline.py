@@ -65,9 +65,7 @@ def remove_model(home: "Home", name: str) -> None:
 def _model(found: "Manifest") -> dict[str, Any]:
     from bitinglip.wire.admin import model_info
 
-    return model_info(
-        found, status="available", cause=None, ready=None, progress=None, replicas=0
-    )
+    return model_info(found, status="available", cause=None, ready=None, progress=None, replicas=0)
 
 
 # ---- keys: one process at a time may have the database -------------------------------------------

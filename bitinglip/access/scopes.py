@@ -16,6 +16,8 @@ class Scope(StrEnum):
     ADMIN = "admin"  #: implies all others
 
 
+#: each allows one kind of work
+INFERENCE = (Scope.TEXT, Scope.IMAGE, Scope.AUDIO)
 #: of a key that was made without naming any: using and looking, not changing
 DEFAULT = frozenset(Scope) - {Scope.ADMIN, Scope.CLUSTER_WRITE}
 

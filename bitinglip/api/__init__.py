@@ -3,19 +3,24 @@
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
+from starlette.types import Receive, Send
+from starlette.types import Scope as HttpScope
 
 from bitinglip.access.scopes import Scope
 from bitinglip.api import documentation, failures, ops
 from bitinglip.api.middleware import Envelope, Gate
-from bitinglip.api.native import keys, models, text, workers
+from bitinglip.api.native import keys, models, tasks, text, watch, workers
 from bitinglip.api.openai import models as openai_models
 from bitinglip.api.openai import text as openai_text
+from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
 
 #: routes that anybody may ask; every other one declares a scope, or the server does not start
 PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json"})
 _ROUTERS = (
     text.router,
+    tasks.router,
+    watch.router,
     openai_text.router,
     models.router,
     openai_models.router,
@@ -30,6 +35,7 @@ def mount(app: FastAPI, settings: Settings) -> None:
     app.router.redirect_slashes = False
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
+    app.router.default = _nothing_here
     check_declared(app.routes)
     documentation.install(app)
     failures.install(app)
@@ -38,11 +44,21 @@ def mount(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.server.cors_origins,
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "X-Queue-Position", "X-BitingLip-Overhead-Ms"],
+            allow_headers=["Authorization", "Content-Type", "Prefer", "X-API-Key", "X-Request-ID"],
+            expose_headers=[
+                "Location",
+                "X-Request-ID",
+                "X-Queue-Position",
+                "X-BitingLip-Overhead-Ms",
+            ],
         )
     app.add_middleware(Gate, server=settings.server)
     app.add_middleware(Envelope)
+
+
+async def _nothing_here(_scope: HttpScope, _receive: Receive, _send: Send) -> None:
+    """No route matches: the same error for requests and WebSockets."""
+    raise NotFound()
 
 
 def declared_scope(route: BaseRoute) -> Scope | None:

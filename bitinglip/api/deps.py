@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Scope as HttpScope
 
 from bitinglip.access.keys import OPERATOR, Caller, KeyRing
-from bitinglip.access.scopes import Scope
+from bitinglip.access.scopes import INFERENCE, Scope
+from bitinglip.access.tickets import Tickets
 from bitinglip.api.exchange import exchange_of
 from bitinglip.db.database import Database
 from bitinglip.errors import (
@@ -25,6 +26,7 @@ from bitinglip.errors import (
 from bitinglip.home import Home
 from bitinglip.scheduling.cluster import Cluster
 from bitinglip.scheduling.dispatch import Dispatcher
+from bitinglip.scheduling.tasks import Tasks
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.parse import parse
@@ -39,6 +41,7 @@ _PROXY_HEADERS = ("x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host
 
 M = TypeVar("M", bound=BaseModel)
 Handler = Callable[..., Awaitable[Response]]
+H = TypeVar("H", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,11 @@ class Services:
     cluster: Cluster
     metrics: Metrics
     db: Database
+    tasks: Tasks
+    tickets: Tickets
 
 
-def services_of(request: Request) -> Services:
+def services_of(request: HTTPConnection) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -85,7 +90,28 @@ def needs(scope: Scope) -> Callable[[Handler], Handler]:
     return guard
 
 
-def declare(handler: Handler, scope: Scope) -> Handler:
+def needs_inference(handler: Handler) -> Handler:
+    """For routes about tasks: any inference scope; in the end the task's kind says which."""
+
+    @wraps(handler)
+    async def guarded(request: Request, **values: Any) -> Response:
+        request.scope["bitinglip.caller"] = check_inference(identify(request))
+        return await handler(request, **values)
+
+    return declare(guarded, Scope.TEXT)
+
+
+def check_inference(caller: Caller) -> Caller:
+    """The caller, if they have any inference scope. Raises InsufficientScope."""
+    if not any(caller.may(scope) for scope in INFERENCE):
+        raise InsufficientScope(
+            f"This route needs one of the scopes {', '.join(INFERENCE)}.",
+            details={"any_of": INFERENCE},
+        )
+    return caller
+
+
+def declare(handler: H, scope: Scope) -> H:
     """Note a handler's scope without enforcing it; for one that checks by rules of its own."""
     handler.needed_scope = scope  # type: ignore[attr-defined]
     return handler
@@ -104,7 +130,7 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-def identify(request: Request) -> Caller:
+def identify(request: HTTPConnection) -> Caller:
     """Who presents the request's credential. Raises InvalidApiKey or ExpiredApiKey."""
     services = services_of(request)
     credential = _credential(request)
@@ -117,7 +143,11 @@ def identify(request: Request) -> Caller:
     return caller
 
 
-def _credential(request: Request) -> str | None:
+def has_credential(request: HTTPConnection) -> bool:
+    return _credential(request) is not None
+
+
+def _credential(request: HTTPConnection) -> str | None:
     found = set(request.headers.getlist("x-api-key"))
     for value in request.headers.getlist("authorization"):
         scheme, _, token = value.partition(" ")
@@ -156,9 +186,12 @@ class Page:
 
     def of(self, rows: Sequence[Any]) -> Response:
         """``{data, total, limit, offset}`` with this part of the rows."""
-        part = rows[self.offset : self.offset + self.limit]
+        return self.part(rows[self.offset : self.offset + self.limit], len(rows))
+
+    def part(self, rows: Sequence[Any], total: int) -> Response:
+        """The same, where the rows are this part already."""
         return json_answer(
-            {"data": part, "total": len(rows), "limit": self.limit, "offset": self.offset}
+            {"data": rows, "total": total, "limit": self.limit, "offset": self.offset}
         )
 
 
@@ -171,7 +204,7 @@ def read_page(request: Request, *filters: str) -> Page:
     )
 
 
-def check_query(request: Request, *known: str) -> None:
+def check_query(request: HTTPConnection, *known: str) -> None:
     for name in request.query_params:
         if name not in known:
             shown = name[:64]
@@ -194,5 +227,5 @@ def json_answer(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
 
 
-def request_id_of(request: Request) -> str:
+def request_id_of(request: HTTPConnection) -> str:
     return exchange_of(request.scope).request_id

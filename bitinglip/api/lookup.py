@@ -1,12 +1,26 @@
-"""Models by the names that requests give."""
+"""Models and tasks by the names that requests give."""
 
 from typing import Any
 
-from bitinglip.api.deps import Services
-from bitinglip.errors import InvalidModel, InvalidRequest
+from starlette.requests import HTTPConnection
+
+from bitinglip.access.keys import Caller
+from bitinglip.access.scopes import Scope
+from bitinglip.api.deps import Services, services_of
+from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, TaskNotFound
+from bitinglip.scheduling.task_rows import Task
 from bitinglip.wire.admin import model_info, model_type
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
+
+#: what each kind of task needs
+KIND_SCOPES = {
+    "text": Scope.TEXT,
+    "embedding": Scope.TEXT,
+    "image": Scope.IMAGE,
+    "speech": Scope.AUDIO,
+    "transcription": Scope.AUDIO,
+}
 
 
 def find_model(services: Services, name: str) -> Manifest:
@@ -26,6 +40,17 @@ def find_text_model(services: Services, name: str) -> Manifest:
     if model_type(manifest) != "text":
         raise InvalidRequest(f"This model makes {model_type(manifest)}, not text.", param="model")
     return manifest
+
+
+async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) -> Task:
+    """A task that the caller may see: TaskNotFound for others' tasks, else InsufficientScope."""
+    task = await services_of(connection).tasks.get(task_id)
+    if task.key_id != caller.key_id and not caller.may(Scope.ADMIN):
+        raise TaskNotFound()
+    scope = KIND_SCOPES[task.kind]
+    if not caller.may(scope):
+        raise InsufficientScope(f"This task needs the scope {scope}.", details={"required": scope})
+    return task
 
 
 def describe(services: Services, manifest: Manifest) -> dict[str, Any]:

@@ -30,6 +30,8 @@ _SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 Headers = list[tuple[bytes, bytes]]
+_TYPES = ("http", "websocket")
+_STARTS = ("http.response.start", "websocket.http.response.start")  #: the second is a refusal
 
 
 class Envelope:
@@ -39,7 +41,7 @@ class Envelope:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in _TYPES:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(_request_id(scope["headers"]))
@@ -50,7 +52,7 @@ class Envelope:
             await self._app(scope, receive, sender)
         except Exception as error:  # the last resort of every request
             if not isinstance(error, BitingLipError):
-                log.exception("request failed", method=scope["method"], endpoint=endpoint(scope))
+                log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
             if exchange.status != CLIENT_GONE:
                 raise  # the answer has begun: cutting it off is all that is left to say
             await failure(scope, translated(error))(scope, receive, sender)
@@ -60,7 +62,10 @@ class Envelope:
 
 def _sender(scope: Scope, exchange: Exchange, send: Send) -> Send:
     async def sender(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "websocket.accept":
+            exchange.status = 101
+            message["headers"] = [(b"x-request-id", exchange.request_id.encode())]
+        elif message["type"] in _STARTS:
             exchange.status = message["status"]
             own_seconds = max(0.0, exchange.elapsed - exchange.engine_seconds)
             if services := services_in(scope):
@@ -83,6 +88,12 @@ def _request_id(headers: Headers) -> str:
     return new_request_id()
 
 
+def _method(scope: Scope) -> str:
+    """A WebSocket begins as a GET."""
+    method: str = scope.get("method", "GET")
+    return method
+
+
 def endpoint(scope: Scope) -> str:
     """The route's template; what matches no route has one name, whatever was asked."""
     return getattr(scope.get("route"), "path_format", "_other")
@@ -91,7 +102,7 @@ def endpoint(scope: Scope) -> str:
 def _count(scope: Scope, exchange: Exchange) -> None:
     if services := services_in(scope):
         services.metrics.request_finished(
-            method=scope["method"],
+            method=_method(scope),
             endpoint=endpoint(scope),
             status=exchange.status,
             seconds=exchange.elapsed,
@@ -109,7 +120,7 @@ class Gate:
         self._hosts = frozenset(name.lower().strip("[]") for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in _TYPES:
             await self._app(scope, receive, send)
             return
         headers: Headers = scope["headers"]

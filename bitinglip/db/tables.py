@@ -1,9 +1,9 @@
 """The tables. A change here needs a revision in migrations/versions; a test holds them together."""
 
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, LargeBinary, MetaData
+from sqlalchemy import JSON, Column, DateTime, Dialect, Index, LargeBinary, MetaData
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -51,3 +51,26 @@ class ApiKey(Table, table=True):
     expires_at: datetime | None = Field(default=None, sa_type=UtcTime)
     revoked_at: datetime | None = Field(default=None, sa_type=UtcTime)
     last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class StoredTask(Table, table=True):
+    """An asynchronous task: ``request`` until it has ended, then ``result`` and ``error``."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (Index(None, "key_id", "created_at"), Index(None, "completed_at"))
+
+    id: str = Field(primary_key=True, max_length=64)
+    key_id: str
+    kind: str
+    model: str
+    state: str
+    request: bytes | None = Field(default=None, sa_type=LargeBinary)
+    result: dict[str, Any] | None = Field(
+        default=None, sa_column=Column("result", JSON(none_as_null=True))
+    )
+    error: dict[str, Any] | None = Field(
+        default=None, sa_column=Column("error", JSON(none_as_null=True))
+    )
+    created_at: datetime = Field(sa_type=UtcTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    completed_at: datetime | None = Field(default=None, sa_type=UtcTime)

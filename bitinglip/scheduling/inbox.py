@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from bitinglip import errors
 from bitinglip.scheduling.job import Job
@@ -42,6 +43,7 @@ class Inbox:
         self.final: protocol.Final | None = None
         self.sent_any = False  #: somebody has seen output, so the job cannot be run again
         self.submitted = clock()
+        self._submitted_at = datetime.now(UTC)
         self.dispatched: float | None = None
         self.first_token: float | None = None
         self.ended: float | None = None
@@ -70,7 +72,9 @@ class Inbox:
         return "loading" if self._events and isinstance(self._events[-1], Loading) else "queued"
 
     def dispatch(self, worker_id: str) -> None:
-        """Note that a worker has the job."""
+        """Note that a worker has the job; what another one wrote unseen before is forgotten."""
+        if self.dispatched is not None:
+            self.rewind()
         self.worker_id = worker_id
         self.dispatched = self._clock()
 
@@ -117,6 +121,11 @@ class Inbox:
             if self.final is not None and seen == len(self._events):
                 return
 
+    async def started(self) -> None:
+        """Wait until work on it has begun, or it has ended; its output counts as unseen."""
+        while not self._started and self.final is None:
+            await self._news()
+
     async def end(self) -> protocol.Final:
         """Wait for the final event, without looking at the others."""
         while self.final is None:
@@ -132,6 +141,20 @@ class Inbox:
                 raise error_of(failed)
             case _:
                 raise errors.TaskCancelled()
+
+    @property
+    def place(self) -> Queued | None:
+        """Where it waits, as it was last told; None once it does not."""
+        if self.status != "queued":
+            return None
+        return next((each for each in reversed(self._events) if isinstance(each, Queued)), None)
+
+    @property
+    def completed_at(self) -> datetime | None:
+        """The moment of its end by the clock; durations keep to the monotonic one."""
+        if self.ended is None:
+            return None
+        return self._submitted_at + timedelta(seconds=self.ended - self.submitted)
 
     @property
     def queue_time(self) -> float:
@@ -160,3 +183,14 @@ class Inbox:
 
 def error_of(failed: protocol.Failed) -> errors.BitingLipError:
     return errors.from_code(failed.code, failed.message, param=failed.param, details=failed.details)
+
+
+def failed_with(job: Job, error: errors.BitingLipError) -> protocol.Failed:
+    """The final event of a job that ended in this error on our side."""
+    return protocol.Failed(
+        id=job.id,
+        code=errors.answer(error).code,
+        message=error.message,
+        param=error.param,
+        details=error.details,
+    )

@@ -17,7 +17,15 @@ from workers import protocol
 
 _TYPES = {"speech": "audio", "transcription": "audio"}
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
-_NOT_PARAMETERS = frozenset({"model", "prompt", "messages", "stream", "timeout"})
+_NOT_PARAMETERS = frozenset(
+    {"model", "prompt", "messages", "stream", "timeout", "async", "priority"}
+)
+
+
+class WatchTicketRequest(Body):
+    """Which task a ticket is for."""
+
+    task_id: Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class CreateKeyRequest(Body):

@@ -1,6 +1,7 @@
 """The one error object of every surface (the contract, section 3.4)."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -9,20 +10,20 @@ from bitinglip import errors
 
 def error_body(error: errors.BitingLipError, request_id: str) -> bytes:
     """``{"error": {...}}`` as JSON."""
+    return msgspec.json.encode({"error": error_object(error, request_id)})
+
+
+def error_object(error: errors.BitingLipError, request_id: str) -> dict[str, Any]:
     answer = errors.answer(error)
-    return msgspec.json.encode(
-        {
-            "error": {
-                "code": answer.code,
-                "message": error.message,
-                "type": answer.type,
-                "param": error.param,
-                "details": error.details,
-                "request_id": request_id,
-                "timestamp": timestamp(datetime.now(UTC)),
-            }
-        }
-    )
+    return {
+        "code": answer.code,
+        "message": error.message,
+        "type": answer.type,
+        "param": error.param,
+        "details": error.details,
+        "request_id": request_id,
+        "timestamp": timestamp(datetime.now(UTC)),
+    }
 
 
 def timestamp(moment: datetime) -> str:

@@ -1,6 +1,5 @@
 """The native API's text request, and how its events and answers look."""
 
-from datetime import timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -10,8 +9,9 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued, error_of
 from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.standing import Priority, Standing
 from bitinglip.settings import Model
-from bitinglip.wire.failure import error_body, timestamp
+from bitinglip.wire.failure import error_body
 from bitinglip.wire.fields import (
     ApiDefaults,
     Logprobs,
@@ -21,6 +21,7 @@ from bitinglip.wire.fields import (
     SamplingFields,
     Stop,
 )
+from bitinglip.wire.task import cancelled, inference_response, logprob_info
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
@@ -39,8 +40,10 @@ class TextGenerationRequest(SamplingFields):
     response_format: Annotated[Any, Only((None, {"type": "text"}))] = None
     timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None = None
     stream: bool = False
+    priority: Priority = "normal"
+    asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float) -> TextJob:
+    def to_job(self, own: Model, *, key_id: str, timeout: float, standing: Standing) -> TextJob:
         """The work that this request asks for; ``timeout`` is the server's, unless it has one."""
         self._check_one_input()
         return TextJob(
@@ -58,6 +61,7 @@ class TextGenerationRequest(SamplingFields):
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
             timeout=self.timeout or timeout,
+            standing=standing,
         )
 
     def _check_one_input(self) -> None:
@@ -77,65 +81,36 @@ class NativeView:
         self._job = inbox.job
         self._request_id = request_id
 
-    def render(self, event: Event) -> bytes:
+    def event(self, event: Event) -> tuple[str, bytes]:
+        """The event's name, and its data as JSON: the same in every kind of stream."""
         match event:
             case protocol.Token():
-                return sse(_token(event), "token")
+                return "token", _token(event)
             case Queued(position=position, eta=eta):
-                return sse(_json.encode({"position": position, "eta": eta}), "queued")
+                return "queued", _json.encode({"position": position, "eta": eta})
             case Loading(progress=progress):
-                return sse(_json.encode({"progress": progress}), "loading")
+                return "loading", _json.encode({"progress": progress})
             case protocol.Started():
                 data = {"task_id": self._job.id, "worker_id": self._inbox.worker_id}
-                return sse(_json.encode(data), "started")
+                return "started", _json.encode(data)
             case protocol.Done():
-                return sse(self.whole(event), "completed")
+                return "completed", self.whole(event)
             case protocol.Failed():
-                return sse(error_body(error_of(event), self._request_id), "failed")
+                return "failed", error_body(error_of(event), self._request_id)
             case protocol.Cancelled():
-                data = {"task_id": self._job.id, "status": "cancelled"}
-                return sse(_json.encode(data), "cancelled")
+                return "cancelled", cancelled(self._job.id)
 
-    def whole(self, done: protocol.Done) -> bytes:
+    def render(self, event: Event) -> bytes:
+        name, data = self.event(event)
+        return sse(data, name)
+
+    def whole(self, _done: protocol.Done) -> bytes:
         """InferenceResponse as JSON."""
-        inbox = self._inbox
-        result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
-        if self._job.sampling.logprobs is not None:
-            result["logprobs"] = [_logprob(each) for each in done.logprobs]
-        ended = inbox.ended or inbox.submitted
-        began = inbox.dispatched or inbox.submitted
-        created = self._job.created_at
-        return _json.encode(
-            {
-                "task_id": self._job.id,
-                "status": "completed",
-                "result": result,
-                "processing_time": round(ended - began, 6),
-                "worker_id": inbox.worker_id,
-                "created_at": timestamp(created),
-                "completed_at": timestamp(created + timedelta(seconds=ended - inbox.submitted)),
-                "usage": {
-                    "prompt_tokens": done.prompt_tokens,
-                    "completion_tokens": done.completion_tokens,
-                    "total_tokens": done.prompt_tokens + done.completion_tokens,
-                },
-                "model": self._job.model,
-                "queue_time": round(inbox.queue_time, 6),
-            }
-        )
+        return _json.encode(inference_response(self._inbox))
 
 
 def _token(token: protocol.Token) -> bytes:
     data: dict[str, Any] = {"text": token.text, "index": token.index}
     if token.logprobs:
-        data["logprobs"] = [_logprob(each) for each in token.logprobs]
+        data["logprobs"] = [logprob_info(each) for each in token.logprobs]
     return _json.encode(data)
-
-
-def _logprob(sampled: protocol.TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": sampled.token,
-        "id": sampled.id,
-        "logprob": sampled.logprob,
-        "top": [{"token": t, "id": i, "logprob": p} for t, i, p in sampled.top],
-    }

@@ -244,6 +244,7 @@ def test_an_older_schema_is_backed_up_and_migrated(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query(path, "DROP TABLE api_keys")
+    query(path, "DROP TABLE tasks")
     query(path, "UPDATE alembic_version SET version_num = '0000'")
     query(path, "CREATE TABLE old AS SELECT 1 AS x")
     monkeypatch.setattr(files, "VERSIONS", ["0000", *migrations.VERSIONS])
@@ -254,6 +255,17 @@ def test_an_older_schema_is_backed_up_and_migrated(
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     assert query(path, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
     assert query(path, "SELECT count(*) FROM api_keys") == [(0,)]
+
+
+def test_a_database_of_the_first_version_keeps_its_keys(tmp_path: Path) -> None:
+    file = tmp_path / "bitinglip.db"
+    upgrade(file, "0001")
+    columns = "id, name, digest, pepper_id, last_four, scopes, tier, created_at"
+    values = "'k', 'n', x'00', 'p', 'abcd', '[]', 'free', '2026-01-01 00:00:00'"
+    query(file, f"INSERT INTO api_keys ({columns}) VALUES ({values})")
+    using(file, nothing)
+    assert query(file, "SELECT id FROM api_keys") == [("k",)]
+    assert query(file, "SELECT count(*) FROM tasks") == [(0,)]
 
 
 def _from_nothing(path: Path) -> None:

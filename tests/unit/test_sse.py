@@ -84,7 +84,8 @@ def test_native_events() -> None:
 
 
 def test_native_logprobs() -> None:
-    view = NativeView(inbox(logprobs=1), "r-1")
+    box = inbox(logprobs=1)
+    view = NativeView(box, "r-1")
     expected = {
         "token": "hé",
         "id": 5,
@@ -92,7 +93,8 @@ def test_native_logprobs() -> None:
         "top": [{"token": "a", "id": 6, "logprob": -1.0}],
     }
     assert events(view.render(token("x", logprobs=(LOGPROB,))))[0][1]["logprobs"] == [expected]
-    assert json.loads(view.whole(done(logprobs=(LOGPROB,))))["result"]["logprobs"] == [expected]
+    box.put(done(logprobs=(LOGPROB,)))
+    assert json.loads(view.whole(done()))["result"]["logprobs"] == [expected]
 
 
 def test_native_ends() -> None:

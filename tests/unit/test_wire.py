@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from bitinglip import errors
+from bitinglip.scheduling.standing import Standing
 from bitinglip.settings import Model, SamplingDefaults
 from bitinglip.wire.native import TextGenerationRequest
 from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
@@ -34,7 +35,7 @@ def refused(model: Any, body: dict[str, Any], **more: Any) -> errors.InvalidRequ
 
 
 def job_of(request: Any, own: Model | None = None) -> Any:
-    return request.to_job(own or Model(), key_id="k", timeout=600.0)
+    return request.to_job(own or Model(), key_id="k", timeout=600.0, standing=Standing())
 
 
 BOUNDS = [
@@ -108,8 +109,6 @@ def test_unknown_fields_are_refused_by_name(model: Any, body: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("model", "body", "field", "value"),
     [
-        (TextGenerationRequest, NATIVE, "priority", 1),
-        (TextGenerationRequest, NATIVE, "async", True),
         (TextGenerationRequest, NATIVE, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "n", 2),
         (ChatCompletionRequest, CHAT, "n", True),

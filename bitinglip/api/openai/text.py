@@ -11,6 +11,7 @@ from bitinglip.api.answering import JobAnswer
 from bitinglip.api.deps import caller_of, needs, read_body, request_id_of, services_of
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_text_model
+from bitinglip.scheduling.standing import standing_of
 from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
 from bitinglip.wire.openai_views import ChatView, CompletionView
 
@@ -38,10 +39,12 @@ def _answer(
 ) -> Response:
     services = services_of(request)
     find_text_model(services, body.model)
+    caller = caller_of(request)
     job = body.to_job(
         services.settings.model(body.model),
-        key_id=caller_of(request).key_id,
+        key_id=caller.key_id,
         timeout=services.settings.server.request_timeout,
+        standing=standing_of(services.settings.limits.tiers, caller.tier),
     )
     return JobAnswer(
         services.dispatcher,

@@ -17,12 +17,17 @@ from fastapi import FastAPI
 from bitinglip import api, errors
 from bitinglip.access.keys import Caller, KeyRecord
 from bitinglip.access.scopes import Scope
+from bitinglip.access.tickets import Tickets
+from bitinglip.api import websocket
 from bitinglip.api.deps import Services
+from bitinglip.scheduling.cluster import WorkerView
 from bitinglip.scheduling.inbox import Inbox
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.residency import WorkerView
+from bitinglip.scheduling.load import LoadFactor
+from bitinglip.scheduling.tasks import Tasks
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.wire.task import inference_response
 from model_store.errors import NameTaken, UnknownModel
 from model_store.manifest import Manifest
 
@@ -37,10 +42,12 @@ class ScriptedDispatcher:
     script: Script
     refuse: errors.BitingLipError | None = None
     draining: bool = False
+    load: LoadFactor = field(default_factory=LoadFactor)
     in_flight: int = 0
     queued: int = 0
     left_early: int = 0
     jobs: list[Job] = field(default_factory=list)
+    opened: dict[str, Inbox] = field(default_factory=dict)
 
     @contextmanager
     def open(self, job: Job) -> Iterator[Inbox]:
@@ -48,7 +55,7 @@ class ScriptedDispatcher:
             raise self.refuse
         self.jobs.append(job)
         self.in_flight += 1
-        inbox = Inbox(job)
+        inbox = self.opened[job.id] = Inbox(job)
         inbox.dispatch(f"{job.model}/0")
         play = asyncio.get_running_loop().create_task(self.script(inbox))
         try:
@@ -58,8 +65,20 @@ class ScriptedDispatcher:
             self.in_flight -= 1
             self.left_early += inbox.final is None
 
+    def find(self, job_id: str) -> Inbox | None:
+        return self.opened.get(job_id)
+
     def depth(self, _model: str) -> int:
         return self.queued
+
+    def running(self, _model: str) -> int:
+        return 0
+
+    def oldest_wait(self, _model: str) -> None:
+        return None
+
+    def eta(self, _model: str) -> None:
+        return None
 
 
 class FakeStore:
@@ -110,7 +129,7 @@ def _manifest(name: str, kind: str) -> Manifest:
 
 
 @dataclass
-class FakeResidency:
+class FakeCluster:
     settled = True
     states: dict[str, str] = field(default_factory=dict)
     busy: bool = False
@@ -124,6 +143,24 @@ class FakeResidency:
 
     def ready(self, _name: str) -> None:
         return None
+
+    def progress(self, _name: str) -> None:
+        return None
+
+    def idle_seconds(self, _name: str) -> None:
+        return None
+
+    def replicas(self, _name: str) -> list[Any]:
+        return []
+
+    def devices(self) -> list[dict[str, Any]]:
+        return []
+
+    def reservations(self) -> list[dict[str, Any]]:
+        return []
+
+    def drain_worker(self, worker_id: str) -> None:
+        self._note("drain", worker_id)
 
     async def load(self, name: str) -> None:
         self.states[name] = "ready"
@@ -221,15 +258,21 @@ class Served:
     port: int
     app: FastAPI
     dispatcher: ScriptedDispatcher
-    residency: FakeResidency
+    cluster: FakeCluster
     store: FakeStore
     database: FakeDatabase
+    server: uvicorn.Server
+
+    def websockets(self) -> list[websocket.WebSocketProtocol]:
+        """Those that are connected."""
+        connections = list(self.server.server_state.connections)
+        return [each for each in connections if isinstance(each, websocket.WebSocketProtocol)]
 
 
 @contextmanager
 def serve(settings: Settings, script: Script) -> Iterator[Served]:
     """The real routes and middleware on a free port, over scripted parts."""
-    dispatcher, residency, store = ScriptedDispatcher(script), FakeResidency(), FakeStore()
+    dispatcher, cluster, store = ScriptedDispatcher(script), FakeCluster(), FakeStore()
     database, metrics = FakeDatabase(), Metrics()
     metrics.watch(lambda: dispatcher.in_flight, dict, dict)
     app = FastAPI(title="x", version="0", redoc_url=None, swagger_ui_oauth2_redirect_url=None)
@@ -240,19 +283,38 @@ def serve(settings: Settings, script: Script) -> Iterator[Served]:
         store=cast("Any", store),
         keys=cast("Any", FakeKeys()),
         dispatcher=cast("Any", dispatcher),
-        residency=cast("Any", residency),
+        cluster=cast("Any", cluster),
         metrics=metrics,
         db=cast("Any", database),
+        tasks=Tasks(
+            cast("Any", database), cast("Any", dispatcher), inference_response, retention=60
+        ),
+        tickets=Tickets(),
     )
     config = uvicorn.Config(
-        app, port=0, log_config=None, access_log=False, server_header=False, lifespan="off"
+        app,
+        port=0,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        **websocket.OPTIONS,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         port = _port(server, thread)
-        yield Served(f"http://127.0.0.1:{port}", port, app, dispatcher, residency, store, database)
+        yield Served(
+            f"http://127.0.0.1:{port}",
+            port,
+            app,
+            dispatcher,
+            cluster,
+            store,
+            database,
+            server,
+        )
     finally:
         server.should_exit = server.force_exit = True
         thread.join()

@@ -1,0 +1,83 @@
+"""Tasks: what became of a request, by its id."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.access.scopes import Scope
+from bitinglip.api.deps import (
+    caller_of,
+    json_answer,
+    needs_inference,
+    read_page,
+    request_id_of,
+    services_of,
+)
+from bitinglip.api.documentation import list_query
+from bitinglip.api.lookup import KIND_SCOPES, find_task
+from bitinglip.errors import InvalidRequest
+from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.task_rows import Filter, Task
+from bitinglip.wire.task import task_info
+
+router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])
+
+_STATUSES = ("queued", "loading", "running", "completed", "failed", "cancelled")
+_FILTERS = ("status", "model")
+
+
+@router.get("", openapi_extra=list_query(*_FILTERS))
+@needs_inference
+async def list_tasks(request: Request) -> Response:
+    """The caller's tasks, the newest first; an admin sees all."""
+    page = read_page(request, *_FILTERS)
+    caller = caller_of(request)
+    wanted = Filter(
+        kinds=[kind for kind, scope in KIND_SCOPES.items() if caller.may(scope)],
+        key_id=None if caller.may(Scope.ADMIN) else caller.key_id,
+        status=_wanted_status(request),
+        model=request.query_params.get("model"),
+    )
+    tasks, total = await services_of(request).tasks.list(
+        wanted, limit=page.limit, offset=page.offset
+    )
+    return page.part([task_info(task, request_id_of(request)) for task in tasks], total)
+
+
+@router.get("/{task_id}")
+@needs_inference
+async def get_task(request: Request, task_id: str) -> Response:
+    """One task: its state, and its result or error once it has ended."""
+    task = await find_task(request, caller_of(request), task_id)
+    return json_answer(task_info(task, request_id_of(request)))
+
+
+@router.delete("/{task_id}", status_code=202)
+@needs_inference
+async def cancel_task(request: Request, task_id: str) -> Response:
+    """Cancel a task; one that has ended stays as it is."""
+    await find_task(request, caller_of(request), task_id)
+    task = await services_of(request).tasks.cancel(task_id)
+    return json_answer(task_info(task, request_id_of(request)), 202)
+
+
+async def accepted(request: Request, job: Job) -> Response:
+    """Take a job as an asynchronous task and say where to ask for it."""
+    task: Task = await services_of(request).tasks.accept(job)
+    answer = json_answer(task_info(task, request_id_of(request)), 202)
+    answer.headers["location"] = f"{router.prefix}/{task.id}"
+    answer.headers["preference-applied"] = "respond-async"
+    return answer
+
+
+def wants_async(request: Request) -> bool:
+    """Whether a Prefer header holds ``respond-async``, alone or among others."""
+    given = ",".join(request.headers.getlist("prefer")).split(",")
+    return any(each.partition(";")[0].strip().lower() == "respond-async" for each in given)
+
+
+def _wanted_status(request: Request) -> str | None:
+    status = request.query_params.get("status")
+    if status is not None and status not in _STATUSES:
+        raise InvalidRequest(f"'status' must be one of {', '.join(_STATUSES)}.", param="status")
+    return status

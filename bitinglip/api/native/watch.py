@@ -1,0 +1,144 @@
+"""Watching a task over a WebSocket: every event once, in order, from the first on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, WebSocket
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.websockets import WebSocketDisconnect
+
+from bitinglip.access.keys import Caller
+from bitinglip.access.scopes import Scope
+from bitinglip.access.tickets import LIFETIME
+from bitinglip.api.deps import (
+    caller_of,
+    check_inference,
+    check_query,
+    declare,
+    has_credential,
+    identify,
+    json_answer,
+    needs_inference,
+    read_body,
+    request_id_of,
+    services_of,
+)
+from bitinglip.api.documentation import json_body
+from bitinglip.api.lookup import find_task
+from bitinglip.errors import BitingLipError, InsufficientScope, InvalidRequest
+from bitinglip.wire.admin import WatchTicketRequest
+from bitinglip.wire.native import NativeView
+from bitinglip.wire.task import final_event
+
+router = APIRouter(tags=["tasks"])
+
+SEND_TIMEOUT = 30.0  #: seconds; a watcher that takes nothing for so long is given up
+_DONE, _GONE, _RESTART, _TOO_SLOW = 1000, 1011, 1012, 1013
+
+
+@router.post("/api/v1/auth/ws-ticket", openapi_extra=json_body(WatchTicketRequest))
+@needs_inference
+async def make_ticket(request: Request) -> Response:
+    """A ticket to watch one task with, once, for a browser that cannot send a key."""
+    body = await read_body(request, WatchTicketRequest)
+    caller = caller_of(request)
+    task = await find_task(request, caller, body.task_id)
+    ticket = services_of(request).tickets.issue(caller, task.id)
+    answer = json_answer({"ticket": ticket, "expires_in": int(LIFETIME)})
+    answer.headers["cache-control"] = "no-store"
+    return answer
+
+
+async def watch(socket: WebSocket, task_id: str) -> None:
+    """Send a task's events as ``{"event", "data"}``; refusals are plain HTTP answers."""
+    _check_origin(socket)
+    check_query(socket, "ticket")
+    await find_task(socket, _watcher(socket, task_id), task_id)
+    try:
+        await socket.accept()
+        await _converse(socket, task_id)
+    except (WebSocketDisconnect, OSError):
+        return  # whoever watched has gone; the task goes on
+
+
+for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
+    router.websocket(_path)(declare(watch, Scope.TEXT))
+
+
+def _check_origin(socket: WebSocket) -> None:
+    """Raises InsufficientScope for a page of another site: browsers ask no permission for this."""
+    origin = socket.headers.get("origin")
+    if origin is None:
+        return
+    allowed = services_of(socket).settings.server.cors_origins
+    ours = urlsplit(origin).netloc.lower() == socket.headers["host"].lower()
+    if not ours and origin not in allowed and "*" not in allowed:
+        raise InsufficientScope("Pages of this origin may not connect.", param="Origin")
+
+
+def _watcher(socket: WebSocket, task_id: str) -> Caller:
+    """Who watches: by key, or by the ticket."""
+    ticket = socket.query_params.get("ticket")
+    if ticket is None:
+        return check_inference(identify(socket))
+    if has_credential(socket):
+        raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
+    return services_of(socket).tickets.redeem(ticket, task_id)
+
+
+async def _converse(socket: WebSocket, task_id: str) -> None:
+    """Send until the task ends or the watcher goes; what the watcher says is not listened to."""
+    telling = asyncio.create_task(_tell(socket, task_id))
+    hearing = asyncio.create_task(_hear(socket))
+    try:
+        await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        telling.cancel()
+        hearing.cancel()
+        await asyncio.gather(telling, hearing, return_exceptions=True)
+    if not telling.cancelled():
+        await socket.close(telling.result())
+
+
+async def _hear(socket: WebSocket) -> None:
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def _tell(socket: WebSocket, task_id: str) -> int:
+    """Send all events; answers with the code to close with."""
+    try:
+        async for name, data in _events(socket, task_id):
+            message = b'{"event":"%b","data":%b}' % (name.encode(), data)
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await socket.send_text(message.decode())
+    except TimeoutError:
+        return _TOO_SLOW
+    except _LeftForLater:
+        return _RESTART
+    except BitingLipError:
+        return _GONE  # its row expired at this very moment
+    return _DONE
+
+
+async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, bytes]]:
+    """A task's events; the last one only when it holds whatever happens to the server."""
+    tasks, request_id = services_of(socket).tasks, request_id_of(socket)
+    inbox = await tasks.inbox(task_id)
+    if inbox is not None:
+        view = NativeView(inbox, request_id)
+        async for events in inbox.batches():
+            for event in events:
+                if event is inbox.final and not await tasks.over(task_id):
+                    raise _LeftForLater
+                yield view.event(event)
+        return
+    if not await tasks.over(task_id):
+        raise _LeftForLater
+    yield final_event(await tasks.get(task_id), request_id)
+
+
+class _LeftForLater(Exception):
+    """The server stops, and the task has not begun; the next start runs it."""

@@ -1,0 +1,101 @@
+"""How a task looks from outside: the design's InferenceResponse, and what a list shows beside."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.task_rows import Task
+from bitinglip.wire.failure import error_body, error_object, timestamp
+from workers import protocol
+
+_json = msgspec.json.Encoder()
+
+
+def inference_response(inbox: Inbox) -> dict[str, Any]:
+    """InferenceResponse of a job in any state; what is not known yet is null."""
+    job, final = inbox.job, inbox.final
+    began, ended = inbox.dispatched or inbox.submitted, inbox.ended
+    return {
+        "task_id": job.id,
+        "status": inbox.status,
+        "result": _result(inbox, final) if isinstance(final, protocol.Done) else None,
+        "processing_time": round(ended - began, 6) if ended else None,
+        "worker_id": inbox.worker_id,
+        "created_at": timestamp(job.created_at),
+        "completed_at": _moment(inbox.completed_at),
+        "usage": None if final is None or isinstance(final, protocol.Failed) else _usage(final),
+        "model": job.model,
+        "queue_time": round(inbox.queue_time, 6),
+    }
+
+
+def task_info(task: Task, request_id: str) -> dict[str, Any]:
+    """A task: InferenceResponse, its kind, its error, and its place in the queue if it waits."""
+    place = task.inbox.place if task.inbox is not None else None
+    return {
+        **(task.answer or _of_inbox(task)),
+        "kind": task.kind,
+        "error": error_object(task.error, request_id) if task.error else None,
+        "position": place.position if place else None,
+        "eta": place.eta if place else None,
+    }
+
+
+def final_event(task: Task, request_id: str) -> tuple[str, bytes]:
+    """The last event of a task whose others are gone: name, and data as JSON."""
+    if task.error:
+        return task.status, error_body(task.error, request_id)
+    if task.status == "completed":
+        return task.status, _json.encode(task.answer or _of_inbox(task))
+    return task.status, cancelled(task.id)
+
+
+def cancelled(task_id: str) -> bytes:
+    return _json.encode({"task_id": task_id, "status": "cancelled"})
+
+
+def logprob_info(sampled: protocol.TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": sampled.token,
+        "id": sampled.id,
+        "logprob": sampled.logprob,
+        "top": [{"token": t, "id": i, "logprob": p} for t, i, p in sampled.top],
+    }
+
+
+def _of_inbox(task: Task) -> dict[str, Any]:
+    if task.inbox is not None:
+        return inference_response(task.inbox)
+    return {
+        "task_id": task.id,
+        "status": task.status,
+        "result": None,
+        "processing_time": None,
+        "worker_id": None,
+        "created_at": timestamp(task.created_at),
+        "completed_at": _moment(task.completed_at),
+        "usage": None,
+        "model": task.model,
+        "queue_time": None,
+    }
+
+
+def _result(inbox: Inbox, done: protocol.Done) -> dict[str, Any]:
+    result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
+    if inbox.job.sampling.logprobs is not None:
+        result["logprobs"] = [logprob_info(each) for each in done.logprobs]
+    return result
+
+
+def _usage(final: protocol.Done | protocol.Cancelled) -> dict[str, int]:
+    return {
+        "prompt_tokens": final.prompt_tokens,
+        "completion_tokens": final.completion_tokens,
+        "total_tokens": final.prompt_tokens + final.completion_tokens,
+    }
+
+
+def _moment(value: datetime | None) -> str | None:
+    return timestamp(value) if value else None
