@@ -108,6 +108,11 @@ class KeyRing:
         held.used = now
         return held.caller
 
+    def still_good(self, caller: Caller) -> bool:
+        """Whether the key that somebody came with could come again; who had none may."""
+        held = self._keys.get(caller.key_id)
+        return held is None or (held.record.revoked_at is None and held.ends > time.time())
+
     async def create(
         self,
         *,

@@ -108,6 +108,17 @@ def test_a_ticket_is_good_once_for_its_task(server: Server) -> None:
         assert both[0] == 400
 
 
+def test_a_ticket_dies_with_its_key(server: Server) -> None:
+    with server.client() as admin, new_client(server, ["inference:text"]) as client:
+        task_id = begin(client, ECHO)
+        query = f"?ticket={ticket_for(client, task_id)}"
+        await_status(client, task_id, "completed")
+        key_id = client.headers["x-api-key"].split("_")[2]
+        assert admin.delete(f"/api/v1/keys/{key_id}").status_code == 204
+        status, error = refusal(server.url, task_id, query=query)
+    assert (status, error["code"]) == (401, "INVALID_TOKEN")
+
+
 def test_who_may_not_watch_is_told_at_the_handshake(server: Server) -> None:
     def code(task_id: str, **how: Any) -> tuple[int, str]:
         status, error = refusal(server.url, task_id, **how)

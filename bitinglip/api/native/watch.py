@@ -27,7 +27,7 @@ from bitinglip.api.deps import (
 )
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_task
-from bitinglip.errors import BitingLipError, InsufficientScope, InvalidRequest
+from bitinglip.errors import BitingLipError, InsufficientScope, InvalidRequest, InvalidToken
 from bitinglip.wire.admin import WatchTicketRequest
 from bitinglip.wire.native import NativeView
 from bitinglip.wire.task import final_event
@@ -85,7 +85,11 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         return check_inference(identify(socket))
     if has_credential(socket):
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
-    return services_of(socket).tickets.redeem(ticket, task_id)
+    services = services_of(socket)
+    caller = services.tickets.redeem(ticket, task_id)
+    if not services.keys.still_good(caller):
+        raise InvalidToken()
+    return caller
 
 
 async def _converse(socket: WebSocket, task_id: str) -> None:

@@ -38,19 +38,18 @@ def gushing() -> Iterator[Served]:
         yield served
 
 
-def shake_hands(served: Served, task_id: str) -> socket.socket:
+def shake_hands(served: Served, task_id: str, host: str = "localhost") -> socket.socket:
     """A watcher who says hello and then reads no more than a little."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(20)
     sock.connect(("127.0.0.1", served.port))
     sock.sendall(
-        b"GET /ws/inference/%b HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+        b"GET /ws/inference/%b HTTP/1.1\r\nHost: %b\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-API-Key: k-inference:text\r\n\r\n"
-        % task_id.encode()
+        % (task_id.encode(), host.encode())
     )
-    assert sock.recv(12) == b"HTTP/1.1 101"
     return sock
 
 
@@ -63,6 +62,7 @@ def test_a_stalled_watcher_is_closed_with_1013_and_nobody_else_notices(
     assert answer.status_code == 200
     task_id = json.loads(answer.text)["task_id"]
     with shake_hands(gushing, task_id) as stalled:
+        assert stalled.recv(12) == b"HTTP/1.1 101"
         with open_watch(gushing.url, task_id, **TEXT) as reader:
             messages, code = heard(reader)
         assert (len(messages), code) == (PIECES + 2, 1000)
@@ -89,3 +89,12 @@ def test_a_watcher_that_never_reads_is_cut_off(
     with shake_hands(gushing, task_id):
         wait_until(lambda: len(gushing.websockets()) == 1)
         wait_until(lambda: not gushing.websockets())
+
+
+def test_a_handshake_under_a_foreign_host_is_refused(gushing: Served) -> None:
+    with shake_hands(gushing, "task-x", host="evil.example") as sock:
+        answer = b""
+        while chunk := sock.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"INVALID_REQUEST" in answer
