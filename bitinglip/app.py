@@ -122,11 +122,14 @@ async def _open(
 
 async def _settle(services: Services, admin_key: str | None, on_open: Opened) -> None:
     """What may take seconds and must not hold up the first answer."""
-    demo = services.settings.demo
-    if demo == "always" or (demo == "auto" and not services.store.names()):
-        from model_store.demo import make_demo_models
+    from model_store.demo import make_demo_models, make_fake_models
 
-        await asyncio.to_thread(make_demo_models, services.store)
+    demo, store = services.settings.demo, services.store
+    if demo == "always" or (demo == "auto" and not store.names()):
+        await asyncio.to_thread(make_demo_models, store)
+    # A model that the settings call fake needs no files: it only pretends.
+    fakes = [name for name, own in services.settings.models.items() if own.engine == "fake"]
+    await asyncio.to_thread(make_fake_models, store, fakes)
     on_open(services, admin_key)
     services.cluster.open()
     services.tasks.resume()

@@ -101,33 +101,33 @@ class ResidencyRules(Section):
     )
 
 
+_TIER_PRIORITY = "higher tiers go first; under load lower ones give up their limits first"
+_TIER_WEIGHT = "a key's part of the machine among keys of the same priority"
+
+
 class Tier(Section):
     """What a key's tier is worth in the queues."""
 
-    priority: Annotated[int, Field(ge=0, le=100)] = Field(
-        0, description="higher tiers go first; under load lower ones give up their limits first"
-    )
-    weight: Annotated[float, Field(gt=0, le=1000)] = Field(
-        1, description="a key's part of the machine among keys of the same priority"
-    )
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(0, description=_TIER_PRIORITY)
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(1, description=_TIER_WEIGHT)
     max_queue: Annotated[int, Field(ge=0)] | None = Field(
         None, description="requests of one key that may wait; null is no limit of its own"
     )
 
 
 class Pro(Tier):
-    priority: Annotated[int, Field(ge=0, le=100)] = 1
-    weight: Annotated[float, Field(gt=0, le=1000)] = 4
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(1, description=_TIER_PRIORITY)
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(4, description=_TIER_WEIGHT)
 
 
 class Enterprise(Tier):
-    priority: Annotated[int, Field(ge=0, le=100)] = 2
-    weight: Annotated[float, Field(gt=0, le=1000)] = 16
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(2, description=_TIER_PRIORITY)
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(16, description=_TIER_WEIGHT)
 
 
 class Operator(Tier):
-    priority: Annotated[int, Field(ge=0, le=100)] = 3
-    weight: Annotated[float, Field(gt=0, le=1000)] = 16
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(3, description=_TIER_PRIORITY)
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(16, description=_TIER_WEIGHT)
 
 
 class Tiers(Section):

@@ -30,14 +30,25 @@ DEMOS: dict[str, tuple[str, Callable[[Path], None]]] = {
 DEMO_MODELS = tuple(DEMOS)
 
 
+def make_fake_models(store: ModelStore, names: Sequence[str]) -> list[Manifest]:
+    """Models that only pretend, under these names; they need no files of anybody."""
+    description, make = DEMOS["demo-echo"]
+    return [made for name in names if (made := _make(store, name, description, make))]
+
+
 def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> list[Manifest]:
     """Put the demo models into the store; those that are there are left as they are."""
-    made = []
-    for name in names:
-        if name not in store.names():
-            description, make = DEMOS[name]
-            # Taken: another process was quicker.
-            with suppress(NameTaken), store.draft() as folder:
-                make(folder / FILES)
-                made.append(store.finish(folder, name, source="demo", description=description))
-    return made
+    return [made for name in names if (made := _make(store, name, *DEMOS[name]))]
+
+
+def _make(
+    store: ModelStore, name: str, description: str, make: Callable[[Path], None]
+) -> Manifest | None:
+    """The model, or None if there is one of that name already."""
+    if name in store.names():
+        return None
+    # Taken: another process was quicker.
+    with suppress(NameTaken), store.draft() as folder:
+        make(folder / FILES)
+        return store.finish(folder, name, source="demo", description=description)
+    return None

@@ -44,8 +44,8 @@ class JobAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._dispatcher.open(self._job) as inbox:
-            waiting = self._dispatcher.depth(self._job.model)
-            headers = [(b"x-queue-position", b"%d" % waiting)]
+            place = inbox.place
+            headers = [(b"x-queue-position", b"%d" % (place.position if place else 0))]
             answer = self._stream if self._job.stream else self._whole
             try:
                 await answer(inbox, headers, scope, receive, send)

@@ -22,7 +22,7 @@ class Candidate(Protocol):
 
     @property
     def health(self) -> float:
-        """Its speed relative to the others, lowered by recent failures; 1 is as good as any."""
+        """Its speed: how much of a job's work it does in a second."""
         ...
 
 

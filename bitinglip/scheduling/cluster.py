@@ -55,6 +55,7 @@ class Cluster:
         self._pool = pool
         self._residency = residency
         self._page_cache = page_cache
+        self._overdue = max(2.0, settings.workers.heartbeat_timeout / 4)
         self.settled = False  #: the store has its first models; what readiness waits for
 
     # ---- models --------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ class Cluster:
             survey.note(readings, residency.replicas())
             for replica in residency.replicas():
                 survey.observe(residency.models[replica.model].manifest, replica)
-            residency.look()
+            residency.look(self._overdue)
             await asyncio.sleep(_READ_INTERVAL)
 
     async def close(self) -> None:

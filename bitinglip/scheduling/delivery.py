@@ -121,14 +121,12 @@ class Delivery:
     def eta(self, lane: Lane, ahead: int) -> float | None:
         """Seconds until a job with so many before it begins; None where nobody can say."""
         replicas = self._residency.serving(lane.model)
-        loading = 0.0 if replicas else self._residency.load_eta(lane.model)
-        if loading is None:
-            return None
-        slots = sum(replica.slots for replica in replicas)
         if not replicas:
-            return loading
-        wait = lane.pace.wait(ahead, slots)
-        return None if wait is None else round(loading + wait, 3)
+            return self._residency.load_eta(lane.model)
+        if ahead < sum(replica.room for replica in replicas):
+            return 0.0
+        wait = lane.pace.wait(ahead, sum(replica.slots for replica in replicas))
+        return None if wait is None else round(wait, 3)
 
     def _time_trial(self, lane: Lane, flight: Flight) -> None:
         """One that ran out of memory keeps the worker to itself to its end."""

@@ -28,7 +28,7 @@ class Replica:
     in_flight: int = 0
     work: float = 0.0  #: sent to it and not ended, in the jobs' own units
     speed: float | None = None  #: work per second of a job on it
-    losses: int = 0  #: requests it failed lately
+    silent: bool = False  #: its heartbeat is overdue: nothing new goes to it
     loaded_at: float = 0.0
     used_at: float = 0.0
     load_seconds: float = 1.0
@@ -40,11 +40,11 @@ class Replica:
     @property
     def room(self) -> int:
         """How many more jobs it takes now."""
-        return self.slots - self.in_flight if self.state == "ready" else 0
+        return self.slots - self.in_flight if self.state == "ready" and not self.silent else 0
 
     @property
     def health(self) -> float:
-        return (self.speed or 1.0) / (1 + self.losses)
+        return self.speed or 1.0
 
     def took(self, work: float) -> None:
         self.in_flight += 1
@@ -57,7 +57,6 @@ class Replica:
 
     def measured(self, work: float, seconds: float) -> None:
         """A job of so much work took it so long."""
-        self.losses = 0
         if seconds > 0 and work > 0:
             speed = work / seconds
             self.speed = (

@@ -6,6 +6,7 @@ processes are the pool's affair.
 """
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -93,9 +94,9 @@ class Residency:
         return resident.serving if resident else []
 
     def check(self, name: str) -> None:
-        """Raises ModelLoadFailed for a model that was given up."""
-        resident = self.models.get(name)
-        if resident is not None and resident.given_up:
+        """Raises UnknownModel, or ModelLoadFailed for a model that was given up."""
+        resident = self.resident(name)
+        if resident.given_up:
             raise errors.ModelLoadFailed(
                 f"The model is out of service: {resident.cause} Load it again to retry.",
                 param="model",
@@ -155,8 +156,15 @@ class Residency:
     def forgive(self, name: str) -> None:
         self._waiter.forgive(name)
 
-    def look(self) -> None:
-        """The devices were read anew: somebody may have taken memory, or given it back."""
+    def look(self, overdue: float) -> None:
+        """Take a look around: replicas that have been silent for so long get nothing new, and
+        somebody may have taken memory, or given it back."""
+        silent_since = time.monotonic() - overdue
+        for replica in self.replicas():
+            if replica.worker is not None and replica.state == "ready":
+                was_silent, replica.silent = replica.silent, replica.worker.heard < silent_since
+                if was_silent and not replica.silent:
+                    self._waiter.on_ready(replica.model)
         ledger = self.ledger()
         if self._unmet or any(ledger.free(device.id) < 0 for device in ledger.devices):
             self.replan()
@@ -189,7 +197,8 @@ class Residency:
         """Look at everything again, once, before this turn of the event loop is over."""
         if not self._planned and not self._closed:
             self._planned = True
-            asyncio.get_running_loop().call_soon(self._plan)
+            # In a context of its own: what is loaded is not the affair of one request.
+            asyncio.get_running_loop().call_soon(self._plan, context=contextvars.Context())
 
     def ledger(self) -> Ledger:
         return Ledger(self.survey.rooms(), self.holdings())

@@ -139,7 +139,7 @@ class Metrics:
         )
         self._evictions = Counter(
             "bitinglip_evictions_total",
-            "Models unloaded, for others or because nobody used them",
+            "Models unloaded to make room, or because they were unused",
             ["model"],
             registry=self.registry,
         )
