@@ -130,6 +130,7 @@ class _Runner(uvicorn.Server):
         # What is here now stays; looking at it again and again costs a fifth of each request.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         lines = [f"BitingLip answers on {self._url}", f"  docs    {self._url}/docs"]
         if admin_key:
             lines.append(f"  key     {admin_key}   (shown once; also in {self._home.admin_key})")

@@ -20,7 +20,7 @@ from workers.pool import Worker
 
 log = structlog.get_logger(__name__)
 
-_KEEP_ENDED = 1000  #: ended jobs that can still be asked about
+_KEEP_ENDED = 256  #: ended jobs that can still be asked about
 _MOST_DEATHS = 2  #: workers that may die of a job
 _GRACE = 0.5  #: seconds that a suspect runs alone beyond the moment of the last death
 _ANNOUNCE = 0.25  #: seconds between two words to those who wait

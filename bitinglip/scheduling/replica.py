@@ -74,6 +74,7 @@ class Resident:
     target: int = 0  #: how many replicas it should have, though nobody may wait for it now
     asked: float | None = None  #: since when an operator waits for it
     load_seconds: float | None = None  #: as long as its last load took
+    loads: int = 0  #: that succeeded
     restarts: int = 0
     cause: str | None = None
     given_up: bool = False

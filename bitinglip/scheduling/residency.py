@@ -300,6 +300,7 @@ class Residency:
         replica.load_seconds = resident.load_seconds = now - replica.began
         resident.cause, resident.failed, resident.asked = None, False, None
         resident.short_of_memory = 0
+        resident.loads += 1
         self._by_worker[worker] = replica
         self.survey.observe(resident.manifest, replica, loaded=True)
         self._metrics.load_finished(model=resident.name, seconds=replica.load_seconds, ok=True)

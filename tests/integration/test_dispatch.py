@@ -1,105 +1,15 @@
 """Queue, dispatch, retries and books over real worker processes of the fake engine."""
 
 import asyncio
-import os
-import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from bitinglip import errors
-from bitinglip.scheduling.cluster import Cluster
-from bitinglip.scheduling.dispatch import Dispatcher
-from bitinglip.scheduling.footprints import Footprints
-from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued
-from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.residency import Residency
-from bitinglip.scheduling.survey import Survey
-from bitinglip.settings import Settings
-from bitinglip.telemetry.metrics import Metrics
-from model_store.demo import make_demo_models
-from model_store.page_cache import PageCache
+from bitinglip.scheduling.inbox import Event, Loading, Queued
 from model_store.store import ModelStore
-from workers.devices import Devices
-from workers.launcher import SpawnLauncher
-from workers.pool import WorkerPool
-from workers.protocol import Done, Failed, Sampling, Started, Token
-
-
-class Rig:
-    """The gateway's middle, without HTTP."""
-
-    def __init__(self, root: Path, *, max_waiting: int = 100, **fake: object) -> None:
-        settings = Settings.model_validate(
-            {
-                "queue": {"max_waiting": max_waiting},
-                "workers": {"heartbeat_timeout": 1.5, "max_restarts": 3, "spare": False},
-                "models": {"demo-echo": {"fake": {"faults": True, **fake}}},
-            }
-        )
-        store = ModelStore(root / "models")
-        make_demo_models(store, ["demo-echo"])
-        metrics = Metrics()
-        pool = WorkerPool(
-            SpawnLauncher(),
-            heartbeat_timeout=settings.workers.heartbeat_timeout,
-            load_timeout=20,
-            spare=False,
-        )
-        survey = Survey(settings, Devices.find(), Footprints())
-        self.residency = Residency(settings, store, pool, survey, metrics)
-        self.dispatcher = Dispatcher(settings, self.residency, metrics)
-        self.cluster = Cluster(settings, store, pool, self.residency, PageCache(0))
-        pool.attach(self.dispatcher.delivery)
-
-    def kill(self) -> None:
-        worker = self.residency.serving("demo-echo")[0].worker
-        assert worker is not None
-        os.kill(worker.pid, signal.SIGKILL)
-
-
-def job(prompt: str = "a b c", max_tokens: int = 3, **fields: object) -> TextJob:
-    return TextJob(
-        model="demo-echo",
-        key_id="k",
-        prompt=prompt,
-        sampling=Sampling(max_tokens=max_tokens),
-        **fields,  # type: ignore[arg-type]
-    )
-
-
-def with_rig(
-    path: Path, test: Callable[[Rig], Awaitable[None]], *, max_waiting: int = 100, **fake: object
-) -> None:
-    async def run() -> None:
-        rig = Rig(path, max_waiting=max_waiting, **fake)
-        watch = asyncio.create_task(rig.cluster.watch())
-        try:
-            async with asyncio.timeout(60):
-                await test(rig)
-                await settled(rig)
-        finally:
-            watch.cancel()
-            await rig.cluster.close()
-
-    asyncio.run(run())
-
-
-async def settled(rig: Rig) -> None:
-    """The books balance when nothing runs."""
-    async with asyncio.timeout(5):
-        while any(rig.dispatcher.books().values()):  # noqa: ASYNC110  nobody announces idleness
-            await asyncio.sleep(0.02)
-
-
-async def answer(rig: Rig, one: TextJob) -> str:
-    with rig.dispatcher.open(one) as inbox:
-        return (await inbox.result()).text
-
-
-async def events_of(inbox: Inbox) -> list[Event]:
-    return [event async for events in inbox.batches() for event in events]
+from tests.integration.middle import Rig, answer, events_of, job, settled, with_rig
+from workers.protocol import Done, Failed, Started, Token
 
 
 def test_the_first_request_loads_the_model_and_sees_it_load(tmp_path: Path) -> None:

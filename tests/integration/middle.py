@@ -1,0 +1,117 @@
+"""The gateway's middle without HTTP: queues, dispatch and residency over real worker processes."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from bitinglip.scheduling.cluster import Cluster
+from bitinglip.scheduling.dispatch import Dispatcher
+from bitinglip.scheduling.footprints import Footprints
+from bitinglip.scheduling.inbox import Event, Inbox
+from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.residency import Residency
+from bitinglip.scheduling.survey import Survey
+from bitinglip.settings import Settings
+from bitinglip.telemetry.metrics import Metrics
+from model_store.demo import make_fake_models
+from model_store.page_cache import PageCache
+from model_store.store import ModelStore
+from workers.devices import Devices
+from workers.launcher import SpawnLauncher
+from workers.pool import WorkerPool
+from workers.protocol import Sampling
+
+ECHO = "demo-echo"
+
+
+class Rig:
+    """All parts between HTTP and the workers, for fake models."""
+
+    def __init__(self, root: Path, values: dict[str, Any]) -> None:
+        settings = Settings.model_validate(values)
+        store = ModelStore(root / "models")
+        make_fake_models(store, list(settings.models))
+        metrics = Metrics()
+        pool = WorkerPool(
+            SpawnLauncher(),
+            heartbeat_timeout=settings.workers.heartbeat_timeout,
+            load_timeout=settings.workers.load_timeout,
+            spare=False,
+        )
+        fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
+        survey = Survey(settings, Devices.find(fakes), Footprints())
+        self.residency = Residency(settings, store, pool, survey, metrics)
+        self.dispatcher = Dispatcher(settings, self.residency, metrics)
+        self.cluster = Cluster(settings, store, pool, self.residency, PageCache(0))
+        pool.attach(self.dispatcher.delivery)
+
+    def pid(self, worker_id: str = f"{ECHO}/0") -> int:
+        return next(view.pid for view in self.cluster.workers() if view.id == worker_id)
+
+    def kill(self, worker_id: str = f"{ECHO}/0") -> None:
+        os.kill(self.pid(worker_id), signal.SIGKILL)
+
+    def reserved(self) -> int:
+        """Bytes held on all devices."""
+        return sum(each["reserved_bytes"] for each in self.cluster.devices())
+
+
+def job(prompt: str = "a b c", max_tokens: int = 3, **fields: object) -> TextJob:
+    fields = {"model": ECHO, "key_id": "k", **fields}
+    return TextJob(prompt=prompt, sampling=Sampling(max_tokens=max_tokens), **fields)  # type: ignore[arg-type]
+
+
+def with_rig(
+    path: Path, test: Callable[[Rig], Awaitable[None]], *, max_waiting: int = 100, **fake: object
+) -> None:
+    """Run a test on one fake model that is set so."""
+    models = {ECHO: {"fake": {"faults": True, **fake}}}
+    with_settings(path, test, {"queue": {"max_waiting": max_waiting}, "models": models})
+
+
+def with_settings(
+    path: Path, test: Callable[[Rig], Awaitable[None]], values: dict[str, Any]
+) -> None:
+    """Run a test on any settings; when it is over, the books must balance."""
+    workers = {"heartbeat_timeout": 1.5, "max_restarts": 3, "spare": False, "load_timeout": 20}
+    values = {**values, "workers": {**workers, **values.get("workers", {})}}
+
+    async def run() -> None:
+        rig = Rig(path, values)
+        watch = [
+            asyncio.create_task(rig.cluster.watch()),
+            asyncio.create_task(rig.cluster.survey()),
+        ]
+        try:
+            async with asyncio.timeout(60):
+                await test(rig)
+                await settled(rig)
+        finally:
+            for task in watch:
+                task.cancel()
+            await rig.cluster.close()
+
+    asyncio.run(run())
+
+
+async def settled(rig: Rig) -> None:
+    """The books balance when nothing runs."""
+    await until(lambda: not any(rig.dispatcher.books().values()))
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  nobody announces it
+            await asyncio.sleep(0.01)
+
+
+async def answer(rig: Rig, one: TextJob) -> str:
+    with rig.dispatcher.open(one) as inbox:
+        return (await inbox.result()).text
+
+
+async def events_of(inbox: Inbox) -> list[Event]:
+    return [event async for events in inbox.batches() for event in events]
