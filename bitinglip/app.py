@@ -21,10 +21,11 @@ from bitinglip.scheduling.footprints import Footprints
 from bitinglip.scheduling.residency import Residency
 from bitinglip.scheduling.survey import Survey
 from bitinglip.scheduling.tasks import Tasks
+from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.task import inference_response
-from model_store.page_cache import PageCache
+from model_store.page_cache import PageCache, default_budget
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.launcher import SpawnLauncher
@@ -92,10 +93,12 @@ async def _open(
         spare=workers.spare,
     )
     footprints = Footprints()
-    devices = Devices.find([(each.name, each.memory_bytes) for each in settings.devices.fake])
+    devices = await asyncio.to_thread(_devices, settings.devices)
+    stack.callback(devices.close)
     survey = Survey(settings, devices, footprints)
-    residency = Residency(settings, store, pool, survey, metrics)
-    cluster = Cluster(settings, store, pool, residency, PageCache(0))
+    page_cache = PageCache(_page_cache_bytes(settings.devices))
+    residency = Residency(settings, store, pool, survey, metrics, page_cache)
+    cluster = Cluster(settings, store, pool, residency)
     stack.push_async_callback(cluster.close)
     dispatcher = Dispatcher(settings, residency, metrics)
     pool.attach(dispatcher.delivery)
@@ -118,6 +121,19 @@ async def _open(
         tickets=Tickets(),
     )
     return services, admin_key
+
+
+def _devices(settings: DeviceSettings) -> Devices:
+    devices = Devices.find(
+        [(each.name, each.memory_bytes) for each in settings.fake], settings.cpu_memory_bytes
+    )
+    if devices.note:
+        log.info(devices.note)
+    return devices
+
+
+def _page_cache_bytes(settings: DeviceSettings) -> int:
+    return default_budget() if settings.page_cache_bytes is None else settings.page_cache_bytes
 
 
 async def _settle(services: Services, admin_key: str | None, on_open: Opened) -> None:

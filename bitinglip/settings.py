@@ -142,14 +142,24 @@ class Limits(Section):
 
 
 class FakeDevice(Section):
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
     memory_bytes: Annotated[int, Field(gt=0)]
 
 
-class DevicesSettings(Section):
-    fake: list[FakeDevice] = Field([], description="stub")
-    cpu_memory_bytes: Bytes | None = Field(None, description="stub")
-    headroom_bytes: Bytes = Field(268435456, description="stub")
+class Devices(Section):
+    fake: list[FakeDevice] = Field(
+        [],
+        description="made-up devices in place of the machine's, each {name, memory_bytes}: for"
+        " tests and simulation",
+    )
+    cpu_memory_bytes: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="memory that models on the CPU may have; null is 80 % of the machine's"
+    )
+    headroom_bytes: Bytes = Field(268_435_456, description="memory of each card that is kept free")
+    page_cache_bytes: Bytes | None = Field(
+        None,
+        description="memory for the files of models that made room; null is a quarter of it all",
+    )
 
 
 class Tasks(Section):
@@ -235,7 +245,7 @@ class Settings(Section):
     queue: Queue = Queue()
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
-    devices: DevicesSettings = DevicesSettings()
+    devices: Devices = Devices()
     tasks: Tasks = Tasks()
     hub: Hub = Hub()
     logging: Logging = Logging()

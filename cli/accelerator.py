@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.findings import Finding
 from cli.output import size
+
+if TYPE_CHECKING:
+    from workers.devices import Device
 
 _CUDA = re.compile(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", re.MULTILINE)
 
@@ -24,13 +28,11 @@ class Driver:
 
 def accelerator() -> Iterator[Finding]:
     """Driver, cards and torch, and whether they go together."""
-    from workers.devices import cuda_devices
-
     if (driver := _driver()) is None:
         yield Finding("gpu", "ok", "no NVIDIA driver: models run on the processor")
         yield _torch(None)
         return
-    cards = cuda_devices()
+    cards = _cards()
     if not cards:
         yield Finding(
             "gpu",
@@ -42,6 +44,12 @@ def accelerator() -> Iterator[Finding]:
         detail = f"{card.id}: {card.name}, {size(card.memory_bytes)}, driver {driver.version}"
         yield Finding("gpu", "ok", detail)
     yield _torch(driver if cards else None)
+
+
+def _cards() -> list["Device"]:
+    from workers.devices import Devices
+
+    return [device for device in Devices.find().list() if device.kind == "cuda"]
 
 
 def _driver() -> Driver | None:

@@ -27,6 +27,8 @@ _OFFLINE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Cards are counted as the driver counts them, not by their speed.
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 

@@ -12,7 +12,6 @@ from bitinglip.scheduling.fit import Room
 from bitinglip.scheduling.replica import Replica, Resident
 from bitinglip.scheduling.residency import ON_REQUEST, Residency
 from bitinglip.settings import Settings
-from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers import protocol
 from workers.pool import Worker, WorkerPool
@@ -48,13 +47,11 @@ class Cluster:
         store: ModelStore,
         pool: WorkerPool,
         residency: Residency,
-        page_cache: PageCache,
     ) -> None:
         self._settings = settings
         self._store = store
         self._pool = pool
         self._residency = residency
-        self._page_cache = page_cache
         self._overdue = max(2.0, settings.workers.heartbeat_timeout / 4)
         self.settled = False  #: the store has its first models; what readiness waits for
 
@@ -271,7 +268,6 @@ class Cluster:
     async def close(self) -> None:
         await self._residency.close()
         await self._pool.close()
-        self._page_cache.close()
 
 
 def _devices(spec: protocol.Load | None) -> list[str]:

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextvars
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable
 from typing import Protocol
 
 import structlog
@@ -12,6 +11,7 @@ from bitinglip.scheduling.replica import Replica, Resident
 from bitinglip.settings import Settings
 from model_store.errors import StoreError
 from model_store.manifest import Manifest
+from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers import protocol
 from workers.pool import StartFailed, Worker
@@ -44,13 +44,13 @@ class Loads:
         store: ModelStore,
         pool: Pool,
         outcome: Outcome,
-        clock: Callable[[], float] = time.monotonic,
+        page_cache: PageCache | None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._pool = pool
         self._outcome = outcome
-        self._clock = clock
+        self._page_cache = page_cache
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, resident: Resident, replica: Replica, kind: str) -> None:
@@ -92,6 +92,7 @@ class Loads:
         else:
             self._outcome.on_loaded(resident, replica)
             self._pool.warm_spare()
+            self.keep_files(resident.manifest, read=False)
 
     async def _stop(
         self,
@@ -106,6 +107,14 @@ class Loads:
         if replica.worker is not None:
             await self._pool.stop(replica.worker, cause)
         self._outcome.on_gone(resident, replica)
+
+    def keep_files(self, manifest: Manifest, *, read: bool) -> None:
+        """Have a model's files in memory: it was just loaded, or will be (``read``) soon."""
+        cache = self._page_cache
+        if cache is not None and not (read and manifest.name in cache.held):
+            folder = self._store.path(manifest.name)
+            work = asyncio.to_thread(cache.keep, manifest.name, folder, read=read)
+            self._spawn(_ignored(work), f"keep {manifest.name}")
 
     def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:
         own = self._settings.model(manifest.name)
@@ -124,3 +133,7 @@ class Loads:
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )
+
+
+async def _ignored(work: Awaitable[object]) -> None:
+    await work

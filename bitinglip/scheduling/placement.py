@@ -56,6 +56,7 @@ class Plan:
     loads: list[Load] = field(default_factory=list)
     evictions: list[Evict] = field(default_factory=list)
     refusals: list[Refuse] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)  #: models whose room is being made
     look_again: float | None = None  #: when time alone will have changed the answer
     short: int = 0  #: bytes that are missing for models somebody waits for
 
@@ -144,6 +145,7 @@ class _Planner:
             need = demand.needs[room.kind]
             if need <= self._ledger.free(room.id) + self._coming[room.id]:
                 self._ledger.take({room.id: need})
+                self.plan.waiting.append(demand.model)
                 return True
         return False
 
@@ -160,6 +162,7 @@ class _Planner:
             self._evict(holding, f"room for {demand.model}")
         room = next(room for room in rooms if room.id == device)
         self._ledger.take({device: demand.needs[room.kind]})
+        self.plan.waiting.append(demand.model)
         return True
 
     def _choice(self, demand: Demand, room: DeviceRoom) -> Choice | None:

@@ -24,6 +24,7 @@ from bitinglip.scheduling.survey import Survey
 from bitinglip.scheduling.victims import Patience
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
+from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.pool import StartFailed, Worker
 
@@ -64,6 +65,7 @@ class Residency:
         pool: Pool,
         survey: Survey,
         metrics: Metrics,
+        page_cache: PageCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -81,7 +83,7 @@ class Residency:
         self.survey = survey
         self.models: dict[str, Resident] = {}
         self.shortage = 0.0  #: memory missing for models somebody waits for, in parts of all
-        self.loads = Loads(settings, store, pool, self, clock)
+        self.loads = Loads(settings, store, pool, self, page_cache)
 
     def attach(self, waiter: Waiter) -> None:
         self._waiter = waiter
@@ -221,6 +223,8 @@ class Residency:
             self._begin(self.models[load.model], load)
         for eviction in found.evictions:
             self._evict(eviction)
+        for model in found.waiting:
+            self.loads.keep_files(self.models[model].manifest, read=True)
         for refusal in found.refusals:
             self._refuse(self.models[refusal.model], forever=refusal.forever)
         self._set_timer(found.look_again, now)

@@ -17,7 +17,6 @@ from bitinglip.scheduling.survey import Survey
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from model_store.demo import make_fake_models
-from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.launcher import SpawnLauncher
@@ -45,7 +44,7 @@ class Rig:
         survey = Survey(settings, Devices.find(fakes), Footprints())
         self.residency = Residency(settings, store, pool, survey, metrics)
         self.dispatcher = Dispatcher(settings, self.residency, metrics)
-        self.cluster = Cluster(settings, store, pool, self.residency, PageCache(0))
+        self.cluster = Cluster(settings, store, pool, self.residency)
         pool.attach(self.dispatcher.delivery)
 
     def pid(self, worker_id: str = f"{ECHO}/0") -> int:

@@ -14,7 +14,7 @@ from workers.devices import Device
 
 NEW = Driver("580.95", (13, 0))
 OLD = Driver("535.10", (12, 2))
-CARD = Device("0", "NVIDIA H100", 85_000_000_000)
+CARD = Device("0", "NVIDIA H100", "cuda", 85_000_000_000, 85_000_000_000)
 
 
 def look(
@@ -25,7 +25,7 @@ def look(
 ) -> list[tuple[str, str]]:
     monkeypatch.setattr(accelerator, "_driver", lambda: driver)
     monkeypatch.setattr(accelerator, "_cuda_of_torch", lambda: torch_cuda)
-    monkeypatch.setattr("workers.devices.cuda_devices", lambda: cards)
+    monkeypatch.setattr(accelerator, "_cards", lambda: list(cards))
     findings = list(accelerator.accelerator())
     assert all(finding.advice for finding in findings if finding.level != "ok")
     return [(finding.check, finding.level) for finding in findings]
