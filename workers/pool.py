@@ -32,6 +32,7 @@ from workers.protocol import (
 )
 
 _READ_BYTES = 1 << 20
+_SERVING = ("ready", "draining")  #: states in which a worker runs jobs
 _ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it
 
 #: Engines whose libraries take seconds to import, and what a spare imports for them.
@@ -151,7 +152,7 @@ class WorkerPool:
         if worker.state in ("stopped", "failed"):
             await worker.ended.wait()
             return
-        listening = worker.state == "ready"
+        listening = worker.state in _SERVING
         worker.state, worker.cause = "stopped", cause
         if listening:
             worker.send(Stop())
@@ -180,7 +181,7 @@ class WorkerPool:
             await asyncio.sleep(min(1.0, self._heartbeat_timeout / 4))
             silent_since = time.monotonic() - self._heartbeat_timeout
             for worker in self.workers:
-                if worker.state == "ready" and worker.heard < silent_since:
+                if worker.state in _SERVING and worker.heard < silent_since:
                     # SIGKILL: a stopped or spinning process does not obey anything less.
                     worker.cause = f"silent for {self._heartbeat_timeout:g} s"
                     worker.handle.kill()
@@ -274,7 +275,7 @@ class WorkerPool:
         loop.remove_reader(worker.handle.sentinel)
         if loop.remove_reader(worker.handle.events_fd):
             self._drain(worker)
-        was_ready = worker.state == "ready"
+        was_ready = worker.state in _SERVING
         code = worker.handle.reap()
         if worker.state != "stopped":
             worker.state = "failed"

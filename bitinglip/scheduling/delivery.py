@@ -194,7 +194,9 @@ class Delivery:
     def on_progress(self, worker: Worker, fraction: float) -> None:
         self._residency.on_progress(worker, fraction)
         lane = self.lanes.get(worker.spec.model) if worker.spec else None
-        for flight in lane.waiters() if lane else ():
+        if lane is None or self._residency.serving(lane.model):
+            return
+        for flight in lane.waiters():
             flight.inbox.put(Loading(fraction))
 
     def on_lost(self, worker: Worker, cause: str) -> None:

@@ -382,7 +382,8 @@ class Residency:
 
     def _evict_idle_beside(self, replica: Replica) -> None:
         for holding in self.holdings():
-            if holding.idle and not holding.pinned and set(holding.devices) & set(replica.devices):
+            beside = holding.id != replica.id and set(holding.devices) & set(replica.devices)
+            if beside and holding.idle and not holding.pinned:
                 self._evict(placement.Evict(holding.id, f"room for {replica.model}"))
 
     async def close(self) -> None:

@@ -91,3 +91,27 @@ def test_cancelled_suspects_leave_nothing_behind(tmp_path: Path) -> None:
 
 def _serving_again(rig: Rig, restarts: int) -> bool:
     return bool(rig.residency.serving(ECHO)) and rig.residency.models[ECHO].restarts > restarts
+
+
+def test_a_worker_that_dies_while_it_drains_loses_no_request(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.cluster.load(ECHO)
+        running = asyncio.create_task(answer(rig, job(max_tokens=10)))
+        await until(lambda: rig.dispatcher.running(ECHO))
+        rig.cluster.drain_worker(f"{ECHO}/0")
+        rig.kill()
+        assert len((await running).split()) == 10
+
+    with_rig(tmp_path, test, tokens_per_second=30)
+
+
+def test_out_of_memory_evicts_nobody_that_ran_it(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.cluster.load(ECHO)
+        pid = rig.pid()
+        with pytest.raises(errors.OutOfMemory):
+            await answer(rig, job("!oom"))
+        assert await answer(rig, job()) == "a b c"
+        assert rig.pid() == pid
+
+    with_rig(tmp_path, test)
