@@ -44,6 +44,11 @@ class Handle(Protocol):
         ...
 
     @property
+    def output_fd(self) -> int:
+        """The non-blocking reading end of what it writes to its standard streams."""
+        ...
+
+    @property
     def sentinel(self) -> int:
         """Becomes readable when the process has ended."""
         ...
@@ -56,7 +61,7 @@ class Handle(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the pipe, the queue and the process record; the process has ended."""
+        """Free the pipes, the queue and the process record; the process has ended."""
         ...
 
 
@@ -75,9 +80,10 @@ class SpawnLauncher:
         jobs: Queue[bytes] = context.Queue()
         events, events_child = context.Pipe(duplex=False)
         death_child, death = context.Pipe(duplex=False)
+        output, output_child = context.Pipe(duplex=False)
         process = context.Process(
             target=worker_main,
-            args=(jobs, events_child, death_child, tuple(imports)),
+            args=(jobs, events_child, death_child, output_child, tuple(imports)),
             name=f"bitinglip {name}",
             daemon=True,
         )
@@ -86,22 +92,31 @@ class SpawnLauncher:
         _let_go(jobs)
         events_child.close()
         death_child.close()
+        output_child.close()
         os.set_blocking(events.fileno(), False)
-        return SpawnedWorker(process, jobs, events, death)
+        os.set_blocking(output.fileno(), False)
+        return SpawnedWorker(process, jobs, events, death, output)
 
 
 class SpawnedWorker:
     def __init__(
-        self, process: SpawnProcess, jobs: "Queue[bytes]", events: Connection, death: Connection
+        self,
+        process: SpawnProcess,
+        jobs: "Queue[bytes]",
+        events: Connection,
+        death: Connection,
+        output: Connection,
     ) -> None:
         assert process.pid is not None
         self.pid = process.pid
         self.events_fd = events.fileno()
+        self.output_fd = output.fileno()
         self.sentinel = process.sentinel
         self._process = process
         self._jobs = jobs
         self._events = events
         self._death = death
+        self._output = output
 
     def send(self, command: bytes) -> None:
         self._jobs.put(command)
@@ -122,6 +137,7 @@ class SpawnedWorker:
         self._jobs.close()
         self._events.close()
         self._death.close()
+        self._output.close()
         self._process.join()
         self._process.close()
 

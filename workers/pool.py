@@ -6,14 +6,17 @@ sentinel and the pipe's end, silence through heartbeats; both end in one call of
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
 from workers.launcher import Handle, Launcher
+from workers.output import Output
 from workers.protocol import (
     BadFrame,
     Command,
@@ -31,7 +34,10 @@ from workers.protocol import (
     encode_commands,
 )
 
+log = logging.getLogger(__name__)
+
 _READ_BYTES = 1 << 20
+_MOST_ENDED = 64  #: workers that ended badly and are still shown
 _SERVING = ("ready", "draining")  #: states in which a worker runs jobs
 _ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it
 
@@ -77,7 +83,11 @@ class Worker:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     load_failure: LoadFailed | None = None
-    stderr_tail: list[str] = field(default_factory=list)
+    output: Output = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.output = Output(lambda line: log.warning("%s: %s", self.id, line))
+
     outbox: list[Command] = field(default_factory=list)
 
     @property
@@ -115,13 +125,17 @@ class WorkerPool:
         self._keep_spare = spare
         self._spare: Worker | None = None
         self._workers: set[Worker] = set()
+        self._ended: OrderedDict[str, Worker] = OrderedDict()
         self._listener: Listener
 
     def attach(self, listener: Listener) -> None:
         """Name who hears of events and losses; before the first start."""
         self._listener = listener
 
-    ended: tuple[Worker, ...] = ()
+    @property
+    def ended(self) -> list[Worker]:
+        """The last incarnation of each worker that ended badly and was not replaced."""
+        return list(self._ended.values())
 
     @property
     def workers(self) -> list[Worker]:
@@ -199,6 +213,7 @@ class WorkerPool:
         self._workers.add(worker)
         loop = asyncio.get_running_loop()
         loop.add_reader(worker.handle.events_fd, self._on_readable, worker)
+        loop.add_reader(worker.handle.output_fd, self._on_output, worker)
         loop.add_reader(worker.handle.sentinel, self._on_exit, worker)
         return worker
 
@@ -260,6 +275,7 @@ class WorkerPool:
                 self._listener.on_progress(worker, fraction)
             case Ready():
                 worker.ready, worker.state = event, "ready"
+                self._ended.pop(worker.id, None)
             case LoadFailed():
                 worker.load_failure = event
             case _:
@@ -273,6 +289,9 @@ class WorkerPool:
         """The process has ended: hear its last words, then let everybody know, once."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(worker.handle.sentinel)
+        if loop.remove_reader(worker.handle.output_fd):
+            self._drain_output(worker)
+        worker.output.end()
         if loop.remove_reader(worker.handle.events_fd):
             self._drain(worker)
         was_ready = worker.state in _SERVING
@@ -280,6 +299,7 @@ class WorkerPool:
         if worker.state != "stopped":
             worker.state = "failed"
             worker.cause = worker.cause or describe_exit(code)
+            self._remember(worker)
         self._workers.discard(worker)
         if worker is self._spare:
             self._spare = None
@@ -288,6 +308,31 @@ class WorkerPool:
         worker.handle.close()
         if was_ready:
             self._listener.on_lost(worker, worker.cause or "stopped")
+
+    def _on_output(self, worker: Worker) -> None:
+        try:
+            data = os.read(worker.handle.output_fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if data:
+            worker.output.feed(data)
+        else:
+            asyncio.get_running_loop().remove_reader(worker.handle.output_fd)
+
+    def _drain_output(self, worker: Worker) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(worker.handle.output_fd, _READ_BYTES):
+                worker.output.feed(data)
+
+    def _remember(self, worker: Worker) -> None:
+        self._ended[worker.id] = worker
+        self._ended.move_to_end(worker.id)
+        if len(self._ended) > _MOST_ENDED:
+            self._ended.popitem(last=False)
+
+    def forget(self, worker_id: str) -> None:
+        """Whoever ended badly under this name need not be shown any more."""
+        self._ended.pop(worker_id, None)
 
     def _drain(self, worker: Worker) -> None:
         with contextlib.suppress(BlockingIOError, BadFrame):

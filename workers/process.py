@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -36,6 +37,7 @@ from workers.protocol import (
 
 _PR_SET_PDEATHSIG = 1
 _SWITCH_SECONDS = 0.0005
+_OOM_SCORE = 500  #: of 1000; the gateway's is as it was started, usually 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,16 @@ _Item = _Prepared | Failed | Cancel | Stop
 
 
 def worker_main(
-    jobs: "Queue[bytes]", events: Connection, death: Connection, imports: Sequence[str]
+    jobs: "Queue[bytes]",
+    events: Connection,
+    death: Connection,
+    output: Connection,
+    imports: Sequence[str],
 ) -> None:
     """Import, say Warm, take a Load, say Ready or LoadFailed, run jobs until Stop."""
+    _write_to(output)
     _die_with_parent(death)
+    _die_before_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -197,6 +205,19 @@ def _resident_bytes() -> int:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def _write_to(output: Connection) -> None:
+    """Standard output and error, also of native code, go to the gateway."""
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    output.close()
+
+
+def _die_before_parent() -> None:
+    """When the machine runs out of memory, a worker is the lesser loss."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
 
 
 def _die_with_parent(death: Connection) -> None:

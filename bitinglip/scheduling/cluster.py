@@ -117,6 +117,9 @@ class Cluster:
                 "The model has requests in flight; wait for them or cancel them.", param="model"
             )
         resident.target = 0
+        for worker in self._pool.ended:
+            if worker.spec and worker.spec.model == name:
+                self._pool.forget(worker.id)
         self._residency.unavailable(resident, errors.ModelLoadFailed("The model was unloaded."))
         await self._end(resident, list(resident.replicas.values()), "unloaded")
         if self._residency.models.get(name) is resident:
@@ -197,7 +200,7 @@ class Cluster:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
-            stderr=list(worker.stderr_tail),
+            stderr=worker.output.tail,
         )
 
     # ---- memory --------------------------------------------------------------------------------

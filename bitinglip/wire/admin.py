@@ -113,8 +113,10 @@ def human_bytes(count: int) -> str:
     return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
-def worker_info(view: WorkerView) -> dict[str, Any]:
+def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any]:
+    """A worker; ``with_output``: also the last lines it wrote, which may hold paths."""
     beat = view.last_heartbeat
+    output = {"stderr": view.stderr} if with_output else {}
     return {
         "id": view.id,
         "pid": view.pid,
@@ -128,6 +130,7 @@ def worker_info(view: WorkerView) -> dict[str, Any]:
         "started_at": timestamp(view.started_at),
         "last_heartbeat": timestamp(beat) if beat else None,
         "cause": view.cause,
+        **output,
     }
 
 

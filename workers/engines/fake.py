@@ -5,6 +5,7 @@ is tested with, and a demo that needs no weights. With ``faults`` it fails as it
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,6 +200,8 @@ def _last_user_text(job: TextJob) -> str:
 def _obey(fault: str | None) -> None:
     match fault:
         case "!crash":
+            sys.stderr.write("the fake engine was told to crash\n")
+            sys.stderr.flush()
             os._exit(13)
         case "!hang":
             time.sleep(3600)

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import Services, json_answer, needs, read_page, services_of
+from bitinglip.api.deps import Services, caller_of, json_answer, needs, read_page, services_of
 from bitinglip.api.documentation import list_query
 from bitinglip.wire.admin import worker_info
 
@@ -19,7 +19,9 @@ router = APIRouter(prefix="/api/v1", tags=["cluster"])
 async def list_workers(request: Request) -> Response:
     """All worker processes, the spare one too."""
     page = read_page(request)
-    return page.of([worker_info(view) for view in services_of(request).cluster.workers()])
+    admin = caller_of(request).may(Scope.ADMIN)
+    views = services_of(request).cluster.workers()
+    return page.of([worker_info(view, with_output=admin) for view in views])
 
 
 @router.post("/workers/{worker_id:path}/restart", status_code=202)
