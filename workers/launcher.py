@@ -29,6 +29,8 @@ _OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+#: The driver's library counts cards in this order; CUDA by itself takes the fastest first.
+_CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 class Handle(Protocol):
@@ -139,7 +141,7 @@ def worker_environment(environ: dict[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
     }
-    return kept | _OFFLINE
+    return kept | _OFFLINE | _CARD_ORDER
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from workers.devices import Device
 
 NEW = Driver("580.95", (13, 0))
 OLD = Driver("535.10", (12, 2))
-CARD = Device("0", "NVIDIA H100", 85_000_000_000)
+CARD = Device("0", "NVIDIA H100", "cuda", 85_000_000_000, 85_000_000_000)
 
 
 def look(
