@@ -64,6 +64,30 @@ class Workers(Section):
     )
 
 
+class FakeDevice(Section):
+    name: Annotated[str, Field(min_length=1)] = Field(
+        description="what it is called", examples=["card"]
+    )
+    memory_bytes: Annotated[int, Field(gt=0)] = Field(
+        description="memory it pretends to have", examples=[85_899_345_920]
+    )
+
+
+class Devices(Section):
+    fake: list[FakeDevice] = Field(
+        [], description="made-up devices in place of the machine's, for tests and simulation"
+    )
+    cpu_memory_bytes: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="memory that models on the CPU may take; null is 80 % of RAM"
+    )
+    headroom_bytes: Bytes = Field(
+        268_435_456, description="kept free on every accelerator, for the driver and fragmentation"
+    )
+    page_cache_bytes: Bytes | None = Field(
+        None, description="RAM for the files of unloaded models; null is a quarter, 0 is none"
+    )
+
+
 class Queue(Section):
     max_waiting: Annotated[int, Field(ge=0)] = Field(
         256, description="requests that may wait for one model; more are refused"
@@ -136,6 +160,7 @@ class Settings(Section):
     server: Server = Server()
     security: Security = Security()
     workers: Workers = Workers()
+    devices: Devices = Devices()
     queue: Queue = Queue()
     hub: Hub = Hub()
     logging: Logging = Logging()

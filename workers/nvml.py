@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from workers.readings import Reading
 
 T = TypeVar("T")
+NO_DRIVER = "no NVIDIA driver: models run on the CPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,5 +186,5 @@ def _note(count: int, visible: str | None, cards: Sequence[Card], silent: list[s
 def _no_driver(nvml: Any, error: Exception) -> str:
     absent = {nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED}
     if getattr(error, "value", None) in absent:
-        return "no NVIDIA driver: models run on the CPU"
+        return NO_DRIVER
     return f"the NVIDIA driver does not answer ({error}): models run on the CPU"
