@@ -25,9 +25,10 @@ from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.task import inference_response
-from model_store.page_cache import PageCache, default_budget
+from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
+from workers.host import Host
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
 
@@ -97,7 +98,9 @@ async def _open(
     devices = await asyncio.to_thread(_devices, settings.devices)
     stack.callback(devices.close)
     survey = Survey(settings, devices, footprints)
-    page_cache = PageCache(_page_cache_bytes(settings.devices))
+    ram = await asyncio.to_thread(lambda: Host().total_bytes)
+    page_cache = PageCache(budget(settings.devices.page_cache_bytes, ram))
+    stack.callback(page_cache.close)
     residency = Residency(settings, store, pool, survey, metrics, page_cache)
     cluster = Cluster(settings, store, pool, residency)
     stack.push_async_callback(cluster.close)
@@ -107,7 +110,10 @@ async def _open(
     await tasks.recover()
     stack.push_async_callback(tasks.close)
     metrics.watch(
-        in_flight=lambda: dispatcher.in_flight, depth=dispatcher.depths, workers=cluster.states
+        in_flight=lambda: dispatcher.in_flight,
+        depth=dispatcher.depths,
+        workers=cluster.states,
+        devices=cluster.samples,
     )
     services = Services(
         settings=settings,
@@ -132,10 +138,6 @@ def _devices(settings: DeviceSettings) -> Devices:
     if devices.note:
         log.info(devices.note)
     return devices
-
-
-def _page_cache_bytes(settings: DeviceSettings) -> int:
-    return default_budget() if settings.page_cache_bytes is None else settings.page_cache_bytes
 
 
 async def _settle(services: Services, admin_key: str | None, on_open: Opened) -> None:

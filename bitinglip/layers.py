@@ -260,13 +260,18 @@ def dotted(keys: Keys) -> str:
 def every_setting(
     section: type[Section] = Settings, at: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Path and field of each section and setting, in their order; a model's name is ``<name>``."""
+    """Path and field of each section and setting, in their order.
+
+    A model's name is ``<name>``, the position in a list of sections ``<n>``.
+    """
     for name, info in section.model_fields.items():
         path = (*at, name)
         yield path, info
         shape = info.annotation
         if get_origin(shape) is dict:
             shape, path = get_args(shape)[1], (*path, "<name>")
+        elif get_origin(shape) is list:
+            shape, path = get_args(shape)[0], (*path, "<n>")
         if isinstance(shape, type) and issubclass(shape, Section):
             yield from every_setting(shape, path)
 
@@ -277,6 +282,8 @@ def _schema_at(keys: Keys) -> Any:
     for key in keys:
         if get_origin(shape) is dict:
             shape = get_args(shape)[1]
+        elif get_origin(shape) is list and isinstance(key, int):
+            shape = get_args(shape)[0]
         elif _is_section(shape) and key in shape.model_fields:
             shape = shape.model_fields[key].annotation
         else:

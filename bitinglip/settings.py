@@ -79,6 +79,30 @@ class Workers(Section):
     )
 
 
+class FakeDevice(Section):
+    name: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        description="what it is called", examples=["card"]
+    )
+    memory_bytes: Annotated[int, Field(gt=0)] = Field(
+        description="memory it pretends to have", examples=[85_899_345_920]
+    )
+
+
+class Devices(Section):
+    fake: list[FakeDevice] = Field(
+        [], description="made-up devices in place of the machine's, for tests and simulation"
+    )
+    cpu_memory_bytes: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="memory that models on the CPU may take; null is 80 % of RAM"
+    )
+    headroom_bytes: Bytes = Field(
+        268_435_456, description="kept free on every accelerator, for the driver and fragmentation"
+    )
+    page_cache_bytes: Bytes | None = Field(
+        None, description="RAM for the files of unloaded models; null is a quarter, 0 is none"
+    )
+
+
 class Queue(Section):
     max_waiting: Annotated[int, Field(ge=0)] = Field(
         256, description="requests that may wait for one model; more are refused"
@@ -139,27 +163,6 @@ class Tiers(Section):
 
 class Limits(Section):
     tiers: Tiers = Tiers()
-
-
-class FakeDevice(Section):
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    memory_bytes: Annotated[int, Field(gt=0)]
-
-
-class Devices(Section):
-    fake: list[FakeDevice] = Field(
-        [],
-        description="made-up devices in place of the machine's, each {name, memory_bytes}: for"
-        " tests and simulation",
-    )
-    cpu_memory_bytes: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="memory that models on the CPU may have; null is 80 % of the machine's"
-    )
-    headroom_bytes: Bytes = Field(268_435_456, description="memory of each card that is kept free")
-    page_cache_bytes: Bytes | None = Field(
-        None,
-        description="memory for the files of models that made room; null is a quarter of it all",
-    )
 
 
 class Tasks(Section):
@@ -242,10 +245,10 @@ class Settings(Section):
     server: Server = Server()
     security: Security = Security()
     workers: Workers = Workers()
+    devices: Devices = Devices()
     queue: Queue = Queue()
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
-    devices: Devices = Devices()
     tasks: Tasks = Tasks()
     hub: Hub = Hub()
     logging: Logging = Logging()

@@ -1,4 +1,4 @@
-"""What there is to compute with: the driver, the cards, and the torch that was installed.
+"""What there is to compute with: cards, processor, and the torch that was installed.
 
 torch itself is never imported: that takes seconds, and only workers do it.
 """
@@ -6,7 +6,6 @@ torch itself is never imported: that takes seconds, and only workers do it.
 import importlib.util
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,63 +14,71 @@ from cli.findings import Finding
 from cli.output import size
 
 if TYPE_CHECKING:
-    from workers.devices import Device
+    from bitinglip.settings import Settings
+    from workers.devices import Device, Devices, Driver
 
 _CUDA = re.compile(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Driver:
-    version: str
-    cuda: tuple[int, int]  #: the newest CUDA that it runs
-
-
-def accelerator() -> Iterator[Finding]:
-    """Driver, cards and torch, and whether they go together."""
-    if (driver := _driver()) is None:
-        yield Finding("gpu", "ok", "no NVIDIA driver: models run on the processor")
-        yield _torch(None)
-        return
-    cards = _cards()
-    if not cards:
-        yield Finding(
-            "gpu",
-            "warning",
-            f"driver {driver.version}, but it shows no card",
-            "see what nvidia-smi says; in a container, pass --gpus all",
-        )
-    for card in cards:
-        detail = f"{card.id}: {card.name}, {size(card.memory_bytes)}, driver {driver.version}"
-        yield Finding("gpu", "ok", detail)
-    yield _torch(driver if cards else None)
-
-
-def _cards() -> list["Device"]:
+def every_device(settings: "Settings") -> Iterator[Finding]:
+    """The devices as the settings have them, and whether torch goes with the driver."""
     from workers.devices import Devices
 
-    return [device for device in Devices.find().list() if device.kind == "cuda"]
-
-
-def _driver() -> Driver | None:
-    import pynvml
-
+    fake = [(each.name, each.memory_bytes) for each in settings.devices.fake]
+    devices = Devices.find(fake, settings.devices.cpu_memory_bytes)
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        number = pynvml.nvmlSystemGetCudaDriverVersion()
-        return Driver(pynvml.nvmlSystemGetDriverVersion(), (number // 1000, number % 1000 // 10))
+        yield from findings(devices, settings, _cuda_of_torch())
     finally:
-        pynvml.nvmlShutdown()
+        devices.close()
 
 
-def _torch(driver: Driver | None) -> Finding:
+def findings(devices: "Devices", settings: "Settings", torch_cuda: str | None) -> Iterator[Finding]:
+    found, readings = devices.list(), devices.read()
+    cards = [device for device in found if device.kind == "cuda"]
+    if devices.note is not None:
+        yield _note(devices)
+    for device in found:
+        reading = readings.get(device.id)
+        used = "does not answer" if reading is None else f"{size(reading.used_bytes)} in use"
+        if device.kind == "cpu":
+            yield _processor(device, used, settings)
+        else:
+            kept = f"{size(settings.devices.headroom_bytes)} kept free"
+            detail = f"{device.id}: {device.name}, {size(device.memory_bytes)}, {kept}, {used}"
+            yield Finding("gpu", "ok", detail)
+    yield _torch(devices.driver if cards else None, torch_cuda)
+
+
+def _note(devices: "Devices") -> Finding:
+    """What was found instead of cards; without a driver that is as it should be."""
+    from workers.nvml import NO_DRIVER
+
+    note, driver = devices.note or "", devices.driver
+    if note == NO_DRIVER or any(device.kind == "fake" for device in devices.list()):
+        return Finding("gpu", "ok", note)
+    version = f"driver {driver.version}: " if driver else ""
+    advice = "see what nvidia-smi says; in a container, pass --gpus all"
+    return Finding("gpu", "warning", version + note, advice)
+
+
+def _processor(device: "Device", used: str, settings: "Settings") -> Finding:
+    from model_store.page_cache import budget
+
+    cache = budget(settings.devices.page_cache_bytes, device.physical_bytes)
+    planned, there = size(device.memory_bytes), size(device.physical_bytes)
+    detail = f"{device.name}, {planned} of {there} for models, {used}"
+    if device.memory_bytes > device.physical_bytes:
+        return Finding(
+            "cpu", "warning", detail, "lower devices.cpu_memory_bytes, or set it to null"
+        )
+    return Finding("cpu", "ok", f"{detail}, {size(cache)} for the files of unloaded models")
+
+
+def _torch(driver: "Driver | None", cuda: str | None) -> Finding:
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:
         return Finding("torch", "error", "not installed", "run: pip install torch")
-    cuda = _cuda_of_torch()
     if driver is None:
         return Finding("torch", "ok", f"{version}, for {f'CUDA {cuda}' if cuda else 'processors'}")
     if cuda is None:

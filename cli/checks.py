@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.accelerator import accelerator
+from cli.accelerator import every_device
 from cli.findings import Finding
 from cli.output import size
 from cli.place import Place
@@ -21,9 +21,11 @@ _GOOD_DISK = 20 * 10**9
 
 
 def every_finding(place: Place) -> Iterator[Finding]:
+    from bitinglip.settings import Settings
+
     yield _python()
-    yield from accelerator()
     settings, finding = _config(place)
+    yield from every_device(settings or Settings())
     yield finding
     yield _home(place)
     yield _disk(place)

@@ -1,88 +1,152 @@
-"""Weights of models that made room stay in the system's page cache, so that they come back quickly.
+"""The weights of models that left their device, in RAM for as long as there is room for them.
 
-Files are read into it, and given up again when the budget is spent. Nothing is locked: what the
-kernel needs for programs it takes, and the load is as slow as from disk.
+They lie in the kernel's page cache, not in our memory: a load finds them there without knowing, and
+the kernel may take the pages back whenever somebody needs the RAM more.
 """
 
-import contextlib
 import os
+import stat
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-_PIECE = 8 * 1024 * 1024
-_SHARE = 4  #: a quarter of the machine's memory, unless it is set
+SHARE_OF_RAM = 4  #: a quarter is the budget where none is set
+_PIECE_BYTES = 8 * 1024 * 1024
 
 
-def default_budget() -> int:
-    return int(psutil.virtual_memory().total // _SHARE)
+def budget(configured: int | None, ram_bytes: int) -> int:
+    """The bytes to keep at most: what is configured, else a share of the RAM."""
+    return ram_bytes // SHARE_OF_RAM if configured is None else configured
+
+
+@dataclass(eq=False)
+class _Kept:
+    files: list[tuple[Path, int]]  #: with their sizes in bytes
+    bytes: int
+    wanted: bool = True
 
 
 class PageCache:
-    """Keeps weight files in memory up to a budget; the least recently kept models go first.
-
-    Its methods block, so they belong into a thread; they may be called from several at once.
-    """
+    """Least recently kept models go first. Every method may be called from any thread."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._held: OrderedDict[str, dict[Path, int]] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._lock = threading.Lock()
-
-    def keep(self, name: str, folder: Path, *, read: bool) -> bool:
-        """Have a model's weight files in memory; False if they are more than the budget.
-
-        Without ``read`` they are there already, because the model was just loaded.
-        """
-        files = {path: _size(path) for path in sorted(folder.rglob("*.safetensors"))}
-        size = sum(files.values())
-        if not 0 < size <= self._budget:
-            return False
-        left: list[Path] = []
-        with self._lock:
-            self._held.pop(name, None)
-            while sum(self._sizes().values()) + size > self._budget:
-                left += self._held.popitem(last=False)[1]
-            self._held[name] = files
-        for path in left:
-            _on_file(path, _give_up)
-        for path in files if read else ():
-            _on_file(path, _read_through)
-        return True
+        self._closed = False
 
     @property
     def held(self) -> dict[str, int]:
-        """Bytes by model, the least recently kept first."""
+        """Bytes of each model that is kept, the least recent first."""
         with self._lock:
-            return self._sizes()
+            return {name: kept.bytes for name, kept in self._kept.items()}
 
-    def _sizes(self) -> dict[str, int]:
-        return {name: sum(files.values()) for name, files in self._held.items()}
+    def keep(self, name: str, folder: Path) -> None:
+        """Read the model's safetensors files into the page cache, in place of older models.
+
+        Blocks for as long as the disk takes: call it in a thread. Keeps nothing of a model that is
+        larger than the budget. Never raises for files that are missing, cut off or unreadable.
+        """
+        files = list(_weights(folder))
+        kept = _Kept(files, sum(size for _, size in files))
+        for path, _ in self._admit(name, kept):
+            _let_go(path)
+        whole = sum(_read(path, size, kept) for path, size in files if kept.wanted)
+        with self._lock:
+            if self._kept.get(name) is kept:
+                kept.bytes = whole
+                if not whole:
+                    self._forget(name)
+
+    def _admit(self, name: str, kept: _Kept) -> list[tuple[Path, int]]:
+        """Enters the model into the books; the files of those that it displaced."""
+        with self._lock:
+            self._forget(name)
+            if self._closed or not 0 < kept.bytes <= self._budget:
+                kept.wanted = False
+                return []
+            displaced = []
+            while sum(each.bytes for each in self._kept.values()) + kept.bytes > self._budget:
+                displaced += self._forget(next(iter(self._kept)))
+            self._kept[name] = kept
+            return displaced
+
+    def drop(self, name: str) -> None:
+        """Stop keeping a model: it is on a device again, or gone.
+
+        Its pages stay until the kernel needs them: whoever loads the model may be reading them.
+        """
+        with self._lock:
+            self._forget(name)
+
+    def close(self) -> None:
+        """Drop every model, and keep none from now on. A ``keep`` that runs ends soon after."""
+        with self._lock:
+            self._closed = True
+            for name in list(self._kept):
+                self._forget(name)
+
+    def _forget(self, name: str) -> list[tuple[Path, int]]:
+        if (kept := self._kept.pop(name, None)) is None:
+            return []
+        kept.wanted = False
+        return kept.files
 
 
-def _size(path: Path) -> int:
+def _weights(folder: Path) -> Iterator[tuple[Path, int]]:
+    """The safetensors files of a model and its parts, with their sizes."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for path in (Path(parent, name) for name in sorted(names) if name.endswith(".safetensors")):
+            try:
+                found = path.stat()
+            except OSError:
+                continue
+            if stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
+                yield path, found.st_size
+
+
+def _read(path: Path, size: int, kept: _Kept) -> int:
+    """Read a file through once, so that it is cached; how many bytes there were.
+
+    Read, not mapped and populated: a mapping ends in SIGBUS where a file was cut off meanwhile, and
+    would hold a removed model on the disk. What is read already costs a copy in memory only.
+    """
+    piece = memoryview(bytearray(min(_PIECE_BYTES, max(1, size))))
+    done = 0
     try:
-        return path.stat().st_size
+        with path.open("rb", buffering=0) as file:
+            while done < size and kept.wanted:
+                _ask_ahead(file.fileno(), done + len(piece))
+                count = file.readinto(piece[: min(len(piece), size - done)])
+                if not count:
+                    break
+                done += count
     except OSError:
-        return 0
+        pass  # gone, or a disk that fails: the load will say so, to somebody who asked for it
+    return done
 
 
-def _on_file(path: Path, act: Callable[[int], None]) -> None:
-    """A file that is gone or damaged needs no place in memory."""
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-        act(file.fileno())
+def _ask_ahead(handle: int, offset: int) -> None:
+    """Let the disk work on the next piece while this one is copied."""
+    if sys.platform == "linux":
+        os.posix_fadvise(handle, offset, _PIECE_BYTES, os.POSIX_FADV_WILLNEED)
 
 
-def _read_through(fd: int) -> None:
-    """By reading, not by touching a mapping: a file that is cut off meanwhile just ends."""
-    piece = bytearray(_PIECE)
-    while os.readv(fd, [piece]):
+def _let_go(path: Path) -> None:
+    """Give a file's pages back. The kernel leaves those that some process has mapped."""
+    if sys.platform != "linux":
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError:
         pass
-
-
-def _give_up(fd: int) -> None:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)

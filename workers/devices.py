@@ -1,131 +1,93 @@
-"""What this machine computes on and how much of it is in use: asked of the driver and the system,
-never through torch, never with a CUDA context."""
+"""What models can run on here: the cards, the processor, or devices made up by a setting.
+
+Nothing here imports torch or makes a CUDA context: the gateway holds one of these all its life.
+"""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, Self
+from collections.abc import Iterable, Sequence
+from typing import Self
 
-import psutil
+from workers.host import Host
+from workers.nvml import Card, Cards, Driver
+from workers.readings import Device, Reading
 
-from workers.memory_limit import memory_limit, memory_used
+__all__ = ["Device", "Devices", "Driver", "Reading"]
 
-_CPU_SHARE = 0.8  #: of the machine's memory that models may have, unless it is set
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One card, the processor, or a made-up one."""
-
-    id: str  #: as CUDA_VISIBLE_DEVICES takes it; "cpu"; "fake0", "fake1"
-    name: str
-    kind: str  #: "cuda", "cpu" or "fake"
-    memory_bytes: int  #: what may be planned with: a card's memory, a part of the machine's
-    physical_bytes: int  #: what is really there
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One look at a device."""
-
-    used_bytes: int  #: by everybody
-    processes: Mapping[int, int] = field(default_factory=dict)  #: pid -> bytes, where it is told
-    utilisation: float | None = None  #: 0 to 1
-    temperature_c: float | None = None
-    power_w: float | None = None
-
-
-class Driver(Protocol):
-    """Who knows the devices of one kind."""
-
-    def devices(self) -> Sequence[Device]: ...
-    def read(self, device: Device, pids: Iterable[int]) -> Reading | None:
-        """None if the device does not answer."""
-        ...
-
-    def close(self) -> None: ...
+CPU = "cpu"
+_CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set
 
 
 class Devices:
-    """All devices; what they are is asked once, how full they are each time."""
+    """The devices that were found at the start, and what they do now."""
 
-    def __init__(self, drivers: Sequence[Driver], note: str | None = None) -> None:
-        self._drivers = [(device, driver) for driver in drivers for device in driver.devices()]
-        self._owners = drivers
-        self.note = note  #: what an operator should know about them
+    def __init__(
+        self,
+        cards: Cards | None = None,
+        host: Host | None = None,
+        cpu_memory_bytes: int | None = None,
+        fake: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        self._cards = cards
+        self._host = host
+        self._list = (
+            *(_made_up(number, *each) for number, each in enumerate(fake)),
+            *(_card(card) for card in (cards.list if cards else ())),
+            *([_processor(host, cpu_memory_bytes)] if host else []),
+        )
+        self.note = cards.note if cards else None
+        if fake:
+            self.note = "made-up devices stand in for those of this machine"
 
     @classmethod
     def find(
         cls, fake: Sequence[tuple[str, int]] = (), cpu_memory_bytes: int | None = None
     ) -> Self:
-        """The machine's, accelerators first; or made-up ones (name, bytes) in their place."""
-        if fake:
-            return cls([_MadeUp(fake)], "the devices are made up (devices.fake)")
-        from workers.nvidia import Nvidia
+        """Asks the driver once; (name, memory_bytes) pairs replace what the machine has.
 
-        nvidia = Nvidia.open()
-        if nvidia is None:
-            return cls([_Processor(cpu_memory_bytes)], "no NVIDIA driver: models run on the CPU")
-        return cls([nvidia, _Processor(cpu_memory_bytes)])
+        Never raises: a machine without a driver has its processor, and a note that says so.
+        """
+        if fake:
+            return cls(fake=fake)
+        cards = Cards.find(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return cls(cards, Host(), cpu_memory_bytes)
+
+    @property
+    def driver(self) -> Driver | None:
+        """The NVIDIA driver; None where there is none, or it was not asked."""
+        return self._cards.driver if self._cards else None
 
     def list(self) -> tuple[Device, ...]:
-        return tuple(device for device, _ in self._drivers)
+        """Accelerators first, the processor last."""
+        return self._list
 
     def read(self, pids: Iterable[int] = ()) -> dict[str, Reading]:
-        """How full each device is, and what these processes have of it; blocks for milliseconds."""
-        pids = list(pids)
-        readings = ((device.id, driver.read(device, pids)) for device, driver in self._drivers)
-        return {device: reading for device, reading in readings if reading is not None}
+        """A look at each device by id; one that fails to answer is left out.
+
+        Blocks for some milliseconds a card: call it in a thread. ``pids`` are the processes whose
+        resident bytes the processor's reading tells; the driver tells a card's by itself.
+        """
+        readings = {device.id: Reading(0, {}) for device in self._list if device.kind == "fake"}
+        if self._cards is not None:
+            readings |= self._cards.read()
+        if self._host is not None:
+            readings[CPU] = self._host.read(pids)
+        return readings
 
     def close(self) -> None:
-        for driver in self._owners:
-            driver.close()
+        """Lets go of the driver's library. Cards are left out of every reading after it."""
+        if self._cards is not None:
+            self._cards.close()
 
 
-class _MadeUp:
-    def __init__(self, fake: Sequence[tuple[str, int]]) -> None:
-        self._fake = fake
-
-    def devices(self) -> Sequence[Device]:
-        return [
-            Device(f"fake{number}", name, "fake", size, size)
-            for number, (name, size) in enumerate(self._fake)
-        ]
-
-    def read(self, device: Device, pids: Iterable[int]) -> Reading | None:  # noqa: ARG002
-        return Reading(0)
-
-    def close(self) -> None:
-        pass
+def _card(card: Card) -> Device:
+    return Device(card.id, card.name, "cuda", card.memory_bytes, card.memory_bytes)
 
 
-class _Processor:
-    """The CPU and its memory: the machine's, or what a container may have of it."""
-
-    def __init__(self, budget: int | None) -> None:
-        self._budget = budget
-        psutil.cpu_percent()  # the first call only starts the measurement
-
-    def devices(self) -> Sequence[Device]:
-        there = memory_limit() or psutil.virtual_memory().total
-        budget = min(there, self._budget or int(there * _CPU_SHARE))
-        return [Device("cpu", f"CPU, {os.cpu_count()} cores", "cpu", budget, there)]
-
-    def read(self, device: Device, pids: Iterable[int]) -> Reading | None:
-        used = memory_used()
-        if used is None:
-            memory = psutil.virtual_memory()
-            used = memory.total - memory.available
-        processes = {pid: size for pid in pids if (size := _resident(pid)) is not None}
-        busy = psutil.cpu_percent() / 100
-        return Reading(min(used, device.physical_bytes), processes, utilisation=busy)
-
-    def close(self) -> None:
-        pass
+def _made_up(number: int, name: str, memory_bytes: int) -> Device:
+    return Device(f"fake{number}", name, "fake", memory_bytes, memory_bytes)
 
 
-def _resident(pid: int) -> int | None:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return None
+def _processor(host: Host, budget: int | None) -> Device:
+    total = host.total_bytes
+    planned = total * _CPU_PERCENT // 100 if budget is None else budget
+    return Device(CPU, host.name, "cpu", planned, total)

@@ -27,10 +27,10 @@ _OFFLINE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Cards are counted as the driver counts them, not by their speed.
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+#: The driver's library counts cards in this order; CUDA by itself takes the fastest first.
+_CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 class Handle(Protocol):
@@ -157,7 +157,7 @@ def worker_environment(environ: dict[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
     }
-    return kept | _OFFLINE
+    return kept | _OFFLINE | _CARD_ORDER
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from bitinglip.scheduling.fit import FitAnswer, Place
 from bitinglip.scheduling.replica import Replica, Resident
 from bitinglip.scheduling.residency import ON_REQUEST, Residency
 from bitinglip.settings import Settings
+from bitinglip.telemetry.metrics import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
@@ -233,6 +234,19 @@ class Cluster:
                 }
             )
         return found
+
+    def samples(self) -> list[DeviceSample]:
+        """The devices for the metrics."""
+        return [
+            DeviceSample(
+                device=each["id"],
+                total=each["memory_bytes"],
+                used=each["used_bytes"],
+                reserved=each["reserved_bytes"],
+                utilisation=each["utilisation"],
+            )
+            for each in self.devices()
+        ]
 
     def reservations(self) -> list[dict[str, Any]]:
         """Who has how much of which device, as JSON."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable
 from typing import Protocol
 
 import structlog
@@ -92,7 +91,8 @@ class Loads:
         else:
             self._outcome.on_loaded(resident, replica)
             self._pool.warm_spare()
-            self.keep_files(resident.manifest, read=False)
+            if self._page_cache is not None:
+                self._page_cache.drop(resident.name)
 
     async def _stop(
         self,
@@ -108,13 +108,13 @@ class Loads:
             await self._pool.stop(replica.worker, cause)
         self._outcome.on_gone(resident, replica)
 
-    def keep_files(self, manifest: Manifest, *, read: bool) -> None:
-        """Have a model's files in memory: it was just loaded, or will be (``read``) soon."""
+    def keep_files(self, manifest: Manifest) -> None:
+        """Have a model's files in RAM: it has just made room, or will be loaded soon."""
         cache = self._page_cache
-        if cache is not None and not (read and manifest.name in cache.held):
+        if cache is not None and manifest.name not in cache.held:
             folder = self._store.path(manifest.name)
-            work = asyncio.to_thread(cache.keep, manifest.name, folder, read=read)
-            self._spawn(_ignored(work), f"keep {manifest.name}")
+            work = asyncio.to_thread(cache.keep, manifest.name, folder)
+            self._spawn(work, f"keep {manifest.name}")
 
     def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:
         own = self._settings.model(manifest.name)
@@ -133,7 +133,3 @@ class Loads:
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )
-
-
-async def _ignored(work: Awaitable[object]) -> None:
-    await work

@@ -230,7 +230,7 @@ class Residency:
         for eviction in found.evictions:
             self._evict(eviction)
         for model in found.waiting:
-            self.loads.keep_files(self.models[model].manifest, read=True)
+            self.loads.keep_files(self.models[model].manifest)
         for refusal in found.refusals:
             self._refuse(self.models[refusal.model], forever=refusal.forever)
         self._set_timer(found.look_again, now)
@@ -355,6 +355,7 @@ class Residency:
             del resident.replicas[replica.index]
         if replica.worker is not None:
             self._by_worker.pop(replica.worker, None)
+            self.loads.keep_files(resident.manifest)
         self.replan()
 
     def on_lost(self, worker: Worker, cause: str) -> None:

@@ -5,7 +5,8 @@ holds a key, a prompt or anything else that a client made up.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -40,6 +41,17 @@ _FIRST_TOKEN = (
 _INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
 _LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSample:
+    """A device as it was at the last look: bytes, and a share of 0..1; None is not known."""
+
+    device: str
+    total: int
+    used: int | None  #: by everybody
+    reserved: int  #: by our own books
+    utilisation: float | None
 
 
 class Metrics:
@@ -211,9 +223,10 @@ class Metrics:
         in_flight: Callable[[], int],
         depth: Callable[[], Mapping[str, int]],
         workers: Callable[[], Mapping[str, int]],
+        devices: Callable[[], Iterable[DeviceSample]] = tuple,
     ) -> None:
-        """Read these gauges whenever somebody scrapes."""
-        self.registry.register(_Live(in_flight, depth, workers, self._models))
+        """Read these gauges whenever somebody scrapes: on the event loop, so none may block."""
+        self.registry.register(_Live(in_flight, depth, workers, devices, self._models))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition in the format that ``accept`` asks for, and its content type."""
@@ -265,11 +278,13 @@ class _Live(Collector):
         in_flight: Callable[[], int],
         depth: Callable[[], Mapping[str, int]],
         workers: Callable[[], Mapping[str, int]],
+        devices: Callable[[], Iterable[DeviceSample]],
         models: _Bounded,
     ) -> None:
         self._in_flight = in_flight
         self._depth = depth
         self._workers = workers
+        self._devices = devices
         self._models = models
 
     def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
@@ -285,3 +300,23 @@ class _Live(Collector):
         for state, count in self._workers().items():
             states.add_metric([state], count)
         yield states
+        yield from self._of_devices()
+
+    def _of_devices(self) -> Iterator[GaugeMetricFamily]:
+        memory = GaugeMetricFamily(
+            "bitinglip_device_memory_bytes",
+            "Memory of a device: total, used by everybody, reserved for our models",
+            labels=["device", "kind"],
+        )
+        busy = GaugeMetricFamily(
+            "bitinglip_device_utilisation_ratio", "How busy a device is, 0 to 1", labels=["device"]
+        )
+        for sample in self._devices():
+            memory.add_metric([sample.device, "total"], sample.total)
+            memory.add_metric([sample.device, "reserved"], sample.reserved)
+            if sample.used is not None:
+                memory.add_metric([sample.device, "used"], sample.used)
+            if sample.utilisation is not None:
+                busy.add_metric([sample.device], sample.utilisation)
+        yield memory
+        yield busy

@@ -3,52 +3,95 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bitinglip.home import Home
+from bitinglip.settings import Devices as DeviceSettings
+from bitinglip.settings import FakeDevice, Settings
 from cli import accelerator, checks
-from cli.accelerator import Driver
+from cli.findings import Finding
 from cli.place import Place
-from workers.devices import Device
+from tests.nvml_stand_in import NVMLError, StandInCard, StandInNvml
+from workers.devices import Devices
+from workers.host import Host
+from workers.nvml import Cards
 
-NEW = Driver("580.95", (13, 0))
-OLD = Driver("535.10", (12, 2))
-CARD = Device("0", "NVIDIA H100", "cuda", 85_000_000_000, 85_000_000_000)
+GIB = 1024**3
 
 
 def look(
-    monkeypatch: pytest.MonkeyPatch,
-    driver: Driver | None,
-    cards: tuple[Device, ...] = (CARD,),
-    torch_cuda: str | None = None,
-) -> list[tuple[str, str]]:
-    monkeypatch.setattr(accelerator, "_driver", lambda: driver)
-    monkeypatch.setattr(accelerator, "_cuda_of_torch", lambda: torch_cuda)
-    monkeypatch.setattr(accelerator, "_cards", lambda: list(cards))
-    findings = list(accelerator.accelerator())
-    assert all(finding.advice for finding in findings if finding.level != "ok")
-    return [(finding.check, finding.level) for finding in findings]
+    nvml: StandInNvml, torch_cuda: str | None = None, settings: Settings | None = None
+) -> list[Finding]:
+    chosen = settings or Settings()
+    devices = Devices(Cards.find(None, nvml), Host(), chosen.devices.cpu_memory_bytes)
+    found = list(accelerator.findings(devices, chosen, torch_cuda))
+    devices.close()
+    assert all(finding.advice for finding in found if finding.level != "ok")
+    return found
 
 
-def test_a_machine_without_a_driver_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+def levels(found: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding.check, finding.level) for finding in found]
+
+
+def card() -> StandInCard:
+    return StandInCard(memory=SimpleNamespace(total=85_000_000_000, used=1_000_000_000))
+
+
+def test_a_machine_without_a_driver_is_a_cpu_machine_and_it_is_said_once() -> None:
     for torch_cuda in (None, "13.0"):
-        assert look(monkeypatch, None, (), torch_cuda) == [("gpu", "ok"), ("torch", "ok")]
+        found = look(StandInNvml(init=StandInNvml.NVML_ERROR_LIBRARY_NOT_FOUND), torch_cuda)
+        assert levels(found) == [("gpu", "ok"), ("cpu", "ok"), ("torch", "ok")]
+        assert found[0].detail == "no NVIDIA driver: models run on the CPU"
 
 
-def test_a_driver_without_cards_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert look(monkeypatch, NEW, ()) == [("gpu", "warning"), ("torch", "ok")]
+@pytest.mark.parametrize(
+    "nvml", [StandInNvml(), StandInNvml(StandInCard(memory=NVMLError(15))), StandInNvml(init=18)]
+)
+def test_a_driver_that_shows_no_card_is_a_warning(nvml: StandInNvml) -> None:
+    assert levels(look(nvml)) == [("gpu", "warning"), ("cpu", "ok"), ("torch", "ok")]
 
 
-def test_each_card_is_told_and_torch_must_go_with_the_driver(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    both = (CARD, CARD)
-    cards = [("gpu", "ok")] * 2
-    assert look(monkeypatch, NEW, both, "13.0") == [*cards, ("torch", "ok")]
-    assert look(monkeypatch, NEW, both, "12.8") == [*cards, ("torch", "ok")]
-    assert look(monkeypatch, OLD, both, "13.0") == [*cards, ("torch", "error")]
-    assert look(monkeypatch, NEW, both, None) == [*cards, ("torch", "error")]
+def test_each_card_is_told_with_its_memory() -> None:
+    found = look(StandInNvml(card(), card()), "13.0")
+    assert levels(found) == [("gpu", "ok")] * 2 + [("cpu", "ok"), ("torch", "ok")]
+    assert found[1].detail == "1: NVIDIA H100, 85.0 GB, 268.4 MB kept free, 1.0 GB in use"
+
+
+@pytest.mark.parametrize(
+    ("driver", "torch_cuda", "level"),
+    [
+        (13000, "13.0", "ok"),
+        (13000, "12.8", "ok"),
+        (12020, "13.0", "error"),
+        (13000, None, "error"),
+    ],
+)
+def test_torch_must_go_with_the_driver(driver: int, torch_cuda: str | None, level: str) -> None:
+    assert levels(look(StandInNvml(card(), cuda=driver), torch_cuda))[-1] == ("torch", level)
+
+
+def test_the_processor_has_a_budget_that_ram_can_hold() -> None:
+    def cpu(**values: int) -> Finding:
+        settings = Settings(devices=DeviceSettings(**values))
+        return next(
+            each for each in look(StandInNvml(init=9), None, settings) if each.check == "cpu"
+        )
+
+    found = cpu(cpu_memory_bytes=GIB, page_cache_bytes=5_000_000)
+    assert (found.level, "1.1 GB of " in found.detail) == ("ok", True)
+    assert found.detail.endswith("5.0 MB for the files of unloaded models")
+    assert cpu(cpu_memory_bytes=10**18).level == "warning"
+
+
+def test_devices_that_are_made_up_are_told_as_such() -> None:
+    settings = Settings(devices=DeviceSettings(fake=[FakeDevice(name="big", memory_bytes=10**9)]))
+    found = list(accelerator.every_device(settings))
+    assert levels(found)[:2] == [("gpu", "ok"), ("gpu", "ok")]
+    assert "made-up" in found[0].detail
+    assert found[1].detail.startswith("fake0: big, 1.0 GB")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,40 @@ def test_models_by_name() -> None:
     assert (slashed.preload, slashed.max_batch, slashed.fake.faults) == (True, 3, True)
 
 
+def test_sections_in_a_list() -> None:
+    text = "devices:\n  fake:\n    - {name: a, memory_bytes: 5}\n    - {name: b, memory_bytes: 6}\n"
+    for got in (
+        load(text),
+        load(
+            env={"BITINGLIP_DEVICES__FAKE": yaml.safe_dump(yaml.safe_load(text)["devices"]["fake"])}
+        ),
+        load(sets=("devices.fake=[{name: a, memory_bytes: 5}, {name: b, memory_bytes: 6}]",)),
+    ):
+        assert [(each.name, each.memory_bytes) for each in got.devices.fake] == [("a", 5), ("b", 6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "devices:\n  fake:\n  - {name: a, memory_bytes: 5}\n  - {name: b, memory_bytes: 0}\n",
+            "given.yaml:4: devices.fake[1].memory_bytes should be greater than 0, not 0",
+        ),
+        (
+            "devices: {fake: [{nam: a, memory_bytes: 5}]}\n",
+            "there is no setting devices.fake[0].nam; did you mean devices.fake[0].name?",
+        ),
+        ("devices: {fake: [{memory_bytes: 5}]}\n", "devices.fake[0].name"),
+        ("devices: {fake: [5]}\n", "devices.fake[0] should be a valid section, not 5"),
+        ("devices: {fake: {name: a}}\n", "devices.fake should be a valid list"),
+        ("devices: {cpu_memory_bytes: 0}\n", "devices.cpu_memory_bytes should be greater than 0"),
+        ("devices: {headroom_bytes: -1}\n", "devices.headroom_bytes should be greater"),
+    ],
+)
+def test_problems_of_the_devices(text: str, problem: str) -> None:
+    assert problem in "\n".join(problems(text))
+
+
 def test_reserved_names_are_no_settings() -> None:
     names = ("BITINGLIP_HOME", "BITINGLIP_URL", "BITINGLIP_API_KEY")
     assert load(env=dict.fromkeys(names, "x")) == Settings()
@@ -170,11 +204,12 @@ def test_config_yaml_says_what_settings_py_says() -> None:
 
 def test_config_yaml_lists_every_setting() -> None:
     text = (ROOT / "config.yaml").read_text()
-    shown = yaml.safe_load(text.replace("models: {}", "models:").replace("\n#  ", "\n  "))
+    bare = text.replace("models: {}", "models:").replace("fake: []", "fake:")
+    shown = yaml.safe_load(bare.replace("\n#  ", "\n  ").replace("\n  #  ", "\n    "))
     for path, info in every_setting():
         node: Any = shown
         for key in path:
-            node = node["demo-echo" if key == "<name>" else key]
+            node = node[{"<name>": "demo-echo", "<n>": 0}.get(key, key)]
         if not isinstance(node, dict):
             assert info.description, f"{dotted(path)} has no help"
             assert f"# {info.description}\n" in text

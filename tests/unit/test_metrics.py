@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bitinglip.telemetry import metrics as metrics_module
-from bitinglip.telemetry.metrics import MAX_LABEL_VALUES, Metrics
+from bitinglip.telemetry.metrics import MAX_LABEL_VALUES, DeviceSample, Metrics
 
 
 def text(metrics: Metrics) -> str:
@@ -81,6 +81,25 @@ def test_live_gauges() -> None:
     assert 'bitinglip_workers{state="ready"} 2.0' in shown
     assert "bitinglip_event_loop_lag_seconds 0.25" in shown
     assert 'bitinglip_info{version="' in shown
+
+
+def test_devices_are_read_at_each_scrape() -> None:
+    metrics = Metrics()
+    samples = [DeviceSample("0", total=80, used=30, reserved=20, utilisation=0.5)]
+    metrics.watch(lambda: 0, dict, dict, devices=lambda: samples)
+    shown = text(metrics)
+    for line in [
+        'bitinglip_device_memory_bytes{device="0",kind="total"} 80.0',
+        'bitinglip_device_memory_bytes{device="0",kind="used"} 30.0',
+        'bitinglip_device_memory_bytes{device="0",kind="reserved"} 20.0',
+        'bitinglip_device_utilisation_ratio{device="0"} 0.5',
+    ]:
+        assert line in shown
+    samples[:] = [DeviceSample("cpu", total=9, used=None, reserved=0, utilisation=None)]
+    shown = text(metrics)
+    assert 'bitinglip_device_memory_bytes{device="cpu",kind="total"} 9.0' in shown
+    for gone in ('device="0"', 'kind="used"', "bitinglip_device_utilisation_ratio{"):
+        assert gone not in shown
 
 
 def test_loads_and_restarts() -> None:
