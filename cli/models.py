@@ -143,6 +143,19 @@ def load(name: NameArgument, home: HomeOption = None, config: ConfigOption = Non
 
 
 @app.command()
+def fit(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Say whether a model fits, where, after whom, and with which settings it would."""
+    from cli.fit import fit_model
+
+    fit_model(Place.of(home, config), name, as_json=as_json)
+
+
+@app.command()
 def unload(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
     """Stop a model's worker and give its memory back."""
     from cli.client import path_of

@@ -1,11 +1,23 @@
 """``bitinglip workers``: the processes that run the models."""
 
+import time
 from typing import Annotated, Any
 
 import typer
 
+from cli.failures import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.output import ago, note, show_list, show_table, size, waiting
+from cli.output import (
+    ago,
+    clean,
+    note,
+    show_json,
+    show_list,
+    show_pairs,
+    show_table,
+    size,
+    waiting,
+)
 from cli.place import Place
 
 app = typer.Typer(no_args_is_help=True, help="See, restart and stop the worker processes.")
@@ -13,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="See, restart and stop the worker p
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="A worker's id, as in `workers list`.")
 ]
+_POLL_SECONDS = 0.2
 COLUMNS = ("WORKER", "MODEL", "STATE", "PID", "DEVICES", "MEMORY", "BUSY", "RESTARTS", "AGE")
 NUMBERS = "PID MEMORY BUSY RESTARTS AGE"
 
@@ -36,6 +49,46 @@ def restart(worker_id: IdArgument, home: HomeOption = None, config: ConfigOption
     with waiting(f"restarting {worker_id}"):
         server.post(path_of("workers", worker_id, "restart"), patience=None)
     note(f"{worker_id} is being restarted.")
+
+
+@app.command()
+def drain(
+    worker_id: IdArgument,
+    wait: Annotated[bool, typer.Option(help="Return when it has ended.")] = True,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Give a worker nothing new, and stop it when it has finished what it runs."""
+    from cli.client import path_of
+
+    server = Place.of(home, config).need_server()
+    server.post(path_of("workers", worker_id, "drain"))
+    with waiting(f"draining {worker_id}"):
+        while wait and any(row["id"] == worker_id for row in server.list("/api/v1/workers")):
+            time.sleep(_POLL_SECONDS)
+    note(f"{worker_id} is drained." if wait else f"{worker_id} is being drained.")
+
+
+@app.command()
+def show(
+    worker_id: IdArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """One worker, and the last lines that it wrote."""
+    rows = Place.of(home, config).need_server().list("/api/v1/workers")
+    found = next((row for row in rows if row["id"] == worker_id), None)
+    if found is None:
+        known = ", ".join(row["id"] for row in rows) or "none runs"
+        raise Failure(f"there is no worker {worker_id!r}; there are: {known}")
+    if as_json:
+        show_json(found)
+        return
+    lines = found.pop("stderr", [])
+    show_pairs({**found, "memory_bytes": size(found["memory_bytes"])})
+    for line in lines:
+        typer.secho(clean(f"  {line}"), dim=True)
 
 
 @app.command()

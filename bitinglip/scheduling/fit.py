@@ -103,11 +103,11 @@ def fit(
 def _why_not(name: str, wish: Wish, rooms: Sequence[Room], need: Callable[[Wish], Need]) -> str:
     most = max((_most(room) for room in rooms if room.kind == wish.device), default=0)
     needed = need(wish).bytes
-    return f"{name} needs {_gb(needed)}, and {_gb(most)} can be had."
+    return f"{name} needs {_size(needed)}, and {_size(most)} can be had."
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _setting(kind: str) -> str:

@@ -1,0 +1,90 @@
+"""What is learned of memory: believed, kept over restarts, and close to what it was said to be."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from bitinglip.db.database import Database
+from bitinglip.scheduling.footprints import Footprints
+from model_store.demo import make_demo_models
+from model_store.manifest import Manifest
+from model_store.memory import CACHE_GRANT, TEXT_ROWS, Wish, estimate
+from model_store.store import ModelStore
+from tests.conftest import Server, eventually
+from workers.engines.text import engine
+
+MODEL = Manifest(
+    name="m",
+    kind="text",
+    engine="text",
+    weight_bytes=1_000_000_000,
+    dtype="bfloat16",
+    source="test",
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+)
+CARD = Wish("cuda")
+
+
+def test_the_rules_are_those_of_the_engine() -> None:
+    assert CACHE_GRANT == engine._KV_CACHE_BYTES
+    assert TEXT_ROWS == engine._MAX_ROWS
+
+
+def test_what_was_measured_replaces_the_estimate_and_survives(tmp_path: Path) -> None:
+    async def test() -> None:
+        db = await Database.open(tmp_path / "b.db")
+        footprints = await Footprints.open(db)
+        estimated = footprints.need(MODEL, CARD)
+        assert (estimated.bytes, estimated.measured) == (estimate(MODEL, CARD).total, False)
+        footprints.observe(MODEL, CARD, memory_bytes=6_000_000_000, load_seconds=4.0)
+        footprints.observe(MODEL, CARD, memory_bytes=5_000_000_000)  # the highest counts
+        await footprints.flush()
+        again = (await Footprints.open(db)).need(MODEL, CARD)
+        assert (again.bytes, again.measured, again.load_seconds) == (6_120_000_000, True, 4.0)
+        assert footprints.need(MODEL, Wish("cuda", max_batch=1)).measured is False
+        await db.close()
+
+    asyncio.run(test())
+
+
+def test_less_than_the_cache_is_no_news() -> None:
+    footprints = Footprints()
+    footprints.observe(MODEL, CARD, memory_bytes=estimate(MODEL, CARD).cache)
+    assert not footprints.need(MODEL, CARD).measured
+
+
+def test_after_running_out_of_memory_more_is_planned() -> None:
+    footprints = Footprints()
+    footprints.raise_floor(MODEL, CARD, 9_000_000_000)
+    assert footprints.need(MODEL, CARD).bytes == 9_000_000_000
+
+
+def test_a_fake_model_takes_what_it_pretends() -> None:
+    footprints, wish = Footprints(), Wish("fake", fake_bytes=7)
+    footprints.observe(MODEL, wish, memory_bytes=100, load_seconds=1.0)
+    footprints.raise_floor(MODEL, wish, 100)
+    assert footprints.need(MODEL, wish).bytes == 7
+
+
+def test_the_estimate_of_a_real_model_is_near_what_it_takes(server: Server) -> None:
+    with server.client() as client:
+        client.post("/api/v1/models/demo-text/load").raise_for_status()
+        answer = client.get("/api/v1/models/demo-text/fit").json()
+        assert answer["verdict"] == "loaded"
+
+        def measured() -> int:
+            return int(server.worker("demo-text")["memory_bytes"])
+
+        eventually(lambda: measured() > 300_000_000)
+    files = ModelStore(server.home / "models").get("demo-text")
+    estimated = estimate(files, Wish("cpu", dtype="float32")).total
+    assert measured() == pytest.approx(estimated, rel=0.25)
+
+
+def test_weights_are_counted_from_the_files(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    make_demo_models(store, ["demo-text"])
+    manifest = store.get("demo-text")
+    assert estimate(manifest, Wish("cuda")).weights == manifest.weight_bytes
