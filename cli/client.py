@@ -64,6 +64,14 @@ class Client:
             if not page["data"] or len(rows) >= page["total"]:
                 return rows
 
+    def text(self, path: str) -> str:
+        """An answer that is not JSON."""
+        with self._translated():
+            answer = self._http.get(path)
+        if not answer.is_success:
+            raise self._refusal(answer)
+        return answer.text
+
     def health(self) -> dict[str, Any]:
         """The server's own view of its health, which it also tells with an error's status."""
         with self._translated():

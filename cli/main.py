@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import chat, config, doctor, generate, keys, models, serve, status, workers
+from cli import chat, config, doctor, generate, keys, models, serve, status, top, workers
 from cli.failures import Commands
 from cli.output import survive_any_text
 
@@ -46,6 +46,7 @@ app.add_typer(generate.app, name="generate")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.command("status")(status.status)
+app.command("top")(top.top)
 app.add_typer(workers.app, name="workers")
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)

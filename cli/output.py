@@ -14,9 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.status import Status
-    from rich.table import Table
 
 # Terminal control: C0 but tab and line feed, DEL, C1, and what turns the direction of writing.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -75,7 +74,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: 
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    _show(table)
+    show(table)
 
 
 def show_pairs(pairs: Mapping[str, Any]) -> None:
@@ -89,14 +88,15 @@ def show_pairs(pairs: Mapping[str, Any]) -> None:
     for name, value in pairs.items():
         if value not in (None, "", [], {}):
             table.add_row(name, Text(_cell(value)))
-    _show(table)
+    show(table)
 
 
-def _show(table: "Table") -> None:
+def show(*parts: "RenderableType") -> None:
     """Without the blanks that fill the last column."""
     screen = console()
     with screen.capture() as captured:
-        screen.print(table)
+        for part in parts:
+            screen.print(part)
     for line in captured.get().splitlines():
         typer.echo(line.rstrip())
 

@@ -4,10 +4,13 @@ from typing import Any
 
 import typer
 
+from cli.board import device_table, model_table
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.output import clean, note, show_json, show_table
+from cli.output import clean, console, note, show, show_json
 from cli.place import Place
 from cli.workers import show_workers
+
+_WIDEST = 140
 
 
 def status(
@@ -21,13 +24,10 @@ def status(
         show_json(found)
         return
     _show_summary(found)
+    if devices := found.get("devices"):
+        show("", device_table(devices, min(console().width, _WIDEST)))
     if models := found["models"]:
-        typer.echo()
-        show_table(
-            ("MODEL", "STATUS", "QUEUED"),
-            [(model["model_id"], model["status"], model["queued"]) for model in models],
-            right="QUEUED",
-        )
+        show("", *model_table(models, len(models)))
         for model in models:
             if model["cause"]:
                 note(f"{model['model_id']}: {model['cause']}")
@@ -38,10 +38,11 @@ def status(
 
 def _show_summary(found: dict[str, Any]) -> None:
     health = found["health"]
+    load = f", load {found['load']:.0%}" if "load" in found else ""
     typer.echo(
         clean(
             f"BitingLip {health.get('version', '')} at {found['url']}: {found['status']}, "
-            f"{health['status']}; {found['in_flight']} in flight, {found['queued']} queued"
+            f"{health['status']}; {found['in_flight']} in flight, {found['queued']} queued{load}"
         )
     )
     for name, check in health.get("checks", {}).items():

@@ -185,8 +185,10 @@ class Cluster:
     def _view(self, worker: Worker) -> WorkerView:
         spec, ready, beat = worker.spec, worker.ready, worker.heartbeat
         resident = self._residency.models.get(spec.model) if spec else None
-        replica = self._residency.replica_of(worker)
-        in_flight = replica.in_flight if replica else 0
+        replicas = resident.replicas.values() if resident else ()
+        replica = next((each for each in replicas if each.id == worker.id), None)
+        serving = worker.state in ("ready", "draining")
+        in_flight = replica.in_flight if replica and serving else 0
         state = worker.state
         return WorkerView(
             id=worker.id,

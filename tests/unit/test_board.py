@@ -1,0 +1,98 @@
+"""The tables of status and top: at every width, with many models, with fields missing."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cli.board import Rates, board
+
+DEVICE = {
+    "id": "0",
+    "name": "NVIDIA H100 80GB HBM3",
+    "kind": "cuda",
+    "memory_bytes": 80_000_000_000,
+    "used_bytes": 50_000_000_000,
+    "foreign_bytes": 20_000_000_000,
+    "reserved_bytes": 40_000_000_000,
+    "free_bytes": 20_000_000_000,
+    "utilisation": 0.5,
+    "temperature_c": 41.0,
+    "power_w": 120.5,
+}
+WORKER = {
+    "id": "a/0",
+    "pid": 4242,
+    "model": "a",
+    "kind": "text",
+    "devices": ["0"],
+    "state": "busy",
+    "in_flight": 3,
+    "restarts": 1,
+    "memory_bytes": 40_000_000_000,
+    "started_at": "2026-11-23T09:00:00.000Z",
+    "last_heartbeat": None,
+    "cause": None,
+}
+
+
+def model(name: str, **facts: Any) -> dict[str, Any]:
+    idle = dict.fromkeys(("cause", "oldest_wait", "eta", "progress", "idle_seconds"))
+    counts = {"queued": 0, "running": 0, "replicas": 1, "ready": 0, "pinned": False}
+    return {"model_id": name, "status": "available", **idle, **counts, **facts}
+
+
+def status(**facts: Any) -> dict[str, Any]:
+    found = {"url": "http://x", "status": "running", "in_flight": 3, "queued": 1, "load": 0.42}
+    return {**found, "devices": [DEVICE], "models": [], "workers": [WORKER], **facts}
+
+
+def shown(found: dict[str, Any], width: int = 120, rates: Rates | None = None) -> list[str]:
+    screen = Console(width=width, markup=False, highlight=False, emoji=False)
+    with screen.capture() as captured:
+        screen.print(board(found, rates, width=width, most_models=5))
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    lines = shown(status(models=[model("a" * 20, status="ready", running=2)]), width)
+    assert all(len(line) <= width for line in lines)
+    assert any("42%" in line for line in lines)
+
+
+def test_the_bar_is_in_proportion() -> None:
+    (line,) = [line for line in shown(status()) if "█" in line]
+    ours, theirs, free = (line.count(each) for each in "█▒·")
+    assert ours == pytest.approx(2 * theirs, abs=1)
+    assert free == pytest.approx(theirs, abs=1)
+
+
+def test_what_does_something_comes_first_and_the_rest_is_counted() -> None:
+    models = [model(f"idle{n}") for n in range(20)]
+    models += [model("waiting", queued=4, status="loading", progress=0.4, oldest_wait=2.0, eta=3.2)]
+    lines = shown(status(models=models))
+    first = next(i for i, line in enumerate(lines) if line.startswith("MODEL")) + 1
+    assert lines[first].split()[:3] == ["waiting", "loading", "40%"]
+    assert lines[first].split()[-5:] == ["2.0", "s", "3.2", "s", "-"]
+    assert "... 16 more" in lines
+
+
+def test_rates_are_shown_once_they_are_known() -> None:
+    assert "requests/s" not in shown(status())[0]
+    assert (
+        "12.5 requests/s, tokens/s 10 in 1,000 out"
+        in shown(status(), rates=Rates(12.5, 10, 1000))[0]
+    )
+
+
+def test_an_older_server_lacks_much() -> None:
+    old = status(models=[{"model_id": "a", "status": "ready", "cause": None, "queued": 0}])
+    del old["devices"], old["load"]
+    assert any(line.startswith("a ") for line in shown(old))
+
+
+def test_names_are_only_text() -> None:
+    lines = shown(status(models=[model("[bold]x[/bold]\x1b[31m")]))
+    assert any("[bold]x[/bold][31m" in line for line in lines)
+    assert not any("\x1b[31m" in line for line in lines)
