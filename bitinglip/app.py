@@ -59,7 +59,7 @@ def build(
             background.start(services.cluster.watch(), "watch workers")
             background.start(services.cluster.survey(), "read devices")
             background.start(_measure_load(services), "measure load")
-            background.start(_flush(services.keys), "flush key use")
+            background.start(_flush(services), "flush what was learned")
             background.start(services.tasks.keep_clean(), "remove expired tasks")
             background.start(_settle(services, admin_key, on_open), "settle")
             yield
@@ -92,7 +92,8 @@ async def _open(
         load_timeout=workers.load_timeout,
         spare=workers.spare,
     )
-    footprints = Footprints()
+    footprints = await Footprints.open(db)
+    stack.push_async_callback(footprints.flush)
     devices = await asyncio.to_thread(_devices, settings.devices)
     stack.callback(devices.close)
     survey = Survey(settings, devices, footprints)
@@ -115,6 +116,7 @@ async def _open(
         keys=keys,
         dispatcher=dispatcher,
         cluster=cluster,
+        footprints=footprints,
         metrics=metrics,
         db=db,
         tasks=tasks,
@@ -161,10 +163,11 @@ async def _measure_load(services: Services) -> None:
         services.dispatcher.look(lag)
 
 
-async def _flush(keys: KeyRing) -> None:
+async def _flush(services: Services) -> None:
     while True:
         await asyncio.sleep(_FLUSH_INTERVAL)
-        await keys.flush_last_used()
+        await services.keys.flush_last_used()
+        await services.footprints.flush()
 
 
 class _Background:

@@ -26,6 +26,7 @@ from bitinglip.errors import (
 from bitinglip.home import Home
 from bitinglip.scheduling.cluster import Cluster
 from bitinglip.scheduling.dispatch import Dispatcher
+from bitinglip.scheduling.footprints import Footprints
 from bitinglip.scheduling.tasks import Tasks
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
@@ -54,6 +55,7 @@ class Services:
     keys: KeyRing
     dispatcher: Dispatcher
     cluster: Cluster
+    footprints: Footprints
     metrics: Metrics
     db: Database
     tasks: Tasks

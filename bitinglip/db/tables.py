@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Column, DateTime, Dialect, Index, LargeBinary, MetaData
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Dialect, Index, LargeBinary, MetaData
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -74,3 +74,17 @@ class StoredTask(Table, table=True):
     created_at: datetime = Field(sa_type=UtcTime)
     started_at: datetime | None = Field(default=None, sa_type=UtcTime)
     completed_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class LearnedFootprint(Table, table=True):
+    """What a model took of a kind of device, under the settings that ``id`` is made from."""
+
+    __tablename__ = "footprints"
+
+    id: str = Field(primary_key=True, max_length=32)
+    model: str
+    memory_bytes: int = Field(sa_type=BigInteger)
+    floor_bytes: int = Field(sa_type=BigInteger)
+    load_seconds: float | None = None
+    loads: int
+    updated_at: datetime = Field(sa_type=UtcTime)

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from bitinglip import errors
-from bitinglip.scheduling.fit import Room
+from bitinglip.scheduling.fit import FitAnswer, Place
 from bitinglip.scheduling.replica import Replica, Resident
 from bitinglip.scheduling.residency import ON_REQUEST, Residency
 from bitinglip.settings import Settings
+from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
 from workers.pool import Worker, WorkerPool
@@ -201,10 +202,11 @@ class Cluster:
 
     # ---- memory --------------------------------------------------------------------------------
 
-    def rooms(self) -> list[Room]:
-        """Each device with what is free on it and what could leave it."""
-        ledger = self._residency.ledger()
-        return self._residency.survey.fit_rooms(ledger.holdings, ledger.free)
+    def fit(self, manifest: Manifest) -> FitAnswer:
+        """Whether a model fits, where, after whom, and with which settings it would."""
+        held = [each for each in self.replicas(manifest.name) if each.state != "stopping"]
+        loaded = Place(", ".join(held[0].devices)) if held else None
+        return self._residency.survey.fit(manifest, self._residency.rooms(), loaded)
 
     def devices(self) -> list[dict[str, Any]]:
         """The devices and the books of their memory, as JSON."""

@@ -1,21 +1,74 @@
-from dataclasses import dataclass
+"""How much memory models take: estimated at first, then as it was measured, kept over restarts."""
 
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import select
+
+from bitinglip import errors
+from bitinglip.db.database import Database
+from bitinglip.db.tables import LearnedFootprint
 from model_store.manifest import Manifest
 from model_store.memory import Footprint, Wish, estimate
+
+log = structlog.get_logger(__name__)
+
+_MARGIN = 1.02  #: above the highest that was seen
+_SMOOTHING = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
+    """What a model will take, and how that is known."""
+
     bytes: int
     load_seconds: float | None
     measured: bool
-    footprint: Footprint
+    footprint: Footprint  #: the estimate, by what it is for
+
+
+@dataclass(slots=True)
+class _Learned:
+    model: str
+    memory_bytes: int = 0  #: the highest that was seen; 0: nothing yet
+    floor_bytes: int = 0  #: this much was not enough
+    load_seconds: float | None = None
+    loads: int = 0
+    changed: bool = False
 
 
 class Footprints:
+    """In memory; ``flush`` writes what has changed."""
+
+    def __init__(self, db: Database | None = None) -> None:
+        self._db = db
+        self._learned: dict[str, _Learned] = {}
+
+    @classmethod
+    async def open(cls, db: Database) -> Self:
+        footprints = cls(db)
+        async with db.read() as session:
+            for row in await session.scalars(select(LearnedFootprint)):
+                footprints._learned[row.id] = _Learned(
+                    row.model, row.memory_bytes, row.floor_bytes, row.load_seconds, row.loads
+                )
+        return footprints
+
     def need(self, manifest: Manifest, wish: Wish) -> Need:
-        f = estimate(manifest, wish)
-        return Need(f.total, None, False, f)
+        """What to reserve, asks no database."""
+        estimated = estimate(manifest, wish)
+        found = self._learned.get(_key(manifest, wish))
+        if found is None:
+            return Need(estimated.total, None, False, estimated)
+        measured = int(found.memory_bytes * _MARGIN)
+        size = measured or estimated.total
+        return Need(max(size, found.floor_bytes), found.load_seconds, measured > 0, estimated)
 
     def observe(
         self,
@@ -24,6 +77,61 @@ class Footprints:
         *,
         memory_bytes: int,
         load_seconds: float | None = None,
-    ) -> None: ...
-    def raise_floor(self, manifest: Manifest, wish: Wish, at_least: int) -> None: ...
-    async def flush(self) -> None: ...
+    ) -> None:
+        """Note what a loaded model takes now, and how long it took if it was just loaded."""
+        if wish.fake_bytes is not None:
+            return  # it takes what it pretends
+        found = self._of(manifest, wish)
+        # Memory of the cache is touched only as it fills up, so less than that is no news.
+        least = estimate(manifest, wish).cache
+        if memory_bytes > max(found.memory_bytes, least):
+            found.memory_bytes, found.changed = memory_bytes, True
+        if load_seconds is not None:
+            old = found.load_seconds
+            found.load_seconds = (
+                load_seconds if old is None else old + _SMOOTHING * (load_seconds - old)
+            )
+            found.loads += 1
+            found.changed = True
+
+    def raise_floor(self, manifest: Manifest, wish: Wish, at_least: int) -> None:
+        """It ran out of memory: plan with more the next time."""
+        if wish.fake_bytes is None:
+            found = self._of(manifest, wish)
+            found.floor_bytes, found.changed = max(found.floor_bytes, at_least), True
+
+    async def flush(self) -> None:
+        """Write what has changed. A full disk only makes the next start know less."""
+        if self._db is None or not any(found.changed for found in self._learned.values()):
+            return
+        changed = {key: found for key, found in self._learned.items() if found.changed}
+        try:
+            async with self._db.write() as session:
+                for key, found in changed.items():
+                    await session.merge(_row(key, found))
+        except (errors.DiskFull, SQLAlchemyError):
+            log.warning("what was learned of memory could not be written")
+            return
+        for found in changed.values():
+            found.changed = False
+
+    def _of(self, manifest: Manifest, wish: Wish) -> _Learned:
+        return self._learned.setdefault(_key(manifest, wish), _Learned(manifest.name))
+
+
+def _key(manifest: Manifest, wish: Wish) -> str:
+    """The same files under the same settings on the same kind of device."""
+    facts = (manifest.name, [f.sha256 for f in manifest.files], dataclasses.astuple(wish))
+    return hashlib.blake2b(msgspec.json.encode(facts), digest_size=16).hexdigest()
+
+
+def _row(key: str, found: _Learned) -> LearnedFootprint:
+    return LearnedFootprint(
+        id=key,
+        model=found.model,
+        memory_bytes=found.memory_bytes,
+        floor_bytes=found.floor_bytes,
+        load_seconds=found.load_seconds,
+        loads=found.loads,
+        updated_at=datetime.now(UTC),
+    )

@@ -16,6 +16,7 @@ import structlog
 
 from bitinglip import errors
 from bitinglip.scheduling import placement
+from bitinglip.scheduling.fit import Room
 from bitinglip.scheduling.ledger import Holding, Ledger
 from bitinglip.scheduling.loads import Loads, Pool
 from bitinglip.scheduling.replica import Replica, Resident
@@ -205,6 +206,11 @@ class Residency:
     def ledger(self) -> Ledger:
         return Ledger(self.survey.rooms(), self.holdings())
 
+    def rooms(self) -> list[Room]:
+        """Each device with what is free on it and what could leave it."""
+        ledger = self.ledger()
+        return self.survey.fit_rooms(ledger.holdings, ledger.free)
+
     def holdings(self) -> list[Holding]:
         counts = {name: self._waiter.waiting(name) for name in self.models}
         waiting = {name: found.count if found else 0 for name, found in counts.items()}
@@ -277,7 +283,8 @@ class Residency:
 
     def _refuse(self, resident: Resident, *, forever: bool) -> None:
         resident.target = len(resident.serving)
-        self.unavailable(resident, self.survey.does_not_fit(resident, forever=forever))
+        error = self.survey.does_not_fit(resident.manifest, self.rooms(), forever=forever)
+        self.unavailable(resident, error)
 
     def unavailable(self, resident: Resident, error: errors.BitingLipError) -> None:
         """Nobody waits for this model in vain."""

@@ -22,7 +22,8 @@ class Standing:
 
 def standing_of(tiers: Tiers, tier: str, priority: Priority = "normal") -> Standing:
     """The standing of a request; a tier that the settings do not name stands as the lowest."""
-    own = getattr(tiers, tier, tiers.free)
+    named = {"pro": tiers.pro, "enterprise": tiers.enterprise, "operator": tiers.operator}
+    own = named.get(tier, tiers.free)
     return Standing(
         rank=own.priority,
         level=2 * own.priority + _STEPS[priority],

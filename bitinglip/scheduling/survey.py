@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from bitinglip import errors
-from bitinglip.scheduling.fit import Room
+from bitinglip.scheduling.fit import FitAnswer, Place, Room, fit, fit_info
 from bitinglip.scheduling.footprints import Footprints, Need
 from bitinglip.scheduling.ledger import DeviceRoom, Holding
 from bitinglip.scheduling.placement import Demand
@@ -17,6 +17,7 @@ from workers.devices import Device, Devices, Reading
 from workers.engines import SPREADING
 
 _BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it
+_BLOCKED_SECONDS = 30.0  #: before it is worth asking again for a place that others hold
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -171,9 +172,32 @@ class Survey:
             ((device, reserved),) = replica.devices.items()
             replica.devices = {device: max(reserved, worker.ready.memory_bytes, beat)}
 
-    def does_not_fit(self, resident: Resident, *, forever: bool) -> errors.ModelDoesNotFit:
-        """The error with the numbers and the ways out."""
-        return errors.ModelDoesNotFit(param="model", details={"model": resident.name})
+    def fit(
+        self, manifest: Manifest, rooms: Sequence[Room], loaded: Place | None = None
+    ) -> FitAnswer:
+        """Whether, where and how a model fits."""
+        kinds = self.kinds(self._settings.model(manifest.name))
+        others = [device.kind for device in self.devices if device.kind not in kinds]
+        return fit(
+            manifest,
+            [self.wish(manifest, kind) for kind in kinds],
+            rooms,
+            lambda wish: self._footprints.need(manifest, wish),
+            loaded=loaded,
+            others=[self.wish(manifest, kind) for kind in dict.fromkeys(others)],
+        )
+
+    def does_not_fit(
+        self, manifest: Manifest, rooms: Sequence[Room], *, forever: bool
+    ) -> errors.ModelDoesNotFit:
+        """The error with the numbers and the ways out; not ``forever``, it may be tried again."""
+        answer = self.fit(manifest, rooms)
+        return errors.ModelDoesNotFit(
+            answer.message,
+            param="model",
+            details=fit_info(answer),
+            retry_after=None if forever else _BLOCKED_SECONDS,
+        )
 
     def raise_floor(self, manifest: Manifest, replica: Replica) -> None:
         """It ran out of memory with what it had: plan with more the next time."""

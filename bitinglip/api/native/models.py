@@ -19,6 +19,7 @@ from bitinglip.api.deps import (
 from bitinglip.api.documentation import json_body, list_query
 from bitinglip.api.lookup import describe, find_model
 from bitinglip.errors import InsufficientScope, InvalidRequest
+from bitinglip.scheduling.fit import fit_info
 from bitinglip.wire.admin import ImportModelRequest
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
@@ -75,6 +76,14 @@ async def unload_model(request: Request, model_id: str) -> Response:
     manifest = find_model(services, model_id)
     await services.cluster.unload(manifest.name)
     return json_answer(describe(services, manifest))
+
+
+@router.get("/{model_id:path}/fit")
+@needs(Scope.MODELS_READ)
+async def fit_model(request: Request, model_id: str) -> Response:
+    """Whether a model fits, where, after evicting what, and which settings would make it fit."""
+    services = services_of(request)
+    return json_answer(fit_info(services.cluster.fit(find_model(services, model_id))))
 
 
 @router.get("/{model_id:path}")

@@ -21,6 +21,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.api import websocket
 from bitinglip.api.deps import Services
 from bitinglip.scheduling.cluster import WorkerView
+from bitinglip.scheduling.footprints import Footprints
 from bitinglip.scheduling.inbox import Inbox
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.load import LoadFactor
@@ -284,6 +285,7 @@ def serve(settings: Settings, script: Script) -> Iterator[Served]:
         keys=cast("Any", FakeKeys()),
         dispatcher=cast("Any", dispatcher),
         cluster=cast("Any", cluster),
+        footprints=Footprints(),
         metrics=metrics,
         db=cast("Any", database),
         tasks=Tasks(
