@@ -31,6 +31,7 @@ def facts(run: Run) -> dict[str, Any]:
             for tier in _TIERS
             if any(sample.tier == tier for sample in admitted)
         },
+        "waits_longest": _waits_longest(admitted),
         "devices": {
             name: {"memory": round(use.memory, 3), "busy": round(use.busy, 3)}
             for name, use in run.use.items()
@@ -71,6 +72,10 @@ def _column(found: dict[str, Any]) -> dict[str, str]:
     for tier, waits in found["waits"].items():
         words = " / ".join(f"{waits[each]:.2f}" for each in ("p50", "p95", "max"))
         rows[f"wait of {tier}, s: p50 / p95 / max"] = words
+    if worst := found["waits_longest"]:
+        rows["model that waits longest, s: p50 / max"] = (
+            f"{worst['model']} {worst['p50']:.2f} / {worst['max']:.2f}"
+        )
     for name, use in found["devices"].items():
         rows[f"{name}: memory, busy"] = f"{use['memory']:.0%}, {use['busy']:.0%}"
     rows["simulated seconds"] = str(found["seconds"])
@@ -80,6 +85,15 @@ def _column(found: dict[str, Any]) -> dict[str, str]:
 
 def _causes(samples: Iterable[Sample]) -> dict[str, int]:
     return dict(sorted(Counter(sample.ended for sample in samples).items()))
+
+
+def _waits_longest(samples: Sequence[Sample]) -> dict[str, Any] | None:
+    """The model with the longest wait of all: figures by tier alone would hide that it starves."""
+    if not samples:
+        return None
+    model = max(samples, key=lambda sample: sample.wait).model
+    waits = _spread([sample.wait for sample in samples if sample.model == model])
+    return {"model": model, "p50": waits["p50"], "max": waits["max"]}
 
 
 def _counts(causes: dict[str, int]) -> str:

@@ -58,7 +58,12 @@ def make(name: str, mix: Mix) -> Trace:
     """The trace of that name, or of that file, by time. Raises ValueError."""
     if name in TRACES:
         return sorted(TRACES[name](mix, random.Random(mix.seed)), key=lambda event: event.at)
-    return read(Path(name))
+    trace = read(Path(name))
+    for event in trace:
+        model = event.model if isinstance(event, Arrival) else event.crash
+        if model not in mix.models:
+            raise ValueError(f"{name}: there is no model {model!r} in this simulation")
+    return trace
 
 
 def read(path: Path) -> Trace:
