@@ -211,6 +211,15 @@ class Fake(Section):
     memory_bytes: Bytes = Field(0, description="device memory it claims")
     batch_size: Annotated[int, Field(ge=1)] = Field(64, description="requests it runs at once")
     faults: bool = Field(False, description="obey prompts such as !crash and !hang")
+    load_fault: Literal["crash", "hang", "oom", "garbage", "error"] | None = Field(
+        None, description="what loading ends in, if faults is true"
+    )
+
+    @model_validator(mode="after")
+    def _faults_are_allowed(self) -> Self:
+        if self.load_fault is not None and not self.faults:
+            raise ValueError("load_fault needs faults: true")
+        return self
 
 
 class Model(Section):

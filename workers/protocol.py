@@ -68,6 +68,7 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     batch_size: int = 64
     faults: bool = False  #: obey prompts that begin with !crash, !hang, !oom, !slow, !garbage
+    load_fault: str | None = None  #: what loading does instead: crash, hang, oom, garbage, error
 
 
 class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):

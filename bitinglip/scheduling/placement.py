@@ -79,6 +79,7 @@ class _Planner:
         self._rules = rules
         self._coming = {device.id: ledger.leaving(device.id) for device in ledger.devices}
         self._gone: set[str] = set()  #: holdings that this plan evicts
+        self._claimed = False
 
     # ---- what leaves by itself -----------------------------------------------------------------
 
@@ -120,9 +121,13 @@ class _Planner:
             return
         if self._await_leaving(demand, fitting) or self._make_room(demand, fitting):
             return
-        self.plan.short += min(self._missing(demand, room) for room in fitting)
-        if not any(self._could_free(demand, room) for room in fitting):
+        possible = [room for room in fitting if self._could_free(demand, room)]
+        if not possible:
             self.plan.refusals.append(Refuse(demand.model, forever=False))
+            return
+        room = min(possible, key=lambda room: self._missing(demand, room))
+        self.plan.short += self._missing(demand, room)
+        self._claim(demand, room)
 
     def _load_into_free(self, demand: Demand, rooms: Sequence[DeviceRoom]) -> bool:
         """On the kind it likes best; away from its other replicas; where least is left over."""
@@ -177,6 +182,15 @@ class _Planner:
             elif at is not None:
                 self._look_again(at)
         return victims.choose(ready, room.id, self._missing(demand, room), self._now)
+
+    def _claim(self, demand: Demand, room: DeviceRoom) -> None:
+        """Who has waited longest keeps what comes free on a device: smaller ones that came later
+        would take it piece by piece. One claim at a time, so that the other devices stay busy."""
+        if self._now < demand.since + self._rules.patience:
+            self._look_again(demand.since + self._rules.patience)
+        elif not self._claimed:
+            self._claimed = True
+            self._ledger.take({room.id: demand.needs[room.kind]})
 
     def _missing(self, demand: Demand, room: DeviceRoom) -> int:
         return demand.needs[room.kind] - self._ledger.free(room.id) - self._coming[room.id]

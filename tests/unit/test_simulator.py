@@ -134,9 +134,6 @@ def test_a_model_larger_than_any_device_is_split() -> None:
     assert run.use["fake0"].memory == pytest.approx(15 / 24, rel=0.01)
 
 
-@pytest.mark.xfail(
-    reason="an older request for much memory has no claim on what younger ones take piece by piece"
-)
 def test_small_models_do_not_keep_a_large_one_out() -> None:
     """All in steady use; the large one fits only if all small ones have left."""
     settings = settings_for([48 * GB], 6, [40 * GB, *[14 * GB] * 5])

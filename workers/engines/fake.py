@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import msgspec
 
@@ -57,6 +58,8 @@ class FakeEngine:
         self._options = spec.fake or FakeOptions()
         self._max_context = spec.max_context or MAX_CONTEXT
         steps = 10
+        if self._options.load_fault is not None and self._options.faults:
+            _fail_to_load(self._options.load_fault, progress)
         for step in range(steps):
             time.sleep(self._options.load_seconds / steps)
             progress((step + 1) / steps)
@@ -197,12 +200,30 @@ def _last_user_text(job: TextJob) -> str:
     return users[-1] if users else ""
 
 
+def _fail_to_load(fault: str, progress: Callable[[float], None]) -> NoReturn:
+    match fault:
+        case "crash":
+            _crash()
+        case "hang":
+            time.sleep(3600)
+        case "oom":
+            raise Refused("OUT_OF_MEMORY", "The device has not enough memory for this model.")
+        case "garbage":
+            progress(_GARBAGE)  # type: ignore[arg-type]
+            time.sleep(3600)
+    raise Refused("MODEL_LOAD_FAILED", "The fake engine was told not to load.")
+
+
+def _crash() -> NoReturn:
+    sys.stderr.write("the fake engine was told to crash\n")
+    sys.stderr.flush()
+    os._exit(13)
+
+
 def _obey(fault: str | None) -> None:
     match fault:
         case "!crash":
-            sys.stderr.write("the fake engine was told to crash\n")
-            sys.stderr.flush()
-            os._exit(13)
+            _crash()
         case "!hang":
             time.sleep(3600)
         case _:
