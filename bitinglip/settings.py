@@ -121,7 +121,7 @@ class ResidencyRules(Section):
         description="a loaded model in use keeps its place for so long, or 4 x its load time",
     )
     patience: Seconds = Field(
-        5, description="seconds that requests wait before a model in use is drained for them"
+        15, description="seconds that requests wait before a model in use is drained for them"
     )
 
 

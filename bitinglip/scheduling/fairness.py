@@ -48,6 +48,10 @@ class FairQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return (item for line in self._lines.values() for item, _ in line.entries)
 
+    def heads(self) -> Iterator[T]:
+        """The first item of each line: nobody waits longer than one of these."""
+        return (line.entries[0][0] for line in self._lines.values())
+
     def count(self, key: str) -> int:
         """How many items of a key wait, at all levels."""
         return sum(len(line.entries) for line in self._lines.values() if line.share.key == key)

@@ -129,7 +129,8 @@ class Lane:
 
     def oldest(self) -> Flight | None:
         """The one that has waited longest."""
-        return min(self.waiters(), key=lambda flight: flight.inbox.submitted, default=None)
+        first = (*self.again, *self.alone, *self.waiting.heads())
+        return min(first, key=lambda flight: flight.inbox.submitted, default=None)
 
     def order(self, now: float) -> list[Flight]:
         """Those that wait, as they would go."""

@@ -8,11 +8,13 @@ ever.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bitinglip.scheduling import victims
 from bitinglip.scheduling.ledger import DeviceRoom, Holding, Ledger
 from bitinglip.scheduling.victims import Choice, Patience
+
+_NOT_YET = float("inf")  #: the cost of room that nobody can make now
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,9 @@ class _Planner:
 
         def rank(room: DeviceRoom) -> tuple[int, int, int]:
             same = sum(h.model == demand.model for h in self._ledger.on(room.id))
+            same += sum(
+                load.model == demand.model and room.id in load.devices for load in self.plan.loads
+            )
             return kinds.index(room.kind), same, self._ledger.free(room.id)
 
         room = min(free, key=rank)
@@ -186,11 +191,15 @@ class _Planner:
     def _claim(self, demand: Demand, room: DeviceRoom) -> None:
         """Who has waited longest keeps what comes free on a device: smaller ones that came later
         would take it piece by piece. One claim at a time, so that the other devices stay busy."""
+        if self._may_claim(demand):
+            self._ledger.take({room.id: demand.needs[room.kind]})
+
+    def _may_claim(self, demand: Demand) -> bool:
         if self._now < demand.since + self._rules.patience:
             self._look_again(demand.since + self._rules.patience)
-        elif not self._claimed:
-            self._claimed = True
-            self._ledger.take({room.id: demand.needs[room.kind]})
+            return False
+        first, self._claimed = not self._claimed, True
+        return first
 
     def _missing(self, demand: Demand, room: DeviceRoom) -> int:
         return demand.needs[room.kind] - self._ledger.free(room.id) - self._coming[room.id]
@@ -202,38 +211,46 @@ class _Planner:
 
     def _place_split(self, demand: Demand, rooms: Sequence[DeviceRoom]) -> None:
         """Too large for any one device: in even parts over several of a kind, if it can be."""
+        blocked = False
         for kind, need in demand.needs.items():
             same = [room for room in rooms if room.kind == kind]
             for parts in range(2, min(demand.spread, len(same)) + 1):
-                part = -(-need // parts)
-                free = [room for room in same if part <= self._ledger.free(room.id)]
-                if len(free) >= parts:
-                    free.sort(key=lambda room: -self._ledger.free(room.id))
-                    self._load(demand, {room.id: part for room in free[:parts]})
+                part = replace(demand, needs={kind: -(-need // parts)})
+                able = [room for room in same if self._could_free(part, room)]
+                if len(able) >= parts:
+                    self._place_parts(part, able, parts)
                     return
-                if demand.urgent and sum(part <= room.largest for room in same) >= parts:
-                    self._clear_for_split(demand, same, part, parts)
-                    return
-        self.plan.refusals.append(Refuse(demand.model, forever=True))
+                largest = [room for room in same if part.needs[kind] <= room.largest]
+                blocked = blocked or len(largest) >= parts
+        if demand.urgent:
+            self.plan.refusals.append(Refuse(demand.model, forever=not blocked))
 
-    def _clear_for_split(
-        self, demand: Demand, rooms: Sequence[DeviceRoom], part: int, parts: int
-    ) -> None:
-        """Make room for one part on each of as many devices as it takes, cheapest first."""
-        demand = Demand(demand.model, demand.index, {rooms[0].kind: part}, demand.since)
-        options: list[tuple[float, str, Choice | None]] = []
-        for room in rooms:
-            if self._missing(demand, room) <= 0:
-                options.append((0.0, room.id, None))
-            elif choice := self._choice(demand, room):
-                options.append((choice.cost, room.id, choice))
-        if len(options) < parts:
-            self.plan.short += part * parts
+    def _place_parts(self, part: Demand, rooms: Sequence[DeviceRoom], parts: int) -> None:
+        """One part on each of as many devices as it takes: load, or make room, or claim it."""
+        (size,) = part.needs.values()
+        free = [room for room in rooms if size <= self._ledger.free(room.id)]
+        if len(free) >= parts:
+            free.sort(key=lambda room: -self._ledger.free(room.id))
+            self._load(part, {room.id: size for room in free[:parts]})
             return
-        for _, device, choice in sorted(options, key=lambda each: each[:2])[:parts]:
+        if not part.urgent:
+            return
+        options = sorted((self._room_for(part, room) for room in rooms), key=lambda each: each[:2])
+        chosen = options[:parts]
+        if chosen[-1][0] == _NOT_YET and not self._may_claim(part):
+            self.plan.short += size * parts
+            return
+        for _, device, choice in chosen:
             for holding in choice.holdings if choice else ():
-                self._evict(holding, f"room for {demand.model}")
-            self._ledger.take({device: part})
+                self._evict(holding, f"room for {part.model}")
+            self._ledger.take({device: size})
+
+    def _room_for(self, part: Demand, room: DeviceRoom) -> tuple[float, str, Choice | None]:
+        """What room for a part costs on this device."""
+        if self._missing(part, room) <= 0:
+            return 0.0, room.id, None
+        choice = self._choice(part, room)
+        return (choice.cost if choice else _NOT_YET), room.id, choice
 
     # ---- the books of the plan -----------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from workers.pool import StartFailed, Worker
 
 log = structlog.get_logger(__name__)
 
+_BETWEEN_PLANS = 0.01  #: seconds
 ON_REQUEST = "was restarted on request"
 
 
@@ -76,6 +77,7 @@ class Residency:
         self._waiter: Waiter
         self._by_worker: dict[Worker, Replica] = {}
         self._planned = False
+        self._last_plan = 0.0
         self._unmet = False  #: somebody waits for a model that has no place
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -162,7 +164,7 @@ class Residency:
     def look(self, overdue: float) -> None:
         """Take a look around: replicas that have been silent for so long get nothing new, and
         somebody may have taken memory, or given it back."""
-        silent_since = time.monotonic() - overdue
+        silent_since = self._clock() - overdue
         for replica in self.replicas():
             if replica.worker is not None and replica.state == "ready":
                 was_silent, replica.silent = replica.silent, replica.worker.heard < silent_since
@@ -197,11 +199,14 @@ class Residency:
     # ---- plans ---------------------------------------------------------------------------------
 
     def replan(self) -> None:
-        """Look at everything again, once, before this turn of the event loop is over."""
+        """Look at everything again, once: at the end of this turn of the event loop, or a moment
+        after the last time, since a plan costs about as much as some requests."""
         if not self._planned and not self._closed:
             self._planned = True
+            wait = max(0.0, self._last_plan + _BETWEEN_PLANS - self._clock())
             # In a context of its own: what is loaded is not the affair of one request.
-            asyncio.get_running_loop().call_soon(self._plan, context=contextvars.Context())
+            context = contextvars.Context()
+            asyncio.get_running_loop().call_later(wait, self._plan, context=context)
 
     def ledger(self) -> Ledger:
         return Ledger(self.survey.rooms(), self.holdings())
@@ -220,7 +225,7 @@ class Residency:
         self._planned = False
         if self._closed:
             return
-        now = self._clock()
+        now = self._last_plan = self._clock()
         ledger = self.ledger()
         usable = sum(room.usable for room in ledger.devices)
         found = placement.plan(ledger, self._demands(now), now, self._patience)
@@ -340,8 +345,8 @@ class Residency:
                 self._evict_idle_beside(replica)
                 return  # once more, with more room
         now = self._clock()
-        resident.target = len(resident.serving)
-        if resident.serving:
+        resident.target = len(resident.serving) + len(resident.loading)
+        if resident.serving or resident.loading:
             return  # the others go on
         resident.cause, resident.failed = why.message, True
         resident.given_up = not resident.budget.spend(now)
