@@ -118,7 +118,7 @@ class _Process:
     """The ``Handle`` of a worker that has no process."""
 
     worker: Worker
-    events_fd = sentinel = -1
+    events_fd = output_fd = sentinel = -1
 
     def __init__(
         self, pid: int, pool: SimulatedPool, fake: protocol.FakeOptions, slots: int

@@ -133,5 +133,9 @@ class FairQueue(Generic[T]):
         return line.share.level + int((now - line.since) / self._ageing)
 
     def _forget_served(self) -> None:
-        """Tags of the past say nothing more: such a key starts at the present anyway."""
+        """Tags of the past say nothing more: such a key starts at the present anyway. Nor do any
+        once nothing waits and there are many."""
+        if not self._lines:
+            self._tags.clear()
+            self._virtual = 0.0
         self._tags = {key: tag for key, tag in self._tags.items() if tag > self._virtual}

@@ -1,0 +1,235 @@
+"""Plans: within memory, nobody evicted who need not be, nobody who waits forgotten."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitinglip.scheduling.ledger import DeviceRoom, Holding, Ledger
+from bitinglip.scheduling.placement import Demand, Load, Plan, plan
+from bitinglip.scheduling.victims import Patience
+
+RULES = Patience(min_residency=20, residency_factor=4, patience=5)
+NOW = 1000.0
+
+
+def card(name: str = "0", memory: int = 24, **facts: Any) -> DeviceRoom:
+    return DeviceRoom(name, "cuda", memory, **facts)
+
+
+def held(model: str, size: int = 10, device: str = "0", **facts: Any) -> Holding:
+    """A model that is loaded, long since and unused for long, unless it is said otherwise."""
+    usual = {"state": "ready", "loaded_at": 0.0, "used_at": 0.0, "load_seconds": 2.0}
+    return Holding(f"{model}/0", model, {device: size}, **{**usual, **facts})
+
+
+def wanted(model: str = "new", size: int = 10, **facts: Any) -> Demand:
+    return Demand(model, 0, {"cuda": size}, **{"since": NOW, **facts})
+
+
+def planned(rooms: list[DeviceRoom], holdings: list[Holding], *demands: Demand) -> Plan:
+    return plan(Ledger(rooms, holdings), demands, NOW, RULES)
+
+
+def evicted(found: Plan) -> list[str]:
+    return [each.id for each in found.evictions]
+
+
+def test_free_memory_is_taken_first_and_where_least_is_left_over() -> None:
+    rooms = [card("0", 24), card("1", 12), card("2", 9)]
+    found = planned(rooms, [held("old")], wanted())
+    assert found.loads == [Load("new", 0, {"1": 10})]
+    assert not found.evictions
+
+
+def test_replicas_keep_apart() -> None:
+    demands = [wanted(), replace(wanted(), index=1, urgent=False)]
+    found = planned([card("0"), card("1")], [], *demands)
+    assert [load.devices for load in found.loads] == [{"0": 10}, {"1": 10}]
+
+
+def test_the_unused_leave_the_cheapest_first() -> None:
+    holdings = [
+        held("slow", used_at=0.0, load_seconds=60),
+        held("quick", used_at=0.0, load_seconds=2),
+    ]
+    found = planned([card()], holdings, wanted())
+    assert evicted(found) == ["quick/0"]
+    assert not found.loads  # not before the memory is free
+
+
+def test_who_was_used_a_moment_ago_stays_if_another_will_do() -> None:
+    holdings = [held("recent", used_at=NOW - 5), held("stale", used_at=NOW - 500)]
+    assert evicted(planned([card()], holdings, wanted())) == ["stale/0"]
+
+
+def test_only_as_many_leave_as_have_to() -> None:
+    holdings = [held("s1", 2), held("s2", 2), held("large", 16)]
+    assert evicted(planned([card(memory=20)], holdings, wanted(size=12))) == ["large/0"]
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        {"pinned": True},
+        {"state": "loading"},
+        {"in_flight": 1, "loaded_at": NOW - 3},  # in use, and has not had its time
+        {"in_flight": 1},  # nobody has waited for long
+        {"waiting": 3},
+        {"loaded_at": NOW - 1, "used_at": NOW - 1},  # idle for less than it takes to load
+    ],
+)
+def test_who_has_a_right_to_stay_stays(why: dict[str, Any]) -> None:
+    holdings = [held("a", 20, **why)]
+    found = planned([card()], holdings, wanted())
+    assert not found.evictions
+    assert not found.loads
+    if not {"pinned", "state"} & set(why):
+        assert found.look_again is not None
+        assert found.look_again > NOW
+
+
+def test_a_model_in_use_is_drained_when_it_had_its_time_and_the_wait_is_long() -> None:
+    busy = held("busy", 20, in_flight=3, waiting=9, loaded_at=NOW - 8)
+    assert evicted(planned([card()], [busy], wanted(since=NOW - 6))) == ["busy/0"]
+
+
+def test_what_is_on_its_way_out_is_waited_for() -> None:
+    leaving = held("leaving", 20, state="draining", in_flight=1)
+    found = planned([card()], [leaving, held("kept", 4)], wanted())
+    assert not found.evictions
+    assert found.waiting == ["new"]
+
+
+def test_a_large_model_is_not_overtaken_by_small_ones() -> None:
+    """Its room is being made; what is free of it meanwhile is not given away."""
+    holdings = [held("leaving", 14, state="draining", in_flight=1)]
+    found = planned([card()], holdings, wanted(size=22), wanted("small", 5, since=NOW))
+    assert not found.loads
+
+
+def test_higher_levels_and_longer_waits_come_first() -> None:
+    demands = [wanted("b", 24, since=NOW - 1), wanted("a", 24, since=NOW - 9)]
+    assert [load.model for load in planned([card()], [], *demands).loads] == ["a"]
+    demands.append(wanted("c", 24, since=NOW, level=2))
+    assert [load.model for load in planned([card()], [], *demands).loads] == ["c"]
+
+
+def test_what_nobody_waits_for_evicts_nobody() -> None:
+    found = planned([card()], [held("old", 20)], wanted(urgent=False))
+    assert found == Plan()
+
+
+def test_what_can_never_fit_is_refused_and_what_others_block_may_be_tried_again() -> None:
+    (refusal,) = planned([card()], [], wanted(size=25)).refusals
+    assert refusal.forever
+    (refusal,) = planned([card()], [held("p", 20, pinned=True)], wanted()).refusals
+    assert not refusal.forever
+    (refusal,) = planned([card(foreign=20)], [], wanted()).refusals
+    assert not refusal.forever
+
+
+def test_headroom_and_other_programs_are_respected() -> None:
+    assert planned([card(headroom=1, foreign=14)], [], wanted()).refusals
+    assert planned([card(headroom=1, foreign=13)], [], wanted()).loads
+    room = DeviceRoom("cpu", "cuda", memory=20, physical=100, foreign=70)
+    assert planned([room], [], wanted(size=20)).loads  # what others have lies beside our budget
+
+
+def test_unused_models_give_way_to_other_programs() -> None:
+    found = planned([card(foreign=10)], [held("a"), held("b", in_flight=1)])
+    assert evicted(found) == ["a/0"]
+
+
+def test_keep_alive() -> None:
+    brief = held("brief", used_at=NOW - 10, keep_alive=10.0)
+    later = held("later", used_at=NOW - 10, keep_alive=15.0)
+    found = planned([card()], [brief, later])
+    assert evicted(found) == ["brief/0"]
+    assert found.look_again == NOW + 5
+
+
+def test_split_over_devices() -> None:
+    rooms = [card("0"), card("1"), card("2", 12)]
+    found = planned(rooms, [], wanted(size=40, spread=3))
+    assert found.loads == [Load("new", 0, {"0": 20, "1": 20})]
+    (refusal,) = planned(rooms, [], wanted(size=60, spread=3)).refusals
+    assert refusal.forever
+    pinned = [held("p", 10, pinned=True)]
+    (refusal,) = planned(rooms, pinned, wanted(size=40, spread=2)).refusals
+    assert not refusal.forever
+    found = planned(rooms, [held("a"), held("b", device="1")], wanted(size=40, spread=2))
+    assert sorted(evicted(found)) == ["a/0", "b/0"]
+
+
+ages = st.floats(0, 100).map(lambda age: NOW - age)
+holdings_ = st.lists(
+    st.builds(
+        held,
+        st.sampled_from("abcdef"),
+        st.integers(1, 20),
+        st.sampled_from("01"),
+        state=st.sampled_from(["ready", "ready", "loading", "draining"]),
+        in_flight=st.integers(0, 1),
+        waiting=st.integers(0, 1),
+        pinned=st.booleans(),
+        loaded_at=ages,
+        used_at=ages,
+        load_seconds=st.floats(0.5, 20),
+    ),
+    max_size=5,
+    unique_by=lambda each: each.id,
+)
+demands_ = st.lists(
+    st.builds(
+        wanted,
+        st.sampled_from("uvwxyz"),
+        st.integers(1, 30),
+        since=ages,
+        level=st.integers(0, 2),
+        urgent=st.booleans(),
+        spread=st.integers(1, 2),
+    ),
+    max_size=4,
+    unique_by=lambda each: each.model,
+)
+rooms_ = st.tuples(
+    st.integers(10, 40).map(lambda memory: card("0", memory)),
+    st.tuples(st.integers(10, 40), st.integers(0, 8)).map(
+        lambda pair: card("1", pair[0], foreign=pair[1])
+    ),
+)
+
+
+@settings(max_examples=400)
+@given(rooms_, holdings_, demands_)
+def test_what_holds_of_every_plan(
+    rooms: tuple[DeviceRoom, ...], holdings: list[Holding], demands: list[Demand]
+) -> None:
+    before = Ledger(rooms, holdings)
+    found = plan(Ledger(rooms, holdings), demands, NOW, RULES)
+    for room in rooms:
+        loaded = sum(load.devices.get(room.id, 0) for load in found.loads)
+        assert loaded <= max(0, before.free(room.id))
+    by_id = {each.id: each for each in holdings}
+    for eviction in found.evictions:
+        gone = by_id[eviction.id]
+        assert gone.state == "ready"
+        assert not gone.pinned
+    assert len(set(evicted(found))) == len(found.evictions)
+    loads = {load.model for load in found.loads}
+    refused = {each.model for each in found.refusals}
+    for demand in demands:
+        least = sum(demand.needs.values())
+        if demand.model in refused:
+            assert demand.urgent
+        forever = {each.model for each in found.refusals if each.forever}
+        if demand.model in forever:
+            assert all(least > room.largest for room in rooms)
+        waits = demand.urgent and demand.model not in loads | refused
+        if waits and not found.evictions and not any(each.leaving for each in holdings):
+            # Nothing changes by itself: then a time is named, or somebody loads or is in use.
+            busy = any(each.in_flight or each.state == "loading" for each in holdings)
+            assert found.look_again is not None or found.loads or busy
