@@ -1,0 +1,109 @@
+"""How loaded the server is, who gives up what first, and who may still wait."""
+
+import pytest
+
+from bitinglip import errors
+from bitinglip.scheduling import admission
+from bitinglip.scheduling.balance import Balancer
+from bitinglip.scheduling.fairness import FairQueue, Share
+from bitinglip.scheduling.lane import Flight, Lane
+from bitinglip.scheduling.load import LoadFactor, Pressure
+from bitinglip.scheduling.pace import Pace
+from bitinglip.scheduling.standing import Standing, standing_of
+from bitinglip.settings import Settings
+from tests.unit.test_lane import flight
+
+TOP = 3
+
+
+def load(value: float) -> LoadFactor:
+    found = LoadFactor()
+    found.value = value
+    return found
+
+
+def lane(waiting: int) -> Lane:
+    queue: FairQueue[Flight] = FairQueue(10.0)
+    for number in range(waiting):
+        queue.push(flight(str(number)), Share("k"), 1.0, 0.0)
+    return Lane("m", queue, Balancer())
+
+
+def check(standing: Standing, waiting: int, busy: float = 0.0, of_key: int = 0) -> None:
+    admission.check(
+        standing,
+        lane(waiting),
+        of_key=of_key,
+        most_waiting=8,
+        load=load(busy),
+        top_rank=TOP,
+        slots=4,
+    )
+
+
+@pytest.mark.parametrize(
+    "pressure", [Pressure(lag_seconds=0.25), Pressure(wait=1), Pressure(fill=1), Pressure(memory=1)]
+)
+def test_each_pressure_alone_makes_a_full_load(pressure: Pressure) -> None:
+    found = LoadFactor()
+    for _ in range(30):
+        found.observe(pressure)
+    assert found.value == pytest.approx(1.0, abs=0.01)
+    assert found.sheds_batch
+    for _ in range(30):
+        found.observe(Pressure())
+    assert found.value == pytest.approx(0.0, abs=0.01)
+
+
+def test_one_bad_moment_is_no_load() -> None:
+    found = LoadFactor()
+    found.observe(Pressure(lag_seconds=5.0))
+    assert not found.sheds_batch
+
+
+def test_lower_tiers_give_up_their_limits_first_and_most() -> None:
+    assert [load(0.5).share(rank, TOP) for rank in range(4)] == [1.0, 1.0, 1.0, 1.0]
+    assert [load(1.0).share(rank, TOP) for rank in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    shares = [load(0.75).share(rank, TOP) for rank in range(4)]
+    assert shares == sorted(shares)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+    check(Standing(), 7)
+    with pytest.raises(errors.QueueFull) as refused:
+        check(Standing(), 8)
+    assert refused.value.retry_after == 1.0
+
+
+def test_under_load_the_queue_is_shorter_for_the_lowest() -> None:
+    with pytest.raises(errors.QueueFull):
+        check(Standing(rank=0), 2, busy=1.0)
+    check(Standing(rank=3), 7, busy=1.0)
+
+
+def test_a_key_has_a_bound_of_its_own() -> None:
+    check(Standing(max_waiting=2), 3, of_key=1)
+    with pytest.raises(errors.QueueFull, match="of this key"):
+        check(Standing(max_waiting=2), 3, of_key=2)
+
+
+def test_work_of_low_priority_is_the_first_to_be_refused() -> None:
+    check(Standing(batch=True), 0, busy=0.5)
+    with pytest.raises(errors.Overloaded):
+        check(Standing(batch=True), 0, busy=0.9)
+
+
+def test_a_priority_does_not_pass_the_next_tier() -> None:
+    tiers = Settings().limits.tiers
+    order = [("free", "low"), ("free", "normal"), ("free", "high"), ("pro", "normal")]
+    levels = [standing_of(tiers, tier, priority).level for tier, priority in order]  # type: ignore[arg-type]
+    assert levels == [-1, 0, 1, 2]
+    assert standing_of(tiers, "unheard of") == standing_of(tiers, "free")
+
+
+def test_the_eta_is_told_once_it_can_be() -> None:
+    pace = Pace()
+    assert pace.wait(3, 4) is None
+    pace.ended(2.0)
+    assert pace.wait(7, 4) == pytest.approx(4.0)
+    assert pace.wait(7, 0) is None
