@@ -1,7 +1,7 @@
 """The text engine on tiny real models, against the library's own generate()."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.tiny_models import (
 )
 from workers.engines.base import Refused
 from workers.engines.text.engine import TextEngine
+from workers.engines.text.scheduler import Plan
 from workers.protocol import (
     Cancelled,
     ChatMessage,
@@ -334,23 +335,64 @@ def test_a_row_whose_output_is_not_a_number_fails_alone(
     engine.close()
 
 
-def test_running_out_of_memory_fails_the_prompt_and_nobody_else(
+def out_of_memory_when(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch, too_much: Callable[[Plan], bool]
+) -> None:
+    """A device that is too small for some plans: it fails as CUDA does, and computes the rest."""
+    whole = engine._runner.run
+
+    def run_or_fail(plan: Plan) -> Any:
+        if too_much(plan):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(plan)
+
+    monkeypatch.setattr(engine._runner, "run", run_or_fail)
+
+
+@pytest.mark.parametrize("most_tokens", [1, 2, 5])
+def test_with_too_little_memory_for_a_step_the_step_is_made_smaller(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, most_tokens: int
+) -> None:
+    engine, _ = load(models["llama"])
+    jobs = [job(str(number), prompt) for number, prompt in enumerate(PROMPTS)]
+    alone = {one.id: run(engine, one)[one.id].text for one in jobs}
+    out_of_memory_when(engine, monkeypatch, lambda plan: plan.tokens > most_tokens)
+    for one in jobs:
+        engine.submit(engine.prepare(one))
+    events = finish(engine)
+    assert not [event for event in events if isinstance(event, Failed)]
+    assert {name: end.text for name, end in done(events).items()} == alone
+    engine.close()
+
+
+def test_only_a_request_that_does_not_fit_by_itself_fails(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = load(models["llama"])
     alone = run(engine, job("small"))["small"].text
+    out_of_memory_when(
+        engine, monkeypatch, lambda plan: "large" in {c.sequence.id for c in plan.chunks}
+    )
     engine.submit(engine.prepare(job("small")))
     engine.step()
     engine.submit(engine.prepare(job("large", PROMPTS[5])))
-    whole = engine._runner.run
-
-    def no_room(_plan: object) -> Any:
-        monkeypatch.setattr(engine._runner, "run", whole)
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(engine._runner, "run", no_room)
     events = finish(engine)
     failures = [event for event in events if isinstance(event, Failed)]
     assert [(event.id, event.code) for event in failures] == [("large", "OUT_OF_MEMORY")]
     assert done(events)["small"].text == alone
     engine.close()
+
+
+def test_an_error_of_the_device_ends_the_worker(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its context is poisoned: going on would give garbage with a good face."""
+    engine, _ = load(models["llama"])
+
+    def broken(_plan: Plan) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(engine._runner, "run", broken)
+    engine.submit(engine.prepare(job("x")))
+    with pytest.raises(RuntimeError, match="device-side"):
+        engine.step()

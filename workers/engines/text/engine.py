@@ -115,16 +115,36 @@ class TextEngine:
         events += [self._requests[sequence.id].started() for sequence in plan.started]
         if not plan.chunks:
             return events
+        return events + self._run(plan)
+
+    def _run(self, plan: Plan) -> list[Event]:
+        """Compute a plan; what does not fit into memory in smaller and smaller parts."""
         try:
             order, choices = self._compute(plan)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            return events + self._fail_largest(plan)
+            return self._run_in_parts(plan)
         self._scheduler.commit(plan)
+        events: list[Event] = []
         for chunk, choice in zip(order, choices, strict=True):
             events += self._advance(chunk, choice)
         return events
+
+    def _run_in_parts(self, plan: Plan) -> list[Event]:
+        """The device ran out of memory: give back what is cached, then try with half of it.
+
+        Nothing of the plan was committed, so it can be computed again; a request fails only when
+        one token of it alone is too much.
+        """
+        if self._loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+        parts = plan.halves()
+        if not parts:
+            return self._fail(plan.chunks[0])
+        if plan.prefills:
+            self._scheduler.limit_step(max(plan.tokens // 2, len(plan.decodes) + 1))
+        return [event for part in parts for event in self._run(part)]
 
     @torch.inference_mode()
     def _compute(self, plan: Plan) -> tuple[list[Chunk], list[Choice]]:
@@ -156,22 +176,10 @@ class TextEngine:
         self._cancelled.clear()
         return events
 
-    def _fail_largest(self, plan: Plan) -> list[Event]:
-        """The device ran out of memory: prompts take the most, so they go, else the longest row.
-
-        Nothing was committed, so the others compute this step again.
-        """
-        chunks = plan.prefills or [max(plan.decodes, key=lambda chunk: chunk.end)]
-        if self._loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
-        events: list[Event] = []
-        for chunk in chunks:
-            request = self._requests[chunk.sequence.id]
-            self._forget(request)
-            events.append(
-                request.failed("OUT_OF_MEMORY", "The device ran out of memory on this request.")
-            )
-        return events
+    def _fail(self, chunk: Chunk) -> list[Event]:
+        request = self._requests[chunk.sequence.id]
+        self._forget(request)
+        return [request.failed("OUT_OF_MEMORY", "The device ran out of memory on this request.")]
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]

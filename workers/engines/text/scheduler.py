@@ -50,6 +50,28 @@ class Plan:
     def chunks(self) -> list[Chunk]:
         return self.decodes + self.prefills
 
+    @property
+    def tokens(self) -> int:
+        return sum(chunk.end - chunk.start for chunk in self.chunks)
+
+    def halves(self) -> "list[Plan]":
+        """The same in smaller plans: half of the chunks each, or the first half of a single one,
+        whose rest stays for a later step. Empty if one token cannot be divided."""
+        if len(self.chunks) > 1:
+            middle = len(self.chunks) // 2
+            decodes, prefills = self.decodes, self.prefills
+            left = max(0, middle - len(decodes))
+            return [
+                Plan(decodes[:middle], prefills[:left], [], []),
+                Plan(decodes[middle:], prefills[left:], [], []),
+            ]
+        chunk = self.chunks[0]
+        half = (chunk.end - chunk.start) // 2
+        if not half:
+            return []
+        first = Chunk(chunk.sequence, chunk.start, chunk.start + half, samples=False)
+        return [Plan([], [first], [], [])]
+
 
 class Scheduler:
     """Owns the waiting and the running sequences; the blocks belong to the allocator."""
@@ -73,6 +95,10 @@ class Scheduler:
     @property
     def waiting_count(self) -> int:
         return len(self._waiting)
+
+    def limit_step(self, tokens: int) -> None:
+        """Plan no more than so many tokens a step from now on: more did not fit into memory."""
+        self._step_tokens = max(1, min(self._step_tokens, tokens))
 
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
