@@ -93,7 +93,8 @@ def _load(fd: int, spec: Load) -> Engine:
         write_frame(fd, [LoadFailed(code="MODEL_LOAD_FAILED", message=_summary(error))])
         raise
     seconds = time.monotonic() - started
-    write_frame(fd, [msgspec.structs.replace(ready, load_seconds=seconds)])
+    held = _held_bytes(engine)
+    write_frame(fd, [msgspec.structs.replace(ready, load_seconds=seconds, memory_bytes=held)])
     return engine
 
 
@@ -183,7 +184,7 @@ class Loop:
             Heartbeat(
                 steps=self._steps,
                 in_flight=self._engine.in_flight,
-                memory_bytes=_resident_bytes(),
+                memory_bytes=_held_bytes(self._engine),
             )
         ]
 
@@ -196,6 +197,12 @@ def _failure(job_id: str, refused: Refused) -> Failed:
         param=refused.param,
         details=refused.details,
     )
+
+
+def _held_bytes(engine: Engine) -> int:
+    """Memory of its device that the worker holds."""
+    held = engine.device_bytes()
+    return _resident_bytes() if held is None else held
 
 
 def _resident_bytes() -> int:

@@ -111,7 +111,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
 
     slots: int  #: how many jobs it runs at once; more wait in the gateway
     max_context: int | None = None
-    memory_bytes: int = 0
+    memory_bytes: int = 0  #: of its device's memory; on a CPU the process's own
     load_seconds: float = 0.0
     dtype: str | None = None
     device: str = "cpu"

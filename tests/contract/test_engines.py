@@ -206,3 +206,8 @@ def test_characters_of_several_bytes_are_never_halved(loaded: Loaded) -> None:
     loaded.submit(job(prompt="żółć 漢字 🦊 " * 3, max_tokens=40))
     events = loaded.run()
     assert streamed(events) == done_of(events).text
+
+
+def test_what_it_holds_is_told_in_bytes(module_engine: Loaded) -> None:
+    held = module_engine.engine.device_bytes()
+    assert held is None or held >= 0

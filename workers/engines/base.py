@@ -57,6 +57,11 @@ class Engine(Protocol):
         """Jobs that were submitted and have not ended; the loop sleeps while it is 0."""
         ...
 
+    def device_bytes(self) -> int | None:
+        """Bytes of its device's memory that it holds, the highest since it was last asked; None
+        where it is the process's own memory, as on a CPU."""
+        ...
+
     def books(self) -> dict[str, int]:
         """What is held for running jobs (rows, blocks): all zero when nothing runs."""
         ...

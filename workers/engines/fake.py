@@ -66,7 +66,6 @@ class FakeEngine:
         return Ready(
             slots=spec.max_batch or self._options.batch_size,
             max_context=self._max_context,
-            memory_bytes=self._options.memory_bytes,
             device=spec.device,
             has_chat_template=True,
         )
@@ -170,6 +169,9 @@ class FakeEngine:
     @property
     def in_flight(self) -> int:
         return len(self._running)
+
+    def device_bytes(self) -> int | None:
+        return self._options.memory_bytes
 
     def books(self) -> dict[str, int]:
         return {"rows": len(self._running)}

@@ -71,10 +71,6 @@ class PagedCache:
         ]
         self._by_block = [page.view(blocks + 1, -1) for page in self.pages]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(page.nbytes for page in self.pages)
-
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
         """slots: [tokens] places in the cache; rows: [tokens, width]"""
         self.pages[layer].index_copy_(0, slots, rows)

@@ -21,6 +21,7 @@ from workers.protocol import Event, Load, Ready, TextJob
 _MIB = 1024 * 1024
 _KV_CACHE_BYTES = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
+_CONTEXT_BYTES = 500 * _MIB
 _MAX_ROWS = 64
 _BLOCK_SIZE = 16
 
@@ -78,7 +79,6 @@ class TextEngine:
         return Ready(
             slots=rows,
             max_context=context,
-            memory_bytes=self._runner.nbytes,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=device,
             has_chat_template=template is not None,
@@ -189,6 +189,11 @@ class TextEngine:
     def in_flight(self) -> int:
         return len(self._requests)
 
+    def device_bytes(self) -> int | None:
+        if self._loaded.device.type != "cuda":
+            return None
+        return sum(_peak(card) for card in range(torch.cuda.device_count()))
+
     def books(self) -> dict[str, int]:
         return {
             "rows": self._scheduler.running_count,
@@ -200,6 +205,14 @@ class TextEngine:
         self._requests.clear()
         if hasattr(self, "_runner"):
             self._runner.close()
+
+
+def _peak(card: int) -> int:
+    """What the allocator has taken from a card at most, since it was last asked, and the context:
+    the driver's count of what is gone is not ours alone, so that is what it takes usually."""
+    peak = torch.cuda.max_memory_reserved(card)
+    torch.cuda.reset_peak_memory_stats(card)
+    return peak + _CONTEXT_BYTES
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -92,16 +92,6 @@ class FusedDecoder:
         if model.lm_head.weight is not inner.embed_tokens.weight:
             _drop_weights(model.lm_head)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights in the form they have now."""
-        linears = [
-            linear.nbytes
-            for layer in self._layers
-            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
-        ]
-        return sum(linears) + self._embedding.nbytes + self._head.nbytes
-
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         x = functional.embedding(batch.ids, self._embedding)  # [tokens, hidden]
         cos, sin = self._rotation(x, batch.positions)

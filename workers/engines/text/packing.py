@@ -27,7 +27,6 @@ class PackedLinear:
             if self._packed
             else weight
         )
-        self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., in] -> [..., out]"""

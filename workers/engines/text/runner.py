@@ -42,15 +42,11 @@ class Runner:
         library = LibraryDecoder(loaded.model)
         shapes = library.probe()
         self.blocks = _block_count(shapes, cache_plan, loaded.dtype)
-        weights = sum(p.nbytes for p in loaded.model.parameters())
         self._decoder: Decoder = library
         if can_fuse(loaded.model) and not loaded.spread:
             library.close()
-            fused = FusedDecoder(loaded.model)
-            weights = fused.nbytes
-            self._decoder = fused
+            self._decoder = FusedDecoder(loaded.model)
         self._cache = PagedCache(shapes, self.blocks, cache_plan.block_size, dtype=loaded.dtype)
-        self.nbytes = weights + self._cache.nbytes
         self._builder = BatchBuilder(
             cache_plan.block_size,
             {shape.window for shape in shapes},
