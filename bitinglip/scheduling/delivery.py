@@ -181,6 +181,7 @@ class Delivery:
             return False
         if flight.short_of_memory or flight.replica is None:
             failed.details["tried"] = ["unused models beside it evicted", "alone on its worker"]
+            failed.details["ways_out"] = self._residency.more_room(flight.inbox.job.model)
             return False
         flight.short_of_memory += 1
         replica, lane = flight.replica, self.lanes[flight.inbox.job.model]

@@ -5,8 +5,6 @@ have changed, and carries the plan out. The dispatcher asks for replicas and is 
 processes are the pool's affair.
 """
 
-import asyncio
-import contextvars
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import structlog
 
 from bitinglip import errors
 from bitinglip.scheduling import placement
+from bitinglip.scheduling.agenda import Agenda
 from bitinglip.scheduling.fit import Room
 from bitinglip.scheduling.ledger import Holding, Ledger
 from bitinglip.scheduling.loads import Loads, Pool
@@ -31,7 +30,6 @@ from workers.pool import StartFailed, Worker
 
 log = structlog.get_logger(__name__)
 
-_BETWEEN_PLANS = 0.01  #: seconds
 ON_REQUEST = "was restarted on request"
 
 
@@ -76,11 +74,8 @@ class Residency:
         self._clock = clock
         self._waiter: Waiter
         self._by_worker: dict[Worker, Replica] = {}
-        self._planned = False
-        self._last_plan = 0.0
         self._unmet = False  #: somebody waits for a model that has no place
-        self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._agenda = Agenda(self._plan, clock)
         rules = settings.residency
         self._patience = Patience(min_residency=rules.min_seconds, patience=rules.patience)
         self.survey = survey
@@ -125,7 +120,7 @@ class Residency:
             elif self._unmet:
                 self.replan()
             elif (kept := self._settings.keep_alive(name)) is not None:
-                self._set_timer(replica.used_at + kept, self._clock())
+                self._agenda.at(replica.used_at + kept)
 
     def replica_of(self, worker: Worker) -> Replica | None:
         return self._by_worker.get(worker)
@@ -149,6 +144,10 @@ class Residency:
         resident = self.models[replica.model]
         self.survey.raise_floor(resident.manifest, replica)
         self._evict_idle_beside(replica)
+
+    def more_room(self, name: str) -> list[dict[str, object]]:
+        """Settings under which the model's requests would have more memory."""
+        return self.survey.more_room(self.resident(name).manifest)
 
     # ---- models --------------------------------------------------------------------------------
 
@@ -199,14 +198,8 @@ class Residency:
     # ---- plans ---------------------------------------------------------------------------------
 
     def replan(self) -> None:
-        """Look at everything again, once: at the end of this turn of the event loop, or a moment
-        after the last time, since a plan costs about as much as some requests."""
-        if not self._planned and not self._closed:
-            self._planned = True
-            wait = max(0.0, self._last_plan + _BETWEEN_PLANS - self._clock())
-            # In a context of its own: what is loaded is not the affair of one request.
-            context = contextvars.Context()
-            asyncio.get_running_loop().call_later(wait, self._plan, context=context)
+        """Something has changed: look at everything again, soon."""
+        self._agenda.soon()
 
     def ledger(self) -> Ledger:
         return Ledger(self.survey.rooms(), self.holdings())
@@ -222,10 +215,7 @@ class Residency:
         return [self.survey.holding(each, waiting[each.model]) for each in self.replicas()]
 
     def _plan(self) -> None:
-        self._planned = False
-        if self._closed:
-            return
-        now = self._last_plan = self._clock()
+        now = self._clock()
         ledger = self.ledger()
         usable = sum(room.usable for room in ledger.devices)
         found = placement.plan(ledger, self._demands(now), now, self._patience)
@@ -238,7 +228,8 @@ class Residency:
             self.loads.keep_files(self.models[model].manifest)
         for refusal in found.refusals:
             self._refuse(self.models[refusal.model], forever=refusal.forever)
-        self._set_timer(found.look_again, now)
+        if found.look_again is not None:
+            self._agenda.at(found.look_again)
 
     def _demands(self, now: float) -> list[placement.Demand]:
         demands: list[placement.Demand] = []
@@ -251,25 +242,13 @@ class Residency:
             if resident.given_up or not resident.target:
                 continue
             if resident.retry_at > now:
-                self._set_timer(resident.retry_at, now)
+                self._agenda.at(resident.retry_at)
                 continue
             level = waiting.level if waiting else 0
             found = self.survey.demands(resident, since, level)
             self._unmet = self._unmet or any(demand.urgent for demand in found)
             demands += found
         return demands
-
-    def _set_timer(self, at: float | None, now: float) -> None:
-        """Plan again then, if nothing makes us plan sooner; the sooner of two counts."""
-        if at is None:
-            return
-        loop = asyncio.get_running_loop()
-        due = loop.time() + max(0.0, at - now) + 0.001
-        if self._timer is None or self._timer.cancelled() or not loop.time() < self._timer.when():
-            self._timer = loop.call_at(due, self.replan)
-        elif due < self._timer.when():
-            self._timer.cancel()
-            self._timer = loop.call_at(due, self.replan)
 
     def _begin(self, resident: Resident, load: placement.Load) -> None:
         replica = Replica(resident.name, load.index, load.devices, self._clock())
@@ -393,7 +372,5 @@ class Residency:
                 self._evict(placement.Evict(holding.id, f"room for {replica.model}"))
 
     async def close(self) -> None:
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._agenda.close()
         await self.loads.close()

@@ -12,7 +12,7 @@ from bitinglip.scheduling.replica import Replica, Resident
 from bitinglip.scheduling.victims import cost
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from model_store.memory import Wish
+from model_store.memory import TEXT_ROWS, Wish
 from workers.devices import Device, Devices, Reading
 from workers.engines import SPREADING
 
@@ -186,6 +186,19 @@ class Survey:
             loaded=loaded,
             others=[self.wish(manifest, kind) for kind in dict.fromkeys(others)],
         )
+
+    def more_room(self, manifest: Manifest) -> list[dict[str, object]]:
+        """Settings that leave more of the device to a request: a smaller cache, fewer beside it."""
+        kind = self.kinds(self._settings.model(manifest.name))[0]
+        wish = self.wish(manifest, kind)
+        cache = self.need(manifest, kind).footprint.cache
+        rows = wish.max_batch or TEXT_ROWS
+        found: list[dict[str, object]] = []
+        if cache:
+            found.append({"setting": f"models.{manifest.name}.kv_cache_bytes", "value": cache // 2})
+        if rows > 1:
+            found.append({"setting": f"models.{manifest.name}.max_batch", "value": rows // 2})
+        return found
 
     def does_not_fit(
         self, manifest: Manifest, rooms: Sequence[Room], *, forever: bool

@@ -60,6 +60,9 @@ def test_a_request_out_of_memory_is_tried_once_more_alone(tmp_path: Path) -> Non
         with pytest.raises(errors.OutOfMemory) as failed:
             await answer(rig, job("!oom"))
         assert "alone on its worker" in failed.value.details["tried"]
+        assert {"setting": f"models.{ECHO}.max_batch", "value": 32} in (
+            failed.value.details["ways_out"]
+        )
         assert await asyncio.gather(*others) == [" ".join([f"n{n}"] * 5) for n in range(3)]
         assert rig.pid() == pid  # the worker lives on
         await until(lambda: rig.cluster.status("beside") == "available")  # it made room
