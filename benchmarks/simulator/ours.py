@@ -71,7 +71,7 @@ class Ours:
     async def _survey_devices(self) -> None:
         residency, survey = self._residency, self._survey
         while True:
-            survey.note(survey.read([]), residency.replicas())
+            survey.note(survey.read([]), residency.replicas(), {})
             residency.look(_READ_INTERVAL)
             self._books.check()
             await asyncio.sleep(_READ_INTERVAL)

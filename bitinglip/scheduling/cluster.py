@@ -278,9 +278,9 @@ class Cluster:
         """Read the devices again and again: other programs take and leave memory."""
         residency, survey = self._residency, self._residency.survey
         while True:
-            pids = [worker.pid for worker in self._pool.workers]
-            readings = await asyncio.to_thread(survey.read, pids)
-            survey.note(readings, residency.replicas())
+            pids = {worker.id: worker.pid for worker in self._pool.workers}
+            readings = await asyncio.to_thread(survey.read, list(pids.values()))
+            survey.note(readings, residency.replicas(), pids)
             for replica in residency.replicas():
                 survey.observe(residency.models[replica.model].manifest, replica)
             residency.look(self._overdue)

@@ -1,7 +1,7 @@
 """The facts that plans are made from: devices, what is held on them, what is wanted."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bitinglip import errors
 from bitinglip.scheduling.fit import FitAnswer, Place, Room, fit, fit_info
@@ -36,7 +36,7 @@ class Survey:
         self._footprints = footprints
         self._clock = clock
         self._readings: dict[str, Reading] = {}
-        self._ours: dict[str, int] = {}
+        self._foreign: dict[str, int] = {}
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -51,27 +51,33 @@ class Survey:
         """Ask the driver; blocks for some milliseconds, so call it in a thread."""
         return self._devices.read(pids)
 
-    def note(self, readings: dict[str, Reading], replicas: Iterable[Replica]) -> None:
-        """Take over what was read, and how much of it is ours."""
-        self._readings = readings
-        self._ours = dict.fromkeys(readings, 0)
+    def note(
+        self,
+        readings: Mapping[str, Reading],
+        replicas: Iterable[Replica],
+        pids: Mapping[str, int],
+    ) -> None:
+        """Take over what was read: what is not ours is other programs'.
+
+        ``pids``: the processes of our workers, by their ids, those that still load too.
+        """
+        held: dict[str, list[int | None]] = {device: [] for device in readings}
         for replica in replicas:
             for device in replica.devices:
-                if device in readings and replica.worker is not None:
-                    self._ours[device] += self._held_by(replica, readings[device])
-
-    def _held_by(self, replica: Replica, reading: Reading) -> int:
-        """What the driver says, or the worker where the driver does not tell processes apart."""
-        assert replica.worker is not None
-        told = reading.processes.get(replica.worker.pid)
-        beat = replica.worker.heartbeat
-        own = beat.memory_bytes // len(replica.devices) if beat else 0
-        return own if told is None else told
+                if device in readings:
+                    pid = pids.get(replica.id)
+                    held[device].append(_held_by(replica, readings[device], pid))
+        for device, reading in readings.items():
+            ours = [size or 0 for size in held[device]]
+            foreign = max(0, reading.used_bytes - sum(ours))
+            if None in held[device]:  # somebody of ours takes memory, and we cannot tell how much
+                foreign = min(foreign, self._foreign.get(device, 0))
+            self._foreign[device] = foreign
+        self._readings = dict(readings)
 
     def foreign(self, device: str) -> int:
         """Bytes on a device that other programs hold."""
-        reading = self._readings.get(device)
-        return max(0, reading.used_bytes - self._ours[device]) if reading else 0
+        return self._foreign.get(device, 0)
 
     def rooms(self) -> list[DeviceRoom]:
         headroom = self._settings.devices.headroom_bytes
@@ -243,3 +249,12 @@ class Survey:
             )
             for device in self.devices
         ]
+
+
+def _held_by(replica: Replica, reading: Reading, pid: int | None) -> int | None:
+    """What the driver says of its process, else the worker itself; None: nobody does."""
+    told = reading.processes.get(pid) if pid is not None else None
+    beat = replica.worker.heartbeat if replica.worker is not None else None
+    if told is None and beat is not None:
+        return beat.memory_bytes // len(replica.devices)
+    return told

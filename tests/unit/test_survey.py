@@ -1,0 +1,56 @@
+"""What other programs hold: what the driver shows, less what is ours, told or not."""
+
+from typing import Any
+
+import pytest
+
+from bitinglip.scheduling.footprints import Footprints
+from bitinglip.scheduling.replica import Replica
+from bitinglip.scheduling.survey import Survey
+from bitinglip.settings import Settings
+from workers.devices import Devices, Reading
+
+MODEL = {"engine": "fake", "device": "cuda"}
+
+
+def survey(**values: Any) -> Survey:
+    settings = Settings.model_validate({"models": {"m": MODEL}, **values})
+    return Survey(settings, Devices.find([("card", 100)]), Footprints())
+
+
+def replica(index: int = 0) -> Replica:
+    return Replica("m", index, {"fake0": 40}, 0.0)
+
+
+def test_what_the_driver_says_of_our_processes_is_ours() -> None:
+    ours = survey()
+    ours.note({"fake0": Reading(60, {7: 35, 8: 25})}, [replica()], {"m/0": 7})
+    assert ours.foreign("fake0") == 25
+
+
+def test_a_worker_that_loads_is_no_stranger() -> None:
+    """It has said nothing yet; the driver knows its process all the same."""
+    ours = survey()
+    for used in (0, 10, 40):
+        ours.note({"fake0": Reading(used, {7: used})}, [replica()], {"m/0": 7})
+        assert ours.foreign("fake0") == 0
+
+
+@pytest.mark.parametrize("before", [0, 30])
+def test_where_the_driver_tells_no_processes_a_load_is_not_taken_for_a_stranger(
+    before: int,
+) -> None:
+    ours = survey()
+    ours.note({"fake0": Reading(before, {})}, [], {})
+    ours.note({"fake0": Reading(before + 40, {})}, [replica()], {"m/0": 7})
+    assert ours.foreign("fake0") == before
+    (room,) = ours.rooms()
+    assert room.usable == 100 - before
+
+
+def test_a_model_goes_to_the_accelerator_unless_it_is_told_otherwise() -> None:
+    ours = survey()
+    assert ours.kinds(Settings().model("m")) == ["fake"]
+    machine = Survey(Settings(), Devices.find(), Footprints())
+    told = Settings.model_validate({"models": {"m": {"device": "cpu"}}})
+    assert machine.kinds(told.model("m")) == ["cpu"]
