@@ -29,12 +29,12 @@ def options(command: str) -> set[str]:
 
 
 def test_the_commands_of_the_contract_are_there() -> None:
-    models = ["pull", "import", "list", "show", "remove", "verify", "load", "unload"]
+    models = ["pull", "import", "list", "show", "remove", "verify", "load", "unload", "fit"]
     expected = {f"models {name}" for name in models}
     expected |= {f"keys {name}" for name in ("create", "list", "show", "revoke")}
-    expected |= {f"workers {name}" for name in ("list", "restart", "stop")}
+    expected |= {f"workers {name}" for name in ("list", "show", "restart", "stop", "drain")}
     expected |= {"config check", "config show", "generate text"}
-    expected |= {"serve", "chat", "status", "doctor"}
+    expected |= {"serve", "chat", "status", "top", "doctor"}
     assert set(COMMANDS) == expected
 
 
