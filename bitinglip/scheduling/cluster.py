@@ -137,8 +137,11 @@ class Cluster:
     # ---- workers -------------------------------------------------------------------------------
 
     def workers(self) -> list[WorkerView]:
-        """All that run, and those that have failed and were not replaced."""
-        return [self._view(worker) for worker in [*self._pool.workers, *self._pool.ended]]
+        """All that run, and those that have failed and are not being replaced."""
+        running = self._pool.workers
+        ids = {worker.id for worker in running}
+        ended = [worker for worker in self._pool.ended if worker.id not in ids]
+        return [self._view(worker) for worker in [*running, *ended]]
 
     def states(self) -> Mapping[str, int]:
         """How many workers are in which state."""
