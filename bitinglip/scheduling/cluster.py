@@ -123,9 +123,14 @@ class Cluster:
                 self._pool.forget(worker.id)
         self._residency.unavailable(resident, errors.ModelLoadFailed("The model was unloaded."))
         await self._end(resident, list(resident.replicas.values()), "unloaded")
-        if self._residency.models.get(name) is resident:
-            del self._residency.models[name]
         self._residency.forgive(name)
+        # A request that came meanwhile has it loaded again, by the same books.
+        if not resident.replicas and not self._residency.busy(name):
+            self._residency.models.pop(name, None)
+
+    def in_use(self, name: str) -> bool:
+        """Whether it has workers or requests."""
+        return bool(self.replicas(name)) or self._residency.busy(name) > 0
 
     async def _end(self, resident: Resident, replicas: Sequence[Replica], cause: str) -> None:
         for replica in replicas:

@@ -203,9 +203,12 @@ class Delivery:
     def on_lost(self, worker: Worker, cause: str) -> None:
         """Run again what had sent nothing, end the rest, and have the model restarted."""
         replica = self._residency.replica_of(worker)
-        if replica is not None and (lane := self.lanes.get(replica.model)):
+        lane = self.lanes.get(replica.model) if replica is not None else None
+        if replica is not None and lane is not None:
             self._judge(lane, replica, cause)
         self._residency.on_lost(worker, cause)
+        if lane is not None:
+            self.pump(lane)  # another replica may have room for those that lost theirs
 
     # ---- what the residency says -----------------------------------------------------------------
 

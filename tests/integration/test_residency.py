@@ -9,6 +9,7 @@ import pytest
 from bitinglip import errors
 from bitinglip.scheduling.standing import Standing
 from tests.integration.middle import ECHO, Rig, answer, job, settled, until, with_settings
+from workers.devices import Reading
 
 GB = 1_000_000_000
 
@@ -185,3 +186,37 @@ def test_higher_levels_go_first(tmp_path: Path) -> None:
 
     fake = {"batch_size": 1, "tokens_per_second": 30}
     with_settings(tmp_path, test, settings({ECHO: {"fake": fake}}))
+
+
+def test_a_request_during_an_unload_is_answered_and_accounted_for(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        assert await answer(rig, job()) == "a b c"
+        unloading = asyncio.create_task(rig.cluster.unload(ECHO))
+        await asyncio.sleep(0)
+        assert await answer(rig, job()) == "a b c"
+        await unloading
+        assert rig.cluster.in_use(ECHO)
+        assert rig.reserved() == GB  # the new worker is in the books
+        rig.kill()
+        assert await answer(rig, job()) == "a b c"
+
+    with_settings(tmp_path, test, settings({ECHO: {}}))
+
+
+def test_requests_that_lose_their_replica_go_to_one_that_is_idle(tmp_path: Path) -> None:
+    """The lost one cannot come back: its memory is taken meanwhile."""
+
+    async def test(rig: Rig) -> None:
+        await rig.cluster.load(ECHO)
+        await until(lambda: len(rig.residency.serving(ECHO)) == 2)
+        task = asyncio.create_task(answer(rig, job(max_tokens=5)))
+        await until(lambda: rig.dispatcher.running(ECHO))
+        (busy,) = [each for each in rig.residency.serving(ECHO) if each.in_flight]
+        rig.residency.survey.note({"fake0": Reading(14 * GB, {})}, [], {})
+        rig.kill(busy.id)
+        assert (await asyncio.wait_for(task, 5)).split() == ["a", "b", "c", "a", "b"]
+        assert len(rig.residency.serving(ECHO)) == 1
+
+    fake = {"tokens_per_second": 10}
+    values = settings({ECHO: {"replicas": 2, "gb": 10, "fake": fake}})
+    with_settings(tmp_path, test, values, survey=False)

@@ -18,7 +18,7 @@ from bitinglip.api.deps import (
 )
 from bitinglip.api.documentation import json_body, list_query
 from bitinglip.api.lookup import describe, find_model
-from bitinglip.errors import InsufficientScope, InvalidRequest
+from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
 from bitinglip.scheduling.fit import fit_info
 from bitinglip.wire.admin import ImportModelRequest
 
@@ -101,6 +101,8 @@ async def remove_model(request: Request, model_id: str) -> Response:
     services = services_of(request)
     manifest = find_model(services, model_id)
     await services.cluster.unload(manifest.name)
+    if services.cluster.in_use(manifest.name):
+        raise ModelInUse("The model was asked for again meanwhile.", param="model")
     await asyncio.to_thread(services.store.remove, manifest.name)
     return Response(status_code=204)
 

@@ -148,6 +148,9 @@ class FakeCluster:
     def progress(self, _name: str) -> None:
         return None
 
+    def in_use(self, _name: str) -> bool:
+        return False
+
     def idle_seconds(self, _name: str) -> None:
         return None
 
