@@ -197,7 +197,7 @@ def test_a_request_during_an_unload_is_answered_and_accounted_for(tmp_path: Path
         await unloading
         assert rig.cluster.in_use(ECHO)
         assert rig.reserved() == GB  # the new worker is in the books
-        rig.kill()
+        rig.kill(rig.residency.serving(ECHO)[0].id)
         assert await answer(rig, job()) == "a b c"
 
     with_settings(tmp_path, test, settings({ECHO: {}}))
