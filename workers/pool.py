@@ -157,7 +157,7 @@ class WorkerPool:
             await self._end(worker, f"did not load within {self._load_timeout:g} s")
             raise StartFailed("MODEL_LOAD_FAILED", f"The model {worker.cause}.") from None
         except asyncio.CancelledError:
-            await self._end(worker, "the load was given up")
+            await self._end(worker, "the load was given up", state="stopped")
             raise
         return worker
 
@@ -227,8 +227,8 @@ class WorkerPool:
             worker.changed.clear()
             await worker.changed.wait()
 
-    async def _end(self, worker: Worker, cause: str) -> None:
-        worker.state, worker.cause = "failed", cause
+    async def _end(self, worker: Worker, cause: str, state: str = "failed") -> None:
+        worker.state, worker.cause = state, cause
         worker.handle.kill()
         await worker.ended.wait()
 
