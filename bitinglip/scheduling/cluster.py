@@ -153,8 +153,13 @@ class Cluster:
         return Counter(view.state for view in self.workers())
 
     async def restart_worker(self, worker_id: str) -> None:
-        """Replace a model's worker; its unstreamed requests are run again on the new one."""
+        """Replace a model's worker; its unstreamed requests are run again on the new one.
+
+        Raises Conflict for one that loads: those who wait for it would lose it.
+        """
         worker = self._find(worker_id)
+        if worker.spec is not None and worker.state not in ("ready", "draining"):
+            raise errors.Conflict(f"The worker is {worker.state}; unload its model to stop that.")
         worker.cause = ON_REQUEST
         worker.handle.kill()
         await worker.ended.wait()

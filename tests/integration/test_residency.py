@@ -220,3 +220,14 @@ def test_requests_that_lose_their_replica_go_to_one_that_is_idle(tmp_path: Path)
     fake = {"tokens_per_second": 10}
     values = settings({ECHO: {"replicas": 2, "gb": 10, "fake": fake}})
     with_settings(tmp_path, test, values, survey=False)
+
+
+def test_a_worker_that_loads_is_not_restarted(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        waiting = asyncio.create_task(answer(rig, job()))
+        await until(rig.cluster.workers)
+        with pytest.raises(errors.Conflict):
+            await rig.cluster.restart_worker(f"{ECHO}/0")
+        assert await waiting == "a b c"
+
+    with_settings(tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}}}))
