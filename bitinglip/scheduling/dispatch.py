@@ -173,9 +173,10 @@ class Dispatcher:
     def _check_queue(self, job: Job, lane: Lane, slots: int) -> None:
         of_key = 0
         if job.standing.max_waiting is not None:
-            of_key = sum(each.waiting.count(job.key_id) for each in self._lanes)
+            of_key = sum(each.waiting.counts()[job.key_id] for each in self._lanes)
         admission.check(
             job.standing,
+            job.key_id,
             lane,
             of_key=of_key,
             most_waiting=self._most_waiting,

@@ -6,7 +6,7 @@ weight. A key that was idle starts at the present virtual time: it has saved up 
 nothing. Pure: the clock is the caller's.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -52,9 +52,12 @@ class FairQueue(Generic[T]):
         """The first item of each line: nobody waits longer than one of these."""
         return (line.entries[0][0] for line in self._lines.values())
 
-    def count(self, key: str) -> int:
-        """How many items of a key wait, at all levels."""
-        return sum(len(line.entries) for line in self._lines.values() if line.share.key == key)
+    def counts(self) -> Counter[str]:
+        """How many items of each key wait, at all levels."""
+        found: Counter[str] = Counter()
+        for line in self._lines.values():
+            found[line.share.key] += len(line.entries)
+        return found
 
     def push(self, item: T, share: Share, work: float, now: float) -> int:
         """Add an item; how many will go before it, roughly, if nothing else comes."""

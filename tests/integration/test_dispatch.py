@@ -46,6 +46,21 @@ def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
     with_rig(tmp_path, test, max_waiting=3, batch_size=1, tokens_per_second=50, load_seconds=0.1)
 
 
+def test_a_key_that_fills_the_queue_does_not_lock_the_others_out(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        running = [asyncio.create_task(answer(rig, job(max_tokens=2))) for _ in range(50)]
+        await asyncio.sleep(0)
+        rig.dispatcher.load.value = 1.0
+        with pytest.raises(errors.QueueFull), rig.dispatcher.open(job()):
+            pass
+        assert await answer(rig, job(key_id="light", max_tokens=2))
+        answered = [one for one in running if one.done() and not one.exception()]
+        assert len(answered) < 4, "and it did not wait for them"
+        await asyncio.gather(*running, return_exceptions=True)
+
+    with_rig(tmp_path, test, max_waiting=32, batch_size=1, tokens_per_second=50)
+
+
 def test_a_reader_that_leaves_frees_its_place(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.cluster.load("demo-echo")

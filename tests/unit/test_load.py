@@ -22,19 +22,25 @@ def load(value: float) -> LoadFactor:
     return found
 
 
-def lane(waiting: int) -> Lane:
+def lane(**waiting: int) -> Lane:
+    """One with so many waiting of each key."""
     queue: FairQueue[Flight] = FairQueue(10.0)
-    for number in range(waiting):
-        queue.push(flight(str(number)), Share("k"), 1.0, 0.0)
+    for key, count in waiting.items():
+        for number in range(count):
+            queue.push(flight(f"{key}{number}"), Share(key), 1.0, 0.0)
     return Lane("m", queue, Balancer())
 
 
-def check(standing: Standing, waiting: int, busy: float = 0.0, of_key: int = 0) -> None:
+def check(
+    standing: Standing, waiting: int | Lane, busy: float = 0.0, of_key: int = 0, most: int = 8
+) -> None:
+    """For a request of the key "k", of which ``waiting`` wait if it is a number."""
     admission.check(
         standing,
-        lane(waiting),
+        "k",
+        lane(k=waiting) if isinstance(waiting, int) else waiting,
         of_key=of_key,
-        most_waiting=8,
+        most_waiting=most,
         load=load(busy),
         top_rank=TOP,
         slots=4,
@@ -79,6 +85,26 @@ def test_under_load_the_queue_is_shorter_for_the_lowest() -> None:
     with pytest.raises(errors.QueueFull):
         check(Standing(rank=0), 2, busy=1.0)
     check(Standing(rank=3), 7, busy=1.0)
+
+
+def test_a_backlog_of_one_key_leaves_places_for_the_others() -> None:
+    with pytest.raises(errors.QueueFull):
+        check(Standing(), lane(k=240), most=256)
+    check(Standing(), lane(heavy=240), most=256)
+    check(Standing(), lane(heavy=255), most=256)
+    with pytest.raises(errors.QueueFull):
+        check(Standing(), lane(heavy=240, k=1), most=256)
+
+
+def test_under_load_a_key_counts_the_others_for_as_much_as_it_has_itself() -> None:
+    check(Standing(rank=0), lane(heavy=240), busy=1.0, most=256)  # 64 places for this tier
+    check(Standing(rank=0), lane(heavy=200, k=31), busy=1.0, most=256)
+    with pytest.raises(errors.QueueFull):
+        check(Standing(rank=0), lane(heavy=200, k=32), busy=1.0, most=256)
+    many = {f"light{number}": 1 for number in range(64)}
+    with pytest.raises(errors.QueueFull):
+        check(Standing(rank=0), lane(**many), busy=1.0, most=256)
+    check(Standing(rank=1), lane(**many), busy=1.0, most=256)
 
 
 def test_a_key_has_a_bound_of_its_own() -> None:

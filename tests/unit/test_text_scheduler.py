@@ -107,6 +107,16 @@ def test_under_pressure_the_youngest_is_reset_and_later_computed_again() -> None
     assert books_add_up(allocator)
 
 
+def test_after_out_of_memory_steps_are_small_for_a_while_and_grow_again() -> None:
+    scheduler, _ = make(blocks=4096, rows=1)
+    scheduler.add(sequence("long", 8_000))
+    assert run(scheduler).tokens == 16
+    scheduler.limit_step(5)
+    sizes = [run(scheduler).tokens for _ in range(700)]
+    assert list(dict.fromkeys(sizes)) == [5, 10, 16]
+    assert sizes.count(5) > 100
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_play_always_ends_within_budget_and_with_the_books_right(seed: int) -> None:
     chance = random.Random(seed)

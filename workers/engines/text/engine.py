@@ -119,17 +119,25 @@ class TextEngine:
 
     def _run(self, plan: Plan) -> list[Event]:
         """Compute a plan; what does not fit into memory in smaller and smaller parts."""
-        try:
-            order, choices = self._compute(plan)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+        computed = self._try(plan)
+        if computed is None:
             return self._run_in_parts(plan)
+        order, choices = computed
         self._scheduler.commit(plan)
         events: list[Event] = []
         for chunk, choice in zip(order, choices, strict=True):
             events += self._advance(chunk, choice)
         return events
+
+    def _try(self, plan: Plan) -> tuple[list[Chunk], list[Choice]] | None:
+        """None if memory does not suffice. The error ends here: its traceback holds on to all
+        that the failed step had computed, so nothing may be tried again while it is alive."""
+        try:
+            return self._compute(plan)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _run_in_parts(self, plan: Plan) -> list[Event]:
         """The device ran out of memory: give back what is cached, then try with half of it.

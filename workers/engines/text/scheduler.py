@@ -73,6 +73,9 @@ class Plan:
         return [Plan([], [first], [], [])]
 
 
+_CAUTIOUS_STEPS = 256  #: steps after which a limit that memory set is tried at twice its size
+
+
 class Scheduler:
     """Owns the waiting and the running sequences; the blocks belong to the allocator."""
 
@@ -83,7 +86,8 @@ class Scheduler:
         prompt is admitted beside others, so that they can grow for a while."""
         self._allocator = allocator
         self._max_rows = min(max_rows, step_tokens)
-        self._step_tokens = step_tokens
+        self._most_tokens = self._step_tokens = step_tokens
+        self._cautious = 0  #: steps until a larger one is tried
         self._margin = int(allocator.total * margin)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  #: oldest first
@@ -97,8 +101,18 @@ class Scheduler:
         return len(self._waiting)
 
     def limit_step(self, tokens: int) -> None:
-        """Plan no more than so many tokens a step from now on: more did not fit into memory."""
+        """Plan no more than so many tokens a step for a while: more did not fit into memory."""
         self._step_tokens = max(1, min(self._step_tokens, tokens))
+        self._cautious = _CAUTIOUS_STEPS
+
+    def _recover(self) -> None:
+        """What took the memory may have gone: try larger steps again."""
+        if self._step_tokens == self._most_tokens:
+            return
+        self._cautious -= 1
+        if self._cautious <= 0:
+            self._step_tokens = min(self._most_tokens, 2 * self._step_tokens)
+            self._cautious = _CAUTIOUS_STEPS
 
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
@@ -131,6 +145,7 @@ class Scheduler:
         """Note that the plan's tokens are in the cache."""
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.end
+        self._recover()
 
     def _plan_decodes(self, reset: list[Sequence]) -> list[Chunk]:
         chunks = []
