@@ -22,9 +22,16 @@ def _make_text(folder: Path) -> None:
     make_text_model(folder)
 
 
+def _make_image(folder: Path) -> None:
+    from model_store.demo_image import make_image_model
+
+    make_image_model(folder)
+
+
 #: name -> what it is, and who makes its files
 DEMOS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "demo-echo": ("Repeats the words of the prompt; no weights.", _make_echo),
+    "demo-image": ("A tiny Stable Diffusion with random weights: wild colours.", _make_image),
     "demo-text": ("A tiny Llama with random weights: quick nonsense.", _make_text),
 }
 DEMO_MODELS = tuple(DEMOS)

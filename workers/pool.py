@@ -42,8 +42,11 @@ _SERVING = ("ready", "draining")  #: states in which a worker runs jobs
 _ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it
 
 #: Engines whose libraries take seconds to import, and what a spare imports for them.
-WARM_IMPORTS: dict[str, tuple[str, ...]] = {"text": ("workers.engines.text.warm",)}
-SPARE_IMPORTS = tuple(sorted({name for names in WARM_IMPORTS.values() for name in names}))
+WARM_IMPORTS: dict[str, tuple[str, ...]] = {
+    "image": ("workers.engines.image.warm",),
+    "text": ("workers.engines.text.warm",),
+}
+SPARE_IMPORTS = WARM_IMPORTS["text"]
 
 
 class StartFailed(Exception):
@@ -193,12 +196,18 @@ class WorkerPool:
         """Kill workers that have gone silent; runs as long as the pool."""
         while True:
             await asyncio.sleep(min(1.0, self._heartbeat_timeout / 4))
-            silent_since = time.monotonic() - self._heartbeat_timeout
+            now = time.monotonic()
             for worker in self.workers:
-                if worker.state in _SERVING and worker.heard < silent_since:
+                patience = self._patience(worker)
+                if worker.state in _SERVING and worker.heard < now - patience:
                     # SIGKILL: a stopped or spinning process does not obey anything less.
-                    worker.cause = f"silent for {self._heartbeat_timeout:g} s"
+                    worker.cause = f"silent for {patience:g} s"
                     worker.handle.kill()
+
+    def _patience(self, worker: Worker) -> float:
+        """Seconds for which a worker may be silent: some engines' steps are long."""
+        own = worker.ready.patience if worker.ready else 0.0
+        return max(self._heartbeat_timeout, own)
 
     # ---- processes ---------------------------------------------------------------------------
 

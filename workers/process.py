@@ -18,13 +18,15 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from workers.engines import make_engine
+from workers.engines import YIELDING, make_engine
 from workers.engines.base import Engine, Refused
 from workers.protocol import (
     Cancel,
     Event,
     Failed,
     Heartbeat,
+    ImageJob,
+    Job,
     Load,
     LoadFailed,
     LoadProgress,
@@ -37,6 +39,7 @@ from workers.protocol import (
 
 _PR_SET_PDEATHSIG = 1
 _SWITCH_SECONDS = 0.0005
+_YIELD = 10  #: niceness: a tenth of the CPU while others want all of it
 _OOM_SCORE = 500  #: of 1000; the gateway's is as it was started, usually 0
 
 
@@ -80,6 +83,8 @@ def _load(fd: int, spec: Load) -> Engine:
     if spec.device == "cuda":
         # Before anything asks the driver: a process sees only the cards it was given.
         os.environ["CUDA_VISIBLE_DEVICES"] = spec.visible_devices
+    elif spec.engine in YIELDING:
+        os.nice(_YIELD)
     started = time.monotonic()
     try:
         engine = make_engine(spec.engine)
@@ -144,8 +149,8 @@ class Loop:
                 self._inbox += items
                 self._wake.notify()
 
-    def _item(self, command: TextJob | Cancel | Stop) -> "_Item":
-        if not isinstance(command, TextJob):
+    def _item(self, command: TextJob | ImageJob | Cancel | Stop) -> "_Item":
+        if not isinstance(command, Job):
             return command
         try:
             return _Prepared(self._engine.prepare(command))

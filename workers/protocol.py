@@ -56,6 +56,39 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True):
     stream: bool = True  #: without it, only the final event is sent
 
 
+class Adapter(msgspec.Struct, frozen=True):
+    """A LoRA: a name of the settings, and how strongly it is applied."""
+
+    name: str
+    scale: float = 1.0
+
+
+class ImageJob(msgspec.Struct, tag="image", frozen=True, kw_only=True, omit_defaults=True):
+    """Make images from a prompt, one for each seed, into files of ``folder``.
+
+    With ``image`` (a path) they are made from that one, with ``mask`` only where it is white.
+    """
+
+    id: str
+    prompt: str
+    negative_prompt: str | None = None
+    width: int  #: pixels
+    height: int
+    steps: int
+    guidance_scale: float | None = None  #: None: the pipeline's own
+    seeds: tuple[int, ...]
+    scheduler: str | None = None  #: None: the model's own
+    format: str = "png"  #: png, jpeg or webp
+    metadata: bool = True  #: write the parameters into the files
+    preview_every: int = 0  #: steps between two previews; 0 is none
+    folder: str
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None  #: how far from ``image``, 0 to 1; None: the pipeline's own
+    adapters: tuple[Adapter, ...] = ()
+    stream: bool = True  #: without it, only the final event is sent
+
+
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     id: str
 
@@ -71,6 +104,15 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
     load_fault: str | None = None  #: what loading does instead: crash, hang, oom, garbage, error
 
 
+class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the image engine runs a pipeline (``models.<name>.image.*``)."""
+
+    offload: str = "none"  #: what lies in host memory while unused: none, model or group
+    compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
+    adapters: dict[str, str] = {}  #: LoRA files by name
+    cache: str = "none"  #: of steps that change little: none or first_block
+
+
 class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     """The first message of every worker: which model to become. Holds no secret."""
 
@@ -84,6 +126,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device
     max_batch: int | None = None
     threads: int | None = None  #: CPU threads; None: all cores
+    image: ImageOptions | None = None
     heartbeat_seconds: float = 1.0
     fake: FakeOptions | None = None
 
@@ -92,8 +135,8 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Leave the loop, close the engine, exit with 0."""
 
 
-Job = TextJob
-Command = Load | TextJob | Cancel | Stop
+Job = TextJob | ImageJob
+Command = Load | TextJob | ImageJob | Cancel | Stop
 
 # ---- from the worker -------------------------------------------------------------------------
 
@@ -116,6 +159,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     dtype: str | None = None
     device: str = "cpu"
     has_chat_template: bool = False
+    patience: float = 0.0  #: seconds that one step may take, where that is longer than silence may
 
 
 class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
@@ -164,6 +208,37 @@ class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True, omit_defaults=
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True, omit_defaults=True):
+    """So many of a job's steps are done."""
+
+    id: str
+    step: int
+    steps: int
+    preview: bytes = b""  #: a small JPEG of the first image as it is now
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An image that was made; its file is called as ``picture_name`` says."""
+
+    width: int
+    height: int
+    seed: int
+    format: str
+    bytes: int
+    filtered: bool = False  #: the model's own safety checker made it black
+
+
+class Drawn(msgspec.Struct, tag="drawn", frozen=True, kw_only=True, omit_defaults=True):
+    """The final event of an image job that succeeded; one picture for each seed, in order."""
+
+    id: str
+    pictures: tuple[Picture, ...]
+    steps: int  #: as the scheduler counted them
+    scheduler: str
+    guidance_scale: float | None = None
+    measures: tuple[str, ...] = ()  #: what was done to save memory, where it was short
+
+
 class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a job that did not; ``code`` is one of the table in bitinglip.errors."""
 
@@ -175,17 +250,25 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defau
 
 
 class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):
-    """The final event of a job that was cancelled."""
+    """The final event of a job that was cancelled, and what had been done by then."""
 
     id: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    steps: int = 0
 
 
-Final = Done | Failed | Cancelled
-JobEvent = Started | Token | Done | Failed | Cancelled
+Success = Done | Drawn
+Final = Success | Failed | Cancelled
+JobEvent = Started | Token | Progress | Final
 WorkerEvent = Warm | LoadProgress | Ready | LoadFailed | Heartbeat
 Event = JobEvent | WorkerEvent
+
+
+def picture_name(job_id: str, index: int, image_format: str) -> str:
+    """The file of one image of a job; both sides know it without being told."""
+    return f"{job_id}-{index}.{image_format}"
+
 
 # ---- framing ---------------------------------------------------------------------------------
 

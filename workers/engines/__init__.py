@@ -6,11 +6,15 @@ from workers.engines.base import Engine, Refused
 
 ENGINES = {
     "fake": "workers.engines.fake:FakeEngine",
+    "image": "workers.engines.image.engine:ImageEngine",
     "text": "workers.engines.text.engine:TextEngine",
 }
 
 #: engines that can split one model over several devices
 SPREADING = frozenset({"fake", "text"})
+
+#: engines whose steps are long: where they share a CPU, they give way to those that stream
+YIELDING = frozenset({"image"})
 
 
 def make_engine(kind: str) -> Engine:

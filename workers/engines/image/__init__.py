@@ -1,0 +1,1 @@
+"""The image engine: diffusers' pipelines, stepwise, batched and interleaved."""

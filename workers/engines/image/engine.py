@@ -1,0 +1,282 @@
+"""The image engine: several calls of one diffusers pipeline, a step of one of them at a time."""
+
+import gc
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import torch
+
+from workers.engines.base import Refused
+from workers.engines.image.encoding import describe, write
+from workers.engines.image.intake import Intake
+from workers.engines.image.loading import load
+from workers.engines.image.memory import Ladder, is_out_of_memory, peak_bytes, place
+from workers.engines.image.pipelines import Pipelines
+from workers.engines.image.preview import can_preview, preview
+from workers.engines.image.request import Drawing, Request
+from workers.engines.image.run import Images, Run, Step
+from workers.protocol import Event, ImageJob, Load, Picture, Ready
+
+_BATCH = 4  #: images in one pass, where the settings do not say
+_MOST_RUNS = 4
+_WRITERS = 2
+_WAIT_SECONDS = 0.02
+_PATIENCE = {"cpu": 600.0, "cuda": 120.0}  #: seconds that one step, or the decoder, may take
+
+
+class ImageEngine:
+    """Runs image jobs of one model; see ``workers.engines.base``.
+
+    Drawings of the same shape that wait together go into one run. Runs take turns by the time
+    that each has had, so a job of 4 steps is not held up by one of 50.
+    """
+
+    _pipelines: Pipelines
+    _intake: Intake
+    _ladder: Ladder
+
+    def __init__(self) -> None:
+        self._model = ""
+        self._batch = _BATCH
+        self._requests: dict[str, Request] = {}
+        self._waiting: list[Drawing] = []
+        self._runs: list[Run] = []
+        self._writing: dict[Future[Picture], Drawing] = {}
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
+        self._cancelled: list[str] = []
+
+    def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
+        if spec.threads is not None:
+            torch.set_num_threads(spec.threads)
+        # For good, and not around each call: calls take turns on this thread.
+        torch.set_grad_enabled(False)
+        self._model = spec.model
+        self._batch = spec.max_batch or _BATCH
+        progress(0.0)
+        try:
+            loaded = load(spec, lambda part: progress(0.8 * part))
+            place(loaded, spec)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise Refused(
+                "OUT_OF_MEMORY", "The device has not enough memory for this model."
+            ) from error
+        self._pipelines = Pipelines(loaded)
+        self._intake = Intake(self._pipelines)
+        self._ladder = Ladder(loaded.pipe)
+        progress(1.0)
+        return Ready(
+            slots=self._batch,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=loaded.device.type,
+            patience=_PATIENCE[loaded.device.type],
+        )
+
+    def prepare(self, job: ImageJob) -> Request:
+        if job.preview_every and not can_preview(self._pipelines.base):
+            raise Refused("UNSUPPORTED_PARAMETER", "This model has no previews.", param="preview")
+        return self._intake.prepare(job)
+
+    def submit(self, prepared: Request) -> None:
+        self._requests[prepared.job.id] = prepared
+        self._waiting += prepared.drawings
+
+    def cancel(self, job_id: str) -> None:
+        if job_id in self._requests:
+            self._cancelled.append(job_id)
+
+    # ---- one step --------------------------------------------------------------------------------
+
+    def step(self) -> list[Event]:
+        events = self._end_cancelled()
+        events += self._start()
+        if self._runs:
+            events += self._advance(min(self._runs, key=lambda run: run.spent))
+        elif self._writing and not events:
+            wait(self._writing, _WAIT_SECONDS)
+        return events + self._collect()
+
+    def _start(self) -> list[Event]:
+        """Begin a run with what waits longest, and with what else is like it."""
+        events: list[Event] = []
+        while self._waiting and len(self._runs) < _MOST_RUNS:
+            first = self._waiting[0].request
+            most = 1 if first.sources else self._ladder.batch(self._batch)
+            drawings = [each for each in self._waiting if each.request.shape == first.shape][:most]
+            self._waiting = [each for each in self._waiting if each not in drawings]
+            events += self._begin(drawings)
+        return events
+
+    def _begin(self, drawings: list[Drawing]) -> list[Event]:
+        pipe, arguments = self._pipelines.prepare(drawings)
+        run = Run(pipe, arguments, drawings)
+        run.spent = min((each.spent for each in self._runs), default=0.0)
+        self._runs.append(run)
+        return [event for each in drawings for event in each.request.started()]
+
+    def _advance(self, run: Run) -> list[Event]:
+        error: Exception | None = None
+        try:
+            outcome = run.advance()
+        except Exception as caught:  # noqa: BLE001  whatever a pipeline raises ends its jobs only
+            error = caught.with_traceback(None)  # it holds on to all that the call had computed
+        if error is not None:
+            self._runs.remove(run)
+            return self._failed(run, error)
+        if isinstance(outcome, Step):
+            return self._report(run, outcome)
+        self._runs.remove(run)
+        return self._finish(run, outcome)
+
+    def _report(self, run: Run, step: Step) -> list[Event]:
+        events: list[Event] = []
+        for request in _requests_of(run.drawings):
+            events += request.advanced(step.steps, self._preview(run, step, request))
+        return events
+
+    def _preview(self, run: Run, step: Step, request: Request) -> bytes:
+        """Of a job's first image, every so many steps, if it asked for any."""
+        job, first = request.job, request.drawings[0]
+        due = job.preview_every and step.number % job.preview_every == 0
+        if not due or step.number >= step.steps or first not in run.drawings:
+            return b""
+        row = run.drawings.index(first)
+        return preview(run.pipe, step.latents[row : row + 1], job.width, job.height)
+
+    def _finish(self, run: Run, images: Images) -> list[Event]:
+        events: list[Event] = []
+        for drawing, pixels, filtered in zip(
+            run.drawings, images.pixels, images.filtered, strict=True
+        ):
+            if not drawing.wanted:
+                continue
+            if not np.isfinite(pixels).all():
+                events += self._end(drawing.request, "INFERENCE_FAILED", _NOT_A_NUMBER)
+                continue
+            job = drawing.request.job
+            text = describe(
+                job, self._model, drawing.seed, self._scheduler(job), self._pipelines.guidance(job)
+            )
+            future = self._writers.submit(
+                write, pixels, job, drawing.index, filtered=filtered, description=text
+            )
+            self._writing[future] = drawing
+        return events
+
+    def _collect(self) -> list[Event]:
+        """The jobs whose images are all written."""
+        events: list[Event] = []
+        for future in [each for each in self._writing if each.done()]:
+            drawing = self._writing.pop(future)
+            request = drawing.request
+            if not drawing.wanted:
+                continue
+            if (error := future.exception()) is not None:
+                code = "DISK_FULL" if isinstance(error, OSError) else "INFERENCE_FAILED"
+                events += self._end(request, code, "The image could not be written.")
+                continue
+            drawing.picture = future.result()
+            if request.whole:
+                del self._requests[request.job.id]
+                job = request.job
+                events.append(request.drawn(self._scheduler(job), self._pipelines.guidance(job)))
+        return events
+
+    def _scheduler(self, job: ImageJob) -> str:
+        return job.scheduler or self._pipelines.schedulers.own_name
+
+    # ---- what goes wrong -------------------------------------------------------------------------
+
+    def _failed(self, run: Run, error: Exception) -> list[Event]:
+        wanted = [drawing for drawing in run.drawings if drawing.wanted]
+        if is_out_of_memory(error):
+            return self._again(wanted, run)
+        if self._pipelines.device.type == "cuda" and isinstance(error, RuntimeError):
+            raise error  # the context may be poisoned: going on would give garbage
+        message = f"The pipeline failed on this request ({type(error).__name__})."
+        return [
+            event
+            for request in _requests_of(wanted)
+            for event in self._end(request, "INFERENCE_FAILED", message)
+        ]
+
+    def _again(self, wanted: list[Drawing], run: Run) -> list[Event]:
+        """Out of memory: climb down the ladder, and draw the same again from the start."""
+        self._pipelines.prompts.clear()
+        del run
+        gc.collect()
+        if self._pipelines.device.type == "cuda":
+            torch.cuda.empty_cache()
+        measure = self._ladder.climb(len(wanted))
+        if measure is None:
+            message = "The device ran out of memory on this request."
+            return [
+                event
+                for request in _requests_of(wanted)
+                for event in self._end(request, "OUT_OF_MEMORY", message)
+            ]
+        for drawing in wanted:
+            drawing.step = 0
+            request = drawing.request
+            request.measures = tuple(dict.fromkeys((*request.measures, measure)))
+        self._waiting = wanted + self._waiting
+        return []
+
+    def _end(self, request: Request, code: str, message: str) -> list[Event]:
+        """Fail a request, once, and forget what is still to be drawn for it."""
+        if request.ended:
+            return []
+        failure = request.failed(code, message)
+        self._forget(request)
+        return [failure]
+
+    def _end_cancelled(self) -> list[Event]:
+        events: list[Event] = []
+        for job_id in dict.fromkeys(self._cancelled):
+            request = self._requests.get(job_id)
+            if request is not None:
+                events.append(request.cancelled())
+                self._forget(request)
+        self._cancelled.clear()
+        return events
+
+    def _forget(self, request: Request) -> None:
+        del self._requests[request.job.id]
+        self._waiting = [each for each in self._waiting if each.request is not request]
+        for run in [each for each in self._runs if not each.wanted]:
+            self._runs.remove(run)
+            run.end()
+
+    # ---- what is held ----------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests)
+
+    def device_bytes(self) -> int | None:
+        return peak_bytes() if self._pipelines.device.type == "cuda" else None
+
+    def books(self) -> dict[str, int]:
+        return {
+            "waiting": len(self._waiting),
+            "runs": len(self._runs),
+            "writing": sum(drawing.wanted for drawing in self._writing.values()),
+        }
+
+    def close(self) -> None:
+        for run in self._runs:
+            run.end()
+        self._writers.shutdown(wait=True)
+        self._requests.clear()
+
+
+_NOT_A_NUMBER = "The model's output is not a number."
+
+
+def _requests_of(drawings: list[Drawing]) -> list[Request]:
+    """The requests of these that have not ended, each once."""
+    found: dict[int, Any] = {id(each.request): each.request for each in drawings if each.wanted}
+    return list(found.values())

@@ -1,0 +1,144 @@
+"""From a folder to a pipeline: nothing is fetched, unpickled or executed.
+
+Whatever is wrong with the files becomes :class:`Refused` with MODEL_LOAD_FAILED.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from workers.engines.base import Refused
+from workers.protocol import Load
+
+INDEX = "model_index.json"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DENOISERS = ("transformer", "unet")
+_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+#: What the libraries raise for files that do not fit.
+_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+@dataclass(slots=True, frozen=True)
+class LoadedPipeline:
+    pipe: Any
+    dtype: torch.dtype
+    device: torch.device
+
+
+def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
+    """Load the pipeline of ``spec`` into host memory. Raises :class:`Refused`."""
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    folder = Path(spec.path)
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise failed("The model is to run on CUDA, but this process sees no CUDA device.")
+    device = torch.device(spec.device)
+    index = _index(folder)
+    dtype = _dtype(spec.dtype, folder, device)
+    parts = _models(folder, index, dtype, progress)
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
+        )
+    except _ERRORS as error:
+        raise failed(f"The pipeline does not load: {_first_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return LoadedPipeline(pipe, dtype, device)
+
+
+def failed(message: str) -> Refused:
+    return Refused("MODEL_LOAD_FAILED", message)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        if not isinstance(index["_class_name"], str):
+            raise failed("The model brings its own code, which is not run.")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise failed(f"The model's {INDEX} is not valid.") from error
+    return dict(index)
+
+
+def _dtype(wanted: str | None, folder: Path, device: torch.device) -> torch.dtype:
+    """The wanted one; else float32 on a CPU, which is slow at all others; else that of the
+    denoiser's files, where float32 becomes bfloat16: nobody sees the difference, and it takes
+    half of the memory and of the time."""
+    if wanted is not None:
+        return _DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    stored = _stored_dtype(folder)
+    return torch.bfloat16 if stored is torch.float32 else stored
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    for part in _DENOISERS:
+        for path in sorted((folder / part).glob("*.safetensors")):
+            with safe_open(path, "pt") as weights:
+                name = next(iter(weights.keys()))
+                return _STORED.get(weights.get_slice(name).get_dtype(), torch.bfloat16)
+    return torch.bfloat16
+
+
+def _models(
+    folder: Path, index: dict[str, Any], dtype: torch.dtype, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """The pipeline's models, each loaded by itself: only so does the library say which tensors
+    were missing, in place of which it puts random ones."""
+    classes = {name: _class_of(value) for name, value in index.items() if not name.startswith("_")}
+    known = {name: found for name, found in classes.items() if found is not None}
+    models = {}
+    for number, (name, model_class) in enumerate(known.items()):
+        models[name] = _model(folder / name, model_class, dtype)
+        progress((number + 1) / (len(known) + 1))
+    return models
+
+
+def _class_of(value: Any) -> Any:
+    """The class of a model of the two libraries; None for schedulers, tokenizers and the rest."""
+    if not isinstance(value, list) or len(value) != 2 or value[0] not in _LIBRARIES:
+        return None
+    found = getattr(_LIBRARIES[value[0]], str(value[1]), None)
+    is_model = isinstance(found, type) and issubclass(found, torch.nn.Module)
+    return found if is_model else None
+
+
+def _model(folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
+    own = {"trust_remote_code": False} if model_class.__module__.startswith("transformers") else {}
+    try:
+        model, info = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            variant=_variant(folder),
+            **own,
+        )
+    except _ERRORS as error:
+        raise failed(f"The weights of {folder.name} do not load: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise failed(f"{folder.name} lacks {len(missing)} of its tensors, {missing[0]} first.")
+    return model.eval().requires_grad_(False)
+
+
+def _variant(folder: Path) -> str | None:
+    """``fp16`` where the weights are there in half precision only."""
+    names = {path.name for path in folder.glob("*.safetensors*")}
+    plain = any(".fp16." not in name for name in names)
+    return None if plain or not names else "fp16"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

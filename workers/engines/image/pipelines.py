@@ -1,0 +1,153 @@
+"""One loaded pipeline, and a fresh one for each run that shares its weights.
+
+A pipeline keeps the state of its call in its scheduler and its own attributes, so two calls may
+not share either. What is heavy (models, tokenizers) is shared.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+from workers.engines.base import Refused
+from workers.engines.image.loading import LoadedPipeline
+from workers.engines.image.prompts import PromptCache
+from workers.engines.image.request import Drawing
+from workers.engines.image.schedulers import Schedulers
+from workers.protocol import ImageJob
+
+_CLASSIC = 7.5  #: guidance of classic pipelines where nobody asks for another
+_DEFAULT_SEQUENCE = 512
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
+
+
+class Pipelines:
+    def __init__(self, loaded: LoadedPipeline) -> None:
+        import torch
+
+        self.device = loaded.device
+        self._generator = torch.Generator
+        self._pipes = {"text": loaded.pipe}
+        self.schedulers = Schedulers(loaded.pipe.scheduler)
+        self.prompts = PromptCache()
+
+    @property
+    def base(self) -> Any:
+        return self._pipes["text"]
+
+    @property
+    def side_multiple(self) -> int:
+        """Width and height are multiples of so many pixels; some pipelines would round them."""
+        factor = int(getattr(self.base, "vae_scale_factor", 8))
+        packs = hasattr(self.base, "_pack_latents") or "ZImage" in type(self.base).__name__
+        return 2 * factor if packs else factor
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that the encoder reads which reads most; beside it CLIP's see the start only."""
+        sequence = self._parameters("text").get("max_sequence_length")
+        limit = sequence.default if sequence is not None else _DEFAULT_SEQUENCE
+        tokenizers = [getattr(self.base, name, None) for name in TOKENIZERS]
+        lengths = [min(each.model_max_length, limit) for each in tokenizers if each is not None]
+        return max(lengths, default=limit)
+
+    def guidance(self, job: ImageJob) -> float | None:
+        """The guidance that a job runs with; None where the pipeline has none."""
+        parameter = self._parameters("text").get("guidance_scale")
+        if parameter is None:
+            return None
+        if job.guidance_scale is not None:
+            return job.guidance_scale
+        if type(self.base).__name__.startswith("StableDiffusion"):
+            return _CLASSIC
+        return float(parameter.default)
+
+    def check(self, job: ImageJob) -> None:
+        """Raises Refused for what this pipeline does not do."""
+        parameters = self._parameters("text")
+        if job.guidance_scale is not None and "guidance_scale" not in parameters:
+            raise _unsupported("guidance_scale")
+        if job.negative_prompt is not None and not self._takes_negative():
+            raise _unsupported("negative_prompt")
+        if job.scheduler is not None:
+            self.schedulers.check(job.scheduler)
+        multiple = self.side_multiple
+        for name in ("width", "height"):
+            if getattr(job, name) % multiple:
+                raise Refused(
+                    "INVALID_REQUEST",
+                    f"'{name}' must be a multiple of {multiple} for this model.",
+                    param=name,
+                    details={"multiple": multiple},
+                )
+        if job.image is not None:
+            self._check_mode(_mode(job))
+
+    def prepare(self, drawings: list[Drawing]) -> tuple[Any, dict[str, Any]]:
+        """A pipeline of its own for one run, and what to call it with."""
+        request = drawings[0].request
+        job, mode = request.job, _mode(request.job)
+        pipe = copy.copy(self._pipe(mode))
+        pipe.scheduler = self.schedulers.fresh(job.scheduler)
+        self.prompts.attach(pipe, job.adapters)
+        arguments: dict[str, Any] = {
+            "prompt": [drawing.request.job.prompt for drawing in drawings],
+            "num_inference_steps": job.steps,
+            "generator": [self._generator().manual_seed(drawing.seed) for drawing in drawings],
+            "output_type": "np",
+            "callback_on_step_end_tensor_inputs": ["latents"],
+        }
+        if job.negative_prompt is not None:
+            arguments["negative_prompt"] = [d.request.job.negative_prompt for d in drawings]
+        guidance = self.guidance(job)
+        if guidance is not None:
+            arguments["guidance_scale"] = guidance
+        parameters = self._parameters(mode)
+        if "width" in parameters:
+            arguments |= {"width": job.width, "height": job.height}
+        if request.sources is not None:
+            arguments["image"] = request.sources.image
+            if request.sources.mask is not None:
+                arguments["mask_image"] = request.sources.mask
+            if job.strength is not None:
+                arguments["strength"] = job.strength
+        return pipe, arguments
+
+    def _takes_negative(self) -> bool:
+        """Distilled pipelines read a negative prompt only beside a second, true guidance."""
+        parameters = self._parameters("text")
+        return "negative_prompt" in parameters and "true_cfg_scale" not in parameters
+
+    def _parameters(self, mode: str) -> "dict[str, inspect.Parameter]":
+        return dict(inspect.signature(type(self._pipe(mode)).__call__).parameters)
+
+    def _check_mode(self, mode: str) -> None:
+        try:
+            self._pipe(mode)
+        except (ValueError, ImportError, TypeError) as error:
+            raise _unsupported("image" if mode == "image" else "mask") from error
+
+    def _pipe(self, mode: str) -> Any:
+        """The pipeline that makes images from text, from an image, or inside a mask."""
+        if mode not in self._pipes:
+            import diffusers
+
+            kinds = {
+                "image": diffusers.AutoPipelineForImage2Image,
+                "mask": diffusers.AutoPipelineForInpainting,
+            }
+            pipe = kinds[mode].from_pipe(self.base)
+            pipe.set_progress_bar_config(disable=True)
+            self._pipes[mode] = pipe
+        return self._pipes[mode]
+
+
+def _mode(job: ImageJob) -> str:
+    if job.image is None:
+        return "text"
+    return "image" if job.mask is None else "mask"
+
+
+def _unsupported(name: str) -> Refused:
+    return Refused(
+        "UNSUPPORTED_PARAMETER", f"'{name}' is not supported for this model.", param=name
+    )
