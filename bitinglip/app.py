@@ -15,6 +15,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.api.deps import Services
 from bitinglip.db.database import Database
 from bitinglip.home import Home
+from bitinglip.results.files import Files
 from bitinglip.scheduling.cluster import Cluster
 from bitinglip.scheduling.dispatch import Dispatcher
 from bitinglip.scheduling.footprints import Footprints
@@ -62,6 +63,8 @@ def build(
             background.start(_measure_load(services), "measure load")
             background.start(_flush(services), "flush what was learned")
             background.start(services.tasks.keep_clean(), "remove expired tasks")
+            clean = services.files.keep_clean(services.tasks.is_open)
+            background.start(clean, "remove expired files")
             background.start(_settle(services, admin_key, on_open), "settle")
             yield
 
@@ -106,7 +109,15 @@ async def _open(
     stack.push_async_callback(cluster.close)
     dispatcher = Dispatcher(settings, residency, metrics)
     pool.attach(dispatcher.delivery)
-    tasks = Tasks(db, dispatcher, inference_response, retention=settings.tasks.retention)
+    files = Files(
+        db,
+        home.files,
+        retention=settings.files.retention or settings.tasks.retention,
+        max_bytes=settings.files.max_bytes,
+    )
+    tasks = Tasks(
+        db, dispatcher, inference_response, files.keep, retention=settings.tasks.retention
+    )
     await tasks.recover()
     stack.push_async_callback(tasks.close)
     metrics.watch(
@@ -127,6 +138,7 @@ async def _open(
         db=db,
         tasks=tasks,
         tickets=Tickets(),
+        files=files,
     )
     return services, admin_key
 

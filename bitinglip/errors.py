@@ -3,7 +3,7 @@
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded
  ├─ InvalidApiKey, ExpiredApiKey, InvalidToken, InsufficientScope
- ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound
+ ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound, FileGone
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
@@ -87,6 +87,10 @@ class WorkerNotFound(NotFound):
 
 class KeyNotFound(NotFound):
     """There is no API key with this id."""
+
+
+class FileGone(NotFound):
+    """There is no file with this id; files expire."""
 
 
 class MethodNotAllowed(BitingLipError):
@@ -208,6 +212,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     TaskNotFound: Answer(404, "TASK_NOT_FOUND", _BAD),
     WorkerNotFound: Answer(404, "WORKER_NOT_FOUND", _BAD),
     KeyNotFound: Answer(404, "KEY_NOT_FOUND", _BAD),
+    FileGone: Answer(404, "FILE_NOT_FOUND", _BAD),
     MethodNotAllowed: Answer(405, "INVALID_REQUEST", _BAD),
     Conflict: Answer(409, "CONFLICT", _BAD),
     ModelInUse: Answer(409, "MODEL_IN_USE", _BAD),

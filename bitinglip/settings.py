@@ -37,6 +37,7 @@ class Server(Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(8080, description="port to listen on; 0 takes a free one")
     max_body_bytes: Bytes = Field(10_485_760, description="largest JSON body")
+    max_upload_bytes: Bytes = Field(104_857_600, description="largest form with files")
     drain_timeout: Seconds = Field(30, description="seconds that running requests get at shutdown")
     allowed_hosts: list[str] = Field(
         [], description="further names the Host header may hold, beside loopback and the bound one"
@@ -137,6 +138,9 @@ class Tier(Section):
     max_queue: Annotated[int, Field(ge=0)] | None = Field(
         None, description="requests of one key that may wait; null is no limit of its own"
     )
+    max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of one request's images together; null is no limit of its own"
+    )
 
 
 class Pro(Tier):
@@ -161,8 +165,28 @@ class Tiers(Section):
     operator: Operator = Operator()
 
 
+class ImageLimits(Section):
+    """What one request for images may ask for; sides in pixels."""
+
+    min_side: Annotated[int, Field(ge=8)] = Field(64, description="least width and height")
+    max_side: Annotated[int, Field(ge=8)] = Field(2048, description="greatest width and height")
+    max_steps: Annotated[int, Field(ge=1)] = Field(150, description="steps of one image")
+    max_images: Annotated[int, Field(ge=1, le=64)] = Field(8, description="images of one request")
+    max_guidance: Annotated[float, Field(ge=0)] = Field(50, description="guidance_scale")
+
+
 class Limits(Section):
     tiers: Tiers = Tiers()
+    images: ImageLimits = ImageLimits()
+
+
+class Files(Section):
+    retention: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="seconds that a made image can be fetched; null is tasks.retention"
+    )
+    max_bytes: Bytes = Field(
+        21_474_836_480, description="disk for made images; beyond it the oldest are removed"
+    )
 
 
 class Tasks(Section):
@@ -200,6 +224,22 @@ class SamplingDefaults(Section):
     )
     top_k: Annotated[int, Field(ge=1)] | None = Field(
         None, description="draw from this many of the likeliest tokens"
+    )
+
+
+class ImageModel(Section):
+    """How an image model runs, and what its requests mean that leave these open."""
+
+    width: Annotated[int, Field(ge=8)] | None = Field(None, description="null is 1024")
+    height: Annotated[int, Field(ge=8)] | None = Field(None, description="null is 1024")
+    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="null is 50")
+    guidance_scale: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="null is 7.5 for Stable Diffusion, the pipeline's own for others"
+    )
+    scheduler: str | None = Field(None, description="null is the model's own")
+    metadata: bool = Field(True, description="write the parameters into the image files")
+    max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of one image; null is what limits.images allows"
     )
 
 
@@ -247,6 +287,7 @@ class Model(Section):
         "least_work", description="how its replicas share: also round_robin, weighted, sticky"
     )
     sampling: SamplingDefaults = Field(SamplingDefaults(), description="defaults for its requests")
+    image: ImageModel = Field(ImageModel(), description="how an image model runs")
     fake: Fake = Field(Fake(), description="what the fake engine pretends")
 
 
@@ -259,6 +300,7 @@ class Settings(Section):
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
     tasks: Tasks = Tasks()
+    files: Files = Files()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

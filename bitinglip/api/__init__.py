@@ -9,7 +9,8 @@ from starlette.types import Scope as HttpScope
 from bitinglip.access.scopes import Scope
 from bitinglip.api import documentation, failures, ops
 from bitinglip.api.middleware import Envelope, Gate
-from bitinglip.api.native import keys, models, tasks, text, watch, workers
+from bitinglip.api.native import files, images, keys, models, tasks, text, watch, workers
+from bitinglip.api.openai import images as openai_images
 from bitinglip.api.openai import models as openai_models
 from bitinglip.api.openai import text as openai_text
 from bitinglip.errors import NotFound
@@ -19,9 +20,12 @@ from bitinglip.settings import Settings
 PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json"})
 _ROUTERS = (
     text.router,
+    images.router,
     tasks.router,
+    files.router,
     watch.router,
     openai_text.router,
+    openai_images.router,
     models.router,
     openai_models.router,
     workers.router,

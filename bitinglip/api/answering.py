@@ -61,9 +61,11 @@ class JobAnswer(Response):
         send: Send,
     ) -> None:
         async with Connection(receive):
-            done = await inbox.result()
+            await inbox.result()
+            view = self._view(inbox)
+            await view.settle()
         exchange_of(scope).engine_seconds = (inbox.ended or inbox.submitted) - inbox.submitted
-        body = self._view(inbox).whole(done)
+        body = view.whole()
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})

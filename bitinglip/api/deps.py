@@ -24,6 +24,7 @@ from bitinglip.errors import (
     UnsupportedParameter,
 )
 from bitinglip.home import Home
+from bitinglip.results.files import Files
 from bitinglip.scheduling.cluster import Cluster
 from bitinglip.scheduling.dispatch import Dispatcher
 from bitinglip.scheduling.footprints import Footprints
@@ -60,6 +61,7 @@ class Services:
     db: Database
     tasks: Tasks
     tickets: Tickets
+    files: Files
 
 
 def services_of(request: HTTPConnection) -> Services:

@@ -7,6 +7,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from bitinglip.wire.schema import schema_of
+
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -34,9 +36,17 @@ _ERROR = {
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
     """For ``openapi_extra`` of a route that reads its body itself."""
-    schema = model.model_json_schema()
-    content = {"application/json": {"schema": _inlined(schema, schema.pop("$defs", {}))}}
+    content = {"application/json": {"schema": schema_of(model)}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def form_body(model: type[BaseModel], *files: str) -> dict[str, Any]:
+    """The same for a multipart form with files of these names beside the model's fields."""
+    schema = schema_of(model)
+    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in files}
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    }
 
 
 def list_query(*filters: str) -> dict[str, Any]:
@@ -82,14 +92,3 @@ def _name_errors(paths: dict[str, dict[str, Any]]) -> None:
         for operation in operations.values():
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = {"description": "An error", "content": content}
-
-
-def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
-    """The schema with its local references replaced; request models hold no cycles."""
-    if isinstance(value, list):
-        return [_inlined(each, definitions) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if "$ref" in value:
-        return _inlined(definitions[value["$ref"].rpartition("/")[2]], definitions)
-    return {name: _inlined(each, definitions) for name, each in value.items()}

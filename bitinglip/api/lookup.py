@@ -1,5 +1,6 @@
 """Models and tasks by the names that requests give."""
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -10,6 +11,7 @@ from bitinglip.api.deps import Services, services_of
 from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, TaskNotFound
 from bitinglip.scheduling.task_rows import Task
 from bitinglip.wire.admin import model_info, model_type
+from bitinglip.wire.task import inference_response
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
 
@@ -42,6 +44,14 @@ def find_text_model(services: Services, name: str) -> Manifest:
     return manifest
 
 
+def find_image_model(services: Services, name: str) -> Manifest:
+    """A model that makes images. Raises InvalidModel, or InvalidRequest for another kind."""
+    manifest = find_model(services, name)
+    if model_type(manifest) != "image":
+        raise InvalidRequest(f"This model makes {model_type(manifest)}, not images.", param="model")
+    return manifest
+
+
 async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) -> Task:
     """A task that the caller may see: TaskNotFound for others' tasks, else InsufficientScope."""
     task = await services_of(connection).tasks.get(task_id)
@@ -51,6 +61,14 @@ async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) ->
     if not caller.may(scope):
         raise InsufficientScope(f"This task needs the scope {scope}.", details={"required": scope})
     return task
+
+
+async def with_files(services: Services, task: Task) -> Task:
+    """The task with the bytes that its answer is to hold, as far as they are still there."""
+    answer = task.answer
+    if answer is None and task.inbox is not None and task.inbox.final is not None:
+        answer = inference_response(task.inbox)
+    return task if answer is None else replace(task, answer=await services.files.fill(answer))
 
 
 def describe(services: Services, manifest: Manifest) -> dict[str, Any]:

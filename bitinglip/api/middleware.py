@@ -115,6 +115,7 @@ class Gate:
     def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app = app
         self._max_body = server.max_body_bytes
+        self._max_upload = server.max_upload_bytes
         bound = server.host if server.host not in ("0.0.0.0", "::") else "localhost"
         names = ["localhost", "127.0.0.1", "::1", bound, *server.allowed_hosts]
         self._hosts = frozenset(name.lower().strip("[]") for name in names)
@@ -127,9 +128,10 @@ class Gate:
         self._check_started(scope)
         self._check_host(scope, headers)
         _check_query(scope["query_string"])
-        length = self._check_body(dict(headers))
+        limit = self._limit(dict(headers))
+        length = _check_body(dict(headers), limit)
         if length is None:
-            receive = _counted(receive, self._max_body)
+            receive = _counted(receive, limit)
         await self._app(scope, receive, send)
 
     def _check_started(self, scope: Scope) -> None:
@@ -146,22 +148,28 @@ class Gate:
                 return
         raise InvalidRequest("The Host header does not name this server.", param="Host")
 
-    def _check_body(self, headers: dict[bytes, bytes]) -> int | None:
-        """The declared length; None if the body comes in chunks. Raises what is wrong with it."""
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise UnsupportedMediaType()
-        length = headers.get(b"content-length")
-        if b"transfer-encoding" in headers:
-            if length is not None:
-                raise InvalidRequest("Content-Length and Transfer-Encoding exclude each other.")
-            return None
-        if length is None:
-            return 0
-        if not length.isdigit():
-            raise InvalidRequest("Content-Length is not a number.")
-        if len(length) > 18 or int(length) > self._max_body:
-            raise too_large(self._max_body)
-        return int(length)
+    def _limit(self, headers: dict[bytes, bytes]) -> int:
+        """Bytes that the body may have: forms bring files."""
+        form = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
+        return self._max_upload if form else self._max_body
+
+
+def _check_body(headers: dict[bytes, bytes], limit: int) -> int | None:
+    """The declared length; None if the body comes in chunks. Raises what is wrong with it."""
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType()
+    length = headers.get(b"content-length")
+    if b"transfer-encoding" in headers:
+        if length is not None:
+            raise InvalidRequest("Content-Length and Transfer-Encoding exclude each other.")
+        return None
+    if length is None:
+        return 0
+    if not length.isdigit():
+        raise InvalidRequest("Content-Length is not a number.")
+    if len(length) > 18 or int(length) > limit:
+        raise too_large(limit)
+    return int(length)
 
 
 def too_large(limit: int) -> PayloadTooLarge:

@@ -76,6 +76,21 @@ class StoredTask(Table, table=True):
     completed_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
+class StoredFile(Table, table=True):
+    """An image or a sound that a task made; its bytes are in the home's ``files/``."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "created_at"), Index(None, "task_id"))
+
+    id: str = Field(primary_key=True, max_length=128)
+    task_id: str
+    key_id: str
+    kind: str
+    media_type: str
+    bytes: int = Field(sa_type=BigInteger)
+    created_at: datetime = Field(sa_type=UtcTime)
+
+
 class LearnedFootprint(Table, table=True):
     """What a model took of a kind of device, under the settings that ``id`` is made from."""
 

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from bitinglip.scheduling.inbox import Event, Inbox
-from workers import protocol
 
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_SECONDS = 15.0
@@ -23,8 +22,12 @@ class View(Protocol):
         """The event as bytes of a stream; empty if this surface does not show it."""
         ...
 
-    def whole(self, done: protocol.Done) -> bytes:
-        """The answer as one JSON body."""
+    async def settle(self) -> None:
+        """Make ready what the final event shows; awaited once, before that is rendered."""
+        ...
+
+    def whole(self) -> bytes:
+        """The answer of a job that succeeded, as one JSON body."""
         ...
 
 
@@ -38,7 +41,9 @@ def sse(data: bytes, event: str = "") -> bytes:
 async def chunks(inbox: Inbox, view: View) -> AsyncIterator[tuple[bytes, bool]]:
     """What to write next, and whether it is the last: all events that came meanwhile at once."""
     async for events in inbox.batches():
-        data = b"".join([view.render(event) for event in events])
         last = inbox.final is not None and events[-1] is inbox.final
+        if last:
+            await view.settle()
+        data = b"".join([view.render(event) for event in events])
         if data or last:
             yield data, last

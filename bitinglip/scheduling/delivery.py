@@ -161,12 +161,12 @@ class Delivery:
         """Correct what its key was charged, and learn how fast the replica is."""
         if isinstance(final, protocol.Failed) or flight.replica is None:
             return
-        done = float(final.prompt_tokens + final.completion_tokens)
+        done = flight.inbox.job.work_done(final)
         lane = self.lanes[flight.inbox.job.model]
         lane.waiting.charge(flight.share, done - flight.work)
         seconds = self._clock() - (flight.inbox.dispatched or self._clock())
         flight.replica.measured(done, seconds)
-        if isinstance(final, protocol.Done):
+        if isinstance(final, protocol.Success):
             lane.pace.ended(seconds)
 
     def _land(self, flight: Flight) -> None:

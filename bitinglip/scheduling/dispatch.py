@@ -22,6 +22,14 @@ from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
 
+#: how jobs ended, as metrics call it
+_ENDS = {
+    protocol.Done: "done",
+    protocol.Drawn: "done",
+    protocol.Failed: "failed",
+    protocol.Cancelled: "cancelled",
+}
+
 
 class Dispatcher:
     """Admits jobs, and holds each until it has ended."""
@@ -206,13 +214,16 @@ class Dispatcher:
         assert final is not None
         assert inbox.ended is not None
         first = inbox.first_token
+        tokens = final if isinstance(final, protocol.Done | protocol.Cancelled) else None
         self._metrics.job_finished(
             model=inbox.job.model,
             kind=inbox.job.kind,
-            status=type(final).__name__.lower(),
+            status=_ENDS[type(final)],
             queue_seconds=inbox.queue_time,
             first_token_seconds=first - inbox.submitted if first else None,
             duration=inbox.ended - inbox.submitted,
-            prompt_tokens=0 if isinstance(final, protocol.Failed) else final.prompt_tokens,
-            completion_tokens=0 if isinstance(final, protocol.Failed) else final.completion_tokens,
+            prompt_tokens=tokens.prompt_tokens if tokens else 0,
+            completion_tokens=tokens.completion_tokens if tokens else 0,
         )
+        if isinstance(final, protocol.Drawn):
+            self._metrics.images_made(model=inbox.job.model, count=len(final.pictures))

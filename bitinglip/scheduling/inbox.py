@@ -61,7 +61,7 @@ class Inbox:
     def status(self) -> str:
         """The contract's word for where the job is."""
         match self.final:
-            case protocol.Done():
+            case protocol.Done() | protocol.Drawn():
                 return "completed"
             case protocol.Failed():
                 return "failed"
@@ -90,7 +90,7 @@ class Inbox:
                 self._started = True
             case protocol.Token():
                 self.first_token = self.first_token or now
-            case protocol.Done() | protocol.Failed() | protocol.Cancelled():
+            case protocol.Done() | protocol.Drawn() | protocol.Failed() | protocol.Cancelled():
                 self.final = event
                 self.ended = now
             case _:
@@ -132,10 +132,10 @@ class Inbox:
             await self._news()
         return self.final
 
-    async def result(self) -> protocol.Done:
+    async def result(self) -> protocol.Success:
         """Wait for the end. Raises the error that a failed or cancelled job ended in."""
         match await self.end():
-            case protocol.Done() as done:
+            case protocol.Done() | protocol.Drawn() as done:
                 return done
             case protocol.Failed() as failed:
                 raise error_of(failed)

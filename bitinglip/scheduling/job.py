@@ -5,13 +5,14 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from bitinglip.scheduling.standing import Standing
 from workers import protocol
 
 _AFFINITY_CHARACTERS = 1024
 _CHARACTERS_PER_TOKEN = 4
+_MILLION = 1_000_000
 
 
 def new_task_id() -> str:
@@ -21,27 +22,39 @@ def new_task_id() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextJob:
-    """Text to generate for a caller, all fields checked against the model's manifest."""
-
-    kind: ClassVar[str] = "text"
+class _Order:
+    """What jobs of all kinds say: whose they are, and how they stand among others."""
 
     model: str
     key_id: str
-    sampling: protocol.Sampling
-    prompt: str | None = None
-    messages: tuple[protocol.ChatMessage, ...] | None = None
-    clip_max_tokens: bool = False
     stream: bool = False
     timeout: float = 600.0  #: seconds from now on, waiting included
     standing: Standing = field(default_factory=Standing)
     id: str = field(default_factory=new_task_id)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextJob(_Order):
+    """Text to generate for a caller, all fields checked against the model's manifest."""
+
+    kind: ClassVar[str] = "text"
+
+    sampling: protocol.Sampling
+    prompt: str | None = None
+    messages: tuple[protocol.ChatMessage, ...] | None = None
+    clip_max_tokens: bool = False
+
     @property
     def work(self) -> float:
         """An estimate in tokens: what the queue is fair in."""
         return self._characters / _CHARACTERS_PER_TOKEN + self.sampling.max_tokens
+
+    def work_done(self, final: protocol.Done | protocol.Drawn | protocol.Cancelled) -> float:
+        """What it was in the end."""
+        if isinstance(final, protocol.Drawn):
+            return self.work
+        return float(final.prompt_tokens + final.completion_tokens)
 
     @property
     def _characters(self) -> int:
@@ -55,8 +68,7 @@ class TextJob:
             start = self.prompt[:_AFFINITY_CHARACTERS]
         else:
             start = "\0".join(message.content for message in (self.messages or ())[:2])
-        text = f"{self.key_id}\0{start[:_AFFINITY_CHARACTERS]}"
-        return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+        return _digest(self.key_id, start[:_AFFINITY_CHARACTERS])
 
     def message(self) -> protocol.TextJob:
         """The third shape: what goes to the worker. No key, no caller."""
@@ -70,4 +82,74 @@ class TextJob:
         )
 
 
-Job = TextJob
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageJob(_Order):
+    """Images to make for a caller."""
+
+    kind: ClassVar[str] = "image"
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    seeds: tuple[int, ...]  #: one for each image
+    folder: str  #: where the worker puts them
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    format: str = "png"
+    metadata: bool = True
+    preview_every: int = 0
+    image: str | None = None  #: path of an uploaded image to begin with
+    mask: str | None = None
+    strength: float | None = None
+    adapters: tuple[protocol.Adapter, ...] = ()
+    output: Literal["b64", "url"] = "b64"  #: how the answer holds the images
+
+    @property
+    def megapixels(self) -> float:
+        return len(self.seeds) * self.width * self.height / _MILLION
+
+    @property
+    def work(self) -> float:
+        """Megapixels times steps."""
+        return self.megapixels * self.steps
+
+    def work_done(self, final: protocol.Done | protocol.Drawn | protocol.Cancelled) -> float:
+        if isinstance(final, protocol.Cancelled):
+            return self.megapixels * min(final.steps, self.steps)
+        return self.work
+
+    def affinity(self) -> bytes:
+        """The same for one prompt: what encoders made of it is kept by the worker that saw it."""
+        return _digest(self.key_id, self.prompt[:_AFFINITY_CHARACTERS])
+
+    def message(self) -> protocol.ImageJob:
+        return protocol.ImageJob(
+            id=self.id,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            width=self.width,
+            height=self.height,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            seeds=self.seeds,
+            scheduler=self.scheduler,
+            format=self.format,
+            metadata=self.metadata,
+            preview_every=self.preview_every,
+            folder=self.folder,
+            image=self.image,
+            mask=self.mask,
+            strength=self.strength,
+            adapters=self.adapters,
+            stream=self.stream,
+        )
+
+
+def _digest(key_id: str, text: str) -> bytes:
+    whole = f"{key_id}\0{text}".encode("utf-8", "replace")
+    return hashlib.blake2b(whole, digest_size=8).digest()
+
+
+Job = TextJob | ImageJob

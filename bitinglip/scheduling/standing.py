@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bitinglip.settings import Tiers
+from bitinglip.settings import Tier, Tiers
 
 Priority = Literal["low", "normal", "high"]
 _STEPS: dict[Priority, int] = {"low": -1, "normal": 0, "high": 1}
@@ -22,8 +22,7 @@ class Standing:
 
 def standing_of(tiers: Tiers, tier: str, priority: Priority = "normal") -> Standing:
     """The standing of a request; a tier that the settings do not name stands as the lowest."""
-    named = {"pro": tiers.pro, "enterprise": tiers.enterprise, "operator": tiers.operator}
-    own = named.get(tier, tiers.free)
+    own = tier_of(tiers, tier)
     return Standing(
         rank=own.priority,
         level=2 * own.priority + _STEPS[priority],
@@ -31,3 +30,9 @@ def standing_of(tiers: Tiers, tier: str, priority: Priority = "normal") -> Stand
         max_waiting=own.max_queue,
         batch=priority == "low",
     )
+
+
+def tier_of(tiers: Tiers, name: str) -> Tier:
+    """The settings of a tier; of the lowest for one that they do not name."""
+    named = {"pro": tiers.pro, "enterprise": tiers.enterprise, "operator": tiers.operator}
+    return named.get(name, tiers.free)

@@ -27,6 +27,9 @@ _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0  #: for the ends that are known and not written yet
 _WAITING = ("queued", "loading")
 
+#: lets the files that an ended job made be fetched later
+Keep = Callable[[Inbox], Awaitable[None]]
+
 
 class _Run:
     """One asynchronous task, from its acceptance until its end is in the database."""
@@ -51,10 +54,17 @@ class _Run:
 
 class Tasks:
     def __init__(
-        self, db: Database, dispatcher: Dispatcher, describe: Describe, *, retention: float
+        self,
+        db: Database,
+        dispatcher: Dispatcher,
+        describe: Describe,
+        keep: Keep,
+        *,
+        retention: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._retention = retention
+        self._keep = keep
         self._rows = TaskRows(db, describe, retention)
         self._runs: dict[str, _Run] = {}
         self._resumed = asyncio.Event()
@@ -125,6 +135,13 @@ class Tasks:
             await run.placed.wait()
             return run.inbox
         return self._dispatcher.find(task_id)
+
+    def is_open(self, task_id: str) -> bool:
+        """Whether it has not ended, or its end is not in the database yet."""
+        if task_id in self._runs:
+            return True
+        inbox = self._dispatcher.find(task_id)
+        return inbox is not None and inbox.final is None
 
     async def over(self, task_id: str) -> bool:
         """Wait until a task's end may be told; False if it is left for the next start."""
@@ -213,6 +230,7 @@ class Tasks:
         run.placed.set()
 
     async def _finish(self, run: _Run, inbox: Inbox) -> None:
+        await self._insist(lambda: self._keep(inbox))
         await self._insist(lambda: self._rows.end(inbox))
         del self._runs[run.job.id]
         run.over.set()

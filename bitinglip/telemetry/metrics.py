@@ -125,6 +125,9 @@ class Metrics:
                 registry=self.registry,
             )
         )
+        self._images = Counter(
+            "bitinglip_images_total", "Images made", ["model"], registry=self.registry
+        )
         self._queue = histogram("bitinglip_queue_seconds", "Wait before a worker began", _REQUEST)
         self._first = histogram(
             "bitinglip_time_to_first_token_seconds",
@@ -200,6 +203,9 @@ class Metrics:
         if completion_tokens > 1:
             each = (duration - first_token_seconds) / (completion_tokens - 1)
             self._between(model).observe(each)
+
+    def images_made(self, *, model: str, count: int) -> None:
+        self._images.labels(self._models.bound(model)).inc(count)
 
     def load_finished(self, *, model: str, seconds: float, ok: bool) -> None:
         model = self._models.bound(model)

@@ -11,7 +11,9 @@ from bitinglip.access.keys import KeyRecord
 from bitinglip.scheduling.cluster import WorkerView
 from bitinglip.wire.failure import timestamp
 from bitinglip.wire.fields import Body
+from bitinglip.wire.image import SIDE, STEPS, ImageGenerationRequest
 from bitinglip.wire.native import DEFAULTS, TextGenerationRequest
+from bitinglip.wire.schema import schema_of
 from model_store.manifest import Manifest
 from workers import protocol
 
@@ -20,6 +22,18 @@ _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
 _NOT_PARAMETERS = frozenset(
     {"model", "prompt", "messages", "stream", "timeout", "async", "priority"}
 )
+#: by what a model makes: the native request, and the defaults that its schema leaves open
+_REQUESTS: dict[str, tuple[type[Body], dict[str, Any]]] = {
+    "text": (
+        TextGenerationRequest,
+        {
+            "max_tokens": DEFAULTS.max_tokens,
+            "temperature": DEFAULTS.temperature,
+            "top_p": DEFAULTS.top_p,
+        },
+    ),
+    "image": (ImageGenerationRequest, {"width": SIDE, "height": SIDE, "steps": STEPS, "n": 1}),
+}
 
 
 class WatchTicketRequest(Body):
@@ -67,7 +81,7 @@ def model_info(
         "progress": progress,
         "replicas": replicas,
         "capabilities": list(manifest.capabilities),
-        "supported_parameters": text_parameters(manifest.engine) if kind == "text" else {},
+        "supported_parameters": supported_parameters(kind, manifest.engine),
         "engine": manifest.engine,
         "architecture": manifest.architecture,
         "max_context": (ready and ready.max_context) or manifest.max_context,
@@ -90,16 +104,17 @@ def openai_model(manifest: Manifest) -> dict[str, Any]:
 
 
 @cache
-def text_parameters(engine: str) -> Mapping[str, Any]:
-    """What a text request may set: type, bounds and default, from the request's own schema."""
-    defaults = {
-        "max_tokens": DEFAULTS.max_tokens,
-        "temperature": DEFAULTS.temperature,
-        "top_p": DEFAULTS.top_p,
-    }
-    properties = TextGenerationRequest.model_json_schema()["properties"]
+def supported_parameters(kind: str, engine: str) -> Mapping[str, Any]:
+    """What a request may set: type, bounds and default, from the request's own schema."""
+    if kind not in _REQUESTS:
+        return {}
+    request, defaults = _REQUESTS[kind]
+    properties = schema_of(request)["properties"]
     return {
-        name: {**schema.get("anyOf", [schema])[0], "default": defaults.get(name)}
+        name: {
+            **schema.get("anyOf", [schema])[0],
+            "default": defaults.get(name, schema.get("default")),
+        }
         for name, schema in properties.items()
         if name not in _NOT_PARAMETERS and not (engine == "fake" and name in _NEED_A_MODEL)
     }

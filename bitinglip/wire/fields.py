@@ -11,6 +11,7 @@ from workers import protocol
 
 MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 4096
+MAX_TIMEOUT = 86_400
 _SEEDS = 2**64
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Logprobs = Annotated[int, Field(ge=0, le=20)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 OneOrMore = BeforeValidator(_listed, json_schema_input_type=str | list[str])
 
@@ -120,14 +122,14 @@ class SamplingFields(Body):
     ) -> protocol.Sampling:
         """The request's values, else the model's own defaults, else the API's."""
         return protocol.Sampling(
-            max_tokens=_first(max_tokens, own.max_tokens, api.max_tokens),
-            temperature=_first(self.temperature, own.temperature, api.temperature),
-            top_p=_first(self.top_p, own.top_p, api.top_p),
-            top_k=_first(self.top_k, own.top_k, None),
-            min_p=_first(self.min_p, None, 0.0),
-            repetition_penalty=_first(self.repetition_penalty, None, 1.0),
-            presence_penalty=_first(self.presence_penalty, None, 0.0),
-            frequency_penalty=_first(self.frequency_penalty, None, 0.0),
+            max_tokens=first(max_tokens, own.max_tokens, api.max_tokens),
+            temperature=first(self.temperature, own.temperature, api.temperature),
+            top_p=first(self.top_p, own.top_p, api.top_p),
+            top_k=first(self.top_k, own.top_k, None),
+            min_p=first(self.min_p, None, 0.0),
+            repetition_penalty=first(self.repetition_penalty, None, 1.0),
+            presence_penalty=first(self.presence_penalty, None, 0.0),
+            frequency_penalty=first(self.frequency_penalty, None, 0.0),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             logprobs=logprobs,
             seed=None if self.seed is None else self.seed % _SEEDS,
@@ -136,7 +138,8 @@ class SamplingFields(Body):
         )
 
 
-def _first(asked: T | None, own: T | None, otherwise: T) -> T:
+def first(asked: T | None, own: T | None, otherwise: T) -> T:
+    """The request's value, else the model's own default, else the API's."""
     if asked is not None:
         return asked
     return otherwise if own is None else own

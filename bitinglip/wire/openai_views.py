@@ -8,6 +8,7 @@ import msgspec
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import DONE, sse
 from bitinglip.scheduling.inbox import Event, Inbox, error_of
+from bitinglip.scheduling.job import TextJob
 from bitinglip.wire.failure import error_body
 from workers import protocol
 
@@ -26,6 +27,8 @@ class _OpenAIView(ABC):
 
     def __init__(self, inbox: Inbox, request_id: str, *, include_usage: bool = False) -> None:
         job = inbox.job
+        assert isinstance(job, TextJob)
+        self._inbox = inbox
         self._request_id = request_id
         self._include_usage = include_usage
         self._wants_logprobs = job.sampling.logprobs is not None
@@ -53,7 +56,13 @@ class _OpenAIView(ABC):
             case _:
                 return b""
 
-    def whole(self, done: protocol.Done) -> bytes:
+    async def settle(self) -> None:
+        """Nothing to do: text is in the event itself."""
+        assert self._inbox.final is not None
+
+    def whole(self) -> bytes:
+        done = self._inbox.final
+        assert isinstance(done, protocol.Done)
         return _json.encode(
             {
                 **self._frame,

@@ -6,8 +6,10 @@ from typing import Any
 import msgspec
 
 from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.job import ImageJob, Job, TextJob
 from bitinglip.scheduling.task_rows import Task
 from bitinglip.wire.failure import error_body, error_object, timestamp
+from bitinglip.wire.image import image_result, image_usage
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -20,12 +22,12 @@ def inference_response(inbox: Inbox) -> dict[str, Any]:
     return {
         "task_id": job.id,
         "status": inbox.status,
-        "result": _result(inbox, final) if isinstance(final, protocol.Done) else None,
+        "result": _result(inbox, final) if isinstance(final, protocol.Success) else None,
         "processing_time": round(ended - began, 6) if ended else None,
         "worker_id": inbox.worker_id,
         "created_at": timestamp(job.created_at),
         "completed_at": _moment(inbox.completed_at),
-        "usage": None if final is None or isinstance(final, protocol.Failed) else _usage(final),
+        "usage": _usage(job, final),
         "model": job.model,
         "queue_time": round(inbox.queue_time, 6),
     }
@@ -82,14 +84,23 @@ def _of_inbox(task: Task) -> dict[str, Any]:
     }
 
 
-def _result(inbox: Inbox, done: protocol.Done) -> dict[str, Any]:
+def _result(inbox: Inbox, done: protocol.Success) -> dict[str, Any]:
+    if isinstance(done, protocol.Drawn):
+        assert isinstance(inbox.job, ImageJob)
+        return image_result(inbox.job, done)
     result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
-    if inbox.job.sampling.logprobs is not None:
+    if isinstance(inbox.job, TextJob) and inbox.job.sampling.logprobs is not None:
         result["logprobs"] = [logprob_info(each) for each in done.logprobs]
     return result
 
 
-def _usage(final: protocol.Done | protocol.Cancelled) -> dict[str, int]:
+def _usage(job: Job, final: protocol.Final | None) -> dict[str, Any] | None:
+    if final is None or isinstance(final, protocol.Failed):
+        return None
+    if isinstance(job, ImageJob):
+        assert not isinstance(final, protocol.Done)
+        return image_usage(job, final)
+    assert not isinstance(final, protocol.Drawn)
     return {
         "prompt_tokens": final.prompt_tokens,
         "completion_tokens": final.completion_tokens,

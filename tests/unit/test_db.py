@@ -246,6 +246,7 @@ def test_an_older_schema_is_backed_up_and_migrated(
     query(path, "DROP TABLE api_keys")
     query(path, "DROP TABLE tasks")
     query(path, "DROP TABLE footprints")
+    query(path, "DROP TABLE files")
     query(path, "UPDATE alembic_version SET version_num = '0000'")
     query(path, "CREATE TABLE old AS SELECT 1 AS x")
     monkeypatch.setattr(files, "VERSIONS", ["0000", *migrations.VERSIONS])

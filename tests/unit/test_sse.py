@@ -1,14 +1,14 @@
 """The bytes of streams, view by view."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from bitinglip.results.streams import DONE, chunks, sse
 from bitinglip.scheduling.inbox import Inbox, Loading, Queued
 from bitinglip.scheduling.job import TextJob
-from bitinglip.wire.native import NativeView
+from bitinglip.wire.native_view import NativeView
 from bitinglip.wire.openai_views import ChatView, CompletionView
 from workers import protocol
 
@@ -53,6 +53,11 @@ def events(data: bytes) -> list[tuple[str, Any]]:
     return seen
 
 
+def native(box: Inbox) -> NativeView:
+    """A view of a job that makes no files."""
+    return NativeView(box, "r-1", cast("Any", None))
+
+
 def test_an_event_is_one_data_line() -> None:
     assert sse(b"{}") == b"data: {}\n\n"
     assert sse(b"{}", "token") == b"event: token\ndata: {}\n\n"
@@ -60,7 +65,7 @@ def test_an_event_is_one_data_line() -> None:
 
 def test_native_events() -> None:
     box = inbox()
-    view = NativeView(box, "r-1")
+    view = native(box)
     data = b""
     for event in [
         Queued(2, 1.5),
@@ -85,7 +90,7 @@ def test_native_events() -> None:
 
 def test_native_logprobs() -> None:
     box = inbox(logprobs=1)
-    view = NativeView(box, "r-1")
+    view = native(box)
     expected = {
         "token": "hé",
         "id": 5,
@@ -94,11 +99,11 @@ def test_native_logprobs() -> None:
     }
     assert events(view.render(token("x", logprobs=(LOGPROB,))))[0][1]["logprobs"] == [expected]
     box.put(done(logprobs=(LOGPROB,)))
-    assert json.loads(view.whole(done()))["result"]["logprobs"] == [expected]
+    assert json.loads(view.whole())["result"]["logprobs"] == [expected]
 
 
 def test_native_ends() -> None:
-    view = NativeView(inbox(), "r-1")
+    view = native(inbox())
     failed = protocol.Failed(id="task-1", code="OUT_OF_MEMORY", message="no")
     [(name, body)] = events(view.render(failed))
     assert name == "failed"
@@ -146,8 +151,9 @@ def test_a_failed_openai_stream_has_no_done() -> None:
 
 
 def test_chat_whole() -> None:
-    view = ChatView(inbox(logprobs=1), "r-1")
-    body = json.loads(view.whole(done(logprobs=(LOGPROB,))))
+    box = inbox(logprobs=1)
+    box.put(done(logprobs=(LOGPROB,)))
+    body = json.loads(ChatView(box, "r-1").whole())
     choice = body["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "a b", "refusal": None}
     [logprob] = choice["logprobs"]["content"]
@@ -167,7 +173,9 @@ def test_completions() -> None:
         "top_logprobs": [{"a": -1.0}],
         "text_offset": [2],
     }
-    whole = json.loads(CompletionView(inbox(), "r-1").whole(done()))
+    box = inbox()
+    box.put(done())
+    whole = json.loads(CompletionView(box, "r-1").whole())
     assert whole["object"] == "text_completion"
     assert whole["choices"][0]["text"] == "a b"
     assert whole["choices"][0]["logprobs"] is None
@@ -190,5 +198,5 @@ def test_events_that_came_together_are_written_together() -> None:
 
 @pytest.mark.parametrize("text", ["\u2028", "\r\n", "\n\nevent: x", "\0"])
 def test_text_cannot_end_an_event(text: str) -> None:
-    [(_, body)] = events(NativeView(inbox(), "r-1").render(token(text)))
+    [(_, body)] = events(native(inbox()).render(token(text)))
     assert body["text"] == text

@@ -105,7 +105,11 @@ def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
 
 
 def tasks_of(db: Database, desk: Desk) -> Tasks:
-    return Tasks(db, cast("Any", desk), inference_response, retention=60)
+    return Tasks(db, cast("Any", desk), inference_response, made_nothing, retention=60)
+
+
+async def made_nothing(_inbox: Inbox) -> None:
+    """What a text job leaves to be kept."""
 
 
 def job(**more: Any) -> TextJob:

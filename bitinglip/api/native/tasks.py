@@ -14,7 +14,7 @@ from bitinglip.api.deps import (
     services_of,
 )
 from bitinglip.api.documentation import list_query
-from bitinglip.api.lookup import KIND_SCOPES, find_task
+from bitinglip.api.lookup import KIND_SCOPES, find_task, with_files
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.task_rows import Filter, Task
@@ -49,6 +49,7 @@ async def list_tasks(request: Request) -> Response:
 async def get_task(request: Request, task_id: str) -> Response:
     """One task: its state, and its result or error once it has ended."""
     task = await find_task(request, caller_of(request), task_id)
+    task = await with_files(services_of(request), task)
     return json_answer(task_info(task, request_id_of(request)))
 
 

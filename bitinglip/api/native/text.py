@@ -1,21 +1,16 @@
 """Text generation."""
 
-from dataclasses import replace
-from functools import partial
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.answering import JobAnswer
-from bitinglip.api.deps import caller_of, needs, read_body, request_id_of, services_of
+from bitinglip.api.deps import caller_of, needs, read_body, services_of
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_text_model
-from bitinglip.api.native.tasks import accepted, wants_async
-from bitinglip.errors import InvalidRequest
+from bitinglip.api.native.inference import respond, runs_behind
 from bitinglip.scheduling.standing import standing_of
-from bitinglip.wire.native import NativeView, TextGenerationRequest
+from bitinglip.wire.native import TextGenerationRequest
 
 router = APIRouter(prefix="/api/v1", tags=["inference"])
 
@@ -27,11 +22,7 @@ async def generate_text(request: Request) -> Response:
     services = services_of(request)
     body = await read_body(request, TextGenerationRequest)
     find_text_model(services, body.model)
-    background = body.asynchronous or wants_async(request)
-    if background and body.stream:
-        raise InvalidRequest(
-            "An asynchronous request has no stream of its own; watch its task.", param="stream"
-        )
+    background = runs_behind(request, body)
     caller = caller_of(request)
     job = body.to_job(
         services.settings.model(body.model),
@@ -39,7 +30,4 @@ async def generate_text(request: Request) -> Response:
         timeout=services.settings.server.request_timeout,
         standing=standing_of(services.settings.limits.tiers, caller.tier, body.priority),
     )
-    if background:
-        return await accepted(request, replace(job, stream=True))  # for those who watch
-    view = partial(NativeView, request_id=request_id_of(request))
-    return JobAnswer(services.dispatcher, job, view)
+    return await respond(request, job, background=background)

@@ -26,10 +26,10 @@ from bitinglip.api.deps import (
     services_of,
 )
 from bitinglip.api.documentation import json_body
-from bitinglip.api.lookup import find_task
+from bitinglip.api.lookup import find_task, with_files
 from bitinglip.errors import BitingLipError, InsufficientScope, InvalidRequest, InvalidToken
 from bitinglip.wire.admin import WatchTicketRequest
-from bitinglip.wire.native import NativeView
+from bitinglip.wire.native_view import NativeView
 from bitinglip.wire.task import final_event
 
 router = APIRouter(tags=["tasks"])
@@ -132,16 +132,19 @@ async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, b
     tasks, request_id = services_of(socket).tasks, request_id_of(socket)
     inbox = await tasks.inbox(task_id)
     if inbox is not None:
-        view = NativeView(inbox, request_id)
+        view = NativeView(inbox, request_id, services_of(socket).files)
         async for events in inbox.batches():
             for event in events:
-                if event is inbox.final and not await tasks.over(task_id):
-                    raise _LeftForLater
+                if event is inbox.final:
+                    if not await tasks.over(task_id):
+                        raise _LeftForLater
+                    await view.settle()
                 yield view.event(event)
         return
     if not await tasks.over(task_id):
         raise _LeftForLater
-    yield final_event(await tasks.get(task_id), request_id)
+    task = await tasks.get(task_id)
+    yield final_event(await with_files(services_of(socket), task), request_id)
 
 
 class _LeftForLater(Exception):

@@ -20,6 +20,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import Tickets
 from bitinglip.api import websocket
 from bitinglip.api.deps import Services
+from bitinglip.results.files import Files
 from bitinglip.scheduling.cluster import WorkerView
 from bitinglip.scheduling.footprints import Footprints
 from bitinglip.scheduling.inbox import Inbox
@@ -274,10 +275,11 @@ class Served:
 
 
 @contextmanager
-def serve(settings: Settings, script: Script) -> Iterator[Served]:
+def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) -> Iterator[Served]:
     """The real routes and middleware on a free port, over scripted parts."""
     dispatcher, cluster, store = ScriptedDispatcher(script), FakeCluster(), FakeStore()
     database, metrics = FakeDatabase(), Metrics()
+    files = Files(cast("Any", database), folder, retention=60, max_bytes=2**30)
     metrics.watch(lambda: dispatcher.in_flight, dict, dict)
     app = FastAPI(title="x", version="0", redoc_url=None, swagger_ui_oauth2_redirect_url=None)
     api.mount(app, settings)
@@ -292,9 +294,14 @@ def serve(settings: Settings, script: Script) -> Iterator[Served]:
         metrics=metrics,
         db=cast("Any", database),
         tasks=Tasks(
-            cast("Any", database), cast("Any", dispatcher), inference_response, retention=60
+            cast("Any", database),
+            cast("Any", dispatcher),
+            inference_response,
+            files.keep,
+            retention=60,
         ),
         tickets=Tickets(),
+        files=files,
     )
     config = uvicorn.Config(
         app,

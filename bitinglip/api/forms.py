@@ -1,0 +1,79 @@
+"""Multipart forms: files, and fields that are checked as those of a JSON body are."""
+
+from collections.abc import Collection, Mapping
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from pydantic import BaseModel
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from bitinglip.errors import InvalidRequest, UnsupportedMediaType, UnsupportedParameter
+from bitinglip.wire.parse import parse
+
+_MOST_FIELDS = 64
+_MOST_FILES = 16
+_LONGEST_FIELD = 64 * 1024
+_WORDS = {"true": True, "false": False}
+
+M = TypeVar("M", bound=BaseModel)
+Uploaded = Mapping[str, list[bytes]]
+
+
+async def read_form(request: Request, model: type[M], names: Collection[str]) -> tuple[M, Uploaded]:
+    """The form's fields, checked, and the files of those names. Raises InvalidRequest,
+    UnsupportedParameter or UnsupportedMediaType."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise UnsupportedMediaType("The request's body must be multipart/form-data.")
+    fields: dict[str, Any] = {}
+    files: dict[str, list[bytes]] = {}
+    try:
+        async with request.form(
+            max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=_LONGEST_FIELD
+        ) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    _check_name(name, names)
+                    files.setdefault(name, []).append(await value.read())
+                elif name in fields:
+                    raise InvalidRequest(f"'{name[:64]}' is given twice.", param=name[:64])
+                else:
+                    fields[name] = _typed(model, name, value)
+    except MultiPartException:
+        raise InvalidRequest("The form is not valid, or has too many parts.") from None
+    for name in names:
+        if name in fields:
+            raise InvalidRequest(f"'{name}' must be a file.", param=name)
+    return parse(model, msgspec.json.encode(fields)), files
+
+
+def _check_name(name: str, names: Collection[str]) -> None:
+    if name not in names:
+        shown = name[:64]
+        raise UnsupportedParameter(f"'{shown}' is no file of this route.", param=shown)
+
+
+def _typed(model: type[BaseModel], name: str, text: str) -> Any:
+    """A form holds words only: a field that is a number or a truth elsewhere is one here."""
+    kinds = _kinds(model.model_fields[name].annotation) if name in model.model_fields else set()
+    if bool in kinds:
+        return _WORDS.get(text.lower(), text)
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                return text
+    return text
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that a field may have."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for each in get_args(annotation) for kind in _kinds(each)}
+    return {annotation}

@@ -1,0 +1,31 @@
+"""The files that tasks made: images, sounds."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from bitinglip.access.scopes import Scope
+from bitinglip.api.deps import caller_of, check_query, needs_inference, services_of
+from bitinglip.api.lookup import KIND_SCOPES
+from bitinglip.errors import FileGone, InsufficientScope
+
+router = APIRouter(prefix="/api/v1/files", tags=["tasks"])
+
+
+@router.get("/{file_id}")
+@needs_inference
+async def get_file(request: Request, file_id: str) -> Response:
+    """An image or a sound that one of the caller's tasks made; it expires."""
+    check_query(request)
+    files, caller = services_of(request).files, caller_of(request)
+    row = await files.get(file_id)
+    if row.key_id != caller.key_id and not caller.may(Scope.ADMIN):
+        raise FileGone()
+    scope = KIND_SCOPES[row.kind]
+    if not caller.may(scope):
+        raise InsufficientScope(f"This file needs the scope {scope}.", details={"required": scope})
+    return FileResponse(
+        files.path(row),
+        media_type=row.media_type,
+        headers={"cache-control": "private, max-age=3600, immutable"},
+    )

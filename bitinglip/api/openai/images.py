@@ -1,0 +1,79 @@
+"""Images, as the official client asks for them."""
+
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.access.scopes import Scope
+from bitinglip.api.answering import JobAnswer
+from bitinglip.api.deps import needs, read_body, request_id_of, services_of
+from bitinglip.api.documentation import form_body, json_body
+from bitinglip.api.forms import read_form
+from bitinglip.api.lookup import find_image_model
+from bitinglip.api.terms import image_terms
+from bitinglip.api.uploads import Upload, looked_at, received
+from bitinglip.errors import InvalidRequest, UnsupportedParameter
+from bitinglip.scheduling.job import ImageJob
+from bitinglip.settings import ImageLimits
+from bitinglip.wire.image import SIDE_MULTIPLE
+from bitinglip.wire.openai_images import ImageEditRequest, ImagesRequest, ImagesView
+
+router = APIRouter(prefix="/v1/images", tags=["openai"])
+
+
+@router.post("/generations", openapi_extra=json_body(ImagesRequest))
+@needs(Scope.IMAGE)
+async def generate(request: Request) -> Response:
+    """Images from a prompt."""
+    body = await read_body(request, ImagesRequest)
+    find_image_model(services_of(request), body.model)
+    job = body.job(image_terms(request, body.model), uploads=set())
+    return _answer(request, job, "image_generation", body.partial_images or 0)
+
+
+@router.post("/edits", openapi_extra=form_body(ImageEditRequest, "image", "mask"))
+@needs(Scope.IMAGE)
+async def edit(request: Request) -> Response:
+    """An image made from another; with a mask, only where that is transparent."""
+    body, files = await read_form(request, ImageEditRequest, {"image", "image[]", "mask"})
+    services = services_of(request)
+    find_image_model(services, body.model)
+    images = files.get("image", []) + files.get("image[]", [])
+    if len(images) != 1:
+        if images:
+            raise UnsupportedParameter("'image' may be one picture only.", param="image")
+        raise InvalidRequest("'image' is missing.", param="image")
+    uploads = {"image": await looked_at(images[0], "image")}
+    if "mask" in files:
+        uploads["mask"] = await looked_at(files["mask"][0], "mask")
+    terms = image_terms(request, body.model)
+    size = _size_of(uploads["image"], terms.limits)
+    job = body.job(terms, uploads=set(uploads), size=size, strength=body.strength)
+    await received(services, job, uploads)
+    return _answer(request, job, "image_edit", body.partial_images or 0)
+
+
+def _size_of(upload: Upload, limits: ImageLimits) -> tuple[int, int]:
+    """The picture's own size, brought within the limits in its own proportions."""
+    scale = min(1.0, limits.max_side / max(upload.width, upload.height))
+
+    def side(pixels: int) -> int:
+        whole = int(pixels * scale) // SIDE_MULTIPLE * SIDE_MULTIPLE
+        return max(limits.min_side, whole)
+
+    return side(upload.width), side(upload.height)
+
+
+def _answer(request: Request, job: ImageJob, kind: str, shown: int) -> Response:
+    services = services_of(request)
+    view = partial(
+        ImagesView,
+        request_id=request_id_of(request),
+        files=services.files,
+        kind=kind,
+        base_url=str(request.base_url).rstrip("/"),
+        partial=shown,
+    )
+    return JobAnswer(services.dispatcher, job, view)

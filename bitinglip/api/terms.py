@@ -1,0 +1,21 @@
+"""What a caller's key, the model's settings and the server give a request of some kind."""
+
+from starlette.requests import Request
+
+from bitinglip.api.deps import caller_of, services_of
+from bitinglip.scheduling.standing import Priority, standing_of, tier_of
+from bitinglip.wire.image import ImageTerms
+
+
+def image_terms(request: Request, model: str, priority: Priority = "normal") -> ImageTerms:
+    services, tier = services_of(request), caller_of(request).tier
+    settings = services.settings
+    return ImageTerms(
+        own=settings.model(model).image,
+        limits=settings.limits.images,
+        tier=tier_of(settings.limits.tiers, tier),
+        key_id=caller_of(request).key_id,
+        timeout=settings.server.request_timeout,
+        standing=standing_of(settings.limits.tiers, tier, priority),
+        folder=services.files.folder,
+    )

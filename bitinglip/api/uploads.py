@@ -1,0 +1,73 @@
+"""Pictures that clients send: looked at before anything decodes them, then left for the worker."""
+
+import asyncio
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from bitinglip.api.deps import Services
+from bitinglip.errors import InvalidRequest
+from bitinglip.scheduling.job import ImageJob
+
+MAX_UPLOAD_PIXELS = 64_000_000
+_FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A picture as it came; sides in pixels."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+async def decoded(text: str, param: str) -> Upload:
+    """A picture in base64, or as a ``data:`` URL. Raises InvalidRequest."""
+    return await asyncio.to_thread(_decoded, text, param)
+
+
+async def looked_at(data: bytes, param: str) -> Upload:
+    """A picture whose format, size and frames its header tells. Raises InvalidRequest."""
+    return await asyncio.to_thread(_look, data, param)
+
+
+async def received(services: Services, job: ImageJob, uploads: Mapping[str, Upload]) -> None:
+    """Write a job's pictures where it says that they are. Raises DiskFull."""
+    for name, upload in uploads.items():
+        path: str | None = getattr(job, name)
+        assert path is not None
+        await services.files.receive(Path(path).name, upload.data)
+
+
+def _decoded(text: str, param: str) -> Upload:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"'{param}' is not base64.", param=param) from None
+    return _look(data, param)
+
+
+def _look(data: bytes, param: str) -> Upload:
+    """Reads the header only; the pixels are decoded in the worker, which may die of them."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as found:
+            width, height = found.size
+            frames = getattr(found, "n_frames", 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise InvalidRequest(
+            f"'{param}' is not a picture in PNG, JPEG or WebP.", param=param
+        ) from None
+    if frames != 1:
+        raise InvalidRequest(f"'{param}' must be a single picture, not an animation.", param=param)
+    if width * height > MAX_UPLOAD_PIXELS:
+        most = MAX_UPLOAD_PIXELS // 1_000_000
+        raise InvalidRequest(f"'{param}' has more than {most} megapixels.", param=param)
+    return Upload(data, width, height)

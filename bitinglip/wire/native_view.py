@@ -1,0 +1,89 @@
+"""How the events and answers of any job look on the native API."""
+
+from base64 import b64encode
+from typing import Any
+
+import msgspec
+
+from bitinglip.errors import BitingLipError
+from bitinglip.results.files import Files
+from bitinglip.results.streams import sse
+from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued, error_of
+from bitinglip.scheduling.job import ImageJob
+from bitinglip.wire.failure import error_body
+from bitinglip.wire.task import cancelled, inference_response, logprob_info
+from workers import protocol
+
+_json = msgspec.json.Encoder()
+
+
+class NativeView:
+    """A job as the native API shows it: named events, InferenceResponse at the end."""
+
+    begins_at_once = True
+
+    def __init__(self, inbox: Inbox, request_id: str, files: Files) -> None:
+        self._inbox = inbox
+        self._job = inbox.job
+        self._request_id = request_id
+        self._files = files
+        self._answer: dict[str, Any] | None = None
+        self._trouble: BitingLipError | None = None
+
+    async def settle(self) -> None:
+        """Of a job that made files: have them kept, or read."""
+        if not isinstance(self._inbox.final, protocol.Drawn):
+            return
+        try:
+            if isinstance(self._job, ImageJob) and self._job.output == "url":
+                await self._files.keep(self._inbox)
+            self._answer = await self._files.fill(inference_response(self._inbox))
+        except BitingLipError as error:
+            self._trouble = error
+
+    def event(self, event: Event) -> tuple[str, bytes]:
+        """The event's name, and its data as JSON: the same in every kind of stream."""
+        match event:
+            case protocol.Token():
+                return "token", _token(event)
+            case Queued(position=position, eta=eta):
+                return "queued", _json.encode({"position": position, "eta": eta})
+            case Loading(progress=progress):
+                return "loading", _json.encode({"progress": progress})
+            case protocol.Started():
+                data = {"task_id": self._job.id, "worker_id": self._inbox.worker_id}
+                return "started", _json.encode(data)
+            case protocol.Progress():
+                return "progress", _progress(event)
+            case protocol.Drawn() if self._trouble is not None:
+                return "failed", error_body(self._trouble, self._request_id)
+            case protocol.Done() | protocol.Drawn():
+                return "completed", self.whole()
+            case protocol.Failed():
+                return "failed", error_body(error_of(event), self._request_id)
+            case protocol.Cancelled():
+                return "cancelled", cancelled(self._job.id)
+
+    def render(self, event: Event) -> bytes:
+        name, data = self.event(event)
+        return sse(data, name)
+
+    def whole(self) -> bytes:
+        """InferenceResponse as JSON."""
+        if self._trouble is not None:
+            raise self._trouble
+        return _json.encode(self._answer or inference_response(self._inbox))
+
+
+def _progress(progress: protocol.Progress) -> bytes:
+    data: dict[str, Any] = {"step": progress.step, "steps": progress.steps}
+    if progress.preview:
+        data["preview"] = b64encode(progress.preview).decode()
+    return _json.encode(data)
+
+
+def _token(token: protocol.Token) -> bytes:
+    data: dict[str, Any] = {"text": token.text, "index": token.index}
+    if token.logprobs:
+        data["logprobs"] = [logprob_info(each) for each in token.logprobs]
+    return _json.encode(data)

@@ -1,0 +1,22 @@
+"""Request models as JSON schemas that stand by themselves."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The schema with its definitions in place; request models hold no cycles."""
+    schema = model.model_json_schema()
+    inlined: dict[str, Any] = _inlined(schema, schema.pop("$defs", {}))
+    return inlined
+
+
+def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_inlined(each, definitions) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return _inlined(definitions[value["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(each, definitions) for name, each in value.items()}

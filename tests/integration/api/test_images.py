@@ -1,0 +1,275 @@
+"""Images over real sockets: bounds, uploads, events, both surfaces; the painter plays a part."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.job import ImageJob
+from bitinglip.settings import Settings
+from tests.integration.api.asking import error_of, events, wait_until
+from tests.integration.api.scripted import Served, serve
+from workers import protocol
+
+NATIVE = "/api/v1/inference/image-generation"
+GENERATIONS = "/v1/images/generations"
+EDITS = "/v1/images/edits"
+ASKED = {"model": "painter", "prompt": "a fox", "width": 64, "height": 64, "steps": 4}
+PIXELS = b"the bytes of a picture"
+HEADERS = {"authorization": "Bearer k-inference:image"}
+
+
+async def paint(inbox: Inbox) -> None:
+    """Draw as the prompt says; previews are the step's number."""
+    job = inbox.job
+    assert isinstance(job, ImageJob)
+    inbox.put(protocol.Started(id=job.id))
+    if job.prompt == "!fail":
+        inbox.put(protocol.Failed(id=job.id, code="OUT_OF_MEMORY", message="no"))
+        return
+    for step in range(1, job.steps + 1):
+        due = job.preview_every and step % job.preview_every == 0 and step < job.steps
+        preview = b"%d" % step if due else b""
+        inbox.put(protocol.Progress(id=job.id, step=step, steps=job.steps, preview=preview))
+    for index in range(len(job.seeds)):
+        name = protocol.picture_name(job.id, index, job.format)
+        (Path(job.folder) / name).write_bytes(PIXELS)
+    pictures = tuple(
+        protocol.Picture(
+            width=job.width, height=job.height, seed=seed, format=job.format, bytes=len(PIXELS)
+        )
+        for seed in job.seeds
+    )
+    inbox.put(
+        protocol.Drawn(
+            id=job.id, pictures=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = Settings.model_validate(
+        {
+            "server": {"max_body_bytes": 100_000, "max_upload_bytes": 200_000},
+            "limits": {"tiers": {"free": {"max_megapixels": 5}}},
+            "models": {"painter": {"image": {"steps": 7, "max_megapixels": 2, "width": 512}}},
+        }
+    )
+    with serve(settings, paint, tmp_path_factory.mktemp("files")) as served:
+        yield served
+
+
+@pytest.fixture
+def client(studio: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=studio.url, headers=HEADERS, timeout=10) as client:
+        yield client
+    wait_until(lambda: studio.dispatcher.in_flight == 0)
+
+
+@pytest.fixture
+def official(studio: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{studio.url}/v1", api_key="k-inference:image", max_retries=0)
+
+
+def last_job(studio: Served) -> ImageJob:
+    job = studio.dispatcher.jobs[-1]
+    assert isinstance(job, ImageJob)
+    return job
+
+
+def picture(width: int = 100, height: int = 72, kind: str = "png", **more: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(out, kind, **more)
+    return out.getvalue()
+
+
+def animation() -> bytes:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    out = io.BytesIO()
+    frames[0].save(out, "webp", save_all=True, append_images=frames[1:])
+    return out.getvalue()
+
+
+def test_the_design_s_request_and_what_it_leaves_open(client: httpx.Client, studio: Served) -> None:
+    body = client.post(NATIVE, json={**ASKED, "seed": 5, "n": 2}).json()
+    assert body["status"] == "completed"
+    assert [image["seed"] for image in body["result"]["images"]] == [5, 6]
+    assert base64.b64decode(body["result"]["images"][0]["b64"]) == PIXELS
+    assert body["usage"] == {"images": 2, "megapixels": 0.008192, "megapixel_steps": 0.032768}
+    client.post(NATIVE, json={"model": "painter", "prompt": "a fox"})
+    job = last_job(studio)
+    assert (job.width, job.height, job.steps, job.guidance_scale) == (512, 1024, 7, None)
+    assert (job.format, job.preview_every, len(job.seeds)) == ("png", 0, 1)
+
+
+def test_without_a_seed_each_request_has_another(client: httpx.Client) -> None:
+    answers = [client.post(NATIVE, json=ASKED).json() for _ in range(3)]
+    assert len({answer["result"]["images"][0]["seed"] for answer in answers}) == 3
+
+
+def test_a_stream_shows_each_step_and_previews_now_and_then(client: httpx.Client) -> None:
+    seen = events(client.post(NATIVE, json={**ASKED, "stream": True, "preview": 2}).text)
+    assert [name for name, _ in seen] == ["started", *["progress"] * 4, "completed"]
+    steps = [data for name, data in seen if name == "progress"]
+    assert [data["step"] for data in steps] == [1, 2, 3, 4]
+    assert [base64.b64decode(data["preview"]) for data in steps if "preview" in data] == [b"2"]
+    assert base64.b64decode(seen[-1][1]["result"]["images"][0]["b64"]) == PIXELS
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"width": 56}, "width"),
+        ({"height": 2056}, "height"),
+        ({"width": 100}, "width"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 151}, "steps"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"guidance_scale": 50.1}, "guidance_scale"),
+        ({"guidance_scale": -1}, "guidance_scale"),
+        ({"width": 2048, "height": 1024}, "width"),
+        ({"width": 1024, "height": 1024, "n": 5}, "n"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"format": "gif"}, "format"),
+        ({"loras": [{"name": "x", "scale": 5}]}, "loras[0].scale"),
+        ({"mask": "aaaa"}, "mask"),
+        ({"image": "!!!"}, "image"),
+        ({"image": base64.b64encode(b"GIF89a").decode()}, "image"),
+        ({"image": base64.b64encode(animation()).decode()}, "image"),
+        ({"prompt": "x" * 20_000}, "prompt"),
+    ],
+)
+def test_what_is_out_of_bounds(client: httpx.Client, change: dict[str, Any], param: str) -> None:
+    error = error_of(client.post(NATIVE, json={**ASKED, **change}), 400, "INVALID_REQUEST")
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_none(client: httpx.Client, text: str) -> None:
+    body = json.dumps(ASKED)[:-1] + f', "guidance_scale": {text}}}'
+    headers = {"content-type": "application/json"}
+    answer = client.post(NATIVE, content=body, headers=headers)
+    assert error_of(answer, 400, "INVALID_REQUEST")["param"] in (None, "guidance_scale")
+
+
+def test_fields_that_need_others_are_refused_by_name(client: httpx.Client) -> None:
+    for change, param in [({"strength": 0.5}, "strength"), ({"cfg": 3}, "cfg")]:
+        answer = client.post(NATIVE, json={**ASKED, **change})
+        assert error_of(answer, 400, "UNSUPPORTED_PARAMETER")["param"] == param
+
+
+def test_a_text_model_makes_no_images(client: httpx.Client) -> None:
+    error = error_of(client.post(NATIVE, json={**ASKED, "model": "demo"}), 400, "INVALID_REQUEST")
+    assert error["param"] == "model"
+    error_of(client.post(NATIVE, json={**ASKED, "model": "none"}), 404, "INVALID_MODEL")
+
+
+def test_pictures_reach_the_worker_as_they_came(client: httpx.Client, studio: Served) -> None:
+    sent = picture()
+    text = "data:image/png;base64," + base64.b64encode(sent).decode()
+    mask = base64.b64encode(picture(kind="webp")).decode()
+    client.post(NATIVE, json={**ASKED, "image": text, "mask": mask, "strength": 0.5})
+    job = last_job(studio)
+    assert job.image is not None
+    assert Path(job.image).read_bytes() == sent
+    assert job.mask is not None
+    assert job.strength == 0.5
+
+
+def test_the_official_client_generates(official: openai.OpenAI, studio: Served) -> None:
+    made = official.images.generate(model="painter", prompt="a fox", size="64x128", n=2)
+    assert made.data is not None
+    assert [base64.b64decode(each.b64_json or "") for each in made.data] == [PIXELS, PIXELS]
+    assert made.size == "64x128"
+    job = last_job(studio)
+    assert (job.width, job.height, job.steps) == (64, 128, 7)
+    extra = {"steps": 3, "seed": 9, "guidance_scale": 2, "negative_prompt": "x"}
+    official.images.generate(
+        model="painter", prompt="a fox", output_format="webp", extra_body=extra
+    )
+    job = last_job(studio)
+    assert (job.steps, job.seeds, job.format, job.negative_prompt) == (3, (9,), "webp", "x")
+
+
+def test_the_official_client_streams_partial_images(official: openai.OpenAI) -> None:
+    stream = official.images.generate(
+        model="painter", prompt="a fox", stream=True, partial_images=2, extra_body={"steps": 10}
+    )
+    seen = list(stream)
+    partial, final = [*seen[:-1]], seen[-1]
+    assert [base64.b64decode(each.b64_json) for each in partial] == [b"3", b"6"]
+    assert [each.partial_image_index for each in partial] == [0, 1]  # type: ignore[union-attr]
+    assert final.type == "image_generation.completed"
+    assert base64.b64decode(final.b64_json) == PIXELS
+
+
+def test_the_official_client_edits(official: openai.OpenAI, studio: Served) -> None:
+    made = official.images.edit(
+        model="painter", image=picture(), mask=picture(), prompt="a dog", extra_body={"steps": 2}
+    )
+    assert made.size == "96x72"  # the picture's own, in multiples of eight
+    job = last_job(studio)
+    assert (job.steps, job.prompt) == (2, "a dog")
+    assert Path(job.image or "").read_bytes() == picture()
+    [last] = [
+        event
+        for event in official.images.edit(
+            model="painter", image=picture(4000, 1000), prompt="a dog", stream=True
+        )
+        if event.type == "image_edit.completed"
+    ]
+    assert last.size == "2048x512"
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "param"),
+    [
+        ({"image": [picture(), picture()]}, "UNSUPPORTED_PARAMETER", "image"),
+        ({"image": b"no picture"}, "INVALID_REQUEST", "image"),
+        ({"image": picture(), "mask": b""}, "INVALID_REQUEST", "mask"),
+        ({"image": picture(), "size": "large"}, "INVALID_REQUEST", "size"),
+        ({"image": picture(), "quality": "high"}, "UNSUPPORTED_PARAMETER", "quality"),
+        ({"image": picture(), "n": 99}, "INVALID_REQUEST", "n"),
+        ({"image": picture(), "extra_body": {"foo": 1}}, "UNSUPPORTED_PARAMETER", "foo"),
+        ({"image": picture(), "partial_images": 1}, "INVALID_REQUEST", "partial_images"),
+    ],
+)
+def test_edits_that_are_refused(
+    official: openai.OpenAI, given: dict[str, Any], code: str, param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        official.images.edit(model="painter", prompt="x", **given)
+    assert (refused.value.code, refused.value.param) == (code, param)
+
+
+def test_forms_that_are_none(client: httpx.Client) -> None:
+    error_of(client.post(EDITS, json={"model": "painter"}), 415, "UNSUPPORTED_MEDIA_TYPE")
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    error_of(client.post(EDITS, content=b"nonsense", headers=form), 400, "INVALID_REQUEST")
+    fields = {"model": "painter", "prompt": "x"}
+    answer = client.post(EDITS, data=fields, files={"other": picture()})
+    assert error_of(answer, 400, "UNSUPPORTED_PARAMETER")["param"] == "other"
+    answer = client.post(EDITS, data={**fields, "image": "word"}, files={"mask": picture()})
+    assert error_of(answer, 400, "INVALID_REQUEST")["param"] == "image"
+    many = [("image", (f"{number}.png", b"x")) for number in range(20)]
+    error_of(client.post(EDITS, data=fields, files=many), 400, "INVALID_REQUEST")
+    large = {"image": b"x" * 200_001}
+    error_of(client.post(EDITS, data=fields, files=large), 413, "PAYLOAD_TOO_LARGE")
+
+
+def test_a_job_that_fails_is_an_error_on_both_surfaces(client: httpx.Client) -> None:
+    error_of(client.post(NATIVE, json={**ASKED, "prompt": "!fail"}), 500, "OUT_OF_MEMORY")
+    asked = {"model": "painter", "prompt": "!fail"}
+    error_of(client.post(GENERATIONS, json=asked), 500, "OUT_OF_MEMORY")
+    error_of(client.post(GENERATIONS, json={**asked, "stream": True}), 500, "OUT_OF_MEMORY")
