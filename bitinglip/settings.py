@@ -241,6 +241,16 @@ class ImageModel(Section):
     max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
         None, description="of one image; null is what limits.images allows"
     )
+    offload: Literal["auto", "none", "model", "group"] = Field(
+        "auto", description="what waits in RAM instead of on the card; auto is as little as fits"
+    )
+    compile: bool = Field(False, description="compile the denoiser; loads take minutes longer")
+    step_cache: Literal["none", "first_block"] = Field(
+        "none", description="skip what changes little between steps; images change a little"
+    )
+    loras: dict[str, str] = Field(
+        {}, description="LoRA files (safetensors) by the names that requests use"
+    )
 
 
 class Fake(Section):

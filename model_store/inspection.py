@@ -50,6 +50,7 @@ _HEAD_FIELDS = (
     "attention_heads",
 )
 _WIDTH_FIELDS = ("hidden_size", "n_embd", "d_model")
+_LATENTS_PER_TOKEN = 4  #: image transformers read patches of two by two
 _CODE = "This model needs code of its own to run, which is never loaded."
 
 
@@ -69,6 +70,9 @@ class Found:
     has_chat_template: bool = False
     kv_bytes_per_token: int | None = None
     capabilities: tuple[str, ...] = field(default_factory=tuple)
+    components: dict[str, int] = field(default_factory=dict)
+    denoiser_width: int = 0
+    decoder_width: int = 0
 
 
 def inspect(folder: Path) -> Found:
@@ -147,17 +151,39 @@ def _check_index(folder: Path) -> None:
 
 def _inspect_pipeline(folder: Path) -> Found:
     index = read_json(folder / INDEX)
+    model = Found("image", "image", architecture=index["_class_name"])
+    model.capabilities = ("text-to-image",)
     tensors: dict[str, Tensor] = {}
     for part in components(index):
         found = weights(folder / part)
         if (folder / part / "config.json").exists():  # of models only, not of tokenizers
             if not found:
                 raise _no_weights(folder / part)
-            _check_layers(read_json(folder / part / "config.json"), found)
+            config = read_json(folder / part / "config.json")
+            _check_layers(config, found)
+            _note_widths(model, part, config)
+            model.components[part] = sum(tensor.nbytes for tensor in found.values())
         tensors |= {f"{part}/{name}": tensor for name, tensor in found.items()}
     if not tensors:
         raise BadFiles("There are no safetensors weights in this pipeline.")
-    return _with_weights(Found("image", "image", architecture=index["_class_name"]), tensors)
+    return _with_weights(model, tensors)
+
+
+def _note_widths(model: Found, part: str, config: dict[str, Any]) -> None:
+    """What the memory of activations follows from."""
+    channels = config.get("block_out_channels")
+    first = channels[0] if isinstance(channels, list) and channels else None
+    width = first if isinstance(first, int) and first > 0 else 0
+    if part == "vae":
+        model.decoder_width = width
+    elif part == "unet":
+        model.denoiser_width = width
+    elif part == "transformer":
+        heads = _number(config, "num_attention_heads") or 0
+        hidden = _number(config, "hidden_size", "dim", "inner_dim") or heads * (
+            _number(config, "attention_head_dim") or 0
+        )
+        model.denoiser_width = hidden // _LATENTS_PER_TOKEN
 
 
 def _no_weights(folder: Path) -> BadFiles:

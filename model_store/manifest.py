@@ -35,6 +35,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int | None = None
     has_chat_template: bool = False
     kv_bytes_per_token: int | None = None  #: text: all layers, at 2 bytes an element
+    components: dict[str, int] = {}  #: image: bytes of each of the pipeline's models, as stored
+    denoiser_width: int = 0  #: image: channels that its activations have at each latent
+    decoder_width: int = 0  #: image: channels of the decoder at full size
     source: str  #: "hub:org/name", "import", "demo"
     revision: str | None = None  #: the commit that was pulled
     files: tuple[FileEntry, ...] = ()

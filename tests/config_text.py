@@ -32,7 +32,7 @@ def config_text() -> str:
 def _field(name: str, info: FieldInfo) -> str:
     help_line = f"# {info.description}\n" if info.description else ""
     shape: Any = info.annotation
-    if get_origin(shape) is dict:
+    if get_origin(shape) is dict and issubclass(get_args(shape)[1], Section):
         example = f"{MODEL}:\n{textwrap.indent(_section(get_args(shape)[1]), '  ')}"
         return f"{help_line}{name}: {{}}\n{textwrap.indent(example, '#  ', lambda _: True)}"
     if isinstance(shape, type) and issubclass(shape, Section):

@@ -109,8 +109,8 @@ class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     offload: str = "none"  #: what lies in host memory while unused: none, model or group
     compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
-    adapters: dict[str, str] = {}  #: LoRA files by name
-    cache: str = "none"  #: of steps that change little: none or first_block
+    step_cache: str = "none"  #: skip what changes little between steps: none or first_block
+    loras: dict[str, str] = {}  #: LoRA files by name
 
 
 class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):

@@ -6,10 +6,18 @@ from typing import Any
 
 from bitinglip.scheduling.footprints import Need
 from model_store.manifest import Manifest
-from model_store.memory import TEXT_ROWS, Wish, cache_bytes_per_token, estimate
+from model_store.memory import (
+    IMAGE_BATCH,
+    OFFLOADS,
+    TEXT_ROWS,
+    Wish,
+    cache_bytes_per_token,
+    estimate,
+)
 
 _CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048)
 _ROWS = (32, 16, 8, 4, 2, 1)
+_IN_SECTION = {"offload": "image.offload"}
 _LEAST_CACHE = 64 * 1024 * 1024
 
 
@@ -149,7 +157,7 @@ def _ways_out(
     manifest: Manifest, wish: Wish, rooms: Sequence[Room], need: Callable[[Wish], Need]
 ) -> Iterator[WayOut]:
     """Each setting by itself, the mildest value that is enough; else all that help, together."""
-    if manifest.kind != "text" or wish.fake_bytes is not None:
+    if manifest.kind not in ("text", "image") or wish.fake_bytes is not None:
         return
     found = False
     for steps in _steps(manifest, wish):
@@ -168,6 +176,8 @@ def _ways_out(
 
 def _steps(manifest: Manifest, wish: Wish) -> list[list[dict[str, str | int]]]:
     """For each setting its values below the present one, the mildest first."""
+    if manifest.kind == "image":
+        return _image_steps(wish)
     steps: list[list[dict[str, str | int]]] = []
     if (wish.dtype or manifest.dtype) == "float32":
         steps.append([{"dtype": "bfloat16"}])
@@ -178,6 +188,18 @@ def _steps(manifest: Manifest, wish: Wish) -> list[list[dict[str, str | int]]]:
     steps.append([{"kv_cache_bytes": size} for size in halves])
     rows = wish.max_batch or TEXT_ROWS
     steps.append([{"max_batch": size} for size in _ROWS if size < rows])
+    return [values for values in steps if values]
+
+
+def _image_steps(wish: Wish) -> list[list[dict[str, str | int]]]:
+    """Those of image models; on a CPU there is nothing to offload from."""
+    steps: list[list[dict[str, str | int]]] = []
+    if wish.device != "cpu":
+        steps.append([{"offload": mode} for mode in OFFLOADS[OFFLOADS.index(wish.offload) + 1 :]])
+    elif wish.dtype in (None, "float32"):
+        steps.append([{"dtype": "bfloat16"}])
+    images = wish.max_batch or IMAGE_BATCH
+    steps.append([{"max_batch": count} for count in _ROWS if count < images])
     return [values for values in steps if values]
 
 
@@ -204,6 +226,7 @@ def fit_info(answer: FitAnswer) -> dict[str, Any]:
             "max_context": wish.max_context,
             "kv_cache_bytes": wish.kv_cache_bytes,
             "max_batch": wish.max_batch,
+            "offload": wish.offload,
         },
         "devices": [
             {
@@ -233,7 +256,7 @@ def _needs(need: Need) -> dict[str, Any]:
 
 def _way(model: str, out: WayOut) -> dict[str, Any]:
     """A setting and its value; lists of both where only several together help."""
-    names = [f"models.{model}.{name}" for name in out.settings]
+    names = [f"models.{model}.{_IN_SECTION.get(name, name)}" for name in out.settings]
     values = list(out.settings.values())
     return {
         "setting": names[0] if len(names) == 1 else names,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -10,6 +11,7 @@ from bitinglip.scheduling.replica import Replica, Resident
 from bitinglip.settings import Settings
 from model_store.errors import StoreError
 from model_store.manifest import Manifest
+from model_store.memory import Wish
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers import protocol
@@ -43,12 +45,14 @@ class Loads:
         store: ModelStore,
         pool: Pool,
         outcome: Outcome,
+        wish: Callable[[Manifest, str], Wish],
         page_cache: PageCache | None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._pool = pool
         self._outcome = outcome
+        self._wish = wish
         self._page_cache = page_cache
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -131,5 +135,11 @@ class Loads:
             max_batch=own.max_batch,
             threads=workers.threads,
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
+            image=protocol.ImageOptions(
+                offload="none" if kind == "fake" else self._wish(manifest, kind).offload,
+                compile=own.image.compile,
+                step_cache=own.image.step_cache,
+                loras=own.image.loras,
+            ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )

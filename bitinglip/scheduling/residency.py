@@ -81,7 +81,7 @@ class Residency:
         self.survey = survey
         self.models: dict[str, Resident] = {}
         self.shortage = 0.0  #: memory missing for models somebody waits for, in parts of all
-        self.loads = Loads(settings, store, pool, self, page_cache)
+        self.loads = Loads(settings, store, pool, self, survey.wish, page_cache)
 
     def attach(self, waiter: Waiter) -> None:
         self._waiter = waiter

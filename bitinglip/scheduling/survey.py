@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from bitinglip import errors
 from bitinglip.scheduling.fit import FitAnswer, Place, Room, fit, fit_info
@@ -12,12 +13,13 @@ from bitinglip.scheduling.replica import Replica, Resident
 from bitinglip.scheduling.victims import cost
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from model_store.memory import TEXT_ROWS, Wish
+from model_store.memory import OFFLOADS, TEXT_ROWS, Wish
 from workers.devices import Device, Devices, Reading
 from workers.engines import SPREADING
 
 _BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it
 _BLOCKED_SECONDS = 30.0  #: before it is worth asking again for a place that others hold
+_USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -108,7 +110,7 @@ class Survey:
     def wish(self, manifest: Manifest, kind: str) -> Wish:
         own = self._settings.model(manifest.name)
         fake = (own.engine or manifest.engine) == "fake"
-        return Wish(
+        wish = Wish(
             device=kind,
             dtype=own.dtype,
             max_context=own.max_context,
@@ -116,6 +118,22 @@ class Survey:
             max_batch=own.max_batch,
             fake_bytes=own.fake.memory_bytes if fake else None,
         )
+        return self._for_images(manifest, wish) if manifest.kind == "image" else wish
+
+    def _for_images(self, manifest: Manifest, wish: Wish) -> Wish:
+        """With the usual size, and with as little offload as the largest device makes needed."""
+        own = self._settings.model(manifest.name).image
+        side = _USUAL_SIDE
+        wish = replace(wish, pixels=(own.width or side) * (own.height or side))
+        if own.offload != "auto":
+            return replace(wish, offload=own.offload)
+        if wish.device == "cpu":
+            return wish
+        most = max(
+            (r.memory - r.headroom for r in self.rooms() if r.kind == wish.device), default=0
+        )
+        modes = [replace(wish, offload=mode) for mode in OFFLOADS]
+        return next((w for w in modes if self._footprints.need(manifest, w).bytes <= most), wish)
 
     def load_seconds(self, resident: Resident, kind: str) -> float:
         """What a load takes: as last time, as ever, else guessed from its size."""

@@ -18,6 +18,7 @@ from workers.protocol import (
     Event,
     Failed,
     ImageJob,
+    ImageOptions,
     Load,
     Progress,
     picture_name,
@@ -88,17 +89,17 @@ class Studio:
         return np.asarray((pipe or self.bare)(**asked).images[0]).astype(int)
 
 
-def open_studio(name: str, folder: Path) -> Studio:
+def open_studio(name: str, folder: Path, options: ImageOptions | None = None) -> Studio:
     repository = make(name, folder / "repository")
     engine = ImageEngine()
-    spec = Load(model=name, engine="image", path=str(repository), threads=1)
+    spec = Load(model=name, engine="image", path=str(repository), threads=1, image=options)
     engine.load(spec, lambda _part: None)
     bare = diffusers.DiffusionPipeline.from_pretrained(
         repository, dtype=torch.float32, use_safetensors=True
     )
     bare.set_progress_bar_config(disable=True)
     out = folder / "out"
-    out.mkdir()
+    out.mkdir(parents=True)
     return Studio(name, out, engine, bare)
 
 

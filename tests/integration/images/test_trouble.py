@@ -57,7 +57,7 @@ def test_a_large_image_is_decoded_in_tiles(
     decoder_fails(painter, monkeypatch, lambda _: not vae.use_tiling, NO_MEMORY)
     [drawn] = ends(painter.run(painter.job())).values()
     assert isinstance(drawn, Drawn)
-    assert drawn.measures == ("vae_slicing", "vae_tiling")
+    assert drawn.measures == ("vae_tiling",)
 
 
 def test_what_never_fits_fails_and_the_next_is_right(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from workers.engines.base import Refused
+from workers.engines.image.adapters import Adapters
 from workers.engines.image.encoding import describe, write
 from workers.engines.image.intake import Intake
 from workers.engines.image.loading import load
@@ -17,7 +18,8 @@ from workers.engines.image.pipelines import Pipelines
 from workers.engines.image.preview import can_preview, preview
 from workers.engines.image.request import Drawing, Request
 from workers.engines.image.run import Images, Run, Step
-from workers.protocol import Event, ImageJob, Load, Picture, Ready
+from workers.engines.image.speed import speed_up
+from workers.protocol import Event, ImageJob, ImageOptions, Load, Picture, Ready
 
 _BATCH = 4  #: images in one pass, where the settings do not say
 _MOST_RUNS = 4
@@ -36,6 +38,7 @@ class ImageEngine:
     _pipelines: Pipelines
     _intake: Intake
     _ladder: Ladder
+    _adapters: Adapters
 
     def __init__(self) -> None:
         self._model = ""
@@ -46,6 +49,7 @@ class ImageEngine:
         self._writing: dict[Future[Picture], Drawing] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
         self._cancelled: list[str] = []
+        self._most_runs = _MOST_RUNS
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
@@ -54,10 +58,13 @@ class ImageEngine:
         torch.set_grad_enabled(False)
         self._model = spec.model
         self._batch = spec.max_batch or _BATCH
+        options = spec.image or ImageOptions()
         progress(0.0)
         try:
             loaded = load(spec, lambda part: progress(0.8 * part))
-            place(loaded, spec)
+            self._adapters = Adapters(loaded.pipe, options.loras)
+            place(loaded, options.offload)
+            speed_up(loaded.pipe, options)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -67,6 +74,9 @@ class ImageEngine:
         self._pipelines = Pipelines(loaded)
         self._intake = Intake(self._pipelines)
         self._ladder = Ladder(loaded.pipe)
+        # Cached steps, and what lies where, are state of the weights that all runs share.
+        alone = options.step_cache != "none" or options.offload != "none"
+        self._most_runs = 1 if alone else _MOST_RUNS
         progress(1.0)
         return Ready(
             slots=self._batch,
@@ -78,6 +88,7 @@ class ImageEngine:
     def prepare(self, job: ImageJob) -> Request:
         if job.preview_every and not can_preview(self._pipelines.base):
             raise Refused("UNSUPPORTED_PARAMETER", "This model has no previews.", param="preview")
+        self._adapters.check(job)
         return self._intake.prepare(job)
 
     def submit(self, prepared: Request) -> None:
@@ -102,7 +113,7 @@ class ImageEngine:
     def _start(self) -> list[Event]:
         """Begin a run with what waits longest, and with what else is like it."""
         events: list[Event] = []
-        while self._waiting and len(self._runs) < _MOST_RUNS:
+        while self._waiting and len(self._runs) < self._most_runs:
             first = self._waiting[0].request
             most = 1 if first.sources else self._ladder.batch(self._batch)
             drawings = [each for each in self._waiting if each.request.shape == first.shape][:most]
@@ -120,6 +131,7 @@ class ImageEngine:
     def _advance(self, run: Run) -> list[Event]:
         error: Exception | None = None
         try:
+            self._adapters.activate(run.job.adapters)
             outcome = run.advance()
         except Exception as caught:  # noqa: BLE001  whatever a pipeline raises ends its jobs only
             error = caught.with_traceback(None)  # it holds on to all that the call had computed

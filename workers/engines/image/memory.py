@@ -6,18 +6,16 @@ import torch
 
 from workers.engines.base import Refused
 from workers.engines.image.loading import LoadedPipeline
-from workers.protocol import Load
 
 _CONTEXT_BYTES = 500 * 1024 * 1024
 
 
-def place(loaded: LoadedPipeline, spec: Load) -> None:
+def place(loaded: LoadedPipeline, offload: str) -> None:
     """Bring the pipeline to its device: whole, a model at a time, or a group of layers at a time.
 
     Raises Refused where the settings ask for what the device cannot do.
     """
     pipe, device = loaded.pipe, loaded.device
-    offload = spec.image.offload if spec.image else "none"
     if offload != "none" and device.type == "cpu":
         raise Refused(
             "MODEL_LOAD_FAILED", f"offload: {offload} needs an accelerator; this model is on a CPU."
@@ -33,6 +31,9 @@ def place(loaded: LoadedPipeline, spec: Load) -> None:
         )
     else:
         pipe.to(device)
+    decoder = getattr(pipe, "vae", None)
+    if decoder is not None and hasattr(decoder, "enable_slicing"):
+        decoder.enable_slicing()  # one image of a pass after another: at full size they are large
     if device.type == "cuda":
         for name in ("unet", "vae"):
             if getattr(pipe, name, None) is not None and offload == "none":
@@ -48,7 +49,7 @@ class Ladder:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._most: int | None = None
-        self._rungs = [self._slice_decoder, self._tile_decoder, self._slice_attention]
+        self._rungs = [self._tile_decoder, self._slice_attention]
 
     def batch(self, most: int) -> int:
         """How many images go into one pass."""
@@ -65,18 +66,12 @@ class Ladder:
                 return measure
         return None
 
-    def _slice_decoder(self) -> str | None:
-        return self._of_decoder("enable_slicing", "vae_slicing")
-
     def _tile_decoder(self) -> str | None:
-        return self._of_decoder("enable_tiling", "vae_tiling")
-
-    def _of_decoder(self, method: str, name: str) -> str | None:
         decoder = getattr(self._pipe, "vae", None)
-        if decoder is None or not hasattr(decoder, method):
+        if decoder is None or not hasattr(decoder, "enable_tiling"):
             return None
-        getattr(decoder, method)()
-        return name
+        decoder.enable_tiling()
+        return "vae_tiling"
 
     def _slice_attention(self) -> str | None:
         """Only where attention is not computed in blocks anyway, as in a UNet's own processors."""

@@ -57,6 +57,9 @@ class Run:
         self._call.parent = greenlet.getcurrent()
         try:
             outcome: Step | Images = self._call.switch()
+        except Exception:
+            self.pipe.maybe_free_model_hooks()
+            raise
         finally:
             self.spent += (time.monotonic() - began) / len(self.drawings)
         if isinstance(outcome, Step):
@@ -68,6 +71,8 @@ class Run:
     def end(self) -> None:
         """Leave the call where it stands; what it held is free afterwards."""
         self._call.throw()
+        # What a finished call does itself: parts go back to host memory, caches are emptied.
+        self.pipe.maybe_free_model_hooks()
 
     def _work(self) -> Images:
         output = self.pipe(**self._arguments, callback_on_step_end=self._halt)

@@ -1,0 +1,118 @@
+"""What image models take of a card, and how much of them stays in RAM so that they fit."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitinglip.scheduling.fit import Room, fit, fit_info
+from bitinglip.scheduling.footprints import Footprints, Need
+from bitinglip.scheduling.survey import Survey
+from bitinglip.settings import Settings
+from model_store.demo_image import make_image_model
+from model_store.headers import read_header
+from model_store.inspection import inspect
+from model_store.manifest import Manifest
+from model_store.memory import OFFLOADS, Wish, estimate
+from workers.devices import Devices
+
+GB = 1_000_000_000
+#: of the real SDXL's shape, stored in half precision
+SDXL = Manifest(
+    name="sdxl",
+    kind="image",
+    engine="image",
+    dtype="float16",
+    weight_bytes=int(6.9 * GB),
+    components={"unet": int(5.1 * GB), "text_encoder_2": int(1.4 * GB), "vae": int(0.4 * GB)},
+    denoiser_width=320,
+    decoder_width=128,
+    source="test",
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+)
+CARD = Wish("cuda", pixels=1024 * 1024)
+
+
+def total(**changes: Any) -> int:
+    return estimate(SDXL, Wish(**{"device": "cuda", "pixels": 1024 * 1024, **changes})).total
+
+
+def test_the_whole_is_its_weights_and_the_larger_peak() -> None:
+    found = estimate(SDXL, CARD)
+    assert found.weights == SDXL.weight_bytes
+    assert 1 * GB < found.activations < 6 * GB
+
+
+def test_more_pixels_images_and_bytes_take_more() -> None:
+    assert total() < total(pixels=2048 * 2048)
+    assert total(max_batch=1) < total(max_batch=8)
+    assert total() < total(dtype="float32")
+    assert estimate(SDXL, Wish("cpu")).weights == 2 * SDXL.weight_bytes, "float32 on a CPU"
+
+
+def test_offload_leaves_only_the_part_that_works_on_the_card() -> None:
+    sizes = [estimate(SDXL, Wish("cuda", offload=mode)).weights for mode in OFFLOADS]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1] == SDXL.components["unet"]
+
+
+def test_a_manifest_of_before_has_an_estimate_too() -> None:
+    old = Manifest(
+        name="old",
+        kind="image",
+        engine="image",
+        dtype="float16",
+        weight_bytes=2 * GB,
+        source="test",
+        created_at=SDXL.created_at,
+    )
+    assert estimate(old, CARD).weights == 2 * GB
+
+
+def test_the_files_say_what_the_estimate_needs(tmp_path: Path) -> None:
+    make_image_model(tmp_path)
+    found = inspect(tmp_path)
+    sizes = {
+        path.parent.name: sum(tensor.nbytes for tensor in read_header(path).values())
+        for path in tmp_path.rglob("*.safetensors")
+    }
+    assert found.components == sizes
+    assert sum(sizes.values()) == found.weight_bytes
+    assert (found.denoiser_width, found.decoder_width) == (16, 8)
+
+
+def survey(card_bytes: int, **image: Any) -> Survey:
+    settings = Settings.model_validate({"models": {"sdxl": {"image": image}}})
+    return Survey(settings, Devices.find([("card", card_bytes)]), Footprints())
+
+
+@pytest.mark.parametrize(
+    ("card", "mode"), [(40 * GB, "none"), (20 * GB, "model"), (10 * GB, "group")]
+)
+def test_as_little_is_offloaded_as_the_card_makes_needed(card: int, mode: str) -> None:
+    assert survey(card).wish(SDXL, "fake").offload == mode
+
+
+def test_what_is_set_is_obeyed_and_a_cpu_has_nothing_to_offload_from() -> None:
+    assert survey(100 * GB, offload="group").wish(SDXL, "fake").offload == "group"
+    assert survey(1, offload="none").wish(SDXL, "fake").offload == "none"
+    assert survey(1).wish(SDXL, "cpu").offload == "none"
+
+
+def test_the_usual_size_is_the_settings_own() -> None:
+    assert survey(1, width=512, height=768).wish(SDXL, "cpu").pixels == 512 * 768
+
+
+def test_what_would_make_it_fit_is_named_and_true() -> None:
+    def need(wish: Wish) -> Need:
+        footprint = estimate(SDXL, wish)
+        return Need(footprint.total, None, False, footprint)
+
+    room = Room("0", "card", "cuda", 10 * GB, 9 * GB)
+    answer = fit(SDXL, [CARD], [room], need)
+    assert answer.verdict == "does_not_fit"
+    ways = {way["setting"]: way for way in fit_info(answer)["ways_out"]}
+    assert ways["models.sdxl.image.offload"]["value"] == "model"
+    for way in answer.ways_out:
+        assert way.needs_bytes <= room.free_bytes
