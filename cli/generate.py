@@ -1,6 +1,7 @@
 """``bitinglip generate``: one answer, for scripts and pipes."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,83 @@ def text(
         _whole(server, body, output, as_json=as_json)
     else:
         _streamed(server, body)
+
+
+class ImageFormat(StrEnum):
+    png = "png"
+    jpeg = "jpeg"
+    webp = "webp"
+
+
+@app.command()
+def image(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; without it, or as '-', read from stdin.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write it here; '-' is stdout. Else a name is made."),
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps; more are finer and slower.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How closely to follow the prompt.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What should not be in it.")] = None,
+    seed: SeedOption = None,
+    count: Annotated[int | None, typer.Option("-n", "--count", help="How many.", min=1)] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Another than the model's own.")] = None,
+    image_format: Annotated[
+        ImageFormat | None, typer.Option("--format", help="Else as the file's name ends.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--image", help="Begin with this picture.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Change --image only where this is white or clear.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="How far from --image, 0 to 1.")] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME[:SCALE]", help="A style; may be repeated."),
+    ] = None,
+    show: Annotated[
+        bool | None,
+        typer.Option(help="Show it in the terminal.", show_default="where it can show pictures"),
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make an image; a bar shows the steps, then the file is written."""
+    from cli import images
+    from cli.answers import given_options
+
+    text = _prompt(prompt)
+    body = {
+        "model": model,
+        "prompt": text,
+        "format": images.format_of(output, image_format and image_format.value),
+    } | given_options(
+        width=width,
+        height=height,
+        steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative,
+        seed=seed,
+        n=count,
+        scheduler=scheduler,
+        image=images.read_picture(source),
+        mask=images.read_picture(mask),
+        strength=strength,
+        loras=[images.lora(each) for each in loras] if loras else None,
+    )
+    answer = images.draw(Place.of(home, config).need_server(), body)
+    if as_json:
+        show_json(answer)
+    if not as_json or output is not None:
+        paths = images.write(answer, output, text)
+        images.show(paths, show)
 
 
 def piped_text() -> str:
