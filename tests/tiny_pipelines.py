@@ -14,9 +14,13 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -25,6 +29,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -85,17 +91,7 @@ def _flux() -> DiffusionPipeline:
         vae=_vae(latent_channels=4, shift_factor=0.1, use_quant_conv=False),
         text_encoder=CLIPTextModel(_clip_config()),
         tokenizer=_clip_tokenizer(),
-        text_encoder_2=T5EncoderModel(
-            T5Config(
-                vocab_size=128,
-                d_model=32,
-                d_kv=8,
-                d_ff=37,
-                num_layers=2,
-                num_heads=4,
-                num_decoder_layers=0,
-            )
-        ),
+        text_encoder_2=_t5(),
         tokenizer_2=_t5_tokenizer(),
         transformer=FluxTransformer2DModel(
             patch_size=1,
@@ -108,6 +104,62 @@ def _flux() -> DiffusionPipeline:
             pooled_projection_dim=16,
             axes_dims_rope=(4, 4, 8),
             guidance_embeds=True,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def _sd3() -> DiffusionPipeline:
+    return StableDiffusion3Pipeline(
+        vae=_vae(latent_channels=16, shift_factor=0.05, use_quant_conv=False),
+        text_encoder=CLIPTextModelWithProjection(_clip_config()),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config()),
+        tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=_t5(),
+        tokenizer_3=_t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=32,
+            pos_embed_max_size=32,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def _z_image() -> DiffusionPipeline:
+    return ZImagePipeline(
+        vae=_vae(latent_channels=4, shift_factor=0.1, use_quant_conv=False),
+        text_encoder=Qwen3Model(
+            Qwen3Config(
+                vocab_size=128,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=16,
+            )
+        ),
+        tokenizer=_chat_tokenizer(),
+        transformer=ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=32,
+            axes_dims=[4, 6, 6],
+            axes_lens=[512, 64, 64],
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )
@@ -164,6 +216,26 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LONGEST_PROMPT)
 
 
+def _t5() -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=128,
+            d_model=32,
+            d_kv=8,
+            d_ff=37,
+            num_layers=2,
+            num_heads=4,
+            num_decoder_layers=0,
+        )
+    )
+
+
+def _chat_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = _t5_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return tokenizer
+
+
 def _t5_tokenizer() -> PreTrainedTokenizerFast:
     tokens = ["<pad>", "</s>", "<unk>", *_LETTERS]
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -181,7 +253,9 @@ def _t5_tokenizer() -> PreTrainedTokenizerFast:
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd": _stable_diffusion,
     "sdxl": _sdxl,
+    "sd3": _sd3,
     "flux": _flux,
+    "z-image": _z_image,
 }
 
 

@@ -1,9 +1,12 @@
 """What an engine is: the one seam between the worker's loop and a model."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from workers.protocol import Event, Job, Load, Ready
+
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
 
 
 class Refused(Exception):
@@ -22,6 +25,12 @@ class Refused(Exception):
         self.message = message
         self.param = param
         self.details = details or {}
+
+
+def reason(error: BaseException) -> str:
+    """The first line of a library's error, without the folders of paths in it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _FOLDERS.sub("", line)[:300]
 
 
 class Engine(Protocol):

@@ -24,7 +24,7 @@ from workers.protocol import (
     picture_name,
 )
 
-GUIDANCE = {"flux": 3.5}
+GUIDANCE = {"flux": 3.5, "z-image": 5.0}
 STEPS = 6
 
 

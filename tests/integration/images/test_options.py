@@ -1,5 +1,6 @@
 """What the settings of an image model do: LoRAs, cached steps, compiling, offload."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,4 +136,14 @@ def test_cached_steps_draw_one_job_after_another(tmp_path: Path) -> None:
     assert all(isinstance(final[job.id], Drawn) for job in jobs)
     for job in jobs:
         assert np.array_equal(studio.pixels(job), alone[job.id]), "nothing is left of other runs"
+    studio.engine.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_blocks_draw_the_same(tmp_path: Path) -> None:
+    studio = open_studio("sd", tmp_path, ImageOptions(compile=True))
+    job = studio.job()
+    studio.run(job)
+    assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= 2
     studio.engine.close()

@@ -45,7 +45,7 @@ def test_a_prompt_that_would_be_cut(studio: Studio) -> None:
 
 
 def test_a_size_that_would_be_rounded(studio: Studio) -> None:
-    multiple = 16 if studio.name == "flux" else 8
+    multiple = 16 if studio.name in ("flux", "z-image") else 8
     found = refusal(studio, width=64 + multiple // 2)
     assert (found.code, found.param) == ("INVALID_REQUEST", "width")
     assert found.details == {"multiple": multiple}

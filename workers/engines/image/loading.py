@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from workers.engines.base import Refused
+from workers.engines.base import Refused, reason
 from workers.protocol import Load
 
 INDEX = "model_index.json"
@@ -50,7 +50,7 @@ def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
     except _ERRORS as error:
-        raise failed(f"The pipeline does not load: {_first_line(error)}") from error
+        raise failed(f"The pipeline does not load: {reason(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return LoadedPipeline(pipe, dtype, device)
 
@@ -126,7 +126,7 @@ def _model(folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
             **own,
         )
     except _ERRORS as error:
-        raise failed(f"The weights of {folder.name} do not load: {_first_line(error)}") from error
+        raise failed(f"The weights of {folder.name} do not load: {reason(error)}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise failed(f"{folder.name} lacks {len(missing)} of its tensors, {missing[0]} first.")
@@ -138,7 +138,3 @@ def _variant(folder: Path) -> str | None:
     names = {path.name for path in folder.glob("*.safetensors*")}
     plain = any(".fp16." not in name for name in names)
     return None if plain or not names else "fp16"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

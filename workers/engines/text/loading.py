@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from workers.engines.base import Refused
+from workers.engines.base import Refused, reason
 from workers.protocol import Load
 
 _DTYPES = {
@@ -80,7 +80,7 @@ def _config(folder: Path) -> Any:
             folder, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise failed(f"The model's config.json is not valid: {_first_line(error)}") from error
+        raise failed(f"The model's config.json is not valid: {reason(error)}") from error
 
 
 def _device(name: str) -> torch.device:
@@ -184,7 +184,7 @@ def _model(
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         # The library and safetensors raise nearly every kind for files that do not fit.
-        raise failed(f"The weights do not load: {_first_line(error)}") from error
+        raise failed(f"The weights do not load: {reason(error)}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
@@ -205,7 +205,7 @@ def _tokenizer(folder: Path) -> Any:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        raise failed(f"The tokenizer does not work: {_first_line(error)}") from error
+        raise failed(f"The tokenizer does not work: {reason(error)}") from error
     return tokenizer
 
 
@@ -247,7 +247,3 @@ def _max_positions(config: Any) -> int:
     if rope.get("rope_type") in ("dynamic", "longrope"):
         positions = min(positions, rope.get("original_max_position_embeddings") or positions)
     return positions
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
