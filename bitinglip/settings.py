@@ -251,6 +251,15 @@ class ImageModel(Section):
     loras: dict[str, str] = Field(
         {}, description="LoRA files (safetensors) by the names that requests use"
     )
+    default_loras: dict[str, float] = Field(
+        {}, description="names and scales of those that requests have that name none"
+    )
+
+    @model_validator(mode="after")
+    def _defaults_are_there(self) -> Self:
+        if unknown := sorted(set(self.default_loras) - set(self.loras)):
+            raise ValueError(f"default_loras names {unknown[0]!r}, which loras does not")
+        return self
 
 
 class Fake(Section):

@@ -57,6 +57,11 @@ class ImageFields(Body):
     ) -> ImageJob:
         """The job, within its bounds; ``uploads`` are to be written where it says they are."""
         own, task_id = terms.own, new_task_id()
+        defaults: dict[str, Any] = {
+            "timeout": terms.timeout,
+            "metadata": own.metadata,
+            "adapters": tuple(protocol.Adapter(*each) for each in own.default_loras.items()),
+        }
         paths = {name: str(terms.folder / f"{task_id}-{name}") for name in uploads}
         job = ImageJob(
             id=task_id,
@@ -72,7 +77,7 @@ class ImageFields(Body):
             scheduler=self.scheduler or own.scheduler,
             folder=str(terms.folder),
             standing=terms.standing,
-            **{"timeout": terms.timeout, "metadata": own.metadata} | paths | more,
+            **(defaults | paths | more),
         )
         _check_bounds(job, terms.limits, own, terms.tier)
         return job
@@ -93,7 +98,7 @@ class ImageGenerationRequest(ImageFields):
     format: Format = "png"
     preview: bool | Annotated[int, Field(ge=0, le=1000)] = False
     metadata: bool | None = None
-    loras: Annotated[tuple[Lora, ...], Field(max_length=8)] = ()
+    loras: Annotated[tuple[Lora, ...], Field(max_length=8)] | None = None
     image: str | None = None
     mask: str | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -116,12 +121,18 @@ class ImageGenerationRequest(ImageFields):
             format=self.format,
             metadata=first(self.metadata, None, terms.own.metadata),
             preview_every=_preview_every(self.preview),
-            adapters=tuple(protocol.Adapter(each.name, each.scale) for each in self.loras),
+            **self._adapters(),
             strength=self.strength,
             output=self.output,
             stream=self.stream,
             timeout=self.timeout or terms.timeout,
         )
+
+    def _adapters(self) -> dict[str, Any]:
+        """Those that it names; the model's default ones where it leaves that open."""
+        if self.loras is None:
+            return {}
+        return {"adapters": tuple(protocol.Adapter(e.name, e.scale) for e in self.loras)}
 
     def uploads(self) -> dict[str, str]:
         """The pictures that came with it, in base64, by their field."""

@@ -27,6 +27,15 @@ PIXELS = b"the bytes of a picture"
 HEADERS = {"authorization": "Bearer k-inference:image"}
 
 
+PAINTER = {
+    "steps": 7,
+    "max_megapixels": 2,
+    "width": 512,
+    "loras": {"bold": "bold.safetensors", "soft": "soft.safetensors"},
+    "default_loras": {"bold": 0.5},
+}
+
+
 async def paint(inbox: Inbox) -> None:
     """Draw as the prompt says; previews are the step's number."""
     job = inbox.job
@@ -61,7 +70,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         {
             "server": {"max_body_bytes": 100_000, "max_upload_bytes": 200_000},
             "limits": {"tiers": {"free": {"max_megapixels": 5}}},
-            "models": {"painter": {"image": {"steps": 7, "max_megapixels": 2, "width": 512}}},
+            "models": {"painter": {"image": PAINTER}},
         }
     )
     with serve(settings, paint, tmp_path_factory.mktemp("files")) as served:
@@ -185,6 +194,18 @@ def test_pictures_reach_the_worker_as_they_came(client: httpx.Client, studio: Se
     assert Path(job.image).read_bytes() == sent
     assert job.mask is not None
     assert job.strength == 0.5
+
+
+def test_loras_are_those_asked_for_else_the_model_s_own(
+    client: httpx.Client, studio: Served
+) -> None:
+    for loras, expected in [
+        (None, (protocol.Adapter("bold", 0.5),)),
+        ([], ()),
+        ([{"name": "soft"}], (protocol.Adapter("soft", 1.0),)),
+    ]:
+        client.post(NATIVE, json={**ASKED, "loras": loras})
+        assert last_job(studio).adapters == expected
 
 
 def test_the_official_client_generates(official: openai.OpenAI, studio: Served) -> None:
