@@ -175,9 +175,16 @@ class ImageLimits(Section):
     max_guidance: Annotated[float, Field(ge=0)] = Field(50, description="guidance_scale")
 
 
+class SpeechLimits(Section):
+    max_characters: Annotated[int, Field(ge=1)] = Field(
+        4096, description="longest text of one request"
+    )
+
+
 class Limits(Section):
     tiers: Tiers = Tiers()
     images: ImageLimits = ImageLimits()
+    speech: SpeechLimits = SpeechLimits()
 
 
 class Files(Section):
@@ -262,6 +269,14 @@ class ImageModel(Section):
         return self
 
 
+class SpeechModel(Section):
+    """What requests for speech mean that leave these open."""
+
+    voice: str | None = Field(None, description="one of the model's own; null is none")
+    language: str | None = Field(None, description="where the voice does not say it")
+    metadata: bool = Field(True, description="label the files as made by a machine")
+
+
 class Fake(Section):
     load_seconds: Seconds = Field(0, description="time that loading takes")
     tokens_per_second: Annotated[float, Field(ge=0)] = Field(
@@ -307,6 +322,7 @@ class Model(Section):
     )
     sampling: SamplingDefaults = Field(SamplingDefaults(), description="defaults for its requests")
     image: ImageModel = Field(ImageModel(), description="how an image model runs")
+    speech: SpeechModel = Field(SpeechModel(), description="how a speech model speaks")
     fake: Fake = Field(Fake(), description="what the fake engine pretends")
 
 

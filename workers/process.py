@@ -25,13 +25,11 @@ from workers.protocol import (
     Event,
     Failed,
     Heartbeat,
-    ImageJob,
     Job,
     Load,
     LoadFailed,
     LoadProgress,
     Stop,
-    TextJob,
     Warm,
     decode_commands,
     write_frame,
@@ -149,7 +147,7 @@ class Loop:
                 self._inbox += items
                 self._wake.notify()
 
-    def _item(self, command: TextJob | ImageJob | Cancel | Stop) -> "_Item":
+    def _item(self, command: Job | Cancel | Stop) -> "_Item":
         if not isinstance(command, Job):
             return command
         try:

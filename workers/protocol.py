@@ -89,6 +89,21 @@ class ImageJob(msgspec.Struct, tag="image", frozen=True, kw_only=True, omit_defa
     stream: bool = True  #: without it, only the final event is sent
 
 
+class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_defaults=True):
+    """Say a text, into a file of ``folder``."""
+
+    id: str
+    text: str
+    voice: str | None = None
+    language: str | None = None
+    seed: int
+    speed: float | None = None
+    format: str = "wav"  #: wav, flac, ogg (Opus) or mp3
+    metadata: bool = True  #: label the file as made by a machine
+    folder: str
+    stream: bool = True  #: without it, only the final event is sent
+
+
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     id: str
 
@@ -135,8 +150,8 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Leave the loop, close the engine, exit with 0."""
 
 
-Job = TextJob | ImageJob
-Command = Load | TextJob | ImageJob | Cancel | Stop
+Job = TextJob | ImageJob | SpeechJob
+Command = Load | TextJob | ImageJob | SpeechJob | Cancel | Stop
 
 # ---- from the worker -------------------------------------------------------------------------
 
@@ -239,6 +254,27 @@ class Drawn(msgspec.Struct, tag="drawn", frozen=True, kw_only=True, omit_default
     measures: tuple[str, ...] = ()  #: what was done to save memory, where it was short
 
 
+class Sound(msgspec.Struct, tag="sound", frozen=True, kw_only=True):
+    """The next piece of a job's sound: 16-bit little-endian samples of one channel."""
+
+    id: str
+    index: int
+    samples: bytes
+    sample_rate: int
+
+
+class Spoken(msgspec.Struct, tag="spoken", frozen=True, kw_only=True, omit_defaults=True):
+    """The final event of a speech job that succeeded; its file is called as ``sound_name`` says."""
+
+    id: str
+    format: str
+    bytes: int
+    sample_rate: int
+    duration: float  #: seconds
+    sentences: int
+    voice: str | None = None
+
+
 class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a job that did not; ``code`` is one of the table in bitinglip.errors."""
 
@@ -258,9 +294,9 @@ class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):
     steps: int = 0
 
 
-Success = Done | Drawn
+Success = Done | Drawn | Spoken
 Final = Success | Failed | Cancelled
-JobEvent = Started | Token | Progress | Final
+JobEvent = Started | Token | Progress | Sound | Final
 WorkerEvent = Warm | LoadProgress | Ready | LoadFailed | Heartbeat
 Event = JobEvent | WorkerEvent
 
@@ -268,6 +304,10 @@ Event = JobEvent | WorkerEvent
 def picture_name(job_id: str, index: int, image_format: str) -> str:
     """The file of one image of a job; both sides know it without being told."""
     return f"{job_id}-{index}.{image_format}"
+
+
+def sound_name(job_id: str, audio_format: str) -> str:
+    return f"{job_id}-0.{audio_format}"
 
 
 # ---- framing ---------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from starlette.types import Scope as HttpScope
 from bitinglip.access.scopes import Scope
 from bitinglip.api import documentation, failures, ops
 from bitinglip.api.middleware import Envelope, Gate
-from bitinglip.api.native import files, images, keys, models, tasks, text, watch, workers
+from bitinglip.api.native import files, images, keys, models, speech, tasks, text, watch, workers
 from bitinglip.api.openai import images as openai_images
 from bitinglip.api.openai import models as openai_models
+from bitinglip.api.openai import speech as openai_speech
 from bitinglip.api.openai import text as openai_text
 from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
@@ -21,11 +22,13 @@ PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json"})
 _ROUTERS = (
     text.router,
     images.router,
+    speech.router,
     tasks.router,
     files.router,
     watch.router,
     openai_text.router,
     openai_images.router,
+    openai_speech.router,
     models.router,
     openai_models.router,
     workers.router,

@@ -66,7 +66,10 @@ class JobAnswer(Response):
             await view.settle()
         exchange_of(scope).engine_seconds = (inbox.ended or inbox.submitted) - inbox.submitted
         body = view.whole()
-        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers += [
+            (b"content-type", view.media_type.encode()),
+            (b"content-length", b"%d" % len(body)),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -79,7 +82,7 @@ class JobAnswer(Response):
         send: Send,
     ) -> None:
         view = self._view(inbox)
-        writer = _Writer(send, headers)
+        writer = _Writer(send, headers, view.raw_type)
         async with Connection(receive, writer.idle):
             if view.begins_at_once:
                 await writer.begin()
@@ -104,9 +107,14 @@ def _refuse_early(inbox: Inbox) -> None:
 class _Writer:
     """The body of a stream, and the comments that keep it alive while it is idle."""
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self, send: Send, headers: list[tuple[bytes, bytes]], raw_type: str | None
+    ) -> None:
         self._send = send
-        self._headers = headers
+        self._headers = [*_STREAM_HEADERS, *headers]
+        if raw_type is not None:
+            self._headers = [(b"content-type", raw_type.encode()), *headers]
+        self._comments = raw_type is None  #: whether the stream may hold any
         self._last_write = time.monotonic()
         self._writing = False
         self._ended = False
@@ -114,8 +122,7 @@ class _Writer:
 
     async def begin(self) -> None:
         self.begun = True
-        headers = _STREAM_HEADERS + self._headers
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         self._writing, self._ended = True, last
@@ -128,7 +135,8 @@ class _Writer:
         silent = time.monotonic() - self._last_write
         if self._writing and silent > SEND_TIMEOUT:
             raise ClientGone
-        if self.begun and not self._writing and not self._ended and silent > KEEP_ALIVE_SECONDS / 2:
+        quiet = self.begun and not self._writing and not self._ended
+        if quiet and self._comments and silent > KEEP_ALIVE_SECONDS / 2:
             await self.write(KEEP_ALIVE)
 
 

@@ -10,7 +10,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.api.deps import Services, services_of
 from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, TaskNotFound
 from bitinglip.scheduling.task_rows import Task
-from bitinglip.wire.admin import model_info, model_type
+from bitinglip.wire.admin import model_info
 from bitinglip.wire.task import inference_response
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
@@ -22,6 +22,15 @@ KIND_SCOPES = {
     "image": Scope.IMAGE,
     "speech": Scope.AUDIO,
     "transcription": Scope.AUDIO,
+}
+
+#: what models of each kind are for
+_PURPOSES = {
+    "text": "text",
+    "image": "images",
+    "speech": "speech",
+    "transcription": "transcription",
+    "embedding": "embeddings",
 }
 
 
@@ -36,19 +45,15 @@ def find_model(services: Services, name: str) -> Manifest:
         ) from None
 
 
-def find_text_model(services: Services, name: str) -> Manifest:
-    """A model that answers with text. Raises InvalidModel, or InvalidRequest for another kind."""
+def find_model_of(services: Services, name: str, kind: str) -> Manifest:
+    """A model of a kind. Raises InvalidModel, or InvalidRequest for a model of another."""
     manifest = find_model(services, name)
-    if model_type(manifest) != "text":
-        raise InvalidRequest(f"This model makes {model_type(manifest)}, not text.", param="model")
-    return manifest
-
-
-def find_image_model(services: Services, name: str) -> Manifest:
-    """A model that makes images. Raises InvalidModel, or InvalidRequest for another kind."""
-    manifest = find_model(services, name)
-    if model_type(manifest) != "image":
-        raise InvalidRequest(f"This model makes {model_type(manifest)}, not images.", param="model")
+    own = "text" if manifest.engine == "fake" else manifest.kind
+    if own != kind:
+        raise InvalidRequest(
+            f"This is a model for {_PURPOSES.get(own, own)}, not for {_PURPOSES[kind]}.",
+            param="model",
+        )
     return manifest
 
 

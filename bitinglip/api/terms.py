@@ -5,6 +5,7 @@ from starlette.requests import Request
 from bitinglip.api.deps import caller_of, services_of
 from bitinglip.scheduling.standing import Priority, standing_of, tier_of
 from bitinglip.wire.image import ImageTerms
+from bitinglip.wire.speech import SpeechTerms
 
 
 def image_terms(request: Request, model: str, priority: Priority = "normal") -> ImageTerms:
@@ -17,5 +18,18 @@ def image_terms(request: Request, model: str, priority: Priority = "normal") -> 
         key_id=caller_of(request).key_id,
         timeout=settings.server.request_timeout,
         standing=standing_of(settings.limits.tiers, tier, priority),
+        folder=services.files.folder,
+    )
+
+
+def speech_terms(request: Request, model: str, priority: Priority = "normal") -> SpeechTerms:
+    services, caller = services_of(request), caller_of(request)
+    settings = services.settings
+    return SpeechTerms(
+        own=settings.model(model).speech,
+        limits=settings.limits.speech,
+        key_id=caller.key_id,
+        timeout=settings.server.request_timeout,
+        standing=standing_of(settings.limits.tiers, caller.tier, priority),
         folder=services.files.folder,
     )

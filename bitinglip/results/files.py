@@ -27,7 +27,15 @@ from workers import protocol
 
 log = structlog.get_logger(__name__)
 
-MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+MEDIA_TYPES = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "mp3": "audio/mpeg",
+}
 PREFIX = "/api/v1/files/"
 _UNCLAIMED_SECONDS = 120  #: that a file without a row is left, so that whoever reads it can end
 _CLEAN_SECONDS = 60.0
@@ -55,6 +63,8 @@ def outputs_of(inbox: Inbox) -> Iterator[Output]:
             for index, picture in enumerate(pictures):
                 name = protocol.picture_name(inbox.job.id, index, picture.format)
                 yield Output(name, picture.format, picture.bytes)
+        case protocol.Spoken(format=audio, bytes=size):
+            yield Output(protocol.sound_name(inbox.job.id, audio), audio, size)
 
 
 class Files:
@@ -122,18 +132,24 @@ class Files:
 
     async def fill(self, answer: dict[str, Any]) -> dict[str, Any]:
         """An InferenceResponse with the bytes it is to hold; null for those that have expired."""
-        result = answer.get("result")
-        images = result.get("images") if result else None
-        if not result or not images or all("b64" not in image for image in images):
-            return answer
-        filled = [await self._filled(image) for image in images]
-        return {**answer, "result": {**result, "images": filled}}
+        result = answer.get("result") or {}
+        if "images" in result:
+            filled = [await self._filled(image, "b64") for image in result["images"]]
+            return {**answer, "result": {**result, "images": filled}}
+        if "audio" in result:
+            return {**answer, "result": await self._filled(result, "audio")}
+        return answer
 
-    async def _filled(self, image: dict[str, Any]) -> dict[str, Any]:
-        if "b64" not in image:
-            return image
-        text = await asyncio.to_thread(_base64_json, self.folder / image["file"])
-        return {"b64": text} | {k: v for k, v in image.items() if k not in ("b64", "file")}
+    async def _filled(self, part: dict[str, Any], name: str) -> dict[str, Any]:
+        """With a file's bytes under ``name`` in place of the file's own name."""
+        if "file" not in part:
+            return part
+        text = await self.base64(part["file"])
+        return {name: text} | {k: v for k, v in part.items() if k not in (name, "file")}
+
+    async def read(self, file_id: str) -> bytes | None:
+        """A file's bytes; None if it has gone."""
+        return await asyncio.to_thread(_read, self.folder / file_id)
 
     async def base64(self, file_id: str) -> msgspec.Raw | None:
         """A file's bytes as a JSON string; None if it has gone."""
@@ -184,9 +200,14 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _base64_json(path: Path) -> msgspec.Raw | None:
-    """As JSON already: what encodes the answer has nothing to look at any more."""
+def _read(path: Path) -> bytes | None:
     try:
-        return msgspec.Raw(b'"%b"' % base64.b64encode(path.read_bytes()))
+        return path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def _base64_json(path: Path) -> msgspec.Raw | None:
+    """As JSON already: what encodes the answer has nothing to look at any more."""
+    data = _read(path)
+    return None if data is None else msgspec.Raw(b'"%b"' % base64.b64encode(data))

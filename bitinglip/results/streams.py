@@ -18,6 +18,16 @@ class View(Protocol):
         """Whether the stream begins with the job, or with its first output."""
         ...
 
+    @property
+    def raw_type(self) -> str | None:
+        """The media type of a stream that is not of events, but of the output itself."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """Of the answer as one body."""
+        ...
+
     def render(self, event: Event) -> bytes:
         """The event as bytes of a stream; empty if this surface does not show it."""
         ...
@@ -27,7 +37,7 @@ class View(Protocol):
         ...
 
     def whole(self) -> bytes:
-        """The answer of a job that succeeded, as one JSON body."""
+        """The answer of a job that succeeded, as one body."""
         ...
 
 

@@ -26,6 +26,7 @@ from workers import protocol
 _ENDS = {
     protocol.Done: "done",
     protocol.Drawn: "done",
+    protocol.Spoken: "done",
     protocol.Failed: "failed",
     protocol.Cancelled: "cancelled",
 }
@@ -227,3 +228,5 @@ class Dispatcher:
         )
         if isinstance(final, protocol.Drawn):
             self._metrics.images_made(model=inbox.job.model, count=len(final.pictures))
+        if isinstance(final, protocol.Spoken):
+            self._metrics.audio_made(model=inbox.job.model, seconds=final.duration)

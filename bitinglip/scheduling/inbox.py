@@ -10,6 +10,8 @@ from bitinglip import errors
 from bitinglip.scheduling.job import Job
 from workers import protocol
 
+_BYTES_OF_AN_EVENT = 500  #: of text, roughly
+
 
 @dataclass(frozen=True, slots=True)
 class Queued:
@@ -26,6 +28,7 @@ class Loading:
     progress: float
 
 
+_OUTPUT = (protocol.Token, protocol.Sound)
 Event = Queued | Loading | protocol.JobEvent
 
 
@@ -54,14 +57,15 @@ class Inbox:
 
     @property
     def held(self) -> int:
-        """How many events it keeps."""
-        return len(self._events)
+        """How much it keeps, in events; sound counts for as many as its bytes would hold."""
+        sound = sum(len(e.samples) for e in self._events if isinstance(e, protocol.Sound))
+        return len(self._events) + sound // _BYTES_OF_AN_EVENT
 
     @property
     def status(self) -> str:
         """The contract's word for where the job is."""
         match self.final:
-            case protocol.Done() | protocol.Drawn():
+            case protocol.Done() | protocol.Drawn() | protocol.Spoken():
                 return "completed"
             case protocol.Failed():
                 return "failed"
@@ -88,9 +92,15 @@ class Inbox:
                 return  # it was run again on another worker, which is not the client's affair
             case protocol.Started():
                 self._started = True
-            case protocol.Token():
+            case protocol.Token() | protocol.Sound():
                 self.first_token = self.first_token or now
-            case protocol.Done() | protocol.Drawn() | protocol.Failed() | protocol.Cancelled():
+            case (
+                protocol.Done()
+                | protocol.Drawn()
+                | protocol.Spoken()
+                | protocol.Failed()
+                | protocol.Cancelled()
+            ):
                 self.final = event
                 self.ended = now
             case _:
@@ -103,7 +113,7 @@ class Inbox:
 
     def rewind(self) -> None:
         """Forget output that nobody has seen, because the job is run again from its start."""
-        self._events = [event for event in self._events if not isinstance(event, protocol.Token)]
+        self._events = [event for event in self._events if not isinstance(event, _OUTPUT)]
         self.first_token = None
         self.dispatched = None
 
@@ -135,7 +145,7 @@ class Inbox:
     async def result(self) -> protocol.Success:
         """Wait for the end. Raises the error that a failed or cancelled job ended in."""
         match await self.end():
-            case protocol.Done() | protocol.Drawn() as done:
+            case protocol.Done() | protocol.Drawn() | protocol.Spoken() as done:
                 return done
             case protocol.Failed() as failed:
                 raise error_of(failed)

@@ -12,6 +12,7 @@ from workers import protocol
 
 _AFFINITY_CHARACTERS = 1024
 _CHARACTERS_PER_TOKEN = 4
+_CHARACTERS_PER_SECOND = 15
 _MILLION = 1_000_000
 
 
@@ -50,11 +51,11 @@ class TextJob(_Order):
         """An estimate in tokens: what the queue is fair in."""
         return self._characters / _CHARACTERS_PER_TOKEN + self.sampling.max_tokens
 
-    def work_done(self, final: protocol.Done | protocol.Drawn | protocol.Cancelled) -> float:
+    def work_done(self, final: protocol.Success | protocol.Cancelled) -> float:
         """What it was in the end."""
-        if isinstance(final, protocol.Drawn):
-            return self.work
-        return float(final.prompt_tokens + final.completion_tokens)
+        if isinstance(final, protocol.Done | protocol.Cancelled):
+            return float(final.prompt_tokens + final.completion_tokens)
+        return self.work
 
     @property
     def _characters(self) -> int:
@@ -115,7 +116,7 @@ class ImageJob(_Order):
         """Megapixels times steps."""
         return self.megapixels * self.steps
 
-    def work_done(self, final: protocol.Done | protocol.Drawn | protocol.Cancelled) -> float:
+    def work_done(self, final: protocol.Success | protocol.Cancelled) -> float:
         if isinstance(final, protocol.Cancelled):
             return self.megapixels * min(final.steps, self.steps)
         return self.work
@@ -147,9 +148,52 @@ class ImageJob(_Order):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechJob(_Order):
+    """A text to say for a caller."""
+
+    kind: ClassVar[str] = "speech"
+
+    text: str
+    seed: int
+    folder: str
+    voice: str | None = None
+    language: str | None = None
+    speed: float | None = None
+    format: str = "wav"
+    metadata: bool = True
+    output: Literal["b64", "url"] = "b64"
+
+    @property
+    def work(self) -> float:
+        """Seconds of sound, as people speak."""
+        return len(self.text) / _CHARACTERS_PER_SECOND
+
+    def work_done(self, final: protocol.Success | protocol.Cancelled) -> float:
+        return final.duration if isinstance(final, protocol.Spoken) else self.work
+
+    def affinity(self) -> bytes:
+        """The same for one voice, whose tokens a worker keeps."""
+        return _digest(self.key_id, f"{self.voice}\0{self.language}")
+
+    def message(self) -> protocol.SpeechJob:
+        return protocol.SpeechJob(
+            id=self.id,
+            text=self.text,
+            voice=self.voice,
+            language=self.language,
+            seed=self.seed,
+            speed=self.speed,
+            format=self.format,
+            metadata=self.metadata,
+            folder=self.folder,
+            stream=self.stream,
+        )
+
+
 def _digest(key_id: str, text: str) -> bytes:
     whole = f"{key_id}\0{text}".encode("utf-8", "replace")
     return hashlib.blake2b(whole, digest_size=8).digest()
 
 
-Job = TextJob | ImageJob
+Job = TextJob | ImageJob | SpeechJob

@@ -128,6 +128,9 @@ class Metrics:
         self._images = Counter(
             "bitinglip_images_total", "Images made", ["model"], registry=self.registry
         )
+        self._audio = Counter(
+            "bitinglip_audio_seconds_total", "Sound made", ["model"], registry=self.registry
+        )
         self._queue = histogram("bitinglip_queue_seconds", "Wait before a worker began", _REQUEST)
         self._first = histogram(
             "bitinglip_time_to_first_token_seconds",
@@ -206,6 +209,9 @@ class Metrics:
 
     def images_made(self, *, model: str, count: int) -> None:
         self._images.labels(self._models.bound(model)).inc(count)
+
+    def audio_made(self, *, model: str, seconds: float) -> None:
+        self._audio.labels(self._models.bound(model)).inc(seconds)
 
     def load_finished(self, *, model: str, seconds: float, ok: bool) -> None:
         model = self._models.bound(model)

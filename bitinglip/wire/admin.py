@@ -14,13 +14,14 @@ from bitinglip.wire.fields import Body
 from bitinglip.wire.image import SIDE, STEPS, ImageGenerationRequest
 from bitinglip.wire.native import DEFAULTS, TextGenerationRequest
 from bitinglip.wire.schema import schema_of
+from bitinglip.wire.speech import SpeechRequest
 from model_store.manifest import Manifest
 from workers import protocol
 
 _TYPES = {"speech": "audio", "transcription": "audio"}
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
 _NOT_PARAMETERS = frozenset(
-    {"model", "prompt", "messages", "stream", "timeout", "async", "priority"}
+    {"model", "prompt", "text", "messages", "stream", "timeout", "async", "priority"}
 )
 #: by what a model makes: the native request, and the defaults that its schema leaves open
 _REQUESTS: dict[str, tuple[type[Body], dict[str, Any]]] = {
@@ -33,6 +34,7 @@ _REQUESTS: dict[str, tuple[type[Body], dict[str, Any]]] = {
         },
     ),
     "image": (ImageGenerationRequest, {"width": SIDE, "height": SIDE, "steps": STEPS, "n": 1}),
+    "speech": (SpeechRequest, {}),
 }
 
 
@@ -59,6 +61,10 @@ def model_type(manifest: Manifest) -> str:
     return "text" if manifest.engine == "fake" else _TYPES.get(manifest.kind, manifest.kind)
 
 
+def _kind(manifest: Manifest) -> str:
+    return "text" if manifest.engine == "fake" else manifest.kind
+
+
 def model_info(
     manifest: Manifest,
     *,
@@ -81,7 +87,7 @@ def model_info(
         "progress": progress,
         "replicas": replicas,
         "capabilities": list(manifest.capabilities),
-        "supported_parameters": supported_parameters(kind, manifest.engine),
+        "supported_parameters": supported_parameters(_kind(manifest), manifest.engine),
         "engine": manifest.engine,
         "architecture": manifest.architecture,
         "max_context": (ready and ready.max_context) or manifest.max_context,

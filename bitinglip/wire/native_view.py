@@ -9,7 +9,6 @@ from bitinglip.errors import BitingLipError
 from bitinglip.results.files import Files
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued, error_of
-from bitinglip.scheduling.job import ImageJob
 from bitinglip.wire.failure import error_body
 from bitinglip.wire.task import cancelled, inference_response, logprob_info
 from workers import protocol
@@ -21,6 +20,8 @@ class NativeView:
     """A job as the native API shows it: named events, InferenceResponse at the end."""
 
     begins_at_once = True
+    raw_type = None
+    media_type = "application/json"
 
     def __init__(self, inbox: Inbox, request_id: str, files: Files) -> None:
         self._inbox = inbox
@@ -32,10 +33,10 @@ class NativeView:
 
     async def settle(self) -> None:
         """Of a job that made files: have them kept, or read."""
-        if not isinstance(self._inbox.final, protocol.Drawn):
+        if not isinstance(self._inbox.final, protocol.Drawn | protocol.Spoken):
             return
         try:
-            if isinstance(self._job, ImageJob) and self._job.output == "url":
+            if getattr(self._job, "output", None) == "url":
                 await self._files.keep(self._inbox)
             self._answer = await self._files.fill(inference_response(self._inbox))
         except BitingLipError as error:
@@ -55,14 +56,20 @@ class NativeView:
                 return "started", _json.encode(data)
             case protocol.Progress():
                 return "progress", _progress(event)
-            case protocol.Drawn() if self._trouble is not None:
-                return "failed", error_body(self._trouble, self._request_id)
-            case protocol.Done() | protocol.Drawn():
-                return "completed", self.whole()
+            case protocol.Sound():
+                return "audio", _sound(event)
+            case _:
+                return self._end(event)
+
+    def _end(self, final: protocol.Final) -> tuple[str, bytes]:
+        match final:
             case protocol.Failed():
-                return "failed", error_body(error_of(event), self._request_id)
+                return "failed", error_body(error_of(final), self._request_id)
             case protocol.Cancelled():
                 return "cancelled", cancelled(self._job.id)
+        if self._trouble is not None:
+            return "failed", error_body(self._trouble, self._request_id)
+        return "completed", self.whole()
 
     def render(self, event: Event) -> bytes:
         name, data = self.event(event)
@@ -79,6 +86,16 @@ def _progress(progress: protocol.Progress) -> bytes:
     data: dict[str, Any] = {"step": progress.step, "steps": progress.steps}
     if progress.preview:
         data["preview"] = b64encode(progress.preview).decode()
+    return _json.encode(data)
+
+
+def _sound(sound: protocol.Sound) -> bytes:
+    data = {
+        "b64": b64encode(sound.samples).decode(),
+        "index": sound.index,
+        "sample_rate": sound.sample_rate,
+        "encoding": "pcm_s16le",
+    }
     return _json.encode(data)
 
 

@@ -103,6 +103,8 @@ class ImagesView:
     """
 
     begins_at_once = False
+    raw_type = None
+    media_type = "application/json"
 
     def __init__(
         self, inbox: Inbox, request_id: str, files: Files, *, kind: str, base_url: str, partial: int

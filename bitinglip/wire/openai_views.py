@@ -21,6 +21,8 @@ class _OpenAIView(ABC):
     """What both surfaces do alike: chunks, the last chunk, usage, ``[DONE]`` or an error."""
 
     begins_at_once = False
+    raw_type = None
+    media_type = "application/json"
     prefix: str
     kind: str
     chunk_kind: str

@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 
 from bitinglip.scheduling.inbox import Inbox
-from bitinglip.scheduling.job import ImageJob, Job, TextJob
+from bitinglip.scheduling.job import ImageJob, Job, SpeechJob, TextJob
 from bitinglip.scheduling.task_rows import Task
 from bitinglip.wire.failure import error_body, error_object, timestamp
 from bitinglip.wire.image import image_result, image_usage
+from bitinglip.wire.speech import speech_result, speech_usage
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -85,9 +86,12 @@ def _of_inbox(task: Task) -> dict[str, Any]:
 
 
 def _result(inbox: Inbox, done: protocol.Success) -> dict[str, Any]:
-    if isinstance(done, protocol.Drawn):
-        assert isinstance(inbox.job, ImageJob)
-        return image_result(inbox.job, done)
+    match inbox.job, done:
+        case ImageJob() as job, protocol.Drawn():
+            return image_result(job, done)
+        case SpeechJob() as job, protocol.Spoken():
+            return speech_result(job, done)
+    assert isinstance(done, protocol.Done)
     result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
     if isinstance(inbox.job, TextJob) and inbox.job.sampling.logprobs is not None:
         result["logprobs"] = [logprob_info(each) for each in done.logprobs]
@@ -97,10 +101,12 @@ def _result(inbox: Inbox, done: protocol.Success) -> dict[str, Any]:
 def _usage(job: Job, final: protocol.Final | None) -> dict[str, Any] | None:
     if final is None or isinstance(final, protocol.Failed):
         return None
-    if isinstance(job, ImageJob):
-        assert not isinstance(final, protocol.Done)
-        return image_usage(job, final)
-    assert not isinstance(final, protocol.Drawn)
+    match job, final:
+        case ImageJob(), protocol.Drawn() | protocol.Cancelled():
+            return image_usage(job, final)
+        case SpeechJob(), protocol.Spoken() | protocol.Cancelled():
+            return speech_usage(job, final)
+    assert isinstance(final, protocol.Done | protocol.Cancelled)
     return {
         "prompt_tokens": final.prompt_tokens,
         "completion_tokens": final.completion_tokens,

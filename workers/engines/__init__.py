@@ -7,6 +7,7 @@ from workers.engines.base import Engine, Refused
 ENGINES = {
     "fake": "workers.engines.fake:FakeEngine",
     "image": "workers.engines.image.engine:ImageEngine",
+    "speech": "workers.engines.speech.engine:SpeechEngine",
     "text": "workers.engines.text.engine:TextEngine",
 }
 
@@ -14,7 +15,7 @@ ENGINES = {
 SPREADING = frozenset({"fake", "text"})
 
 #: engines whose steps are long: where they share a CPU, they give way to those that stream
-YIELDING = frozenset({"image"})
+YIELDING = frozenset({"image", "speech"})
 
 
 def make_engine(kind: str) -> Engine:

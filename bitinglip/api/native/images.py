@@ -7,7 +7,7 @@ from starlette.responses import Response
 from bitinglip.access.scopes import Scope
 from bitinglip.api.deps import needs, read_body, services_of
 from bitinglip.api.documentation import json_body
-from bitinglip.api.lookup import find_image_model
+from bitinglip.api.lookup import find_model_of
 from bitinglip.api.native.inference import respond, runs_behind
 from bitinglip.api.terms import image_terms
 from bitinglip.api.uploads import decoded, received
@@ -22,7 +22,7 @@ async def generate_images(request: Request) -> Response:
     """Make images, as one answer or as a stream of events."""
     services = services_of(request)
     body = await read_body(request, ImageGenerationRequest)
-    find_image_model(services, body.model)
+    find_model_of(services, body.model, "image")
     background = runs_behind(request, body)
     job = body.to_job(image_terms(request, body.model, body.priority))
     uploads = {name: await decoded(text, name) for name, text in body.uploads().items()}

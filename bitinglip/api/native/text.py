@@ -7,7 +7,7 @@ from starlette.responses import Response
 from bitinglip.access.scopes import Scope
 from bitinglip.api.deps import caller_of, needs, read_body, services_of
 from bitinglip.api.documentation import json_body
-from bitinglip.api.lookup import find_text_model
+from bitinglip.api.lookup import find_model_of
 from bitinglip.api.native.inference import respond, runs_behind
 from bitinglip.scheduling.standing import standing_of
 from bitinglip.wire.native import TextGenerationRequest
@@ -21,7 +21,7 @@ async def generate_text(request: Request) -> Response:
     """Generate text, as one answer or as a stream of events."""
     services = services_of(request)
     body = await read_body(request, TextGenerationRequest)
-    find_text_model(services, body.model)
+    find_model_of(services, body.model, "text")
     background = runs_behind(request, body)
     caller = caller_of(request)
     job = body.to_job(

@@ -11,7 +11,7 @@ from bitinglip.api.answering import JobAnswer
 from bitinglip.api.deps import needs, read_body, request_id_of, services_of
 from bitinglip.api.documentation import form_body, json_body
 from bitinglip.api.forms import read_form
-from bitinglip.api.lookup import find_image_model
+from bitinglip.api.lookup import find_model_of
 from bitinglip.api.terms import image_terms
 from bitinglip.api.uploads import Upload, looked_at, received
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/images", tags=["openai"])
 async def generate(request: Request) -> Response:
     """Images from a prompt."""
     body = await read_body(request, ImagesRequest)
-    find_image_model(services_of(request), body.model)
+    find_model_of(services_of(request), body.model, "image")
     job = body.job(image_terms(request, body.model), uploads=set())
     return _answer(request, job, "image_generation", body.partial_images or 0)
 
@@ -39,7 +39,7 @@ async def edit(request: Request) -> Response:
     """An image made from another; with a mask, only where that is transparent."""
     body, files = await read_form(request, ImageEditRequest, {"image", "image[]", "mask"})
     services = services_of(request)
-    find_image_model(services, body.model)
+    find_model_of(services, body.model, "image")
     images = files.get("image", []) + files.get("image[]", [])
     if len(images) != 1:
         if images:

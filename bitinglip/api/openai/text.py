@@ -10,7 +10,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.api.answering import JobAnswer
 from bitinglip.api.deps import caller_of, needs, read_body, request_id_of, services_of
 from bitinglip.api.documentation import json_body
-from bitinglip.api.lookup import find_text_model
+from bitinglip.api.lookup import find_model_of
 from bitinglip.scheduling.standing import standing_of
 from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
 from bitinglip.wire.openai_views import ChatView, CompletionView
@@ -38,7 +38,7 @@ def _answer(
     view: type[ChatView] | type[CompletionView],
 ) -> Response:
     services = services_of(request)
-    find_text_model(services, body.model)
+    find_model_of(services, body.model, "text")
     caller = caller_of(request)
     job = body.to_job(
         services.settings.model(body.model),

@@ -1,0 +1,246 @@
+"""The speech engine on a tiny Bark: each sentence is the one that the library says."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import AutoProcessor, BarkModel
+
+from tests.tiny_speech import VOICES, make
+from workers.engines.base import Refused
+from workers.engines.speech.bark import Bark, Utterance
+from workers.engines.speech.engine import SpeechEngine
+from workers.engines.speech.joining import Joiner
+from workers.protocol import (
+    Cancelled,
+    Event,
+    Failed,
+    Load,
+    Progress,
+    Sound,
+    SpeechJob,
+    Spoken,
+    Started,
+    sound_name,
+)
+
+LINES = [("Hello there.", VOICES[1]), ("Something else", VOICES[0]), ("No voice", None)]
+
+
+@dataclass
+class Booth:
+    """An engine, the library's model, and where sounds go."""
+
+    folder: Path
+    engine: SpeechEngine
+    model: Any
+    processor: Any
+    numbers: Iterator[int] = field(default_factory=lambda: iter(range(10_000)))
+
+    def job(self, text: str = "Hello there.", **fields: Any) -> SpeechJob:
+        name = fields.pop("id", f"job{next(self.numbers)}")
+        fields = {"voice": VOICES[0], "seed": 3, "folder": str(self.folder), **fields}
+        return SpeechJob(id=name, text=text, **fields)
+
+    def submit(self, *jobs: SpeechJob) -> None:
+        for job in jobs:
+            self.engine.submit(self.engine.prepare(job))
+
+    def run(self, *jobs: SpeechJob) -> list[Event]:
+        self.submit(*jobs)
+        events: list[Event] = []
+        for _ in range(10_000):
+            if not self.engine.in_flight:
+                assert not any(self.engine.books().values())
+                return events
+            events += self.engine.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def library(self, text: str, voice: str | None, seed: int) -> Any:
+        asked = self.processor(text, voice_preset=voice, max_length=48)
+        torch.manual_seed(seed)
+        return self.model.generate(**asked)[0].numpy()
+
+    def sound(self, job: SpeechJob) -> Any:
+        samples, _ = soundfile.read(self.folder / sound_name(job.id, job.format), dtype="int16")
+        return samples
+
+
+def open_booth(folder: Path, *, sampled: bool) -> Booth:
+    repository = make(folder / "bark", sampled=sampled)
+    engine = SpeechEngine()
+    engine.load(
+        Load(model="bark", engine="speech", path=str(repository), threads=1), lambda _: None
+    )
+    model = BarkModel.from_pretrained(repository, dtype=torch.float32, use_safetensors=True)
+    (folder / "out").mkdir()
+    return Booth(folder / "out", engine, model.eval(), AutoProcessor.from_pretrained(repository))
+
+
+@pytest.fixture(scope="module", params=["sampled", "greedy"])
+def module_booth(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Booth]:
+    booth = open_booth(tmp_path_factory.mktemp("speech"), sampled=request.param == "sampled")
+    yield booth
+    booth.engine.close()
+
+
+@pytest.fixture
+def booth(module_booth: Booth) -> Iterator[Booth]:
+    yield module_booth
+    assert module_booth.engine.in_flight == 0
+
+
+def ends(events: list[Event]) -> dict[str, Event]:
+    finals = [each for each in events if isinstance(each, Spoken | Failed | Cancelled)]
+    assert len({each.id for each in finals}) == len(finals), "exactly one final event each"
+    return {each.id: each for each in finals}
+
+
+def utterance(booth: Booth, text: str, voice: str | None, seed: int) -> Utterance:
+    tokens = booth.processor.tokenizer(text, add_special_tokens=False).input_ids
+    preset = booth.engine._loaded.voices.load(voice) if voice else None
+    return Utterance(tokens, preset, torch.Generator().manual_seed(seed))
+
+
+def test_alone_each_stage_is_the_library_s_bit_for_bit(booth: Booth) -> None:
+    bark = Bark(booth.engine._loaded.model, 4)
+    for seed, (text, voice) in enumerate(LINES):
+        one = utterance(booth, text, voice, seed)
+        while one.stage != "done":
+            bark.step([one])
+        assert np.array_equal(one.samples, booth.library(text, voice, seed))
+    assert bark.rows_used == 0
+
+
+def test_beside_others_with_other_voices_and_seeds_it_is_the_same(booth: Booth) -> None:
+    bark = Bark(booth.engine._loaded.model, 2)  # fewer rows than sentences: some wait
+    lines = [utterance(booth, text, voice, seed) for seed, (text, voice) in enumerate(LINES)]
+    while any(each.stage != "done" for each in lines):
+        bark.step([each for each in lines if each.stage != "done"])
+    for seed, ((text, voice), one) in enumerate(zip(LINES, lines, strict=True)):
+        expected = booth.library(text, voice, seed)
+        assert one.samples is not None
+        assert one.samples.shape == expected.shape
+        assert np.abs(one.samples - expected).max() < 1e-5
+
+
+def test_a_file_is_its_sentences_joined(booth: Booth) -> None:
+    job = booth.job("Hello there. How are you? Fine!")
+    [spoken] = ends(booth.run(job)).values()
+    assert isinstance(spoken, Spoken)
+    joiner = Joiner(24_000)
+    parts = ["Hello there.", "How are you?", "Fine!"]
+    alone = [booth.library(text, VOICES[0], 3 + n) for n, text in enumerate(parts)]
+    expected = np.concatenate([*(joiner.push(each) for each in alone), joiner.finish()])
+    assert np.abs(booth.sound(job) - expected * 32767).max() <= 2
+    assert spoken.duration == pytest.approx(len(expected) / 24_000)
+    assert (spoken.sentences, spoken.voice) == (3, VOICES[0])
+    longest = sum(map(len, alone)) / 24_000
+    assert longest - 0.05 * len(alone) <= spoken.duration <= longest
+
+
+def test_the_first_sound_comes_before_the_second_sentence_begins(booth: Booth) -> None:
+    job = booth.job("Hello there. How are you? Fine!")
+    booth.submit(job)
+    events: list[Event] = []
+    while not any(isinstance(each, Sound) for each in events):
+        assert len(booth.engine._requests[job.id].waiting) >= 2
+        events += booth.engine.step()
+    events += booth.run()
+    assert isinstance(events[0], Started)
+    sounds = [each for each in events if isinstance(each, Sound)]
+    assert [each.index for each in sounds] == list(range(len(sounds)))
+    streamed = np.frombuffer(b"".join(each.samples for each in sounds), "<i2").astype(int)
+    assert np.abs(streamed - booth.sound(job)).max() <= 1
+    steps = [(each.step, each.steps) for each in events if isinstance(each, Progress)]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_seed_gives_the_same_sound_whoever_else_speaks(booth: Booth) -> None:
+    alone, beside = booth.job(seed=9), booth.job(seed=9)
+    booth.run(alone)
+    booth.run(booth.job("Other words", voice=VOICES[2]), beside, booth.job("More. Of it."))
+    assert np.array_equal(booth.sound(alone), booth.sound(beside))
+
+
+def test_nobody_listens_nobody_is_told(booth: Booth) -> None:
+    events = booth.run(booth.job("Hello there. Fine!", stream=False))
+    assert [type(each) for each in events] == [Started, Spoken]
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3"])
+def test_every_format_holds_the_sound(booth: Booth, form: str) -> None:
+    job = booth.job(format=form)
+    [spoken] = ends(booth.run(job)).values()
+    assert isinstance(spoken, Spoken)
+    path = booth.folder / sound_name(job.id, form)
+    assert path.stat().st_size == spoken.bytes
+    with soundfile.SoundFile(io.BytesIO(path.read_bytes())) as found:
+        assert (found.channels, found.samplerate) == (1, 24_000)
+        assert found.frames / 24_000 == pytest.approx(spoken.duration, abs=0.06)
+        assert found.comment == "Made by a machine (text to speech)"
+
+
+@pytest.mark.parametrize("steps", [1, 20, 60, 130])
+def test_cancel_ends_within_a_step_and_leaves_nothing(booth: Booth, steps: int) -> None:
+    job = booth.job("Hello there. How are you? Fine!")
+    booth.submit(job)
+    for _ in range(steps):
+        booth.engine.step()
+    booth.engine.cancel(job.id)
+    booth.engine.cancel("nobody")
+    [cancelled] = booth.engine.step()
+    assert isinstance(cancelled, Cancelled)
+    assert not any(booth.engine.books().values())
+    assert not list(booth.folder.glob(f"{job.id}*"))
+    again, expected = booth.job(), booth.library("Hello there.", VOICES[0], 3)
+    booth.run(again)
+    assert np.abs(booth.sound(again) - expected * 32767).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"voice": "../secret"}, "INVALID_REQUEST", "voice"),
+        ({"voice": "speaker_7", "language": "en"}, "INVALID_REQUEST", "voice"),
+        ({"language": "xx"}, "INVALID_REQUEST", "language"),
+        ({"speed": 2.0}, "UNSUPPORTED_PARAMETER", "speed"),
+    ],
+)
+def test_what_is_refused(booth: Booth, fields: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(Refused) as refused:
+        booth.engine.prepare(booth.job(**fields))
+    assert (refused.value.code, refused.value.param) == (code, param)
+    if param == "voice":
+        assert refused.value.details["voices"] == sorted(VOICES)
+
+
+def test_the_design_s_names_mean_presets(booth: Booth) -> None:
+    voices = booth.engine._loaded.voices
+    assert voices.name_of("speaker_1", "en") == "v2/en_speaker_1"
+    assert voices.name_of("speaker_0", "de") == "v2/de_speaker_0"
+    assert voices.name_of("en_speaker_0", None) == "v2/en_speaker_0"
+    assert voices.name_of(None, "de") == "v2/de_speaker_0"
+    assert voices.name_of(None, None) is None
+
+
+def test_a_long_text_is_said_whole(booth: Booth) -> None:
+    words = "a word and another one, " * 10
+    [spoken] = ends(booth.run(booth.job(words))).values()
+    assert isinstance(spoken, Spoken)
+    assert spoken.sentences > 3
+
+
+def test_a_disk_that_takes_nothing(booth: Booth) -> None:
+    [failed] = ends(booth.run(msgspec.structs.replace(booth.job(), folder="/nowhere"))).values()
+    assert isinstance(failed, Failed)
+    assert failed.code == "DISK_FULL"

@@ -1,0 +1,52 @@
+"""Sentences joined: no clicks, no long silence, nothing lost, the same however it is played."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.engines.speech.joining import Joiner, pcm16
+
+RATE = 24_000
+FADE, KEPT = 480, 2880
+
+
+def tone(seconds: float, *, before: float = 0.0, after: float = 0.0) -> np.ndarray:
+    wave = 0.5 * np.sin(np.arange(int(seconds * RATE)) * 0.05)
+    edges = [np.zeros(int(length * RATE)) for length in (before, after)]
+    return np.concatenate([edges[0], wave, edges[1]]).astype(np.float32)
+
+
+def joined(*parts: np.ndarray) -> np.ndarray:
+    joiner = Joiner(RATE)
+    return np.concatenate([*(joiner.push(part) for part in parts), joiner.finish()])
+
+
+def test_one_sentence_is_itself() -> None:
+    assert np.array_equal(joined(tone(1)), tone(1))
+
+
+def test_long_silence_at_the_edges_is_shortened() -> None:
+    whole = joined(tone(1, before=2, after=2))
+    assert abs(len(whole) - (RATE + 2 * KEPT)) < 100
+
+
+def test_the_whole_is_as_long_as_its_parts_less_the_cross_fades() -> None:
+    parts = [tone(0.5), tone(0.7), tone(0.3)]
+    assert abs(len(joined(*parts)) - (sum(map(len, parts)) - 2 * FADE)) < 10
+
+
+def test_a_joint_does_not_click() -> None:
+    steps = np.abs(np.diff(joined(tone(0.5), -tone(0.5))))
+    assert steps.max() < 1.5 * np.abs(np.diff(tone(0.5))).max() + 1 / FADE
+
+
+@given(st.lists(st.integers(0, 2000), max_size=6))
+def test_any_lengths_can_be_joined(lengths: list[int]) -> None:
+    parts = [np.ones(length, np.float32) for length in lengths]
+    whole = joined(*parts)
+    assert len(whole) <= sum(lengths)
+    assert np.isfinite(whole).all()
+
+
+def test_samples_become_bytes_and_too_loud_ones_are_cut() -> None:
+    assert pcm16(np.array([0, 1, -1, 2], np.float32)) == b"\x00\x00\xff\x7f\x01\x80\xff\x7f"

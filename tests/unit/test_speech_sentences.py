@@ -1,0 +1,42 @@
+"""Where texts are cut to be spoken, and that nothing of them is lost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.engines.speech.sentences import sentences
+
+
+def cut(text: str, longest: int = 1000) -> list[str]:
+    return sentences(text, lambda piece: len(piece) <= longest)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ('He said "Go!" Then he left.', ['He said "Go!"', "Then he left."]),
+        ("Dr. Smith met Mr. J. Doe. They spoke.", ["Dr. Smith met Mr. J. Doe.", "They spoke."]),
+        ("It costs 3.50 today. Fine.", ["It costs 3.50 today.", "Fine."]),
+        ("你好。你是谁？我很好！", ["你好。", "你是谁？", "我很好！"]),
+        ("नमस्ते। आप कैसे हैं?", ["नमस्ते।", "आप कैसे हैं?"]),
+        ("A title\nThen text.", ["A title", "Then text."]),
+        ("Wait… what?", ["Wait…", "what?"]),
+        ("  \n ", []),
+    ],
+)
+def test_a_text_ends_where_people_breathe(text: str, expected: list[str]) -> None:
+    assert cut(text) == expected
+
+
+def test_what_is_too_long_is_cut_at_clauses_then_words_then_anywhere() -> None:
+    assert cut("aaa bbb, ccc ddd, eee", 10) == ["aaa bbb,", "ccc ddd,", "eee"]
+    assert cut("aaa bbb ccc ddd", 8) == ["aaa bbb", "ccc ddd"]
+    assert "".join(cut("a" * 25, 10)) == "a" * 25
+
+
+@given(st.text(alphabet="ab ,.!?;:\n\"'。！，漢字-", max_size=300), st.integers(1, 40))
+def test_nothing_is_lost_and_every_piece_fits(text: str, longest: int) -> None:
+    pieces = cut(text, longest)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+    assert all(0 < len(piece) <= longest for piece in pieces)

@@ -1,0 +1,1 @@
+"""The speech engine: Bark, sentence by sentence, many sentences in each step."""

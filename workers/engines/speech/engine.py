@@ -1,0 +1,225 @@
+"""The speech engine: sentences of all requests together, each request's sound in its own order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workers.engines.base import Refused
+from workers.engines.speech.bark import Bark, Utterance
+from workers.engines.speech.encoding import SoundFile
+from workers.engines.speech.joining import Joiner, pcm16
+from workers.engines.speech.loading import LoadedBark, load
+from workers.engines.speech.sentences import sentences
+from workers.protocol import (
+    Cancelled,
+    Event,
+    Failed,
+    Load,
+    Progress,
+    Ready,
+    Sound,
+    SpeechJob,
+    Spoken,
+    Started,
+)
+
+_ROWS = 16
+_PATIENCE = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
+_CONTEXT_BYTES = 500 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    job: SpeechJob
+    voice: str | None
+    waiting: list[Utterance]
+    sentences: int
+    joiner: Joiner
+    file: SoundFile | None = None
+    running: list[Utterance] = field(default_factory=list)
+    spoken: int = 0  #: sentences whose sound was given out
+    chunks: int = 0
+    samples: int = 0
+    begun: bool = False
+
+
+class SpeechEngine:
+    """Runs speech jobs of one Bark; see ``workers.engines.base``.
+
+    A request's first sentence goes alone, so that its sound comes as soon as it can; the others
+    follow together. Sound is given out in the order of the text.
+    """
+
+    _bark: Bark
+    _loaded: LoadedBark
+
+    def __init__(self) -> None:
+        self._rows = _ROWS
+        self._requests: dict[str, _Request] = {}
+        self._cancelled: list[str] = []
+
+    def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
+        if spec.threads is not None:
+            torch.set_num_threads(spec.threads)
+        torch.set_grad_enabled(False)
+        self._rows = spec.max_batch or _ROWS
+        progress(0.0)
+        self._loaded = load(spec)
+        progress(0.9)
+        self._bark = Bark(self._loaded.model, self._rows)
+        progress(1.0)
+        device = self._loaded.device.type
+        return Ready(
+            slots=self._rows,
+            dtype=str(self._loaded.dtype).removeprefix("torch."),
+            device=device,
+            patience=_PATIENCE[device],
+        )
+
+    def prepare(self, job: SpeechJob) -> _Request:
+        if job.speed is not None:
+            raise Refused(
+                "UNSUPPORTED_PARAMETER", "'speed' is not supported for this model.", param="speed"
+            )
+        voice = self._loaded.voices.name_of(job.voice, job.language)
+        preset = self._loaded.voices.load(voice) if voice else None
+        pieces = sentences(
+            job.text, lambda text: len(self._tokens(text)) <= self._bark.longest_text
+        )
+        if not pieces:
+            raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
+        utterances = [
+            Utterance(self._tokens(piece), preset, torch.Generator().manual_seed(job.seed + number))
+            for number, piece in enumerate(pieces)
+        ]
+        joiner = Joiner(self._bark.sample_rate)
+        return _Request(job, voice, utterances, len(utterances), joiner)
+
+    def _tokens(self, text: str) -> list[int]:
+        found: list[int] = self._loaded.tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    def submit(self, prepared: _Request) -> None:
+        self._requests[prepared.job.id] = prepared
+
+    def cancel(self, job_id: str) -> None:
+        if job_id in self._requests:
+            self._cancelled.append(job_id)
+
+    def step(self) -> list[Event]:
+        events = self._end_cancelled()
+        for request in self._requests.values():
+            events += self._begin(request)
+        running = [each for r in self._requests.values() for each in r.running]
+        busy = [each for each in running if each.stage != "done"]
+        if busy:
+            self._bark.step(busy)
+        for request in list(self._requests.values()):
+            events += self._give_out(request)
+        return events
+
+    def _begin(self, request: _Request) -> list[Event]:
+        """Let its next sentences run: the first by itself, then all."""
+        started: list[Event] = []
+        if not request.begun:
+            request.begun = True
+            started.append(Started(id=request.job.id))
+        if not request.running and not request.spoken:
+            request.running.append(request.waiting.pop(0))
+        elif request.spoken and request.waiting:
+            request.running += request.waiting
+            request.waiting.clear()
+        return started
+
+    def _give_out(self, request: _Request) -> list[Event]:
+        events: list[Event] = []
+        try:
+            while request.running and request.running[0].samples is not None:
+                events += self._speak(request, request.running.pop(0).samples)
+            if not request.running and not request.waiting:
+                events += self._finish(request)
+        except OSError:
+            self._forget(request)
+            message = "The sound could not be written."
+            return [*events, Failed(id=request.job.id, code="DISK_FULL", message=message)]
+        return events
+
+    def _speak(self, request: _Request, samples: Any) -> list[Event]:
+        """The sound that a sentence makes playable, and how far the request is."""
+        request.spoken += 1
+        events = self._write(request, request.joiner.push(samples))
+        if request.job.stream:
+            step, steps = request.spoken, request.sentences
+            events.append(Progress(id=request.job.id, step=step, steps=steps))
+        return events
+
+    def _write(self, request: _Request, samples: Any) -> list[Event]:
+        if request.file is None:
+            request.file = SoundFile(request.job, self._bark.sample_rate)
+        request.file.write(samples)
+        request.samples += len(samples)
+        if not request.job.stream or not len(samples):
+            return []
+        request.chunks += 1
+        return [
+            Sound(
+                id=request.job.id,
+                index=request.chunks - 1,
+                samples=pcm16(samples),
+                sample_rate=self._bark.sample_rate,
+            )
+        ]
+
+    def _finish(self, request: _Request) -> list[Event]:
+        job = request.job
+        last = self._write(request, request.joiner.finish())
+        assert request.file is not None
+        size = request.file.finish()
+        del self._requests[job.id]
+        spoken = Spoken(
+            id=job.id,
+            format=job.format,
+            bytes=size,
+            sample_rate=self._bark.sample_rate,
+            duration=request.samples / self._bark.sample_rate,
+            sentences=request.sentences,
+            voice=request.voice,
+        )
+        return [*last, spoken]
+
+    def _end_cancelled(self) -> list[Event]:
+        events: list[Event] = []
+        for job_id in dict.fromkeys(self._cancelled):
+            request = self._requests.get(job_id)
+            if request is not None:
+                self._forget(request)
+                events.append(Cancelled(id=job_id, steps=request.spoken))
+        self._cancelled.clear()
+        return events
+
+    def _forget(self, request: _Request) -> None:
+        for utterance in request.running:
+            self._bark.leave(utterance)
+        if request.file is not None:
+            request.file.drop()
+        del self._requests[request.job.id]
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests)
+
+    def device_bytes(self) -> int | None:
+        if self._loaded.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
+        return peak + _CONTEXT_BYTES
+
+    def books(self) -> dict[str, int]:
+        return {"requests": len(self._requests), "rows": self._bark.rows_used}
+
+    def close(self) -> None:
+        for request in list(self._requests.values()):
+            self._forget(request)

@@ -1,0 +1,53 @@
+"""Sentences into one sound: silence at their edges shortened, joined without clicks. Pure."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = NDArray[np.float32]
+
+_SILENT = 0.004  #: of full scale
+_KEPT_SECONDS = 0.12  #: of the silence at an edge
+_FADE_SECONDS = 0.02
+
+
+class Joiner:
+    """Takes sentences one by one; gives out all but the end that the next one fades into."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self._kept = int(_KEPT_SECONDS * sample_rate)
+        self._fade = int(_FADE_SECONDS * sample_rate)
+        self._tail = np.zeros(0, np.float32)
+
+    def push(self, sentence: Samples) -> Samples:
+        """What can be played now that this sentence has come."""
+        joined = _crossed(self._tail, self._trimmed(sentence))
+        ready = max(0, len(joined) - self._fade)
+        self._tail = joined[ready:]
+        return joined[:ready]
+
+    def finish(self) -> Samples:
+        """The rest."""
+        rest, self._tail = self._tail, np.zeros(0, np.float32)
+        return rest
+
+    def _trimmed(self, samples: Samples) -> Samples:
+        loud = np.flatnonzero(np.abs(samples) > _SILENT)
+        if not len(loud):
+            return samples[: self._kept]
+        begin, end = max(0, loud[0] - self._kept), loud[-1] + 1 + self._kept
+        return samples[begin:end]
+
+
+def _crossed(before: Samples, after: Samples) -> Samples:
+    """One fading out while the other fades in, over as much as both have."""
+    length = min(len(before), len(after))
+    if not length:
+        return np.concatenate([before, after])
+    rise = np.linspace(0, 1, length, dtype=np.float32)
+    middle = before[len(before) - length :] * (1 - rise) + after[:length] * rise
+    return np.concatenate([before[: len(before) - length], middle, after[length:]])
+
+
+def pcm16(samples: Samples) -> bytes:
+    """16-bit little-endian; what is beyond full scale is cut."""
+    return (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
