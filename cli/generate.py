@@ -141,6 +141,59 @@ def image(
         images.show(paths, show)
 
 
+class SoundFormat(StrEnum):
+    wav = "wav"
+    flac = "flac"
+    ogg = "ogg"
+    mp3 = "mp3"
+
+
+@app.command()
+def speech(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="What to say; without it, or as '-', from stdin."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write it here; '-' is stdout. Else a name is made."),
+    ] = None,
+    voice: Annotated[
+        str | None, typer.Option(help="One of the model's; `models show` lists them.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Where the voice does not say it, such as en.")
+    ] = None,
+    seed: SeedOption = None,
+    speed: Annotated[float | None, typer.Option(help="Where the model has one.")] = None,
+    sound_format: Annotated[
+        SoundFormat | None, typer.Option("--format", help="Else as the file's name ends.")
+    ] = None,
+    play: Annotated[bool, typer.Option("--play", help="Play it too.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Say a text; a bar shows the sentences, then the file is written."""
+    from cli import sounds
+    from cli.answers import given_options
+
+    text = _prompt(prompt)
+    body = {
+        "model": model,
+        "text": text,
+        "format": sounds.format_of(output, sound_format and sound_format.value),
+    } | given_options(voice=voice, language=language, seed=seed, speed=speed)
+    answer = sounds.speak(Place.of(home, config).need_server(), body)
+    if as_json:
+        show_json(answer)
+    if not as_json or output is not None:
+        path = sounds.write(answer, output, text)
+        if play and path is not None:
+            sounds.play(path)
+
+
 def piped_text() -> str:
     """All of stdin as a prompt, whatever bytes it holds."""
     text = sys.stdin.buffer.read().decode("utf-8", "replace")

@@ -2,44 +2,28 @@
 
 import base64
 import os
-import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from cli.client import Client, refusal
+from cli.client import Client
 from cli.failures import Failure
-from cli.output import clean, console, note
+from cli.making import Words, make
+from cli.naming import free_name
+from cli.output import note
 from cli.pictures import protocol_of, shown
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 ROUTE = "/api/v1/inference/image-generation"
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-_LONGEST_NAME = 40
+_WORDS = Words("image", "reading the prompt", "drawing", "finishing", "step")
 
 
 def draw(client: Client, body: dict[str, Any]) -> dict[str, Any]:
-    """The InferenceResponse of a request, with a bar on a terminal while it is made.
-
-    Leaving by an exception, Ctrl-C too, cancels it on the server.
-    """
-    with _bar(body["model"]) as bar, client.stream(ROUTE, {**body, "stream": True}) as events:
-        for name, data in events:
-            if name == "completed":
-                return data
-            if name == "failed":
-                raise refusal(data.get("error") or {})
-            if name == "cancelled":
-                raise Failure("the image was cancelled on the server")
-            bar.tell(name, data)
-    raise Failure("the connection broke off before the image was complete")
+    """The InferenceResponse of a request for images."""
+    return make(client, ROUTE, body, _WORDS)
 
 
 def read_picture(path: Path | None) -> str | None:
@@ -87,7 +71,7 @@ def write(answer: dict[str, Any], output: Path | None, prompt: str) -> list[Path
         return []
     paths = []
     for number, image in enumerate(images, start=1):
-        path = output or _free_name(prompt, image)
+        path = output or free_name(prompt, image["seed"], image["format"])
         if output is not None and len(images) > 1:
             path = output.with_name(f"{output.stem}-{number}{output.suffix}")
         try:
@@ -110,60 +94,3 @@ def show(paths: list[Path], wanted: bool | None) -> None:
     for path in paths:
         columns = shutil.get_terminal_size().columns
         typer.echo(shown(path.read_bytes(), protocol, columns), nl=False)
-
-
-def _free_name(prompt: str, image: dict[str, Any]) -> Path:
-    """A name that says what is in it, of a file that is not there yet."""
-    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:_LONGEST_NAME].strip("-")
-    stem = f"{words or 'image'}-{image['seed']}"
-    suffix = f".{image['format']}"
-    path, number = Path(stem + suffix), 2
-    while path.exists():
-        path, number = Path(f"{stem}-{number}{suffix}"), number + 1
-    return path
-
-
-class _Bar:
-    """What the server does, as a bar; says nothing without a terminal."""
-
-    def __init__(self, model: str, bars: "Progress | None") -> None:
-        self._model = model
-        self._bars = bars
-        self._task = bars.add_task(f"asking {clean(model)}", total=None, text="") if bars else None
-
-    def tell(self, name: str, data: dict[str, Any]) -> None:
-        match name:
-            case "queued":
-                self._show(f"in line for {self._model}", text=f"number {data.get('position', 1)}")
-            case "loading":
-                part = data.get("progress", 0)
-                self._show(f"loading {self._model}", 100 * part, 100, f"{part:.0%}")
-            case "started":
-                self._show("reading the prompt")
-            case "progress":
-                step, steps = data["step"], data["steps"]
-                what = "drawing" if step < steps else "finishing"
-                self._show(what, step, steps, f"step {step}/{steps}")
-
-    def _show(self, what: str, done: float = 0, total: float | None = None, text: str = "") -> None:
-        if self._bars is not None and self._task is not None:
-            self._bars.update(
-                self._task, description=clean(what), completed=done, total=total, text=text
-            )
-
-
-@contextmanager
-def _bar(model: str) -> Iterator[_Bar]:
-    if not sys.stderr.isatty():
-        yield _Bar(model, None)
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description:<22}", markup=False),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[text]:>12}", markup=False),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console(sys.stderr), transient=True) as bars:
-        yield _Bar(model, bars)

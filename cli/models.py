@@ -106,7 +106,8 @@ def show(
         return
     shown = {key: value for key, value in found.items() if key not in _NOT_SHOWN}
     sizes = {"size": size(found["bytes"]), "parameters": amount(found["parameters"])}
-    show_pairs({"name": found["model_id"], **shown, **sizes, "may set": _settable(found)})
+    voices = {"voices": [voice["id"] for voice in found.get("voices", ())]}
+    show_pairs({"name": found["model_id"], **shown, **sizes, **voices, "may set": _settable(found)})
 
 
 @app.command()

@@ -28,10 +28,17 @@ def _make_image(folder: Path) -> None:
     make_image_model(folder)
 
 
+def _make_speech(folder: Path) -> None:
+    from model_store.demo_speech import make_speech_model
+
+    make_speech_model(folder)
+
+
 #: name -> what it is, and who makes its files
 DEMOS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "demo-echo": ("Repeats the words of the prompt; no weights.", _make_echo),
     "demo-image": ("A tiny Stable Diffusion with random weights: wild colours.", _make_image),
+    "demo-speech": ("A tiny Bark with random weights: babble in six voices.", _make_speech),
     "demo-text": ("A tiny Llama with random weights: quick nonsense.", _make_text),
 }
 DEMO_MODELS = tuple(DEMOS)

@@ -50,6 +50,7 @@ _HEAD_FIELDS = (
     "attention_heads",
 )
 _WIDTH_FIELDS = ("hidden_size", "n_embd", "d_model")
+_VOICE_INDEX = "speaker_embeddings_path.json"
 _LATENTS_PER_TOKEN = 4  #: image transformers read patches of two by two
 _CODE = "This model needs code of its own to run, which is never loaded."
 
@@ -71,6 +72,7 @@ class Found:
     kv_bytes_per_token: int | None = None
     capabilities: tuple[str, ...] = field(default_factory=tuple)
     components: dict[str, int] = field(default_factory=dict)
+    voices: tuple[str, ...] = ()
     denoiser_width: int = 0
     decoder_width: int = 0
 
@@ -186,6 +188,13 @@ def _note_widths(model: Found, part: str, config: dict[str, Any]) -> None:
         model.denoiser_width = hidden // _LATENTS_PER_TOKEN
 
 
+def _voices(folder: Path) -> tuple[str, ...]:
+    """The voice presets that a repository names, as Bark's do."""
+    path = folder / _VOICE_INDEX
+    index = read_json(path) if path.is_file() else {}
+    return tuple(sorted(name for name, parts in index.items() if isinstance(parts, dict)))
+
+
 def _no_weights(folder: Path) -> BadFiles:
     pickled = any(path.suffix.lower() in PICKLES for path in folder.iterdir())
     why = "its weights are pickles, which can run code" if pickled else "it has no weights"
@@ -212,6 +221,9 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Fou
         vocab_size=_number(text, "vocab_size"),
         has_chat_template=_has_template(folder),
     )
+    if kind == "speech":
+        found.voices = _voices(folder)
+        found.capabilities = ("text-to-speech",)
     if kind == "text":
         _check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)

@@ -38,6 +38,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     components: dict[str, int] = {}  #: image: bytes of each of the pipeline's models, as stored
     denoiser_width: int = 0  #: image: channels that its activations have at each latent
     decoder_width: int = 0  #: image: channels of the decoder at full size
+    voices: tuple[str, ...] = ()  #: speech: the presets that the repository names
     source: str  #: "hub:org/name", "import", "demo"
     revision: str | None = None  #: the commit that was pulled
     files: tuple[FileEntry, ...] = ()

@@ -147,6 +147,9 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "workers.restart_window=5",
         "--set",
         "workers.max_restarts=100",
+        # Several models on the cores of a small machine: threads that wait for each other crawl.
+        "--set",
+        "workers.threads=1",
     ) as server:
         yield server
 

@@ -1,5 +1,6 @@
 """Shapes of the routes that look at and change the server: models, workers, keys."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -18,6 +19,7 @@ from bitinglip.wire.speech import SpeechRequest
 from model_store.manifest import Manifest
 from workers import protocol
 
+_VOICE = re.compile(r"(?:v2/)?([a-z]{2})_speaker_\d+")
 _TYPES = {"speech": "audio", "transcription": "audio"}
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
 _NOT_PARAMETERS = frozenset(
@@ -88,6 +90,7 @@ def model_info(
         "replicas": replicas,
         "capabilities": list(manifest.capabilities),
         "supported_parameters": supported_parameters(_kind(manifest), manifest.engine),
+        **({"voices": [voice_info(name) for name in manifest.voices]} if manifest.voices else {}),
         "engine": manifest.engine,
         "architecture": manifest.architecture,
         "max_context": (ready and ready.max_context) or manifest.max_context,
@@ -98,6 +101,12 @@ def model_info(
         "source": manifest.source,
         "revision": manifest.revision,
     }
+
+
+def voice_info(name: str) -> dict[str, str | None]:
+    """A voice preset: its id, and its language where the name says it as Bark's do."""
+    language = _VOICE.fullmatch(name)
+    return {"id": name, "language": language[1] if language else None}
 
 
 def openai_model(manifest: Manifest) -> dict[str, Any]:

@@ -85,9 +85,9 @@ def test_what_is_wrong_is_said_in_a_line(
 
 
 def test_a_terminal_shows_the_steps_and_the_picture(work: Path) -> None:
-    large = ("--width", "256", "--height", "256", "--steps", "100", "--seed", "1")
+    large = ("--width", "256", "--height", "256", "--steps", "60", "--seed", "1")
     with terminal(work / "home", *DRAW, "a fox", *large, "--show") as shell:
-        shell.wait_for(r"drawing .*step +[0-9]+/100")
+        shell.wait_for(r"drawing .*step +[0-9]+/60")
         shell.wait_for(r"Wrote a-fox-1\.png \(256x256, seed 1, ")
         shell.wait_for("▀")
         assert shell.wait_for_end() == 0

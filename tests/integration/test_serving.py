@@ -156,7 +156,12 @@ def test_bad_requests_get_the_contracts_error_and_are_not_repeated_back(
     assert set(error) == {"code", "message", "type", "param", "details", "request_id", "timestamp"}
     assert "long long" not in answer.text
     if code == "INVALID_MODEL":
-        assert error["details"]["available_models"] == ["demo-echo", "demo-image", "demo-text"]
+        assert error["details"]["available_models"] == [
+            "demo-echo",
+            "demo-image",
+            "demo-speech",
+            "demo-text",
+        ]
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(server: Server) -> None:

@@ -33,7 +33,8 @@ def test_the_commands_of_the_contract_are_there() -> None:
     expected = {f"models {name}" for name in models}
     expected |= {f"keys {name}" for name in ("create", "list", "show", "revoke")}
     expected |= {f"workers {name}" for name in ("list", "show", "restart", "stop", "drain")}
-    expected |= {"config check", "config show", "generate image", "generate text"}
+    expected |= {f"generate {name}" for name in ("text", "image", "speech")}
+    expected |= {"config check", "config show"}
     expected |= {"serve", "chat", "status", "top", "doctor"}
     assert set(COMMANDS) == expected
 
