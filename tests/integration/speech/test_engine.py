@@ -240,6 +240,25 @@ def test_a_long_text_is_said_whole(booth: Booth) -> None:
     assert spoken.sentences > 3
 
 
+def test_out_of_memory_ends_those_that_speak_and_the_next_is_right(
+    booth: Booth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(_utterances: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(booth.engine._bark, "step", too_much)
+        final = ends(booth.run(booth.job(), booth.job("More. Of it.")))
+    assert [each.code for each in final.values() if isinstance(each, Failed)] == [
+        "OUT_OF_MEMORY",
+        "OUT_OF_MEMORY",
+    ]
+    again = booth.job()
+    booth.run(again)
+    expected = booth.library("Hello there.", VOICES[0], 3)
+    assert np.abs(booth.sound(again) - expected * 32767).max() <= 2
+
+
 def test_a_disk_that_takes_nothing(booth: Booth) -> None:
     [failed] = ends(booth.run(msgspec.structs.replace(booth.job(), folder="/nowhere"))).values()
     assert isinstance(failed, Failed)

@@ -122,7 +122,10 @@ class ImageEngine:
         return events
 
     def _begin(self, drawings: list[Drawing]) -> list[Event]:
-        pipe, arguments = self._pipelines.prepare(drawings)
+        try:
+            pipe, arguments = self._pipelines.prepare(drawings)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return self._fail(drawings, error)
         run = Run(pipe, arguments, drawings)
         run.spent = min((each.spent for each in self._runs), default=0.0)
         self._runs.append(run)
@@ -156,7 +159,12 @@ class ImageEngine:
         if not due or step.number >= step.steps or first not in run.drawings:
             return b""
         row = run.drawings.index(first)
-        return preview(run.pipe, step.latents[row : row + 1], job.width, job.height)
+        try:
+            return preview(run.pipe, step.latents[row : row + 1], job.width, job.height)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return b""  # the image itself may still fit
 
     def _finish(self, run: Run, images: Images) -> list[Event]:
         events: list[Event] = []
@@ -208,10 +216,13 @@ class ImageEngine:
             return self._again(wanted, run)
         if self._pipelines.device.type == "cuda" and isinstance(error, RuntimeError):
             raise error  # the context may be poisoned: going on would give garbage
+        return self._fail(wanted, error)
+
+    def _fail(self, drawings: list[Drawing], error: Exception) -> list[Event]:
         message = f"The pipeline failed on this request ({type(error).__name__})."
         return [
             event
-            for request in _requests_of(wanted)
+            for request in _requests_of(drawings)
             for event in self._end(request, "INFERENCE_FAILED", message)
         ]
 

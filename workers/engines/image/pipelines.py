@@ -8,6 +8,9 @@ import copy
 import inspect
 from typing import Any
 
+import diffusers
+import torch
+
 from workers.engines.base import Refused
 from workers.engines.image.loading import LoadedPipeline
 from workers.engines.image.prompts import PromptCache
@@ -22,10 +25,7 @@ TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
 
 class Pipelines:
     def __init__(self, loaded: LoadedPipeline) -> None:
-        import torch
-
         self.device = loaded.device
-        self._generator = torch.Generator
         self._pipes = {"text": loaded.pipe}
         self.schedulers = Schedulers(loaded.pipe.scheduler)
         self.prompts = PromptCache()
@@ -59,7 +59,8 @@ class Pipelines:
             return job.guidance_scale
         if type(self.base).__name__.startswith("StableDiffusion"):
             return _CLASSIC
-        return float(parameter.default)
+        own = parameter.default
+        return float(own) if isinstance(own, int | float) else None
 
     def check(self, job: ImageJob) -> None:
         """Raises Refused for what this pipeline does not do."""
@@ -92,7 +93,7 @@ class Pipelines:
         arguments: dict[str, Any] = {
             "prompt": [drawing.request.job.prompt for drawing in drawings],
             "num_inference_steps": job.steps,
-            "generator": [self._generator().manual_seed(drawing.seed) for drawing in drawings],
+            "generator": [torch.Generator().manual_seed(drawing.seed) for drawing in drawings],
             "output_type": "np",
             "callback_on_step_end_tensor_inputs": ["latents"],
         }
@@ -129,8 +130,6 @@ class Pipelines:
     def _pipe(self, mode: str) -> Any:
         """The pipeline that makes images from text, from an image, or inside a mask."""
         if mode not in self._pipes:
-            import diffusers
-
             kinds = {
                 "image": diffusers.AutoPipelineForImage2Image,
                 "mask": diffusers.AutoPipelineForInpainting,

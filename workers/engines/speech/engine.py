@@ -114,11 +114,31 @@ class SpeechEngine:
             events += self._begin(request)
         running = [each for r in self._requests.values() for each in r.running]
         busy = [each for each in running if each.stage != "done"]
-        if busy:
-            self._bark.step(busy)
+        if busy and not self._fits(busy):
+            return events + self._short_of_memory()
         for request in list(self._requests.values()):
             events += self._give_out(request)
         return events
+
+    def _fits(self, busy: list[Utterance]) -> bool:
+        """Compute a step; False if the device's memory does not suffice."""
+        try:
+            self._bark.step(busy)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+        return True
+
+    def _short_of_memory(self) -> list[Event]:
+        """All that speak end; the gateway tries those again, alone, that had said nothing yet."""
+        speaking = [request for request in self._requests.values() if request.running]
+        for request in speaking:
+            self._forget(request)
+        if self._loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+        message = "The device ran out of memory on this request."
+        return [Failed(id=r.job.id, code="OUT_OF_MEMORY", message=message) for r in speaking]
 
     def _begin(self, request: _Request) -> list[Event]:
         """Let its next sentences run: the first by itself, then all."""

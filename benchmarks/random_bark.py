@@ -1,0 +1,71 @@
+"""A Bark with random weights, written once, used again: small for a CPU, or of the real shape."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BarkConfig,
+    BarkModel,
+    EncodecConfig,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.bark import BarkCoarseConfig, BarkFineConfig, BarkSemanticConfig
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+
+#: layers, heads, width of each stage; tokens of meaning in a sentence
+_SHAPES = {"small": (6, 6, 384, 150), "bark": (24, 16, 1024, 768)}
+
+
+def make_bark(folder: Path, shape: str) -> Path:
+    """The folder of a Bark of that shape, below ``folder``."""
+    target = folder / f"random-bark-{shape}"
+    if (target / "config.json").exists():
+        return target
+    layers, heads, width, longest = _SHAPES[shape]
+    gpt: dict[str, Any] = {"num_layers": layers, "num_heads": heads, "hidden_size": width}
+    gpt |= {"bias": False, "dropout": 0.0}
+    torch.manual_seed(0)
+    model = BarkModel(
+        BarkConfig(
+            semantic_config=BarkSemanticConfig(
+                **gpt, input_vocab_size=129_600, output_vocab_size=10_048
+            ).to_dict(),
+            coarse_acoustics_config=BarkCoarseConfig(
+                **gpt, input_vocab_size=12_096, output_vocab_size=12_096
+            ).to_dict(),
+            fine_acoustics_config=BarkFineConfig(
+                **gpt, input_vocab_size=1056, output_vocab_size=1056
+            ).to_dict(),
+            codec_config=EncodecConfig().to_dict(),
+        )
+    )
+    model.generation_config = GenerationConfig()
+    model.save_pretrained(target)
+    generation = {
+        "model_type": "bark",
+        "semantic_config": BarkSemanticGenerationConfig(
+            do_sample=True, temperature=0.7, max_new_tokens=longest, semantic_pad_token=10_000
+        ).to_dict(),
+        "coarse_acoustics_config": BarkCoarseGenerationConfig(
+            do_sample=True, temperature=0.7
+        ).to_dict(),
+        "fine_acoustics_config": BarkFineGenerationConfig(temperature=0.5).to_dict(),
+    }
+    (target / "generation_config.json").write_text(json.dumps(generation))
+    letters = {chr(code): code - 31 for code in range(33, 127)}
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, **letters}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("", "isolated")]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(target)
+    return target
