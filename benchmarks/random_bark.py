@@ -21,7 +21,7 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 #: layers, heads, width of each stage; tokens of meaning in a sentence
-_SHAPES = {"small": (6, 6, 384, 150), "bark": (24, 16, 1024, 768)}
+_SHAPES = {"tiny": (4, 4, 128, 100), "small": (6, 6, 384, 150), "bark": (24, 16, 1024, 768)}
 
 
 def make_bark(folder: Path, shape: str) -> Path:
@@ -51,6 +51,8 @@ def make_bark(folder: Path, shape: str) -> Path:
     model.save_pretrained(target)
     generation = {
         "model_type": "bark",
+        "sample_rate": 24_000,
+        "codebook_size": 1024,
         "semantic_config": BarkSemanticGenerationConfig(
             do_sample=True, temperature=0.7, max_new_tokens=longest, semantic_pad_token=10_000
         ).to_dict(),

@@ -117,7 +117,7 @@ class Bark:
                 running.append(each)
         if running:
             rows = [each.row for each in running if each.row is not None]
-            tokens = torch.tensor([each.pending for each in running], device=stage.device)
+            tokens = [each.pending for each in running if each.pending is not None]
             logits = stage.step(rows, tokens)
             ready += list(zip(running, logits, strict=True))
         if ready:

@@ -33,6 +33,7 @@ class Stage:
         self._keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self._values = torch.zeros_like(self._keys)
         self._free = list(range(rows))
+        self._held: dict[int, Row] = {}
 
     @property
     def device(self) -> torch.device:
@@ -45,9 +46,14 @@ class Stage:
 
     def open(self) -> Row | None:
         """A place for a sentence; None while all are taken."""
-        return Row(self._free.pop(0)) if self._free else None
+        if not self._free:
+            return None
+        row = Row(self._free.pop(0))
+        self._held[row.slot] = row
+        return row
 
     def close(self, row: Row) -> None:
+        del self._held[row.slot]
         self._free.append(row.slot)
         self._free.sort()
 
@@ -71,28 +77,38 @@ class Stage:
         row.length = length
         return logits[0]
 
-    def step(self, rows: list[Row], tokens: torch.Tensor) -> torch.Tensor:
-        """Logits (rows, vocabulary) after one more token each."""
-        slots = torch.tensor([row.slot for row in rows], device=self.device)
-        lengths = torch.tensor([row.length for row in rows], device=self.device)
-        embeds = self.embed(tokens) + self._model.position_embeds_layer(lengths)
-        longest = int(max(row.length for row in rows)) + 1
+    def step(self, rows: list[Row], tokens: list[int]) -> torch.Tensor:
+        """Logits (rows, vocabulary) after one more token each.
+
+        Computed for the whole span of slots up to the last of these: a view of the cache, where
+        picking rows would copy it. What the others write lies behind what they have filled.
+        """
+        top = max(row.slot for row in rows) + 1
+        fed, filled = [0] * top, [0] * top
+        for slot, row in self._held.items():
+            if slot < top:
+                filled[slot] = min(row.length, self._longest - 1)
+        for row, token in zip(rows, tokens, strict=True):
+            fed[row.slot] = token
+        lengths = torch.tensor(filled, device=self.device)
+        embeds = self.embed(torch.tensor(fed, device=self.device))
+        embeds = embeds + self._model.position_embeds_layer(lengths)
+        longest = max(filled) + 1
         mask = torch.arange(longest, device=self.device)[None] <= lengths[:, None]
+        slots = torch.arange(top, device=self.device)
 
         def attend(layer: int, query: Any, key: Any, value: Any) -> Any:
-            self._keys[layer, slots, :, lengths] = key[:, :, 0]
-            self._values[layer, slots, :, lengths] = value[:, :, 0]
+            keys, values = self._keys[layer, :top], self._values[layer, :top]
+            keys[slots, :, lengths] = key[:, :, 0]
+            values[slots, :, lengths] = value[:, :, 0]
             return functional.scaled_dot_product_attention(
-                query,
-                self._keys[layer, slots, :, :longest],
-                self._values[layer, slots, :, :longest],
-                attn_mask=mask[:, None, None],
+                query, keys[:, :, :longest], values[:, :, :longest], attn_mask=mask[:, None, None]
             )
 
         logits = self._forward(embeds[:, None], attend)
         for row in rows:
             row.length += 1
-        return logits
+        return logits[[row.slot for row in rows]]
 
     def _forward(self, hidden: torch.Tensor, attend: Any) -> torch.Tensor:
         """Through all layers; the logits of the last position of each row."""

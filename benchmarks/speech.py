@@ -1,6 +1,6 @@
 """The speech engine beside the library's plain call: the same small Bark, voices and sentences.
 
-    python -m benchmarks.bark_cpu [--shape small|bark] [--device cpu] [--requests 10] [--rounds 3]
+    python -m benchmarks.speech [--shape tiny|small|bark] [--device cpu] [--requests 10]
 
 Seconds of computing for each second of sound, and until the first sound; one request, and several
 at once against the library's calls one after another. ``bark`` has the real model's shape with
@@ -27,7 +27,7 @@ _TEXT = "The quick brown fox jumps over the lazy dog."
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=["small", "bark"], default="small")
+    parser.add_argument("--shape", choices=["tiny", "small", "bark"], default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=10)
