@@ -181,10 +181,17 @@ class SpeechLimits(Section):
     )
 
 
+class TranscriptionLimits(Section):
+    max_seconds: Annotated[float, Field(gt=0)] = Field(
+        14_400, description="longest sound of one request"
+    )
+
+
 class Limits(Section):
     tiers: Tiers = Tiers()
     images: ImageLimits = ImageLimits()
     speech: SpeechLimits = SpeechLimits()
+    transcription: TranscriptionLimits = TranscriptionLimits()
 
 
 class Files(Section):

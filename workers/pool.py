@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
+from workers.framing import BadFrame, FrameReader, encode_commands
 from workers.launcher import Handle, Launcher
 from workers.output import Output
 from workers.protocol import (
-    BadFrame,
     Command,
     Event,
-    FrameReader,
     Heartbeat,
     JobEvent,
     Load,
@@ -31,7 +30,6 @@ from workers.protocol import (
     Stop,
     Warm,
     WorkerEvent,
-    encode_commands,
 )
 
 log = logging.getLogger(__name__)

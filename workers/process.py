@@ -20,6 +20,7 @@ import msgspec
 
 from workers.engines import YIELDING, make_engine
 from workers.engines.base import Engine, Refused
+from workers.framing import decode_commands, write_frame
 from workers.protocol import (
     Cancel,
     Event,
@@ -31,8 +32,6 @@ from workers.protocol import (
     LoadProgress,
     Stop,
     Warm,
-    decode_commands,
-    write_frame,
 )
 
 _PR_SET_PDEATHSIG = 1

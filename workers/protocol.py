@@ -1,23 +1,8 @@
-"""Every message between the gateway and a worker, and their framing. Imports neither side.
+"""Every message between the gateway and a worker. Imports neither side; see workers.framing."""
 
-Commands go down a ``multiprocessing`` queue as msgpack arrays; events come up a pipe as frames: a
-4-byte big-endian length, then one msgpack array of events. Both decode against these schemas,
-so a worker that writes nonsense causes a :class:`BadFrame`, never code execution.
-"""
-
-import os
-import struct
 from typing import Any
 
 import msgspec
-
-MAX_FRAME_BYTES = 16 * 1024 * 1024
-_LENGTH = struct.Struct("!I")
-
-
-class BadFrame(Exception):
-    """A worker wrote something that is not a frame of this protocol."""
-
 
 # ---- to the worker ---------------------------------------------------------------------------
 
@@ -104,6 +89,22 @@ class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_de
     stream: bool = True  #: without it, only the final event is sent
 
 
+class TranscriptionJob(
+    msgspec.Struct, tag="transcription", frozen=True, kw_only=True, omit_defaults=True
+):
+    """Write down what is said in a sound file."""
+
+    id: str
+    path: str
+    language: str | None = None  #: a code or an English name; None: the model finds out
+    task: str = "transcribe"  #: or translate, which is into English
+    prompt: str | None = None  #: what might have been said before, for names and spelling
+    temperature: float = 0.0  #: where the first attempt at a window begins; later ones go up
+    timestamps: str = "none"  #: none, segment or word
+    max_seconds: float  #: a longer file is refused
+    stream: bool = True  #: without it, only the final event is sent
+
+
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     id: str
 
@@ -150,8 +151,8 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Leave the loop, close the engine, exit with 0."""
 
 
-Job = TextJob | ImageJob | SpeechJob
-Command = Load | TextJob | ImageJob | SpeechJob | Cancel | Stop
+Job = TextJob | ImageJob | SpeechJob | TranscriptionJob
+Command = Load | TextJob | ImageJob | SpeechJob | TranscriptionJob | Cancel | Stop
 
 # ---- from the worker -------------------------------------------------------------------------
 
@@ -275,6 +276,46 @@ class Spoken(msgspec.Struct, tag="spoken", frozen=True, kw_only=True, omit_defau
     voice: str | None = None
 
 
+class Word(msgspec.Struct, frozen=True):
+    """Times in seconds from the start of the file, here and in segments."""
+
+    start: float
+    end: float
+    text: str
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of what was said; the last four fields are of the window that it was heard in."""
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    words: tuple[Word, ...] = ()
+    avg_logprob: float
+    no_speech_prob: float
+    temperature: float
+    compression_ratio: float
+
+
+class Heard(msgspec.Struct, tag="heard", frozen=True, kw_only=True):
+    """The next segment of a transcription; the segments before it will not change."""
+
+    id: str
+    segment: Segment
+    index: int
+
+
+class Transcribed(msgspec.Struct, tag="transcribed", frozen=True, kw_only=True):
+    """The final event of a transcription that succeeded."""
+
+    id: str
+    text: str
+    language: str | None  #: as a code
+    duration: float  #: of the file, in seconds
+    segments: tuple[Segment, ...]
+
+
 class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a job that did not; ``code`` is one of the table in bitinglip.errors."""
 
@@ -294,9 +335,9 @@ class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):
     steps: int = 0
 
 
-Success = Done | Drawn | Spoken
+Success = Done | Drawn | Spoken | Transcribed
 Final = Success | Failed | Cancelled
-JobEvent = Started | Token | Progress | Sound | Final
+JobEvent = Started | Token | Progress | Sound | Heard | Final
 WorkerEvent = Warm | LoadProgress | Ready | LoadFailed | Heartbeat
 Event = JobEvent | WorkerEvent
 
@@ -308,55 +349,3 @@ def picture_name(job_id: str, index: int, image_format: str) -> str:
 
 def sound_name(job_id: str, audio_format: str) -> str:
     return f"{job_id}-0.{audio_format}"
-
-
-# ---- framing ---------------------------------------------------------------------------------
-
-_encoder = msgspec.msgpack.Encoder()
-_commands: msgspec.msgpack.Decoder[list[Command]] = msgspec.msgpack.Decoder(list[Command])
-_events: msgspec.msgpack.Decoder[list[Event]] = msgspec.msgpack.Decoder(list[Event])
-
-
-def encode_commands(commands: list[Command]) -> bytes:
-    return _encoder.encode(commands)
-
-
-def decode_commands(data: bytes) -> list[Command]:
-    return _commands.decode(data)
-
-
-def encode_frame(events: list[Event]) -> bytes:
-    payload = _encoder.encode(events)
-    return _LENGTH.pack(len(payload)) + payload
-
-
-def write_frame(fd: int, events: list[Event]) -> None:
-    """Write one frame whole; blocks while the pipe is full, which is the back-pressure."""
-    view = memoryview(encode_frame(events))
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-class FrameReader:
-    """Turns the bytes of a non-blocking pipe into events; keeps what is not yet a whole frame."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[Event]:
-        """The events of all frames that ``data`` completes. Raises :class:`BadFrame`."""
-        self._buffer += data
-        events: list[Event] = []
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME_BYTES:
-                raise BadFrame(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            try:
-                events += _events.decode(self._buffer[_LENGTH.size : end])
-            except msgspec.DecodeError as error:
-                raise BadFrame(f"a frame does not decode: {error}") from error
-            del self._buffer[:end]
-        return events

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from benchmarks.simulator.batch import Batch
 from benchmarks.simulator.books import Books
-from workers import protocol
+from workers import framing, protocol
 from workers.pool import Listener, StartFailed, Worker
 
 CRASH = "!crash"
@@ -131,7 +131,7 @@ class _Process:
         self._jobs: dict[str, protocol.TextJob] = {}
 
     def send(self, command: bytes) -> None:
-        for each in protocol.decode_commands(command):
+        for each in framing.decode_commands(command):
             match each:
                 case protocol.TextJob():
                     self._begin(each)

@@ -9,11 +9,23 @@ from starlette.types import Scope as HttpScope
 from bitinglip.access.scopes import Scope
 from bitinglip.api import documentation, failures, ops
 from bitinglip.api.middleware import Envelope, Gate
-from bitinglip.api.native import files, images, keys, models, speech, tasks, text, watch, workers
+from bitinglip.api.native import (
+    files,
+    images,
+    keys,
+    models,
+    speech,
+    tasks,
+    text,
+    transcription,
+    watch,
+    workers,
+)
 from bitinglip.api.openai import images as openai_images
 from bitinglip.api.openai import models as openai_models
 from bitinglip.api.openai import speech as openai_speech
 from bitinglip.api.openai import text as openai_text
+from bitinglip.api.openai import transcription as openai_transcription
 from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
 
@@ -23,12 +35,14 @@ _ROUTERS = (
     text.router,
     images.router,
     speech.router,
+    transcription.router,
     tasks.router,
     files.router,
     watch.router,
     openai_text.router,
     openai_images.router,
     openai_speech.router,
+    openai_transcription.router,
     models.router,
     openai_models.router,
     workers.router,

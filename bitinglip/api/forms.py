@@ -38,6 +38,8 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
                 if isinstance(value, UploadFile):
                     _check_name(name, names)
                     files.setdefault(name, []).append(await value.read())
+                elif name.endswith("[]"):
+                    fields.setdefault(name.removesuffix("[]"), []).append(value)
                 elif name in fields:
                     raise InvalidRequest(f"'{name[:64]}' is given twice.", param=name[:64])
                 else:
@@ -48,6 +50,15 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
         if name in fields:
             raise InvalidRequest(f"'{name}' must be a file.", param=name)
     return parse(model, msgspec.json.encode(fields)), files
+
+
+def the_file(files: Uploaded) -> bytes:
+    """The one that a form must have under ``file``. Raises InvalidRequest."""
+    found = files.get("file", [])
+    if len(found) != 1:
+        what = "is missing" if not found else "may be one only"
+        raise InvalidRequest(f"'file' {what}.", param="file")
+    return found[0]
 
 
 def _check_name(name: str, names: Collection[str]) -> None:

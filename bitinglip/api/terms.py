@@ -6,6 +6,7 @@ from bitinglip.api.deps import caller_of, services_of
 from bitinglip.scheduling.standing import Priority, standing_of, tier_of
 from bitinglip.wire.image import ImageTerms
 from bitinglip.wire.speech import SpeechTerms
+from bitinglip.wire.transcription import TranscriptionTerms
 
 
 def image_terms(request: Request, model: str, priority: Priority = "normal") -> ImageTerms:
@@ -28,6 +29,18 @@ def speech_terms(request: Request, model: str, priority: Priority = "normal") ->
     return SpeechTerms(
         own=settings.model(model).speech,
         limits=settings.limits.speech,
+        key_id=caller.key_id,
+        timeout=settings.server.request_timeout,
+        standing=standing_of(settings.limits.tiers, caller.tier, priority),
+        folder=services.files.folder,
+    )
+
+
+def transcription_terms(request: Request, priority: Priority = "normal") -> TranscriptionTerms:
+    services, caller = services_of(request), caller_of(request)
+    settings = services.settings
+    return TranscriptionTerms(
+        limits=settings.limits.transcription,
         key_id=caller.key_id,
         timeout=settings.server.request_timeout,
         standing=standing_of(settings.limits.tiers, caller.tier, priority),

@@ -27,6 +27,7 @@ _ENDS = {
     protocol.Done: "done",
     protocol.Drawn: "done",
     protocol.Spoken: "done",
+    protocol.Transcribed: "done",
     protocol.Failed: "failed",
     protocol.Cancelled: "cancelled",
 }

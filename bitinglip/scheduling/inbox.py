@@ -28,7 +28,7 @@ class Loading:
     progress: float
 
 
-_OUTPUT = (protocol.Token, protocol.Sound)
+_OUTPUT = (protocol.Token, protocol.Sound, protocol.Heard)
 Event = Queued | Loading | protocol.JobEvent
 
 
@@ -65,7 +65,7 @@ class Inbox:
     def status(self) -> str:
         """The contract's word for where the job is."""
         match self.final:
-            case protocol.Done() | protocol.Drawn() | protocol.Spoken():
+            case protocol.Done() | protocol.Drawn() | protocol.Spoken() | protocol.Transcribed():
                 return "completed"
             case protocol.Failed():
                 return "failed"
@@ -92,12 +92,13 @@ class Inbox:
                 return  # it was run again on another worker, which is not the client's affair
             case protocol.Started():
                 self._started = True
-            case protocol.Token() | protocol.Sound():
+            case protocol.Token() | protocol.Sound() | protocol.Heard():
                 self.first_token = self.first_token or now
             case (
                 protocol.Done()
                 | protocol.Drawn()
                 | protocol.Spoken()
+                | protocol.Transcribed()
                 | protocol.Failed()
                 | protocol.Cancelled()
             ):
@@ -145,7 +146,12 @@ class Inbox:
     async def result(self) -> protocol.Success:
         """Wait for the end. Raises the error that a failed or cancelled job ended in."""
         match await self.end():
-            case protocol.Done() | protocol.Drawn() | protocol.Spoken() as done:
+            case (
+                protocol.Done()
+                | protocol.Drawn()
+                | protocol.Spoken()
+                | protocol.Transcribed() as done
+            ):
                 return done
             case protocol.Failed() as failed:
                 raise error_of(failed)

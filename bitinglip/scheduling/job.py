@@ -13,6 +13,7 @@ from workers import protocol
 _AFFINITY_CHARACTERS = 1024
 _CHARACTERS_PER_TOKEN = 4
 _CHARACTERS_PER_SECOND = 15
+_BYTES_PER_SECOND = 16_000
 _MILLION = 1_000_000
 
 
@@ -191,9 +192,50 @@ class SpeechJob(_Order):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscriptionJob(_Order):
+    """A sound file to write down for a caller."""
+
+    kind: ClassVar[str] = "transcription"
+
+    path: str
+    size: int  #: bytes of the file
+    max_seconds: float
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+    prompt: str | None = None
+    temperature: float = 0.0
+    timestamps: Literal["none", "segment", "word"] = "none"
+
+    @property
+    def work(self) -> float:
+        """Seconds of sound, as files of middling quality hold them."""
+        return min(self.max_seconds, self.size / _BYTES_PER_SECOND)
+
+    def work_done(self, final: protocol.Success | protocol.Cancelled) -> float:
+        return final.duration if isinstance(final, protocol.Transcribed) else self.work
+
+    def affinity(self) -> bytes:
+        """Files share nothing that a worker could keep."""
+        return _digest(self.key_id, self.path)
+
+    def message(self) -> protocol.TranscriptionJob:
+        return protocol.TranscriptionJob(
+            id=self.id,
+            path=self.path,
+            language=self.language,
+            task=self.task,
+            prompt=self.prompt,
+            temperature=self.temperature,
+            timestamps=self.timestamps,
+            max_seconds=self.max_seconds,
+            stream=self.stream,
+        )
+
+
 def _digest(key_id: str, text: str) -> bytes:
     whole = f"{key_id}\0{text}".encode("utf-8", "replace")
     return hashlib.blake2b(whole, digest_size=8).digest()
 
 
-Job = TextJob | ImageJob | SpeechJob
+Job = TextJob | ImageJob | SpeechJob | TranscriptionJob

@@ -58,6 +58,8 @@ class NativeView:
                 return "progress", _progress(event)
             case protocol.Sound():
                 return "audio", _sound(event)
+            case protocol.Heard():
+                return "segment", _segment(event)
             case _:
                 return self._end(event)
 
@@ -96,6 +98,21 @@ def _sound(sound: protocol.Sound) -> bytes:
         "sample_rate": sound.sample_rate,
         "encoding": "pcm_s16le",
     }
+    return _json.encode(data)
+
+
+def _segment(heard: protocol.Heard) -> bytes:
+    segment = heard.segment
+    data: dict[str, Any] = {
+        "text": segment.text,
+        "start": segment.start,
+        "end": segment.end,
+        "index": heard.index,
+    }
+    if segment.words:
+        data["words"] = [
+            {"text": word.text, "start": word.start, "end": word.end} for word in segment.words
+        ]
     return _json.encode(data)
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 
 from bitinglip.scheduling.inbox import Inbox
-from bitinglip.scheduling.job import ImageJob, Job, SpeechJob, TextJob
+from bitinglip.scheduling.job import ImageJob, Job, SpeechJob, TextJob, TranscriptionJob
 from bitinglip.scheduling.task_rows import Task
 from bitinglip.wire.failure import error_body, error_object, timestamp
 from bitinglip.wire.image import image_result, image_usage
 from bitinglip.wire.speech import speech_result, speech_usage
+from bitinglip.wire.transcription import transcription_result, transcription_usage
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -91,6 +92,8 @@ def _result(inbox: Inbox, done: protocol.Success) -> dict[str, Any]:
             return image_result(job, done)
         case SpeechJob() as job, protocol.Spoken():
             return speech_result(job, done)
+        case TranscriptionJob(), protocol.Transcribed():
+            return transcription_result(done)
     assert isinstance(done, protocol.Done)
     result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
     if isinstance(inbox.job, TextJob) and inbox.job.sampling.logprobs is not None:
@@ -106,6 +109,8 @@ def _usage(job: Job, final: protocol.Final | None) -> dict[str, Any] | None:
             return image_usage(job, final)
         case SpeechJob(), protocol.Spoken() | protocol.Cancelled():
             return speech_usage(job, final)
+        case TranscriptionJob(), protocol.Transcribed() | protocol.Cancelled():
+            return transcription_usage(final)
     assert isinstance(final, protocol.Done | protocol.Cancelled)
     return {
         "prompt_tokens": final.prompt_tokens,

@@ -12,7 +12,7 @@ from bitinglip.settings import Model, SamplingDefaults
 from bitinglip.wire.native import TextGenerationRequest
 from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
 from bitinglip.wire.parse import check_depth, param_path, parse
-from workers import protocol
+from workers import framing, protocol
 
 NATIVE = {"model": "m", "prompt": "p"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -289,7 +289,7 @@ def test_no_field_is_lost_on_the_way_to_the_worker(model: Any, body: dict[str, A
     for name in protocol.Sampling.__struct_fields__:
         assert getattr(job.sampling, name) == getattr(EXPECTED, name), name
         assert getattr(EXPECTED, name) != getattr(protocol.Sampling(max_tokens=1), name), name
-    [message] = protocol.decode_commands(protocol.encode_commands([job.message()]))
+    [message] = framing.decode_commands(framing.encode_commands([job.message()]))
     assert msgspec.structs.asdict(message) == msgspec.structs.asdict(job.message())
     assert isinstance(message, protocol.TextJob)
     assert message.sampling == EXPECTED

@@ -9,13 +9,14 @@ ENGINES = {
     "image": "workers.engines.image.engine:ImageEngine",
     "speech": "workers.engines.speech.engine:SpeechEngine",
     "text": "workers.engines.text.engine:TextEngine",
+    "transcription": "workers.engines.transcription.engine:TranscriptionEngine",
 }
 
 #: engines that can split one model over several devices
 SPREADING = frozenset({"fake", "text"})
 
 #: engines whose steps are long: where they share a CPU, they give way to those that stream
-YIELDING = frozenset({"image", "speech"})
+YIELDING = frozenset({"image", "speech", "transcription"})
 
 
 def make_engine(kind: str) -> Engine:

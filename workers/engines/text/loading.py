@@ -112,6 +112,15 @@ def _dtype(wanted: str | None, config: Any, device: torch.device) -> torch.dtype
 
 
 def _check_files(folder: Path, config: Any) -> None:
+    check_sizes(
+        folder,
+        layers=getattr(config, "num_hidden_layers", 0) or 0,
+        hidden=getattr(config, "hidden_size", 0) or 0,
+        vocab=getattr(config, "vocab_size", 0) or 0,
+    )
+
+
+def check_sizes(folder: Path, *, layers: int, hidden: int, vocab: int) -> None:
     """The index points into the folder, and the config is not larger than the weights.
 
     The library follows any path in an index, and builds all layers of a config before it looks
@@ -121,9 +130,6 @@ def _check_files(folder: Path, config: Any) -> None:
     for path in _weight_files(folder):
         tensors |= _shapes(path)
     sizes = [_product(shape) for shape in tensors.values()]
-    layers = getattr(config, "num_hidden_layers", 0) or 0
-    hidden = getattr(config, "hidden_size", 0) or 0
-    vocab = getattr(config, "vocab_size", 0) or 0
     if layers > len(tensors) or hidden * vocab > sum(sizes) or hidden > max(sizes, default=0):
         raise failed("The model's config.json does not fit its weights.")
 

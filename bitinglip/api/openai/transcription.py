@@ -1,0 +1,59 @@
+"""Transcription and translation, as the official client asks for them."""
+
+from functools import partial
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.access.scopes import Scope
+from bitinglip.api.answering import JobAnswer
+from bitinglip.api.deps import needs, request_id_of, services_of
+from bitinglip.api.documentation import form_body
+from bitinglip.api.forms import read_form, the_file
+from bitinglip.api.lookup import find_model_of
+from bitinglip.api.terms import transcription_terms
+from bitinglip.wire.openai_transcription import (
+    TranscriptionRequest,
+    TranscriptionView,
+    TranslationRequest,
+)
+
+router = APIRouter(prefix="/v1/audio", tags=["openai"])
+
+
+@router.post("/transcriptions", openapi_extra=form_body(TranscriptionRequest, "file"))
+@needs(Scope.AUDIO)
+async def transcribe(request: Request) -> Response:
+    """What is said in a sound file."""
+    body, files = await read_form(request, TranscriptionRequest, {"file"})
+    granularities = tuple(body.timestamp_granularities or ("segment",))
+    return await _answer(request, body, the_file(files), granularities)
+
+
+@router.post("/translations", openapi_extra=form_body(TranslationRequest, "file"))
+@needs(Scope.AUDIO)
+async def translate(request: Request) -> Response:
+    """What is said in a sound file, in English."""
+    body, files = await read_form(request, TranslationRequest, {"file"})
+    return await _answer(request, body, the_file(files), ("segment",))
+
+
+async def _answer(
+    request: Request,
+    body: TranscriptionRequest | TranslationRequest,
+    data: bytes,
+    granularities: tuple[str, ...],
+) -> Response:
+    services = services_of(request)
+    find_model_of(services, body.model, "transcription")
+    job = body.to_job(transcription_terms(request), len(data))
+    await services.files.receive(Path(job.path).name, data)
+    view = partial(
+        TranscriptionView,
+        request_id=request_id_of(request),
+        form=body.response_format,
+        granularities=granularities,
+    )
+    return JobAnswer(services.dispatcher, job, view)

@@ -1,0 +1,159 @@
+"""OpenAI's requests for transcription, and how a job looks there."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from bitinglip.errors import InvalidRequest, TaskCancelled, UnsupportedParameter
+from bitinglip.results.streams import sse
+from bitinglip.scheduling.inbox import Event, Inbox, error_of
+from bitinglip.scheduling.job import TranscriptionJob
+from bitinglip.wire.failure import error_body
+from bitinglip.wire.fields import Body, ModelName, Only
+from bitinglip.wire.subtitles import srt, vtt
+from bitinglip.wire.transcription import (
+    Language,
+    Prompt,
+    Temperature,
+    TranscriptionTerms,
+    segment_info,
+)
+from workers import protocol
+
+Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
+_TIMED = ("srt", "vtt", "verbose_json")
+_json = msgspec.json.Encoder()
+
+
+class _Fields(Body):
+    """What both routes share, beside the file."""
+
+    model: ModelName
+    prompt: Prompt | None = None
+    response_format: Form = "json"
+    temperature: Temperature = 0.0
+
+
+class TranscriptionRequest(_Fields):
+    """``POST /v1/audio/transcriptions``"""
+
+    language: Language | None = None
+    timestamp_granularities: list[Literal["word", "segment"]] | None = None
+    stream: bool = False
+    chunking_strategy: Annotated[Any, Only((None, "auto"))] = None
+
+    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
+        """The work that this request asks for."""
+        if self.timestamp_granularities and self.response_format != "verbose_json":
+            raise InvalidRequest(
+                "'timestamp_granularities' needs the response_format verbose_json.",
+                param="timestamp_granularities",
+            )
+        if self.stream and self.response_format not in ("json", "text"):
+            raise UnsupportedParameter(
+                "'response_format' must be json or text with 'stream'.", param="response_format"
+            )
+        words = "word" in (self.timestamp_granularities or ())
+        timed = "segment" if self.response_format in _TIMED else "none"
+        return terms.job(
+            model=self.model,
+            size=size,
+            language=self.language,
+            prompt=self.prompt,
+            temperature=self.temperature,
+            timestamps="word" if words else timed,
+            stream=self.stream,
+        )
+
+
+class TranslationRequest(_Fields):
+    """``POST /v1/audio/translations``: into English."""
+
+    timestamp_granularities: Annotated[Any, Only((None,))] = None
+    stream: Annotated[Any, Only((None, False))] = None
+
+    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
+        """The work that this request asks for."""
+        return terms.job(
+            model=self.model,
+            size=size,
+            task="translate",
+            prompt=self.prompt,
+            temperature=self.temperature,
+            timestamps="segment" if self.response_format in _TIMED else "none",
+        )
+
+
+class TranscriptionView:
+    """A job as OpenAI's transcriptions look, in the form that was asked for."""
+
+    begins_at_once = False
+    raw_type = None
+
+    def __init__(
+        self, inbox: Inbox, request_id: str, *, form: Form, granularities: tuple[str, ...]
+    ) -> None:
+        assert isinstance(inbox.job, TranscriptionJob)
+        self._inbox = inbox
+        self._job = inbox.job
+        self._request_id = request_id
+        self._form = form
+        self._granularities = granularities
+
+    @property
+    def media_type(self) -> str:
+        json = self._form in ("json", "verbose_json")
+        return "application/json" if json else "text/plain; charset=utf-8"
+
+    async def settle(self) -> None:
+        """Nothing to do: the text is in the event itself."""
+        assert self._inbox.final is not None
+
+    def render(self, event: Event) -> bytes:
+        match event:
+            case protocol.Heard(segment=segment):
+                return _event("delta", delta=segment.text)
+            case protocol.Transcribed(text=text):
+                return _event("done", text=text)
+            case protocol.Failed():
+                return sse(error_body(error_of(event), self._request_id))
+            case protocol.Cancelled():
+                return sse(error_body(TaskCancelled(), self._request_id))
+            case _:
+                return b""
+
+    def whole(self) -> bytes:
+        done = self._inbox.final
+        assert isinstance(done, protocol.Transcribed)
+        match self._form:
+            case "text":
+                return f"{done.text}\n".encode()
+            case "srt":
+                return srt(done.segments).encode()
+            case "vtt":
+                return vtt(done.segments).encode()
+            case "verbose_json":
+                return _json.encode(self._verbose(done))
+        return _json.encode({"text": done.text})
+
+    def _verbose(self, done: protocol.Transcribed) -> dict[str, Any]:
+        answer: dict[str, Any] = {
+            "task": self._job.task,
+            "language": done.language,
+            "duration": done.duration,
+            "text": done.text,
+        }
+        if "segment" in self._granularities:
+            answer["segments"] = [
+                {"seek": 0, **segment_info(number, each)}
+                for number, each in enumerate(done.segments)
+            ]
+        if "word" in self._granularities:
+            words = [word for segment in done.segments for word in segment.words]
+            answer["words"] = [{"word": w.text, "start": w.start, "end": w.end} for w in words]
+        return answer
+
+
+def _event(name: str, **data: str) -> bytes:
+    kind = f"transcript.text.{name}"
+    return sse(_json.encode({"type": kind, **data}), kind)

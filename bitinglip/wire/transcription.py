@@ -1,0 +1,98 @@
+"""The native API's request for transcription, and how its result looks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import Field
+
+from bitinglip.scheduling.job import TranscriptionJob, new_task_id
+from bitinglip.scheduling.standing import Priority, Standing
+from bitinglip.settings import TranscriptionLimits
+from bitinglip.wire.fields import Body, ModelName, Timeout
+from workers import protocol
+
+Language = Annotated[str, Field(min_length=2, max_length=32)]
+Prompt = Annotated[str, Field(max_length=4096)]
+Temperature = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscriptionTerms:
+    """What the server and the caller's key give a request for transcription."""
+
+    limits: TranscriptionLimits
+    key_id: str
+    timeout: float
+    standing: Standing
+    folder: Path
+
+    def job(self, *, size: int, timeout: float | None = None, **more: Any) -> TranscriptionJob:
+        """The work; the file, of so many bytes, is to be written where it says that it is."""
+        task_id = new_task_id()
+        return TranscriptionJob(
+            id=task_id,
+            key_id=self.key_id,
+            path=str(self.folder / f"{task_id}-file"),
+            size=size,
+            max_seconds=self.limits.max_seconds,
+            timeout=timeout or self.timeout,
+            standing=self.standing,
+            **more,
+        )
+
+
+class TranscriptionFields(Body):
+    """Beside the ``file`` of a form."""
+
+    model: ModelName
+    language: Language | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+    prompt: Prompt | None = None
+    temperature: Temperature = 0.0
+    timestamps: Literal["none", "segment", "word"] = "segment"
+    timeout: Timeout | None = None
+    stream: bool = False
+    priority: Priority = "normal"
+    asynchronous: Annotated[bool, Field(alias="async")] = False
+
+    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
+        """The work that this request asks for, of a file of so many bytes."""
+        return terms.job(
+            model=self.model,
+            size=size,
+            language=self.language,
+            task=self.task,
+            prompt=self.prompt,
+            temperature=self.temperature,
+            timestamps=self.timestamps,
+            stream=self.stream,
+            timeout=self.timeout,
+        )
+
+
+class TranscriptionRequest(TranscriptionFields):
+    """The same as JSON: the file in base64."""
+
+    audio: str
+
+
+def transcription_result(done: protocol.Transcribed) -> dict[str, Any]:
+    """``result`` of an InferenceResponse."""
+    return {
+        "text": done.text,
+        "language": done.language,
+        "duration": round(done.duration, 3),
+        "segments": [segment_info(number, each) for number, each in enumerate(done.segments)],
+    }
+
+
+def segment_info(number: int, segment: protocol.Segment) -> dict[str, Any]:
+    return {"id": number, **msgspec.to_builtins(segment)}
+
+
+def transcription_usage(final: protocol.Transcribed | protocol.Cancelled) -> dict[str, Any]:
+    """What is charged: seconds of sound."""
+    seconds = final.duration if isinstance(final, protocol.Transcribed) else 0.0
+    return {"audio_seconds": round(seconds, 3)}

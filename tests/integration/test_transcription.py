@@ -1,0 +1,147 @@
+"""Transcription from a real server, both surfaces, by a tiny Whisper that hears nonsense."""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+
+from model_store.store import ModelStore
+from tests.conftest import Server, running_server
+from tests.integration.test_serving import events_of
+from tests.tiny_whisper import make
+
+ROUTE = "/api/v1/inference/transcription"
+MODEL = "tiny-whisper"
+
+
+def sound(seconds: float = 2.0, kind: str = "WAV", rate: int = 16_000) -> bytes:
+    out = io.BytesIO()
+    wave = 0.3 * np.sin(np.arange(int(seconds * rate)) * 0.2)
+    soundfile.write(out, wave, rate, format=kind)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("transcription")
+    home = folder / "home"
+    home.mkdir(mode=0o700)
+    ModelStore(home / "models").import_folder(make(folder / "whisper"), MODEL)
+    sets = ("workers.threads=1", "demo=never", "limits.transcription.max_seconds=40")
+    with running_server(home, *(word for each in sets for word in ("--set", each))) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def official(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
+
+
+def ask(client: httpx.Client, data: bytes, **fields: Any) -> httpx.Response:
+    return client.post(ROUTE, data={"model": MODEL, **fields}, files={"file": ("a.wav", data)})
+
+
+def test_a_form_and_json_say_the_same(client: httpx.Client) -> None:
+    form = ask(client, sound(), language="en").json()
+    body = {"model": MODEL, "language": "en", "audio": base64.b64encode(sound()).decode()}
+    json = client.post(ROUTE, json=body).json()
+    assert form["status"] == "completed", form
+    assert form["result"] == json["result"]
+    assert form["result"]["duration"] == 2.0
+    assert form["usage"] == {"audio_seconds": 2.0}
+    assert form["result"]["segments"][0]["id"] == 0
+    assert "".join(each["text"] for each in form["result"]["segments"]) == form["result"]["text"]
+
+
+def test_a_stream_tells_each_segment(client: httpx.Client) -> None:
+    events = events_of(ask(client, sound(35), stream="true").text)
+    names = [name for name, _ in events if name not in ("queued", "loading", "progress")]
+    assert names[0] == "started"
+    assert names[-1] == "completed"
+    heard = [data["text"] for name, data in events if name == "segment"]
+    segments = events[-1][1]["result"]["segments"]
+    assert heard == [each["text"] for each in segments] != []
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_every_usual_format_is_read(client: httpx.Client, kind: str) -> None:
+    answer = ask(client, sound(kind=kind)).json()
+    assert answer["result"]["duration"] == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not a sound", sound()[:30], sound(41)], ids=["empty", "text", "cut", "long"]
+)
+def test_what_is_no_sound_is_refused_and_the_worker_lives(
+    client: httpx.Client, data: bytes
+) -> None:
+    answer = ask(client, data)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("INVALID_REQUEST", "file")
+    assert ask(client, sound()).status_code == 200
+
+
+def test_what_else_is_refused(client: httpx.Client) -> None:
+    assert client.post(ROUTE, data={"model": MODEL}).status_code == 415
+    missing = client.post(ROUTE, data={"model": MODEL}, files={"other": b"x"}).json()["error"]
+    assert (missing["code"], missing["param"]) == ("UNSUPPORTED_PARAMETER", "other")
+    language = ask(client, sound(), language="klingon").json()["error"]
+    assert (language["code"], language["param"]) == ("INVALID_REQUEST", "language")
+    base = client.post(ROUTE, json={"model": MODEL, "audio": "!"}).json()["error"]
+    assert base["param"] == "audio"
+
+
+def test_the_official_client(official: openai.OpenAI) -> None:
+    def write_down(**more: Any) -> Any:
+        return official.audio.transcriptions.create(
+            model=MODEL, file=("a.wav", sound()), language="en", **more
+        )
+
+    text = write_down().text
+    assert write_down(response_format="text").strip() == text.strip()
+    assert write_down(response_format="vtt").startswith("WEBVTT\n\n")
+    assert " --> " in write_down(response_format="srt")
+    whole = write_down(response_format="verbose_json")
+    assert (whole.duration, whole.language) == (2.0, "en")
+    assert whole.segments
+    deltas = list(write_down(stream=True))
+    assert deltas[-1].type == "transcript.text.done"
+    assert "".join(each.delta for each in deltas[:-1]) == deltas[-1].text
+    with pytest.raises(openai.BadRequestError) as refused:
+        write_down(timestamp_granularities=["word"])
+    assert refused.value.param == "timestamp_granularities"
+    with pytest.raises(openai.BadRequestError) as refused:
+        official.audio.transcriptions.create(model=MODEL, file=("a.wav", b"nothing"))
+    assert refused.value.param == "file"
+
+
+def test_translations_are_into_english(client: httpx.Client) -> None:
+    files = {"file": ("a.wav", sound())}
+    fields = {"model": MODEL, "response_format": "verbose_json"}
+    answer = client.post("/v1/audio/translations", data=fields, files=files).json()
+    assert answer["task"] == "translate"
+    assert answer["segments"]
+    refused = client.post(
+        "/v1/audio/translations", data={"model": MODEL, "language": "en"}, files=files
+    )
+    assert refused.json()["error"]["param"] == "language"
+
+
+def test_uploads_do_not_stay(server: Server, client: httpx.Client) -> None:
+    ask(client, sound())
+    left = {path.name for path in Path(server.home / "files").iterdir()}
+    assert all(name.startswith("task-") and name.endswith("-file") for name in left)

@@ -1,0 +1,110 @@
+"""An engine with a tiny Whisper, and the library's own model beside it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from tests import sounds, tiny_whisper
+from workers.engines.transcription.engine import TranscriptionEngine
+from workers.protocol import Event, Load, Segment, Transcribed, TranscriptionJob
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@dataclass
+class Desk:
+    folder: Path
+    engine: TranscriptionEngine
+    model: Any
+    processor: Any
+    thresholds: dict[str, float]
+    numbers: Iterator[int] = field(default_factory=lambda: iter(range(10_000)))
+
+    def job(self, samples: Any, **fields: Any) -> TranscriptionJob:
+        number = next(self.numbers)
+        path = sounds.write(self.folder / f"{number}.wav", samples)
+        fields = {"id": f"job{number}", "max_seconds": 1000.0, **fields}
+        return TranscriptionJob(path=str(path), **fields)
+
+    def submit(self, *jobs: TranscriptionJob) -> None:
+        for job in jobs:
+            self.engine.submit(self.engine.prepare(job))
+
+    def run(self, *jobs: TranscriptionJob) -> list[Event]:
+        self.submit(*jobs)
+        events: list[Event] = []
+        for _ in range(10_000):
+            if not self.engine.in_flight:
+                assert not any(self.engine.books().values()), "something is still held"
+                return events
+            events += self.engine.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def transcribe(self, samples: Any, **fields: Any) -> Transcribed:
+        final = self.run(self.job(samples, **fields))[-1]
+        assert isinstance(final, Transcribed)
+        return final
+
+    def library(self, samples: Any, **options: Any) -> Any:
+        """What the library's generate() makes of a file, with the same thresholds."""
+        longer = len(samples) > 30 * sounds.RATE
+        whole = {"truncation": False, "padding": "longest"} if longer else {}
+        read = self.processor(
+            samples,
+            sampling_rate=sounds.RATE,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **whole,
+        )
+        torch.manual_seed(0)
+        options = {"task": "transcribe", "return_timestamps": True, **options}
+        return self.model.generate(
+            read.input_features,
+            attention_mask=read.attention_mask,
+            return_segments=True,
+            temperature=TEMPERATURES,
+            **self.thresholds,
+            **options,
+        )
+
+    def segments(self, samples: Any, **options: Any) -> list[dict[str, Any]]:
+        """The library's that have text, and begin within the file."""
+        length = len(samples) / sounds.RATE
+        found = self.library(samples, **options)["segments"][0]
+        return [
+            {**each, "tokens": tuple(each["tokens"].tolist())}
+            for each in found
+            if each["start"] < length and any(each["tokens"] < tiny_whisper.END)
+        ]
+
+    def one_go(self, samples: Any, **options: Any) -> tuple[int, ...]:
+        """The library's tokens of a single window without timestamps."""
+        options = {"force_unique_generate_call": True, "return_timestamps": False, **options}
+        written = self.library(samples, return_dict_in_generate=True, **options).sequences[0]
+        start = written.tolist().index(tiny_whisper.IDS["<|notimestamps|>"]) + 1
+        found: list[int] = written[start:].tolist()
+        return tuple(found[:-1] if found[-1] == tiny_whisper.END else found)
+
+    def expected(self, samples: Any, **options: Any) -> list[tuple[int, ...]]:
+        return [each["tokens"] for each in self.segments(samples, **options)]
+
+
+def tokens_of(segments: tuple[Segment, ...]) -> list[tuple[int, ...]]:
+    return [segment.tokens for segment in segments]
+
+
+def open_desk(folder: Path, *, several: bool = True, **thresholds: float) -> Desk:
+    """``thresholds``: of an attempt that is good enough; without any, all are."""
+    thresholds = {**tiny_whisper.LENIENT, **thresholds}
+    repository = tiny_whisper.make(folder / "whisper", several=several, **thresholds)
+    engine = TranscriptionEngine()
+    spec = Load(model="whisper", engine="transcription", path=str(repository), threads=1)
+    engine.load(spec, lambda _: None)
+    model = WhisperForConditionalGeneration.from_pretrained(repository, dtype=torch.float32)
+    processor = WhisperProcessor.from_pretrained(repository)
+    (folder / "in").mkdir()
+    return Desk(folder / "in", engine, model.eval(), processor, thresholds)

@@ -1,0 +1,32 @@
+"""Sounds made of nothing, as files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+RATE = 16_000
+
+
+def melody(seconds: float, seed: int = 0) -> Any:
+    """Tones that glide, come and go over a little noise; as a 16-bit file holds them."""
+    random = np.random.default_rng(seed)
+    time = np.arange(int(seconds * RATE)) / RATE
+    voices = zip(
+        random.uniform(0.05, 0.2, 4),
+        random.uniform(100, 3000, 4),
+        random.uniform(0.1, 2, 4),
+        strict=True,
+    )
+    tones = sum(
+        loudness * np.sin(2 * np.pi * pitch * time * (1 + 0.1 * np.sin(time * glide)))
+        for loudness, pitch, glide in voices
+    )
+    noisy = (tones + random.standard_normal(len(time)) * 0.02) * (0.5 + 0.5 * np.sin(time * 0.7))
+    return (np.clip(noisy, -1, 1) * 32_767).astype(np.int16).astype(np.float32) / 32_768
+
+
+def write(path: Path, samples: Any, rate: int = RATE, **fields: Any) -> Path:
+    soundfile.write(path, samples, rate, **fields)
+    return path

@@ -1,0 +1,1 @@
+"""The transcription engine: Whisper's windows, of several files together."""

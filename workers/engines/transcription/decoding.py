@@ -1,0 +1,139 @@
+"""Windows to tokens: some attempts at windows together, a token of each at a step.
+
+The rules are the library's own logits processors, in the library's order. Not its loop: that one
+encodes a window anew for each attempt, knows one file at a time, and cannot be left in between.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass, field
+
+import torch
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    LogitsProcessorList,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TopKLogitsWarper,
+    WhisperTimeStampLogitsProcessor,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from workers.engines.transcription.loading import LoadedWhisper
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One try at a window. ``prompt`` is what the decoder reads before its first own token."""
+
+    prompt: list[int]
+    timestamps: bool
+    temperature: float
+    random: torch.Generator
+    tokens: list[int] = field(default_factory=list)  #: with the end token, if it came to one
+    logprobs: float = 0.0  #: the sum over them
+    no_speech_prob: float = 0.0
+
+    @property
+    def avg_logprob(self) -> float:
+        return self.logprobs / len(self.tokens)
+
+    def compression_ratio(self, vocabulary: int) -> float:
+        """Of the tokens as bytes: text that repeats itself has a high one."""
+        size = int(math.log2(vocabulary) / 8) + 1
+        raw = b"".join(token.to_bytes(size, "little") for token in self.tokens)
+        return len(raw) / len(zlib.compress(raw))
+
+
+class Pass:
+    """Attempts whose prompts are of one length and which all have timestamps, or none."""
+
+    def __init__(self, loaded: LoadedWhisper, encoded: torch.Tensor, attempts: list[Attempt]):
+        """``encoded`` is what the encoder made of each attempt's window: (attempts, positions,
+        size)."""
+        self.attempts = list(attempts)
+        self._loaded = loaded
+        self._rules = loaded.rules
+        self._encoded = encoded
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._ids = torch.tensor([each.prompt for each in attempts], device=loaded.device)
+        self._processors = self._make_processors(attempts[0])
+
+    def _make_processors(self, attempt: Attempt) -> LogitsProcessorList:
+        found = LogitsProcessorList()
+        rules, begin, device = self._rules, len(attempt.prompt), self._loaded.device
+        if rules.suppressed_first:
+            found.append(
+                SuppressTokensAtBeginLogitsProcessor(rules.suppressed_first, begin, device=device)
+            )
+        if rules.suppressed:
+            found.append(SuppressTokensLogitsProcessor(rules.suppressed, device=device))
+        if attempt.timestamps:
+            generation = self._loaded.model.generation_config
+            found.append(WhisperTimeStampLogitsProcessor(generation, begin_index=begin))
+        return found
+
+    def step(self) -> list[Attempt]:
+        """One more token of each; the attempts that came to an end are in it no longer."""
+        first = not self.attempts[0].tokens
+        logits = self._forward(self._ids if first else self._ids[:, -1:])
+        if first:
+            self._note_speech(logits)
+        scores = self._processors(self._ids, logits[:, -1].to(torch.float32, copy=True))
+        tokens = self._choose(scores)
+        self._ids = torch.cat((self._ids, torch.tensor(tokens, device=scores.device)[:, None]), 1)
+        ended = self._ids.shape[1] >= self._rules.longest
+        staying = [] if ended else [i for i, t in enumerate(tokens) if t != self._rules.end]
+        return self._keep(staying)
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        output = self._loaded.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._encoded),
+            decoder_input_ids=ids,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def _note_speech(self, logits: torch.Tensor) -> None:
+        """Right after the start of the transcript the model says whether anybody speaks."""
+        at = self.attempts[0].prompt.index(self._rules.start)
+        probs = logits[:, at].float().softmax(dim=-1)[:, self._rules.no_speech_token]
+        for attempt, prob in zip(self.attempts, probs.tolist(), strict=True):
+            attempt.no_speech_prob = prob
+
+    def _choose(self, scores: torch.Tensor) -> list[int]:
+        best = scores.log_softmax(dim=-1).max(dim=-1)
+        tokens, logprobs = best.indices.tolist(), best.values.tolist()
+        for row, attempt in enumerate(self.attempts):
+            if attempt.temperature > 0:
+                tokens[row], logprobs[row] = self._draw(scores[row : row + 1], attempt)
+            attempt.tokens.append(tokens[row])
+            attempt.logprobs += logprobs[row]
+        return list(tokens)
+
+    def _draw(self, scores: torch.Tensor, attempt: Attempt) -> tuple[int, float]:
+        """By the attempt's own generator, on the CPU: neighbours and cards change nothing."""
+        warped = scores.cpu() / attempt.temperature
+        if self._rules.top_k:
+            warped = TopKLogitsWarper(self._rules.top_k)(torch.empty(0), warped)
+        token = int(torch.multinomial(warped.softmax(-1), 1, generator=attempt.random))
+        return token, float((warped * attempt.temperature).log_softmax(-1)[0, token])
+
+    def leave(self, attempt: Attempt) -> None:
+        """Take an attempt out whose result nobody wants."""
+        self._keep([i for i, each in enumerate(self.attempts) if each is not attempt])
+
+    def _keep(self, rows: list[int]) -> list[Attempt]:
+        """Go on with these rows; those of the others."""
+        left = [each for i, each in enumerate(self.attempts) if i not in rows]
+        if left and rows:
+            index = torch.tensor(rows, device=self._ids.device)
+            self._ids = self._ids[index]
+            self._encoded = self._encoded[index]
+            if self.attempts[0].tokens:
+                self._cache.batch_select_indices(index)
+        self.attempts = [self.attempts[i] for i in rows]
+        return left

@@ -1,0 +1,236 @@
+"""The transcription engine: windows of all requests, a token of each at a step."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+
+from workers.engines.base import Refused
+from workers.engines.transcription.decoding import Attempt, Pass
+from workers.engines.transcription.intake import Intake
+from workers.engines.transcription.listening import Listener
+from workers.engines.transcription.loading import LoadedWhisper, load
+from workers.engines.transcription.request import Request
+from workers.protocol import Event, Load, Ready, Segment, TranscriptionJob
+
+_BATCH = 8  #: files at once, where the settings do not say
+_MOST_PASSES = 2  #: more would be smaller ones, and each costs a run through the weights
+_PATIENCE = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
+_CONTEXT_BYTES = 500 * 1024 * 1024
+
+
+class TranscriptionEngine:
+    """Runs transcription jobs of one Whisper; see ``workers.engines.base``.
+
+    A file's windows come one after another, since each begins where the one before it ended.
+    Windows of several files that wait together are encoded and decoded together.
+    """
+
+    _loaded: LoadedWhisper
+    _intake: Intake
+    _listener: Listener
+
+    def __init__(self) -> None:
+        self._batch = _BATCH
+        self._requests: dict[str, Request] = {}
+        self._waiting: list[Request] = []
+        self._passes: list[Pass] = []
+        self._cancelled: list[str] = []
+
+    def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
+        if spec.threads is not None:
+            torch.set_num_threads(spec.threads)
+        torch.set_grad_enabled(False)
+        self._batch = spec.max_batch or _BATCH
+        progress(0.0)
+        try:
+            self._loaded = load(spec)
+        except torch.OutOfMemoryError as error:
+            message = "The device has not enough memory for this model."
+            raise Refused("OUT_OF_MEMORY", message) from error
+        self._listener = Listener(self._loaded)
+        self._intake = Intake(self._loaded)
+        progress(1.0)
+        device = self._loaded.device.type
+        return Ready(
+            slots=self._batch,
+            dtype=str(self._loaded.dtype).removeprefix("torch."),
+            device=device,
+            patience=_PATIENCE[device],
+        )
+
+    def prepare(self, job: TranscriptionJob) -> Request:
+        return self._intake.prepare(job)
+
+    def submit(self, prepared: Request) -> None:
+        self._requests[prepared.job.id] = prepared
+        self._waiting.append(prepared)
+
+    def cancel(self, job_id: str) -> None:
+        if job_id in self._requests:
+            self._cancelled.append(job_id)
+
+    # ---- one step --------------------------------------------------------------------------------
+
+    def step(self) -> list[Event]:
+        """A token of one pass; passes take turns. A step that begins a pass encodes first."""
+        events = self._end_cancelled()
+        if self._waiting and len(self._passes) < _MOST_PASSES:
+            events += self._begin()
+        elif self._passes:
+            events += self._advance(self._passes.pop(0))
+        return events
+
+    def _begin(self) -> list[Event]:
+        """Begin a pass with the file that waits longest, and with those that are like it."""
+        first = self._waiting[0]
+        group = [each for each in self._waiting if _shape(each) == _shape(first)][: self._batch]
+        self._waiting = [each for each in self._waiting if each not in group]
+        events: list[Event] = [event for each in group for event in each.started()]
+        error: Exception | None = None
+        try:
+            self._encode([each for each in group if each.encoded is None])
+            encoded = torch.stack([each.encoded for each in group if each.encoded is not None])
+            attempts = [each.begin(self._loaded.rules) for each in group]
+            self._passes.append(Pass(self._loaded, encoded, attempts))
+        except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
+            error = caught.with_traceback(None)  # it holds on to all that was computed
+        return [*events, *self._trouble(group, error)] if error else events
+
+    def _encode(self, group: list[Request]) -> None:
+        """Have their windows read by the encoder, and the language told where nobody said it."""
+        if not group:
+            return
+        model, rules = self._loaded.model, self._loaded.rules
+        windows = [each.recording.window(each.seek, rules.window) for each in group]
+        features = torch.stack(windows).to(self._loaded.device, self._loaded.dtype)
+        encoded = model.model.encoder(features).last_hidden_state
+        for request, found in zip(group, encoded, strict=True):
+            request.encoded = found
+            if request.language is None:
+                request.language = self._language(found)
+
+    def _language(self, encoded: torch.Tensor) -> str:
+        """The likeliest token of a language right after the start of a transcript."""
+        rules = self._loaded.rules
+        start = torch.tensor([[rules.start]], device=encoded.device)
+        hidden = self._loaded.model.model.decoder(
+            input_ids=start, encoder_hidden_states=encoded[None], use_cache=False
+        ).last_hidden_state
+        tokens = list(rules.languages.values())
+        scores = self._loaded.model.proj_out(hidden)[0, -1, tokens]
+        return list(rules.languages)[int(scores.argmax())]
+
+    def _advance(self, running: Pass) -> list[Event]:
+        attempts = list(running.attempts)
+        events: list[Event] = []
+        error: Exception | None = None
+        try:
+            for request in self._of(running.step()):
+                events += self._judge(request)
+        except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
+            error = caught.with_traceback(None)
+        if error is not None:
+            del running
+            return [*events, *self._trouble(self._of(attempts), error)]
+        if running.attempts:
+            self._passes.append(running)
+        return events
+
+    def _judge(self, request: Request) -> list[Event]:
+        """An attempt has come to its end: again, freer, or on to the next window."""
+        attempt, rules = request.attempt, self._loaded.rules
+        assert attempt is not None
+        if not math.isfinite(attempt.avg_logprob):
+            return self._fail(request, "INFERENCE_FAILED", "The model's output is not a number.")
+        if request.retries(attempt, rules, self._loaded.model.config.vocab_size):
+            request.tries += 1
+            request.attempt = None
+            self._waiting.append(request)
+            return []
+        segments: list[Segment] = []
+        advance = min(rules.window, request.frames)
+        if not request.is_silent(attempt, rules):
+            segments, advance = self._listener.listen(request, attempt, advance)
+        request.move(advance)
+        events: list[Event] = list(request.heard(segments))
+        if not request.ended:
+            self._waiting.append(request)
+            return events
+        del self._requests[request.job.id]
+        return [*events, request.transcribed()]
+
+    def _of(self, attempts: Iterable[Attempt]) -> list[Request]:
+        """The requests that these are made for, where anybody still waits for them."""
+        wanted = {id(attempt) for attempt in attempts}
+        return [each for each in self._requests.values() if id(each.attempt) in wanted]
+
+    # ---- what goes wrong -------------------------------------------------------------------------
+
+    def _trouble(self, requests: list[Request], error: Exception) -> list[Event]:
+        """Out of memory: the same again in smaller passes. All else ends these jobs."""
+        code = "INFERENCE_FAILED"
+        message = f"The model failed on this file ({type(error).__name__})."
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            if len(requests) > 1:
+                self._batch = max(1, len(requests) // 2)
+                for request in requests:
+                    request.attempt = None
+                self._waiting = requests + self._waiting
+                return []
+            code, message = "OUT_OF_MEMORY", "The device ran out of memory on this file."
+        elif self._loaded.device.type == "cuda" and isinstance(error, RuntimeError):
+            raise error  # the context may be poisoned: going on would give garbage
+        return [event for each in requests for event in self._fail(each, code, message)]
+
+    def _fail(self, request: Request, code: str, message: str) -> list[Event]:
+        self._forget(request)
+        return [request.failed(code, message)]
+
+    def _end_cancelled(self) -> list[Event]:
+        events: list[Event] = []
+        for job_id in dict.fromkeys(self._cancelled):
+            request = self._requests.get(job_id)
+            if request is not None:
+                self._forget(request)
+                events.append(request.cancelled())
+        self._cancelled.clear()
+        return events
+
+    def _forget(self, request: Request) -> None:
+        del self._requests[request.job.id]
+        self._waiting = [each for each in self._waiting if each is not request]
+        for running in self._passes:
+            if request.attempt in running.attempts:
+                running.leave(request.attempt)
+        self._passes = [each for each in self._passes if each.attempts]
+
+    # ---- what is held ----------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests)
+
+    def device_bytes(self) -> int | None:
+        if self._loaded.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
+        return peak + _CONTEXT_BYTES
+
+    def books(self) -> dict[str, int]:
+        return {
+            "requests": len(self._requests),
+            "waiting": len(self._waiting),
+            "rows": sum(len(each.attempts) for each in self._passes),
+        }
+
+    def close(self) -> None:
+        for request in list(self._requests.values()):
+            self._forget(request)
+
+
+def _shape(request: Request) -> tuple[int, bool]:
+    """What the files of one pass must agree in."""
+    return len(request.prompt), request.timestamps

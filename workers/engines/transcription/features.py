@@ -1,0 +1,105 @@
+"""Samples to what Whisper's encoder reads: the library's log-mel features, block by block.
+
+The library computes them of a whole file at once, which takes gigabytes for an hour. Only one
+number needs the whole: the loudest value, below which all is cut off at a fixed distance.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_FLOOR = 1e-10
+_RANGE = 8.0  #: powers of ten between the loudest value and the quietest that is kept
+
+Samples = NDArray[np.float32]
+
+
+@dataclass(slots=True, frozen=True)
+class Recording:
+    """A file's features: frames of log10 of the mel powers, in blocks of (bins, frames)."""
+
+    blocks: list[torch.Tensor]
+    peak: float
+    frames: int  #: with the silence that a short file is filled up with
+    spoken: int  #: frames of the file itself
+    seconds: float
+
+    def window(self, start: int, length: int) -> torch.Tensor:
+        """``length`` frames from ``start`` on, with zeros after the end, as (bins, length)."""
+        pieces = []
+        begin = 0
+        for block in self.blocks:
+            end = begin + block.shape[1]
+            if begin < start + length and end > start:
+                pieces.append(block[:, max(0, start - begin) : start + length - begin])
+            begin = end
+        found = (torch.cat(pieces, dim=1).clamp(min=self.peak - _RANGE) + 4.0) / 4.0
+        return torch.nn.functional.pad(found, (0, length - found.shape[1]))
+
+
+class LogMel:
+    """``extractor`` is a WhisperFeatureExtractor."""
+
+    def __init__(self, extractor: Any) -> None:
+        self.rate = int(extractor.sampling_rate)
+        self.block = int(extractor.n_samples)  #: samples of the blocks that it is given
+        self._size = int(extractor.n_fft)
+        self._hop = int(extractor.hop_length)
+        self._filters = torch.from_numpy(extractor.mel_filters).to(torch.float32).T.contiguous()
+        self._window = torch.hann_window(self._size)
+
+    def record(self, blocks: Iterable[Samples]) -> Recording:
+        """All blocks but the last have ``block`` samples; a single one that is shorter is filled
+        up with silence, as the library does. There must be a sample."""
+        half = self._size // 2
+        count = total = 0
+        powers: list[torch.Tensor] = []
+        rest = end = np.empty(0, np.float32)
+        for block in blocks:
+            count += len(block)
+            whole = block
+            if not total:
+                whole = np.pad(block, (0, self.block - len(block)))
+                rest = whole[half:0:-1]
+            total += len(whole)
+            end = np.concatenate((end, whole))[-half - 1 :]
+            rest = self._transform(np.concatenate((rest, whole)), powers)
+        # Mirrored at both ends, so that the first and the last frame have all their samples.
+        self._transform(np.concatenate((rest, end[-2::-1])), powers)
+        frames = total // self._hop
+        powers = _cut(powers, frames)
+        return Recording(
+            blocks=powers,
+            peak=max(float(each.max()) for each in powers),
+            frames=frames,
+            spoken=max(1, count // self._hop),
+            seconds=count / self.rate,
+        )
+
+    def _transform(self, samples: Samples, powers: list[torch.Tensor]) -> Samples:
+        """Adds the frames that are whole; returns the samples that the next one begins with."""
+        count = max(0, 1 + (len(samples) - self._size) // self._hop)
+        if count:
+            used = torch.from_numpy(samples[: (count - 1) * self._hop + self._size].copy())
+            spectrum = torch.stft(
+                used,
+                self._size,
+                self._hop,
+                window=self._window,
+                center=False,
+                return_complex=True,
+            )
+            powers.append((self._filters @ spectrum.abs() ** 2).clamp(min=_FLOOR).log10())
+        return samples[count * self._hop :]
+
+
+def _cut(powers: list[torch.Tensor], frames: int) -> list[torch.Tensor]:
+    """The last frame stands for no time of its own; the library leaves it out."""
+    *first, last = powers
+    surplus = sum(each.shape[1] for each in powers) - frames
+    kept = last[:, : last.shape[1] - surplus]
+    return [*first, kept] if kept.shape[1] else first

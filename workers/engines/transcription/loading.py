@@ -1,0 +1,180 @@
+"""From a folder to a Whisper with its tokenizer: nothing is fetched or unpickled."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+from workers.engines.base import Refused, reason
+from workers.engines.text.loading import check_sizes
+from workers.protocol import Load
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: What the libraries raise for files that do not fit.
+_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SafetensorError,
+)
+#: Where a model's own generation_config.json does not say, what Whisper's authors use; the
+#: first in the library's own measure, which is of tokens.
+_COMPRESSION, _LOGPROB, _NO_SPEECH = 1.35, -1.0, 0.6
+_TOP_K = 50  #: the library's, of tokens that are drawn
+
+
+@dataclass(slots=True, frozen=True)
+class Rules:
+    """What the model's files say about decoding; numbers are token ids unless they say else."""
+
+    start: int  #: of a transcript
+    end: int
+    previous: int | None  #: before a prompt
+    no_timestamps: int
+    languages: dict[str, int]  #: by code; empty for a model of one language
+    tasks: dict[str, int]
+    suppressed: list[int]
+    suppressed_first: list[int]
+    alignment_heads: list[tuple[int, int]]  #: (layer, head); empty where word times cannot be had
+    top_k: int  #: how many tokens are drawn from
+    longest: int  #: tokens of a window, with those before it
+    compression: float  #: thresholds of an attempt that is good enough
+    logprob: float
+    no_speech: float
+    window: int  #: frames that the encoder reads
+    stride: int  #: frames of one of its positions, which is what a timestamp counts
+
+    @property
+    def first_timestamp(self) -> int:
+        return self.no_timestamps + 1
+
+    @property
+    def no_speech_token(self) -> int:
+        return self.no_timestamps - 1
+
+
+@dataclass(slots=True, frozen=True)
+class LoadedWhisper:
+    model: Any
+    tokenizer: Any
+    extractor: Any
+    generation: Any  #: the library's own form of the rules
+    rules: Rules
+    dtype: torch.dtype
+    device: torch.device
+
+
+def load(spec: Load) -> LoadedWhisper:
+    """Raises Refused with MODEL_LOAD_FAILED for whatever is wrong with the files."""
+    folder = Path(spec.path)
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise _failed("The model is to run on CUDA, but this process sees no CUDA device.")
+    device = torch.device(spec.device)
+    # Half precision where a device is fast at it; a CPU is not.
+    dtype = _DTYPES[spec.dtype] if spec.dtype else torch.float32
+    if spec.dtype is None and device.type == "cuda":
+        dtype = torch.float16
+    try:
+        _check_files(folder)
+        model, missing = _model(folder, dtype)
+        tokenizer = transformers.WhisperTokenizer.from_pretrained(folder, local_files_only=True)
+        extractor = transformers.WhisperFeatureExtractor.from_pretrained(
+            folder, local_files_only=True
+        )
+        rules = _rules(model)
+    except _ERRORS as error:
+        raise _failed(f"The model does not load: {reason(error)}") from error
+    if missing:
+        raise _failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
+    _check_fit(model.config, extractor, rules)
+    model = model.eval().requires_grad_(False).to(device)
+    return LoadedWhisper(model, tokenizer, extractor, model.generation_config, rules, dtype, device)
+
+
+def language_code(name: str) -> str | None:
+    """The code of a language given as a code or an English name; None for neither."""
+    name = name.strip().lower()
+    return name if name in LANGUAGES else TO_LANGUAGE_CODE.get(name)
+
+
+def _failed(message: str) -> Refused:
+    return Refused("MODEL_LOAD_FAILED", message)
+
+
+def _check_files(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "whisper" or "auto_map" in config:
+        raise _failed("Of transcription models, only those of the Whisper family are run.")
+    check_sizes(
+        folder,
+        layers=int(config["encoder_layers"]) + int(config["decoder_layers"]),
+        hidden=int(config["d_model"]),
+        vocab=int(config["vocab_size"]),
+    )
+
+
+def _model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    model, info = transformers.WhisperForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    return model, sorted(info["missing_keys"])
+
+
+def _rules(model: Any) -> Rules:
+    config, found = model.config, model.generation_config
+    several = bool(getattr(found, "is_multilingual", True))
+    languages = getattr(found, "lang_to_id", None) or {} if several else {}
+    encoder = model.model.encoder
+    stride = int(encoder.conv1.stride[0] * encoder.conv2.stride[0])
+    return Rules(
+        start=int(found.decoder_start_token_id),
+        end=int(found.eos_token_id),
+        previous=getattr(found, "prev_sot_token_id", None),
+        no_timestamps=int(found.no_timestamps_token_id),
+        languages={token.strip("<|>"): int(number) for token, number in languages.items()},
+        tasks=dict(getattr(found, "task_to_id", None) or {}) if several else {},
+        suppressed=list(found.suppress_tokens or []),
+        suppressed_first=list(found.begin_suppress_tokens or []),
+        alignment_heads=[(a, b) for a, b in getattr(found, "alignment_heads", None) or []],
+        top_k=_TOP_K if found.top_k is None else int(found.top_k),
+        longest=int(config.max_target_positions),
+        compression=_threshold(found, "compression_ratio_threshold", _COMPRESSION),
+        logprob=_threshold(found, "logprob_threshold", _LOGPROB),
+        no_speech=_threshold(found, "no_speech_threshold", _NO_SPEECH),
+        window=stride * int(config.max_source_positions),
+        stride=stride,
+    )
+
+
+def _threshold(found: Any, name: str, default: float) -> float:
+    value = getattr(found, name, None)
+    return default if value is None else float(value)
+
+
+def _check_fit(config: Any, extractor: Any, rules: Rules) -> None:
+    """That the parts of the model belong together: an id beyond the embedding would end the
+    process of a GPU, and a wrong number of bins every request."""
+    if extractor.feature_size != config.num_mel_bins or extractor.nb_max_frames != rules.window:
+        raise _failed("The model's preprocessor_config.json does not fit its config.json.")
+    used = [rules.start, rules.end, rules.previous or 0, rules.no_timestamps + 1]
+    used += [*rules.languages.values(), *rules.tasks.values()]
+    used += [*rules.suppressed, *rules.suppressed_first]
+    heads = [
+        layer < config.decoder_layers and head < config.decoder_attention_heads
+        for layer, head in rules.alignment_heads
+    ]
+    if max(used) >= config.vocab_size or min(used) < 0 or not all(heads):
+        raise _failed("The model's generation_config.json does not fit its config.json.")

@@ -1,0 +1,131 @@
+"""One file on its way through the engine: where in it we are, and what was heard so far."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from workers.engines.transcription.decoding import Attempt
+from workers.engines.transcription.features import Recording
+from workers.engines.transcription.loading import Rules
+from workers.protocol import (
+    Cancelled,
+    Failed,
+    Heard,
+    Progress,
+    Segment,
+    Started,
+    Transcribed,
+    TranscriptionJob,
+)
+
+_WARMER = 0.2  #: by how much each attempt at a window is freer than the one before
+_SEED = 0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """``prompt``: the tokens before the start of the transcript. ``language``: the code."""
+
+    job: TranscriptionJob
+    recording: Recording
+    prompt: list[int]
+    language: str | None
+    timestamps: bool
+    random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(_SEED))
+    encoded: torch.Tensor | None = None  #: the window that it is at
+    seek: int = 0  #: the frame where that begins
+    attempt: Attempt | None = None
+    tries: int = 0
+    segments: list[Segment] = field(default_factory=list)
+    steps: int = 0  #: windows that are done
+    begun: bool = False
+
+    def begin(self, rules: Rules) -> Attempt:
+        """The next attempt at its window."""
+        tokens = [*self.prompt, rules.start]
+        if rules.languages:
+            assert self.language is not None
+            tokens.append(rules.languages[self.language])
+        if rules.tasks:
+            tokens.append(rules.tasks[self.job.task])
+        if not self.timestamps:
+            tokens.append(rules.no_timestamps)
+        temperature = self.temperatures[self.tries]
+        self.attempt = Attempt(tokens, self.timestamps, temperature, self.random)
+        return self.attempt
+
+    @property
+    def temperatures(self) -> list[float]:
+        """From the job's own up to 1."""
+        first = self.job.temperature
+        count = 1 + max(0, math.floor((1.0 - first) / _WARMER + 1e-6))
+        return [round(first + number * _WARMER, 6) for number in range(count)]
+
+    @property
+    def frames(self) -> int:
+        """Of the file, or of the silence it was filled up with, from here on."""
+        return self.recording.frames - self.seek
+
+    @property
+    def ended(self) -> bool:
+        return self.seek >= self.recording.spoken
+
+    def retries(self, attempt: Attempt, rules: Rules, vocabulary: int) -> bool:
+        """Whether the attempt is too bad to be taken, and another one is left."""
+        if self.tries + 1 >= len(self.temperatures) or self.is_silent(attempt, rules):
+            return False
+        return (
+            attempt.avg_logprob < rules.logprob
+            or attempt.compression_ratio(vocabulary) > rules.compression
+        )
+
+    def is_silent(self, attempt: Attempt, rules: Rules) -> bool:
+        """Nobody speaks in the window: what was written down is made up."""
+        return attempt.avg_logprob < rules.logprob and attempt.no_speech_prob > rules.no_speech
+
+    def move(self, frames: int) -> None:
+        """On to the next window."""
+        self.seek += frames
+        self.steps += 1
+        self.tries = 0
+        self.encoded = self.attempt = None
+
+    # ---- what the client is told -----------------------------------------------------------------
+
+    def started(self) -> list[Started]:
+        if self.begun:
+            return []
+        self.begun = True
+        return [Started(id=self.job.id)]
+
+    def heard(self, segments: list[Segment]) -> list[Heard | Progress]:
+        """Take the window's segments in, and tell of them and of the seconds that are done."""
+        first = len(self.segments)
+        self.segments += segments
+        if not self.job.stream:
+            return []
+        steps = math.ceil(self.recording.seconds)
+        done = math.floor(self.recording.seconds * self.seek / self.recording.spoken)
+        return [
+            *(
+                Heard(id=self.job.id, segment=segment, index=first + number)
+                for number, segment in enumerate(segments)
+            ),
+            Progress(id=self.job.id, step=min(done, steps), steps=steps),
+        ]
+
+    def transcribed(self) -> Transcribed:
+        return Transcribed(
+            id=self.job.id,
+            text="".join(segment.text for segment in self.segments).strip(),
+            language=self.language,
+            duration=self.recording.seconds,
+            segments=tuple(self.segments),
+        )
+
+    def failed(self, code: str, message: str) -> Failed:
+        return Failed(id=self.job.id, code=code, message=message)
+
+    def cancelled(self) -> Cancelled:
+        return Cancelled(id=self.job.id, steps=self.steps)

@@ -1,0 +1,59 @@
+"""What a window's tokens say: the segments in it, and where the next window begins.
+
+Whisper marks the start and the end of what is said by timestamps. Two in a row are a segment's
+end and the next one's start; what comes after the last pair was cut by the window's end, and is
+heard again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, frozen=True)
+class Piece:
+    """A segment: ``tokens[first:last]`` of its window. Times count timestamps of the window."""
+
+    first: int
+    last: int
+    start: int
+    end: int
+
+
+@dataclass(slots=True, frozen=True)
+class Cut:
+    pieces: list[Piece]
+    advance: int  #: frames to the next window
+
+
+def cut(tokens: Sequence[int], first_timestamp: int, frames: int, stride: int) -> Cut:
+    """``tokens`` without the end token; ``frames`` is how many the window has of the file."""
+    marks = [token >= first_timestamp for token in tokens]
+    pairs = [i + 1 for i in range(len(marks) - 1) if marks[i] and marks[i + 1]]
+    if not pairs:
+        end = _last_mark(tokens, first_timestamp) or frames // stride
+        return Cut([Piece(0, len(tokens), 0, end)], frames)
+    ends_with_one = marks[-2:] == [False, True]
+    # The last pair's second half belongs to the last segment, which shows that it was a pair.
+    borders = [*pairs, len(tokens)] if ends_with_one else [*pairs[:-1], pairs[-1] + 1]
+    pieces = []
+    first = 0
+    for number, last in enumerate(borders):
+        half = number == len(borders) - 1 and not ends_with_one
+        start, end = tokens[first], tokens[last - 2 if half else last - 1]
+        pieces.append(Piece(first, last, start - first_timestamp, end - first_timestamp))
+        first = last
+    if ends_with_one:
+        return Cut(pieces, frames)  # nobody speaks after the last timestamp
+    advance = (tokens[first - 2] - first_timestamp) * stride
+    return Cut(pieces, advance if advance > 0 else frames)
+
+
+def whole(tokens: Sequence[int], frames: int, stride: int) -> Cut:
+    """Of a window that was asked for no timestamps; one that wrote some all the same meant
+    nothing by them."""
+    return Cut([Piece(0, len(tokens), 0, frames // stride)], frames)
+
+
+def _last_mark(tokens: Sequence[int], first_timestamp: int) -> int:
+    """Of the last timestamp; 0 where there is none, or it says the window's own start."""
+    return next((t - first_timestamp for t in reversed(tokens) if t >= first_timestamp), 0)
