@@ -95,7 +95,7 @@ def _generation(*, several: bool) -> dict[str, Any]:
         "max_initial_timestamp_index": 50,
         "max_length": POSITIONS,
         "suppress_tokens": _SUPPRESSED,
-        "begin_suppress_tokens": [END],
+        "begin_suppress_tokens": [END, *range(FIRST_TIMESTAMP + 51, VOCABULARY)],
         "alignment_heads": [[0, 1], [1, 0]],
         "is_multilingual": several,
         "return_timestamps": False,

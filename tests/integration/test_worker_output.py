@@ -1,5 +1,6 @@
 """What workers say last is kept, passed on, and costs no descriptor."""
 
+import gc
 import logging
 import os
 import threading
@@ -51,10 +52,11 @@ def test_workers_come_and_go_without_leaving_descriptors_or_threads() -> None:
 
         await one()
         await until(lambda: threading.active_count() <= threads)
+        gc.collect()  # what other tests have left behind goes now, and not in between
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(5):
             await one()
         await until(lambda: threading.active_count() <= threads)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
 
     with_pool(test)

@@ -99,9 +99,10 @@ def test_of_a_long_prompt_the_end_counts(desk: Desk) -> None:
     assert long.segments == short.segments != desk.transcribe(SHORT).segments
 
 
-def test_words_have_the_librarys_times(desk: Desk) -> None:
-    expected = desk.segments(LONG, return_token_timestamps=True, language="en")
-    heard = desk.transcribe(LONG, timestamps="word", language="en")
+@pytest.mark.parametrize("sound", [LONG, melody(40, 1)], ids=["long", "with a short end"])
+def test_words_have_the_librarys_times(desk: Desk, sound: Any) -> None:
+    expected = desk.segments(sound, return_token_timestamps=True, language="en")
+    heard = desk.transcribe(sound, timestamps="word", language="en")
     assert sum(len(segment.words) for segment in heard.segments) > len(heard.segments)
     for segment, found in zip(heard.segments, expected, strict=True):
         assert segment.tokens == found["tokens"]
