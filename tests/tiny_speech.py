@@ -39,14 +39,26 @@ def make(folder: Path, *, sampled: bool = True) -> Path:
     torch.manual_seed(11)
     model = BarkModel(_config())
     with torch.no_grad():
-        model.semantic.lm_head.weight.mul_(40)  # opinions, so that greedy answers differ
-        model.coarse_acoustics.lm_head.weight.mul_(40)
+        _sharpen(model)
     model.generation_config = GenerationConfig()  # a Bark's own cannot be saved before it was read
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "generation_config.json").write_text(json.dumps(_generation(sampled=sampled)))
     _tokenizer().save_pretrained(folder)
     _write_voices(folder)
     return folder
+
+
+def _sharpen(model: Any) -> None:
+    """Fresh weights hardly look at their input, and a codec's tables are zeros until trained:
+    all texts and all tokens would sound alike."""
+    for stage in (model.semantic, model.coarse_acoustics):
+        stage.lm_head.weight.mul_(20)
+        stage.input_embeds_layer.weight.mul_(20)
+        for block in stage.layers:
+            block.attn.att_proj.weight.mul_(10)
+            block.attn.out_proj.weight.mul_(60)
+    for layer in model.codec_model.quantizer.layers:
+        layer.codebook.embed.normal_()
 
 
 def _config() -> BarkConfig:

@@ -129,6 +129,13 @@ class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
     loras: dict[str, str] = {}  #: LoRA files by name
 
 
+class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a speech model needs beside its own files (``models.<name>.speech.*``)."""
+
+    vocoder: str | None = None  #: the folder of the model that makes spectrograms sound
+    voices: dict[str, str] = {}  #: files of speaker vectors by name
+
+
 class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     """The first message of every worker: which model to become. Holds no secret."""
 
@@ -143,6 +150,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     max_batch: int | None = None
     threads: int | None = None  #: CPU threads; None: all cores
     image: ImageOptions | None = None
+    speech: SpeechOptions | None = None
     heartbeat_seconds: float = 1.0
     fake: FakeOptions | None = None
 

@@ -15,7 +15,7 @@ from transformers import AutoProcessor, BarkModel
 
 from tests.tiny_speech import VOICES, make
 from workers.engines.base import Refused
-from workers.engines.speech.bark import Bark, Utterance
+from workers.engines.speech.bark.model import Bark, BarkUtterance
 from workers.engines.speech.engine import SpeechEngine
 from workers.engines.speech.joining import Joiner
 from workers.protocol import (
@@ -105,14 +105,24 @@ def ends(events: list[Event]) -> dict[str, Event]:
     return {each.id: each for each in finals}
 
 
-def utterance(booth: Booth, text: str, voice: str | None, seed: int) -> Utterance:
-    tokens = booth.processor.tokenizer(text, add_special_tokens=False).input_ids
-    preset = booth.engine._loaded.voices.load(voice) if voice else None
-    return Utterance(tokens, preset, torch.Generator().manual_seed(seed))
+def utterance(booth: Booth, text: str, voice: str | None, seed: int) -> BarkUtterance:
+    made = booth.engine._speaker.utter(text, voice, None, seed)
+    assert isinstance(made, BarkUtterance)
+    return made
+
+
+def test_text_voice_and_tokens_are_heard_in_the_library_s_own_sound(booth: Booth) -> None:
+    """Else all that follows would compare nothing."""
+    asked = [("Hello there.", VOICES[0]), ("Something else", VOICES[0]), ("Hello there.", VOICES[1])]
+    sounds = [booth.library(text, voice, 3) for text, voice in asked]
+    for n, one in enumerate(sounds):
+        for other in sounds[:n]:
+            length = min(len(one), len(other))
+            assert np.abs(one[:length] - other[:length]).max() > 0.001
 
 
 def test_alone_each_stage_is_the_library_s_bit_for_bit(booth: Booth) -> None:
-    bark = Bark(booth.engine._loaded.model, 4)
+    bark = Bark(booth.model, 4)
     for seed, (text, voice) in enumerate(LINES):
         one = utterance(booth, text, voice, seed)
         while one.stage != "done":
@@ -122,7 +132,7 @@ def test_alone_each_stage_is_the_library_s_bit_for_bit(booth: Booth) -> None:
 
 
 def test_beside_others_with_other_voices_and_seeds_it_is_the_same(booth: Booth) -> None:
-    bark = Bark(booth.engine._loaded.model, 2)  # fewer rows than sentences: some wait
+    bark = Bark(booth.model, 2)  # fewer rows than sentences: some wait
     lines = [utterance(booth, text, voice, seed) for seed, (text, voice) in enumerate(LINES)]
     while any(each.stage != "done" for each in lines):
         bark.step([each for each in lines if each.stage != "done"])
@@ -225,7 +235,7 @@ def test_what_is_refused(booth: Booth, fields: dict[str, Any], code: str, param:
 
 
 def test_the_design_s_names_mean_presets(booth: Booth) -> None:
-    voices = booth.engine._loaded.voices
+    voices = booth.engine._speaker.voices
     assert voices.name_of("speaker_1", "en") == "v2/en_speaker_1"
     assert voices.name_of("speaker_0", "de") == "v2/de_speaker_0"
     assert voices.name_of("en_speaker_0", None) == "v2/en_speaker_0"
@@ -247,7 +257,7 @@ def test_out_of_memory_ends_those_that_speak_and_the_next_is_right(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(booth.engine._bark, "step", too_much)
+        patch.setattr(booth.engine._speaker, "step", too_much)
         final = ends(booth.run(booth.job(), booth.job("More. Of it.")))
     assert [each.code for each in final.values() if isinstance(each, Failed)] == [
         "OUT_OF_MEMORY",

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from workers.engines.base import Refused
-from workers.engines.speech.bark import Bark, Utterance
 from workers.engines.speech.encoding import SoundFile
 from workers.engines.speech.joining import Joiner, pcm16
-from workers.engines.speech.loading import LoadedBark, load
+from workers.engines.speech.loading import load
 from workers.engines.speech.sentences import sentences
+from workers.engines.speech.speaker import Speaker, Utterance
 from workers.protocol import (
     Cancelled,
     Event,
@@ -25,7 +25,6 @@ from workers.protocol import (
     Started,
 )
 
-_ROWS = 16
 _PATIENCE = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
 _CONTEXT_BYTES = 500 * 1024 * 1024
 
@@ -46,17 +45,16 @@ class _Request:
 
 
 class SpeechEngine:
-    """Runs speech jobs of one Bark; see ``workers.engines.base``.
+    """Runs speech jobs of one model; see ``workers.engines.base``.
 
     A request's first sentence goes alone, so that its sound comes as soon as it can; the others
     follow together. Sound is given out in the order of the text.
     """
 
-    _bark: Bark
-    _loaded: LoadedBark
+    _speaker: Speaker
+    _device: str
 
     def __init__(self) -> None:
-        self._rows = _ROWS
         self._requests: dict[str, _Request] = {}
         self._cancelled: list[str] = []
 
@@ -64,42 +62,28 @@ class SpeechEngine:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         torch.set_grad_enabled(False)
-        self._rows = spec.max_batch or _ROWS
+        self._device = spec.device
         progress(0.0)
-        self._loaded = load(spec)
-        progress(0.9)
-        self._bark = Bark(self._loaded.model, self._rows)
+        self._speaker, slots = load(spec)
         progress(1.0)
-        device = self._loaded.device.type
         return Ready(
-            slots=self._rows,
-            dtype=str(self._loaded.dtype).removeprefix("torch."),
-            device=device,
-            patience=_PATIENCE[device],
+            slots=slots,
+            dtype=str(self._speaker.dtype).removeprefix("torch."),
+            device=spec.device,
+            patience=_PATIENCE[spec.device],
         )
 
     def prepare(self, job: SpeechJob) -> _Request:
-        if job.speed is not None:
-            raise Refused(
-                "UNSUPPORTED_PARAMETER", "'speed' is not supported for this model.", param="speed"
-            )
-        voice = self._loaded.voices.name_of(job.voice, job.language)
-        preset = self._loaded.voices.load(voice) if voice else None
-        pieces = sentences(
-            job.text, lambda text: len(self._tokens(text)) <= self._bark.longest_text
-        )
+        voice = self._speaker.voice_of(job)
+        pieces = sentences(job.text, self._speaker.fits)
         if not pieces:
             raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
         utterances = [
-            Utterance(self._tokens(piece), preset, torch.Generator().manual_seed(job.seed + number))
+            self._speaker.utter(piece, voice, job.speed, job.seed + number)
             for number, piece in enumerate(pieces)
         ]
-        joiner = Joiner(self._bark.sample_rate)
+        joiner = Joiner(self._speaker.sample_rate)
         return _Request(job, voice, utterances, len(utterances), joiner)
-
-    def _tokens(self, text: str) -> list[int]:
-        found: list[int] = self._loaded.tokenizer(text, add_special_tokens=False).input_ids
-        return found
 
     def submit(self, prepared: _Request) -> None:
         self._requests[prepared.job.id] = prepared
@@ -113,7 +97,7 @@ class SpeechEngine:
         for request in self._requests.values():
             events += self._begin(request)
         running = [each for r in self._requests.values() for each in r.running]
-        busy = [each for each in running if each.stage != "done"]
+        busy = [each for each in running if each.samples is None]
         if busy and not self._fits(busy):
             return events + self._short_of_memory()
         for request in list(self._requests.values()):
@@ -123,7 +107,7 @@ class SpeechEngine:
     def _fits(self, busy: list[Utterance]) -> bool:
         """Compute a step; False if the device's memory does not suffice."""
         try:
-            self._bark.step(busy)
+            self._speaker.step(busy)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -135,7 +119,7 @@ class SpeechEngine:
         speaking = [request for request in self._requests.values() if request.running]
         for request in speaking:
             self._forget(request)
-        if self._loaded.device.type == "cuda":
+        if self._device == "cuda":
             torch.cuda.empty_cache()
         message = "The device ran out of memory on this request."
         return [Failed(id=r.job.id, code="OUT_OF_MEMORY", message=message) for r in speaking]
@@ -177,7 +161,7 @@ class SpeechEngine:
 
     def _write(self, request: _Request, samples: Any) -> list[Event]:
         if request.file is None:
-            request.file = SoundFile(request.job, self._bark.sample_rate)
+            request.file = SoundFile(request.job, self._speaker.sample_rate)
         request.file.write(samples)
         request.samples += len(samples)
         if not request.job.stream or not len(samples):
@@ -188,7 +172,7 @@ class SpeechEngine:
                 id=request.job.id,
                 index=request.chunks - 1,
                 samples=pcm16(samples),
-                sample_rate=self._bark.sample_rate,
+                sample_rate=self._speaker.sample_rate,
             )
         ]
 
@@ -202,8 +186,8 @@ class SpeechEngine:
             id=job.id,
             format=job.format,
             bytes=size,
-            sample_rate=self._bark.sample_rate,
-            duration=request.samples / self._bark.sample_rate,
+            sample_rate=self._speaker.sample_rate,
+            duration=request.samples / self._speaker.sample_rate,
             sentences=request.sentences,
             voice=request.voice,
         )
@@ -221,7 +205,7 @@ class SpeechEngine:
 
     def _forget(self, request: _Request) -> None:
         for utterance in request.running:
-            self._bark.leave(utterance)
+            self._speaker.leave(utterance)
         if request.file is not None:
             request.file.drop()
         del self._requests[request.job.id]
@@ -231,14 +215,14 @@ class SpeechEngine:
         return len(self._requests)
 
     def device_bytes(self) -> int | None:
-        if self._loaded.device.type != "cuda":
+        if self._device != "cuda":
             return None
         peak = torch.cuda.max_memory_reserved()
         torch.cuda.reset_peak_memory_stats()
         return peak + _CONTEXT_BYTES
 
     def books(self) -> dict[str, int]:
-        return {"requests": len(self._requests), "rows": self._bark.rows_used}
+        return {"requests": len(self._requests), "rows": self._speaker.rows_used}
 
     def close(self) -> None:
         for request in list(self._requests.values()):

@@ -1,6 +1,7 @@
-"""From a folder to a Bark with its tokenizer and voices: nothing is fetched or unpickled."""
+"""From a folder to something that speaks: nothing is fetched or unpickled."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,52 +10,117 @@ import transformers
 from safetensors import SafetensorError
 
 from workers.engines.base import Refused, reason
-from workers.engines.speech.voices import Voices
+from workers.engines.speech.bark.speaker import BarkSpeaker
+from workers.engines.speech.bark.voices import Voices
+from workers.engines.speech.speaker import Speaker
+from workers.engines.speech.speecht5 import SpeechT5, read_voices
+from workers.engines.speech.vits import Vits
 from workers.protocol import Load
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: What the libraries raise for files that do not fit.
 _ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+#: Sentences at once, where the settings do not say, and the memory that these may take.
+_ROWS = 16
+_GRANT = {"cpu": 2048 * 1024 * 1024, "cuda": 4096 * 1024 * 1024}
 
 
-@dataclass(slots=True, frozen=True)
-class LoadedBark:
-    model: Any
-    tokenizer: Any
-    voices: Voices
-    dtype: torch.dtype
-    device: torch.device
-
-
-def load(spec: Load) -> LoadedBark:
-    """Raises Refused with MODEL_LOAD_FAILED for whatever is wrong with the files."""
-    folder = Path(spec.path)
+def load(spec: Load) -> tuple[Speaker, int]:
+    """And how many sentences it says at once. Raises Refused with MODEL_LOAD_FAILED for whatever
+    is wrong with the files."""
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise _failed("The model is to run on CUDA, but this process sees no CUDA device.")
-    device = torch.device(spec.device)
-    # Half precision where a device is fast at it; a CPU is not.
-    dtype = _DTYPES[spec.dtype] if spec.dtype else torch.float32
-    if spec.dtype is None and device.type == "cuda":
-        dtype = torch.bfloat16
     try:
-        model, info = transformers.BarkModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-        voices = Voices(folder)
+        config = json.loads((Path(spec.path) / "config.json").read_text())
+        model_type = config.get("model_type")
+        if model_type not in _FAMILIES:
+            raise _failed(
+                f"Speech models of the type '{str(model_type)[:40]}' do not run here; those of "
+                f"{', '.join(_FAMILIES)} do."
+            )
+        return _FAMILIES[model_type](spec)
+    except torch.OutOfMemoryError as error:
+        message = "The device has not enough memory for this model."
+        raise Refused("OUT_OF_MEMORY", message) from error
     except _ERRORS as error:
         raise _failed(f"The model does not load: {reason(error)}") from error
+
+
+def _bark(spec: Load) -> tuple[Speaker, int]:
+    # Half precision where a device is fast at it; a CPU is not. The codec is small, and its
+    # output is what is heard.
+    usual = torch.bfloat16 if spec.device == "cuda" else torch.float32
+    model = _model(transformers.BarkModel, spec, Path(spec.path), usual)
+    model.codec_model.float()
+    codes = model.generation_config.codebook_size
+    semantic = model.generation_config.semantic_config["semantic_vocab_size"]
+    voices = Voices(Path(spec.path), semantic, codes)
+    rows = min(spec.max_batch or _ROWS, _rows_granted(model, spec))
+    return BarkSpeaker(model, _tokenizer(spec), voices, rows), rows
+
+
+def _rows_granted(model: Any, spec: Load) -> int:
+    """How many rows the memory for the attention caches holds; at least one."""
+    stages = (model.semantic, model.coarse_acoustics)
+    positions = sum(
+        stage.config.num_layers * stage.config.hidden_size * stage.config.block_size
+        for stage in stages
+    )
+    row = 2 * positions * model.semantic.lm_head.weight.element_size()
+    grant = _GRANT[spec.device] if spec.kv_cache_bytes is None else spec.kv_cache_bytes
+    return max(1, grant // row)
+
+
+def _vits(spec: Load) -> tuple[Speaker, int]:
+    model = _model(transformers.VitsModel, spec, Path(spec.path), torch.float32)
+    return Vits(model, _tokenizer(spec)), spec.max_batch or _ROWS
+
+
+def _speecht5(spec: Load) -> tuple[Speaker, int]:
+    options = spec.speech
+    if options is None or options.vocoder is None:
+        raise _failed(
+            "This model needs a vocoder: pull one (microsoft/speecht5_hifigan), and name it in "
+            "the setting speech.vocoder of this model."
+        )
+    model = _model(transformers.SpeechT5ForTextToSpeech, spec, Path(spec.path), torch.float32)
+    vocoder = _model(transformers.SpeechT5HifiGan, spec, Path(options.vocoder), torch.float32)
+    files = {path.stem: path for path in Path(spec.path).glob("speaker_embeddings/*.npy")}
+    files |= {name: Path(path) for name, path in options.voices.items()}
+    voices = read_voices(files, model.config.speaker_embedding_dim)
+    if not voices:
+        raise _failed(
+            "This model has no voices: name files of speaker vectors (.npy) in the setting "
+            "speech.voices of this model."
+        )
+    return SpeechT5(model, _tokenizer(spec), vocoder, voices), spec.max_batch or _ROWS
+
+
+_FAMILIES: dict[str, Callable[[Load], tuple[Speaker, int]]] = {
+    "bark": _bark,
+    "vits": _vits,
+    "speecht5": _speecht5,
+}
+
+
+def _model(kind: Any, spec: Load, folder: Path, usual: torch.dtype) -> Any:
+    model, info = kind.from_pretrained(
+        folder,
+        dtype=_DTYPES[spec.dtype] if spec.dtype else usual,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise _failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
-    model = model.eval().requires_grad_(False).to(device)
-    return LoadedBark(model, tokenizer, voices, dtype, device)
+    return model.eval().requires_grad_(False).to(torch.device(spec.device))
+
+
+def _tokenizer(spec: Load) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(
+        spec.path, trust_remote_code=False, local_files_only=True
+    )
 
 
 def _failed(message: str) -> Refused:

@@ -18,16 +18,22 @@ class Sampler:
             encoder_input_ids=None,
             prefix_allowed_tokens_fn=None,
             logits_processor=LogitsProcessorList(),
-            device="cpu",
+            device=model.device,
         )
 
     def choose(self, logits: torch.Tensor, generators: list[torch.Generator]) -> list[int]:
-        """One token for each row of (rows, vocabulary), on the CPU."""
-        scores = self._processors(torch.zeros((len(generators), 1), dtype=torch.long), logits)
+        """One token for each row of (rows, vocabulary)."""
+        read = torch.zeros((len(generators), 1), dtype=torch.long, device=logits.device)
+        scores = self._processors(read, logits)
         if not self._draws:
-            return [int(token) for token in scores.argmax(-1)]
-        chances = torch.softmax(scores, dim=-1)
-        return [
-            int(torch.multinomial(chances[row : row + 1], 1, generator=generator))
-            for row, generator in enumerate(generators)
-        ]
+            chosen = scores.argmax(-1)
+        else:
+            chances = torch.softmax(scores, dim=-1)
+            chosen = torch.cat(
+                [
+                    torch.multinomial(chances[row], 1, generator=generator)
+                    for row, generator in enumerate(generators)
+                ]
+            )
+        tokens: list[int] = chosen.tolist()
+        return tokens

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from workers.engines.base import Refused
-from workers.engines.speech.bark import Voice
+from workers.engines.speech.speaker import not_supported, unknown_language, unknown_voice
+
+Voice = dict[str, torch.Tensor]
 
 INDEX = "speaker_embeddings_path.json"
 _PARTS = {"semantic_prompt": 1, "coarse_prompt": 2, "fine_prompt": 2}  #: and their dimensions
@@ -17,9 +19,12 @@ _NAME = re.compile(r"(?:v2/)?(?P<language>[a-z]{2})_(?P<speaker>speaker_\d+)")
 
 
 class Voices:
-    def __init__(self, folder: Path) -> None:
+    """``semantic`` and ``codes``: how many tokens of meaning, and in a codebook, there are."""
+
+    def __init__(self, folder: Path, semantic: int, codes: int) -> None:
         """Those whose files are all there; the index may name others."""
         self._folder = folder.resolve()
+        self._limits = {"semantic_prompt": semantic, "coarse_prompt": codes, "fine_prompt": codes}
         self._known: dict[str, Voice] = {}
         path = folder / INDEX
         index = json.loads(path.read_text()) if path.is_file() else {}
@@ -39,25 +44,17 @@ class Voices:
 
         ``v2/en_speaker_1`` by itself, or ``speaker_1`` with the language ``en``.
         """
-        if language is not None and self._paths and language not in self.languages:
-            raise Refused(
-                "INVALID_REQUEST",
-                f"This model has no voice for that language; it has {', '.join(self.languages)}.",
-                param="language",
-                details={"languages": self.languages},
-            )
+        if language is not None and not self.languages:
+            raise not_supported("language")
+        if language is not None and language not in self.languages:
+            raise unknown_language(self.languages)
         if voice is None:
             return None if language is None else self._first(language)
         spoken = language or "en"
         for name in (voice, f"v2/{voice}", f"v2/{spoken}_{voice}", f"{spoken}_{voice}"):
             if name in self._paths:
                 return name
-        raise Refused(
-            "INVALID_REQUEST",
-            "This model has no voice of that name; details lists those it has.",
-            param="voice",
-            details={"voices": self.names},
-        )
+        raise unknown_voice(self.names)
 
     def load(self, name: str) -> Voice:
         """A preset's tokens, on the CPU; read once."""
@@ -72,7 +69,9 @@ class Voices:
 
     def _read(self, name: str, part: str) -> Any:
         array = np.load(self._folder / self._paths[name][part], allow_pickle=False)
-        if array.ndim != _PARTS[part]:
+        # A token that is none would be read from beyond a table, which ends a CUDA process.
+        sound = array.ndim == _PARTS[part] and np.issubdtype(array.dtype, np.integer)
+        if not sound or not array.size or array.min() < 0 or array.max() >= self._limits[part]:
             raise Refused("MODEL_LOAD_FAILED", f"The voice {name} is damaged.")
         return array.astype(np.int64)
 

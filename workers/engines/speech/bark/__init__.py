@@ -1,0 +1,1 @@
+"""Bark, a speech model of three transformers and a codec."""

@@ -1,0 +1,159 @@
+"""One autoregressive stage of Bark with a cache of fixed size, a row for each sentence.
+
+The library's loop runs one voice a batch with attention written out. The stages are plain GPTs
+with learned positions, so this computes the same over the library's own weights: prompts of one
+length together, then all rows together, each at its own length, by the fused attention kernel.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from workers.engines.speech.bark.graphs import Graphs
+
+#: (layer, query, key, value) -> what the query found; each of (rows, heads, length, width)
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A sentence's place in the cache; ``length`` positions of it are filled."""
+
+    slot: int
+    length: int = 0
+
+
+class Stage:
+    """``model``: a BarkCausalModel; up to ``rows`` sentences at once.
+
+    ``answers``: the part of the vocabulary that can follow; only its logits are computed.
+    """
+
+    def __init__(self, model: Any, rows: int, answers: range) -> None:
+        self._model = model
+        self._head = model.lm_head.weight[answers.start : answers.stop]
+        self.vocabulary: int = model.lm_head.weight.shape[0]
+        config = model.config
+        self._heads, self._longest = config.num_heads, config.block_size
+        self._width = config.hidden_size // config.num_heads
+        weight = model.lm_head.weight
+        shape = (config.num_layers, rows, self._heads, self._longest, self._width)
+        self._keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self._values = torch.zeros_like(self._keys)
+        self._free = list(range(rows))
+        self._held: dict[int, Row] = {}
+        self._graphs: Graphs | None = None
+        if self.device.type == "cuda":
+            self._graphs = Graphs(self._advance, rows, self._longest, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._keys.device
+        return device
+
+    @property
+    def used(self) -> int:
+        return self._keys.shape[1] - len(self._free)
+
+    def open(self) -> Row | None:
+        """A place for a sentence; None while all are taken."""
+        if not self._free:
+            return None
+        row = Row(self._free.pop(0))
+        self._held[row.slot] = row
+        return row
+
+    def close(self, row: Row) -> None:
+        del self._held[row.slot]
+        self._free.append(row.slot)
+        self._free.sort()
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        embedded: torch.Tensor = self._model.input_embeds_layer(tokens)
+        return embedded
+
+    def read(self, rows: list[Row], embeds: torch.Tensor) -> torch.Tensor:
+        """Begin rows anew with prompts (rows, length, hidden); logits after their last tokens."""
+        length = embeds.shape[1]
+        hidden = embeds + self._model.position_embeds_layer(
+            torch.arange(length, device=self.device)
+        )
+        slots = torch.tensor([row.slot for row in rows], device=self.device)
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        ) -> torch.Tensor:
+            self._keys[layer, slots, :, :length] = key
+            self._values[layer, slots, :, :length] = value
+            return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+        logits = self._forward(hidden, attend)
+        for row in rows:
+            row.length = length
+        return logits
+
+    def step(self, rows: list[Row], tokens: list[int]) -> torch.Tensor:
+        """Logits (rows, answers) after one more token each.
+
+        Computed for the whole span of slots up to the last of these: a view of the cache, where
+        picking rows would copy it. What the others write lies behind what they have filled.
+        """
+        top = max(row.slot for row in rows) + 1
+        fed, filled = [0] * top, [0] * top
+        for slot, row in self._held.items():
+            if slot < top:
+                filled[slot] = min(row.length, self._longest - 1)
+        for row, token in zip(rows, tokens, strict=True):
+            fed[row.slot] = token
+        longest = max(filled) + 1
+        if self._graphs is not None:
+            logits = self._graphs.run(fed, filled, longest)
+        else:
+            logits = self._advance(torch.tensor(fed), torch.tensor(filled), longest)
+        for row in rows:
+            row.length += 1
+        return logits[[row.slot for row in rows]]
+
+    def _advance(self, tokens: torch.Tensor, filled: torch.Tensor, longest: int) -> torch.Tensor:
+        """Write a token behind the ``filled`` positions of each of the first rows, and look at
+        the first ``longest`` positions. Reads nothing back, so that it can be captured."""
+        top = len(tokens)
+        embeds = self.embed(tokens) + self._model.position_embeds_layer(filled)
+        mask = torch.arange(longest, device=self.device)[None] <= filled[:, None]
+        slots = torch.arange(top, device=self.device)
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        ) -> torch.Tensor:
+            keys, values = self._keys[layer, :top], self._values[layer, :top]
+            keys[slots, :, filled] = key[:, :, 0]
+            values[slots, :, filled] = value[:, :, 0]
+            return functional.scaled_dot_product_attention(
+                query, keys[:, :, :longest], values[:, :, :longest], attn_mask=mask[:, None, None]
+            )
+
+        return self._forward(embeds[:, None], attend)
+
+    def _forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Through all layers; the logits of the last position of each row."""
+        hidden = through(self._model.layers, self._heads, hidden, attend)
+        last = self._model.layernorm_final(hidden[:, -1])
+        return functional.linear(last, self._head).float()
+
+
+def through(layers: Any, heads: int, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """Hidden states (rows, length, size) through the blocks of a stage."""
+    rows, length, size = hidden.shape
+    for number, block in enumerate(layers):
+        joined = block.attn.att_proj(block.layernorm_1(hidden))
+        query, key, value = (
+            part.view(rows, length, heads, size // heads).transpose(1, 2)
+            for part in joined.split(size, dim=2)
+        )
+        mixed = attend(number, query, key, value).transpose(1, 2).reshape(rows, length, size)
+        hidden = hidden + block.attn.out_proj(mixed)
+        hidden = hidden + block.mlp(block.layernorm_2(hidden))
+    return hidden

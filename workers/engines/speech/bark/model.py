@@ -1,0 +1,276 @@
+"""Bark: text to tokens of meaning, to coarse and then fine tokens of sound, to samples.
+
+Each sentence has a voice and a generator of its own, so what runs beside it changes nothing.
+Alone and with the same seed it is what ``BarkModel.generate`` makes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkFineGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
+
+from workers.engines.speech.bark.fine import FineStage, Sketch
+from workers.engines.speech.bark.gpt import Row, Stage
+from workers.engines.speech.bark.sampling import Sampler
+from workers.engines.speech.bark.voices import Voice
+from workers.engines.speech.speaker import Utterance
+
+#: sentences whose prompts, or windows of the fine stage, are read together: a CPU is busy with one
+_TOGETHER = {"cpu": 1, "cuda": 8}
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class BarkUtterance(Utterance):
+    """``text`` are token ids without padding."""
+
+    text: list[int]
+    voice: Voice | None
+    stage: str = "semantic"  #: semantic, coarse, fine or done
+    row: Row | None = None
+    semantic: list[int] = field(default_factory=list)
+    history: torch.Tensor | None = None  #: coarse: the voice's tokens, then our own
+    history_length: int = 0
+    meaning: torch.Tensor | None = None  #: coarse: the voice's semantic tokens, then our own
+    meaning_start: int = 0
+    wanted: int = 0  #: coarse tokens to make
+    in_window: int = 0  #: of them, those of the present window
+    pending: int | None = None  #: the token that the next step reads
+    sketch: Sketch | None = None
+
+    @property
+    def made(self) -> int:
+        """Coarse tokens so far."""
+        return 0 if self.history is None else len(self.history) - self.history_length
+
+
+class Bark:
+    """``rows``: sentences at once in each of the two autoregressive stages."""
+
+    def __init__(self, model: Any, rows: int) -> None:
+        self._model = model
+        own = model.generation_config
+        self._semantic = BarkSemanticGenerationConfig(**own.semantic_config)
+        self._coarse = BarkCoarseGenerationConfig(**own.coarse_acoustics_config)
+        fine = BarkFineGenerationConfig(**own.fine_acoustics_config)
+        self._codebook: int = own.codebook_size
+        self._codebooks: int = self._coarse.n_coarse_codebooks
+        self.sample_rate: int = own.sample_rate
+        vocabulary = self._semantic.semantic_vocab_size
+        self._answers = {
+            "semantic": range(self._semantic.semantic_pad_token + 1),
+            "coarse": range(vocabulary, model.coarse_acoustics.config.output_vocab_size),
+        }
+        self._stages = {
+            "semantic": Stage(model.semantic, rows, self._answers["semantic"]),
+            "coarse": Stage(model.coarse_acoustics, rows, self._answers["coarse"]),
+        }
+        self._samplers = {
+            "semantic": Sampler(model.semantic, self._semantic),
+            "coarse": Sampler(model.coarse_acoustics, self._coarse),
+        }
+        self._fine = FineStage(model.fine_acoustics, fine, self._codebooks, self._codebook)
+        self._ratio = self._coarse.coarse_rate_hz / self._semantic.semantic_rate_hz
+        self._ratio *= self._codebooks
+        self._together = _TOGETHER[model.device.type]
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of text that a sentence may have."""
+        longest: int = self._semantic.max_input_semantic_length
+        return longest
+
+    @property
+    def rows_used(self) -> int:
+        return sum(stage.used for stage in self._stages.values())
+
+    def step(self, utterances: Sequence[BarkUtterance]) -> None:
+        """One token for each that is in an autoregressive stage and has a row there; the next
+        codebook for some of those past them, the longest there first."""
+        for name in self._stages:
+            self._advance(name, [each for each in utterances if each.stage == name])
+        fine = [each for each in utterances if each.stage == "fine"]
+        if fine:
+            self._refine(fine[: self._together])
+
+    def leave(self, utterance: BarkUtterance) -> None:
+        """Give its row back, wherever it is."""
+        if utterance.row is not None:
+            self._stages[utterance.stage].close(utterance.row)
+            utterance.row = None
+
+    # ---- autoregressive stages -------------------------------------------------------------------
+
+    def _advance(self, name: str, utterances: list[BarkUtterance]) -> None:
+        stage = self._stages[name]
+        for each in utterances:
+            if each.row is None:
+                each.row = stage.open()
+        present = [each for each in utterances if each.row is not None]
+        running = [each for each in present if each.pending is not None]
+        ready = self._read(name, [each for each in present if each.pending is None])
+        if running:
+            rows = [each.row for each in running if each.row is not None]
+            tokens = [each.pending for each in running if each.pending is not None]
+            ready.append((running, stage.step(rows, tokens)))
+        if ready:
+            self._choose(name, ready)
+
+    def _read(
+        self, name: str, utterances: list[BarkUtterance]
+    ) -> list[tuple[list[BarkUtterance], torch.Tensor]]:
+        """Prompts of one length together, and the logits that follow them."""
+        prompt = self._semantic_prompt if name == "semantic" else self._coarse_prompt
+        by_length: dict[int, list[tuple[BarkUtterance, torch.Tensor]]] = {}
+        for each in utterances:
+            embeds = prompt(each)
+            by_length.setdefault(len(embeds), []).append((each, embeds))
+        found = []
+        for alike in by_length.values():
+            for first in range(0, len(alike), self._together):
+                group = alike[first : first + self._together]
+                rows = [each.row for each, _ in group if each.row is not None]
+                embeds = torch.stack([each for _, each in group])
+                logits = self._stages[name].read(rows, embeds)
+                found.append(([each for each, _ in group], logits))
+        return found
+
+    def _choose(self, name: str, ready: list[tuple[list[BarkUtterance], torch.Tensor]]) -> None:
+        utterances = [each for group, _ in ready for each in group]
+        answers = torch.cat([logits for _, logits in ready])
+        # The noise that chooses is drawn for the whole vocabulary, as the library does.
+        size = self._stages[name].vocabulary
+        logits = answers.new_full((len(utterances), size), -torch.inf)
+        logits[:, self._answers[name].start : self._answers[name].stop] = answers
+        for number, each in enumerate(utterances):
+            self._forbid(name, each, logits[number])
+        tokens = self._samplers[name].choose(logits, [each.generator for each in utterances])
+        take = self._take_semantic if name == "semantic" else self._take_coarse
+        for each, token in zip(utterances, tokens, strict=True):
+            take(each, token)
+
+    def _forbid(self, name: str, utterance: BarkUtterance, logits: torch.Tensor) -> None:
+        """Of the answers, those that cannot follow here: in place, in one row of logits."""
+        vocabulary = self._semantic.semantic_vocab_size
+        if name == "semantic":
+            logits[vocabulary : self._semantic.semantic_pad_token] = -torch.inf
+        elif utterance.in_window % 2 == 0:  # the two coarse codebooks take turns
+            logits[vocabulary + self._codebook :] = -torch.inf
+        else:  # the library does not forbid the few tokens behind the second either
+            logits[vocabulary : vocabulary + self._codebook] = -torch.inf
+
+    def _semantic_prompt(self, utterance: BarkUtterance) -> torch.Tensor:
+        """Text and voice laid over each other, position by position."""
+        config, stage = self._semantic, self._stages["semantic"]
+        length = config.max_input_semantic_length
+        text = torch.full((length,), config.text_pad_token, dtype=torch.long)
+        text[: len(utterance.text)] = torch.tensor(utterance.text) + config.text_encoding_offset
+        voice = torch.full((length,), config.semantic_pad_token, dtype=torch.long)
+        if utterance.voice is not None:
+            known = utterance.voice["semantic_prompt"][-length:]
+            voice[: len(known)] = known
+        infer = torch.tensor([config.semantic_infer_token])
+        both = stage.embed(text.to(stage.device)) + stage.embed(voice.to(stage.device))
+        return torch.cat([both, stage.embed(infer.to(stage.device))])
+
+    def _take_semantic(self, utterance: BarkUtterance, token: int) -> None:
+        if token != self._semantic.eos_token_id:
+            utterance.semantic.append(token)
+            utterance.pending = token
+            if len(utterance.semantic) < self._semantic.max_new_tokens:
+                return
+        self.leave(utterance)
+        self._begin_coarse(utterance)
+
+    def _begin_coarse(self, utterance: BarkUtterance) -> None:
+        meaning, history = self._model.coarse_acoustics.preprocess_histories(
+            max_coarse_history=self._coarse.max_coarse_history,
+            semantic_to_coarse_ratio=self._ratio,
+            batch_size=1,
+            semantic_generation_config=self._semantic,
+            codebook_size=self._codebook,
+            history_prompt=utterance.voice,
+        )
+        own = torch.tensor(utterance.semantic, dtype=torch.long)
+        utterance.meaning = torch.cat([meaning[0].cpu().long(), own])
+        utterance.meaning_start = meaning.shape[1]
+        utterance.history = history[0].cpu().long()
+        utterance.history_length = history.shape[1]
+        frames = int(np.floor(len(utterance.semantic) * self._ratio / self._codebooks))
+        utterance.wanted = frames * self._codebooks
+        utterance.stage, utterance.pending = "coarse", None
+        if utterance.wanted == 0:
+            utterance.stage, utterance.samples = "done", np.zeros(0, np.float32)
+
+    def _coarse_prompt(self, utterance: BarkUtterance) -> torch.Tensor:
+        """The part of the meaning that is near, then the sound so far: a window of both."""
+        config, stage = self._coarse, self._stages["coarse"]
+        assert utterance.meaning is not None
+        assert utterance.history is not None
+        most = int(np.floor(config.max_coarse_history / self._ratio))
+        at = utterance.meaning_start + round(utterance.made / self._ratio)
+        near = utterance.meaning[max(0, at - most) :][: config.max_coarse_input_length]
+        missing = config.max_coarse_input_length - len(near)
+        near = functional.pad(near, (0, missing), value=config.coarse_semantic_pad_token)
+        infer = torch.tensor([config.coarse_infer_token])
+        sound = utterance.history[-config.max_coarse_history :]
+        utterance.in_window = 0
+        return stage.embed(torch.cat([near, infer, sound]).to(stage.device))
+
+    def _take_coarse(self, utterance: BarkUtterance, token: int) -> None:
+        assert utterance.history is not None
+        utterance.history = torch.cat([utterance.history, torch.tensor([token])])
+        utterance.in_window += 1
+        utterance.pending = token
+        if utterance.made >= utterance.wanted:
+            self.leave(utterance)
+            self._begin_fine(utterance)
+        elif utterance.in_window >= self._coarse.sliding_window_len:
+            utterance.pending = None  # the next window reads its prompt anew
+
+    # ---- the rest --------------------------------------------------------------------------------
+
+    def _begin_fine(self, utterance: BarkUtterance) -> None:
+        assert utterance.history is not None
+        own = utterance.history[utterance.history_length :].view(-1, self._codebooks)
+        coarse = (own - self._semantic.semantic_vocab_size).remainder(self._codebook)
+        voice = utterance.voice["fine_prompt"] if utterance.voice is not None else None
+        utterance.sketch = self._fine.begin(coarse.to(self._model.device), voice)
+        utterance.stage, utterance.pending = "fine", None
+
+    def _refine(self, utterances: list[BarkUtterance]) -> None:
+        sketches = [each.sketch for each in utterances if each.sketch is not None]
+        self._fine.step(sketches, [each.generator for each in utterances])
+        ended = [each for each in utterances if each.sketch is not None and each.sketch.done]
+        if ended:
+            self._decode(ended)
+
+    def _decode(self, utterances: list[BarkUtterance]) -> None:
+        """Samples of the finished sentences, in one go where the codec never looks ahead."""
+        sounds = [each.sketch.sound for each in utterances if each.sketch is not None]
+        longest = max(sound.shape[1] for sound in sounds)
+        if not self._model.codec_model.config.use_causal_conv:
+            for each, sound in zip(utterances, sounds, strict=True):
+                self._give(each, self._samples(sound[None])[0])
+            return
+        padded = [functional.pad(sound, (0, longest - sound.shape[1])) for sound in sounds]
+        samples = self._samples(torch.stack(padded))
+        each_token = samples.shape[1] // longest
+        for number, (each, sound) in enumerate(zip(utterances, sounds, strict=True)):
+            self._give(each, samples[number, : sound.shape[1] * each_token])
+
+    def _samples(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(sentences, codebooks, length) to (sentences, samples)."""
+        samples: torch.Tensor = self._model.codec_decode(tokens)
+        return samples
+
+    def _give(self, utterance: BarkUtterance, samples: torch.Tensor) -> None:
+        utterance.samples = samples.float().cpu().numpy()
+        utterance.stage, utterance.sketch = "done", None

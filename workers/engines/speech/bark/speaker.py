@@ -1,0 +1,56 @@
+"""A Bark as the engine knows it: with its tokenizer and its voices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from workers.engines.base import Refused
+from workers.engines.speech.bark.model import Bark, BarkUtterance
+from workers.engines.speech.bark.voices import Voices
+from workers.engines.speech.speaker import not_supported
+from workers.protocol import SpeechJob
+
+
+class BarkSpeaker:
+    """``rows``: sentences at once."""
+
+    def __init__(self, model: Any, tokenizer: Any, voices: Voices, rows: int) -> None:
+        self._device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self._tokenizer = tokenizer
+        self.voices = voices
+        self.bark = Bark(model, rows)
+        self.sample_rate = self.bark.sample_rate
+
+    def voice_of(self, job: SpeechJob) -> str | None:
+        if job.speed is not None:
+            raise not_supported("speed")
+        return self.voices.name_of(job.voice, job.language)
+
+    def fits(self, text: str) -> bool:
+        return len(self._tokens(text)) <= self.bark.longest_text
+
+    def utter(self, text: str, voice: str | None, _speed: float | None, seed: int) -> BarkUtterance:
+        tokens = self._tokens(text)
+        if not tokens:
+            raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
+        return BarkUtterance(
+            text=tokens,
+            voice=self.voices.load(voice) if voice else None,
+            generator=torch.Generator(self._device).manual_seed(seed),
+        )
+
+    def _tokens(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    def step(self, utterances: Sequence[BarkUtterance]) -> None:
+        self.bark.step(utterances)
+
+    def leave(self, utterance: BarkUtterance) -> None:
+        self.bark.leave(utterance)
+
+    @property
+    def rows_used(self) -> int:
+        return self.bark.rows_used

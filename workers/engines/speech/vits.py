@@ -1,0 +1,104 @@
+"""VITS, of which MMS's models of a thousand languages are: a sentence in one pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from transformers.models.vits.tokenization_vits import has_non_roman_characters
+
+from workers.engines.base import Refused
+from workers.engines.speech.speaker import (
+    Utterance,
+    drawing_from,
+    not_supported,
+    unknown_language,
+    unknown_voice,
+)
+from workers.protocol import SpeechJob
+
+_LONGEST = 600  #: tokens of a piece, every other of which is a blank; memory grows by the square
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Utterance(Utterance):
+    tokens: torch.Tensor
+    speaker: int | None
+    rate: float
+
+
+class Vits:
+    """Voices are the numbers of a model's speakers, where it has several."""
+
+    rows_used = 0
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        if tokenizer.phonemize:
+            message = "This model reads phonemes, which need espeak; only models of letters run."
+            raise Refused("MODEL_LOAD_FAILED", message)
+        self._model = model
+        self.dtype: torch.dtype = model.dtype
+        self._tokenizer = tokenizer
+        self._language: str | None = tokenizer.language
+        self.sample_rate: int = model.config.sampling_rate
+        count = model.config.num_speakers
+        self._voices = [f"speaker_{number}" for number in range(count)] if count > 1 else []
+
+    def voice_of(self, job: SpeechJob) -> str | None:
+        if job.language is not None:
+            self._check(job.language)
+        if job.voice is None:
+            return self._voices[0] if self._voices else None
+        if job.voice not in self._voices:
+            raise unknown_voice(self._voices)
+        return job.voice
+
+    def _check(self, language: str) -> None:
+        """Models say theirs in three letters; two that these begin with are understood."""
+        if self._language is None:
+            raise not_supported("language")
+        if language not in (self._language, self._language[:2]):
+            raise unknown_language([self._language])
+
+    def fits(self, text: str) -> bool:
+        return len(self._tokens(text)) <= _LONGEST
+
+    def utter(self, text: str, voice: str | None, speed: float | None, seed: int) -> _Utterance:
+        tokens = self._tokens(text)
+        if len(tokens) <= 1:  # a blank at most
+            message = "'text' has a sentence that this model has no letters for."
+            raise Refused("INVALID_REQUEST", message, param="text")
+        device = self._model.device
+        return _Utterance(
+            tokens=torch.tensor([tokens], device=device),
+            speaker=None if voice is None else self._voices.index(voice),
+            rate=self._model.speaking_rate * (1.0 if speed is None else speed),
+            generator=torch.Generator(device).manual_seed(seed),
+        )
+
+    def _tokens(self, text: str) -> list[int]:
+        if self._tokenizer.is_uroman and has_non_roman_characters(text):
+            text = _romanizer().romanize_string(text)
+        tokens: list[int] = self._tokenizer(text).input_ids
+        return tokens
+
+    def step(self, utterances: Sequence[_Utterance]) -> None:
+        """The first of them, whole."""
+        one = utterances[0]
+        with drawing_from(one.generator):
+            made = self._model(
+                input_ids=one.tokens, speaker_id=one.speaker, speaking_rate=one.rate
+            ).waveform[0]
+        one.samples = made.float().cpu().numpy()
+
+    def leave(self, utterance: _Utterance) -> None:
+        """It held nothing."""
+
+
+@cache
+def _romanizer() -> Any:
+    """Letters of other scripts to Latin ones, as MMS's models want them; it reads its tables."""
+    import uroman
+
+    return uroman.Uroman()
