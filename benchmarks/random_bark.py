@@ -21,12 +21,12 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 #: layers, heads, width of each stage; tokens of meaning in a sentence
-_SHAPES = {"tiny": (4, 4, 128, 100), "small": (6, 6, 384, 150), "bark": (24, 16, 1024, 768)}
+_SHAPES = {"tiny": (4, 4, 128, 100), "small": (6, 6, 384, 300), "bark": (24, 16, 1024, 768)}
 
 
 def make_bark(folder: Path, shape: str) -> Path:
     """The folder of a Bark of that shape, below ``folder``."""
-    target = folder / f"random-bark-{shape}"
+    target = folder / f"random-bark-{shape}-{_SHAPES[shape][3]}"
     if (target / "config.json").exists():
         return target
     layers, heads, width, longest = _SHAPES[shape]

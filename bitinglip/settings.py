@@ -141,6 +141,15 @@ class Tier(Section):
     max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
         None, description="of one request's images together; null is no limit of its own"
     )
+    max_characters: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of one text to say; null is limits.speech's"
+    )
+    max_audio_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of one sound to write down; null is limits.transcription's"
+    )
+    max_audio_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of its file; null is server.max_upload_bytes"
+    )
 
 
 class Pro(Tier):
@@ -184,6 +193,12 @@ class SpeechLimits(Section):
 class TranscriptionLimits(Section):
     max_seconds: Annotated[float, Field(gt=0)] = Field(
         14_400, description="longest sound of one request"
+    )
+    max_channels: Annotated[int, Field(ge=1, le=64)] = Field(
+        8, description="of a file; they become one"
+    )
+    max_sample_rate: Annotated[int, Field(ge=8000)] = Field(
+        768_000, description="of a file, in samples a second"
     )
 
 
@@ -277,11 +292,17 @@ class ImageModel(Section):
 
 
 class SpeechModel(Section):
-    """What requests for speech mean that leave these open."""
+    """What requests for speech mean that leave these open; what a model needs beside its files."""
 
     voice: str | None = Field(None, description="one of the model's own; null is none")
     language: str | None = Field(None, description="where the voice does not say it")
     metadata: bool = Field(True, description="label the files as made by a machine")
+    vocoder: str | None = Field(
+        None, description="SpeechT5: the model of the store that makes its spectrograms sound"
+    )
+    voices: dict[str, str] = Field(
+        {}, description="SpeechT5: files of speaker vectors (.npy) by the names that requests use"
+    )
 
 
 class Fake(Section):

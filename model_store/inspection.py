@@ -50,6 +50,7 @@ _HEAD_FIELDS = (
     "attention_heads",
 )
 _WIDTH_FIELDS = ("hidden_size", "n_embd", "d_model")
+_MOST_SPEAKERS = 10_000
 _VOICE_INDEX = "speaker_embeddings_path.json"
 _LATENTS_PER_TOKEN = 4  #: image transformers read patches of two by two
 _CODE = "This model needs code of its own to run, which is never loaded."
@@ -188,11 +189,15 @@ def _note_widths(model: Found, part: str, config: dict[str, Any]) -> None:
         model.denoiser_width = hidden // _LATENTS_PER_TOKEN
 
 
-def _voices(folder: Path) -> tuple[str, ...]:
-    """The voice presets that a repository names, as Bark's do."""
-    path = folder / _VOICE_INDEX
-    index = read_json(path) if path.is_file() else {}
-    return tuple(sorted(name for name, parts in index.items() if isinstance(parts, dict)))
+def _voices(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """The voices that a repository has: Bark's presets, speakers by number, or vectors of them."""
+    if (folder / _VOICE_INDEX).is_file():
+        index = read_json(folder / _VOICE_INDEX)
+        return tuple(sorted(name for name, parts in index.items() if isinstance(parts, dict)))
+    speakers = _number(config, "num_speakers") or 1
+    if speakers > 1:
+        return tuple(f"speaker_{number}" for number in range(min(speakers, _MOST_SPEAKERS)))
+    return tuple(sorted(path.stem for path in folder.glob("speaker_embeddings/*.npy")))
 
 
 def _no_weights(folder: Path) -> BadFiles:
@@ -222,7 +227,7 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Fou
         has_chat_template=_has_template(folder),
     )
     if kind == "speech":
-        found.voices = _voices(folder)
+        found.voices = _voices(folder, config)
         found.capabilities = ("text-to-speech",)
     if kind == "text":
         _check_widths(text, tensors)

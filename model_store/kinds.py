@@ -22,6 +22,8 @@ _TABLES = {
     ],
     "transcription": ["MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "MODEL_FOR_CTC_MAPPING_NAMES"],
 }
+#: what no table has: part of a speech model, in a repository of its own
+_VOCODERS = frozenset({"SpeechT5HifiGan"})
 FAKE = "bitinglip-fake"  #: the model_type of a model without weights
 _MOST_JSON_BYTES = 200_000_000  #: tokenizers of 30 MB are common
 
@@ -47,7 +49,7 @@ def read_any_json(path: Path) -> Any:
 
 
 def kind_of(folder: Path) -> str:
-    """text, image, speech, transcription or embedding. Raises BadFiles for anything else."""
+    """text, image, speech, vocoder, transcription or embedding. Raises BadFiles for all else."""
     if (folder / "model_index.json").exists():
         return "image"
     if (folder / "adapter_config.json").exists():
@@ -67,6 +69,8 @@ def _kind_of_config(config: dict[str, Any]) -> str:
     if config.get("model_type") == FAKE:
         return "text"
     name = architecture_of(config)
+    if name in _VOCODERS:
+        return "vocoder"
     for kind in _TABLES:
         if name in known_names(kind):
             return kind

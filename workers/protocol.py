@@ -84,6 +84,7 @@ class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_de
     seed: int
     speed: float | None = None
     format: str = "wav"  #: wav, flac, ogg (Opus) or mp3
+    sample_rate: int | None = None  #: None: the model's own, or the next that the format has
     metadata: bool = True  #: label the file as made by a machine
     folder: str
     stream: bool = True  #: without it, only the final event is sent
@@ -101,7 +102,9 @@ class TranscriptionJob(
     prompt: str | None = None  #: what might have been said before, for names and spelling
     temperature: float = 0.0  #: where the first attempt at a window begins; later ones go up
     timestamps: str = "none"  #: none, segment or word
-    max_seconds: float  #: a longer file is refused
+    max_seconds: float  #: a longer file is refused, as one of more channels or samples is
+    max_channels: int = 8
+    max_sample_rate: int = 768_000
     stream: bool = True  #: without it, only the final event is sent
 
 

@@ -29,6 +29,7 @@ def speech_terms(request: Request, model: str, priority: Priority = "normal") ->
     return SpeechTerms(
         own=settings.model(model).speech,
         limits=settings.limits.speech,
+        tier=tier_of(settings.limits.tiers, caller.tier),
         key_id=caller.key_id,
         timeout=settings.server.request_timeout,
         standing=standing_of(settings.limits.tiers, caller.tier, priority),
@@ -41,6 +42,7 @@ def transcription_terms(request: Request, priority: Priority = "normal") -> Tran
     settings = services.settings
     return TranscriptionTerms(
         limits=settings.limits.transcription,
+        tier=tier_of(settings.limits.tiers, caller.tier),
         key_id=caller.key_id,
         timeout=settings.server.request_timeout,
         standing=standing_of(settings.limits.tiers, caller.tier, priority),

@@ -162,6 +162,7 @@ class SpeechJob(_Order):
     language: str | None = None
     speed: float | None = None
     format: str = "wav"
+    sample_rate: int | None = None
     metadata: bool = True
     output: Literal["b64", "url"] = "b64"
 
@@ -186,6 +187,7 @@ class SpeechJob(_Order):
             seed=self.seed,
             speed=self.speed,
             format=self.format,
+            sample_rate=self.sample_rate,
             metadata=self.metadata,
             folder=self.folder,
             stream=self.stream,
@@ -201,6 +203,8 @@ class TranscriptionJob(_Order):
     path: str
     size: int  #: bytes of the file
     max_seconds: float
+    max_channels: int
+    max_sample_rate: int
     language: str | None = None
     task: Literal["transcribe", "translate"] = "transcribe"
     prompt: str | None = None
@@ -229,6 +233,8 @@ class TranscriptionJob(_Order):
             temperature=self.temperature,
             timestamps=self.timestamps,
             max_seconds=self.max_seconds,
+            max_channels=self.max_channels,
+            max_sample_rate=self.max_sample_rate,
             stream=self.stream,
         )
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import structlog
 
 from bitinglip.scheduling.replica import Replica, Resident
-from bitinglip.settings import Settings
-from model_store.errors import StoreError
+from bitinglip.settings import Settings, SpeechModel
+from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import Manifest
 from model_store.memory import Wish
 from model_store.page_cache import PageCache
@@ -120,6 +120,14 @@ class Loads:
             work = asyncio.to_thread(cache.keep, manifest.name, folder)
             self._spawn(work, f"keep {manifest.name}")
 
+    def _speech_options(self, own: SpeechModel) -> protocol.SpeechOptions:
+        """A vocoder that is not in the store is none; the engine says what to do about it."""
+        try:
+            vocoder = str(self._store.path(own.vocoder)) if own.vocoder else None
+        except UnknownModel:
+            vocoder = None
+        return protocol.SpeechOptions(vocoder=vocoder, voices=own.voices)
+
     def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:
         own = self._settings.model(manifest.name)
         workers = self._settings.workers
@@ -141,5 +149,6 @@ class Loads:
                 step_cache=own.image.step_cache,
                 loras=own.image.loras,
             ),
+            speech=self._speech_options(own.speech),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )

@@ -1,6 +1,5 @@
 """Shapes of the routes that look at and change the server: models, workers, keys."""
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -16,12 +15,15 @@ from bitinglip.wire.image import SIDE, STEPS, ImageGenerationRequest
 from bitinglip.wire.native import DEFAULTS, TextGenerationRequest
 from bitinglip.wire.schema import schema_of
 from bitinglip.wire.speech import SpeechRequest
+from bitinglip.wire.transcription import TranscriptionFields
+from bitinglip.wire.voices import voice_info
 from model_store.manifest import Manifest
 from workers import protocol
 
-_VOICE = re.compile(r"(?:v2/)?([a-z]{2})_speaker_\d+")
-_TYPES = {"speech": "audio", "transcription": "audio"}
+_TYPES = {"speech": "audio", "transcription": "audio", "vocoder": "audio"}
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
+#: what requests of a kind have, and models of these families do not
+_NOT_OF = {"bark": frozenset({"speed"}), "speecht5": frozenset({"speed", "language"})}
 _NOT_PARAMETERS = frozenset(
     {"model", "prompt", "text", "messages", "stream", "timeout", "async", "priority"}
 )
@@ -37,6 +39,7 @@ _REQUESTS: dict[str, tuple[type[Body], dict[str, Any]]] = {
     ),
     "image": (ImageGenerationRequest, {"width": SIDE, "height": SIDE, "steps": STEPS, "n": 1}),
     "speech": (SpeechRequest, {}),
+    "transcription": (TranscriptionFields, {}),
 }
 
 
@@ -78,6 +81,7 @@ def model_info(
 ) -> dict[str, Any]:
     """The design's ModelInfo, and what is known beside it; of a loaded model what it really has."""
     kind = model_type(manifest)
+    voices = [voice_info(name, manifest.model_type) for name in manifest.voices]
     return {
         "model_id": manifest.name,
         "name": manifest.name,
@@ -89,8 +93,10 @@ def model_info(
         "progress": progress,
         "replicas": replicas,
         "capabilities": list(manifest.capabilities),
-        "supported_parameters": supported_parameters(_kind(manifest), manifest.engine),
-        **({"voices": [voice_info(name) for name in manifest.voices]} if manifest.voices else {}),
+        "supported_parameters": supported_parameters(
+            _kind(manifest), manifest.engine, manifest.model_type
+        ),
+        **({"voices": voices} if voices else {}),
         "engine": manifest.engine,
         "architecture": manifest.architecture,
         "max_context": (ready and ready.max_context) or manifest.max_context,
@@ -103,12 +109,6 @@ def model_info(
     }
 
 
-def voice_info(name: str) -> dict[str, str | None]:
-    """A voice preset: its id, and its language where the name says it as Bark's do."""
-    language = _VOICE.fullmatch(name)
-    return {"id": name, "language": language[1] if language else None}
-
-
 def openai_model(manifest: Manifest) -> dict[str, Any]:
     return {
         "id": manifest.name,
@@ -119,11 +119,13 @@ def openai_model(manifest: Manifest) -> dict[str, Any]:
 
 
 @cache
-def supported_parameters(kind: str, engine: str) -> Mapping[str, Any]:
+def supported_parameters(kind: str, engine: str, model_type: str | None) -> Mapping[str, Any]:
     """What a request may set: type, bounds and default, from the request's own schema."""
     if kind not in _REQUESTS:
         return {}
     request, defaults = _REQUESTS[kind]
+    never = _NOT_PARAMETERS | (_NEED_A_MODEL if engine == "fake" else frozenset())
+    never |= _NOT_OF.get(model_type or "", frozenset())
     properties = schema_of(request)["properties"]
     return {
         name: {
@@ -131,7 +133,7 @@ def supported_parameters(kind: str, engine: str) -> Mapping[str, Any]:
             "default": defaults.get(name, schema.get("default")),
         }
         for name, schema in properties.items()
-        if name not in _NOT_PARAMETERS and not (engine == "fake" and name in _NEED_A_MODEL)
+        if name not in never
     }
 
 

@@ -1,6 +1,6 @@
 """OpenAI's request for speech, and how a job looks there: the sound itself.
 
-Beside OpenAI's own fields: ``language, seed``.
+Beside OpenAI's own fields: ``language, seed, sample_rate``.
 """
 
 from base64 import b64encode
@@ -16,10 +16,11 @@ from bitinglip.scheduling.inbox import Event, Inbox, error_of
 from bitinglip.scheduling.job import SpeechJob
 from bitinglip.wire.failure import error_body
 from bitinglip.wire.fields import Body, ModelName, Only
-from bitinglip.wire.speech import Language, SpeechTerms, Speed, Voice
+from bitinglip.wire.speech import Language, SampleRate, SpeechTerms, Speed, Voice
 from workers import protocol
 
 _FORMATS = {"mp3": "mp3", "opus": "ogg", "flac": "flac", "wav": "wav", "pcm": "wav"}
+_PCM_RATE = 24_000
 _json = msgspec.json.Encoder()
 
 
@@ -35,6 +36,7 @@ class SpeechRequest(Body):
     instructions: Annotated[Any, Only((None, ""))] = None
     language: Language | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    sample_rate: SampleRate | None = None
 
     def to_job(self, terms: SpeechTerms) -> SpeechJob:
         """The work that this request asks for."""
@@ -42,6 +44,7 @@ class SpeechRequest(Body):
             raise UnsupportedParameter(
                 "'response_format' must be pcm with stream_format sse.", param="response_format"
             )
+        is_pcm = self.response_format == "pcm"
         return terms.job(
             model=self.model,
             text=self.input,
@@ -51,7 +54,9 @@ class SpeechRequest(Body):
             seed=self.seed,
             speed=None if self.speed == 1.0 else self.speed,
             format=_FORMATS[self.response_format],
-            stream=self.response_format == "pcm",
+            # Samples alone do not say their rate, and OpenAI's clients play them at this one.
+            sample_rate=self.sample_rate or (_PCM_RATE if is_pcm else None),
+            stream=is_pcm,
         )
 
 
@@ -72,7 +77,7 @@ class SpeechView:
 
     @property
     def raw_type(self) -> str | None:
-        """Samples have no header that says their rate: 24 kHz unless the model has another."""
+        """Samples have no header."""
         return None if self._events else "audio/pcm"
 
     @property

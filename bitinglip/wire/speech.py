@@ -11,7 +11,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.results.files import PREFIX
 from bitinglip.scheduling.job import SpeechJob
 from bitinglip.scheduling.standing import Priority, Standing
-from bitinglip.settings import SpeechLimits, SpeechModel
+from bitinglip.settings import SpeechLimits, SpeechModel, Tier
 from bitinglip.wire.fields import Body, ModelName, Timeout
 from workers import protocol
 
@@ -22,6 +22,7 @@ Voice = Annotated[str, Field(min_length=1, max_length=128)]
 Language = Annotated[str, Field(min_length=2, max_length=16)]
 Speed = Annotated[float, Field(ge=0.25, le=4)]
 Format = Literal["wav", "flac", "ogg", "mp3"]
+SampleRate = Annotated[int, Field(ge=8000, le=48_000)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class SpeechTerms:
 
     own: SpeechModel
     limits: SpeechLimits
+    tier: Tier
     key_id: str
     timeout: float
     standing: Standing
@@ -40,6 +42,8 @@ class SpeechTerms:
     ) -> SpeechJob:
         """The work; ``param`` is what the surface calls the text."""
         most = self.limits.max_characters
+        if self.tier.max_characters is not None:
+            most = min(most, self.tier.max_characters)
         if not text.strip():
             raise InvalidRequest(f"'{param}' holds nothing to say.", param=param)
         if len(text) > most:
@@ -72,6 +76,7 @@ class SpeechRequest(Body):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     speed: Speed | None = None
     format: Format = "wav"
+    sample_rate: SampleRate | None = None
     output: Literal["b64", "url"] = "b64"
     timeout: Timeout | None = None
     stream: bool = False
@@ -89,6 +94,7 @@ class SpeechRequest(Body):
             seed=self.seed,
             speed=self.speed,
             format=self.format,
+            sample_rate=self.sample_rate,
             output=self.output,
             stream=self.stream,
             timeout=self.timeout,

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import Field
 
+from bitinglip.errors import PayloadTooLarge
 from bitinglip.scheduling.job import TranscriptionJob, new_task_id
 from bitinglip.scheduling.standing import Priority, Standing
-from bitinglip.settings import TranscriptionLimits
+from bitinglip.settings import Tier, TranscriptionLimits
 from bitinglip.wire.fields import Body, ModelName, Timeout
 from workers import protocol
 
@@ -23,20 +24,28 @@ class TranscriptionTerms:
     """What the server and the caller's key give a request for transcription."""
 
     limits: TranscriptionLimits
+    tier: Tier
     key_id: str
     timeout: float
     standing: Standing
     folder: Path
 
     def job(self, *, size: int, timeout: float | None = None, **more: Any) -> TranscriptionJob:
-        """The work; the file, of so many bytes, is to be written where it says that it is."""
+        """The work; the file, of so many bytes, is to be written where it says that it is.
+        Raises PayloadTooLarge."""
+        most = self.tier.max_audio_bytes
+        if most is not None and size > most:
+            raise PayloadTooLarge(f"A file of this key may have {most} bytes; this has {size}.")
         task_id = new_task_id()
+        seconds = (self.limits.max_seconds, self.tier.max_audio_seconds)
         return TranscriptionJob(
             id=task_id,
             key_id=self.key_id,
             path=str(self.folder / f"{task_id}-file"),
             size=size,
-            max_seconds=self.limits.max_seconds,
+            max_seconds=min(each for each in seconds if each is not None),
+            max_channels=self.limits.max_channels,
+            max_sample_rate=self.limits.max_sample_rate,
             timeout=timeout or self.timeout,
             standing=self.standing,
             **more,

@@ -12,7 +12,7 @@ from transformers import WhisperFeatureExtractor
 
 from tests.sounds import RATE, melody, write
 from workers.engines.base import Refused
-from workers.engines.transcription.audio import Samples, read
+from workers.engines.transcription.audio import Bounds, Samples, read
 from workers.engines.transcription.features import LogMel
 
 BLOCK = 30 * RATE
@@ -20,7 +20,11 @@ SOUND = melody(2)
 
 
 def whole(path: Path, max_seconds: float = 60.0) -> Samples:
-    return np.concatenate(list(read(path, RATE, max_seconds, block=BLOCK)))
+    return np.concatenate(list(read(path, RATE, bounds(max_seconds), block=BLOCK)))
+
+
+def bounds(seconds: float = 60.0) -> Bounds:
+    return Bounds(seconds, channels=8, sample_rate=768_000)
 
 
 def wav(*, channels: int = 1, rate: int = RATE, data: bytes = b"\0" * 64_000) -> bytes:
@@ -112,7 +116,12 @@ def test_a_damaged_end_is_left_out(tmp_path: Path) -> None:
 
 def test_blocks_are_of_the_size_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", SOUND)
-    assert [len(each) for each in read(path, RATE, 60, block=9000)] == [9000, 9000, 9000, 5000]
+    assert [len(each) for each in read(path, RATE, bounds(), block=9000)] == [
+        9000,
+        9000,
+        9000,
+        5000,
+    ]
 
 
 # ---- what cannot -------------------------------------------------------------------------------
@@ -174,7 +183,7 @@ def test_a_bomb_is_left_at_the_limit(tmp_path: Path) -> None:
     """Hours of silence take few bytes; neither time nor memory may go to what is refused."""
     path = write(tmp_path / "a.flac", np.zeros(3600 * RATE, np.int16))
     assert path.stat().st_size < 1_000_000
-    blocks = read(path, RATE, 65, block=BLOCK)
+    blocks = read(path, RATE, bounds(65), block=BLOCK)
     assert [len(next(blocks)), len(next(blocks))] == [BLOCK, BLOCK]
     with pytest.raises(Refused, match="longer than 65 seconds"):
         next(blocks)
@@ -183,10 +192,10 @@ def test_a_bomb_is_left_at_the_limit(tmp_path: Path) -> None:
 def test_an_hour_is_never_held_as_samples(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", np.zeros(1200 * RATE, np.int16))
     process = psutil.Process()
-    for _ in read(path, RATE, 60, block=BLOCK):
+    for _ in read(path, RATE, bounds(), block=BLOCK):
         break
     before = process.memory_info().rss
-    highest = max(process.memory_info().rss for _ in read(path, RATE, 2000, block=BLOCK))
+    highest = max(process.memory_info().rss for _ in read(path, RATE, bounds(2000), block=BLOCK))
     assert highest - before < 40 * 2**20 < 1200 * RATE * 4
 
 

@@ -113,7 +113,11 @@ def utterance(booth: Booth, text: str, voice: str | None, seed: int) -> BarkUtte
 
 def test_text_voice_and_tokens_are_heard_in_the_library_s_own_sound(booth: Booth) -> None:
     """Else all that follows would compare nothing."""
-    asked = [("Hello there.", VOICES[0]), ("Something else", VOICES[0]), ("Hello there.", VOICES[1])]
+    asked = [
+        ("Hello there.", VOICES[0]),
+        ("Something else", VOICES[0]),
+        ("Hello there.", VOICES[1]),
+    ]
     sounds = [booth.library(text, voice, 3) for text, voice in asked]
     for n, one in enumerate(sounds):
         for other in sounds[:n]:

@@ -1,13 +1,15 @@
-"""Samples to sound files."""
+"""Samples to sound files, at the rate that was asked for."""
 
 import os
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from workers.engines.base import Refused
 from workers.protocol import SpeechJob, sound_name
 
 _LABEL = "Made by a machine (text to speech)"
@@ -19,8 +21,55 @@ _KINDS = {
     "ogg": ("OGG", "OPUS"),
     "mp3": ("MP3", "MPEG_LAYER_III"),
 }
-_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
-_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+#: formats that have some rates only
+_RATES = {
+    "ogg": (8000, 12_000, 16_000, 24_000, 48_000),
+    "mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
+}
+
+Samples = NDArray[np.float32]
+
+
+def rate_of(job: SpeechJob, own: int) -> int:
+    """The rate of a job's sound where the model's ``own`` may do; else what was asked for, or the
+    next higher one that the format has. Raises Refused for one that it has not."""
+    rates = _RATES.get(job.format)
+    if job.sample_rate is None:
+        return own if rates is None else next((r for r in rates if r >= own), rates[-1])
+    if rates is not None and job.sample_rate not in rates:
+        known = ", ".join(map(str, rates))
+        message = f"'sample_rate' must be one of {known} for the format {job.format}."
+        raise Refused("INVALID_REQUEST", message, param="sample_rate")
+    return job.sample_rate
+
+
+class Resampler:
+    """Samples of one rate to another, piece by piece."""
+
+    def __init__(self, source: int, target: int) -> None:
+        self._source = source
+        self._inner: Any = None
+        if source != target:
+            self._inner = av.AudioResampler("flt", "mono", target)
+
+    def push(self, samples: Samples) -> Samples:
+        """What can be played by now."""
+        if self._inner is None or not len(samples):
+            return samples
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], "flt", "mono")
+        frame.sample_rate = self._source
+        return self._joined(self._inner.resample(frame))
+
+    def finish(self, samples: Samples) -> Samples:
+        """The last samples, and the rest."""
+        ready = self.push(samples)
+        if self._inner is None:
+            return ready
+        return np.concatenate([ready, self._joined(self._inner.resample(None))])
+
+    def _joined(self, frames: list[Any]) -> Samples:
+        pieces = [frame.to_ndarray()[0] for frame in frames]
+        return np.concatenate([np.zeros(0, np.float32), *pieces])
 
 
 class SoundFile:
@@ -54,9 +103,3 @@ class SoundFile:
     def drop(self) -> None:
         self._file.close()
         self._draft.unlink(missing_ok=True)
-
-
-def can_write(audio_format: str, sample_rate: int) -> bool:
-    """Whether the format has that rate."""
-    rates = {"ogg": _OPUS_RATES, "mp3": _MP3_RATES}.get(audio_format)
-    return rates is None or sample_rate in rates

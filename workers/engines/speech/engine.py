@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from workers.engines.base import Refused
-from workers.engines.speech.encoding import SoundFile
+from workers.engines.speech.encoding import Resampler, SoundFile, rate_of
 from workers.engines.speech.joining import Joiner, pcm16
 from workers.engines.speech.loading import load
 from workers.engines.speech.sentences import sentences
@@ -36,12 +36,15 @@ class _Request:
     waiting: list[Utterance]
     sentences: int
     joiner: Joiner
+    resampler: Resampler
+    sample_rate: int  #: of the sound that goes out
     file: SoundFile | None = None
     running: list[Utterance] = field(default_factory=list)
     spoken: int = 0  #: sentences whose sound was given out
     chunks: int = 0
     samples: int = 0
     begun: bool = False
+    turn: int = 0  #: the step at which it came, or a sentence of it was done
 
 
 class SpeechEngine:
@@ -57,6 +60,7 @@ class SpeechEngine:
     def __init__(self) -> None:
         self._requests: dict[str, _Request] = {}
         self._cancelled: list[str] = []
+        self._steps = 0
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
@@ -75,6 +79,8 @@ class SpeechEngine:
 
     def prepare(self, job: SpeechJob) -> _Request:
         voice = self._speaker.voice_of(job)
+        own = self._speaker.sample_rate
+        sample_rate = rate_of(job, own)
         pieces = sentences(job.text, self._speaker.fits)
         if not pieces:
             raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
@@ -82,10 +88,18 @@ class SpeechEngine:
             self._speaker.utter(piece, voice, job.speed, job.seed + number)
             for number, piece in enumerate(pieces)
         ]
-        joiner = Joiner(self._speaker.sample_rate)
-        return _Request(job, voice, utterances, len(utterances), joiner)
+        return _Request(
+            job,
+            voice,
+            utterances,
+            len(utterances),
+            Joiner(own),
+            Resampler(own, sample_rate),
+            sample_rate,
+        )
 
     def submit(self, prepared: _Request) -> None:
+        prepared.turn = self._steps
         self._requests[prepared.job.id] = prepared
 
     def cancel(self, job_id: str) -> None:
@@ -94,9 +108,12 @@ class SpeechEngine:
 
     def step(self) -> list[Event]:
         events = self._end_cancelled()
+        self._steps += 1
         for request in self._requests.values():
             events += self._begin(request)
-        running = [each for r in self._requests.values() for each in r.running]
+        # Who was served longest ago comes first, for models that say one sentence at a time.
+        in_turn = sorted(self._requests.values(), key=lambda request: request.turn)
+        running = [each for request in in_turn for each in request.running]
         busy = [each for each in running if each.samples is None]
         if busy and not self._fits(busy):
             return events + self._short_of_memory()
@@ -153,7 +170,9 @@ class SpeechEngine:
     def _speak(self, request: _Request, samples: Any) -> list[Event]:
         """The sound that a sentence makes playable, and how far the request is."""
         request.spoken += 1
-        events = self._write(request, request.joiner.push(samples))
+        request.turn = self._steps
+        ready = request.resampler.push(request.joiner.push(samples))
+        events = self._write(request, ready)
         if request.job.stream:
             step, steps = request.spoken, request.sentences
             events.append(Progress(id=request.job.id, step=step, steps=steps))
@@ -161,7 +180,7 @@ class SpeechEngine:
 
     def _write(self, request: _Request, samples: Any) -> list[Event]:
         if request.file is None:
-            request.file = SoundFile(request.job, self._speaker.sample_rate)
+            request.file = SoundFile(request.job, request.sample_rate)
         request.file.write(samples)
         request.samples += len(samples)
         if not request.job.stream or not len(samples):
@@ -172,13 +191,13 @@ class SpeechEngine:
                 id=request.job.id,
                 index=request.chunks - 1,
                 samples=pcm16(samples),
-                sample_rate=self._speaker.sample_rate,
+                sample_rate=request.sample_rate,
             )
         ]
 
     def _finish(self, request: _Request) -> list[Event]:
         job = request.job
-        last = self._write(request, request.joiner.finish())
+        last = self._write(request, request.resampler.finish(request.joiner.finish()))
         assert request.file is not None
         size = request.file.finish()
         del self._requests[job.id]
@@ -186,8 +205,8 @@ class SpeechEngine:
             id=job.id,
             format=job.format,
             bytes=size,
-            sample_rate=self._speaker.sample_rate,
-            duration=request.samples / self._speaker.sample_rate,
+            sample_rate=request.sample_rate,
+            duration=request.samples / request.sample_rate,
             sentences=request.sentences,
             voice=request.voice,
         )

@@ -66,7 +66,7 @@ def _rows_granted(model: Any, spec: Load) -> int:
         stage.config.num_layers * stage.config.hidden_size * stage.config.block_size
         for stage in stages
     )
-    row = 2 * positions * model.semantic.lm_head.weight.element_size()
+    row: int = 2 * positions * model.semantic.lm_head.weight.element_size()
     grant = _GRANT[spec.device] if spec.kv_cache_bytes is None else spec.kv_cache_bytes
     return max(1, grant // row)
 
@@ -80,8 +80,8 @@ def _speecht5(spec: Load) -> tuple[Speaker, int]:
     options = spec.speech
     if options is None or options.vocoder is None:
         raise _failed(
-            "This model needs a vocoder: pull one (microsoft/speecht5_hifigan), and name it in "
-            "the setting speech.vocoder of this model."
+            "This model needs a vocoder that is in the store: pull one (such as "
+            "microsoft/speecht5_hifigan), and name it in this model's setting speech.vocoder."
         )
     model = _model(transformers.SpeechT5ForTextToSpeech, spec, Path(spec.path), torch.float32)
     vocoder = _model(transformers.SpeechT5HifiGan, spec, Path(options.vocoder), torch.float32)
@@ -90,8 +90,8 @@ def _speecht5(spec: Load) -> tuple[Speaker, int]:
     voices = read_voices(files, model.config.speaker_embedding_dim)
     if not voices:
         raise _failed(
-            "This model has no voices: name files of speaker vectors (.npy) in the setting "
-            "speech.voices of this model."
+            "This model has no voices: name files of speaker vectors (.npy) in its setting "
+            "speech.voices."
         )
     return SpeechT5(model, _tokenizer(spec), vocoder, voices), spec.max_batch or _ROWS
 

@@ -36,7 +36,7 @@ class SpeechT5:
         self._tokenizer = tokenizer
         self._vocoder = vocoder
         self._voices = dict(sorted(voices.items()))
-        self._longest = min(_LONGEST, model.config.max_text_positions)
+        self._longest: int = min(_LONGEST, model.config.max_text_positions)
         self.sample_rate: int = vocoder.config.sampling_rate
 
     def voice_of(self, job: SpeechJob) -> str | None:
@@ -50,7 +50,8 @@ class SpeechT5:
         return job.voice
 
     def fits(self, text: str) -> bool:
-        return len(self._tokens(text)) <= self._longest
+        length = len(self._tokens(text))
+        return length <= self._longest
 
     def utter(self, text: str, voice: str | None, _speed: float | None, seed: int) -> _Utterance:
         assert voice is not None

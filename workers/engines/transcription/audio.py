@@ -1,6 +1,7 @@
 """Sound files of any usual format to samples: one channel, a known rate, a block at a time."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -13,8 +14,7 @@ from numpy.typing import NDArray
 from workers.engines.base import Refused
 
 MOST_BYTES = 4 << 30
-MOST_CHANNELS = 8
-RATES = (1_000, 768_000)  #: samples in a second, the lowest and the highest
+LOWEST_RATE = 1_000  #: samples in a second
 #: Files that name other files or addresses to open (playlists, lists to join) are none of these.
 _CONTAINERS = "wav,w64,flac,ogg,mp3,aac,mov,matroska,aiff,au,caf,amr,asf"
 _CODECS = (
@@ -27,15 +27,24 @@ _UNREADABLE = "is not a sound file that can be read"
 Samples = NDArray[np.float32]
 
 
-def read(path: Path, rate: int, max_seconds: float, *, block: int) -> Iterator[Samples]:
+@dataclass(slots=True, frozen=True)
+class Bounds:
+    """What a file may have at most."""
+
+    seconds: float
+    channels: int
+    sample_rate: int
+
+
+def read(path: Path, rate: int, most: Bounds, *, block: int) -> Iterator[Samples]:
     """Blocks of so many samples, the last one shorter. Raises Refused for what is no sound, or
     too much of it; at no time is more than a block held."""
     try:
         with path.open("rb") as file:
             if path.stat().st_size > MOST_BYTES:
                 raise _bad(f"has more than {MOST_BYTES >> 30} GiB")
-            blocks = _blocks(_decoded(file, rate), block)
-            yield from _limited(blocks, rate, max_seconds)
+            blocks = _blocks(_decoded(file, rate, most), block)
+            yield from _limited(blocks, rate, most.seconds)
     except (OSError, ValueError, FFmpegError) as error:
         raise _bad(_UNREADABLE) from error
 
@@ -66,13 +75,13 @@ def _blocks(pieces: Iterator[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(held)
 
 
-def _decoded(file: IO[bytes], rate: int) -> Iterator[Samples]:
+def _decoded(file: IO[bytes], rate: int, most: Bounds) -> Iterator[Samples]:
     options = {"format_whitelist": _CONTAINERS, "codec_whitelist": _CODECS}
     with av.open(file, options=options, metadata_errors="ignore") as container:
         if not container.streams.audio:
             raise _bad("holds no sound")
         stream = container.streams.audio[0]
-        _check(stream.codec_context)
+        _check(stream.codec_context, most)
         # To integers: several channels become one without being too loud for it, and there is
         # nothing among them that is no number, which files of floats may hold.
         resampler = av.AudioResampler("s16", "mono", rate)
@@ -81,13 +90,14 @@ def _decoded(file: IO[bytes], rate: int) -> Iterator[Samples]:
                 yield piece.to_ndarray()[0].astype(np.float32) / 32_768
 
 
-def _check(context: Any) -> None:
+def _check(context: Any, most: Bounds) -> None:
     if context.name not in _CODECS.split(","):
         raise _bad(f"is coded in a way that is not read here ({context.name})")
-    if not 1 <= context.channels <= MOST_CHANNELS:
-        raise _bad(f"has {context.channels} channels, not 1 to {MOST_CHANNELS}")
-    if not RATES[0] <= context.sample_rate <= RATES[1]:
-        raise _bad(f"has {context.sample_rate} samples in a second, not {RATES[0]} to {RATES[1]}")
+    if not 1 <= context.channels <= most.channels:
+        raise _bad(f"has {context.channels} channels, not 1 to {most.channels}")
+    rate = context.sample_rate
+    if not LOWEST_RATE <= rate <= most.sample_rate:
+        raise _bad(f"has {rate} samples in a second, not {LOWEST_RATE} to {most.sample_rate}")
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 from workers.engines.base import Refused
-from workers.engines.transcription.audio import read
+from workers.engines.transcription.audio import Bounds, read
 from workers.engines.transcription.features import LogMel
 from workers.engines.transcription.loading import LoadedWhisper, language_code
 from workers.engines.transcription.request import Request
@@ -26,7 +26,8 @@ class Intake:
             raise _unsupported("timestamps", "This model cannot tell when a word was said.")
         prompt = self._prompt(job.prompt) if job.prompt and job.prompt.strip() else []
         mel = self._mel
-        recording = mel.record(read(Path(job.path), mel.rate, job.max_seconds, block=mel.block))
+        most = Bounds(job.max_seconds, job.max_channels, job.max_sample_rate)
+        recording = mel.record(read(Path(job.path), mel.rate, most, block=mel.block))
         # In a longer file, timestamps are how the next window is found.
         timestamps = job.timestamps != "none" or recording.frames > self._rules.window
         return Request(job, recording, prompt, language, timestamps)

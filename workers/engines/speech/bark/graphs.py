@@ -6,6 +6,7 @@ loaded; a step runs in the smallest that holds it.
 
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -33,15 +34,17 @@ class Graphs:
         count = len(tokens)
         self._tokens[:count] = torch.tensor(tokens)
         self._filled[:count] = torch.tensor(filled)
-        graph, logits = self._captured[at_least(self._rows, count), at_least(self._lengths, longest)]
+        graph, logits = self._captured[
+            at_least(self._rows, count), at_least(self._lengths, longest)
+        ]
         graph.replay()
         return logits[:count]
 
     def _capture(
-        self, count: int, length: int, pool: tuple[int, int]
+        self, count: int, length: int, pool: Any
     ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         tokens, filled = self._tokens[:count], self._filled[:count]
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library has no types here
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries set themselves up on a first run
             self._advance(tokens, filled, length)

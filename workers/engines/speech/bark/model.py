@@ -41,7 +41,8 @@ class BarkUtterance(Utterance):
     meaning: torch.Tensor | None = None  #: coarse: the voice's semantic tokens, then our own
     meaning_start: int = 0
     wanted: int = 0  #: coarse tokens to make
-    in_window: int = 0  #: of them, those of the present window
+    near_start: int = 0  #: the first of the semantic tokens in the present window's prompt
+    in_window: int = 0  #: coarse tokens of the present window
     pending: int | None = None  #: the token that the next step reads
     sketch: Sketch | None = None
 
@@ -214,14 +215,12 @@ class Bark:
         config, stage = self._coarse, self._stages["coarse"]
         assert utterance.meaning is not None
         assert utterance.history is not None
-        most = int(np.floor(config.max_coarse_history / self._ratio))
-        at = utterance.meaning_start + round(utterance.made / self._ratio)
-        near = utterance.meaning[max(0, at - most) :][: config.max_coarse_input_length]
+        utterance.near_start = self._near_start(utterance)
+        near = utterance.meaning[utterance.near_start :][: config.max_coarse_input_length]
         missing = config.max_coarse_input_length - len(near)
         near = functional.pad(near, (0, missing), value=config.coarse_semantic_pad_token)
         infer = torch.tensor([config.coarse_infer_token])
         sound = utterance.history[-config.max_coarse_history :]
-        utterance.in_window = 0
         return stage.embed(torch.cat([near, infer, sound]).to(stage.device))
 
     def _take_coarse(self, utterance: BarkUtterance, token: int) -> None:
@@ -233,7 +232,20 @@ class Bark:
             self.leave(utterance)
             self._begin_fine(utterance)
         elif utterance.in_window >= self._coarse.sliding_window_len:
-            utterance.pending = None  # the next window reads its prompt anew
+            self._next_window(utterance)
+
+    def _next_window(self, utterance: BarkUtterance) -> None:
+        """Its prompt is read anew, unless it is this window's with what was made since."""
+        assert utterance.history is not None
+        utterance.in_window = 0
+        moved = self._near_start(utterance) != utterance.near_start
+        if moved or len(utterance.history) > self._coarse.max_coarse_history:
+            utterance.pending = None
+
+    def _near_start(self, utterance: BarkUtterance) -> int:
+        most: int = int(np.floor(self._coarse.max_coarse_history / self._ratio))
+        at: int = utterance.meaning_start + round(utterance.made / self._ratio)
+        return max(0, at - most)
 
     # ---- the rest --------------------------------------------------------------------------------
 

@@ -1,0 +1,39 @@
+"""What is known of voices beside their names.
+
+Bark's second presets were published with a table of who speaks; the first ones were not.
+"""
+
+import re
+
+_NAME = re.compile(r"(?:v2/)?(?P<language>[a-z]{2})_speaker_(?P<number>\d+)")
+#: by language, the numbers of v2 presets in which a woman speaks; in the others of 0 to 9 a man
+_WOMEN = {
+    "de": {3, 8},
+    "en": {9},
+    "es": {8, 9},
+    "fr": {1, 2, 5},
+    "hi": {0, 1, 3, 4, 9},
+    "it": {2, 7, 9},
+    "ja": {0, 1, 3, 4, 5, 7, 8, 9},
+    "ko": {0},
+    "pl": {4, 6, 9},
+    "pt": set(),
+    "ru": {5, 6, 9},
+    "tr": {4, 5},
+    "zh": {4, 6, 7, 9},
+}
+
+
+def voice_info(name: str, model_type: str | None) -> dict[str, str | None]:
+    """A voice: its id, and of Bark's presets the language and the gender that are known."""
+    found = _NAME.fullmatch(name) if model_type == "bark" else None
+    if found is None:
+        return {"id": name, "language": None, "gender": None}
+    return {"id": name, "language": found["language"], "gender": _gender(found)}
+
+
+def _gender(found: re.Match[str]) -> str | None:
+    women = _WOMEN.get(found["language"])
+    if women is None or not found[0].startswith("v2/") or len(found["number"]) > 1:
+        return None
+    return "female" if int(found["number"]) in women else "male"
