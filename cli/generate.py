@@ -167,6 +167,9 @@ def speech(
     ] = None,
     seed: SeedOption = None,
     speed: Annotated[float | None, typer.Option(help="Where the model has one.")] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option(help="Samples a second; else the model's own.")
+    ] = None,
     sound_format: Annotated[
         SoundFormat | None, typer.Option("--format", help="Else as the file's name ends.")
     ] = None,
@@ -184,7 +187,9 @@ def speech(
         "model": model,
         "text": text,
         "format": sounds.format_of(output, sound_format and sound_format.value),
-    } | given_options(voice=voice, language=language, seed=seed, speed=speed)
+    } | given_options(
+        voice=voice, language=language, seed=seed, speed=speed, sample_rate=sample_rate
+    )
     answer = sounds.speak(Place.of(home, config).need_server(), body)
     if as_json:
         show_json(answer)

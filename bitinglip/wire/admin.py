@@ -16,7 +16,7 @@ from bitinglip.wire.native import DEFAULTS, TextGenerationRequest
 from bitinglip.wire.schema import schema_of
 from bitinglip.wire.speech import SpeechRequest
 from bitinglip.wire.transcription import TranscriptionFields
-from bitinglip.wire.voices import voice_info
+from bitinglip.wire.voices import voices_of
 from model_store.manifest import Manifest
 from workers import protocol
 
@@ -81,7 +81,7 @@ def model_info(
 ) -> dict[str, Any]:
     """The design's ModelInfo, and what is known beside it; of a loaded model what it really has."""
     kind = model_type(manifest)
-    voices = [voice_info(name, manifest.model_type) for name in manifest.voices]
+    voices = voices_of(manifest)
     return {
         "model_id": manifest.name,
         "name": manifest.name,

@@ -5,6 +5,8 @@ Bark's second presets were published with a table of who speaks; the first ones 
 
 import re
 
+from model_store.manifest import Manifest
+
 _NAME = re.compile(r"(?:v2/)?(?P<language>[a-z]{2})_speaker_(?P<number>\d+)")
 #: by language, the numbers of v2 presets in which a woman speaks; in the others of 0 to 9 a man
 _WOMEN = {
@@ -24,12 +26,17 @@ _WOMEN = {
 }
 
 
-def voice_info(name: str, model_type: str | None) -> dict[str, str | None]:
-    """A voice: its id, and of Bark's presets the language and the gender that are known."""
-    found = _NAME.fullmatch(name) if model_type == "bark" else None
+def voices_of(manifest: Manifest) -> list[dict[str, str | None]]:
+    """Of each voice its id, and of Bark's presets the language and the gender that are known."""
+    return [_info(name, manifest) for name in manifest.voices]
+
+
+def _info(name: str, manifest: Manifest) -> dict[str, str | None]:
+    found = _NAME.fullmatch(name) if manifest.model_type == "bark" else None
     if found is None:
         return {"id": name, "language": None, "gender": None}
-    return {"id": name, "language": found["language"], "gender": _gender(found)}
+    gender = None if manifest.source == "demo" else _gender(found)  # those only babble
+    return {"id": name, "language": found["language"], "gender": gender}
 
 
 def _gender(found: re.Match[str]) -> str | None:

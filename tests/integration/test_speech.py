@@ -177,7 +177,7 @@ def test_the_voices_are_listed(server: Server) -> None:
     with server.client() as client:
         found = client.get("/api/v1/models/demo-speech").json()
     assert found["type"] == "audio"
-    assert {"id": "v2/de_speaker_0", "language": "de"} in found["voices"]
+    assert {"id": "v2/de_speaker_0", "language": "de", "gender": None} in found["voices"]
     shown = run(server.home, "models", "show", "demo-speech")
     assert "v2/fr_speaker_1" in shown.stdout
 

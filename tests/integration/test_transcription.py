@@ -34,7 +34,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = folder / "home"
     home.mkdir(mode=0o700)
     ModelStore(home / "models").import_folder(make(folder / "whisper"), MODEL)
-    sets = ("workers.threads=1", "demo=never", "limits.transcription.max_seconds=40")
+    sets = (
+        "workers.threads=1",
+        "demo=never",
+        "limits.transcription.max_seconds=40",
+        "limits.transcription.max_channels=2",
+        "limits.tiers.free.max_audio_seconds=3",
+        "limits.tiers.free.max_audio_bytes=200000",
+    )
     with running_server(home, *(word for each in sets for word in ("--set", each))) as server:
         yield server
 
@@ -93,6 +100,30 @@ def test_what_is_no_sound_is_refused_and_the_worker_lives(
     error = answer.json()["error"]
     assert (error["code"], error["param"]) == ("INVALID_REQUEST", "file")
     assert ask(client, sound()).status_code == 200
+
+
+def test_tiers_bound_files(server: Server, client: httpx.Client) -> None:
+    body = {"name": "guest", "tier": "free", "scopes": ["inference:audio"]}
+    key = client.post("/api/v1/keys", json=body).json()["key"]
+    with server.client(headers={"X-API-Key": key}) as guest:
+        assert ask(guest, sound(2.9)).status_code == 200
+        long = ask(guest, sound(3.1))
+        assert (long.status_code, long.json()["error"]["param"]) == (400, "file")
+        large = ask(guest, sound(8))
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    assert ask(client, sound(8)).status_code == 200
+
+
+def test_more_channels_than_the_settings_allow(client: httpx.Client) -> None:
+    def with_channels(count: int) -> bytes:
+        out = io.BytesIO()
+        soundfile.write(out, np.zeros((16_000, count)), 16_000, format="WAV")
+        return out.getvalue()
+
+    assert ask(client, with_channels(2)).status_code == 200
+    refused = ask(client, with_channels(3))
+    assert refused.status_code == 400
+    assert "3 channels" in refused.json()["error"]["message"]
 
 
 def test_what_else_is_refused(client: httpx.Client) -> None:
