@@ -339,6 +339,9 @@ class Model(Section):
     )
     kv_cache_bytes: Bytes | None = Field(None, description="memory for the attention cache")
     max_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="requests run at once")
+    allow_pickles: bool = Field(
+        False, description="when it is pulled or imported with pickles only, convert these"
+    )
     preload: bool = Field(False, description="load at start")
     pin: bool = Field(False, description="never evict it for another model, nor when unused")
     keep_alive: KeepAlive | None = Field(None, description="null is residency.keep_alive")

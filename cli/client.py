@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from cli.failures import Failure
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import httpx
 
 Event = tuple[str, dict[str, Any]]
+Upload = tuple[str, IO[bytes]]  #: a name and what it holds
 _PAGE = 1000
 _PATIENCE = 30.0  #: seconds for an answer; a stream sends a sign of life twice as often
 _LONGEST_LINE = 64 * 2**20
@@ -80,11 +81,17 @@ class Client:
         return found if "status" in found else {"status": "unknown"}
 
     @contextmanager
-    def stream(self, path: str, body: Any) -> Iterator[Iterator[Event]]:
-        """The events of an answer; leaving the block early cancels it."""
+    def stream(
+        self, path: str, body: Any, upload: "Upload | None" = None
+    ) -> Iterator[Iterator[Event]]:
+        """The events of an answer; leaving the block early cancels it. With a file to send, the
+        body's fields go as a form's."""
+        content: dict[str, Any] = {"json": body}
+        if upload is not None:
+            content = {"data": body, "files": {"file": upload}}
         with (
             self._translated(),
-            self._http.stream("POST", path, json=body) as answer,
+            self._http.stream("POST", path, **content) as answer,
         ):
             if answer.status_code >= 400:
                 answer.read()

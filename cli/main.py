@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from cli import chat, config, doctor, generate, keys, models, serve, status, top, workers
+from cli import (
+    chat,
+    config,
+    doctor,
+    generate,
+    keys,
+    models,
+    serve,
+    status,
+    top,
+    transcribe,
+    workers,
+)
 from cli.failures import Commands
 from cli.output import survive_any_text
 
@@ -43,6 +55,7 @@ def prepare(
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.add_typer(generate.app, name="generate")
+app.command("transcribe")(transcribe.transcribe)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.command("status")(status.status)

@@ -20,6 +20,13 @@ from cli.output import (
 )
 from cli.place import Place
 
+PicklesOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickles", help="Where its weights are pickles, take the tensors out of them."
+    ),
+]
+
 app = typer.Typer(no_args_is_help=True, help="Download, import, look at and load models.")
 
 NameArgument = Annotated[
@@ -39,6 +46,7 @@ def pull(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Take these files only; may be repeated."),
     ] = None,
+    allow_pickles: PicklesOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -47,13 +55,21 @@ def pull(
 
     repo_id, _, revision = repo.partition("@")
     place = Place.of(home, config)
-    pull_model(place, repo_id, revision or None, name=name, include=include or ())
+    pull_model(
+        place,
+        repo_id,
+        revision or None,
+        name=name,
+        include=include or (),
+        allow_pickles=allow_pickles,
+    )
 
 
 @app.command("import")
 def import_model(
     path: Annotated[Path, typer.Argument(help="A folder in Hugging Face layout.")],
     name: Annotated[str, typer.Option(help="The model's name here.")],
+    allow_pickles: PicklesOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -65,10 +81,12 @@ def import_model(
     server = place.server()
     with waiting(f"importing {folder.name}"):
         if server:
-            body = {"path": str(folder), "name": name}
+            body = {"path": str(folder), "name": name, "allow_pickles": allow_pickles}
             found = server.post("/api/v1/models/import", body, patience=None)
         else:
-            found = offline.import_model(place.home, folder, name)
+            found = offline.import_model(
+                place.home, folder, name, allow_pickles=allow_pickles or place.allows_pickles(name)
+            )
     note(f"Imported {found['model_id']}: {found['type']}, {size(found['bytes'])}.")
 
 

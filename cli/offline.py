@@ -45,12 +45,12 @@ def manifest(home: "Home", name: str) -> "Manifest":
     return store(home).get(name)
 
 
-def import_model(home: "Home", folder: Path, name: str) -> dict[str, Any]:
+def import_model(home: "Home", folder: Path, name: str, *, allow_pickles: bool) -> dict[str, Any]:
     from bitinglip.home import HomeLock
 
     home.create()
     with HomeLock(home):
-        store(home).import_folder(folder, name)
+        store(home).import_folder(folder, name, allow_pickles=allow_pickles)
     return model(home, name)
 
 

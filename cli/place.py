@@ -37,6 +37,10 @@ class Place:
 
         return load_settings(config=self.config, home=self.home.root, environ=os.environ, sets=sets)
 
+    def allows_pickles(self, name: str) -> bool:
+        """Whether the settings say so of the model that this is to become."""
+        return self.settings().model(name).allow_pickles
+
     def server(self) -> "Client | None":
         """The server to ask: the one in BITINGLIP_URL, else the one of this home if it runs."""
         if url := os.environ.get("BITINGLIP_URL"):

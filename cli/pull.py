@@ -25,6 +25,7 @@ def pull_model(
     *,
     name: str | None,
     include: Sequence[str],
+    allow_pickles: bool,
 ) -> None:
     """Straight into the home's store, also while a server runs: a pull only adds a folder."""
     hub = _hub(place)
@@ -41,6 +42,7 @@ def pull_model(
                 name=name,
                 include=include,
                 hub=hub,
+                allow_pickles=allow_pickles or place.allows_pickles(name or repo),
                 progress=progress,
             )
     except KeyboardInterrupt:

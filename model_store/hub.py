@@ -29,11 +29,13 @@ from model_store.inspection import components, inspect_texts
 from model_store.kinds import read_json
 from model_store.manifest import Manifest
 from model_store.names import check_files, check_name, check_revision
+from model_store.pickles import convert, pickled
 from model_store.progress import Counter, Progress
-from model_store.selection import INDEX, WEIGHTS, select
+from model_store.selection import INDEX, PICKLES, WEIGHTS, select
 from model_store.store import FILES, ModelStore
 from model_store.transfer import Fetcher, Wanted
 
+_HEAVY = (WEIGHTS, *PICKLES)
 _PAUSES = (0.5, 1.0, 2.0)
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _TIMEOUT = httpx.Timeout(15, connect=10)
@@ -61,12 +63,14 @@ def pull(
     name: str | None = None,
     include: Sequence[str] = (),
     hub: HubOptions,
+    allow_pickles: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = never,
 ) -> Manifest:
     """Download a repository into the store, or go on where an earlier pull stopped.
 
-    Every file is verified against the hub's hash. Raises BadName, NameTaken, BadFiles,
+    Every file is verified against the hub's hash. ``allow_pickles``: where there are no better
+    weights, fetch those and convert them. Raises BadName, NameTaken, BadFiles,
     DownloadError, NoSpace or PullCancelled.
     """
     check_name(repo)
@@ -78,7 +82,8 @@ def pull(
     sha, files = _listing(repo, revision, hub)
     with store.pulling(repo) as blobs, _client() as client:
         fetcher = Fetcher(client, blobs, cancelled, token=hub.token)
-        wanted = _choose(files, include, fetcher)
+        pickles = pickled(files) if allow_pickles else []
+        wanted = _choose(files, include, fetcher, pickles)
         missing = sum({file.key: file.size - _there(blobs, file) for file in wanted}.values())
         check_room(blobs, missing)
         counter = Counter(progress, sum(file.size for file in wanted), len(wanted))
@@ -86,6 +91,8 @@ def pull(
             known = _fill(folder / FILES, wanted, fetcher, counter)
             source = f"hub:{repo}"
             try:
+                if any(file.path in pickles for file in wanted):
+                    convert(folder / FILES, progress, cancelled)
                 manifest = store.finish(
                     folder, name or repo, source=source, revision=sha, known=known
                 )
@@ -142,14 +149,16 @@ def _wanted(file: Any, repo: str, sha: str, endpoint: str) -> Wanted:
     return Wanted(path=file.rfilename, url=url, size=size, sha256=sha256, git_sha1=git_sha1)
 
 
-def _choose(files: dict[str, Wanted], include: Sequence[str], fetcher: Fetcher) -> list[Wanted]:
+def _choose(
+    files: dict[str, Wanted], include: Sequence[str], fetcher: Fetcher, pickles: Sequence[str]
+) -> list[Wanted]:
     """What to fetch, texts before weights. A pipeline's own index says which folders it needs."""
     parts = None
     if INDEX in files and not include:
         index, _ = fetcher.fetch(files[INDEX], Counter(None, 0, 0))
         parts = components(read_json(index))
-    chosen = [files[path] for path in select(files, include, parts)]
-    return sorted(chosen, key=lambda file: (file.path.endswith(WEIGHTS), file.path))
+    chosen = [files[path] for path in select(files, include, parts, pickles)]
+    return sorted(chosen, key=lambda file: (file.path.endswith(_HEAVY), file.path))
 
 
 def _fill(folder: Path, wanted: list[Wanted], fetcher: Fetcher, counter: Counter) -> dict[str, str]:
@@ -158,7 +167,7 @@ def _fill(folder: Path, wanted: list[Wanted], fetcher: Fetcher, counter: Counter
     digests: dict[str, str] = {}
     looked = False
     for file in wanted:
-        if file.path.endswith(WEIGHTS) and not looked:
+        if file.path.endswith(_HEAVY) and not looked:
             inspect_texts(folder)
             looked = True
         blob, digests[file.path] = fetcher.fetch(file, counter)

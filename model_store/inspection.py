@@ -21,7 +21,15 @@ from model_store.kinds import (
     read_json,
 )
 from model_store.names import check_file, check_files
-from model_store.selection import INDEX, PICKLES, WEIGHTS, needed, numbered_parts, one_set
+from model_store.selection import (
+    INDEX,
+    PICKLES,
+    PICKLES_ALLOWED,
+    WEIGHTS,
+    needed,
+    numbered_parts,
+    one_set,
+)
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -202,8 +210,9 @@ def _voices(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
 
 def _no_weights(folder: Path) -> BadFiles:
     pickled = any(path.suffix.lower() in PICKLES for path in folder.iterdir())
-    why = "its weights are pickles, which can run code" if pickled else "it has no weights"
-    return BadFiles(f"Only safetensors are taken, and {why}.")
+    if pickled:
+        return BadFiles(f"Its weights are pickles, which can run code. {PICKLES_ALLOWED}")
+    return BadFiles("Only safetensors are taken, and it has no weights.")
 
 
 def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Found:
@@ -229,6 +238,8 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Fou
     if kind == "speech":
         found.voices = _voices(folder, config)
         found.capabilities = ("text-to-speech",)
+    if kind == "transcription":
+        found.capabilities = ("speech-to-text",)
     if kind == "text":
         _check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)

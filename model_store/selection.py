@@ -9,6 +9,7 @@ from model_store.errors import BadFiles
 WEIGHTS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ADAPTER = "This is an adapter, not a model; it needs the model it was made for."
+PICKLES_ALLOWED = "With this model's setting allow_pickles, the tensors are taken out of them."
 INDEX = "model_index.json"
 _NEVER = (".py", *PICKLES, ".msgpack", ".h5", ".ot", ".onnx")
 _TEXTS = (".json", ".txt", ".model", ".tiktoken", ".jinja")
@@ -24,11 +25,15 @@ _SET = re.compile(
 
 
 def select(
-    paths: Collection[str], include: Sequence[str] = (), components: Iterable[str] | None = None
+    paths: Collection[str],
+    include: Sequence[str] = (),
+    components: Iterable[str] | None = None,
+    pickles: Iterable[str] = (),
 ) -> list[str]:
     """The paths to download, in order. Raises BadFiles when nothing usable is there.
 
-    ``components`` are a pipeline's folders, where its index has been read.
+    ``components`` are a pipeline's folders, where its index has been read; ``pickles`` those
+    that are taken where nothing better is there.
     """
     if include:
         chosen = [path for path in sorted(paths) if _matches(path, include)]
@@ -37,6 +42,8 @@ def select(
         return chosen
     chosen = needed(paths, components)
     if not any(path.endswith(WEIGHTS) for path in chosen):
+        if taken := [path for path in pickles if path in paths]:
+            return [*chosen, *taken]
         raise BadFiles(_no_weights(paths))
     return chosen
 
@@ -110,5 +117,5 @@ def _no_weights(paths: Iterable[str]) -> str:
     if any(name.endswith(".gguf") for name in names):
         return "This repository holds GGUF files; one with safetensors is needed."
     if any(name.endswith(PICKLES) for name in names):
-        return "This repository holds pickles only, which can run code; safetensors are needed."
+        return f"This repository holds pickles only, which can run code. {PICKLES_ALLOWED}"
     return "This repository holds no safetensors weights."

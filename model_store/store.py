@@ -17,11 +17,12 @@ from pathlib import Path
 
 from model_store.disk import bring, check_room, lock, may_link, settle, sync, translated
 from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, UnknownModel
-from model_store.inspection import inspect, model_files
+from model_store.inspection import inspect, inspect_texts, model_files
 from model_store.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
+from model_store.pickles import convert, pickled
 from model_store.progress import Counter, Progress
-from model_store.selection import needed
+from model_store.selection import WEIGHTS, needed
 
 FILES = "files"
 PARTIAL = ".partial"
@@ -88,20 +89,37 @@ class ModelStore:
 
     # ---- changes -------------------------------------------------------------------------------
 
-    def import_folder(self, source: Path, name: str, progress: Progress | None = None) -> Manifest:
+    def import_folder(
+        self,
+        source: Path,
+        name: str,
+        progress: Progress | None = None,
+        *,
+        allow_pickles: bool = False,
+    ) -> Manifest:
         """Take a folder in Hugging Face layout in: hard links where they can be, else copies.
 
-        Raises BadFiles, NameTaken, BadName or NoSpace.
+        ``allow_pickles``: where there are no better weights, convert those. Raises BadFiles,
+        NameTaken, BadName or NoSpace.
         """
         self.check_free(name)
         with translated("The folder cannot be read"), self.draft() as folder:
             targets = _link_targets(Path(source))
-            inspect(Path(source))
-            chosen = {path: targets[path] for path in needed(targets)}
+            taken = needed(targets)
+            pickles = []
+            if allow_pickles and not any(path.endswith(WEIGHTS) for path in taken):
+                pickles = pickled(targets)
+            if pickles:
+                inspect_texts(Path(source))
+            else:
+                inspect(Path(source))
+            chosen = {path: targets[path] for path in [*taken, *pickles]}
             copied = [real for real in chosen.values() if not may_link(real, folder)]
             check_room(self.partial, sum(real.stat().st_size for real in copied))
             for path, real in chosen.items():
                 bring(real, folder / FILES / path)
+            if pickles:
+                convert(folder / FILES, progress)
             return self.finish(folder, name, source="import", progress=progress)
 
     def finish(

@@ -59,6 +59,7 @@ class CreateKeyRequest(Body):
 class ImportModelRequest(Body):
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     name: Annotated[str, Field(min_length=1, max_length=256)]
+    allow_pickles: bool = False
 
 
 def model_type(manifest: Manifest) -> str:

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import soundfile
 
 from model_store.store import ModelStore
 from tests.conftest import Server, running_server
+from tests.integration.cli_runs import run, terminal
 from tests.integration.test_serving import events_of
 from tests.tiny_whisper import make
 
@@ -176,3 +179,78 @@ def test_uploads_do_not_stay(server: Server, client: httpx.Client) -> None:
     ask(client, sound())
     left = {path.name for path in Path(server.home / "files").iterdir()}
     assert all(name.startswith("task-") and name.endswith("-file") for name in left)
+
+
+# ---- bitinglip transcribe ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def heard(server: Server, client: httpx.Client, tmp_path: Path) -> tuple[Path, str]:
+    """A folder beside a home, with a sound in it, and what is heard there."""
+    (tmp_path / "home").symlink_to(server.home)
+    (tmp_path / "a.wav").write_bytes(sound(35))
+    return tmp_path, ask(client, sound(35)).json()["result"]["text"]
+
+
+def test_the_command_writes_down_a_file(heard: tuple[Path, str]) -> None:
+    folder, text = heard
+    done = run(folder / "home", "transcribe", "a.wav")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == text.split()
+    piped = run(folder / "home", "transcribe", "-", stdin=(folder / "a.wav").read_bytes())
+    assert piped.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (("-o", "a.srt"), "1\n00:00:0"),
+        (("-o", "a.vtt"), "WEBVTT\n\n00:00:0"),
+        (("-o", "a.txt", "--format", "srt"), "1\n00:00:0"),
+    ],
+)
+def test_the_command_writes_subtitles(
+    heard: tuple[Path, str], words: tuple[str, ...], start: str
+) -> None:
+    folder, _ = heard
+    done = run(folder / "home", "transcribe", "a.wav", *words, "--language", "en")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"Wrote {words[1]} (35.0 s of sound in ")
+    assert (folder / words[1]).read_text().startswith(start)
+
+
+def test_the_command_speaks_json_with_words(heard: tuple[Path, str]) -> None:
+    folder, _ = heard
+    done = run(folder / "home", "transcribe", "a.wav", "--json", "--words", "-m", MODEL)
+    result = json.loads(done.stdout)["result"]
+    assert any(segment.get("words") for segment in result["segments"])
+
+
+def test_on_a_terminal_the_text_comes_as_it_is_heard(heard: tuple[Path, str]) -> None:
+    folder, text = heard
+    with terminal(folder / "home", "transcribe", "a.wav") as shell:
+        shell.wait_for(re.escape(text.split()[0]))
+        shell.wait_for(r"35\.0 s of sound in ")
+        assert shell.wait_for_end() == 0
+    with terminal(folder / "home", "transcribe", "a.wav", "-o", "a.txt") as shell:
+        shell.wait_for("sending the file|listening|writing down|finishing")
+        shell.wait_for("Wrote a.txt")
+        assert shell.wait_for_end() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (("missing.wav",), "missing.wav cannot be read", 1),
+        (("home/admin.key",), "not a sound file", 1),
+        (("a.wav", "-m", "nobody"), "Available: tiny-whisper", 1),
+        (("a.wav", "--language", "klingon"), "klingon", 1),
+        (("a.wav", "--words"), "--json", 2),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    heard: tuple[Path, str], words: tuple[str, ...], said: str, code: int
+) -> None:
+    done = run(heard[0] / "home", "transcribe", *words)
+    assert done.returncode == code
+    assert said in " ".join(done.stderr.split())

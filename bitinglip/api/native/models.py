@@ -54,7 +54,8 @@ async def import_model(request: Request) -> Response:
     folder = Path(body.path)
     if not folder.is_absolute():
         raise InvalidRequest("'path' must be absolute.", param="path")
-    await asyncio.to_thread(services.store.import_folder, folder, body.name)
+    allowed = body.allow_pickles or services.settings.model(body.name).allow_pickles
+    await asyncio.to_thread(services.store.import_folder, folder, body.name, allow_pickles=allowed)
     return json_answer(describe(services, find_model(services, body.name)), 201)
 
 

@@ -1,0 +1,93 @@
+"""Pickled weights, where the operator allows them: converted once, and never opened here.
+
+A process without secrets reads the tensors and nothing else, and writes safetensors, which are
+then looked at as all others are.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from model_store.disk import check_room
+from model_store.errors import BadFiles, PullCancelled
+from model_store.headers import read_header
+from model_store.progress import Counter, Progress
+from model_store.selection import WEIGHTS
+
+_WEIGHTS = re.compile(r"pytorch_model(?P<shard>-\d+-of-\d+)?\.bin", re.ASCII)
+_READER = "workers.unpickle"
+_MOST_SECONDS = 3600
+_GLANCE_SECONDS = 0.1
+
+
+def pickled(paths: Iterable[str]) -> list[str]:
+    """The weights of a transformers model that are pickles; whole ones come before shards."""
+    found = {path: match for path in sorted(paths) if (match := _WEIGHTS.fullmatch(path))}
+    whole = [path for path, match in found.items() if match["shard"] is None]
+    return whole or list(found)
+
+
+def convert(
+    folder: Path, progress: Progress | None, cancelled: Callable[[], bool] = lambda: False
+) -> None:
+    """Put safetensors in the place of a folder's pickled weights. Raises BadFiles, NoSpace or
+    PullCancelled; the folder is of no use then."""
+    names = pickled(path.name for path in folder.iterdir())
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    check_room(folder, sum(sizes.values()))
+    counter = Counter(progress, sum(sizes.values()), len(names))
+    made = []
+    for name in names:
+        made.append(folder / _target(name))
+        _convert(folder / name, made[-1], cancelled)
+        (folder / name).unlink()
+        counter.add(name, sizes[name])
+    if len(made) > 1:
+        _write_index(folder, made)
+
+
+def _target(name: str) -> str:
+    return "model" + name.removeprefix("pytorch_model").removesuffix(".bin") + WEIGHTS
+
+
+def _convert(source: Path, target: Path, cancelled: Callable[[], bool]) -> None:
+    with tempfile.TemporaryDirectory() as empty:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-m", _READER, str(source.absolute()), str(target.absolute())],
+            cwd=empty,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            _await(process, cancelled)
+        finally:
+            process.kill()
+            said, _ = process.communicate()
+    if process.returncode != 0:
+        why = said.strip() or "its reader died of it"
+        raise BadFiles(f"{source.name} is not taken: {why[:200]}.")
+
+
+def _await(process: "subprocess.Popen[str]", cancelled: Callable[[], bool]) -> None:
+    end = time.monotonic() + _MOST_SECONDS
+    while process.poll() is None:
+        if cancelled():
+            raise PullCancelled("The pull was cancelled.")
+        if time.monotonic() > end:
+            return
+        time.sleep(_GLANCE_SECONDS)
+
+
+def _write_index(folder: Path, shards: list[Path]) -> None:
+    listed = {tensor: shard.name for shard in shards for tensor in read_header(shard)}
+    total = sum(shard.stat().st_size for shard in shards)
+    index = {"metadata": {"total_size": total}, "weight_map": listed}
+    (folder / f"model{WEIGHTS}.index.json").write_text(json.dumps(index))
