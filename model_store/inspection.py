@@ -58,6 +58,7 @@ _HEAD_FIELDS = (
     "attention_heads",
 )
 _WIDTH_FIELDS = ("hidden_size", "n_embd", "d_model")
+_CACHED_STAGES = ("semantic_config", "coarse_acoustics_config")  #: of Bark
 _MOST_SPEAKERS = 10_000
 _VOICE_INDEX = "speaker_embeddings_path.json"
 _LATENTS_PER_TOKEN = 4  #: image transformers read patches of two by two
@@ -79,6 +80,7 @@ class Found:
     vocab_size: int | None = None
     has_chat_template: bool = False
     kv_bytes_per_token: int | None = None
+    cache_positions: int = 0
     capabilities: tuple[str, ...] = field(default_factory=tuple)
     components: dict[str, int] = field(default_factory=dict)
     voices: tuple[str, ...] = ()
@@ -238,8 +240,16 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Fou
     if kind == "speech":
         found.voices = _voices(folder, config)
         found.capabilities = ("text-to-speech",)
+        stages = [config.get(stage) for stage in _CACHED_STAGES]
+        parts = [part for part in stages if isinstance(part, dict)]
+        found.kv_bytes_per_token = sum(_stage_bytes(part) for part in parts)
+        found.cache_positions = max((_number(part, "block_size") or 0 for part in parts), default=0)
     if kind == "transcription":
         found.capabilities = ("speech-to-text",)
+        found.kv_bytes_per_token = _kv_bytes(config)
+        # What was heard is kept beside what was written.
+        lengths = ("max_source_positions", "max_target_positions")
+        found.cache_positions = sum(_number(config, name) or 0 for name in lengths)
     if kind == "text":
         _check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)
@@ -318,6 +328,12 @@ def _kv_bytes(config: dict[str, Any]) -> int | None:
     kv_heads = _number(config, "num_key_value_heads") or heads
     head_dim = _number(config, "head_dim") or width // heads
     return 2 * layers * kv_heads * head_dim * 2
+
+
+def _stage_bytes(config: dict[str, Any]) -> int:
+    """The same of a stage of Bark, whose heads are all its own."""
+    layers, width = _number(config, "num_layers"), _number(config, "hidden_size")
+    return 2 * (layers or 0) * (width or 0) * 2
 
 
 def _number(config: dict[str, Any], *names: str) -> int | None:

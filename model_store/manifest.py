@@ -34,7 +34,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int = 0
     vocab_size: int | None = None
     has_chat_template: bool = False
-    kv_bytes_per_token: int | None = None  #: text: all layers, at 2 bytes an element
+    kv_bytes_per_token: int | None = None  #: all layers that keep any, at 2 bytes an element
+    cache_positions: int = 0  #: speech and transcription: of one row in the attention caches
     components: dict[str, int] = {}  #: image: bytes of each of the pipeline's models, as stored
     denoiser_width: int = 0  #: image: channels that its activations have at each latent
     decoder_width: int = 0  #: image: channels of the decoder at full size

@@ -42,7 +42,9 @@ _ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it
 #: Engines whose libraries take seconds to import, and what a spare imports for them.
 WARM_IMPORTS: dict[str, tuple[str, ...]] = {
     "image": ("workers.engines.image.warm",),
+    "speech": ("workers.engines.speech.warm",),
     "text": ("workers.engines.text.warm",),
+    "transcription": ("workers.engines.transcription.warm",),
 }
 SPARE_IMPORTS = WARM_IMPORTS["text"]
 

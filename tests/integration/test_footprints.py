@@ -10,10 +10,12 @@ from bitinglip.db.database import Database
 from bitinglip.scheduling.footprints import Footprints
 from model_store.demo import make_demo_models
 from model_store.manifest import Manifest
-from model_store.memory import CACHE_GRANT, TEXT_ROWS, Wish, estimate
+from model_store.memory import CACHE_GRANT, SOUND_ROWS, SPEECH_GRANT, TEXT_ROWS, Wish, estimate
 from model_store.store import ModelStore
 from tests.conftest import Server, eventually
+from workers.engines.speech import loading as speech
 from workers.engines.text import engine
+from workers.engines.transcription import engine as transcription
 
 MODEL = Manifest(
     name="m",
@@ -30,6 +32,8 @@ CARD = Wish("cuda")
 def test_the_rules_are_those_of_the_engine() -> None:
     assert CACHE_GRANT == engine._KV_CACHE_BYTES
     assert TEXT_ROWS == engine._MAX_ROWS
+    assert SPEECH_GRANT == speech._GRANT
+    assert SOUND_ROWS == {"speech": speech._ROWS, "transcription": transcription._BATCH}
 
 
 def test_what_was_measured_replaces_the_estimate_and_survives(tmp_path: Path) -> None:
@@ -68,17 +72,18 @@ def test_a_fake_model_takes_what_it_pretends() -> None:
     assert footprints.need(MODEL, wish).bytes == 7
 
 
-def test_the_estimate_of_a_real_model_is_near_what_it_takes(server: Server) -> None:
+@pytest.mark.parametrize("model", ["demo-text", "demo-speech"])
+def test_the_estimate_of_a_real_model_is_near_what_it_takes(server: Server, model: str) -> None:
     with server.client() as client:
-        client.post("/api/v1/models/demo-text/load").raise_for_status()
-        answer = client.get("/api/v1/models/demo-text/fit").json()
+        client.post(f"/api/v1/models/{model}/load").raise_for_status()
+        answer = client.get(f"/api/v1/models/{model}/fit").json()
         assert answer["verdict"] == "loaded"
 
         def measured() -> int:
-            return int(server.worker("demo-text")["memory_bytes"])
+            return int(server.worker(model)["memory_bytes"])
 
         eventually(lambda: measured() > 300_000_000)
-    files = ModelStore(server.home / "models").get("demo-text")
+    files = ModelStore(server.home / "models").get(model)
     estimated = estimate(files, Wish("cpu", dtype="float32")).total
     assert measured() == pytest.approx(estimated, rel=0.25)
 
