@@ -152,7 +152,7 @@ class Loop:
         try:
             return _Prepared(self._engine.prepare(command))
         except Refused as refused:
-            return _failure(command.id, refused)
+            return refused.final(command.id)
         except BaseException as error:  # noqa: BLE001  native tokenizers panic with BaseException
             traceback.print_exception(error)
             text = "The model could not read this request."
@@ -189,16 +189,6 @@ class Loop:
                 memory_bytes=_held_bytes(self._engine),
             )
         ]
-
-
-def _failure(job_id: str, refused: Refused) -> Failed:
-    return Failed(
-        id=job_id,
-        code=refused.code,
-        message=refused.message,
-        param=refused.param,
-        details=refused.details,
-    )
 
 
 def _held_bytes(engine: Engine) -> int:

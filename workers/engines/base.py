@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from workers.protocol import Event, Job, Load, Ready
+from workers.protocol import Event, Failed, Job, Load, Ready
 
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
 
@@ -25,6 +25,16 @@ class Refused(Exception):
         self.message = message
         self.param = param
         self.details = details or {}
+
+    def final(self, job_id: str) -> Failed:
+        """The end of the job that it refuses."""
+        return Failed(
+            id=job_id,
+            code=self.code,
+            message=self.message,
+            param=self.param,
+            details=self.details,
+        )
 
 
 def reason(error: BaseException) -> str:

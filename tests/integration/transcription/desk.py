@@ -1,6 +1,7 @@
 """An engine with a tiny Whisper, and the library's own model beside it."""
 
 from collections.abc import Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ class Desk:
         return TranscriptionJob(path=str(path), **fields)
 
     def submit(self, *jobs: TranscriptionJob) -> None:
-        for job in jobs:
-            self.engine.submit(self.engine.prepare(job))
+        """All of them decoded, so that they begin together."""
+        prepared = [self.engine.prepare(job) for job in jobs]
+        wait([each.recording for each in prepared])
+        for each in prepared:
+            self.engine.submit(each)
 
     def run(self, *jobs: TranscriptionJob) -> list[Event]:
         self.submit(*jobs)

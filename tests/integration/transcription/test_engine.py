@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,11 +15,13 @@ from workers.engines.base import Refused
 from workers.framing import FrameReader, decode_commands, encode_commands, encode_frame
 from workers.protocol import (
     Cancelled,
+    Event,
     Failed,
     Heard,
     Progress,
     Started,
     Transcribed,
+    TranscriptionJob,
 )
 
 SHORT, WINDOW, LONG = melody(9, 1), melody(30), melody(75)
@@ -199,7 +202,6 @@ def test_a_file_can_be_cancelled_before_it_begins(desk: Desk) -> None:
         ({"language": "klingon"}, "language"),
         ({"language": "fr"}, "language"),
         ({"prompt": "a <|transcribe|> b"}, "prompt"),
-        ({"max_seconds": 8.9}, "file"),
     ],
 )
 def test_what_it_cannot_do_is_refused(desk: Desk, fields: dict[str, Any], param: str) -> None:
@@ -316,3 +318,34 @@ def test_the_first_attempt_can_be_free(desk: Desk) -> None:
     assert {segment.temperature for segment in heard.segments} == {0.6}
     assert tokens_of(heard.segments) != desk.expected(LONG)
     assert all(END not in segment.tokens for segment in heard.segments)
+
+
+# ---- files that take long to decode ------------------------------------------------------------
+
+
+def test_a_short_file_does_not_wait_for_a_long_one(desk: Desk) -> None:
+    long, short = desk.job(np.tile(SHORT, 900), max_seconds=100_000.0), desk.job(SHORT)
+    prepared = [desk.engine.prepare(job) for job in (long, short)]
+    for each in prepared:
+        desk.engine.submit(each)
+    events: list[Event] = []
+    while not any(each.id == short.id for each in events if isinstance(each, Transcribed)):
+        events += desk.engine.step()
+    assert not prepared[0].recording.done(), "the long one must take longer than that"
+    desk.engine.cancel(long.id)
+    assert [type(each) for each in desk.engine.step()] == [Cancelled]
+    assert not any(desk.engine.books().values())
+
+
+def test_a_file_that_is_too_long_ends_by_its_name(desk: Desk) -> None:
+    [failed] = desk.run(desk.job(SHORT, max_seconds=8.9))
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.param) == ("INVALID_REQUEST", "file")
+
+
+def test_a_file_that_is_no_sound_ends_by_its_name(desk: Desk, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("not a sound")
+    [failed] = desk.run(TranscriptionJob(id="a", path=str(path), max_seconds=9))
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.param) == ("INVALID_REQUEST", "file")

@@ -2,20 +2,22 @@
 
 import math
 from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, wait
 
 import torch
 
 from workers.engines.base import Refused
 from workers.engines.transcription.decoding import Attempt, Pass
-from workers.engines.transcription.intake import Intake
+from workers.engines.transcription.intake import Decoding, Intake
 from workers.engines.transcription.listening import Listener
 from workers.engines.transcription.loading import LoadedWhisper, load
 from workers.engines.transcription.request import Request
-from workers.protocol import Event, Load, Ready, Segment, TranscriptionJob
+from workers.protocol import Cancelled, Event, Failed, Load, Ready, Segment, TranscriptionJob
 
 _BATCH = 8  #: files at once, where the settings do not say
 _MOST_PASSES = 2  #: more would be smaller ones, and each costs a run through the weights
 _PATIENCE = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
+_GLANCE_SECONDS = 0.05  #: for a file to be decoded, between two looks at what has come in
 _CONTEXT_BYTES = 500 * 1024 * 1024
 
 
@@ -32,6 +34,7 @@ class TranscriptionEngine:
 
     def __init__(self) -> None:
         self._batch = _BATCH
+        self._decoding: dict[str, Decoding] = {}
         self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._passes: list[Pass] = []
@@ -59,26 +62,46 @@ class TranscriptionEngine:
             patience=_PATIENCE[device],
         )
 
-    def prepare(self, job: TranscriptionJob) -> Request:
+    def prepare(self, job: TranscriptionJob) -> Decoding:
         return self._intake.prepare(job)
 
-    def submit(self, prepared: Request) -> None:
-        self._requests[prepared.job.id] = prepared
-        self._waiting.append(prepared)
+    def submit(self, prepared: Decoding) -> None:
+        self._decoding[prepared.job.id] = prepared
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests:
+        if job_id in self._requests or job_id in self._decoding:
             self._cancelled.append(job_id)
 
     # ---- one step --------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
         """A token of one pass; passes take turns. A step that begins a pass encodes first."""
-        events = self._end_cancelled()
+        events = self._end_cancelled() + self._take_decoded()
         if self._waiting and len(self._passes) < _MOST_PASSES:
             events += self._begin()
         elif self._passes:
             events += self._advance(self._passes.pop(0))
+        return events
+
+    def _take_decoded(self) -> list[Event]:
+        """Files that are ready to be listened to, and those that never will be. Waits a little
+        where there is nothing else to do."""
+        futures = [each.recording for each in self._decoding.values()]
+        if futures and not self._waiting and not self._passes:
+            wait(futures, timeout=_GLANCE_SECONDS, return_when=FIRST_COMPLETED)
+        events: list[Event] = []
+        for each in [each for each in self._decoding.values() if each.recording.done()]:
+            del self._decoding[each.job.id]
+            try:
+                request = each.result()
+            except Refused as refused:
+                events.append(refused.final(each.job.id))
+            except Exception:  # noqa: BLE001  a library's own failure ends this file only
+                message = "The sound file could not be read."
+                events.append(Failed(id=each.job.id, code="INFERENCE_FAILED", message=message))
+            else:
+                self._requests[each.job.id] = request
+                self._waiting.append(request)
         return events
 
     def _begin(self) -> list[Event]:
@@ -191,8 +214,10 @@ class TranscriptionEngine:
     def _end_cancelled(self) -> list[Event]:
         events: list[Event] = []
         for job_id in dict.fromkeys(self._cancelled):
-            request = self._requests.get(job_id)
-            if request is not None:
+            if (decoding := self._decoding.pop(job_id, None)) is not None:
+                decoding.give_up()
+                events.append(Cancelled(id=job_id))
+            elif (request := self._requests.get(job_id)) is not None:
                 self._forget(request)
                 events.append(request.cancelled())
         self._cancelled.clear()
@@ -210,7 +235,7 @@ class TranscriptionEngine:
 
     @property
     def in_flight(self) -> int:
-        return len(self._requests)
+        return len(self._decoding) + len(self._requests)
 
     def device_bytes(self) -> int | None:
         if self._loaded.device.type != "cuda":
@@ -221,14 +246,19 @@ class TranscriptionEngine:
 
     def books(self) -> dict[str, int]:
         return {
+            "decoding": len(self._decoding),
             "requests": len(self._requests),
             "waiting": len(self._waiting),
             "rows": sum(len(each.attempts) for each in self._passes),
         }
 
     def close(self) -> None:
+        for decoding in self._decoding.values():
+            decoding.give_up()
+        self._decoding.clear()
         for request in list(self._requests.values()):
             self._forget(request)
+        self._intake.close()
 
 
 def _shape(request: Request) -> tuple[int, bool]:

@@ -1,36 +1,80 @@
-"""Checks a job, and turns its file into features, off the thread that computes."""
+"""Checks a job, and has its file turned into features off the threads that compute and listen.
+
+An hour of sound takes seconds to decode; neither a short file nor a cancel waits for that.
+"""
 
 import copy
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 from workers.engines.base import Refused
-from workers.engines.transcription.audio import Bounds, read
-from workers.engines.transcription.features import LogMel
+from workers.engines.transcription.audio import Bounds, Samples, read
+from workers.engines.transcription.features import LogMel, Recording
 from workers.engines.transcription.loading import LoadedWhisper, language_code
 from workers.engines.transcription.request import Request
 from workers.protocol import TranscriptionJob
 
+_AT_ONCE = 2  #: files that are decoded; others wait
+
+
+@dataclass(slots=True, eq=False)
+class Decoding:
+    """A file on its way to a request. ``result`` raises Refused for what is no sound."""
+
+    job: TranscriptionJob
+    prompt: list[int]
+    language: str | None
+    window: int  #: frames
+    recording: Future[Recording]
+    given_up: Event = field(default_factory=Event)
+
+    def result(self) -> Request:
+        recording = self.recording.result()
+        # In a longer file, timestamps are how the next window is found.
+        timestamps = self.job.timestamps != "none" or recording.frames > self.window
+        return Request(self.job, recording, self.prompt, self.language, timestamps)
+
+    def give_up(self) -> None:
+        """Nobody wants it any more; the file is read no further."""
+        self.given_up.set()
+        self.recording.cancel()
+
 
 class Intake:
     def __init__(self, loaded: LoadedWhisper) -> None:
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="decode")
         self._rules = loaded.rules
         self._mel = LogMel(loaded.extractor)
         # A copy: two threads that use one fast tokenizer get each other's results.
         self._tokenizer = copy.deepcopy(loaded.tokenizer)
 
-    def prepare(self, job: TranscriptionJob) -> Request:
-        """Raises Refused; what costs nothing is checked before the file is decoded."""
+    def prepare(self, job: TranscriptionJob) -> Decoding:
+        """Begin with a file. Raises Refused for all that can be told without it."""
         language = self._language(job)
         self._check_task(job)
         if job.timestamps == "word" and not self._rules.alignment_heads:
             raise _unsupported("timestamps", "This model cannot tell when a word was said.")
         prompt = self._prompt(job.prompt) if job.prompt and job.prompt.strip() else []
-        mel = self._mel
+        given_up = Event()
+        recording = self._threads.submit(self._record, job, given_up)
+        return Decoding(job, prompt, language, self._rules.window, recording, given_up)
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def _record(self, job: TranscriptionJob, given_up: Event) -> Recording:
         most = Bounds(job.max_seconds, job.max_channels, job.max_sample_rate)
-        recording = mel.record(read(Path(job.path), mel.rate, most, block=mel.block))
-        # In a longer file, timestamps are how the next window is found.
-        timestamps = job.timestamps != "none" or recording.frames > self._rules.window
-        return Request(job, recording, prompt, language, timestamps)
+
+        def blocks() -> Iterator[Samples]:
+            for block in read(Path(job.path), self._mel.rate, most, block=self._mel.block):
+                if given_up.is_set():
+                    return
+                yield block
+
+        return self._mel.record(blocks())
 
     def _language(self, job: TranscriptionJob) -> str | None:
         known = self._rules.languages
