@@ -1,5 +1,6 @@
 """Sounds made of nothing, as files."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,12 @@ def melody(seconds: float, seed: int = 0) -> Any:
 def write(path: Path, samples: Any, rate: int = RATE, **fields: Any) -> Path:
     soundfile.write(path, samples, rate, **fields)
     return path
+
+
+def wav(*, channels: int = 1, rate: int = RATE, data: bytes = b"\0" * 64_000) -> bytes:
+    """A file whose header says so, whatever it holds."""
+    form = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 * channels % 2**32, 2 * channels, 16)
+    body = (
+        b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(data)) + data
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body

@@ -18,6 +18,7 @@ from model_store.store import ModelStore
 from tests.conftest import Server, running_server
 from tests.integration.cli_runs import run, terminal
 from tests.integration.test_serving import events_of
+from tests.sounds import wav
 from tests.tiny_whisper import make
 
 ROUTE = "/api/v1/inference/transcription"
@@ -93,7 +94,17 @@ def test_every_usual_format_is_read(client: httpx.Client, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not a sound", sound()[:30], sound(41)], ids=["empty", "text", "cut", "long"]
+    "data",
+    [
+        b"",
+        b"not a sound",
+        sound()[:30],
+        sound(41),
+        sound(3601, "FLAC", 4000),
+        wav(rate=0),
+        wav(channels=100),
+    ],
+    ids=["empty", "text", "cut", "long", "an hour", "0 Hz", "100 channels"],
 )
 def test_what_is_no_sound_is_refused_and_the_worker_lives(
     client: httpx.Client, data: bytes

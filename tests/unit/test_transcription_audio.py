@@ -1,6 +1,5 @@
 """Uploads to samples and to features: every usual format, and everything that is none."""
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import psutil
 import pytest
 from transformers import WhisperFeatureExtractor
 
-from tests.sounds import RATE, melody, write
+from tests.sounds import RATE, melody, wav, write
 from workers.engines.base import Refused
 from workers.engines.transcription.audio import Bounds, Samples, read
 from workers.engines.transcription.features import LogMel
@@ -25,14 +24,6 @@ def whole(path: Path, max_seconds: float = 60.0) -> Samples:
 
 def bounds(seconds: float = 60.0) -> Bounds:
     return Bounds(seconds, channels=8, sample_rate=768_000)
-
-
-def wav(*, channels: int = 1, rate: int = RATE, data: bytes = b"\0" * 64_000) -> bytes:
-    form = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 * channels % 2**32, 2 * channels, 16)
-    body = (
-        b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(data)) + data
-    )
-    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def coded(path: Path, codec: str) -> Path:
