@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -20,7 +21,9 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
-#: layers, heads, width of each stage; tokens of meaning in a sentence
+VOICE = "v2/en_speaker_0"
+_VOICE_TOKENS = {"semantic_prompt": (400,), "coarse_prompt": (2, 600), "fine_prompt": (8, 600)}
+#: layers, heads, width of each stage; tokens of meaning in a sentence, 50 a second
 _SHAPES = {"tiny": (4, 4, 128, 100), "small": (6, 6, 384, 300), "bark": (24, 16, 1024, 768)}
 
 
@@ -70,4 +73,18 @@ def make_bark(folder: Path, shape: str) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
     ).save_pretrained(target)
+    _write_voice(target)
     return target
+
+
+def _write_voice(target: Path) -> None:
+    """One preset, as long as the published ones are."""
+    random = np.random.default_rng(1)
+    index: dict[str, Any] = {"repo_or_path": str(target), VOICE: {}}
+    for part, shape in _VOICE_TOKENS.items():
+        path = target / "speaker_embeddings" / f"{VOICE}_{part}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        most = 10_000 if part == "semantic_prompt" else 1024
+        np.save(path, random.integers(0, most, shape))
+        index[VOICE][part] = str(path.relative_to(target))
+    (target / "speaker_embeddings_path.json").write_text(json.dumps(index))

@@ -1,28 +1,101 @@
 """The speech engine beside the library's plain call: the same small Bark, voices and sentences.
 
-    python -m benchmarks.speech [--shape tiny|small|bark] [--device cpu] [--requests 10]
+    python -m benchmarks.speech [--shape tiny|small|bark] [--device cpu] [--requests 10] [--voice]
 
-Seconds of computing for each second of sound, and until the first sound; one request, and several
-at once against the library's calls one after another. ``bark`` has the real model's shape with
-random weights. No end token comes from random weights, so every sentence has its full length.
+Seconds of computing for each second of sound, and until the first sound: one request, and several
+in a row and at once, against the library's calls one after another; then where the time goes.
+``bark`` has the real model's shape with random weights. No end token comes from random weights, so
+every sentence has its full length: 6 seconds of sound with ``small``. ``--voice``: each request
+has a voice preset of the published ones' length, which every window of the second stage reads.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BarkModel
+from transformers import AutoProcessor, BarkModel
 
-from benchmarks.random_bark import make_bark
+from benchmarks.machine import describe, load_average
+from benchmarks.random_bark import VOICE, make_bark
+from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.engine import SpeechEngine
 from workers.protocol import Failed, Load, Sound, SpeechJob, Spoken
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+class Studio:
+    """Both sides, over one model."""
+
+    def __init__(self, folder: Path, out: str, device: str, threads: int, voice: str | None):
+        self._voice, self._out, self._device = voice, out, device
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self.library = BarkModel.from_pretrained(folder, dtype=dtype).eval().to(device)
+        length = self.library.generation_config.semantic_config["max_input_semantic_length"]
+        processor = AutoProcessor.from_pretrained(folder)
+        self._asked = processor(_TEXT, voice_preset=voice, max_length=length).to(device)
+        self.engine = SpeechEngine()
+        spec = Load(
+            model="bench",
+            engine="speech",
+            path=str(folder),
+            device=device,
+            threads=threads,
+            kv_cache_bytes=1 << 40,  # rows for all
+        )
+        self.ready = self.engine.load(spec, lambda _part: None)
+
+    def theirs(self, count: int) -> float:
+        """Seconds for so many requests by the library, one after another."""
+        began = time.perf_counter()
+        for seed in range(count):
+            torch.manual_seed(seed)
+            self.library.generate(**self._asked)
+        self.finish()
+        return time.perf_counter() - began
+
+    def in_a_row(self, count: int) -> float:
+        return sum(self.at_once(1)[0] for _ in range(count))
+
+    def at_once(self, count: int) -> tuple[float, float, float]:
+        """Seconds by the engine, until its first sound, and seconds of sound."""
+        began = time.perf_counter()
+        for seed in range(count):
+            job = SpeechJob(
+                id=f"bench-{seed}", text=_TEXT, voice=self._voice, seed=seed, folder=self._out
+            )
+            self.engine.submit(self.engine.prepare(job))
+        first, sound = 0.0, 0.0
+        while self.engine.in_flight:
+            for event in self.engine.step():
+                assert not isinstance(event, Failed), event
+                if isinstance(event, Sound):
+                    first = first or time.perf_counter() - began
+                elif isinstance(event, Spoken):
+                    sound += event.duration
+        return time.perf_counter() - began, first, sound
+
+    def finish(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
+    def parts(self) -> dict[str, list[tuple[Any, str]]]:
+        """The functions that each stage spends its time in: the library's, and ours."""
+        assert isinstance(self.engine._speaker, BarkSpeaker)
+        bark, library = self.engine._speaker.bark, self.library
+        semantic, coarse = bark._stages["semantic"], bark._stages["coarse"]
+        return {
+            "semantic": [(library.semantic, "generate"), (semantic, "read"), (semantic, "step")],
+            "coarse": [(library.coarse_acoustics, "generate"), (coarse, "read"), (coarse, "step")],
+            "drawing": [(bark, "_choose")],
+            "fine": [(library.fine_acoustics, "generate"), (bark._fine, "step")],
+            "codec": [(library, "codec_decode"), (bark, "_samples")],
+        }
 
 
 def main() -> None:
@@ -32,75 +105,81 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--voice", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     arguments = parser.parse_args()
+    load_before = load_average()
     torch.set_grad_enabled(False)
     torch.set_num_threads(arguments.threads)
     folder = make_bark(arguments.folder, arguments.shape)
-    dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
-    library = BarkModel.from_pretrained(folder, dtype=dtype).eval().to(arguments.device)
-    length = json.loads((folder / "generation_config.json").read_text())["semantic_config"][
-        "max_input_semantic_length"
-    ]
-    engine = SpeechEngine()
-    spec = Load(
-        model="bench",
-        engine="speech",
-        path=str(folder),
-        device=arguments.device,
-        threads=arguments.threads,
-    )
-    ready = engine.load(spec, lambda _part: None)
-    print(
-        f"torch {torch.__version__}, {arguments.shape}, {ready.dtype} on {ready.device}, "
-        f"{arguments.rounds} rounds"
-    )
-    tokens = AutoTokenizer.from_pretrained(folder)(
-        _TEXT,
-        return_tensors="pt",
-        padding="max_length",
-        max_length=length,
-        add_special_tokens=False,
-        return_token_type_ids=False,
-    ).to(arguments.device)
     with tempfile.TemporaryDirectory() as out:
-        for count in (1, arguments.requests):
-            rounds = [_round(library, tokens, engine, out, count) for _ in range(arguments.rounds)]
-            _report(count, rounds)
-    engine.close()
+        voice = VOICE if arguments.voice else None
+        studio = Studio(folder, out, arguments.device, arguments.threads, voice)
+        print(
+            f"{arguments.shape}, {studio.ready.dtype} on {studio.ready.device}, voice {voice}, "
+            f"{arguments.threads} threads, {arguments.rounds} rounds, medians"
+        )
+        studio.at_once(1), studio.theirs(1)  # a warm-up of both
+        _report(studio, arguments.requests, arguments.rounds)
+        _report_stages(studio, arguments.requests)
+        studio.engine.close()
+    print(describe(load_before))
 
 
-def _round(
-    library: Any, tokens: Any, engine: SpeechEngine, out: str, count: int
-) -> tuple[float, float, float, float]:
-    """Seconds by the library, by the engine, until its first sound, and seconds of sound."""
-    began = time.perf_counter()
-    for seed in range(count):
-        torch.manual_seed(seed)
-        library.generate(**tokens)
-    theirs = time.perf_counter() - began
-    began = time.perf_counter()
-    for seed in range(count):
-        job = SpeechJob(id=f"bench-{seed}", text=_TEXT, seed=seed, folder=out)
-        engine.submit(engine.prepare(job))
-    first, sound = 0.0, 0.0
-    while engine.in_flight:
-        for event in engine.step():
-            assert not isinstance(event, Failed), event
-            if isinstance(event, Sound):
-                first = first or time.perf_counter() - began
-            elif isinstance(event, Spoken):
-                sound += event.duration
-    return theirs, time.perf_counter() - began, first, sound
-
-
-def _report(count: int, rounds: list[tuple[float, float, float, float]]) -> None:
-    theirs, ours, first, sound = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(
-        f"{count:3d} at once  library {sound / theirs:6.2f} s of sound/s  "
-        f"engine {sound / ours:6.2f} s of sound/s  {theirs / ours:5.2f} x  "
-        f"first sound after {first:6.2f} s"
+def _report(studio: Studio, requests: int, rounds: int) -> None:
+    """Both sides by turns, so that a slow moment of the machine meets both."""
+    rows = []
+    for _ in range(rounds):
+        theirs, row = studio.theirs(requests), studio.in_a_row(requests)
+        rows.append((theirs, row, *studio.at_once(1), *studio.at_once(requests)))
+    theirs, row, one, first, sound, many, first_of_many, sounds = (
+        statistics.median(column) for column in zip(*rows, strict=True)
     )
+    print(f"{'':34}  seconds  s of sound/s  first sound")
+    for name, seconds, made, begun in (
+        (f"library, {requests} in a row", theirs, sounds, None),
+        (f"engine, {requests} in a row", row, sounds, None),
+        (f"engine, {requests} at once", many, sounds, first_of_many),
+        ("engine, one", one, sound, first),
+    ):
+        heard = "" if begun is None else f"{begun:9.2f} s"
+        print(f"{name:34}  {seconds:7.2f}  {made / seconds:12.2f}  {heard}")
+    print(
+        f"at once / in a row: {many / row:.2f}; library / engine in a row: {theirs / row:.2f}, "
+        f"at once: {theirs / many:.2f}"
+    )
+
+
+def _report_stages(studio: Studio, requests: int) -> None:
+    runs: list[tuple[str, Callable[[], Any]]] = [
+        ("library, one", lambda: studio.theirs(1)),
+        ("engine, one", lambda: studio.at_once(1)),
+        (f"engine, {requests} at once", lambda: studio.at_once(requests)),
+    ]
+    parts = studio.parts()
+    spent = dict.fromkeys(parts, 0.0)
+    for stage, functions in parts.items():
+        for owner, name in functions:
+            setattr(owner, name, _timed(getattr(owner, name), stage, spent, studio))
+    print(f"{'seconds by stage':34}" + "".join(f"{stage:>10}" for stage in spent))
+    for label, run in runs:
+        for stage in spent:
+            spent[stage] = 0.0
+        run()
+        print(f"{label:34}" + "".join(f"{seconds:10.2f}" for seconds in spent.values()))
+
+
+def _timed(
+    function: Callable[..., Any], stage: str, spent: dict[str, float], studio: Studio
+) -> Callable[..., Any]:
+    def timed(*args: Any, **fields: Any) -> Any:
+        began = time.perf_counter()
+        found = function(*args, **fields)
+        studio.finish()
+        spent[stage] += time.perf_counter() - began
+        return found
+
+    return timed
 
 
 if __name__ == "__main__":
