@@ -1,5 +1,6 @@
 """``bitinglip models``: what is in the store."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,7 +125,7 @@ def show(
         return
     shown = {key: value for key, value in found.items() if key not in _NOT_SHOWN}
     sizes = {"size": size(found["bytes"]), "parameters": amount(found["parameters"])}
-    voices = {"voices": [voice["id"] for voice in found.get("voices", ())]}
+    voices = _voices(found.get("voices", ()))
     show_pairs({"name": found["model_id"], **shown, **sizes, **voices, "may set": _settable(found)})
 
 
@@ -186,7 +187,7 @@ def unload(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
 
 
 _COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "STATUS")
-_NOT_SHOWN = {"model_id", "supported_parameters", "bytes"}
+_NOT_SHOWN = {"model_id", "supported_parameters", "bytes", "voices"}
 
 
 def _row(model: dict[str, Any]) -> tuple[Any, ...]:
@@ -199,6 +200,15 @@ def _row(model: dict[str, Any]) -> tuple[Any, ...]:
         model["max_context"],
         model["status"],
     )
+
+
+def _voices(voices: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Those of one language and gender in a line; what is not known of them is not said."""
+    lines: dict[str, list[str]] = {}
+    for voice in voices:
+        known = [each for each in (voice["language"], voice["gender"]) if each]
+        lines.setdefault(" ".join(["voices", *known]), []).append(voice["id"])
+    return lines
 
 
 def _settable(model: dict[str, Any]) -> list[str]:

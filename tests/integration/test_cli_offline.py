@@ -12,6 +12,7 @@ from model_store.demo import make_demo_models
 from model_store.store import ModelStore
 from tests.conftest import running_server
 from tests.integration.cli_runs import run
+from tests.tiny_speech import make
 
 
 @pytest.fixture
@@ -56,6 +57,18 @@ def test_models_are_looked_at_without_a_server(stocked: Home) -> None:
     assert unknown.stderr == (
         f"Error: there is no model 'nope'; available: {', '.join(sorted(rows))}\n"
     )
+
+
+def test_voices_are_shown_by_language_and_gender(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    made = run(home, "models", "import", str(make(tmp_path / "bark")), "--name", "bark")
+    assert made.returncode == 0, made.stderr
+    lines = run(home, "models", "show", "bark").stdout.splitlines()
+    voices = [line.split("  ", 1) for line in lines if line.startswith("voices")]
+    assert [(name, shown.strip()) for name, shown in voices] == [
+        ("voices de male", "v2/de_speaker_0"),
+        ("voices en male", "v2/en_speaker_0, v2/en_speaker_1"),
+    ]
 
 
 def test_a_folder_is_imported_verified_and_removed(stocked: Home) -> None:

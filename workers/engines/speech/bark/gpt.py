@@ -101,18 +101,18 @@ class Stage:
         Computed for the whole span of slots up to the last of these: a view of the cache, where
         picking rows would copy it. What the others write lies behind what they have filled.
         """
-        top = max(row.slot for row in rows) + 1
-        fed, filled = [0] * top, [0] * top
+        capacity = self._keys.shape[1]
+        fed, filled = [0] * capacity, [0] * capacity
         for slot, row in self._held.items():
-            if slot < top:
-                filled[slot] = min(row.length, self._longest - 1)
+            filled[slot] = min(row.length, self._longest - 1)
         for row, token in zip(rows, tokens, strict=True):
             fed[row.slot] = token
-        longest = max(filled) + 1
+        top = max(row.slot for row in rows) + 1
         if self._graphs is not None:
-            logits = self._graphs.run(fed, filled, longest)
+            logits = self._graphs.run(fed, filled, top)
         else:
-            logits = self._advance(torch.tensor(fed), torch.tensor(filled), longest)
+            fed, filled = fed[:top], filled[:top]
+            logits = self._advance(torch.tensor(fed), torch.tensor(filled), max(filled) + 1)
         for row in rows:
             row.length += 1
         return logits[[row.slot for row in rows]]

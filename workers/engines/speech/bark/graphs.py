@@ -6,7 +6,6 @@ loaded; a step runs in the smallest that holds it.
 
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -15,44 +14,66 @@ _POSITIONS = (256, 512, 768)  #: and the longest
 #: tokens (rows,), filled positions (rows,), positions to look at -> logits (rows, vocabulary)
 Advance = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
+#: computes again over what the same tensors hold by then
+Replay = Callable[[], torch.Tensor]
+
 
 class Graphs:
-    def __init__(self, advance: Advance, rows: int, longest: int, device: torch.device) -> None:
-        self._advance = advance
+    """``capture`` makes the replay of a step: a CUDA graph's unless said otherwise."""
+
+    def __init__(
+        self,
+        advance: Advance,
+        rows: int,
+        longest: int,
+        device: torch.device,
+        capture: Callable[[Replay], Replay] | None = None,
+    ) -> None:
         self._rows = sizes(rows)
         self._lengths = [*(each for each in _POSITIONS if each < longest), longest]
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._filled = torch.zeros(rows, dtype=torch.long, device=device)
-        self._captured: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        pool = torch.cuda.graph_pool_handle()
-        for count in reversed(self._rows):
+        self._captured: dict[tuple[int, int], Replay] = {}
+        capture = capture or cuda_graphs()
+        for count in reversed(self._rows):  # the first capture makes room for the others
             for length in self._lengths:
-                self._captured[count, length] = self._capture(count, length, pool)
+                held = self._tokens[:count], self._filled[:count], length
+                self._captured[count, length] = capture(lambda held=held: advance(*held))
 
-    def run(self, tokens: list[int], filled: list[int], longest: int) -> torch.Tensor:
-        """Logits of the first ``len(tokens)`` rows; they are overwritten by the next run."""
-        count = len(tokens)
-        self._tokens[:count] = torch.tensor(tokens)
-        self._filled[:count] = torch.tensor(filled)
-        graph, logits = self._captured[
-            at_least(self._rows, count), at_least(self._lengths, longest)
-        ]
-        graph.replay()
-        return logits[:count]
+    def run(self, tokens: list[int], filled: list[int], top: int) -> torch.Tensor:
+        """Logits of the first ``top`` rows; they are overwritten by the next run.
 
-    def _capture(
-        self, count: int, length: int, pool: Any
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        tokens, filled = self._tokens[:count], self._filled[:count]
+        ``tokens`` and ``filled`` are of all rows: a graph may be larger than the step, and
+        writes behind what each of its rows has filled.
+        """
+        self._tokens.copy_(torch.tensor(tokens))
+        self._filled.copy_(torch.tensor(filled))
+        longest = max(filled[:top]) + 1
+        replay = self._captured[at_least(self._rows, top), at_least(self._lengths, longest)]
+        return replay()[:top]
+
+
+def cuda_graphs() -> Callable[[Replay], Replay]:
+    """Captures that share their memory: only one of them runs at a time."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(step: Replay) -> Replay:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library has no types here
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries set themselves up on a first run
-            self._advance(tokens, filled, length)
+            step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            logits = self._advance(tokens, filled, length)
-        return graph, logits
+            logits = step()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+    return capture
 
 
 def sizes(most: int) -> list[int]:
