@@ -18,10 +18,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from workers.engines.packing import PackedLinear, pack
 from workers.engines.text.attention import attend
 from workers.engines.text.batch import Batch
 from workers.engines.text.cache import PagedCache
-from workers.engines.text.packing import PackedLinear, pack
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from workers.engines.speech.bark.gpt import through
+from workers.engines.speech.bark.sampling import draw
 
 
 @dataclass(slots=True, eq=False)
@@ -84,8 +85,7 @@ class FineStage:
         if self._temperature in (None, 1.0):
             chosen = logits.argmax(-1)
         else:
-            chances = torch.softmax(logits / self._temperature, dim=-1)
-            chosen = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            chosen = draw(torch.softmax(logits / self._temperature, dim=-1), [generator])
         sketch.codes[start + first : start + self._span, sketch.codebook] = chosen
         sketch.codebook += 1
         if sketch.codebook == self._all:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from workers.engines.packing import PackedLinear
 from workers.engines.speech.bark.graphs import Graphs
 
 #: (layer, query, key, value) -> what the query found; each of (rows, heads, length, width)
@@ -34,12 +35,12 @@ class Stage:
 
     def __init__(self, model: Any, rows: int, answers: range) -> None:
         self._model = model
-        self._head = model.lm_head.weight[answers.start : answers.stop]
-        self.vocabulary: int = model.lm_head.weight.shape[0]
+        weight = model.lm_head.weight.detach()
+        self._head = PackedLinear(weight[answers.start : answers.stop], None)
+        self.vocabulary: int = weight.shape[0]
         config = model.config
         self._heads, self._longest = config.num_heads, config.block_size
         self._width = config.hidden_size // config.num_heads
-        weight = model.lm_head.weight
         shape = (config.num_layers, rows, self._heads, self._longest, self._width)
         self._keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self._values = torch.zeros_like(self._keys)
@@ -88,7 +89,8 @@ class Stage:
         ) -> torch.Tensor:
             self._keys[layer, slots, :, :length] = key
             self._values[layer, slots, :, :length] = value
-            return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+            causal = query.shape[2] > 1
+            return functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
 
         logits = self._forward(hidden, attend)
         for row in rows:
@@ -139,21 +141,26 @@ class Stage:
 
     def _forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Through all layers; the logits of the last position of each row."""
-        hidden = through(self._model.layers, self._heads, hidden, attend)
+        hidden = through(self._model.layers, self._heads, hidden, attend, last=True)
         last = self._model.layernorm_final(hidden[:, -1])
-        return functional.linear(last, self._head).float()
+        return self._head(last).float()
 
 
-def through(layers: Any, heads: int, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
-    """Hidden states (rows, length, size) through the blocks of a stage."""
-    rows, length, size = hidden.shape
+def through(
+    layers: Any, heads: int, hidden: torch.Tensor, attend: Attend, *, last: bool = False
+) -> torch.Tensor:
+    """Hidden states (rows, length, size) through the blocks of a stage; ``last``: only those of
+    the last position come out, for which the last block need not compute the others."""
+    size = hidden.shape[2]
     for number, block in enumerate(layers):
         joined = block.attn.att_proj(block.layernorm_1(hidden))
         query, key, value = (
-            part.view(rows, length, heads, size // heads).transpose(1, 2)
+            part.unflatten(2, (heads, size // heads)).transpose(1, 2)
             for part in joined.split(size, dim=2)
         )
-        mixed = attend(number, query, key, value).transpose(1, 2).reshape(rows, length, size)
+        if last and number == len(layers) - 1:
+            query, hidden = query[:, :, -1:], hidden[:, -1:]
+        mixed = attend(number, query, key, value).transpose(1, 2).flatten(2)
         hidden = hidden + block.attn.out_proj(mixed)
         hidden = hidden + block.mlp(block.layernorm_2(hidden))
     return hidden

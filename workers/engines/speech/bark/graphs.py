@@ -6,6 +6,7 @@ loaded; a step runs in the smallest that holds it.
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -37,8 +38,8 @@ class Graphs:
         capture = capture or cuda_graphs()
         for count in reversed(self._rows):  # the first capture makes room for the others
             for length in self._lengths:
-                held = self._tokens[:count], self._filled[:count], length
-                self._captured[count, length] = capture(lambda held=held: advance(*held))
+                step = partial(advance, self._tokens[:count], self._filled[:count], length)
+                self._captured[count, length] = capture(step)
 
     def run(self, tokens: list[int], filled: list[int], top: int) -> torch.Tensor:
         """Logits of the first ``top`` rows; they are overwritten by the next run.

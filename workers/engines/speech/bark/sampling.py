@@ -1,5 +1,6 @@
 """The next token of each row, drawn as the library draws it, each row from its own generator."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,19 +22,26 @@ class Sampler:
             device=model.device,
         )
 
-    def choose(self, logits: torch.Tensor, generators: list[torch.Generator]) -> list[int]:
+    def choose(self, logits: torch.Tensor, generators: Sequence[torch.Generator]) -> list[int]:
         """One token for each row of (rows, vocabulary)."""
         read = torch.zeros((len(generators), 1), dtype=torch.long, device=logits.device)
         scores = self._processors(read, logits)
         if not self._draws:
             chosen = scores.argmax(-1)
         else:
-            chances = torch.softmax(scores, dim=-1)
-            chosen = torch.cat(
-                [
-                    torch.multinomial(chances[row], 1, generator=generator)
-                    for row, generator in enumerate(generators)
-                ]
-            )
+            chosen = draw(torch.softmax(scores, dim=-1), generators)
         tokens: list[int] = chosen.tolist()
         return tokens
+
+
+def draw(chances: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """One of each row of (rows, choices); the generators share the rows evenly, in order.
+
+    On a CPU exactly what ``torch.multinomial`` draws: the greatest of the chances over exponential
+    noise. That takes its logarithms one by one, which is most of its time; these are vectorised.
+    """
+    even = torch.empty(chances.shape, dtype=torch.float64, device=chances.device)
+    for part, generator in zip(even.chunk(len(generators)), generators, strict=True):
+        part.uniform_(generator=generator)
+    noise = even.neg_().log1p_().neg_().to(chances.dtype)
+    return (chances / noise).argmax(-1)
