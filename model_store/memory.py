@@ -96,8 +96,7 @@ def cache_bytes_per_token(manifest: Manifest, wish: Wish) -> int:
 
 
 def _of_sound(manifest: Manifest, wish: Wish, kind: str) -> Footprint:
-    """Weights as they are computed, which on a CPU stay where their file is mapped, and caches of
-    a fixed size for each row."""
+    """Weights as they are computed, and caches of a fixed size for each row."""
     halved = kind == "cuda" and manifest.model_type in ("bark", "whisper")
     element = _BYTES.get(wish.dtype or "", 2 if halved else 4)
     row = manifest.cache_positions * (manifest.kv_bytes_per_token or 0) * element // 2

@@ -22,9 +22,9 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: [out, in], bias: [out] or None."""
         super().__init__()
-        self._bias = bias
+        self._bias = None if bias is None else bias.detach().clone()
         self._out = weight.shape[0]
-        self._packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self._packed = _can_pack(weight)
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
             if self._packed
@@ -58,6 +58,30 @@ def pack_all(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
                 setattr(module, name, pack(child))
+
+
+def unmap(model: nn.Module) -> None:
+    """Copy what was not packed: as long as one tensor is where its file is mapped, all of it is."""
+    copies: dict[Tensor, Tensor] = {}  # tied ones stay tied
+    for module in model.modules():
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in own:
+            if tensor not in copies:
+                copy = tensor.detach().clone()
+                is_parameter = isinstance(tensor, nn.Parameter)
+                copies[tensor] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+            setattr(module, name, copies[tensor])
+
+
+def _can_pack(weight: Tensor) -> bool:
+    """Half precision has kernels on some processors only."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if weight.dtype is torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return weight.dtype is torch.float32
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

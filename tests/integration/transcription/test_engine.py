@@ -262,7 +262,7 @@ def test_out_of_memory_for_one_file_is_its_end(desk: Desk, monkeypatch: pytest.M
 
 
 def test_what_is_no_number_is_a_failure(desk: Desk) -> None:
-    weight = desk.engine._loaded.model.proj_out.weight
+    weight = desk.engine._loaded.model.model.decoder.layer_norm.weight
     kept = weight.clone()
     job = desk.job(SHORT)
     weight.fill_(float("nan"))

@@ -10,7 +10,7 @@ import transformers
 from safetensors import SafetensorError
 
 from workers.engines.base import Refused, reason
-from workers.engines.packing import pack_all
+from workers.engines.packing import pack_all, unmap
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.bark.voices import Voices
 from workers.engines.speech.speaker import Speaker
@@ -53,8 +53,10 @@ def _bark(spec: Load) -> tuple[Speaker, int]:
     usual = torch.bfloat16 if spec.device == "cuda" else torch.float32
     model = _model(transformers.BarkModel, spec, Path(spec.path), usual)
     model.codec_model.float()
-    for part in (model.semantic.layers, model.coarse_acoustics.layers, model.fine_acoustics):
-        pack_all(part)
+    if spec.device == "cpu":
+        for part in (model.semantic.layers, model.coarse_acoustics.layers, model.fine_acoustics):
+            pack_all(part)
+        unmap(model)
     codes = model.generation_config.codebook_size
     semantic = model.generation_config.semantic_config["semantic_vocab_size"]
     voices = Voices(Path(spec.path), semantic, codes)

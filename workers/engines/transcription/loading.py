@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from workers.engines.base import Refused, reason
+from workers.engines.packing import pack_all, unmap
 from workers.engines.text.loading import check_sizes
 from workers.protocol import Load
 
@@ -97,6 +98,9 @@ def load(spec: Load) -> LoadedWhisper:
         raise _failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
     _check_fit(model.config, extractor, rules)
     model = model.eval().requires_grad_(False).to(device)
+    if device.type == "cpu":
+        pack_all(model)
+        unmap(model)
     return LoadedWhisper(model, tokenizer, extractor, model.generation_config, rules, dtype, device)
 
 
