@@ -32,7 +32,9 @@ _TEXT = "The quick brown fox jumps over the lazy dog."
 class Studio:
     """Both sides, over one model."""
 
-    def __init__(self, folder: Path, out: str, device: str, threads: int, voice: str | None):
+    def __init__(
+        self, folder: Path, out: str, device: str, threads: int, voice: str | None, rows: int
+    ) -> None:
         self._voice, self._out, self._device = voice, out, device
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self.library = BarkModel.from_pretrained(folder, dtype=dtype).eval().to(device)
@@ -46,7 +48,8 @@ class Studio:
             path=str(folder),
             device=device,
             threads=threads,
-            kv_cache_bytes=1 << 40,  # rows for all
+            max_batch=rows,
+            kv_cache_bytes=1 << 40,  # not the limit
         )
         self.ready = self.engine.load(spec, lambda _part: None)
 
@@ -114,7 +117,7 @@ def main() -> None:
     folder = make_bark(arguments.folder, arguments.shape)
     with tempfile.TemporaryDirectory() as out:
         voice = VOICE if arguments.voice else None
-        studio = Studio(folder, out, arguments.device, arguments.threads, voice)
+        studio = Studio(folder, out, arguments.device, arguments.threads, voice, arguments.requests)
         print(
             f"{arguments.shape}, {studio.ready.dtype} on {studio.ready.device}, voice {voice}, "
             f"{arguments.threads} threads, {arguments.rounds} rounds, medians"
