@@ -23,10 +23,10 @@ from workers import protocol
 _TYPES = {"speech": "audio", "transcription": "audio", "vocoder": "audio"}
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
 #: what requests of a kind have, and models of these families do not
-_NOT_OF = {"bark": frozenset({"speed"}), "speecht5": frozenset({"speed", "language"})}
-_NOT_PARAMETERS = frozenset(
-    {"model", "prompt", "text", "messages", "stream", "timeout", "async", "priority"}
-)
+_NOT_OF = {"bark": {"speed"}, "speecht5": {"speed", "language"}}
+_NOT_PARAMETERS = frozenset({"model", "stream", "timeout", "async", "priority"})
+#: what a request is about
+_INPUTS = {"text": {"prompt", "messages"}, "image": {"prompt"}, "speech": {"text"}}
 #: by what a model makes: the native request, and the defaults that its schema leaves open
 _REQUESTS: dict[str, tuple[type[Body], dict[str, Any]]] = {
     "text": (
@@ -125,8 +125,9 @@ def supported_parameters(kind: str, engine: str, model_type: str | None) -> Mapp
     if kind not in _REQUESTS:
         return {}
     request, defaults = _REQUESTS[kind]
-    never = _NOT_PARAMETERS | (_NEED_A_MODEL if engine == "fake" else frozenset())
-    never |= _NOT_OF.get(model_type or "", frozenset())
+    never = _NOT_PARAMETERS | _INPUTS.get(kind, set()) | _NOT_OF.get(model_type or "", set())
+    if engine == "fake":
+        never |= _NEED_A_MODEL
     properties = schema_of(request)["properties"]
     return {
         name: {

@@ -69,7 +69,8 @@ def test_import_sends_the_absolute_path(stub: Stub) -> None:
     done = run(stub.home, "models", "import", "mine", "--name", "org/mine")
     assert done.returncode == 0, done.stderr
     [body] = stub.bodies("/api/v1/models/import")
-    assert body == {"path": str(stub.home.parent / "mine"), "name": "org/mine"}
+    path = str(stub.home.parent / "mine")
+    assert body == {"path": path, "name": "org/mine", "allow_pickles": False}
     missing = run(stub.home, "models", "import", "nothing", "--name", "x")
     assert missing.returncode == 1
     assert "is not a folder" in missing.stderr

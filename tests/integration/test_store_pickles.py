@@ -157,11 +157,11 @@ def test_the_reader_knows_no_secret_and_ends_when_told(
     seen: list[dict[str, str]] = []
     stop = threading.Event()
 
-    def look() -> None:
-        def readers() -> list[psutil.Process]:
-            children = psutil.Process().children()
-            return [each for each in children if "workers.unpickle" in each.cmdline()]
+    def readers() -> list[psutil.Process]:
+        children = psutil.Process().children()
+        return [each for each in children if "workers.unpickle" in each.cmdline()]
 
+    def look() -> None:
         eventually(readers)
         seen.append(readers()[0].environ())
         stop.set()
@@ -172,7 +172,7 @@ def test_the_reader_knows_no_secret_and_ends_when_told(
         convert(tmp_path, None, stop.is_set)
     watcher.join()
     assert seen == [{}]
-    assert not psutil.Process().children()
+    assert not readers()
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,17 @@ def ask(client: httpx.Client, data: bytes, **fields: Any) -> httpx.Response:
     return client.post(ROUTE, data={"model": MODEL, **fields}, files={"file": ("a.wav", data)})
 
 
+def test_what_a_request_may_set_is_listed(client: httpx.Client) -> None:
+    model = client.get(f"/api/v1/models/{MODEL}").json()
+    assert set(model["supported_parameters"]) == {
+        "language",
+        "prompt",
+        "task",
+        "temperature",
+        "timestamps",
+    }
+
+
 def test_a_form_and_json_say_the_same(client: httpx.Client) -> None:
     form = ask(client, sound(), language="en").json()
     body = {"model": MODEL, "language": "en", "audio": base64.b64encode(sound()).decode()}

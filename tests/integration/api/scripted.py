@@ -101,7 +101,7 @@ class FakeStore:
             raise UnknownModel("There is no such model.")
         return self.manifests[name]
 
-    def import_folder(self, _path: Path, name: str) -> None:
+    def import_folder(self, _path: Path, name: str, **_options: bool) -> None:
         if name in self.manifests:
             raise NameTaken("There is a model of this name.")
         self.manifests[name] = _manifest(name, "text")

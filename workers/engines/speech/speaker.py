@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from workers.engines.base import Refused
 from workers.protocol import SpeechJob
 
+_SHOWN = 12  #: voices that a message names
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Utterance:
@@ -70,7 +72,9 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def unknown_voice(names: Sequence[str]) -> Refused:
-    message = "This model has no voice of that name; details lists those it has."
+    shown = ", ".join(names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more, which details lists" if len(names) > _SHOWN else ""
+    message = f"This model has no voice of that name; it has {shown}{more}."
     if not names:
         message = "This model has one voice only, which has no name."
     details = {"voices": list(names)}
