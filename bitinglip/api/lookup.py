@@ -85,4 +85,5 @@ def describe(services: Services, manifest: Manifest) -> dict[str, Any]:
         ready=cluster.ready(name),
         progress=cluster.progress(name),
         replicas=len([each for each in cluster.replicas(name) if each.state == "ready"]),
+        more_voices=services.settings.model(name).speech.voices,
     )

@@ -1,6 +1,6 @@
 """Shapes of the routes that look at and change the server: models, workers, keys."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any
@@ -79,10 +79,11 @@ def model_info(
     ready: protocol.Ready | None,
     progress: float | None,
     replicas: int,
+    more_voices: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The design's ModelInfo, and what is known beside it; of a loaded model what it really has."""
     kind = model_type(manifest)
-    voices = voices_of(manifest)
+    voices = voices_of(manifest, more_voices)
     return {
         "model_id": manifest.name,
         "name": manifest.name,

@@ -4,6 +4,7 @@ Bark's second presets were published with a table of who speaks; the first ones 
 """
 
 import re
+from collections.abc import Iterable
 
 from model_store.manifest import Manifest
 
@@ -26,9 +27,13 @@ _WOMEN = {
 }
 
 
-def voices_of(manifest: Manifest) -> list[dict[str, str | None]]:
-    """Of each voice its id, and of Bark's presets the language and the gender that are known."""
-    return [_info(name, manifest) for name in manifest.voices]
+def voices_of(manifest: Manifest, more: Iterable[str] = ()) -> list[dict[str, str | None]]:
+    """Of each voice its id, and of Bark's presets the language and the gender that are known.
+
+    ``more``: those that the settings add to the model's own.
+    """
+    names = dict.fromkeys([*manifest.voices, *sorted(more)])
+    return [_info(name, manifest) for name in names]
 
 
 def _info(name: str, manifest: Manifest) -> dict[str, str | None]:

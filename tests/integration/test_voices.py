@@ -14,7 +14,7 @@ import soundfile
 
 from model_store.store import ModelStore
 from tests.conftest import Server, running_server
-from tests.tiny_voices import make_speecht5, make_vits, make_vocoder
+from tests.tiny_voices import WIDTH, make_speecht5, make_vits, make_vocoder
 
 SAY = "/api/v1/inference/text-to-speech"
 SETTINGS = (
@@ -28,6 +28,8 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("voices")
+    np.save(folder / "carl.npy", np.ones(WIDTH, np.float32))
+    settings = (*SETTINGS, f"models.t5.speech.voices.carl={folder / 'carl.npy'}")
     home = folder / "home"
     home.mkdir(mode=0o700)
     store = ModelStore(home / "models")
@@ -35,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store.import_folder(make_speecht5(folder / "t5"), "t5")
     store.import_folder(make_speecht5(folder / "mute"), "mute")
     store.import_folder(make_vocoder(folder / "hifigan"), "hifigan")
-    with running_server(home, *(word for each in SETTINGS for word in ("--set", each))) as server:
+    with running_server(home, *(word for each in settings for word in ("--set", each))) as server:
         yield server
 
 
@@ -75,8 +77,15 @@ def test_what_a_model_can_do_is_listed(client: httpx.Client) -> None:
     assert [voice["id"] for voice in mms["voices"]] == ["speaker_0", "speaker_1"]
     assert "speed" in mms["supported_parameters"]
     t5 = client.get("/api/v1/models/t5").json()
-    assert [voice["id"] for voice in t5["voices"]] == ["anna", "bert"]
+    assert [voice["id"] for voice in t5["voices"]] == ["anna", "bert", "carl"]
     assert not {"speed", "language"} & set(t5["supported_parameters"])
+
+
+def test_a_voice_of_the_settings_speaks(client: httpx.Client) -> None:
+    asked = {"model": "t5", "text": "hello there", "seed": 1}
+    carl, _ = sound_of(client.post(SAY, json={**asked, "voice": "carl"}))
+    anna, _ = sound_of(client.post(SAY, json={**asked, "voice": "anna"}))
+    assert carl.shape != anna.shape or np.abs(carl - anna).max() > 0
 
 
 def test_raw_samples_come_as_the_official_clients_play_them(server: Server) -> None:

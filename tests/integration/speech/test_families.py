@@ -222,6 +222,15 @@ def test_an_unknown_voice_lists_those_of_the_files_and_of_the_settings(
     assert refused.value.details == {"voices": ["anna", "bert", "carl"]}
 
 
+@pytest.mark.parametrize("options", [{"vocoder": "/v"}, {"voices": {"carl": "/c.npy"}}])
+def test_settings_of_speecht5_are_refused_for_others(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    spec = spec_of(make_vits(tmp_path / "m"), speech=SpeechOptions(**options))
+    with pytest.raises(Refused, match="Only SpeechT5 takes"):
+        SpeechEngine().load(spec, lambda _: None)
+
+
 @pytest.mark.parametrize("fault", ["no vocoder", "no voices", "bad voice", "other model"])
 def test_what_does_not_load_says_what_to_do(
     t5: tuple[Path, Path, Booth], tmp_path: Path, fault: str

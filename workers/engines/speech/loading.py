@@ -39,6 +39,8 @@ def load(spec: Load) -> tuple[Speaker, int]:
                 f"Speech models of the type '{str(model_type)[:40]}' do not run here; those of "
                 f"{', '.join(_FAMILIES)} do."
             )
+        if model_type != "speecht5" and spec.speech and (spec.speech.vocoder or spec.speech.voices):
+            raise _failed("Only SpeechT5 takes the settings speech.vocoder and speech.voices.")
         return _FAMILIES[model_type](spec)
     except torch.OutOfMemoryError as error:
         message = "The device has not enough memory for this model."
