@@ -16,6 +16,7 @@ from transformers import AutoProcessor, BarkModel
 from tests.tiny_speech import VOICES, make
 from workers.engines.base import Refused
 from workers.engines.speech.bark.model import Bark, BarkUtterance
+from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.engine import SpeechEngine
 from workers.engines.speech.joining import Joiner
 from workers.engines.speech.sentences import sentences
@@ -140,7 +141,9 @@ def test_text_voice_and_tokens_are_heard_in_the_library_s_own_sound(booth: Booth
 
 
 def test_alone_each_stage_is_the_library_s_bit_for_bit(booth: Booth) -> None:
-    bark = Bark(booth.model, 4)
+    speaker = booth.engine._speaker
+    assert isinstance(speaker, BarkSpeaker)
+    bark = speaker.bark  # its layers packed, as they are served
     for seed, (text, voice) in enumerate(LINES):
         one = utterance(booth, text, voice, seed)
         while one.stage != "done":
