@@ -121,11 +121,14 @@ class Loads:
             self._spawn(work, f"keep {manifest.name}")
 
     def _speech_options(self, own: SpeechModel) -> protocol.SpeechOptions:
-        """A vocoder that is not in the store is none; the engine says what to do about it."""
         try:
             vocoder = str(self._store.path(own.vocoder)) if own.vocoder else None
-        except UnknownModel:
-            vocoder = None
+        except UnknownModel as error:
+            raise StartFailed(
+                "MODEL_LOAD_FAILED",
+                f"The vocoder '{own.vocoder}', which this model's setting speech.vocoder names, is "
+                "not in the store: pull it, or correct the setting.",
+            ) from error
         return protocol.SpeechOptions(vocoder=vocoder, voices=own.voices)
 
     def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:

@@ -21,6 +21,8 @@ SETTINGS = (
     "workers.threads=1",
     "demo=never",
     "models.t5.speech.vocoder=hifigan",
+    "models.lost.speech.vocoder=hifigna",
+    "models.stray.speech.vocoder=hifigna",
     "limits.tiers.free.max_characters=20",
 )
 
@@ -36,6 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store.import_folder(make_vits(folder / "vits", speakers=2), "mms")
     store.import_folder(make_speecht5(folder / "t5"), "t5")
     store.import_folder(make_speecht5(folder / "mute"), "mute")
+    store.import_folder(make_speecht5(folder / "lost"), "lost")
+    store.import_folder(make_vits(folder / "stray"), "stray")
     store.import_folder(make_vocoder(folder / "hifigan"), "hifigan")
     with running_server(home, *(word for each in settings for word in ("--set", each))) as server:
         yield server
@@ -113,6 +117,15 @@ def test_a_model_without_its_vocoder_says_what_to_do(client: httpx.Client) -> No
     assert (answer.status_code, error["code"]) == (502, "MODEL_LOAD_FAILED")
     assert "speech.vocoder" in error["message"]
     assert client.post(SAY, json={"model": "hifigan", "text": "hello"}).status_code == 400
+
+
+@pytest.mark.parametrize("model", ["lost", "stray"])
+def test_a_vocoder_that_is_not_in_the_store_is_named(client: httpx.Client, model: str) -> None:
+    answer = client.post(SAY, json={"model": model, "text": "hello"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (502, "MODEL_LOAD_FAILED")
+    assert "'hifigna'" in error["message"]
+    assert "not in the store" in error["message"]
 
 
 def test_tiers_bound_texts_and_files(server: Server, client: httpx.Client) -> None:

@@ -22,6 +22,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: [out, in], bias: [out] or None."""
         super().__init__()
+        # a copy, because a view would keep the whole file mapped
         self._bias = None if bias is None else bias.detach().clone()
         self._out = weight.shape[0]
         self._packed = _can_pack(weight)
@@ -32,15 +33,15 @@ class PackedLinear(nn.Module):
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [..., in] -> [..., out]"""
-        if self._packed and x.numel():  # oneDNN does not take an empty input
-            packed: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self._weight, self._bias, "none", [], ""
-            )
-            return packed
-        if not x.numel():
+        """x: [..., in] -> [..., out]; in the place of ``forward``, as no hook is ever set here."""
+        if not x.numel():  # oneDNN does not take an empty input
             return x.new_empty(*x.shape[:-1], self._out)
-        return functional.linear(x, self._weight, self._bias)
+        if not self._packed:
+            return functional.linear(x, self._weight, self._bias)
+        packed: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, "none", [], ""
+        )
+        return packed
 
 
 def pack(*layers: nn.Linear) -> PackedLinear:
@@ -74,8 +75,10 @@ def unmap(model: nn.Module) -> None:
 
 
 def _can_pack(weight: Tensor) -> bool:
-    """Half precision has kernels on some processors only."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    """Some builds of torch are without oneDNN, which has half precision on some processors only."""
+    # torch has no types for the question
+    built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if weight.device.type != "cpu" or not built_in:
         return False
     if weight.dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -20,6 +20,7 @@ from tests.tiny_voices import WIDTH, make_speecht5, make_vits, make_vocoder
 from workers.engines.base import Refused
 from workers.engines.speech.engine import SpeechEngine
 from workers.engines.speech.joining import Joiner
+from workers.engines.speech.speaker import unknown_voice
 from workers.protocol import Event, Failed, Load, SpeechJob, SpeechOptions, Spoken, sound_name
 
 RATE = 16_000
@@ -220,6 +221,21 @@ def test_an_unknown_voice_lists_those_of_the_files_and_of_the_settings(
     with pytest.raises(Refused) as refused:
         t5[2].engine.prepare(t5[2].job(voice="../anna"))
     assert refused.value.details == {"voices": ["anna", "bert", "carl"]}
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "one voice only, which has no name."),
+        (12, "it has v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11."),
+        (130, "v11 and 118 more, which details lists."),
+    ],
+)
+def test_a_message_names_as_many_voices_as_can_be_read(count: int, said: str) -> None:
+    names = [f"v{number}" for number in range(count)]
+    refused = unknown_voice(names)
+    assert refused.message.endswith(said)
+    assert refused.details == {"voices": names}
 
 
 @pytest.mark.parametrize("options", [{"vocoder": "/v"}, {"voices": {"carl": "/c.npy"}}])

@@ -87,8 +87,8 @@ def _speecht5(spec: Load) -> tuple[Speaker, int]:
     options = spec.speech
     if options is None or options.vocoder is None:
         raise _failed(
-            "This model needs a vocoder that is in the store: pull one (such as "
-            "microsoft/speecht5_hifigan), and name it in this model's setting speech.vocoder."
+            "This model needs a vocoder: pull one (such as microsoft/speecht5_hifigan), and name "
+            "it in this model's setting speech.vocoder."
         )
     model = _model(transformers.SpeechT5ForTextToSpeech, spec, Path(spec.path), torch.float32)
     vocoder = _model(transformers.SpeechT5HifiGan, spec, Path(options.vocoder), torch.float32)

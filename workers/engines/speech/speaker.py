@@ -72,10 +72,11 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def unknown_voice(names: Sequence[str]) -> Refused:
-    shown = ", ".join(names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more, which details lists" if len(names) > _SHOWN else ""
-    message = f"This model has no voice of that name; it has {shown}{more}."
-    if not names:
+    if names:
+        shown, more = ", ".join(names[:_SHOWN]), len(names) - _SHOWN
+        rest = f" and {more} more, which details lists" if more > 0 else ""
+        message = f"This model has no voice of that name; it has {shown}{rest}."
+    else:
         message = "This model has one voice only, which has no name."
     details = {"voices": list(names)}
     return Refused("INVALID_REQUEST", message, param="voice", details=details)
