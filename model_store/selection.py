@@ -9,7 +9,10 @@ from model_store.errors import BadFiles
 WEIGHTS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ADAPTER = "This is an adapter, not a model; it needs the model it was made for."
-PICKLES_ALLOWED = "With this model's setting allow_pickles, the tensors are taken out of them."
+PICKLES_ALLOWED = (
+    "With --allow-pickles (allow_pickles in the API and in this model's settings), the tensors are "
+    "taken out of them."
+)
 INDEX = "model_index.json"
 _NEVER = (".py", *PICKLES, ".msgpack", ".h5", ".ot", ".onnx")
 _TEXTS = (".json", ".txt", ".model", ".tiktoken", ".jinja")
