@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,9 @@ _REAP_SECONDS = 1.0
 #: What a worker may inherit. Everything else stays behind: keys, tokens, the operator's secrets.
 _INHERITED = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
 _INHERITED |= {"LD_PRELOAD"}  # how another allocator is brought in
+_INHERITED |= {"CC", "CXX", "XDG_CACHE_HOME"}  # what kernels are compiled by, and kept in
 _INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "PYTHON", "OMP_", "MKL_", "KMP_", "TORCH")
+_INHERITED_PREFIXES += ("PYTORCH_", "TRITON_", "CUBLAS_", "CUDNN_", "NCCL_", "MALLOC_")
 #: Workers load from a local folder only; the libraries read most of these at import.
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -31,6 +34,12 @@ _OFFLINE = {
 }
 #: The driver's library counts cards in this order; CUDA by itself takes the fastest first.
 _CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+#: Whether there is a card is asked of NVML. CUDA's own answer starts the driver, which reads
+#: CUDA_VISIBLE_DEVICES there and then: a spare worker could not choose its card any more.
+_CARD_CHECK = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+#: Free memory of the allocator is joined, so that a larger request fits where smaller ones were.
+_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+_ALLOCATOR_NAMES = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
 
 
 class Handle(Protocol):
@@ -66,15 +75,21 @@ class Handle(Protocol):
 
 
 class Launcher(Protocol):
-    def launch(self, name: str, imports: Sequence[str]) -> Handle:
-        """Start a process that imports those modules, says Warm and waits for its Load."""
+    def launch(self, name: str, imports: Sequence[str], visible_devices: str | None) -> Handle:
+        """Start a process that imports those modules, says Warm and waits for its Load.
+
+        ``visible_devices`` is its CUDA_VISIBLE_DEVICES, in force before the first import; None
+        for a spare, whose cards are chosen with its Load.
+        """
         ...
 
 
 class SpawnLauncher:
     """Workers as child processes of this one, by ``multiprocessing``'s spawn."""
 
-    def launch(self, name: str, imports: Sequence[str]) -> "SpawnedWorker":
+    def launch(
+        self, name: str, imports: Sequence[str], visible_devices: str | None
+    ) -> "SpawnedWorker":
         context = multiprocessing.get_context("spawn")
         # A queue and pipes of its own for each process: those of a killed one may stay locked.
         jobs: Queue[bytes] = context.Queue()
@@ -87,7 +102,10 @@ class SpawnLauncher:
             name=f"bitinglip {name}",
             daemon=True,
         )
-        with _environment(worker_environment(dict(os.environ))), _interrupts_held():
+        environ = worker_environment(dict(os.environ), platform.release())
+        if visible_devices is not None:
+            environ["CUDA_VISIBLE_DEVICES"] = visible_devices
+        with _environment(environ), _interrupts_held():
             process.start()
         _let_go(jobs)
         events_child.close()
@@ -111,7 +129,8 @@ class SpawnedWorker:
         self.pid = process.pid
         self.events_fd = events.fileno()
         self.output_fd = output.fileno()
-        self.sentinel = process.sentinel
+        self._pidfd = _pidfd(process.pid)
+        self.sentinel = process.sentinel if self._pidfd is None else self._pidfd
         self._process = process
         self._jobs = jobs
         self._events = events
@@ -128,7 +147,7 @@ class SpawnedWorker:
         self._process.kill()
 
     def reap(self) -> int | None:
-        # The sentinel comes a moment before the process can be waited for.
+        # Where there is no pidfd, the sentinel comes before the process can be waited for.
         self._process.join(_REAP_SECONDS)
         return self._process.exitcode
 
@@ -138,8 +157,23 @@ class SpawnedWorker:
         self._events.close()
         self._death.close()
         self._output.close()
-        self._process.join()
-        self._process.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        if self.reap() is not None:
+            self._process.close()
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process can be waited for; None where the
+    system has none.
+
+    multiprocessing's own sentinel is one of the child's files. The kernel closes those before it
+    frees a card's memory, so a wait that begins then stops the event loop for seconds.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def _let_go(jobs: "Queue[bytes]") -> None:
@@ -150,14 +184,19 @@ def _let_go(jobs: "Queue[bytes]") -> None:
     jobs._ignore_epipe = True  # type: ignore[attr-defined]
 
 
-def worker_environment(environ: dict[str, str]) -> dict[str, str]:
-    """The environment of a worker: what it needs to run, and nothing that is secret."""
+def worker_environment(environ: dict[str, str], kernel: str) -> dict[str, str]:
+    """Give the environment of a worker: what it needs to run, and nothing that is secret.
+
+    ``kernel`` is the kernel's release: under WSL the driver has no expandable segments.
+    """
     kept = {
         name: value
         for name, value in environ.items()
         if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
     }
-    return kept | _OFFLINE | _CARD_ORDER
+    chosen = not _ALLOCATOR_NAMES.isdisjoint(kept) or "microsoft" in kernel.lower()
+    allocator = {} if chosen else _ALLOCATOR
+    return _CARD_CHECK | allocator | kept | _OFFLINE | _CARD_ORDER
 
 
 @contextmanager

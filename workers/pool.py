@@ -19,6 +19,7 @@ from workers.framing import BadFrame, FrameReader, encode_commands
 from workers.launcher import Handle, Launcher
 from workers.output import Output
 from workers.protocol import (
+    DRIVER_STARTED,
     Command,
     Event,
     Heartbeat,
@@ -145,10 +146,21 @@ class WorkerPool:
         return sorted(self._workers, key=lambda worker: worker.id)
 
     async def start(self, worker_id: str, spec: Load) -> Worker:
-        """A worker that serves the model of ``spec``. Raises :class:`StartFailed`."""
-        worker = self._take_spare(spec.engine) or self._launch(
-            worker_id, WARM_IMPORTS.get(spec.engine, ())
-        )
+        """Start a worker that serves the model of ``spec``. Raises :class:`StartFailed`."""
+        spare = self._take_spare(spec.engine)
+        if spare is not None:
+            try:
+                return await self._load(spare, worker_id, spec)
+            except StartFailed as failure:
+                if failure.code != DRIVER_STARTED:
+                    raise
+                log.warning("%s: %s Another process is started.", worker_id, failure.message)
+        imports = WARM_IMPORTS.get(spec.engine, ())
+        worker = self._launch(worker_id, imports, spec.visible_devices)
+        return await self._load(worker, worker_id, spec)
+
+    async def _load(self, worker: Worker, worker_id: str, spec: Load) -> Worker:
+        """Have a process become the worker of ``spec``. Raises :class:`StartFailed`."""
         worker.id, worker.spec = worker_id, spec
         try:
             async with asyncio.timeout(self._load_timeout):
@@ -190,7 +202,7 @@ class WorkerPool:
     def warm_spare(self) -> None:
         """Start the process that becomes the next worker, if one is kept and there is none."""
         if self._keep_spare and self._spare is None:
-            self._spare = self._launch("spare", SPARE_IMPORTS)
+            self._spare = self._launch("spare", SPARE_IMPORTS, None)
 
     async def watch(self) -> None:
         """Kill workers that have gone silent; runs as long as the pool."""
@@ -217,8 +229,8 @@ class WorkerPool:
         worker, self._spare = self._spare, None
         return worker
 
-    def _launch(self, name: str, imports: Sequence[str]) -> Worker:
-        worker = Worker(self._launcher.launch(name, imports), id=name)
+    def _launch(self, name: str, imports: Sequence[str], visible_devices: str | None) -> Worker:
+        worker = Worker(self._launcher.launch(name, imports, visible_devices), id=name)
         self._workers.add(worker)
         loop = asyncio.get_running_loop()
         loop.add_reader(worker.handle.events_fd, self._on_readable, worker)

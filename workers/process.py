@@ -22,6 +22,7 @@ from workers.engines import YIELDING, make_engine
 from workers.engines.base import Engine, Refused
 from workers.framing import decode_commands, write_frame
 from workers.protocol import (
+    DRIVER_STARTED,
     Cancel,
     Event,
     Failed,
@@ -35,6 +36,7 @@ from workers.protocol import (
 )
 
 _PR_SET_PDEATHSIG = 1
+_CUDA_NOT_INITIALIZED = 3
 _SWITCH_SECONDS = 0.0005
 _YIELD = 10  #: niceness: a tenth of the CPU while others want all of it
 _OOM_SCORE = 500  #: of 1000; the gateway's is as it was started, usually 0
@@ -77,10 +79,11 @@ def worker_main(
 
 
 def _load(fd: int, spec: Load) -> Engine:
-    if spec.device == "cuda":
-        # Before anything asks the driver: a process sees only the cards it was given.
-        os.environ["CUDA_VISIBLE_DEVICES"] = spec.visible_devices
-    elif spec.engine in YIELDING:
+    if not _choose_cards(spec.visible_devices):
+        message = "The worker's libraries started the driver before its cards were chosen."
+        write_frame(fd, [LoadFailed(code=DRIVER_STARTED, message=message)])
+        sys.exit(1)
+    if spec.device != "cuda" and spec.engine in YIELDING:
         os.nice(_YIELD)
     started = time.monotonic()
     try:
@@ -98,6 +101,27 @@ def _load(fd: int, spec: Load) -> Engine:
     held = _held_bytes(engine)
     write_frame(fd, [msgspec.structs.replace(ready, load_seconds=seconds, memory_bytes=held)])
     return engine
+
+
+def _choose_cards(visible_devices: str) -> bool:
+    """Let this process see those cards only; "" for none. False if it is too late: the driver
+    reads the variable once, when it starts."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == visible_devices:
+        return True
+    if _driver_has_started():
+        return False
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
+    return True
+
+
+def _driver_has_started() -> bool:
+    """Whether something in this process has started CUDA's driver. Asking does not start it."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # there is none
+        return False
+    count = ctypes.c_int()
+    return bool(driver.cuDeviceGetCount(ctypes.byref(count)) != _CUDA_NOT_INITIALIZED)
 
 
 def _summary(error: BaseException) -> str:

@@ -189,7 +189,13 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     patience: float = 0.0  #: seconds that one step may take, where that is longer than silence may
 
 
+#: The code of a load that another process can do: this one's cards cannot be chosen any more.
+DRIVER_STARTED = "DRIVER_STARTED"
+
+
 class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
+    """``code`` is one of the contract's error codes, or DRIVER_STARTED."""
+
     code: str
     message: str
 

@@ -1,6 +1,7 @@
 """The driver's view of the cards against torch's."""
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ input()
 @contextmanager
 def running(code: str, cards: Sequence[Device]) -> Iterator[tuple[int, list[str]]]:
     """A process with a worker's environment: its id, and the lines that it prints at first."""
-    environ = worker_environment(dict(os.environ))
+    environ = worker_environment(dict(os.environ), platform.release())
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(card.id for card in cards)
     child = subprocess.Popen(
         [sys.executable, "-c", code],

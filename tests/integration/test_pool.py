@@ -181,7 +181,7 @@ def test_a_load_of_nothing_fails_with_a_reason() -> None:
 def test_no_secret_reaches_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary")
     monkeypatch.setenv("BITINGLIP_API_KEY", "canary")
-    assert "canary" not in worker_environment(dict(os.environ)).values()
+    assert "canary" not in worker_environment(dict(os.environ), "6.1.0").values()
 
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
         worker = await pool.start("echo/0", fake())

@@ -216,5 +216,5 @@ def test_a_partitioned_card_is_its_instances() -> None:
 
 
 def test_workers_count_cards_as_the_driver_does() -> None:
-    environ = worker_environment({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})
+    environ = worker_environment({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, "6.1.0")
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
