@@ -20,7 +20,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None  #: how many alternatives to report beside each sampled token
-    seed: int | None = None  #: the same seed gives the same tokens whatever runs beside it
+    #: The same seed gives the same tokens: on a CPU whatever runs beside it, on a card in the same
+    #: batch, since products of other sizes round otherwise there.
+    seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 

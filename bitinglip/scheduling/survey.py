@@ -20,6 +20,9 @@ from workers.engines import SPREADING
 _BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it
 _BLOCKED_SECONDS = 30.0  #: before it is worth asking again for a place that others hold
 _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
+#: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
+#: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
+_DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -270,9 +273,17 @@ class Survey:
 
 
 def _held_by(replica: Replica, reading: Reading, pid: int | None) -> int | None:
-    """What the driver says of its process, else the worker itself; None: nobody does."""
+    """Bytes that a replica holds on a device: as the driver says of its process, else as the
+    worker itself says; None if neither does.
+
+    In a container the driver may number processes as the host does, so that our number is
+    another program's. Its figure counts only where it is near the worker's own.
+    """
     told = reading.processes.get(pid) if pid is not None else None
     beat = replica.worker.heartbeat if replica.worker is not None else None
-    if told is None and beat is not None:
-        return beat.memory_bytes // len(replica.devices)
+    if beat is None:
+        return told
+    own = beat.memory_bytes // len(replica.devices)
+    if told is None or not own - _DRIVER_LESS <= told <= own + _DRIVER_MORE:
+        return own
     return told

@@ -1,5 +1,6 @@
 """What other programs hold: what the driver shows, less what is ours, told or not."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from bitinglip.scheduling.replica import Replica
 from bitinglip.scheduling.survey import Survey
 from bitinglip.settings import Settings
 from workers.devices import Devices, Reading
+from workers.protocol import Heartbeat
 
 MODEL = {"engine": "fake", "device": "cuda"}
 
@@ -34,6 +36,17 @@ def test_a_worker_that_loads_is_no_stranger() -> None:
     for used in (0, 10, 40):
         ours.note({"fake0": Reading(used, {7: used})}, [replica()], {"m/0": 7})
         assert ours.foreign("fake0") == 0
+
+
+@pytest.mark.parametrize(("told", "foreign"), [(19, 21), (22, 18), (3, 20), (32, 20)])
+def test_a_driver_s_figure_counts_only_near_the_worker_s_own(told: int, foreign: int) -> None:
+    """In a container the driver's process numbers may be those of other programs. In GiB."""
+    ours = survey()
+    loaded = replica()
+    beat = Heartbeat(steps=1, in_flight=0, memory_bytes=20 << 30)
+    loaded.worker = SimpleNamespace(heartbeat=beat)  # type: ignore[assignment]
+    ours.note({"fake0": Reading(40 << 30, {7: told << 30})}, [loaded], {"m/0": 7})
+    assert ours.foreign("fake0") == foreign << 30
 
 
 @pytest.mark.parametrize("before", [0, 30])
