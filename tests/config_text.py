@@ -19,7 +19,7 @@ HEAD = """\
 #
 # Order: defaults < this file (--config, else ./config.yaml, else $BITINGLIP_HOME/config.yaml)
 # < environment (BITINGLIP_SERVER__PORT=8081) < --set server.port=8081 < flags.
-# Made from bitinglip/settings.py by tests/config_text.py.
+# Made from bitinglip/settings/ by tests/config_text.py.
 """
 MODEL = "demo-echo"
 

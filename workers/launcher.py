@@ -19,7 +19,16 @@ _REAP_SECONDS = 1.0
 _INHERITED = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
 _INHERITED |= {"LD_PRELOAD"}  # how another allocator is brought in
 _INHERITED |= {"CC", "CXX", "XDG_CACHE_HOME"}  # what kernels are compiled by, and kept in
-_INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "PYTHON", "OMP_", "MKL_", "KMP_", "TORCH")
+_INHERITED_PREFIXES: tuple[str, ...] = (
+    "LC_",
+    "CUDA_",
+    "NVIDIA_",
+    "PYTHON",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "TORCH",
+)
 _INHERITED_PREFIXES += ("PYTORCH_", "TRITON_", "CUBLAS_", "CUDNN_", "NCCL_", "MALLOC_")
 #: Workers load from a local folder only; the libraries read most of these at import.
 _OFFLINE = {

@@ -1,0 +1,96 @@
+"""Every setting: name, type, default and one line of help.
+
+``config.yaml`` at the repository's root shows the same list; a test holds the two together, and
+another that each setting is read by somebody. ``settings_loader`` reads the layers.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bitinglip.settings.limits import (
+    Enterprise,
+    ImageLimits,
+    Limits,
+    Operator,
+    Pro,
+    SpeechLimits,
+    Tier,
+    Tiers,
+    TranscriptionLimits,
+)
+from bitinglip.settings.models import (
+    Balancing,
+    Fake,
+    ImageModel,
+    Model,
+    SamplingDefaults,
+    SpeechModel,
+)
+from bitinglip.settings.sections import (
+    Devices,
+    FakeDevice,
+    Files,
+    Hub,
+    Logging,
+    Queue,
+    ResidencyRules,
+    Section,
+    Security,
+    Server,
+    Tasks,
+    Workers,
+)
+
+__all__ = [
+    "Balancing",
+    "Devices",
+    "FakeDevice",
+    "ImageLimits",
+    "ImageModel",
+    "Logging",
+    "Model",
+    "SamplingDefaults",
+    "Section",
+    "Server",
+    "Settings",
+    "SpeechLimits",
+    "SpeechModel",
+    "Tier",
+    "Tiers",
+    "TranscriptionLimits",
+    "as_plain",
+]
+
+
+class Settings(Section):
+    server: Server = Server()
+    security: Security = Security()
+    workers: Workers = Workers()
+    devices: Devices = Devices()
+    queue: Queue = Queue()
+    residency: ResidencyRules = ResidencyRules()
+    limits: Limits = Limits()
+    tasks: Tasks = Tasks()
+    files: Files = Files()
+    hub: Hub = Hub()
+    logging: Logging = Logging()
+    demo: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="create demo models: auto (if the store is empty), always or never",
+    )
+    models: dict[str, Model] = Field({}, description="per-model settings, by model name")
+
+    def model(self, name: str) -> Model:
+        return self.models.get(name, Model())
+
+    def keep_alive(self, name: str) -> float | None:
+        """Seconds for which an unused model stays loaded; None: until its memory is needed."""
+        own = self.model(name)
+        kept = self.residency.keep_alive if own.keep_alive is None else own.keep_alive
+        return None if own.pin or kept == "forever" else float(kept)
+
+
+def as_plain(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON types, for ``config show``."""
+    return settings.model_dump(mode="json")

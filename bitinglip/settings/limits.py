@@ -1,0 +1,103 @@
+"""Limits of requests: by tier of the caller's key, and by kind of request."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bitinglip.settings.sections import Section
+
+_TIER_PRIORITY = (
+    "scheduling priority: higher is served first; under load lower tiers are limited first"
+)
+_TIER_WEIGHT = "share of a key among keys of the same priority"
+
+
+class Tier(Section):
+    """What a key's tier is worth in the queues."""
+
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(0, description=_TIER_PRIORITY)
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(1, description=_TIER_WEIGHT)
+    max_queue: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="maximum queued requests per key; null sets no limit"
+    )
+    max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="maximum megapixels per image request, all images together; null sets no limit",
+    )
+    max_characters: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="maximum characters per speech request; null uses limits.speech.max_characters",
+    )
+    max_audio_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="maximum seconds per transcription; null uses limits.transcription.max_seconds",
+    )
+    max_audio_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="maximum bytes of an audio file; null uses server.max_upload_bytes",
+    )
+
+
+class Pro(Tier):
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(1, description=_TIER_PRIORITY)
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(4, description=_TIER_WEIGHT)
+
+
+class Enterprise(Tier):
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(2, description=_TIER_PRIORITY)
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(16, description=_TIER_WEIGHT)
+
+
+class Operator(Tier):
+    priority: Annotated[int, Field(ge=0, le=100)] = Field(3, description=_TIER_PRIORITY)
+    weight: Annotated[float, Field(gt=0, le=1000)] = Field(16, description=_TIER_WEIGHT)
+
+
+class Tiers(Section):
+    free: Tier = Tier()
+    pro: Pro = Pro()
+    enterprise: Enterprise = Enterprise()
+    operator: Operator = Operator()
+
+
+class ImageLimits(Section):
+    """What one request for images may ask for; sides in pixels."""
+
+    min_side: Annotated[int, Field(ge=8)] = Field(
+        64, description="minimum width and height of an image in pixels"
+    )
+    max_side: Annotated[int, Field(ge=8)] = Field(
+        2048, description="maximum width and height of an image in pixels"
+    )
+    max_steps: Annotated[int, Field(ge=1)] = Field(
+        150, description="maximum denoising steps per image"
+    )
+    max_images: Annotated[int, Field(ge=1, le=64)] = Field(
+        8, description="maximum images per request"
+    )
+    max_guidance: Annotated[float, Field(ge=0)] = Field(50, description="maximum guidance_scale")
+
+
+class SpeechLimits(Section):
+    max_characters: Annotated[int, Field(ge=1)] = Field(
+        4096, description="maximum characters per speech request"
+    )
+
+
+class TranscriptionLimits(Section):
+    max_seconds: Annotated[float, Field(gt=0)] = Field(
+        14_400, description="maximum seconds of audio per request"
+    )
+    max_channels: Annotated[int, Field(ge=1, le=64)] = Field(
+        8, description="maximum channels of an audio file (it is mixed down to mono)"
+    )
+    max_sample_rate: Annotated[int, Field(ge=8000)] = Field(
+        768_000, description="maximum sample rate of an audio file in Hz"
+    )
+
+
+class Limits(Section):
+    tiers: Tiers = Tiers()
+    images: ImageLimits = ImageLimits()
+    speech: SpeechLimits = SpeechLimits()
+    transcription: TranscriptionLimits = TranscriptionLimits()

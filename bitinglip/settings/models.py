@@ -1,0 +1,157 @@
+"""Settings of one model, under ``models.<name>`` in config.yaml."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
+
+Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
+
+
+class SamplingDefaults(Section):
+    """What a request leaves open is taken from here, then from the API's own defaults."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="default maximum tokens of an answer; null uses the API's default"
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="default sampling temperature; 0 is greedy; null uses the API's default"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="default nucleus sampling threshold; null uses the API's default"
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="default number of likeliest tokens to sample from; null is all"
+    )
+
+
+class ImageModel(Section):
+    """How an image model runs, and what its requests mean that leave these open."""
+
+    width: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="default width of an image in pixels; null is 1024"
+    )
+    height: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="default height of an image in pixels; null is 1024"
+    )
+    steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="default denoising steps; null is 50"
+    )
+    guidance_scale: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="default guidance scale; null is 7.5, or the pipeline's own",
+    )
+    scheduler: str | None = Field(None, description="default scheduler; null uses the model's own")
+    metadata: bool = Field(True, description="write the generation parameters into the image files")
+    max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="maximum megapixels per image; null uses limits.images"
+    )
+    offload: Literal["auto", "none", "model", "group"] = Field(
+        "auto",
+        description="CPU offload: none, model or group; auto offloads only what does not fit",
+    )
+    compile: bool = Field(
+        False, description="compile the denoiser with torch.compile; loading takes minutes longer"
+    )
+    step_cache: Literal["none", "first_block"] = Field(
+        "none",
+        description="step cache: first_block skips blocks that change little; lowers fidelity",
+    )
+    loras: dict[str, str] = Field(
+        {}, description="LoRA files (safetensors) by the names used in requests"
+    )
+    default_loras: dict[str, float] = Field(
+        {}, description="LoRAs and their scales applied when a request names none"
+    )
+
+    @model_validator(mode="after")
+    def _defaults_are_there(self) -> Self:
+        if unknown := sorted(set(self.default_loras) - set(self.loras)):
+            raise ValueError(f"default_loras names {unknown[0]!r}, which loras does not")
+        return self
+
+
+class SpeechModel(Section):
+    """What requests for speech mean that leave these open; what a model needs beside its files."""
+
+    voice: str | None = Field(
+        None, description="default voice; null uses the model without a voice"
+    )
+    language: str | None = Field(
+        None, description="default language of a voice that is named without one"
+    )
+    metadata: bool = Field(
+        True, description="mark the audio files as machine-generated in their metadata"
+    )
+    vocoder: str | None = Field(
+        None, description="vocoder of a SpeechT5 model: the name of a model in the store"
+    )
+    voices: dict[str, str] = Field(
+        {},
+        description="speaker vectors (.npy) of a SpeechT5 model by the names used in requests",
+    )
+
+
+class Fake(Section):
+    load_seconds: Seconds = Field(0, description="seconds that loading takes")
+    tokens_per_second: Annotated[float, Field(ge=0)] = Field(
+        0, description="tokens per second per request; 0 is unlimited"
+    )
+    memory_bytes: Bytes = Field(0, description="device memory in bytes that the engine claims")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="maximum requests run at once")
+    faults: bool = Field(False, description="obey fault prompts such as !crash and !hang")
+    load_fault: Literal["crash", "hang", "oom", "garbage", "error"] | None = Field(
+        None, description="how loading fails, if faults is true; null loads normally"
+    )
+
+    @model_validator(mode="after")
+    def _faults_are_allowed(self) -> Self:
+        if self.load_fault is not None and not self.faults:
+            raise ValueError("load_fault needs faults: true")
+        return self
+
+
+class Model(Section):
+    """Settings of one model, under models.<name>."""
+
+    engine: str | None = Field(
+        None, description="engine that runs the model; null detects it from the files"
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        None,
+        description="number format of the weights; null follows the files and the device",
+    )
+    device: Literal["cpu", "cuda"] | None = Field(
+        None, description="device kind; null prefers cuda over cpu"
+    )
+    max_context: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="maximum tokens of prompt and answer together; null uses the model's own"
+    )
+    kv_cache_bytes: Bytes | None = Field(
+        None, description="memory budget in bytes of the KV cache; null uses the engine's default"
+    )
+    max_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="maximum requests run at once; null uses the engine's default"
+    )
+    allow_pickles: bool = Field(
+        False, description="convert weights that come as pickles only, on pull or import"
+    )
+    preload: bool = Field(False, description="load the model when the server starts")
+    pin: bool = Field(False, description="never evict or unload the model")
+    keep_alive: KeepAlive | None = Field(
+        None,
+        description="idle time after which the model is unloaded; null uses residency.keep_alive",
+    )
+    replicas: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="maximum workers that run the model at once, as far as memory allows"
+    )
+    balancing: Balancing = Field(
+        "least_work", description="load balancing: least_work, round_robin, weighted or sticky"
+    )
+    sampling: SamplingDefaults = Field(
+        SamplingDefaults(), description="sampling defaults of the model's requests"
+    )
+    image: ImageModel = Field(ImageModel(), description="settings of an image model")
+    speech: SpeechModel = Field(SpeechModel(), description="settings of a speech model")
+    fake: Fake = Field(Fake(), description="settings of the fake engine")

@@ -1,0 +1,169 @@
+"""Settings of the server and its parts, one class per section of config.yaml."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0)]
+
+_SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([smhd])", re.ASCII)
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    """``10m`` is 600 seconds; everything else is left to the field."""
+    match = _SPAN.fullmatch(value) if isinstance(value, str) else None
+    return float(match[1]) * _UNITS[match[2]] if match else value
+
+
+#: how long something unused is kept: seconds, a span such as 30m, or forever
+KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(_seconds)]
+
+
+class Server(Section):
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Port = Field(8080, description="port to listen on; 0 takes a free one")
+    max_body_bytes: Bytes = Field(10_485_760, description="maximum size of a JSON body in bytes")
+    max_upload_bytes: Bytes = Field(
+        104_857_600, description="maximum size of a multipart form, files included, in bytes"
+    )
+    drain_timeout: Seconds = Field(
+        30, description="seconds to wait for running requests at shutdown"
+    )
+    allowed_hosts: list[str] = Field(
+        [], description="Host header values accepted besides loopback and the bound address"
+    )
+    cors_origins: list[str] = Field([], description="web origins (CORS) that may call the API")
+    tls_cert: str | None = Field(
+        None, description="TLS certificate file (PEM); setting it enables HTTPS"
+    )
+    tls_key: str | None = Field(None, description="private key file (PEM) of tls_cert")
+    request_timeout: Seconds = Field(
+        600, description="maximum seconds per request, time in the queue included"
+    )
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: set both, or neither")
+        return self
+
+
+class Security(Section):
+    require_api_key: bool = Field(True, description="require a valid API key on every request")
+    allow_insecure: bool = Field(
+        False, description="allow listening beyond loopback while require_api_key is false"
+    )
+
+
+class Workers(Section):
+    heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
+        30, description="seconds without a heartbeat before a worker is killed"
+    )
+    load_timeout: Seconds = Field(600, description="maximum seconds for loading a model")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        3, description="worker crashes within restart_window before a model is taken out of service"
+    )
+    restart_window: Seconds = Field(
+        60, description="length in seconds of the window in which max_restarts counts crashes"
+    )
+    spare: bool = Field(
+        True,
+        description="keep an idle process with the libraries imported, so that models load faster",
+    )
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="CPU threads per worker; null uses one per core"
+    )
+
+
+class FakeDevice(Section):
+    name: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        description="name of the simulated device", examples=["card"]
+    )
+    memory_bytes: Annotated[int, Field(gt=0)] = Field(
+        description="memory of the simulated device in bytes", examples=[85_899_345_920]
+    )
+
+
+class Devices(Section):
+    fake: list[FakeDevice] = Field(
+        [], description="simulated devices that replace the machine's, for tests"
+    )
+    cpu_memory_bytes: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="memory budget in bytes for models on the CPU; null uses 80 % of RAM"
+    )
+    headroom_bytes: Bytes = Field(
+        268_435_456,
+        description="bytes kept free on each accelerator for the driver and fragmentation",
+    )
+    page_cache_bytes: Bytes | None = Field(
+        None,
+        description="bytes of RAM that cache unloaded models' files; null is a quarter, 0 disables",
+    )
+
+
+class Queue(Section):
+    max_waiting: Annotated[int, Field(ge=0)] = Field(
+        256,
+        description="maximum requests queued per model; further ones are refused with QUEUE_FULL",
+    )
+    ageing: Annotated[float, Field(gt=0)] = Field(
+        10,
+        description="seconds a key waits unserved before its priority rises by one level",
+    )
+
+
+class ResidencyRules(Section):
+    keep_alive: KeepAlive = Field(
+        1800, description="idle time after which a model is unloaded: seconds, 30m, or forever"
+    )
+    min_seconds: Seconds = Field(
+        20,
+        description="minimum seconds a model in use stays loaded, or 4 x its load time if less",
+    )
+    patience: Seconds = Field(
+        15, description="seconds requests wait for memory before a model in use is drained for them"
+    )
+
+
+class Files(Section):
+    retention: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="seconds that a generated file is kept; null uses tasks.retention"
+    )
+    max_bytes: Bytes = Field(
+        21_474_836_480,
+        description="maximum bytes of generated files on disk; beyond it the oldest are deleted",
+    )
+
+
+class Tasks(Section):
+    retention: Annotated[float, Field(ge=1)] = Field(
+        86_400, description="seconds that a finished task and its result are kept"
+    )
+
+
+class Hub(Section):
+    endpoint: str | None = Field(
+        None, description="URL of a Hugging Face mirror; null uses the hub itself"
+    )
+    token_file: str | None = Field(
+        None, description="file that holds the Hugging Face token; null uses HF_TOKEN"
+    )
+    offline: bool = Field(False, description="never contact the hub")
+
+
+class Logging(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="minimum level that is logged"
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description="log format; auto is console on a terminal, else JSON lines"
+    )
