@@ -149,8 +149,12 @@ def _cache(manifest: Manifest, wish: Wish, kind: str, rows: int) -> int:
 
 
 def _element(manifest: Manifest, wish: Wish) -> int:
-    """Bytes of one number as it will be computed; float16 becomes bfloat16 on a CPU."""
-    return _BYTES.get(wish.dtype or "", _stored(manifest))
+    """Bytes of one number as it will be computed; float16 becomes bfloat16 on a CPU, and text
+    models stored in float32 run in half precision on a card."""
+    stored = _stored(manifest)
+    if manifest.kind == "text" and wish.device == "cuda":
+        stored = min(2, stored)
+    return _BYTES.get(wish.dtype or "", stored)
 
 
 def _stored(manifest: Manifest) -> int:

@@ -179,7 +179,10 @@ def _steps(manifest: Manifest, wish: Wish) -> list[list[dict[str, str | int]]]:
     if manifest.kind == "image":
         return _image_steps(wish)
     steps: list[list[dict[str, str | int]]] = []
-    if (wish.dtype or manifest.dtype) == "float32":
+    halved = estimate(manifest, replace(wish, dtype="bfloat16"))
+    if (wish.dtype or manifest.dtype) == "float32" and halved.total < estimate(
+        manifest, wish
+    ).total:
         steps.append([{"dtype": "bfloat16"}])
     context = wish.max_context or manifest.max_context or 0
     steps.append([{"max_context": size} for size in _CONTEXTS if size < context])

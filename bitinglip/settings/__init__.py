@@ -9,11 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bitinglip.settings.limits import (
-    Enterprise,
     ImageLimits,
     Limits,
-    Operator,
-    Pro,
     SpeechLimits,
     Tier,
     Tiers,
@@ -21,7 +18,6 @@ from bitinglip.settings.limits import (
 )
 from bitinglip.settings.models import (
     Balancing,
-    Fake,
     ImageModel,
     Model,
     SamplingDefaults,

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from tests.tiny_models import FAMILIES, make_tiny_model
+from tests.integration.text_runs import distance_from_library
+from tests.tiny_models import FAMILIES, VOCAB, make_tiny_model, train_tokenizer
 from workers.engines.text.engine import TextEngine
+from workers.engines.text.sampler import Sampler, collect
+from workers.engines.text.sampling_params import SamplingParams
 from workers.protocol import Cancelled, Done, Event, Load, Sampling, TextJob
 
 pytestmark = [
@@ -15,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+MIB = 1024 * 1024
 PROMPTS = ["one two three", "a longer prompt that takes several pieces to compute", "T"]
 
 
@@ -81,3 +85,93 @@ def test_bfloat16_samples_repeat_with_their_seed_and_cancel_in_one_step(tmp_path
     assert [type(event) for event in engine.step()] == [Cancelled]
     assert not any(engine.books().values())
     engine.close()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.3)])
+def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
+    tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    path = make_tiny_model("qwen3", tmp_path)
+    engine = load(path, dtype)
+    jobs = [job(str(number), prompt, logprobs=3) for number, prompt in enumerate(PROMPTS)]
+    prompts = {}
+    for one in jobs:
+        prepared = engine.prepare(one)
+        prompts[one.id] = prepared.prompt
+        engine.submit(prepared)
+    ends = [event for event in finish(engine) if isinstance(event, Done)]
+    engine.close()
+    assert len(ends) == len(jobs)
+    for end in ends:
+        likelier, off = distance_from_library(
+            path, getattr(torch, dtype), "cuda", prompts[end.id], end
+        )
+        assert max(likelier, off) <= tolerance
+
+
+def test_a_load_reserves_no_more_than_it_holds(tmp_path: Path) -> None:
+    """Parts that are joined on the card would leave gaps of half the model's size."""
+    tokenizer = train_tokenizer()
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    engine = load(tmp_path, "bfloat16")
+    after = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    told = engine.device_bytes()
+    engine.close()
+    assert after - before <= 48 * MIB
+    assert told is not None
+    assert told <= torch.cuda.memory_reserved() + 500 * MIB
+
+
+MIXED: list[dict[str, object]] = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_p": 0.95},
+    {"temperature": 1.2, "top_k": 40, "min_p": 0.01},
+    {"temperature": 1.0, "top_k": 700, "top_p": 0.9, "repetition_penalty": 1.2},
+    {"presence_penalty": 0.5, "frequency_penalty": 0.2, "logit_bias": {7: 2.0}},
+    {"temperature": 0.9, "top_p": 0.9, "logprobs": 4},
+    {"logprobs": 0},
+]
+
+
+def test_sampling_waits_for_the_device_only_to_take_the_tokens() -> None:
+    vocab = 5000
+    rows = [
+        SamplingParams(Sampling(max_tokens=1, **settings), number, (1, 2), vocab)  # type: ignore[arg-type]
+        for number, settings in enumerate(MIXED * 8)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(len(rows), vocab, generator=generator) * 5 for _ in range(3)]
+    there, here = Sampler(), Sampler()
+    differ = 0
+    for position, values in enumerate(logits):
+        on_card = values.to("cuda")
+        positions = [position] * len(rows)
+        if position:  # the first call loads kernels, and notes the prompts
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            pending = there.enqueue(on_card, rows, positions)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found = collect(pending)
+        for slots, tokens in pending.said():
+            there.penalties.count(slots, tokens)
+        expected = here.sample(values, rows, positions)
+        pairs = list(zip(found, expected, strict=True))
+        differ += sum(one.token != other.token for one, other in pairs)
+        for one, other in pairs:
+            assert (one.logprobs is None) == (other.logprobs is None)
+    # The card's logarithms round otherwise, so a draw between two that are very close may differ.
+    assert differ <= 3

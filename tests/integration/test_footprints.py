@@ -92,4 +92,5 @@ def test_weights_are_counted_from_the_files(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     make_demo_models(store, ["demo-text"])
     manifest = store.get("demo-text")
-    assert estimate(manifest, Wish("cuda")).weights == manifest.weight_bytes
+    assert estimate(manifest, Wish("cuda", dtype="float32")).weights == manifest.weight_bytes
+    assert estimate(manifest, Wish("cuda")).weights == manifest.weight_bytes // 2

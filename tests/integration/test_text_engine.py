@@ -1,7 +1,7 @@
 """The text engine on tiny real models, against the library's own generate()."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.integration.text_runs import BLOCK_SIZE, done, finish, job, load, run
+from tests.integration.text_runs import (
+    BLOCK_SIZE,
+    distance_from_library,
+    done,
+    finish,
+    job,
+    load,
+    run,
+)
 from tests.tiny_models import (
     EOS,
     FAMILIES,
@@ -104,6 +112,21 @@ def test_greedy_output_is_that_of_generate_alone_and_in_any_company(
         assert run(engine, one)[one.id].text == expected[one.id]
     events = random_arrival(engine, jobs, seed=len(family))
     assert {name: end.text for name, end in done(events).items() if name in expected} == expected
+    engine.close()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.3)])
+def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
+    models: dict[str, Path], dtype: str, tolerance: float
+) -> None:
+    engine, _ = load(models["qwen3"], step_tokens=11, dtype=dtype)
+    jobs = [job(str(n), prompt, logprobs=3) for n, prompt in enumerate(PROMPTS[:3])]
+    prompts = {one.id: engine.prepare(one).prompt for one in jobs}
+    for name, end in run(engine, *jobs).items():
+        found = distance_from_library(
+            models["qwen3"], getattr(torch, dtype), "cpu", prompts[name], end
+        )
+        assert max(found) <= tolerance
     engine.close()
 
 
@@ -332,54 +355,6 @@ def test_a_row_whose_output_is_not_a_number_fails_alone(
     assert done(events)["good"].text == alone
     for number in range(6):
         assert run(engine, job(str(number)))[str(number)].text == alone, "its blocks are clean"
-    engine.close()
-
-
-def out_of_memory_when(
-    engine: TextEngine, monkeypatch: pytest.MonkeyPatch, too_much: Callable[[Plan], bool]
-) -> None:
-    """A device that is too small for some plans: it fails as CUDA does, and computes the rest."""
-    whole = engine._runner.run
-
-    def run_or_fail(plan: Plan) -> Any:
-        if too_much(plan):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(plan)
-
-    monkeypatch.setattr(engine._runner, "run", run_or_fail)
-
-
-@pytest.mark.parametrize("most_tokens", [1, 2, 5])
-def test_with_too_little_memory_for_a_step_the_step_is_made_smaller(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, most_tokens: int
-) -> None:
-    engine, _ = load(models["llama"])
-    jobs = [job(str(number), prompt) for number, prompt in enumerate(PROMPTS)]
-    alone = {one.id: run(engine, one)[one.id].text for one in jobs}
-    out_of_memory_when(engine, monkeypatch, lambda plan: plan.tokens > most_tokens)
-    for one in jobs:
-        engine.submit(engine.prepare(one))
-    events = finish(engine)
-    assert not [event for event in events if isinstance(event, Failed)]
-    assert {name: end.text for name, end in done(events).items()} == alone
-    engine.close()
-
-
-def test_only_a_request_that_does_not_fit_by_itself_fails(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, _ = load(models["llama"])
-    alone = run(engine, job("small"))["small"].text
-    out_of_memory_when(
-        engine, monkeypatch, lambda plan: "large" in {c.sequence.id for c in plan.chunks}
-    )
-    engine.submit(engine.prepare(job("small")))
-    engine.step()
-    engine.submit(engine.prepare(job("large", PROMPTS[5])))
-    events = finish(engine)
-    failures = [event for event in events if isinstance(event, Failed)]
-    assert [(event.id, event.code) for event in failures] == [("large", "OUT_OF_MEMORY")]
-    assert done(events)["small"].text == alone
     engine.close()
 
 

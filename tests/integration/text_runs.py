@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from workers.engines.text.engine import TextEngine
 from workers.protocol import Cancelled, Done, Event, Failed, Load, Ready, Sampling, TextJob
 
@@ -45,3 +48,22 @@ def done(events: list[Event]) -> dict[str, Done]:
     finals = [event for event in events if isinstance(event, Done | Failed | Cancelled)]
     assert len({event.id for event in finals}) == len(finals), "one final event each"
     return {event.id: event for event in finals if isinstance(event, Done)}
+
+
+@torch.inference_mode()
+def distance_from_library(
+    path: Path, dtype: torch.dtype, device: str, prompt: list[int], end: Done
+) -> tuple[float, float]:
+    """Compare a greedy answer with logprobs with what the library computes for its tokens.
+
+    -> by how much another token was likelier at most, and how far off a logprob is at most
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    said = [one.id for one in end.logprobs]
+    ids = torch.tensor([[*prompt, *said]], device=device)
+    logits = model.to(device).eval()(input_ids=ids).logits[0].float()
+    expected = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [said, vocab]
+    chosen = expected.gather(1, ids[0, len(prompt) :, None])[:, 0]
+    reported = torch.tensor([one.logprob for one in end.logprobs], device=device)
+    likelier = (expected.amax(-1) - chosen).max().item()
+    return likelier, (reported - chosen).abs().max().item()

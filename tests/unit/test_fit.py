@@ -36,7 +36,7 @@ def card(free: int, *evictable: tuple[str, int], name: str = "0") -> Room:
     return Room(name, "card", "cuda", 80 * GB, free * GB, tuple((m, n * GB) for m, n in evictable))
 
 
-CUDA = Wish("cuda")
+CUDA = Wish("cuda", dtype="float32")
 
 
 def test_free_memory_is_taken_where_it_is_tightest() -> None:
@@ -70,6 +70,11 @@ def test_settings_that_help_only_together_are_offered_together() -> None:
     (way,) = fit_info(fit(LLAMA, [CUDA], [card(17)], need))["ways_out"]
     assert way["setting"][0] == "models.llama.dtype"
     assert len(way["setting"]) == len(way["value"]) > 1
+
+
+def test_half_precision_is_not_offered_where_it_is_the_default() -> None:
+    (way,) = fit_info(fit(LLAMA, [Wish("cuda")], [card(17)], need))["ways_out"]
+    assert "models.llama.dtype" not in way["setting"]
 
 
 def test_nothing_is_offered_that_would_not_fit() -> None:
@@ -132,10 +137,12 @@ def _check(place: Place, needed: int, found: list[Room]) -> None:
 @pytest.mark.parametrize(
     ("wish", "weights", "cache"),
     [
-        (Wish("cuda"), 32 * GB, 4096 << 20),
+        (CUDA, 32 * GB, 4096 << 20),
+        (Wish("cuda"), 16 * GB, 4096 << 20),
         (Wish("cuda", dtype="bfloat16"), 16 * GB, 4096 << 20),
-        (Wish("cuda", kv_cache_bytes=GB), 32 * GB, GB),
-        (Wish("cuda", max_batch=1, max_context=2048), 32 * GB, 2048 * 131_072 * 2),
+        (replace(CUDA, kv_cache_bytes=GB), 32 * GB, GB),
+        (replace(CUDA, max_batch=1, max_context=2048), 32 * GB, 2048 * 131_072 * 2),
+        (Wish("cuda", max_batch=1, max_context=2048), 16 * GB, 2048 * 131_072),
         (Wish("cpu"), 72 * GB, 512 << 20),
         (Wish("fake", fake_bytes=5), 5, 0),
     ],

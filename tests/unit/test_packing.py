@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from workers.engines.packing import PackedLinear, pack, pack_all, unmap
+from workers.engines.packing import PackedLinear, join, pack, pack_all, unmap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
@@ -61,3 +61,40 @@ def test_a_packed_model_says_the_same_and_lets_go_of_its_file(tmp_path: Path) ->
     assert isinstance(model.body[0], PackedLinear)
     assert model.again.weight is model.embed.weight
     assert torch.allclose(model(ids), before, atol=1e-5)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_joined_layers_are_views_of_one_storage_and_compute_the_same(bias: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(24, out, bias=bias).requires_grad_(False) for out in (40, 8, 8)]
+    x = torch.randn(5, 24)
+    before = [layer(x) for layer in layers]
+    join(*layers, device=CPU)
+    assert all(torch.equal(layer(x), y) for layer, y in zip(layers, before, strict=True))
+    for name in ("weight", "bias") if bias else ("weight",):
+        parts = [getattr(layer, name) for layer in layers]
+        storages = {part.untyped_storage().data_ptr() for part in parts}
+        assert len(storages) == 1
+        assert parts[0].untyped_storage().nbytes() == sum(4 * part.numel() for part in parts)
+    first = layers[0].weight
+    join(*layers, device=CPU)
+    assert layers[0].weight is first, "what is joined stays as it is"
+
+
+def test_layers_that_are_not_packed_share_their_bytes_with_the_joined_one() -> None:
+    """float64 is packed on no processor; every format is computed so on a card."""
+    layers = [nn.Linear(24, out).double().requires_grad_(False) for out in (40, 8)]
+    x = torch.randn(5, 24, dtype=torch.float64)
+    joined = pack(*layers)
+    assert torch.allclose(joined(x), torch.cat([layer(x) for layer in layers], dim=-1), atol=1e-12)
+    layers[1].weight.zero_()
+    layers[1].bias.fill_(7.0)
+    assert torch.equal(joined(x)[:, 40:], torch.full((5, 8), 7.0, dtype=torch.float64))
+
+
+def test_layers_with_and_without_bias_are_not_joined() -> None:
+    with pytest.raises(ValueError, match="bias"):
+        join(nn.Linear(4, 4), nn.Linear(4, 4, bias=False), device=CPU)

@@ -6,14 +6,20 @@ from typing import Any
 import pytest
 import torch
 
-from workers.engines.text.sampler import RowSampler, _threshold, sample
+from workers.engines.text.sampler import Choice, Sampler
+from workers.engines.text.sampling_params import SamplingParams
 from workers.protocol import Sampling
 
 VOCAB = 97
 
 
-def row(seed: int = 1, prompt: tuple[int, ...] = (3, 4), **settings: Any) -> RowSampler:
-    return RowSampler(Sampling(max_tokens=1, **settings), seed, prompt, VOCAB)
+def row(seed: int = 1, prompt: tuple[int, ...] = (3, 4), **settings: Any) -> SamplingParams:
+    return SamplingParams(Sampling(max_tokens=1, **settings), seed, prompt, VOCAB)
+
+
+def sample(values: torch.Tensor, rows: list[SamplingParams], positions: list[int]) -> list[Choice]:
+    """One step of requests that are forgotten after it."""
+    return Sampler().sample(values, rows, positions)
 
 
 def logits(rows: int, seed: int = 0) -> torch.Tensor:
@@ -100,6 +106,7 @@ def test_penalties_count_prompt_and_output_as_the_library_does() -> None:
     one = row(**settings)
     plain = values[0].tolist()
     said: list[int] = []
+    sampler = Sampler()
     for position in range(30):
         adjusted = list(plain)
         for token in {3, 4, *said}:
@@ -107,17 +114,39 @@ def test_penalties_count_prompt_and_output_as_the_library_does() -> None:
         for token in set(said):
             adjusted[token] -= 0.9 + 0.6 * said.count(token)
         best = max(range(VOCAB), key=lambda token: (adjusted[token], -token))
-        token = sample(values, [one], [position])[0].token
+        token = sampler.sample(values, [one], [position])[0].token
         assert token == best
         said.append(token)
     assert len(set(said)) > 5
 
 
-def test_only_rows_that_ask_hold_counts() -> None:
-    plain, penalised = row(), row(presence_penalty=0.5)
-    sample(logits(2), [plain, penalised], [0, 0])
-    assert plain._counts is None
-    assert penalised._counts is not None
+def test_penalties_are_held_for_rows_that_ask_until_they_are_released() -> None:
+    sampler = Sampler()
+    plain, first, second = row(), row(presence_penalty=0.5), row(repetition_penalty=1.2)
+    for position in range(2):
+        sampler.sample(logits(3), [plain, first, second], [position] * 3)
+    assert sampler.penalties.used == 2
+    sampler.release(plain)
+    sampler.release(first)
+    assert sampler.penalties.used == 1
+    sampler.release(second)
+    assert (sampler.penalties.used, sampler.penalties._counts) == (0, None)
+
+
+def test_penalties_of_a_released_row_do_not_reach_its_successor() -> None:
+    values = logits(1, seed=5)
+    settings = {"repetition_penalty": 1.7, "presence_penalty": 2.0, "frequency_penalty": 1.0}
+    sampler = Sampler()
+    stays, leaves = row(prompt=(1,), **settings), row(prompt=(2,), **settings)
+    for position in range(20):
+        sampler.sample(values.expand(2, -1), [stays, leaves], [position] * 2)
+    sampler.release(leaves)
+    newcomer, alone = row(prompt=(9,), **settings), row(prompt=(9,), **settings)
+    fresh = Sampler()
+    for position in range(20):
+        beside = sampler.sample(values.expand(2, -1), [newcomer, stays], [position, 20 + position])
+        assert beside[0] == fresh.sample(values, [alone], [position])[0]
+    assert sampler.penalties.used == 2
 
 
 def test_a_bias_forbids_and_forces() -> None:
@@ -152,12 +181,22 @@ def test_a_row_that_is_not_a_number_fails_alone() -> None:
     assert min(tokens[0], tokens[2]) >= 0
 
 
+def test_top_k_keeps_equal_logits_together_where_top_p_follows() -> None:
+    settings = {"temperature": 1.0, "top_k": 5, "top_p": 0.9}
+    rows = [row(seed, **settings) for seed in range(400)]
+    tokens = {choice.token for choice in sample(torch.zeros(400, VOCAB), rows, [0] * 400)}
+    assert len(tokens) > 80
+    assert min(tokens) >= 0
+
+
 @pytest.mark.parametrize("vocab", [200, 3000, 9000])
-def test_a_nucleus_of_any_size_is_exact(vocab: int) -> None:
+def test_top_p_of_any_size_is_exact(vocab: int) -> None:
     values = torch.linspace(0.0, 1.0, vocab).unsqueeze(0)  # nearly flat, so the nucleus is wide
     expected = reference_support(values[0].tolist(), {"top_p": 0.7})
-    one = RowSampler(Sampling(max_tokens=1, temperature=1.0, top_p=0.7), 1, (), vocab)
-    least = _threshold(values[0] - values.max(), one)
-    assert least is not None
-    kept = int((values[0] - values.max() >= least).sum())
+    settings = Sampling(max_tokens=1, temperature=1.0, top_p=0.7)
+    pending = Sampler().enqueue(values, [SamplingParams(settings, 1, (), vocab)], [0])
+    assert pending.draw is not None
+    least, undecided = pending.draw.truncation.thresholds(pending.draw.scaled, vocab)
+    kept = int((values - values.max() >= least).sum())
+    assert undecided is None
     assert abs(kept - len(expected)) <= 1

@@ -1,4 +1,8 @@
-"""Linear layers in the form that the device computes fastest."""
+"""Linear layers in the form that the device computes fastest.
+
+On a CPU that is a layout of oneDNN's own, a copy of the weights. Elsewhere the layers that share
+an input become one over the same bytes, so that the model lies in the device's memory once.
+"""
 
 from collections.abc import Sequence
 
@@ -22,10 +26,11 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: [out, in], bias: [out] or None."""
         super().__init__()
-        # a copy, because a view would keep the whole file mapped
-        self._bias = None if bias is None else bias.detach().clone()
         self._out = weight.shape[0]
-        self._packed = _can_pack(weight)
+        self._packed = can_pack(weight.dtype, weight.device)
+        self._bias = bias
+        if self._packed and bias is not None:
+            self._bias = bias.detach().clone()  # a view would keep the whole file mapped
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
             if self._packed
@@ -45,12 +50,33 @@ class PackedLinear(nn.Module):
 
 
 def pack(*layers: nn.Linear) -> PackedLinear:
-    """One layer that computes those that share an input, outputs side by side."""
-    weight = _join([layer.weight for layer in layers])
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    if biases and len(biases) != len(layers):
-        raise ValueError("either all of the joined layers have a bias or none")
-    return PackedLinear(weight, _join(biases) if biases else None)
+    """Make one layer of those that share an input, outputs side by side.
+
+    Where weights are not packed, the layers keep theirs as views of the new layer's.
+    """
+    first = layers[0].weight
+    if not can_pack(first.dtype, first.device):
+        join(*layers, device=first.device)
+    weights, biases = _parts(layers)
+    return PackedLinear(_whole(weights), None if biases is None else _whole(biases))
+
+
+def join(*layers: nn.Linear, device: torch.device) -> None:
+    """Move layers that share an input to a device, their weights side by side in one storage.
+
+    Each layer's weight (and bias) becomes a view of its rows there, so the layers still compute
+    what they did, and nothing is left to free that would not fit what is allocated next. Layers
+    that lie so already stay as they are.
+    """
+    for name, parts in zip(("weight", "bias"), _parts(layers), strict=True):
+        if parts is None or (parts[0].device == device and _as_one(parts) is not None):
+            continue
+        shape = (sum(map(len, parts)), *parts[0].shape[1:])
+        joined = torch.empty(shape, dtype=parts[0].dtype, device=device)
+        rows = joined.split_with_sizes([len(part) for part in parts])
+        for layer, part, own in zip(layers, parts, rows, strict=True):
+            own.copy_(part)
+            setattr(layer, name, nn.Parameter(own, requires_grad=False))
 
 
 def pack_all(model: nn.Module) -> None:
@@ -74,19 +100,45 @@ def unmap(model: nn.Module) -> None:
             setattr(module, name, copies[tensor])
 
 
-def _can_pack(weight: Tensor) -> bool:
-    """Some builds of torch are without oneDNN, which has half precision on some processors only."""
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether weights of that kind are packed: on CPUs whose oneDNN computes the format.
+
+    Some builds of torch are without oneDNN, which has half precision on some processors only.
+    """
     # torch has no types for the question
     built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if weight.device.type != "cpu" or not built_in:
+    if device.type != "cpu" or not built_in:
         return False
-    if weight.dtype is torch.bfloat16:
+    if dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if weight.dtype is torch.float16:
+    if dtype is torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return weight.dtype is torch.float32
+    return dtype is torch.float32
 
 
-def _join(tensors: Sequence[Tensor]) -> Tensor:
-    data = [tensor.detach() for tensor in tensors]
-    return data[0] if len(data) == 1 else torch.cat(data)
+def _parts(layers: Sequence[nn.Linear]) -> tuple[list[Tensor], list[Tensor] | None]:
+    """The weights of some layers, and their biases; None if they have none."""
+    weights = [layer.weight.detach() for layer in layers]
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    if biases and len(biases) != len(layers):
+        raise ValueError("either all of the joined layers have a bias or none")
+    return weights, biases or None
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    """The parts as one tensor: without a copy, if they lie one after the other."""
+    whole = _as_one(parts)
+    return torch.cat(list(parts)) if whole is None else whole
+
+
+def _as_one(parts: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose rows the parts are, one after the other; None if they lie apart."""
+    first = parts[0]
+    end = first.storage_offset()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or part.storage_offset() != end or not part.is_contiguous():
+            return None
+        end += part.numel()
+    shape = (sum(map(len, parts)), *first.shape[1:])
+    return first.as_strided(shape, first.stride(), first.storage_offset())

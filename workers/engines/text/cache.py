@@ -70,6 +70,7 @@ class PagedCache:
             torch.zeros(tokens, shape.width, dtype=dtype, device=shape.device) for shape in shapes
         ]
         self._by_block = [page.view(blocks + 1, -1) for page in self.pages]
+        self._workspaces: dict[torch.device, Tensor] = {}
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
         """slots: [tokens] places in the cache; rows: [tokens, width]"""
@@ -78,21 +79,42 @@ class PagedCache:
     def read(self, layer: int, table: BlockTable) -> tuple[Tensor, Tensor]:
         """The blocks of some sequences, in order.
 
-        -> keys [sequences, tokens, kv_heads, key_dim], values [.., value_dim]; views of one
-        copy, or of the cache itself.
+        -> keys [sequences, tokens, kv_heads, key_dim], values [.., value_dim]; views of the
+        device's workspace, valid until the next read there, or of the cache itself.
         """
         shape = self.shapes[layer]
         sequences = table.sequences
         if table.neighbours is not None:
             rows = self._by_block[layer][table.neighbours]
         else:
-            rows = self._by_block[layer].index_select(0, table.blocks)
+            rows = self._gather(self._by_block[layer], table.blocks)
         rows = rows.view(sequences, -1, shape.width)
         split = shape.kv_heads * shape.key_dim
         heads = (sequences, rows.shape[1], shape.kv_heads)
         keys = rows[..., :split].view(*heads, shape.key_dim)
         values = rows[..., split:].view(*heads, shape.value_dim)
         return keys, values
+
+    def release_workspace(self) -> None:
+        """Give the workspaces' memory back; the next read takes what it needs."""
+        self._workspaces.clear()
+
+    def _gather(self, pages: Tensor, blocks: Tensor) -> Tensor:
+        """Copy blocks to the device's workspace. pages: [all blocks, width] -> [blocks, width]
+
+        All layers share it: their kernels run in order, so one layer's attention has read it
+        before the next one writes. It grows by doubling: a copy of its own for each length would
+        be a new size every few tokens, which CUDA's allocator keeps, each of them.
+        """
+        wanted = len(blocks) * pages.shape[1]
+        workspace = self._workspaces.get(pages.device)
+        if workspace is None or workspace.numel() < wanted:
+            self._workspaces.pop(pages.device, None)
+            del workspace  # before the larger one is made
+            workspace = pages.new_empty(1 << (wanted - 1).bit_length())
+            self._workspaces[pages.device] = workspace
+        rows = workspace[:wanted].view(len(blocks), -1)
+        return torch.index_select(pages, 0, blocks, out=rows)
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero some blocks: a NaN that one sequence left would reach the next one's sums."""

@@ -6,14 +6,14 @@ from typing import Any
 import jinja2
 import torch
 
-from workers.engines.base import Refused
+from workers.engines import torch_env
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.intake import Intake, PreparedJob
 from workers.engines.text.loading import LoadedModel, failed, load, private_copy
 from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
-from workers.engines.text.sampler import Choice, sample
+from workers.engines.text.sampler import Choice, Sampler
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler
 from workers.engines.text.templates import ChatTemplate
 from workers.protocol import Event, Load, Ready, TextJob
@@ -21,8 +21,10 @@ from workers.protocol import Event, Load, Ready, TextJob
 _MIB = 1024 * 1024
 _KV_CACHE_BYTES = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
 _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
-_CONTEXT_BYTES = 500 * _MIB
 _MAX_ROWS = 64
+#: Seconds that a step may take on a card: one is far shorter, but the first use of a kernel may
+#: read it from a slow disk or compile it.
+_CUDA_PATIENCE = 60.0
 _BLOCK_SIZE = 16
 
 
@@ -36,28 +38,35 @@ class TextEngine:
     _detokenizers: DetokenizerFactory
     _loaded: LoadedModel
 
-    def __init__(self, *, step_tokens: int | None = None, block_size: int = _BLOCK_SIZE) -> None:
+    def __init__(
+        self,
+        *,
+        step_tokens: int | None = None,
+        block_size: int = _BLOCK_SIZE,
+        load_model: Callable[[Load], LoadedModel] = load,
+    ) -> None:
         """``step_tokens`` per step over all rows; None: the device's default."""
+        self._load_model = load_model
         self._step_tokens = step_tokens
         self._block_size = block_size
+        self._sampler = Sampler()
         self._requests: dict[str, Request] = {}
         self._cancelled: list[str] = []
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
+        torch_env.avoid_cudnn_attention()
         progress(0.0)
         try:
             return self._load(spec, progress)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not torch_env.is_out_of_memory(error):
                 raise
-            raise Refused(
-                "OUT_OF_MEMORY", "The device has not enough memory for this model and its cache."
-            ) from error
+            raise torch_env.out_of_memory("this model and its cache") from error
 
     def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
-        loaded = load(spec)
+        loaded = self._load_model(spec)
         progress(0.7)
         rows = spec.max_batch or _MAX_ROWS
         context = min(spec.max_context or loaded.max_positions, loaded.max_positions)
@@ -75,6 +84,7 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
         )
+        torch_env.finish_load(loaded.device)
         progress(1.0)
         return Ready(
             slots=rows,
@@ -82,6 +92,7 @@ class TextEngine:
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=device,
             has_chat_template=template is not None,
+            patience=_CUDA_PATIENCE if device == "cuda" else 0.0,
         )
 
     def _set_up(self, loaded: LoadedModel, rows: int, step_tokens: int) -> None:
@@ -135,7 +146,7 @@ class TextEngine:
         try:
             return self._compute(plan)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not torch_env.is_out_of_memory(error):
                 raise
             return None
 
@@ -145,8 +156,8 @@ class TextEngine:
         Nothing of the plan was committed, so it can be computed again; a request fails only when
         one token of it alone is too much.
         """
-        if self._loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._runner.release_workspace()
+        torch_env.release_cached(self._loaded.device)
         parts = plan.halves()
         if not parts:
             return self._fail(plan.chunks[0])
@@ -160,8 +171,8 @@ class TextEngine:
         if not order:
             return [], []
         requests = [self._requests[chunk.sequence.id] for chunk in order]
-        choices = sample(logits, [r.sampler for r in requests], [r.produced for r in requests])
-        return order, choices
+        rows = [request.sampling for request in requests]
+        return order, self._sampler.sample(logits, rows, [each.produced for each in requests])
 
     def _advance(self, chunk: Chunk, choice: Choice) -> list[Event]:
         request = self._requests[chunk.sequence.id]
@@ -192,15 +203,14 @@ class TextEngine:
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]
         self._scheduler.remove(request.sequence)
+        self._sampler.release(request.sampling)
 
     @property
     def in_flight(self) -> int:
         return len(self._requests)
 
     def device_bytes(self) -> int | None:
-        if self._loaded.device.type != "cuda":
-            return None
-        return sum(_peak(card) for card in range(torch.cuda.device_count()))
+        return torch_env.held_bytes(self._loaded.device)
 
     def books(self) -> dict[str, int]:
         return {
@@ -213,19 +223,6 @@ class TextEngine:
         self._requests.clear()
         if hasattr(self, "_runner"):
             self._runner.close()
-
-
-def _peak(card: int) -> int:
-    """What the allocator has taken from a card at most, since it was last asked, and the context:
-    the driver's count of what is gone is not ours alone, so that is what it takes usually."""
-    peak = torch.cuda.max_memory_reserved(card)
-    torch.cuda.reset_peak_memory_stats(card)
-    return peak + _CONTEXT_BYTES
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has an exception of its own; a CPU allocation that fails is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _template(tokenizer: Any) -> ChatTemplate | None:

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from workers.engines.packing import PackedLinear, pack
+from workers.engines.packing import PackedLinear, can_pack, join, pack, unmap
 from workers.engines.text.attention import attend
 from workers.engines.text.batch import Batch
 from workers.engines.text.cache import PagedCache
@@ -38,7 +38,7 @@ class _Norm:
         self._size = weight.shape[0]
         self._epsilon = epsilon
         self._mirror = weight.device.type == "cpu"
-        self._weight = torch.cat((weight, weight)) if self._mirror else weight.clone()
+        self._weight = torch.cat((weight, weight)) if self._mirror else weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [tokens, size] -> the same"""
@@ -77,20 +77,28 @@ class _Layer:
 
 
 class FusedDecoder:
-    """Takes over the weights of a model for which :func:`can_fuse` holds, and leaves it empty."""
+    """Computes over the weights of a model for which :func:`can_fuse` holds.
+
+    Where the projections are packed, which is a copy, the model is left without its weights.
+    Elsewhere the model keeps them and still works: both compute over the same bytes.
+    """
 
     def __init__(self, model: Any) -> None:
         inner = model.model
-        self._embedding: Tensor = inner.embed_tokens.weight.detach()
-        self._rotary = inner.rotary_emb
+        packed = can_pack(model.lm_head.weight.dtype, model.lm_head.weight.device)
         self._layers: list[_Layer] = []
         for module in inner.layers:
             self._layers.append(_fuse(module))
-            _drop_weights(module)
+            if packed:
+                _drop_weights(module)
         self._norm = _norm(inner.norm)
         self._head = pack(model.lm_head)
-        if model.lm_head.weight is not inner.embed_tokens.weight:
-            _drop_weights(model.lm_head)
+        if packed:
+            if model.lm_head.weight is not inner.embed_tokens.weight:
+                _drop_weights(model.lm_head)
+            unmap(model)  # the embedding is left, and would keep the whole file mapped
+        self._embedding: Tensor = inner.embed_tokens.weight.detach()
+        self._rotary = inner.rotary_emb
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         x = functional.embedding(batch.ids, self._embedding)  # [tokens, hidden]
@@ -128,6 +136,19 @@ def can_fuse(model: Any) -> bool:
     )
 
 
+def join_projections(model: Any, device: torch.device) -> None:
+    """Move the projections that the fused decoder computes as one to the device, joined there.
+
+    To be called before the model is on the device: joined afterwards, the parts would leave gaps
+    there that are too small for the next joined ones.
+    """
+    if can_pack(model.lm_head.weight.dtype, device):
+        return
+    for layer in model.model.layers:
+        join(*_qkv(layer.self_attn), device=device)
+        join(layer.mlp.gate_proj, layer.mlp.up_proj, device=device)
+
+
 def _attend(
     layer: _Layer,
     index: int,
@@ -156,7 +177,7 @@ def _fuse(module: Any) -> _Layer:
     keys = attention.k_proj.out_features
     return _Layer(
         attention_norm=_norm(module.input_layernorm),
-        qkv=pack(attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=pack(*_qkv(attention)),
         head_norm=_head_norm(attention, queries // head_dim, keys // head_dim),
         output=pack(attention.o_proj),
         mlp_norm=_norm(module.post_attention_layernorm),
@@ -168,6 +189,10 @@ def _fuse(module: Any) -> _Layer:
         gate_width=mlp.gate_proj.out_features,
         scaling=attention.scaling,
     )
+
+
+def _qkv(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
 
 
 def _norm(module: Any) -> _Norm:

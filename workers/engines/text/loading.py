@@ -6,6 +6,7 @@ Whatever is wrong with the files becomes :class:`Refused` with MODEL_LOAD_FAILED
 import copy
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 import transformers
 
+from workers.engines import torch_env
 from workers.engines.base import Refused, reason
+from workers.engines.text.fusion import can_fuse, join_projections
 from workers.protocol import Load
 
 _DTYPES = {
@@ -90,10 +93,11 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(wanted: str | None, config: Any, device: torch.device) -> torch.dtype:
-    """The wanted dtype, else the files' own.
+    """The wanted dtype, else the files' own where the device computes it well.
 
     float16 on a CPU becomes bfloat16: CPUs have no fast float16 products, and float32 would take
-    twice the memory that the files promise.
+    twice the memory that the files promise. On a card float32 takes several times longer than the
+    half precision of its tensor cores, and cards that emulate bfloat16 compute in float16.
     """
     if wanted is not None:
         if wanted not in _DTYPES:
@@ -104,6 +108,8 @@ def _dtype(wanted: str | None, config: Any, device: torch.device) -> torch.dtype
         raise failed(f"The model's own dtype {own} is not supported; set one.")
     if own is torch.float16 and device.type == "cpu":
         return torch.bfloat16
+    if own is not torch.float16 and device.type == "cuda":
+        return torch_env.half_precision(device)
     dtype: torch.dtype = own
     return dtype
 
@@ -189,13 +195,32 @@ def _model(
             device_map="balanced" if spread else None,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if torch_env.is_out_of_memory(error):
+            raise torch_env.out_of_memory() from error
         # The library and safetensors raise nearly every kind for files that do not fit.
         raise failed(f"The weights do not load: {reason(error)}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
-    model = model if spread else model.to(device)
+    if spread:
+        # Where all of it is on one device, the library makes no map.
+        check_placement(getattr(model, "hf_device_map", {"": model.device}))
+    else:
+        if can_fuse(model):
+            join_projections(model, device)
+        model.to(device)
     return model.eval().requires_grad_(False)
+
+
+def check_placement(device_map: Mapping[str, Any]) -> None:
+    """Refuse a model of which a part is not on a card.
+
+    device_map: the devices of the model's modules, as the library chose them. What does not fit
+    the cards it puts into the host's memory or on the disk without a word.
+    """
+    on_cards = (isinstance(where, int) or "cuda" in str(where) for where in device_map.values())
+    if not all(on_cards):
+        raise torch_env.out_of_memory()
 
 
 def _tokenizer(folder: Path) -> Any:

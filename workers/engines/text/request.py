@@ -3,7 +3,8 @@
 from workers.engines.stops import StopFinder
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.intake import PreparedJob
-from workers.engines.text.sampler import Choice, Logprobs, RowSampler
+from workers.engines.text.sampler import Choice, Logprobs
+from workers.engines.text.sampling_params import SamplingParams
 from workers.engines.text.scheduler import Sequence
 from workers.protocol import (
     Cancelled,
@@ -32,7 +33,7 @@ class Request:
         sampling = prepared.job.sampling
         prompt = prepared.prompt
         self.sequence = Sequence(self.job.id, list(prompt), len(prompt))
-        self.sampler = RowSampler(sampling, prepared.seed, prompt, vocab_size)
+        self.sampling = SamplingParams(sampling, prepared.seed, prompt, vocab_size)
         self.produced = 0
         self.ended = False
         self._prompt_tokens = len(prompt)

@@ -68,6 +68,10 @@ class Runner:
         if blocks:
             self._cache.scrub(blocks)
 
+    def release_workspace(self) -> None:
+        """Give back the memory that steps share and that the next one takes again."""
+        self._cache.release_workspace()
+
     def close(self) -> None:
         self._decoder.close()
 

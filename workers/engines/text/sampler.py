@@ -1,80 +1,29 @@
 """The next token of many rows at once, each row by its own settings.
 
-Noise comes from a counter-based generator keyed by (seed, position, token id) instead of a stream
-of numbers, so a row's choice depends on nothing but its own logits and seed, on every device.
+Everything up to the tokens is queued on the device for all rows together, without a read in
+between; then one read brings the tokens to the host.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from workers.protocol import Sampling
+from workers.engines.text.draw import UNDECIDED, Draw
+from workers.engines.text.penalties import Penalties, PenaltyTable
+from workers.engines.text.sampling_params import SamplingParams, upload
+from workers.engines.text.truncation import Truncation, by_candidates
 
-_NEVER = float("-inf")
-#: Tried first instead of a sort of the whole vocabulary; a nucleus is rarely larger.
-_CANDIDATES = (256, 4096)
+T = TypeVar("T", int, float)
 
-
-class RowSampler:
-    """The settings of one request, in the form that a step needs them."""
-
-    def __init__(self, sampling: Sampling, seed: int, prompt: Sequence[int], vocab: int) -> None:
-        self.temperature = sampling.temperature
-        self.top_k = sampling.top_k if sampling.top_k and sampling.top_k < vocab else None
-        self.top_p = sampling.top_p
-        self.min_p = sampling.min_p
-        self.repetition = sampling.repetition_penalty
-        self.presence = sampling.presence_penalty
-        self.frequency = sampling.frequency_penalty
-        self.bias = sampling.logit_bias
-        self.logprobs = sampling.logprobs
-        self.greedy = sampling.temperature == 0.0
-        self.penalised = (self.repetition, self.presence, self.frequency) != (1.0, 0.0, 0.0)
-        #: Only the arg max is needed: no copy of the logits, no work per row.
-        self.plain = self.greedy and not self.penalised and not self.bias and self.logprobs is None
-        self._seed = seed
-        self._prompt = prompt
-        self._counts: Tensor | None = None  # [vocab], of the sampled tokens
-        self._seen: Tensor | None = None  # [vocab], of prompt and sampled tokens
-
-    def keys(self, position: int) -> tuple[int, int]:
-        """Two signed 32-bit numbers that are this row's own at this position."""
-        data = f"{self._seed}:{position}".encode()
-        digest = hashlib.blake2b(data, digest_size=8).digest()
-        first, second = digest[:4], digest[4:]
-        return (
-            int.from_bytes(first, "little", signed=True),
-            int.from_bytes(second, "little", signed=True),
-        )
-
-    def note(self, token: int) -> None:
-        """Count a sampled token, for the penalties."""
-        if self._counts is not None and self._seen is not None:
-            self._counts[token] += 1
-            self._seen[token] = True
-
-    def adjust_(self, logits: Tensor) -> None:
-        """Apply bias and penalties in place. logits: [vocab], float32."""
-        if self.penalised:
-            self._penalise_(logits)
-        if self.bias:
-            ids = torch.tensor(list(self.bias), device=logits.device)
-            values = torch.tensor(list(self.bias.values()), device=logits.device)
-            logits.index_add_(0, ids, values.to(logits.dtype))
-
-    def _penalise_(self, logits: Tensor) -> None:
-        if self._counts is None or self._seen is None:
-            self._counts = torch.zeros_like(logits)
-            self._seen = torch.zeros_like(logits, dtype=torch.bool)
-            self._seen[torch.tensor(self._prompt, device=logits.device)] = True
-        if self.repetition != 1.0:
-            weaker = torch.where(logits > 0, logits / self.repetition, logits * self.repetition)
-            logits.copy_(torch.where(self._seen, weaker, logits))
-        logits.sub_(self._counts, alpha=self.frequency)
-        logits.sub_(self._counts.clamp(max=1.0), alpha=self.presence)
+_BROKEN = -1  #: the token of a row whose logits are not finite
+#: Logits to sample from at once on a CPU, so that what is computed stays in its cache.
+_CPU_ELEMENTS = 1 << 18
+#: Alternatives that are sought at least, so that ties among them do not depend on other rows.
+_TOP_LOGPROBS = 20
 
 
 @dataclass(slots=True, frozen=True)
@@ -91,114 +40,212 @@ class Choice:
     logprobs: Logprobs | None = None
 
 
-def sample(logits: Tensor, rows: Sequence[RowSampler], positions: Sequence[int]) -> list[Choice]:
-    """Choose one token per row. logits: [rows, vocab]; positions: tokens sampled before.
+@dataclass(slots=True, frozen=True)
+class PendingSample:
+    """A step's choices, queued on the device."""
 
-    A row whose logits are not finite gives token -1: its model has failed, not its neighbours'.
-    """
-    best, tokens = logits.max(dim=-1)  # [rows], [rows]
-    broken = ~torch.isfinite(best)
-    if all(row.plain for row in rows):
-        return [Choice(token) for token in tokens.masked_fill_(broken, -1).tolist()]
-    adjusted = logits.float()
-    if adjusted is logits:
-        adjusted = logits.clone()
-    for index, row in enumerate(rows):
-        row.adjust_(adjusted[index])
-    tokens = adjusted.argmax(dim=-1)
-    random = [index for index, row in enumerate(rows) if not row.greedy]
-    if random:
-        drawn = _draw(adjusted[random], [rows[i] for i in random], [positions[i] for i in random])
-        tokens[random] = drawn
-    chosen: list[int] = tokens.masked_fill_(broken, -1).tolist()
-    for row, token in zip(rows, chosen, strict=True):
-        row.note(token)
+    rows: Sequence[SamplingParams]
+    logits: Tensor  #: [rows, vocab], as the model gave them
+    tokens: Tensor  #: [rows] int64; -1: the logits are not finite, -2: the draw is undecided
+    random: list[int]  #: the indices of the rows that are drawn
+    draw: Draw | None
+    penalised: tuple[Tensor, Tensor] | None  #: their indices and their slots in the table
+    wanted: Tensor | None  #: the indices of the rows whose logprobs are asked for
+
+    def said(self) -> list[tuple[Tensor, Tensor]]:
+        """Slots in the penalty table and the tokens to count there; empty if there are none."""
+        if self.penalised is None:
+            return []
+        rows, slots = self.penalised
+        # A broken row ends with this step; what is counted for it does not matter.
+        return [(slots, self.tokens.index_select(0, rows).clamp_(min=0))]
+
+
+class Sampler:
+    """Chooses tokens. Holds what running requests have said, where their penalties ask for it."""
+
+    def __init__(self) -> None:
+        self.penalties = PenaltyTable()
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingParams], positions: Sequence[int]
+    ) -> list[Choice]:
+        """Choose one token per row. logits: [rows, vocab]; positions: tokens sampled before.
+
+        A row whose logits are not finite gives token -1: its model has failed, not its neighbours'.
+        """
+        at_once = len(rows)
+        if logits.device.type == "cpu":
+            at_once = max(1, _CPU_ELEMENTS // logits.shape[-1])
+        choices: list[Choice] = []
+        said: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            pending = self.enqueue(logits[part], rows[part], positions[part])
+            choices += collect(pending)
+            said += pending.said()
+        # Last, when memory cannot run out any more: a step that failed is computed again.
+        for slots, tokens in said:
+            self.penalties.count(slots, tokens)
+        return choices
+
+    def release(self, row: SamplingParams) -> None:
+        """Forget a request that has ended."""
+        self.penalties.release(row)
+
+    def enqueue(
+        self, logits: Tensor, rows: Sequence[SamplingParams], positions: Sequence[int]
+    ) -> PendingSample:
+        """Queue the choice of a token per row on the device; reads nothing back."""
+        best, tokens = logits.max(dim=-1)  # [rows], [rows]
+        broken = ~(best.abs() < inf)  # also where it is not a number
+        if all(row.plain for row in rows):
+            tokens.masked_fill_(broken, _BROKEN)
+            return PendingSample(rows, logits, tokens, [], None, None, None)
+        random = [index for index, row in enumerate(rows) if not row.greedy]
+        penalised = [index for index, row in enumerate(rows) if row.penalised]
+        slots = self.penalties.slots([rows[index] for index in penalised], logits)
+        groups = by_candidates([rows[index] for index in random], logits.shape[-1])
+        sent = _send(logits, rows, positions, random, penalised, slots, groups)
+        adjusted = self._adjust(logits, rows, sent)
+        if len(random) < len(rows):
+            tokens = adjusted.argmax(dim=-1)
+        draw = None
+        if random:
+            draw = _draw(_pick(adjusted, sent["random"]), sent)
+            drawn = draw.choose(
+                {
+                    count: None if len(members) == len(random) else sent[str(count)]
+                    for count, members in groups.items()
+                }
+            )
+            if len(random) < len(rows):
+                tokens.index_copy_(0, sent["random"], drawn)
+            else:
+                tokens = drawn
+        return PendingSample(
+            rows,
+            logits,
+            tokens.masked_fill(broken, _BROKEN),
+            random,
+            draw,
+            (sent["penalised"], sent["slots"]) if penalised else None,
+            sent["wanted"] if len(sent["wanted"]) else None,
+        )
+
+    def _adjust(
+        self, logits: Tensor, rows: Sequence[SamplingParams], sent: dict[str, Tensor]
+    ) -> Tensor:
+        """Apply penalties, then biases. -> [rows, vocab] float32"""
+        adjusted = logits.float()
+        picked = sent["penalised"]
+        if len(picked):
+            some = self.penalties.penalise(_pick(adjusted, picked), sent["slots"], _penalties(sent))
+            adjusted = some if len(picked) == len(rows) else adjusted.index_copy(0, picked, some)
+        if len(sent["bias"]):
+            places = sent["bias_rows"] * adjusted.shape[1] + sent["bias_tokens"]
+            adjusted = adjusted.reshape(-1).index_add(0, places, sent["bias"]).view_as(adjusted)
+        return adjusted
+
+
+def collect(pending: PendingSample) -> list[Choice]:
+    """Wait for the choices; rows whose nucleus is large are decided here."""
+    tokens = pending.tokens
+    chosen: list[int] = tokens.tolist()
+    undecided = [index for index, token in enumerate(chosen) if token == UNDECIDED]
+    if undecided and pending.draw is not None:
+        again = pending.draw.choose_again([pending.random.index(row) for row in undecided])
+        for row, token in zip(undecided, again, strict=True):
+            chosen[row] = token
+        sent = upload(tokens.device, ints={"rows": undecided, "tokens": again})
+        tokens.index_copy_(0, sent["rows"], sent["tokens"])
+    found = _logprobs(pending)
     return [
-        Choice(token, _logprobs(logits[index], token, row.logprobs))
-        for index, (row, token) in enumerate(zip(rows, chosen, strict=True))
+        Choice(token, found.get(index) if token >= 0 else None)
+        for index, token in enumerate(chosen)
     ]
 
 
-def _logprobs(logits: Tensor, token: int, count: int | None) -> Logprobs | None:
-    """logits: [vocab], as the model gave them."""
-    if count is None or token < 0:
-        return None
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    values, ids = logprobs.topk(min(count, logprobs.shape[-1]))
-    return Logprobs(logprobs[token].item(), list(zip(ids.tolist(), values.tolist(), strict=True)))
+def _send(
+    logits: Tensor,
+    rows: Sequence[SamplingParams],
+    positions: Sequence[int],
+    random: list[int],
+    penalised: list[int],
+    slots: list[int],
+    groups: dict[int, list[int]],
+) -> dict[str, Tensor]:
+    """Send all settings of a step to the device at once.
 
-
-def _draw(logits: Tensor, rows: Sequence[RowSampler], positions: Sequence[int]) -> Tensor:
-    """A token per row by the Gumbel trick: the arg max of scaled logits plus noise. -> [rows]"""
-    scale = _column([row.temperature for row in rows], logits)
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / scale
-    _truncate_(scaled, rows)
-    keys = torch.tensor([row.keys(p) for row, p in zip(rows, positions, strict=True)])
-    keys = keys.to(logits.device, torch.int32)
-    return scaled.add_(_gumbel(keys, logits.shape[-1])).argmax(dim=-1)
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)  # [rows, 1]
-
-
-def _truncate_(scaled: Tensor, rows: Sequence[RowSampler]) -> None:
-    """Rule tokens out by top_k, then top_p of what is left, then min_p; in place.
-
-    Everything is a threshold on the value, so equal logits share their fate and the outcome does
-    not depend on how a sort breaks ties. scaled: [rows, vocab], the largest of each row is 0.
+    ``groups`` are sent by their number of candidates; ``keys`` has two numbers for each row.
     """
-    for index, row in enumerate(rows):
-        threshold = _threshold(scaled[index], row)
-        if threshold is not None:
-            scaled[index].masked_fill_(scaled[index] < threshold, _NEVER)
+    drawn = [rows[index] for index in random]
+    weakened = [rows[index] for index in penalised]
+    biased = [(index, row.bias) for index, row in enumerate(rows) if row.bias]
+    return upload(
+        logits.device,
+        floats={
+            "temperature": [row.temperature for row in drawn],
+            "top_p": _unless([row.top_p if row.top_p < 1.0 else inf for row in drawn], inf),
+            "min_p": _unless([row.min_p for row in drawn], 0.0),
+            "repetition": _unless([row.repetition for row in weakened], 1.0),
+            "presence": _unless([row.presence for row in weakened], 0.0),
+            "frequency": _unless([row.frequency for row in weakened], 0.0),
+            "bias": [value for _, bias in biased for value in bias.values()],
+        },
+        ints={
+            "random": random,
+            "keys": [key for index in random for key in rows[index].keys(positions[index])],
+            "top_k": _unless([row.top_k or 0 for row in drawn], 0),
+            "penalised": penalised,
+            "slots": slots,
+            "bias_rows": [index for index, bias in biased for _ in bias],
+            "bias_tokens": [token for _, bias in biased for token in bias],
+            "wanted": [index for index, row in enumerate(rows) if row.logprobs is not None],
+            **{str(count): members for count, members in groups.items()},
+        },
+    )
 
 
-def _threshold(scaled: Tensor, row: RowSampler) -> Tensor | None:
-    """The smallest value that stays, as a 0-dimensional tensor; None if all do."""
-    threshold = None
-    if row.top_k is not None:
-        threshold = scaled.topk(row.top_k).values[-1]
-    if row.top_p < 1.0:
-        threshold = _nucleus(scaled, threshold, row.top_p)
-    if row.min_p > 0.0:
-        # The largest scaled logit is 0, so a probability relative to it is exp(scaled).
-        least = torch.tensor(row.min_p, dtype=scaled.dtype, device=scaled.device).log()
-        threshold = least if threshold is None else torch.maximum(threshold, least)
-    return threshold
+def _unless(values: list[T], off: T) -> list[T]:
+    """The values, or none if the setting is off for all."""
+    return [] if all(value == off for value in values) else values
 
 
-def _nucleus(scaled: Tensor, threshold: Tensor | None, top_p: float) -> Tensor:
-    """The value of the last token of the smallest set whose probability reaches ``top_p``."""
-    kept = scaled if threshold is None else scaled.masked_fill(scaled < threshold, _NEVER)
-    log_total = kept.logsumexp(dim=-1)
-    for count in (*_CANDIDATES, kept.shape[-1]):
-        values = kept.topk(min(count, kept.shape[-1])).values
-        reached = (values - log_total).exp().cumsum(dim=-1)
-        if reached[-1] >= top_p:
-            break
-    # The first token at which the sum reaches top_p is still in.
-    last = torch.searchsorted(reached, top_p).clamp_(max=values.shape[-1] - 1)
-    return values[last]
+def _pick(logits: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of the logits; the logits themselves, where these are all."""
+    return logits if len(rows) == len(logits) else logits.index_select(0, rows)
 
 
-def _gumbel(keys: Tensor, vocab: int) -> Tensor:
-    """Gumbel noise. keys: [rows, 2] int32 -> [rows, vocab] float32.
-
-    The hash is MurmurHash3's finaliser over the token ids, twice; int32 products wrap.
-    """
-    ids = torch.arange(vocab, dtype=torch.int32, device=keys.device)
-    mixed = _mix_(ids * -1640531527 + keys[:, :1])  # [rows, vocab]
-    mixed = _mix_(mixed ^ keys[:, 1:])
-    # 23 bits and a half fit float32 exactly, so the value is never 0 nor 1.
-    uniform = (mixed & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
-    return uniform.log_().neg_().log_().neg_()
+def _draw(logits: Tensor, sent: dict[str, Tensor]) -> Draw:
+    """logits: [rows that are drawn, vocab]"""
+    truncation = Truncation(*_columns(sent, "top_k", "top_p", "min_p"))
+    return Draw.of(logits, sent["temperature"], sent["keys"].view(-1, 2), truncation)
 
 
-def _mix_(bits: Tensor) -> Tensor:
-    bits ^= (bits >> 16) & 0xFFFF
-    bits *= -2048144789
-    bits ^= (bits >> 13) & 0x7FFFF
-    bits *= -1028477387
-    bits ^= (bits >> 16) & 0xFFFF
-    return bits
+def _penalties(sent: dict[str, Tensor]) -> Penalties:
+    return Penalties(*_columns(sent, "repetition", "presence", "frequency"))
+
+
+def _columns(sent: dict[str, Tensor], *names: str) -> list[Tensor | None]:
+    """Settings as [rows, 1]; None for one that is off for all rows."""
+    return [sent[name].unsqueeze(1) if len(sent[name]) else None for name in names]
+
+
+def _logprobs(pending: PendingSample) -> dict[int, Logprobs]:
+    """By the index of the row, for those that ask for them."""
+    if pending.wanted is None:
+        return {}
+    logprobs = pending.logits.index_select(0, pending.wanted).float().log_softmax(dim=-1)
+    tokens = pending.tokens.index_select(0, pending.wanted).clamp_(min=0)
+    counts = {i: row.logprobs for i, row in enumerate(pending.rows) if row.logprobs is not None}
+    most = min(max(_TOP_LOGPROBS, *counts.values()), logprobs.shape[1])
+    values, ids = logprobs.topk(most, dim=-1)
+    chosen = logprobs.gather(1, tokens.unsqueeze(1))
+    found = torch.cat((chosen.view(torch.int32), values.view(torch.int32), ids.int()), 1).cpu()
+    numbers = found[:, : most + 1].contiguous().view(torch.float32).tolist()
+    names = found[:, most + 1 :].tolist()
+    return {
+        index: Logprobs(own, list(zip(name[:count], top[:count], strict=True)))
+        for (index, count), (own, *top), name in zip(counts.items(), numbers, names, strict=True)
+    }

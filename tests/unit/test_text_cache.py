@@ -1,0 +1,56 @@
+"""Reads of the paged cache: the right blocks, in a workspace that seldom grows."""
+
+import pytest
+import torch
+
+from workers.engines.text.cache import BlockTable, LayerShape, PagedCache
+
+CPU = torch.device("cpu")
+SHAPE = LayerShape(kv_heads=2, key_dim=4, value_dim=3, window=None, device=CPU)
+BLOCKS, BLOCK_SIZE = 300, 4
+
+
+@pytest.fixture
+def cache() -> PagedCache:
+    made = PagedCache([SHAPE, SHAPE], BLOCKS, BLOCK_SIZE, dtype=torch.float32)
+    for layer, page in enumerate(made.pages):
+        page.copy_(torch.randn(page.shape, generator=torch.Generator().manual_seed(layer)))
+    return made
+
+
+def scattered(blocks: int) -> BlockTable:
+    """One sequence whose blocks do not lie side by side."""
+    return BlockTable.of([list(range(BLOCKS, BLOCKS - blocks, -1))], CPU)
+
+
+def test_the_workspace_takes_few_sizes_while_a_sequence_grows(cache: PagedCache) -> None:
+    sizes = set()
+    for blocks in range(2, 201):
+        for layer in range(2):
+            keys, values = cache.read(layer, scattered(blocks))
+            storage = keys.untyped_storage()
+            assert storage.data_ptr() == values.untyped_storage().data_ptr()
+            sizes.add(storage.nbytes())
+    elements = 200 * BLOCK_SIZE * SHAPE.width
+    assert len(sizes) <= elements.bit_length() - (2 * BLOCK_SIZE * SHAPE.width).bit_length() + 1
+    assert max(sizes) < 2 * 4 * elements
+
+
+def test_reads_through_the_workspace_are_the_blocks_whatever_was_read_before(
+    cache: PagedCache,
+) -> None:
+    for layer, rows in ((0, [[5, 1], [9, 0]]), (1, [[2, 8]]), (0, [[7, 3], [1, 6], [4, 2]])):
+        keys, values = cache.read(layer, BlockTable.of(rows, CPU))
+        pages = cache.pages[layer].view(BLOCKS + 1, BLOCK_SIZE, SHAPE.width)
+        expected = torch.stack([pages[row].flatten(0, 1) for row in rows])
+        assert torch.equal(keys.flatten(2), expected[..., :8])
+        assert torch.equal(values.flatten(2), expected[..., 8:])
+
+
+def test_the_workspace_is_given_back(cache: PagedCache) -> None:
+    cache.read(0, scattered(9))
+    assert cache._workspaces
+    cache.release_workspace()
+    assert not cache._workspaces
+    keys, _ = cache.read(0, scattered(2))
+    assert keys.shape == (1, 2 * BLOCK_SIZE, 2, 4)

@@ -1,0 +1,90 @@
+"""What every engine asks of torch: the device's memory, its number formats, its attention.
+
+Only engines import this module; the gateway never imports torch.
+"""
+
+import gc
+
+import torch
+
+from workers.engines.base import Refused
+
+#: What a process takes of a card beside the allocator's memory: the context and its kernels.
+CONTEXT_BYTES = 500 * 1024 * 1024
+
+#: Compute capability from which tensor cores multiply bfloat16; older cards emulate it.
+_BFLOAT16_CAPABILITY = (8, 0)
+
+#: How running out of memory reads where torch raises no OutOfMemoryError: from the driver (no room
+#: for a context, a kernel or a graph), from cuBLAS and cuDNN, for pinned memory, and on a CPU.
+_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "HOST_ALLOCATION_FAILED",
+    "can't allocate memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory ran out, on a card or on a CPU.
+
+    None of these errors damages a CUDA context, so the process may go on.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)
+
+
+def out_of_memory(what: str = "this model") -> Refused:
+    """The refusal of a load for which the device's memory does not suffice."""
+    return Refused("OUT_OF_MEMORY", f"The device has not enough memory for {what}.")
+
+
+def release_cached(device: torch.device | str) -> None:
+    """Return memory that the allocator caches to the device; does nothing on a CPU.
+
+    Drop the traceback of a failed step first: it holds on to the step's tensors.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def finish_load(device: torch.device | str) -> None:
+    """End an engine's load: what the load needed for a moment is neither kept nor reported."""
+    release_cached(device)
+    if torch.device(device).type == "cuda":
+        for card in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(card)
+
+
+def held_bytes(device: torch.device | str) -> int | None:
+    """Bytes that this process holds on its cards, the highest since the last call.
+
+    None on a CPU, where an engine holds the process's own memory.
+    """
+    if torch.device(device).type != "cuda":
+        return None
+    total = 0
+    for card in range(torch.cuda.device_count()):
+        total += torch.cuda.max_memory_reserved(card) + CONTEXT_BYTES
+        torch.cuda.reset_peak_memory_stats(card)
+    return total
+
+
+def half_precision(device: torch.device | str) -> torch.dtype:
+    """The 16-bit format that a device multiplies fast: bfloat16, or float16 on older cards."""
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _BFLOAT16_CAPABILITY:
+        return torch.float16
+    return torch.bfloat16
+
+
+def avoid_cudnn_attention() -> None:
+    """Take cuDNN out of the backends of scaled_dot_product_attention in this process.
+
+    cuDNN builds a plan for every new combination of batch and lengths, which takes the host 25 ms
+    and more, and keeps all of them; where lengths grow with each token it never stops building.
+    Hopper and Blackwell cards prefer it to the other backends.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
