@@ -10,8 +10,10 @@ import torch
 from transformers import AutoProcessor, BarkModel
 
 from tests.tiny_speech import VOICES, make
+from workers.engines.cuda_graphs import cuda_capture
 from workers.engines.speech.bark.gpt import Row, Stage
 from workers.engines.speech.engine import SpeechEngine
+from workers.engines.torch_env import half_precision
 from workers.protocol import Event, Failed, Load, SpeechJob, Spoken, sound_name
 
 pytestmark = [
@@ -26,7 +28,8 @@ def load(path: Path, dtype: str | None) -> SpeechEngine:
     engine = SpeechEngine()
     spec = Load(model="bark", engine="speech", path=str(path), device="cuda", dtype=dtype)
     ready = engine.load(spec, lambda _fraction: None)
-    assert (ready.device, ready.dtype) == ("cuda", dtype or "bfloat16")
+    usual = str(half_precision("cuda")).removeprefix("torch.")
+    assert (ready.device, ready.dtype) == ("cuda", dtype or usual)
     return engine
 
 
@@ -71,10 +74,9 @@ def test_graphs_compute_what_the_steps_without_them_do(tmp_path: Path) -> None:
     path = make(tmp_path / "bark")
     model = BarkModel.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
     stages = {
-        "cuda": Stage(model.to("cuda").semantic, 3, range(61)),
+        "cuda": Stage(model.to("cuda").semantic, 3, range(61), cuda_capture()),
         "cpu": Stage(BarkModel.from_pretrained(path, dtype=torch.float32).semantic, 3, range(61)),
     }
-    assert stages["cuda"]._graphs is not None
     for count in (1, 2, 3):
         made = {}
         for device, stage in stages.items():

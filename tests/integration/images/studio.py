@@ -89,15 +89,52 @@ class Studio:
         return np.asarray((pipe or self.bare)(**asked).images[0]).astype(int)
 
 
-def open_studio(name: str, folder: Path, options: ImageOptions | None = None) -> Studio:
+def check_alone(studio: Studio, tolerance: int) -> None:
+    """Pictures that are drawn alone differ from the library's by no more than so many levels."""
+    jobs = [studio.job(), studio.job("another", (8,), width=128, steps=3, guidance_scale=2.0)]
+    for job in jobs:
+        [drawn] = ends(studio.run(job)).values()
+        assert isinstance(drawn, Drawn)
+        assert (drawn.pictures[0].seed, drawn.pictures[0].width) == (job.seeds[0], job.width)
+        assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance
+
+
+def check_together(studio: Studio, tolerance: int) -> None:
+    """So do pictures of several jobs that are drawn in one pass."""
+    jobs = [studio.job(f"number {seed}", (seed,)) for seed in range(3)]
+    studio.submit(*jobs)
+    studio.engine.step()
+    assert studio.engine.books()["runs"] == 1
+    studio.finish()
+    for job in jobs:
+        assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance
+
+
+def open_studio(
+    name: str,
+    folder: Path,
+    options: ImageOptions | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> Studio:
     repository = make(name, folder / "repository")
     engine = ImageEngine()
-    spec = Load(model=name, engine="image", path=str(repository), threads=1, image=options)
+    spec = Load(
+        model=name,
+        engine="image",
+        path=str(repository),
+        threads=1,
+        image=options,
+        device=device,
+        dtype=dtype,
+    )
     engine.load(spec, lambda _part: None)
     bare = diffusers.DiffusionPipeline.from_pretrained(
         repository, dtype=torch.float32, use_safetensors=True
     )
     bare.set_progress_bar_config(disable=True)
+    bare.to(device)
     out = folder / "out"
     out.mkdir(parents=True)
     return Studio(name, out, engine, bare)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.images.studio import Studio, ends
+from tests.integration.images.studio import Studio, check_alone, check_together, ends
 from workers.engines.base import Refused
 from workers.protocol import (
     Cancelled,
@@ -26,14 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 
 def test_alone_it_is_the_library_s_image_bit_for_bit(studio: Studio) -> None:
-    job = studio.job()
-    [drawn] = ends(studio.run(job)).values()
-    assert isinstance(drawn, Drawn)
-    assert (drawn.pictures[0].seed, drawn.pictures[0].width) == (3, 64)
-    assert np.array_equal(studio.pixels(job), studio.expected(job))
-    job = studio.job("another", (8,), width=128, steps=3, guidance_scale=2.0)
-    studio.run(job)
-    assert np.array_equal(studio.pixels(job), studio.expected(job))
+    check_alone(studio, tolerance=0)
 
 
 def test_between_steps_of_others_it_is_the_same_bit_for_bit(studio: Studio) -> None:
@@ -57,13 +50,7 @@ def test_after_a_cancelled_neighbour_it_is_the_same_bit_for_bit(studio: Studio) 
 
 
 def test_in_one_pass_with_others_it_is_the_same_within_rounding(studio: Studio) -> None:
-    jobs = [studio.job(f"number {seed}", (seed,)) for seed in range(3)]
-    studio.submit(*jobs)
-    studio.engine.step()
-    assert studio.engine.books()["runs"] == 1
-    studio.finish()
-    for job in jobs:
-        assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= 1
+    check_together(studio, tolerance=1)
 
 
 def test_the_images_of_one_job_are_those_of_their_seeds(studio: Studio) -> None:

@@ -11,10 +11,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from torch._dynamo.utils import counters
 
 from tests.integration.images.studio import Studio, ends, open_studio
 from tests.tiny_pipelines import make
 from workers.engines.base import Refused
+from workers.engines.image import engine as engine_module
 from workers.engines.image.engine import ImageEngine
 from workers.protocol import Adapter, Drawn, ImageOptions, Load
 
@@ -141,9 +143,51 @@ def test_cached_steps_draw_one_job_after_another(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_blocks_draw_the_same(tmp_path: Path) -> None:
+def test_compiled_blocks_draw_the_same_in_all_sizes_without_compiling_again(tmp_path: Path) -> None:
     studio = open_studio("sd", tmp_path, ImageOptions(compile=True))
-    job = studio.job()
-    studio.run(job)
-    assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= 2
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled
+    jobs = [
+        studio.job(),
+        studio.job(guidance_scale=1.0),
+        studio.job(seeds=(1, 2, 3, 4)),
+        studio.job(width=128, seeds=(5,)),
+        studio.job(width=96, height=160, seeds=(6, 7)),
+    ]
+    for job in jobs:
+        studio.run(job)
+        assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= 2
+    assert counters["stats"]["unique_graphs"] == compiled
     studio.engine.close()
+
+
+def test_compile_gives_a_step_the_time_of_the_compiler(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "speed_up", lambda *_: None)
+    monkeypatch.setattr(engine_module, "_PATIENCE", {"cpu": 120.0})
+    patience = {}
+    for compiled in (False, True):
+        options = ImageOptions(compile=compiled)
+        spec = Load(model="m", engine="image", path=str(repository), image=options)
+        patience[compiled] = ImageEngine().load(spec, lambda _: None).patience
+    assert patience == {False: 120.0, True: 600.0}
+
+
+def test_preview_is_refused_while_whole_models_are_offloaded(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "place", lambda *_: None)  # there is no card to offload from
+    for offload, refused in (("model", True), ("group", False)):
+        studio = Studio("sd", tmp_path, ImageEngine(), None)
+        options = ImageOptions(offload=offload)
+        studio.engine.load(
+            Load(model="m", engine="image", path=str(repository), image=options), lambda _: None
+        )
+        studio.engine.prepare(studio.job())
+        if not refused:
+            studio.engine.prepare(studio.job(preview_every=1))
+            continue
+        with pytest.raises(Refused) as found:
+            studio.engine.prepare(studio.job(preview_every=1))
+        assert (found.value.code, found.value.param) == ("UNSUPPORTED_PARAMETER", "preview")

@@ -2,88 +2,30 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import soundfile
-import torch
-from transformers import AutoProcessor, BarkModel
 
-from tests.tiny_speech import VOICES, make
+from tests.integration.speech.booth import LINES, Booth, ends, open_booth
+from tests.tiny_speech import VOICES
 from workers.engines.base import Refused
 from workers.engines.speech.bark.model import Bark, BarkUtterance
 from workers.engines.speech.bark.speaker import BarkSpeaker
-from workers.engines.speech.engine import SpeechEngine
 from workers.engines.speech.joining import Joiner
 from workers.engines.speech.sentences import sentences
 from workers.protocol import (
     Cancelled,
     Event,
     Failed,
-    Load,
     Progress,
     Sound,
-    SpeechJob,
     Spoken,
     Started,
     sound_name,
 )
-
-LINES = [("Hello there.", VOICES[1]), ("Something else", VOICES[0]), ("No voice", None)]
-
-
-@dataclass
-class Booth:
-    """An engine, the library's model, and where sounds go."""
-
-    folder: Path
-    engine: SpeechEngine
-    model: Any
-    processor: Any
-    numbers: Iterator[int] = field(default_factory=lambda: iter(range(10_000)))
-
-    def job(self, text: str = "Hello there.", **fields: Any) -> SpeechJob:
-        name = fields.pop("id", f"job{next(self.numbers)}")
-        fields = {"voice": VOICES[0], "seed": 3, "folder": str(self.folder), **fields}
-        return SpeechJob(id=name, text=text, **fields)
-
-    def submit(self, *jobs: SpeechJob) -> None:
-        for job in jobs:
-            self.engine.submit(self.engine.prepare(job))
-
-    def run(self, *jobs: SpeechJob) -> list[Event]:
-        self.submit(*jobs)
-        events: list[Event] = []
-        for _ in range(10_000):
-            if not self.engine.in_flight:
-                assert not any(self.engine.books().values())
-                return events
-            events += self.engine.step()
-        raise AssertionError("the engine does not come to an end")
-
-    def library(self, text: str, voice: str | None, seed: int) -> Any:
-        asked = self.processor(text, voice_preset=voice, max_length=48)
-        torch.manual_seed(seed)
-        return self.model.generate(**asked)[0].numpy()
-
-    def sound(self, job: SpeechJob) -> Any:
-        samples, _ = soundfile.read(self.folder / sound_name(job.id, job.format), dtype="int16")
-        return samples
-
-
-def open_booth(folder: Path, *, sampled: bool) -> Booth:
-    repository = make(folder / "bark", sampled=sampled)
-    engine = SpeechEngine()
-    engine.load(
-        Load(model="bark", engine="speech", path=str(repository), threads=1), lambda _: None
-    )
-    model = BarkModel.from_pretrained(repository, dtype=torch.float32, use_safetensors=True)
-    (folder / "out").mkdir()
-    return Booth(folder / "out", engine, model.eval(), AutoProcessor.from_pretrained(repository))
 
 
 @pytest.fixture(scope="module", params=["sampled", "greedy"])
@@ -99,12 +41,6 @@ def module_booth(
 def booth(module_booth: Booth) -> Iterator[Booth]:
     yield module_booth
     assert module_booth.engine.in_flight == 0
-
-
-def ends(events: list[Event]) -> dict[str, Event]:
-    finals = [each for each in events if isinstance(each, Spoken | Failed | Cancelled)]
-    assert len({each.id for each in finals}) == len(finals), "exactly one final event each"
-    return {each.id: each for each in finals}
 
 
 def said(booth: Booth, text: str, seed: int) -> Any:
@@ -285,25 +221,6 @@ def test_a_long_text_is_said_whole(booth: Booth) -> None:
     [spoken] = ends(booth.run(booth.job(words))).values()
     assert isinstance(spoken, Spoken)
     assert spoken.sentences > 3
-
-
-def test_out_of_memory_ends_those_that_speak_and_the_next_is_right(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def too_much(_utterances: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(booth.engine._speaker, "step", too_much)
-        final = ends(booth.run(booth.job(), booth.job("More. Of it.")))
-    assert [each.code for each in final.values() if isinstance(each, Failed)] == [
-        "OUT_OF_MEMORY",
-        "OUT_OF_MEMORY",
-    ]
-    again = booth.job()
-    booth.run(again)
-    expected = booth.library("Hello there.", VOICES[0], 3)
-    assert np.abs(booth.sound(again) - expected * 32767).max() <= 2
 
 
 def test_a_disk_that_takes_nothing(booth: Booth) -> None:

@@ -7,25 +7,23 @@ import torch
 from transformers import BarkModel
 
 from tests.tiny_speech import make
+from workers.engines.cuda_graphs import Replay, at_least, sizes
 from workers.engines.speech.bark.gpt import Row, Stage
-from workers.engines.speech.bark.graphs import Graphs, at_least, sizes
 
 ROWS = 6
-MakeStage = Callable[[], Stage]
+MakeStage = Callable[..., Stage]
 
 
 @pytest.fixture(scope="module")
 def new_stage(tmp_path_factory: pytest.TempPathFactory) -> MakeStage:
     folder = make(tmp_path_factory.mktemp("stage"))
     model = BarkModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    return lambda: Stage(model.semantic, ROWS, range(61))
+    return lambda capture=None: Stage(model.semantic, ROWS, range(61), capture)
 
 
-def in_fixed_sizes(stage: Stage) -> Stage:
+def compute_again(step: Replay) -> Replay:
     """All that CUDA's way does but the capture: a replay computes anew over the same tensors."""
-    graphs = Graphs(stage._advance, ROWS, stage._longest, stage.device, capture=lambda step: step)
-    stage._graphs = graphs
-    return stage
+    return step
 
 
 def begin(stage: Stage, length: int, seed: int) -> Row:
@@ -50,7 +48,7 @@ def play(stage: Stage) -> list[torch.Tensor]:
 
 
 def test_fixed_sizes_change_nothing(new_stage: MakeStage) -> None:
-    exact, padded = play(new_stage()), play(in_fixed_sizes(new_stage()))
+    exact, padded = play(new_stage()), play(new_stage(compute_again))
     for n, (one, other) in enumerate(zip(exact, padded, strict=True)):
         assert one.shape == other.shape
         assert torch.allclose(one, other, atol=1e-5), n
@@ -59,7 +57,7 @@ def test_fixed_sizes_change_nothing(new_stage: MakeStage) -> None:
 def test_a_row_that_was_only_read_is_not_written_to_by_its_neighbours(
     new_stage: MakeStage,
 ) -> None:
-    stage = in_fixed_sizes(new_stage())
+    stage = new_stage(compute_again)
     first = [begin(stage, 4, seed) for seed in range(4)]
     stage.step(first, [1, 1, 1, 1])  # the fourth slot was at position 4 then
     stage.close(first.pop())

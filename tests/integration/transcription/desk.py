@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -66,9 +67,10 @@ class Desk:
         )
         torch.manual_seed(0)
         options = {"task": "transcribe", "return_timestamps": True, **options}
+        device = self.model.device
         return self.model.generate(
-            read.input_features,
-            attention_mask=read.attention_mask,
+            read.input_features.to(device),
+            attention_mask=read.attention_mask.to(device),
             return_segments=True,
             temperature=TEMPERATURES,
             **self.thresholds,
@@ -101,14 +103,62 @@ def tokens_of(segments: tuple[Segment, ...]) -> list[tuple[int, ...]]:
     return [segment.tokens for segment in segments]
 
 
-def open_desk(folder: Path, *, several: bool = True, **thresholds: float) -> Desk:
+def check_segments(desk: Desk, sound: Any) -> None:
+    """Tokens and times of a file's segments are those of the library's generate()."""
+    expected = desk.segments(sound)
+    heard = desk.transcribe(sound, timestamps="segment")
+    assert len(expected) >= 1
+    assert tokens_of(heard.segments) == [each["tokens"] for each in expected]
+    length = len(sound) / sounds.RATE
+    assert heard.duration == length
+    for segment, found in zip(heard.segments, expected, strict=True):
+        assert segment.start == pytest.approx(float(found["start"]))
+        assert segment.end == pytest.approx(min(length, float(found["end"])))
+
+
+def check_together(desk: Desk) -> None:
+    """Files that run together have the tokens that each of them has alone."""
+    recordings = [sounds.melody(length, seed) for seed, length in enumerate((3, 40, 9, 62, 5, 31))]
+    jobs = [
+        desk.job(
+            sound, timestamps=("segment", "none")[number % 2], prompt=(None, "abc")[number % 3 == 0]
+        )
+        for number, sound in enumerate(recordings)
+    ]
+    alone = {}
+    for job in jobs:
+        final = desk.run(job)[-1]
+        assert isinstance(final, Transcribed)
+        alone[job.id] = final
+    together = {e.id: e for e in desk.run(*jobs) if isinstance(e, Transcribed)}
+    assert together.keys() == alone.keys()
+    for name, final in alone.items():
+        assert tokens_of(together[name].segments) == tokens_of(final.segments)
+        assert together[name].text == final.text
+
+
+def open_desk(
+    folder: Path,
+    *,
+    several: bool = True,
+    device: str = "cpu",
+    dtype: str | None = None,
+    **thresholds: float,
+) -> Desk:
     """``thresholds``: of an attempt that is good enough; without any, all are."""
     thresholds = {**tiny_whisper.LENIENT, **thresholds}
     repository = tiny_whisper.make(folder / "whisper", several=several, **thresholds)
     engine = TranscriptionEngine()
-    spec = Load(model="whisper", engine="transcription", path=str(repository), threads=1)
+    spec = Load(
+        model="whisper",
+        engine="transcription",
+        path=str(repository),
+        threads=1,
+        device=device,
+        dtype=dtype,
+    )
     engine.load(spec, lambda _: None)
     model = WhisperForConditionalGeneration.from_pretrained(repository, dtype=torch.float32)
     processor = WhisperProcessor.from_pretrained(repository)
     (folder / "in").mkdir()
-    return Desk(folder / "in", engine, model.eval(), processor, thresholds)
+    return Desk(folder / "in", engine, model.eval().to(device), processor, thresholds)

@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from tests.integration.transcription.desk import Desk, open_desk, tokens_of
+from tests.integration.transcription.desk import (
+    Desk,
+    check_segments,
+    check_together,
+    open_desk,
+    tokens_of,
+)
 from tests.sounds import RATE, melody
 from tests.tiny_whisper import END, IDS, LANGUAGES
 from workers.engines.base import Refused
@@ -36,15 +41,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 @pytest.mark.parametrize("sound", [SHORT, WINDOW, LONG], ids=["short", "window", "long"])
 def test_segments_are_the_librarys(desk: Desk, sound: Any) -> None:
-    expected = desk.segments(sound)
-    heard = desk.transcribe(sound, timestamps="segment")
-    assert len(expected) >= 1
-    assert tokens_of(heard.segments) == [each["tokens"] for each in expected]
-    length = len(sound) / RATE
-    assert heard.duration == length
-    for segment, found in zip(heard.segments, expected, strict=True):
-        assert segment.start == pytest.approx(float(found["start"]))
-        assert segment.end == pytest.approx(min(length, float(found["end"])))
+    check_segments(desk, sound)
 
 
 def test_a_long_file_is_many_windows(desk: Desk) -> None:
@@ -130,23 +127,7 @@ def test_asking_for_words_changes_nothing_for_those_who_come_later(desk: Desk) -
 
 
 def test_files_that_run_together_do_not_disturb_each_other(desk: Desk) -> None:
-    sounds = [melody(seconds, seed) for seed, seconds in enumerate((3, 40, 9, 62, 5, 31))]
-    jobs = [
-        desk.job(
-            sound, timestamps=("segment", "none")[number % 2], prompt=(None, "abc")[number % 3 == 0]
-        )
-        for number, sound in enumerate(sounds)
-    ]
-    alone = {}
-    for job in jobs:
-        final = desk.run(job)[-1]
-        assert isinstance(final, Transcribed)
-        alone[job.id] = final
-    together = {e.id: e for e in desk.run(*jobs) if isinstance(e, Transcribed)}
-    assert together.keys() == alone.keys()
-    for name, final in alone.items():
-        assert tokens_of(together[name].segments) == tokens_of(final.segments)
-        assert together[name].text == final.text
+    check_together(desk)
 
 
 def test_segments_are_told_as_they_are_heard(desk: Desk) -> None:
@@ -223,42 +204,6 @@ def test_a_step_that_fails_ends_its_own_files(desk: Desk, monkeypatch: pytest.Mo
     assert (final.id, final.code) == (job.id, "INFERENCE_FAILED")
     assert "bounds" not in final.message
     assert desk.transcribe(SHORT).text
-
-
-def test_short_of_memory_fewer_files_run_together(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(desk.engine, "_batch", 8)
-    model = desk.engine._loaded.model
-    usual, batches = model.forward, []
-
-    def forward(**inputs: Any) -> Any:
-        batches.append(len(inputs["decoder_input_ids"]))
-        if batches[-1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return usual(**inputs)
-
-    sounds = [melody(3, seed) for seed in range(5)]
-    alone = [desk.transcribe(sound).text for sound in sounds]
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "forward", forward)
-        jobs = [desk.job(sound) for sound in sounds]
-        texts = {e.id: e.text for e in desk.run(*jobs) if isinstance(e, Transcribed)}
-        assert [texts[job.id] for job in jobs] == alone
-        assert batches[0] == 5
-        assert set(batches[1:]) <= {1, 2}
-
-
-def test_out_of_memory_for_one_file_is_its_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = desk.job(SHORT)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(desk.engine._loaded.model.model.encoder, "forward", fail)
-        (final,) = [each for each in desk.run(job) if isinstance(each, Failed)]
-    assert (final.id, final.code) == (job.id, "OUT_OF_MEMORY")
 
 
 def test_what_is_no_number_is_a_failure(desk: Desk) -> None:

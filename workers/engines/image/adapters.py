@@ -10,6 +10,7 @@ from typing import Any
 
 from workers.engines.base import Refused
 from workers.engines.image.loading import failed
+from workers.engines.torch_env import is_out_of_memory
 from workers.protocol import Adapter, ImageJob
 
 
@@ -63,6 +64,8 @@ def _load(pipe: Any, name: str, path: Path) -> None:
         known = {each for names in pipe.get_list_adapters().values() for each in names}
     except Exception as error:
         # The library raises nearly every kind for files that are none, or of another model.
+        if is_out_of_memory(error):
+            raise
         raise failed(f"The LoRA {name} does not load ({type(error).__name__}).") from error
     if name not in known:
         raise failed(f"The LoRA {name} holds nothing for this model.")

@@ -1,6 +1,5 @@
 """The image engine: several calls of one diffusers pipeline, a step of one of them at a time."""
 
-import gc
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -13,12 +12,19 @@ from workers.engines.image.adapters import Adapters
 from workers.engines.image.encoding import describe, write
 from workers.engines.image.intake import Intake
 from workers.engines.image.loading import load
-from workers.engines.image.memory import Ladder, is_out_of_memory, peak_bytes, place
+from workers.engines.image.memory import Ladder, StoredDtypes, place
 from workers.engines.image.pipelines import Pipelines
-from workers.engines.image.preview import can_preview, preview
+from workers.engines.image.preview import preview, why_no_preview
 from workers.engines.image.request import Drawing, Request
 from workers.engines.image.run import Images, Run, Step
 from workers.engines.image.speed import speed_up
+from workers.engines.torch_env import (
+    finish_load,
+    held_bytes,
+    is_out_of_memory,
+    out_of_memory,
+    release_cached,
+)
 from workers.protocol import Event, ImageJob, ImageOptions, Load, Picture, Ready
 
 _BATCH = 4  #: images in one pass, where the settings do not say
@@ -26,6 +32,7 @@ _MOST_RUNS = 4
 _WRITERS = 2
 _WAIT_SECONDS = 0.02
 _PATIENCE = {"cpu": 600.0, "cuda": 120.0}  #: seconds that one step, or the decoder, may take
+_COMPILER_PATIENCE = 600.0  #: where a size that was not warmed up may compile in a step
 
 
 class ImageEngine:
@@ -39,6 +46,7 @@ class ImageEngine:
     _intake: Intake
     _ladder: Ladder
     _adapters: Adapters
+    _dtypes: StoredDtypes
 
     def __init__(self) -> None:
         self._model = ""
@@ -50,6 +58,7 @@ class ImageEngine:
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
         self._cancelled: list[str] = []
         self._most_runs = _MOST_RUNS
+        self._no_preview: str | None = None  #: why there are none
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
@@ -64,30 +73,32 @@ class ImageEngine:
             loaded = load(spec, lambda part: progress(0.8 * part))
             self._adapters = Adapters(loaded.pipe, options.loras)
             place(loaded, options.offload)
-            speed_up(loaded.pipe, options)
+            speed_up(loaded.pipe, options, self._batch)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise Refused(
-                "OUT_OF_MEMORY", "The device has not enough memory for this model."
-            ) from error
+            raise out_of_memory() from error
         self._pipelines = Pipelines(loaded)
         self._intake = Intake(self._pipelines)
-        self._ladder = Ladder(loaded.pipe)
+        self._ladder = Ladder(loaded.pipe, self._batch)
+        self._dtypes = StoredDtypes(loaded.pipe)
         # Cached steps, and what lies where, are state of the weights that all runs share.
         alone = options.step_cache != "none" or options.offload != "none"
         self._most_runs = 1 if alone else _MOST_RUNS
+        self._no_preview = why_no_preview(loaded.pipe, options.offload)
+        finish_load(loaded.device)
         progress(1.0)
+        patience = _PATIENCE[loaded.device.type]
         return Ready(
             slots=self._batch,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=loaded.device.type,
-            patience=_PATIENCE[loaded.device.type],
+            patience=max(patience, _COMPILER_PATIENCE) if options.compile else patience,
         )
 
     def prepare(self, job: ImageJob) -> Request:
-        if job.preview_every and not can_preview(self._pipelines.base):
-            raise Refused("UNSUPPORTED_PARAMETER", "This model has no previews.", param="preview")
+        if job.preview_every and self._no_preview is not None:
+            raise Refused("UNSUPPORTED_PARAMETER", self._no_preview, param="preview")
         self._adapters.check(job)
         return self._intake.prepare(job)
 
@@ -115,7 +126,7 @@ class ImageEngine:
         events: list[Event] = []
         while self._waiting and len(self._runs) < self._most_runs:
             first = self._waiting[0].request
-            most = 1 if first.sources else self._ladder.batch(self._batch)
+            most = 1 if first.sources else self._ladder.batch.now
             drawings = [each for each in self._waiting if each.request.shape == first.shape][:most]
             self._waiting = [each for each in self._waiting if each not in drawings]
             events += self._begin(drawings)
@@ -129,6 +140,8 @@ class ImageEngine:
         run = Run(pipe, arguments, drawings)
         run.spent = min((each.spent for each in self._runs), default=0.0)
         self._runs.append(run)
+        for request in _requests_of(drawings):
+            request.note_measures(self._ladder.taken)
         return [event for each in drawings for event in each.request.started()]
 
     def _advance(self, run: Run) -> list[Event]:
@@ -144,6 +157,7 @@ class ImageEngine:
         if isinstance(outcome, Step):
             return self._report(run, outcome)
         self._runs.remove(run)
+        self._ladder.passed()
         return self._finish(run, outcome)
 
     def _report(self, run: Run, step: Step) -> list[Event]:
@@ -162,9 +176,9 @@ class ImageEngine:
         try:
             return preview(run.pipe, step.latents[row : row + 1], job.width, job.height)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if self._is_poisoned_by(error) and not is_out_of_memory(error):
                 raise
-            return b""  # the image itself may still fit
+            return b""  # the image itself may still come
 
     def _finish(self, run: Run, images: Images) -> list[Event]:
         events: list[Event] = []
@@ -213,10 +227,18 @@ class ImageEngine:
     def _failed(self, run: Run, error: Exception) -> list[Event]:
         wanted = [drawing for drawing in run.drawings if drawing.wanted]
         if is_out_of_memory(error):
-            return self._again(wanted, run)
-        if self._pipelines.device.type == "cuda" and isinstance(error, RuntimeError):
-            raise error  # the context may be poisoned: going on would give garbage
+            self._pipelines.prompts.clear()
+            release_cached(self._pipelines.device)
+            self._dtypes.restore()
+            return self._again(wanted)
+        if self._is_poisoned_by(error):
+            raise error
+        self._dtypes.restore()
         return self._fail(wanted, error)
+
+    def _is_poisoned_by(self, error: Exception) -> bool:
+        """Whether a CUDA context may be damaged by it: going on would then give garbage."""
+        return self._pipelines.device.type == "cuda" and isinstance(error, RuntimeError)
 
     def _fail(self, drawings: list[Drawing], error: Exception) -> list[Event]:
         message = f"The pipeline failed on this request ({type(error).__name__})."
@@ -226,13 +248,8 @@ class ImageEngine:
             for event in self._end(request, "INFERENCE_FAILED", message)
         ]
 
-    def _again(self, wanted: list[Drawing], run: Run) -> list[Event]:
+    def _again(self, wanted: list[Drawing]) -> list[Event]:
         """Out of memory: climb down the ladder, and draw the same again from the start."""
-        self._pipelines.prompts.clear()
-        del run
-        gc.collect()
-        if self._pipelines.device.type == "cuda":
-            torch.cuda.empty_cache()
         measure = self._ladder.climb(len(wanted))
         if measure is None:
             message = "The device ran out of memory on this request."
@@ -243,8 +260,7 @@ class ImageEngine:
             ]
         for drawing in wanted:
             drawing.step = 0
-            request = drawing.request
-            request.measures = tuple(dict.fromkeys((*request.measures, measure)))
+            drawing.request.note_measures((measure,))
         self._waiting = wanted + self._waiting
         return []
 
@@ -280,7 +296,7 @@ class ImageEngine:
         return len(self._requests)
 
     def device_bytes(self) -> int | None:
-        return peak_bytes() if self._pipelines.device.type == "cuda" else None
+        return held_bytes(self._pipelines.device)
 
     def books(self) -> dict[str, int]:
         return {

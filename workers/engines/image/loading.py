@@ -4,6 +4,7 @@ Whatever is wrong with the files becomes :class:`Refused` with MODEL_LOAD_FAILED
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,15 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from workers.engines.base import Refused, reason
+from workers.engines.torch_env import half_precision, is_out_of_memory, out_of_memory
 from workers.protocol import Load
 
 INDEX = "model_index.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DENOISERS = ("transformer", "unet")
+#: name of a file of weights: the variant that it holds, and its number where there are several
+_WEIGHTS = re.compile(r"[^.]+(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 #: What the libraries raise for files that do not fit.
 _ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
@@ -34,7 +38,8 @@ class LoadedPipeline:
 
 
 def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
-    """Load the pipeline of ``spec`` into host memory. Raises :class:`Refused`."""
+    """Load the pipeline of ``spec`` into host memory. Raises :class:`Refused`, with OUT_OF_MEMORY
+    where that does not suffice."""
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -50,13 +55,18 @@ def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
     except _ERRORS as error:
-        raise failed(f"The pipeline does not load: {reason(error)}") from error
+        raise _refusal(error, "The pipeline does not load") from error
     pipe.set_progress_bar_config(disable=True)
     return LoadedPipeline(pipe, dtype, device)
 
 
 def failed(message: str) -> Refused:
     return Refused("MODEL_LOAD_FAILED", message)
+
+
+def _refusal(error: Exception, message: str) -> Refused:
+    """The refusal of a load that a library's error ended."""
+    return out_of_memory() if is_out_of_memory(error) else failed(f"{message}: {reason(error)}")
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -71,19 +81,21 @@ def _index(folder: Path) -> dict[str, Any]:
 
 def _dtype(wanted: str | None, folder: Path, device: torch.device) -> torch.dtype:
     """The wanted one; else float32 on a CPU, which is slow at all others; else that of the
-    denoiser's files, where float32 becomes bfloat16: nobody sees the difference, and it takes
-    half of the memory and of the time."""
+    denoiser's files, where float32 becomes the 16 bits that the card is fast at: nobody sees
+    the difference, and it takes half of the memory and of the time. float16 stays, since some
+    models that come in it overflow in nothing but their decoder, which is cast for that."""
     if wanted is not None:
         return _DTYPES[wanted]
     if device.type == "cpu":
         return torch.float32
     stored = _stored_dtype(folder)
-    return torch.bfloat16 if stored is torch.float32 else stored
+    return stored if stored is torch.float16 else half_precision(device)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
+    """The number format of those of the denoiser's files that will be loaded."""
     for part in _DENOISERS:
-        for path in sorted((folder / part).glob("*.safetensors")):
+        for path in _weights(folder / part).get(_variant(folder / part), []):
             with safe_open(path, "pt") as weights:
                 name = next(iter(weights.keys()))
                 return _STORED.get(weights.get_slice(name).get_dtype(), torch.bfloat16)
@@ -126,7 +138,7 @@ def _model(folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
             **own,
         )
     except _ERRORS as error:
-        raise failed(f"The weights of {folder.name} do not load: {reason(error)}") from error
+        raise _refusal(error, f"The weights of {folder.name} do not load") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise failed(f"{folder.name} lacks {len(missing)} of its tensors, {missing[0]} first.")
@@ -135,6 +147,14 @@ def _model(folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
 
 def _variant(folder: Path) -> str | None:
     """``fp16`` where the weights are there in half precision only."""
-    names = {path.name for path in folder.glob("*.safetensors*")}
-    plain = any(".fp16." not in name for name in names)
-    return None if plain or not names else "fp16"
+    found = _weights(folder)
+    return "fp16" if "fp16" in found and None not in found else None
+
+
+def _weights(folder: Path) -> dict[str | None, list[Path]]:
+    """The files of weights by their variant, in the order of their names."""
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if match := _WEIGHTS.fullmatch(path.name):
+            found.setdefault(match["variant"], []).append(path)
+    return found

@@ -1,13 +1,14 @@
 """Where the parts of a pipeline lie, and what is tried when the device has not enough memory."""
 
-from typing import Any
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, Protocol
 
 import torch
 
 from workers.engines.base import Refused
+from workers.engines.batch_limit import CAUTIOUS_PASSES, BatchLimit
 from workers.engines.image.loading import LoadedPipeline
-
-_CONTEXT_BYTES = 500 * 1024 * 1024
 
 
 def place(loaded: LoadedPipeline, offload: str) -> None:
@@ -40,54 +41,132 @@ def place(loaded: LoadedPipeline, offload: str) -> None:
                 getattr(pipe, name).to(memory_format=torch.channels_last)
 
 
+class Measure(Protocol):
+    """Something that saves memory, at the cost of time or of a slightly different image."""
+
+    name: str
+
+    def take(self) -> bool:
+        """Switch it on; False where the pipeline has no such thing."""
+        ...
+
+    def take_back(self) -> None: ...
+
+
 class Ladder:
     """What is tried in turn, from what costs nothing to what costs time or looks a little other.
 
-    Each measure stays: what did not fit once will not fit the next time.
+    After a while everything is taken back, one measure after another: what took the memory may be
+    gone by then. What did not help an image is taken back at once.
+    """
+
+    def __init__(self, pipe: Any, most: int) -> None:
+        """``most`` is how many images the settings allow in one pass."""
+        self.batch = BatchLimit(most)
+        self._left: list[Measure] = [_Tiling(pipe), _AttentionSlicing(pipe)]
+        self._taken: list[Measure] = []
+        self._good = 0  #: runs that fitted since the last measure
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """The names of the measures under which images are made now."""
+        return tuple(measure.name for measure in self._taken)
+
+    def climb(self, images: int) -> str | None:
+        """Take the next measure, after a run of so many images failed; None if there is none."""
+        if images > 1:
+            return f"batch_of_{self.batch.halve(images)}"
+        self._good = 0
+        while self._left:
+            measure = self._left.pop(0)
+            if measure.take():
+                self._taken.append(measure)
+                return measure.name
+        while self._taken:
+            self._take_last_back()
+        return None
+
+    def passed(self) -> None:
+        """Count a run that fitted into memory."""
+        self.batch.passed()
+        self._good += 1
+        if self._taken and self._good >= CAUTIOUS_PASSES:
+            self._take_last_back()
+            self._good = 0
+
+    def _take_last_back(self) -> None:
+        measure = self._taken.pop()
+        measure.take_back()
+        self._left.insert(0, measure)
+
+
+class _Tiling:
+    """The decoder works in tiles of half the size that it is made for.
+
+    They are of its full size by default, so that an image of the usual size would be one tile.
+    """
+
+    name = "vae_tiling"
+
+    def __init__(self, pipe: Any) -> None:
+        self._decoder: Any = getattr(pipe, "vae", None)
+
+    def take(self) -> bool:
+        if not hasattr(self._decoder, "enable_tiling"):
+            return False
+        self._decoder.enable_tiling()
+        self._scale_tiles(0.5)
+        return True
+
+    def take_back(self) -> None:
+        self._decoder.disable_tiling()
+        self._scale_tiles(2.0)
+
+    def _scale_tiles(self, factor: float) -> None:
+        for name in ("tile_sample_min_size", "tile_latent_min_size"):
+            if hasattr(self._decoder, name):
+                setattr(self._decoder, name, int(factor * getattr(self._decoder, name)))
+
+
+class _AttentionSlicing:
+    """Only where attention is not computed in blocks anyway, as in a UNet's own processors."""
+
+    name = "attention_slicing"
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+
+    def take(self) -> bool:
+        if getattr(self._pipe, "unet", None) is None:
+            return False
+        self._pipe.enable_attention_slicing()
+        return True
+
+    def take_back(self) -> None:
+        self._pipe.disable_attention_slicing()
+
+
+class StoredDtypes:
+    """The number formats that the tensors of a pipeline's models had when it was loaded.
+
+    Pipelines cast a decoder to float32 for a call and back after it, but not after a call that
+    failed; then the next call would meet latents and weights of different formats.
     """
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
-        self._most: int | None = None
-        self._rungs = [self._tile_decoder, self._slice_attention]
+        self._dtypes = {key: tensor.dtype for key, tensor in self._tensors()}
 
-    def batch(self, most: int) -> int:
-        """How many images go into one pass."""
-        return most if self._most is None else min(most, self._most)
+    def restore(self) -> None:
+        """Give each tensor its format back; tensors that still have it are not touched."""
+        for key, tensor in self._tensors():
+            dtype = self._dtypes.get(key, tensor.dtype)
+            if tensor.dtype is not dtype:
+                tensor.data = tensor.data.to(dtype)
 
-    def climb(self, images: int) -> str | None:
-        """Take the next measure, after a pass of so many images failed; None if there is none."""
-        if images > 1:
-            self._most = images // 2
-            return f"batch_of_{self._most}"
-        while self._rungs:
-            measure = self._rungs.pop(0)()
-            if measure is not None:
-                return measure
-        return None
-
-    def _tile_decoder(self) -> str | None:
-        decoder = getattr(self._pipe, "vae", None)
-        if decoder is None or not hasattr(decoder, "enable_tiling"):
-            return None
-        decoder.enable_tiling()
-        return "vae_tiling"
-
-    def _slice_attention(self) -> str | None:
-        """Only where attention is not computed in blocks anyway, as in a UNet's own processors."""
-        if getattr(self._pipe, "unet", None) is None:
-            return None
-        self._pipe.enable_attention_slicing()
-        return "attention_slicing"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an exception of its own; a CPU allocation that fails is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def peak_bytes() -> int:
-    """What the allocator has taken at most since it was last asked, and the context."""
-    peak = torch.cuda.max_memory_reserved()
-    torch.cuda.reset_peak_memory_stats()
-    return peak + _CONTEXT_BYTES
+    def _tensors(self) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
+        """All parameters and buffers, each with the names of its model and of itself."""
+        for part, model in self._pipe.components.items():
+            if isinstance(model, torch.nn.Module):
+                for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+                    yield (part, name), tensor

@@ -12,12 +12,19 @@ from PIL import Image
 
 _SIDE = 32  #: latents of the longer side that are decoded
 _QUALITY = 70
+#: those whose latents are images that they take one by one
+_DECODERS = ("AutoencoderKL", "AutoencoderTiny")
 
 
-def can_preview(pipe: Any) -> bool:
-    """Whether the pipeline's latents are images that its decoder takes one by one."""
+def why_no_preview(pipe: Any, offload: str) -> str | None:
+    """The reason for which previews are refused; None where they are possible."""
     kind = type(pipe.vae).__name__ if getattr(pipe, "vae", None) is not None else ""
-    return kind in ("AutoencoderKL", "AutoencoderTiny")
+    if kind not in _DECODERS:
+        return "This model has no previews."
+    if offload == "model":
+        # The decoder would take the denoiser's place on the card, and back, for each of them.
+        return "This model has no previews while its setting image.offload is model."
+    return None
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """One job on its way through the engine: its drawings, how far they are, what becomes of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +32,6 @@ class Drawing:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """``careful``: the rung of the memory ladder that its next run begins at."""
-
     job: ImageJob
     sources: Sources | None = None
     drawings: list[Drawing] = field(default_factory=list)
@@ -75,6 +74,10 @@ class Request:
             return []
         self.reported = step
         return [Progress(id=self.job.id, step=step, steps=steps, preview=preview)]
+
+    def note_measures(self, names: Iterable[str]) -> None:
+        """Note what was done to save memory while it was drawn; each is told once."""
+        self.measures = tuple(dict.fromkeys((*self.measures, *names)))
 
     @property
     def whole(self) -> bool:

@@ -1,10 +1,12 @@
 """What makes a denoiser faster where the settings ask for it; tried out before it is relied on."""
 
+import inspect
 from typing import Any
 
 import torch
 
 from workers.engines.image.loading import failed
+from workers.engines.torch_env import is_out_of_memory
 from workers.protocol import ImageOptions
 
 _WARM_UP_STEPS = 2
@@ -12,13 +14,13 @@ _LEAST_SIDE = 64
 _THRESHOLD = 0.08  #: change of the first block below which the others' result is taken again
 
 
-def speed_up(pipe: Any, options: ImageOptions) -> None:
+def speed_up(pipe: Any, options: ImageOptions, most_images: int) -> None:
     """Compile the denoiser's blocks, cache steps. Raises Refused where the model cannot."""
     denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if options.step_cache == "first_block":
         _cache_steps(denoiser)
     if options.compile:
-        _compile(pipe, denoiser)
+        _compile(pipe, denoiser, most_images)
 
 
 def _cache_steps(denoiser: Any) -> None:
@@ -29,25 +31,36 @@ def _cache_steps(denoiser: Any) -> None:
     denoiser.enable_cache(FirstBlockCacheConfig(threshold=_THRESHOLD))
 
 
-def _compile(pipe: Any, denoiser: Any) -> None:
+def _compile(pipe: Any, denoiser: Any, most_images: int) -> None:
     """Block by block, since those are alike: a small part of the time that a whole model takes."""
     if not getattr(denoiser, "_repeated_blocks", None):
         raise failed("compile is not possible with this model: it has no repeated blocks.")
-    denoiser.compile_repeated_blocks(fullgraph=True)
+    denoiser.compile_repeated_blocks(fullgraph=True, dynamic=True)
     try:
-        _warm_up(pipe)
+        _warm_up(pipe, most_images)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise failed(f"The model does not compile ({type(error).__name__}).") from error
 
 
-def _warm_up(pipe: Any) -> None:
-    """Draw at the model's own size: compilers look at shapes."""
-    side = int(getattr(pipe, "default_sample_size", 0) or 0) * int(pipe.vae_scale_factor)
-    pipe(
-        prompt="",
-        width=max(side, _LEAST_SIDE),
-        height=max(side, _LEAST_SIDE),
-        num_inference_steps=_WARM_UP_STEPS,
-        generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-    )
+def _warm_up(pipe: Any, most_images: int) -> None:
+    """Compute the shapes that the compiler tells apart, so that no request waits for it.
+
+    It makes one of dimensions that are equal in the first call: after a square it would compile
+    again for the first image that is none. And it compiles for a batch of one by itself, which
+    is one image without guidance; two images stand for all larger batches.
+    """
+    factor = int(pipe.vae_scale_factor)
+    side = max(int(getattr(pipe, "default_sample_size", 0) or 0) * factor, _LEAST_SIDE)
+    has_guidance = "guidance_scale" in inspect.signature(type(pipe).__call__).parameters
+    for images in range(1, min(most_images, 2) + 1):
+        pipe(
+            prompt=[""] * images,
+            width=side,
+            height=side // 64 * 48,
+            num_inference_steps=_WARM_UP_STEPS,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            **({"guidance_scale": 1.0} if has_guidance and images == 1 else {}),
+        )

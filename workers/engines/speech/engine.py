@@ -7,11 +7,19 @@ from typing import Any
 import torch
 
 from workers.engines.base import Refused
+from workers.engines.batch_limit import BatchLimit
 from workers.engines.speech.encoding import Resampler, SoundFile, rate_of
 from workers.engines.speech.joining import Joiner, pcm16
 from workers.engines.speech.loading import load
 from workers.engines.speech.sentences import sentences
 from workers.engines.speech.speaker import Speaker, Utterance
+from workers.engines.torch_env import (
+    avoid_cudnn_attention,
+    finish_load,
+    held_bytes,
+    is_out_of_memory,
+    release_cached,
+)
 from workers.protocol import (
     Cancelled,
     Event,
@@ -26,7 +34,8 @@ from workers.protocol import (
 )
 
 _PATIENCE = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
-_CONTEXT_BYTES = 500 * 1024 * 1024
+_ALL = 1 << 20  #: sentences of a step: as many as there are, but where memory is short
+_CAUTIOUS_STEPS = 512  #: most steps are a token of each sentence
 
 
 @dataclass(slots=True, eq=False)
@@ -61,14 +70,17 @@ class SpeechEngine:
         self._requests: dict[str, _Request] = {}
         self._cancelled: list[str] = []
         self._steps = 0
+        self._batch = BatchLimit(_ALL, _CAUTIOUS_STEPS)
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         torch.set_grad_enabled(False)
+        avoid_cudnn_attention()
         self._device = spec.device
         progress(0.0)
         self._speaker, slots = load(spec)
+        finish_load(spec.device)
         progress(1.0)
         return Ready(
             slots=slots,
@@ -115,31 +127,50 @@ class SpeechEngine:
         in_turn = sorted(self._requests.values(), key=lambda request: request.turn)
         running = [each for request in in_turn for each in request.running]
         busy = [each for each in running if each.samples is None]
-        if busy and not self._fits(busy):
-            return events + self._short_of_memory()
+        if busy:
+            events += self._compute(self._limited(busy))
         for request in list(self._requests.values()):
             events += self._give_out(request)
         return events
 
-    def _fits(self, busy: list[Utterance]) -> bool:
-        """Compute a step; False if the device's memory does not suffice."""
-        try:
-            self._speaker.step(busy)
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            return False
-        return True
+    def _limited(self, busy: list[Utterance]) -> list[Utterance]:
+        """As many of them as may be computed together; those that others wait for come first."""
+        if len(busy) <= self._batch.now:
+            return busy
+        return sorted(busy, key=lambda utterance: not utterance.is_held)[: self._batch.now]
 
-    def _short_of_memory(self) -> list[Event]:
-        """All that speak end; the gateway tries those again, alone, that had said nothing yet."""
-        speaking = [request for request in self._requests.values() if request.running]
-        for request in speaking:
+    def _compute(self, batch: list[Utterance]) -> list[Event]:
+        """Go on with these; returns the ends of requests that cannot go on."""
+        error: Exception | None = None
+        try:
+            self._speaker.step(batch)
+        except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
+            error = caught.with_traceback(None)  # it holds on to all that was computed
+        if error is not None:
+            return self._failed(batch, error)
+        self._batch.passed()
+        return []
+
+    def _failed(self, batch: list[Utterance], error: Exception) -> list[Event]:
+        """Out of memory: the same again with fewer sentences. All else ends their requests."""
+        code = "INFERENCE_FAILED"
+        message = f"The model failed on this request ({type(error).__name__})."
+        if is_out_of_memory(error):
+            release_cached(self._device)
+            if len(batch) > 1:
+                self._batch.halve(len(batch))
+                return []
+            code, message = "OUT_OF_MEMORY", "The device ran out of memory on this request."
+        elif self._device == "cuda" and isinstance(error, RuntimeError):
+            raise error  # the context may be poisoned: going on would give garbage
+        ended = [
+            request
+            for request in self._requests.values()
+            if any(utterance in batch for utterance in request.running)
+        ]
+        for request in ended:
             self._forget(request)
-        if self._device == "cuda":
-            torch.cuda.empty_cache()
-        message = "The device ran out of memory on this request."
-        return [Failed(id=r.job.id, code="OUT_OF_MEMORY", message=message) for r in speaking]
+        return [Failed(id=each.job.id, code=code, message=message) for each in ended]
 
     def _begin(self, request: _Request) -> list[Event]:
         """Let its next sentences run: the first by itself, then all."""
@@ -234,11 +265,7 @@ class SpeechEngine:
         return len(self._requests)
 
     def device_bytes(self) -> int | None:
-        if self._device != "cuda":
-            return None
-        peak = torch.cuda.max_memory_reserved()
-        torch.cuda.reset_peak_memory_stats()
-        return peak + _CONTEXT_BYTES
+        return held_bytes(self._device)
 
     def books(self) -> dict[str, int]:
         return {"requests": len(self._requests), "rows": self._speaker.rows_used}

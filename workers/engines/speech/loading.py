@@ -16,6 +16,7 @@ from workers.engines.speech.bark.voices import Voices
 from workers.engines.speech.speaker import Speaker
 from workers.engines.speech.speecht5 import SpeechT5, read_voices
 from workers.engines.speech.vits import Vits
+from workers.engines.torch_env import half_precision, is_out_of_memory, out_of_memory
 from workers.protocol import Load
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,7 +29,7 @@ _GRANT = {"cpu": 2048 * 1024 * 1024, "cuda": 4096 * 1024 * 1024}
 
 def load(spec: Load) -> tuple[Speaker, int]:
     """And how many sentences it says at once. Raises Refused with MODEL_LOAD_FAILED for whatever
-    is wrong with the files."""
+    is wrong with the files, with OUT_OF_MEMORY where the device's memory does not suffice."""
     if spec.device == "cuda" and not torch.cuda.is_available():
         raise _failed("The model is to run on CUDA, but this process sees no CUDA device.")
     try:
@@ -42,17 +43,16 @@ def load(spec: Load) -> tuple[Speaker, int]:
         if model_type != "speecht5" and spec.speech and (spec.speech.vocoder or spec.speech.voices):
             raise _failed("Only SpeechT5 takes the settings speech.vocoder and speech.voices.")
         return _FAMILIES[model_type](spec)
-    except torch.OutOfMemoryError as error:
-        message = "The device has not enough memory for this model."
-        raise Refused("OUT_OF_MEMORY", message) from error
     except _ERRORS as error:
+        if is_out_of_memory(error):
+            raise out_of_memory() from error
         raise _failed(f"The model does not load: {reason(error)}") from error
 
 
 def _bark(spec: Load) -> tuple[Speaker, int]:
     # Half precision where a device is fast at it; a CPU is not. The codec is small, and its
     # output is what is heard.
-    usual = torch.bfloat16 if spec.device == "cuda" else torch.float32
+    usual = half_precision("cuda") if spec.device == "cuda" else torch.float32
     model = _model(transformers.BarkModel, spec, Path(spec.path), usual)
     model.codec_model.float()
     if spec.device == "cpu":

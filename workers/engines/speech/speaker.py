@@ -22,6 +22,11 @@ class Utterance:
     generator: torch.Generator  #: its own, so that what runs beside it changes nothing
     samples: NDArray[np.float32] | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the model keeps something for it that others may be waiting for."""
+        return False
+
 
 class Speaker(Protocol):
     """Says sentences, several at a time where the model can.
@@ -45,7 +50,8 @@ class Speaker(Protocol):
         ...
 
     def step(self, utterances: Sequence[Any]) -> None:
-        """Go on with these, which are not done, for a while."""
+        """Go on with these, which are not done, for a while. A step that raised may be made again
+        with fewer of them."""
         ...
 
     def leave(self, utterance: Any) -> None:
@@ -60,14 +66,15 @@ class Speaker(Protocol):
 
 @contextmanager
 def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Let a library that knows only the global generator draw from this one."""
+    """Let a library that knows only the global generator draw from this one, which is as it was
+    if that fails."""
     places: Any = torch.cuda if generator.device.type == "cuda" else torch.random
     kept = places.get_rng_state()
     places.set_rng_state(generator.get_state())
     try:
         yield
-    finally:
         generator.set_state(places.get_rng_state())
+    finally:
         places.set_rng_state(kept)
 
 

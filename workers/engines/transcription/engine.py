@@ -7,6 +7,15 @@ from concurrent.futures import FIRST_COMPLETED, wait
 import torch
 
 from workers.engines.base import Refused
+from workers.engines.batch_limit import BatchLimit
+from workers.engines.torch_env import (
+    avoid_cudnn_attention,
+    finish_load,
+    held_bytes,
+    is_out_of_memory,
+    out_of_memory,
+    release_cached,
+)
 from workers.engines.transcription.decoding import Attempt, Pass
 from workers.engines.transcription.intake import Decoding, Intake
 from workers.engines.transcription.listening import Listener
@@ -18,7 +27,6 @@ _BATCH = 8  #: files at once, where the settings do not say
 _MOST_PASSES = 2  #: more would be smaller ones, and each costs a run through the weights
 _PATIENCE = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
 _GLANCE_SECONDS = 0.05  #: for a file to be decoded, between two looks at what has come in
-_CONTEXT_BYTES = 500 * 1024 * 1024
 
 
 class TranscriptionEngine:
@@ -33,7 +41,7 @@ class TranscriptionEngine:
     _listener: Listener
 
     def __init__(self) -> None:
-        self._batch = _BATCH
+        self._batch = BatchLimit(_BATCH)
         self._decoding: dict[str, Decoding] = {}
         self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []
@@ -44,19 +52,23 @@ class TranscriptionEngine:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         torch.set_grad_enabled(False)
-        self._batch = spec.max_batch or _BATCH
+        avoid_cudnn_attention()
+        slots = spec.max_batch or _BATCH
+        self._batch = BatchLimit(slots)
         progress(0.0)
         try:
             self._loaded = load(spec)
-        except torch.OutOfMemoryError as error:
-            message = "The device has not enough memory for this model."
-            raise Refused("OUT_OF_MEMORY", message) from error
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory() from error
         self._listener = Listener(self._loaded)
         self._intake = Intake(self._loaded)
+        finish_load(self._loaded.device)
         progress(1.0)
         device = self._loaded.device.type
         return Ready(
-            slots=self._batch,
+            slots=slots,
             dtype=str(self._loaded.dtype).removeprefix("torch."),
             device=device,
             patience=_PATIENCE[device],
@@ -96,9 +108,10 @@ class TranscriptionEngine:
                 request = each.result()
             except Refused as refused:
                 events.append(refused.final(each.job.id))
-            except Exception:  # noqa: BLE001  a library's own failure ends this file only
+            except Exception as error:  # noqa: BLE001  a library's own failure ends this file only
+                code = "OUT_OF_MEMORY" if is_out_of_memory(error) else "INFERENCE_FAILED"
                 message = "The sound file could not be read."
-                events.append(Failed(id=each.job.id, code="INFERENCE_FAILED", message=message))
+                events.append(Failed(id=each.job.id, code=code, message=message))
             else:
                 self._requests[each.job.id] = request
                 self._waiting.append(request)
@@ -107,7 +120,8 @@ class TranscriptionEngine:
     def _begin(self) -> list[Event]:
         """Begin a pass with the file that waits longest, and with those that are like it."""
         first = self._waiting[0]
-        group = [each for each in self._waiting if _shape(each) == _shape(first)][: self._batch]
+        group = [each for each in self._waiting if _shape(each) == _shape(first)]
+        group = group[: self._batch.now]
         self._waiting = [each for each in self._waiting if each not in group]
         events: list[Event] = [event for each in group for event in each.started()]
         error: Exception | None = None
@@ -158,6 +172,8 @@ class TranscriptionEngine:
             return [*events, *self._trouble(self._of(attempts), error)]
         if running.attempts:
             self._passes.append(running)
+        else:
+            self._batch.passed()
         return events
 
     def _judge(self, request: Request) -> list[Event]:
@@ -194,12 +210,12 @@ class TranscriptionEngine:
         """Out of memory: the same again in smaller passes. All else ends these jobs."""
         code = "INFERENCE_FAILED"
         message = f"The model failed on this file ({type(error).__name__})."
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
+        if is_out_of_memory(error):
+            release_cached(self._loaded.device)
             if len(requests) > 1:
-                self._batch = max(1, len(requests) // 2)
+                self._batch.halve(len(requests))
                 for request in requests:
-                    request.attempt = None
+                    request.take_back()
                 self._waiting = requests + self._waiting
                 return []
             code, message = "OUT_OF_MEMORY", "The device ran out of memory on this file."
@@ -238,11 +254,7 @@ class TranscriptionEngine:
         return len(self._decoding) + len(self._requests)
 
     def device_bytes(self) -> int | None:
-        if self._loaded.device.type != "cuda":
-            return None
-        peak = torch.cuda.max_memory_reserved()
-        torch.cuda.reset_peak_memory_stats()
-        return peak + _CONTEXT_BYTES
+        return held_bytes(self._loaded.device)
 
     def books(self) -> dict[str, int]:
         return {

@@ -13,6 +13,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from workers.engines.base import Refused, reason
 from workers.engines.packing import pack_all, unmap
 from workers.engines.text.loading import check_sizes
+from workers.engines.torch_env import is_out_of_memory
 from workers.protocol import Load
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,6 +94,8 @@ def load(spec: Load) -> LoadedWhisper:
         )
         rules = _rules(model)
     except _ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise _failed(f"The model does not load: {reason(error)}") from error
     if missing:
         raise _failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")

@@ -36,6 +36,7 @@ class Request:
     encoded: torch.Tensor | None = None  #: the window that it is at
     seek: int = 0  #: the frame where that begins
     attempt: Attempt | None = None
+    state: torch.Tensor | None = None  #: of ``random`` when the attempt began
     tries: int = 0
     segments: list[Segment] = field(default_factory=list)
     steps: int = 0  #: windows that are done
@@ -53,7 +54,14 @@ class Request:
             tokens.append(rules.no_timestamps)
         temperature = self.temperatures[self.tries]
         self.attempt = Attempt(tokens, self.timestamps, temperature, self.random)
+        self.state = self.random.get_state()
         return self.attempt
+
+    def take_back(self) -> None:
+        """Let the present attempt be made again, with the same tokens."""
+        if self.attempt is not None and self.state is not None:
+            self.random.set_state(self.state)
+        self.attempt = None
 
     @property
     def temperatures(self) -> list[float]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from workers.engines.cuda_graphs import Capture, Graphs
 from workers.engines.packing import PackedLinear
-from workers.engines.speech.bark.graphs import Graphs
 
 #: (layer, query, key, value) -> what the query found; each of (rows, heads, length, width)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -31,9 +31,13 @@ class Stage:
     """``model``: a BarkCausalModel; up to ``rows`` sentences at once.
 
     ``answers``: the part of the vocabulary that can follow; only its logits are computed.
+    ``capture`` makes the replays of steps, which then have fixed sizes; without it, a step
+    computes exactly what is asked for.
     """
 
-    def __init__(self, model: Any, rows: int, answers: range) -> None:
+    def __init__(
+        self, model: Any, rows: int, answers: range, capture: Capture | None = None
+    ) -> None:
         self._model = model
         weight = model.lm_head.weight.detach()
         self._head = PackedLinear(weight[answers.start : answers.stop], None)
@@ -47,8 +51,8 @@ class Stage:
         self._free = list(range(rows))
         self._held: dict[int, Row] = {}
         self._graphs: Graphs | None = None
-        if self.device.type == "cuda":
-            self._graphs = Graphs(self._advance, rows, self._longest, self.device)
+        if capture is not None:
+            self._graphs = Graphs(self._advance, rows, self._longest, self.device, capture)
 
     @property
     def device(self) -> torch.device:

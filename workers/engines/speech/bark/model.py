@@ -17,6 +17,7 @@ from transformers.models.bark.generation_configuration_bark import (
     BarkSemanticGenerationConfig,
 )
 
+from workers.engines.cuda_graphs import cuda_capture
 from workers.engines.speech.bark.fine import FineStage, Sketch
 from workers.engines.speech.bark.gpt import Row, Stage
 from workers.engines.speech.bark.sampling import Sampler
@@ -47,6 +48,10 @@ class BarkUtterance(Utterance):
     sketch: Sketch | None = None
 
     @property
+    def is_held(self) -> bool:
+        return self.row is not None or self.sketch is not None
+
+    @property
     def made(self) -> int:
         """Coarse tokens so far."""
         return 0 if self.history is None else len(self.history) - self.history_length
@@ -69,9 +74,11 @@ class Bark:
             "semantic": range(self._semantic.semantic_pad_token + 1),
             "coarse": range(vocabulary, model.coarse_acoustics.config.output_vocab_size),
         }
+        # One for both: the stages take turns, and read their logits before the other one's turn.
+        capture = cuda_capture() if model.device.type == "cuda" else None
         self._stages = {
-            "semantic": Stage(model.semantic, rows, self._answers["semantic"]),
-            "coarse": Stage(model.coarse_acoustics, rows, self._answers["coarse"]),
+            "semantic": Stage(model.semantic, rows, self._answers["semantic"], capture),
+            "coarse": Stage(model.coarse_acoustics, rows, self._answers["coarse"], capture),
         }
         self._samplers = {
             "semantic": Sampler(model.semantic, self._semantic),
@@ -94,9 +101,15 @@ class Bark:
 
     def step(self, utterances: Sequence[BarkUtterance]) -> None:
         """One token for each that is in an autoregressive stage and has a row there; the next
-        codebook for some of those past them, the longest there first."""
-        for name in self._stages:
-            self._advance(name, [each for each in utterances if each.stage == name])
+        codebook for some of those past them, the longest there first.
+
+        A step that fails can be made again, with these or fewer: nothing is lost or drawn twice.
+        """
+        self._advance("semantic", [each for each in utterances if each.stage == "semantic"])
+        for each in utterances:
+            if each.stage == "coarse" and each.history is None:
+                self._begin_coarse(each)
+        self._advance("coarse", [each for each in utterances if each.stage == "coarse"])
         fine = [each for each in utterances if each.stage == "fine"]
         if fine:
             self._refine(fine[: self._together])
@@ -115,14 +128,29 @@ class Bark:
             if each.row is None:
                 each.row = stage.open()
         present = [each for each in utterances if each.row is not None]
+        filled = [(each.row, each.row.length) for each in present if each.row is not None]
+        try:
+            ready = self._compute(name, present)
+            tokens = self._choose(name, ready)
+        except RuntimeError:
+            for row, length in filled:  # its last token is to be read once more
+                row.length = length
+            raise
+        take = self._take_semantic if name == "semantic" else self._take_coarse
+        for each, token in zip((each for group, _ in ready for each in group), tokens, strict=True):
+            take(each, token)
+
+    def _compute(
+        self, name: str, present: list[BarkUtterance]
+    ) -> list[tuple[list[BarkUtterance], torch.Tensor]]:
+        """Logits (sentences, answers) of the next token, by groups of sentences."""
         running = [each for each in present if each.pending is not None]
         ready = self._read(name, [each for each in present if each.pending is None])
         if running:
             rows = [each.row for each in running if each.row is not None]
             tokens = [each.pending for each in running if each.pending is not None]
-            ready.append((running, stage.step(rows, tokens)))
-        if ready:
-            self._choose(name, ready)
+            ready.append((running, self._stages[name].step(rows, tokens)))
+        return ready
 
     def _read(
         self, name: str, utterances: list[BarkUtterance]
@@ -143,7 +171,12 @@ class Bark:
                 found.append(([each for each, _ in group], logits))
         return found
 
-    def _choose(self, name: str, ready: list[tuple[list[BarkUtterance], torch.Tensor]]) -> None:
+    def _choose(
+        self, name: str, ready: list[tuple[list[BarkUtterance], torch.Tensor]]
+    ) -> list[int]:
+        """The next token of each sentence, in the order of the groups."""
+        if not ready:
+            return []
         utterances = [each for group, _ in ready for each in group]
         answers = torch.cat([logits for _, logits in ready])
         # The noise that chooses is drawn for the whole vocabulary, as the library does.
@@ -152,10 +185,7 @@ class Bark:
         logits[:, self._answers[name].start : self._answers[name].stop] = answers
         for number, each in enumerate(utterances):
             self._forbid(name, each, logits[number])
-        tokens = self._samplers[name].choose(logits, [each.generator for each in utterances])
-        take = self._take_semantic if name == "semantic" else self._take_coarse
-        for each, token in zip(utterances, tokens, strict=True):
-            take(each, token)
+        return self._samplers[name].choose(logits, [each.generator for each in utterances])
 
     def _forbid(self, name: str, utterance: BarkUtterance, logits: torch.Tensor) -> None:
         """Of the answers, those that cannot follow here: in place, in one row of logits."""
@@ -188,7 +218,7 @@ class Bark:
             if len(utterance.semantic) < self._semantic.max_new_tokens:
                 return
         self.leave(utterance)
-        self._begin_coarse(utterance)
+        utterance.stage, utterance.pending = "coarse", None
 
     def _begin_coarse(self, utterance: BarkUtterance) -> None:
         meaning, history = self._model.coarse_acoustics.preprocess_histories(
@@ -200,13 +230,12 @@ class Bark:
             history_prompt=utterance.voice,
         )
         own = torch.tensor(utterance.semantic, dtype=torch.long)
+        before = history[0].cpu().long()
         utterance.meaning = torch.cat([meaning[0].cpu().long(), own])
         utterance.meaning_start = meaning.shape[1]
-        utterance.history = history[0].cpu().long()
-        utterance.history_length = history.shape[1]
+        utterance.history, utterance.history_length = before, len(before)
         frames = int(np.floor(len(utterance.semantic) * self._ratio / self._codebooks))
         utterance.wanted = frames * self._codebooks
-        utterance.stage, utterance.pending = "coarse", None
         if utterance.wanted == 0:
             utterance.stage, utterance.samples = "done", np.zeros(0, np.float32)
 
@@ -230,7 +259,7 @@ class Bark:
         utterance.pending = token
         if utterance.made >= utterance.wanted:
             self.leave(utterance)
-            self._begin_fine(utterance)
+            utterance.stage, utterance.pending = "fine", None
         elif utterance.in_window >= self._coarse.sliding_window_len:
             self._next_window(utterance)
 
@@ -249,17 +278,20 @@ class Bark:
 
     # ---- the rest --------------------------------------------------------------------------------
 
-    def _begin_fine(self, utterance: BarkUtterance) -> None:
+    def _begin_fine(self, utterance: BarkUtterance) -> Sketch:
         assert utterance.history is not None
         own = utterance.history[utterance.history_length :].view(-1, self._codebooks)
         coarse = (own - self._semantic.semantic_vocab_size).remainder(self._codebook)
         voice = utterance.voice["fine_prompt"] if utterance.voice is not None else None
-        utterance.sketch = self._fine.begin(coarse.to(self._model.device), voice)
-        utterance.stage, utterance.pending = "fine", None
+        return self._fine.begin(coarse.to(self._model.device), voice)
 
     def _refine(self, utterances: list[BarkUtterance]) -> None:
-        sketches = [each.sketch for each in utterances if each.sketch is not None]
-        self._fine.step(sketches, [each.generator for each in utterances])
+        for each in utterances:
+            each.sketch = each.sketch or self._begin_fine(each)
+        # One that is done already could not be decoded the last time.
+        rest = [(u.sketch, u.generator) for u in utterances if u.sketch and not u.sketch.done]
+        if rest:
+            self._fine.step([sketch for sketch, _ in rest], [generator for _, generator in rest])
         ended = [each for each in utterances if each.sketch is not None and each.sketch.done]
         if ended:
             self._decode(ended)

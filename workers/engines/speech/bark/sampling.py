@@ -37,9 +37,21 @@ class Sampler:
 def draw(chances: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
     """One of each row of (rows, choices); the generators share the rows evenly, in order.
 
-    On a CPU exactly what ``torch.multinomial`` draws: the greatest of the chances over exponential
-    noise. That takes its logarithms one by one, which is most of its time; these are vectorised.
+    A draw that fails leaves the generators as they were.
     """
+    states = [generator.get_state() for generator in generators]
+    try:
+        return _draw(chances, generators)
+    except RuntimeError:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        raise
+
+
+def _draw(chances: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """On a CPU exactly what ``torch.multinomial`` draws: the greatest of the chances over
+    exponential noise. That takes its logarithms one by one, which is most of its time; these are
+    vectorised."""
     even = torch.empty(chances.shape, dtype=torch.float64, device=chances.device)
     for part, generator in zip(even.chunk(len(generators)), generators, strict=True):
         part.uniform_(generator=generator)

@@ -18,24 +18,21 @@ Advance = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 #: computes again over what the same tensors hold by then
 Replay = Callable[[], torch.Tensor]
 
+#: makes the replay of a step
+Capture = Callable[[Replay], Replay]
+
 
 class Graphs:
-    """``capture`` makes the replay of a step: a CUDA graph's unless said otherwise."""
+    """The replays of a decoder's steps, one for each of a few sizes."""
 
     def __init__(
-        self,
-        advance: Advance,
-        rows: int,
-        longest: int,
-        device: torch.device,
-        capture: Callable[[Replay], Replay] | None = None,
+        self, advance: Advance, rows: int, longest: int, device: torch.device, capture: Capture
     ) -> None:
         self._rows = sizes(rows)
         self._lengths = [*(each for each in _POSITIONS if each < longest), longest]
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._filled = torch.zeros(rows, dtype=torch.long, device=device)
         self._captured: dict[tuple[int, int], Replay] = {}
-        capture = capture or cuda_graphs()
         for count in reversed(self._rows):  # the first capture makes room for the others
             for length in self._lengths:
                 step = partial(advance, self._tokens[:count], self._filled[:count], length)
@@ -54,18 +51,23 @@ class Graphs:
         return replay()[:top]
 
 
-def cuda_graphs() -> Callable[[Replay], Replay]:
-    """Captures that share their memory: only one of them runs at a time."""
+def cuda_capture() -> Capture:
+    """Return a capture whose graphs share their memory; only one of them may run at a time, and
+    what it gave is overwritten by the next.
+
+    They also share the stream on which they are captured: for each stream that torch has used,
+    it keeps a workspace of cuBLAS for good, which is 32 MiB on Hopper cards.
+    """
     pool = torch.cuda.graph_pool_handle()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library has no types here
 
     def capture(step: Replay) -> Replay:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library has no types here
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries set themselves up on a first run
             step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=side):
             logits = step()
 
         def replay() -> torch.Tensor:

@@ -1,0 +1,102 @@
+"""The image engine on a CUDA device: the library's pictures there, in each way to save memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integration.images.studio import (
+    Studio,
+    check_alone,
+    check_together,
+    ends,
+    open_studio,
+)
+from tests.tiny_pipelines import PIPELINES
+from workers.engines.torch_env import release_cached
+from workers.protocol import Drawn, Failed, ImageOptions
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # what diffusers' schedulers do with numpy, and what it says of a method of its own
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*upcast_vae:FutureWarning"),
+]
+
+#: levels of 256: the engine's weights are laid out otherwise, so other kernels add them up
+TOLERANCE = 2
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 would hide what is compared here."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def all_memory() -> Iterator[None]:
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINES))
+def test_float32_pictures_are_the_library_s(tmp_path: Path, name: str) -> None:
+    studio = open_studio(name, tmp_path, device="cuda", dtype="float32")
+    check_alone(studio, TOLERANCE)
+    check_together(studio, TOLERANCE)
+    assert studio.engine.device_bytes()
+    studio.engine.close()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["sd", "sdxl", "flux"])
+def test_half_precision_draws_several_pictures(tmp_path: Path, name: str, dtype: str) -> None:
+    studio = open_studio(name, tmp_path, device="cuda", dtype=dtype)
+    job = studio.job(seeds=(1, 2, 3))
+    [drawn] = ends(studio.run(job)).values()
+    assert isinstance(drawn, Drawn)
+    assert all(studio.pixels(job, index).std() > 1 for index in range(3))
+    studio.engine.close()
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_offload_draws_the_same_picture(tmp_path: Path, name: str, offload: str) -> None:
+    options = ImageOptions(offload=offload)
+    studio = open_studio(name, tmp_path, options, device="cuda", dtype="float32")
+    check_alone(studio, TOLERANCE)
+    studio.engine.close()
+
+
+@pytest.mark.usefixtures("all_memory")
+@pytest.mark.parametrize(("name", "dtype"), [("sd", "float32"), ("sdxl", "float16")])
+def test_out_of_memory_ends_in_a_picture_or_by_name_and_the_engine_lives_on(
+    tmp_path: Path, name: str, dtype: str
+) -> None:
+    studio = open_studio(name, tmp_path, device="cuda", dtype=dtype)
+    before = studio.job()
+    studio.run(before)
+    release_cached("cuda")
+    total = torch.cuda.get_device_properties(0).total_memory
+    small = torch.cuda.memory_reserved() + (4 << 20)
+    torch.cuda.set_per_process_memory_fraction(small / total)
+    [final] = ends(studio.run(studio.job(width=512, height=512, seeds=(1, 2), steps=2))).values()
+    if isinstance(final, Failed):
+        assert final.code == "OUT_OF_MEMORY"
+    else:
+        assert isinstance(final, Drawn)
+        assert final.measures
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    check_lives_on(studio, before_pixels=studio.pixels(before))
+    studio.engine.close()
+
+
+def check_lives_on(studio: Studio, before_pixels: np.ndarray) -> None:
+    """The picture is nearly that of before; the decoder may work in tiles, attention in slices."""
+    again = studio.job()
+    [drawn] = ends(studio.run(again)).values()
+    assert isinstance(drawn, Drawn)
+    assert np.abs(studio.pixels(again) - before_pixels).mean() < TOLERANCE

@@ -1,0 +1,65 @@
+"""What captures of CUDA graphs share, by stand-ins for the driver's objects."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from workers.engines.cuda_graphs import Graphs, cuda_capture
+
+
+class Stream:
+    """Counts those that are made, as torch keeps a workspace for each."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Stream.made += 1
+
+    def wait_stream(self, _other: "Stream") -> None:
+        """Nothing is ever queued on it."""
+
+
+class Graph:
+    """It is never replayed here."""
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """The (pool, stream) of each capture."""
+    captures: list[tuple[Any, Any]] = []
+    current = Stream()
+    Stream.made = 0
+
+    @contextmanager
+    def graph(_graph: Graph, *, pool: Any, stream: Any) -> Iterator[None]:
+        captures.append((pool, stream))
+        yield
+
+    @contextmanager
+    def stream(_side: Stream) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    return captures
+
+
+def test_captures_of_several_stages_share_one_stream_and_one_pool(
+    used: list[tuple[Any, Any]],
+) -> None:
+    def advance(tokens: torch.Tensor, _filled: torch.Tensor, _longest: int) -> torch.Tensor:
+        return tokens[:, None].float()
+
+    capture = cuda_capture()
+    for _ in range(2):
+        Graphs(advance, 16, 1024, torch.device("cpu"), capture)
+    assert len(used) == 2 * 5 * 4  # stages, sizes of rows, sizes of positions
+    assert len(set(used)) == 1
+    assert Stream.made == 1
