@@ -1,4 +1,8 @@
-"""A Bark with random weights, written once, used again: small for a CPU, or of the real shape."""
+"""A Bark with random weights, written once, used again: small for a CPU, or of the real shape.
+
+``least`` loads in a moment; ``bark`` says sentences of the real model's full length,
+``bark_short`` of four seconds, as ``bark_small`` does, which has the shape of suno/bark-small.
+"""
 
 import json
 from pathlib import Path
@@ -24,32 +28,32 @@ from transformers.models.bark.generation_configuration_bark import (
 VOICE = "v2/en_speaker_0"
 _VOICE_TOKENS = {"semantic_prompt": (400,), "coarse_prompt": (2, 600), "fine_prompt": (8, 600)}
 #: layers, heads, width of each stage; tokens of meaning in a sentence, 50 a second
-_SHAPES = {"tiny": (4, 4, 128, 100), "small": (6, 6, 384, 300), "bark": (24, 16, 1024, 768)}
+_SHAPES = {
+    "least": (1, 2, 32, 25),
+    "tiny": (4, 4, 128, 100),
+    "small": (6, 6, 384, 300),
+    "bark_small": (12, 12, 768, 200),
+    "bark": (24, 16, 1024, 768),
+    "bark_short": (24, 16, 1024, 200),
+}
+#: the codec of the least shape; the others have the real one
+_LEAST_CODEC = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "num_lstm_layers": 1}
 
 
-def make_bark(folder: Path, shape: str) -> Path:
-    """The folder of a Bark of that shape, below ``folder``."""
+def make_bark(folder: Path, shape: str, device: str = "cpu") -> Path:
+    """The folder of a Bark of that shape, below ``folder``.
+
+    ``device`` draws the weights. They are float32 from a CPU, and bfloat16 from a card.
+    """
     target = folder / f"random-bark-{shape}-{_SHAPES[shape][3]}"
     if (target / "config.json").exists():
         return target
     layers, heads, width, longest = _SHAPES[shape]
-    gpt: dict[str, Any] = {"num_layers": layers, "num_heads": heads, "hidden_size": width}
-    gpt |= {"bias": False, "dropout": 0.0}
     torch.manual_seed(0)
-    model = BarkModel(
-        BarkConfig(
-            semantic_config=BarkSemanticConfig(
-                **gpt, input_vocab_size=129_600, output_vocab_size=10_048
-            ).to_dict(),
-            coarse_acoustics_config=BarkCoarseConfig(
-                **gpt, input_vocab_size=12_096, output_vocab_size=12_096
-            ).to_dict(),
-            fine_acoustics_config=BarkFineConfig(
-                **gpt, input_vocab_size=1056, output_vocab_size=1056
-            ).to_dict(),
-            codec_config=EncodecConfig().to_dict(),
-        )
-    )
+    with torch.device(device):
+        model = _model(layers, heads, width)
+    if device != "cpu":
+        model = model.to(torch.bfloat16)
     model.generation_config = GenerationConfig()
     model.save_pretrained(target)
     generation = {
@@ -75,6 +79,25 @@ def make_bark(folder: Path, shape: str) -> Path:
     ).save_pretrained(target)
     _write_voice(target)
     return target
+
+
+def _model(layers: int, heads: int, width: int) -> BarkModel:
+    gpt: dict[str, Any] = {"num_layers": layers, "num_heads": heads, "hidden_size": width}
+    gpt |= {"bias": False, "dropout": 0.0}
+    return BarkModel(
+        BarkConfig(
+            semantic_config=BarkSemanticConfig(
+                **gpt, input_vocab_size=129_600, output_vocab_size=10_048
+            ).to_dict(),
+            coarse_acoustics_config=BarkCoarseConfig(
+                **gpt, input_vocab_size=12_096, output_vocab_size=12_096
+            ).to_dict(),
+            fine_acoustics_config=BarkFineConfig(
+                **gpt, input_vocab_size=1056, output_vocab_size=1056
+            ).to_dict(),
+            codec_config=EncodecConfig(**(_LEAST_CODEC if width == 32 else {})).to_dict(),
+        )
+    )
 
 
 def _write_voice(target: Path) -> None:

@@ -16,6 +16,8 @@ import psutil
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
+#: The command by its module: it need not be installed, only importable.
+BITINGLIP = [sys.executable, "-m", "cli"]
 _STOP_PATIENCE = 15.0
 _POLL = 0.05
 _SETTLED = 1.0
@@ -101,16 +103,25 @@ class Server:
                 return
         print(f"{self.name}: still busy after {_SETTLE_PATIENCE:g} s", file=sys.stderr)
 
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        assert self._process is not None, "not started"
+        return self._process.poll()
+
+    def terminate(self, patience: float = _STOP_PATIENCE) -> int | None:
+        """SIGTERM; gives the exit code, or None if it still runs after ``patience`` seconds."""
+        assert self._process is not None, "not started"
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+        return self._process.poll()
+
     def stop(self) -> None:
         """SIGTERM, patience, then SIGKILL for what is left of the group."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_PATIENCE)
-            except subprocess.TimeoutExpired:
-                print(f"{self.name}: did not stop in {_STOP_PATIENCE:g} s, killed", file=sys.stderr)
+        if self._process.poll() is None and self.terminate() is None:
+            print(f"{self.name}: did not stop in {_STOP_PATIENCE:g} s, killed", file=sys.stderr)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -148,7 +159,8 @@ def _answers(port: int, path: str) -> bool:
 def _clean_environment() -> dict[str, str]:
     """Ours, without the settings of a BitingLip that somebody uses here, and without network."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BITINGLIP_")}
-    return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, [str(HERE.parent), kept.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def bare(work: Path) -> Server:
@@ -165,7 +177,7 @@ class BitingLip(Server):
     def __init__(self, work: Path, *settings: str, demo: bool = False) -> None:
         port = free_port()
         self.home = work / "home"
-        command = [str(BIN / "bitinglip"), "serve", "--home", str(self.home), "--port", str(port)]
+        command = [*BITINGLIP, "serve", "--home", str(self.home), "--port", str(port)]
         command += [word for setting in settings for word in ("--set", setting)]
         command += ["--demo"] if demo else ["--set", "demo=never"]
         super().__init__(
@@ -187,7 +199,7 @@ def import_model(work: Path, model: Path, name: str) -> None:
     """Take ``model`` into the store of the home that :class:`BitingLip` will run on."""
     home = str(work / "home")
     subprocess.run(
-        [str(BIN / "bitinglip"), "models", "import", str(model), "--name", name, "--home", home],
+        [*BITINGLIP, "models", "import", str(model), "--name", name, "--home", home],
         check=True,
         cwd=work,
         env=_clean_environment(),

@@ -1,0 +1,89 @@
+"""The whole product on one card, proved and measured in eight minutes.
+
+    python -m benchmarks.gpu [--minutes 8] [--out DIR] [--only PART]... [--device cuda|cpu]
+                             [--shape real|tiny]
+
+Each part runs in a process of its own with a limit of its own, in order of value; one that fails,
+hangs or runs out of memory is recorded with the end of its output, and the others go on. After each
+part ``results.json`` and ``table.md`` in DIR are written anew; the table is printed last. Weights
+are random and made on the spot, so nothing has to be fetched. ``--device cpu --shape tiny``
+rehearses every part in under two minutes.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.gpu import report
+from benchmarks.gpu.parts import PARTS, Part
+from benchmarks.gpu.supervisor import Outcome, end_of_log, not_begun, run_part
+
+_LEAST_SECONDS = 5.0  #: a part that has less left is not begun
+
+
+def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
+    """Run the parts; gives 0 if all passed, else 1."""
+    arguments = _parse(argv, parts)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    wanted = [part for part in parts if not arguments.only or part.name in arguments.only]
+    folder = Path(tempfile.mkdtemp(prefix="bitinglip-gpu-"))
+    try:
+        outcomes = _run(arguments, wanted, folder, deadline)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if all(each.state == "passed" for each in outcomes) else 1
+
+
+def _run(
+    arguments: argparse.Namespace, parts: Sequence[Part], folder: Path, deadline: float
+) -> list[Outcome]:
+    command = f"python -m benchmarks.gpu --device {arguments.device} --shape {arguments.shape}"
+    outcomes: list[Outcome] = []
+    table = ""
+    log = arguments.out / "log.txt"
+    log.write_bytes(b"")
+    for number, part in enumerate(parts, 1):
+        limit = min(part.limit, deadline - time.monotonic())
+        print(f"[{number}/{len(parts)}] {part.name}: {part.question}", file=sys.stderr, flush=True)
+        if limit < _LEAST_SECONDS:
+            outcome = not_begun(part)
+        else:
+            outcome = run_part(part, arguments.device, arguments.shape, folder, limit)
+        print(f"    {outcome.state} in {outcome.seconds:.1f} s", file=sys.stderr, flush=True)
+        outcomes.append(outcome)
+        with log.open("ab") as file:
+            file.write(f"==== {part.name}\n".encode() + end_of_log(folder, part.name) + b"\n")
+        table = report.write(arguments.out, command, outcomes)
+    print(table)
+    return outcomes
+
+
+def _parse(argv: Sequence[str] | None, parts: Sequence[Part]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu-results"), help="folder of the results"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[part.name for part in parts],
+        metavar="PART",
+        help=f"run this part only; may be repeated ({', '.join(part.name for part in parts)})",
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--shape", choices=["real", "tiny"], default="real")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

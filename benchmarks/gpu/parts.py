@@ -1,0 +1,95 @@
+"""The parts of the check, in order of value: what comes first survives a cut-off."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A question that a process of its own answers."""
+
+    name: str
+    function: str  #: "module:function", called with a Recorder
+    limit: float  #: seconds after which the process is killed
+    question: str
+
+
+PARTS = (
+    Part(
+        "ceilings",
+        "benchmarks.gpu.ceilings:measure",
+        40,
+        "What are the card and its software, and what can the card do at most?",
+    ),
+    Part(
+        "imports",
+        "benchmarks.gpu.imports:check",
+        40,
+        "Does a worker that has imported its libraries still choose its card freely?",
+    ),
+    Part(
+        "tests",
+        "benchmarks.gpu.correctness:run_tests",
+        110,
+        "Do all engines give the libraries' own output on the card?",
+    ),
+    Part(
+        "text",
+        "benchmarks.gpu.text:measure",
+        120,
+        "How fast is the text engine, by rows and prompt lengths, and where does a step's time go?",
+    ),
+    Part(
+        "server",
+        "benchmarks.gpu.server:measure",
+        170,
+        "Do several models share one card, and is its memory back at the end?",
+    ),
+    Part(
+        "speech",
+        "benchmarks.gpu.speech:measure",
+        60,
+        "How many seconds of sound does Bark make a second, beside the library?",
+    ),
+    Part(
+        "images",
+        "benchmarks.gpu.images:measure",
+        100,
+        "How long does an SDXL picture take, beside the bare diffusers call?",
+    ),
+    Part(
+        "transcription",
+        "benchmarks.gpu.transcription:measure",
+        50,
+        "How many seconds of sound does Whisper read a second?",
+    ),
+    Part(
+        "load",
+        "benchmarks.gpu.load:measure",
+        60,
+        "What does loading from files take, in seconds and in memory that stays?",
+    ),
+    Part(
+        "attention",
+        "benchmarks.gpu.attention:measure",
+        30,
+        "Which attention backend runs, and does it plan anew for each length?",
+    ),
+    Part(
+        "exit",
+        "benchmarks.gpu.worker_exit:measure",
+        20,
+        "How soon after a worker's end is its memory free?",
+    ),
+    Part(
+        "compiled images",
+        "benchmarks.gpu.images:measure_compiled",
+        70,
+        "What does compiling the denoiser cost, and what does it gain?",
+    ),
+    Part(
+        "compiled text",
+        "benchmarks.gpu.text:measure_compiled_generate",
+        70,
+        "How fast is one row of the library's compiled generate()?",
+    ),
+)

@@ -1,0 +1,125 @@
+"""Runs one part of the check in a process of its own, and outlives whatever happens to it."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.gpu.parts import Part
+from benchmarks.gpu.recorder import Figure, read_figures
+from workers.launcher import worker_environment
+
+_TAIL_LINES = 30
+_LOOK_SECONDS = 0.5
+_DEATH_SECONDS = 10.0  #: for a killed process to be gone
+_LOG_BYTES = 200_000  #: of each part, from its end
+#: Words in a traceback that mean that memory ran out, the card's or the machine's.
+_MEMORY_WORDS = ("out of memory", "OutOfMemoryError", "_ALLOC_FAILED", "can't allocate memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a part ended. ``state``: passed, failed, out of memory, timed out or not begun."""
+
+    part: str
+    question: str
+    state: str
+    seconds: float
+    figures: list[Figure]
+    error: str = ""  #: the end of its output, where it did not pass
+
+
+def run_part(part: Part, device: str, shape: str, folder: Path, limit: float) -> Outcome:
+    """Run a part for ``limit`` seconds at most; its output goes to ``<folder>/<part>.log``."""
+    figures, log = folder / f"{part.name}.jsonl", folder / f"{part.name}.log"
+    figures.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu.child", part.function]
+    command += [device, shape, str(folder), str(figures)]
+    began = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            start_new_session=True,
+        )
+        code = _wait(process, limit)
+    seconds = time.monotonic() - began
+    tail = _tail(log)
+    state = "passed" if code == 0 else "timed out" if code is None else _failure(code, tail)
+    error = "" if state == "passed" else tail
+    return Outcome(part.name, part.question, state, seconds, read_figures(figures), error)
+
+
+def _environment() -> dict[str, str]:
+    """That of a worker, for the engines that parts run in their own process, and our own."""
+    worker = worker_environment(dict(os.environ), platform.release())
+    return {**worker, **os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def not_begun(part: Part) -> Outcome:
+    return Outcome(part.name, part.question, "not begun", 0.0, [], "No time was left for it.")
+
+
+def end_of_log(folder: Path, part: str) -> bytes:
+    """The last part of what a part printed."""
+    path = folder / f"{part}.log"
+    return path.read_bytes()[-_LOG_BYTES:] if path.exists() else b""
+
+
+def read_ceilings(folder: Path) -> dict[str, float]:
+    """What the part ``ceilings`` measured, if it has run."""
+    path = folder / "ceilings.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _wait(process: "subprocess.Popen[bytes]", limit: float) -> int | None:
+    """The exit code, or None for a process that took longer. None of its descendants stays.
+
+    They are noted while it runs: a server leads a session of its own, and nobody can tell whose
+    it was once the process that started it has ended.
+    """
+    deadline = time.monotonic() + limit
+    descendants: set[psutil.Process] = set()
+    code = None
+    while code is None and time.monotonic() < deadline:
+        with suppress(psutil.NoSuchProcess):
+            descendants.update(psutil.Process(process.pid).children(recursive=True))
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for each in descendants:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    with suppress(subprocess.TimeoutExpired):  # a process that is stuck in the driver stays
+        process.wait(_DEATH_SECONDS)
+    deadline = time.monotonic() + _DEATH_SECONDS
+    while any(map(_runs, descendants)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS / 10)
+    return code
+
+
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _failure(code: int, tail: str) -> str:
+    ran_out = code == -signal.SIGKILL or any(word in tail for word in _MEMORY_WORDS)
+    return "out of memory" if ran_out else "failed"
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
