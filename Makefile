@@ -5,13 +5,19 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8080
 
-.PHONY: serve test check format clean
+# A file's tests stay together, so that those that share a server start it once.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+
+.PHONY: serve test test-fast check format clean
 
 serve: $(VENV)/.serve  ## start the server on http://127.0.0.1:8080
 	$(BIN)/bitinglip serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.test  ## all tests that this machine can run
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+test-fast: $(VENV)/.test  ## unit and contract tests only, in under a minute
+	$(BIN)/pytest $(PARALLEL) tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
 check: $(VENV)/.test  ## lint, formatting, import rules, types
 	$(BIN)/ruff check .

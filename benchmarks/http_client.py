@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._answer: _Answer | None = None
-        self._waiter: asyncio.Future[Sample] | None = None
+        self._listener: asyncio.Future[Sample] | None = None
         self._transport: asyncio.Transport | None = None
 
     @classmethod
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, request: bytes, due: float | None = None) -> asyncio.Future[Sample]:
         """The future ends with the answer, or with a sample whose ``error`` says why not."""
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        waiter = self._listener = asyncio.get_running_loop().create_future()
         sample = Sample(perf_counter() if due is None else due)
         self._answer = _Answer(sample)
         if self._transport is None or self._transport.is_closing():
@@ -120,8 +120,8 @@ class Connection(asyncio.Protocol):
         self._finish(CONNECTION_LOST)
 
     def _finish(self, error: str | None) -> None:
-        answer, waiter = self._answer, self._waiter
-        self._answer = self._waiter = None
+        answer, waiter = self._answer, self._listener
+        self._answer = self._listener = None
         if answer is None or waiter is None or waiter.done():
             return
         sample = answer.sample

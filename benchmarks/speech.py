@@ -24,7 +24,7 @@ from benchmarks.machine import describe, load_average
 from benchmarks.random_bark import VOICE, make_bark
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.engine import SpeechEngine
-from workers.protocol import Failed, Load, Sound, SpeechJob, Spoken
+from workers.protocol import AudioDelta, Failed, Load, SpeechDone, SpeechJob
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _PROMPT = 257  #: positions of the first stage's prompt
@@ -79,9 +79,9 @@ class Studio:
         while self.engine.in_flight:
             for event in self.engine.step():
                 assert not isinstance(event, Failed), event
-                if isinstance(event, Sound):
+                if isinstance(event, AudioDelta):
                     first = first or time.perf_counter() - began
-                elif isinstance(event, Spoken):
+                elif isinstance(event, SpeechDone):
                     sound += event.duration
         return time.perf_counter() - began, first, sound
 
@@ -91,8 +91,8 @@ class Studio:
 
     def semantic_step(self, rows: int, steps: int) -> float:
         """The median seconds of a step of the first stage with so many rows, drawing left out."""
-        assert isinstance(self.engine._speaker, BarkSpeaker)
-        stage = self.engine._speaker.bark._stages["semantic"]
+        assert isinstance(self.engine._model, BarkSpeaker)
+        stage = self.engine._model.bark._stages["semantic"]
         slots = [slot for slot in (stage.open() for _ in range(rows)) if slot is not None]
         assert len(slots) == rows, f"the engine has {len(slots)} rows free, not {rows}"
         prompt = torch.randint(10_000, (rows, _PROMPT), device=stage.device)
@@ -117,9 +117,9 @@ class StageClock:
     """
 
     def __init__(self, studio: Studio) -> None:
-        assert isinstance(studio.engine._speaker, BarkSpeaker)
+        assert isinstance(studio.engine._model, BarkSpeaker)
         self._studio = studio
-        bark, library = studio.engine._speaker.bark, studio.library
+        bark, library = studio.engine._model.bark, studio.library
         semantic, coarse = bark._stages["semantic"], bark._stages["coarse"]
         functions: dict[str, list[tuple[Any, str]]] = {
             "semantic": [(library.semantic, "generate"), (semantic, "read"), (semantic, "step")],

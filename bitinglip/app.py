@@ -16,20 +16,20 @@ from bitinglip.api.deps import Services
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
-from bitinglip.scheduling.cluster import Cluster
-from bitinglip.scheduling.dispatch import Dispatcher
-from bitinglip.scheduling.footprints import Footprints
-from bitinglip.scheduling.residency import Residency
-from bitinglip.scheduling.survey import Survey
-from bitinglip.scheduling.tasks import Tasks
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.manager import ModelManager
+from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
+from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.task import inference_response
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
-from workers.host import Host
+from workers.devices.host import Host
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
 
@@ -58,12 +58,12 @@ def build(
             app.state.services = services
             background = _Background(on_fatal)
             stack.push_async_callback(background.close)
-            background.start(services.cluster.watch(), "watch workers")
-            background.start(services.cluster.survey(), "read devices")
+            background.start(services.operations.watch(), "watch workers")
+            background.start(services.operations.facts(), "read devices")
             background.start(_measure_load(services), "measure load")
             background.start(_flush(services), "flush what was learned")
-            background.start(services.tasks.keep_clean(), "remove expired tasks")
-            clean = services.files.keep_clean(services.tasks.is_open)
+            background.start(services.tasks.run_cleanup(), "remove expired tasks")
+            clean = services.files.run_cleanup(services.tasks.is_open)
             background.start(clean, "remove expired files")
             background.start(_settle(services, admin_key, on_open), "settle")
             yield
@@ -100,14 +100,14 @@ async def _open(
     stack.push_async_callback(footprints.flush)
     devices = await asyncio.to_thread(_devices, settings.devices)
     stack.callback(devices.close)
-    survey = Survey(settings, devices, footprints)
+    facts = ResourceFacts(settings, devices, footprints)
     ram = await asyncio.to_thread(lambda: Host().total_bytes)
     page_cache = PageCache(budget(settings.devices.page_cache_bytes, ram))
     stack.callback(page_cache.close)
-    residency = Residency(settings, store, pool, survey, metrics, page_cache)
-    cluster = Cluster(settings, store, pool, residency)
-    stack.push_async_callback(cluster.close)
-    dispatcher = Dispatcher(settings, residency, metrics)
+    manager = ModelManager(settings, store, pool, facts, metrics, page_cache)
+    operations = Operations(settings, store, pool, manager)
+    stack.push_async_callback(operations.close)
+    dispatcher = Dispatcher(settings, manager, metrics)
     pool.attach(dispatcher.delivery)
     files = Files(
         db,
@@ -123,8 +123,8 @@ async def _open(
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
         depth=dispatcher.depths,
-        workers=cluster.states,
-        devices=cluster.samples,
+        workers=operations.states,
+        devices=operations.samples,
     )
     services = Services(
         settings=settings,
@@ -132,7 +132,7 @@ async def _open(
         store=store,
         keys=keys,
         dispatcher=dispatcher,
-        cluster=cluster,
+        operations=operations,
         footprints=footprints,
         metrics=metrics,
         db=db,
@@ -163,7 +163,7 @@ async def _settle(services: Services, admin_key: str | None, on_open: Opened) ->
     fakes = [name for name, own in services.settings.models.items() if own.engine == "fake"]
     await asyncio.to_thread(make_fake_models, store, fakes)
     on_open(services, admin_key)
-    services.cluster.open()
+    services.operations.open()
     services.tasks.resume()
 
 

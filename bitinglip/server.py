@@ -13,8 +13,8 @@ from bitinglip.api import websocket
 from bitinglip.api.deps import Services
 from bitinglip.app import build
 from bitinglip.home import Home, HomeLock
-from bitinglip.layers import check_bind
 from bitinglip.settings import Settings
+from bitinglip.settings_loader import check_bind
 from bitinglip.telemetry import logs
 
 #: where a server that listens on every address can be reached from its own machine

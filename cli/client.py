@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from cli.failures import Failure
+from cli.errors import Failure
 
 if TYPE_CHECKING:
     import ssl

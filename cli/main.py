@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import (
+from cli.commands import (
     chat,
     config,
     doctor,
@@ -21,8 +21,8 @@ from cli import (
     transcribe,
     workers,
 )
-from cli.failures import Commands
-from cli.output import survive_any_text
+from cli.errors import Commands
+from cli.show.output import survive_any_text
 
 app = typer.Typer(
     name="bitinglip",

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cli.failures import Failure
-from cli.output import note
+from cli.errors import Failure
+from cli.show.output import note
 
 if TYPE_CHECKING:
     from bitinglip.access.keys import KeyRing

@@ -40,7 +40,7 @@ _OTHERS = 1.2  #: for kinds that no engine here runs: what weights alone do not 
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class LoadConfig:
     """The settings that decide how much memory a model takes."""
 
     device: str  #: "cpu", "cuda" or "fake"
@@ -67,7 +67,7 @@ class Footprint:
         return self.weights + self.cache + self.activations + self.overhead
 
 
-def estimate(manifest: Manifest, wish: Wish) -> Footprint:
+def estimate(manifest: Manifest, wish: LoadConfig) -> Footprint:
     """What a worker with this model will take on a device of that kind."""
     if wish.fake_bytes is not None:
         return Footprint(wish.fake_bytes)
@@ -90,12 +90,12 @@ def estimate(manifest: Manifest, wish: Wish) -> Footprint:
     )
 
 
-def cache_bytes_per_token(manifest: Manifest, wish: Wish) -> int:
+def cache_bytes_per_token(manifest: Manifest, wish: LoadConfig) -> int:
     """What one token of context takes in the attention cache, over all layers; 0: not known."""
     return (manifest.kv_bytes_per_token or 0) * _element(manifest, wish) // 2
 
 
-def _of_sound(manifest: Manifest, wish: Wish, kind: str) -> Footprint:
+def _of_sound(manifest: Manifest, wish: LoadConfig, kind: str) -> Footprint:
     """Weights as they are computed, and caches of a fixed size for each row."""
     halved = kind == "cuda" and manifest.model_type in ("bark", "whisper")
     element = _BYTES.get(wish.dtype or "", 2 if halved else 4)
@@ -113,7 +113,7 @@ def _of_sound(manifest: Manifest, wish: Wish, kind: str) -> Footprint:
     )
 
 
-def _of_image(manifest: Manifest, wish: Wish, kind: str) -> Footprint:
+def _of_image(manifest: Manifest, wish: LoadConfig, kind: str) -> Footprint:
     """Weights, of which offload leaves only a part on the device, and the larger of what the
     denoiser and the decoder hold at their peak; the decoder takes one image at a time. On a CPU
     the heap keeps what the denoiser gave back, so there the two add up."""
@@ -133,14 +133,14 @@ def _of_image(manifest: Manifest, wish: Wish, kind: str) -> Footprint:
     return Footprint(weights, activations=peak, overhead=_OVERHEAD[kind])
 
 
-def _image_element(manifest: Manifest, wish: Wish, kind: str) -> int:
+def _image_element(manifest: Manifest, wish: LoadConfig, kind: str) -> int:
     """As the image engine chooses: float32 on a CPU; on a card float32 becomes bfloat16."""
     if wish.dtype is not None:
         return _BYTES.get(wish.dtype, 2)
     return 4 if kind == "cpu" else min(2, _stored(manifest))
 
 
-def _cache(manifest: Manifest, wish: Wish, kind: str, rows: int) -> int:
+def _cache(manifest: Manifest, wish: LoadConfig, kind: str, rows: int) -> int:
     """The grant, but never more than all rows at their longest need."""
     grant = CACHE_GRANT[kind] if wish.kv_cache_bytes is None else wish.kv_cache_bytes
     known = [n for n in (wish.max_context, manifest.max_context) if n]
@@ -148,7 +148,7 @@ def _cache(manifest: Manifest, wish: Wish, kind: str, rows: int) -> int:
     return min(grant, rows * min(known) * each) if known and each else grant
 
 
-def _element(manifest: Manifest, wish: Wish) -> int:
+def _element(manifest: Manifest, wish: LoadConfig) -> int:
     """Bytes of one number as it will be computed; float16 becomes bfloat16 on a CPU, and text
     models stored in float32 run in half precision on a card."""
     stored = _stored(manifest)

@@ -53,7 +53,7 @@ class PageCache:
         files = list(_weights(folder))
         kept = _Kept(files, sum(size for _, size in files))
         for path, _ in self._admit(name, kept):
-            _let_go(path)
+            _close_reader(path)
         whole = sum(_read(path, size, kept) for path, size in files if kept.wanted)
         with self._lock:
             if self._kept.get(name) is kept:
@@ -136,7 +136,7 @@ def _ask_ahead(handle: int, offset: int) -> None:
         os.posix_fadvise(handle, offset, _PIECE_BYTES, os.POSIX_FADV_WILLNEED)
 
 
-def _let_go(path: Path) -> None:
+def _close_reader(path: Path) -> None:
     """Give a file's pages back. The kernel leaves those that some process has mapped."""
     if sys.platform != "linux":
         return

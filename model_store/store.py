@@ -67,11 +67,11 @@ class ModelStore:
         seen, manifests = self._seen
         if stamp != seen:
             # Clocks of file systems tick slowly: two changes within one tick have one stamp.
-            settled = time.time_ns() - stamp > _TICK_NS
+            bootstrapped = time.time_ns() - stamp > _TICK_NS
             found = sorted(self._read(), key=lambda manifest: manifest.name)
             manifests = {manifest.name: manifest for manifest in found}
             # One assignment: another thread finds the stamp and what belongs to it.
-            self._seen = (stamp if settled else None, manifests)
+            self._seen = (stamp if bootstrapped else None, manifests)
         return manifests
 
     def _read(self) -> Iterator[Manifest]:

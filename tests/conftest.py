@@ -16,6 +16,10 @@ import httpx
 import psutil
 import pytest
 
+#: One CPU thread for each process, before any imports torch: tests run in parallel, models are tiny,
+#: and threads that wait for each other take longer than the work itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 START_SECONDS = 60
 
 
@@ -55,7 +59,7 @@ class Server:
             workers = client.get("/api/v1/workers").json()["data"]
         return next(worker for worker in workers if worker["model"] == model)
 
-    def settled(self) -> bool:
+    def bootstrapped(self) -> bool:
         """The books balance: nothing runs, nothing waits."""
         status = self.status()
         return status["in_flight"] == 0 and status["queued"] == 0
@@ -158,4 +162,4 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server(shared_server: Server) -> Iterator[Server]:
     """The shared server; when the test is over, its books must balance."""
     yield shared_server
-    eventually(shared_server.settled)
+    eventually(shared_server.bootstrapped)

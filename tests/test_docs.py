@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bitinglip.layers import dotted, every_setting
+from bitinglip.settings_loader import dotted, every_setting
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("bitinglip", "workers", "model_store", "cli")

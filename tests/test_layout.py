@@ -63,7 +63,7 @@ def test_the_changelog_knows_the_version() -> None:
 
 def test_the_architecture_is_short_and_names_every_module_folder() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    assert text.count("\n") < 80
+    assert text[: text.index("## Glossary")].count("\n") < 100
     for package in PACKAGES:
         for folder in [ROOT / package, *(ROOT / package).rglob("*")]:
             if folder.is_dir() and any(folder.glob("*.py")):

@@ -116,7 +116,7 @@ class SpawnLauncher:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
         with _environment(environ), _interrupts_held():
             process.start()
-        _let_go(jobs)
+        _close_reader(jobs)
         events_child.close()
         death_child.close()
         output_child.close()
@@ -185,7 +185,7 @@ def _pidfd(pid: int) -> int | None:
         return None
 
 
-def _let_go(jobs: "Queue[bytes]") -> None:
+def _close_reader(jobs: "Queue[bytes]") -> None:
     """Close our copy of the queue's reading end: with it open, the queue's thread would write for
     ever to a worker that died with a full pipe. Without it, the write ends, and the thread too.
     """

@@ -23,13 +23,13 @@ from workers.protocol import (
     Command,
     Event,
     Heartbeat,
+    Imported,
     JobEvent,
     Load,
     LoadFailed,
     LoadProgress,
     Ready,
     Stop,
-    Warm,
     WorkerEvent,
 )
 
@@ -41,13 +41,13 @@ _SERVING = ("ready", "draining")  #: states in which a worker runs jobs
 _ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it
 
 #: Engines whose libraries take seconds to import, and what a spare imports for them.
-WARM_IMPORTS: dict[str, tuple[str, ...]] = {
-    "image": ("workers.engines.image.warm",),
-    "speech": ("workers.engines.speech.warm",),
-    "text": ("workers.engines.text.warm",),
-    "transcription": ("workers.engines.transcription.warm",),
+PREIMPORTS: dict[str, tuple[str, ...]] = {
+    "image": ("workers.engines.image.preimport",),
+    "speech": ("workers.engines.speech.preimport",),
+    "text": ("workers.engines.text.preimport",),
+    "transcription": ("workers.engines.transcription.preimport",),
 }
-SPARE_IMPORTS = WARM_IMPORTS["text"]
+SPARE_IMPORTS = PREIMPORTS["text"]
 
 
 class StartFailed(Exception):
@@ -81,7 +81,7 @@ class Worker:
     heartbeat: Heartbeat | None = None
     cause: str | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    heard: float = field(default_factory=time.monotonic)
+    last_seen: float = field(default_factory=time.monotonic)
     last_heartbeat: datetime | None = None
     reader: FrameReader = field(default_factory=FrameReader)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -155,7 +155,7 @@ class WorkerPool:
                 if failure.code != DRIVER_STARTED:
                     raise
                 log.warning("%s: %s Another process is started.", worker_id, failure.message)
-        imports = WARM_IMPORTS.get(spec.engine, ())
+        imports = PREIMPORTS.get(spec.engine, ())
         worker = self._launch(worker_id, imports, spec.visible_devices)
         return await self._load(worker, worker_id, spec)
 
@@ -210,21 +210,21 @@ class WorkerPool:
             await asyncio.sleep(min(1.0, self._heartbeat_timeout / 4))
             now = time.monotonic()
             for worker in self.workers:
-                patience = self._patience(worker)
-                if worker.state in _SERVING and worker.heard < now - patience:
+                step_timeout = self._step_timeout(worker)
+                if worker.state in _SERVING and worker.last_seen < now - step_timeout:
                     # SIGKILL: a stopped or spinning process does not obey anything less.
-                    worker.cause = f"silent for {patience:g} s"
+                    worker.cause = f"silent for {step_timeout:g} s"
                     worker.handle.kill()
 
-    def _patience(self, worker: Worker) -> float:
+    def _step_timeout(self, worker: Worker) -> float:
         """Seconds for which a worker may be silent: some engines' steps are long."""
-        own = worker.ready.patience if worker.ready else 0.0
+        own = worker.ready.step_timeout if worker.ready else 0.0
         return max(self._heartbeat_timeout, own)
 
     # ---- processes ---------------------------------------------------------------------------
 
     def _take_spare(self, engine: str) -> Worker | None:
-        if engine not in WARM_IMPORTS:
+        if engine not in PREIMPORTS:
             return None
         worker, self._spare = self._spare, None
         return worker
@@ -264,14 +264,14 @@ class WorkerPool:
             return
         except BadFrame as error:
             worker.cause = f"wrote a malformed frame ({error})"
-            self._deafen(worker)
+            self._stop_reading(worker)
             worker.handle.kill()
             return
         if not data:
-            self._deafen(worker)
+            self._stop_reading(worker)
             worker.handle.kill()
             return
-        worker.heard = time.monotonic()
+        worker.last_seen = time.monotonic()
         self._deliver(worker, events)
 
     def _deliver(self, worker: Worker, events: list[Event]) -> None:
@@ -290,7 +290,7 @@ class WorkerPool:
             case Heartbeat():
                 worker.heartbeat = event
                 worker.last_heartbeat = datetime.now(UTC)
-            case Warm():
+            case Imported():
                 worker.state = "warm"
             case LoadProgress(fraction=fraction):
                 self._listener.on_progress(worker, fraction)
@@ -303,7 +303,7 @@ class WorkerPool:
                 assert_never(event)
         worker.changed.set()
 
-    def _deafen(self, worker: Worker) -> None:
+    def _stop_reading(self, worker: Worker) -> None:
         asyncio.get_running_loop().remove_reader(worker.handle.events_fd)
 
     def _on_exit(self, worker: Worker) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from workers.engines import YIELDING, make_engine
+from workers.engines import LOW_PRIORITY, make_engine
 from workers.engines.base import Engine, Refused
 from workers.framing import decode_commands, write_frame
 from workers.protocol import (
@@ -27,12 +27,12 @@ from workers.protocol import (
     Event,
     Failed,
     Heartbeat,
+    Imported,
     Job,
     Load,
     LoadFailed,
     LoadProgress,
     Stop,
-    Warm,
 )
 
 _PR_SET_PDEATHSIG = 1
@@ -62,14 +62,14 @@ def worker_main(
     """Import, say Warm, take a Load, say Ready or LoadFailed, run jobs until Stop."""
     _write_to(output)
     _die_with_parent(death)
-    _die_before_parent()
+    _raise_oom_score()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for module in imports:
         importlib.import_module(module)
     fd = events.fileno()
-    write_frame(fd, [Warm()])
+    write_frame(fd, [Imported()])
     command = decode_commands(jobs.get())[0]
     if not isinstance(command, Load):
         return
@@ -83,7 +83,7 @@ def _load(fd: int, spec: Load) -> Engine:
         message = "The worker's libraries started the driver before its cards were chosen."
         write_frame(fd, [LoadFailed(code=DRIVER_STARTED, message=message)])
         sys.exit(1)
-    if spec.device != "cuda" and spec.engine in YIELDING:
+    if spec.device != "cuda" and spec.engine in LOW_PRIORITY:
         os.nice(_YIELD)
     started = time.monotonic()
     try:
@@ -144,7 +144,7 @@ class Loop:
         self._fd = events_fd
         self._interval = heartbeat_seconds
         self._wake = threading.Condition()
-        self._inbox: list[_Item] = []
+        self._event_log: list[_Item] = []
         self._stopping = False
         self._steps = 0
         self._next_heartbeat = 0.0
@@ -167,7 +167,7 @@ class Loop:
             commands = decode_commands(self._jobs.get())
             items = [self._item(command) for command in commands if not isinstance(command, Load)]
             with self._wake:
-                self._inbox += items
+                self._event_log += items
                 self._wake.notify()
 
     def _item(self, command: Job | Cancel | Stop) -> "_Item":
@@ -185,9 +185,9 @@ class Loop:
     def _take(self) -> list[Event]:
         """Act on what has come in since the last step; waits while there is nothing to do."""
         with self._wake:
-            if not self._inbox and not self._engine.in_flight:
+            if not self._event_log and not self._engine.in_flight:
                 self._wake.wait(max(0.0, self._next_heartbeat - time.monotonic()))
-            items, self._inbox = self._inbox, []
+            items, self._event_log = self._event_log, []
         failures: list[Event] = []
         for item in items:
             match item:
@@ -237,7 +237,7 @@ def _write_to(output: Connection) -> None:
     output.close()
 
 
-def _die_before_parent() -> None:
+def _raise_oom_score() -> None:
     """When the machine runs out of memory, a worker is the lesser loss."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))

@@ -43,7 +43,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True):
     stream: bool = True  #: without it, only the final event is sent
 
 
-class Adapter(msgspec.Struct, frozen=True):
+class Lora(msgspec.Struct, frozen=True):
     """A LoRA: a name of the settings, and how strongly it is applied."""
 
     name: str
@@ -72,7 +72,7 @@ class ImageJob(msgspec.Struct, tag="image", frozen=True, kw_only=True, omit_defa
     image: str | None = None
     mask: str | None = None
     strength: float | None = None  #: how far from ``image``, 0 to 1; None: the pipeline's own
-    adapters: tuple[Adapter, ...] = ()
+    adapters: tuple[Lora, ...] = ()
     stream: bool = True  #: without it, only the final event is sent
 
 
@@ -170,7 +170,7 @@ Command = Load | TextJob | ImageJob | SpeechJob | TranscriptionJob | Cancel | St
 # ---- from the worker -------------------------------------------------------------------------
 
 
-class Warm(msgspec.Struct, tag="warm", frozen=True):
+class Imported(msgspec.Struct, tag="warm", frozen=True):
     """The process is up with its libraries imported; it has no model yet."""
 
 
@@ -188,7 +188,9 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     dtype: str | None = None
     device: str = "cpu"
     has_chat_template: bool = False
-    patience: float = 0.0  #: seconds that one step may take, where that is longer than silence may
+    step_timeout: float = (
+        0.0  #: seconds that one step may take, where that is longer than silence may
+    )
 
 
 #: The code of a load that another process can do: this one's cards cannot be chosen any more.
@@ -222,7 +224,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple[tuple[str, int, float], ...] = ()  #: (token, id, logprob), best first
 
 
-class Token(msgspec.Struct, tag="token", frozen=True, kw_only=True, omit_defaults=True):
+class TextDelta(msgspec.Struct, tag="token", frozen=True, kw_only=True, omit_defaults=True):
     """Text that may be shown: never half a character, never part of a stop sequence."""
 
     id: str
@@ -231,7 +233,7 @@ class Token(msgspec.Struct, tag="token", frozen=True, kw_only=True, omit_default
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class Done(msgspec.Struct, tag="done", frozen=True, kw_only=True, omit_defaults=True):
+class TextDone(msgspec.Struct, tag="done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a job that succeeded."""
 
     id: str
@@ -252,7 +254,7 @@ class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True, omit_d
     preview: bytes = b""  #: a small JPEG of the first image as it is now
 
 
-class Picture(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An image that was made; its file is called as ``picture_name`` says."""
 
     width: int
@@ -263,18 +265,18 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     filtered: bool = False  #: the model's own safety checker made it black
 
 
-class Drawn(msgspec.Struct, tag="drawn", frozen=True, kw_only=True, omit_defaults=True):
+class ImageDone(msgspec.Struct, tag="drawn", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of an image job that succeeded; one picture for each seed, in order."""
 
     id: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ImageFile, ...]
     steps: int  #: as the scheduler counted them
     scheduler: str
     guidance_scale: float | None = None
-    measures: tuple[str, ...] = ()  #: what was done to save memory, where it was short
+    memory_fallbacks: tuple[str, ...] = ()  #: what was done to save memory, where it was short
 
 
-class Sound(msgspec.Struct, tag="sound", frozen=True, kw_only=True):
+class AudioDelta(msgspec.Struct, tag="sound", frozen=True, kw_only=True):
     """The next piece of a job's sound: 16-bit little-endian samples of one channel."""
 
     id: str
@@ -283,7 +285,7 @@ class Sound(msgspec.Struct, tag="sound", frozen=True, kw_only=True):
     sample_rate: int
 
 
-class Spoken(msgspec.Struct, tag="spoken", frozen=True, kw_only=True, omit_defaults=True):
+class SpeechDone(msgspec.Struct, tag="spoken", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a speech job that succeeded; its file is called as ``sound_name`` says."""
 
     id: str
@@ -317,7 +319,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     compression_ratio: float
 
 
-class Heard(msgspec.Struct, tag="heard", frozen=True, kw_only=True):
+class SegmentDelta(msgspec.Struct, tag="heard", frozen=True, kw_only=True):
     """The next segment of a transcription; the segments before it will not change."""
 
     id: str
@@ -325,7 +327,7 @@ class Heard(msgspec.Struct, tag="heard", frozen=True, kw_only=True):
     index: int
 
 
-class Transcribed(msgspec.Struct, tag="transcribed", frozen=True, kw_only=True):
+class TranscriptionDone(msgspec.Struct, tag="transcribed", frozen=True, kw_only=True):
     """The final event of a transcription that succeeded."""
 
     id: str
@@ -354,10 +356,10 @@ class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):
     steps: int = 0
 
 
-Success = Done | Drawn | Spoken | Transcribed
+Success = TextDone | ImageDone | SpeechDone | TranscriptionDone
 Final = Success | Failed | Cancelled
-JobEvent = Started | Token | Progress | Sound | Heard | Final
-WorkerEvent = Warm | LoadProgress | Ready | LoadFailed | Heartbeat
+JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
+WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat
 Event = JobEvent | WorkerEvent
 
 

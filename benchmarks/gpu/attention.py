@@ -29,7 +29,7 @@ def measure(record: Recorder) -> None:
 
 
 def _measure(record: Recorder, label: str, name: str) -> None:
-    resident = psutil.Process().memory_info().rss
+    model_state = psutil.Process().memory_info().rss
     first, second, chosen = 0.0, 0.0, set()
     count = 0
     for number, shape in enumerate(_shapes(record, name)):
@@ -44,7 +44,7 @@ def _measure(record: Recorder, label: str, name: str) -> None:
             causal = mask is None
             found = torch._fused_sdp_choice(query, key, value, mask, 0.0, causal)
             chosen.add(_BACKENDS[found])
-    grown = (psutil.Process().memory_info().rss - resident) / 2**20
+    grown = (psutil.Process().memory_info().rss - model_state) / 2**20
     note = f"{' and '.join(sorted(chosen)) or 'not told'}; host grew by {grown:.0f} MiB"
     expected = "" if "off" not in label else "< 1"
     figure = 1000 * first / count

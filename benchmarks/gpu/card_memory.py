@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
-from workers.nvml import Cards
+from workers.devices.nvml import Cards
 
 _POLL = 0.001
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu.recorder import Recorder
 from workers.engines.image.engine import ImageEngine
 from workers.engines.torch_env import release_cached
-from workers.protocol import Drawn, Failed, ImageJob, ImageOptions, Load
+from workers.protocol import Failed, ImageDone, ImageJob, ImageOptions, Load
 
 GUIDANCE = 7.5
 MOST = 4  #: pictures at once
@@ -112,7 +112,7 @@ def draw(
     while engine.in_flight:
         events = engine.step()
         called += 1
-        finals += [each for each in events if isinstance(each, Drawn | Failed)]
+        finals += [each for each in events if isinstance(each, ImageDone | Failed)]
         if called in (1, steps):
             record.synchronize()
             marks.append(time.perf_counter())
@@ -127,7 +127,9 @@ def draw(
         decode=ended - marks[-1],
         denoise_bytes=denoise_bytes,
         total_bytes=_reserved(record),
-        fallbacks=next((each.measures for each in finals if isinstance(each, Drawn)), ()),
+        fallbacks=next(
+            (each.memory_fallbacks for each in finals if isinstance(each, ImageDone)), ()
+        ),
         failure=failures[0].code if failures else None,
     )
 

@@ -76,8 +76,8 @@ def check_out_of_memory(check: ServerCheck, others: list[OtherProgram]) -> None:
     with closing(others.pop()) as other:
         held = other.leave(_SPARED)
         answer = check.picture(_LARGE_SIDE, _PICTURE_PATIENCE)
-        measures = ", ".join(answer.body.get("result", {}).get("measures", [])) or "none"
-        outcome = answer.code or f"a picture; measures: {measures}"
+        memory_fallbacks = ", ".join(answer.body.get("result", {}).get("measures", [])) or "none"
+        outcome = answer.code or f"a picture; measures: {memory_fallbacks}"
         note = f"{_LARGE_SIDE} x {_LARGE_SIDE}, {_SPARED / 1e9:g} GB left by {held / 1e9:.1f} GB"
         record.figure("out of memory: outcome", outcome, note=note)
         record.figure("out of memory: seconds until then", answer.seconds, "s")

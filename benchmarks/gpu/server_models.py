@@ -14,7 +14,7 @@ from benchmarks.gpu.model_files import Made, make_files
 from benchmarks.gpu.recorder import Recorder
 from bitinglip.home import Home
 from bitinglip.settings import Settings
-from model_store.memory import CACHE_GRANT, Wish, estimate
+from model_store.memory import CACHE_GRANT, LoadConfig, estimate
 from model_store.store import ModelStore
 
 KINDS = ("text", "image", "speech")
@@ -66,9 +66,9 @@ def _settings(record: Recorder, memory: CardMemory, store: ModelStore) -> tuple[
     side, tiny = SIDE[record.shape], record.tiny
     cache = _TINY_CACHE if tiny else CACHE_GRANT[record.device]
     wishes = {
-        "text": Wish(record.device, kv_cache_bytes=cache),
-        "image": Wish(record.device, pixels=side * side),
-        "speech": Wish(record.device),
+        "text": LoadConfig(record.device, kv_cache_bytes=cache),
+        "image": LoadConfig(record.device, pixels=side * side),
+        "speech": LoadConfig(record.device),
     }
     needs = {kind: estimate(store.get(kind), wish).total for kind, wish in wishes.items()}
     together = sum(needs.values())
@@ -88,6 +88,6 @@ def _settings(record: Recorder, memory: CardMemory, store: ModelStore) -> tuple[
         settings += ["workers.spare=false", "workers.threads=1"]
     least = min(size for kind, size in needs.items() if kind != "image")
     large = usable - together + least // 2
-    own = estimate(store.get(LARGE), Wish(record.device, kv_cache_bytes=0))
+    own = estimate(store.get(LARGE), LoadConfig(record.device, kv_cache_bytes=0))
     settings += [f"models.{LARGE}.kv_cache_bytes={large - own.total}"]
     return settings, large

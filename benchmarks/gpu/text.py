@@ -16,7 +16,7 @@ from benchmarks.gpu.torch_setup import prepare_torch
 from benchmarks.random_llama import SHAPES, build_model, build_tokenizer
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.loading import LoadedModel
-from workers.protocol import Done, Failed, Load, Sampling, Started, TextJob, Token
+from workers.protocol import Failed, Load, Sampling, Started, TextDelta, TextDone, TextJob
 
 _WORDS = ["the", "of", "is", "a", "to", "return", "file", "name"]  #: a token each
 _LEAST_TOKENS = 20  #: that a call of generate() is timed over
@@ -141,10 +141,10 @@ class _Bench:
         waiting, tokens, first = {job.id for job in jobs}, 0, 0.0
         while waiting:
             for event in self._engine.step():
-                assert not isinstance(event, Failed | Done), event
+                assert not isinstance(event, Failed | TextDone), event
                 if isinstance(event, Started):
                     tokens += event.prompt_tokens
-                elif isinstance(event, Token):
+                elif isinstance(event, TextDelta):
                     waiting.discard(event.id)
                     first = first or time.perf_counter() - began
         return time.perf_counter() - began, tokens, first

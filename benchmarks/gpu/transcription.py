@@ -19,7 +19,7 @@ from benchmarks.gpu.torch_setup import prepare_torch
 from benchmarks.random_whisper import LENIENT, POSITIONS, make_whisper
 from workers.engines.torch_env import release_cached
 from workers.engines.transcription.engine import TranscriptionEngine
-from workers.protocol import Failed, Load, Transcribed, TranscriptionJob
+from workers.protocol import Failed, Load, TranscriptionDone, TranscriptionJob
 
 _RATE = 16_000
 _MIB = 1 << 20
@@ -225,7 +225,7 @@ def _step(record: Recorder, engine: TranscriptionEngine, timing: _Timing) -> Non
     spent = time.perf_counter() - began
     for event in events:
         assert not isinstance(event, Failed), event
-        if isinstance(event, Transcribed):
+        if isinstance(event, TranscriptionDone):
             timing.sound += event.duration
     begun = engine.books()["rows"] - held["rows"]
     if begun > 0:

@@ -27,7 +27,7 @@ def measure(record: Recorder) -> None:
     """Record milliseconds from a SIGKILL, and from a normal exit, to each sign of the end."""
     memory = CardMemory(record.device)
     size = _TINY if record.tiny else min(_MOST, memory.total // 2)
-    for name, end in (("SIGKILL", _kill), ("normal exit", _let_go)):
+    for name, end in (("SIGKILL", _kill), ("normal exit", _close_reader)):
         _measure(record, memory, size, name, end)
 
 
@@ -123,7 +123,7 @@ def _kill(process: SpawnProcess, _: Connection) -> None:
     process.kill()
 
 
-def _let_go(_: SpawnProcess, pipe: Connection) -> None:
+def _close_reader(_: SpawnProcess, pipe: Connection) -> None:
     pipe.send("go")
 
 

@@ -17,7 +17,7 @@ from benchmarks.simulator.report import facts, table
 from benchmarks.simulator.run import POLICIES, simulate
 from benchmarks.simulator.scenario import settings_for, sizes
 from benchmarks.simulator.traces import TRACES, Mix, make
-from bitinglip.layers import SettingsError
+from bitinglip.settings_loader import SettingsError
 
 _REQUESTS_PER_CLIENT = 1 / 30  #: a second
 

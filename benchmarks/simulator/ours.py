@@ -8,11 +8,11 @@ from benchmarks.simulator.books import Books
 from benchmarks.simulator.outcome import Outcome
 from benchmarks.simulator.pool import SimulatedPool
 from benchmarks.simulator.scenario import SimulatedStore
-from bitinglip.scheduling.dispatch import Dispatcher
-from bitinglip.scheduling.footprints import Footprints
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.residency import Residency
-from bitinglip.scheduling.survey import Survey
+from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.manager import ModelManager
+from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from model_store.store import ModelStore
@@ -38,26 +38,26 @@ class Ours:
         self.pool = SimulatedPool(books, self._placed)
         store = cast("ModelStore", SimulatedStore(settings))
         fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-        self._survey = Survey(settings, Devices.find(fakes), Footprints(), clock)
+        self._facts = ResourceFacts(settings, Devices.find(fakes), Footprints(), clock)
         metrics = _Counted(books)
-        self._residency = Residency(settings, store, self.pool, self._survey, metrics, clock=clock)
-        self.dispatcher = Dispatcher(settings, self._residency, metrics, clock=clock)
+        self._manager = ModelManager(settings, store, self.pool, self._facts, metrics, clock=clock)
+        self.dispatcher = Dispatcher(settings, self._manager, metrics, clock=clock)
         self.pool.attach(self.dispatcher.delivery)
         books.promised = self._promised
 
     def _placed(self, worker_id: str) -> Mapping[str, int]:
         model, _, index = worker_id.rpartition("/")
-        return self._residency.models[model].replicas[int(index)].devices
+        return self._manager.models[model].replicas[int(index)].devices
 
     def _promised(self) -> Mapping[str, int]:
-        ledger = self._residency.ledger()
+        ledger = self._manager.ledger()
         return {device.id: ledger.free(device.id) for device in ledger.devices}
 
     async def answer(self, job: TextJob) -> Outcome:
         """Raises what the dispatcher refuses with."""
-        with self.dispatcher.open(job) as inbox:
-            final = await inbox.end()
-            return Outcome.of(inbox.queue_time, final)
+        with self.dispatcher.open(job) as event_log:
+            final = await event_log.end()
+            return Outcome.of(event_log.queue_time, final)
 
     async def watch(self) -> None:
         """What the server does at even intervals."""
@@ -69,10 +69,10 @@ class Ours:
             self.dispatcher.look(0.0)
 
     async def _survey_devices(self) -> None:
-        residency, survey = self._residency, self._survey
+        manager, facts = self._manager, self._facts
         while True:
-            survey.note(survey.read([]), residency.replicas(), {})
-            residency.look(_READ_INTERVAL)
+            facts.note(facts.read([]), manager.replicas(), {})
+            manager.look(_READ_INTERVAL)
             self._books.check()
             await asyncio.sleep(_READ_INTERVAL)
 
@@ -81,4 +81,4 @@ class Ours:
         return sum(self.dispatcher.books().values())
 
     async def close(self) -> None:
-        await self._residency.close()
+        await self._manager.close()

@@ -16,7 +16,7 @@ class Outcome:
     @classmethod
     def of(cls, wait: float, final: protocol.Final) -> Self:
         match final:
-            case protocol.Done():
+            case protocol.TextDone():
                 return cls(wait, COMPLETED)
             case protocol.Failed(code=code):
                 return cls(wait, code)

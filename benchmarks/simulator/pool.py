@@ -52,7 +52,7 @@ class SimulatedPool:
         fake = spec.fake or protocol.FakeOptions()
         process = _Process(next(self._numbers), self, fake, spec.max_batch or fake.batch_size)
         # Never silent: it has no heartbeat.
-        worker = Worker(process, "loading", worker_id, spec, heard=math.inf)
+        worker = Worker(process, "loading", worker_id, spec, last_seen=math.inf)
         process.worker = self._workers[process.pid] = worker
         self._books.take(process, _parts(fake.memory_bytes, self._placed(worker_id)))
         began = asyncio.get_running_loop().time()
@@ -164,7 +164,7 @@ class _Process:
         self._pool.says(
             self.worker,
             [
-                protocol.Done(
+                protocol.TextDone(
                     id=job.id,
                     text="",
                     finish_reason="stop",

@@ -15,7 +15,7 @@ from benchmarks.simulator.pool import SimulatedPool, prompt_for
 from benchmarks.simulator.traces import Arrival, Crash, Trace
 from bitinglip import errors
 from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.standing import standing_of
+from bitinglip.scheduling.queue.priority import priority_of
 from bitinglip.settings import Settings
 from workers.protocol import Sampling
 
@@ -137,5 +137,5 @@ def _job(settings: Settings, arrival: Arrival, number: int) -> TextJob:
         prompt=prompt_for(arrival.tokens, arrival.prompt_tokens),
         sampling=Sampling(max_tokens=arrival.max_tokens),
         timeout=settings.server.request_timeout,
-        standing=standing_of(settings.limits.tiers, arrival.tier),
+        priority=priority_of(settings.limits.tiers, arrival.tier),
     )

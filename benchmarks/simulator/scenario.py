@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bitinglip.layers import load_settings
 from bitinglip.settings import Settings
+from bitinglip.settings_loader import load_settings
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
 

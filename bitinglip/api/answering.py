@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 from bitinglip.api.exchange import exchange_of
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, View, chunks
-from bitinglip.scheduling.dispatch import Dispatcher
-from bitinglip.scheduling.inbox import Inbox, error_of
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
 
@@ -36,35 +36,37 @@ class JobAnswer(Response):
     answer is complete, failed, or has nobody left to read it.
     """
 
-    def __init__(self, dispatcher: Dispatcher, job: Job, view: Callable[[Inbox], View]) -> None:
+    def __init__(self, dispatcher: Dispatcher, job: Job, view: Callable[[EventLog], View]) -> None:
         self.background = None
         self._dispatcher = dispatcher
         self._job = job
         self._view = view
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._dispatcher.open(self._job) as inbox:
-            place = inbox.place
+        with self._dispatcher.open(self._job) as event_log:
+            place = event_log.place
             headers = [(b"x-queue-position", b"%d" % (place.position if place else 0))]
             answer = self._stream if self._job.stream else self._whole
             try:
-                await answer(inbox, headers, scope, receive, send)
+                await answer(event_log, headers, scope, receive, send)
             except ClientGone:
                 return
 
     async def _whole(
         self,
-        inbox: Inbox,
+        event_log: EventLog,
         headers: list[tuple[bytes, bytes]],
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
         async with Connection(receive):
-            await inbox.result()
-            view = self._view(inbox)
+            await event_log.result()
+            view = self._view(event_log)
             await view.settle()
-        exchange_of(scope).engine_seconds = (inbox.ended or inbox.submitted) - inbox.submitted
+        exchange_of(scope).engine_seconds = (
+            event_log.ended or event_log.submitted
+        ) - event_log.submitted
         body = view.whole()
         headers += [
             (b"content-type", view.media_type.encode()),
@@ -75,32 +77,32 @@ class JobAnswer(Response):
 
     async def _stream(
         self,
-        inbox: Inbox,
+        event_log: EventLog,
         headers: list[tuple[bytes, bytes]],
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
-        view = self._view(inbox)
+        view = self._view(event_log)
         writer = _Writer(send, headers, view.raw_type)
         async with Connection(receive, writer.idle):
             if view.begins_at_once:
                 await writer.begin()
-            async for data, last in chunks(inbox, view):
+            async for data, last in chunks(event_log, view):
                 if not writer.begun:
-                    _refuse_early(inbox)
-                    exchange_of(scope).engine_seconds = time.monotonic() - inbox.submitted
+                    _refuse_early(event_log)
+                    exchange_of(scope).engine_seconds = time.monotonic() - event_log.submitted
                     await writer.begin()
                 await writer.write(data, last=last)
 
 
-def _refuse_early(inbox: Inbox) -> None:
+def _refuse_early(event_log: EventLog) -> None:
     """A job that failed before anything was sent is an ordinary error answer."""
-    if inbox.sent_any:
+    if event_log.output_seen:
         return
-    if isinstance(inbox.final, protocol.Failed):
-        raise error_of(inbox.final)
-    if isinstance(inbox.final, protocol.Cancelled):
+    if isinstance(event_log.final, protocol.Failed):
+        raise error_of(event_log.final)
+    if isinstance(event_log.final, protocol.Cancelled):
         raise TaskCancelled()
 
 

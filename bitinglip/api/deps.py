@@ -25,11 +25,11 @@ from bitinglip.errors import (
 )
 from bitinglip.home import Home
 from bitinglip.results.files import Files
-from bitinglip.scheduling.cluster import Cluster
-from bitinglip.scheduling.dispatch import Dispatcher
-from bitinglip.scheduling.footprints import Footprints
-from bitinglip.scheduling.tasks import Tasks
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.parse import parse
 from model_store.store import ModelStore
@@ -55,7 +55,7 @@ class Services:
     store: ModelStore
     keys: KeyRing
     dispatcher: Dispatcher
-    cluster: Cluster
+    operations: Operations
     footprints: Footprints
     metrics: Metrics
     db: Database

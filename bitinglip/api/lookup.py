@@ -9,7 +9,7 @@ from bitinglip.access.keys import Caller
 from bitinglip.access.scopes import Scope
 from bitinglip.api.deps import Services, services_of
 from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, TaskNotFound
-from bitinglip.scheduling.task_rows import Task
+from bitinglip.tasks.store import Task
 from bitinglip.wire.admin import model_info
 from bitinglip.wire.task import inference_response
 from model_store.errors import UnknownModel
@@ -71,19 +71,19 @@ async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) ->
 async def with_files(services: Services, task: Task) -> Task:
     """The task with the bytes that its answer is to hold, as far as they are still there."""
     answer = task.answer
-    if answer is None and task.inbox is not None and task.inbox.final is not None:
-        answer = inference_response(task.inbox)
+    if answer is None and task.event_log is not None and task.event_log.final is not None:
+        answer = inference_response(task.event_log)
     return task if answer is None else replace(task, answer=await services.files.fill(answer))
 
 
 def describe(services: Services, manifest: Manifest) -> dict[str, Any]:
-    cluster, name = services.cluster, manifest.name
+    operations, name = services.operations, manifest.name
     return model_info(
         manifest,
-        status=cluster.status(name),
-        cause=cluster.cause(name),
-        ready=cluster.ready(name),
-        progress=cluster.progress(name),
-        replicas=len([each for each in cluster.replicas(name) if each.state == "ready"]),
+        status=operations.status(name),
+        cause=operations.cause(name),
+        ready=operations.ready(name),
+        progress=operations.progress(name),
+        replicas=len([each for each in operations.replicas(name) if each.state == "ready"]),
         more_voices=services.settings.model(name).speech.voices,
     )

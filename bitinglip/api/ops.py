@@ -40,7 +40,7 @@ async def readyz(request: Request) -> Response:
     services = services_of(request)
     if services.dispatcher.draining:
         return json_answer({"status": "draining"}, 503)
-    if not services.cluster.settled:
+    if not services.operations.bootstrapped:
         return json_answer({"status": "starting"}, 503)
     if (await _checked(services.db.check))["ok"]:
         return json_answer({"status": "ready"})
@@ -101,8 +101,8 @@ async def _checked(check: Callable[[], Awaitable[None]]) -> dict[str, Any]:
 
 
 def _workers(services: Services) -> dict[str, Any]:
-    workers = services.cluster.workers()
-    broken = sum(services.cluster.status(name) == "error" for name in services.store.names())
+    workers = services.operations.workers()
+    broken = sum(services.operations.status(name) == "error" for name in services.store.names())
     detail = f"{len(workers)} workers"
     return _found(not broken, f"{detail}, {broken} models out of service" if broken else detail)
 

@@ -3,13 +3,13 @@
 from starlette.requests import Request
 
 from bitinglip.api.deps import caller_of, services_of
-from bitinglip.scheduling.standing import Priority, standing_of, tier_of
+from bitinglip.scheduling.queue.priority import RequestPriority, priority_of, tier_of
 from bitinglip.wire.image import ImageTerms
 from bitinglip.wire.speech import SpeechTerms
 from bitinglip.wire.transcription import TranscriptionTerms
 
 
-def image_terms(request: Request, model: str, priority: Priority = "normal") -> ImageTerms:
+def image_terms(request: Request, model: str, priority: RequestPriority = "normal") -> ImageTerms:
     services, tier = services_of(request), caller_of(request).tier
     settings = services.settings
     return ImageTerms(
@@ -18,12 +18,12 @@ def image_terms(request: Request, model: str, priority: Priority = "normal") -> 
         tier=tier_of(settings.limits.tiers, tier),
         key_id=caller_of(request).key_id,
         timeout=settings.server.request_timeout,
-        standing=standing_of(settings.limits.tiers, tier, priority),
+        priority=priority_of(settings.limits.tiers, tier, priority),
         folder=services.files.folder,
     )
 
 
-def speech_terms(request: Request, model: str, priority: Priority = "normal") -> SpeechTerms:
+def speech_terms(request: Request, model: str, priority: RequestPriority = "normal") -> SpeechTerms:
     services, caller = services_of(request), caller_of(request)
     settings = services.settings
     return SpeechTerms(
@@ -32,12 +32,14 @@ def speech_terms(request: Request, model: str, priority: Priority = "normal") ->
         tier=tier_of(settings.limits.tiers, caller.tier),
         key_id=caller.key_id,
         timeout=settings.server.request_timeout,
-        standing=standing_of(settings.limits.tiers, caller.tier, priority),
+        priority=priority_of(settings.limits.tiers, caller.tier, priority),
         folder=services.files.folder,
     )
 
 
-def transcription_terms(request: Request, priority: Priority = "normal") -> TranscriptionTerms:
+def transcription_terms(
+    request: Request, priority: RequestPriority = "normal"
+) -> TranscriptionTerms:
     services, caller = services_of(request), caller_of(request)
     settings = services.settings
     return TranscriptionTerms(
@@ -45,6 +47,6 @@ def transcription_terms(request: Request, priority: Priority = "normal") -> Tran
         tier=tier_of(settings.limits.tiers, caller.tier),
         key_id=caller.key_id,
         timeout=settings.server.request_timeout,
-        standing=standing_of(settings.limits.tiers, caller.tier, priority),
+        priority=priority_of(settings.limits.tiers, caller.tier, priority),
         folder=services.files.folder,
     )

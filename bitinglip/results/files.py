@@ -22,7 +22,7 @@ from sqlmodel import col, delete, func, select
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredFile
 from bitinglip.errors import DiskFull, FileGone
-from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.event_log import EventLog
 from workers import protocol
 
 log = structlog.get_logger(__name__)
@@ -56,15 +56,15 @@ class Output:
         return MEDIA_TYPES[self.format]
 
 
-def outputs_of(inbox: Inbox) -> Iterator[Output]:
+def outputs_of(event_log: EventLog) -> Iterator[Output]:
     """The files that a job has made, in order; none while it runs."""
-    match inbox.final:
-        case protocol.Drawn(pictures=pictures):
+    match event_log.final:
+        case protocol.ImageDone(pictures=pictures):
             for index, picture in enumerate(pictures):
-                name = protocol.picture_name(inbox.job.id, index, picture.format)
+                name = protocol.picture_name(event_log.job.id, index, picture.format)
                 yield Output(name, picture.format, picture.bytes)
-        case protocol.Spoken(format=audio, bytes=size):
-            yield Output(protocol.sound_name(inbox.job.id, audio), audio, size)
+        case protocol.SpeechDone(format=audio, bytes=size):
+            yield Output(protocol.sound_name(event_log.job.id, audio), audio, size)
 
 
 class Files:
@@ -95,9 +95,9 @@ class Files:
             raise DiskFull() from error
         return path
 
-    async def keep(self, inbox: Inbox) -> None:
+    async def keep(self, event_log: EventLog) -> None:
         """Let the files of a job be fetched by its owner until they expire; again is no harm."""
-        job = inbox.job
+        job = event_log.job
         rows = [
             {
                 "id": output.id,
@@ -108,7 +108,7 @@ class Files:
                 "bytes": output.bytes,
                 "created_at": datetime.now(UTC),
             }
-            for output in outputs_of(inbox)
+            for output in outputs_of(event_log)
         ]
         if rows:
             async with self._db.write() as session:
@@ -157,7 +157,7 @@ class Files:
 
     # ---- what goes away --------------------------------------------------------------------------
 
-    async def keep_clean(self, is_open: IsOpen) -> None:
+    async def run_cleanup(self, is_open: IsOpen) -> None:
         """Remove what has expired, for as long as the server runs."""
         while True:
             try:

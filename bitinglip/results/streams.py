@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from bitinglip.scheduling.inbox import Event, Inbox
+from bitinglip.scheduling.event_log import Event, EventLog
 
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_SECONDS = 15.0
@@ -48,10 +48,10 @@ def sse(data: bytes, event: str = "") -> bytes:
     return b"data: %b\n\n" % data
 
 
-async def chunks(inbox: Inbox, view: View) -> AsyncIterator[tuple[bytes, bool]]:
+async def chunks(event_log: EventLog, view: View) -> AsyncIterator[tuple[bytes, bool]]:
     """What to write next, and whether it is the last: all events that came meanwhile at once."""
-    async for events in inbox.batches():
-        last = inbox.final is not None and events[-1] is inbox.final
+    async for events in event_log.batches():
+        last = event_log.final is not None and events[-1] is event_log.final
         if last:
             await view.settle()
         data = b"".join([view.render(event) for event in events])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
-from bitinglip.scheduling.standing import Standing
+from bitinglip.scheduling.queue.priority import Priority
 from workers import protocol
 
 _AFFINITY_CHARACTERS = 1024
@@ -31,7 +31,7 @@ class _Order:
     key_id: str
     stream: bool = False
     timeout: float = 600.0  #: seconds from now on, waiting included
-    standing: Standing = field(default_factory=Standing)
+    priority: Priority = field(default_factory=Priority)
     id: str = field(default_factory=new_task_id)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -54,7 +54,7 @@ class TextJob(_Order):
 
     def work_done(self, final: protocol.Success | protocol.Cancelled) -> float:
         """What it was in the end."""
-        if isinstance(final, protocol.Done | protocol.Cancelled):
+        if isinstance(final, protocol.TextDone | protocol.Cancelled):
             return float(final.prompt_tokens + final.completion_tokens)
         return self.work
 
@@ -105,7 +105,7 @@ class ImageJob(_Order):
     image: str | None = None  #: path of an uploaded image to begin with
     mask: str | None = None
     strength: float | None = None
-    adapters: tuple[protocol.Adapter, ...] = ()
+    adapters: tuple[protocol.Lora, ...] = ()
     output: Literal["b64", "url"] = "b64"  #: how the answer holds the images
 
     @property
@@ -172,7 +172,7 @@ class SpeechJob(_Order):
         return len(self.text) / _CHARACTERS_PER_SECOND
 
     def work_done(self, final: protocol.Success | protocol.Cancelled) -> float:
-        return final.duration if isinstance(final, protocol.Spoken) else self.work
+        return final.duration if isinstance(final, protocol.SpeechDone) else self.work
 
     def affinity(self) -> bytes:
         """The same for one voice, whose tokens a worker keeps."""
@@ -217,7 +217,7 @@ class TranscriptionJob(_Order):
         return min(self.max_seconds, self.size / _BYTES_PER_SECOND)
 
     def work_done(self, final: protocol.Success | protocol.Cancelled) -> float:
-        return final.duration if isinstance(final, protocol.Transcribed) else self.work
+        return final.duration if isinstance(final, protocol.TranscriptionDone) else self.work
 
     def affinity(self) -> bytes:
         """Files share nothing that a worker could keep."""

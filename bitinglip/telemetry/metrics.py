@@ -129,7 +129,7 @@ class Metrics:
             "bitinglip_images_total", "Images made", ["model"], registry=self.registry
         )
         self._audio = Counter(
-            "bitinglip_audio_seconds_total", "Sound made", ["model"], registry=self.registry
+            "bitinglip_audio_seconds_total", "AudioDelta made", ["model"], registry=self.registry
         )
         self._queue = histogram("bitinglip_queue_seconds", "Wait before a worker began", _REQUEST)
         self._first = histogram(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bitinglip.access.keys import KeyRecord
-from bitinglip.scheduling.cluster import WorkerView
+from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.wire.failure import timestamp
 from bitinglip.wire.fields import Body
 from bitinglip.wire.image import SIDE, STEPS, ImageGenerationRequest

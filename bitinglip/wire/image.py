@@ -10,7 +10,7 @@ from pydantic import Field
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
 from bitinglip.results.files import PREFIX
 from bitinglip.scheduling.job import ImageJob, new_task_id
-from bitinglip.scheduling.standing import Priority, Standing
+from bitinglip.scheduling.queue.priority import Priority, RequestPriority
 from bitinglip.settings import ImageLimits, ImageModel, Tier
 from bitinglip.wire.fields import Body, ModelName, Timeout, first
 from workers import protocol
@@ -36,7 +36,7 @@ class ImageTerms:
     tier: Tier
     key_id: str
     timeout: float
-    standing: Standing
+    priority: Priority
     folder: Path  #: where uploads are read from, and images written to
 
 
@@ -60,7 +60,7 @@ class ImageFields(Body):
         defaults: dict[str, Any] = {
             "timeout": terms.timeout,
             "metadata": own.metadata,
-            "adapters": tuple(protocol.Adapter(*each) for each in own.default_loras.items()),
+            "adapters": tuple(protocol.Lora(*each) for each in own.default_loras.items()),
         }
         paths = {name: str(terms.folder / f"{task_id}-{name}") for name in uploads}
         job = ImageJob(
@@ -76,7 +76,7 @@ class ImageFields(Body):
             seeds=_seeds(self.seed, terms.limits.max_images, first(self.n, None, 1)),
             scheduler=self.scheduler or own.scheduler,
             folder=str(terms.folder),
-            standing=terms.standing,
+            priority=terms.priority,
             **(defaults | paths | more),
         )
         _check_bounds(job, terms.limits, own, terms.tier)
@@ -105,7 +105,7 @@ class ImageGenerationRequest(ImageFields):
     output: Literal["b64", "url"] = "b64"
     timeout: Timeout | None = None
     stream: bool = False
-    priority: Priority = "normal"
+    priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
     def to_job(self, terms: ImageTerms) -> ImageJob:
@@ -132,7 +132,7 @@ class ImageGenerationRequest(ImageFields):
         """Those that it names; the model's default ones where it leaves that open."""
         if self.loras is None:
             return {}
-        return {"adapters": tuple(protocol.Adapter(e.name, e.scale) for e in self.loras)}
+        return {"adapters": tuple(protocol.Lora(e.name, e.scale) for e in self.loras)}
 
     def uploads(self) -> dict[str, str]:
         """The pictures that came with it, in base64, by their field."""
@@ -168,7 +168,7 @@ def _seeds(first: int | None, most: int, count: int) -> tuple[int, ...]:
     return tuple((start + number) % _SEEDS for number in range(count))
 
 
-def image_result(job: ImageJob, drawn: protocol.Drawn) -> dict[str, Any]:
+def image_result(job: ImageJob, drawn: protocol.ImageDone) -> dict[str, Any]:
     """``result`` of an InferenceResponse; bytes are filled in by ``results.files``."""
     result: dict[str, Any] = {
         "images": [_image(job, index, each) for index, each in enumerate(drawn.pictures)],
@@ -176,14 +176,14 @@ def image_result(job: ImageJob, drawn: protocol.Drawn) -> dict[str, Any]:
         "scheduler": drawn.scheduler,
         "guidance_scale": drawn.guidance_scale,
     }
-    if drawn.measures:
-        result["measures"] = list(drawn.measures)
+    if drawn.memory_fallbacks:
+        result["measures"] = list(drawn.memory_fallbacks)
     return result
 
 
-def image_usage(job: ImageJob, final: protocol.Drawn | protocol.Cancelled) -> dict[str, Any]:
+def image_usage(job: ImageJob, final: protocol.ImageDone | protocol.Cancelled) -> dict[str, Any]:
     """What is charged: megapixels times steps."""
-    made = len(final.pictures) if isinstance(final, protocol.Drawn) else 0
+    made = len(final.pictures) if isinstance(final, protocol.ImageDone) else 0
     return {
         "images": made,
         "megapixels": round(job.megapixels, 6) if made else 0.0,
@@ -191,7 +191,7 @@ def image_usage(job: ImageJob, final: protocol.Drawn | protocol.Cancelled) -> di
     }
 
 
-def _image(job: ImageJob, index: int, picture: protocol.Picture) -> dict[str, Any]:
+def _image(job: ImageJob, index: int, picture: protocol.ImageFile) -> dict[str, Any]:
     name = protocol.picture_name(job.id, index, picture.format)
     place = {"url": PREFIX + name} if job.output == "url" else {"b64": None, "file": name}
     facts: dict[str, Any] = {

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.standing import Priority, Standing
+from bitinglip.scheduling.queue.priority import Priority, RequestPriority
 from bitinglip.settings import Model
 from bitinglip.wire.fields import (
     ApiDefaults,
@@ -33,10 +33,10 @@ class TextGenerationRequest(SamplingFields):
     response_format: Annotated[Any, Only((None, {"type": "text"}))] = None
     timeout: Timeout | None = None
     stream: bool = False
-    priority: Priority = "normal"
+    priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, standing: Standing) -> TextJob:
+    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
         """The work that this request asks for; ``timeout`` is the server's, unless it has one."""
         self._check_one_input()
         return TextJob(
@@ -54,7 +54,7 @@ class TextGenerationRequest(SamplingFields):
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
             timeout=self.timeout or timeout,
-            standing=standing,
+            priority=priority,
         )
 
     def _check_one_input(self) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from bitinglip.errors import BitingLipError
 from bitinglip.results.files import Files
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued, error_of
+from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, error_of
 from bitinglip.wire.failure import error_body
 from bitinglip.wire.task import cancelled, inference_response, logprob_info
 from workers import protocol
@@ -23,9 +23,9 @@ class NativeView:
     raw_type = None
     media_type = "application/json"
 
-    def __init__(self, inbox: Inbox, request_id: str, files: Files) -> None:
-        self._inbox = inbox
-        self._job = inbox.job
+    def __init__(self, event_log: EventLog, request_id: str, files: Files) -> None:
+        self._event_log = event_log
+        self._job = event_log.job
         self._request_id = request_id
         self._files = files
         self._answer: dict[str, Any] | None = None
@@ -33,32 +33,32 @@ class NativeView:
 
     async def settle(self) -> None:
         """Of a job that made files: have them kept, or read."""
-        if not isinstance(self._inbox.final, protocol.Drawn | protocol.Spoken):
+        if not isinstance(self._event_log.final, protocol.ImageDone | protocol.SpeechDone):
             return
         try:
             if getattr(self._job, "output", None) == "url":
-                await self._files.keep(self._inbox)
-            self._answer = await self._files.fill(inference_response(self._inbox))
+                await self._files.keep(self._event_log)
+            self._answer = await self._files.fill(inference_response(self._event_log))
         except BitingLipError as error:
             self._trouble = error
 
     def event(self, event: Event) -> tuple[str, bytes]:
         """The event's name, and its data as JSON: the same in every kind of stream."""
         match event:
-            case protocol.Token():
+            case protocol.TextDelta():
                 return "token", _token(event)
             case Queued(position=position, eta=eta):
                 return "queued", _json.encode({"position": position, "eta": eta})
             case Loading(progress=progress):
                 return "loading", _json.encode({"progress": progress})
             case protocol.Started():
-                data = {"task_id": self._job.id, "worker_id": self._inbox.worker_id}
+                data = {"task_id": self._job.id, "worker_id": self._event_log.worker_id}
                 return "started", _json.encode(data)
             case protocol.Progress():
                 return "progress", _progress(event)
-            case protocol.Sound():
+            case protocol.AudioDelta():
                 return "audio", _sound(event)
-            case protocol.Heard():
+            case protocol.SegmentDelta():
                 return "segment", _segment(event)
             case _:
                 return self._end(event)
@@ -81,7 +81,7 @@ class NativeView:
         """InferenceResponse as JSON."""
         if self._trouble is not None:
             raise self._trouble
-        return _json.encode(self._answer or inference_response(self._inbox))
+        return _json.encode(self._answer or inference_response(self._event_log))
 
 
 def _progress(progress: protocol.Progress) -> bytes:
@@ -91,7 +91,7 @@ def _progress(progress: protocol.Progress) -> bytes:
     return _json.encode(data)
 
 
-def _sound(sound: protocol.Sound) -> bytes:
+def _sound(sound: protocol.AudioDelta) -> bytes:
     data = {
         "b64": b64encode(sound.samples).decode(),
         "index": sound.index,
@@ -101,7 +101,7 @@ def _sound(sound: protocol.Sound) -> bytes:
     return _json.encode(data)
 
 
-def _segment(heard: protocol.Heard) -> bytes:
+def _segment(heard: protocol.SegmentDelta) -> bytes:
     segment = heard.segment
     data: dict[str, Any] = {
         "text": segment.text,
@@ -116,7 +116,7 @@ def _segment(heard: protocol.Heard) -> bytes:
     return _json.encode(data)
 
 
-def _token(token: protocol.Token) -> bytes:
+def _token(token: protocol.TextDelta) -> bytes:
     data: dict[str, Any] = {"text": token.text, "index": token.index}
     if token.logprobs:
         data["logprobs"] = [logprob_info(each) for each in token.logprobs]

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.standing import Standing
+from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model
 from bitinglip.wire.fields import (
     MAX_TOKENS,
@@ -68,7 +68,7 @@ class ChatCompletionRequest(_OpenAIFields):
     service_tier: Annotated[Any, Only((None, "auto", "default"))] = None
     store: Annotated[Any, Only((None, False))] = None
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, standing: Standing) -> TextJob:
+    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
         """The work that this request asks for."""
         self.check_stream_options()
         asked = self._asked_tokens()
@@ -86,7 +86,7 @@ class ChatCompletionRequest(_OpenAIFields):
             clip_max_tokens=asked is None,
             stream=bool(self.stream),
             timeout=timeout,
-            standing=standing,
+            priority=priority,
         )
 
     def _asked_tokens(self) -> int | None:
@@ -123,7 +123,7 @@ class CompletionRequest(_OpenAIFields):
     echo: Annotated[Any, Only((None, False))] = None
     suffix: Annotated[Any, Only((None, ""))] = None
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, standing: Standing) -> TextJob:
+    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
         """The work that this request asks for."""
         self.check_stream_options()
         return TextJob(
@@ -140,5 +140,5 @@ class CompletionRequest(_OpenAIFields):
             clip_max_tokens=self.max_tokens is None,
             stream=bool(self.stream),
             timeout=timeout,
-            standing=standing,
+            priority=priority,
         )

@@ -19,7 +19,7 @@ from bitinglip.errors import (
 )
 from bitinglip.results.files import PREFIX, Files, outputs_of
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.inbox import Event, Inbox, error_of
+from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import ImageJob
 from bitinglip.wire.failure import error_body
 from bitinglip.wire.fields import Only
@@ -107,11 +107,18 @@ class ImagesView:
     media_type = "application/json"
 
     def __init__(
-        self, inbox: Inbox, request_id: str, files: Files, *, kind: str, base_url: str, partial: int
+        self,
+        event_log: EventLog,
+        request_id: str,
+        files: Files,
+        *,
+        kind: str,
+        base_url: str,
+        partial: int,
     ) -> None:
-        assert isinstance(inbox.job, ImageJob)
-        self._inbox = inbox
-        self._job = inbox.job
+        assert isinstance(event_log.job, ImageJob)
+        self._event_log = event_log
+        self._job = event_log.job
         self._request_id = request_id
         self._files = files
         self._kind = kind
@@ -125,8 +132,8 @@ class ImagesView:
         """Have the images kept, or read."""
         try:
             if self._job.output == "url":
-                await self._files.keep(self._inbox)
-            for made in outputs_of(self._inbox):
+                await self._files.keep(self._event_log)
+            for made in outputs_of(self._event_log):
                 if self._job.output == "url":
                     self._data.append({"url": f"{self._base_url}{PREFIX}{made.id}"})
                 else:
@@ -138,9 +145,9 @@ class ImagesView:
         match event:
             case protocol.Progress(preview=preview) if preview and self._partial_left:
                 return self._partial(preview)
-            case protocol.Drawn() if self._trouble is not None:
+            case protocol.ImageDone() if self._trouble is not None:
                 return sse(error_body(self._trouble, self._request_id))
-            case protocol.Drawn():
+            case protocol.ImageDone():
                 return self._event("completed", self._data[0], self._job.format)
             case protocol.Failed():
                 return sse(error_body(error_of(event), self._request_id))

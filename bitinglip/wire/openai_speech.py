@@ -12,7 +12,7 @@ from pydantic import Field
 from bitinglip.errors import BitingLipError, FileGone, TaskCancelled, UnsupportedParameter
 from bitinglip.results.files import MEDIA_TYPES, Files, outputs_of
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.inbox import Event, Inbox, error_of
+from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import SpeechJob
 from bitinglip.wire.failure import error_body
 from bitinglip.wire.fields import Body, ModelName, Only
@@ -65,10 +65,10 @@ class SpeechView:
 
     begins_at_once = False
 
-    def __init__(self, inbox: Inbox, request_id: str, files: Files, *, events: bool) -> None:
-        assert isinstance(inbox.job, SpeechJob)
-        self._inbox = inbox
-        self._job = inbox.job
+    def __init__(self, event_log: EventLog, request_id: str, files: Files, *, events: bool) -> None:
+        assert isinstance(event_log.job, SpeechJob)
+        self._event_log = event_log
+        self._job = event_log.job
         self._request_id = request_id
         self._files = files
         self._events = events
@@ -88,7 +88,7 @@ class SpeechView:
         """Read the file, where it is the answer."""
         if self._job.stream:
             return
-        for made in outputs_of(self._inbox):
+        for made in outputs_of(self._event_log):
             body = await self._files.read(made.id)
             if body is None:
                 self._trouble = FileGone()
@@ -96,11 +96,11 @@ class SpeechView:
 
     def render(self, event: Event) -> bytes:
         match event:
-            case protocol.Sound(samples=samples) if self._events:
+            case protocol.AudioDelta(samples=samples) if self._events:
                 return self._event("delta", audio=b64encode(samples).decode())
-            case protocol.Sound(samples=samples):
+            case protocol.AudioDelta(samples=samples):
                 return samples
-            case protocol.Spoken() if self._events:
+            case protocol.SpeechDone() if self._events:
                 return self._event("done")
             case protocol.Failed() if self._events:
                 return sse(error_body(error_of(event), self._request_id))

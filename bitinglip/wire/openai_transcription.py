@@ -6,7 +6,7 @@ import msgspec
 
 from bitinglip.errors import InvalidRequest, TaskCancelled, UnsupportedParameter
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.inbox import Event, Inbox, error_of
+from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import TranscriptionJob
 from bitinglip.wire.failure import error_body
 from bitinglip.wire.fields import Body, ModelName, Only
@@ -91,11 +91,11 @@ class TranscriptionView:
     raw_type = None
 
     def __init__(
-        self, inbox: Inbox, request_id: str, *, form: Form, granularities: tuple[str, ...]
+        self, event_log: EventLog, request_id: str, *, form: Form, granularities: tuple[str, ...]
     ) -> None:
-        assert isinstance(inbox.job, TranscriptionJob)
-        self._inbox = inbox
-        self._job = inbox.job
+        assert isinstance(event_log.job, TranscriptionJob)
+        self._event_log = event_log
+        self._job = event_log.job
         self._request_id = request_id
         self._form = form
         self._granularities = granularities
@@ -107,13 +107,13 @@ class TranscriptionView:
 
     async def settle(self) -> None:
         """Nothing to do: the text is in the event itself."""
-        assert self._inbox.final is not None
+        assert self._event_log.final is not None
 
     def render(self, event: Event) -> bytes:
         match event:
-            case protocol.Heard(segment=segment):
+            case protocol.SegmentDelta(segment=segment):
                 return _event("delta", delta=segment.text)
-            case protocol.Transcribed(text=text):
+            case protocol.TranscriptionDone(text=text):
                 return _event("done", text=text)
             case protocol.Failed():
                 return sse(error_body(error_of(event), self._request_id))
@@ -123,8 +123,8 @@ class TranscriptionView:
                 return b""
 
     def whole(self) -> bytes:
-        done = self._inbox.final
-        assert isinstance(done, protocol.Transcribed)
+        done = self._event_log.final
+        assert isinstance(done, protocol.TranscriptionDone)
         match self._form:
             case "text":
                 return f"{done.text}\n".encode()
@@ -136,7 +136,7 @@ class TranscriptionView:
                 return _json.encode(self._verbose(done))
         return _json.encode({"text": done.text})
 
-    def _verbose(self, done: protocol.Transcribed) -> dict[str, Any]:
+    def _verbose(self, done: protocol.TranscriptionDone) -> dict[str, Any]:
         answer: dict[str, Any] = {
             "task": self._job.task,
             "language": done.language,

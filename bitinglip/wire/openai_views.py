@@ -7,7 +7,7 @@ import msgspec
 
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import DONE, sse
-from bitinglip.scheduling.inbox import Event, Inbox, error_of
+from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import TextJob
 from bitinglip.wire.failure import error_body
 from workers import protocol
@@ -27,10 +27,12 @@ class _OpenAIView(ABC):
     kind: str
     chunk_kind: str
 
-    def __init__(self, inbox: Inbox, request_id: str, *, include_usage: bool = False) -> None:
-        job = inbox.job
+    def __init__(
+        self, event_log: EventLog, request_id: str, *, include_usage: bool = False
+    ) -> None:
+        job = event_log.job
         assert isinstance(job, TextJob)
-        self._inbox = inbox
+        self._event_log = event_log
         self._request_id = request_id
         self._include_usage = include_usage
         self._wants_logprobs = job.sampling.logprobs is not None
@@ -47,9 +49,9 @@ class _OpenAIView(ABC):
 
     def render(self, event: Event) -> bytes:
         match event:
-            case protocol.Token():
+            case protocol.TextDelta():
                 return self._begin() + self._chunk(self.token_choice(event))
-            case protocol.Done():
+            case protocol.TextDone():
                 return self._begin() + self._end(event)
             case protocol.Failed():
                 return sse(error_body(error_of(event), self._request_id))
@@ -60,11 +62,11 @@ class _OpenAIView(ABC):
 
     async def settle(self) -> None:
         """Nothing to do: text is in the event itself."""
-        assert self._inbox.final is not None
+        assert self._event_log.final is not None
 
     def whole(self) -> bytes:
-        done = self._inbox.final
-        assert isinstance(done, protocol.Done)
+        done = self._event_log.final
+        assert isinstance(done, protocol.TextDone)
         return _json.encode(
             {
                 **self._frame,
@@ -79,13 +81,13 @@ class _OpenAIView(ABC):
         return None
 
     @abstractmethod
-    def token_choice(self, token: protocol.Token) -> dict[str, Any]: ...
+    def token_choice(self, token: protocol.TextDelta) -> dict[str, Any]: ...
 
     @abstractmethod
-    def last_choice(self, done: protocol.Done) -> dict[str, Any]: ...
+    def last_choice(self, done: protocol.TextDone) -> dict[str, Any]: ...
 
     @abstractmethod
-    def whole_choice(self, done: protocol.Done) -> dict[str, Any]: ...
+    def whole_choice(self, done: protocol.TextDone) -> dict[str, Any]: ...
 
     def _begin(self) -> bytes:
         if self._begun:
@@ -97,7 +99,7 @@ class _OpenAIView(ABC):
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         return self._head + _json.encode(choice) + self._tail
 
-    def _end(self, done: protocol.Done) -> bytes:
+    def _end(self, done: protocol.TextDone) -> bytes:
         last = self._chunk(self.last_choice(done))
         if self._include_usage:
             usage = {**self._frame, "object": self.chunk_kind, "choices": [], "usage": _usage(done)}
@@ -111,13 +113,13 @@ class ChatView(_OpenAIView):
     def first_choice(self) -> dict[str, Any]:
         return self._delta({"role": "assistant", "content": ""})
 
-    def token_choice(self, token: protocol.Token) -> dict[str, Any]:
+    def token_choice(self, token: protocol.TextDelta) -> dict[str, Any]:
         return self._delta({"content": token.text}, self._logprobs(token.logprobs))
 
-    def last_choice(self, done: protocol.Done) -> dict[str, Any]:
+    def last_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return self._delta({}, finish_reason=done.finish_reason)
 
-    def whole_choice(self, done: protocol.Done) -> dict[str, Any]:
+    def whole_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return {
             "index": 0,
             "message": {"role": "assistant", "content": done.text, "refusal": None},
@@ -147,17 +149,19 @@ class ChatView(_OpenAIView):
 class CompletionView(_OpenAIView):
     prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
-    def __init__(self, inbox: Inbox, request_id: str, *, include_usage: bool = False) -> None:
-        super().__init__(inbox, request_id, include_usage=include_usage)
+    def __init__(
+        self, event_log: EventLog, request_id: str, *, include_usage: bool = False
+    ) -> None:
+        super().__init__(event_log, request_id, include_usage=include_usage)
         self._offset = 0
 
-    def token_choice(self, token: protocol.Token) -> dict[str, Any]:
+    def token_choice(self, token: protocol.TextDelta) -> dict[str, Any]:
         return self._choice(token.text, token.logprobs, None)
 
-    def last_choice(self, done: protocol.Done) -> dict[str, Any]:
+    def last_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return self._choice("", (), done.finish_reason)
 
-    def whole_choice(self, done: protocol.Done) -> dict[str, Any]:
+    def whole_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return self._choice(done.text, done.logprobs, done.finish_reason)
 
     def _choice(self, text: str, sampled: Logprobs, reason: str | None) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def _one_logprob(token: str, logprob: float) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
-def _usage(done: protocol.Done) -> dict[str, Any]:
+def _usage(done: protocol.TextDone) -> dict[str, Any]:
     return {
         "prompt_tokens": done.prompt_tokens,
         "completion_tokens": done.completion_tokens,

@@ -10,7 +10,7 @@ from pydantic import Field
 from bitinglip.errors import InvalidRequest
 from bitinglip.results.files import PREFIX
 from bitinglip.scheduling.job import SpeechJob
-from bitinglip.scheduling.standing import Priority, Standing
+from bitinglip.scheduling.queue.priority import Priority, RequestPriority
 from bitinglip.settings import SpeechLimits, SpeechModel, Tier
 from bitinglip.wire.fields import Body, ModelName, Timeout
 from workers import protocol
@@ -34,7 +34,7 @@ class SpeechTerms:
     tier: Tier
     key_id: str
     timeout: float
-    standing: Standing
+    priority: Priority
     folder: Path
 
     def job(
@@ -61,7 +61,7 @@ class SpeechTerms:
             seed=secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed,
             folder=str(self.folder),
             metadata=self.own.metadata,
-            standing=self.standing,
+            priority=self.priority,
             **(defaults | given),
         )
 
@@ -80,7 +80,7 @@ class SpeechRequest(Body):
     output: Literal["b64", "url"] = "b64"
     timeout: Timeout | None = None
     stream: bool = False
-    priority: Priority = "normal"
+    priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
     def to_job(self, terms: SpeechTerms) -> SpeechJob:
@@ -101,7 +101,7 @@ class SpeechRequest(Body):
         )
 
 
-def speech_result(job: SpeechJob, spoken: protocol.Spoken) -> dict[str, Any]:
+def speech_result(job: SpeechJob, spoken: protocol.SpeechDone) -> dict[str, Any]:
     """``result`` of an InferenceResponse; bytes are filled in by ``results.files``."""
     name = protocol.sound_name(job.id, spoken.format)
     place = {"url": PREFIX + name} if job.output == "url" else {"audio": None, "file": name}
@@ -116,7 +116,7 @@ def speech_result(job: SpeechJob, spoken: protocol.Spoken) -> dict[str, Any]:
     }
 
 
-def speech_usage(job: SpeechJob, final: protocol.Spoken | protocol.Cancelled) -> dict[str, Any]:
+def speech_usage(job: SpeechJob, final: protocol.SpeechDone | protocol.Cancelled) -> dict[str, Any]:
     """What is charged: seconds of sound."""
-    seconds = final.duration if isinstance(final, protocol.Spoken) else 0.0
+    seconds = final.duration if isinstance(final, protocol.SpeechDone) else 0.0
     return {"characters": len(job.text), "audio_seconds": round(seconds, 6)}

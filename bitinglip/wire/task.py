@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import ImageJob, Job, SpeechJob, TextJob, TranscriptionJob
-from bitinglip.scheduling.task_rows import Task
+from bitinglip.tasks.store import Task
 from bitinglip.wire.failure import error_body, error_object, timestamp
 from bitinglip.wire.image import image_result, image_usage
 from bitinglip.wire.speech import speech_result, speech_usage
@@ -17,27 +17,27 @@ from workers import protocol
 _json = msgspec.json.Encoder()
 
 
-def inference_response(inbox: Inbox) -> dict[str, Any]:
+def inference_response(event_log: EventLog) -> dict[str, Any]:
     """InferenceResponse of a job in any state; what is not known yet is null."""
-    job, final = inbox.job, inbox.final
-    began, ended = inbox.dispatched or inbox.submitted, inbox.ended
+    job, final = event_log.job, event_log.final
+    began, ended = event_log.dispatched or event_log.submitted, event_log.ended
     return {
         "task_id": job.id,
-        "status": inbox.status,
-        "result": _result(inbox, final) if isinstance(final, protocol.Success) else None,
+        "status": event_log.status,
+        "result": _result(event_log, final) if isinstance(final, protocol.Success) else None,
         "processing_time": round(ended - began, 6) if ended else None,
-        "worker_id": inbox.worker_id,
+        "worker_id": event_log.worker_id,
         "created_at": timestamp(job.created_at),
-        "completed_at": _moment(inbox.completed_at),
+        "completed_at": _moment(event_log.completed_at),
         "usage": _usage(job, final),
         "model": job.model,
-        "queue_time": round(inbox.queue_time, 6),
+        "queue_time": round(event_log.queue_time, 6),
     }
 
 
 def task_info(task: Task, request_id: str) -> dict[str, Any]:
     """A task: InferenceResponse, its kind, its error, and its place in the queue if it waits."""
-    place = task.inbox.place if task.inbox is not None else None
+    place = task.event_log.place if task.event_log is not None else None
     return {
         **(task.answer or _of_inbox(task)),
         "kind": task.kind,
@@ -70,8 +70,8 @@ def logprob_info(sampled: protocol.TokenLogprob) -> dict[str, Any]:
 
 
 def _of_inbox(task: Task) -> dict[str, Any]:
-    if task.inbox is not None:
-        return inference_response(task.inbox)
+    if task.event_log is not None:
+        return inference_response(task.event_log)
     return {
         "task_id": task.id,
         "status": task.status,
@@ -86,17 +86,17 @@ def _of_inbox(task: Task) -> dict[str, Any]:
     }
 
 
-def _result(inbox: Inbox, done: protocol.Success) -> dict[str, Any]:
-    match inbox.job, done:
-        case ImageJob() as job, protocol.Drawn():
+def _result(event_log: EventLog, done: protocol.Success) -> dict[str, Any]:
+    match event_log.job, done:
+        case ImageJob() as job, protocol.ImageDone():
             return image_result(job, done)
-        case SpeechJob() as job, protocol.Spoken():
+        case SpeechJob() as job, protocol.SpeechDone():
             return speech_result(job, done)
-        case TranscriptionJob(), protocol.Transcribed():
+        case TranscriptionJob(), protocol.TranscriptionDone():
             return transcription_result(done)
-    assert isinstance(done, protocol.Done)
+    assert isinstance(done, protocol.TextDone)
     result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
-    if isinstance(inbox.job, TextJob) and inbox.job.sampling.logprobs is not None:
+    if isinstance(event_log.job, TextJob) and event_log.job.sampling.logprobs is not None:
         result["logprobs"] = [logprob_info(each) for each in done.logprobs]
     return result
 
@@ -105,13 +105,13 @@ def _usage(job: Job, final: protocol.Final | None) -> dict[str, Any] | None:
     if final is None or isinstance(final, protocol.Failed):
         return None
     match job, final:
-        case ImageJob(), protocol.Drawn() | protocol.Cancelled():
+        case ImageJob(), protocol.ImageDone() | protocol.Cancelled():
             return image_usage(job, final)
-        case SpeechJob(), protocol.Spoken() | protocol.Cancelled():
+        case SpeechJob(), protocol.SpeechDone() | protocol.Cancelled():
             return speech_usage(job, final)
-        case TranscriptionJob(), protocol.Transcribed() | protocol.Cancelled():
+        case TranscriptionJob(), protocol.TranscriptionDone() | protocol.Cancelled():
             return transcription_usage(final)
-    assert isinstance(final, protocol.Done | protocol.Cancelled)
+    assert isinstance(final, protocol.TextDone | protocol.Cancelled)
     return {
         "prompt_tokens": final.prompt_tokens,
         "completion_tokens": final.completion_tokens,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from bitinglip.errors import PayloadTooLarge
 from bitinglip.scheduling.job import TranscriptionJob, new_task_id
-from bitinglip.scheduling.standing import Priority, Standing
+from bitinglip.scheduling.queue.priority import Priority, RequestPriority
 from bitinglip.settings import Tier, TranscriptionLimits
 from bitinglip.wire.fields import Body, ModelName, Timeout
 from workers import protocol
@@ -27,7 +27,7 @@ class TranscriptionTerms:
     tier: Tier
     key_id: str
     timeout: float
-    standing: Standing
+    priority: Priority
     folder: Path
 
     def job(self, *, size: int, timeout: float | None = None, **more: Any) -> TranscriptionJob:
@@ -47,7 +47,7 @@ class TranscriptionTerms:
             max_channels=self.limits.max_channels,
             max_sample_rate=self.limits.max_sample_rate,
             timeout=timeout or self.timeout,
-            standing=self.standing,
+            priority=self.priority,
             **more,
         )
 
@@ -63,7 +63,7 @@ class TranscriptionFields(Body):
     timestamps: Literal["none", "segment", "word"] = "segment"
     timeout: Timeout | None = None
     stream: bool = False
-    priority: Priority = "normal"
+    priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
     def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
@@ -87,7 +87,7 @@ class TranscriptionRequest(TranscriptionFields):
     audio: str
 
 
-def transcription_result(done: protocol.Transcribed) -> dict[str, Any]:
+def transcription_result(done: protocol.TranscriptionDone) -> dict[str, Any]:
     """``result`` of an InferenceResponse."""
     return {
         "text": done.text,
@@ -101,7 +101,7 @@ def segment_info(number: int, segment: protocol.Segment) -> dict[str, Any]:
     return {"id": number, **msgspec.to_builtins(segment)}
 
 
-def transcription_usage(final: protocol.Transcribed | protocol.Cancelled) -> dict[str, Any]:
+def transcription_usage(final: protocol.TranscriptionDone | protocol.Cancelled) -> dict[str, Any]:
     """What is charged: seconds of sound."""
-    seconds = final.duration if isinstance(final, protocol.Transcribed) else 0.0
+    seconds = final.duration if isinstance(final, protocol.TranscriptionDone) else 0.0
     return {"audio_seconds": round(seconds, 3)}

@@ -12,15 +12,15 @@ from workers.engines.base import Engine, Refused
 from workers.protocol import (
     Cancelled,
     ChatMessage,
-    Done,
     Event,
     FakeOptions,
     Load,
     Ready,
     Sampling,
     Started,
+    TextDelta,
+    TextDone,
     TextJob,
-    Token,
 )
 
 MODELS = {"fake": "demo-echo", "text": "demo-text"}
@@ -84,15 +84,15 @@ def job(
     return TextJob(id=name, prompt=prompt, sampling=settings, stream=stream)
 
 
-def done_of(events: list[Event], name: str = "j") -> Done:
-    finals = [e for e in events if isinstance(e, Done | Cancelled) and e.id == name]
+def done_of(events: list[Event], name: str = "j") -> TextDone:
+    finals = [e for e in events if isinstance(e, TextDone | Cancelled) and e.id == name]
     assert len(finals) == 1, "exactly one final event"
-    assert isinstance(finals[0], Done)
+    assert isinstance(finals[0], TextDone)
     return finals[0]
 
 
 def streamed(events: list[Event], name: str = "j") -> str:
-    return "".join(e.text for e in events if isinstance(e, Token) and e.id == name)
+    return "".join(e.text for e in events if isinstance(e, TextDelta) and e.id == name)
 
 
 def test_it_is_ready_with_room_and_a_context(loaded: Loaded) -> None:
@@ -114,7 +114,7 @@ def test_a_job_starts_streams_and_ends_once(loaded: Loaded) -> None:
     assert done.finish_reason == "length"
     assert done.prompt_tokens == events[0].prompt_tokens
     assert streamed(events) == done.text != ""
-    indices = [e.index for e in events if isinstance(e, Token)]
+    indices = [e.index for e in events if isinstance(e, TextDelta)]
     assert indices == sorted(set(indices))
     assert indices[-1] <= 5
 
@@ -124,7 +124,7 @@ def test_without_stream_only_the_end_is_told(loaded: Loaded) -> None:
     whole = done_of(loaded.run()).text
     loaded.submit(job(stream=False))
     events = loaded.run()
-    assert not [e for e in events if isinstance(e, Token)]
+    assert not [e for e in events if isinstance(e, TextDelta)]
     assert done_of(events).text == whole
 
 
@@ -145,7 +145,7 @@ def test_many_jobs_share_a_batch_and_do_not_disturb_each_other(loaded: Loaded) -
 def test_a_cancelled_job_ends_at_the_next_step_and_its_neighbour_goes_on(loaded: Loaded) -> None:
     loaded.submit(job("a", max_tokens=100))
     loaded.submit(job("b", max_tokens=8))
-    loaded.run(until=lambda events: len([e for e in events if isinstance(e, Token)]) >= 2)
+    loaded.run(until=lambda events: len([e for e in events if isinstance(e, TextDelta)]) >= 2)
     loaded.engine.cancel("a")
     events = loaded.engine.step()
     assert [e.id for e in events if isinstance(e, Cancelled)] == ["a"]

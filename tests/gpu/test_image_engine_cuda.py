@@ -16,7 +16,7 @@ from tests.integration.images.studio import (
 )
 from tests.tiny_pipelines import PIPELINES
 from workers.engines.torch_env import release_cached
-from workers.protocol import Drawn, Failed, ImageOptions
+from workers.protocol import Failed, ImageDone, ImageOptions
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,7 +57,7 @@ def test_half_precision_draws_several_pictures(tmp_path: Path, name: str, dtype:
     studio = open_studio(name, tmp_path, device="cuda", dtype=dtype)
     job = studio.job(seeds=(1, 2, 3))
     [drawn] = ends(studio.run(job)).values()
-    assert isinstance(drawn, Drawn)
+    assert isinstance(drawn, ImageDone)
     assert all(studio.pixels(job, index).std() > 1 for index in range(3))
     studio.engine.close()
 
@@ -87,8 +87,8 @@ def test_out_of_memory_ends_in_a_picture_or_by_name_and_the_engine_lives_on(
     if isinstance(final, Failed):
         assert final.code == "OUT_OF_MEMORY"
     else:
-        assert isinstance(final, Drawn)
-        assert final.measures
+        assert isinstance(final, ImageDone)
+        assert final.memory_fallbacks
     torch.cuda.set_per_process_memory_fraction(1.0)
     check_lives_on(studio, before_pixels=studio.pixels(before))
     studio.engine.close()
@@ -98,5 +98,5 @@ def check_lives_on(studio: Studio, before_pixels: np.ndarray) -> None:
     """The picture is nearly that of before; the decoder may work in tiles, attention in slices."""
     again = studio.job()
     [drawn] = ends(studio.run(again)).values()
-    assert isinstance(drawn, Drawn)
+    assert isinstance(drawn, ImageDone)
     assert np.abs(studio.pixels(again) - before_pixels).mean() < TOLERANCE

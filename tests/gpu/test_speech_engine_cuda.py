@@ -11,10 +11,10 @@ from transformers import AutoProcessor, BarkModel
 
 from tests.tiny_speech import VOICES, make
 from workers.engines.cuda_graphs import cuda_capture
-from workers.engines.speech.bark.gpt import Row, Stage
+from workers.engines.speech.bark.gpt import CacheSlot, Stage
 from workers.engines.speech.engine import SpeechEngine
 from workers.engines.torch_env import half_precision
-from workers.protocol import Event, Failed, Load, SpeechJob, Spoken, sound_name
+from workers.protocol import Event, Failed, Load, SpeechDone, SpeechJob, sound_name
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +43,7 @@ def speak(engine: SpeechEngine, folder: Path, lines: list[tuple[str, str | None]
         events += engine.step()
     assert not any(engine.books().values())
     assert not [each for each in events if isinstance(each, Failed)]
-    assert len([each for each in events if isinstance(each, Spoken)]) == len(lines)
+    assert len([each for each in events if isinstance(each, SpeechDone)]) == len(lines)
     names = [sound_name(f"job{n}", "wav") for n in range(len(lines))]
     return [soundfile.read(folder / name, dtype="float32")[0] for name in names]
 
@@ -89,7 +89,7 @@ def test_graphs_compute_what_the_steps_without_them_do(tmp_path: Path) -> None:
         assert torch.allclose(made["cuda"], made["cpu"], atol=1e-2, rtol=1e-3)
 
 
-def _begin(stage: Stage, length: int) -> Row:
+def _begin(stage: Stage, length: int) -> CacheSlot:
     row = stage.open()
     assert row is not None
     with torch.no_grad():

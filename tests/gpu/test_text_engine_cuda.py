@@ -11,7 +11,7 @@ from tests.tiny_models import FAMILIES, VOCAB, make_tiny_model, train_tokenizer
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.sampler import Sampler, collect
 from workers.engines.text.sampling_params import SamplingParams
-from workers.protocol import Cancelled, Done, Event, Load, Sampling, TextJob
+from workers.protocol import Cancelled, Event, Load, Sampling, TextDone, TextJob
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,7 +66,7 @@ def test_greedy_output_is_that_of_generate(tmp_path: Path, family: str) -> None:
         ids = output[0, inputs["input_ids"].shape[1] :].tolist()
         expected[str(number)] = tokenizer.decode(ids, skip_special_tokens=True)
         engine.submit(engine.prepare(job(str(number), prompt)))
-    found = {event.id: event.text for event in finish(engine) if isinstance(event, Done)}
+    found = {event.id: event.text for event in finish(engine) if isinstance(event, TextDone)}
     engine.close()
     assert found == expected
 
@@ -77,7 +77,7 @@ def test_bfloat16_samples_repeat_with_their_seed_and_cancel_in_one_step(tmp_path
     texts = []
     for _ in range(2):
         engine.submit(engine.prepare(one))
-        texts += [event.text for event in finish(engine) if isinstance(event, Done)]
+        texts += [event.text for event in finish(engine) if isinstance(event, TextDone)]
     assert texts[0] == texts[1]
     engine.submit(engine.prepare(one))
     engine.step()
@@ -99,7 +99,7 @@ def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
         prepared = engine.prepare(one)
         prompts[one.id] = prepared.prompt
         engine.submit(prepared)
-    ends = [event for event in finish(engine) if isinstance(event, Done)]
+    ends = [event for event in finish(engine) if isinstance(event, TextDone)]
     engine.close()
     assert len(ends) == len(jobs)
     for end in ends:

@@ -7,7 +7,7 @@ import torch
 
 from tests.integration.transcription.desk import check_segments, check_together, open_desk
 from tests.sounds import melody
-from workers.protocol import Transcribed
+from workers.protocol import TranscriptionDone
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +40,7 @@ def test_half_precision_transcribes_several_files(tmp_path: Path, dtype: str | N
     desk = open_desk(tmp_path, device="cuda", dtype=dtype)
     assert desk.engine._loaded.dtype is (torch.bfloat16 if dtype else torch.float16)
     jobs = [desk.job(melody(length, length), timestamps="word") for length in (5, 9, 40)]
-    final = [each for each in desk.run(*jobs) if isinstance(each, Transcribed)]
+    final = [each for each in desk.run(*jobs) if isinstance(each, TranscriptionDone)]
     assert len(final) == 3
     assert any(segment.words for each in final for segment in each.segments)
     desk.engine.close()

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from bitinglip.scheduling.cluster import Cluster
-from bitinglip.scheduling.dispatch import Dispatcher
-from bitinglip.scheduling.footprints import Footprints
-from bitinglip.scheduling.inbox import Event, Inbox
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.residency import Residency
-from bitinglip.scheduling.survey import Survey
+from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.manager import ModelManager
+from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from model_store.demo import make_fake_models
@@ -41,21 +41,21 @@ class Rig:
             spare=False,
         )
         fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-        survey = Survey(settings, Devices.find(fakes), Footprints())
-        self.residency = Residency(settings, store, pool, survey, metrics)
-        self.dispatcher = Dispatcher(settings, self.residency, metrics)
-        self.cluster = Cluster(settings, store, pool, self.residency)
+        facts = ResourceFacts(settings, Devices.find(fakes), Footprints())
+        self.manager = ModelManager(settings, store, pool, facts, metrics)
+        self.dispatcher = Dispatcher(settings, self.manager, metrics)
+        self.operations = Operations(settings, store, pool, self.manager)
         pool.attach(self.dispatcher.delivery)
 
     def pid(self, worker_id: str = f"{ECHO}/0") -> int:
-        return next(view.pid for view in self.cluster.workers() if view.id == worker_id)
+        return next(view.pid for view in self.operations.workers() if view.id == worker_id)
 
     def kill(self, worker_id: str = f"{ECHO}/0") -> None:
         os.kill(self.pid(worker_id), signal.SIGKILL)
 
     def reserved(self) -> int:
         """Bytes held on all devices."""
-        return sum(each["reserved_bytes"] for each in self.cluster.devices())
+        return sum(each["reserved_bytes"] for each in self.operations.devices())
 
 
 def job(prompt: str = "a b c", max_tokens: int = 3, **fields: object) -> TextJob:
@@ -76,7 +76,7 @@ def with_settings(
     test: Callable[[Rig], Awaitable[None]],
     values: dict[str, Any],
     *,
-    survey: bool = True,
+    facts: bool = True,
 ) -> None:
     """Run a test on any settings; when it is over, the books must balance. Without ``survey``
     nobody reads the devices, so what a test says of them stays."""
@@ -85,22 +85,22 @@ def with_settings(
 
     async def run() -> None:
         rig = Rig(path, values)
-        watch = [asyncio.create_task(rig.cluster.watch())]
-        if survey:
-            watch.append(asyncio.create_task(rig.cluster.survey()))
+        watch = [asyncio.create_task(rig.operations.watch())]
+        if facts:
+            watch.append(asyncio.create_task(rig.operations.facts()))
         try:
             async with asyncio.timeout(60):
                 await test(rig)
-                await settled(rig)
+                await bootstrapped(rig)
         finally:
             for task in watch:
                 task.cancel()
-            await rig.cluster.close()
+            await rig.operations.close()
 
     asyncio.run(run())
 
 
-async def settled(rig: Rig) -> None:
+async def bootstrapped(rig: Rig) -> None:
     """The books balance when nothing runs."""
     await until(lambda: not any(rig.dispatcher.books().values()))
 
@@ -112,9 +112,9 @@ async def until(condition: Callable[[], object], seconds: float = 10) -> None:
 
 
 async def answer(rig: Rig, one: TextJob) -> str:
-    with rig.dispatcher.open(one) as inbox:
-        return (await inbox.result()).text
+    with rig.dispatcher.open(one) as event_log:
+        return (await event_log.result()).text
 
 
-async def events_of(inbox: Inbox) -> list[Event]:
-    return [event async for events in inbox.batches() for event in events]
+async def events_of(event_log: EventLog) -> list[Event]:
+    return [event async for events in event_log.batches() for event in events]

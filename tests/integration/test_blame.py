@@ -15,11 +15,11 @@ def test_a_request_that_kills_two_workers_is_quarantined(tmp_path: Path) -> None
             await answer(rig, job("!crash"))
         assert first.value.details == {"quarantined": True}
         assert await answer(rig, job()) == "a b c"
-        (worker,) = rig.cluster.workers()
+        (worker,) = rig.operations.workers()
         with pytest.raises(errors.WorkerCrashed) as second:
             await answer(rig, job("!crash", stream=True))
         assert second.value.details == {"quarantined": True}
-        assert rig.cluster.workers() == [worker]  # nobody died of it again
+        assert rig.operations.workers() == [worker]  # nobody died of it again
         assert worker.restarts == 2
 
     with_rig(tmp_path, test)
@@ -29,32 +29,32 @@ def test_loading_the_model_anew_ends_the_quarantine(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         with pytest.raises(errors.WorkerCrashed):
             await answer(rig, job("!crash"))
-        await rig.cluster.unload(ECHO)
+        await rig.operations.unload(ECHO)
         with pytest.raises(errors.WorkerCrashed):
             await answer(rig, job("!crash"))
-        assert rig.residency.models[ECHO].restarts == 2
+        assert rig.manager.models[ECHO].restarts == 2
 
     with_rig(tmp_path, test)
 
 
 def test_innocents_beside_a_poison_request_are_answered(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load(ECHO)
+        await rig.operations.load(ECHO)
         innocents = [asyncio.create_task(answer(rig, job(f"n{n}", 5))) for n in range(6)]
         with pytest.raises(errors.WorkerCrashed) as refused:
             await answer(rig, job("!crash"))
         assert refused.value.details == {"quarantined": True}
         assert await asyncio.gather(*innocents) == [" ".join([f"n{n}"] * 5) for n in range(6)]
         # Twice in company, then once alone: that is how it was found out.
-        assert rig.residency.models[ECHO].restarts == 3
+        assert rig.manager.models[ECHO].restarts == 3
 
     with_rig(tmp_path, test, tokens_per_second=20)
 
 
 def test_a_request_out_of_memory_is_tried_once_more_alone(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("beside")
-        await rig.cluster.load(ECHO)
+        await rig.operations.load("beside")
+        await rig.operations.load(ECHO)
         pid = rig.pid()
         others = [asyncio.create_task(answer(rig, job(f"n{n}", 5))) for n in range(3)]
         with pytest.raises(errors.OutOfMemory) as failed:
@@ -65,7 +65,7 @@ def test_a_request_out_of_memory_is_tried_once_more_alone(tmp_path: Path) -> Non
         )
         assert await asyncio.gather(*others) == [" ".join([f"n{n}"] * 5) for n in range(3)]
         assert rig.pid() == pid  # the worker lives on
-        await until(lambda: rig.cluster.status("beside") == "available")  # it made room
+        await until(lambda: rig.operations.status("beside") == "available")  # it made room
 
     fake = {"faults": True, "tokens_per_second": 50}
     models = {ECHO: {"fake": fake}, "beside": {"engine": "fake"}}
@@ -74,16 +74,16 @@ def test_a_request_out_of_memory_is_tried_once_more_alone(tmp_path: Path) -> Non
 
 def test_cancelled_suspects_leave_nothing_behind(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load(ECHO)
+        await rig.operations.load(ECHO)
         tasks = [asyncio.create_task(answer(rig, job(f"n{n}", 200))) for n in range(4)]
         await until(lambda: rig.dispatcher.running(ECHO) == 4)
         for _ in range(2):
-            restarts = rig.residency.models[ECHO].restarts
+            restarts = rig.manager.models[ECHO].restarts
             rig.kill()
             await until(lambda n=restarts: _serving_again(rig, n))
-        lane = rig.dispatcher.delivery.lanes[ECHO]
-        assert lane.trial is not None
-        assert len(lane.alone) == 3
+        model_queue = rig.dispatcher.delivery.model_queues[ECHO]
+        assert model_queue.isolated is not None
+        assert len(model_queue.isolation_queue) == 3
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -93,15 +93,15 @@ def test_cancelled_suspects_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def _serving_again(rig: Rig, restarts: int) -> bool:
-    return bool(rig.residency.serving(ECHO)) and rig.residency.models[ECHO].restarts > restarts
+    return bool(rig.manager.serving(ECHO)) and rig.manager.models[ECHO].restarts > restarts
 
 
 def test_a_worker_that_dies_while_it_drains_loses_no_request(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load(ECHO)
+        await rig.operations.load(ECHO)
         running = asyncio.create_task(answer(rig, job(max_tokens=10)))
         await until(lambda: rig.dispatcher.running(ECHO))
-        rig.cluster.drain_worker(f"{ECHO}/0")
+        rig.operations.drain_worker(f"{ECHO}/0")
         rig.kill()
         assert len((await running).split()) == 10
 
@@ -110,7 +110,7 @@ def test_a_worker_that_dies_while_it_drains_loses_no_request(tmp_path: Path) -> 
 
 def test_out_of_memory_evicts_nobody_that_ran_it(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load(ECHO)
+        await rig.operations.load(ECHO)
         pid = rig.pid()
         with pytest.raises(errors.OutOfMemory):
             await answer(rig, job("!oom"))

@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 
 from bitinglip import errors
-from bitinglip.scheduling.inbox import Event, Loading, Queued
+from bitinglip.scheduling.event_log import Event, Loading, Queued
 from model_store.store import ModelStore
-from tests.integration.middle import Rig, answer, events_of, job, settled, with_rig
-from workers.protocol import Done, Failed, Started, Token
+from tests.integration.middle import Rig, answer, bootstrapped, events_of, job, with_rig
+from workers.protocol import Failed, Started, TextDelta, TextDone
 
 
 def test_the_first_request_loads_the_model_and_sees_it_load(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        assert rig.cluster.status("demo-echo") == "available"
-        with rig.dispatcher.open(job(stream=True)) as inbox:
-            events = await events_of(inbox)
+        assert rig.operations.status("demo-echo") == "available"
+        with rig.dispatcher.open(job(stream=True)) as event_log:
+            events = await events_of(event_log)
         assert isinstance(events[0], Queued)
         assert [e.progress for e in events if isinstance(e, Loading)][-1] == pytest.approx(1.0)
         kinds = [type(e) for e in events if not isinstance(e, Queued | Loading)]
-        assert kinds == [Started, Token, Token, Token, Done]
-        assert rig.cluster.status("demo-echo") == "ready"
+        assert kinds == [Started, TextDelta, TextDelta, TextDelta, TextDone]
+        assert rig.operations.status("demo-echo") == "ready"
 
     with_rig(tmp_path, test, load_seconds=0.2)
 
@@ -30,7 +30,7 @@ def test_one_load_is_shared_by_all_who_wait(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         answers = await asyncio.gather(*(answer(rig, job(f"n{n}")) for n in range(30)))
         assert answers == [f"n{n} n{n} n{n}" for n in range(30)]
-        assert len(rig.cluster.workers()) == 1
+        assert len(rig.operations.workers()) == 1
 
     with_rig(tmp_path, test, load_seconds=0.2, batch_size=4)
 
@@ -63,10 +63,10 @@ def test_a_key_that_fills_the_queue_does_not_lock_the_others_out(tmp_path: Path)
 
 def test_a_reader_that_leaves_frees_its_place(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("demo-echo")
-        with rig.dispatcher.open(job(max_tokens=100_000, stream=True)) as inbox:
-            async for events in inbox.batches():
-                if any(isinstance(e, Token) for e in events):
+        await rig.operations.load("demo-echo")
+        with rig.dispatcher.open(job(max_tokens=100_000, stream=True)) as event_log:
+            async for events in event_log.batches():
+                if any(isinstance(e, TextDelta) for e in events):
                     break
         assert await answer(rig, job()) == "a b c"
 
@@ -80,14 +80,14 @@ def test_a_reader_that_leaves_the_queue_is_never_run(tmp_path: Path) -> None:
         with rig.dispatcher.open(job("!crash")):
             assert rig.dispatcher.queued >= 1
         assert (await first).startswith("a b c")
-        assert rig.cluster.workers()[0].restarts == 0
+        assert rig.operations.workers()[0].restarts == 0
 
     with_rig(tmp_path, test, batch_size=1, tokens_per_second=100)
 
 
 def test_a_killed_worker_is_replaced_and_unstreamed_requests_succeed(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("demo-echo")
+        await rig.operations.load("demo-echo")
         silent = [asyncio.create_task(answer(rig, job(f"n{n}", max_tokens=40))) for n in range(10)]
         streaming = asyncio.create_task(stream_to_end(rig))
         await asyncio.sleep(0.2)
@@ -96,15 +96,15 @@ def test_a_killed_worker_is_replaced_and_unstreamed_requests_succeed(tmp_path: P
         final = (await streaming)[-1]
         assert isinstance(final, Failed)
         assert final.code == "WORKER_CRASHED"
-        assert rig.cluster.workers()[0].restarts == 1
+        assert rig.operations.workers()[0].restarts == 1
 
     with_rig(tmp_path, test, tokens_per_second=100)
 
 
 async def stream_to_end(rig: Rig) -> list[Event]:
-    with rig.dispatcher.open(job("s", max_tokens=400, stream=True)) as inbox:
-        events = await events_of(inbox)
-    assert len([e for e in events if isinstance(e, Done | Failed)]) == 1
+    with rig.dispatcher.open(job("s", max_tokens=400, stream=True)) as event_log:
+        events = await events_of(event_log)
+    assert len([e for e in events if isinstance(e, TextDone | Failed)]) == 1
     return events
 
 
@@ -115,7 +115,7 @@ def test_a_request_that_kills_two_workers_is_not_run_again(tmp_path: Path, promp
             await answer(rig, job(prompt))
         assert crash.value.details == {"quarantined": True}
         assert await answer(rig, job()) == "a b c"
-        assert rig.cluster.workers()[0].restarts == 2
+        assert rig.operations.workers()[0].restarts == 2
 
     with_rig(tmp_path, test)
 
@@ -125,7 +125,7 @@ def test_out_of_memory_fails_the_request_and_the_worker_lives(tmp_path: Path) ->
         with pytest.raises(errors.OutOfMemory):
             await answer(rig, job("!oom"))
         assert await answer(rig, job()) == "a b c"
-        assert rig.cluster.workers()[0].restarts == 0
+        assert rig.operations.workers()[0].restarts == 0
 
     with_rig(tmp_path, test)
 
@@ -135,11 +135,11 @@ def test_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
         for number in range(2):
             with pytest.raises(errors.BitingLipError):
                 await answer(rig, job(f"!crash {number}"))
-        assert rig.cluster.status("demo-echo") == "error"
-        assert "exited with code 13" in (rig.cluster.cause("demo-echo") or "")
+        assert rig.operations.status("demo-echo") == "error"
+        assert "exited with code 13" in (rig.operations.cause("demo-echo") or "")
         with pytest.raises(errors.ModelLoadFailed):
             await answer(rig, job())
-        await rig.cluster.load("demo-echo")
+        await rig.operations.load("demo-echo")
         assert await answer(rig, job()) == "a b c"
 
     with_rig(tmp_path, test)
@@ -147,11 +147,11 @@ def test_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
 
 def test_restarts_on_request_are_no_failures_of_the_model(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("demo-echo")
+        await rig.operations.load("demo-echo")
         for _ in range(5):
-            await rig.cluster.restart_worker("demo-echo/0")
+            await rig.operations.restart_worker("demo-echo/0")
             assert await answer(rig, job()) == "a b c"
-        assert rig.cluster.status("demo-echo") == "ready"
+        assert rig.operations.status("demo-echo") == "ready"
 
     with_rig(tmp_path, test)
 
@@ -163,14 +163,14 @@ def test_a_model_that_is_gone_by_its_load_fails_those_who_wait(tmp_path: Path) -
         ModelStore(tmp_path / "models").remove("demo-echo")
         with pytest.raises(errors.InvalidModel):
             await waiting
-        assert rig.cluster.status("demo-echo") == "error"
+        assert rig.operations.status("demo-echo") == "error"
 
     with_rig(tmp_path, test)
 
 
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("demo-echo")
+        await rig.operations.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=1000, timeout=0.3)))
         await asyncio.sleep(0.05)
         with pytest.raises(errors.Timeout):
@@ -183,7 +183,7 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(tmp_path: Path) 
 
 def test_cancel_by_id_ends_it_as_cancelled(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("demo-echo")
+        await rig.operations.load("demo-echo")
         one = job(max_tokens=1000)
         running = asyncio.create_task(answer(rig, one))
         await asyncio.sleep(0.1)
@@ -197,7 +197,7 @@ def test_cancel_by_id_ends_it_as_cancelled(tmp_path: Path) -> None:
 
 def test_draining_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("demo-echo")
+        await rig.operations.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=20)))
         await asyncio.sleep(0.05)
         drain = asyncio.create_task(rig.dispatcher.drain(5))
@@ -212,15 +212,15 @@ def test_draining_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> 
 
 def test_a_busy_model_is_not_unloaded(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("demo-echo")
+        await rig.operations.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=20)))
         await asyncio.sleep(0.05)
         with pytest.raises(errors.ModelInUse):
-            await rig.cluster.unload("demo-echo")
+            await rig.operations.unload("demo-echo")
         await running
-        await settled(rig)
-        await rig.cluster.unload("demo-echo")
-        assert rig.cluster.workers() == []
-        assert rig.cluster.status("demo-echo") == "available"
+        await bootstrapped(rig)
+        await rig.operations.unload("demo-echo")
+        assert rig.operations.workers() == []
+        assert rig.operations.status("demo-echo") == "available"
 
     with_rig(tmp_path, test, tokens_per_second=50)

@@ -47,11 +47,11 @@ def test_a_load_that_fails_gives_its_memory_back(
     async def test(rig: Rig) -> None:
         with pytest.raises(error, match=cause):
             await answer(rig, job())
-        assert rig.cluster.status(ECHO) == "error"
-        assert cause in (rig.cluster.cause(ECHO) or "")
+        assert rig.operations.status(ECHO) == "error"
+        assert cause in (rig.operations.cause(ECHO) or "")
         assert rig.reserved() == 0
         assert await answer(rig, job(model="beside")) == "a b c"  # the others are untouched
-        failed = [view for view in rig.cluster.workers() if view.state == "failed"]
+        failed = [view for view in rig.operations.workers() if view.state == "failed"]
         assert [view.id for view in failed] == [f"{ECHO}/0"]
 
     with_settings(tmp_path, test, loading(fault, workers={"load_timeout": 1}))
@@ -62,13 +62,13 @@ def test_a_model_that_cannot_load_is_given_up_and_does_not_spin(tmp_path: Path) 
         for _ in range(3):  # one more than may fail
             with pytest.raises(errors.ModelLoadFailed, match="not to load"):
                 await answer(rig, job())
-        assert rig.residency.models[ECHO].given_up
+        assert rig.manager.models[ECHO].given_up
         began = time.monotonic()
         with pytest.raises(errors.ModelLoadFailed, match="out of service"):
             await answer(rig, job())
         assert time.monotonic() - began < 0.5  # refused, not tried
         with pytest.raises(errors.ModelLoadFailed):
-            await rig.cluster.load(ECHO)  # an operator may try again
+            await rig.operations.load(ECHO)  # an operator may try again
         assert rig.reserved() == 0
 
     with_settings(tmp_path, test, loading("error", workers={"max_restarts": 2}))
@@ -76,10 +76,10 @@ def test_a_model_that_cannot_load_is_given_up_and_does_not_spin(tmp_path: Path) 
 
 def test_out_of_memory_at_load_makes_room_and_tries_once_more(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("beside")
+        await rig.operations.load("beside")
         with pytest.raises(errors.OutOfMemory):
             await answer(rig, job())
-        await until(lambda: rig.cluster.status("beside") == "available")
+        await until(lambda: rig.operations.status("beside") == "available")
         assert rig.reserved() == 0
 
     with_settings(tmp_path, test, loading("oom"))
@@ -100,7 +100,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("faulty") / "home"
     with running_server(home, *(word for value in sets for word in ("--set", value))) as server:
         yield server
-        eventually(server.settled)
+        eventually(server.bootstrapped)
         with server.client() as client:
             for name in (ECHO, "other"):
                 client.post(f"/api/v1/models/{name}/unload").raise_for_status()

@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 
 from bitinglip.db.database import Database
-from bitinglip.scheduling.footprints import Footprints
+from bitinglip.scheduling.placement.footprints import Footprints
 from model_store.demo import make_demo_models
 from model_store.manifest import Manifest
-from model_store.memory import CACHE_GRANT, SOUND_ROWS, SPEECH_GRANT, TEXT_ROWS, Wish, estimate
+from model_store.memory import (
+    CACHE_GRANT,
+    SOUND_ROWS,
+    SPEECH_GRANT,
+    TEXT_ROWS,
+    LoadConfig,
+    estimate,
+)
 from model_store.store import ModelStore
 from tests.conftest import Server, eventually
 from workers.engines.speech import loading as speech
@@ -26,7 +33,7 @@ MODEL = Manifest(
     source="test",
     created_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
-CARD = Wish("cuda")
+CARD = LoadConfig("cuda")
 
 
 def test_the_rules_are_those_of_the_engine() -> None:
@@ -47,7 +54,7 @@ def test_what_was_measured_replaces_the_estimate_and_survives(tmp_path: Path) ->
         await footprints.flush()
         again = (await Footprints.open(db)).need(MODEL, CARD)
         assert (again.bytes, again.measured, again.load_seconds) == (6_120_000_000, True, 4.0)
-        assert footprints.need(MODEL, Wish("cuda", max_batch=1)).measured is False
+        assert footprints.need(MODEL, LoadConfig("cuda", max_batch=1)).measured is False
         await db.close()
 
     asyncio.run(test())
@@ -61,15 +68,15 @@ def test_less_than_the_cache_is_no_news() -> None:
 
 def test_after_running_out_of_memory_more_is_planned() -> None:
     footprints = Footprints()
-    footprints.raise_floor(MODEL, CARD, 9_000_000_000)
+    footprints.raise_minimum(MODEL, CARD, 9_000_000_000)
     assert footprints.need(MODEL, CARD).bytes == 9_000_000_000
 
 
 def test_a_fake_model_takes_what_it_pretends() -> None:
-    footprints, wish = Footprints(), Wish("fake", fake_bytes=7)
-    footprints.observe(MODEL, wish, memory_bytes=100, load_seconds=1.0)
-    footprints.raise_floor(MODEL, wish, 100)
-    assert footprints.need(MODEL, wish).bytes == 7
+    footprints, load_config = Footprints(), LoadConfig("fake", fake_bytes=7)
+    footprints.observe(MODEL, load_config, memory_bytes=100, load_seconds=1.0)
+    footprints.raise_minimum(MODEL, load_config, 100)
+    assert footprints.need(MODEL, load_config).bytes == 7
 
 
 @pytest.mark.parametrize("model", ["demo-text", "demo-speech"])
@@ -84,7 +91,7 @@ def test_the_estimate_of_a_real_model_is_near_what_it_takes(server: Server, mode
 
         eventually(lambda: measured() > 300_000_000)
     files = ModelStore(server.home / "models").get(model)
-    estimated = estimate(files, Wish("cpu", dtype="float32")).total
+    estimated = estimate(files, LoadConfig("cpu", dtype="float32")).total
     assert measured() == pytest.approx(estimated, rel=0.25)
 
 
@@ -92,5 +99,5 @@ def test_weights_are_counted_from_the_files(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     make_demo_models(store, ["demo-text"])
     manifest = store.get("demo-text")
-    assert estimate(manifest, Wish("cuda", dtype="float32")).weights == manifest.weight_bytes
-    assert estimate(manifest, Wish("cuda")).weights == manifest.weight_bytes // 2
+    assert estimate(manifest, LoadConfig("cuda", dtype="float32")).weights == manifest.weight_bytes
+    assert estimate(manifest, LoadConfig("cuda")).weights == manifest.weight_bytes // 2

@@ -115,7 +115,7 @@ def test_a_client_that_leaves_frees_the_worker(server: Server) -> None:
             for line in stream.iter_lines():
                 if '"step":5' in line:
                     break
-        eventually(server.settled)
+        eventually(server.bootstrapped)
         before = client.post(ROUTE, json=SEEDED).json()
         assert image_of(before) == image_of(client.post(ROUTE, json=SEEDED).json())
 

@@ -57,7 +57,7 @@ def test_killing_a_worker_under_load_loses_nothing_that_had_not_streamed(tmp_pat
 
     with running_server(tmp_path / "home", *SLOW_ECHO) as server:
         asyncio.run(run(server))
-        eventually(server.settled)
+        eventually(server.bootstrapped)
         assert server.worker("demo-echo")["restarts"] == 1
 
 

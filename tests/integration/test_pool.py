@@ -14,7 +14,7 @@ import pytest
 
 from workers.launcher import SpawnLauncher, worker_environment
 from workers.pool import StartFailed, Worker, WorkerPool
-from workers.protocol import Done, FakeOptions, JobEvent, Load, Sampling, TextJob
+from workers.protocol import FakeOptions, JobEvent, Load, Sampling, TextDone, TextJob
 
 
 class Recorder:
@@ -89,9 +89,9 @@ def test_a_worker_loads_answers_and_leaves() -> None:
         assert worker.ready.slots == 64
         assert seen.progress[-1] == pytest.approx(1.0)
         worker.send(job("one two"))
-        await seen.until(lambda: any(isinstance(e, Done) for e in seen.events))
+        await seen.until(lambda: any(isinstance(e, TextDone) for e in seen.events))
         done = seen.events[-1]
-        assert isinstance(done, Done)
+        assert isinstance(done, TextDone)
         assert (done.text, done.finish_reason) == ("one two one", "length")
         await pool.stop(worker)
         assert worker.state == "stopped"

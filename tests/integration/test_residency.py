@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from bitinglip import errors
-from bitinglip.scheduling.standing import Standing
-from tests.integration.middle import ECHO, Rig, answer, job, settled, until, with_settings
-from workers.devices import Reading
+from bitinglip.scheduling.queue.priority import Priority
+from tests.integration.middle import ECHO, Rig, answer, bootstrapped, job, until, with_settings
+from workers.devices import DeviceUsage
 
 GB = 1_000_000_000
 
@@ -41,9 +41,9 @@ def test_three_models_share_room_for_two(tmp_path: Path) -> None:
         assert answers == [f"n{n} n{n} n{n}" for n in range(30)]
         assert 20 * GB <= most <= 24 * GB
         for name in "abc":
-            await rig.cluster.unload(name)
+            await rig.operations.unload(name)
         assert rig.reserved() == 0
-        assert rig.cluster.reservations() == []
+        assert rig.operations.reservations() == []
 
     values = settings({name: {"gb": 10, "fake": {"load_seconds": 0.1}} for name in "abc"})
     with_settings(tmp_path, test, values)
@@ -51,10 +51,10 @@ def test_three_models_share_room_for_two(tmp_path: Path) -> None:
 
 def test_a_pinned_model_keeps_its_place(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load("pinned")
+        await rig.operations.load("pinned")
         with pytest.raises(errors.ModelDoesNotFit):
             await answer(rig, job(model="large"))
-        assert rig.cluster.status("pinned") == "ready"
+        assert rig.operations.status("pinned") == "ready"
         assert await answer(rig, job(model="small")) == "a b c"
 
     models = {"pinned": {"gb": 10, "pin": True}, "large": {"gb": 20}, "small": {"gb": 5}}
@@ -67,8 +67,8 @@ def test_what_can_never_fit_is_refused_at_once(tmp_path: Path) -> None:
             await answer(rig, job(model="huge"))
         assert refused.value.param == "model"
         with pytest.raises(errors.ModelDoesNotFit):
-            await rig.cluster.load("huge")
-        assert rig.cluster.workers() == []
+            await rig.operations.load("huge")
+        assert rig.operations.workers() == []
 
     with_settings(tmp_path, test, settings({"huge": {"gb": 25}}))
 
@@ -76,7 +76,7 @@ def test_what_can_never_fit_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_model_too_large_for_one_card_lies_on_two(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         assert await answer(rig, job(model="wide")) == "a b c"
-        (worker,) = rig.cluster.workers()
+        (worker,) = rig.operations.workers()
         assert worker.devices == ["fake0", "fake1"]
         assert rig.reserved() == 30 * GB
 
@@ -90,8 +90,8 @@ def test_an_unused_model_leaves_when_its_time_is_over(tmp_path: Path) -> None:
         assert await answer(rig, job(model="brief")) == "a b c"
         assert await answer(rig, job(model="kept")) == "a b c"
         await until(lambda: rig.reserved() == GB)
-        assert rig.cluster.status("brief") == "available"
-        assert rig.cluster.status("kept") == "ready"
+        assert rig.operations.status("brief") == "available"
+        assert rig.operations.status("kept") == "ready"
 
     models = {"brief": {"keep_alive": "0.3s"}, "kept": {"keep_alive": "forever"}}
     with_settings(tmp_path, test, settings(models))
@@ -110,10 +110,10 @@ def test_models_in_use_take_turns(tmp_path: Path) -> None:
 
     async def test(rig: Rig) -> None:
         served = await asyncio.gather(client(rig, "a"), client(rig, "b"))
-        loads = sum(rig.residency.models[name].loads for name in "ab")
+        loads = sum(rig.manager.models[name].loads for name in "ab")
         assert min(served) > 10
         assert 3 <= loads <= 14
-        await settled(rig)
+        await bootstrapped(rig)
 
     fake = {"load_seconds": 0.1, "tokens_per_second": 100}
     values = settings({name: {"gb": 20, "fake": fake} for name in "ab"})
@@ -123,14 +123,14 @@ def test_models_in_use_take_turns(tmp_path: Path) -> None:
 
 def test_replicas_share_and_stand_in_for_each_other(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load(ECHO)
-        await until(lambda: len(rig.residency.serving(ECHO)) == 2)
+        await rig.operations.load(ECHO)
+        await until(lambda: len(rig.manager.serving(ECHO)) == 2)
         tasks = [asyncio.create_task(answer(rig, job(f"n{n}", 20))) for n in range(16)]
         await until(lambda: rig.dispatcher.running(ECHO) == 16)
-        assert {each.in_flight for each in rig.residency.serving(ECHO)} == {8}
+        assert {each.in_flight for each in rig.manager.serving(ECHO)} == {8}
         rig.kill(f"{ECHO}/1")
         assert await asyncio.gather(*tasks) == [" ".join([f"n{n}"] * 20) for n in range(16)]
-        await until(lambda: len(rig.residency.serving(ECHO)) == 2)
+        await until(lambda: len(rig.manager.serving(ECHO)) == 2)
 
     fake = {"tokens_per_second": 40}
     with_settings(tmp_path, test, settings({ECHO: {"replicas": 2, "fake": fake}}))
@@ -140,19 +140,19 @@ def test_a_drained_worker_ends_what_it_runs(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         running = asyncio.create_task(answer(rig, job(max_tokens=10)))
         await until(lambda: rig.dispatcher.running(ECHO))
-        await until(lambda: rig.cluster.status(ECHO) == "ready")
-        rig.cluster.drain_worker(f"{ECHO}/0")
-        assert rig.cluster.workers()[0].state == "draining"
+        await until(lambda: rig.operations.status(ECHO) == "ready")
+        rig.operations.drain_worker(f"{ECHO}/0")
+        assert rig.operations.workers()[0].state == "draining"
         assert (await running).split() == ["a", "b", "c"] * 3 + ["a"]
-        await until(lambda: rig.cluster.workers() == [])
-        assert rig.cluster.status(ECHO) == "available"
+        await until(lambda: rig.operations.workers() == [])
+        assert rig.operations.status(ECHO) == "available"
 
     with_settings(tmp_path, test, settings({ECHO: {"fake": {"tokens_per_second": 30}}}))
 
 
 def test_one_light_key_waits_a_batch_at_most_behind_a_heavy_one(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load(ECHO)
+        await rig.operations.load(ECHO)
         order: list[str] = []
 
         async def one(key: str) -> None:
@@ -172,11 +172,11 @@ def test_one_light_key_waits_a_batch_at_most_behind_a_heavy_one(tmp_path: Path) 
 
 def test_higher_levels_go_first(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        await rig.cluster.load(ECHO)
+        await rig.operations.load(ECHO)
         order: list[str] = []
 
         async def one(name: str, level: int) -> None:
-            await answer(rig, job(key_id=name, standing=Standing(level=level)))
+            await answer(rig, job(key_id=name, priority=Priority(level=level)))
             order.append(name)
 
         first = asyncio.create_task(one("first", 0))
@@ -191,13 +191,13 @@ def test_higher_levels_go_first(tmp_path: Path) -> None:
 def test_a_request_during_an_unload_is_answered_and_accounted_for(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         assert await answer(rig, job()) == "a b c"
-        unloading = asyncio.create_task(rig.cluster.unload(ECHO))
+        unloading = asyncio.create_task(rig.operations.unload(ECHO))
         await asyncio.sleep(0)
         assert await answer(rig, job()) == "a b c"
         await unloading
-        assert rig.cluster.in_use(ECHO)
+        assert rig.operations.in_use(ECHO)
         assert rig.reserved() == GB  # the new worker is in the books
-        rig.kill(rig.residency.serving(ECHO)[0].id)
+        rig.kill(rig.manager.serving(ECHO)[0].id)
         assert await answer(rig, job()) == "a b c"
 
     with_settings(tmp_path, test, settings({ECHO: {}}))
@@ -207,27 +207,27 @@ def test_requests_that_lose_their_replica_go_to_one_that_is_idle(tmp_path: Path)
     """The lost one cannot come back: its memory is taken meanwhile."""
 
     async def test(rig: Rig) -> None:
-        await rig.cluster.load(ECHO)
-        await until(lambda: len(rig.residency.serving(ECHO)) == 2)
+        await rig.operations.load(ECHO)
+        await until(lambda: len(rig.manager.serving(ECHO)) == 2)
         task = asyncio.create_task(answer(rig, job(max_tokens=5)))
         await until(lambda: rig.dispatcher.running(ECHO))
-        (busy,) = [each for each in rig.residency.serving(ECHO) if each.in_flight]
-        rig.residency.survey.note({"fake0": Reading(14 * GB, {})}, [], {})
+        (busy,) = [each for each in rig.manager.serving(ECHO) if each.in_flight]
+        rig.manager.facts.note({"fake0": DeviceUsage(14 * GB, {})}, [], {})
         rig.kill(busy.id)
         assert (await asyncio.wait_for(task, 5)).split() == ["a", "b", "c", "a", "b"]
-        assert len(rig.residency.serving(ECHO)) == 1
+        assert len(rig.manager.serving(ECHO)) == 1
 
     fake = {"tokens_per_second": 10}
     values = settings({ECHO: {"replicas": 2, "gb": 10, "fake": fake}})
-    with_settings(tmp_path, test, values, survey=False)
+    with_settings(tmp_path, test, values, facts=False)
 
 
 def test_a_worker_that_loads_is_not_restarted(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         waiting = asyncio.create_task(answer(rig, job()))
-        await until(rig.cluster.workers)
+        await until(rig.operations.workers)
         with pytest.raises(errors.Conflict):
-            await rig.cluster.restart_worker(f"{ECHO}/0")
+            await rig.operations.restart_worker(f"{ECHO}/0")
         assert await waiting == "a b c"
 
     with_settings(tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}}}))

@@ -210,7 +210,7 @@ def test_a_client_that_goes_away_cancels_its_request(server: Server) -> None:
         pieces = answer.iter_bytes()  # let go, it would close the connection
         next(pieces)
         assert server.status()["in_flight"] == 1
-    eventually(server.settled, 5)
+    eventually(server.bootstrapped, 5)
 
 
 def test_a_client_that_goes_away_without_a_stream_cancels_too(server: Server) -> None:
@@ -226,7 +226,7 @@ def test_a_client_that_goes_away_without_a_stream_cancels_too(server: Server) ->
             + body
         )
         eventually(lambda: server.status()["in_flight"] == 1)
-    eventually(server.settled, 5)
+    eventually(server.bootstrapped, 5)
 
 
 def test_a_new_key_works_within_its_scopes_and_not_after_its_end(server: Server) -> None:

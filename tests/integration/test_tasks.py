@@ -187,7 +187,7 @@ def test_a_waiting_task_says_where_it_stands_and_can_be_cancelled(tmp_path: Path
         assert client.delete(f"{TASKS}/{running}").json()["status"] == "cancelled"
         await_status(client, waiting[1], "running")
         client.delete(f"{TASKS}/{waiting[1]}")
-        eventually(server.settled)
+        eventually(server.bootstrapped)
 
 
 def test_an_ended_task_is_gone_after_its_retention(tmp_path: Path) -> None:

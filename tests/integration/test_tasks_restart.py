@@ -54,7 +54,7 @@ def test_a_killed_server_fails_what_ran_and_runs_what_waited(tmp_path: Path) -> 
                     assert ended["result"]["text"] == "one two three one two"
                     assert ended["created_at"] < ended["completed_at"]
                 assert task(client, dropped)["status"] == "cancelled"
-                eventually(again.settled)
+                eventually(again.bootstrapped)
         finally:
             assert again.stop() == 0
 

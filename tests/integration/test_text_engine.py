@@ -33,13 +33,13 @@ from workers.engines.text.scheduler import Plan
 from workers.protocol import (
     Cancelled,
     ChatMessage,
-    Done,
     Event,
     Failed,
     Sampling,
     Started,
+    TextDelta,
+    TextDone,
     TextJob,
-    Token,
 )
 
 PROMPTS = [
@@ -203,9 +203,9 @@ def test_events_of_one_request(llama: TextEngine) -> None:
     events = finish(llama)
     assert isinstance(events[0], Started)
     end = events[-1]
-    assert isinstance(end, Done)
+    assert isinstance(end, TextDone)
     assert (end.finish_reason, end.completion_tokens) == ("length", 40)
-    tokens = [event for event in events if isinstance(event, Token)]
+    tokens = [event for event in events if isinstance(event, TextDelta)]
     assert "".join(event.text for event in tokens) == end.text
     indices = [event.index for event in tokens]
     assert indices == sorted(set(indices))
@@ -220,7 +220,7 @@ def test_a_cancel_takes_effect_in_the_next_step_wherever_the_request_is(
     engine, _ = load(models["llama"], step_tokens=8, max_batch=2)
     for name in ("running", "prompting", "waiting"):
         engine.submit(engine.prepare(job(name, PROMPTS[5], max_tokens=50)))
-        while name == "running" and not any(isinstance(e, Token) for e in engine.step()):
+        while name == "running" and not any(isinstance(e, TextDelta) for e in engine.step()):
             pass
     engine.step()
     for name in ("running", "prompting", "waiting", "unknown"):
@@ -240,7 +240,7 @@ def test_a_stop_string_across_tokens_is_found_and_never_shown(llama: TextEngine)
     events = finish(llama)
     end = done(events)["a"]
     assert end.text == whole[: whole.index(stop)]
-    assert "".join(e.text for e in events if isinstance(e, Token)) == end.text
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == end.text
     assert end.finish_reason == "stop"
     assert end.completion_tokens < 30
 
@@ -265,7 +265,7 @@ def test_the_end_token_ends_and_counts_and_is_not_shown(scripted: Path) -> None:
     events = finish(engine)
     end = done(events)["a"]
     assert (end.text, end.finish_reason, end.completion_tokens) == ("A🦊", "stop", 6)
-    shown = [(event.text, event.index) for event in events if isinstance(event, Token)]
+    shown = [(event.text, event.index) for event in events if isinstance(event, TextDelta)]
     assert shown == [("A", 0), ("🦊", 4)]
     going_on = run(engine, job("a", "!", ignore_eos=True, max_tokens=9))["a"]
     assert (going_on.finish_reason, going_on.completion_tokens) == ("length", 9)

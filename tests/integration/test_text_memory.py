@@ -19,7 +19,7 @@ from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import LayerShape, PagedCache
 from workers.engines.text.engine import TextEngine
-from workers.engines.text.fusion import FusedDecoder, join_projections
+from workers.engines.text.fused import FusedDecoder, join_projections
 from workers.engines.text.loading import LoadedModel, check_placement
 from workers.engines.text.scheduler import Plan, Scheduler, Sequence
 from workers.protocol import Failed, Load
@@ -294,7 +294,7 @@ def test_a_load_ends_without_what_it_needed_for_a_moment(
     monkeypatch.setattr(torch_env, "finish_load", lambda device: finished.append(str(device)))
     engine, ready = load(models["llama"])
     assert finished == ["cpu"]
-    assert ready.patience == 0.0
+    assert ready.step_timeout == 0.0
     assert engine.device_bytes() is None
     engine.close()
 

@@ -163,4 +163,4 @@ def test_after_a_restart_a_finished_task_sends_its_end(tmp_path: Path) -> None:
         [(name, data)] = watched(server, failed)
         assert (name, data["error"]["code"]) == ("failed", "CONTEXT_LENGTH_EXCEEDED")
         assert task(client, done) == before
-        eventually(server.settled)
+        eventually(server.bootstrapped)

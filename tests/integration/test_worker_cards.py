@@ -13,7 +13,7 @@ import pytest
 from tests.integration.test_pool import Recorder, fake, with_pool
 from tests.tiny_models import make_tiny_model
 from workers.launcher import SpawnLauncher
-from workers.pool import SPARE_IMPORTS, WARM_IMPORTS, Worker, WorkerPool
+from workers.pool import PREIMPORTS, SPARE_IMPORTS, Worker, WorkerPool
 from workers.protocol import Load
 
 #: Imports a module in a process in which whatever would start CUDA's driver raises.
@@ -47,19 +47,19 @@ ctypes.CDLL = CDLL
 def test_spare_imports_do_not_start_the_driver(kind: str) -> None:
     """Importing diffusers asks for an accelerator, so an image worker's cards are in its
     environment before, or PYTORCH_NVML_BASED_CUDA_CHECK has the question answered by NVML."""
-    (module,) = WARM_IMPORTS[kind]
+    (module,) = PREIMPORTS[kind]
     subprocess.run([sys.executable, "-c", TRAPPED, module], check=True, timeout=100)
 
 
 def test_spare_imports_are_among_those_that_do_not_start_the_driver() -> None:
-    assert SPARE_IMPORTS in [WARM_IMPORTS[kind] for kind in ("text", "speech", "transcription")]
+    assert SPARE_IMPORTS in [PREIMPORTS[kind] for kind in ("text", "speech", "transcription")]
 
 
 @pytest.mark.parametrize("visible", ["1", "0,1", ""])
 def test_cards_of_a_worker_are_in_its_environment_from_the_start(visible: str) -> None:
     worker = SpawnLauncher().launch("echo", (), visible)
     try:
-        assert select.select([worker.events_fd], [], [], 30)[0], "it has not said Warm"
+        assert select.select([worker.events_fd], [], [], 30)[0], "it has not said Imported"
         assert psutil.Process(worker.pid).environ()["CUDA_VISIBLE_DEVICES"] == visible
     finally:
         worker.kill()

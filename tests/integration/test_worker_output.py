@@ -18,12 +18,12 @@ def test_a_crash_leaves_its_last_words(tmp_path: Path, caplog: pytest.LogCapture
     async def test(rig: Rig) -> None:
         with caplog.at_level(logging.WARNING), pytest.raises(Exception, match="worker"):
             await answer(rig, job("!crash"))
-        (worker,) = [view for view in rig.cluster.workers() if view.state == "failed"]
+        (worker,) = [view for view in rig.operations.workers() if view.state == "failed"]
         assert worker.id == f"{ECHO}/0"
         assert worker.cause == "exited with code 13"
         assert worker.stderr == ["the fake engine was told to crash"]
         assert f"{ECHO}/0: the fake engine was told to crash" in caplog.text
-        await until(lambda: [view.state for view in rig.cluster.workers()] == ["ready"])
+        await until(lambda: [view.state for view in rig.operations.workers()] == ["ready"])
 
     with_rig(tmp_path, test)
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from workers.engines.text.engine import TextEngine
-from workers.protocol import Cancelled, Done, Event, Failed, Load, Ready, Sampling, TextJob
+from workers.protocol import Cancelled, Event, Failed, Load, Ready, Sampling, TextDone, TextJob
 
 BLOCK_SIZE = 4
 
@@ -26,7 +26,7 @@ def job(name: str, prompt: str = "one two", *, stream: bool = True, **sampling: 
     return TextJob(id=name, prompt=prompt, sampling=settings, stream=stream)
 
 
-def run(engine: TextEngine, *jobs: TextJob) -> dict[str, Done]:
+def run(engine: TextEngine, *jobs: TextJob) -> dict[str, TextDone]:
     """All to their ends, at once; afterwards nothing is held."""
     for one in jobs:
         engine.submit(engine.prepare(one))
@@ -44,15 +44,15 @@ def finish(engine: TextEngine) -> list[Event]:
     return events
 
 
-def done(events: list[Event]) -> dict[str, Done]:
-    finals = [event for event in events if isinstance(event, Done | Failed | Cancelled)]
+def done(events: list[Event]) -> dict[str, TextDone]:
+    finals = [event for event in events if isinstance(event, TextDone | Failed | Cancelled)]
     assert len({event.id for event in finals}) == len(finals), "one final event each"
-    return {event.id: event for event in finals if isinstance(event, Done)}
+    return {event.id: event for event in finals if isinstance(event, TextDone)}
 
 
 @torch.inference_mode()
 def distance_from_library(
-    path: Path, dtype: torch.dtype, device: str, prompt: list[int], end: Done
+    path: Path, dtype: torch.dtype, device: str, prompt: list[int], end: TextDone
 ) -> tuple[float, float]:
     """Compare a greedy answer with logprobs with what the library computes for its tokens.
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from bitinglip.scheduling.balance import Balancer
+from bitinglip.scheduling.dispatch.balancer import Balancer
 
 
 @dataclass

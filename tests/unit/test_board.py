@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cli.board import Rates, board
+from cli.show.tables import Rates, board
 
 DEVICE = {
     "id": "0",

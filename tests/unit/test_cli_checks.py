@@ -10,13 +10,13 @@ import pytest
 from bitinglip.home import Home
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import FakeDevice, Settings
-from cli import accelerator, checks
-from cli.findings import Finding
-from cli.place import Place
+from cli.checks import accelerator, checks
+from cli.checks.findings import Finding
+from cli.context import CliContext
 from tests.nvml_stand_in import NVMLError, StandInCard, StandInNvml
 from workers.devices import Devices
-from workers.host import Host
-from workers.nvml import Cards
+from workers.devices.host import Host
+from workers.devices.nvml import Cards
 
 GIB = 1024**3
 
@@ -109,13 +109,13 @@ def test_the_build_is_read_from_torchs_version_file(line: str, found: str | None
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> CliContext:
     home = Home(tmp_path / "home")
     home.create()
-    return Place(home, None)
+    return CliContext(home, None)
 
 
-def database(place: Place, version: str) -> None:
+def database(place: CliContext, version: str) -> None:
     with closing(sqlite3.connect(place.home.database)) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES (?)", (version,))
@@ -123,7 +123,7 @@ def database(place: Place, version: str) -> None:
 
 
 @pytest.mark.parametrize(("version", "level"), [("0001", "ok"), ("9999", "error")])
-def test_a_database_is_only_looked_at(place: Place, version: str, level: str) -> None:
+def test_a_database_is_only_looked_at(place: CliContext, version: str, level: str) -> None:
     database(place, version)
     before = place.home.database.read_bytes()
     assert checks._database(place).level == level
@@ -132,13 +132,13 @@ def test_a_database_is_only_looked_at(place: Place, version: str, level: str) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\0 and then nothing", b"junk" * 500])
-def test_a_damaged_database_is_an_error(place: Place, content: bytes) -> None:
+def test_a_damaged_database_is_an_error(place: CliContext, content: bytes) -> None:
     place.home.database.write_bytes(content)
     finding = checks._database(place)
     assert (finding.level, finding.advice) == ("error", "restore a backup, or move it away")
 
 
-def test_a_home_that_others_may_write_to_is_an_error(place: Place) -> None:
+def test_a_home_that_others_may_write_to_is_an_error(place: CliContext) -> None:
     assert checks._home(place).level == "ok"
     place.home.root.chmod(0o777)
     assert "chmod 700" in checks._home(place).advice
@@ -147,7 +147,9 @@ def test_a_home_that_others_may_write_to_is_an_error(place: Place) -> None:
 @pytest.mark.parametrize(
     ("free", "level"), [(10**8, "error"), (5 * 10**9, "warning"), (10**12, "ok")]
 )
-def test_disk_space(place: Place, free: int, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_space(
+    place: CliContext, free: int, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(free))
     assert checks._disk(place).level == level
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cli.client import failure_line, parse_events, path_of
-from cli.failures import Failure
+from cli.errors import Failure
 
 
 def events(text: str | bytes, step: int = 10_000) -> list[tuple[str, dict[str, object]]]:

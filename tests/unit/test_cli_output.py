@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cli.output import amount, clean, moment, show_json, show_pairs, show_table, size
+from cli.show.output import amount, clean, moment, show_json, show_pairs, show_table, size
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from cli.pictures import half_blocks, iterm, kitty, protocol_of, shown
+from cli.show.terminal_images import half_blocks, iterm, kitty, protocol_of, shown
 
 
 def picture(width: int = 2, height: int = 2, kind: str = "PNG") -> bytes:

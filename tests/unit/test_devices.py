@@ -12,9 +12,9 @@ import pytest
 
 from tests.nvml_stand_in import NVMLError, StandInCard, StandInNvml
 from workers.devices import Devices
-from workers.host import Host
+from workers.devices.host import Host
+from workers.devices.nvml import Cards
 from workers.launcher import worker_environment
-from workers.nvml import Cards
 
 LOST = NVMLError(StandInNvml.NVML_ERROR_GPU_IS_LOST)
 NOT_SUPPORTED = NVMLError(StandInNvml.NVML_ERROR_NOT_SUPPORTED)

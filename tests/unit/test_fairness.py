@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.scheduling.fairness import FairQueue, Share
+from bitinglip.scheduling.queue.fair_queue import FairQueue, FairShare
 
 NEVER = 1e9
 
@@ -22,9 +22,9 @@ def keys_of(items: list[str]) -> str:
 def test_one_behind_two_hundred_of_another_key_goes_next() -> None:
     waiting = queue()
     for number in range(200):
-        waiting.push(f"h{number}", Share("heavy"), 1.0, 0.0)
+        waiting.push(f"h{number}", FairShare("heavy"), 1.0, 0.0)
     assert [waiting.pop(0.0) for _ in range(3)] == ["h0", "h1", "h2"]
-    waiting.push("l", Share("light"), 1.0, 0.0)
+    waiting.push("l", FairShare("light"), 1.0, 0.0)
     assert waiting.pop(0.0) == "l"
     assert waiting.pop(0.0) == "h3"
 
@@ -32,7 +32,7 @@ def test_one_behind_two_hundred_of_another_key_goes_next() -> None:
 def test_a_key_is_served_in_the_order_of_arrival() -> None:
     waiting = queue()
     for number in range(50):
-        waiting.push(str(number), Share("k"), float(number % 7), 0.0)
+        waiting.push(str(number), FairShare("k"), float(number % 7), 0.0)
     assert [waiting.pop(0.0) for _ in range(50)] == [str(number) for number in range(50)]
     with pytest.raises(IndexError):
         waiting.pop(0.0)
@@ -41,8 +41,8 @@ def test_a_key_is_served_in_the_order_of_arrival() -> None:
 def test_work_counts_and_not_the_number_of_requests() -> None:
     waiting = queue()
     for number in range(40):
-        waiting.push(f"s{number}", Share("small"), 1.0, 0.0)
-        waiting.push(f"l{number}", Share("large"), 4.0, 0.0)
+        waiting.push(f"s{number}", FairShare("small"), 1.0, 0.0)
+        waiting.push(f"l{number}", FairShare("large"), 4.0, 0.0)
     served = Counter(keys_of([waiting.pop(0.0) for _ in range(40)]))
     assert served["s"] == pytest.approx(32, abs=1)
 
@@ -50,8 +50,8 @@ def test_work_counts_and_not_the_number_of_requests() -> None:
 def test_weights_are_shares() -> None:
     waiting = queue()
     for number in range(100):
-        waiting.push(f"p{number}", Share("pro", weight=4.0), 1.0, 0.0)
-        waiting.push(f"f{number}", Share("free", weight=1.0), 1.0, 0.0)
+        waiting.push(f"p{number}", FairShare("pro", weight=4.0), 1.0, 0.0)
+        waiting.push(f"f{number}", FairShare("free", weight=1.0), 1.0, 0.0)
     for taken in range(10, 101, 10):
         served = Counter(keys_of([waiting.pop(0.0) for _ in range(10)]))
         assert served["p"] == pytest.approx(8, abs=1), taken
@@ -60,18 +60,18 @@ def test_weights_are_shares() -> None:
 def test_a_key_that_was_idle_has_saved_nothing_up() -> None:
     waiting = queue()
     for number in range(100):
-        waiting.push(f"a{number}", Share("a"), 1.0, 0.0)
+        waiting.push(f"a{number}", FairShare("a"), 1.0, 0.0)
     for _ in range(50):
         waiting.pop(0.0)
     for number in range(10):
-        waiting.push(f"b{number}", Share("b"), 1.0, 0.0)
+        waiting.push(f"b{number}", FairShare("b"), 1.0, 0.0)
     served = Counter(keys_of([waiting.pop(0.0) for _ in range(10)]))
     assert served == {"a": 5, "b": 5}
 
 
 def test_what_a_job_really_took_is_charged_afterwards() -> None:
     waiting = queue()
-    cheat, honest = Share("cheat"), Share("honest")
+    cheat, honest = FairShare("cheat"), FairShare("honest")
     waiting.push("c0", cheat, 1.0, 0.0)
     waiting.pop(0.0)
     waiting.charge(cheat, 9.0)  # it had said 1 and took 10
@@ -84,15 +84,15 @@ def test_what_a_job_really_took_is_charged_afterwards() -> None:
 def test_higher_levels_go_first() -> None:
     waiting = queue()
     for name, level in (("n", 0), ("low", -1), ("high", 3), ("m", 2)):
-        waiting.push(name, Share(name, level), 1.0, 0.0)
+        waiting.push(name, FairShare(name, level), 1.0, 0.0)
     assert [waiting.pop(1.0) for _ in range(4)] == ["high", "m", "n", "low"]
 
 
 def test_a_low_level_is_served_though_a_higher_one_never_ends() -> None:
     waiting = queue(ageing=10.0)
-    waiting.push("low", Share("low", 0), 1.0, 0.0)
+    waiting.push("low", FairShare("low", 0), 1.0, 0.0)
     for second in range(100):
-        waiting.push(f"high{second}", Share("high", 2), 1.0, float(second))
+        waiting.push(f"high{second}", FairShare("high", 2), 1.0, float(second))
         if waiting.pop(float(second)) == "low":
             break
     assert 20 <= second <= 21  # two levels, 10 s each
@@ -101,17 +101,17 @@ def test_a_low_level_is_served_though_a_higher_one_never_ends() -> None:
 def test_many_old_requests_of_one_key_do_not_age_past_another_key() -> None:
     waiting = queue(ageing=1.0)
     for number in range(100):
-        waiting.push(f"h{number}", Share("heavy"), 1.0, 0.0)
+        waiting.push(f"h{number}", FairShare("heavy"), 1.0, 0.0)
     for second in range(50):
         waiting.pop(float(second))
-    waiting.push("l", Share("light"), 1.0, 50.0)
+    waiting.push("l", FairShare("light"), 1.0, 50.0)
     assert "l" in [waiting.pop(50.0) for _ in range(2)]
 
 
 def test_tags_of_keys_that_are_gone_are_forgotten() -> None:
     waiting = queue()
     for number in range(10_000):
-        waiting.push("x", Share(str(number)), 1.0, 0.0)
+        waiting.push("x", FairShare(str(number)), 1.0, 0.0)
         waiting.pop(0.0)
     assert len(waiting._tags) < 200
 
@@ -127,7 +127,7 @@ def test_everything_comes_out_once_in_the_order_that_was_told(
 ) -> None:
     waiting: FairQueue[int] = FairQueue(NEVER)
     for number, (key, level, weight, work) in enumerate(pushed):
-        ahead = waiting.push(number, Share(key, level, weight), work, 0.0)
+        ahead = waiting.push(number, FairShare(key, level, weight), work, 0.0)
         assert 0 <= ahead <= number
     gone = set()
     if pushed:

@@ -17,7 +17,7 @@ from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredFile
 from bitinglip.errors import DiskFull, FileGone
 from bitinglip.results.files import PREFIX, Files
-from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import ImageJob
 from bitinglip.wire.task import inference_response
 from workers import protocol
@@ -42,7 +42,7 @@ def using(
     asyncio.run(run())
 
 
-def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -> Inbox:
+def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -> EventLog:
     """A job that has made so many pictures, which are on the disk."""
     job = ImageJob(
         model="m",
@@ -55,18 +55,20 @@ def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -
         folder=str(files.folder),
         output=output,
     )
-    inbox = Inbox(job)
+    event_log = EventLog(job)
     for index in range(count):
         path = files.folder / protocol.picture_name(job.id, index, "png")
         path.write_bytes(PICTURE)
         os.utime(path, (time.time() - age,) * 2)
-    picture = protocol.Picture(width=64, height=64, seed=0, format="png", bytes=len(PICTURE))
-    inbox.put(protocol.Drawn(id=job.id, pictures=(picture,) * count, steps=2, scheduler="ddim"))
-    return inbox
+    picture = protocol.ImageFile(width=64, height=64, seed=0, format="png", bytes=len(PICTURE))
+    event_log.put(
+        protocol.ImageDone(id=job.id, pictures=(picture,) * count, steps=2, scheduler="ddim")
+    )
+    return event_log
 
 
-def name_of(inbox: Inbox, index: int = 0) -> str:
-    return protocol.picture_name(inbox.job.id, index, "png")
+def name_of(event_log: EventLog, index: int = 0) -> str:
+    return protocol.picture_name(event_log.job.id, index, "png")
 
 
 def nothing_is_open(_task: str) -> bool:
@@ -75,19 +77,19 @@ def nothing_is_open(_task: str) -> bool:
 
 def test_a_kept_file_is_its_owners_until_it_expires(tmp_path: Path) -> None:
     async def act(files: Files, db: Database) -> None:
-        inbox = drawn(files, 2)
+        event_log = drawn(files, 2)
         with pytest.raises(FileGone):
-            await files.get(name_of(inbox))
-        await files.keep(inbox)
-        await files.keep(inbox)
-        row = await files.get(name_of(inbox, 1))
+            await files.get(name_of(event_log))
+        await files.keep(event_log)
+        await files.keep(event_log)
+        row = await files.get(name_of(event_log, 1))
         assert (row.key_id, row.media_type, row.kind) == ("k", "image/png", "image")
         assert files.path(row).read_bytes() == PICTURE
         async with db.write() as session:
             old = datetime.now(UTC) - timedelta(seconds=61)
             await session.execute(update(StoredFile).values(created_at=old))
         with pytest.raises(FileGone):
-            await files.get(name_of(inbox))
+            await files.get(name_of(event_log))
 
     using(tmp_path, act)
 
@@ -103,16 +105,16 @@ def test_no_name_leads_elsewhere(tmp_path: Path, name: str) -> None:
 
 def test_an_answer_holds_the_bytes_or_where_they_are(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
-        inbox = drawn(files, output="b64")
-        [image] = (await files.fill(inference_response(inbox)))["result"]["images"]
+        event_log = drawn(files, output="b64")
+        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
         assert base64.b64decode(msgspec.json.decode(image["b64"])) == PICTURE
         assert "file" not in image
-        (files.folder / name_of(inbox)).unlink()
-        [image] = (await files.fill(inference_response(inbox)))["result"]["images"]
+        (files.folder / name_of(event_log)).unlink()
+        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
         assert image["b64"] is None
-        inbox = drawn(files)
-        [image] = (await files.fill(inference_response(inbox)))["result"]["images"]
-        assert image["url"] == PREFIX + name_of(inbox)
+        event_log = drawn(files)
+        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
+        assert image["url"] == PREFIX + name_of(event_log)
 
     using(tmp_path, act)
 
@@ -132,22 +134,22 @@ def test_what_nobody_may_fetch_is_removed_unless_its_task_is_open(tmp_path: Path
 
 def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
-        inboxes = [drawn(files, age=500) for _ in range(3)]
-        for inbox in inboxes:
-            await files.keep(inbox)
+        event_logs = [drawn(files, age=500) for _ in range(3)]
+        for event_log in event_logs:
+            await files.keep(event_log)
         await files.clean(nothing_is_open)
         left = {path.name for path in files.folder.iterdir()}
-        assert left == {name_of(inbox) for inbox in inboxes[1:]}
+        assert left == {name_of(event_log) for event_log in event_logs[1:]}
         with pytest.raises(FileGone):
-            await files.get(name_of(inboxes[0]))
+            await files.get(name_of(event_logs[0]))
 
     using(tmp_path, act, max_bytes=2 * len(PICTURE))
 
 
 def test_expired_rows_take_their_files_along(tmp_path: Path) -> None:
     async def act(files: Files, db: Database) -> None:
-        inbox = drawn(files, age=500)
-        await files.keep(inbox)
+        event_log = drawn(files, age=500)
+        await files.keep(event_log)
         async with db.write() as session:
             old = datetime.now(UTC) - timedelta(seconds=61)
             await session.execute(update(StoredFile).values(created_at=old))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.scheduling.fit import Place, Room, fit, fit_info
-from bitinglip.scheduling.footprints import Need
+from bitinglip.scheduling.placement.fit import Place, Room, fit, fit_info
+from bitinglip.scheduling.placement.footprints import MemoryEstimate
 from model_store.manifest import Manifest
-from model_store.memory import Wish, estimate
+from model_store.memory import LoadConfig, estimate
 
 GB = 1_000_000_000
 LLAMA = Manifest(
@@ -27,16 +27,16 @@ LLAMA = Manifest(
 )
 
 
-def need(wish: Wish) -> Need:
-    footprint = estimate(LLAMA, wish)
-    return Need(footprint.total, None, False, footprint)
+def need(load_config: LoadConfig) -> MemoryEstimate:
+    footprint = estimate(LLAMA, load_config)
+    return MemoryEstimate(footprint.total, None, False, footprint)
 
 
 def card(free: int, *evictable: tuple[str, int], name: str = "0") -> Room:
     return Room(name, "card", "cuda", 80 * GB, free * GB, tuple((m, n * GB) for m, n in evictable))
 
 
-CUDA = Wish("cuda", dtype="float32")
+CUDA = LoadConfig("cuda", dtype="float32")
 
 
 def test_free_memory_is_taken_where_it_is_tightest() -> None:
@@ -73,18 +73,18 @@ def test_settings_that_help_only_together_are_offered_together() -> None:
 
 
 def test_half_precision_is_not_offered_where_it_is_the_default() -> None:
-    (way,) = fit_info(fit(LLAMA, [Wish("cuda")], [card(17)], need))["ways_out"]
+    (way,) = fit_info(fit(LLAMA, [LoadConfig("cuda")], [card(17)], need))["ways_out"]
     assert "models.llama.dtype" not in way["setting"]
 
 
 def test_nothing_is_offered_that_would_not_fit() -> None:
-    assert fit(LLAMA, [CUDA], [card(8)], need).ways_out == []
+    assert fit(LLAMA, [CUDA], [card(8)], need).suggestions == []
 
 
 def test_another_kind_of_device_is_a_way_out() -> None:
     processor = Room("cpu", "CPU", "cpu", 200 * GB, 200 * GB)
-    answer = fit(LLAMA, [CUDA], [card(8), processor], need, others=[Wish("cpu")])
-    assert [way.settings for way in answer.ways_out] == [{"device": "cpu"}]
+    answer = fit(LLAMA, [CUDA], [card(8), processor], need, others=[LoadConfig("cpu")])
+    assert [way.settings for way in answer.suggestions] == [{"device": "cpu"}]
 
 
 def test_a_kind_that_the_machine_lacks() -> None:
@@ -110,15 +110,15 @@ rooms = st.lists(
 def test_places_and_ways_out_hold(
     found: list[Room], context: int | None, batch: int | None
 ) -> None:
-    wish = replace(CUDA, max_context=context, max_batch=batch)
-    answer = fit(LLAMA, [wish], found, need)
+    load_config = replace(CUDA, max_context=context, max_batch=batch)
+    answer = fit(LLAMA, [load_config], found, need)
     if answer.place is not None:
-        _check(answer.place, need(wish).bytes, found)
+        _check(answer.place, need(load_config).bytes, found)
     else:
-        assert all(_most(room) < need(wish).bytes for room in found)
-    for way in answer.ways_out:
-        changed = replace(wish, **way.settings)  # type: ignore[arg-type]
-        assert need(changed).bytes == way.needs_bytes < need(wish).bytes
+        assert all(_most(room) < need(load_config).bytes for room in found)
+    for way in answer.suggestions:
+        changed = replace(load_config, **way.settings)  # type: ignore[arg-type]
+        assert need(changed).bytes == way.needs_bytes < need(load_config).bytes
         _check(way.place, way.needs_bytes, found)
 
 
@@ -138,17 +138,17 @@ def _check(place: Place, needed: int, found: list[Room]) -> None:
     ("wish", "weights", "cache"),
     [
         (CUDA, 32 * GB, 4096 << 20),
-        (Wish("cuda"), 16 * GB, 4096 << 20),
-        (Wish("cuda", dtype="bfloat16"), 16 * GB, 4096 << 20),
+        (LoadConfig("cuda"), 16 * GB, 4096 << 20),
+        (LoadConfig("cuda", dtype="bfloat16"), 16 * GB, 4096 << 20),
         (replace(CUDA, kv_cache_bytes=GB), 32 * GB, GB),
         (replace(CUDA, max_batch=1, max_context=2048), 32 * GB, 2048 * 131_072 * 2),
-        (Wish("cuda", max_batch=1, max_context=2048), 16 * GB, 2048 * 131_072),
-        (Wish("cpu"), 72 * GB, 512 << 20),
-        (Wish("fake", fake_bytes=5), 5, 0),
+        (LoadConfig("cuda", max_batch=1, max_context=2048), 16 * GB, 2048 * 131_072),
+        (LoadConfig("cpu"), 72 * GB, 512 << 20),
+        (LoadConfig("fake", fake_bytes=5), 5, 0),
     ],
 )
-def test_estimates(wish: Wish, weights: int, cache: int) -> None:
-    footprint = estimate(LLAMA, wish)
+def test_estimates(load_config: LoadConfig, weights: int, cache: int) -> None:
+    footprint = estimate(LLAMA, load_config)
     assert (footprint.weights, footprint.cache) == (weights, cache)
-    if wish.fake_bytes is not None:
+    if load_config.fake_bytes is not None:
         assert footprint.total == 5

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from workers.host import Host
+from workers.devices.host import Host
 
 GIB = 1024**3
 RAM = psutil.virtual_memory().total

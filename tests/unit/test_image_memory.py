@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from bitinglip.scheduling.fit import Room, fit, fit_info
-from bitinglip.scheduling.footprints import Footprints, Need
-from bitinglip.scheduling.survey import Survey
+from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.placement.fit import Room, fit, fit_info
+from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.settings import Settings
 from model_store.demo_image import make_image_model
 from model_store.headers import read_header
 from model_store.inspection import inspect
 from model_store.manifest import Manifest
-from model_store.memory import OFFLOADS, Wish, estimate
+from model_store.memory import OFFLOADS, LoadConfig, estimate
 from workers.devices import Devices
 
 GB = 1_000_000_000
@@ -31,11 +31,11 @@ SDXL = Manifest(
     source="test",
     created_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
-CARD = Wish("cuda", pixels=1024 * 1024)
+CARD = LoadConfig("cuda", pixels=1024 * 1024)
 
 
 def total(**changes: Any) -> int:
-    return estimate(SDXL, Wish(**{"device": "cuda", "pixels": 1024 * 1024, **changes})).total
+    return estimate(SDXL, LoadConfig(**{"device": "cuda", "pixels": 1024 * 1024, **changes})).total
 
 
 def test_the_whole_is_its_weights_and_the_larger_peak() -> None:
@@ -48,11 +48,11 @@ def test_more_pixels_images_and_bytes_take_more() -> None:
     assert total() < total(pixels=2048 * 2048)
     assert total(max_batch=1) < total(max_batch=8)
     assert total() < total(dtype="float32")
-    assert estimate(SDXL, Wish("cpu")).weights == 2 * SDXL.weight_bytes, "float32 on a CPU"
+    assert estimate(SDXL, LoadConfig("cpu")).weights == 2 * SDXL.weight_bytes, "float32 on a CPU"
 
 
 def test_offload_leaves_only_the_part_that_works_on_the_card() -> None:
-    sizes = [estimate(SDXL, Wish("cuda", offload=mode)).weights for mode in OFFLOADS]
+    sizes = [estimate(SDXL, LoadConfig("cuda", offload=mode)).weights for mode in OFFLOADS]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[1] == SDXL.components["unet"]
 
@@ -82,37 +82,37 @@ def test_the_files_say_what_the_estimate_needs(tmp_path: Path) -> None:
     assert (found.denoiser_width, found.decoder_width) == (16, 8)
 
 
-def survey(card_bytes: int, **image: Any) -> Survey:
+def survey(card_bytes: int, **image: Any) -> ResourceFacts:
     settings = Settings.model_validate({"models": {"sdxl": {"image": image}}})
-    return Survey(settings, Devices.find([("card", card_bytes)]), Footprints())
+    return ResourceFacts(settings, Devices.find([("card", card_bytes)]), Footprints())
 
 
 @pytest.mark.parametrize(
     ("card", "mode"), [(40 * GB, "none"), (20 * GB, "model"), (10 * GB, "group")]
 )
 def test_as_little_is_offloaded_as_the_card_makes_needed(card: int, mode: str) -> None:
-    assert survey(card).wish(SDXL, "fake").offload == mode
+    assert survey(card).load_config(SDXL, "fake").offload == mode
 
 
 def test_what_is_set_is_obeyed_and_a_cpu_has_nothing_to_offload_from() -> None:
-    assert survey(100 * GB, offload="group").wish(SDXL, "fake").offload == "group"
-    assert survey(1, offload="none").wish(SDXL, "fake").offload == "none"
-    assert survey(1).wish(SDXL, "cpu").offload == "none"
+    assert survey(100 * GB, offload="group").load_config(SDXL, "fake").offload == "group"
+    assert survey(1, offload="none").load_config(SDXL, "fake").offload == "none"
+    assert survey(1).load_config(SDXL, "cpu").offload == "none"
 
 
 def test_the_usual_size_is_the_settings_own() -> None:
-    assert survey(1, width=512, height=768).wish(SDXL, "cpu").pixels == 512 * 768
+    assert survey(1, width=512, height=768).load_config(SDXL, "cpu").pixels == 512 * 768
 
 
 def test_what_would_make_it_fit_is_named_and_true() -> None:
-    def need(wish: Wish) -> Need:
-        footprint = estimate(SDXL, wish)
-        return Need(footprint.total, None, False, footprint)
+    def need(load_config: LoadConfig) -> MemoryEstimate:
+        footprint = estimate(SDXL, load_config)
+        return MemoryEstimate(footprint.total, None, False, footprint)
 
     room = Room("0", "card", "cuda", 10 * GB, 9 * GB)
     answer = fit(SDXL, [CARD], [room], need)
     assert answer.verdict == "does_not_fit"
     ways = {way["setting"]: way for way in fit_info(answer)["ways_out"]}
     assert ways["models.sdxl.image.offload"]["value"] == "model"
-    for way in answer.ways_out:
+    for way in answer.suggestions:
         assert way.needs_bytes <= room.free_bytes

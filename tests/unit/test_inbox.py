@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from bitinglip.scheduling.inbox import Event, Inbox, Loading, Queued
+from bitinglip.scheduling.dispatch.quarantine import Quarantine, fingerprint
+from bitinglip.scheduling.dispatch.recent import RecentJobs
+from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
 from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.quarantine import Quarantine, fingerprint
-from bitinglip.scheduling.recent import Recent
-from workers.protocol import Cancelled, Done, Sampling, Started, Token
+from workers.protocol import Cancelled, Sampling, Started, TextDelta, TextDone
 
 
 def job(name: str = "j", **fields: object) -> TextJob:
@@ -15,112 +15,112 @@ def job(name: str = "j", **fields: object) -> TextJob:
     return TextJob(id=name, sampling=Sampling(max_tokens=3), **fields)  # type: ignore[arg-type]
 
 
-def token(index: int) -> Token:
-    return Token(id="j", text=str(index), index=index)
+def token(index: int) -> TextDelta:
+    return TextDelta(id="j", text=str(index), index=index)
 
 
-DONE = Done(id="j", text="x", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+DONE = TextDone(id="j", text="x", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
 
 
-async def read(inbox: Inbox) -> list[Event]:
-    return [event async for events in inbox.batches() for event in events]
+async def read(event_log: EventLog) -> list[Event]:
+    return [event async for events in event_log.batches() for event in events]
 
 
-def run(test: Callable[[Inbox], Awaitable[None]]) -> None:
+def run(test: Callable[[EventLog], Awaitable[None]]) -> None:
     async def within() -> None:
         async with asyncio.timeout(5):
-            await test(Inbox(job()))
+            await test(EventLog(job()))
 
     asyncio.run(within())
 
 
 def test_readers_early_and_late_see_the_same() -> None:
-    async def test(inbox: Inbox) -> None:
-        early = asyncio.create_task(read(inbox))
-        inbox.put(Queued(1))
+    async def test(event_log: EventLog) -> None:
+        early = asyncio.create_task(read(event_log))
+        event_log.put(Queued(1))
         await asyncio.sleep(0)
-        inbox.put(Started(id="j"))
-        inbox.put(token(0))
-        late = asyncio.create_task(read(inbox))
+        event_log.put(Started(id="j"))
+        event_log.put(token(0))
+        late = asyncio.create_task(read(event_log))
         await asyncio.sleep(0)
-        inbox.put(DONE)
-        inbox.put(Cancelled(id="j"))  # too late: it has ended
+        event_log.put(DONE)
+        event_log.put(Cancelled(id="j"))  # too late: it has ended
         expected = [Queued(1), Started(id="j"), token(0), DONE]
-        assert await early == await late == await read(inbox) == expected
+        assert await early == await late == await read(event_log) == expected
 
     run(test)
 
 
 def test_a_reader_that_goes_disturbs_nobody() -> None:
-    async def test(inbox: Inbox) -> None:
-        gone, stays = asyncio.create_task(read(inbox)), asyncio.create_task(read(inbox))
+    async def test(event_log: EventLog) -> None:
+        gone, stays = asyncio.create_task(read(event_log)), asyncio.create_task(read(event_log))
         await asyncio.sleep(0)
         gone.cancel()
-        inbox.put(DONE)
+        event_log.put(DONE)
         assert await stays == [DONE]
 
     run(test)
 
 
 def test_positions_that_nobody_saw_are_told_once() -> None:
-    async def test(inbox: Inbox) -> None:
+    async def test(event_log: EventLog) -> None:
         for position in (9, 8, 7):
-            inbox.put(Queued(position))
-        inbox.put(Loading(0.1))
-        inbox.put(Loading(0.9))
-        reader = asyncio.create_task(read(inbox))
+            event_log.put(Queued(position))
+        event_log.put(Loading(0.1))
+        event_log.put(Loading(0.9))
+        reader = asyncio.create_task(read(event_log))
         await asyncio.sleep(0)
-        inbox.put(Loading(1.0))  # this one comes after what was seen
-        inbox.put(DONE)
+        event_log.put(Loading(1.0))  # this one comes after what was seen
+        event_log.put(DONE)
         assert await reader == [Queued(7), Loading(0.9), Loading(1.0), DONE]
 
     run(test)
 
 
 def test_what_nobody_saw_can_be_taken_back() -> None:
-    async def test(inbox: Inbox) -> None:
-        inbox.put(Started(id="j"))
-        inbox.put(token(0))
-        assert not inbox.sent_any
-        inbox.rewind()
-        inbox.put(Started(id="j"))  # on another worker, which is nobody's affair
-        inbox.put(DONE)
-        assert await read(inbox) == [Started(id="j"), DONE]
+    async def test(event_log: EventLog) -> None:
+        event_log.put(Started(id="j"))
+        event_log.put(token(0))
+        assert not event_log.output_seen
+        event_log.reset_output()
+        event_log.put(Started(id="j"))  # on another worker, which is nobody's affair
+        event_log.put(DONE)
+        assert await read(event_log) == [Started(id="j"), DONE]
 
     run(test)
 
 
 def test_what_somebody_saw_counts_as_sent() -> None:
-    async def test(inbox: Inbox) -> None:
-        batches = inbox.batches()
-        inbox.put(Started(id="j"))
+    async def test(event_log: EventLog) -> None:
+        batches = event_log.batches()
+        event_log.put(Started(id="j"))
         await anext(batches)
-        assert not inbox.sent_any
-        inbox.put(token(0))
+        assert not event_log.output_seen
+        event_log.put(token(0))
         await anext(batches)
-        assert inbox.sent_any
+        assert event_log.output_seen
 
     run(test)
 
 
 def test_the_words_for_where_it_is() -> None:
-    async def test(inbox: Inbox) -> None:
-        seen = [inbox.status]
+    async def test(event_log: EventLog) -> None:
+        seen = [event_log.status]
         for event in (Queued(2), Loading(0.5), Started(id="j"), token(0), DONE):
-            inbox.put(event)
-            seen.append(inbox.status)
+            event_log.put(event)
+            seen.append(event_log.status)
         assert seen == ["queued", "queued", "loading", "running", "running", "completed"]
 
     run(test)
 
 
 def test_the_oldest_ended_jobs_are_forgotten_first() -> None:
-    recent = Recent(2)
-    inboxes = [Inbox(job(str(number))) for number in range(3)]
-    for inbox in inboxes:
-        recent.add(inbox)
+    recent = RecentJobs(2)
+    event_logs = [EventLog(job(str(number))) for number in range(3)]
+    for event_log in event_logs:
+        recent.add(event_log)
     assert recent.get("0") is None
-    assert [inbox.job.id for inbox in recent] == ["2", "1"]
+    assert [event_log.job.id for event_log in recent] == ["2", "1"]
 
 
 def test_the_same_work_has_the_same_fingerprint_however_it_is_asked_for() -> None:

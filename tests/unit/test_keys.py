@@ -162,9 +162,9 @@ def test_a_key_expires(home: Home) -> None:
 )
 def test_a_bad_wish_is_refused_and_leaves_nothing(home: Home, field: str, value: object) -> None:
     async def act(ring: KeyRing) -> None:
-        wish = {"name": "a", {"expires": "expires_at"}.get(field, field): value}
+        load_config = {"name": "a", {"expires": "expires_at"}.get(field, field): value}
         with pytest.raises(InvalidRequest) as caught:
-            await ring.create(**wish)  # type: ignore[arg-type]
+            await ring.create(**load_config)  # type: ignore[arg-type]
         assert caught.value.param == field
         assert ring.list() == []
 

@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
-from bitinglip.layers import SettingsError, check_bind, dotted, every_setting, load_settings
 from bitinglip.settings import Server, Settings
+from bitinglip.settings_loader import (
+    SettingsError,
+    check_bind,
+    dotted,
+    every_setting,
+    load_settings,
+)
 from tests.config_text import config_text
 
 ROOT = Path(__file__).parents[2]

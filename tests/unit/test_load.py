@@ -3,42 +3,42 @@
 import pytest
 
 from bitinglip import errors
-from bitinglip.scheduling import admission
-from bitinglip.scheduling.balance import Balancer
-from bitinglip.scheduling.fairness import FairQueue, Share
-from bitinglip.scheduling.lane import Flight, Lane
-from bitinglip.scheduling.load import LoadFactor, Pressure
-from bitinglip.scheduling.pace import Pace
-from bitinglip.scheduling.standing import Standing, standing_of
+from bitinglip.scheduling.dispatch import admission
+from bitinglip.scheduling.dispatch.balancer import Balancer
+from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
+from bitinglip.scheduling.queue.fair_queue import FairQueue, FairShare
+from bitinglip.scheduling.queue.overload import OverloadController, Pressure
+from bitinglip.scheduling.queue.priority import Priority, priority_of
+from bitinglip.scheduling.queue.service_time import ServiceTime
 from bitinglip.settings import Settings
-from tests.unit.test_lane import flight
+from tests.unit.test_lane import entry
 
 TOP = 3
 
 
-def load(value: float) -> LoadFactor:
-    found = LoadFactor()
+def load(value: float) -> OverloadController:
+    found = OverloadController()
     found.value = value
     return found
 
 
-def lane(**waiting: int) -> Lane:
+def model_queue(**waiting: int) -> ModelQueue:
     """One with so many waiting of each key."""
-    queue: FairQueue[Flight] = FairQueue(10.0)
+    queue: FairQueue[InFlightJob] = FairQueue(10.0)
     for key, count in waiting.items():
         for number in range(count):
-            queue.push(flight(f"{key}{number}"), Share(key), 1.0, 0.0)
-    return Lane("m", queue, Balancer())
+            queue.push(entry(f"{key}{number}"), FairShare(key), 1.0, 0.0)
+    return ModelQueue("m", queue, Balancer())
 
 
 def check(
-    standing: Standing, waiting: int | Lane, busy: float = 0.0, of_key: int = 0, most: int = 8
+    priority: Priority, waiting: int | ModelQueue, busy: float = 0.0, of_key: int = 0, most: int = 8
 ) -> None:
     """For a request of the key "k", of which ``waiting`` wait if it is a number."""
     admission.check(
-        standing,
+        priority,
         "k",
-        lane(k=waiting) if isinstance(waiting, int) else waiting,
+        model_queue(k=waiting) if isinstance(waiting, int) else waiting,
         of_key=of_key,
         most_waiting=most,
         load=load(busy),
@@ -51,7 +51,7 @@ def check(
     "pressure", [Pressure(lag_seconds=0.25), Pressure(wait=1), Pressure(fill=1), Pressure(memory=1)]
 )
 def test_each_pressure_alone_makes_a_full_load(pressure: Pressure) -> None:
-    found = LoadFactor()
+    found = OverloadController()
     for _ in range(30):
         found.observe(pressure)
     assert found.value == pytest.approx(1.0, abs=0.01)
@@ -62,7 +62,7 @@ def test_each_pressure_alone_makes_a_full_load(pressure: Pressure) -> None:
 
 
 def test_one_bad_moment_is_no_load() -> None:
-    found = LoadFactor()
+    found = OverloadController()
     found.observe(Pressure(lag_seconds=5.0))
     assert not found.sheds_batch
 
@@ -75,60 +75,60 @@ def test_lower_tiers_give_up_their_limits_first_and_most() -> None:
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
-    check(Standing(), 7)
+    check(Priority(), 7)
     with pytest.raises(errors.QueueFull) as refused:
-        check(Standing(), 8)
+        check(Priority(), 8)
     assert refused.value.retry_after == 1.0
 
 
 def test_under_load_the_queue_is_shorter_for_the_lowest() -> None:
     with pytest.raises(errors.QueueFull):
-        check(Standing(rank=0), 2, busy=1.0)
-    check(Standing(rank=3), 7, busy=1.0)
+        check(Priority(rank=0), 2, busy=1.0)
+    check(Priority(rank=3), 7, busy=1.0)
 
 
 def test_a_backlog_of_one_key_leaves_places_for_the_others() -> None:
     with pytest.raises(errors.QueueFull):
-        check(Standing(), lane(k=240), most=256)
-    check(Standing(), lane(heavy=240), most=256)
-    check(Standing(), lane(heavy=255), most=256)
+        check(Priority(), model_queue(k=240), most=256)
+    check(Priority(), model_queue(heavy=240), most=256)
+    check(Priority(), model_queue(heavy=255), most=256)
     with pytest.raises(errors.QueueFull):
-        check(Standing(), lane(heavy=240, k=1), most=256)
+        check(Priority(), model_queue(heavy=240, k=1), most=256)
 
 
 def test_under_load_a_key_counts_the_others_for_as_much_as_it_has_itself() -> None:
-    check(Standing(rank=0), lane(heavy=240), busy=1.0, most=256)  # 64 places for this tier
-    check(Standing(rank=0), lane(heavy=200, k=31), busy=1.0, most=256)
+    check(Priority(rank=0), model_queue(heavy=240), busy=1.0, most=256)  # 64 places for this tier
+    check(Priority(rank=0), model_queue(heavy=200, k=31), busy=1.0, most=256)
     with pytest.raises(errors.QueueFull):
-        check(Standing(rank=0), lane(heavy=200, k=32), busy=1.0, most=256)
+        check(Priority(rank=0), model_queue(heavy=200, k=32), busy=1.0, most=256)
     many = {f"light{number}": 1 for number in range(64)}
     with pytest.raises(errors.QueueFull):
-        check(Standing(rank=0), lane(**many), busy=1.0, most=256)
-    check(Standing(rank=1), lane(**many), busy=1.0, most=256)
+        check(Priority(rank=0), model_queue(**many), busy=1.0, most=256)
+    check(Priority(rank=1), model_queue(**many), busy=1.0, most=256)
 
 
 def test_a_key_has_a_bound_of_its_own() -> None:
-    check(Standing(max_waiting=2), 3, of_key=1)
+    check(Priority(max_waiting=2), 3, of_key=1)
     with pytest.raises(errors.QueueFull, match="of this key"):
-        check(Standing(max_waiting=2), 3, of_key=2)
+        check(Priority(max_waiting=2), 3, of_key=2)
 
 
 def test_work_of_low_priority_is_the_first_to_be_refused() -> None:
-    check(Standing(batch=True), 0, busy=0.5)
+    check(Priority(batch=True), 0, busy=0.5)
     with pytest.raises(errors.Overloaded):
-        check(Standing(batch=True), 0, busy=0.9)
+        check(Priority(batch=True), 0, busy=0.9)
 
 
 def test_a_priority_does_not_pass_the_next_tier() -> None:
     tiers = Settings().limits.tiers
     order = [("free", "low"), ("free", "normal"), ("free", "high"), ("pro", "normal")]
-    levels = [standing_of(tiers, tier, priority).level for tier, priority in order]  # type: ignore[arg-type]
+    levels = [priority_of(tiers, tier, priority).level for tier, priority in order]  # type: ignore[arg-type]
     assert levels == [-1, 0, 1, 2]
-    assert standing_of(tiers, "unheard of") == standing_of(tiers, "free")
+    assert priority_of(tiers, "unheard of") == priority_of(tiers, "free")
 
 
 def test_the_eta_is_told_once_it_can_be() -> None:
-    pace = Pace()
+    pace = ServiceTime()
     assert pace.wait(3, 4) is None
     pace.ended(2.0)
     assert pace.wait(7, 4) == pytest.approx(4.0)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from workers.engines.packing import PackedLinear, join, pack, pack_all, unmap
+from workers.engines.packed_linear import PackedLinear, join, pack, pack_all, unmap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 

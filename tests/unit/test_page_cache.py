@@ -35,7 +35,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-def resident(path: Path) -> float:
+def model_state(path: Path) -> float:
     """The share of a file's pages that are in RAM."""
     libc = ctypes.CDLL(None, use_errno=True)
     size = path.stat().st_size
@@ -57,7 +57,7 @@ def evicted(*paths: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
-        if resident(path) > 0.5:
+        if model_state(path) > 0.5:
             pytest.skip("this file system keeps its pages")
 
 
@@ -74,7 +74,7 @@ def test_what_is_kept_is_in_ram(tmp_path: Path) -> None:
     cache = PageCache(30 * SIZE)
     cache.keep("a", folder)
     assert cache.held == {"a": 21 * SIZE}
-    assert [resident(path) for path in files(folder)] == [1, 1]
+    assert [model_state(path) for path in files(folder)] == [1, 1]
 
 
 @linux
@@ -86,12 +86,12 @@ def test_the_pages_of_a_displaced_model_are_given_back_and_those_of_a_dropped_on
     cache = PageCache(SIZE)
     cache.keep("one", one)
     cache.drop("one")
-    assert resident(files(one)[0]) == 1
+    assert model_state(files(one)[0]) == 1
     cache.keep("one", one)
     cache.keep("two", two)
     assert cache.held == {"two": SIZE}
-    assert resident(files(one)[0]) == 0
-    assert resident(files(two)[0]) == 1
+    assert model_state(files(one)[0]) == 0
+    assert model_state(files(two)[0]) == 1
 
 
 def test_the_least_recently_kept_go_first(tmp_path: Path) -> None:

@@ -7,30 +7,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitinglip.scheduling.ledger import DeviceRoom, Holding, Ledger
-from bitinglip.scheduling.placement import Demand, Load, Plan, plan
-from bitinglip.scheduling.victims import Patience
+from bitinglip.scheduling.placement.eviction import EvictionRules
+from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
+from bitinglip.scheduling.placement.planner import Demand, Load, Plan, plan
 
-RULES = Patience(min_residency=20, residency_factor=4, patience=5)
+RULES = EvictionRules(min_residency=20, residency_factor=4, patience=5)
 NOW = 1000.0
 
 
-def card(name: str = "0", memory: int = 24, **facts: Any) -> DeviceRoom:
-    return DeviceRoom(name, "cuda", memory, **facts)
+def card(name: str = "0", memory: int = 24, **facts: Any) -> DeviceCapacity:
+    return DeviceCapacity(name, "cuda", memory, **facts)
 
 
-def held(model: str, size: int = 10, device: str = "0", **facts: Any) -> Holding:
+def held(model: str, size: int = 10, device: str = "0", **facts: Any) -> Reservation:
     """A model that is loaded, long since and unused for long, unless it is said otherwise."""
     usual = {"state": "ready", "loaded_at": 0.0, "used_at": 0.0, "load_seconds": 2.0}
-    return Holding(f"{model}/0", model, {device: size}, **{**usual, **facts})
+    return Reservation(f"{model}/0", model, {device: size}, **{**usual, **facts})
 
 
 def wanted(model: str = "new", size: int = 10, **facts: Any) -> Demand:
     return Demand(model, 0, {"cuda": size}, **{"since": NOW, **facts})
 
 
-def planned(rooms: list[DeviceRoom], holdings: list[Holding], *demands: Demand) -> Plan:
-    return plan(Ledger(rooms, holdings), demands, NOW, RULES)
+def planned(rooms: list[DeviceCapacity], reservations: list[Reservation], *demands: Demand) -> Plan:
+    return plan(Ledger(rooms, reservations), demands, NOW, RULES)
 
 
 def evicted(found: Plan) -> list[str]:
@@ -51,23 +51,23 @@ def test_replicas_keep_apart() -> None:
 
 
 def test_the_unused_leave_the_cheapest_first() -> None:
-    holdings = [
+    reservations = [
         held("slow", used_at=0.0, load_seconds=60),
         held("quick", used_at=0.0, load_seconds=2),
     ]
-    found = planned([card()], holdings, wanted())
+    found = planned([card()], reservations, wanted())
     assert evicted(found) == ["quick/0"]
     assert not found.loads  # not before the memory is free
 
 
 def test_who_was_used_a_moment_ago_stays_if_another_will_do() -> None:
-    holdings = [held("recent", used_at=NOW - 5), held("stale", used_at=NOW - 500)]
-    assert evicted(planned([card()], holdings, wanted())) == ["stale/0"]
+    reservations = [held("recent", used_at=NOW - 5), held("stale", used_at=NOW - 500)]
+    assert evicted(planned([card()], reservations, wanted())) == ["stale/0"]
 
 
 def test_only_as_many_leave_as_have_to() -> None:
-    holdings = [held("s1", 2), held("s2", 2), held("large", 16)]
-    assert evicted(planned([card(memory=20)], holdings, wanted(size=12))) == ["large/0"]
+    reservations = [held("s1", 2), held("s2", 2), held("large", 16)]
+    assert evicted(planned([card(memory=20)], reservations, wanted(size=12))) == ["large/0"]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_only_as_many_leave_as_have_to() -> None:
     ],
 )
 def test_who_has_a_right_to_stay_stays(why: dict[str, Any]) -> None:
-    holdings = [held("a", 20, **why)]
-    found = planned([card()], holdings, wanted())
+    reservations = [held("a", 20, **why)]
+    found = planned([card()], reservations, wanted())
     assert not found.evictions
     assert not found.loads
     if not {"pinned", "state"} & set(why):
-        assert found.look_again is not None
-        assert found.look_again > NOW
+        assert found.replan_at is not None
+        assert found.replan_at > NOW
 
 
 def test_a_model_in_use_is_drained_when_it_had_its_time_and_the_wait_is_long() -> None:
@@ -105,8 +105,8 @@ def test_what_is_on_its_way_out_is_waited_for() -> None:
 
 def test_a_large_model_is_not_overtaken_by_small_ones() -> None:
     """Its room is being made; what is free of it meanwhile is not given away."""
-    holdings = [held("leaving", 14, state="draining", in_flight=1)]
-    found = planned([card()], holdings, wanted(size=22), wanted("small", 5, since=NOW))
+    reservations = [held("leaving", 14, state="draining", in_flight=1)]
+    found = planned([card()], reservations, wanted(size=22), wanted("small", 5, since=NOW))
     assert not found.loads
 
 
@@ -134,7 +134,7 @@ def test_what_can_never_fit_is_refused_and_what_others_block_may_be_tried_again(
 def test_headroom_and_other_programs_are_respected() -> None:
     assert planned([card(headroom=1, foreign=14)], [], wanted()).refusals
     assert planned([card(headroom=1, foreign=13)], [], wanted()).loads
-    room = DeviceRoom("cpu", "cuda", memory=20, physical=100, foreign=70)
+    room = DeviceCapacity("cpu", "cuda", memory=20, physical=100, foreign=70)
     assert planned([room], [], wanted(size=20)).loads  # what others have lies beside our budget
 
 
@@ -148,7 +148,7 @@ def test_keep_alive() -> None:
     later = held("later", used_at=NOW - 10, keep_alive=15.0)
     found = planned([card()], [brief, later])
     assert evicted(found) == ["brief/0"]
-    assert found.look_again == NOW + 5
+    assert found.replan_at == NOW + 5
 
 
 def test_split_over_devices() -> None:
@@ -206,14 +206,14 @@ rooms_ = st.tuples(
 @settings(max_examples=400)
 @given(rooms_, holdings_, demands_)
 def test_what_holds_of_every_plan(
-    rooms: tuple[DeviceRoom, ...], holdings: list[Holding], demands: list[Demand]
+    rooms: tuple[DeviceCapacity, ...], reservations: list[Reservation], demands: list[Demand]
 ) -> None:
-    before = Ledger(rooms, holdings)
-    found = plan(Ledger(rooms, holdings), demands, NOW, RULES)
+    before = Ledger(rooms, reservations)
+    found = plan(Ledger(rooms, reservations), demands, NOW, RULES)
     for room in rooms:
         loaded = sum(load.devices.get(room.id, 0) for load in found.loads)
         assert loaded <= max(0, before.free(room.id))
-    by_id = {each.id: each for each in holdings}
+    by_id = {each.id: each for each in reservations}
     for eviction in found.evictions:
         gone = by_id[eviction.id]
         assert gone.state == "ready"
@@ -229,7 +229,7 @@ def test_what_holds_of_every_plan(
         if demand.model in forever:
             assert all(least > room.largest for room in rooms)
         waits = demand.urgent and demand.model not in loads | refused
-        if waits and not found.evictions and not any(each.leaving for each in holdings):
+        if waits and not found.evictions and not any(each.leaving for each in reservations):
             # Nothing changes by itself: then a time is named, or somebody loads or is in use.
-            busy = any(each.in_flight or each.state == "loading" for each in holdings)
-            assert found.look_again is not None or found.loads or busy
+            busy = any(each.in_flight or each.state == "loading" for each in reservations)
+            assert found.replan_at is not None or found.loads or busy

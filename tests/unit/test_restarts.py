@@ -1,4 +1,4 @@
-from bitinglip.scheduling.restarts import RestartBudget
+from bitinglip.scheduling.models.restarts import RestartBudget
 
 
 def test_failures_within_the_window_count_and_older_ones_do_not() -> None:

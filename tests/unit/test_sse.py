@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from bitinglip.results.streams import DONE, chunks, sse
-from bitinglip.scheduling.inbox import Inbox, Loading, Queued
+from bitinglip.scheduling.event_log import EventLog, Loading, Queued
 from bitinglip.scheduling.job import TextJob
 from bitinglip.wire.native_view import NativeView
 from bitinglip.wire.openai_views import ChatView, CompletionView
@@ -15,8 +15,8 @@ from workers import protocol
 LOGPROB = protocol.TokenLogprob(token="hé", id=5, logprob=-0.5, top=(("a", 6, -1.0),))
 
 
-def inbox(**sampling: Any) -> Inbox:
-    return Inbox(
+def event_log(**sampling: Any) -> EventLog:
+    return EventLog(
         TextJob(
             model="m",
             key_id="k",
@@ -28,8 +28,8 @@ def inbox(**sampling: Any) -> Inbox:
     )
 
 
-def done(**more: Any) -> protocol.Done:
-    return protocol.Done(
+def done(**more: Any) -> protocol.TextDone:
+    return protocol.TextDone(
         id="task-1",
         text="a b",
         finish_reason="stop",
@@ -39,8 +39,8 @@ def done(**more: Any) -> protocol.Done:
     )
 
 
-def token(text: str, **more: Any) -> protocol.Token:
-    return protocol.Token(id="task-1", text=text, index=0, **more)
+def token(text: str, **more: Any) -> protocol.TextDelta:
+    return protocol.TextDelta(id="task-1", text=text, index=0, **more)
 
 
 def events(data: bytes) -> list[tuple[str, Any]]:
@@ -53,7 +53,7 @@ def events(data: bytes) -> list[tuple[str, Any]]:
     return seen
 
 
-def native(box: Inbox) -> NativeView:
+def native(box: EventLog) -> NativeView:
     """A view of a job that makes no files."""
     return NativeView(box, "r-1", cast("Any", None))
 
@@ -64,7 +64,7 @@ def test_an_event_is_one_data_line() -> None:
 
 
 def test_native_events() -> None:
-    box = inbox()
+    box = event_log()
     view = native(box)
     data = b""
     for event in [
@@ -89,7 +89,7 @@ def test_native_events() -> None:
 
 
 def test_native_logprobs() -> None:
-    box = inbox(logprobs=1)
+    box = event_log(logprobs=1)
     view = native(box)
     expected = {
         "token": "hé",
@@ -103,7 +103,7 @@ def test_native_logprobs() -> None:
 
 
 def test_native_ends() -> None:
-    view = native(inbox())
+    view = native(event_log())
     failed = protocol.Failed(id="task-1", code="OUT_OF_MEMORY", message="no")
     [(name, body)] = events(view.render(failed))
     assert name == "failed"
@@ -114,7 +114,7 @@ def test_native_ends() -> None:
 
 
 def test_chat_chunks() -> None:
-    view = ChatView(inbox(), "r-1")
+    view = ChatView(event_log(), "r-1")
     assert view.render(Queued(1)) == b""
     assert view.render(protocol.Started(id="task-1")) == b""
     data = view.render(token("a")) + view.render(token(" b")) + view.render(done())
@@ -134,7 +134,7 @@ def test_chat_chunks() -> None:
 
 
 def test_chat_usage_chunk() -> None:
-    view = ChatView(inbox(), "r-1", include_usage=True)
+    view = ChatView(event_log(), "r-1", include_usage=True)
     bodies = [body for _, body in events(view.render(token("a")) + view.render(done()))]
     assert bodies[-1] == "[DONE]"
     assert bodies[-2]["choices"] == []
@@ -143,7 +143,7 @@ def test_chat_usage_chunk() -> None:
 
 
 def test_a_failed_openai_stream_has_no_done() -> None:
-    view = ChatView(inbox(), "r-1")
+    view = ChatView(event_log(), "r-1")
     data = view.render(token("a"))
     data += view.render(protocol.Failed(id="task-1", code="WORKER_CRASHED", message="no"))
     assert DONE not in data
@@ -151,7 +151,7 @@ def test_a_failed_openai_stream_has_no_done() -> None:
 
 
 def test_chat_whole() -> None:
-    box = inbox(logprobs=1)
+    box = event_log(logprobs=1)
     box.put(done(logprobs=(LOGPROB,)))
     body = json.loads(ChatView(box, "r-1").whole())
     choice = body["choices"][0]
@@ -162,7 +162,7 @@ def test_chat_whole() -> None:
 
 
 def test_completions() -> None:
-    view = CompletionView(inbox(logprobs=1), "r-1")
+    view = CompletionView(event_log(logprobs=1), "r-1")
     data = view.render(token("hé", logprobs=(LOGPROB,)))
     data += view.render(token("hé", logprobs=(LOGPROB,))) + view.render(done())
     bodies = [body for _, body in events(data)][:-1]
@@ -173,7 +173,7 @@ def test_completions() -> None:
         "top_logprobs": [{"a": -1.0}],
         "text_offset": [2],
     }
-    box = inbox()
+    box = event_log()
     box.put(done())
     whole = json.loads(CompletionView(box, "r-1").whole())
     assert whole["object"] == "text_completion"
@@ -181,14 +181,14 @@ def test_completions() -> None:
     assert whole["choices"][0]["logprobs"] is None
 
 
-async def collect(box: Inbox) -> list[tuple[bytes, bool]]:
+async def collect(box: EventLog) -> list[tuple[bytes, bool]]:
     return [chunk async for chunk in chunks(box, ChatView(box, "r-1"))]
 
 
 def test_events_that_came_together_are_written_together() -> None:
     import asyncio
 
-    box = inbox()
+    box = event_log()
     for event in [Queued(1), token("a"), token(" b"), done()]:
         box.put(event)
     [(data, last)] = asyncio.run(collect(box))
@@ -198,5 +198,5 @@ def test_events_that_came_together_are_written_together() -> None:
 
 @pytest.mark.parametrize("text", ["\u2028", "\r\n", "\n\nevent: x", "\0"])
 def test_text_cannot_end_an_event(text: str) -> None:
-    [(_, body)] = events(native(inbox()).render(token(text)))
+    [(_, body)] = events(native(event_log()).render(token(text)))
     assert body["text"] == text

@@ -4,7 +4,7 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from workers.engines.stops import StopFinder
+from workers.engines.stop_strings import StopFinder
 
 
 def feed(stops: list[str], pieces: list[str]) -> tuple[str, bool]:

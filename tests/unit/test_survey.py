@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from bitinglip.scheduling.footprints import Footprints
-from bitinglip.scheduling.replica import Replica
-from bitinglip.scheduling.survey import Survey
+from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.state import Replica
+from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
-from workers.devices import Devices, Reading
+from workers.devices import Devices, DeviceUsage
 from workers.protocol import Heartbeat
 
 MODEL = {"engine": "fake", "device": "cuda"}
 
 
-def survey(**values: Any) -> Survey:
+def facts(**values: Any) -> ResourceFacts:
     settings = Settings.model_validate({"models": {"m": MODEL}, **values})
-    return Survey(settings, Devices.find([("card", 100)]), Footprints())
+    return ResourceFacts(settings, Devices.find([("card", 100)]), Footprints())
 
 
 def replica(index: int = 0) -> Replica:
@@ -25,27 +25,27 @@ def replica(index: int = 0) -> Replica:
 
 
 def test_what_the_driver_says_of_our_processes_is_ours() -> None:
-    ours = survey()
-    ours.note({"fake0": Reading(60, {7: 35, 8: 25})}, [replica()], {"m/0": 7})
+    ours = facts()
+    ours.note({"fake0": DeviceUsage(60, {7: 35, 8: 25})}, [replica()], {"m/0": 7})
     assert ours.foreign("fake0") == 25
 
 
 def test_a_worker_that_loads_is_no_stranger() -> None:
     """It has said nothing yet; the driver knows its process all the same."""
-    ours = survey()
+    ours = facts()
     for used in (0, 10, 40):
-        ours.note({"fake0": Reading(used, {7: used})}, [replica()], {"m/0": 7})
+        ours.note({"fake0": DeviceUsage(used, {7: used})}, [replica()], {"m/0": 7})
         assert ours.foreign("fake0") == 0
 
 
 @pytest.mark.parametrize(("told", "foreign"), [(19, 21), (22, 18), (3, 20), (32, 20)])
 def test_a_driver_s_figure_counts_only_near_the_worker_s_own(told: int, foreign: int) -> None:
     """In a container the driver's process numbers may be those of other programs. In GiB."""
-    ours = survey()
+    ours = facts()
     loaded = replica()
     beat = Heartbeat(steps=1, in_flight=0, memory_bytes=20 << 30)
     loaded.worker = SimpleNamespace(heartbeat=beat)  # type: ignore[assignment]
-    ours.note({"fake0": Reading(40 << 30, {7: told << 30})}, [loaded], {"m/0": 7})
+    ours.note({"fake0": DeviceUsage(40 << 30, {7: told << 30})}, [loaded], {"m/0": 7})
     assert ours.foreign("fake0") == foreign << 30
 
 
@@ -53,17 +53,17 @@ def test_a_driver_s_figure_counts_only_near_the_worker_s_own(told: int, foreign:
 def test_where_the_driver_tells_no_processes_a_load_is_not_taken_for_a_stranger(
     before: int,
 ) -> None:
-    ours = survey()
-    ours.note({"fake0": Reading(before, {})}, [], {})
-    ours.note({"fake0": Reading(before + 40, {})}, [replica()], {"m/0": 7})
+    ours = facts()
+    ours.note({"fake0": DeviceUsage(before, {})}, [], {})
+    ours.note({"fake0": DeviceUsage(before + 40, {})}, [replica()], {"m/0": 7})
     assert ours.foreign("fake0") == before
     (room,) = ours.rooms()
     assert room.usable == 100 - before
 
 
 def test_a_model_goes_to_the_accelerator_unless_it_is_told_otherwise() -> None:
-    ours = survey()
+    ours = facts()
     assert ours.kinds(Settings().model("m")) == ["fake"]
-    machine = Survey(Settings(), Devices.find(), Footprints())
+    machine = ResourceFacts(Settings(), Devices.find(), Footprints())
     told = Settings.model_validate({"models": {"m": {"device": "cpu"}}})
     assert machine.kinds(told.model("m")) == ["cpu"]

@@ -16,10 +16,10 @@ from sqlalchemy import text
 from bitinglip import errors
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredTask
-from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.task_rows import Filter, TaskRows, job_of, row_of
-from bitinglip.scheduling.tasks import Tasks
+from bitinglip.tasks.store import Filter, TaskStore, job_of, row_of
+from bitinglip.tasks.tasks import Tasks
 from bitinglip.wire.task import inference_response
 from workers import protocol
 
@@ -71,24 +71,24 @@ class Desk:
     """A dispatcher's side of jobs without any workers: the test puts the events."""
 
     def __init__(self) -> None:
-        self.open_now: dict[str, Inbox] = {}
-        self.ended: dict[str, Inbox] = {}
+        self.open_now: dict[str, EventLog] = {}
+        self.ended: dict[str, EventLog] = {}
         self.refuse: errors.BitingLipError | None = None
 
     @contextmanager
-    def open(self, job: TextJob) -> Iterator[Inbox]:
+    def open(self, job: TextJob) -> Iterator[EventLog]:
         if self.refuse:
             raise self.refuse
-        inbox = self.open_now[job.id] = Inbox(job)
+        event_log = self.open_now[job.id] = EventLog(job)
         try:
-            yield inbox
+            yield event_log
         finally:
             self.ended[job.id] = self.open_now.pop(job.id)
 
-    def find(self, job_id: str) -> Inbox | None:
+    def find(self, job_id: str) -> EventLog | None:
         return {**self.ended, **self.open_now}.get(job_id)
 
-    def inboxes(self) -> list[Inbox]:
+    def event_logs(self) -> list[EventLog]:
         return [*self.open_now.values(), *self.ended.values()]
 
 
@@ -108,7 +108,7 @@ def tasks_of(db: Database, desk: Desk) -> Tasks:
     return Tasks(db, cast("Any", desk), inference_response, made_nothing, retention=60)
 
 
-async def made_nothing(_inbox: Inbox) -> None:
+async def made_nothing(_event_log: EventLog) -> None:
     """What a text job leaves to be kept."""
 
 
@@ -118,12 +118,12 @@ def job(**more: Any) -> TextJob:
     )
 
 
-def done(inbox: Inbox) -> None:
-    inbox.put(protocol.Started(id=inbox.job.id))
-    final = protocol.Done(
-        id=inbox.job.id, text="t", finish_reason="stop", prompt_tokens=1, completion_tokens=1
+def done(event_log: EventLog) -> None:
+    event_log.put(protocol.Started(id=event_log.job.id))
+    final = protocol.TextDone(
+        id=event_log.job.id, text="t", finish_reason="stop", prompt_tokens=1, completion_tokens=1
     )
-    inbox.put(final)
+    event_log.put(final)
 
 
 def test_an_end_is_told_once_it_is_written(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_an_end_is_told_once_it_is_written(tmp_path: Path) -> None:
             assert (await tasks.get(task.id)).status == "queued"
         assert await over
         assert (await tasks.get(task.id)).status == "completed"
-        stored = await TaskRows(db, inference_response, 60).get(task.id)
+        stored = await TaskStore(db, inference_response, 60).get(task.id)
         assert stored is not None
         assert stored.answer is not None
         assert stored.answer["result"]["text"] == "t"
@@ -174,20 +174,20 @@ def test_pages_of_rows_and_memory_make_one_list(tmp_path: Path) -> None:
 
     async def act(db: Database) -> None:
         desk = Desk()
-        tasks, rows = tasks_of(db, desk), TaskRows(db, inference_response, 3600)
+        tasks, rows = tasks_of(db, desk), TaskStore(db, inference_response, 3600)
         now = datetime.now(UTC)
         ids = []
         for n in range(23):
             one = job(created_at=now - timedelta(seconds=n), id=f"task-{n}")
             ids.append(one.id)
-            inbox = Inbox(one)
+            event_log = EventLog(one)
             where = chance.choice(["memory", "database", "both"])
             if where != "memory":
                 await rows.add(one)
-                done(inbox)
-                await rows.end(inbox)
+                done(event_log)
+                await rows.end(event_log)
             if where != "database":
-                desk.ended[one.id] = inbox
+                desk.ended[one.id] = event_log
         for limit in (1, 4, 7, 50):
             found: list[str] = []
             for offset in range(0, 30, limit):
@@ -201,7 +201,7 @@ def test_pages_of_rows_and_memory_make_one_list(tmp_path: Path) -> None:
 
 def test_a_job_that_cannot_be_read_any_more_is_failed(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        rows = TaskRows(db, inference_response, 60)
+        rows = TaskStore(db, inference_response, 60)
         async with db.write() as session:
             session.add(row_of(job(id="task-good")))
             broken = row_of(job(id="task-broken"))
@@ -217,13 +217,13 @@ def test_a_job_that_cannot_be_read_any_more_is_failed(tmp_path: Path) -> None:
 
 def test_the_first_end_is_the_only_one(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        rows, one = TaskRows(db, inference_response, 60), job()
+        rows, one = TaskStore(db, inference_response, 60), job()
         await rows.add(one)
         failed = protocol.Failed(id=one.id, code="TIMEOUT", message="late")
         for final in (protocol.Cancelled(id=one.id), failed):
-            inbox = Inbox(one)
-            inbox.put(final)
-            await rows.end(inbox)
+            event_log = EventLog(one)
+            event_log.put(final)
+            await rows.end(event_log)
         task = await rows.get(one.id)
         assert task is not None
         assert task.status == "cancelled"
@@ -232,16 +232,16 @@ def test_the_first_end_is_the_only_one(tmp_path: Path) -> None:
 
 
 def test_a_task_run_again_unseen_shows_its_watchers_one_run_only() -> None:
-    inbox = Inbox(job())
+    event_log = EventLog(job())
     for worker, words in (("m/0", ["lost"]), ("m/1", ["one", " two"])):
-        inbox.dispatch(worker)
-        inbox.put(protocol.Started(id=inbox.job.id))
+        event_log.dispatch(worker)
+        event_log.put(protocol.Started(id=event_log.job.id))
         for index, word in enumerate(words):
-            inbox.put(protocol.Token(id=inbox.job.id, text=word, index=index))
-    inbox.put(protocol.Cancelled(id=inbox.job.id))
+            event_log.put(protocol.TextDelta(id=event_log.job.id, text=word, index=index))
+    event_log.put(protocol.Cancelled(id=event_log.job.id))
 
     async def read() -> list[Any]:
-        return [event async for events in inbox.batches() for event in events]
+        return [event async for events in event_log.batches() for event in events]
 
-    tokens = [event.text for event in asyncio.run(read()) if isinstance(event, protocol.Token)]
+    tokens = [event.text for event in asyncio.run(read()) if isinstance(event, protocol.TextDelta)]
     assert tokens == ["one", " two"]

@@ -33,10 +33,10 @@ def test_tokens_take_whole_blocks(tokens: int, blocks: int) -> None:
 
 
 def make(
-    blocks: int = 64, *, rows: int = 8, step_tokens: int = 16, margin: float = 0.05
+    blocks: int = 64, *, rows: int = 8, step_tokens: int = 16, watermark: float = 0.05
 ) -> tuple[Scheduler, BlockAllocator]:
     allocator = BlockAllocator(blocks, 4)
-    scheduler = Scheduler(allocator, max_rows=rows, step_tokens=step_tokens, margin=margin)
+    scheduler = Scheduler(allocator, max_rows=rows, step_tokens=step_tokens, watermark=watermark)
     return scheduler, allocator
 
 
@@ -84,14 +84,14 @@ def test_no_more_rows_than_allowed_run_at_once() -> None:
 
 
 def test_a_margin_stays_free_when_a_prompt_is_admitted_beside_others() -> None:
-    scheduler, _ = make(blocks=10, step_tokens=64, margin=0.2)
+    scheduler, _ = make(blocks=10, step_tokens=64, watermark=0.2)
     scheduler.add(sequence("a", 20))  # 5 of 10 blocks
     scheduler.add(sequence("b", 16))  # 4 more would leave 1, the margin is 2
     assert [c.sequence.id for c in run(scheduler).chunks] == ["a"]
 
 
 def test_under_pressure_the_youngest_is_reset_and_later_computed_again() -> None:
-    scheduler, allocator = make(blocks=4, step_tokens=32, margin=0.0)
+    scheduler, allocator = make(blocks=4, step_tokens=32, watermark=0.0)
     old, young = sequence("old", 8), sequence("young", 7)
     scheduler.add(old)
     scheduler.add(young)

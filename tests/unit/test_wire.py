@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from bitinglip import errors
-from bitinglip.scheduling.standing import Standing
+from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model, SamplingDefaults
 from bitinglip.wire.native import TextGenerationRequest
 from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
@@ -35,7 +35,7 @@ def refused(model: Any, body: dict[str, Any], **more: Any) -> errors.InvalidRequ
 
 
 def job_of(request: Any, own: Model | None = None) -> Any:
-    return request.to_job(own or Model(), key_id="k", timeout=600.0, standing=Standing())
+    return request.to_job(own or Model(), key_id="k", timeout=600.0, priority=Priority())
 
 
 BOUNDS = [

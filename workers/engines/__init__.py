@@ -13,10 +13,10 @@ ENGINES = {
 }
 
 #: engines that can split one model over several devices
-SPREADING = frozenset({"fake", "text"})
+MULTI_DEVICE = frozenset({"fake", "text"})
 
 #: engines whose steps are long: where they share a CPU, they give way to those that stream
-YIELDING = frozenset({"image", "speech", "transcription"})
+LOW_PRIORITY = frozenset({"image", "speech", "transcription"})
 
 
 def make_engine(kind: str) -> Engine:

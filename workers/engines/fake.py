@@ -14,17 +14,17 @@ from typing import NoReturn
 import msgspec
 
 from workers.engines.base import Refused
-from workers.engines.stops import StopFinder
+from workers.engines.stop_strings import StopFinder
 from workers.protocol import (
     Cancelled,
-    Done,
     Event,
     FakeOptions,
     Load,
     Ready,
     Started,
+    TextDelta,
+    TextDone,
     TextJob,
-    Token,
 )
 
 MAX_CONTEXT = 8192
@@ -120,7 +120,7 @@ class FakeEngine:
                 events.append(Started(id=request.job.id, prompt_tokens=len(request.words)))
                 if request.fault == "!garbage":
                     return [_GARBAGE]  # type: ignore[list-item]
-                _obey(request.fault)
+                _inject_fault(request.fault)
             if request.due <= now:
                 events += self._advance(request)
         if not events:
@@ -145,15 +145,15 @@ class FakeEngine:
                 text += request.stops.flush()
             request.text += text
             if text and request.job.stream:
-                events.append(Token(id=request.job.id, text=text, index=request.produced - 1))
+                events.append(TextDelta(id=request.job.id, text=text, index=request.produced - 1))
             if ends:
                 events.append(self._done(request))
                 break
         return events
 
-    def _done(self, request: _Request) -> Done:
+    def _done(self, request: _Request) -> TextDone:
         del self._running[request.job.id]
-        return Done(
+        return TextDone(
             id=request.job.id,
             text=request.text,
             finish_reason="stop" if request.stops.stopped else "length",
@@ -222,7 +222,7 @@ def _crash() -> NoReturn:
     os._exit(13)
 
 
-def _obey(fault: str | None) -> None:
+def _inject_fault(fault: str | None) -> None:
     match fault:
         case "!crash":
             _crash()

@@ -19,7 +19,7 @@ from bitinglip.api.deps import (
 from bitinglip.api.documentation import json_body, list_query
 from bitinglip.api.lookup import describe, find_model
 from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
-from bitinglip.scheduling.fit import fit_info
+from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin import ImportModelRequest
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
@@ -65,7 +65,7 @@ async def load_model(request: Request, model_id: str) -> Response:
     """Load a model now; answers when it is ready."""
     services = services_of(request)
     manifest = find_model(services, model_id)
-    await services.cluster.load(manifest.name)
+    await services.operations.load(manifest.name)
     return json_answer(describe(services, manifest))
 
 
@@ -75,7 +75,7 @@ async def unload_model(request: Request, model_id: str) -> Response:
     """Stop a model's worker and give its memory back."""
     services = services_of(request)
     manifest = find_model(services, model_id)
-    await services.cluster.unload(manifest.name)
+    await services.operations.unload(manifest.name)
     return json_answer(describe(services, manifest))
 
 
@@ -84,7 +84,7 @@ async def unload_model(request: Request, model_id: str) -> Response:
 async def fit_model(request: Request, model_id: str) -> Response:
     """Whether a model fits, where, after evicting what, and which settings would make it fit."""
     services = services_of(request)
-    return json_answer(fit_info(services.cluster.fit(find_model(services, model_id))))
+    return json_answer(fit_info(services.operations.fit(find_model(services, model_id))))
 
 
 @router.get("/{model_id:path}")
@@ -101,8 +101,8 @@ async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store; one in use is refused."""
     services = services_of(request)
     manifest = find_model(services, model_id)
-    await services.cluster.unload(manifest.name)
-    if services.cluster.in_use(manifest.name):
+    await services.operations.unload(manifest.name)
+    if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was asked for again meanwhile.", param="model")
     await asyncio.to_thread(services.store.remove, manifest.name)
     return Response(status_code=204)

@@ -17,7 +17,7 @@ from bitinglip.api.documentation import list_query
 from bitinglip.api.lookup import KIND_SCOPES, find_task, with_files
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.task_rows import Filter, Task
+from bitinglip.tasks.store import Filter, Task
 from bitinglip.wire.task import task_info
 
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])

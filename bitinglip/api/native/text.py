@@ -9,7 +9,7 @@ from bitinglip.api.deps import caller_of, needs, read_body, services_of
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.native.inference import respond, runs_behind
-from bitinglip.scheduling.standing import standing_of
+from bitinglip.scheduling.queue.priority import priority_of
 from bitinglip.wire.native import TextGenerationRequest
 
 router = APIRouter(prefix="/api/v1", tags=["inference"])
@@ -28,6 +28,6 @@ async def generate_text(request: Request) -> Response:
         services.settings.model(body.model),
         key_id=caller.key_id,
         timeout=services.settings.server.request_timeout,
-        standing=standing_of(services.settings.limits.tiers, caller.tier, body.priority),
+        priority=priority_of(services.settings.limits.tiers, caller.tier, body.priority),
     )
     return await respond(request, job, background=background)

@@ -130,12 +130,12 @@ async def _tell(socket: WebSocket, task_id: str) -> int:
 async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, bytes]]:
     """A task's events; the last one only when it holds whatever happens to the server."""
     tasks, request_id = services_of(socket).tasks, request_id_of(socket)
-    inbox = await tasks.inbox(task_id)
-    if inbox is not None:
-        view = NativeView(inbox, request_id, services_of(socket).files)
-        async for events in inbox.batches():
+    event_log = await tasks.event_log(task_id)
+    if event_log is not None:
+        view = NativeView(event_log, request_id, services_of(socket).files)
+        async for events in event_log.batches():
             for event in events:
-                if event is inbox.final:
+                if event is event_log.final:
                     if not await tasks.over(task_id):
                         raise _LeftForLater
                     await view.settle()

@@ -20,7 +20,7 @@ async def list_workers(request: Request) -> Response:
     """All worker processes, the spare one too."""
     page = read_page(request)
     admin = caller_of(request).may(Scope.ADMIN)
-    views = services_of(request).cluster.workers()
+    views = services_of(request).operations.workers()
     return page.of([worker_info(view, with_output=admin) for view in views])
 
 
@@ -28,7 +28,7 @@ async def list_workers(request: Request) -> Response:
 @needs(Scope.CLUSTER_WRITE)
 async def restart_worker(request: Request, worker_id: str) -> Response:
     """Replace a worker; what it had not begun to send is run again on the new one."""
-    await services_of(request).cluster.restart_worker(worker_id)
+    await services_of(request).operations.restart_worker(worker_id)
     return json_answer({"id": worker_id, "state": "restarting"}, 202)
 
 
@@ -36,7 +36,7 @@ async def restart_worker(request: Request, worker_id: str) -> Response:
 @needs(Scope.CLUSTER_WRITE)
 async def drain_worker(request: Request, worker_id: str) -> Response:
     """Give a worker nothing new, and stop it when it has finished what it runs."""
-    services_of(request).cluster.drain_worker(worker_id)
+    services_of(request).operations.drain_worker(worker_id)
     return json_answer({"id": worker_id, "state": "draining"}, 202)
 
 
@@ -44,7 +44,7 @@ async def drain_worker(request: Request, worker_id: str) -> Response:
 @needs(Scope.CLUSTER_WRITE)
 async def stop_worker(request: Request, worker_id: str) -> Response:
     """Stop a worker until its model is asked for again; a busy one is refused."""
-    await services_of(request).cluster.stop_worker(worker_id)
+    await services_of(request).operations.stop_worker(worker_id)
     return Response(status_code=204)
 
 
@@ -53,35 +53,35 @@ async def stop_worker(request: Request, worker_id: str) -> Response:
 async def cluster_status(request: Request) -> Response:
     """Devices, memory, models, queues and workers at this moment."""
     services = services_of(request)
-    dispatcher, cluster = services.dispatcher, services.cluster
+    dispatcher, operations = services.dispatcher, services.operations
     return json_answer(
         {
             "status": "draining" if dispatcher.draining else "running",
             "in_flight": dispatcher.in_flight,
             "queued": dispatcher.queued,
             "load": round(dispatcher.load.value, 3),
-            "devices": cluster.devices(),
-            "reservations": cluster.reservations(),
+            "devices": operations.devices(),
+            "reservations": operations.reservations(),
             "models": [_model(services, name) for name in services.store.names()],
-            "workers": [worker_info(view) for view in cluster.workers()],
+            "workers": [worker_info(view) for view in operations.workers()],
         }
     )
 
 
 def _model(services: Services, name: str) -> dict[str, Any]:
-    dispatcher, cluster = services.dispatcher, services.cluster
+    dispatcher, operations = services.dispatcher, services.operations
     own = services.settings.model(name)
     return {
         "model_id": name,
-        "status": cluster.status(name),
-        "cause": cluster.cause(name),
+        "status": operations.status(name),
+        "cause": operations.cause(name),
         "queued": dispatcher.depth(name),
         "running": dispatcher.running(name),
         "replicas": own.replicas,
-        "ready": sum(each.state == "ready" for each in cluster.replicas(name)),
+        "ready": sum(each.state == "ready" for each in operations.replicas(name)),
         "oldest_wait": dispatcher.oldest_wait(name),
         "eta": dispatcher.eta(name),
-        "progress": cluster.progress(name),
+        "progress": operations.progress(name),
         "pinned": own.pin,
-        "idle_seconds": cluster.idle_seconds(name),
+        "idle_seconds": operations.idle_seconds(name),
     }

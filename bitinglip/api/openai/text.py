@@ -11,7 +11,7 @@ from bitinglip.api.answering import JobAnswer
 from bitinglip.api.deps import caller_of, needs, read_body, request_id_of, services_of
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_model_of
-from bitinglip.scheduling.standing import standing_of
+from bitinglip.scheduling.queue.priority import priority_of
 from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
 from bitinglip.wire.openai_views import ChatView, CompletionView
 
@@ -44,7 +44,7 @@ def _answer(
         services.settings.model(body.model),
         key_id=caller.key_id,
         timeout=services.settings.server.request_timeout,
-        standing=standing_of(services.settings.limits.tiers, caller.tier),
+        priority=priority_of(services.settings.limits.tiers, caller.tier),
     )
     return JobAnswer(
         services.dispatcher,

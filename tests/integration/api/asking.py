@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from bitinglip.scheduling.inbox import Inbox, Loading, Queued
+from bitinglip.scheduling.event_log import EventLog, Loading, Queued
 from workers import protocol
 
 TEXT = {"authorization": "Bearer k-inference:text"}
@@ -19,33 +19,35 @@ MESSAGES = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 MAX_BODY = 100_000
 
 
-async def echo(inbox: Inbox) -> None:
+async def echo(event_log: EventLog) -> None:
     """What a healthy worker does; ``!`` in the prompt asks for trouble."""
-    job = inbox.job
+    job = event_log.job
     prompt = job.prompt if job.prompt is not None else (job.messages or ())[-1].content
-    inbox.put(Queued(1))
-    inbox.put(Loading(0.5))
+    event_log.put(Queued(1))
+    event_log.put(Loading(0.5))
     if prompt == "!refuse":
-        inbox.put(protocol.Failed(id=job.id, code="CONTEXT_LENGTH_EXCEEDED", message="too long"))
+        event_log.put(
+            protocol.Failed(id=job.id, code="CONTEXT_LENGTH_EXCEEDED", message="too long")
+        )
         return
     if prompt == "!wait":
         await asyncio.sleep(60)
-    inbox.put(protocol.Started(id=job.id, prompt_tokens=1))
+    event_log.put(protocol.Started(id=job.id, prompt_tokens=1))
     for index, text in enumerate(["one", " two"]):
         if job.stream:
-            inbox.put(protocol.Token(id=job.id, text=text, index=index))
+            event_log.put(protocol.TextDelta(id=job.id, text=text, index=index))
         await asyncio.sleep(0.01)
     while prompt == "!flood":
-        inbox.put(protocol.Token(id=job.id, text="x" * 100_000, index=2))
+        event_log.put(protocol.TextDelta(id=job.id, text="x" * 100_000, index=2))
         await asyncio.sleep(0.001)
     if prompt == "!stall":
         await asyncio.sleep(60)
     if prompt == "!crash":
-        inbox.put(protocol.Failed(id=job.id, code="WORKER_CRASHED", message="it died"))
+        event_log.put(protocol.Failed(id=job.id, code="WORKER_CRASHED", message="it died"))
     if prompt == "!cancel":
-        inbox.put(protocol.Cancelled(id=job.id))
-    inbox.put(
-        protocol.Done(
+        event_log.put(protocol.Cancelled(id=job.id))
+    event_log.put(
+        protocol.TextDone(
             id=job.id, text="one two", finish_reason="length", prompt_tokens=1, completion_tokens=2
         )
     )

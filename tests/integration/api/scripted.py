@@ -21,20 +21,20 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.api import websocket
 from bitinglip.api.deps import Services
 from bitinglip.results.files import Files
-from bitinglip.scheduling.cluster import WorkerView
-from bitinglip.scheduling.footprints import Footprints
-from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.load import LoadFactor
-from bitinglip.scheduling.tasks import Tasks
+from bitinglip.scheduling.models.operations import WorkerView
+from bitinglip.scheduling.placement.footprints import Footprints
+from bitinglip.scheduling.queue.overload import OverloadController
 from bitinglip.settings import Settings
+from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.task import inference_response
 from model_store.errors import NameTaken, UnknownModel
 from model_store.manifest import Manifest
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
-Script = Callable[[Inbox], Any]  #: a coroutine function that puts events
+Script = Callable[[EventLog], Any]  #: a coroutine function that puts events
 
 
 @dataclass
@@ -44,30 +44,30 @@ class ScriptedDispatcher:
     script: Script
     refuse: errors.BitingLipError | None = None
     draining: bool = False
-    load: LoadFactor = field(default_factory=LoadFactor)
+    load: OverloadController = field(default_factory=OverloadController)
     in_flight: int = 0
     queued: int = 0
     left_early: int = 0
     jobs: list[Job] = field(default_factory=list)
-    opened: dict[str, Inbox] = field(default_factory=dict)
+    opened: dict[str, EventLog] = field(default_factory=dict)
 
     @contextmanager
-    def open(self, job: Job) -> Iterator[Inbox]:
+    def open(self, job: Job) -> Iterator[EventLog]:
         if self.refuse:
             raise self.refuse
         self.jobs.append(job)
         self.in_flight += 1
-        inbox = self.opened[job.id] = Inbox(job)
-        inbox.dispatch(f"{job.model}/0")
-        play = asyncio.get_running_loop().create_task(self.script(inbox))
+        event_log = self.opened[job.id] = EventLog(job)
+        event_log.dispatch(f"{job.model}/0")
+        play = asyncio.get_running_loop().create_task(self.script(event_log))
         try:
-            yield inbox
+            yield event_log
         finally:
             play.cancel()
             self.in_flight -= 1
-            self.left_early += inbox.final is None
+            self.left_early += event_log.final is None
 
-    def find(self, job_id: str) -> Inbox | None:
+    def find(self, job_id: str) -> EventLog | None:
         return self.opened.get(job_id)
 
     def depth(self, _model: str) -> int:
@@ -132,7 +132,7 @@ def _manifest(name: str, kind: str) -> Manifest:
 
 @dataclass
 class FakeCluster:
-    settled = True
+    bootstrapped = True
     states: dict[str, str] = field(default_factory=dict)
     busy: bool = False
     done: list[tuple[str, str]] = field(default_factory=list)
@@ -263,7 +263,7 @@ class Served:
     port: int
     app: FastAPI
     dispatcher: ScriptedDispatcher
-    cluster: FakeCluster
+    operations: FakeCluster
     store: FakeStore
     database: FakeDatabase
     server: uvicorn.Server
@@ -277,7 +277,7 @@ class Served:
 @contextmanager
 def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) -> Iterator[Served]:
     """The real routes and middleware on a free port, over scripted parts."""
-    dispatcher, cluster, store = ScriptedDispatcher(script), FakeCluster(), FakeStore()
+    dispatcher, operations, store = ScriptedDispatcher(script), FakeCluster(), FakeStore()
     database, metrics = FakeDatabase(), Metrics()
     files = Files(cast("Any", database), folder, retention=60, max_bytes=2**30)
     metrics.watch(lambda: dispatcher.in_flight, dict, dict)
@@ -289,7 +289,7 @@ def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) ->
         store=cast("Any", store),
         keys=cast("Any", FakeKeys()),
         dispatcher=cast("Any", dispatcher),
-        cluster=cast("Any", cluster),
+        operations=cast("Any", operations),
         footprints=Footprints(),
         metrics=metrics,
         db=cast("Any", database),
@@ -322,7 +322,7 @@ def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) ->
             port,
             app,
             dispatcher,
-            cluster,
+            operations,
             store,
             database,
             server,

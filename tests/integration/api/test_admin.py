@@ -45,9 +45,9 @@ def test_loading_and_removing(served: Served, client: httpx.Client) -> None:
     client.headers.update(ADMIN)
     assert client.post("/api/v1/models/org/deep/load").json()["status"] == "ready"
     assert client.get("/api/v1/models?status=ready").json()["total"] == 1
-    served.cluster.busy = True
+    served.operations.busy = True
     error_of(client.delete("/api/v1/models/org/deep"), 409, "MODEL_IN_USE")
-    served.cluster.busy = False
+    served.operations.busy = False
     assert client.post("/api/v1/models/org/deep/unload").json()["status"] == "available"
     error_of(client.post("/api/v1/models/nope/load"), 404, "INVALID_MODEL")
 
@@ -74,7 +74,7 @@ def test_workers_and_cluster(served: Served, client: httpx.Client) -> None:
     assert worker["last_heartbeat"] is None
     assert client.post("/api/v1/workers/org/deep/0/restart").status_code == 202
     assert client.delete("/api/v1/workers/org/deep/0").status_code == 204
-    assert served.cluster.done == [("restart", "org/deep/0"), ("stop", "org/deep/0")]
+    assert served.operations.done == [("restart", "org/deep/0"), ("stop", "org/deep/0")]
     error_of(client.delete("/api/v1/workers/nope/0"), 404, "WORKER_NOT_FOUND")
     status = client.get("/api/v1/cluster/status").json()
     assert (status["in_flight"], status["queued"]) == (0, 0)
@@ -105,9 +105,9 @@ def test_health(served: Served, client: httpx.Client) -> None:
     checks = ["database", "cache", "cluster_manager", "model_manager", "task_manager"]
     assert list(body["checks"]) == checks
     assert set(body["checks"]["database"]) == {"ok", "detail", "latency_ms"}
-    served.cluster.states["demo"] = "error"
+    served.operations.states["demo"] = "error"
     assert client.get("/health").json()["status"] == "degraded"
-    served.cluster.states.clear()
+    served.operations.states.clear()
     served.database.broken = True
     response = client.get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "unhealthy")

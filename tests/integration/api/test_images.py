@@ -12,7 +12,7 @@ import openai
 import pytest
 from PIL import Image
 
-from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import ImageJob
 from bitinglip.settings import Settings
 from tests.integration.api.asking import error_of, events, wait_until
@@ -36,29 +36,29 @@ PAINTER = {
 }
 
 
-async def paint(inbox: Inbox) -> None:
+async def paint(event_log: EventLog) -> None:
     """Draw as the prompt says; previews are the step's number."""
-    job = inbox.job
+    job = event_log.job
     assert isinstance(job, ImageJob)
-    inbox.put(protocol.Started(id=job.id))
+    event_log.put(protocol.Started(id=job.id))
     if job.prompt == "!fail":
-        inbox.put(protocol.Failed(id=job.id, code="OUT_OF_MEMORY", message="no"))
+        event_log.put(protocol.Failed(id=job.id, code="OUT_OF_MEMORY", message="no"))
         return
     for step in range(1, job.steps + 1):
         due = job.preview_every and step % job.preview_every == 0 and step < job.steps
         preview = b"%d" % step if due else b""
-        inbox.put(protocol.Progress(id=job.id, step=step, steps=job.steps, preview=preview))
+        event_log.put(protocol.Progress(id=job.id, step=step, steps=job.steps, preview=preview))
     for index in range(len(job.seeds)):
         name = protocol.picture_name(job.id, index, job.format)
         (Path(job.folder) / name).write_bytes(PIXELS)
     pictures = tuple(
-        protocol.Picture(
+        protocol.ImageFile(
             width=job.width, height=job.height, seed=seed, format=job.format, bytes=len(PIXELS)
         )
         for seed in job.seeds
     )
-    inbox.put(
-        protocol.Drawn(
+    event_log.put(
+        protocol.ImageDone(
             id=job.id, pictures=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
         )
     )
@@ -200,9 +200,9 @@ def test_loras_are_those_asked_for_else_the_model_s_own(
     client: httpx.Client, studio: Served
 ) -> None:
     for loras, expected in [
-        (None, (protocol.Adapter("bold", 0.5),)),
+        (None, (protocol.Lora("bold", 0.5),)),
         ([], ()),
-        ([{"name": "soft"}], (protocol.Adapter("soft", 1.0),)),
+        ([{"name": "soft"}], (protocol.Lora("soft", 1.0),)),
     ]:
         client.post(NATIVE, json={**ASKED, "loras": loras})
         assert last_job(studio).adapters == expected

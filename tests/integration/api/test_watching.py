@@ -9,7 +9,7 @@ import pytest
 
 from bitinglip.api import websocket
 from bitinglip.api.native import watch
-from bitinglip.scheduling.inbox import Inbox
+from bitinglip.scheduling.event_log import EventLog
 from bitinglip.settings import Settings
 from tests.integration.api.asking import NATIVE, PROMPT, TEXT, wait_until
 from tests.integration.api.scripted import Served, serve
@@ -19,14 +19,14 @@ from workers import protocol
 PIECES = 300
 
 
-async def gush(inbox: Inbox) -> None:
+async def gush(event_log: EventLog) -> None:
     """More than the buffers of any connection hold: 30 MB, then the end."""
-    job = inbox.job
-    inbox.put(protocol.Started(id=job.id))
+    job = event_log.job
+    event_log.put(protocol.Started(id=job.id))
     for index in range(PIECES):
-        inbox.put(protocol.Token(id=job.id, text="x" * 100_000, index=index))
-    inbox.put(
-        protocol.Done(
+        event_log.put(protocol.TextDelta(id=job.id, text="x" * 100_000, index=index))
+    event_log.put(
+        protocol.TextDone(
             id=job.id, text="", finish_reason="length", prompt_tokens=1, completion_tokens=PIECES
         )
     )

@@ -14,9 +14,9 @@ from tests.tiny_pipelines import make
 from workers.engines.image.engine import ImageEngine
 from workers.protocol import (
     Cancelled,
-    Drawn,
     Event,
     Failed,
+    ImageDone,
     ImageJob,
     ImageOptions,
     Load,
@@ -94,7 +94,7 @@ def check_alone(studio: Studio, tolerance: int) -> None:
     jobs = [studio.job(), studio.job("another", (8,), width=128, steps=3, guidance_scale=2.0)]
     for job in jobs:
         [drawn] = ends(studio.run(job)).values()
-        assert isinstance(drawn, Drawn)
+        assert isinstance(drawn, ImageDone)
         assert (drawn.pictures[0].seed, drawn.pictures[0].width) == (job.seeds[0], job.width)
         assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance
 
@@ -141,6 +141,6 @@ def open_studio(
 
 
 def ends(events: list[Event]) -> dict[str, Event]:
-    finals = [each for each in events if isinstance(each, Drawn | Failed | Cancelled)]
+    finals = [each for each in events if isinstance(each, ImageDone | Failed | Cancelled)]
     assert len({each.id for each in finals}) == len(finals), "exactly one final event each"
     return {each.id: each for each in finals}

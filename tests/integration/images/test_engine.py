@@ -12,7 +12,7 @@ from tests.integration.images.studio import Studio, check_alone, check_together,
 from workers.engines.base import Refused
 from workers.protocol import (
     Cancelled,
-    Drawn,
+    ImageDone,
     Progress,
     Started,
     picture_name,
@@ -56,7 +56,7 @@ def test_in_one_pass_with_others_it_is_the_same_within_rounding(studio: Studio) 
 def test_the_images_of_one_job_are_those_of_their_seeds(studio: Studio) -> None:
     job = studio.job(seeds=(3, 4, 5))
     [drawn] = ends(studio.run(job)).values()
-    assert isinstance(drawn, Drawn)
+    assert isinstance(drawn, ImageDone)
     assert [picture.seed for picture in drawn.pictures] == [3, 4, 5]
     for index, seed in enumerate(job.seeds):
         assert np.abs(studio.pixels(job, index) - studio.expected(job, seed)).max() <= 1
@@ -128,13 +128,13 @@ def test_every_step_is_told_once(studio: Studio) -> None:
     assert isinstance(events[0], Started)
     steps = [(each.step, each.steps) for each in events if isinstance(each, Progress)]
     assert steps == [(number, 30) for number in range(1, 31)]
-    assert isinstance(events[-1], Drawn)
+    assert isinstance(events[-1], ImageDone)
     assert events[-1].steps == 30
 
 
 def test_nobody_looks_nobody_is_told(studio: Studio) -> None:
     events = studio.run(studio.job(stream=False, preview_every=1))
-    assert [type(each) for each in events] == [Started, Drawn]
+    assert [type(each) for each in events] == [Started, ImageDone]
 
 
 def test_previews_come_every_so_many_steps(studio: Studio) -> None:
@@ -150,7 +150,7 @@ def test_a_short_job_is_not_held_up_by_a_long_one(studio: Studio) -> None:
     studio.submit(long)
     studio.step_until(5, long)
     events = studio.run(short)
-    order = [each.id for each in events if isinstance(each, Drawn)]
+    order = [each.id for each in events if isinstance(each, ImageDone)]
     assert order == [short.id, long.id]
     end = events.index(ends(events)[short.id])
     meanwhile = [each for each in events[:end] if isinstance(each, Progress) and each.id == long.id]
@@ -177,7 +177,7 @@ def test_one_of_a_pass_can_leave(studio: Studio) -> None:
     studio.step_until(2, jobs[0])
     studio.engine.cancel(jobs[1].id)
     final = ends(studio.finish())
-    assert [type(final[job.id]) for job in jobs] == [Drawn, Cancelled, Drawn]
+    assert [type(final[job.id]) for job in jobs] == [ImageDone, Cancelled, ImageDone]
     assert np.abs(studio.pixels(jobs[2]) - studio.expected(jobs[2])).max() <= 1
 
 
@@ -187,4 +187,4 @@ def test_one_that_waits_can_leave(studio: Studio) -> None:
     studio.engine.step()
     studio.engine.cancel(jobs[5].id)
     final = ends(studio.finish())
-    assert [type(final[job.id]) for job in jobs] == [*[Drawn] * 5, Cancelled]
+    assert [type(final[job.id]) for job in jobs] == [*[ImageDone] * 5, Cancelled]

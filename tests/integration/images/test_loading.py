@@ -17,7 +17,7 @@ from tests.integration.images.studio import Studio, ends
 from tests.tiny_pipelines import make
 from workers.engines.base import Refused
 from workers.engines.image.engine import ImageEngine
-from workers.protocol import Drawn, Load
+from workers.protocol import ImageDone, Load
 
 #: what diffusers' schedulers do with numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -108,7 +108,7 @@ def test_weights_that_are_there_in_half_precision_only(repository: Path, tmp_pat
         path.rename(path.with_suffix(".fp16.safetensors"))
     studio = Studio("sd", tmp_path, load(repository), None)
     [drawn] = ends(studio.run(studio.job())).values()
-    assert isinstance(drawn, Drawn)
+    assert isinstance(drawn, ImageDone)
 
 
 def test_another_dtype_is_obeyed(repository: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_another_dtype_is_obeyed(repository: Path, tmp_path: Path) -> None:
     assert engine._pipelines.base.unet.dtype is torch.bfloat16
     studio = Studio("sd", tmp_path, engine, None)
     [drawn] = ends(studio.run(studio.job())).values()
-    assert isinstance(drawn, Drawn)
+    assert isinstance(drawn, ImageDone)
 
 
 def test_what_the_safety_checker_sees_is_black_and_marked(repository: Path, tmp_path: Path) -> None:
@@ -137,6 +137,6 @@ def test_what_the_safety_checker_sees_is_black_and_marked(repository: Path, tmp_
     studio = Studio("sd", tmp_path, load(tmp_path / "checked"), None)
     job = studio.job()
     [drawn] = ends(studio.run(job)).values()
-    assert isinstance(drawn, Drawn)
+    assert isinstance(drawn, ImageDone)
     assert drawn.pictures[0].filtered
     assert not studio.pixels(job).any()

@@ -18,7 +18,7 @@ from tests.tiny_pipelines import make
 from workers.engines.base import Refused
 from workers.engines.image import engine as engine_module
 from workers.engines.image.engine import ImageEngine
-from workers.protocol import Adapter, Drawn, ImageOptions, Load
+from workers.protocol import ImageDone, ImageOptions, Load, Lora
 
 #: what diffusers' schedulers do with numpy, and what peft says of a second adapter
 pytestmark = pytest.mark.filterwarnings(
@@ -69,8 +69,8 @@ def expected(studio: Studio, job: Any) -> Any:
 
 def test_loras_change_only_the_images_that_ask_for_them(styled: Studio) -> None:
     plain = styled.job()
-    bold = styled.job(adapters=(Adapter("bold", 1.0),), steps=9)
-    both = styled.job(adapters=(Adapter("bold", 0.5), Adapter("soft", 0.8)), steps=7)
+    bold = styled.job(adapters=(Lora("bold", 1.0),), steps=9)
+    both = styled.job(adapters=(Lora("bold", 0.5), Lora("soft", 0.8)), steps=7)
     styled.run(plain, bold, both)
     images = [styled.pixels(job) for job in (plain, bold, both)]
     for job, image in zip((plain, bold, both), images, strict=True):
@@ -82,12 +82,12 @@ def test_loras_change_only_the_images_that_ask_for_them(styled: Studio) -> None:
 
 
 def test_a_lora_that_there_is_not(styled: Studio) -> None:
-    for adapters in ((Adapter("loud"),), (Adapter("bold"), Adapter("bold"))):
+    for adapters in ((Lora("loud"),), (Lora("bold"), Lora("bold"))):
         with pytest.raises(Refused) as refused:
             styled.engine.prepare(styled.job(adapters=adapters))
         assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "loras")
     with pytest.raises(Refused) as refused:
-        styled.engine.prepare(styled.job(adapters=(Adapter("../x"),)))
+        styled.engine.prepare(styled.job(adapters=(Lora("../x"),)))
     assert refused.value.details == {"loras": sorted(NAMES)}
 
 
@@ -135,7 +135,7 @@ def test_cached_steps_draw_one_job_after_another(tmp_path: Path) -> None:
     studio.step_until(3, gone)
     studio.engine.cancel(gone.id)
     final = ends(studio.run(*jobs))
-    assert all(isinstance(final[job.id], Drawn) for job in jobs)
+    assert all(isinstance(final[job.id], ImageDone) for job in jobs)
     for job in jobs:
         assert np.array_equal(studio.pixels(job), alone[job.id]), "nothing is left of other runs"
     studio.engine.close()
@@ -165,13 +165,13 @@ def test_compile_gives_a_step_the_time_of_the_compiler(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "speed_up", lambda *_: None)
-    monkeypatch.setattr(engine_module, "_PATIENCE", {"cpu": 120.0})
-    patience = {}
+    monkeypatch.setattr(engine_module, "_STEP_TIMEOUT", {"cpu": 120.0})
+    step_timeout = {}
     for compiled in (False, True):
         options = ImageOptions(compile=compiled)
         spec = Load(model="m", engine="image", path=str(repository), image=options)
-        patience[compiled] = ImageEngine().load(spec, lambda _: None).patience
-    assert patience == {False: 120.0, True: 600.0}
+        step_timeout[compiled] = ImageEngine().load(spec, lambda _: None).step_timeout
+    assert step_timeout == {False: 120.0, True: 600.0}
 
 
 def test_preview_is_refused_while_whole_models_are_offloaded(

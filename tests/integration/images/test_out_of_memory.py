@@ -17,7 +17,7 @@ from workers.engines.base import Refused
 from workers.engines.batch_limit import CAUTIOUS_PASSES
 from workers.engines.image.engine import ImageEngine
 from workers.engines.image.loading import _dtype
-from workers.protocol import Drawn, ImageJob, Load
+from workers.protocol import ImageDone, ImageJob, Load
 
 #: what diffusers' schedulers do with numpy, and what it says of a method of its own
 pytestmark = pytest.mark.filterwarnings(
@@ -95,8 +95,8 @@ def test_out_of_memory_in_a_step_draws_fewer_images_together(
     unet = painter.engine._pipelines.base.unet
     fail_when(monkeypatch, unet, "forward", error, lambda latents, *_: len(latents) > 2)
     [drawn] = ends(painter.run(job)).values()
-    assert isinstance(drawn, Drawn)
-    assert drawn.measures == ("batch_of_1",)
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("batch_of_1",)
     for index, each in enumerate(expected):
         assert np.array_equal(painter.pixels(job, index), each)
 
@@ -138,8 +138,8 @@ def test_out_of_memory_in_the_decoder_makes_tiles_smaller_than_the_image(
     assert vae.config.sample_size == 64
     fail_when(monkeypatch, vae.decoder, "forward", NO_MEMORY, lambda z, *_: z.shape[-1] > 4)
     [drawn] = ends(painter.run(painter.job(width=side, height=side))).values()
-    assert isinstance(drawn, Drawn)
-    assert drawn.measures == ("vae_tiling",)
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("vae_tiling",)
 
 
 def test_out_of_memory_measures_are_told_while_they_last_and_then_taken_back(
@@ -155,8 +155,8 @@ def test_out_of_memory_measures_are_told_while_they_last_and_then_taken_back(
     for _ in range(CAUTIOUS_PASSES):
         again = painter.job(steps=1)
         [drawn] = ends(painter.run(again)).values()
-        assert isinstance(drawn, Drawn)
-        told.append(drawn.measures)
+        assert isinstance(drawn, ImageDone)
+        told.append(drawn.memory_fallbacks)
     assert told == [("vae_tiling",)] * (CAUTIOUS_PASSES - 1) + [()]
     assert np.array_equal(painter.pixels(again), expected)
 
@@ -172,8 +172,8 @@ def test_out_of_memory_in_a_cast_decoder_is_followed_by_the_same_image(
     with monkeypatch.context() as patch:
         fail_when(patch, vae, "decode", NO_MEMORY, lambda *_: not vae.use_tiling)
         [drawn] = ends(half.run(job)).values()
-    assert isinstance(drawn, Drawn)
-    assert drawn.measures == ("vae_tiling",)
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("vae_tiling",)
     assert vae.dtype is torch.float16
     again = half.job(width=128)  # undisturbed, and in tiles as well
     half.run(again)
@@ -190,8 +190,8 @@ def test_out_of_memory_in_a_cast_encoder_is_followed_by_the_same_image(
     with monkeypatch.context() as patch:
         fail_when(patch, vae, "encode", NO_MEMORY, lambda *_: not vae.use_tiling)
         [drawn] = ends(half.run(job)).values()
-    assert isinstance(drawn, Drawn)
-    assert drawn.measures == ("vae_tiling",)
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("vae_tiling",)
     assert vae.dtype is torch.float16
     again = from_picture(half, tmp_path, masked=masked)
     half.run(again)

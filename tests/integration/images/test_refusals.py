@@ -9,7 +9,7 @@ from PIL import Image
 from tests.integration.images.studio import Studio, ends
 from workers.engines.base import Refused
 from workers.protocol import (
-    Drawn,
+    ImageDone,
 )
 
 #: what diffusers' schedulers do with numpy
@@ -32,7 +32,7 @@ def test_every_scheduler_that_is_offered_works(studio: Studio) -> None:
     for name in studio.engine._pipelines.schedulers.names:
         job = studio.job(scheduler=name, steps=4)
         [final] = ends(studio.run(job)).values()
-        assert isinstance(final, Drawn), (name, final)
+        assert isinstance(final, ImageDone), (name, final)
         assert final.scheduler == name
 
 

@@ -12,8 +12,8 @@ import torch
 
 from tests.integration.images.studio import Studio, ends
 from workers.protocol import (
-    Drawn,
     Failed,
+    ImageDone,
 )
 
 #: what diffusers' schedulers do with numpy
@@ -44,8 +44,8 @@ def test_what_does_not_fit_together_is_drawn_in_parts(
     expected = [painter.expected(job, seed) for seed in job.seeds]
     decoder_fails(painter, monkeypatch, lambda latents: latents.shape[0] > 1, NO_MEMORY)
     [drawn] = ends(painter.run(job)).values()
-    assert isinstance(drawn, Drawn)
-    assert drawn.measures == ("batch_of_2", "batch_of_1")
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("batch_of_2", "batch_of_1")
     for index, each in enumerate(expected):
         assert np.array_equal(painter.pixels(job, index), each)
 
@@ -56,8 +56,8 @@ def test_a_large_image_is_decoded_in_tiles(
     vae = painter.engine._pipelines.base.vae
     decoder_fails(painter, monkeypatch, lambda _: not vae.use_tiling, NO_MEMORY)
     [drawn] = ends(painter.run(painter.job())).values()
-    assert isinstance(drawn, Drawn)
-    assert drawn.measures == ("vae_tiling",)
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("vae_tiling",)
 
 
 def test_what_never_fits_fails_and_the_next_is_right(
@@ -121,4 +121,4 @@ def test_a_disk_that_takes_nothing(painter: Studio) -> None:
     assert isinstance(failed, Failed)
     assert failed.code == "DISK_FULL"
     [drawn] = ends(painter.run(painter.job())).values()
-    assert isinstance(drawn, Drawn)
+    assert isinstance(drawn, ImageDone)

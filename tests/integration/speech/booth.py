@@ -16,8 +16,8 @@ from workers.protocol import (
     Event,
     Failed,
     Load,
+    SpeechDone,
     SpeechJob,
-    Spoken,
     sound_name,
 )
 
@@ -90,6 +90,6 @@ def open_booth(
 
 
 def ends(events: list[Event]) -> dict[str, Event]:
-    finals = [each for each in events if isinstance(each, Spoken | Failed | Cancelled)]
+    finals = [each for each in events if isinstance(each, SpeechDone | Failed | Cancelled)]
     assert len({each.id for each in finals}) == len(finals), "exactly one final event each"
     return {each.id: each for each in finals}

@@ -17,12 +17,12 @@ from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.joining import Joiner
 from workers.engines.speech.sentences import sentences
 from workers.protocol import (
+    AudioDelta,
     Cancelled,
     Event,
     Failed,
     Progress,
-    Sound,
-    Spoken,
+    SpeechDone,
     Started,
     sound_name,
 )
@@ -57,7 +57,7 @@ def trimmed(samples: Any) -> Any:
 
 
 def utterance(booth: Booth, text: str, voice: str | None, seed: int) -> BarkUtterance:
-    made = booth.engine._speaker.utter(text, voice, None, seed)
+    made = booth.engine._model.utter(text, voice, None, seed)
     assert isinstance(made, BarkUtterance)
     return made
 
@@ -77,9 +77,9 @@ def test_text_voice_and_tokens_are_heard_in_the_library_s_own_sound(booth: Booth
 
 
 def test_alone_each_stage_is_the_library_s_bit_for_bit(booth: Booth) -> None:
-    speaker = booth.engine._speaker
-    assert isinstance(speaker, BarkSpeaker)
-    bark = speaker.bark  # its layers packed, as they are served
+    model = booth.engine._model
+    assert isinstance(model, BarkSpeaker)
+    bark = model.bark  # its layers packed, as they are served
     for seed, (text, voice) in enumerate(LINES):
         one = utterance(booth, text, voice, seed)
         while one.stage != "done":
@@ -103,7 +103,7 @@ def test_beside_others_with_other_voices_and_seeds_it_is_the_same(booth: Booth) 
 def test_a_file_is_its_sentences_joined(booth: Booth) -> None:
     job = booth.job("Hello there. How are you? Fine!")
     [spoken] = ends(booth.run(job)).values()
-    assert isinstance(spoken, Spoken)
+    assert isinstance(spoken, SpeechDone)
     joiner = Joiner(24_000)
     parts = ["Hello there.", "How are you?", "Fine!"]
     alone = [booth.library(text, VOICES[0], 3 + n) for n, text in enumerate(parts)]
@@ -119,10 +119,10 @@ def test_a_text_of_2000_characters_is_one_file_of_all_its_sentences(booth: Booth
     text = " ".join(f"This is sentence number {number} of many." for number in range(49))
     text += " " + "x" * (1998 - len(text)) + "."
     assert len(text) == 2000
-    pieces = sentences(text, booth.engine._speaker.fits)
+    pieces = sentences(text, booth.engine._model.fits)
     job = booth.job(text)
     [spoken] = ends(booth.run(job)).values()
-    assert isinstance(spoken, Spoken)
+    assert isinstance(spoken, SpeechDone)
     assert spoken.sentences == len(pieces) >= 50
     rate, fade = spoken.sample_rate, 0.02
     alone = [trimmed(said(booth, piece, 3 + n)) for n, piece in enumerate(pieces)]
@@ -135,12 +135,12 @@ def test_the_first_sound_comes_before_the_second_sentence_begins(booth: Booth) -
     job = booth.job("Hello there. How are you? Fine!")
     booth.submit(job)
     events: list[Event] = []
-    while not any(isinstance(each, Sound) for each in events):
+    while not any(isinstance(each, AudioDelta) for each in events):
         assert len(booth.engine._requests[job.id].waiting) >= 2
         events += booth.engine.step()
     events += booth.run()
     assert isinstance(events[0], Started)
-    sounds = [each for each in events if isinstance(each, Sound)]
+    sounds = [each for each in events if isinstance(each, AudioDelta)]
     assert [each.index for each in sounds] == list(range(len(sounds)))
     streamed = np.frombuffer(b"".join(each.samples for each in sounds), "<i2").astype(int)
     assert np.abs(streamed - booth.sound(job)).max() <= 1
@@ -157,14 +157,14 @@ def test_a_seed_gives_the_same_sound_whoever_else_speaks(booth: Booth) -> None:
 
 def test_nobody_listens_nobody_is_told(booth: Booth) -> None:
     events = booth.run(booth.job("Hello there. Fine!", stream=False))
-    assert [type(each) for each in events] == [Started, Spoken]
+    assert [type(each) for each in events] == [Started, SpeechDone]
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3"])
 def test_every_format_holds_the_sound(booth: Booth, form: str) -> None:
     job = booth.job(format=form)
     [spoken] = ends(booth.run(job)).values()
-    assert isinstance(spoken, Spoken)
+    assert isinstance(spoken, SpeechDone)
     path = booth.folder / sound_name(job.id, form)
     assert path.stat().st_size == spoken.bytes
     with soundfile.SoundFile(io.BytesIO(path.read_bytes())) as found:
@@ -208,7 +208,7 @@ def test_what_is_refused(booth: Booth, fields: dict[str, Any], code: str, param:
 
 
 def test_the_design_s_names_mean_presets(booth: Booth) -> None:
-    voices = booth.engine._speaker.voices
+    voices = booth.engine._model.voices
     assert voices.name_of("speaker_1", "en") == "v2/en_speaker_1"
     assert voices.name_of("speaker_0", "de") == "v2/de_speaker_0"
     assert voices.name_of("en_speaker_0", None) == "v2/en_speaker_0"
@@ -219,7 +219,7 @@ def test_the_design_s_names_mean_presets(booth: Booth) -> None:
 def test_a_long_text_is_said_whole(booth: Booth) -> None:
     words = "a word and another one, " * 10
     [spoken] = ends(booth.run(booth.job(words))).values()
-    assert isinstance(spoken, Spoken)
+    assert isinstance(spoken, SpeechDone)
     assert spoken.sentences > 3
 
 

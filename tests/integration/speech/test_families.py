@@ -20,8 +20,8 @@ from tests.tiny_voices import WIDTH, make_speecht5, make_vits, make_vocoder
 from workers.engines.base import Refused
 from workers.engines.speech.engine import SpeechEngine
 from workers.engines.speech.joining import Joiner
-from workers.engines.speech.speaker import unknown_voice
-from workers.protocol import Event, Failed, Load, SpeechJob, SpeechOptions, Spoken, sound_name
+from workers.engines.speech.model import unknown_voice
+from workers.protocol import Event, Failed, Load, SpeechDone, SpeechJob, SpeechOptions, sound_name
 
 RATE = 16_000
 
@@ -47,7 +47,7 @@ class Booth:
         return events
 
     def sound(self, job: SpeechJob) -> Any:
-        [spoken] = [each for each in self.run(job) if isinstance(each, Spoken)]
+        [spoken] = [each for each in self.run(job) if isinstance(each, SpeechDone)]
         samples, rate = soundfile.read(self.folder / sound_name(job.id, "wav"), dtype="float32")
         assert rate == spoken.sample_rate
         return samples
@@ -76,12 +76,12 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Booth]:
     return path, booth_of(folder / "out", spec_of(path))
 
 
-def vits_sound(path: Path, text: str, seed: int, speaker: int, rate: float = 1.0) -> Any:
+def vits_sound(path: Path, text: str, seed: int, model: int, rate: float = 1.0) -> Any:
     model, tokenizer = VitsModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     torch.manual_seed(seed)
     with torch.no_grad():
         asked = tokenizer(text, return_tensors="pt")
-        return model(**asked, speaker_id=speaker, speaking_rate=rate).waveform[0].numpy()
+        return model(**asked, speaker_id=model, speaking_rate=rate).waveform[0].numpy()
 
 
 @pytest.mark.parametrize(("voice", "number"), [("speaker_2", 2), (None, 0)])
@@ -108,7 +108,7 @@ def test_vits_beside_others_is_the_same(vits: tuple[Path, Booth]) -> None:
 def test_short_requests_do_not_wait_for_the_end_of_long_ones(vits: tuple[Path, Booth]) -> None:
     _, booth = vits
     long, short = booth.job("one. " * 20), booth.job("two.")
-    ended = [each.id for each in booth.run(long, short) if isinstance(each, Spoken)]
+    ended = [each.id for each in booth.run(long, short) if isinstance(each, SpeechDone)]
     assert ended == [short.id, long.id]
 
 

@@ -18,7 +18,7 @@ from workers.engines.batch_limit import BatchLimit
 from workers.engines.speech.bark import sampling
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.engine import SpeechEngine
-from workers.protocol import Failed, Load, SpeechJob, Spoken, sound_name
+from workers.protocol import Failed, Load, SpeechDone, SpeechJob, sound_name
 
 TEXTS = ["Hello there. How are you? Fine!", "Other words. And more of it.", "One"]
 shapes = pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_out_of_memory_for_each_sentence_ends_the_jobs_and_the_next_is_right(
     booth: Booth, monkeypatch: pytest.MonkeyPatch, undisturbed: list[Any], error: Exception
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(booth.engine._speaker, "step", raises(error))
+        patch.setattr(booth.engine._model, "step", raises(error))
         final = ends(booth.run(*jobs_of(booth)))
     assert [each.code for each in final.values() if isinstance(each, Failed)] == [
         "OUT_OF_MEMORY"
@@ -113,7 +113,7 @@ def test_out_of_memory_for_each_sentence_ends_the_jobs_and_the_next_is_right(
 def test_out_of_memory_has_fewer_sentences_computed_together(
     booth: Booth, monkeypatch: pytest.MonkeyPatch, undisturbed: list[Any], error: Exception
 ) -> None:
-    usual, sizes = booth.engine._speaker.step, []
+    usual, sizes = booth.engine._model.step, []
 
     def step(utterances: Any) -> None:
         sizes.append(len(utterances))
@@ -121,9 +121,9 @@ def test_out_of_memory_has_fewer_sentences_computed_together(
             raise error
         usual(utterances)
 
-    monkeypatch.setattr(booth.engine._speaker, "step", step)
+    monkeypatch.setattr(booth.engine._model, "step", step)
     jobs = jobs_of(booth)
-    assert all(isinstance(each, Spoken) for each in ends(booth.run(*jobs)).values())
+    assert all(isinstance(each, SpeechDone) for each in ends(booth.run(*jobs)).values())
     assert sizes[:2] == [3, 1]
     assert all(map(np.array_equal, map(booth.sound, jobs), undisturbed))
 
@@ -148,8 +148,8 @@ def test_out_of_memory_anywhere_in_bark_changes_no_sound(
     calls: set[int],
 ) -> None:
     """A failed step is made again by fewer sentences, from where it began."""
-    assert isinstance(booth.engine._speaker, BarkSpeaker)
-    bark = booth.engine._speaker.bark
+    assert isinstance(booth.engine._model, BarkSpeaker)
+    bark = booth.engine._model.bark
     owner, name = {
         "semantic read": (bark._stages["semantic"], "read"),
         "semantic forward": (bark._stages["semantic"], "step"),
@@ -176,7 +176,7 @@ def test_out_of_memory_anywhere_in_bark_changes_no_sound(
     monkeypatch.setattr(booth.engine, "_batch", BatchLimit(1000, cautious=1))
     jobs = jobs_of(booth)
     final = ends(booth.run(*jobs))
-    assert all(isinstance(each, Spoken) for each in final.values())
+    assert all(isinstance(each, SpeechDone) for each in final.values())
     assert failing.failures == len(calls)
     for job, expected in zip(jobs, undisturbed, strict=True):
         found = booth.sound(job)
@@ -210,7 +210,7 @@ def test_error_of_a_library_ends_its_jobs_only(
     booth: Booth, monkeypatch: pytest.MonkeyPatch, undisturbed: list[Any], error: Exception
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(booth.engine._speaker, "step", raises(error))
+        patch.setattr(booth.engine._model, "step", raises(error))
         final = ends(booth.run(*jobs_of(booth)))
     assert [each.code for each in final.values() if isinstance(each, Failed)] == [
         "INFERENCE_FAILED"
@@ -227,7 +227,7 @@ def test_error_on_a_card_that_is_not_memory_ends_the_worker(
     booth.submit(job)
     with monkeypatch.context() as patch:
         patch.setattr(booth.engine, "_device", "cuda")
-        patch.setattr(booth.engine._speaker, "step", raises(RuntimeError("device-side assert")))
+        patch.setattr(booth.engine._model, "step", raises(RuntimeError("device-side assert")))
         with pytest.raises(RuntimeError, match="device-side assert"):
             booth.engine.step()
     booth.engine.cancel(job.id)
@@ -240,7 +240,7 @@ def test_out_of_memory_in_vits_ends_one_job_and_the_others_sound_the_same(
     engine = SpeechEngine()
     path = make_vits(tmp_path / "vits")
     engine.load(Load(model="v", engine="speech", path=str(path), threads=1), lambda _: None)
-    vits = engine._speaker._model  # type: ignore[attr-defined]
+    vits = engine._model._model  # type: ignore[attr-defined]
 
     def run(prefix: str) -> dict[str, Any]:
         for number, text in enumerate(("hello there", "how are you", "fine")):
@@ -257,12 +257,12 @@ def test_out_of_memory_in_vits_ends_one_job_and_the_others_sound_the_same(
         # 3 sentences, 1, and that one again: its job ends, the other two are heard
         patch.setattr(vits, "forward", FailAt(vits.forward, {1, 2}, torch.OutOfMemoryError()))
         final = run("b")
-    assert [type(final[f"b{number}"]) for number in range(3)] == [Failed, Spoken, Spoken]
+    assert [type(final[f"b{number}"]) for number in range(3)] == [Failed, SpeechDone, SpeechDone]
     with monkeypatch.context() as patch:
         patch.setattr(vits, "forward", FailAt(vits.forward, {1}, torch.OutOfMemoryError()))
         engine._batch = BatchLimit(1000)
         final = run("c")
-    assert all(isinstance(each, Spoken) for each in final.values())
+    assert all(isinstance(each, SpeechDone) for each in final.values())
     for other, number in (("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)):
         sounds = [
             soundfile.read(tmp_path / sound_name(f"{name}{number}", "wav"))[0]

@@ -8,7 +8,7 @@ from transformers import BarkModel
 
 from tests.tiny_speech import make
 from workers.engines.cuda_graphs import Replay, at_least, sizes
-from workers.engines.speech.bark.gpt import Row, Stage
+from workers.engines.speech.bark.gpt import CacheSlot, Stage
 
 ROWS = 6
 MakeStage = Callable[..., Stage]
@@ -26,7 +26,7 @@ def compute_again(step: Replay) -> Replay:
     return step
 
 
-def begin(stage: Stage, length: int, seed: int) -> Row:
+def begin(stage: Stage, length: int, seed: int) -> CacheSlot:
     row = stage.open()
     assert row is not None
     generator = torch.Generator().manual_seed(seed)

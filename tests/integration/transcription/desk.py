@@ -12,7 +12,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from tests import sounds, tiny_whisper
 from workers.engines.transcription.engine import TranscriptionEngine
-from workers.protocol import Event, Load, Segment, Transcribed, TranscriptionJob
+from workers.protocol import Event, Load, Segment, TranscriptionDone, TranscriptionJob
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -49,9 +49,9 @@ class Desk:
             events += self.engine.step()
         raise AssertionError("the engine does not come to an end")
 
-    def transcribe(self, samples: Any, **fields: Any) -> Transcribed:
+    def transcribe(self, samples: Any, **fields: Any) -> TranscriptionDone:
         final = self.run(self.job(samples, **fields))[-1]
-        assert isinstance(final, Transcribed)
+        assert isinstance(final, TranscriptionDone)
         return final
 
     def library(self, samples: Any, **options: Any) -> Any:
@@ -128,9 +128,9 @@ def check_together(desk: Desk) -> None:
     alone = {}
     for job in jobs:
         final = desk.run(job)[-1]
-        assert isinstance(final, Transcribed)
+        assert isinstance(final, TranscriptionDone)
         alone[job.id] = final
-    together = {e.id: e for e in desk.run(*jobs) if isinstance(e, Transcribed)}
+    together = {e.id: e for e in desk.run(*jobs) if isinstance(e, TranscriptionDone)}
     assert together.keys() == alone.keys()
     for name, final in alone.items():
         assert tokens_of(together[name].segments) == tokens_of(final.segments)

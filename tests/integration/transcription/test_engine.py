@@ -22,10 +22,10 @@ from workers.protocol import (
     Cancelled,
     Event,
     Failed,
-    Heard,
     Progress,
+    SegmentDelta,
     Started,
-    Transcribed,
+    TranscriptionDone,
     TranscriptionJob,
 )
 
@@ -135,8 +135,8 @@ def test_segments_are_told_as_they_are_heard(desk: Desk) -> None:
     events = desk.run(job)
     assert isinstance(events[0], Started)
     final = events[-1]
-    assert isinstance(final, Transcribed)
-    heard = [each for each in events if isinstance(each, Heard)]
+    assert isinstance(final, TranscriptionDone)
+    heard = [each for each in events if isinstance(each, SegmentDelta)]
     assert tuple(each.segment for each in heard) == final.segments
     assert [each.index for each in heard] == list(range(len(heard)))
     progress = [each for each in events if isinstance(each, Progress)]
@@ -149,7 +149,7 @@ def test_segments_are_told_as_they_are_heard(desk: Desk) -> None:
 
 def test_without_stream_only_the_end_is_told(desk: Desk) -> None:
     events = desk.run(desk.job(LONG, timestamps="segment", stream=False))
-    assert [type(each) for each in events] == [Started, Transcribed]
+    assert [type(each) for each in events] == [Started, TranscriptionDone]
 
 
 def test_a_cancelled_file_ends_at_the_next_step_and_its_neighbour_goes_on(desk: Desk) -> None:
@@ -166,7 +166,7 @@ def test_a_cancelled_file_ends_at_the_next_step_and_its_neighbour_goes_on(desk: 
     events = desk.run()
     assert [type(each) for each in events if each.id != second.id] == []  # type: ignore[union-attr]
     final = events[-1]
-    assert isinstance(final, Transcribed)
+    assert isinstance(final, TranscriptionDone)
     assert tokens_of(final.segments) == tokens_of(alone.segments)
 
 
@@ -253,7 +253,7 @@ def test_a_window_where_nobody_speaks_is_left_out(tmp_path: Path) -> None:
     events = desk.run(desk.job(LONG, timestamps="segment"))
     assert desk.expected(LONG) == []
     final = events[-1]
-    assert isinstance(final, Transcribed)
+    assert isinstance(final, TranscriptionDone)
     assert (final.text, final.segments, final.duration) == ("", (), 75)
     assert [each.step for each in events if isinstance(each, Progress)] == [30, 60, 75]
 
@@ -274,7 +274,7 @@ def test_a_short_file_does_not_wait_for_a_long_one(desk: Desk) -> None:
     for each in prepared:
         desk.engine.submit(each)
     events: list[Event] = []
-    while not any(each.id == short.id for each in events if isinstance(each, Transcribed)):
+    while not any(each.id == short.id for each in events if isinstance(each, TranscriptionDone)):
         events += desk.engine.step()
     assert not prepared[0].recording.done(), "the long one must take longer than that"
     desk.engine.cancel(long.id)

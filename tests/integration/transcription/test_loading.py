@@ -26,7 +26,7 @@ def load(folder: Path, **fields: Any) -> Ready:
 def test_what_it_says_about_itself(tmp_path: Path) -> None:
     ready = load(tiny_whisper.make(tmp_path), max_batch=3, dtype="bfloat16")
     assert (ready.slots, ready.dtype, ready.device) == (3, "bfloat16", "cpu")
-    assert ready.patience > 0
+    assert ready.step_timeout > 0
 
 
 def change(name: str, **fields: Any) -> Callable[[Path], None]:

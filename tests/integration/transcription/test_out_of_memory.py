@@ -14,7 +14,7 @@ from tests.sounds import melody
 from workers.engines.base import Refused
 from workers.engines.batch_limit import CAUTIOUS_PASSES, BatchLimit
 from workers.engines.transcription.engine import TranscriptionEngine
-from workers.protocol import Failed, Load, Transcribed
+from workers.protocol import Failed, Load, TranscriptionDone
 
 SOUNDS = [melody(3, seed) for seed in range(5)]
 shapes = pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_out_of_memory_lets_fewer_files_run_together(
 
     monkeypatch.setattr(model, "forward", forward)
     jobs = [desk.job(sound) for sound in SOUNDS]
-    texts = {e.id: e.text for e in desk.run(*jobs) if isinstance(e, Transcribed)}
+    texts = {e.id: e.text for e in desk.run(*jobs) if isinstance(e, TranscriptionDone)}
     assert [texts[job.id] for job in jobs] == alone
     assert batches[0] == 5
     assert set(batches[1:]) <= {1, 2}
@@ -114,7 +114,7 @@ def test_out_of_memory_changes_no_drawn_token(desk: Desk, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(model, "forward", forward)
     jobs = [desk.job(sound, **free) for sound in SOUNDS[:2]]
-    final = {e.id: e for e in desk.run(*jobs) if isinstance(e, Transcribed)}
+    final = {e.id: e for e in desk.run(*jobs) if isinstance(e, TranscriptionDone)}
     assert [tokens_of(final[job.id].segments) for job in jobs] == alone
 
 

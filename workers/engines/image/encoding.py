@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
-from workers.protocol import ImageJob, Picture, picture_name
+from workers.protocol import ImageFile, ImageJob, picture_name
 
 SOFTWARE = "BitingLip"
 _USER_COMMENT = 0x9286
@@ -22,7 +22,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 def write(
     pixels: NDArray[np.float32], job: ImageJob, index: int, *, filtered: bool, description: str
-) -> Picture:
+) -> ImageFile:
     """Write one image, whole or not at all; ``pixels`` is (height, width, 3) from 0 to 1.
 
     Raises OSError if the disk does not take it.
@@ -41,7 +41,7 @@ def write(
     except OSError:
         draft.unlink(missing_ok=True)
         raise
-    return Picture(
+    return ImageFile(
         width=image.width,
         height=image.height,
         seed=job.seeds[index],

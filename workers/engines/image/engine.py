@@ -8,16 +8,16 @@ import numpy as np
 import torch
 
 from workers.engines.base import Refused
-from workers.engines.image.adapters import Adapters
+from workers.engines.image.acceleration import speed_up
 from workers.engines.image.encoding import describe, write
-from workers.engines.image.intake import Intake
 from workers.engines.image.loading import load
-from workers.engines.image.memory import Ladder, StoredDtypes, place
+from workers.engines.image.loras import Loras
+from workers.engines.image.memory import OomFallbacks, StoredDtypes, place
+from workers.engines.image.pipeline_call import Images, PipelineCall, Step
 from workers.engines.image.pipelines import Pipelines
+from workers.engines.image.preprocess import Preprocessor
 from workers.engines.image.preview import preview, why_no_preview
-from workers.engines.image.request import Drawing, Request
-from workers.engines.image.run import Images, Run, Step
-from workers.engines.image.speed import speed_up
+from workers.engines.image.request import ImageSample, Request
 from workers.engines.torch_env import (
     finish_load,
     held_bytes,
@@ -25,13 +25,13 @@ from workers.engines.torch_env import (
     out_of_memory,
     release_cached,
 )
-from workers.protocol import Event, ImageJob, ImageOptions, Load, Picture, Ready
+from workers.protocol import Event, ImageFile, ImageJob, ImageOptions, Load, Ready
 
 _BATCH = 4  #: images in one pass, where the settings do not say
 _MOST_RUNS = 4
 _WRITERS = 2
 _WAIT_SECONDS = 0.02
-_PATIENCE = {"cpu": 600.0, "cuda": 120.0}  #: seconds that one step, or the decoder, may take
+_STEP_TIMEOUT = {"cpu": 600.0, "cuda": 120.0}  #: seconds that one step, or the decoder, may take
 _COMPILER_PATIENCE = 600.0  #: where a size that was not warmed up may compile in a step
 
 
@@ -43,18 +43,18 @@ class ImageEngine:
     """
 
     _pipelines: Pipelines
-    _intake: Intake
-    _ladder: Ladder
-    _adapters: Adapters
+    _intake: Preprocessor
+    _ladder: OomFallbacks
+    _adapters: Loras
     _dtypes: StoredDtypes
 
     def __init__(self) -> None:
         self._model = ""
         self._batch = _BATCH
         self._requests: dict[str, Request] = {}
-        self._waiting: list[Drawing] = []
-        self._runs: list[Run] = []
-        self._writing: dict[Future[Picture], Drawing] = {}
+        self._waiting: list[ImageSample] = []
+        self._runs: list[PipelineCall] = []
+        self._writing: dict[Future[ImageFile], ImageSample] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
         self._cancelled: list[str] = []
         self._most_runs = _MOST_RUNS
@@ -71,7 +71,7 @@ class ImageEngine:
         progress(0.0)
         try:
             loaded = load(spec, lambda part: progress(0.8 * part))
-            self._adapters = Adapters(loaded.pipe, options.loras)
+            self._adapters = Loras(loaded.pipe, options.loras)
             place(loaded, options.offload)
             speed_up(loaded.pipe, options, self._batch)
         except RuntimeError as error:
@@ -79,8 +79,8 @@ class ImageEngine:
                 raise
             raise out_of_memory() from error
         self._pipelines = Pipelines(loaded)
-        self._intake = Intake(self._pipelines)
-        self._ladder = Ladder(loaded.pipe, self._batch)
+        self._intake = Preprocessor(self._pipelines)
+        self._ladder = OomFallbacks(loaded.pipe, self._batch)
         self._dtypes = StoredDtypes(loaded.pipe)
         # Cached steps, and what lies where, are state of the weights that all runs share.
         alone = options.step_cache != "none" or options.offload != "none"
@@ -88,12 +88,12 @@ class ImageEngine:
         self._no_preview = why_no_preview(loaded.pipe, options.offload)
         finish_load(loaded.device)
         progress(1.0)
-        patience = _PATIENCE[loaded.device.type]
+        step_timeout = _STEP_TIMEOUT[loaded.device.type]
         return Ready(
             slots=self._batch,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=loaded.device.type,
-            patience=max(patience, _COMPILER_PATIENCE) if options.compile else patience,
+            step_timeout=max(step_timeout, _COMPILER_PATIENCE) if options.compile else step_timeout,
         )
 
     def prepare(self, job: ImageJob) -> Request:
@@ -104,7 +104,7 @@ class ImageEngine:
 
     def submit(self, prepared: Request) -> None:
         self._requests[prepared.job.id] = prepared
-        self._waiting += prepared.drawings
+        self._waiting += prepared.samples
 
     def cancel(self, job_id: str) -> None:
         if job_id in self._requests:
@@ -127,24 +127,24 @@ class ImageEngine:
         while self._waiting and len(self._runs) < self._most_runs:
             first = self._waiting[0].request
             most = 1 if first.sources else self._ladder.batch.now
-            drawings = [each for each in self._waiting if each.request.shape == first.shape][:most]
-            self._waiting = [each for each in self._waiting if each not in drawings]
-            events += self._begin(drawings)
+            samples = [each for each in self._waiting if each.request.shape == first.shape][:most]
+            self._waiting = [each for each in self._waiting if each not in samples]
+            events += self._begin(samples)
         return events
 
-    def _begin(self, drawings: list[Drawing]) -> list[Event]:
+    def _begin(self, samples: list[ImageSample]) -> list[Event]:
         try:
-            pipe, arguments = self._pipelines.prepare(drawings)
+            pipe, arguments = self._pipelines.prepare(samples)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return self._fail(drawings, error)
-        run = Run(pipe, arguments, drawings)
+            return self._fail(samples, error)
+        run = PipelineCall(pipe, arguments, samples)
         run.spent = min((each.spent for each in self._runs), default=0.0)
         self._runs.append(run)
-        for request in _requests_of(drawings):
-            request.note_measures(self._ladder.taken)
-        return [event for each in drawings for event in each.request.started()]
+        for request in _requests_of(samples):
+            request.note_memory_fallbacks(self._ladder.taken)
+        return [event for each in samples for event in each.request.started()]
 
-    def _advance(self, run: Run) -> list[Event]:
+    def _advance(self, run: PipelineCall) -> list[Event]:
         error: Exception | None = None
         try:
             self._adapters.activate(run.job.adapters)
@@ -160,19 +160,19 @@ class ImageEngine:
         self._ladder.passed()
         return self._finish(run, outcome)
 
-    def _report(self, run: Run, step: Step) -> list[Event]:
+    def _report(self, run: PipelineCall, step: Step) -> list[Event]:
         events: list[Event] = []
-        for request in _requests_of(run.drawings):
+        for request in _requests_of(run.samples):
             events += request.advanced(step.steps, self._preview(run, step, request))
         return events
 
-    def _preview(self, run: Run, step: Step, request: Request) -> bytes:
+    def _preview(self, run: PipelineCall, step: Step, request: Request) -> bytes:
         """Of a job's first image, every so many steps, if it asked for any."""
-        job, first = request.job, request.drawings[0]
+        job, first = request.job, request.samples[0]
         due = job.preview_every and step.number % job.preview_every == 0
-        if not due or step.number >= step.steps or first not in run.drawings:
+        if not due or step.number >= step.steps or first not in run.samples:
             return b""
-        row = run.drawings.index(first)
+        row = run.samples.index(first)
         try:
             return preview(run.pipe, step.latents[row : row + 1], job.width, job.height)
         except RuntimeError as error:
@@ -180,39 +180,39 @@ class ImageEngine:
                 raise
             return b""  # the image itself may still come
 
-    def _finish(self, run: Run, images: Images) -> list[Event]:
+    def _finish(self, run: PipelineCall, images: Images) -> list[Event]:
         events: list[Event] = []
-        for drawing, pixels, filtered in zip(
-            run.drawings, images.pixels, images.filtered, strict=True
+        for sample, pixels, filtered in zip(
+            run.samples, images.pixels, images.filtered, strict=True
         ):
-            if not drawing.wanted:
+            if not sample.wanted:
                 continue
             if not np.isfinite(pixels).all():
-                events += self._end(drawing.request, "INFERENCE_FAILED", _NOT_A_NUMBER)
+                events += self._end(sample.request, "INFERENCE_FAILED", _NOT_A_NUMBER)
                 continue
-            job = drawing.request.job
+            job = sample.request.job
             text = describe(
-                job, self._model, drawing.seed, self._scheduler(job), self._pipelines.guidance(job)
+                job, self._model, sample.seed, self._scheduler(job), self._pipelines.guidance(job)
             )
             future = self._writers.submit(
-                write, pixels, job, drawing.index, filtered=filtered, description=text
+                write, pixels, job, sample.index, filtered=filtered, description=text
             )
-            self._writing[future] = drawing
+            self._writing[future] = sample
         return events
 
     def _collect(self) -> list[Event]:
         """The jobs whose images are all written."""
         events: list[Event] = []
         for future in [each for each in self._writing if each.done()]:
-            drawing = self._writing.pop(future)
-            request = drawing.request
-            if not drawing.wanted:
+            sample = self._writing.pop(future)
+            request = sample.request
+            if not sample.wanted:
                 continue
             if (error := future.exception()) is not None:
                 code = "DISK_FULL" if isinstance(error, OSError) else "INFERENCE_FAILED"
                 events += self._end(request, code, "The image could not be written.")
                 continue
-            drawing.picture = future.result()
+            sample.picture = future.result()
             if request.whole:
                 del self._requests[request.job.id]
                 job = request.job
@@ -224,8 +224,8 @@ class ImageEngine:
 
     # ---- what goes wrong -------------------------------------------------------------------------
 
-    def _failed(self, run: Run, error: Exception) -> list[Event]:
-        wanted = [drawing for drawing in run.drawings if drawing.wanted]
+    def _failed(self, run: PipelineCall, error: Exception) -> list[Event]:
+        wanted = [sample for sample in run.samples if sample.wanted]
         if is_out_of_memory(error):
             self._pipelines.prompts.clear()
             release_cached(self._pipelines.device)
@@ -240,15 +240,15 @@ class ImageEngine:
         """Whether a CUDA context may be damaged by it: going on would then give garbage."""
         return self._pipelines.device.type == "cuda" and isinstance(error, RuntimeError)
 
-    def _fail(self, drawings: list[Drawing], error: Exception) -> list[Event]:
+    def _fail(self, samples: list[ImageSample], error: Exception) -> list[Event]:
         message = f"The pipeline failed on this request ({type(error).__name__})."
         return [
             event
-            for request in _requests_of(drawings)
+            for request in _requests_of(samples)
             for event in self._end(request, "INFERENCE_FAILED", message)
         ]
 
-    def _again(self, wanted: list[Drawing]) -> list[Event]:
+    def _again(self, wanted: list[ImageSample]) -> list[Event]:
         """Out of memory: climb down the ladder, and draw the same again from the start."""
         measure = self._ladder.climb(len(wanted))
         if measure is None:
@@ -258,9 +258,9 @@ class ImageEngine:
                 for request in _requests_of(wanted)
                 for event in self._end(request, "OUT_OF_MEMORY", message)
             ]
-        for drawing in wanted:
-            drawing.step = 0
-            drawing.request.note_measures((measure,))
+        for sample in wanted:
+            sample.step = 0
+            sample.request.note_memory_fallbacks((measure,))
         self._waiting = wanted + self._waiting
         return []
 
@@ -302,7 +302,7 @@ class ImageEngine:
         return {
             "waiting": len(self._waiting),
             "runs": len(self._runs),
-            "writing": sum(drawing.wanted for drawing in self._writing.values()),
+            "writing": sum(sample.wanted for sample in self._writing.values()),
         }
 
     def close(self) -> None:
@@ -315,7 +315,7 @@ class ImageEngine:
 _NOT_A_NUMBER = "The model's output is not a number."
 
 
-def _requests_of(drawings: list[Drawing]) -> list[Request]:
+def _requests_of(samples: list[ImageSample]) -> list[Request]:
     """The requests of these that have not ended, each once."""
-    found: dict[int, Any] = {id(each.request): each.request for each in drawings if each.wanted}
+    found: dict[int, Any] = {id(each.request): each.request for each in samples if each.wanted}
     return list(found.values())

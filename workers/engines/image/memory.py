@@ -53,7 +53,7 @@ class Measure(Protocol):
     def take_back(self) -> None: ...
 
 
-class Ladder:
+class OomFallbacks:
     """What is tried in turn, from what costs nothing to what costs time or looks a little other.
 
     After a while everything is taken back, one measure after another: what took the memory may be

@@ -13,8 +13,8 @@ import torch
 
 from workers.engines.base import Refused
 from workers.engines.image.loading import LoadedPipeline
-from workers.engines.image.prompts import PromptCache
-from workers.engines.image.request import Drawing
+from workers.engines.image.prompt_cache import PromptCache
+from workers.engines.image.request import ImageSample
 from workers.engines.image.schedulers import Schedulers
 from workers.protocol import ImageJob
 
@@ -83,22 +83,22 @@ class Pipelines:
         if job.image is not None:
             self._check_mode(_mode(job))
 
-    def prepare(self, drawings: list[Drawing]) -> tuple[Any, dict[str, Any]]:
+    def prepare(self, samples: list[ImageSample]) -> tuple[Any, dict[str, Any]]:
         """A pipeline of its own for one run, and what to call it with."""
-        request = drawings[0].request
+        request = samples[0].request
         job, mode = request.job, _mode(request.job)
         pipe = copy.copy(self._pipe(mode))
         pipe.scheduler = self.schedulers.fresh(job.scheduler)
         self.prompts.attach(pipe, job.adapters)
         arguments: dict[str, Any] = {
-            "prompt": [drawing.request.job.prompt for drawing in drawings],
+            "prompt": [sample.request.job.prompt for sample in samples],
             "num_inference_steps": job.steps,
-            "generator": [torch.Generator().manual_seed(drawing.seed) for drawing in drawings],
+            "generator": [torch.Generator().manual_seed(sample.seed) for sample in samples],
             "output_type": "np",
             "callback_on_step_end_tensor_inputs": ["latents"],
         }
         if job.negative_prompt is not None:
-            arguments["negative_prompt"] = [d.request.job.negative_prompt for d in drawings]
+            arguments["negative_prompt"] = [d.request.job.negative_prompt for d in samples]
         guidance = self.guidance(job)
         if guidance is not None:
             arguments["guidance_scale"] = guidance

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.protocol import Cancelled, Drawn, Failed, ImageJob, Picture, Progress, Started
+from workers.protocol import Cancelled, Failed, ImageDone, ImageFile, ImageJob, Progress, Started
 
 
 @dataclass(slots=True, frozen=True)
@@ -16,14 +16,14 @@ class Sources:
 
 
 @dataclass(slots=True, eq=False)
-class Drawing:
+class ImageSample:
     """One image to be made."""
 
     request: "Request"
     index: int
     seed: int
     step: int = 0
-    picture: Picture | None = None
+    picture: ImageFile | None = None
 
     @property
     def wanted(self) -> bool:
@@ -34,15 +34,15 @@ class Drawing:
 class Request:
     job: ImageJob
     sources: Sources | None = None
-    drawings: list[Drawing] = field(default_factory=list)
+    samples: list[ImageSample] = field(default_factory=list)
     begun: bool = False
     ended: bool = False
     reported: int = 0  #: steps that the client was told of
     steps: int = 0  #: as the scheduler counts them
-    measures: tuple[str, ...] = ()
+    memory_fallbacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.drawings = [Drawing(self, i, seed) for i, seed in enumerate(self.job.seeds)]
+        self.samples = [ImageSample(self, i, seed) for i, seed in enumerate(self.job.seeds)]
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -69,29 +69,29 @@ class Request:
     def advanced(self, steps: int, preview: bytes) -> list[Progress]:
         """The progress of the slowest of its drawings, if that is news and anybody looks."""
         self.steps = steps
-        step = min(drawing.step for drawing in self.drawings)
+        step = min(sample.step for sample in self.samples)
         if step <= self.reported or not self.job.stream:
             return []
         self.reported = step
         return [Progress(id=self.job.id, step=step, steps=steps, preview=preview)]
 
-    def note_measures(self, names: Iterable[str]) -> None:
+    def note_memory_fallbacks(self, names: Iterable[str]) -> None:
         """Note what was done to save memory while it was drawn; each is told once."""
-        self.measures = tuple(dict.fromkeys((*self.measures, *names)))
+        self.memory_fallbacks = tuple(dict.fromkeys((*self.memory_fallbacks, *names)))
 
     @property
     def whole(self) -> bool:
-        return all(drawing.picture for drawing in self.drawings)
+        return all(sample.picture for sample in self.samples)
 
-    def drawn(self, scheduler: str, guidance_scale: float | None) -> Drawn:
+    def drawn(self, scheduler: str, guidance_scale: float | None) -> ImageDone:
         self.ended = True
-        return Drawn(
+        return ImageDone(
             id=self.job.id,
-            pictures=tuple(drawing.picture for drawing in self.drawings if drawing.picture),
+            pictures=tuple(sample.picture for sample in self.samples if sample.picture),
             steps=self.steps,
             scheduler=scheduler,
             guidance_scale=guidance_scale,
-            measures=self.measures,
+            memory_fallbacks=self.memory_fallbacks,
         )
 
     def failed(self, code: str, message: str, param: str | None = None) -> Failed:
@@ -100,4 +100,4 @@ class Request:
 
     def cancelled(self) -> Cancelled:
         self.ended = True
-        return Cancelled(id=self.job.id, steps=max(drawing.step for drawing in self.drawings))
+        return Cancelled(id=self.job.id, steps=max(sample.step for sample in self.samples))

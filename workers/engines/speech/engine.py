@@ -11,8 +11,8 @@ from workers.engines.batch_limit import BatchLimit
 from workers.engines.speech.encoding import Resampler, SoundFile, rate_of
 from workers.engines.speech.joining import Joiner, pcm16
 from workers.engines.speech.loading import load
+from workers.engines.speech.model import SpeechModel, Utterance
 from workers.engines.speech.sentences import sentences
-from workers.engines.speech.speaker import Speaker, Utterance
 from workers.engines.torch_env import (
     avoid_cudnn_attention,
     finish_load,
@@ -21,19 +21,19 @@ from workers.engines.torch_env import (
     release_cached,
 )
 from workers.protocol import (
+    AudioDelta,
     Cancelled,
     Event,
     Failed,
     Load,
     Progress,
     Ready,
-    Sound,
+    SpeechDone,
     SpeechJob,
-    Spoken,
     Started,
 )
 
-_PATIENCE = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
+_STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
 _ALL = 1 << 20  #: sentences of a step: as many as there are, but where memory is short
 _CAUTIOUS_STEPS = 512  #: most steps are a token of each sentence
 
@@ -63,7 +63,7 @@ class SpeechEngine:
     follow together. Sound is given out in the order of the text.
     """
 
-    _speaker: Speaker
+    _model: SpeechModel
     _device: str
 
     def __init__(self) -> None:
@@ -79,25 +79,25 @@ class SpeechEngine:
         avoid_cudnn_attention()
         self._device = spec.device
         progress(0.0)
-        self._speaker, slots = load(spec)
+        self._model, slots = load(spec)
         finish_load(spec.device)
         progress(1.0)
         return Ready(
             slots=slots,
-            dtype=str(self._speaker.dtype).removeprefix("torch."),
+            dtype=str(self._model.dtype).removeprefix("torch."),
             device=spec.device,
-            patience=_PATIENCE[spec.device],
+            step_timeout=_STEP_TIMEOUT[spec.device],
         )
 
     def prepare(self, job: SpeechJob) -> _Request:
-        voice = self._speaker.voice_of(job)
-        own = self._speaker.sample_rate
+        voice = self._model.voice_of(job)
+        own = self._model.sample_rate
         sample_rate = rate_of(job, own)
-        pieces = sentences(job.text, self._speaker.fits)
+        pieces = sentences(job.text, self._model.fits)
         if not pieces:
             raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
         utterances = [
-            self._speaker.utter(piece, voice, job.speed, job.seed + number)
+            self._model.utter(piece, voice, job.speed, job.seed + number)
             for number, piece in enumerate(pieces)
         ]
         return _Request(
@@ -143,7 +143,7 @@ class SpeechEngine:
         """Go on with these; returns the ends of requests that cannot go on."""
         error: Exception | None = None
         try:
-            self._speaker.step(batch)
+            self._model.step(batch)
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)  # it holds on to all that was computed
         if error is not None:
@@ -218,7 +218,7 @@ class SpeechEngine:
             return []
         request.chunks += 1
         return [
-            Sound(
+            AudioDelta(
                 id=request.job.id,
                 index=request.chunks - 1,
                 samples=pcm16(samples),
@@ -232,7 +232,7 @@ class SpeechEngine:
         assert request.file is not None
         size = request.file.finish()
         del self._requests[job.id]
-        spoken = Spoken(
+        spoken = SpeechDone(
             id=job.id,
             format=job.format,
             bytes=size,
@@ -255,7 +255,7 @@ class SpeechEngine:
 
     def _forget(self, request: _Request) -> None:
         for utterance in request.running:
-            self._speaker.leave(utterance)
+            self._model.leave(utterance)
         if request.file is not None:
             request.file.drop()
         del self._requests[request.job.id]
@@ -268,7 +268,7 @@ class SpeechEngine:
         return held_bytes(self._device)
 
     def books(self) -> dict[str, int]:
-        return {"requests": len(self._requests), "rows": self._speaker.rows_used}
+        return {"requests": len(self._requests), "rows": self._model.rows_used}
 
     def close(self) -> None:
         for request in list(self._requests.values()):

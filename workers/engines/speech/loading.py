@@ -10,10 +10,10 @@ import transformers
 from safetensors import SafetensorError
 
 from workers.engines.base import Refused, reason
-from workers.engines.packing import pack_all, unmap
+from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.bark.voices import Voices
-from workers.engines.speech.speaker import Speaker
+from workers.engines.speech.model import SpeechModel
 from workers.engines.speech.speecht5 import SpeechT5, read_voices
 from workers.engines.speech.vits import Vits
 from workers.engines.torch_env import half_precision, is_out_of_memory, out_of_memory
@@ -27,7 +27,7 @@ _ROWS = 16
 _GRANT = {"cpu": 2048 * 1024 * 1024, "cuda": 4096 * 1024 * 1024}
 
 
-def load(spec: Load) -> tuple[Speaker, int]:
+def load(spec: Load) -> tuple[SpeechModel, int]:
     """And how many sentences it says at once. Raises Refused with MODEL_LOAD_FAILED for whatever
     is wrong with the files, with OUT_OF_MEMORY where the device's memory does not suffice."""
     if spec.device == "cuda" and not torch.cuda.is_available():
@@ -49,7 +49,7 @@ def load(spec: Load) -> tuple[Speaker, int]:
         raise _failed(f"The model does not load: {reason(error)}") from error
 
 
-def _bark(spec: Load) -> tuple[Speaker, int]:
+def _bark(spec: Load) -> tuple[SpeechModel, int]:
     # Half precision where a device is fast at it; a CPU is not. The codec is small, and its
     # output is what is heard.
     usual = half_precision("cuda") if spec.device == "cuda" else torch.float32
@@ -78,12 +78,12 @@ def _rows_granted(model: Any, spec: Load) -> int:
     return max(1, grant // row)
 
 
-def _vits(spec: Load) -> tuple[Speaker, int]:
+def _vits(spec: Load) -> tuple[SpeechModel, int]:
     model = _model(transformers.VitsModel, spec, Path(spec.path), torch.float32)
     return Vits(model, _tokenizer(spec)), spec.max_batch or _ROWS
 
 
-def _speecht5(spec: Load) -> tuple[Speaker, int]:
+def _speecht5(spec: Load) -> tuple[SpeechModel, int]:
     options = spec.speech
     if options is None or options.vocoder is None:
         raise _failed(
@@ -103,7 +103,7 @@ def _speecht5(spec: Load) -> tuple[Speaker, int]:
     return SpeechT5(model, _tokenizer(spec), vocoder, voices), spec.max_batch or _ROWS
 
 
-_FAMILIES: dict[str, Callable[[Load], tuple[Speaker, int]]] = {
+_FAMILIES: dict[str, Callable[[Load], tuple[SpeechModel, int]]] = {
     "bark": _bark,
     "vits": _vits,
     "speecht5": _speecht5,

@@ -31,7 +31,7 @@ class BlockTable:
 
     sequences: int
     blocks: Tensor  #: [sequences * blocks]
-    neighbours: slice | None  #: the same blocks, if they lie side by side: nothing to gather
+    contiguous: slice | None  #: the same blocks, if they lie side by side: nothing to gather
 
     def to(self, device: torch.device) -> "BlockTable":
         return replace(self, blocks=self.blocks.to(device))
@@ -43,8 +43,8 @@ class BlockTable:
         together = blocks[-1] - blocks[0] == len(blocks) - 1 and blocks == list(
             range(blocks[0], blocks[-1] + 1)
         )
-        neighbours = slice(blocks[0], blocks[-1] + 1) if together else None
-        return cls(len(rows), torch.tensor(blocks, device=device), neighbours)
+        contiguous = slice(blocks[0], blocks[-1] + 1) if together else None
+        return cls(len(rows), torch.tensor(blocks, device=device), contiguous)
 
 
 class PagedCache:
@@ -84,8 +84,8 @@ class PagedCache:
         """
         shape = self.shapes[layer]
         sequences = table.sequences
-        if table.neighbours is not None:
-            rows = self._by_block[layer][table.neighbours]
+        if table.contiguous is not None:
+            rows = self._by_block[layer][table.contiguous]
         else:
             rows = self._gather(self._by_block[layer], table.blocks)
         rows = rows.view(sequences, -1, shape.width)

@@ -9,8 +9,8 @@ import torch
 from workers.engines import torch_env
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
-from workers.engines.text.intake import Intake, PreparedJob
 from workers.engines.text.loading import LoadedModel, failed, load, private_copy
+from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Sampler
@@ -24,14 +24,14 @@ _STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 _MAX_ROWS = 64
 #: Seconds that a step may take on a card: one is far shorter, but the first use of a kernel may
 #: read it from a slow disk or compile it.
-_CUDA_PATIENCE = 60.0
+_CUDA_STEP_TIMEOUT = 60.0
 _BLOCK_SIZE = 16
 
 
 class TextEngine:
     """Runs text jobs of one model, all of them in each step; see ``workers.engines.base``."""
 
-    _intake: Intake
+    _intake: Preprocessor
     _runner: Runner
     _scheduler: Scheduler
     _allocator: BlockAllocator
@@ -78,7 +78,7 @@ class TextEngine:
         context = min(context, self._runner.blocks * self._block_size)
         self._set_up(loaded, rows, self._step_tokens or _STEP_TOKENS[device])
         template = _template(loaded.tokenizer)
-        self._intake = Intake(
+        self._intake = Preprocessor(
             private_copy(loaded.tokenizer),
             template,
             max_context=context,
@@ -92,7 +92,7 @@ class TextEngine:
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=device,
             has_chat_template=template is not None,
-            patience=_CUDA_PATIENCE if device == "cuda" else 0.0,
+            step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
         )
 
     def _set_up(self, loaded: LoadedModel, rows: int, step_tokens: int) -> None:

@@ -16,7 +16,7 @@ import transformers
 
 from workers.engines import torch_env
 from workers.engines.base import Refused, reason
-from workers.engines.text.fusion import can_fuse, join_projections
+from workers.engines.text.fused import can_fuse, join_projections
 from workers.protocol import Load
 
 _DTYPES = {

@@ -1,19 +1,19 @@
 """One running request: takes sampled tokens in, gives events out."""
 
-from workers.engines.stops import StopFinder
+from workers.engines.stop_strings import StopFinder
 from workers.engines.text.detokenizer import DetokenizerFactory
-from workers.engines.text.intake import PreparedJob
+from workers.engines.text.preprocess import PreparedJob
 from workers.engines.text.sampler import Choice, Logprobs
 from workers.engines.text.sampling_params import SamplingParams
 from workers.engines.text.scheduler import Sequence
 from workers.protocol import (
     Cancelled,
-    Done,
     Event,
     Failed,
     Started,
+    TextDelta,
+    TextDone,
     TextJob,
-    Token,
     TokenLogprob,
 )
 
@@ -85,13 +85,13 @@ class Request:
             return "stop"
         return "length" if self.produced >= self._max_tokens else None
 
-    def _token(self, text: str) -> Token:
+    def _token(self, text: str) -> TextDelta:
         new = tuple(self._logprobs[self._logprobs_told :])
         self._logprobs_told = len(self._logprobs)
-        return Token(id=self.job.id, text=text, index=self.produced - 1, logprobs=new)
+        return TextDelta(id=self.job.id, text=text, index=self.produced - 1, logprobs=new)
 
-    def _done(self, reason: str) -> Done:
-        return Done(
+    def _done(self, reason: str) -> TextDone:
+        return TextDone(
             id=self.job.id,
             text="".join(self._text),
             finish_reason=reason,

@@ -11,7 +11,7 @@ from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.decoder import Decoder, LibraryDecoder
-from workers.engines.text.fusion import FusedDecoder, can_fuse
+from workers.engines.text.fused import FusedDecoder, can_fuse
 from workers.engines.text.loading import LoadedModel, failed
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
 
@@ -53,7 +53,7 @@ class Runner:
             dtype=loaded.dtype,
             device=loaded.device,
         )
-        self._try_out(trial, expected, _TOLERANCE[loaded.dtype])
+        self._self_check(trial, expected, _TOLERANCE[loaded.dtype])
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
@@ -75,10 +75,10 @@ class Runner:
     def close(self) -> None:
         self._decoder.close()
 
-    def _try_out(self, ids: list[int], expected: Tensor, tolerance: float) -> None:
+    def _self_check(self, ids: list[int], expected: Tensor, tolerance: float) -> None:
         """Warm up: a prompt in two pieces, then single tokens, against the library's own logits."""
         allocator = BlockAllocator(self.blocks, self._cache.block_size)
-        scheduler = Scheduler(allocator, max_rows=1, step_tokens=len(ids) // 3, margin=0.0)
+        scheduler = Scheduler(allocator, max_rows=1, step_tokens=len(ids) // 3, watermark=0.0)
         sequence = Sequence("trial", ids[:-2], len(ids) - 2)
         scheduler.add(sequence)
         worst = 0.0

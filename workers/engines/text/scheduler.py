@@ -80,7 +80,7 @@ class Scheduler:
     """Owns the waiting and the running sequences; the blocks belong to the allocator."""
 
     def __init__(
-        self, allocator: BlockAllocator, *, max_rows: int, step_tokens: int, margin: float = 0.05
+        self, allocator: BlockAllocator, *, max_rows: int, step_tokens: int, watermark: float = 0.05
     ) -> None:
         """``step_tokens`` per step over all rows; ``margin`` of all blocks stays free when a
         prompt is admitted beside others, so that they can grow for a while."""
@@ -88,7 +88,7 @@ class Scheduler:
         self._max_rows = min(max_rows, step_tokens)
         self._most_tokens = self._step_tokens = step_tokens
         self._cautious = 0  #: steps until a larger one is tried
-        self._margin = int(allocator.total * margin)
+        self._watermark = int(allocator.total * watermark)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  #: oldest first
 
@@ -160,7 +160,7 @@ class Scheduler:
         """Reserve the block of the next token, at the cost of younger sequences if need be."""
         while not self._grow(sequence, 1):
             youngest = self._running[-1]
-            self._soft_reset(youngest)
+            self._preempt(youngest)
             reset.append(youngest)
             if youngest is sequence:
                 return False
@@ -181,7 +181,7 @@ class Scheduler:
         oldest = self._running[0]
         while len(self._running) > 1:
             reset.append(self._running[-1])
-            self._soft_reset(self._running[-1])
+            self._preempt(self._running[-1])
             chunk = self._prefill(oldest, self._step_tokens)
             if chunk:
                 return [chunk]
@@ -206,7 +206,7 @@ class Scheduler:
         if not self._running:
             return True
         promised = sum(self._missing_blocks(running) for running in self._running)
-        needed = self._missing_blocks(sequence) + promised + self._margin
+        needed = self._missing_blocks(sequence) + promised + self._watermark
         return needed <= self._allocator.free_count
 
     def _missing_blocks(self, sequence: Sequence) -> int:
@@ -230,7 +230,7 @@ class Scheduler:
             sequence.blocks += self._allocator.allocate(wanted)
         return True
 
-    def _soft_reset(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._free(sequence)
         self._waiting.appendleft(sequence)

@@ -46,7 +46,7 @@ class Attempt:
         return len(raw) / len(zlib.compress(raw))
 
 
-class Pass:
+class DecodeBatch:
     """Attempts whose prompts are of one length and which all have timestamps, or none."""
 
     def __init__(self, loaded: LoadedWhisper, encoded: torch.Tensor, attempts: list[Attempt]):
@@ -54,7 +54,7 @@ class Pass:
         size)."""
         self.attempts = list(attempts)
         self._loaded = loaded
-        self._rules = loaded.rules
+        self._decoding_config = loaded.decoding
         self._encoded = encoded
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         self._ids = torch.tensor([each.prompt for each in attempts], device=loaded.device)
@@ -62,13 +62,15 @@ class Pass:
 
     def _make_processors(self, attempt: Attempt) -> LogitsProcessorList:
         found = LogitsProcessorList()
-        rules, begin, device = self._rules, len(attempt.prompt), self._loaded.device
-        if rules.suppressed_first:
+        decoding, begin, device = self._decoding_config, len(attempt.prompt), self._loaded.device
+        if decoding.suppressed_first:
             found.append(
-                SuppressTokensAtBeginLogitsProcessor(rules.suppressed_first, begin, device=device)
+                SuppressTokensAtBeginLogitsProcessor(
+                    decoding.suppressed_first, begin, device=device
+                )
             )
-        if rules.suppressed:
-            found.append(SuppressTokensLogitsProcessor(rules.suppressed, device=device))
+        if decoding.suppressed:
+            found.append(SuppressTokensLogitsProcessor(decoding.suppressed, device=device))
         if attempt.timestamps:
             generation = self._loaded.model.generation_config
             found.append(WhisperTimeStampLogitsProcessor(generation, begin_index=begin))
@@ -83,8 +85,10 @@ class Pass:
         scores = self._processors(self._ids, logits[:, -1].to(torch.float32, copy=True))
         tokens = self._choose(scores)
         self._ids = torch.cat((self._ids, torch.tensor(tokens, device=scores.device)[:, None]), 1)
-        ended = self._ids.shape[1] >= self._rules.longest
-        staying = [] if ended else [i for i, t in enumerate(tokens) if t != self._rules.end]
+        ended = self._ids.shape[1] >= self._decoding_config.longest
+        staying = (
+            [] if ended else [i for i, t in enumerate(tokens) if t != self._decoding_config.end]
+        )
         return self._keep(staying)
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -99,8 +103,8 @@ class Pass:
 
     def _note_speech(self, logits: torch.Tensor) -> None:
         """Right after the start of the transcript the model says whether anybody speaks."""
-        at = self.attempts[0].prompt.index(self._rules.start)
-        probs = logits[:, at].float().softmax(dim=-1)[:, self._rules.no_speech_token]
+        at = self.attempts[0].prompt.index(self._decoding_config.start)
+        probs = logits[:, at].float().softmax(dim=-1)[:, self._decoding_config.no_speech_token]
         for attempt, prob in zip(self.attempts, probs.tolist(), strict=True):
             attempt.no_speech_prob = prob
 
@@ -117,8 +121,8 @@ class Pass:
     def _draw(self, scores: torch.Tensor, attempt: Attempt) -> tuple[int, float]:
         """By the attempt's own generator, on the CPU: neighbours and cards change nothing."""
         warped = scores.cpu() / attempt.temperature
-        if self._rules.top_k:
-            warped = TopKLogitsWarper(self._rules.top_k)(torch.empty(0), warped)
+        if self._decoding_config.top_k:
+            warped = TopKLogitsWarper(self._decoding_config.top_k)(torch.empty(0), warped)
         token = int(torch.multinomial(warped.softmax(-1), 1, generator=attempt.random))
         return token, float((warped * attempt.temperature).log_softmax(-1)[0, token])
 

@@ -16,17 +16,17 @@ from workers.engines.torch_env import (
     out_of_memory,
     release_cached,
 )
-from workers.engines.transcription.decoding import Attempt, Pass
-from workers.engines.transcription.intake import Decoding, Intake
-from workers.engines.transcription.listening import Listener
+from workers.engines.transcription.decoding import Attempt, DecodeBatch
 from workers.engines.transcription.loading import LoadedWhisper, load
+from workers.engines.transcription.preprocess import Decoding, Preprocessor
 from workers.engines.transcription.request import Request
+from workers.engines.transcription.segments import SegmentBuilder
 from workers.protocol import Cancelled, Event, Failed, Load, Ready, Segment, TranscriptionJob
 
 _BATCH = 8  #: files at once, where the settings do not say
-_MOST_PASSES = 2  #: more would be smaller ones, and each costs a run through the weights
-_PATIENCE = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
-_GLANCE_SECONDS = 0.05  #: for a file to be decoded, between two looks at what has come in
+_MAX_BATCHES = 2  #: more would be smaller ones, and each costs a run through the weights
+_STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
+_POLL_SECONDS = 0.05  #: for a file to be decoded, between two looks at what has come in
 
 
 class TranscriptionEngine:
@@ -37,15 +37,15 @@ class TranscriptionEngine:
     """
 
     _loaded: LoadedWhisper
-    _intake: Intake
-    _listener: Listener
+    _intake: Preprocessor
+    _segment_builder: SegmentBuilder
 
     def __init__(self) -> None:
         self._batch = BatchLimit(_BATCH)
         self._decoding: dict[str, Decoding] = {}
         self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []
-        self._passes: list[Pass] = []
+        self._batches: list[DecodeBatch] = []
         self._cancelled: list[str] = []
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
@@ -62,8 +62,8 @@ class TranscriptionEngine:
             if not is_out_of_memory(error):
                 raise
             raise out_of_memory() from error
-        self._listener = Listener(self._loaded)
-        self._intake = Intake(self._loaded)
+        self._segment_builder = SegmentBuilder(self._loaded)
+        self._intake = Preprocessor(self._loaded)
         finish_load(self._loaded.device)
         progress(1.0)
         device = self._loaded.device.type
@@ -71,7 +71,7 @@ class TranscriptionEngine:
             slots=slots,
             dtype=str(self._loaded.dtype).removeprefix("torch."),
             device=device,
-            patience=_PATIENCE[device],
+            step_timeout=_STEP_TIMEOUT[device],
         )
 
     def prepare(self, job: TranscriptionJob) -> Decoding:
@@ -89,18 +89,18 @@ class TranscriptionEngine:
     def step(self) -> list[Event]:
         """A token of one pass; passes take turns. A step that begins a pass encodes first."""
         events = self._end_cancelled() + self._take_decoded()
-        if self._waiting and len(self._passes) < _MOST_PASSES:
+        if self._waiting and len(self._batches) < _MAX_BATCHES:
             events += self._begin()
-        elif self._passes:
-            events += self._advance(self._passes.pop(0))
+        elif self._batches:
+            events += self._advance(self._batches.pop(0))
         return events
 
     def _take_decoded(self) -> list[Event]:
         """Files that are ready to be listened to, and those that never will be. Waits a little
         where there is nothing else to do."""
         futures = [each.recording for each in self._decoding.values()]
-        if futures and not self._waiting and not self._passes:
-            wait(futures, timeout=_GLANCE_SECONDS, return_when=FIRST_COMPLETED)
+        if futures and not self._waiting and not self._batches:
+            wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
         events: list[Event] = []
         for each in [each for each in self._decoding.values() if each.recording.done()]:
             del self._decoding[each.job.id]
@@ -128,8 +128,8 @@ class TranscriptionEngine:
         try:
             self._encode([each for each in group if each.encoded is None])
             encoded = torch.stack([each.encoded for each in group if each.encoded is not None])
-            attempts = [each.begin(self._loaded.rules) for each in group]
-            self._passes.append(Pass(self._loaded, encoded, attempts))
+            attempts = [each.begin(self._loaded.decoding) for each in group]
+            self._batches.append(DecodeBatch(self._loaded, encoded, attempts))
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)  # it holds on to all that was computed
         return [*events, *self._trouble(group, error)] if error else events
@@ -138,8 +138,8 @@ class TranscriptionEngine:
         """Have their windows read by the encoder, and the language told where nobody said it."""
         if not group:
             return
-        model, rules = self._loaded.model, self._loaded.rules
-        windows = [each.recording.window(each.seek, rules.window) for each in group]
+        model, decoding = self._loaded.model, self._loaded.decoding
+        windows = [each.recording.window(each.seek, decoding.window) for each in group]
         features = torch.stack(windows).to(self._loaded.device, self._loaded.dtype)
         encoded = model.model.encoder(features).last_hidden_state
         for request, found in zip(group, encoded, strict=True):
@@ -149,48 +149,48 @@ class TranscriptionEngine:
 
     def _language(self, encoded: torch.Tensor) -> str:
         """The likeliest token of a language right after the start of a transcript."""
-        rules = self._loaded.rules
-        start = torch.tensor([[rules.start]], device=encoded.device)
+        decoding = self._loaded.decoding
+        start = torch.tensor([[decoding.start]], device=encoded.device)
         hidden = self._loaded.model.model.decoder(
             input_ids=start, encoder_hidden_states=encoded[None], use_cache=False
         ).last_hidden_state
-        tokens = list(rules.languages.values())
+        tokens = list(decoding.languages.values())
         scores = self._loaded.model.proj_out(hidden)[0, -1, tokens]
-        return list(rules.languages)[int(scores.argmax())]
+        return list(decoding.languages)[int(scores.argmax())]
 
-    def _advance(self, running: Pass) -> list[Event]:
+    def _advance(self, running: DecodeBatch) -> list[Event]:
         attempts = list(running.attempts)
         events: list[Event] = []
         error: Exception | None = None
         try:
             for request in self._of(running.step()):
-                events += self._judge(request)
+                events += self._handle_lost_jobs(request)
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)
         if error is not None:
             del running
             return [*events, *self._trouble(self._of(attempts), error)]
         if running.attempts:
-            self._passes.append(running)
+            self._batches.append(running)
         else:
             self._batch.passed()
         return events
 
-    def _judge(self, request: Request) -> list[Event]:
+    def _handle_lost_jobs(self, request: Request) -> list[Event]:
         """An attempt has come to its end: again, freer, or on to the next window."""
-        attempt, rules = request.attempt, self._loaded.rules
+        attempt, decoding = request.attempt, self._loaded.decoding
         assert attempt is not None
         if not math.isfinite(attempt.avg_logprob):
             return self._fail(request, "INFERENCE_FAILED", "The model's output is not a number.")
-        if request.retries(attempt, rules, self._loaded.model.config.vocab_size):
+        if request.retries(attempt, decoding, self._loaded.model.config.vocab_size):
             request.tries += 1
             request.attempt = None
             self._waiting.append(request)
             return []
         segments: list[Segment] = []
-        advance = min(rules.window, request.frames)
-        if not request.is_silent(attempt, rules):
-            segments, advance = self._listener.listen(request, attempt, advance)
+        advance = min(decoding.window, request.frames)
+        if not request.is_silent(attempt, decoding):
+            segments, advance = self._segment_builder.build(request, attempt, advance)
         request.move(advance)
         events: list[Event] = list(request.heard(segments))
         if not request.ended:
@@ -242,10 +242,10 @@ class TranscriptionEngine:
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]
         self._waiting = [each for each in self._waiting if each is not request]
-        for running in self._passes:
+        for running in self._batches:
             if request.attempt in running.attempts:
                 running.leave(request.attempt)
-        self._passes = [each for each in self._passes if each.attempts]
+        self._batches = [each for each in self._batches if each.attempts]
 
     # ---- what is held ----------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class TranscriptionEngine:
             "decoding": len(self._decoding),
             "requests": len(self._requests),
             "waiting": len(self._waiting),
-            "rows": sum(len(each.attempts) for each in self._passes),
+            "rows": sum(len(each.attempts) for each in self._batches),
         }
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from workers.engines.base import Refused, reason
-from workers.engines.packing import pack_all, unmap
+from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.text.loading import check_sizes
 from workers.engines.torch_env import is_out_of_memory
 from workers.protocol import Load
@@ -35,7 +35,7 @@ _TOP_K = 50  #: the library's, of tokens that are drawn
 
 
 @dataclass(slots=True, frozen=True)
-class Rules:
+class DecodingConfig:
     """What the model's files say about decoding; numbers are token ids unless they say else."""
 
     start: int  #: of a transcript
@@ -70,7 +70,7 @@ class LoadedWhisper:
     tokenizer: Any
     extractor: Any
     generation: Any  #: the library's own form of the rules
-    rules: Rules
+    decoding: DecodingConfig
     dtype: torch.dtype
     device: torch.device
 
@@ -92,19 +92,21 @@ def load(spec: Load) -> LoadedWhisper:
         extractor = transformers.WhisperFeatureExtractor.from_pretrained(
             folder, local_files_only=True
         )
-        rules = _rules(model)
+        decoding = _decoding_config(model)
     except _ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise _failed(f"The model does not load: {reason(error)}") from error
     if missing:
         raise _failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
-    _check_fit(model.config, extractor, rules)
+    _check_fit(model.config, extractor, decoding)
     model = model.eval().requires_grad_(False).to(device)
     if device.type == "cpu":
         pack_all(model)
         unmap(model)
-    return LoadedWhisper(model, tokenizer, extractor, model.generation_config, rules, dtype, device)
+    return LoadedWhisper(
+        model, tokenizer, extractor, model.generation_config, decoding, dtype, device
+    )
 
 
 def language_code(name: str) -> str | None:
@@ -140,13 +142,13 @@ def _model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     return model, sorted(info["missing_keys"])
 
 
-def _rules(model: Any) -> Rules:
+def _decoding_config(model: Any) -> DecodingConfig:
     config, found = model.config, model.generation_config
     several = bool(getattr(found, "is_multilingual", True))
     languages = getattr(found, "lang_to_id", None) or {} if several else {}
     encoder = model.model.encoder
     stride = int(encoder.conv1.stride[0] * encoder.conv2.stride[0])
-    return Rules(
+    return DecodingConfig(
         start=int(found.decoder_start_token_id),
         end=int(found.eos_token_id),
         previous=getattr(found, "prev_sot_token_id", None),
@@ -171,17 +173,17 @@ def _threshold(found: Any, name: str, default: float) -> float:
     return default if value is None else float(value)
 
 
-def _check_fit(config: Any, extractor: Any, rules: Rules) -> None:
+def _check_fit(config: Any, extractor: Any, decoding: DecodingConfig) -> None:
     """That the parts of the model belong together: an id beyond the embedding would end the
     process of a GPU, and a wrong number of bins every request."""
-    if extractor.feature_size != config.num_mel_bins or extractor.nb_max_frames != rules.window:
+    if extractor.feature_size != config.num_mel_bins or extractor.nb_max_frames != decoding.window:
         raise _failed("The model's preprocessor_config.json does not fit its config.json.")
-    used = [rules.start, rules.end, rules.previous or 0, rules.no_timestamps + 1]
-    used += [*rules.languages.values(), *rules.tasks.values()]
-    used += [*rules.suppressed, *rules.suppressed_first]
+    used = [decoding.start, decoding.end, decoding.previous or 0, decoding.no_timestamps + 1]
+    used += [*decoding.languages.values(), *decoding.tasks.values()]
+    used += [*decoding.suppressed, *decoding.suppressed_first]
     heads = [
         layer < config.decoder_layers and head < config.decoder_attention_heads
-        for layer, head in rules.alignment_heads
+        for layer, head in decoding.alignment_heads
     ]
     if max(used) >= config.vocab_size or min(used) < 0 or not all(heads):
         raise _failed("The model's generation_config.json does not fit its config.json.")

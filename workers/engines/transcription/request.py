@@ -7,15 +7,15 @@ import torch
 
 from workers.engines.transcription.decoding import Attempt
 from workers.engines.transcription.features import Recording
-from workers.engines.transcription.loading import Rules
+from workers.engines.transcription.loading import DecodingConfig
 from workers.protocol import (
     Cancelled,
     Failed,
-    Heard,
     Progress,
     Segment,
+    SegmentDelta,
     Started,
-    Transcribed,
+    TranscriptionDone,
     TranscriptionJob,
 )
 
@@ -42,16 +42,16 @@ class Request:
     steps: int = 0  #: windows that are done
     begun: bool = False
 
-    def begin(self, rules: Rules) -> Attempt:
+    def begin(self, decoding: DecodingConfig) -> Attempt:
         """The next attempt at its window."""
-        tokens = [*self.prompt, rules.start]
-        if rules.languages:
+        tokens = [*self.prompt, decoding.start]
+        if decoding.languages:
             assert self.language is not None
-            tokens.append(rules.languages[self.language])
-        if rules.tasks:
-            tokens.append(rules.tasks[self.job.task])
+            tokens.append(decoding.languages[self.language])
+        if decoding.tasks:
+            tokens.append(decoding.tasks[self.job.task])
         if not self.timestamps:
-            tokens.append(rules.no_timestamps)
+            tokens.append(decoding.no_timestamps)
         temperature = self.temperatures[self.tries]
         self.attempt = Attempt(tokens, self.timestamps, temperature, self.random)
         self.state = self.random.get_state()
@@ -79,18 +79,20 @@ class Request:
     def ended(self) -> bool:
         return self.seek >= self.recording.spoken
 
-    def retries(self, attempt: Attempt, rules: Rules, vocabulary: int) -> bool:
+    def retries(self, attempt: Attempt, decoding: DecodingConfig, vocabulary: int) -> bool:
         """Whether the attempt is too bad to be taken, and another one is left."""
-        if self.tries + 1 >= len(self.temperatures) or self.is_silent(attempt, rules):
+        if self.tries + 1 >= len(self.temperatures) or self.is_silent(attempt, decoding):
             return False
         return (
-            attempt.avg_logprob < rules.logprob
-            or attempt.compression_ratio(vocabulary) > rules.compression
+            attempt.avg_logprob < decoding.logprob
+            or attempt.compression_ratio(vocabulary) > decoding.compression
         )
 
-    def is_silent(self, attempt: Attempt, rules: Rules) -> bool:
+    def is_silent(self, attempt: Attempt, decoding: DecodingConfig) -> bool:
         """Nobody speaks in the window: what was written down is made up."""
-        return attempt.avg_logprob < rules.logprob and attempt.no_speech_prob > rules.no_speech
+        return (
+            attempt.avg_logprob < decoding.logprob and attempt.no_speech_prob > decoding.no_speech
+        )
 
     def move(self, frames: int) -> None:
         """On to the next window."""
@@ -107,7 +109,7 @@ class Request:
         self.begun = True
         return [Started(id=self.job.id)]
 
-    def heard(self, segments: list[Segment]) -> list[Heard | Progress]:
+    def heard(self, segments: list[Segment]) -> list[SegmentDelta | Progress]:
         """Take the window's segments in, and tell of them and of the seconds that are done."""
         first = len(self.segments)
         self.segments += segments
@@ -117,14 +119,14 @@ class Request:
         done = math.floor(self.recording.seconds * self.seek / self.recording.spoken)
         return [
             *(
-                Heard(id=self.job.id, segment=segment, index=first + number)
+                SegmentDelta(id=self.job.id, segment=segment, index=first + number)
                 for number, segment in enumerate(segments)
             ),
             Progress(id=self.job.id, step=min(done, steps), steps=steps),
         ]
 
-    def transcribed(self) -> Transcribed:
-        return Transcribed(
+    def transcribed(self) -> TranscriptionDone:
+        return TranscriptionDone(
             id=self.job.id,
             text="".join(segment.text for segment in self.segments).strip(),
             language=self.language,

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from workers.engines.speech.bark.gpt import through
+from workers.engines.speech.bark.gpt import forward_blocks
 from workers.engines.speech.bark.sampling import draw
 
 
 @dataclass(slots=True, eq=False)
-class Sketch:
+class FineState:
     """A sentence's tokens (length, codebooks), of which the finer ones are being filled in."""
 
     codes: torch.Tensor
@@ -46,7 +46,7 @@ class FineStage:
         self._temperature: float | None = config.temperature
         self._span, self._stride = config.max_fine_input_length, config.max_fine_history_length
 
-    def begin(self, coarse: torch.Tensor, voice: torch.Tensor | None) -> Sketch:
+    def begin(self, coarse: torch.Tensor, voice: torch.Tensor | None) -> FineState:
         """``coarse``: (length, coarse codebooks); ``voice``: (all codebooks, its length)."""
         length = len(coarse)
         codes = functional.pad(coarse, (0, self._all - self._coarse), value=self._size)
@@ -58,17 +58,17 @@ class FineStage:
         codes = functional.pad(codes, (0, 0, 0, missing), value=self._size)
         beyond = length - (self._span - history)
         windows = max(0, -(-beyond // self._stride)) + 1
-        return Sketch(codes, history, length, windows, self._coarse)
+        return FineState(codes, history, length, windows, self._coarse)
 
-    def step(self, sketches: list[Sketch], generators: list[torch.Generator]) -> None:
+    def step(self, sketches: list[FineState], generators: list[torch.Generator]) -> None:
         """Fill the next codebook of each one's window."""
         hidden = torch.stack([self._embedded(each) for each in sketches])
-        hidden = through(self._model.layers, self._model.config.num_heads, hidden, _attend)
+        hidden = forward_blocks(self._model.layers, self._model.config.num_heads, hidden, _attend)
         hidden = self._model.layernorm_final(hidden)
         for row, (sketch, generator) in enumerate(zip(sketches, generators, strict=True)):
             self._fill(sketch, hidden[row], generator)
 
-    def _embedded(self, sketch: Sketch) -> torch.Tensor:
+    def _embedded(self, sketch: FineState) -> torch.Tensor:
         """The window's tokens up to the codebook to fill, laid over each other."""
         start, _ = self._place(sketch)
         codes = sketch.codes[start : start + self._span]
@@ -78,7 +78,7 @@ class FineStage:
         position: torch.Tensor = self._model.position_embeds_layer(positions)
         return torch.stack(embeds, dim=-1).sum(dim=-1) + position
 
-    def _fill(self, sketch: Sketch, hidden: torch.Tensor, generator: torch.Generator) -> None:
+    def _fill(self, sketch: FineState, hidden: torch.Tensor, generator: torch.Generator) -> None:
         start, first = self._place(sketch)
         head = self._model.lm_heads[sketch.codebook - self._model.config.n_codes_given]
         logits = head(hidden[first:])[:, : self._size].float()
@@ -91,7 +91,7 @@ class FineStage:
         if sketch.codebook == self._all:
             sketch.window, sketch.codebook = sketch.window + 1, self._coarse
 
-    def _place(self, sketch: Sketch) -> tuple[int, int]:
+    def _place(self, sketch: FineState) -> tuple[int, int]:
         """Where the window begins, and the first of its positions to fill."""
         ahead = sketch.window * self._stride
         start = min(ahead, len(sketch.codes) - self._span)

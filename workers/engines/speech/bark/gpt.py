@@ -13,14 +13,14 @@ import torch
 from torch.nn import functional
 
 from workers.engines.cuda_graphs import Capture, Graphs
-from workers.engines.packing import PackedLinear
+from workers.engines.packed_linear import PackedLinear
 
 #: (layer, query, key, value) -> what the query found; each of (rows, heads, length, width)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class CacheSlot:
     """A sentence's place in the cache; ``length`` positions of it are filled."""
 
     slot: int
@@ -49,7 +49,7 @@ class Stage:
         self._keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self._values = torch.zeros_like(self._keys)
         self._free = list(range(rows))
-        self._held: dict[int, Row] = {}
+        self._held: dict[int, CacheSlot] = {}
         self._graphs: Graphs | None = None
         if capture is not None:
             self._graphs = Graphs(self._advance, rows, self._longest, self.device, capture)
@@ -63,15 +63,15 @@ class Stage:
     def used(self) -> int:
         return self._keys.shape[1] - len(self._free)
 
-    def open(self) -> Row | None:
+    def open(self) -> CacheSlot | None:
         """A place for a sentence; None while all are taken."""
         if not self._free:
             return None
-        row = Row(self._free.pop(0))
+        row = CacheSlot(self._free.pop(0))
         self._held[row.slot] = row
         return row
 
-    def close(self, row: Row) -> None:
+    def close(self, row: CacheSlot) -> None:
         del self._held[row.slot]
         self._free.append(row.slot)
         self._free.sort()
@@ -80,7 +80,7 @@ class Stage:
         embedded: torch.Tensor = self._model.input_embeds_layer(tokens)
         return embedded
 
-    def read(self, rows: list[Row], embeds: torch.Tensor) -> torch.Tensor:
+    def read(self, rows: list[CacheSlot], embeds: torch.Tensor) -> torch.Tensor:
         """Begin rows anew with prompts (rows, length, hidden); logits after their last tokens."""
         length = embeds.shape[1]
         hidden = embeds + self._model.position_embeds_layer(
@@ -101,7 +101,7 @@ class Stage:
             row.length = length
         return logits
 
-    def step(self, rows: list[Row], tokens: list[int]) -> torch.Tensor:
+    def step(self, rows: list[CacheSlot], tokens: list[int]) -> torch.Tensor:
         """Logits (rows, answers) after one more token each.
 
         Computed for the whole span of slots up to the last of these: a view of the cache, where
@@ -145,12 +145,12 @@ class Stage:
 
     def _forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Through all layers; the logits of the last position of each row."""
-        hidden = through(self._model.layers, self._heads, hidden, attend, last=True)
+        hidden = forward_blocks(self._model.layers, self._heads, hidden, attend, last=True)
         last = self._model.layernorm_final(hidden[:, -1])
         return self._head(last).float()
 
 
-def through(
+def forward_blocks(
     layers: Any, heads: int, hidden: torch.Tensor, attend: Attend, *, last: bool = False
 ) -> torch.Tensor:
     """Hidden states (rows, length, size) through the blocks of a stage; ``last``: only those of

@@ -18,11 +18,11 @@ from transformers.models.bark.generation_configuration_bark import (
 )
 
 from workers.engines.cuda_graphs import cuda_capture
-from workers.engines.speech.bark.fine import FineStage, Sketch
-from workers.engines.speech.bark.gpt import Row, Stage
+from workers.engines.speech.bark.fine import FineStage, FineState
+from workers.engines.speech.bark.gpt import CacheSlot, Stage
 from workers.engines.speech.bark.sampling import Sampler
 from workers.engines.speech.bark.voices import Voice
-from workers.engines.speech.speaker import Utterance
+from workers.engines.speech.model import Utterance
 
 #: sentences whose prompts, or windows of the fine stage, are read together: a CPU is busy with one
 _TOGETHER = {"cpu": 1, "cuda": 8}
@@ -35,7 +35,7 @@ class BarkUtterance(Utterance):
     text: list[int]
     voice: Voice | None
     stage: str = "semantic"  #: semantic, coarse, fine or done
-    row: Row | None = None
+    row: CacheSlot | None = None
     semantic: list[int] = field(default_factory=list)
     history: torch.Tensor | None = None  #: coarse: the voice's tokens, then our own
     history_length: int = 0
@@ -45,7 +45,7 @@ class BarkUtterance(Utterance):
     near_start: int = 0  #: the first of the semantic tokens in the present window's prompt
     in_window: int = 0  #: coarse tokens of the present window
     pending: int | None = None  #: the token that the next step reads
-    sketch: Sketch | None = None
+    sketch: FineState | None = None
 
     @property
     def is_held(self) -> bool:
@@ -278,7 +278,7 @@ class Bark:
 
     # ---- the rest --------------------------------------------------------------------------------
 
-    def _begin_fine(self, utterance: BarkUtterance) -> Sketch:
+    def _begin_fine(self, utterance: BarkUtterance) -> FineState:
         assert utterance.history is not None
         own = utterance.history[utterance.history_length :].view(-1, self._codebooks)
         coarse = (own - self._semantic.semantic_vocab_size).remainder(self._codebook)

@@ -8,7 +8,7 @@ import torch
 from workers.engines.base import Refused
 from workers.engines.speech.bark.model import Bark, BarkUtterance
 from workers.engines.speech.bark.voices import Voices
-from workers.engines.speech.speaker import not_supported
+from workers.engines.speech.model import not_supported
 from workers.protocol import SpeechJob
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from workers.engines.base import Refused
-from workers.engines.speech.speaker import not_supported, unknown_language, unknown_voice
+from workers.engines.speech.model import not_supported, unknown_language, unknown_voice
 
 Voice = dict[str, torch.Tensor]
 

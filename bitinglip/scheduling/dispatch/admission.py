@@ -1,0 +1,63 @@
+"""Who may wait: refused here, before any work is done, is what could only wait in vain. Pure."""
+
+from bitinglip import errors
+from bitinglip.scheduling.dispatch.model_queue import ModelQueue
+from bitinglip.scheduling.queue.overload import OverloadController
+from bitinglip.scheduling.queue.priority import Priority
+
+_SHORTEST, _LONGEST = 1.0, 60.0  #: seconds that a refused client is asked to stay away
+_KEPT = 16  #: one place in so many is kept for keys that have nothing in the queue
+
+
+def check(
+    priority: Priority,
+    key: str,
+    model_queue: ModelQueue,
+    *,
+    of_key: int,
+    most_waiting: int,
+    load: OverloadController,
+    top_rank: int,
+    slots: int,
+) -> None:
+    """Raises Overloaded or QueueFull if a request of this standing must not join the queue.
+
+    ``of_key``: how many requests of its key wait already for any model; ``top_rank``: the highest
+    tier's.
+    """
+    if priority.batch and load.sheds_batch:
+        raise errors.Overloaded(retry_after=_stay_away(model_queue, slots))
+    share = load.share(priority.rank, top_rank)
+    if not _has_place(model_queue, key, most_waiting, share):
+        raise errors.QueueFull(
+            details={"model": model_queue.model, "waiting": model_queue.depth},
+            retry_after=_stay_away(model_queue, slots),
+        )
+    if priority.max_waiting is not None and of_key >= priority.max_waiting * share:
+        raise errors.QueueFull(
+            "Too many requests of this key wait already.",
+            details={"model": model_queue.model, "waiting_of_key": of_key},
+            retry_after=_stay_away(model_queue, slots),
+        )
+
+
+def _has_place(model_queue: ModelQueue, key: str, most_waiting: int, share: float) -> bool:
+    """Whether one more of this key may wait.
+
+    A key that has much waiting must not lock the others out. So the last places are kept for keys
+    with nothing in the queue, and in its tier's part of the queue a key counts the others only for
+    as much as it has itself (max-min fairness).
+    """
+    others = model_queue.waiting.counts()
+    own = others.pop(key, 0)
+    if model_queue.depth >= most_waiting - (most_waiting // _KEPT if own else 0):
+        return False
+    if model_queue.depth < most_waiting * share:
+        return True
+    return own + sum(min(count, own + 1) for count in others.values()) < most_waiting * share
+
+
+def _stay_away(model_queue: ModelQueue, slots: int) -> float:
+    """By then half of those that wait now should have begun."""
+    wait = model_queue.pace.wait(model_queue.depth // 2, slots)
+    return _SHORTEST if wait is None else min(_LONGEST, max(_SHORTEST, wait))

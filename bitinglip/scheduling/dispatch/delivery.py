@@ -1,0 +1,286 @@
+"""Work to workers, events back to inboxes: the side of the dispatcher that faces the workers."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from bitinglip import errors
+from bitinglip.scheduling.dispatch.balancer import Balancer
+from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
+from bitinglip.scheduling.dispatch.quarantine import Quarantine
+from bitinglip.scheduling.dispatch.recent import RecentJobs
+from bitinglip.scheduling.event_log import Loading, Queued
+from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager, Waiting
+from bitinglip.scheduling.models.state import Replica
+from bitinglip.scheduling.queue.fair_queue import FairQueue
+from bitinglip.settings import Settings
+from workers import protocol
+from workers.pool import Worker
+
+log = structlog.get_logger(__name__)
+
+_KEEP_ENDED = 256  #: ended jobs that can still be asked about
+_MOST_DEATHS = 2  #: workers that may die of a job
+_GRACE = 0.5  #: seconds that a suspect runs alone beyond the moment of the last death
+_ANNOUNCE = 0.25  #: seconds between two words to those who wait
+
+
+class Delivery:
+    """Owns lanes and flights. Hears of workers from the pool, and of models from the residency."""
+
+    def __init__(
+        self, settings: Settings, manager: ModelManager, clock: Callable[[], float]
+    ) -> None:
+        self._settings = settings
+        self._manager = manager
+        self._clock = clock
+        self._announcing: set[str] = set()
+        self.model_queues: dict[str, ModelQueue] = {}
+        self.entries: dict[str, InFlightJob] = {}
+        self.recent = RecentJobs(_KEEP_ENDED)
+        self.quarantine = Quarantine()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        manager.attach(self)
+
+    def model_queue(self, model: str) -> ModelQueue:
+        model_queue = self.model_queues.get(model)
+        if model_queue is None:
+            queue: FairQueue[InFlightJob] = FairQueue(self._settings.queue.ageing)
+            balancer = Balancer(self._settings.model(model).balancing)
+            model_queue = self.model_queues[model] = ModelQueue(model, queue, balancer)
+        return model_queue
+
+    # ---- begin and end of a flight ---------------------------------------------------------------
+
+    def add(self, entry: InFlightJob) -> None:
+        """Let an admitted flight wait, and start what can be started."""
+        model_queue = self.model_queue(entry.event_log.job.model)
+        self.entries[entry.id] = entry
+        self.idle.clear()
+        ahead = model_queue.waiting.push(entry, entry.share, entry.work, self._clock())
+        self.dispatch_waiting(model_queue)
+        if entry.replica is None:
+            entry.event_log.put(Queued(ahead + 1, self.eta(model_queue, ahead)))
+            self._manager.want(model_queue.model)
+
+    def cancel_on_worker(self, entry: InFlightJob) -> None:
+        """Stop the work on a job whose end is already decided on this side."""
+        if entry.replica is None:
+            self.model_queues[entry.event_log.job.model].forget(entry)
+        elif entry.replica.worker is not None:
+            entry.replica.worker.send(protocol.Cancel(entry.id))
+
+    def release(self, entry: InFlightJob) -> None:
+        if self.entries.pop(entry.id, None):
+            self.recent.add(entry.event_log)
+        if not self.entries:
+            self.idle.set()
+
+    def fail(self, entry: InFlightJob, error: errors.BitingLipError) -> None:
+        """End a flight with an error of our own, unless it has ended."""
+        if entry.event_log.final is not None:
+            return
+        self.cancel_on_worker(entry)
+        entry.event_log.put(
+            protocol.Failed(
+                id=entry.id,
+                code=errors.answer(error).code,
+                message=error.message,
+                param=error.param,
+                details=error.details,
+            )
+        )
+
+    # ---- work to workers -------------------------------------------------------------------------
+
+    def dispatch_waiting(self, model_queue: ModelQueue) -> None:
+        """Send what the replicas have room for; tell the rest where they stand, now and then."""
+        if not model_queue.depth:
+            return
+        replicas = self._manager.serving(model_queue.model)
+        if not replicas:
+            return
+        for entry, replica in model_queue.begin(replicas, self._clock()):
+            assert replica.worker is not None
+            entry.event_log.dispatch(replica.worker.id)
+            replica.worker.send(entry.event_log.job.message())
+            if entry is model_queue.isolated:
+                self._time_isolation(model_queue, entry)
+        if model_queue.depth and model_queue.model not in self._announcing:
+            self._announcing.add(model_queue.model)
+            asyncio.get_running_loop().call_later(_ANNOUNCE, self._announce, model_queue)
+
+    def _announce(self, model_queue: ModelQueue) -> None:
+        self._announcing.discard(model_queue.model)
+        for ahead, entry in enumerate(model_queue.order(self._clock())):
+            if entry.event_log.job.stream:
+                entry.event_log.put(Queued(ahead + 1, self.eta(model_queue, ahead)))
+
+    def eta(self, model_queue: ModelQueue, ahead: int) -> float | None:
+        """Seconds until a job with so many before it begins; None where nobody can say."""
+        replicas = self._manager.serving(model_queue.model)
+        if not replicas:
+            return self._manager.load_eta(model_queue.model)
+        if ahead < sum(replica.free_slots for replica in replicas):
+            return 0.0
+        wait = model_queue.pace.wait(ahead, sum(replica.slots for replica in replicas))
+        return None if wait is None else round(wait, 3)
+
+    def _time_isolation(self, model_queue: ModelQueue, entry: InFlightJob) -> None:
+        """One that ran out of memory keeps the worker to itself to its end."""
+        if not entry.short_of_memory:
+            seconds = entry.ran_for + _GRACE
+            asyncio.get_running_loop().call_later(seconds, self._end_isolation, model_queue, entry)
+
+    def _end_isolation(self, model_queue: ModelQueue, entry: InFlightJob) -> None:
+        model_queue.end_isolation(entry)
+        self.dispatch_waiting(model_queue)
+
+    # ---- what workers say ------------------------------------------------------------------------
+
+    def on_events(self, worker: Worker, events: list[protocol.JobEvent]) -> None:
+        ended: set[str] = set()
+        for event in events:
+            entry = self.entries.get(event.id)
+            if entry is None or entry.replica is None or entry.replica.worker is not worker:
+                continue
+            if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
+                continue
+            entry.event_log.put(event)
+            if isinstance(event, protocol.Final):
+                ended.add(entry.event_log.job.model)
+                self._measure(entry, event)
+                self._release_slot(entry)
+        for model in ended:
+            self.dispatch_waiting(self.model_queues[model])
+            self._manager.on_jobs_finished(model)
+
+    def _measure(self, entry: InFlightJob, final: protocol.Final) -> None:
+        """Correct what its key was charged, and learn how fast the replica is."""
+        if isinstance(final, protocol.Failed) or entry.replica is None:
+            return
+        done = entry.event_log.job.work_done(final)
+        model_queue = self.model_queues[entry.event_log.job.model]
+        model_queue.waiting.charge(entry.share, done - entry.work)
+        seconds = self._clock() - (entry.event_log.dispatched or self._clock())
+        entry.replica.measured(done, seconds)
+        if isinstance(final, protocol.Success):
+            model_queue.pace.ended(seconds)
+
+    def _release_slot(self, entry: InFlightJob) -> None:
+        """The worker holds nothing for this job any more."""
+        self.model_queues[entry.event_log.job.model].release_slot(entry, self._clock())
+        if entry.abandoned:
+            self.release(entry)
+
+    def _short_of_memory(self, entry: InFlightJob, failed: protocol.Failed) -> bool:
+        """The ladder's next step: room is made beside the worker, and the job runs alone, once."""
+        if failed.code != "OUT_OF_MEMORY" or entry.abandoned or entry.event_log.output_seen:
+            return False
+        if entry.short_of_memory or entry.replica is None:
+            failed.details["tried"] = ["unused models beside it evicted", "alone on its worker"]
+            failed.details["ways_out"] = self._manager.memory_suggestions(entry.event_log.job.model)
+            return False
+        entry.short_of_memory += 1
+        replica, model_queue = entry.replica, self.model_queues[entry.event_log.job.model]
+        self._release_slot(entry)
+        entry.event_log.reset_output()
+        self._manager.free_memory_near(replica)
+        model_queue.isolate([entry])
+        self.dispatch_waiting(model_queue)
+        return True
+
+    def on_progress(self, worker: Worker, fraction: float) -> None:
+        self._manager.on_progress(worker, fraction)
+        model_queue = self.model_queues.get(worker.spec.model) if worker.spec else None
+        if model_queue is None or self._manager.serving(model_queue.model):
+            return
+        for entry in model_queue.waiters():
+            entry.event_log.put(Loading(fraction))
+
+    def on_lost(self, worker: Worker, cause: str) -> None:
+        """Run again what had sent nothing, end the rest, and have the model restarted."""
+        replica = self._manager.replica_of(worker)
+        model_queue = self.model_queues.get(replica.model) if replica is not None else None
+        if replica is not None and model_queue is not None:
+            self._handle_lost_jobs(model_queue, replica, cause)
+        self._manager.on_lost(worker, cause)
+        if model_queue is not None:
+            self.dispatch_waiting(
+                model_queue
+            )  # another replica may have room for those that lost theirs
+
+    # ---- what the residency says -----------------------------------------------------------------
+
+    def on_ready(self, model: str) -> None:
+        if model_queue := self.model_queues.get(model):
+            self.dispatch_waiting(model_queue)
+
+    def on_unavailable(self, model: str, error: errors.BitingLipError) -> None:
+        """The model cannot be had: nobody waits for it in vain."""
+        model_queue = self.model_queues.get(model)
+        for entry in list(model_queue.waiters()) if model_queue else ():
+            self.fail(entry, error)
+
+    def waiting(self, model: str) -> Waiting | None:
+        model_queue = self.model_queues.get(model)
+        oldest = model_queue.oldest() if model_queue else None
+        if model_queue is None or oldest is None:
+            return None
+        level = model_queue.waiting.top_level(self._clock())
+        return Waiting(model_queue.depth, oldest.event_log.submitted, level)
+
+    def busy(self, model: str) -> int:
+        model_queue = self.model_queues.get(model)
+        return model_queue.depth + len(model_queue.running) if model_queue else 0
+
+    def clear_quarantine(self, model: str) -> None:
+        self.quarantine.release(model)
+
+    # ---- who killed the worker -------------------------------------------------------------------
+
+    def _handle_lost_jobs(self, model_queue: ModelQueue, replica: Replica, cause: str) -> None:
+        lost = [entry for entry in model_queue.running.values() if entry.replica is replica]
+        now = self._clock()
+        retry_queue: list[InFlightJob] = []
+        for entry in lost:
+            self._release_slot(entry)
+            if entry.event_log.final is not None:
+                continue
+            if entry.event_log.output_seen:
+                self.fail(entry, _crashed(cause, quarantined=False))
+                continue
+            if cause != RESTARTED_BY_OPERATOR:
+                entry.deaths += 1
+                began = entry.event_log.dispatched or now
+                entry.ran_for = min(MAX_ISOLATION_SECONDS, now - began)
+            entry.event_log.reset_output()
+            retry_queue.append(entry)
+        self._retry_or_quarantine(model_queue, retry_queue, cause, alone=len(lost) == 1)
+
+    def _retry_or_quarantine(
+        self, model_queue: ModelQueue, entries: list[InFlightJob], cause: str, *, alone: bool
+    ) -> None:
+        """Once may be chance: run it again. Twice, and alone: it is to blame. Twice in company:
+        they go on trial, one by one."""
+        doubtful = [entry for entry in entries if entry.deaths >= _MOST_DEATHS]
+        model_queue.retry_queue.extendleft(f for f in reversed(entries) if f.deaths < _MOST_DEATHS)
+        if alone and doubtful:
+            offender = doubtful[0]
+            self.quarantine.add(offender.event_log.job)
+            log.error("request quarantined", model=model_queue.model, task=offender.id, cause=cause)
+            model_queue.retry_queue.append(
+                offender
+            )  # so that it can be taken out like any that waits
+            self.fail(offender, _crashed(cause, quarantined=True))
+            model_queue.clear_suspects()
+        elif doubtful:
+            model_queue.isolate(doubtful)
+
+
+def _crashed(cause: str, *, quarantined: bool) -> errors.WorkerCrashed:
+    return errors.WorkerCrashed(
+        f"The worker {cause} while it ran this request.", details={"quarantined": quarantined}
+    )

@@ -1,0 +1,235 @@
+"""The way of a job: admitted, queued, sent to its model's worker, answered exactly once.
+
+What callers see of it; the side that faces the workers is in delivery. Everything runs on the
+event loop and blocks nowhere.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from bitinglip import errors
+from bitinglip.scheduling.dispatch import admission
+from bitinglip.scheduling.dispatch.delivery import Delivery
+from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
+from bitinglip.scheduling.event_log import EventLog
+from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.models.manager import ModelManager
+from bitinglip.scheduling.queue.fair_queue import FairShare
+from bitinglip.scheduling.queue.overload import OverloadController, Pressure
+from bitinglip.settings import Settings
+from bitinglip.telemetry.metrics import Metrics
+from workers import protocol
+
+#: how jobs ended, as metrics call it
+_ENDS = {
+    protocol.TextDone: "done",
+    protocol.ImageDone: "done",
+    protocol.SpeechDone: "done",
+    protocol.TranscriptionDone: "done",
+    protocol.Failed: "failed",
+    protocol.Cancelled: "cancelled",
+}
+
+
+class Dispatcher:
+    """Admits jobs, and holds each until it has ended."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        manager: ModelManager,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._manager = manager
+        self._metrics = metrics
+        self._clock = clock
+        self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
+        self.delivery = Delivery(settings, manager, clock)
+        self.load = OverloadController()
+        self.draining = False
+
+    @contextmanager
+    def open(self, job: Job) -> Iterator[EventLog]:
+        """Admit a job and hold its inbox open around the whole answer.
+
+        Leaving ends the job if it still runs and releases what it holds: the one place that
+        does. Raises QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit or
+        WorkerCrashed (a request in quarantine) before any work is done.
+        """
+        entry = self._admit(job)
+        timer = asyncio.get_running_loop().call_later(job.timeout, self._expire, entry)
+        try:
+            yield entry.event_log
+        finally:
+            timer.cancel()
+            self._leave(entry)
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job as cancelled; False if there is none of that id that still runs."""
+        entry = self.delivery.entries.get(job_id)
+        if entry is None or entry.event_log.final is not None:
+            return False
+        self.delivery.cancel_on_worker(entry)
+        entry.event_log.put(protocol.Cancelled(id=job_id))
+        return True
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new jobs, give running ones so long, then end them."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self.delivery.idle.wait()
+        except TimeoutError:
+            for entry in list(self.delivery.entries.values()):
+                self.delivery.fail(entry, errors.ShuttingDown())
+
+    # ---- what can be asked -----------------------------------------------------------------------
+
+    def find(self, job_id: str) -> EventLog | None:
+        """The inbox of a job that runs, waits or has ended not long ago."""
+        entry = self.delivery.entries.get(job_id)
+        return entry.event_log if entry else self.delivery.recent.get(job_id)
+
+    def event_logs(self) -> list[EventLog]:
+        """All of these, the newest first."""
+        running = [entry.event_log for entry in reversed(self.delivery.entries.values())]
+        return running + list(self.delivery.recent)
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs admitted and not yet released, waiting ones included."""
+        return len(self.delivery.entries)
+
+    @property
+    def queued(self) -> int:
+        return sum(model_queue.depth for model_queue in self._model_queues)
+
+    def depth(self, model: str) -> int:
+        model_queue = self.delivery.model_queues.get(model)
+        return model_queue.depth if model_queue is not None else 0
+
+    def depths(self) -> Mapping[str, int]:
+        return {model_queue.model: model_queue.depth for model_queue in self._model_queues}
+
+    def running(self, model: str) -> int:
+        model_queue = self.delivery.model_queues.get(model)
+        return len(model_queue.running) if model_queue is not None else 0
+
+    def oldest_wait(self, model: str) -> float | None:
+        """Seconds that the oldest request of the model waits; None if none does."""
+        waiting = self.delivery.waiting(model)
+        return self._clock() - waiting.since if waiting else None
+
+    def eta(self, model: str) -> float | None:
+        """Seconds until a request that came now would begin; None where nobody can say."""
+        model_queue = self.delivery.model_queues.get(model)
+        return (
+            self.delivery.eta(model_queue, model_queue.depth) if model_queue is not None else None
+        )
+
+    def look(self, lag_seconds: float) -> None:
+        """Take a look at the load; called at even intervals."""
+        waits = [self.oldest_wait(model_queue.model) or 0.0 for model_queue in self._model_queues]
+        self.load.observe(
+            Pressure(
+                lag_seconds=lag_seconds,
+                wait=max(waits, default=0.0) / self._settings.server.request_timeout,
+                fill=max((model_queue.depth for model_queue in self._model_queues), default=0)
+                / max(1, self._most_waiting),
+                memory=self._manager.shortage,
+            )
+        )
+
+    def books(self) -> dict[str, int]:
+        """What is held: all zero when nothing runs."""
+        return {
+            "flights": self.in_flight,
+            "waiting": self.queued,
+            "running": sum(len(model_queue.running) for model_queue in self._model_queues),
+        }
+
+    @property
+    def _model_queues(self) -> list[ModelQueue]:
+        return list(self.delivery.model_queues.values())
+
+    @property
+    def _most_waiting(self) -> int:
+        return self._settings.queue.max_waiting
+
+    # ---- admission and release -------------------------------------------------------------------
+
+    def _admit(self, job: Job) -> InFlightJob:
+        if self.draining:
+            raise errors.ShuttingDown()
+        self._manager.check(job.model)
+        model_queue = self.delivery.model_queue(job.model)
+        replicas = self._manager.serving(job.model)
+        if not any(replica.free_slots > 0 for replica in replicas):
+            self._check_queue(job, model_queue, sum(replica.slots for replica in replicas))
+        if job in self.delivery.quarantine:
+            raise errors.WorkerCrashed(
+                "This request has ended two workers and is not run again.",
+                details={"quarantined": True},
+            )
+        priority = job.priority
+        share = FairShare(job.key_id, priority.level, priority.weight)
+        entry = InFlightJob(EventLog(job, self._clock), share, job.work)
+        self.delivery.add(entry)
+        return entry
+
+    def _check_queue(self, job: Job, model_queue: ModelQueue, slots: int) -> None:
+        of_key = 0
+        if job.priority.max_waiting is not None:
+            of_key = sum(each.waiting.counts()[job.key_id] for each in self._model_queues)
+        admission.check(
+            job.priority,
+            job.key_id,
+            model_queue,
+            of_key=of_key,
+            most_waiting=self._most_waiting,
+            load=self.load,
+            top_rank=self._top_rank,
+            slots=slots,
+        )
+
+    def _leave(self, entry: InFlightJob) -> None:
+        entry.abandoned = True
+        if entry.event_log.final is None:
+            self.delivery.cancel_on_worker(entry)
+            entry.event_log.put(protocol.Cancelled(id=entry.id))
+        self._account(entry)
+        if entry.replica is None:
+            self.delivery.release(entry)
+
+    def _expire(self, entry: InFlightJob) -> None:
+        seconds = entry.event_log.job.timeout
+        self.delivery.fail(
+            entry, errors.Timeout(f"The request did not finish within {seconds:g} s.")
+        )
+
+    def _account(self, entry: InFlightJob) -> None:
+        event_log = entry.event_log
+        final = event_log.final
+        assert final is not None
+        assert event_log.ended is not None
+        first = event_log.first_token
+        tokens = final if isinstance(final, protocol.TextDone | protocol.Cancelled) else None
+        self._metrics.job_finished(
+            model=event_log.job.model,
+            kind=event_log.job.kind,
+            status=_ENDS[type(final)],
+            queue_seconds=event_log.queue_time,
+            first_token_seconds=first - event_log.submitted if first else None,
+            duration=event_log.ended - event_log.submitted,
+            prompt_tokens=tokens.prompt_tokens if tokens else 0,
+            completion_tokens=tokens.completion_tokens if tokens else 0,
+        )
+        if isinstance(final, protocol.ImageDone):
+            self._metrics.images_made(model=event_log.job.model, count=len(final.pictures))
+        if isinstance(final, protocol.SpeechDone):
+            self._metrics.audio_made(model=event_log.job.model, seconds=final.duration)

@@ -1,0 +1,217 @@
+"""What happened to one job, in order: written once, read by whoever watches it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from bitinglip import errors
+from bitinglip.scheduling.job import Job
+from workers import protocol
+
+_BYTES_OF_AN_EVENT = 500  #: of text, roughly
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The job waits; ``eta`` in seconds where it can be said."""
+
+    position: int
+    eta: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The job's model is being loaded; ``progress`` from 0 to 1."""
+
+    progress: float
+
+
+_OUTPUT = (protocol.TextDelta, protocol.AudioDelta, protocol.SegmentDelta)
+Event = Queued | Loading | protocol.JobEvent
+
+
+class EventLog:
+    """One job's events, ending in exactly one final event.
+
+    Any number of readers, early or late: each sees every event once, in order. Events that came
+    while a reader was busy are handed over together, so a slow one costs fewer wake-ups, not more.
+    """
+
+    def __init__(self, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
+        self.job = job
+        self._clock = clock
+        self.worker_id: str | None = None
+        self.final: protocol.Final | None = None
+        self.output_seen = False  #: somebody has seen output, so the job cannot be run again
+        self.submitted = clock()
+        self._submitted_at = datetime.now(UTC)
+        self.dispatched: float | None = None
+        self.first_token: float | None = None
+        self.ended: float | None = None
+        self._started = False
+        self._events: list[Event] = []
+        self._read = 0  #: how many of them the furthest reader has seen
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def held(self) -> int:
+        """How much it keeps, in events; sound counts for as many as its bytes would hold."""
+        sound = sum(len(e.samples) for e in self._events if isinstance(e, protocol.AudioDelta))
+        return len(self._events) + sound // _BYTES_OF_AN_EVENT
+
+    @property
+    def status(self) -> str:
+        """The contract's word for where the job is."""
+        match self.final:
+            case (
+                protocol.TextDone()
+                | protocol.ImageDone()
+                | protocol.SpeechDone()
+                | protocol.TranscriptionDone()
+            ):
+                return "completed"
+            case protocol.Failed():
+                return "failed"
+            case protocol.Cancelled():
+                return "cancelled"
+        if self._started:
+            return "running"
+        return "loading" if self._events and isinstance(self._events[-1], Loading) else "queued"
+
+    def dispatch(self, worker_id: str) -> None:
+        """Note that a worker has the job; what another one wrote unseen before is forgotten."""
+        if self.dispatched is not None:
+            self.reset_output()
+        self.worker_id = worker_id
+        self.dispatched = self._clock()
+
+    def put(self, event: Event) -> None:
+        """Deliver an event; whatever comes after the final one is dropped."""
+        if self.final is not None:
+            return
+        now = self._clock()
+        match event:
+            case protocol.Started() if self._started:
+                return  # it was run again on another worker, which is not the client's affair
+            case protocol.Started():
+                self._started = True
+            case protocol.TextDelta() | protocol.AudioDelta() | protocol.SegmentDelta():
+                self.first_token = self.first_token or now
+            case (
+                protocol.TextDone()
+                | protocol.ImageDone()
+                | protocol.SpeechDone()
+                | protocol.TranscriptionDone()
+                | protocol.Failed()
+                | protocol.Cancelled()
+            ):
+                self.final = event
+                self.ended = now
+            case _:
+                pass
+        if self._overtakes(event):
+            self._events[-1] = event
+        else:
+            self._events.append(event)
+        self._wake()
+
+    def reset_output(self) -> None:
+        """Forget output that nobody has seen, because the job is run again from its start."""
+        self._events = [event for event in self._events if not isinstance(event, _OUTPUT)]
+        self.first_token = None
+        self.dispatched = None
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """Lists of the events since the last one, from the first on; ends with the final event."""
+        seen = 0
+        while True:
+            if seen == len(self._events):
+                await self._news()
+            events = self._events[seen:]
+            seen += len(events)
+            self._read = max(self._read, seen)
+            self.output_seen = self.output_seen or self.first_token is not None
+            yield events
+            if self.final is not None and seen == len(self._events):
+                return
+
+    async def started(self) -> None:
+        """Wait until work on it has begun, or it has ended; its output counts as unseen."""
+        while not self._started and self.final is None:
+            await self._news()
+
+    async def end(self) -> protocol.Final:
+        """Wait for the final event, without looking at the others."""
+        while self.final is None:
+            await self._news()
+        return self.final
+
+    async def result(self) -> protocol.Success:
+        """Wait for the end. Raises the error that a failed or cancelled job ended in."""
+        match await self.end():
+            case (
+                protocol.TextDone()
+                | protocol.ImageDone()
+                | protocol.SpeechDone()
+                | protocol.TranscriptionDone() as done
+            ):
+                return done
+            case protocol.Failed() as failed:
+                raise error_of(failed)
+            case _:
+                raise errors.TaskCancelled()
+
+    @property
+    def place(self) -> Queued | None:
+        """Where it waits, as it was last told; None once it does not."""
+        if self.status != "queued":
+            return None
+        return next((each for each in reversed(self._events) if isinstance(each, Queued)), None)
+
+    @property
+    def completed_at(self) -> datetime | None:
+        """The moment of its end by the clock; durations keep to the monotonic one."""
+        if self.ended is None:
+            return None
+        return self._submitted_at + timedelta(seconds=self.ended - self.submitted)
+
+    @property
+    def queue_time(self) -> float:
+        """Seconds from submission until a worker had it, or until now."""
+        return (self.dispatched or self.ended or self._clock()) - self.submitted
+
+    def _overtakes(self, event: Event) -> bool:
+        """A newer position or progress takes the place of one that nobody has seen yet."""
+        return (
+            isinstance(event, Queued | Loading)
+            and len(self._events) > self._read
+            and type(self._events[-1]) is type(event)
+        )
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _news(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+
+def error_of(failed: protocol.Failed) -> errors.BitingLipError:
+    return errors.from_code(failed.code, failed.message, param=failed.param, details=failed.details)
+
+
+def failed_with(job: Job, error: errors.BitingLipError) -> protocol.Failed:
+    """The final event of a job that ended in this error on our side."""
+    return protocol.Failed(
+        id=job.id,
+        code=errors.answer(error).code,
+        message=error.message,
+        param=error.param,
+        details=error.details,
+    )

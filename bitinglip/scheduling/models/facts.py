@@ -1,0 +1,296 @@
+"""The facts that plans are made from: devices, what is held on them, what is wanted."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from bitinglip import errors
+from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.placement.eviction import cost
+from bitinglip.scheduling.placement.fit import FitAnswer, Place, Room, fit, fit_info
+from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
+from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
+from bitinglip.scheduling.placement.planner import Demand
+from bitinglip.settings import Model, Settings
+from model_store.manifest import Manifest
+from model_store.memory import OFFLOADS, TEXT_ROWS, LoadConfig
+from workers.devices import Device, Devices, DeviceUsage
+from workers.engines import MULTI_DEVICE
+
+_BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it
+_BLOCKED_SECONDS = 30.0  #: before it is worth asking again for a place that others hold
+_USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
+#: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
+#: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
+_DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
+_KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
+
+
+class ResourceFacts:
+    """What is known of devices and of the memory that models take."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        devices: Devices,
+        footprints: Footprints,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._devices = devices
+        self._footprints = footprints
+        self._clock = clock
+        self._readings: dict[str, DeviceUsage] = {}
+        self._foreign: dict[str, int] = {}
+
+    # ---- devices -------------------------------------------------------------------------------
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return self._devices.list()
+
+    def reading(self, device: str) -> DeviceUsage | None:
+        return self._readings.get(device)
+
+    def read(self, pids: Iterable[int]) -> dict[str, DeviceUsage]:
+        """Ask the driver; blocks for some milliseconds, so call it in a thread."""
+        return self._devices.read(pids)
+
+    def note(
+        self,
+        readings: Mapping[str, DeviceUsage],
+        replicas: Iterable[Replica],
+        pids: Mapping[str, int],
+    ) -> None:
+        """Take over what was read: what is not ours is other programs'.
+
+        ``pids``: the processes of our workers, by their ids, those that still load too.
+        """
+        held: dict[str, list[int | None]] = {device: [] for device in readings}
+        for replica in replicas:
+            for device in replica.devices:
+                if device in readings:
+                    pid = pids.get(replica.id)
+                    held[device].append(_held_by(replica, readings[device], pid))
+        for device, reading in readings.items():
+            ours = [size or 0 for size in held[device]]
+            foreign = max(0, reading.used_bytes - sum(ours))
+            if None in held[device]:  # somebody of ours takes memory, and we cannot tell how much
+                foreign = min(foreign, self._foreign.get(device, 0))
+            self._foreign[device] = foreign
+        self._readings = dict(readings)
+
+    def foreign(self, device: str) -> int:
+        """Bytes on a device that other programs hold."""
+        return self._foreign.get(device, 0)
+
+    def rooms(self) -> list[DeviceCapacity]:
+        headroom = self._settings.devices.headroom_bytes
+        return [
+            DeviceCapacity(
+                id=device.id,
+                kind=device.kind,
+                memory=device.memory_bytes,
+                physical=device.physical_bytes,
+                foreign=self.foreign(device.id),
+                headroom=headroom if device.kind == "cuda" else 0,
+            )
+            for device in self.devices
+        ]
+
+    # ---- models --------------------------------------------------------------------------------
+
+    def kinds(self, own: Model) -> list[str]:
+        """The kinds of device that a model may go to; an accelerator is not silently left."""
+        there = list(dict.fromkeys(device.kind for device in self.devices))
+        if own.device is not None:
+            return [kind for kind in there if kind in _KIND_OF[own.device]]
+        return there[:1]
+
+    def need(self, manifest: Manifest, kind: str) -> MemoryEstimate:
+        return self._footprints.need(manifest, self.load_config(manifest, kind))
+
+    def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
+        own = self._settings.model(manifest.name)
+        fake = (own.engine or manifest.engine) == "fake"
+        load_config = LoadConfig(
+            device=kind,
+            dtype=own.dtype,
+            max_context=own.max_context,
+            kv_cache_bytes=own.kv_cache_bytes,
+            max_batch=own.max_batch,
+            fake_bytes=own.fake.memory_bytes if fake else None,
+        )
+        return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
+
+    def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
+        """With the usual size, and with as little offload as the largest device makes needed."""
+        own = self._settings.model(manifest.name).image
+        side = _USUAL_SIDE
+        load_config = replace(load_config, pixels=(own.width or side) * (own.height or side))
+        if own.offload != "auto":
+            return replace(load_config, offload=own.offload)
+        if load_config.device == "cpu":
+            return load_config
+        most = max(
+            (r.memory - r.headroom for r in self.rooms() if r.kind == load_config.device), default=0
+        )
+        modes = [replace(load_config, offload=mode) for mode in OFFLOADS]
+        return next(
+            (w for w in modes if self._footprints.need(manifest, w).bytes <= most), load_config
+        )
+
+    def load_seconds(self, model_state: ModelState, kind: str) -> float:
+        """What a load takes: as last time, as ever, else guessed from its size."""
+        if model_state.load_seconds is not None:
+            return model_state.load_seconds
+        need = self.need(model_state.manifest, kind)
+        return need.load_seconds or 1.0 + need.bytes / _BYTES_PER_SECOND
+
+    def reservation(self, replica: Replica, waiting: int) -> Reservation:
+        own = self._settings.model(replica.model)
+        return Reservation(
+            id=replica.id,
+            model=replica.model,
+            devices=replica.devices,
+            state=replica.state,
+            in_flight=replica.in_flight,
+            waiting=waiting,
+            pinned=own.pin,
+            loaded_at=replica.loaded_at,
+            used_at=replica.used_at,
+            load_seconds=replica.load_seconds,
+            keep_alive=self._settings.keep_alive(replica.model),
+        )
+
+    def demands(self, model_state: ModelState, since: float | None, level: int) -> list[Demand]:
+        """The replicas that a model lacks; ``since`` when somebody waits for it, if anybody."""
+        own = self._settings.model(model_state.name)
+        needs = {kind: self.need(model_state.manifest, kind).bytes for kind in self.kinds(own)}
+        there = sum(
+            replica.state in ("loading", "ready") for replica in model_state.replicas.values()
+        )
+        free = (index for index in range(1000) if index not in model_state.replicas)
+        return [
+            Demand(
+                model=model_state.name,
+                index=next(free),
+                needs=needs,
+                since=self._clock() if since is None else since,
+                urgent=since is not None and there == 0 and number == 0,
+                level=level,
+                spread=self._spread(model_state.manifest, own),
+            )
+            for number in range(model_state.target - there)
+        ]
+
+    def _spread(self, manifest: Manifest, own: Model) -> int:
+        return len(self.devices) if (own.engine or manifest.engine) in MULTI_DEVICE else 1
+
+    def observe(self, manifest: Manifest, replica: Replica, *, loaded: bool = False) -> None:
+        """Learn what a running model takes, and hold it to that."""
+        worker, kind = replica.worker, self.kind_of(replica)
+        if worker is None or worker.ready is None:
+            return
+        beat = worker.heartbeat.memory_bytes if worker.heartbeat else 0
+        self._footprints.observe(
+            manifest,
+            self.load_config(manifest, kind),
+            memory_bytes=max(worker.ready.memory_bytes, beat),
+            load_seconds=replica.load_seconds if loaded else None,
+        )
+        if len(replica.devices) == 1:
+            ((device, reserved),) = replica.devices.items()
+            replica.devices = {device: max(reserved, worker.ready.memory_bytes, beat)}
+
+    def fit(
+        self, manifest: Manifest, rooms: Sequence[Room], loaded: Place | None = None
+    ) -> FitAnswer:
+        """Whether, where and how a model fits."""
+        kinds = self.kinds(self._settings.model(manifest.name))
+        others = [device.kind for device in self.devices if device.kind not in kinds]
+        return fit(
+            manifest,
+            [self.load_config(manifest, kind) for kind in kinds],
+            rooms,
+            lambda load_config: self._footprints.need(manifest, load_config),
+            loaded=loaded,
+            others=[self.load_config(manifest, kind) for kind in dict.fromkeys(others)],
+        )
+
+    def memory_suggestions(self, manifest: Manifest) -> list[dict[str, object]]:
+        """Settings that leave more of the device to a request: a smaller cache, fewer beside it."""
+        kind = self.kinds(self._settings.model(manifest.name))[0]
+        load_config = self.load_config(manifest, kind)
+        cache = self.need(manifest, kind).footprint.cache
+        rows = load_config.max_batch or TEXT_ROWS
+        found: list[dict[str, object]] = []
+        if cache:
+            found.append({"setting": f"models.{manifest.name}.kv_cache_bytes", "value": cache // 2})
+        if rows > 1:
+            found.append({"setting": f"models.{manifest.name}.max_batch", "value": rows // 2})
+        return found
+
+    def does_not_fit(
+        self, manifest: Manifest, rooms: Sequence[Room], *, forever: bool
+    ) -> errors.ModelDoesNotFit:
+        """The error with the numbers and the ways out; not ``forever``, it may be tried again."""
+        answer = self.fit(manifest, rooms)
+        return errors.ModelDoesNotFit(
+            answer.message,
+            param="model",
+            details=fit_info(answer),
+            retry_after=None if forever else _BLOCKED_SECONDS,
+        )
+
+    def raise_minimum(self, manifest: Manifest, replica: Replica) -> None:
+        """It ran out of memory with what it had: plan with more the next time."""
+        held = sum(replica.devices.values())
+        load_config = self.load_config(manifest, self.kind_of(replica))
+        self._footprints.raise_minimum(manifest, load_config, held + held // 8)
+
+    def kind_of(self, replica: Replica) -> str:
+        kinds = {device.id: device.kind for device in self.devices}
+        return next((kinds[device] for device in replica.devices if device in kinds), "cpu")
+
+    # ---- for those who ask whether something fits ----------------------------------------------
+
+    def fit_rooms(
+        self, reservations: Sequence[Reservation], free: Callable[[str], int]
+    ) -> list[Room]:
+        """Each device with what could leave it, in the order in which it would."""
+        now = self._clock()
+        leaving = sorted(
+            (h for h in reservations if not h.pinned and h.state == "ready"),
+            key=lambda h: cost(h, now),
+        )
+        return [
+            Room(
+                id=device.id,
+                name=device.name,
+                kind=device.kind,
+                memory_bytes=device.memory_bytes,
+                free_bytes=free(device.id),
+                evictable=tuple(
+                    (h.model, h.devices[device.id]) for h in leaving if device.id in h.devices
+                ),
+            )
+            for device in self.devices
+        ]
+
+
+def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | None:
+    """Bytes that a replica holds on a device: as the driver says of its process, else as the
+    worker itself says; None if neither does.
+
+    In a container the driver may number processes as the host does, so that our number is
+    another program's. Its figure counts only where it is near the worker's own.
+    """
+    told = reading.processes.get(pid) if pid is not None else None
+    beat = replica.worker.heartbeat if replica.worker is not None else None
+    if beat is None:
+        return told
+    own = beat.memory_bytes // len(replica.devices)
+    if told is None or not own - _DRIVER_LESS <= told <= own + _DRIVER_MORE:
+        return own
+    return told

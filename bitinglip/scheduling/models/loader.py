@@ -1,0 +1,161 @@
+"""Starting and stopping the worker of a replica; what comes of it is told to the residency."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.settings import Settings, SpeechModel
+from model_store.errors import StoreError, UnknownModel
+from model_store.manifest import Manifest
+from model_store.memory import LoadConfig
+from model_store.page_cache import PageCache
+from model_store.store import ModelStore
+from workers import protocol
+from workers.pool import StartFailed, Worker
+
+log = structlog.get_logger(__name__)
+
+
+class Pool(Protocol):
+    """The keeper of worker processes, as much of it as loads need."""
+
+    async def start(self, worker_id: str, spec: protocol.Load) -> Worker: ...
+    async def stop(self, worker: Worker, cause: str = "stopped") -> None: ...
+    def warm_spare(self) -> None: ...
+
+
+class LoadListener(Protocol):
+    """Who decides what follows."""
+
+    def on_loaded(self, model_state: ModelState, replica: Replica) -> None: ...
+    def on_load_failed(
+        self, model_state: ModelState, replica: Replica, why: StartFailed
+    ) -> None: ...
+    def on_gone(self, model_state: ModelState, replica: Replica) -> None:
+        """Its process has ended and its memory is free."""
+        ...
+
+
+class ReplicaLoader:
+    def __init__(
+        self,
+        settings: Settings,
+        store: ModelStore,
+        pool: Pool,
+        outcome: LoadListener,
+        load_config: Callable[[Manifest, str], LoadConfig],
+        page_cache: PageCache | None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._pool = pool
+        self._outcome = outcome
+        self._wish = load_config
+        self._page_cache = page_cache
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, model_state: ModelState, replica: Replica, kind: str) -> None:
+        """Load a replica onto its devices, of that kind; it holds its reservation already."""
+        replica.task = self._spawn(self._load(model_state, replica, kind), f"load {replica.id}")
+
+    def stop(self, model_state: ModelState, replica: Replica, cause: str) -> None:
+        """End a replica's worker; whoever waits for its end waits for the task."""
+        loading = replica.task if replica.state == "loading" else None
+        replica.state = "stopping"
+        replica.task = self._spawn(
+            self._stop(model_state, replica, cause, loading), f"stop {replica.id}"
+        )
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]", name: str) -> "asyncio.Task[None]":
+        # In a context of its own: what a worker does later is not the affair of this request.
+        task = asyncio.create_task(work, name=name, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _load(self, model_state: ModelState, replica: Replica, kind: str) -> None:
+        try:
+            spec = self._spec(model_state.manifest, replica, kind)
+            replica.worker = await self._pool.start(replica.id, spec)
+        except StartFailed as why:
+            self._outcome.on_load_failed(model_state, replica, why)
+        except StoreError as error:
+            self._outcome.on_load_failed(
+                model_state, replica, StartFailed(error.code, error.message)
+            )
+        except Exception:  # the edge of the load's task: no exception may end it unheard
+            log.exception("no worker could be started", model=model_state.name)
+            unknown = StartFailed("MODEL_LOAD_FAILED", "No worker could be started.")
+            self._outcome.on_load_failed(model_state, replica, unknown)
+        else:
+            self._outcome.on_loaded(model_state, replica)
+            self._pool.warm_spare()
+            if self._page_cache is not None:
+                self._page_cache.drop(model_state.name)
+
+    async def _stop(
+        self,
+        model_state: ModelState,
+        replica: Replica,
+        cause: str,
+        loading: "asyncio.Task[None] | None",
+    ) -> None:
+        if loading is not None:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        if replica.worker is not None:
+            await self._pool.stop(replica.worker, cause)
+        self._outcome.on_gone(model_state, replica)
+
+    def keep_files(self, manifest: Manifest) -> None:
+        """Have a model's files in RAM: it has just made room, or will be loaded soon."""
+        cache = self._page_cache
+        if cache is not None and manifest.name not in cache.held:
+            folder = self._store.path(manifest.name)
+            work = asyncio.to_thread(cache.keep, manifest.name, folder)
+            self._spawn(work, f"keep {manifest.name}")
+
+    def _speech_options(self, own: SpeechModel) -> protocol.SpeechOptions:
+        try:
+            vocoder = str(self._store.path(own.vocoder)) if own.vocoder else None
+        except UnknownModel as error:
+            raise StartFailed(
+                "MODEL_LOAD_FAILED",
+                f"The vocoder '{own.vocoder}', which this model's setting speech.vocoder names, is "
+                "not in the store: pull it, or correct the setting.",
+            ) from error
+        return protocol.SpeechOptions(vocoder=vocoder, voices=own.voices)
+
+    def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:
+        own = self._settings.model(manifest.name)
+        workers = self._settings.workers
+        return protocol.Load(
+            model=manifest.name,
+            engine=own.engine or manifest.engine,
+            path=str(self._store.path(manifest.name)),
+            device="cuda" if kind == "cuda" else "cpu",
+            visible_devices=",".join(replica.devices) if kind == "cuda" else "",
+            dtype=own.dtype,
+            max_context=own.max_context,
+            kv_cache_bytes=own.kv_cache_bytes,
+            max_batch=own.max_batch,
+            threads=workers.threads,
+            heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
+            image=protocol.ImageOptions(
+                offload="none" if kind == "fake" else self._wish(manifest, kind).offload,
+                compile=own.image.compile,
+                step_cache=own.image.step_cache,
+                loras=own.image.loras,
+            ),
+            speech=self._speech_options(own.speech),
+            fake=protocol.FakeOptions(**own.fake.model_dump()),
+        )

@@ -1,0 +1,46 @@
+"""One number for how loaded the server is, and what it takes back because of it. Pure."""
+
+from dataclasses import dataclass
+
+_LAG_LIMIT = 0.25  #: seconds by which the event loop may be late
+_SMOOTHING = 0.3
+_EASY = 0.5  #: below this nothing is taken back
+SHED_BATCH = 0.8  #: from here on work of low priority is refused
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """What the load is made of, each from 0 (none) to 1 (all there is) or beyond."""
+
+    lag_seconds: float = 0.0
+    wait: float = 0.0  #: the longest wait in a queue, in parts of what is bearable
+    fill: float = 0.0  #: the fullest queue, in parts of its bound
+    memory: float = 0.0  #: memory that is missing for models somebody waits for, in parts
+
+    @property
+    def worst(self) -> float:
+        return max(self.lag_seconds / _LAG_LIMIT, self.wait, self.fill, self.memory)
+
+
+class OverloadController:
+    """Smoothed load: 0 idle, 1 all that the server can bear."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def observe(self, pressure: Pressure) -> None:
+        """Take one look; called at even intervals."""
+        self.value += _SMOOTHING * (min(pressure.worst, 2.0) - self.value)
+
+    def share(self, level: int, top: int) -> float:
+        """The part of its limits that a tier of this level keeps, where ``top`` is the highest.
+
+        All of it while the load is easy; then the lowest tier gives up first and most.
+        """
+        excess = min(1.0, max(0.0, self.value - _EASY) / (1.0 - _EASY))
+        below = max(0, top - level) / (top + 1)
+        return 1.0 - excess * below
+
+    @property
+    def sheds_batch(self) -> bool:
+        return self.value >= SHED_BATCH

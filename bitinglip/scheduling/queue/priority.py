@@ -1,0 +1,38 @@
+"""What a caller's tier and a request's priority entitle a piece of work to."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bitinglip.settings import Tier, Tiers
+
+RequestPriority = Literal["low", "normal", "high"]
+_STEPS: dict[RequestPriority, int] = {"low": -1, "normal": 0, "high": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Priority:
+    """Where a job stands among others."""
+
+    rank: int = 0  #: the tier's priority
+    level: int = 0  #: where it queues: higher goes first; a request cannot pass the next tier's
+    weight: float = 1.0  #: its key's part of the machine among keys of the same level
+    max_waiting: int | None = None  #: how many requests of its key may wait
+    batch: bool = False  #: of low priority: the first to be refused under load
+
+
+def priority_of(tiers: Tiers, tier: str, priority: RequestPriority = "normal") -> Priority:
+    """The standing of a request; a tier that the settings do not name stands as the lowest."""
+    own = tier_of(tiers, tier)
+    return Priority(
+        rank=own.priority,
+        level=2 * own.priority + _STEPS[priority],
+        weight=own.weight,
+        max_waiting=own.max_queue,
+        batch=priority == "low",
+    )
+
+
+def tier_of(tiers: Tiers, name: str) -> Tier:
+    """The settings of a tier; of the lowest for one that they do not name."""
+    named = {"pro": tiers.pro, "enterprise": tiers.enterprise, "operator": tiers.operator}
+    return named.get(name, tiers.free)

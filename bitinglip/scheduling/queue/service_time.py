@@ -1,0 +1,26 @@
+"""How fast a model gets through its work, learned from what has ended; gives the honest ETA."""
+
+_SMOOTHING = 0.2
+
+
+class ServiceTime:
+    """The mean seconds of one job on one slot. Pure: times are the caller's."""
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+
+    def ended(self, seconds: float) -> None:
+        """A job has run for so long."""
+        if self._seconds is None:
+            self._seconds = seconds
+        else:
+            self._seconds += _SMOOTHING * (seconds - self._seconds)
+
+    def wait(self, ahead: int, slots: int) -> float | None:
+        """Seconds until a job with so many before it begins; None while nothing has ended yet.
+
+        With all slots busy, one comes free every ``seconds / slots``.
+        """
+        if self._seconds is None or slots < 1:
+            return None
+        return self._seconds * (ahead + 1) / slots

@@ -1,0 +1,199 @@
+"""Asynchronous tasks in the database: one conversion each way, each state written once."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
+
+import msgspec
+from sqlalchemy import ColumnElement
+from sqlmodel import col, delete, func, select, update
+
+from bitinglip import errors
+from bitinglip.db.database import Database
+from bitinglip.db.tables import StoredTask
+from bitinglip.scheduling.event_log import EventLog, error_of
+from bitinglip.scheduling.job import Job
+from workers import protocol
+
+OPEN = ("queued", "running")  #: what a row says until its task has ended
+_KINDS: dict[str, type[Job]] = {each.kind: each for each in get_args(Job) or (Job,)}
+
+#: an ended job's answer, as clients get it
+Describe = Callable[[EventLog], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One task as it stands; ``inbox`` while its events are in memory, ``answer`` from its row."""
+
+    id: str
+    key_id: str
+    kind: str
+    model: str
+    status: str
+    created_at: datetime
+    completed_at: datetime | None = None
+    event_log: EventLog | None = None
+    answer: dict[str, Any] | None = None
+    error: errors.BitingLipError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which tasks a list is of; None is any."""
+
+    kinds: Collection[str]
+    key_id: str | None = None
+    status: str | None = None
+    model: str | None = None
+
+    def takes(self, task: Task) -> bool:
+        return (
+            task.kind in self.kinds
+            and self.key_id in (None, task.key_id)
+            and self.status in (None, task.status)
+            and self.model in (None, task.model)
+        )
+
+
+def row_of(job: Job) -> StoredTask:
+    """The fourth of a request's shapes: a job that waits to be run."""
+    return StoredTask(
+        id=job.id,
+        key_id=job.key_id,
+        kind=job.kind,
+        model=job.model,
+        state="queued",
+        request=msgspec.msgpack.encode(job),
+        created_at=job.created_at,
+    )
+
+
+def job_of(row: StoredTask) -> Job:
+    """Raises msgspec.DecodeError or KeyError if another version's job cannot be read."""
+    return msgspec.msgpack.decode(row.request or b"", type=_KINDS[row.kind])
+
+
+def _task_of(row: StoredTask) -> Task:
+    return Task(
+        id=row.id,
+        key_id=row.key_id,
+        kind=row.kind,
+        model=row.model,
+        status=row.state,
+        created_at=row.created_at,
+        completed_at=row.completed_at,
+        answer=row.result,
+        error=errors.from_code(**row.error) if row.error else None,
+    )
+
+
+class TaskStore:
+    """The table of tasks; ended ones older than ``retention`` seconds count as gone."""
+
+    def __init__(self, db: Database, describe: Describe, retention: float) -> None:
+        self._db = db
+        self._describe = describe
+        self._retention = timedelta(seconds=retention)
+
+    async def add(self, job: Job) -> None:
+        async with self._db.write() as session:
+            session.add(row_of(job))
+
+    async def begin(self, job: Job) -> None:
+        """Note that work on it has begun, so that it is never run from its start again."""
+        await self._change(job.id, state="running", started_at=datetime.now(UTC))
+
+    async def end(self, event_log: EventLog) -> None:
+        """Write a task's final state; a later one changes nothing."""
+        final = event_log.final
+        await self._change(
+            event_log.job.id,
+            state=event_log.status,
+            request=None,
+            result=self._describe(event_log),
+            error=_kept(error_of(final)) if isinstance(final, protocol.Failed) else None,
+            completed_at=event_log.completed_at,
+        )
+
+    async def get(self, task_id: str) -> Task | None:
+        query = select(StoredTask).where(StoredTask.id == task_id, self._present())
+        async with self._db.read() as session:
+            row = (await session.scalars(query)).first()
+        return _task_of(row) if row else None
+
+    async def count(self, wanted: Filter, *, beside: Collection[str]) -> int:
+        """How many there are that are not among the ids ``beside``."""
+        query = select(func.count()).select_from(StoredTask).where(*self._where(wanted, beside))
+        async with self._db.read() as session:
+            return (await session.scalars(query)).one()
+
+    async def page(
+        self, wanted: Filter, *, beside: Collection[str], limit: int, offset: int
+    ) -> list[Task]:
+        """Some of them, the newest first."""
+        newest = (col(StoredTask.created_at).desc(), col(StoredTask.id).desc())
+        query = select(StoredTask).where(*self._where(wanted, beside)).order_by(*newest)
+        async with self._db.read() as session:
+            return [
+                _task_of(row) for row in await session.scalars(query.limit(limit).offset(offset))
+            ]
+
+    async def recover(self) -> list[Job]:
+        """The jobs that had not begun when the server stopped; those that had are failed."""
+        again: list[Job] = []
+        async with self._db.write() as session:
+            query = select(StoredTask).where(col(StoredTask.state).in_(OPEN))
+            for row in await session.scalars(query.order_by("created_at", "id")):
+                if row.state == "queued" and (job := _readable(row)):
+                    again.append(job)
+                    continue
+                row.error = _kept(_LOST if row.state == "running" else _UNREADABLE)
+                row.state, row.request, row.completed_at = "failed", None, datetime.now(UTC)
+        return again
+
+    async def expire(self) -> None:
+        async with self._db.write() as session:
+            oldest = datetime.now(UTC) - self._retention
+            await session.execute(delete(StoredTask).where(col(StoredTask.completed_at) < oldest))
+
+    async def _change(self, task_id: str, **values: Any) -> None:
+        still_open = (col(StoredTask.id) == task_id, col(StoredTask.state).in_(OPEN))
+        async with self._db.write() as session:
+            await session.execute(update(StoredTask).where(*still_open).values(**values))
+
+    def _where(self, wanted: Filter, beside: Collection[str]) -> list[ColumnElement[bool]]:
+        where = [
+            self._present(),
+            col(StoredTask.kind).in_(wanted.kinds),
+            col(StoredTask.id).not_in(beside),
+        ]
+        columns = {"key_id": wanted.key_id, "model": wanted.model, "state": wanted.status}
+        named = {name: value for name, value in columns.items() if value is not None}
+        return where + [col(getattr(StoredTask, name)) == value for name, value in named.items()]
+
+    def _present(self) -> ColumnElement[bool]:
+        completed_at = col(StoredTask.completed_at)
+        return completed_at.is_(None) | (completed_at >= datetime.now(UTC) - self._retention)
+
+
+_LOST = errors.ShuttingDown("The server was restarted while it ran this task.")
+_UNREADABLE = errors.InternalError("The server was updated; it cannot run this task any more.")
+
+
+def _readable(row: StoredTask) -> Job | None:
+    try:
+        return job_of(row)
+    except (msgspec.DecodeError, KeyError):
+        return None
+
+
+def _kept(error: errors.BitingLipError) -> dict[str, Any]:
+    """What ``errors.from_code`` makes the error from again."""
+    return {
+        "code": errors.answer(error).code,
+        "message": error.message,
+        "param": error.param,
+        "details": error.details,
+    }

@@ -1,0 +1,307 @@
+"""Tasks by their ids: every job while it is in memory, asynchronous ones also in the database.
+
+An asynchronous task is in the database before anybody is told of it, and so is its end.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import ExitStack
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from bitinglip import errors
+from bitinglip.db.database import Database
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
+from bitinglip.scheduling.job import Job
+from bitinglip.tasks.store import Describe, Filter, Task, TaskStore
+from model_store.errors import StoreError
+from workers import protocol
+
+log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = 1.0
+_CLOSE_SECONDS = 5.0  #: for the ends that are known and not written yet
+_WAITING = ("queued", "loading")
+
+#: lets the files that an ended job made be fetched later
+Keep = Callable[[EventLog], Awaitable[None]]
+
+
+class _Run:
+    """One asynchronous task, from its acceptance until its end is in the database."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.state = "queued"  #: what its row says
+        self.event_log: EventLog | None = None  #: None until it has a place in the queue
+        self.held = ExitStack()  #: the place
+        self.work: asyncio.Task[None] | None = None
+        self.placed = asyncio.Event()
+        self.over = asyncio.Event()
+        self.left = False  #: it waits in the database for the next start
+
+    @property
+    def status(self) -> str:
+        """Never a final state: that is told once it is in the database."""
+        if self.left or self.event_log is None:
+            return "queued"
+        return self.state if self.event_log.final is not None else self.event_log.status
+
+
+class Tasks:
+    def __init__(
+        self,
+        db: Database,
+        dispatcher: Dispatcher,
+        describe: Describe,
+        keep: Keep,
+        *,
+        retention: float,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._retention = retention
+        self._keep = keep
+        self._rows = TaskStore(db, describe, retention)
+        self._runs: dict[str, _Run] = {}
+        self._resumed = asyncio.Event()
+        self._suspended = False
+
+    # ---- what the API asks -----------------------------------------------------------------------
+
+    async def accept(self, job: Job) -> Task:
+        """Promise to run a job: it is in the queue and in the database when this returns.
+
+        Raises what ``Dispatcher.open`` raises, or DiskFull; then there is no such task.
+        """
+        run = _Run(job)
+        with ExitStack() as place:
+            run.event_log = place.enter_context(self._dispatcher.open(job))
+            await self._rows.add(job)
+            run.held = place.pop_all()
+        run.placed.set()
+        self._runs[job.id] = run
+        self._start(run, self._follow(run))
+        if self._suspended:
+            self._leave_for_later(run)
+        return _task_of_run(run)
+
+    async def get(self, task_id: str) -> Task:
+        """Raises TaskNotFound."""
+        if run := self._runs.get(task_id):
+            return _task_of_run(run)
+        event_log = self._dispatcher.find(task_id)
+        if event_log is not None and not self._expired(event_log):
+            return _task_of_inbox(event_log)
+        if task := await self._rows.get(task_id):
+            return task
+        raise errors.TaskNotFound()
+
+    async def list(self, wanted: Filter, *, limit: int, offset: int) -> tuple[list[Task], int]:
+        """One page, the newest first, and how many there are in all."""
+        held = {
+            event_log.job.id: _task_of_inbox(event_log)
+            for event_log in self._dispatcher.event_logs()
+        }
+        held |= {run.job.id: _task_of_run(run) for run in self._runs.values()}
+        live = [
+            task
+            for task in held.values()
+            if wanted.takes(task)
+            and not (task.event_log is not None and self._expired(task.event_log))
+        ]
+        total = len(live) + await self._rows.count(wanted, beside=held)
+        # Each of the rows before this one comes before the page, whatever lies between them.
+        first = max(0, offset - len(live))
+        rows = await self._rows.page(
+            wanted, beside=held, limit=offset + limit - first, offset=first
+        )
+        merged = sorted(live + rows, key=lambda task: (task.created_at, task.id), reverse=True)
+        return merged[offset - first : offset - first + limit], total
+
+    async def cancel(self, task_id: str) -> Task:
+        """End a task as cancelled, if it has not ended. Raises TaskNotFound."""
+        run = self._runs.get(task_id)
+        if run is not None and run.event_log is None:
+            _stop(run)
+            await self._end_unplaced(run, protocol.Cancelled(id=task_id))
+        else:
+            self._dispatcher.cancel(task_id)
+            await self.over(task_id)
+        return await self.get(task_id)
+
+    async def event_log(self, task_id: str) -> EventLog | None:
+        """A task's events, waiting until it has a place; None if they are no longer in memory."""
+        if run := self._runs.get(task_id):
+            await run.placed.wait()
+            return run.event_log
+        return self._dispatcher.find(task_id)
+
+    def is_open(self, task_id: str) -> bool:
+        """Whether it has not ended, or its end is not in the database yet."""
+        if task_id in self._runs:
+            return True
+        event_log = self._dispatcher.find(task_id)
+        return event_log is not None and event_log.final is None
+
+    async def over(self, task_id: str) -> bool:
+        """Wait until a task's end may be told; False if it is left for the next start."""
+        run = self._runs.get(task_id)
+        if run is None:
+            return True
+        await run.over.wait()
+        return not run.left
+
+    # ---- start and stop --------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Take up what the last run of the server left; before the first request."""
+        for job in await self._rows.recover():
+            run = self._runs[job.id] = _Run(job)
+            self._start(run, self._requeue(run))
+
+    def resume(self) -> None:
+        """The models are there: what was taken up may run."""
+        self._resumed.set()
+
+    def suspend(self) -> None:
+        """Leave what has not begun to the next start; the server drains."""
+        self._suspended = True
+        for run in list(self._runs.values()):
+            self._leave_for_later(run)
+
+    async def close(self) -> None:
+        """Let ends that are known be written; whatever else runs is found by the next start."""
+        self.suspend()
+        runs = [run for run in self._runs.values() if not run.left]
+        works = [run.work for run in runs if run.work is not None and _has_ended(run)]
+        if works:
+            await asyncio.wait(works, timeout=_CLOSE_SECONDS)
+        for run in runs:
+            _stop(run)
+        await asyncio.gather(*(run.work for run in runs if run.work), return_exceptions=True)
+
+    async def run_cleanup(self) -> None:
+        """Remove what has expired, for as long as the server runs."""
+        while True:
+            await asyncio.sleep(min(60.0, self._retention / 2))
+            await self._retry_write(self._rows.expire)
+
+    # ---- one task --------------------------------------------------------------------------------
+
+    def _start(self, run: _Run, work: Coroutine[Any, Any, None]) -> None:
+        run.work = asyncio.create_task(work, name=run.job.id)
+        run.work.add_done_callback(_report)
+
+    async def _requeue(self, run: _Run) -> None:
+        """Queue a task of the last run, as soon as there is room."""
+        await self._resumed.wait()
+        while run.event_log is None:
+            try:
+                run.event_log = run.held.enter_context(self._dispatcher.open(run.job))
+            except errors.QueueFull:
+                await asyncio.sleep(_RETRY_SECONDS)
+            except errors.ShuttingDown:
+                return  # suspend() comes, or has come
+            except errors.BitingLipError as error:
+                await self._end_unplaced(run, failed_with(run.job, error))
+                return
+            except StoreError as error:
+                ours = errors.from_code(error.code, error.message)
+                await self._end_unplaced(run, failed_with(run.job, ours))
+                return
+        run.placed.set()
+        await self._follow(run)
+
+    async def _follow(self, run: _Run) -> None:
+        event_log = run.event_log
+        assert event_log is not None
+        with run.held:
+            await event_log.started()
+            if event_log.final is None:
+                await self._retry_write(lambda: self._rows.begin(run.job))
+                run.state = "running"
+            await event_log.end()
+            await self._finish(run, event_log)
+
+    async def _end_unplaced(self, run: _Run, final: protocol.Final) -> None:
+        run.event_log = EventLog(run.job)
+        run.event_log.put(final)
+        await self._finish(run, run.event_log)
+        run.placed.set()
+
+    async def _finish(self, run: _Run, event_log: EventLog) -> None:
+        await self._retry_write(lambda: self._keep(event_log))
+        await self._retry_write(lambda: self._rows.end(event_log))
+        del self._runs[run.job.id]
+        run.over.set()
+
+    def _leave_for_later(self, run: _Run) -> None:
+        if run.left or run.state != "queued":
+            return
+        if run.event_log is not None and run.event_log.status not in _WAITING:
+            return
+        run.left = True
+        _stop(run)
+        run.held.close()
+        run.placed.set()
+        run.over.set()
+
+    async def _retry_write(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write until it is written: a full disk delays what clients learn, it loses nothing."""
+        while True:
+            try:
+                return await write()
+            except (errors.DiskFull, SQLAlchemyError):
+                log.exception("a task could not be written")
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _expired(self, event_log: EventLog) -> bool:
+        return event_log.ended is not None and time.monotonic() - event_log.ended > self._retention
+
+
+def _has_ended(run: _Run) -> bool:
+    return run.event_log is not None and run.event_log.final is not None
+
+
+def _stop(run: _Run) -> None:
+    if run.work is not None:
+        run.work.cancel()
+
+
+def _report(work: "asyncio.Task[None]") -> None:
+    if not work.cancelled() and (error := work.exception()):
+        log.critical("a task is lost until the next start", task=work.get_name(), exc_info=error)
+
+
+def _task_of_run(run: _Run) -> Task:
+    job, event_log = run.job, run.event_log
+    if run.left or _has_ended(run):
+        event_log = None
+    return Task(
+        id=job.id,
+        key_id=job.key_id,
+        kind=job.kind,
+        model=job.model,
+        status=run.status,
+        created_at=job.created_at,
+        event_log=event_log,
+    )
+
+
+def _task_of_inbox(event_log: EventLog) -> Task:
+    job, final = event_log.job, event_log.final
+    return Task(
+        id=job.id,
+        key_id=job.key_id,
+        kind=job.kind,
+        model=job.model,
+        status=event_log.status,
+        created_at=job.created_at,
+        completed_at=event_log.completed_at,
+        event_log=event_log,
+        error=error_of(final) if isinstance(final, protocol.Failed) else None,
+    )

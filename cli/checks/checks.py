@@ -1,0 +1,172 @@
+"""What ``doctor`` looks at. Each check yields findings; none changes anything."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.checks.accelerator import every_device
+from cli.checks.findings import Finding
+from cli.context import CliContext
+from cli.show.output import size
+
+if TYPE_CHECKING:
+    from bitinglip.settings import Settings
+    from model_store.manifest import Manifest
+
+_OLDEST_PYTHON = (3, 11)
+_LEAST_DISK = 10**9
+_GOOD_DISK = 20 * 10**9
+
+
+def every_finding(place: CliContext) -> Iterator[Finding]:
+    from bitinglip.settings import Settings
+
+    yield _python()
+    settings, finding = _config(place)
+    yield from every_device(settings or Settings())
+    yield finding
+    yield _home(place)
+    yield _disk(place)
+    if settings is not None:
+        yield _port(place, settings)
+    yield _database(place)
+    yield from _models(place)
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < _OLDEST_PYTHON:
+        oldest = ".".join(map(str, _OLDEST_PYTHON))
+        return Finding("python", "error", f"this is {version}", f"install {oldest} or newer")
+    return Finding("python", "ok", version)
+
+
+def _config(place: CliContext) -> "tuple[Settings | None, Finding]":
+    from bitinglip.settings_loader import SettingsError, check_bind, find_config
+
+    try:
+        settings = place.settings()
+        check_bind(settings)
+    except SettingsError as error:
+        problems = "; ".join(error.problems)
+        return None, Finding(
+            "config", "error", problems, "correct it, then `bitinglip config check`"
+        )
+    file = find_config(place.config, place.home.root)
+    return settings, Finding("config", "ok", f"{file} is valid" if file else "defaults; no file")
+
+
+def _home(place: CliContext) -> Finding:
+    root = place.home.root
+    if not root.exists():
+        return Finding("home", "ok", f"{root} is made at the first start")
+    if not root.is_dir() or not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        return Finding(
+            "home", "error", f"{root} cannot be written to", "choose another with --home"
+        )
+    if root.stat().st_mode & 0o022:
+        return Finding("home", "error", f"others may write to {root}", f"run: chmod 700 {root}")
+    return Finding("home", "ok", str(root))
+
+
+def _disk(place: CliContext) -> Finding:
+    import shutil
+
+    root = place.home.root
+    folder = next(path for path in (root, *root.parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    detail = f"{size(free)} free at {folder}"
+    advice = "make room, or choose another disk with --home"
+    if free < _LEAST_DISK:
+        return Finding("disk", "error", detail, advice)
+    if free < _GOOD_DISK:
+        return Finding("disk", "warning", f"{detail}, which few models fit into", advice)
+    return Finding("disk", "ok", detail)
+
+
+def _port(place: CliContext, settings: "Settings") -> Finding:
+    import socket
+
+    if (running := place.home.read_server_json()) is not None:
+        return Finding("port", "ok", f"the server of this home answers on {running['url']}")
+    host, port = settings.server.host, settings.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        return Finding(
+            "port",
+            "error",
+            f"cannot listen on {host}:{port} ({reason})",
+            "stop what listens there, or choose another with --port",
+        )
+    return Finding("port", "ok", f"{host}:{port} is free")
+
+
+def _database(place: CliContext) -> Finding:
+    """Read only: what a start would migrate or repair is left as it is."""
+    import sqlite3
+    from contextlib import closing
+
+    path = place.home.database
+    if not path.exists():
+        return Finding("database", "ok", "made at the first start")
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            (version,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except (sqlite3.Error, TypeError) as error:
+        sound, version = str(error), None
+    if sound != "ok":
+        problem = f"{path} cannot be read: {sound}"
+        return Finding("database", "error", problem, "restore a backup, or move it away")
+    return _judged(str(version))
+
+
+def _judged(version: str) -> Finding:
+    from bitinglip.db.migrations import HEAD, VERSIONS
+
+    if version not in VERSIONS:
+        return Finding(
+            "database",
+            "error",
+            f"written by another version of BitingLip (schema {version}, this one knows {HEAD})",
+            "install that version, or restore an older backup",
+        )
+    detail = "opens" if version == HEAD else "opens; the next start brings it to this version"
+    return Finding("database", "ok", detail)
+
+
+def _models(place: CliContext) -> Iterator[Finding]:
+    """Whether every file of every model is there in its size; `models verify` reads them."""
+    from cli import offline
+    from model_store.names import folder_name
+
+    if not place.home.models.is_dir():
+        yield Finding("models", "ok", "none yet")
+        return
+    store = offline.store(place.home)
+    problems = {found.name: _missing(found, store.path(found.name)) for found in store.list()}
+    folders = {path.name for path in place.home.models.iterdir() if path.name[0] != "."}
+    for folder in sorted(folders - {folder_name(name) for name in problems}):
+        problem = f"{place.home.models / folder} holds no model that can be read"
+        yield Finding("models", "warning", problem, "move it away, and pull the model again")
+    for name, missing in problems.items():
+        if missing:
+            advice = f"bitinglip models remove {name}, then pull it again"
+            yield Finding("models", "error", f"{name}: missing or cut off: {missing}", advice)
+    if not any(problems.values()):
+        yield Finding("models", "ok", f"{len(problems)} in the store, all files there")
+
+
+def _missing(manifest: "Manifest", folder: Path) -> str:
+    def is_whole(path: Path, length: int) -> bool:
+        return path.is_file() and path.stat().st_size == length
+
+    files = [file.path for file in manifest.files if not is_whole(folder / file.path, file.size)]
+    return ", ".join(files)

@@ -1,0 +1,166 @@
+"""``bitinglip chat``: a conversation in the terminal."""
+
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.commands.generate import MaxTokensOption, SeedOption, TemperatureOption, piped_text
+from cli.context import CliContext
+from cli.errors import Failure, print_errors
+from cli.options import ConfigOption, HomeOption
+from cli.show.output import clean, note
+
+if TYPE_CHECKING:
+    from cli.client import Client
+
+_COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
+_HELP = (
+    "/exit leaves, /clear forgets the conversation, /system TEXT says how to answer; Ctrl-C "
+    "cancels an answer."
+)
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    system: Annotated[
+        str | None, typer.Option(help="Instructions that stand before the conversation.")
+    ] = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Talk to a model. Text piped in is one prompt."""
+    from cli.stream.text_stream import given_options
+
+    server = CliContext.of(home, config).need_server()
+    options = given_options(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    conversation = Conversation(server, {"model": model, **options}, system)
+    if sys.stdin.isatty():
+        _check_model(server, model)
+        Session(conversation, model).run()
+    else:
+        conversation.ask(piped_text())
+
+
+def _check_model(server: "Client", model: str) -> None:
+    """A wrong name is told before the first prompt, and not after it."""
+    from cli.client import path_of
+
+    kind = server.get(path_of("models", model))["type"]
+    if kind != "text":
+        raise Failure(f"{model} makes {kind}, not text")
+
+
+class Conversation:
+    """What was said so far, and how the next turn is asked for."""
+
+    def __init__(self, server: "Client", options: dict[str, Any], system: str | None) -> None:
+        self._server = server
+        self._options = options
+        self._turns: list[dict[str, str]] = []
+        self.system = system
+
+    def clear(self) -> None:
+        self._turns = []
+
+    def ask(self, prompt: str) -> None:
+        """One turn, streamed to stdout. A failed one leaves no trace; a cancelled one what came."""
+        from cli.stream.text_stream import stream_answer
+
+        turns = [*self._turns, {"role": "user", "content": prompt}]
+        instructions = [{"role": "system", "content": self.system}] if self.system else []
+        pieces: list[str] = []
+
+        def write(piece: str) -> None:
+            pieces.append(piece)
+            typer.echo(clean(piece), nl=False)
+
+        try:
+            answer = stream_answer(
+                self._server, {**self._options, "messages": instructions + turns}, write
+            )
+        except KeyboardInterrupt:
+            if not pieces:
+                typer.echo(err=True)  # ends the line of the terminal's ^C
+            self._keep(turns, "".join(pieces))
+            raise
+        finally:
+            if pieces and not pieces[-1].endswith("\n"):
+                typer.echo()
+        self._keep(turns, answer.response["result"]["text"])
+        if sys.stderr.isatty():
+            note(answer.figures())
+
+    def _keep(self, turns: list[dict[str, str]], answer: str) -> None:
+        if answer:
+            self._turns = [*turns, {"role": "assistant", "content": answer}]
+
+
+class Session:
+    """The prompt, and the commands at it."""
+
+    def __init__(self, conversation: Conversation, model: str) -> None:
+        self._conversation = conversation
+        self._model = model
+
+    def run(self) -> None:
+        _enable_line_editing()
+        note(f"Talking to {self._model}. Ctrl-C cancels an answer, /exit leaves, /help tells more.")
+        while (line := _read_line(">>> ")) is not None:
+            if not line.strip():
+                continue
+            if match := _COMMAND.fullmatch(line.strip()):
+                if not self._obey(match[1], (match[2] or "").strip()):
+                    return
+            else:
+                self._answer(line)
+
+    def _answer(self, prompt: str) -> None:
+        try:
+            self._conversation.ask(prompt)
+        except KeyboardInterrupt:
+            note("Cancelled.")
+        except Failure as failure:
+            print_errors([str(failure)])
+            if failure.code == "CONTEXT_LENGTH_EXCEEDED":
+                note("/clear forgets the conversation and so makes room.")
+
+    def _obey(self, command: str, argument: str) -> bool:
+        """Whether the session goes on."""
+        match command:
+            case "exit" | "quit" | "bye":
+                return False
+            case "clear":
+                self._conversation.clear()
+                note("Forgotten.")
+            case "system":
+                self._conversation.system = argument or None
+                note("Noted." if argument else "No instructions any more.")
+            case "help":
+                note(_HELP)
+            case _:
+                note(f"There is no /{command}. {_HELP}")
+        return True
+
+
+def _read_line(prompt: str) -> str | None:
+    """The next line; None at the end: Ctrl-D, or Ctrl-C at the prompt."""
+    try:
+        if sys.stdout.isatty():
+            return input(prompt)
+        typer.echo(prompt, nl=False, err=True)
+        return input()
+    except (EOFError, KeyboardInterrupt):
+        typer.echo(err=True)
+        return None
+
+
+def _enable_line_editing() -> None:
+    from contextlib import suppress
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  its import is its effect

@@ -1,0 +1,41 @@
+"""``bitinglip doctor``: what is wrong with this machine, and what to do about it."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.context import CliContext
+from cli.options import ConfigOption, HomeOption, JsonOption
+from cli.show.output import clean, show_json
+
+if TYPE_CHECKING:
+    from cli.checks.findings import Finding
+
+_MARKS = {"ok": ("ok  ", "green"), "warning": ("warn", "yellow"), "error": ("FAIL", "red")}
+
+
+def doctor(
+    as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
+) -> None:
+    """Check driver, torch, disk, port, database, settings and models. Exits 1 if one is wrong."""
+    from dataclasses import asdict
+
+    from cli.checks.checks import every_finding
+
+    findings = []
+    for finding in every_finding(CliContext.of(home, config)):
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
+    if as_json:
+        show_json([asdict(finding) for finding in findings])
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _show(finding: "Finding") -> None:
+    mark, colour = _MARKS[finding.level]
+    typer.secho(mark, fg=colour, nl=False)
+    typer.echo(clean(f"  {finding.check:<10}{finding.detail}"))
+    if finding.advice:
+        typer.echo(clean(f"{'':16}-> {finding.advice}"))

@@ -1,0 +1,94 @@
+"""``bitinglip models fit``: whether a model fits, before anything is loaded."""
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli import offline
+from cli.context import CliContext
+from cli.show.output import clean, show_json, show_table, size
+
+if TYPE_CHECKING:
+    from bitinglip.scheduling.placement.fit import Room
+    from workers.devices import Devices
+
+_PARTS = (
+    ("weights", "weights_bytes"),
+    ("attention cache", "cache_bytes"),
+    ("activations", "activation_bytes"),
+    ("process", "overhead_bytes"),
+)
+
+
+def fit_model(place: CliContext, name: str, *, as_json: bool) -> None:
+    """Show the answer; exit code 1 if the model does not fit."""
+    from cli.client import path_of
+
+    server = place.server()
+    found = server.get(path_of("models", name, "fit")) if server else _offline(place, name)
+    if as_json:
+        show_json(found)
+    else:
+        _show(found)
+    if not found["fits"]:
+        raise typer.Exit(1)
+
+
+def _show(found: dict[str, Any]) -> None:
+    typer.secho(clean(found["message"]), fg="green" if found["fits"] else "red", bold=True)
+    if needs := found["needs"]:
+        typer.echo()
+        parts = [(part, size(needs[key])) for part, key in _PARTS if needs[key]]
+        total = ("to be reserved", size(needs["total_bytes"]))
+        show_table(("NEEDS", "BYTES"), [*parts, total], right="BYTES")
+        typer.echo(f"as {needs['source']}")
+    typer.echo()
+    rows = [
+        (each["id"], each["name"], size(each["memory_bytes"]), size(each["free_bytes"]))
+        for each in found["devices"]
+    ]
+    show_table(("DEVICE", "NAME", "MEMORY", "FREE"), rows, right="MEMORY FREE")
+    if found["ways_out"]:
+        typer.echo("\nIt would fit with one of")
+        for line in suggestions(found["ways_out"]):
+            typer.echo(f"  {line}")
+
+
+def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
+    """Each way as options of ``bitinglip serve``, ready to be pasted, and what it comes to."""
+    for way in ways:
+        names, values = way["setting"], way["value"]
+        pairs = zip(names, values, strict=True) if isinstance(names, list) else [(names, values)]
+        options = " ".join(f"--set {shlex.quote(f'{name}={value}')}" for name, value in pairs)
+        after = f" once {', '.join(way['evict'])} made room" if way.get("evict") else ""
+        yield clean(f"{options}   ({size(way['needs_bytes'])} on {way['device']}{after})")
+
+
+def _offline(place: CliContext, name: str) -> dict[str, Any]:
+    """The answer for an empty machine: no server runs, so nothing is loaded."""
+    from bitinglip.scheduling.models.facts import ResourceFacts
+    from bitinglip.scheduling.placement.fit import fit_info
+    from bitinglip.scheduling.placement.footprints import Footprints
+    from workers.devices import Devices
+
+    manifest, settings = offline.manifest(place.home, name), place.settings()
+    fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
+    devices = Devices.find(fakes, settings.devices.cpu_memory_bytes)
+    try:
+        rooms = list(_rooms(devices, settings.devices.headroom_bytes))
+    finally:
+        devices.close()
+    return fit_info(ResourceFacts(settings, devices, Footprints()).fit(manifest, rooms))
+
+
+def _rooms(devices: "Devices", headroom: int) -> "Iterator[Room]":
+    from bitinglip.scheduling.placement.fit import Room
+
+    readings = devices.read()
+    for each in devices.list():
+        used = readings[each.id].used_bytes if each.id in readings else 0
+        kept = headroom if each.kind == "cuda" else 0
+        free = min(each.memory_bytes, each.physical_bytes - used) - kept
+        yield Room(each.id, each.name, each.kind, each.memory_bytes, max(0, free))

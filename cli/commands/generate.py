@@ -1,0 +1,253 @@
+"""``bitinglip generate``: one answer, for scripts and pipes."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.context import CliContext
+from cli.errors import Failure
+from cli.options import ConfigOption, HomeOption, JsonOption
+from cli.show.output import clean, note, show_json
+
+if TYPE_CHECKING:
+    from cli.client import Client
+    from cli.stream.text_stream import Answer
+
+app = typer.Typer(no_args_is_help=True, help="Generate from one prompt.")
+
+MaxTokensOption = Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="How freely tokens are drawn; 0 takes the likeliest.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+
+
+@app.command()
+def text(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; without it, or as '-', read from stdin.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the answer into this file.")
+    ] = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that make up this share.")
+    ] = None,
+    seed: SeedOption = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Continue a prompt; the text streams to stdout as it comes."""
+    from cli.stream.text_stream import given_options
+
+    body = {"model": model, "prompt": _prompt(prompt)} | given_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop_sequences=stop or None,
+    )
+    server = CliContext.of(home, config).need_server()
+    if as_json or output is not None:
+        _whole(server, body, output, as_json=as_json)
+    else:
+        _streamed(server, body)
+
+
+class ImageFormat(StrEnum):
+    png = "png"
+    jpeg = "jpeg"
+    webp = "webp"
+
+
+@app.command()
+def image(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; without it, or as '-', read from stdin.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write it here; '-' is stdout. Else a name is made."),
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps; more are finer and slower.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How closely to follow the prompt.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What should not be in it.")] = None,
+    seed: SeedOption = None,
+    count: Annotated[int | None, typer.Option("-n", "--count", help="How many.", min=1)] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Another than the model's own.")] = None,
+    image_format: Annotated[
+        ImageFormat | None, typer.Option("--format", help="Else as the file's name ends.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--image", help="Begin with this picture.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Change --image only where this is white or clear.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="How far from --image, 0 to 1.")] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME[:SCALE]", help="A style; may be repeated."),
+    ] = None,
+    show: Annotated[
+        bool | None,
+        typer.Option(help="Show it in the terminal.", show_default="where it can show pictures"),
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make an image; a bar shows the steps, then the file is written."""
+    from cli.stream import image
+    from cli.stream.text_stream import given_options
+
+    text = _prompt(prompt)
+    body = {
+        "model": model,
+        "prompt": text,
+        "format": image.format_of(output, image_format and image_format.value),
+    } | given_options(
+        width=width,
+        height=height,
+        steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative,
+        seed=seed,
+        n=count,
+        scheduler=scheduler,
+        image=image.read_picture(source),
+        mask=image.read_picture(mask),
+        strength=strength,
+        loras=[image.lora(each) for each in loras] if loras else None,
+    )
+    answer = image.draw(CliContext.of(home, config).need_server(), body)
+    if as_json:
+        show_json(answer)
+    if not as_json or output is not None:
+        paths = image.write(answer, output, text)
+        image.show(paths, show)
+
+
+class SoundFormat(StrEnum):
+    wav = "wav"
+    flac = "flac"
+    ogg = "ogg"
+    mp3 = "mp3"
+
+
+@app.command()
+def speech(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="What to say; without it, or as '-', from stdin."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write it here; '-' is stdout. Else a name is made."),
+    ] = None,
+    voice: Annotated[
+        str | None, typer.Option(help="One of the model's; `models show` lists them.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Where the voice does not say it, such as en.")
+    ] = None,
+    seed: SeedOption = None,
+    speed: Annotated[float | None, typer.Option(help="Where the model has one.")] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option(help="Samples a second; else the model's own.")
+    ] = None,
+    sound_format: Annotated[
+        SoundFormat | None, typer.Option("--format", help="Else as the file's name ends.")
+    ] = None,
+    play: Annotated[bool, typer.Option("--play", help="Play it too.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Say a text; a bar shows the sentences, then the file is written."""
+    from cli.stream import speech
+    from cli.stream.text_stream import given_options
+
+    text = _prompt(prompt)
+    body = {
+        "model": model,
+        "text": text,
+        "format": speech.format_of(output, sound_format and sound_format.value),
+    } | given_options(
+        voice=voice, language=language, seed=seed, speed=speed, sample_rate=sample_rate
+    )
+    answer = speech.speak(CliContext.of(home, config).need_server(), body)
+    if as_json:
+        show_json(answer)
+    if not as_json or output is not None:
+        path = speech.write(answer, output, text)
+        if play and path is not None:
+            speech.play(path)
+
+
+def piped_text() -> str:
+    """All of stdin as a prompt, whatever bytes it holds."""
+    text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    if not text.strip():
+        raise Failure("the prompt is empty")
+    return text
+
+
+def _prompt(argument: str | None) -> str:
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise typer.BadParameter("give a prompt, or pipe one in", param_hint="PROMPT")
+    return piped_text()
+
+
+def _streamed(server: "Client", body: dict[str, Any]) -> None:
+    from cli.stream.text_stream import stream_answer
+
+    last = ""
+
+    def write(piece: str) -> None:
+        nonlocal last
+        last = piece
+        typer.echo(clean(piece), nl=False)
+
+    try:
+        answer = stream_answer(server, body, write)
+    finally:
+        if last and not last.endswith("\n"):
+            typer.echo()
+    _show_figures(answer)
+
+
+def _whole(server: "Client", body: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+    """The answer in one piece; in a file it is exactly what the model wrote."""
+    from cli.stream.text_stream import stream_answer
+
+    answer = stream_answer(server, body, lambda _: None)
+    if output is not None:
+        output.write_text(answer.response["result"]["text"], encoding="utf-8", errors="replace")
+        note(f"Wrote {output}.")
+    if as_json:
+        show_json(answer.response)
+    else:
+        _show_figures(answer)
+
+
+def _show_figures(answer: "Answer") -> None:
+    """Only where somebody looks; in a script's log it would be noise."""
+    if sys.stderr.isatty():
+        note(answer.figures())

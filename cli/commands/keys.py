@@ -1,0 +1,123 @@
+"""``bitinglip keys``: who may use the server."""
+
+from typing import Annotated, Any
+
+import typer
+
+from cli import offline
+from cli.context import CliContext
+from cli.options import ConfigOption, HomeOption, JsonOption
+from cli.show.output import moment, note, show_json, show_list, show_pairs, show_table
+
+app = typer.Typer(no_args_is_help=True, help="Make, show and revoke API keys.")
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as in `keys list`.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Option(help="What the key is for.")],
+    tier: Annotated[
+        str | None, typer.Option(help="free, pro, enterprise or operator; free by default.")
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What the key may do, such as inference:text; may be repeated."),
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="30d, 12h, or a time in ISO 8601; never by default.")
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make a key. Its secret is shown now and never again."""
+    place = CliContext.of(home, config)
+    asked = {"name": name, "tier": tier, "scopes": scope or None, "expires": expires}
+    body = {key: value for key, value in asked.items() if value is not None}
+    server = place.server()
+    made = server.post("/api/v1/keys", body) if server else offline.create_key(place.home, body)
+    if as_json:
+        show_json(made)
+        return
+    typer.echo(made["key"])
+    note(
+        f"Key {made['id']} for {made['name']}: tier {made['tier']}, "
+        f"{'until ' + moment(made['expires_at']) if made['expires_at'] else 'without an end'}, "
+        f"may {', '.join(made['scopes'])}. Keep it now; it is not shown again."
+    )
+
+
+@app.command("list")
+def list_keys(
+    as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
+) -> None:
+    """All keys, revoked ones too."""
+    place = CliContext.of(home, config)
+    server = place.server()
+    rows = server.list("/api/v1/keys") if server else offline.keys(place.home)
+    empty = "No keys yet. The first start makes the admin key; `keys create --name N` makes more."
+    show_list(rows, _show_keys, as_json=as_json, empty=empty)
+
+
+def _show_keys(rows: list[dict[str, Any]]) -> None:
+    show_table(_COLUMNS, [_row(row) for row in rows])
+
+
+@app.command()
+def show(
+    key_id: IdArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """One key, without its secret."""
+    from cli.client import path_of
+
+    place = CliContext.of(home, config)
+    server = place.server()
+    found = server.get(path_of("keys", key_id)) if server else offline.key(place.home, key_id)
+    if as_json:
+        show_json(found)
+        return
+    times = {name: moment(found[name]) for name in found if name.endswith("_at") and found[name]}
+    show_pairs({**found, **times, "state": _state(found)})
+
+
+@app.command()
+def revoke(key_id: IdArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    """End a key for good. Its record stays."""
+    from cli.client import path_of
+
+    place = CliContext.of(home, config)
+    if server := place.server():
+        server.delete(path_of("keys", key_id))
+    else:
+        offline.revoke_key(place.home, key_id)
+    note(f"Revoked {key_id}.")
+
+
+_COLUMNS = ("ID", "NAME", "TIER", "STATE", "SECRET", "EXPIRES", "LAST USED", "SCOPES")
+
+
+def _row(key: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        key["id"],
+        key["name"],
+        key["tier"],
+        _state(key),
+        f"…{key['last_four']}",
+        moment(key["expires_at"]),
+        moment(key["last_used_at"]),
+        key["scopes"],
+    )
+
+
+def _state(key: dict[str, Any]) -> str:
+    from datetime import UTC, datetime
+
+    if key["revoked_at"]:
+        return "revoked"
+    expires = key["expires_at"]
+    over = expires is not None and datetime.fromisoformat(expires) <= datetime.now(UTC)
+    return "expired" if over else "active"

@@ -1,0 +1,215 @@
+"""``bitinglip models``: what is in the store."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli import offline
+from cli.context import CliContext
+from cli.errors import Failure
+from cli.options import ConfigOption, HomeOption, JsonOption
+from cli.show.output import (
+    amount,
+    note,
+    show_json,
+    show_list,
+    show_pairs,
+    show_table,
+    size,
+    waiting,
+)
+
+PicklesOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickles", help="Where its weights are pickles, take the tensors out of them."
+    ),
+]
+
+app = typer.Typer(no_args_is_help=True, help="Download, import, look at and load models.")
+
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A model's name, as in `models list`.")
+]
+
+
+@app.command()
+def pull(
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO[@REVISION]", help="A repository on the hub.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The model's name here; the repository's by default.")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Take these files only; may be repeated."),
+    ] = None,
+    allow_pickles: PicklesOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Download a model from the hub; run it again to go on where it stopped."""
+    from cli.commands.pull import pull_model
+
+    repo_id, _, revision = repo.partition("@")
+    place = CliContext.of(home, config)
+    pull_model(
+        place,
+        repo_id,
+        revision or None,
+        name=name,
+        include=include or (),
+        allow_pickles=allow_pickles,
+    )
+
+
+@app.command("import")
+def import_model(
+    path: Annotated[Path, typer.Argument(help="A folder in Hugging Face layout.")],
+    name: Annotated[str, typer.Option(help="The model's name here.")],
+    allow_pickles: PicklesOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Take a local folder into the store: checked, and linked or copied."""
+    place = CliContext.of(home, config)
+    folder = path.expanduser().absolute()
+    if not folder.is_dir():
+        raise Failure(f"{folder} is not a folder")
+    server = place.server()
+    with waiting(f"importing {folder.name}"):
+        if server:
+            body = {"path": str(folder), "name": name, "allow_pickles": allow_pickles}
+            found = server.post("/api/v1/models/import", body, patience=None)
+        else:
+            found = offline.import_model(
+                place.home, folder, name, allow_pickles=allow_pickles or place.allows_pickles(name)
+            )
+    note(f"Imported {found['model_id']}: {found['type']}, {size(found['bytes'])}.")
+
+
+@app.command("list")
+def list_models(
+    as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
+) -> None:
+    """All models in the store."""
+    place = CliContext.of(home, config)
+    server = place.server()
+    rows = server.list("/api/v1/models") if server else offline.models(place.home)
+    empty = "No models yet: `bitinglip models pull REPO`, or `bitinglip serve --demo`."
+    show_list(rows, _show_models, as_json=as_json, empty=empty)
+
+
+def _show_models(rows: list[dict[str, Any]]) -> None:
+    show_table(_COLUMNS, [_row(row) for row in rows], right="SIZE PARAMETERS CONTEXT")
+
+
+@app.command()
+def show(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """One model: what it is, where it came from, what it can do."""
+    from cli.client import path_of
+
+    place = CliContext.of(home, config)
+    server = place.server()
+    found = server.get(path_of("models", name)) if server else offline.model(place.home, name)
+    if as_json:
+        show_json(found)
+        return
+    shown = {key: value for key, value in found.items() if key not in _NOT_SHOWN}
+    sizes = {"size": size(found["bytes"]), "parameters": amount(found["parameters"])}
+    voices = _voices(found.get("voices", ()))
+    show_pairs({"name": found["model_id"], **shown, **sizes, **voices, "may set": _settable(found)})
+
+
+@app.command()
+def remove(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    """Delete a model from the store; one that is in use is refused."""
+    from cli.client import path_of
+
+    place = CliContext.of(home, config)
+    with waiting(f"removing {name}"):
+        if server := place.server():
+            server.delete(path_of("models", name))
+        else:
+            offline.remove_model(place.home, name)
+    note(f"Removed {name}.")
+
+
+@app.command()
+def verify(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    """Read every file of a model in this home's store and compare it with what was downloaded."""
+    from cli.commands.pull import verify_model
+
+    verify_model(CliContext.of(home, config), name)
+
+
+@app.command()
+def load(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    """Load a model now; returns when it is ready."""
+    from cli.client import path_of
+
+    server = CliContext.of(home, config).need_server()
+    with waiting(f"loading {name}"):
+        found = server.post(path_of("models", name, "load"), patience=None)
+    note(f"{found['model_id']} is {found['status']}.")
+
+
+@app.command()
+def fit(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Say whether a model fits, where, after whom, and with which settings it would."""
+    from cli.commands.fit import fit_model
+
+    fit_model(CliContext.of(home, config), name, as_json=as_json)
+
+
+@app.command()
+def unload(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
+    """Stop a model's worker and give its memory back."""
+    from cli.client import path_of
+
+    server = CliContext.of(home, config).need_server()
+    with waiting(f"unloading {name}"):
+        server.post(path_of("models", name, "unload"), patience=None)
+    note(f"{name} is unloaded.")
+
+
+_COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "STATUS")
+_NOT_SHOWN = {"model_id", "supported_parameters", "bytes", "voices"}
+
+
+def _row(model: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        model["model_id"],
+        model["type"],
+        model["engine"],
+        size(model["bytes"]),
+        amount(model["parameters"]),
+        model["max_context"],
+        model["status"],
+    )
+
+
+def _voices(voices: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Those of one language and gender in a line; what is not known of them is not said."""
+    lines: dict[str, list[str]] = {}
+    for voice in voices:
+        known = [each for each in (voice["language"], voice["gender"]) if each]
+        lines.setdefault(" ".join(["voices", *known]), []).append(voice["id"])
+    return lines
+
+
+def _settable(model: dict[str, Any]) -> list[str]:
+    return list(model["supported_parameters"])

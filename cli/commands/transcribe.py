@@ -1,0 +1,150 @@
+"""``bitinglip transcribe``: what is said in a sound file, as text or subtitles."""
+
+import io
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.context import CliContext
+from cli.errors import Failure
+from cli.options import ConfigOption, HomeOption, JsonOption
+from cli.show.output import clean, note, show_json
+
+if TYPE_CHECKING:
+    from cli.client import Client
+
+_ROUTE = "/api/v1/inference/transcription"
+_CAPABILITY = "speech-to-text"
+
+
+class TextFormat(StrEnum):
+    txt = "txt"
+    srt = "srt"
+    vtt = "vtt"
+
+
+def transcribe(
+    file: Annotated[Path, typer.Argument(help="A sound file of any usual format; '-' is stdin.")],
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="By default the only one that transcribes.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the text into this file.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="What is spoken, such as en; else the model finds out.")
+    ] = None,
+    translate: Annotated[bool, typer.Option("--translate", help="Into English.")] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="Names and words that may occur, for their spelling.")
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="With --json: when each was said.")
+    ] = False,
+    text_format: Annotated[
+        TextFormat | None, typer.Option("--format", help="Else as the output's name ends, or txt.")
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write down what is said in a sound file; the text comes as it is heard."""
+    from cli.stream.text_stream import given_options
+
+    form = _format_of(output, text_format)
+    if words and not as_json:
+        raise typer.BadParameter("times of words are shown with --json only", param_hint="--words")
+    server = CliContext.of(home, config).need_server()
+    with _opened(file) as sound:
+        fields = {"model": model or _only_model(server)} | given_options(
+            language=language,
+            task="translate" if translate else None,
+            prompt=prompt,
+            timestamps="word" if words else "segment",
+        )
+        shown = form is TextFormat.txt and output is None and not as_json and sys.stdout.isatty()
+        answer = _ask(server, fields, file.name, sound, shown=shown)
+    if as_json:
+        show_json(answer)
+    elif output is not None:
+        _write(output, _text(answer, form))
+        note(f"Wrote {output} ({_figures(answer)}).")
+    elif not shown:
+        typer.echo(clean(_text(answer, form)), nl=False)
+    elif sys.stderr.isatty():
+        note(_figures(answer))
+
+
+def _ask(
+    server: "Client", fields: dict[str, Any], name: str, sound: IO[bytes], *, shown: bool
+) -> dict[str, Any]:
+    """The InferenceResponse; ``shown``: each segment on the terminal as it comes."""
+    from cli.stream.progress import Words, make
+
+    def show(name: str, data: dict[str, Any]) -> None:
+        if name == "segment":
+            typer.echo(clean(data["text"].strip()))
+
+    transcript = Words("transcript", "listening", "writing down", "finishing", "second")
+    each = show if shown else None
+    return make(server, _ROUTE, fields, transcript, upload=(name, sound), each=each)
+
+
+def _only_model(server: "Client") -> str:
+    names = [
+        model["model_id"]
+        for model in server.list("/api/v1/models")
+        if _CAPABILITY in model["capabilities"]
+    ]
+    if len(names) == 1:
+        return str(names[0])
+    if not names:
+        raise Failure(
+            "no model of the store transcribes; `bitinglip models pull openai/whisper-small` "
+            "brings one"
+        )
+    raise Failure(f"several models transcribe; choose with --model: {', '.join(names)}")
+
+
+def _opened(file: Path) -> IO[bytes]:
+    if str(file) == "-":
+        return io.BytesIO(sys.stdin.buffer.read())
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise Failure(f"{file} cannot be read ({error.strerror})") from error
+
+
+def _format_of(output: Path | None, chosen: TextFormat | None) -> TextFormat:
+    if chosen is not None:
+        return chosen
+    ending = output.suffix.lower().removeprefix(".") if output is not None else ""
+    return TextFormat(ending) if ending in list(TextFormat) else TextFormat.txt
+
+
+def _text(answer: dict[str, Any], form: TextFormat) -> str:
+    if form is TextFormat.txt:
+        return f"{answer['result']['text']}\n"
+    import msgspec
+
+    from bitinglip.wire.subtitles import srt, vtt
+    from workers.protocol import Segment
+
+    segments = msgspec.convert(answer["result"]["segments"], list[Segment])
+    return srt(segments) if form is TextFormat.srt else vtt(segments)
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{output} cannot be written ({error.strerror})") from error
+
+
+def _figures(answer: dict[str, Any]) -> str:
+    result, took = answer["result"], answer["processing_time"]
+    spoken = f", {result['language']}" if result["language"] else ""
+    return f"{result['duration']:.1f} s of sound in {took:.1f} s{spoken}"

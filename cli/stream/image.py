@@ -1,0 +1,96 @@
+"""What ``bitinglip generate image`` does: ask, show the steps, write the files."""
+
+import base64
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cli.client import Client
+from cli.errors import Failure
+from cli.show.output import note
+from cli.show.terminal_images import protocol_of, shown
+from cli.stream.output_names import free_name
+from cli.stream.progress import Words, make
+
+ROUTE = "/api/v1/inference/image-generation"
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+_WORDS = Words("image", "reading the prompt", "drawing", "finishing", "step")
+
+
+def draw(client: Client, body: dict[str, Any]) -> dict[str, Any]:
+    """The InferenceResponse of a request for images."""
+    return make(client, ROUTE, body, _WORDS)
+
+
+def read_picture(path: Path | None) -> str | None:
+    """A picture to send, in base64."""
+    if path is None:
+        return None
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise Failure(f"{path} cannot be read ({error.strerror})") from error
+
+
+def lora(text: str) -> dict[str, Any]:
+    """``NAME`` or ``NAME:SCALE``."""
+    name, colon, scale = text.rpartition(":")
+    if not colon:
+        return {"name": text, "scale": 1.0}
+    try:
+        return {"name": name, "scale": float(scale)}
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not NAME or NAME:SCALE") from None
+
+
+def format_of(output: Path | None, chosen: str | None) -> str:
+    """The chosen format, else the one that the file's name ends in, else png."""
+    if chosen is not None:
+        return chosen
+    if output is None or str(output) == "-":
+        return "png"
+    if output.suffix.lower() not in FORMATS:
+        raise typer.BadParameter(
+            f"{output.name} should end in {', '.join(FORMATS)}; or give --format",
+            param_hint="--output",
+        )
+    return FORMATS[output.suffix.lower()]
+
+
+def write(answer: dict[str, Any], output: Path | None, prompt: str) -> list[Path]:
+    """The images as files; ``-`` is stdout. Answers with where they are."""
+    images = answer["result"]["images"]
+    if output is not None and str(output) == "-":
+        if len(images) > 1:
+            raise Failure("stdout takes one image; leave -n away, or name a file with -o")
+        sys.stdout.buffer.write(base64.b64decode(images[0]["b64"]))
+        return []
+    paths = []
+    for number, image in enumerate(images, start=1):
+        path = output or free_name(prompt, image["seed"], image["format"])
+        if output is not None and len(images) > 1:
+            path = output.with_name(f"{output.stem}-{number}{output.suffix}")
+        try:
+            path.write_bytes(base64.b64decode(image["b64"]))
+        except OSError as error:
+            raise Failure(f"{path} cannot be written ({error.strerror})") from error
+        paths.append(path)
+        seconds = answer["processing_time"]
+        facts = f"{image['width']}x{image['height']}, seed {image['seed']}, {seconds:.1f} s"
+        filtered = "; the model's safety checker made it black" if image.get("filtered") else ""
+        note(f"Wrote {path} ({facts}){filtered}.")
+    return paths
+
+
+def show(paths: list[Path], wanted: bool | None) -> None:
+    """The pictures in the terminal: where it can, or in blocks where that was asked for."""
+    protocol = protocol_of(os.environ)
+    if not sys.stdout.isatty() or wanted is False or (wanted is None and protocol is None):
+        return
+    for path in paths:
+        columns = shutil.get_terminal_size().columns
+        typer.echo(shown(path.read_bytes(), protocol, columns), nl=False)

@@ -1,0 +1,75 @@
+"""What ``bitinglip generate speech`` does: ask, show the sentences, write the file, play it."""
+
+import base64
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cli.client import Client
+from cli.errors import Failure
+from cli.show.output import note
+from cli.stream.output_names import free_name
+from cli.stream.progress import Words, make
+
+ROUTE = "/api/v1/inference/text-to-speech"
+FORMATS = {".wav": "wav", ".flac": "flac", ".ogg": "ogg", ".opus": "ogg", ".mp3": "mp3"}
+_WORDS = Words("speech", "reading the text", "speaking", "finishing", "sentence")
+#: what plays a file and ends, where it is installed
+_PLAYERS = (
+    ("afplay",),
+    ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"),
+    ("paplay",),
+    ("aplay", "-q"),
+)
+
+
+def speak(client: Client, body: dict[str, Any]) -> dict[str, Any]:
+    """The InferenceResponse of a request for speech."""
+    return make(client, ROUTE, body, _WORDS)
+
+
+def format_of(output: Path | None, chosen: str | None) -> str:
+    """The chosen format, else the one that the file's name ends in, else wav."""
+    if chosen is not None:
+        return chosen
+    if output is None or str(output) == "-":
+        return "wav"
+    if output.suffix.lower() not in FORMATS:
+        raise typer.BadParameter(
+            f"{output.name} should end in {', '.join(FORMATS)}; or give --format",
+            param_hint="--output",
+        )
+    return FORMATS[output.suffix.lower()]
+
+
+def write(answer: dict[str, Any], output: Path | None, text: str) -> Path | None:
+    """The sound as a file; ``-`` is stdout. Answers with where it is."""
+    result = answer["result"]
+    data = base64.b64decode(result["audio"])
+    if output is not None and str(output) == "-":
+        sys.stdout.buffer.write(data)
+        return None
+    path = output or free_name(text, result["seed"], result["format"])
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise Failure(f"{path} cannot be written ({error.strerror})") from error
+    took = answer["processing_time"]
+    facts = f"{result['duration']:.1f} s of sound in {took:.1f} s, seed {result['seed']}"
+    voice = f", {result['voice']}" if result.get("voice") else ""
+    note(f"Wrote {path} ({facts}{voice}).")
+    return path
+
+
+def play(path: Path) -> None:
+    """By the first player that there is. Raises Failure if there is none."""
+    for command in _PLAYERS:
+        if shutil.which(command[0]):
+            subprocess.run([*command, str(path)], check=False)
+            return
+    names = ", ".join(command[0] for command in _PLAYERS)
+    raise Failure(f"there is no player here to play it with; --play needs one of {names}")

@@ -1,0 +1,86 @@
+"""One call of a pipeline, halted after each step.
+
+The library's call runs from its first line to its image. Here it runs on a greenlet of its own,
+whose step callback hands control back: so calls can be interleaved, and ended between two steps,
+without a copy of any pipeline's loop. All of them share the weights; what a call changes
+(scheduler, attributes of the pipeline) is its own.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import greenlet
+
+from workers.engines.image.request import ImageSample
+
+
+@dataclass(slots=True, frozen=True)
+class Step:
+    """After so many of ``steps``: the latents of all drawings, as the pipeline keeps them."""
+
+    number: int
+    steps: int
+    latents: Any
+
+
+@dataclass(slots=True, frozen=True)
+class Images:
+    """The end: float32 of shape (drawings, height, width, 3), 0 to 1, and what was filtered."""
+
+    pixels: Any
+    filtered: list[bool]
+
+
+class PipelineCall:
+    """Some drawings of the same shape, in one call of ``pipe``, which belongs to this run."""
+
+    def __init__(self, pipe: Any, arguments: dict[str, Any], samples: list[ImageSample]) -> None:
+        self.pipe = pipe
+        self.samples = samples
+        self.spent = 0.0  #: seconds of computing for each drawing: who had least goes next
+        self.steps_done = 0
+        self._arguments = arguments
+        self._call = greenlet.greenlet(self._work)
+
+    @property
+    def wanted(self) -> bool:
+        return any(sample.wanted for sample in self.samples)
+
+    @property
+    def job(self) -> Any:
+        return self.samples[0].request.job
+
+    def advance(self) -> Step | Images:
+        """Compute the next step, or the images after the last one; raises what the call raises."""
+        began = time.monotonic()
+        self._call.parent = greenlet.getcurrent()
+        try:
+            outcome: Step | Images = self._call.switch()
+        except Exception:
+            self.pipe.maybe_free_model_hooks()
+            raise
+        finally:
+            self.spent += (time.monotonic() - began) / len(self.samples)
+        if isinstance(outcome, Step):
+            self.steps_done = outcome.number
+            for sample in self.samples:
+                sample.step = outcome.number
+        return outcome
+
+    def end(self) -> None:
+        """Leave the call where it stands; what it held is free afterwards."""
+        self._call.throw()
+        # What a finished call does itself: parts go back to host memory, caches are emptied.
+        self.pipe.maybe_free_model_hooks()
+
+    def _work(self) -> Images:
+        output = self.pipe(**self._arguments, callback_on_step_end=self._halt)
+        flags = getattr(output, "nsfw_content_detected", None)
+        return Images(output.images, list(flags) if flags else [False] * len(self.samples))
+
+    def _halt(self, pipe: Any, number: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        step = Step(number + 1, int(pipe.num_timesteps), tensors.get("latents"))
+        assert self._call.parent is not None
+        self._call.parent.switch(step)
+        return {}

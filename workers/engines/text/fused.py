@@ -1,0 +1,228 @@
+"""A decoder of few large operations for the exact classes that are shaped like Llama.
+
+On a CPU a step of a small model is mostly the number of operations. Here the projections that
+share an input are one, the rotation is three operations over queries and keys together, and one
+copy writes keys and values. The arithmetic is that of the library's classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from workers.engines.packed_linear import PackedLinear, can_pack, join, pack, unmap
+from workers.engines.text.attention import attend
+from workers.engines.text.batch import Batch
+from workers.engines.text.cache import PagedCache
+
+_CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+
+
+class _Norm:
+    """Root mean square norm over the last dimension.
+
+    On a CPU the library's is a dozen operations. The mean of x and -x together is zero and their
+    variance is the mean square of x, so a layer norm over both is the same norm, in three.
+    """
+
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        """weight: [size]"""
+        self._size = weight.shape[0]
+        self._epsilon = epsilon
+        self._mirror = weight.device.type == "cpu"
+        self._weight = torch.cat((weight, weight)) if self._mirror else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [tokens, size] -> the same"""
+        if not self._mirror:
+            return functional.rms_norm(x, (self._size,), self._weight, self._epsilon)
+        both = torch.cat((x, -x), dim=-1)
+        normed = functional.layer_norm(both, (2 * self._size,), self._weight, None, self._epsilon)
+        return normed[:, : self._size]
+
+
+@dataclass(slots=True, frozen=True)
+class _HeadNorm:
+    weight: Tensor  #: [heads, head_dim], a row per query head and per key head
+    epsilon: float
+
+    def __call__(self, heads: Tensor) -> Tensor:
+        """heads: [tokens, heads, head_dim] -> the same"""
+        size = self.weight.shape[-1]
+        return functional.rms_norm(heads, (size,), None, self.epsilon).mul_(self.weight)
+
+
+@dataclass(slots=True, frozen=True)
+class _Layer:
+    attention_norm: _Norm
+    qkv: PackedLinear
+    head_norm: _HeadNorm | None  #: Qwen3 has one
+    output: PackedLinear
+    mlp_norm: _Norm
+    gate_up: PackedLinear
+    down: PackedLinear
+    query_width: int
+    rotated_width: int  #: queries and keys
+    head_dim: int
+    gate_width: int
+    scaling: float
+
+
+class FusedDecoder:
+    """Computes over the weights of a model for which :func:`can_fuse` holds.
+
+    Where the projections are packed, which is a copy, the model is left without its weights.
+    Elsewhere the model keeps them and still works: both compute over the same bytes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        inner = model.model
+        packed = can_pack(model.lm_head.weight.dtype, model.lm_head.weight.device)
+        self._layers: list[_Layer] = []
+        for module in inner.layers:
+            self._layers.append(_fuse(module))
+            if packed:
+                _drop_weights(module)
+        self._norm = _norm(inner.norm)
+        self._head = pack(model.lm_head)
+        if packed:
+            if model.lm_head.weight is not inner.embed_tokens.weight:
+                _drop_weights(model.lm_head)
+            unmap(model)  # the embedding is left, and would keep the whole file mapped
+        self._embedding: Tensor = inner.embed_tokens.weight.detach()
+        self._rotary = inner.rotary_emb
+
+    def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
+        x = functional.embedding(batch.ids, self._embedding)  # [tokens, hidden]
+        cos, sin = self._rotation(x, batch.positions)
+        for index, layer in enumerate(self._layers):
+            x = x + _attend(layer, index, x, cos, sin, batch, cache)
+            gate_up = layer.gate_up(layer.mlp_norm(x))
+            gate = functional.silu(gate_up[:, : layer.gate_width])
+            x += layer.down(gate.mul_(gate_up[:, layer.gate_width :]))
+        if batch.sampled is not None:
+            x = x.index_select(0, batch.sampled)
+        return self._head(self._norm(x))
+
+    def close(self) -> None:
+        self._layers.clear()
+
+    def _rotation(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Each [tokens, 1, head_dim]. The first half of the sine is negative, so that turning a
+        pair is ``x * cos + roll(x) * sin``."""
+        cos, sin = self._rotary(x[None], positions[None])  # [1, tokens, head_dim]
+        sin = sin[0].clone()
+        sin[:, : sin.shape[1] // 2].neg_()
+        return cos[0].unsqueeze(1), sin.unsqueeze(1)
+
+
+def can_fuse(model: Any) -> bool:
+    """Whether the model is exactly of a class, and of settings, that the fused decoder computes."""
+    config = model.config
+    return (
+        type(model) in _CLASSES
+        and config.hidden_act == "silu"
+        and not getattr(model, "is_quantized", False)
+        and all(type(m) is nn.Linear for m in _linears(model))
+        and _head_dim(config) % 2 == 0
+    )
+
+
+def join_projections(model: Any, device: torch.device) -> None:
+    """Move the projections that the fused decoder computes as one to the device, joined there.
+
+    To be called before the model is on the device: joined afterwards, the parts would leave gaps
+    there that are too small for the next joined ones.
+    """
+    if can_pack(model.lm_head.weight.dtype, device):
+        return
+    for layer in model.model.layers:
+        join(*_qkv(layer.self_attn), device=device)
+        join(layer.mlp.gate_proj, layer.mlp.up_proj, device=device)
+
+
+def _attend(
+    layer: _Layer,
+    index: int,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    batch: Batch,
+    cache: PagedCache,
+) -> Tensor:
+    """The attention block of one layer. x: [tokens, hidden] -> the same"""
+    qkv = layer.qkv(layer.attention_norm(x))  # [tokens, queries | keys | values]
+    heads = qkv[:, : layer.rotated_width].view(len(x), -1, layer.head_dim)
+    source = heads if layer.head_norm is None else layer.head_norm(heads)
+    turned = torch.roll(source, layer.head_dim // 2, -1)
+    # Into its own place: keys and values stay side by side, as the cache holds them.
+    torch.addcmul(source * cos, turned, sin, out=heads)
+    cache.write(index, batch.slots, qkv[:, layer.query_width :])
+    query = qkv[:, : layer.query_width].view(len(x), -1, layer.head_dim)
+    return layer.output(attend(query, cache, index, batch, scaling=layer.scaling))
+
+
+def _fuse(module: Any) -> _Layer:
+    attention, mlp = module.self_attn, module.mlp
+    head_dim = attention.head_dim
+    queries = attention.q_proj.out_features
+    keys = attention.k_proj.out_features
+    return _Layer(
+        attention_norm=_norm(module.input_layernorm),
+        qkv=pack(*_qkv(attention)),
+        head_norm=_head_norm(attention, queries // head_dim, keys // head_dim),
+        output=pack(attention.o_proj),
+        mlp_norm=_norm(module.post_attention_layernorm),
+        gate_up=pack(mlp.gate_proj, mlp.up_proj),
+        down=pack(mlp.down_proj),
+        query_width=queries,
+        rotated_width=queries + keys,
+        head_dim=head_dim,
+        gate_width=mlp.gate_proj.out_features,
+        scaling=attention.scaling,
+    )
+
+
+def _qkv(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
+def _norm(module: Any) -> _Norm:
+    return _Norm(module.weight.detach(), module.variance_epsilon)
+
+
+def _head_norm(attention: Any, queries: int, keys: int) -> _HeadNorm | None:
+    """The norms of query heads and of key heads as one, a row of weights per head."""
+    if not hasattr(attention, "q_norm"):
+        return None
+    rows = [attention.q_norm.weight.detach()] * queries + [attention.k_norm.weight.detach()] * keys
+    return _HeadNorm(torch.stack(rows), attention.q_norm.variance_epsilon)
+
+
+def _drop_weights(module: nn.Module) -> None:
+    """Give the memory of weights back that live on in packed form."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+
+def _linears(model: Any) -> list[nn.Module]:
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    layers = model.model.layers
+    found = [getattr(layer.self_attn, name) for layer in layers for name in names]
+    found += [
+        getattr(la.mlp, name) for la in layers for name in ("gate_proj", "up_proj", "down_proj")
+    ]
+    return [*found, model.lm_head]
+
+
+def _head_dim(config: Any) -> int:
+    own: int | None = getattr(config, "head_dim", None)
+    return own or int(config.hidden_size // config.num_attention_heads)

@@ -1,0 +1,84 @@
+"""A window's tokens to the segments that the client sees."""
+
+import copy
+
+from workers.engines.transcription.decoding import Attempt
+from workers.engines.transcription.loading import LoadedWhisper
+from workers.engines.transcription.request import Request
+from workers.engines.transcription.windows import Piece, cut, whole
+from workers.engines.transcription.word_times import token_times, words_of
+from workers.protocol import Segment, Word
+
+_TIMESTAMP_SECONDS = 0.02  #: in all models of the family
+
+
+class SegmentBuilder:
+    def __init__(self, loaded: LoadedWhisper) -> None:
+        self._loaded = loaded
+        self._decoding_config = loaded.decoding
+        self._vocabulary = int(loaded.model.config.vocab_size)
+        # A copy: two threads that use one fast tokenizer get each other's results.
+        self._tokenizer = copy.deepcopy(loaded.tokenizer)
+
+    def build(self, request: Request, attempt: Attempt, frames: int) -> tuple[list[Segment], int]:
+        """The segments with text in a window of so many ``frames``, and how far to go on."""
+        decoding = self._decoding_config
+        tokens = attempt.tokens[:-1] if attempt.tokens[-1] == decoding.end else attempt.tokens
+        if request.timestamps:
+            found = cut(tokens, decoding.first_timestamp, frames, decoding.stride)
+        else:
+            found = whole(tokens, frames, decoding.stride)
+        times = self._times(request, attempt)
+        segments = [self._segment(request, attempt, piece, times) for piece in found.pieces]
+        length = request.recording.seconds  # what is said after it is made up
+        kept = [each for each in segments if each.text.strip() and each.start < length]
+        return kept, found.advance
+
+    def _times(self, request: Request, attempt: Attempt) -> list[float]:
+        """When the window begins and each of its tokens ends; empty where nobody wants words."""
+        if request.job.timestamps != "word":
+            return []
+        assert request.encoded is not None
+        left = request.recording.spoken - request.seek
+        ends = token_times(self._loaded, request.encoded, attempt.prompt, attempt.tokens, left)
+        return [0.0, *ends]
+
+    def _segment(
+        self, request: Request, attempt: Attempt, piece: Piece, times: list[float]
+    ) -> Segment:
+        offset = request.seek * _TIMESTAMP_SECONDS / self._decoding_config.stride
+        length = request.recording.seconds
+        tokens = attempt.tokens[piece.first : piece.last]
+        start, end = (
+            min(length, offset + mark * _TIMESTAMP_SECONDS) for mark in (piece.start, piece.end)
+        )
+        return Segment(
+            start=start,
+            end=max(start, end),
+            text=self._tokenizer.decode(
+                [each for each in tokens if each < self._decoding_config.end]
+            ),
+            tokens=tuple(tokens),
+            words=self._words(request, attempt, piece, times) if times else (),
+            avg_logprob=attempt.avg_logprob,
+            no_speech_prob=attempt.no_speech_prob,
+            temperature=attempt.temperature,
+            compression_ratio=attempt.compression_ratio(self._vocabulary),
+        )
+
+    def _words(
+        self, request: Request, attempt: Attempt, piece: Piece, times: list[float]
+    ) -> tuple[Word, ...]:
+        """Ids below that of the end token are text."""
+        offset = request.seek * _TIMESTAMP_SECONDS / self._decoding_config.stride
+        length = request.recording.seconds
+        places = [
+            i
+            for i in range(piece.first, piece.last)
+            if attempt.tokens[i] < self._decoding_config.end
+        ]
+        spans = [
+            (min(length, offset + times[i]), min(length, offset + times[i + 1])) for i in places
+        ]
+        tokens = [attempt.tokens[i] for i in places]
+        return words_of(self._tokenizer, tokens, spans, request.language)
