@@ -129,7 +129,10 @@ class Metrics:
             "bitinglip_images_total", "Images made", ["model"], registry=self.registry
         )
         self._audio = Counter(
-            "bitinglip_audio_seconds_total", "AudioDelta made", ["model"], registry=self.registry
+            "bitinglip_audio_seconds_total",
+            "Seconds of audio spoken or transcribed",
+            ["model"],
+            registry=self.registry,
         )
         self._queue = histogram("bitinglip_queue_seconds", "Wait before a worker began", _REQUEST)
         self._first = histogram(
@@ -210,7 +213,7 @@ class Metrics:
     def images_made(self, *, model: str, count: int) -> None:
         self._images.labels(self._models.bound(model)).inc(count)
 
-    def audio_made(self, *, model: str, seconds: float) -> None:
+    def audio_done(self, *, model: str, seconds: float) -> None:
         self._audio.labels(self._models.bound(model)).inc(seconds)
 
     def load_finished(self, *, model: str, seconds: float, ok: bool) -> None:

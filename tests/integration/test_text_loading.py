@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GptOssConfig, Qwen3N
 from tests.integration.text_runs import job, load, run
 from tests.tiny_models import VOCAB, make_tiny_model, train_tokenizer
 from workers.engines.base import Refused
+from workers.protocol import ChatMessage, Sampling, TextJob
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,20 @@ def test_a_config_larger_than_its_weights_is_refused_at_once(tmp_path: Path) -> 
     config = config.replace('"num_hidden_layers": 3', '"num_hidden_layers": 100000')
     (tmp_path / "config.json").write_text(config)
     assert "does not fit" in load_refusal(tmp_path)
+
+
+def test_template_that_does_not_compile_refuses_chats_and_leaves_completions(
+    tmp_path: Path,
+) -> None:
+    engine, ready = load(make_tiny_model("llama", tmp_path, template="{% for %}"))
+    assert not ready.has_chat_template
+    chat = TextJob(id="a", messages=(ChatMessage("user", "x"),), sampling=Sampling(max_tokens=1))
+    with pytest.raises(Refused) as caught:
+        engine.prepare(chat)
+    assert (caught.value.code, caught.value.param) == ("INVALID_REQUEST", "messages")
+    assert "chat template does not compile" in caught.value.message
+    assert run(engine, job("b"))["b"].completion_tokens == 12
+    engine.close()
 
 
 def test_an_index_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:

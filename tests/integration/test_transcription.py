@@ -88,6 +88,17 @@ def test_a_form_and_json_say_the_same(client: httpx.Client) -> None:
     assert "".join(each["text"] for each in form["result"]["segments"]) == form["result"]["text"]
 
 
+def test_metrics_count_the_audio_seconds_that_were_transcribed(client: httpx.Client) -> None:
+    def counted() -> float:
+        pattern = rf'bitinglip_audio_seconds_total{{model="{MODEL}"}} (\S+)'
+        found = re.search(pattern, client.get("/metrics").text)
+        return float(found[1]) if found else 0.0
+
+    before = counted()
+    assert ask(client, sound(1.5)).json()["status"] == "completed"
+    assert counted() - before == pytest.approx(1.5)
+
+
 def test_a_stream_tells_each_segment(client: httpx.Client) -> None:
     events = events_of(ask(client, sound(35), stream="true").text)
     names = [name for name, _ in events if name not in ("queued", "loading", "progress")]

@@ -231,5 +231,5 @@ class Dispatcher:
         )
         if isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.pictures))
-        if isinstance(final, protocol.SpeechDone):
-            self._metrics.audio_made(model=event_log.job.model, seconds=final.duration)
+        if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
+            self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)

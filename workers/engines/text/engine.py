@@ -9,13 +9,13 @@ import torch
 from workers.engines import torch_env
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
-from workers.engines.text.loading import LoadedModel, failed, load, private_copy
+from workers.engines.text.loading import LoadedModel, load, private_copy
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Sampler
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler
-from workers.engines.text.templates import ChatTemplate
+from workers.engines.text.templates import BrokenTemplate, ChatTemplate
 from workers.protocol import Event, Load, Ready, TextJob
 
 _MIB = 1024 * 1024
@@ -91,7 +91,7 @@ class TextEngine:
             max_context=context,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=device,
-            has_chat_template=template is not None,
+            has_chat_template=isinstance(template, ChatTemplate),
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
         )
 
@@ -225,7 +225,7 @@ class TextEngine:
             self._runner.close()
 
 
-def _template(tokenizer: Any) -> ChatTemplate | None:
+def _template(tokenizer: Any) -> ChatTemplate | BrokenTemplate | None:
     try:
         source = tokenizer.get_chat_template()
     except ValueError:  # that is how the library says that there is none
@@ -233,4 +233,4 @@ def _template(tokenizer: Any) -> ChatTemplate | None:
     try:
         return ChatTemplate(source, tokenizer.special_tokens_map)
     except jinja2.TemplateError as error:
-        raise failed(f"The chat template does not compile: {error}") from error
+        return BrokenTemplate(error)

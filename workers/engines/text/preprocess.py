@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.engines.base import Refused
 from workers.engines.text.loading import is_panic
-from workers.engines.text.templates import ChatTemplate
+from workers.engines.text.templates import BrokenTemplate, ChatTemplate
 from workers.protocol import TextJob
 
 _LONGEST_PROMPT = 16_000_000  #: characters; tokenizers take about a hundred bytes for each
@@ -25,7 +25,12 @@ class Preprocessor:
     """Renders, tokenises and checks jobs for one model."""
 
     def __init__(
-        self, tokenizer: Any, template: ChatTemplate | None, *, max_context: int, vocab_size: int
+        self,
+        tokenizer: Any,
+        template: ChatTemplate | BrokenTemplate | None,
+        *,
+        max_context: int,
+        vocab_size: int,
     ) -> None:
         """``tokenizer`` belongs to this object alone."""
         self._tokenizer = tokenizer

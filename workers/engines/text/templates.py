@@ -37,6 +37,18 @@ class TemplateTooExpensive(jinja2.TemplateError):
     """The template asked for more time or memory than a prompt can need."""
 
 
+class BrokenTemplate:
+    """Stands for a template that does not compile: chats are refused, completions work."""
+
+    def __init__(self, error: jinja2.TemplateError) -> None:
+        line = (error.message or type(error).__name__).splitlines()[0][:300]
+        self._message = f"This model's chat template does not compile: {line}"
+
+    def render(self, _messages: tuple[ChatMessage, ...], _max_characters: int) -> str:
+        """Raise :class:`Refused` with what the compiler said."""
+        raise Refused("INVALID_REQUEST", self._message, param="messages")
+
+
 class ChatTemplate:
     """One model's template, compiled once. Raises jinja2.TemplateError if it does not compile."""
 
