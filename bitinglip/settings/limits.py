@@ -12,30 +12,44 @@ _TIER_PRIORITY = (
 _TIER_WEIGHT = "share of a key among keys of the same priority"
 
 
+class TierImage(Section):
+    """Limits of a key's image requests."""
+
+    max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="maximum megapixels per request, all images together; null sets no limit"
+    )
+
+
+class TierSpeech(Section):
+    """Limits of a key's speech requests."""
+
+    max_characters: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="maximum characters per request; null uses limits.speech.max_characters"
+    )
+
+
+class TierTranscription(Section):
+    """Limits of a key's transcriptions."""
+
+    max_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="maximum seconds of audio; null uses limits.transcription.max_seconds"
+    )
+    max_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="maximum bytes of an audio file; null uses server.max_upload_bytes"
+    )
+
+
 class Tier(Section):
-    """What a key's tier is worth in the queues."""
+    """What the tier of a key grants: its place in the queues, and limits by kind of request."""
 
     priority: Annotated[int, Field(ge=0, le=100)] = Field(0, description=_TIER_PRIORITY)
     weight: Annotated[float, Field(gt=0, le=1000)] = Field(1, description=_TIER_WEIGHT)
     max_queue: Annotated[int, Field(ge=0)] | None = Field(
         None, description="maximum queued requests per key; null sets no limit"
     )
-    max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
-        None,
-        description="maximum megapixels per image request, all images together; null sets no limit",
-    )
-    max_characters: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="maximum characters per speech request; null uses limits.speech.max_characters",
-    )
-    max_audio_seconds: Annotated[float, Field(gt=0)] | None = Field(
-        None,
-        description="maximum seconds per transcription; null uses limits.transcription.max_seconds",
-    )
-    max_audio_bytes: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="maximum bytes of an audio file; null uses server.max_upload_bytes",
-    )
+    image: TierImage = TierImage()
+    speech: TierSpeech = TierSpeech()
+    transcription: TierTranscription = TierTranscription()
 
 
 class Pro(Tier):

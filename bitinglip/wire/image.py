@@ -154,10 +154,10 @@ def _check_bounds(job: ImageJob, limits: ImageLimits, own: ImageModel, tier: Tie
         raise InvalidRequest(
             f"This model makes images of at most {own.max_megapixels:g} megapixels.", param="width"
         )
-    if tier.max_megapixels is not None and job.megapixels > tier.max_megapixels:
+    if tier.image.max_megapixels is not None and job.megapixels > tier.image.max_megapixels:
         raise InvalidRequest(
-            f"A request of this key may ask for {tier.max_megapixels:g} megapixels in all.",
-            param="n" if each <= tier.max_megapixels else "width",
+            f"A request of this key may ask for {tier.image.max_megapixels:g} megapixels in all.",
+            param="n" if each <= tier.image.max_megapixels else "width",
         )
 
 

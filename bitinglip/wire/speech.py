@@ -42,8 +42,8 @@ class SpeechTerms:
     ) -> SpeechJob:
         """The work; ``param`` is what the surface calls the text."""
         most = self.limits.max_characters
-        if self.tier.max_characters is not None:
-            most = min(most, self.tier.max_characters)
+        if self.tier.speech.max_characters is not None:
+            most = min(most, self.tier.speech.max_characters)
         if not text.strip():
             raise InvalidRequest(f"'{param}' holds nothing to say.", param=param)
         if len(text) > most:

@@ -33,11 +33,11 @@ class TranscriptionTerms:
     def job(self, *, size: int, timeout: float | None = None, **more: Any) -> TranscriptionJob:
         """The work; the file, of so many bytes, is to be written where it says that it is.
         Raises PayloadTooLarge."""
-        most = self.tier.max_audio_bytes
+        most = self.tier.transcription.max_bytes
         if most is not None and size > most:
             raise PayloadTooLarge(f"A file of this key may have {most} bytes; this has {size}.")
         task_id = new_task_id()
-        seconds = (self.limits.max_seconds, self.tier.max_audio_seconds)
+        seconds = (self.limits.max_seconds, self.tier.transcription.max_seconds)
         return TranscriptionJob(
             id=task_id,
             key_id=self.key_id,

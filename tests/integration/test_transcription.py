@@ -43,8 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "demo=never",
         "limits.transcription.max_seconds=40",
         "limits.transcription.max_channels=2",
-        "limits.tiers.free.max_audio_seconds=3",
-        "limits.tiers.free.max_audio_bytes=200000",
+        "limits.tiers.free.transcription.max_seconds=3",
+        "limits.tiers.free.transcription.max_bytes=200000",
     )
     with running_server(home, *(word for each in sets for word in ("--set", each))) as server:
         yield server

@@ -23,7 +23,7 @@ SETTINGS = (
     "models.t5.speech.vocoder=hifigan",
     "models.lost.speech.vocoder=hifigna",
     "models.stray.speech.vocoder=hifigna",
-    "limits.tiers.free.max_characters=20",
+    "limits.tiers.free.speech.max_characters=20",
 )
 
 

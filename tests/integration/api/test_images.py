@@ -69,7 +69,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings = Settings.model_validate(
         {
             "server": {"max_body_bytes": 100_000, "max_upload_bytes": 200_000},
-            "limits": {"tiers": {"free": {"max_megapixels": 5}}},
+            "limits": {"tiers": {"free": {"image": {"max_megapixels": 5}}}},
             "models": {"painter": {"image": PAINTER}},
         }
     )
