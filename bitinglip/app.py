@@ -25,7 +25,7 @@ from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.metrics import Metrics
-from bitinglip.wire.task import inference_response
+from bitinglip.wire.response import inference_response
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from bitinglip import errors
 from bitinglip.api.exchange import exchange_of
-from bitinglip.wire.failure import error_body
+from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
 

@@ -11,7 +11,7 @@ from bitinglip.api.deps import Services, services_of
 from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, TaskNotFound
 from bitinglip.tasks.store import Task
 from bitinglip.wire.admin import model_info
-from bitinglip.wire.task import inference_response
+from bitinglip.wire.response import inference_response
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
 

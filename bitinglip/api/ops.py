@@ -21,7 +21,7 @@ from bitinglip.api.deps import (
     json_answer,
     services_of,
 )
-from bitinglip.wire.failure import timestamp
+from bitinglip.wire.errors import timestamp
 
 router = APIRouter(tags=["operations"])
 

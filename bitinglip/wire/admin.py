@@ -9,13 +9,13 @@ from pydantic import Field
 
 from bitinglip.access.keys import KeyRecord
 from bitinglip.scheduling.models.operations import WorkerView
-from bitinglip.wire.failure import timestamp
-from bitinglip.wire.fields import Body
-from bitinglip.wire.image import SIDE, STEPS, ImageGenerationRequest
-from bitinglip.wire.native import DEFAULTS, TextGenerationRequest
+from bitinglip.wire.errors import timestamp
+from bitinglip.wire.image.native import SIDE, STEPS, ImageGenerationRequest
 from bitinglip.wire.schema import schema_of
-from bitinglip.wire.speech import SpeechRequest
-from bitinglip.wire.transcription import TranscriptionFields
+from bitinglip.wire.speech.native import SpeechRequest
+from bitinglip.wire.text.fields import Body
+from bitinglip.wire.text.native import DEFAULTS, TextGenerationRequest
+from bitinglip.wire.transcription.native import TranscriptionFields
 from bitinglip.wire.voices import voices_of
 from model_store.manifest import Manifest
 from workers import protocol

@@ -130,7 +130,7 @@ def _text(answer: dict[str, Any], form: TextFormat) -> str:
         return f"{answer['result']['text']}\n"
     import msgspec
 
-    from bitinglip.wire.subtitles import srt, vtt
+    from bitinglip.wire.transcription.subtitles import srt, vtt
     from workers.protocol import Segment
 
     segments = msgspec.convert(answer["result"]["segments"], list[Segment])

@@ -19,7 +19,7 @@ from bitinglip.errors import DiskFull, FileGone
 from bitinglip.results.files import PREFIX, Files
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import ImageJob
-from bitinglip.wire.task import inference_response
+from bitinglip.wire.response import inference_response
 from workers import protocol
 
 PICTURE = b"not quite a picture"

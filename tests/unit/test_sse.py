@@ -8,8 +8,8 @@ import pytest
 from bitinglip.results.streams import DONE, chunks, sse
 from bitinglip.scheduling.event_log import EventLog, Loading, Queued
 from bitinglip.scheduling.job import TextJob
-from bitinglip.wire.native_view import NativeView
-from bitinglip.wire.openai_views import ChatView, CompletionView
+from bitinglip.wire.events import NativeView
+from bitinglip.wire.text.openai_view import ChatView, CompletionView
 from workers import protocol
 
 LOGPROB = protocol.TokenLogprob(token="hé", id=5, logprob=-0.5, top=(("a", 6, -1.0),))

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.wire.subtitles import srt, vtt
+from bitinglip.wire.transcription.subtitles import srt, vtt
 from workers.protocol import Segment
 
 

@@ -20,7 +20,7 @@ from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import TextJob
 from bitinglip.tasks.store import Filter, TaskStore, job_of, row_of
 from bitinglip.tasks.tasks import Tasks
-from bitinglip.wire.task import inference_response
+from bitinglip.wire.response import inference_response
 from workers import protocol
 
 FULL = TextJob(

@@ -9,9 +9,9 @@ import pytest
 from bitinglip import errors
 from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model, SamplingDefaults
-from bitinglip.wire.native import TextGenerationRequest
-from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
 from bitinglip.wire.parse import check_depth, param_path, parse
+from bitinglip.wire.text.native import TextGenerationRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
 from workers import framing, protocol
 
 NATIVE = {"model": "m", "prompt": "p"}

@@ -11,7 +11,7 @@ from bitinglip.api.lookup import find_model_of
 from bitinglip.api.native.inference import respond, runs_behind
 from bitinglip.api.terms import image_terms
 from bitinglip.api.uploads import decoded, received
-from bitinglip.wire.image import ImageGenerationRequest
+from bitinglip.wire.image.native import ImageGenerationRequest
 
 router = APIRouter(prefix="/api/v1", tags=["inference"])
 

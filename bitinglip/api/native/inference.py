@@ -12,7 +12,7 @@ from bitinglip.api.deps import request_id_of, services_of
 from bitinglip.api.native.tasks import accepted, wants_async
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
-from bitinglip.wire.native_view import NativeView
+from bitinglip.wire.events import NativeView
 
 
 class _Body(Protocol):

@@ -10,7 +10,7 @@ from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.native.inference import respond, runs_behind
 from bitinglip.api.terms import speech_terms
-from bitinglip.wire.speech import SpeechRequest
+from bitinglip.wire.speech.native import SpeechRequest
 
 router = APIRouter(prefix="/api/v1", tags=["inference"])
 

@@ -18,7 +18,7 @@ from bitinglip.api.lookup import KIND_SCOPES, find_task, with_files
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
 from bitinglip.tasks.store import Filter, Task
-from bitinglip.wire.task import task_info
+from bitinglip.wire.response import task_info
 
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])
 

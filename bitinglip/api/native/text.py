@@ -10,7 +10,7 @@ from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.native.inference import respond, runs_behind
 from bitinglip.scheduling.queue.priority import priority_of
-from bitinglip.wire.native import TextGenerationRequest
+from bitinglip.wire.text.native import TextGenerationRequest
 
 router = APIRouter(prefix="/api/v1", tags=["inference"])
 

@@ -17,7 +17,7 @@ from bitinglip.api.lookup import find_model_of
 from bitinglip.api.native.inference import respond, runs_behind
 from bitinglip.api.terms import transcription_terms
 from bitinglip.errors import InvalidRequest
-from bitinglip.wire.transcription import TranscriptionFields, TranscriptionRequest
+from bitinglip.wire.transcription.native import TranscriptionFields, TranscriptionRequest
 
 router = APIRouter(prefix="/api/v1", tags=["inference"])
 

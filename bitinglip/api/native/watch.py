@@ -29,8 +29,8 @@ from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_task, with_files
 from bitinglip.errors import BitingLipError, InsufficientScope, InvalidRequest, InvalidToken
 from bitinglip.wire.admin import WatchTicketRequest
-from bitinglip.wire.native_view import NativeView
-from bitinglip.wire.task import final_event
+from bitinglip.wire.events import NativeView
+from bitinglip.wire.response import final_event
 
 router = APIRouter(tags=["tasks"])
 

@@ -12,8 +12,8 @@ from bitinglip.api.deps import caller_of, needs, read_body, request_id_of, servi
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_model_of
 from bitinglip.scheduling.queue.priority import priority_of
-from bitinglip.wire.openai import ChatCompletionRequest, CompletionRequest
-from bitinglip.wire.openai_views import ChatView, CompletionView
+from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from bitinglip.wire.text.openai_view import ChatView, CompletionView
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 

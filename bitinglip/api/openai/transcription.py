@@ -14,7 +14,7 @@ from bitinglip.api.documentation import form_body
 from bitinglip.api.forms import read_form, the_file
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.terms import transcription_terms
-from bitinglip.wire.openai_transcription import (
+from bitinglip.wire.transcription.openai import (
     TranscriptionRequest,
     TranscriptionView,
     TranslationRequest,

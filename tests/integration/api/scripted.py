@@ -29,7 +29,7 @@ from bitinglip.scheduling.queue.overload import OverloadController
 from bitinglip.settings import Settings
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.metrics import Metrics
-from bitinglip.wire.task import inference_response
+from bitinglip.wire.response import inference_response
 from model_store.errors import NameTaken, UnknownModel
 from model_store.manifest import Manifest
 

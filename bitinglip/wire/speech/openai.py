@@ -14,9 +14,9 @@ from bitinglip.results.files import MEDIA_TYPES, Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import SpeechJob
-from bitinglip.wire.failure import error_body
-from bitinglip.wire.fields import Body, ModelName, Only
-from bitinglip.wire.speech import Language, SampleRate, SpeechTerms, Speed, Voice
+from bitinglip.wire.errors import error_body
+from bitinglip.wire.speech.native import Language, SampleRate, SpeechTerms, Speed, Voice
+from bitinglip.wire.text.fields import Body, ModelName, Only
 from workers import protocol
 
 _FORMATS = {"mp3": "mp3", "opus": "ogg", "flac": "flac", "wav": "wav", "pcm": "wav"}

@@ -8,16 +8,16 @@ from bitinglip.errors import InvalidRequest, TaskCancelled, UnsupportedParameter
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import TranscriptionJob
-from bitinglip.wire.failure import error_body
-from bitinglip.wire.fields import Body, ModelName, Only
-from bitinglip.wire.subtitles import srt, vtt
-from bitinglip.wire.transcription import (
+from bitinglip.wire.errors import error_body
+from bitinglip.wire.text.fields import Body, ModelName, Only
+from bitinglip.wire.transcription.native import (
     Language,
     Prompt,
     Temperature,
     TranscriptionTerms,
     segment_info,
 )
+from bitinglip.wire.transcription.subtitles import srt, vtt
 from workers import protocol
 
 Form = Literal["json", "text", "srt", "vtt", "verbose_json"]

@@ -12,7 +12,7 @@ from bitinglip.results.files import PREFIX
 from bitinglip.scheduling.job import ImageJob, new_task_id
 from bitinglip.scheduling.queue.priority import Priority, RequestPriority
 from bitinglip.settings import ImageLimits, ImageModel, Tier
-from bitinglip.wire.fields import Body, ModelName, Timeout, first
+from bitinglip.wire.text.fields import Body, ModelName, Timeout, first
 from workers import protocol
 
 SIDE, STEPS = 1024, 50  #: the design's defaults

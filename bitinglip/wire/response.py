@@ -8,10 +8,10 @@ import msgspec
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import ImageJob, Job, SpeechJob, TextJob, TranscriptionJob
 from bitinglip.tasks.store import Task
-from bitinglip.wire.failure import error_body, error_object, timestamp
-from bitinglip.wire.image import image_result, image_usage
-from bitinglip.wire.speech import speech_result, speech_usage
-from bitinglip.wire.transcription import transcription_result, transcription_usage
+from bitinglip.wire.errors import error_body, error_object, timestamp
+from bitinglip.wire.image.native import image_result, image_usage
+from bitinglip.wire.speech.native import speech_result, speech_usage
+from bitinglip.wire.transcription.native import transcription_result, transcription_usage
 from workers import protocol
 
 _json = msgspec.json.Encoder()

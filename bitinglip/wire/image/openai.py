@@ -21,9 +21,9 @@ from bitinglip.results.files import PREFIX, Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import ImageJob
-from bitinglip.wire.failure import error_body
-from bitinglip.wire.fields import Only
-from bitinglip.wire.image import Format, ImageFields, ImageTerms
+from bitinglip.wire.errors import error_body
+from bitinglip.wire.image.native import Format, ImageFields, ImageTerms
+from bitinglip.wire.text.fields import Only
 from workers import protocol
 
 _SIZE = re.compile(r"([0-9]{2,5})x([0-9]{2,5})", re.ASCII)

@@ -14,7 +14,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import TextJob
 from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model
-from bitinglip.wire.fields import (
+from bitinglip.wire.text.fields import (
     MAX_TOKENS,
     ApiDefaults,
     Body,

@@ -9,8 +9,8 @@ from bitinglip.errors import BitingLipError
 from bitinglip.results.files import Files
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, error_of
-from bitinglip.wire.failure import error_body
-from bitinglip.wire.task import cancelled, inference_response, logprob_info
+from bitinglip.wire.errors import error_body
+from bitinglip.wire.response import cancelled, inference_response, logprob_info
 from workers import protocol
 
 _json = msgspec.json.Encoder()

@@ -9,7 +9,7 @@ from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import DONE, sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import TextJob
-from bitinglip.wire.failure import error_body
+from bitinglip.wire.errors import error_body
 from workers import protocol
 
 Logprobs = tuple[protocol.TokenLogprob, ...]

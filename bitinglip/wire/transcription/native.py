@@ -11,7 +11,7 @@ from bitinglip.errors import PayloadTooLarge
 from bitinglip.scheduling.job import TranscriptionJob, new_task_id
 from bitinglip.scheduling.queue.priority import Priority, RequestPriority
 from bitinglip.settings import Tier, TranscriptionLimits
-from bitinglip.wire.fields import Body, ModelName, Timeout
+from bitinglip.wire.text.fields import Body, ModelName, Timeout
 from workers import protocol
 
 Language = Annotated[str, Field(min_length=2, max_length=32)]

@@ -12,7 +12,7 @@ from bitinglip.results.files import PREFIX
 from bitinglip.scheduling.job import SpeechJob
 from bitinglip.scheduling.queue.priority import Priority, RequestPriority
 from bitinglip.settings import SpeechLimits, SpeechModel, Tier
-from bitinglip.wire.fields import Body, ModelName, Timeout
+from bitinglip.wire.text.fields import Body, ModelName, Timeout
 from workers import protocol
 
 _MOST_CHARACTERS = 1_000_000  #: before the settings are asked
