@@ -4,9 +4,9 @@ from starlette.requests import Request
 
 from bitinglip.api.deps import caller_of, services_of
 from bitinglip.scheduling.queue.priority import RequestPriority, priority_of, tier_of
-from bitinglip.wire.image.native import ImageTerms
-from bitinglip.wire.speech.native import SpeechTerms
-from bitinglip.wire.transcription.native import TranscriptionTerms
+from bitinglip.wire.image.job import ImageTerms
+from bitinglip.wire.speech.job import SpeechTerms
+from bitinglip.wire.transcription.job import TranscriptionTerms
 
 
 def image_terms(request: Request, model: str, priority: RequestPriority = "normal") -> ImageTerms:

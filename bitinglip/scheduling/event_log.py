@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import assert_never
 
 from bitinglip import errors
 from bitinglip.scheduling.job import Job
@@ -64,18 +65,8 @@ class EventLog:
     @property
     def status(self) -> str:
         """The contract's word for where the job is."""
-        match self.final:
-            case (
-                protocol.TextDone()
-                | protocol.ImageDone()
-                | protocol.SpeechDone()
-                | protocol.TranscriptionDone()
-            ):
-                return "completed"
-            case protocol.Failed():
-                return "failed"
-            case protocol.Cancelled():
-                return "cancelled"
+        if self.final is not None:
+            return _status_of(self.final)
         if self._started:
             return "running"
         return "loading" if self._events and isinstance(self._events[-1], Loading) else "queued"
@@ -92,25 +83,16 @@ class EventLog:
         if self.final is not None:
             return
         now = self._clock()
-        match event:
-            case protocol.Started() if self._started:
+        if isinstance(event, _OUTPUT):
+            self.first_token = self.first_token or now
+        elif isinstance(event, protocol.Final):
+            self.final, self.ended = event, now
+        elif isinstance(event, protocol.Started):
+            if self._started:
                 return  # it was run again on another worker, which is not the client's affair
-            case protocol.Started():
-                self._started = True
-            case protocol.TextDelta() | protocol.AudioDelta() | protocol.SegmentDelta():
-                self.first_token = self.first_token or now
-            case (
-                protocol.TextDone()
-                | protocol.ImageDone()
-                | protocol.SpeechDone()
-                | protocol.TranscriptionDone()
-                | protocol.Failed()
-                | protocol.Cancelled()
-            ):
-                self.final = event
-                self.ended = now
-            case _:
-                pass
+            self._started = True
+        elif not isinstance(event, Queued | Loading | protocol.Progress):
+            assert_never(event)
         if self._overtakes(event):
             self._events[-1] = event
         else:
@@ -150,18 +132,12 @@ class EventLog:
 
     async def result(self) -> protocol.Success:
         """Wait for the end. Raises the error that a failed or cancelled job ended in."""
-        match await self.end():
-            case (
-                protocol.TextDone()
-                | protocol.ImageDone()
-                | protocol.SpeechDone()
-                | protocol.TranscriptionDone() as done
-            ):
-                return done
-            case protocol.Failed() as failed:
-                raise error_of(failed)
-            case _:
-                raise errors.TaskCancelled()
+        final = await self.end()
+        if isinstance(final, protocol.Failed):
+            raise error_of(final)
+        if isinstance(final, protocol.Cancelled):
+            raise errors.TaskCancelled()
+        return final
 
     @property
     def place(self) -> Queued | None:
@@ -200,6 +176,12 @@ class EventLog:
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
+
+
+def _status_of(final: protocol.Final) -> str:
+    if isinstance(final, protocol.Success):
+        return "completed"
+    return "failed" if isinstance(final, protocol.Failed) else "cancelled"
 
 
 def error_of(failed: protocol.Failed) -> errors.BitingLipError:

@@ -9,11 +9,12 @@ from pydantic import Field
 
 from bitinglip.access.keys import KeyRecord
 from bitinglip.scheduling.models.operations import WorkerView
+from bitinglip.wire.body import Body
 from bitinglip.wire.errors import timestamp
-from bitinglip.wire.image.native import SIDE, STEPS, ImageGenerationRequest
+from bitinglip.wire.image.job import SIDE, STEPS
+from bitinglip.wire.image.native import ImageGenerationRequest
 from bitinglip.wire.schema import schema_of
 from bitinglip.wire.speech.native import SpeechRequest
-from bitinglip.wire.text.fields import Body
 from bitinglip.wire.text.native import DEFAULTS, TextGenerationRequest
 from bitinglip.wire.transcription.native import TranscriptionFields
 from bitinglip.wire.voices import voices_of

@@ -10,7 +10,8 @@ from bitinglip.results.files import Files
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, error_of
 from bitinglip.wire.errors import error_body
-from bitinglip.wire.response import cancelled, inference_response, logprob_info
+from bitinglip.wire.response import cancelled, inference_response
+from bitinglip.wire.text.result import logprob_info
 from workers import protocol
 
 _json = msgspec.json.Encoder()

@@ -1,7 +1,7 @@
 """How a task looks from outside: the design's InferenceResponse, and what a list shows beside."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -9,9 +9,10 @@ from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import ImageJob, Job, SpeechJob, TextJob, TranscriptionJob
 from bitinglip.tasks.store import Task
 from bitinglip.wire.errors import error_body, error_object, timestamp
-from bitinglip.wire.image.native import image_result, image_usage
-from bitinglip.wire.speech.native import speech_result, speech_usage
-from bitinglip.wire.transcription.native import transcription_result, transcription_usage
+from bitinglip.wire.image.result import image_result, image_usage
+from bitinglip.wire.speech.result import speech_result, speech_usage
+from bitinglip.wire.text.result import text_result, text_usage
+from bitinglip.wire.transcription.result import transcription_result, transcription_usage
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -24,7 +25,7 @@ def inference_response(event_log: EventLog) -> dict[str, Any]:
     return {
         "task_id": job.id,
         "status": event_log.status,
-        "result": _result(event_log, final) if isinstance(final, protocol.Success) else None,
+        "result": _result(job, final) if isinstance(final, protocol.Success) else None,
         "processing_time": round(ended - began, 6) if ended else None,
         "worker_id": event_log.worker_id,
         "created_at": timestamp(job.created_at),
@@ -60,15 +61,6 @@ def cancelled(task_id: str) -> bytes:
     return _json.encode({"task_id": task_id, "status": "cancelled"})
 
 
-def logprob_info(sampled: protocol.TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": sampled.token,
-        "id": sampled.id,
-        "logprob": sampled.logprob,
-        "top": [{"token": t, "id": i, "logprob": p} for t, i, p in sampled.top],
-    }
-
-
 def _of_inbox(task: Task) -> dict[str, Any]:
     if task.event_log is not None:
         return inference_response(task.event_log)
@@ -86,37 +78,44 @@ def _of_inbox(task: Task) -> dict[str, Any]:
     }
 
 
-def _result(event_log: EventLog, done: protocol.Success) -> dict[str, Any]:
-    match event_log.job, done:
-        case ImageJob() as job, protocol.ImageDone():
+def _result(job: Job, done: protocol.Success) -> dict[str, Any]:
+    """``result`` by the kind of the job; each kind has its own final event."""
+    match job:
+        case TextJob():
+            assert isinstance(done, protocol.TextDone)
+            return text_result(job, done)
+        case ImageJob():
+            assert isinstance(done, protocol.ImageDone)
             return image_result(job, done)
-        case SpeechJob() as job, protocol.SpeechDone():
+        case SpeechJob():
+            assert isinstance(done, protocol.SpeechDone)
             return speech_result(job, done)
-        case TranscriptionJob(), protocol.TranscriptionDone():
+        case TranscriptionJob():
+            assert isinstance(done, protocol.TranscriptionDone)
             return transcription_result(done)
-    assert isinstance(done, protocol.TextDone)
-    result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
-    if isinstance(event_log.job, TextJob) and event_log.job.sampling.logprobs is not None:
-        result["logprobs"] = [logprob_info(each) for each in done.logprobs]
-    return result
+        case _:
+            assert_never(job)
 
 
 def _usage(job: Job, final: protocol.Final | None) -> dict[str, Any] | None:
+    """``usage`` by the kind of the job; None before it has ended, and for one that failed."""
     if final is None or isinstance(final, protocol.Failed):
         return None
-    match job, final:
-        case ImageJob(), protocol.ImageDone() | protocol.Cancelled():
+    match job:
+        case TextJob():
+            assert isinstance(final, protocol.TextDone | protocol.Cancelled)
+            return text_usage(final)
+        case ImageJob():
+            assert isinstance(final, protocol.ImageDone | protocol.Cancelled)
             return image_usage(job, final)
-        case SpeechJob(), protocol.SpeechDone() | protocol.Cancelled():
+        case SpeechJob():
+            assert isinstance(final, protocol.SpeechDone | protocol.Cancelled)
             return speech_usage(job, final)
-        case TranscriptionJob(), protocol.TranscriptionDone() | protocol.Cancelled():
+        case TranscriptionJob():
+            assert isinstance(final, protocol.TranscriptionDone | protocol.Cancelled)
             return transcription_usage(final)
-    assert isinstance(final, protocol.TextDone | protocol.Cancelled)
-    return {
-        "prompt_tokens": final.prompt_tokens,
-        "completion_tokens": final.completion_tokens,
-        "total_tokens": final.prompt_tokens + final.completion_tokens,
-    }
+        case _:
+            assert_never(job)
 
 
 def _moment(value: datetime | None) -> str | None:

@@ -135,7 +135,7 @@ def _check(place: Place, needed: int, found: list[Room]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "weights", "cache"),
+    ("load_config", "weights", "cache"),
     [
         (CUDA, 32 * GB, 4096 << 20),
         (LoadConfig("cuda"), 16 * GB, 4096 << 20),

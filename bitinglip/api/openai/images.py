@@ -17,8 +17,9 @@ from bitinglip.api.uploads import Upload, looked_at, received
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
 from bitinglip.scheduling.job import ImageJob
 from bitinglip.settings import ImageLimits
-from bitinglip.wire.image.native import SIDE_MULTIPLE
-from bitinglip.wire.image.openai import ImageEditRequest, ImagesRequest, ImagesView
+from bitinglip.wire.image.job import SIDE_MULTIPLE
+from bitinglip.wire.image.openai import ImageEditRequest, ImagesRequest
+from bitinglip.wire.image.openai_view import ImagesView
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
 

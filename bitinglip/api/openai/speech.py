@@ -12,7 +12,8 @@ from bitinglip.api.deps import needs, read_body, request_id_of, services_of
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.terms import speech_terms
-from bitinglip.wire.speech.openai import SpeechRequest, SpeechView
+from bitinglip.wire.speech.openai import SpeechRequest
+from bitinglip.wire.speech.openai_view import SpeechView
 
 router = APIRouter(prefix="/v1/audio", tags=["openai"])
 

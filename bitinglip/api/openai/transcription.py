@@ -14,11 +14,8 @@ from bitinglip.api.documentation import form_body
 from bitinglip.api.forms import read_form, the_file
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.terms import transcription_terms
-from bitinglip.wire.transcription.openai import (
-    TranscriptionRequest,
-    TranscriptionView,
-    TranslationRequest,
-)
+from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
+from bitinglip.wire.transcription.openai_view import TranscriptionView
 
 router = APIRouter(prefix="/v1/audio", tags=["openai"])
 

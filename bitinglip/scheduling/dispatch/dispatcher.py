@@ -22,16 +22,6 @@ from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
 
-#: how jobs ended, as metrics call it
-_ENDS = {
-    protocol.TextDone: "done",
-    protocol.ImageDone: "done",
-    protocol.SpeechDone: "done",
-    protocol.TranscriptionDone: "done",
-    protocol.Failed: "failed",
-    protocol.Cancelled: "cancelled",
-}
-
 
 class Dispatcher:
     """Admits jobs, and holds each until it has ended."""
@@ -222,7 +212,7 @@ class Dispatcher:
         self._metrics.job_finished(
             model=event_log.job.model,
             kind=event_log.job.kind,
-            status=_ENDS[type(final)],
+            status=_end_of(final),
             queue_seconds=event_log.queue_time,
             first_token_seconds=first - event_log.submitted if first else None,
             duration=event_log.ended - event_log.submitted,
@@ -233,3 +223,10 @@ class Dispatcher:
             self._metrics.images_made(model=event_log.job.model, count=len(final.pictures))
         if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
+
+
+def _end_of(final: protocol.Final) -> str:
+    """How a job ended, in the words of the metrics."""
+    if isinstance(final, protocol.Success):
+        return "done"
+    return "failed" if isinstance(final, protocol.Failed) else "cancelled"

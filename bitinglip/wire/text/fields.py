@@ -1,45 +1,17 @@
 """The fields that both text surfaces share: every number has bounds, every name one meaning."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import BeforeValidator, Field
 
 from bitinglip.settings import SamplingDefaults
+from bitinglip.wire.body import Body, Only, first
 from workers import protocol
 
 MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 4096
-MAX_TIMEOUT = 86_400
 _SEEDS = 2**64
-
-T = TypeVar("T")
-
-
-class Body(BaseModel):
-    """A request body: nothing is converted, nothing unknown is let through."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True)
-class Only:
-    """A field that exists elsewhere; here it may only say what we do anyway."""
-
-    allowed: tuple[Any, ...]
-
-    def __get_pydantic_core_schema__(self, _source: Any, _next: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._check)
-
-    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _next: Any) -> dict[str, Any]:
-        return {"enum": list(self.allowed)}
-
-    def _check(self, value: Any) -> Any:
-        for allowed in self.allowed:
-            if type(value) is type(allowed) and value == allowed:
-                return value
-        raise PydanticCustomError("unsupported", "is not supported with this value")
 
 
 def _listed(value: Any) -> Any:
@@ -50,12 +22,10 @@ def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Logprobs = Annotated[int, Field(ge=0, le=20)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
-Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 OneOrMore = BeforeValidator(_listed, json_schema_input_type=str | list[str])
 
@@ -136,10 +106,3 @@ class SamplingFields(Body):
             stop=tuple(stop or ()),
             ignore_eos=bool(self.ignore_eos),
         )
-
-
-def first(asked: T | None, own: T | None, otherwise: T) -> T:
-    """The request's value, else the model's own default, else the API's."""
-    if asked is not None:
-        return asked
-    return otherwise if own is None else own

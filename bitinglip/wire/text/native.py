@@ -8,16 +8,8 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import TextJob
 from bitinglip.scheduling.queue.priority import Priority, RequestPriority
 from bitinglip.settings import Model
-from bitinglip.wire.text.fields import (
-    ApiDefaults,
-    Logprobs,
-    Messages,
-    ModelName,
-    Only,
-    SamplingFields,
-    Stop,
-    Timeout,
-)
+from bitinglip.wire.body import ModelName, Only, Timeout
+from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stop
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 

@@ -14,16 +14,14 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import TextJob
 from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model
+from bitinglip.wire.body import Body, ModelName, Only
 from bitinglip.wire.text.fields import (
     MAX_TOKENS,
     ApiDefaults,
-    Body,
     Logprobs,
     MaxTokens,
     Messages,
-    ModelName,
     OneOrMore,
-    Only,
     SamplingFields,
     Stop,
 )

@@ -1,0 +1,50 @@
+"""What all request bodies share: strictness, common fields, defaults."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+MAX_TIMEOUT = 86_400
+
+
+T = TypeVar("T")
+
+
+class Body(BaseModel):
+    """A request body: nothing is converted, nothing unknown is let through."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Only:
+    """A field that exists elsewhere; here it may only say what we do anyway."""
+
+    allowed: tuple[Any, ...]
+
+    def __get_pydantic_core_schema__(self, _source: Any, _next: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _next: Any) -> dict[str, Any]:
+        return {"enum": list(self.allowed)}
+
+    def _check(self, value: Any) -> Any:
+        for allowed in self.allowed:
+            if type(value) is type(allowed) and value == allowed:
+                return value
+        raise PydanticCustomError("unsupported", "is not supported with this value")
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
+
+
+def first(asked: T | None, own: T | None, otherwise: T) -> T:
+    """The request's value, else the model's own default, else the API's."""
+    if asked is not None:
+        return asked
+    return otherwise if own is None else own

@@ -1,0 +1,116 @@
+"""How OpenAI's surface shows an image job: whole images, or partial ones as events."""
+
+from base64 import b64encode
+from typing import Any
+
+import msgspec
+
+from bitinglip.errors import (
+    BitingLipError,
+    TaskCancelled,
+)
+from bitinglip.results.files import PREFIX, Files, outputs_of
+from bitinglip.results.streams import sse
+from bitinglip.scheduling.event_log import Event, EventLog, error_of
+from bitinglip.scheduling.job import ImageJob
+from bitinglip.wire.errors import error_body
+from workers import protocol
+
+_json = msgspec.json.Encoder()
+
+
+class ImagesView:
+    """A job as OpenAI's images look: one object, or partial images and a last one.
+
+    ``kind``: image_generation or image_edit; ``base_url``: where the client reached us.
+    """
+
+    begins_at_once = False
+    raw_type = None
+    media_type = "application/json"
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        request_id: str,
+        files: Files,
+        *,
+        kind: str,
+        base_url: str,
+        partial: int,
+    ) -> None:
+        assert isinstance(event_log.job, ImageJob)
+        self._event_log = event_log
+        self._job = event_log.job
+        self._request_id = request_id
+        self._files = files
+        self._kind = kind
+        self._base_url = base_url
+        self._partial_left = partial
+        self._partial_sent = 0
+        self._data: list[dict[str, Any]] = []
+        self._trouble: BitingLipError | None = None
+
+    async def settle(self) -> None:
+        """Have the images kept, or read."""
+        try:
+            if self._job.output == "url":
+                await self._files.keep(self._event_log)
+            for made in outputs_of(self._event_log):
+                if self._job.output == "url":
+                    self._data.append({"url": f"{self._base_url}{PREFIX}{made.id}"})
+                else:
+                    self._data.append({"b64_json": await self._files.base64(made.id)})
+        except BitingLipError as error:
+            self._trouble = error
+
+    def render(self, event: Event) -> bytes:
+        match event:
+            case protocol.Progress(preview=preview) if preview and self._partial_left:
+                return self._partial(preview)
+            case protocol.ImageDone() if self._trouble is not None:
+                return sse(error_body(self._trouble, self._request_id))
+            case protocol.ImageDone():
+                return self._event("completed", self._data[0], self._job.format)
+            case protocol.Failed():
+                return sse(error_body(error_of(event), self._request_id))
+            case protocol.Cancelled():
+                return sse(error_body(TaskCancelled(), self._request_id))
+            case _:
+                return b""
+
+    def whole(self) -> bytes:
+        if self._trouble is not None:
+            raise self._trouble
+        return _json.encode(
+            {
+                "created": int(self._job.created_at.timestamp()),
+                "data": self._data,
+                "output_format": self._job.format,
+                "size": self._size,
+            }
+        )
+
+    def _partial(self, preview: bytes) -> bytes:
+        index = self._partial_sent
+        self._partial_left -= 1
+        self._partial_sent += 1
+        image = {"b64_json": b64encode(preview).decode(), "partial_image_index": index}
+        return self._event("partial_image", image, "jpeg")
+
+    def _event(self, name: str, image: dict[str, Any], image_format: str) -> bytes:
+        kind = f"{self._kind}.{name}"
+        data = {
+            "type": kind,
+            **image,
+            "created_at": int(self._job.created_at.timestamp()),
+            "size": self._size,
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": image_format,
+        }
+        return sse(_json.encode(data), kind)
+
+    @property
+    def _size(self) -> str:
+        return f"{self._job.width}x{self._job.height}"

@@ -1,0 +1,44 @@
+"""The result and the usage of images in an InferenceResponse."""
+
+from typing import Any
+
+from bitinglip.results.files import PREFIX
+from bitinglip.scheduling.job import ImageJob
+from workers import protocol
+
+
+def image_result(job: ImageJob, drawn: protocol.ImageDone) -> dict[str, Any]:
+    """``result`` of an InferenceResponse; bytes are filled in by ``results.files``."""
+    result: dict[str, Any] = {
+        "images": [_image(job, index, each) for index, each in enumerate(drawn.pictures)],
+        "steps": drawn.steps,
+        "scheduler": drawn.scheduler,
+        "guidance_scale": drawn.guidance_scale,
+    }
+    if drawn.memory_fallbacks:
+        result["measures"] = list(drawn.memory_fallbacks)
+    return result
+
+
+def image_usage(job: ImageJob, final: protocol.ImageDone | protocol.Cancelled) -> dict[str, Any]:
+    """What is charged: megapixels times steps."""
+    made = len(final.pictures) if isinstance(final, protocol.ImageDone) else 0
+    return {
+        "images": made,
+        "megapixels": round(job.megapixels, 6) if made else 0.0,
+        "megapixel_steps": round(job.work_done(final), 6),
+    }
+
+
+def _image(job: ImageJob, index: int, picture: protocol.ImageFile) -> dict[str, Any]:
+    name = protocol.picture_name(job.id, index, picture.format)
+    place = {"url": PREFIX + name} if job.output == "url" else {"b64": None, "file": name}
+    facts: dict[str, Any] = {
+        "width": picture.width,
+        "height": picture.height,
+        "seed": picture.seed,
+        "format": picture.format,
+    }
+    if picture.filtered:
+        facts["filtered"] = True
+    return place | facts

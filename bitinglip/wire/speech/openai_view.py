@@ -1,0 +1,79 @@
+"""How OpenAI's surface shows a speech job: the audio itself, whole or streamed."""
+
+from base64 import b64encode
+from typing import Any
+
+import msgspec
+
+from bitinglip.errors import BitingLipError, FileGone, TaskCancelled
+from bitinglip.results.files import MEDIA_TYPES, Files, outputs_of
+from bitinglip.results.streams import sse
+from bitinglip.scheduling.event_log import Event, EventLog, error_of
+from bitinglip.scheduling.job import SpeechJob
+from bitinglip.wire.errors import error_body
+from workers import protocol
+
+_json = msgspec.json.Encoder()
+
+
+class SpeechView:
+    """A job as sound: a file as one body, samples as they come, or these in events."""
+
+    begins_at_once = False
+
+    def __init__(self, event_log: EventLog, request_id: str, files: Files, *, events: bool) -> None:
+        assert isinstance(event_log.job, SpeechJob)
+        self._event_log = event_log
+        self._job = event_log.job
+        self._request_id = request_id
+        self._files = files
+        self._events = events
+        self._body = b""
+        self._trouble: BitingLipError | None = None
+
+    @property
+    def raw_type(self) -> str | None:
+        """Samples have no header."""
+        return None if self._events else "audio/pcm"
+
+    @property
+    def media_type(self) -> str:
+        return MEDIA_TYPES[self._job.format]
+
+    async def settle(self) -> None:
+        """Read the file, where it is the answer."""
+        if self._job.stream:
+            return
+        for made in outputs_of(self._event_log):
+            body = await self._files.read(made.id)
+            if body is None:
+                self._trouble = FileGone()
+            self._body = body or b""
+
+    def render(self, event: Event) -> bytes:
+        match event:
+            case protocol.AudioDelta(samples=samples) if self._events:
+                return self._event("delta", audio=b64encode(samples).decode())
+            case protocol.AudioDelta(samples=samples):
+                return samples
+            case protocol.SpeechDone() if self._events:
+                return self._event("done")
+            case protocol.Failed() if self._events:
+                return sse(error_body(error_of(event), self._request_id))
+            case protocol.Cancelled() if self._events:
+                return sse(error_body(TaskCancelled(), self._request_id))
+            case protocol.Failed():
+                raise error_of(event)  # an error, or once sound was sent, an end in the middle
+            case protocol.Cancelled():
+                raise TaskCancelled()
+            case _:
+                return b""
+
+    def whole(self) -> bytes:
+        if self._trouble is not None:
+            raise self._trouble
+        return self._body
+
+    def _event(self, name: str, **data: Any) -> bytes:
+        kind = f"speech.audio.{name}"
+        return sse(_json.encode({"type": kind, **data}), kind)

@@ -1,0 +1,28 @@
+"""The result and the usage of speech in an InferenceResponse."""
+
+from typing import Any
+
+from bitinglip.results.files import PREFIX
+from bitinglip.scheduling.job import SpeechJob
+from workers import protocol
+
+
+def speech_result(job: SpeechJob, spoken: protocol.SpeechDone) -> dict[str, Any]:
+    """``result`` of an InferenceResponse; bytes are filled in by ``results.files``."""
+    name = protocol.sound_name(job.id, spoken.format)
+    place = {"url": PREFIX + name} if job.output == "url" else {"audio": None, "file": name}
+    return {
+        **place,
+        "format": spoken.format,
+        "sample_rate": spoken.sample_rate,
+        "duration": round(spoken.duration, 6),
+        "sentences": spoken.sentences,
+        "voice": spoken.voice,
+        "seed": job.seed,
+    }
+
+
+def speech_usage(job: SpeechJob, final: protocol.SpeechDone | protocol.Cancelled) -> dict[str, Any]:
+    """What is charged: seconds of sound."""
+    seconds = final.duration if isinstance(final, protocol.SpeechDone) else 0.0
+    return {"characters": len(job.text), "audio_seconds": round(seconds, 6)}
