@@ -11,27 +11,10 @@ from bitinglip.api.deps import Services, services_of
 from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, TaskNotFound
 from bitinglip.tasks.store import Task
 from bitinglip.wire.admin import model_info
+from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
-
-#: what each kind of task needs
-KIND_SCOPES = {
-    "text": Scope.TEXT,
-    "embedding": Scope.TEXT,
-    "image": Scope.IMAGE,
-    "speech": Scope.AUDIO,
-    "transcription": Scope.AUDIO,
-}
-
-#: what models of each kind are for
-_PURPOSES = {
-    "text": "text",
-    "image": "images",
-    "speech": "speech",
-    "transcription": "transcription",
-    "embedding": "embeddings",
-}
 
 
 def find_model(services: Services, name: str) -> Manifest:
@@ -51,10 +34,14 @@ def find_model_of(services: Services, name: str, kind: str) -> Manifest:
     own = "text" if manifest.engine == "fake" else manifest.kind
     if own != kind:
         raise InvalidRequest(
-            f"This is a model for {_PURPOSES.get(own, own)}, not for {_PURPOSES[kind]}.",
+            f"This is a model for {_purpose(own)}, not for {_purpose(kind)}.",
             param="model",
         )
     return manifest
+
+
+def _purpose(kind: str) -> str:
+    return KINDS[kind].purpose if kind in KINDS else kind
 
 
 async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) -> Task:
@@ -62,7 +49,7 @@ async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) ->
     task = await services_of(connection).tasks.get(task_id)
     if task.key_id != caller.key_id and not caller.may(Scope.ADMIN):
         raise TaskNotFound()
-    scope = KIND_SCOPES[task.kind]
+    scope = KINDS[task.kind].scope
     if not caller.may(scope):
         raise InsufficientScope(f"This task needs the scope {scope}.", details={"required": scope})
     return task

@@ -24,7 +24,7 @@ def new_task_id() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
+class _JobBase:
     """What jobs of all kinds say: whose they are, and how they stand among others."""
 
     model: str
@@ -37,7 +37,7 @@ class _Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextJob(_Order):
+class TextJob(_JobBase):
     """Text to generate for a caller, all fields checked against the model's manifest."""
 
     kind: ClassVar[str] = "text"
@@ -85,7 +85,7 @@ class TextJob(_Order):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageJob(_Order):
+class ImageJob(_JobBase):
     """Images to make for a caller."""
 
     kind: ClassVar[str] = "image"
@@ -150,7 +150,7 @@ class ImageJob(_Order):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpeechJob(_Order):
+class SpeechJob(_JobBase):
     """A text to say for a caller."""
 
     kind: ClassVar[str] = "speech"
@@ -195,7 +195,7 @@ class SpeechJob(_Order):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TranscriptionJob(_Order):
+class TranscriptionJob(_JobBase):
     """A sound file to write down for a caller."""
 
     kind: ClassVar[str] = "transcription"

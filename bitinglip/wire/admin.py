@@ -11,37 +11,16 @@ from bitinglip.access.keys import KeyRecord
 from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.wire.body import Body
 from bitinglip.wire.errors import timestamp
-from bitinglip.wire.image.job import SIDE, STEPS
-from bitinglip.wire.image.native import ImageGenerationRequest
+from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.schema import schema_of
-from bitinglip.wire.speech.native import SpeechRequest
-from bitinglip.wire.text.native import DEFAULTS, TextGenerationRequest
-from bitinglip.wire.transcription.native import TranscriptionFields
 from bitinglip.wire.voices import voices_of
 from model_store.manifest import Manifest
 from workers import protocol
 
-_TYPES = {"speech": "audio", "transcription": "audio", "vocoder": "audio"}
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
 #: what requests of a kind have, and models of these families do not
 _NOT_OF = {"bark": {"speed"}, "speecht5": {"speed", "language"}}
 _NOT_PARAMETERS = frozenset({"model", "stream", "timeout", "async", "priority"})
-#: what a request is about
-_INPUTS = {"text": {"prompt", "messages"}, "image": {"prompt"}, "speech": {"text"}}
-#: by what a model makes: the native request, and the defaults that its schema leaves open
-_REQUESTS: dict[str, tuple[type[Body], dict[str, Any]]] = {
-    "text": (
-        TextGenerationRequest,
-        {
-            "max_tokens": DEFAULTS.max_tokens,
-            "temperature": DEFAULTS.temperature,
-            "top_p": DEFAULTS.top_p,
-        },
-    ),
-    "image": (ImageGenerationRequest, {"width": SIDE, "height": SIDE, "steps": STEPS, "n": 1}),
-    "speech": (SpeechRequest, {}),
-    "transcription": (TranscriptionFields, {}),
-}
 
 
 class WatchTicketRequest(Body):
@@ -65,7 +44,10 @@ class ImportModelRequest(Body):
 
 def model_type(manifest: Manifest) -> str:
     """The design's word for what a model makes: text, image, audio or embedding."""
-    return "text" if manifest.engine == "fake" else _TYPES.get(manifest.kind, manifest.kind)
+    kind = _kind(manifest)
+    if kind in KINDS:
+        return KINDS[kind].api_type
+    return "audio" if kind == "vocoder" else kind
 
 
 def _kind(manifest: Manifest) -> str:
@@ -124,17 +106,17 @@ def openai_model(manifest: Manifest) -> dict[str, Any]:
 @cache
 def supported_parameters(kind: str, engine: str, model_type: str | None) -> Mapping[str, Any]:
     """What a request may set: type, bounds and default, from the request's own schema."""
-    if kind not in _REQUESTS:
+    if kind not in KINDS:
         return {}
-    request, defaults = _REQUESTS[kind]
-    never = _NOT_PARAMETERS | _INPUTS.get(kind, set()) | _NOT_OF.get(model_type or "", set())
+    own = KINDS[kind]
+    never = _NOT_PARAMETERS | own.inputs | _NOT_OF.get(model_type or "", set())
     if engine == "fake":
         never |= _NEED_A_MODEL
-    properties = schema_of(request)["properties"]
+    properties = schema_of(own.request)["properties"]
     return {
         name: {
             **schema.get("anyOf", [schema])[0],
-            "default": defaults.get(name, schema.get("default")),
+            "default": own.defaults.get(name, schema.get("default")),
         }
         for name, schema in properties.items()
         if name not in never

@@ -6,8 +6,8 @@ from starlette.responses import FileResponse, Response
 
 from bitinglip.access.scopes import Scope
 from bitinglip.api.deps import caller_of, check_query, needs_inference, services_of
-from bitinglip.api.lookup import KIND_SCOPES
 from bitinglip.errors import FileGone, InsufficientScope
+from bitinglip.wire.kinds import KINDS
 
 router = APIRouter(prefix="/api/v1/files", tags=["tasks"])
 
@@ -21,7 +21,7 @@ async def get_file(request: Request, file_id: str) -> Response:
     row = await files.get(file_id)
     if row.key_id != caller.key_id and not caller.may(Scope.ADMIN):
         raise FileGone()
-    scope = KIND_SCOPES[row.kind]
+    scope = KINDS[row.kind].scope
     if not caller.may(scope):
         raise InsufficientScope(f"This file needs the scope {scope}.", details={"required": scope})
     return FileResponse(

@@ -14,10 +14,11 @@ from bitinglip.api.deps import (
     services_of,
 )
 from bitinglip.api.documentation import list_query
-from bitinglip.api.lookup import KIND_SCOPES, find_task, with_files
+from bitinglip.api.lookup import find_task, with_files
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
 from bitinglip.tasks.store import Filter, Task
+from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import task_info
 
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])
@@ -33,7 +34,7 @@ async def list_tasks(request: Request) -> Response:
     page = read_page(request, *_FILTERS)
     caller = caller_of(request)
     wanted = Filter(
-        kinds=[kind for kind, scope in KIND_SCOPES.items() if caller.may(scope)],
+        kinds=[name for name, kind in KINDS.items() if caller.may(kind.scope)],
         key_id=None if caller.may(Scope.ADMIN) else caller.key_id,
         status=_wanted_status(request),
         model=request.query_params.get("model"),
