@@ -16,8 +16,8 @@ import httpx
 import psutil
 import pytest
 
-#: One CPU thread for each process, before any imports torch: tests run in parallel, models are tiny,
-#: and threads that wait for each other take longer than the work itself.
+#: One CPU thread for each process, before any imports torch: tests run in parallel, models are
+#: tiny, and threads that wait for each other take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 START_SECONDS = 60

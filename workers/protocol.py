@@ -145,7 +145,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     """The first message of every worker: which model to become. Holds no secret."""
 
     model: str
-    engine: str  #: a key of ``workers.engines.ENGINES``
+    engine: str  #: a key of ``workers.engines.registry.ENGINES``
     path: str
     device: str = "cpu"  #: "cpu" or "cuda"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker

@@ -15,7 +15,7 @@ from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
 from model_store.memory import OFFLOADS, TEXT_ROWS, LoadConfig
 from workers.devices import Device, Devices, DeviceUsage
-from workers.engines import MULTI_DEVICE
+from workers.engines.registry import engine_info
 
 _BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it
 _BLOCKED_SECONDS = 30.0  #: before it is worth asking again for a place that others hold
@@ -185,7 +185,8 @@ class ResourceFacts:
         ]
 
     def _spread(self, manifest: Manifest, own: Model) -> int:
-        return len(self.devices) if (own.engine or manifest.engine) in MULTI_DEVICE else 1
+        engine = engine_info(own.engine or manifest.engine)
+        return len(self.devices) if engine.multi_device else 1
 
     def observe(self, manifest: Manifest, replica: Replica, *, loaded: bool = False) -> None:
         """Learn what a running model takes, and hold it to that."""

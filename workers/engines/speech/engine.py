@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from workers.engines.base import Refused
@@ -36,6 +37,7 @@ from workers.protocol import (
 _STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
 _ALL = 1 << 20  #: sentences of a step: as many as there are, but where memory is short
 _CAUTIOUS_STEPS = 512  #: most steps are a token of each sentence
+_NOT_A_NUMBER = "The model's output is not a number."
 
 
 @dataclass(slots=True, eq=False)
@@ -168,9 +170,7 @@ class SpeechEngine:
             for request in self._requests.values()
             if any(utterance in batch for utterance in request.running)
         ]
-        for request in ended:
-            self._forget(request)
-        return [Failed(id=each.job.id, code=code, message=message) for each in ended]
+        return [self._end(request, code, message) for request in ended]
 
     def _begin(self, request: _Request) -> list[Event]:
         """Let its next sentences run: the first by itself, then all."""
@@ -188,15 +188,21 @@ class SpeechEngine:
     def _give_out(self, request: _Request) -> list[Event]:
         events: list[Event] = []
         try:
-            while request.running and request.running[0].samples is not None:
-                events += self._speak(request, request.running.pop(0).samples)
+            while request.running and (samples := request.running[0].samples) is not None:
+                if not np.isfinite(samples).all():
+                    return [*events, self._end(request, "INFERENCE_FAILED", _NOT_A_NUMBER)]
+                request.running.pop(0)
+                events += self._speak(request, samples)
             if not request.running and not request.waiting:
                 events += self._finish(request)
         except OSError:
-            self._forget(request)
-            message = "The sound could not be written."
-            return [*events, Failed(id=request.job.id, code="DISK_FULL", message=message)]
+            return [*events, self._end(request, "DISK_FULL", "The sound could not be written.")]
         return events
+
+    def _end(self, request: _Request, code: str, message: str) -> Failed:
+        """Forget a request; its final event says why."""
+        self._forget(request)
+        return Failed(id=request.job.id, code=code, message=message)
 
     def _speak(self, request: _Request, samples: Any) -> list[Event]:
         """The sound that a sentence makes playable, and how far the request is."""

@@ -143,9 +143,10 @@ class TranscriptionEngine:
         features = torch.stack(windows).to(self._loaded.device, self._loaded.dtype)
         encoded = model.model.encoder(features).last_hidden_state
         for request, found in zip(group, encoded, strict=True):
-            request.encoded = found
             if request.language is None:
                 request.language = self._language(found)
+            # Last: what has this is not encoded again, should memory run out on the way here.
+            request.encoded = found
 
     def _language(self, encoded: torch.Tensor) -> str:
         """The likeliest token of a language right after the start of a transcript."""
