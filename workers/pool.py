@@ -27,6 +27,7 @@ from workers.protocol import (
     Imported,
     JobEvent,
     Load,
+    LoadCode,
     LoadFailed,
     LoadProgress,
     Ready,
@@ -46,9 +47,9 @@ SPARE_IMPORTS = ENGINES["text"].preimport
 
 
 class StartFailed(Exception):
-    """A worker did not become ready. ``code`` is one of the contract's error codes."""
+    """A worker did not become ready."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: LoadCode, message: str) -> None:
         super().__init__(message)
         self.code = code
         self.message = message

@@ -25,7 +25,7 @@ from workers.engines.torch_env import (
     out_of_memory,
     release_cached,
 )
-from workers.protocol import Event, ImageFile, ImageJob, ImageOptions, Load, Ready
+from workers.protocol import Code, Event, ImageFile, ImageJob, ImageOptions, Load, Ready
 
 _BATCH = 4  #: images in one pass, where the settings do not say
 _MOST_RUNS = 4
@@ -209,7 +209,7 @@ class ImageEngine:
             if not sample.wanted:
                 continue
             if (error := future.exception()) is not None:
-                code = "DISK_FULL" if isinstance(error, OSError) else "INFERENCE_FAILED"
+                code: Code = "DISK_FULL" if isinstance(error, OSError) else "INFERENCE_FAILED"
                 events += self._end(request, code, "The image could not be written.")
                 continue
             sample.picture = future.result()
@@ -264,7 +264,7 @@ class ImageEngine:
         self._waiting = wanted + self._waiting
         return []
 
-    def _end(self, request: Request, code: str, message: str) -> list[Event]:
+    def _end(self, request: Request, code: Code, message: str) -> list[Event]:
         """Fail a request, once, and forget what is still to be drawn for it."""
         if request.ended:
             return []

@@ -24,6 +24,7 @@ from workers.engines.torch_env import (
 from workers.protocol import (
     AudioDelta,
     Cancelled,
+    Code,
     Event,
     Failed,
     Load,
@@ -155,7 +156,7 @@ class SpeechEngine:
 
     def _failed(self, batch: list[Utterance], error: Exception) -> list[Event]:
         """Out of memory: the same again with fewer sentences. All else ends their requests."""
-        code = "INFERENCE_FAILED"
+        code: Code = "INFERENCE_FAILED"
         message = f"The model failed on this request ({type(error).__name__})."
         if is_out_of_memory(error):
             release_cached(self._device)
@@ -199,7 +200,7 @@ class SpeechEngine:
             return [*events, self._end(request, "DISK_FULL", "The sound could not be written.")]
         return events
 
-    def _end(self, request: _Request, code: str, message: str) -> Failed:
+    def _end(self, request: _Request, code: Code, message: str) -> Failed:
         """Forget a request; its final event says why."""
         self._forget(request)
         return Failed(id=request.job.id, code=code, message=message)

@@ -21,7 +21,7 @@ from workers.engines.transcription.loading import LoadedWhisper, load
 from workers.engines.transcription.preprocess import Decoding, Preprocessor
 from workers.engines.transcription.request import Request
 from workers.engines.transcription.segments import SegmentBuilder
-from workers.protocol import Cancelled, Event, Failed, Load, Ready, Segment, TranscriptionJob
+from workers.protocol import Cancelled, Code, Event, Failed, Load, Ready, Segment, TranscriptionJob
 
 _BATCH = 8  #: files at once, where the settings do not say
 _MAX_BATCHES = 2  #: more would be smaller ones, and each costs a run through the weights
@@ -109,7 +109,8 @@ class TranscriptionEngine:
             except Refused as refused:
                 events.append(refused.final(each.job.id))
             except Exception as error:  # noqa: BLE001  a library's own failure ends this file only
-                code = "OUT_OF_MEMORY" if is_out_of_memory(error) else "INFERENCE_FAILED"
+                no_memory = is_out_of_memory(error)
+                code: Code = "OUT_OF_MEMORY" if no_memory else "INFERENCE_FAILED"
                 message = "The sound file could not be read."
                 events.append(Failed(id=each.job.id, code=code, message=message))
             else:
@@ -209,7 +210,7 @@ class TranscriptionEngine:
 
     def _trouble(self, requests: list[Request], error: Exception) -> list[Event]:
         """Out of memory: the same again in smaller passes. All else ends these jobs."""
-        code = "INFERENCE_FAILED"
+        code: Code = "INFERENCE_FAILED"
         message = f"The model failed on this file ({type(error).__name__})."
         if is_out_of_memory(error):
             release_cached(self._loaded.device)
@@ -224,7 +225,7 @@ class TranscriptionEngine:
             raise error  # the context may be poisoned: going on would give garbage
         return [event for each in requests for event in self._fail(each, code, message)]
 
-    def _fail(self, request: Request, code: str, message: str) -> list[Event]:
+    def _fail(self, request: Request, code: Code, message: str) -> list[Event]:
         self._forget(request)
         return [request.failed(code, message)]
 
