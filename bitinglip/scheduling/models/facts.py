@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bitinglip import errors
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig
 from bitinglip.scheduling.placement.eviction import cost
 from bitinglip.scheduling.placement.fit import FitAnswer, Place, Room, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
@@ -13,8 +14,8 @@ from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from model_store.memory import OFFLOADS, TEXT_ROWS, LoadConfig
 from workers.devices import Device, Devices, DeviceUsage
+from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 
 _BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it

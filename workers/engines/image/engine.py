@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from workers.engines.base import Refused
+from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up
 from workers.engines.image.encoding import describe, write
 from workers.engines.image.loading import load
@@ -27,7 +28,6 @@ from workers.engines.torch_env import (
 )
 from workers.protocol import Code, Event, ImageFile, ImageJob, ImageOptions, Load, Ready
 
-_BATCH = 4  #: images in one pass, where the settings do not say
 _MOST_RUNS = 4
 _WRITERS = 2
 _WAIT_SECONDS = 0.02
@@ -50,7 +50,7 @@ class ImageEngine:
 
     def __init__(self) -> None:
         self._model = ""
-        self._batch = _BATCH
+        self._batch = IMAGE_BATCH
         self._requests: dict[str, Request] = {}
         self._waiting: list[ImageSample] = []
         self._runs: list[PipelineCall] = []
@@ -66,7 +66,7 @@ class ImageEngine:
         # For good, and not around each call: calls take turns on this thread.
         torch.set_grad_enabled(False)
         self._model = spec.model
-        self._batch = spec.max_batch or _BATCH
+        self._batch = spec.max_batch or IMAGE_BATCH
         options = spec.image or ImageOptions()
         progress(0.0)
         try:

@@ -6,10 +6,10 @@ from typing import Any
 import jinja2
 import torch
 
-from workers.engines import torch_env
+from workers.engines import defaults, torch_env
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
-from workers.engines.text.loading import LoadedModel, failed, load, private_copy
+from workers.engines.text.loading import LoadedModel, load, private_copy
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
@@ -18,10 +18,6 @@ from workers.engines.text.scheduler import Chunk, Plan, Scheduler
 from workers.engines.text.templates import ChatTemplate
 from workers.protocol import Event, Load, Ready, TextJob
 
-_MIB = 1024 * 1024
-_KV_CACHE_BYTES = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
-_STEP_TOKENS = {"cpu": 256, "cuda": 2048}
-_MAX_ROWS = 64
 #: Seconds that a step may take on a card: one is far shorter, but the first use of a kernel may
 #: read it from a slow disk or compile it.
 _CUDA_STEP_TIMEOUT = 60.0
@@ -68,15 +64,15 @@ class TextEngine:
     def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         loaded = self._load_model(spec)
         progress(0.7)
-        rows = spec.max_batch or _MAX_ROWS
+        rows = spec.max_batch or defaults.TEXT_ROWS
         context = min(spec.max_context or loaded.max_positions, loaded.max_positions)
         device = loaded.device.type
-        grant = spec.kv_cache_bytes or _KV_CACHE_BYTES[device]
+        grant = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
         self._runner = Runner(loaded, CachePlan(grant, self._block_size, rows * context))
         progress(0.9)
         rows = min(rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
-        self._set_up(loaded, rows, self._step_tokens or _STEP_TOKENS[device])
+        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         template = _template(loaded.tokenizer)
         self._intake = Preprocessor(
             private_copy(loaded.tokenizer),
@@ -233,4 +229,4 @@ def _template(tokenizer: Any) -> ChatTemplate | None:
     try:
         return ChatTemplate(source, tokenizer.special_tokens_map)
     except jinja2.TemplateError as error:
-        raise failed(f"The chat template does not compile: {error}") from error
+        raise torch_env.load_failed(f"The chat template does not compile: {error}") from error

@@ -8,6 +8,7 @@ import torch
 
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
+from workers.engines.defaults import TRANSCRIPTION_BATCH
 from workers.engines.torch_env import (
     avoid_cudnn_attention,
     finish_load,
@@ -23,7 +24,6 @@ from workers.engines.transcription.request import Request
 from workers.engines.transcription.segments import SegmentBuilder
 from workers.protocol import Cancelled, Code, Event, Failed, Load, Ready, Segment, TranscriptionJob
 
-_BATCH = 8  #: files at once, where the settings do not say
 _MAX_BATCHES = 2  #: more would be smaller ones, and each costs a run through the weights
 _STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
 _POLL_SECONDS = 0.05  #: for a file to be decoded, between two looks at what has come in
@@ -41,7 +41,7 @@ class TranscriptionEngine:
     _segment_builder: SegmentBuilder
 
     def __init__(self) -> None:
-        self._batch = BatchLimit(_BATCH)
+        self._batch = BatchLimit(TRANSCRIPTION_BATCH)
         self._decoding: dict[str, Decoding] = {}
         self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []
@@ -53,7 +53,7 @@ class TranscriptionEngine:
             torch.set_num_threads(spec.threads)
         torch.set_grad_enabled(False)
         avoid_cudnn_attention()
-        slots = spec.max_batch or _BATCH
+        slots = spec.max_batch or TRANSCRIPTION_BATCH
         self._batch = BatchLimit(slots)
         progress(0.0)
         try:
