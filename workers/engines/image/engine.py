@@ -19,6 +19,7 @@ from workers.engines.image.pipelines import Pipelines
 from workers.engines.image.preprocess import Preprocessor
 from workers.engines.image.preview import preview, why_no_preview
 from workers.engines.image.request import ImageSample, Request
+from workers.engines.job_table import JobTable
 from workers.engines.torch_env import (
     finish_load,
     held_bytes,
@@ -51,12 +52,11 @@ class ImageEngine:
     def __init__(self) -> None:
         self._model = ""
         self._batch = IMAGE_BATCH
-        self._requests: dict[str, Request] = {}
+        self._requests: JobTable[Request] = JobTable()
         self._waiting: list[ImageSample] = []
         self._runs: list[PipelineCall] = []
         self._writing: dict[Future[ImageFile], ImageSample] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
-        self._cancelled: list[str] = []
         self._most_runs = _MOST_RUNS
         self._no_preview: str | None = None  #: why there are none
 
@@ -107,13 +107,12 @@ class ImageEngine:
         self._waiting += prepared.samples
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests:
-            self._cancelled.append(job_id)
+        self._requests.cancel(job_id)
 
     # ---- one step --------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
-        events = self._end_cancelled()
+        events = self._requests.end_cancelled(self._end_cancelled)
         events += self._start()
         if self._runs:
             events += self._advance(min(self._runs, key=lambda run: run.spent))
@@ -272,15 +271,10 @@ class ImageEngine:
         self._forget(request)
         return [failure]
 
-    def _end_cancelled(self) -> list[Event]:
-        events: list[Event] = []
-        for job_id in dict.fromkeys(self._cancelled):
-            request = self._requests.get(job_id)
-            if request is not None:
-                events.append(request.cancelled())
-                self._forget(request)
-        self._cancelled.clear()
-        return events
+    def _end_cancelled(self, request: Request) -> Event:
+        cancelled = request.cancelled()
+        self._forget(request)  # after it has ended: then its samples are not wanted any more
+        return cancelled
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]

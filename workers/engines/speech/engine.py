@@ -9,6 +9,7 @@ import torch
 
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
+from workers.engines.job_table import JobTable
 from workers.engines.speech.encoding import Resampler, SoundFile, rate_of
 from workers.engines.speech.joining import Joiner, pcm16
 from workers.engines.speech.loading import load
@@ -70,8 +71,7 @@ class SpeechEngine:
     _device: str
 
     def __init__(self) -> None:
-        self._requests: dict[str, _Request] = {}
-        self._cancelled: list[str] = []
+        self._requests: JobTable[_Request] = JobTable()
         self._steps = 0
         self._batch = BatchLimit(_ALL, _CAUTIOUS_STEPS)
 
@@ -118,11 +118,10 @@ class SpeechEngine:
         self._requests[prepared.job.id] = prepared
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests:
-            self._cancelled.append(job_id)
+        self._requests.cancel(job_id)
 
     def step(self) -> list[Event]:
-        events = self._end_cancelled()
+        events = self._requests.end_cancelled(self._end_cancelled)
         self._steps += 1
         for request in self._requests.values():
             events += self._begin(request)
@@ -250,15 +249,9 @@ class SpeechEngine:
         )
         return [*last, spoken]
 
-    def _end_cancelled(self) -> list[Event]:
-        events: list[Event] = []
-        for job_id in dict.fromkeys(self._cancelled):
-            request = self._requests.get(job_id)
-            if request is not None:
-                self._forget(request)
-                events.append(Cancelled(id=job_id, steps=request.spoken))
-        self._cancelled.clear()
-        return events
+    def _end_cancelled(self, request: _Request) -> Event:
+        self._forget(request)
+        return Cancelled(id=request.job.id, steps=request.spoken)
 
     def _forget(self, request: _Request) -> None:
         for utterance in request.running:

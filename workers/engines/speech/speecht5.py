@@ -22,7 +22,7 @@ _LONGEST = 200  #: tokens of a piece; what it says of longer ones loses its way
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Utterance(Utterance):
     tokens: torch.Tensor
-    model: torch.Tensor
+    speaker: torch.Tensor
 
 
 class SpeechT5:
@@ -58,7 +58,7 @@ class SpeechT5:
         device = self._model.device
         return _Utterance(
             tokens=torch.tensor([self._tokens(text)], device=device),
-            model=self._voices[voice].to(self._model.dtype)[None].to(device),
+            speaker=self._voices[voice].to(self._model.dtype)[None].to(device),
             generator=torch.Generator(device).manual_seed(seed),
         )
 
@@ -70,7 +70,7 @@ class SpeechT5:
         """The first of them, whole. Parts of the model stay random on purpose: hence the seed."""
         one = utterances[0]
         with drawing_from(one.generator):
-            made = self._model.generate_speech(one.tokens, one.model, vocoder=self._vocoder)
+            made = self._model.generate_speech(one.tokens, one.speaker, vocoder=self._vocoder)
         one.samples = made.float().cpu().numpy()
 
     def leave(self, utterance: _Utterance) -> None:

@@ -24,7 +24,7 @@ _LONGEST = 600  #: tokens of a piece, every other of which is a blank; memory gr
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Utterance(Utterance):
     tokens: torch.Tensor
-    model: int | None
+    speaker: int | None  #: its number
     rate: float
 
 
@@ -72,7 +72,7 @@ class Vits:
         device = self._model.device
         return _Utterance(
             tokens=torch.tensor([tokens], device=device),
-            model=None if voice is None else self._voices.index(voice),
+            speaker=None if voice is None else self._voices.index(voice),
             rate=self._model.speaking_rate * (1.0 if speed is None else speed),
             generator=torch.Generator(device).manual_seed(seed),
         )
@@ -88,7 +88,7 @@ class Vits:
         one = utterances[0]
         with drawing_from(one.generator):
             made = self._model(
-                input_ids=one.tokens, speaker_id=one.model, speaking_rate=one.rate
+                input_ids=one.tokens, speaker_id=one.speaker, speaking_rate=one.rate
             ).waveform[0]
         one.samples = made.float().cpu().numpy()
 

@@ -7,6 +7,7 @@ import jinja2
 import torch
 
 from workers.engines import defaults, torch_env
+from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.loading import LoadedModel, load, private_copy
@@ -46,8 +47,7 @@ class TextEngine:
         self._step_tokens = step_tokens
         self._block_size = block_size
         self._sampler = Sampler()
-        self._requests: dict[str, Request] = {}
-        self._cancelled: list[str] = []
+        self._requests: JobTable[Request] = JobTable()
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
@@ -111,11 +111,10 @@ class TextEngine:
         self._scheduler.add(request.sequence)
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests:
-            self._cancelled.append(job_id)
+        self._requests.cancel(job_id)
 
     def step(self) -> list[Event]:
-        events = self._end_cancelled()
+        events = self._requests.end_cancelled(self._end_cancelled)
         if not self._requests:
             return events
         plan = self._scheduler.schedule()
@@ -181,15 +180,9 @@ class TextEngine:
             self._forget(request)
         return events
 
-    def _end_cancelled(self) -> list[Event]:
-        events: list[Event] = []
-        for job_id in dict.fromkeys(self._cancelled):
-            request = self._requests.get(job_id)
-            if request is not None:
-                self._forget(request)
-                events.append(request.cancelled())
-        self._cancelled.clear()
-        return events
+    def _end_cancelled(self, request: Request) -> Event:
+        self._forget(request)
+        return request.cancelled()
 
     def _fail(self, chunk: Chunk) -> list[Event]:
         request = self._requests[chunk.sequence.id]

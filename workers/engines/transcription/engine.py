@@ -9,6 +9,7 @@ import torch
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.defaults import TRANSCRIPTION_BATCH
+from workers.engines.job_table import JobTable
 from workers.engines.torch_env import (
     avoid_cudnn_attention,
     finish_load,
@@ -42,11 +43,10 @@ class TranscriptionEngine:
 
     def __init__(self) -> None:
         self._batch = BatchLimit(TRANSCRIPTION_BATCH)
-        self._decoding: dict[str, Decoding] = {}
-        self._requests: dict[str, Request] = {}
+        self._decoding: JobTable[Decoding] = JobTable()
+        self._requests: JobTable[Request] = JobTable()
         self._waiting: list[Request] = []
         self._batches: list[DecodeBatch] = []
-        self._cancelled: list[str] = []
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
@@ -81,14 +81,16 @@ class TranscriptionEngine:
         self._decoding[prepared.job.id] = prepared
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests or job_id in self._decoding:
-            self._cancelled.append(job_id)
+        self._decoding.cancel(job_id)
+        self._requests.cancel(job_id)
 
     # ---- one step --------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
         """A token of one pass; passes take turns. A step that begins a pass encodes first."""
-        events = self._end_cancelled() + self._take_decoded()
+        events = self._decoding.end_cancelled(self._give_up)
+        events += self._requests.end_cancelled(self._end_cancelled)
+        events += self._take_decoded()
         if self._waiting and len(self._batches) < _MAX_BATCHES:
             events += self._begin()
         elif self._batches:
@@ -229,17 +231,14 @@ class TranscriptionEngine:
         self._forget(request)
         return [request.failed(code, message)]
 
-    def _end_cancelled(self) -> list[Event]:
-        events: list[Event] = []
-        for job_id in dict.fromkeys(self._cancelled):
-            if (decoding := self._decoding.pop(job_id, None)) is not None:
-                decoding.give_up()
-                events.append(Cancelled(id=job_id))
-            elif (request := self._requests.get(job_id)) is not None:
-                self._forget(request)
-                events.append(request.cancelled())
-        self._cancelled.clear()
-        return events
+    def _give_up(self, decoding: Decoding) -> Event:
+        del self._decoding[decoding.job.id]
+        decoding.give_up()
+        return Cancelled(id=decoding.job.id)
+
+    def _end_cancelled(self, request: Request) -> Event:
+        self._forget(request)
+        return request.cancelled()
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]
