@@ -18,6 +18,8 @@ builds an error answer. Status and codes: the contract, section 3.4.
 
 from typing import Any, NamedTuple
 
+from workers.protocol import Code
+
 
 class BitingLipError(Exception):
     """Something went wrong."""
@@ -194,7 +196,7 @@ class Answer(NamedTuple):
     """How an error looks from outside."""
 
     status: int
-    code: str
+    code: Code
     type: str
 
 
@@ -233,7 +235,9 @@ TABLE: dict[type[BitingLipError], Answer] = {
     Timeout: Answer(504, "TIMEOUT", "timeout"),
     DiskFull: Answer(507, "DISK_FULL", "server_error"),
 }
-_BY_CODE = {answer.code: error for error, answer in reversed(TABLE.items())}
+_BY_CODE: dict[str, type[BitingLipError]] = {
+    answer.code: error for error, answer in reversed(TABLE.items())
+}
 
 
 def answer(error: BitingLipError) -> Answer:

@@ -1,9 +1,20 @@
 """What can go wrong in the store. ``code`` is the contract's error code; messages hold no paths
 of the server."""
 
+from typing import Literal
+
+StoreCode = Literal[
+    "CONFLICT",
+    "DISK_FULL",
+    "DOWNLOAD_FAILED",
+    "INTERNAL_ERROR",
+    "INVALID_MODEL",
+    "INVALID_REQUEST",
+]
+
 
 class StoreError(Exception):
-    code = "INTERNAL_ERROR"
+    code: StoreCode = "INTERNAL_ERROR"
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

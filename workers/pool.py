@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
+from workers.engines.registry import ENGINES, engine_info
 from workers.framing import BadFrame, FrameReader, encode_commands
 from workers.launcher import Handle, Launcher
 from workers.output import Output
@@ -26,6 +27,7 @@ from workers.protocol import (
     Imported,
     JobEvent,
     Load,
+    LoadCode,
     LoadFailed,
     LoadProgress,
     Ready,
@@ -40,20 +42,14 @@ _MOST_ENDED = 64  #: workers that ended badly and are still shown
 _SERVING = ("ready", "draining")  #: states in which a worker runs jobs
 _ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it
 
-#: Engines whose libraries take seconds to import, and what a spare imports for them.
-PREIMPORTS: dict[str, tuple[str, ...]] = {
-    "image": ("workers.engines.image.preimport",),
-    "speech": ("workers.engines.speech.preimport",),
-    "text": ("workers.engines.text.preimport",),
-    "transcription": ("workers.engines.transcription.preimport",),
-}
-SPARE_IMPORTS = PREIMPORTS["text"]
+#: The spare imports what most workers need; other engines' libraries are imported on top of it.
+SPARE_IMPORTS = ENGINES["text"].preimport
 
 
 class StartFailed(Exception):
-    """A worker did not become ready. ``code`` is one of the contract's error codes."""
+    """A worker did not become ready."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: LoadCode, message: str) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -155,7 +151,7 @@ class WorkerPool:
                 if failure.code != DRIVER_STARTED:
                     raise
                 log.warning("%s: %s Another process is started.", worker_id, failure.message)
-        imports = PREIMPORTS.get(spec.engine, ())
+        imports = engine_info(spec.engine).preimport
         worker = self._launch(worker_id, imports, spec.visible_devices)
         return await self._load(worker, worker_id, spec)
 
@@ -224,7 +220,7 @@ class WorkerPool:
     # ---- processes ---------------------------------------------------------------------------
 
     def _take_spare(self, engine: str) -> Worker | None:
-        if engine not in PREIMPORTS:
+        if not engine_info(engine).preimport:
             return None
         worker, self._spare = self._spare, None
         return worker

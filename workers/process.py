@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from workers.engines import LOW_PRIORITY, make_engine
 from workers.engines.base import Engine, Refused
+from workers.engines.registry import engine_info, make_engine
 from workers.framing import decode_commands, write_frame
 from workers.protocol import (
     DRIVER_STARTED,
@@ -83,7 +83,7 @@ def _load(fd: int, spec: Load) -> Engine:
         message = "The worker's libraries started the driver before its cards were chosen."
         write_frame(fd, [LoadFailed(code=DRIVER_STARTED, message=message)])
         sys.exit(1)
-    if spec.device != "cuda" and spec.engine in LOW_PRIORITY:
+    if spec.device != "cuda" and engine_info(spec.engine).low_priority:
         os.nice(_YIELD)
     started = time.monotonic()
     try:

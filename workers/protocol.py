@@ -1,8 +1,42 @@
 """Every message between the gateway and a worker. Imports neither side; see workers.framing."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+
+#: The contract's error codes, which are those of the table in bitinglip.errors (a test compares).
+Code = Literal[
+    "CONFLICT",
+    "CONTEXT_LENGTH_EXCEEDED",
+    "DISK_FULL",
+    "DOWNLOAD_FAILED",
+    "EXPIRED_API_KEY",
+    "FILE_NOT_FOUND",
+    "INFERENCE_FAILED",
+    "INSUFFICIENT_SCOPE",
+    "INTERNAL_ERROR",
+    "INVALID_API_KEY",
+    "INVALID_MODEL",
+    "INVALID_REQUEST",
+    "INVALID_TOKEN",
+    "KEY_NOT_FOUND",
+    "MODEL_DOES_NOT_FIT",
+    "MODEL_IN_USE",
+    "MODEL_LOAD_FAILED",
+    "NOT_FOUND",
+    "OUT_OF_MEMORY",
+    "OVERLOADED",
+    "PAYLOAD_TOO_LARGE",
+    "QUEUE_FULL",
+    "SHUTTING_DOWN",
+    "TASK_CANCELLED",
+    "TASK_NOT_FOUND",
+    "TIMEOUT",
+    "UNSUPPORTED_MEDIA_TYPE",
+    "UNSUPPORTED_PARAMETER",
+    "WORKER_CRASHED",
+    "WORKER_NOT_FOUND",
+]
 
 # ---- to the worker ---------------------------------------------------------------------------
 
@@ -145,7 +179,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     """The first message of every worker: which model to become. Holds no secret."""
 
     model: str
-    engine: str  #: a key of ``workers.engines.ENGINES``
+    engine: str  #: a key of ``workers.engines.registry.ENGINES``
     path: str
     device: str = "cpu"  #: "cpu" or "cuda"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
@@ -194,13 +228,14 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
 
 
 #: The code of a load that another process can do: this one's cards cannot be chosen any more.
-DRIVER_STARTED = "DRIVER_STARTED"
+DRIVER_STARTED: Literal["DRIVER_STARTED"] = "DRIVER_STARTED"
+LoadCode = Literal[Code, "DRIVER_STARTED"]
 
 
 class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
-    """``code`` is one of the contract's error codes, or DRIVER_STARTED."""
+    """The model could not be loaded; the process ends."""
 
-    code: str
+    code: LoadCode
     message: str
 
 
@@ -338,10 +373,10 @@ class TranscriptionDone(msgspec.Struct, tag="transcribed", frozen=True, kw_only=
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of a job that did not; ``code`` is one of the table in bitinglip.errors."""
+    """The final event of a job that did not succeed."""
 
     id: str
-    code: str
+    code: Code
     message: str
     param: str | None = None
     details: dict[str, Any] = {}

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 from benchmarks.gpu.recorder import Recorder
+from workers.engines.registry import ENGINES
 from workers.launcher import worker_environment
-from workers.pool import PREIMPORTS
 
 _PROGRAM = """
 import ctypes, importlib, json, os, sys, time
@@ -36,9 +36,9 @@ def check(record: Recorder) -> None:
     own = worker_environment(dict(os.environ), platform.release())
     own.pop("CUDA_VISIBLE_DEVICES", None)
     plain = {key: value for key, value in own.items() if key != "PYTORCH_NVML_BASED_CUDA_CHECK"}
-    kinds = ["text"] if record.tiny else list(PREIMPORTS)
+    kinds = ["text"] if record.tiny else [kind for kind in ENGINES if ENGINES[kind].preimport]
     runs = {
-        (kind, label): _start(PREIMPORTS[kind][0], environ)
+        (kind, label): _start(ENGINES[kind].preimport[0], environ)
         for kind in kinds
         for label, environ in (("", own), (", without the NVML switch", plain))
     }

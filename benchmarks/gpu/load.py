@@ -7,7 +7,7 @@ import time
 from benchmarks.gpu.card_memory import CardMemory
 from benchmarks.gpu.model_files import make_files, read_seconds
 from benchmarks.gpu.recorder import Recorder
-from model_store.memory import CACHE_GRANT
+from workers.engines.defaults import TEXT_CACHE_BYTES
 from workers.protocol import Load
 
 _GIB = 1024**3
@@ -61,7 +61,7 @@ def _load(record: Recorder, memory: CardMemory, spec: Load, size: int) -> None:
         expected="" if record.tiny else "1 to 3",
         note=f"{size / seconds / 1e9:.2f} GB/s of files; {ready.slots} rows",
     )
-    grant = spec.kv_cache_bytes or CACHE_GRANT[record.device]
+    grant = spec.kv_cache_bytes or TEXT_CACHE_BYTES[record.device]
     _record_memory(record, "loaded", expected=f"{(size + grant) / _GIB:.1f}")
     if memory.on_card:
         _record_excess(record, memory.used() - used)

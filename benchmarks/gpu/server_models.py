@@ -13,9 +13,10 @@ from benchmarks.gpu.card_memory import CardMemory
 from benchmarks.gpu.model_files import Made, make_files
 from benchmarks.gpu.recorder import Recorder
 from bitinglip.home import Home
+from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
 from bitinglip.settings import Settings
-from model_store.memory import CACHE_GRANT, LoadConfig, estimate
 from model_store.store import ModelStore
+from workers.engines.defaults import TEXT_CACHE_BYTES
 
 KINDS = ("text", "image", "speech")
 LARGE = "large"
@@ -64,7 +65,7 @@ def prepare(record: Recorder, memory: CardMemory, work: Path) -> ServedModels:
 def _settings(record: Recorder, memory: CardMemory, store: ModelStore) -> tuple[list[str], int]:
     """Such that ``large`` needs the place of the least of the three, and half of it to spare."""
     side, tiny = SIDE[record.shape], record.tiny
-    cache = _TINY_CACHE if tiny else CACHE_GRANT[record.device]
+    cache = _TINY_CACHE if tiny else TEXT_CACHE_BYTES[record.device]
     wishes = {
         "text": LoadConfig(record.device, kv_cache_bytes=cache),
         "image": LoadConfig(record.device, pixels=side * side),

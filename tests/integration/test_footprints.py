@@ -7,22 +7,15 @@ from pathlib import Path
 import pytest
 
 from bitinglip.db.database import Database
-from bitinglip.scheduling.placement.footprints import Footprints
-from model_store.demo import make_demo_models
-from model_store.manifest import Manifest
-from model_store.memory import (
-    CACHE_GRANT,
-    SOUND_ROWS,
-    SPEECH_GRANT,
-    TEXT_ROWS,
+from bitinglip.scheduling.placement.estimate import (
     LoadConfig,
     estimate,
 )
+from bitinglip.scheduling.placement.footprints import Footprints
+from model_store.demo import make_demo_models
+from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from tests.conftest import Server, eventually
-from workers.engines.speech import loading as speech
-from workers.engines.text import engine
-from workers.engines.transcription import engine as transcription
 
 MODEL = Manifest(
     name="m",
@@ -34,13 +27,6 @@ MODEL = Manifest(
     created_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
 CARD = LoadConfig("cuda")
-
-
-def test_the_rules_are_those_of_the_engine() -> None:
-    assert CACHE_GRANT == engine._KV_CACHE_BYTES
-    assert TEXT_ROWS == engine._MAX_ROWS
-    assert SPEECH_GRANT == speech._GRANT
-    assert SOUND_ROWS == {"speech": speech._ROWS, "transcription": transcription._BATCH}
 
 
 def test_what_was_measured_replaces_the_estimate_and_survives(tmp_path: Path) -> None:

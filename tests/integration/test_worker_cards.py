@@ -12,8 +12,9 @@ import pytest
 
 from tests.integration.test_pool import Recorder, fake, with_pool
 from tests.tiny_models import make_tiny_model
+from workers.engines.registry import ENGINES
 from workers.launcher import SpawnLauncher
-from workers.pool import PREIMPORTS, SPARE_IMPORTS, Worker, WorkerPool
+from workers.pool import SPARE_IMPORTS, Worker, WorkerPool
 from workers.protocol import Load
 
 #: Imports a module in a process in which whatever would start CUDA's driver raises.
@@ -47,12 +48,14 @@ ctypes.CDLL = CDLL
 def test_spare_imports_do_not_start_the_driver(kind: str) -> None:
     """Importing diffusers asks for an accelerator, so an image worker's cards are in its
     environment before, or PYTORCH_NVML_BASED_CUDA_CHECK has the question answered by NVML."""
-    (module,) = PREIMPORTS[kind]
+    (module,) = ENGINES[kind].preimport
     subprocess.run([sys.executable, "-c", TRAPPED, module], check=True, timeout=100)
 
 
 def test_spare_imports_are_among_those_that_do_not_start_the_driver() -> None:
-    assert SPARE_IMPORTS in [PREIMPORTS[kind] for kind in ("text", "speech", "transcription")]
+    assert SPARE_IMPORTS in [
+        ENGINES[kind].preimport for kind in ("text", "speech", "transcription")
+    ]
 
 
 @pytest.mark.parametrize("visible", ["1", "0,1", ""])

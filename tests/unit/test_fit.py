@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
 from bitinglip.scheduling.placement.fit import Place, Room, fit, fit_info
 from bitinglip.scheduling.placement.footprints import MemoryEstimate
 from model_store.manifest import Manifest
-from model_store.memory import LoadConfig, estimate
 
 GB = 1_000_000_000
 LLAMA = Manifest(

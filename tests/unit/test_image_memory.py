@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig, estimate
 from bitinglip.scheduling.placement.fit import Room, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.settings import Settings
@@ -14,7 +15,6 @@ from model_store.demo_image import make_image_model
 from model_store.headers import read_header
 from model_store.inspection import inspect
 from model_store.manifest import Manifest
-from model_store.memory import OFFLOADS, LoadConfig, estimate
 from workers.devices import Devices
 
 GB = 1_000_000_000

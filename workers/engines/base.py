@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from workers.protocol import Event, Failed, Job, Load, Ready
+from workers.protocol import Code, Event, Failed, Job, Load, Ready
 
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
 
@@ -14,7 +14,7 @@ class Refused(Exception):
 
     def __init__(
         self,
-        code: str,
+        code: Code,
         message: str,
         *,
         param: str | None = None,

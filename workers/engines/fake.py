@@ -14,6 +14,7 @@ from typing import NoReturn
 import msgspec
 
 from workers.engines.base import Refused
+from workers.engines.job_table import JobTable
 from workers.engines.stop_strings import StopFinder
 from workers.protocol import (
     Cancelled,
@@ -51,8 +52,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self._options = FakeOptions()
         self._max_context = MAX_CONTEXT
-        self._running: dict[str, _Request] = {}
-        self._cancelled: set[str] = set()
+        self._running: JobTable[_Request] = JobTable()
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         self._options = spec.fake or FakeOptions()
@@ -107,12 +107,10 @@ class FakeEngine:
         prepared.due = time.monotonic()
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._running:
-            self._cancelled.add(job_id)
+        self._running.cancel(job_id)
 
     def step(self) -> list[Event]:
-        events: list[Event] = [self._end_cancelled(job_id) for job_id in self._cancelled]
-        self._cancelled.clear()
+        events = self._running.end_cancelled(self._end_cancelled)
         now = time.monotonic()
         for request in list(self._running.values()):
             if not request.started:
@@ -127,10 +125,12 @@ class FakeEngine:
             self._sleep_until_due()
         return events
 
-    def _end_cancelled(self, job_id: str) -> Cancelled:
-        request = self._running.pop(job_id)
+    def _end_cancelled(self, request: _Request) -> Event:
+        del self._running[request.job.id]
         return Cancelled(
-            id=job_id, prompt_tokens=len(request.words), completion_tokens=request.produced
+            id=request.job.id,
+            prompt_tokens=len(request.words),
+            completion_tokens=request.produced,
         )
 
     def _advance(self, request: _Request) -> list[Event]:

@@ -4,10 +4,15 @@ Only engines import this module; the gateway never imports torch.
 """
 
 import gc
+from collections.abc import Iterable
 
 import torch
 
 from workers.engines.base import Refused
+from workers.protocol import Load
+
+#: The number formats that a setting can name.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 #: What a process takes of a card beside the allocator's memory: the context and its kernels.
 CONTEXT_BYTES = 500 * 1024 * 1024
@@ -23,6 +28,24 @@ _OUT_OF_MEMORY = (
     "HOST_ALLOCATION_FAILED",
     "can't allocate memory",
 )
+
+
+def load_failed(message: str) -> Refused:
+    """Return the refusal of a load whose files or settings are at fault."""
+    return Refused("MODEL_LOAD_FAILED", message)
+
+
+def device(spec: Load) -> torch.device:
+    """Return the device that a load names. Raises Refused for CUDA where there is no card."""
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        raise load_failed("The model is to run on CUDA, but this process sees no CUDA device.")
+    return torch.device(spec.device)
+
+
+def check_missing(keys: Iterable[str], where: str = "the weights") -> None:
+    """Raise Refused if a library found no weights for some tensors: it made random ones."""
+    if missing := sorted(keys):
+        raise load_failed(f"{len(missing)} tensors are missing from {where}, {missing[0]} first.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bitinglip import errors
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig
 from bitinglip.scheduling.placement.eviction import cost
 from bitinglip.scheduling.placement.fit import FitAnswer, Place, Room, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
@@ -13,9 +14,9 @@ from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from model_store.memory import OFFLOADS, TEXT_ROWS, LoadConfig
 from workers.devices import Device, Devices, DeviceUsage
-from workers.engines import MULTI_DEVICE
+from workers.engines.defaults import TEXT_ROWS
+from workers.engines.registry import engine_info
 
 _BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it
 _BLOCKED_SECONDS = 30.0  #: before it is worth asking again for a place that others hold
@@ -185,7 +186,8 @@ class ResourceFacts:
         ]
 
     def _spread(self, manifest: Manifest, own: Model) -> int:
-        return len(self.devices) if (own.engine or manifest.engine) in MULTI_DEVICE else 1
+        engine = engine_info(own.engine or manifest.engine)
+        return len(self.devices) if engine.multi_device else 1
 
     def observe(self, manifest: Manifest, replica: Replica, *, loaded: bool = False) -> None:
         """Learn what a running model takes, and hold it to that."""

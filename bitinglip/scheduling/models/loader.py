@@ -8,10 +8,10 @@ from typing import Protocol
 import structlog
 
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.placement.estimate import LoadConfig
 from bitinglip.settings import Settings, SpeechModel
 from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import Manifest
-from model_store.memory import LoadConfig
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers import protocol

@@ -4,16 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bitinglip.scheduling.placement.footprints import MemoryEstimate
-from model_store.manifest import Manifest
-from model_store.memory import (
-    IMAGE_BATCH,
+from bitinglip.scheduling.placement.estimate import (
     OFFLOADS,
-    TEXT_ROWS,
     LoadConfig,
     cache_bytes_per_token,
     estimate,
 )
+from bitinglip.scheduling.placement.footprints import MemoryEstimate
+from model_store.manifest import Manifest
+from workers.engines.defaults import IMAGE_BATCH, TEXT_ROWS
 
 _CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048)
 _ROWS = (32, 16, 8, 4, 2, 1)

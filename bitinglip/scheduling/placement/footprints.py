@@ -14,8 +14,8 @@ from sqlmodel import select
 from bitinglip import errors
 from bitinglip.db.database import Database
 from bitinglip.db.tables import LearnedFootprint
+from bitinglip.scheduling.placement.estimate import Footprint, LoadConfig, estimate
 from model_store.manifest import Manifest
-from model_store.memory import Footprint, LoadConfig, estimate
 
 log = structlog.get_logger(__name__)
 

@@ -206,16 +206,18 @@ def test_a_step_that_fails_ends_its_own_files(desk: Desk, monkeypatch: pytest.Mo
     assert desk.transcribe(SHORT).text
 
 
-def test_what_is_no_number_is_a_failure(desk: Desk) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_nan_from_the_model_ends_the_job(desk: Desk, temperature: float) -> None:
     weight = desk.engine._loaded.model.model.decoder.layer_norm.weight
     kept = weight.clone()
-    job = desk.job(SHORT)
+    job = desk.job(SHORT, temperature=temperature)
     weight.fill_(float("nan"))
     try:
         (final,) = [each for each in desk.run(job) if isinstance(each, Failed)]
     finally:
         weight.copy_(kept)
     assert (final.id, final.code) == (job.id, "INFERENCE_FAILED")
+    assert final.message == "The model's output is not a number."
 
 
 def test_jobs_and_events_pass_between_the_processes(desk: Desk) -> None:

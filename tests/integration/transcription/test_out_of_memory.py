@@ -99,6 +99,27 @@ def test_out_of_memory_while_a_file_is_decoded_is_named_as_such(
     assert final.code == "OUT_OF_MEMORY"
 
 
+def test_out_of_memory_while_the_language_is_found_out_lets_fewer_files_run_together(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = desk.transcribe(SOUNDS[0]).text
+    decoder = desk.engine._loaded.model.model.decoder
+    usual, failures = decoder.forward, iter([True])
+
+    def forward(*values: Any, **named: Any) -> Any:
+        if next(failures, False):
+            raise OUT_OF_MEMORY_ERRORS["cpu"]
+        return usual(*values, **named)
+
+    monkeypatch.setattr(decoder, "forward", forward)
+    texts = [
+        e.text
+        for e in desk.run(desk.job(SOUNDS[0]), desk.job(SOUNDS[0]))
+        if isinstance(e, TranscriptionDone)
+    ]
+    assert texts == [alone, alone]
+
+
 def test_out_of_memory_changes_no_drawn_token(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"timestamps": "segment", "temperature": 0.8}
     alone = [tokens_of(desk.transcribe(sound, **free).segments) for sound in SOUNDS[:2]]

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from workers.engines.image.loading import failed
-from workers.engines.torch_env import is_out_of_memory
+from workers.engines.torch_env import is_out_of_memory, load_failed
 from workers.protocol import ImageOptions
 
 _WARM_UP_STEPS = 2
@@ -27,21 +26,21 @@ def _cache_steps(denoiser: Any) -> None:
     from diffusers import FirstBlockCacheConfig
 
     if not hasattr(denoiser, "enable_cache"):
-        raise failed("step_cache is not possible with this model: it has no cache of blocks.")
+        raise load_failed("step_cache is not possible with this model: it has no cache of blocks.")
     denoiser.enable_cache(FirstBlockCacheConfig(threshold=_THRESHOLD))
 
 
 def _compile(pipe: Any, denoiser: Any, most_images: int) -> None:
     """Block by block, since those are alike: a small part of the time that a whole model takes."""
     if not getattr(denoiser, "_repeated_blocks", None):
-        raise failed("compile is not possible with this model: it has no repeated blocks.")
+        raise load_failed("compile is not possible with this model: it has no repeated blocks.")
     denoiser.compile_repeated_blocks(fullgraph=True, dynamic=True)
     try:
         _warm_up(pipe, most_images)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise failed(f"The model does not compile ({type(error).__name__}).") from error
+        raise load_failed(f"The model does not compile ({type(error).__name__}).") from error
 
 
 def _warm_up(pipe: Any, most_images: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from workers.engines.base import Refused
+from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up
 from workers.engines.image.encoding import describe, write
 from workers.engines.image.loading import load
@@ -18,6 +19,7 @@ from workers.engines.image.pipelines import Pipelines
 from workers.engines.image.preprocess import Preprocessor
 from workers.engines.image.preview import preview, why_no_preview
 from workers.engines.image.request import ImageSample, Request
+from workers.engines.job_table import JobTable
 from workers.engines.torch_env import (
     finish_load,
     held_bytes,
@@ -25,9 +27,8 @@ from workers.engines.torch_env import (
     out_of_memory,
     release_cached,
 )
-from workers.protocol import Event, ImageFile, ImageJob, ImageOptions, Load, Ready
+from workers.protocol import Code, Event, ImageFile, ImageJob, ImageOptions, Load, Ready
 
-_BATCH = 4  #: images in one pass, where the settings do not say
 _MOST_RUNS = 4
 _WRITERS = 2
 _WAIT_SECONDS = 0.02
@@ -50,13 +51,12 @@ class ImageEngine:
 
     def __init__(self) -> None:
         self._model = ""
-        self._batch = _BATCH
-        self._requests: dict[str, Request] = {}
+        self._batch = IMAGE_BATCH
+        self._requests: JobTable[Request] = JobTable()
         self._waiting: list[ImageSample] = []
         self._runs: list[PipelineCall] = []
         self._writing: dict[Future[ImageFile], ImageSample] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
-        self._cancelled: list[str] = []
         self._most_runs = _MOST_RUNS
         self._no_preview: str | None = None  #: why there are none
 
@@ -66,7 +66,7 @@ class ImageEngine:
         # For good, and not around each call: calls take turns on this thread.
         torch.set_grad_enabled(False)
         self._model = spec.model
-        self._batch = spec.max_batch or _BATCH
+        self._batch = spec.max_batch or IMAGE_BATCH
         options = spec.image or ImageOptions()
         progress(0.0)
         try:
@@ -107,13 +107,12 @@ class ImageEngine:
         self._waiting += prepared.samples
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests:
-            self._cancelled.append(job_id)
+        self._requests.cancel(job_id)
 
     # ---- one step --------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
-        events = self._end_cancelled()
+        events = self._requests.end_cancelled(self._end_cancelled)
         events += self._start()
         if self._runs:
             events += self._advance(min(self._runs, key=lambda run: run.spent))
@@ -209,7 +208,7 @@ class ImageEngine:
             if not sample.wanted:
                 continue
             if (error := future.exception()) is not None:
-                code = "DISK_FULL" if isinstance(error, OSError) else "INFERENCE_FAILED"
+                code: Code = "DISK_FULL" if isinstance(error, OSError) else "INFERENCE_FAILED"
                 events += self._end(request, code, "The image could not be written.")
                 continue
             sample.picture = future.result()
@@ -264,7 +263,7 @@ class ImageEngine:
         self._waiting = wanted + self._waiting
         return []
 
-    def _end(self, request: Request, code: str, message: str) -> list[Event]:
+    def _end(self, request: Request, code: Code, message: str) -> list[Event]:
         """Fail a request, once, and forget what is still to be drawn for it."""
         if request.ended:
             return []
@@ -272,15 +271,10 @@ class ImageEngine:
         self._forget(request)
         return [failure]
 
-    def _end_cancelled(self) -> list[Event]:
-        events: list[Event] = []
-        for job_id in dict.fromkeys(self._cancelled):
-            request = self._requests.get(job_id)
-            if request is not None:
-                events.append(request.cancelled())
-                self._forget(request)
-        self._cancelled.clear()
-        return events
+    def _end_cancelled(self, request: Request) -> Event:
+        cancelled = request.cancelled()
+        self._forget(request)  # after it has ended: then its samples are not wanted any more
+        return cancelled
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]

@@ -15,12 +15,19 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
+from workers.engines import torch_env
 from workers.engines.base import Refused, reason
-from workers.engines.torch_env import half_precision, is_out_of_memory, out_of_memory
+from workers.engines.torch_env import (
+    DTYPES,
+    check_missing,
+    half_precision,
+    is_out_of_memory,
+    load_failed,
+    out_of_memory,
+)
 from workers.protocol import Load
 
 INDEX = "model_index.json"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DENOISERS = ("transformer", "unet")
 #: name of a file of weights: the variant that it holds, and its number where there are several
@@ -44,9 +51,7 @@ def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     folder = Path(spec.path)
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise failed("The model is to run on CUDA, but this process sees no CUDA device.")
-    device = torch.device(spec.device)
+    device = torch_env.device(spec)
     index = _index(folder)
     dtype = _dtype(spec.dtype, folder, device)
     parts = _models(folder, index, dtype, progress)
@@ -60,22 +65,20 @@ def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
     return LoadedPipeline(pipe, dtype, device)
 
 
-def failed(message: str) -> Refused:
-    return Refused("MODEL_LOAD_FAILED", message)
-
-
 def _refusal(error: Exception, message: str) -> Refused:
     """The refusal of a load that a library's error ended."""
-    return out_of_memory() if is_out_of_memory(error) else failed(f"{message}: {reason(error)}")
+    if is_out_of_memory(error):
+        return out_of_memory()
+    return load_failed(f"{message}: {reason(error)}")
 
 
 def _index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_text())
         if not isinstance(index["_class_name"], str):
-            raise failed("The model brings its own code, which is not run.")
+            raise load_failed("The model brings its own code, which is not run.")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise failed(f"The model's {INDEX} is not valid.") from error
+        raise load_failed(f"The model's {INDEX} is not valid.") from error
     return dict(index)
 
 
@@ -85,7 +88,7 @@ def _dtype(wanted: str | None, folder: Path, device: torch.device) -> torch.dtyp
     the difference, and it takes half of the memory and of the time. float16 stays, since some
     models that come in it overflow in nothing but their decoder, which is cast for that."""
     if wanted is not None:
-        return _DTYPES[wanted]
+        return DTYPES[wanted]
     if device.type == "cpu":
         return torch.float32
     stored = _stored_dtype(folder)
@@ -139,9 +142,7 @@ def _model(folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
         )
     except _ERRORS as error:
         raise _refusal(error, f"The weights of {folder.name} do not load") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise failed(f"{folder.name} lacks {len(missing)} of its tensors, {missing[0]} first.")
+    check_missing(info["missing_keys"], f"the weights of {folder.name}")
     return model.eval().requires_grad_(False)
 
 

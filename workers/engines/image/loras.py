@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.engines.base import Refused
-from workers.engines.image.loading import failed
-from workers.engines.torch_env import is_out_of_memory
+from workers.engines.torch_env import is_out_of_memory, load_failed
 from workers.protocol import ImageJob, Lora
 
 
@@ -66,6 +65,6 @@ def _load(pipe: Any, name: str, path: Path) -> None:
         # The library raises nearly every kind for files that are none, or of another model.
         if is_out_of_memory(error):
             raise
-        raise failed(f"The LoRA {name} does not load ({type(error).__name__}).") from error
+        raise load_failed(f"The LoRA {name} does not load ({type(error).__name__}).") from error
     if name not in known:
-        raise failed(f"The LoRA {name} holds nothing for this model.")
+        raise load_failed(f"The LoRA {name} holds nothing for this model.")

@@ -4,7 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.protocol import Cancelled, Failed, ImageDone, ImageFile, ImageJob, Progress, Started
+from workers.protocol import (
+    Cancelled,
+    Code,
+    Failed,
+    ImageDone,
+    ImageFile,
+    ImageJob,
+    Progress,
+    Started,
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -94,7 +103,7 @@ class Request:
             memory_fallbacks=self.memory_fallbacks,
         )
 
-    def failed(self, code: str, message: str, param: str | None = None) -> Failed:
+    def failed(self, code: Code, message: str, param: str | None = None) -> Failed:
         self.ended = True
         return Failed(id=self.job.id, code=code, message=message, param=param)
 

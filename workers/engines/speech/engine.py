@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
+from workers.engines.job_table import JobTable
 from workers.engines.speech.encoding import Resampler, SoundFile, rate_of
 from workers.engines.speech.joining import Joiner, pcm16
 from workers.engines.speech.loading import load
@@ -23,6 +25,7 @@ from workers.engines.torch_env import (
 from workers.protocol import (
     AudioDelta,
     Cancelled,
+    Code,
     Event,
     Failed,
     Load,
@@ -36,6 +39,7 @@ from workers.protocol import (
 _STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
 _ALL = 1 << 20  #: sentences of a step: as many as there are, but where memory is short
 _CAUTIOUS_STEPS = 512  #: most steps are a token of each sentence
+_NOT_A_NUMBER = "The model's output is not a number."
 
 
 @dataclass(slots=True, eq=False)
@@ -67,8 +71,7 @@ class SpeechEngine:
     _device: str
 
     def __init__(self) -> None:
-        self._requests: dict[str, _Request] = {}
-        self._cancelled: list[str] = []
+        self._requests: JobTable[_Request] = JobTable()
         self._steps = 0
         self._batch = BatchLimit(_ALL, _CAUTIOUS_STEPS)
 
@@ -115,11 +118,10 @@ class SpeechEngine:
         self._requests[prepared.job.id] = prepared
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests:
-            self._cancelled.append(job_id)
+        self._requests.cancel(job_id)
 
     def step(self) -> list[Event]:
-        events = self._end_cancelled()
+        events = self._requests.end_cancelled(self._end_cancelled)
         self._steps += 1
         for request in self._requests.values():
             events += self._begin(request)
@@ -153,7 +155,7 @@ class SpeechEngine:
 
     def _failed(self, batch: list[Utterance], error: Exception) -> list[Event]:
         """Out of memory: the same again with fewer sentences. All else ends their requests."""
-        code = "INFERENCE_FAILED"
+        code: Code = "INFERENCE_FAILED"
         message = f"The model failed on this request ({type(error).__name__})."
         if is_out_of_memory(error):
             release_cached(self._device)
@@ -168,9 +170,7 @@ class SpeechEngine:
             for request in self._requests.values()
             if any(utterance in batch for utterance in request.running)
         ]
-        for request in ended:
-            self._forget(request)
-        return [Failed(id=each.job.id, code=code, message=message) for each in ended]
+        return [self._end(request, code, message) for request in ended]
 
     def _begin(self, request: _Request) -> list[Event]:
         """Let its next sentences run: the first by itself, then all."""
@@ -188,15 +188,21 @@ class SpeechEngine:
     def _give_out(self, request: _Request) -> list[Event]:
         events: list[Event] = []
         try:
-            while request.running and request.running[0].samples is not None:
-                events += self._speak(request, request.running.pop(0).samples)
+            while request.running and (samples := request.running[0].samples) is not None:
+                if not np.isfinite(samples).all():
+                    return [*events, self._end(request, "INFERENCE_FAILED", _NOT_A_NUMBER)]
+                request.running.pop(0)
+                events += self._speak(request, samples)
             if not request.running and not request.waiting:
                 events += self._finish(request)
         except OSError:
-            self._forget(request)
-            message = "The sound could not be written."
-            return [*events, Failed(id=request.job.id, code="DISK_FULL", message=message)]
+            return [*events, self._end(request, "DISK_FULL", "The sound could not be written.")]
         return events
+
+    def _end(self, request: _Request, code: Code, message: str) -> Failed:
+        """Forget a request; its final event says why."""
+        self._forget(request)
+        return Failed(id=request.job.id, code=code, message=message)
 
     def _speak(self, request: _Request, samples: Any) -> list[Event]:
         """The sound that a sentence makes playable, and how far the request is."""
@@ -243,15 +249,9 @@ class SpeechEngine:
         )
         return [*last, spoken]
 
-    def _end_cancelled(self) -> list[Event]:
-        events: list[Event] = []
-        for job_id in dict.fromkeys(self._cancelled):
-            request = self._requests.get(job_id)
-            if request is not None:
-                self._forget(request)
-                events.append(Cancelled(id=job_id, steps=request.spoken))
-        self._cancelled.clear()
-        return events
+    def _end_cancelled(self, request: _Request) -> Event:
+        self._forget(request)
+        return Cancelled(id=request.job.id, steps=request.spoken)
 
     def _forget(self, request: _Request) -> None:
         for utterance in request.running:

@@ -9,44 +9,51 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from workers.engines.base import Refused, reason
+from workers.engines.base import reason
+from workers.engines.defaults import SPEECH_CACHE_BYTES, SPEECH_ROWS
 from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.bark.voices import Voices
 from workers.engines.speech.model import SpeechModel
 from workers.engines.speech.speecht5 import SpeechT5, read_voices
 from workers.engines.speech.vits import Vits
-from workers.engines.torch_env import half_precision, is_out_of_memory, out_of_memory
+from workers.engines.torch_env import (
+    DTYPES,
+    check_missing,
+    device,
+    half_precision,
+    is_out_of_memory,
+    load_failed,
+    out_of_memory,
+)
 from workers.protocol import Load
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: What the libraries raise for files that do not fit.
 _ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
-#: Sentences at once, where the settings do not say, and the memory that these may take.
-_ROWS = 16
-_GRANT = {"cpu": 2048 * 1024 * 1024, "cuda": 4096 * 1024 * 1024}
 
 
 def load(spec: Load) -> tuple[SpeechModel, int]:
-    """And how many sentences it says at once. Raises Refused with MODEL_LOAD_FAILED for whatever
-    is wrong with the files, with OUT_OF_MEMORY where the device's memory does not suffice."""
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise _failed("The model is to run on CUDA, but this process sees no CUDA device.")
+    """Load a model; the number is how many sentences it speaks at once.
+
+    Raises Refused: with MODEL_LOAD_FAILED if anything is wrong with its files, with OUT_OF_MEMORY
+    if the device's memory does not suffice.
+    """
+    device(spec)  # refused before any file is read
     try:
         config = json.loads((Path(spec.path) / "config.json").read_text())
         model_type = config.get("model_type")
         if model_type not in _FAMILIES:
-            raise _failed(
+            raise load_failed(
                 f"Speech models of the type '{str(model_type)[:40]}' do not run here; those of "
                 f"{', '.join(_FAMILIES)} do."
             )
         if model_type != "speecht5" and spec.speech and (spec.speech.vocoder or spec.speech.voices):
-            raise _failed("Only SpeechT5 takes the settings speech.vocoder and speech.voices.")
+            raise load_failed("Only SpeechT5 takes the settings speech.vocoder and speech.voices.")
         return _FAMILIES[model_type](spec)
     except _ERRORS as error:
         if is_out_of_memory(error):
             raise out_of_memory() from error
-        raise _failed(f"The model does not load: {reason(error)}") from error
+        raise load_failed(f"The model does not load: {reason(error)}") from error
 
 
 def _bark(spec: Load) -> tuple[SpeechModel, int]:
@@ -62,7 +69,7 @@ def _bark(spec: Load) -> tuple[SpeechModel, int]:
     codes = model.generation_config.codebook_size
     semantic = model.generation_config.semantic_config["semantic_vocab_size"]
     voices = Voices(Path(spec.path), semantic, codes)
-    rows = min(spec.max_batch or _ROWS, _rows_granted(model, spec))
+    rows = min(spec.max_batch or SPEECH_ROWS, _rows_granted(model, spec))
     return BarkSpeaker(model, _tokenizer(spec), voices, rows), rows
 
 
@@ -74,19 +81,19 @@ def _rows_granted(model: Any, spec: Load) -> int:
         for stage in stages
     )
     row: int = 2 * positions * model.semantic.lm_head.weight.element_size()
-    grant = _GRANT[spec.device] if spec.kv_cache_bytes is None else spec.kv_cache_bytes
+    grant = SPEECH_CACHE_BYTES[spec.device] if spec.kv_cache_bytes is None else spec.kv_cache_bytes
     return max(1, grant // row)
 
 
 def _vits(spec: Load) -> tuple[SpeechModel, int]:
     model = _model(transformers.VitsModel, spec, Path(spec.path), torch.float32)
-    return Vits(model, _tokenizer(spec)), spec.max_batch or _ROWS
+    return Vits(model, _tokenizer(spec)), spec.max_batch or SPEECH_ROWS
 
 
 def _speecht5(spec: Load) -> tuple[SpeechModel, int]:
     options = spec.speech
     if options is None or options.vocoder is None:
-        raise _failed(
+        raise load_failed(
             "This model needs a vocoder: pull one (such as microsoft/speecht5_hifigan), and name "
             "it in this model's setting speech.vocoder."
         )
@@ -96,11 +103,11 @@ def _speecht5(spec: Load) -> tuple[SpeechModel, int]:
     files |= {name: Path(path) for name, path in options.voices.items()}
     voices = read_voices(files, model.config.speaker_embedding_dim)
     if not voices:
-        raise _failed(
+        raise load_failed(
             "This model has no voices: name files of speaker vectors (.npy) in its setting "
             "speech.voices."
         )
-    return SpeechT5(model, _tokenizer(spec), vocoder, voices), spec.max_batch or _ROWS
+    return SpeechT5(model, _tokenizer(spec), vocoder, voices), spec.max_batch or SPEECH_ROWS
 
 
 _FAMILIES: dict[str, Callable[[Load], tuple[SpeechModel, int]]] = {
@@ -113,22 +120,16 @@ _FAMILIES: dict[str, Callable[[Load], tuple[SpeechModel, int]]] = {
 def _model(kind: Any, spec: Load, folder: Path, usual: torch.dtype) -> Any:
     model, info = kind.from_pretrained(
         folder,
-        dtype=_DTYPES[spec.dtype] if spec.dtype else usual,
+        dtype=DTYPES[spec.dtype] if spec.dtype else usual,
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
     )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise _failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
-    return model.eval().requires_grad_(False).to(torch.device(spec.device))
+    check_missing(info["missing_keys"])
+    return model.eval().requires_grad_(False).to(device(spec))
 
 
 def _tokenizer(spec: Load) -> Any:
     return transformers.AutoTokenizer.from_pretrained(
         spec.path, trust_remote_code=False, local_files_only=True
     )
-
-
-def _failed(message: str) -> Refused:
-    return Refused("MODEL_LOAD_FAILED", message)

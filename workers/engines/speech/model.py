@@ -17,7 +17,10 @@ _SHOWN = 12  #: voices that a message names
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Utterance:
-    """One sentence on its way; it is done once it has ``samples`` (one channel, full scale 1)."""
+    """One sentence on its way; it is done once it has ``samples`` (one channel, full scale 1).
+
+    Samples that are not finite say that the model's output is not a number.
+    """
 
     generator: torch.Generator  #: its own, so that what runs beside it changes nothing
     samples: NDArray[np.float32] | None = None

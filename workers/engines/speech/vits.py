@@ -24,7 +24,7 @@ _LONGEST = 600  #: tokens of a piece, every other of which is a blank; memory gr
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Utterance(Utterance):
     tokens: torch.Tensor
-    speaker: int | None
+    speaker: int | None  #: its number
     rate: float
 
 

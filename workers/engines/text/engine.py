@@ -6,7 +6,8 @@ from typing import Any
 import jinja2
 import torch
 
-from workers.engines import torch_env
+from workers.engines import defaults, torch_env
+from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.loading import LoadedModel, load, private_copy
@@ -18,10 +19,6 @@ from workers.engines.text.scheduler import Chunk, Plan, Scheduler
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
 from workers.protocol import Event, Load, Ready, TextJob
 
-_MIB = 1024 * 1024
-_KV_CACHE_BYTES = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
-_STEP_TOKENS = {"cpu": 256, "cuda": 2048}
-_MAX_ROWS = 64
 #: Seconds that a step may take on a card: one is far shorter, but the first use of a kernel may
 #: read it from a slow disk or compile it.
 _CUDA_STEP_TIMEOUT = 60.0
@@ -50,8 +47,7 @@ class TextEngine:
         self._step_tokens = step_tokens
         self._block_size = block_size
         self._sampler = Sampler()
-        self._requests: dict[str, Request] = {}
-        self._cancelled: list[str] = []
+        self._requests: JobTable[Request] = JobTable()
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
@@ -68,15 +64,15 @@ class TextEngine:
     def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         loaded = self._load_model(spec)
         progress(0.7)
-        rows = spec.max_batch or _MAX_ROWS
+        rows = spec.max_batch or defaults.TEXT_ROWS
         context = min(spec.max_context or loaded.max_positions, loaded.max_positions)
         device = loaded.device.type
-        grant = spec.kv_cache_bytes or _KV_CACHE_BYTES[device]
+        grant = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
         self._runner = Runner(loaded, CachePlan(grant, self._block_size, rows * context))
         progress(0.9)
         rows = min(rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
-        self._set_up(loaded, rows, self._step_tokens or _STEP_TOKENS[device])
+        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         template = _template(loaded.tokenizer)
         self._intake = Preprocessor(
             private_copy(loaded.tokenizer),
@@ -115,11 +111,10 @@ class TextEngine:
         self._scheduler.add(request.sequence)
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests:
-            self._cancelled.append(job_id)
+        self._requests.cancel(job_id)
 
     def step(self) -> list[Event]:
-        events = self._end_cancelled()
+        events = self._requests.end_cancelled(self._end_cancelled)
         if not self._requests:
             return events
         plan = self._scheduler.schedule()
@@ -185,15 +180,9 @@ class TextEngine:
             self._forget(request)
         return events
 
-    def _end_cancelled(self) -> list[Event]:
-        events: list[Event] = []
-        for job_id in dict.fromkeys(self._cancelled):
-            request = self._requests.get(job_id)
-            if request is not None:
-                self._forget(request)
-                events.append(request.cancelled())
-        self._cancelled.clear()
-        return events
+    def _end_cancelled(self, request: Request) -> Event:
+        self._forget(request)
+        return request.cancelled()
 
     def _fail(self, chunk: Chunk) -> list[Event]:
         request = self._requests[chunk.sequence.id]

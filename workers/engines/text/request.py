@@ -8,6 +8,7 @@ from workers.engines.text.sampling_params import SamplingParams
 from workers.engines.text.scheduler import Sequence
 from workers.protocol import (
     Cancelled,
+    Code,
     Event,
     Failed,
     Started,
@@ -54,7 +55,7 @@ class Request:
             id=self.job.id, prompt_tokens=self._prompt_tokens, completion_tokens=self.produced
         )
 
-    def failed(self, code: str, message: str) -> Failed:
+    def failed(self, code: Code, message: str) -> Failed:
         return Failed(id=self.job.id, code=code, message=message)
 
     def accept(self, choice: Choice) -> list[Event]:

@@ -12,8 +12,9 @@ from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.decoder import Decoder, LibraryDecoder
 from workers.engines.text.fused import FusedDecoder, can_fuse
-from workers.engines.text.loading import LoadedModel, failed
+from workers.engines.text.loading import LoadedModel
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
+from workers.engines.torch_env import load_failed
 
 #: How far our logits may be from the library's, root mean square, in standard deviations of the
 #: latter. Rounding stays well below, also where it sends a token to another expert; a mask or a
@@ -93,7 +94,7 @@ class Runner:
                 sequence.tokens.append(token)
         self.scrub(sequence.blocks)
         if not worst <= tolerance * expected.std().item():
-            raise failed("The text engine does not compute this model as its library does.")
+            raise load_failed("The text engine does not compute this model as its library does.")
 
 
 def _trial_ids(loaded: LoadedModel) -> list[int]:

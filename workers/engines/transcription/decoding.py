@@ -123,7 +123,10 @@ class DecodeBatch:
         warped = scores.cpu() / attempt.temperature
         if self._decoding_config.top_k:
             warped = TopKLogitsWarper(self._decoding_config.top_k)(torch.empty(0), warped)
-        token = int(torch.multinomial(warped.softmax(-1), 1, generator=attempt.random))
+        chances = warped.softmax(-1)
+        if not chances.isfinite().all():  # nothing can be drawn: the attempt ends, and is no number
+            return self._decoding_config.end, math.nan
+        token = int(torch.multinomial(chances, 1, generator=attempt.random))
         return token, float((warped * attempt.temperature).log_softmax(-1)[0, token])
 
     def leave(self, attempt: Attempt) -> None:

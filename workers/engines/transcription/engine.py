@@ -8,6 +8,8 @@ import torch
 
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
+from workers.engines.defaults import TRANSCRIPTION_BATCH
+from workers.engines.job_table import JobTable
 from workers.engines.torch_env import (
     avoid_cudnn_attention,
     finish_load,
@@ -21,9 +23,8 @@ from workers.engines.transcription.loading import LoadedWhisper, load
 from workers.engines.transcription.preprocess import Decoding, Preprocessor
 from workers.engines.transcription.request import Request
 from workers.engines.transcription.segments import SegmentBuilder
-from workers.protocol import Cancelled, Event, Failed, Load, Ready, Segment, TranscriptionJob
+from workers.protocol import Cancelled, Code, Event, Failed, Load, Ready, Segment, TranscriptionJob
 
-_BATCH = 8  #: files at once, where the settings do not say
 _MAX_BATCHES = 2  #: more would be smaller ones, and each costs a run through the weights
 _STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
 _POLL_SECONDS = 0.05  #: for a file to be decoded, between two looks at what has come in
@@ -41,19 +42,18 @@ class TranscriptionEngine:
     _segment_builder: SegmentBuilder
 
     def __init__(self) -> None:
-        self._batch = BatchLimit(_BATCH)
-        self._decoding: dict[str, Decoding] = {}
-        self._requests: dict[str, Request] = {}
+        self._batch = BatchLimit(TRANSCRIPTION_BATCH)
+        self._decoding: JobTable[Decoding] = JobTable()
+        self._requests: JobTable[Request] = JobTable()
         self._waiting: list[Request] = []
         self._batches: list[DecodeBatch] = []
-        self._cancelled: list[str] = []
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         if spec.threads is not None:
             torch.set_num_threads(spec.threads)
         torch.set_grad_enabled(False)
         avoid_cudnn_attention()
-        slots = spec.max_batch or _BATCH
+        slots = spec.max_batch or TRANSCRIPTION_BATCH
         self._batch = BatchLimit(slots)
         progress(0.0)
         try:
@@ -81,14 +81,16 @@ class TranscriptionEngine:
         self._decoding[prepared.job.id] = prepared
 
     def cancel(self, job_id: str) -> None:
-        if job_id in self._requests or job_id in self._decoding:
-            self._cancelled.append(job_id)
+        self._decoding.cancel(job_id)
+        self._requests.cancel(job_id)
 
     # ---- one step --------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
         """A token of one pass; passes take turns. A step that begins a pass encodes first."""
-        events = self._end_cancelled() + self._take_decoded()
+        events = self._decoding.end_cancelled(self._give_up)
+        events += self._requests.end_cancelled(self._end_cancelled)
+        events += self._take_decoded()
         if self._waiting and len(self._batches) < _MAX_BATCHES:
             events += self._begin()
         elif self._batches:
@@ -109,7 +111,8 @@ class TranscriptionEngine:
             except Refused as refused:
                 events.append(refused.final(each.job.id))
             except Exception as error:  # noqa: BLE001  a library's own failure ends this file only
-                code = "OUT_OF_MEMORY" if is_out_of_memory(error) else "INFERENCE_FAILED"
+                no_memory = is_out_of_memory(error)
+                code: Code = "OUT_OF_MEMORY" if no_memory else "INFERENCE_FAILED"
                 message = "The sound file could not be read."
                 events.append(Failed(id=each.job.id, code=code, message=message))
             else:
@@ -143,9 +146,10 @@ class TranscriptionEngine:
         features = torch.stack(windows).to(self._loaded.device, self._loaded.dtype)
         encoded = model.model.encoder(features).last_hidden_state
         for request, found in zip(group, encoded, strict=True):
-            request.encoded = found
             if request.language is None:
                 request.language = self._language(found)
+            # Last: what has this is not encoded again, should memory run out on the way here.
+            request.encoded = found
 
     def _language(self, encoded: torch.Tensor) -> str:
         """The likeliest token of a language right after the start of a transcript."""
@@ -208,7 +212,7 @@ class TranscriptionEngine:
 
     def _trouble(self, requests: list[Request], error: Exception) -> list[Event]:
         """Out of memory: the same again in smaller passes. All else ends these jobs."""
-        code = "INFERENCE_FAILED"
+        code: Code = "INFERENCE_FAILED"
         message = f"The model failed on this file ({type(error).__name__})."
         if is_out_of_memory(error):
             release_cached(self._loaded.device)
@@ -223,21 +227,18 @@ class TranscriptionEngine:
             raise error  # the context may be poisoned: going on would give garbage
         return [event for each in requests for event in self._fail(each, code, message)]
 
-    def _fail(self, request: Request, code: str, message: str) -> list[Event]:
+    def _fail(self, request: Request, code: Code, message: str) -> list[Event]:
         self._forget(request)
         return [request.failed(code, message)]
 
-    def _end_cancelled(self) -> list[Event]:
-        events: list[Event] = []
-        for job_id in dict.fromkeys(self._cancelled):
-            if (decoding := self._decoding.pop(job_id, None)) is not None:
-                decoding.give_up()
-                events.append(Cancelled(id=job_id))
-            elif (request := self._requests.get(job_id)) is not None:
-                self._forget(request)
-                events.append(request.cancelled())
-        self._cancelled.clear()
-        return events
+    def _give_up(self, decoding: Decoding) -> Event:
+        del self._decoding[decoding.job.id]
+        decoding.give_up()
+        return Cancelled(id=decoding.job.id)
+
+    def _end_cancelled(self, request: Request) -> Event:
+        self._forget(request)
+        return request.cancelled()
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]

@@ -10,13 +10,13 @@ import transformers
 from safetensors import SafetensorError
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from workers.engines.base import Refused, reason
+from workers.engines import torch_env
+from workers.engines.base import reason
 from workers.engines.packed_linear import pack_all, unmap
-from workers.engines.text.loading import check_sizes
-from workers.engines.torch_env import is_out_of_memory
+from workers.engines.torch_env import DTYPES, check_missing, is_out_of_memory, load_failed
+from workers.engines.weight_files import check_sizes
 from workers.protocol import Load
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: What the libraries raise for files that do not fit.
 _ERRORS = (
     OSError,
@@ -76,13 +76,11 @@ class LoadedWhisper:
 
 
 def load(spec: Load) -> LoadedWhisper:
-    """Raises Refused with MODEL_LOAD_FAILED for whatever is wrong with the files."""
+    """Load a Whisper. Raises Refused with MODEL_LOAD_FAILED if anything is wrong with its files."""
     folder = Path(spec.path)
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise _failed("The model is to run on CUDA, but this process sees no CUDA device.")
-    device = torch.device(spec.device)
+    device = torch_env.device(spec)
     # Half precision where a device is fast at it; a CPU is not.
-    dtype = _DTYPES[spec.dtype] if spec.dtype else torch.float32
+    dtype = DTYPES[spec.dtype] if spec.dtype else torch.float32
     if spec.dtype is None and device.type == "cuda":
         dtype = torch.float16
     try:
@@ -96,9 +94,8 @@ def load(spec: Load) -> LoadedWhisper:
     except _ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise _failed(f"The model does not load: {reason(error)}") from error
-    if missing:
-        raise _failed(f"{len(missing)} tensors are missing from the weights, {missing[0]} first.")
+        raise load_failed(f"The model does not load: {reason(error)}") from error
+    check_missing(missing)
     _check_fit(model.config, extractor, decoding)
     model = model.eval().requires_grad_(False).to(device)
     if device.type == "cpu":
@@ -115,14 +112,10 @@ def language_code(name: str) -> str | None:
     return name if name in LANGUAGES else TO_LANGUAGE_CODE.get(name)
 
 
-def _failed(message: str) -> Refused:
-    return Refused("MODEL_LOAD_FAILED", message)
-
-
 def _check_files(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     if config.get("model_type") != "whisper" or "auto_map" in config:
-        raise _failed("Of transcription models, only those of the Whisper family are run.")
+        raise load_failed("Of transcription models, only those of the Whisper family are run.")
     check_sizes(
         folder,
         layers=int(config["encoder_layers"]) + int(config["decoder_layers"]),
@@ -177,7 +170,7 @@ def _check_fit(config: Any, extractor: Any, decoding: DecodingConfig) -> None:
     """That the parts of the model belong together: an id beyond the embedding would end the
     process of a GPU, and a wrong number of bins every request."""
     if extractor.feature_size != config.num_mel_bins or extractor.nb_max_frames != decoding.window:
-        raise _failed("The model's preprocessor_config.json does not fit its config.json.")
+        raise load_failed("The model's preprocessor_config.json does not fit its config.json.")
     used = [decoding.start, decoding.end, decoding.previous or 0, decoding.no_timestamps + 1]
     used += [*decoding.languages.values(), *decoding.tasks.values()]
     used += [*decoding.suppressed, *decoding.suppressed_first]
@@ -186,4 +179,4 @@ def _check_fit(config: Any, extractor: Any, decoding: DecodingConfig) -> None:
         for layer, head in decoding.alignment_heads
     ]
     if max(used) >= config.vocab_size or min(used) < 0 or not all(heads):
-        raise _failed("The model's generation_config.json does not fit its config.json.")
+        raise load_failed("The model's generation_config.json does not fit its config.json.")

@@ -10,6 +10,7 @@ from workers.engines.transcription.features import Recording
 from workers.engines.transcription.loading import DecodingConfig
 from workers.protocol import (
     Cancelled,
+    Code,
     Failed,
     Progress,
     Segment,
@@ -134,7 +135,7 @@ class Request:
             segments=tuple(self.segments),
         )
 
-    def failed(self, code: str, message: str) -> Failed:
+    def failed(self, code: Code, message: str) -> Failed:
         return Failed(id=self.job.id, code=code, message=message)
 
     def cancelled(self) -> Cancelled:

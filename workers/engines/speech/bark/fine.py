@@ -25,10 +25,16 @@ class FineState:
     windows: int
     codebook: int  #: the next to fill in this window
     window: int = 0
+    total: torch.Tensor | None = None  #: of all logits; on their device, so that no step waits
 
     @property
     def done(self) -> bool:
         return self.window == self.windows
+
+    @property
+    def is_finite(self) -> bool:
+        """False if some of the logits that its tokens were drawn from are not numbers."""
+        return self.total is None or bool(self.total.isfinite())
 
     @property
     def sound(self) -> torch.Tensor:
@@ -82,6 +88,8 @@ class FineStage:
         start, first = self._place(sketch)
         head = self._model.lm_heads[sketch.codebook - self._model.config.n_codes_given]
         logits = head(hidden[first:])[:, : self._size].float()
+        total = logits.mean()
+        sketch.total = total if sketch.total is None else sketch.total + total
         if self._temperature in (None, 1.0):
             chosen = logits.argmax(-1)
         else:

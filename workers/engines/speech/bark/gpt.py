@@ -76,6 +76,11 @@ class Stage:
         self._free.append(row.slot)
         self._free.sort()
 
+    def scrub(self, row: CacheSlot) -> None:
+        """Zero what a broken sentence left: masked or not, NaN would reach the slot's next one."""
+        self._keys[:, row.slot].zero_()
+        self._values[:, row.slot].zero_()
+
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         embedded: torch.Tensor = self._model.input_embeds_layer(tokens)
         return embedded

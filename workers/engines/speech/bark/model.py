@@ -20,7 +20,7 @@ from transformers.models.bark.generation_configuration_bark import (
 from workers.engines.cuda_graphs import cuda_capture
 from workers.engines.speech.bark.fine import FineStage, FineState
 from workers.engines.speech.bark.gpt import CacheSlot, Stage
-from workers.engines.speech.bark.sampling import Sampler
+from workers.engines.speech.bark.sampling import NOT_A_NUMBER, Sampler
 from workers.engines.speech.bark.voices import Voice
 from workers.engines.speech.model import Utterance
 
@@ -138,7 +138,18 @@ class Bark:
             raise
         take = self._take_semantic if name == "semantic" else self._take_coarse
         for each, token in zip((each for group, _ in ready for each in group), tokens, strict=True):
-            take(each, token)
+            if token == NOT_A_NUMBER:
+                self._break(each)
+            else:
+                take(each, token)
+
+    def _break(self, utterance: BarkUtterance) -> None:
+        """End a sentence whose logits are not finite, as one whose samples are not."""
+        if utterance.row is not None:
+            self._stages[utterance.stage].scrub(utterance.row)
+        self.leave(utterance)
+        utterance.stage, utterance.sketch = "done", None
+        utterance.samples = np.full(1, np.nan, np.float32)
 
     def _compute(
         self, name: str, present: list[BarkUtterance]
@@ -293,8 +304,12 @@ class Bark:
         if rest:
             self._fine.step([sketch for sketch, _ in rest], [generator for _, generator in rest])
         ended = [each for each in utterances if each.sketch is not None and each.sketch.done]
-        if ended:
-            self._decode(ended)
+        whole = [each for each in ended if each.sketch is not None and each.sketch.is_finite]
+        for each in ended:
+            if each not in whole:
+                self._break(each)
+        if whole:
+            self._decode(whole)
 
     def _decode(self, utterances: list[BarkUtterance]) -> None:
         """Samples of the finished sentences, in one go where the codec never looks ahead."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
+NOT_A_NUMBER = -1  #: the token of a row whose logits are not finite
+
 
 class Sampler:
     """``config``: the stage's generation config; ``processors``: the library's own for it."""
@@ -23,14 +25,17 @@ class Sampler:
         )
 
     def choose(self, logits: torch.Tensor, generators: Sequence[torch.Generator]) -> list[int]:
-        """One token for each row of (rows, vocabulary)."""
+        """Choose one token for each row of (rows, vocabulary); NOT_A_NUMBER where it has none."""
         read = torch.zeros((len(generators), 1), dtype=torch.long, device=logits.device)
         scores = self._processors(read, logits)
         if not self._draws:
             chosen = scores.argmax(-1)
         else:
-            chosen = draw(torch.softmax(scores, dim=-1), generators)
-        tokens: list[int] = chosen.tolist()
+            scores = torch.softmax(scores, dim=-1)
+            chosen = draw(scores, generators)
+        # To argmax a NaN is greater than all else, so it is what was chosen if there is one.
+        is_number = scores.gather(-1, chosen[:, None])[:, 0].isfinite()
+        tokens: list[int] = torch.where(is_number, chosen, NOT_A_NUMBER).tolist()
         return tokens
 
 

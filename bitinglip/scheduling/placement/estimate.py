@@ -1,20 +1,24 @@
-"""How much memory a model will take, told from its files and settings before anything is loaded.
+"""Estimates of the memory that a model will take, from its files and settings, before it is loaded.
 
-Estimates; what a model really took is learned in bitinglip/scheduling/footprints.py. The rules
-are those of the engines: where an engine changes its own, this changes too (a test compares).
+``footprints`` learns what a model really took. The rules are those of the engines: where an engine
+changes its own, this changes too; their numbers are in workers/engines/defaults.py.
 """
 
 from dataclasses import dataclass
 
 from model_store.manifest import Manifest
+from workers.engines.defaults import (
+    IMAGE_BATCH,
+    SPEECH_CACHE_BYTES,
+    SPEECH_ROWS,
+    TEXT_CACHE_BYTES,
+    TEXT_ROWS,
+    TRANSCRIPTION_BATCH,
+)
 
 _MB = 1_000_000
-_MIB = 1024 * 1024
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
-#: The text engine's own defaults: attention cache by device, rows, context.
-CACHE_GRANT = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
-TEXT_ROWS = 64
 _LOGIT_COPIES = 4  #: float32 rows of the vocabulary alive at once while sampling
 
 #: A process with the libraries imported; on a card its context and their kernels. Measured on a
@@ -29,11 +33,9 @@ _DENOISER_COPIES, _DECODER_COPIES = 34, 12
 _PIXELS_PER_LATENT = 64
 _ROWS_PER_IMAGE = 2  #: with and without the prompt
 _GROUP_PART = 0.1  #: of the largest component that is on the device at once, with group offload
-IMAGE_BATCH = 4
-#: Sound: rows at once, the memory that the speech engine grants their caches, and what a pass
-#: takes beside them. Measured on a CPU: Bark of 500 MB 1.47 GB, Whisper small 2.6 GB with 8 rows.
-SOUND_ROWS = {"speech": 16, "transcription": 8}
-SPEECH_GRANT = {"cpu": 2048 * _MIB, "cuda": 4096 * _MIB}
+#: Sound: rows at once, and what a pass takes beside their caches. Measured on a CPU: Bark of 500 MB
+#: 1.47 GB, Whisper small 2.6 GB with 8 rows.
+_SOUND_ROWS = {"speech": SPEECH_ROWS, "transcription": TRANSCRIPTION_BATCH}
 _SOUND_ACTIVATIONS = 200 * _MB
 OFFLOADS = ("none", "model", "group")  #: the mildest first
 _OTHERS = 1.2  #: for kinds that no engine here runs: what weights alone do not say
@@ -67,42 +69,46 @@ class Footprint:
         return self.weights + self.cache + self.activations + self.overhead
 
 
-def estimate(manifest: Manifest, wish: LoadConfig) -> Footprint:
+def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
     """What a worker with this model will take on a device of that kind."""
-    if wish.fake_bytes is not None:
-        return Footprint(wish.fake_bytes)
-    kind = "cuda" if wish.device == "cuda" else "cpu"
+    if load_config.fake_bytes is not None:
+        return Footprint(load_config.fake_bytes)
+    kind = "cuda" if load_config.device == "cuda" else "cpu"
     if manifest.kind == "image":
-        return _of_image(manifest, wish, kind)
-    if manifest.kind in SOUND_ROWS:
-        return _of_sound(manifest, wish, kind)
-    weights = int(manifest.weight_bytes * _element(manifest, wish) / _stored(manifest))
+        return _of_image(manifest, load_config, kind)
+    if manifest.kind in _SOUND_ROWS:
+        return _of_sound(manifest, load_config, kind)
+    weights = int(manifest.weight_bytes * _element(manifest, load_config) / _stored(manifest))
     if kind == "cpu":
         weights = int(weights * _PACKED) + manifest.weight_bytes
     if manifest.kind != "text":
         return Footprint(int(weights * _OTHERS), overhead=_OVERHEAD[kind])
-    rows = wish.max_batch or TEXT_ROWS
+    rows = load_config.max_batch or TEXT_ROWS
     return Footprint(
         weights=weights,
-        cache=_cache(manifest, wish, kind, rows),
+        cache=_cache(manifest, load_config, kind, rows),
         activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0),
         overhead=_OVERHEAD[kind],
     )
 
 
-def cache_bytes_per_token(manifest: Manifest, wish: LoadConfig) -> int:
+def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:
     """What one token of context takes in the attention cache, over all layers; 0: not known."""
-    return (manifest.kv_bytes_per_token or 0) * _element(manifest, wish) // 2
+    return (manifest.kv_bytes_per_token or 0) * _element(manifest, load_config) // 2
 
 
-def _of_sound(manifest: Manifest, wish: LoadConfig, kind: str) -> Footprint:
+def _of_sound(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footprint:
     """Weights as they are computed, and caches of a fixed size for each row."""
     halved = kind == "cuda" and manifest.model_type in ("bark", "whisper")
-    element = _BYTES.get(wish.dtype or "", 2 if halved else 4)
+    element = _BYTES.get(load_config.dtype or "", 2 if halved else 4)
     row = manifest.cache_positions * (manifest.kv_bytes_per_token or 0) * element // 2
-    rows = wish.max_batch or SOUND_ROWS[manifest.kind]
+    rows = load_config.max_batch or _SOUND_ROWS[manifest.kind]
     if manifest.kind == "speech" and row:
-        grant = SPEECH_GRANT[kind] if wish.kv_cache_bytes is None else wish.kv_cache_bytes
+        grant = (
+            SPEECH_CACHE_BYTES[kind]
+            if load_config.kv_cache_bytes is None
+            else load_config.kv_cache_bytes
+        )
         rows = min(rows, max(1, grant // row))
     weights = manifest.weight_bytes * element // _stored(manifest)
     return Footprint(
@@ -113,48 +119,50 @@ def _of_sound(manifest: Manifest, wish: LoadConfig, kind: str) -> Footprint:
     )
 
 
-def _of_image(manifest: Manifest, wish: LoadConfig, kind: str) -> Footprint:
+def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footprint:
     """Weights, of which offload leaves only a part on the device, and the larger of what the
     denoiser and the decoder hold at their peak; the decoder takes one image at a time. On a CPU
     the heap keeps what the denoiser gave back, so there the two add up."""
-    element = _image_element(manifest, wish, kind)
+    element = _image_element(manifest, load_config, kind)
     parts = [size * element // _stored(manifest) for size in manifest.components.values()]
     parts = parts or [manifest.weight_bytes * element // _stored(manifest)]
     weights = {
         "none": sum(parts),
         "model": max(parts),
         "group": int(_GROUP_PART * max(parts)),
-    }[wish.offload]
-    images = wish.max_batch or IMAGE_BATCH
-    latents = images * _ROWS_PER_IMAGE * wish.pixels // _PIXELS_PER_LATENT
+    }[load_config.offload]
+    images = load_config.max_batch or IMAGE_BATCH
+    latents = images * _ROWS_PER_IMAGE * load_config.pixels // _PIXELS_PER_LATENT
     denoiser = _DENOISER_COPIES * latents * manifest.denoiser_width * element
-    decoder = _DECODER_COPIES * wish.pixels * manifest.decoder_width * element
-    peak = denoiser + decoder if wish.device == "cpu" else max(denoiser, decoder)
+    decoder = _DECODER_COPIES * load_config.pixels * manifest.decoder_width * element
+    peak = denoiser + decoder if load_config.device == "cpu" else max(denoiser, decoder)
     return Footprint(weights, activations=peak, overhead=_OVERHEAD[kind])
 
 
-def _image_element(manifest: Manifest, wish: LoadConfig, kind: str) -> int:
+def _image_element(manifest: Manifest, load_config: LoadConfig, kind: str) -> int:
     """As the image engine chooses: float32 on a CPU; on a card float32 becomes bfloat16."""
-    if wish.dtype is not None:
-        return _BYTES.get(wish.dtype, 2)
+    if load_config.dtype is not None:
+        return _BYTES.get(load_config.dtype, 2)
     return 4 if kind == "cpu" else min(2, _stored(manifest))
 
 
-def _cache(manifest: Manifest, wish: LoadConfig, kind: str, rows: int) -> int:
+def _cache(manifest: Manifest, load_config: LoadConfig, kind: str, rows: int) -> int:
     """The grant, but never more than all rows at their longest need."""
-    grant = CACHE_GRANT[kind] if wish.kv_cache_bytes is None else wish.kv_cache_bytes
-    known = [n for n in (wish.max_context, manifest.max_context) if n]
-    each = cache_bytes_per_token(manifest, wish)
+    grant = (
+        TEXT_CACHE_BYTES[kind] if load_config.kv_cache_bytes is None else load_config.kv_cache_bytes
+    )
+    known = [n for n in (load_config.max_context, manifest.max_context) if n]
+    each = cache_bytes_per_token(manifest, load_config)
     return min(grant, rows * min(known) * each) if known and each else grant
 
 
-def _element(manifest: Manifest, wish: LoadConfig) -> int:
+def _element(manifest: Manifest, load_config: LoadConfig) -> int:
     """Bytes of one number as it will be computed; float16 becomes bfloat16 on a CPU, and text
     models stored in float32 run in half precision on a card."""
     stored = _stored(manifest)
-    if manifest.kind == "text" and wish.device == "cuda":
+    if manifest.kind == "text" and load_config.device == "cuda":
         stored = min(2, stored)
-    return _BYTES.get(wish.dtype or "", stored)
+    return _BYTES.get(load_config.dtype or "", stored)
 
 
 def _stored(manifest: Manifest) -> int:

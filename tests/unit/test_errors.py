@@ -1,0 +1,30 @@
+"""The codes of errors: one list for the gateway, the workers and the store."""
+
+from typing import get_args
+
+import msgspec
+import pytest
+
+from bitinglip import errors
+from model_store.errors import StoreCode
+from workers.protocol import DRIVER_STARTED, Code, Failed, LoadCode, LoadFailed
+
+TABLE = {answer.code for answer in errors.TABLE.values()}
+
+
+def test_error_codes_of_workers_are_those_of_the_table() -> None:
+    assert set(get_args(Code)) == TABLE
+    assert set(get_args(LoadCode)) == TABLE | {DRIVER_STARTED}
+
+
+def test_error_codes_of_the_store_are_in_the_table() -> None:
+    assert set(get_args(StoreCode)) <= TABLE
+
+
+@pytest.mark.parametrize("kind", [Failed, LoadFailed])
+def test_error_code_that_is_not_in_the_table_does_not_decode(kind: type) -> None:
+    name = {Failed: "failed", LoadFailed: "load_failed"}[kind]
+    event = {"type": name, "id": "j", "code": "OUT_OF_MEMROY", "message": ""}
+    with pytest.raises(msgspec.ValidationError, match="code"):
+        msgspec.convert(event, kind)
+    assert msgspec.convert({**event, "code": "OUT_OF_MEMORY"}, kind)

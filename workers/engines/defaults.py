@@ -1,0 +1,17 @@
+"""The engines' numbers where the settings of a model leave them open; free of torch.
+
+The gateway estimates memory with the very numbers that the engines run with.
+"""
+
+_MIB = 1024 * 1024
+
+TEXT_ROWS = 64  #: sequences at once
+TEXT_CACHE_BYTES = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
+TEXT_STEP_TOKENS = {"cpu": 256, "cuda": 2048}  #: tokens of a step over all rows
+
+IMAGE_BATCH = 4  #: images in one pass
+
+SPEECH_ROWS = 16  #: sentences at once, and the memory that their attention caches may take
+SPEECH_CACHE_BYTES = {"cpu": 2048 * _MIB, "cuda": 4096 * _MIB}
+
+TRANSCRIPTION_BATCH = 8  #: files at once
