@@ -16,8 +16,8 @@ import httpx
 import psutil
 import pytest
 
-#: One CPU thread for each process, before any imports torch: tests run in parallel, models are tiny,
-#: and threads that wait for each other take longer than the work itself.
+#: One CPU thread for each process, set before any process imports torch: tests run in parallel,
+#: models are tiny, and threads that wait for each other take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 START_SECONDS = 60
@@ -62,7 +62,7 @@ class Server:
     def bootstrapped(self) -> bool:
         """The books balance: nothing runs, nothing waits."""
         status = self.status()
-        return status["in_flight"] == 0 and status["queued"] == 0
+        return bool(status["in_flight"] == 0 and status["queued"] == 0)
 
     def stop(self) -> int:
         if self.process.poll() is None:

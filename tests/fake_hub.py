@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,9 +70,11 @@ class _Near(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None: ...
 
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+    def answer(
+        self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(body)
@@ -85,9 +87,9 @@ class _Near(BaseHTTPRequestHandler):
         path = self.path.partition(f"/resolve/{SHA}/")[2]
         fault = _due(self.hub.near_faults.get(path))
         if fault:
-            self.answer(fault.status, **fault.headers)
+            self.answer(fault.status, fault.headers)
         elif self.hub.redirect:
-            self.answer(302, Location=f"{self.hub.far_url}/{path}")
+            self.answer(302, {"Location": f"{self.hub.far_url}/{path}"})
         else:
             send(self, path)
 
@@ -97,16 +99,16 @@ class _Near(BaseHTTPRequestHandler):
         )
         if self.hub.info_faults:
             status, headers = self.hub.info_faults.pop(0)
-            self.answer(status, **headers)
+            self.answer(status, headers)
         elif repo != REPO:
-            self.answer(404, X_Error_Code="RepoNotFound")
+            self.answer(404, {"X-Error-Code": "RepoNotFound"})
         elif revision not in ("", "main", SHA):
-            self.answer(404, X_Error_Code="RevisionNotFound")
+            self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         else:
             siblings = self.hub.siblings() if self.hub.listing is None else self.hub.listing
             told = {"id": REPO, "modelId": REPO, "sha": SHA, "siblings": siblings}
             body = json.dumps({**told, "gated": self.hub.gated, "private": False}).encode()
-            self.answer(200, body, Content_Type="application/json")
+            self.answer(200, {"Content-Type": "application/json"}, body)
 
 
 class _Far(_Near):
@@ -127,7 +129,7 @@ def send(handler: _Near, path: str) -> None:
     hub = handler.hub
     fault = _due(hub.faults.get(path)) or Fault()
     if fault.status:
-        handler.answer(fault.status, **fault.headers)
+        handler.answer(fault.status, fault.headers)
         return
     data = hub.files[path] + fault.more
     data = bytes(byte ^ 1 for byte in data) if fault.corrupt else data

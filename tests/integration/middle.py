@@ -21,7 +21,7 @@ from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
-from workers.protocol import Sampling
+from workers.protocol import Sampling, TextDone
 
 ECHO = "demo-echo"
 
@@ -113,7 +113,9 @@ async def until(condition: Callable[[], object], seconds: float = 10) -> None:
 
 async def answer(rig: Rig, one: TextJob) -> str:
     with rig.dispatcher.open(one) as event_log:
-        return (await event_log.result()).text
+        final = await event_log.result()
+    assert isinstance(final, TextDone)
+    return final.text
 
 
 async def events_of(event_log: EventLog) -> list[Event]:

@@ -1,6 +1,7 @@
 """Which request killed the worker, which one only stood beside it, and which needs more memory."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,9 @@ def test_cancelled_suspects_leave_nothing_behind(tmp_path: Path) -> None:
         tasks = [asyncio.create_task(answer(rig, job(f"n{n}", 200))) for n in range(4)]
         await until(lambda: rig.dispatcher.running(ECHO) == 4)
         for _ in range(2):
-            restarts = rig.manager.models[ECHO].restarts
+            serving_again = partial(_serving_again, rig, rig.manager.models[ECHO].restarts)
             rig.kill()
-            await until(lambda n=restarts: _serving_again(rig, n))
+            await until(serving_again)
         model_queue = rig.dispatcher.delivery.model_queues[ECHO]
         assert model_queue.isolated is not None
         assert len(model_queue.isolation_queue) == 3

@@ -20,7 +20,7 @@ from tests.integration.test_tasks import await_status, new_client, task
 from tests.integration.watching import heard, open_watch
 
 ROUTE = "/api/v1/inference/text-to-speech"
-ASKED = {
+ASKED: dict[str, Any] = {
     "model": "demo-speech",
     "text": "Hello there. Fine!",
     "voice": "speaker_1",

@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import Server, await_ready, eventually, running_server, start_server
+from tests.integration.test_serving import NATIVE
 from tests.integration.test_tasks import (
     ECHO,
-    NATIVE,
     ONE_AT_A_TIME,
     SLOW,
     TASKS,

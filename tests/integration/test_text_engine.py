@@ -226,8 +226,9 @@ def test_a_cancel_takes_effect_in_the_next_step_wherever_the_request_is(
     for name in ("running", "prompting", "waiting", "unknown"):
         engine.cancel(name)
     events = engine.step()
-    assert {event.id for event in events} == {"running", "prompting", "waiting"}
     assert all(isinstance(event, Cancelled) for event in events)
+    ends = {event.id for event in events if isinstance(event, Cancelled)}
+    assert ends == {"running", "prompting", "waiting"}
     assert engine.in_flight == 0
     assert not any(engine.books().values())
     engine.close()

@@ -1,6 +1,6 @@
 """The text engine's memory: weights lie on a device once, and running out of it is survived."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def groups(layer: Any) -> list[list[nn.Linear]]:
     return [[attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]]
 
 
-def storages(tensors: list[torch.Tensor]) -> dict[int, int]:
+def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Bytes by address."""
     found = [tensor.untyped_storage() for tensor in tensors]
     return {storage.data_ptr(): storage.nbytes() for storage in found}
@@ -83,6 +83,7 @@ def test_projections_are_joined_without_a_second_copy(models: dict[str, Path], f
             assert weights[0].data_ptr() == joined._weight.data_ptr()
             biases = [part.bias for part in parts if part.bias is not None]
             if biases:
+                assert joined._bias is not None
                 assert storages(biases) == storages([joined._bias])
     alone = [fused.output._weight for fused in decoder._layers]
     alone += [fused.down._weight for fused in decoder._layers]
@@ -237,7 +238,7 @@ def test_out_of_memory_while_sampling_counts_no_token_twice(
 ) -> None:
     """Penalties would be too strong for what was computed again."""
     engine, _ = load(models["llama"])
-    wanted = {"repetition_penalty": 1.4, "frequency_penalty": 0.9, "logprobs": 2}
+    wanted: dict[str, Any] = {"repetition_penalty": 1.4, "frequency_penalty": 0.9, "logprobs": 2}
     jobs = [
         job(str(number), "one two", temperature=1.0, seed=number, **wanted) for number in (1, 2)
     ]

@@ -54,7 +54,8 @@ def client(server: Server) -> Iterator[httpx.Client]:
 def sound_of(answer: httpx.Response) -> tuple[Any, int]:
     assert answer.status_code == 200, answer.text
     data = base64.b64decode(answer.json()["result"]["audio"])
-    return soundfile.read(io.BytesIO(data))
+    samples, rate = soundfile.read(io.BytesIO(data))
+    return samples, rate
 
 
 def test_each_model_speaks_at_its_own_rate_or_at_the_one_asked_for(client: httpx.Client) -> None:

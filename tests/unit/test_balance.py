@@ -1,6 +1,7 @@
 """Which replica gets a job."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitinglip.scheduling.dispatch.balancer import Balancer
@@ -44,9 +45,9 @@ def test_weighted_gives_the_quick_one_more() -> None:
 
 def test_sticky_keeps_a_home_until_it_is_too_full() -> None:
     balancer, found = Balancer("sticky"), replicas(4)
-    homes = {key: balancer.choose(found, lambda k=key: k, 0.0) for key in _keys(200)}
+    homes = {key: balancer.choose(found, _affinity(key), 0.0) for key in _keys(200)}
     assert {homes[key] for key in homes} == {0, 1, 2, 3}
-    assert homes == {key: balancer.choose(found, lambda k=key: k, 0.0) for key in _keys(200)}
+    assert homes == {key: balancer.choose(found, _affinity(key), 0.0) for key in _keys(200)}
     key = next(iter(homes))
     found[homes[key]].work = 100.0
     assert balancer.choose(found, lambda: key, 25.0) != homes[key]
@@ -54,11 +55,15 @@ def test_sticky_keeps_a_home_until_it_is_too_full() -> None:
 
 def test_sticky_moves_only_those_whose_home_is_gone() -> None:
     balancer, found = Balancer("sticky"), replicas(4)
-    before = {key: found[balancer.choose(found, lambda k=key: k, 0.0)].id for key in _keys(200)}
+    before = {key: found[balancer.choose(found, _affinity(key), 0.0)].id for key in _keys(200)}
     fewer = found[:3]
-    after = {key: fewer[balancer.choose(fewer, lambda k=key: k, 0.0)].id for key in _keys(200)}
+    after = {key: fewer[balancer.choose(fewer, _affinity(key), 0.0)].id for key in _keys(200)}
     moved = [key for key in before if before[key] != after[key]]
     assert {before[key] for key in moved} == {"m/3"}
+
+
+def _affinity(key: bytes) -> Callable[[], bytes]:
+    return lambda: key
 
 
 def _keys(count: int) -> list[bytes]:

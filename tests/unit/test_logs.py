@@ -28,11 +28,13 @@ def logged(
     root, stream = logging.getLogger(), io.StringIO()
     others, root.handlers = root.handlers, []  # pytest's own fail on a broken log call
     stop = logs.configure(Logging(level=level, format=style), stream)
-    stopped = []
+    stopped = False
 
     def text() -> str:
+        nonlocal stopped
         if not stopped:
-            stopped.append(stop())
+            stop()
+            stopped = True
         return stream.getvalue()
 
     try:

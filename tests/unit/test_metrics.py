@@ -118,7 +118,7 @@ def test_active_users_are_distinct_keys_of_the_last_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = time.monotonic()
-    monkeypatch.setattr(metrics_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     metrics = Metrics()
     for key in ("a", "b", "a"):
         metrics.user_seen(key)

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from bitinglip.results.streams import DONE, chunks, sse
-from bitinglip.scheduling.event_log import EventLog, Loading, Queued
+from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
 from bitinglip.scheduling.job import TextJob
 from bitinglip.wire.native_view import NativeView
 from bitinglip.wire.openai_views import ChatView, CompletionView
@@ -67,13 +67,14 @@ def test_native_events() -> None:
     box = event_log()
     view = native(box)
     data = b""
-    for event in [
+    history: list[Event] = [
         Queued(2, 1.5),
         Loading(0.5),
         protocol.Started(id="task-1", prompt_tokens=3),
         token("a\nb"),
         done(),
-    ]:
+    ]
+    for event in history:
         box.put(event)
         data += view.render(event)
     seen = events(data)
@@ -189,7 +190,8 @@ def test_events_that_came_together_are_written_together() -> None:
     import asyncio
 
     box = event_log()
-    for event in [Queued(1), token("a"), token(" b"), done()]:
+    history: list[Event] = [Queued(1), token("a"), token(" b"), done()]
+    for event in history:
         box.put(event)
     [(data, last)] = asyncio.run(collect(box))
     assert last

@@ -52,11 +52,12 @@ FULL = TextJob(
 
 
 def test_each_field_of_a_job_comes_back_from_its_row(tmp_path: Path) -> None:
-    for owner in (FULL, FULL.sampling):
-        for each in fields(owner) if owner is FULL else msgspec.structs.fields(owner):
-            default = each.default
-            if default is not MISSING and default is not msgspec.NODEFAULT:
-                assert getattr(owner, each.name) != default, f"{each.name} is not put to the test"
+    defaults = {each.name: (getattr(FULL, each.name), each.default) for each in fields(FULL)}
+    for each in msgspec.structs.fields(FULL.sampling):
+        defaults[f"sampling.{each.name}"] = (getattr(FULL.sampling, each.name), each.default)
+    for name, (value, default) in defaults.items():
+        if default is not MISSING and default is not msgspec.NODEFAULT:
+            assert value != default, f"{name} is not put to the test"
 
     async def act(db: Database) -> None:
         async with db.write() as session:

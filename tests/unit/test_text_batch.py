@@ -2,7 +2,7 @@
 
 import torch
 
-from workers.engines.text.batch import BatchBuilder
+from workers.engines.text.batch import BatchBuilder, DecodeGroup, PromptPiece
 from workers.engines.text.scheduler import Chunk, Plan, Sequence
 
 
@@ -19,7 +19,8 @@ def test_a_step_follows_the_layers_over_the_devices() -> None:
     moved = batch.on(there)
     assert batch.on(there) is moved
     tensors = [moved.slots]
-    for part in (*moved.decodes, *moved.prompts):
+    parts: list[DecodeGroup | PromptPiece] = [*moved.decodes, *moved.prompts]
+    for part in parts:
         tensors += [part.table.blocks, *(mask for mask in part.masks.values() if mask is not None)]
     assert {tensor.device for tensor in tensors} == {there}
     assert [part.table.sequences for part in moved.decodes] == [1]

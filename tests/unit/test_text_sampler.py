@@ -102,7 +102,11 @@ def test_greedy_is_the_arg_max_with_ties_to_the_lowest_id_also_beside_random_row
 
 def test_penalties_count_prompt_and_output_as_the_library_does() -> None:
     values = logits(1, seed=3)
-    settings = {"repetition_penalty": 1.7, "presence_penalty": 0.9, "frequency_penalty": 0.6}
+    settings: dict[str, Any] = {
+        "repetition_penalty": 1.7,
+        "presence_penalty": 0.9,
+        "frequency_penalty": 0.6,
+    }
     one = row(**settings)
     plain = values[0].tolist()
     said: list[int] = []
@@ -135,7 +139,11 @@ def test_penalties_are_held_for_rows_that_ask_until_they_are_released() -> None:
 
 def test_penalties_of_a_released_row_do_not_reach_its_successor() -> None:
     values = logits(1, seed=5)
-    settings = {"repetition_penalty": 1.7, "presence_penalty": 2.0, "frequency_penalty": 1.0}
+    settings: dict[str, Any] = {
+        "repetition_penalty": 1.7,
+        "presence_penalty": 2.0,
+        "frequency_penalty": 1.0,
+    }
     sampler = Sampler()
     stays, leaves = row(prompt=(1,), **settings), row(prompt=(2,), **settings)
     for position in range(20):
@@ -182,7 +190,7 @@ def test_a_row_that_is_not_a_number_fails_alone() -> None:
 
 
 def test_top_k_keeps_equal_logits_together_where_top_p_follows() -> None:
-    settings = {"temperature": 1.0, "top_k": 5, "top_p": 0.9}
+    settings: dict[str, Any] = {"temperature": 1.0, "top_k": 5, "top_p": 0.9}
     rows = [row(seed, **settings) for seed in range(400)]
     tokens = {choice.token for choice in sample(torch.zeros(400, VOCAB), rows, [0] * 400)}
     assert len(tokens) > 80

@@ -197,7 +197,7 @@ class Operations(TorchDispatchMode):
     """Counts what is computed, by the name of the operation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,7 +215,8 @@ def operations(rows: int, **one: Any) -> Counter[str]:
     sampler.sample(logits, requests, [0] * rows)
     with Operations() as found:
         sampler.sample(logits, requests, [1] * rows)
-    return found.counts
+    counts: Counter[str] = found.counts
+    return counts
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def bounds(seconds: float = 60.0) -> Bounds:
 def coded(path: Path, codec: str) -> Path:
     with av.open(path, "w") as container:
         stream = container.add_stream(codec, rate=48_000 if codec == "libopus" else RATE)
+        assert isinstance(stream, av.AudioStream)
         stream.layout = "mono"
         frame = av.AudioFrame.from_ndarray(SOUND[None], format="fltp", layout="mono")
         frame.sample_rate = RATE

@@ -191,7 +191,7 @@ def test_content_may_come_in_parts() -> None:
 
 
 def test_our_own_answers_can_be_sent_back() -> None:
-    turn = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
+    turn: dict[str, Any] = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
     read(ChatCompletionRequest, {"model": "m", "messages": [turn]})
 
 

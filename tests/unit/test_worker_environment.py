@@ -1,5 +1,7 @@
 """What a worker inherits from the operator's environment, and what is set for it."""
 
+import os
+
 import pytest
 
 from workers import process
@@ -59,18 +61,18 @@ def test_cards_are_chosen_only_while_the_driver_has_not_started(
     monkeypatch: pytest.MonkeyPatch, answer: int, chosen: bool
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr(process.ctypes, "CDLL", lambda _name: StandInDriver(answer))
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: StandInDriver(answer))
     assert process._choose_cards("1") is chosen
-    assert process.os.environ["CUDA_VISIBLE_DEVICES"] == ("1" if chosen else "0,1")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("1" if chosen else "0,1")
 
 
 def test_cards_given_at_the_launch_need_no_driver_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    monkeypatch.setattr(process.ctypes, "CDLL", lambda _name: StandInDriver(0))
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: StandInDriver(0))
     assert process._choose_cards("1")
 
 
 def test_cards_are_hidden_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert process._choose_cards("")
-    assert process.os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from bitinglip.scheduling.event_log import EventLog, Loading, Queued
+from bitinglip.scheduling.job import TextJob
 from workers import protocol
 
 TEXT = {"authorization": "Bearer k-inference:text"}
@@ -22,6 +23,7 @@ MAX_BODY = 100_000
 async def echo(event_log: EventLog) -> None:
     """What a healthy worker does; ``!`` in the prompt asks for trouble."""
     job = event_log.job
+    assert isinstance(job, TextJob)
     prompt = job.prompt if job.prompt is not None else (job.messages or ())[-1].content
     event_log.put(Queued(1))
     event_log.put(Loading(0.5))

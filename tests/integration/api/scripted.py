@@ -90,11 +90,11 @@ class FakeStore:
             for name, kind in [("demo", "text"), ("org/deep", "text"), ("painter", "image")]
         }
 
-    def list(self) -> list[Manifest]:
-        return list(self.manifests.values())
-
     def names(self) -> list[str]:
         return list(self.manifests)
+
+    def list(self) -> list[Manifest]:
+        return [*self.manifests.values()]
 
     def get(self, name: str) -> Manifest:
         if name not in self.manifests:
@@ -122,7 +122,7 @@ def _manifest(name: str, kind: str) -> Manifest:
         weight_bytes=4000,
         total_bytes=1_234_567,
         has_chat_template=True,
-        capabilities=["chat"],
+        capabilities=("chat",),
         description="a model",
         source="test",
         revision=None,

@@ -24,7 +24,7 @@ def _routes() -> list[tuple[str, str, Scope]]:
             if isinstance(route, APIRoute) and scope and not _has_own_rules(route):
                 path = route.path_format.replace("{model_id}", "nobody")
                 path = path.replace("{worker_id}", "w/0").replace("{key_id}", "x")
-                found += [(method, path, scope) for method in route.methods]
+                found += [(method, path, scope) for method in route.methods or ()]
     return found
 
 

@@ -173,8 +173,8 @@ def test_numbers_that_are_none(client: httpx.Client, text: str) -> None:
 
 
 def test_fields_that_need_others_are_refused_by_name(client: httpx.Client) -> None:
-    for change, param in [({"strength": 0.5}, "strength"), ({"cfg": 3}, "cfg")]:
-        answer = client.post(NATIVE, json={**ASKED, **change})
+    for param, value in [("strength", 0.5), ("cfg", 3)]:
+        answer = client.post(NATIVE, json={**ASKED, param: value})
         assert error_of(answer, 400, "UNSUPPORTED_PARAMETER")["param"] == param
 
 

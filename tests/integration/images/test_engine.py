@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -90,11 +91,12 @@ def test_from_an_image_and_inside_a_mask(studio: Studio, tmp_path: Path) -> None
     mask.paste(255, (0, 0, 32, 64))
     source.save(tmp_path / "source.png")
     mask.save(tmp_path / "mask.png")
-    for pipeline, uploads in [
+    cases: list[tuple[Any, dict[str, Any]]] = [
         (diffusers.AutoPipelineForImage2Image, {"image": source}),
         (diffusers.AutoPipelineForInpainting, {"image": source, "mask_image": mask}),
-    ]:
-        masked = {"mask": str(tmp_path / "mask.png")} if len(uploads) == 2 else {}
+    ]
+    for pipeline, uploads in cases:
+        masked: dict[str, Any] = {"mask": str(tmp_path / "mask.png")} if len(uploads) == 2 else {}
         job = studio.job(image=str(tmp_path / "source.png"), strength=0.7, **masked)
         studio.run(job)
         # A twin: the scheduler of the bare pipeline keeps its state for the other tests.

@@ -216,7 +216,7 @@ def from_picture(studio: Studio, folder: Path, *, masked: bool) -> ImageJob:
     if not source.exists():  # noise, each time another
         Image.effect_noise((128, 64), 60).convert("RGB").save(source)
         Image.new("L", (128, 64), 255).save(mask)
-    paths = {"mask": str(mask)} if masked else {}
+    paths: dict[str, Any] = {"mask": str(mask)} if masked else {}
     return studio.job(width=128, image=str(source), **paths)
 
 

@@ -84,6 +84,7 @@ def test_alone_each_stage_is_the_library_s_bit_for_bit(booth: Booth) -> None:
         one = utterance(booth, text, voice, seed)
         while one.stage != "done":
             bark.step([one])
+        assert one.samples is not None
         assert np.array_equal(one.samples, booth.library(text, voice, seed))
     assert bark.rows_used == 0
 
@@ -208,7 +209,9 @@ def test_what_is_refused(booth: Booth, fields: dict[str, Any], code: str, param:
 
 
 def test_the_design_s_names_mean_presets(booth: Booth) -> None:
-    voices = booth.engine._model.voices
+    model = booth.engine._model
+    assert isinstance(model, BarkSpeaker)
+    voices = model.voices
     assert voices.name_of("speaker_1", "en") == "v2/en_speaker_1"
     assert voices.name_of("speaker_0", "de") == "v2/de_speaker_0"
     assert voices.name_of("en_speaker_0", None) == "v2/en_speaker_0"

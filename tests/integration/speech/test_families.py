@@ -76,12 +76,12 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Booth]:
     return path, booth_of(folder / "out", spec_of(path))
 
 
-def vits_sound(path: Path, text: str, seed: int, model: int, rate: float = 1.0) -> Any:
+def vits_sound(path: Path, text: str, seed: int, speaker: int, rate: float = 1.0) -> Any:
     model, tokenizer = VitsModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     torch.manual_seed(seed)
     with torch.no_grad():
         asked = tokenizer(text, return_tensors="pt")
-        return model(**asked, speaker_id=model, speaking_rate=rate).waveform[0].numpy()
+        return model(**asked, speaker_id=speaker, speaking_rate=rate).waveform[0].numpy()
 
 
 @pytest.mark.parametrize(("voice", "number"), [("speaker_2", 2), (None, 0)])
