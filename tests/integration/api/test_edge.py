@@ -6,8 +6,8 @@ import socket
 import httpx
 import pytest
 
-from tests.integration.api.asking import ADMIN, MAX_BODY, NATIVE, PROMPT, error_of
-from tests.integration.api.scripted import Served
+from tests.support.fake_services import Served
+from tests.support.http_client import ADMIN, MAX_BODY, NATIVE, PROMPT, error_of
 
 
 def test_bad_bodies(client: httpx.Client) -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import ImageJob
 from bitinglip.settings import Settings
-from tests.integration.api.asking import error_of, events, wait_until
-from tests.integration.api.scripted import Served, serve
+from tests.support.fake_services import Served, serve
+from tests.support.http_client import error_of, events
+from tests.support.wait import eventually
 from workers import protocol
 
 NATIVE = "/api/v1/inference/image-generation"
@@ -81,7 +82,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def client(studio: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=studio.url, headers=HEADERS, timeout=10) as client:
         yield client
-    wait_until(lambda: studio.dispatcher.in_flight == 0)
+    eventually(lambda: studio.dispatcher.in_flight == 0)
 
 
 @pytest.fixture
