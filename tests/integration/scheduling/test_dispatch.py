@@ -12,7 +12,7 @@ from tests.support.scheduling_rig import Rig, answer, bootstrapped, events_of, j
 from workers.protocol import Failed, Started, TextDelta, TextDone
 
 
-def test_the_first_request_loads_the_model_and_sees_it_load(tmp_path: Path) -> None:
+def test_load_is_started_by_the_first_request_which_sees_its_progress(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         assert rig.operations.status("demo-echo") == "available"
         with rig.dispatcher.open(job(stream=True)) as event_log:
@@ -26,7 +26,7 @@ def test_the_first_request_loads_the_model_and_sees_it_load(tmp_path: Path) -> N
     with_rig(tmp_path, test, load_seconds=0.2)
 
 
-def test_one_load_is_shared_by_all_who_wait(tmp_path: Path) -> None:
+def test_load_is_shared_by_all_waiting_requests(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         answers = await asyncio.gather(*(answer(rig, job(f"n{n}")) for n in range(30)))
         assert answers == [f"n{n} n{n} n{n}" for n in range(30)]
@@ -35,7 +35,7 @@ def test_one_load_is_shared_by_all_who_wait(tmp_path: Path) -> None:
     with_rig(tmp_path, test, load_seconds=0.2, batch_size=4)
 
 
-def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
+def test_admission_refuses_at_once_when_the_queue_is_full(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         running = [asyncio.create_task(answer(rig, job(max_tokens=8))) for _ in range(3)]
         await asyncio.sleep(0)
@@ -46,7 +46,7 @@ def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
     with_rig(tmp_path, test, max_waiting=3, batch_size=1, tokens_per_second=50, load_seconds=0.1)
 
 
-def test_a_key_that_fills_the_queue_does_not_lock_the_others_out(tmp_path: Path) -> None:
+def test_admission_lets_other_keys_in_beside_a_key_that_fills_the_queue(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         running = [asyncio.create_task(answer(rig, job(max_tokens=2))) for _ in range(50)]
         await asyncio.sleep(0)
@@ -61,7 +61,7 @@ def test_a_key_that_fills_the_queue_does_not_lock_the_others_out(tmp_path: Path)
     with_rig(tmp_path, test, max_waiting=32, batch_size=1, tokens_per_second=50)
 
 
-def test_a_reader_that_leaves_frees_its_place(tmp_path: Path) -> None:
+def test_disconnect_of_a_reader_frees_its_slot(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("demo-echo")
         with rig.dispatcher.open(job(max_tokens=100_000, stream=True)) as event_log:
@@ -73,7 +73,7 @@ def test_a_reader_that_leaves_frees_its_place(tmp_path: Path) -> None:
     with_rig(tmp_path, test, batch_size=1, tokens_per_second=100)
 
 
-def test_a_reader_that_leaves_the_queue_is_never_run(tmp_path: Path) -> None:
+def test_disconnect_of_a_waiting_reader_means_its_job_never_runs(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         first = asyncio.create_task(answer(rig, job(max_tokens=20)))
         await asyncio.sleep(0)
@@ -85,7 +85,7 @@ def test_a_reader_that_leaves_the_queue_is_never_run(tmp_path: Path) -> None:
     with_rig(tmp_path, test, batch_size=1, tokens_per_second=100)
 
 
-def test_a_killed_worker_is_replaced_and_unstreamed_requests_succeed(tmp_path: Path) -> None:
+def test_retry_after_a_killed_worker_answers_unstreamed_requests(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("demo-echo")
         silent = [asyncio.create_task(answer(rig, job(f"n{n}", max_tokens=40))) for n in range(10)]
@@ -109,7 +109,9 @@ async def stream_to_end(rig: Rig) -> list[Event]:
 
 
 @pytest.mark.parametrize("prompt", ["!crash", "!garbage", "!hang"])
-def test_a_request_that_kills_two_workers_is_not_run_again(tmp_path: Path, prompt: str) -> None:
+def test_retry_ends_with_the_second_worker_that_a_request_kills(
+    tmp_path: Path, prompt: str
+) -> None:
     async def test(rig: Rig) -> None:
         with pytest.raises(errors.WorkerCrashed) as crash:
             await answer(rig, job(prompt))
@@ -130,7 +132,7 @@ def test_out_of_memory_fails_the_request_and_the_worker_lives(tmp_path: Path) ->
     with_rig(tmp_path, test)
 
 
-def test_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
+def test_restart_of_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         for number in range(2):
             with pytest.raises(errors.BitingLipError):
@@ -145,7 +147,7 @@ def test_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
     with_rig(tmp_path, test)
 
 
-def test_restarts_on_request_are_no_failures_of_the_model(tmp_path: Path) -> None:
+def test_restart_by_the_operator_is_no_failure_of_the_model(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("demo-echo")
         for _ in range(5):
@@ -156,7 +158,7 @@ def test_restarts_on_request_are_no_failures_of_the_model(tmp_path: Path) -> Non
     with_rig(tmp_path, test)
 
 
-def test_a_model_that_is_gone_by_its_load_fails_those_who_wait(tmp_path: Path) -> None:
+def test_load_of_a_removed_model_fails_the_waiting_requests(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         waiting = asyncio.create_task(answer(rig, job()))
         await asyncio.sleep(0)
@@ -168,7 +170,7 @@ def test_a_model_that_is_gone_by_its_load_fails_those_who_wait(tmp_path: Path) -
     with_rig(tmp_path, test)
 
 
-def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(tmp_path: Path) -> None:
+def test_deadline_ends_a_running_request_and_a_waiting_one(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=1000, timeout=0.3)))
@@ -195,7 +197,7 @@ def test_cancel_by_id_ends_it_as_cancelled(tmp_path: Path) -> None:
     with_rig(tmp_path, test, tokens_per_second=20)
 
 
-def test_draining_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> None:
+def test_drain_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=20)))
@@ -210,7 +212,7 @@ def test_draining_refuses_new_work_and_lets_running_work_end(tmp_path: Path) -> 
     with_rig(tmp_path, test, tokens_per_second=50)
 
 
-def test_a_busy_model_is_not_unloaded(tmp_path: Path) -> None:
+def test_unload_of_a_busy_model_is_refused(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("demo-echo")
         running = asyncio.create_task(answer(rig, job(max_tokens=20)))

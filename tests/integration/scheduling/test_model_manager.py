@@ -24,7 +24,7 @@ def settings(models: dict[str, dict[str, Any]], card: int = 24, **values: Any) -
     return {"models": shaped, "devices": devices, **values}
 
 
-def test_three_models_share_room_for_two(tmp_path: Path) -> None:
+def test_eviction_lets_three_models_share_memory_for_two(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         most = 0
 
@@ -49,7 +49,7 @@ def test_three_models_share_room_for_two(tmp_path: Path) -> None:
     with_settings(tmp_path, test, values)
 
 
-def test_a_pinned_model_keeps_its_place(tmp_path: Path) -> None:
+def test_eviction_spares_a_pinned_model(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("pinned")
         with pytest.raises(errors.ModelDoesNotFit):
@@ -61,7 +61,7 @@ def test_a_pinned_model_keeps_its_place(tmp_path: Path) -> None:
     with_settings(tmp_path, test, settings(models))
 
 
-def test_what_can_never_fit_is_refused_at_once(tmp_path: Path) -> None:
+def test_load_of_a_model_that_can_never_fit_is_refused_at_once(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         with pytest.raises(errors.ModelDoesNotFit) as refused:
             await answer(rig, job(model="huge"))
@@ -73,7 +73,7 @@ def test_what_can_never_fit_is_refused_at_once(tmp_path: Path) -> None:
     with_settings(tmp_path, test, settings({"huge": {"gb": 25}}))
 
 
-def test_a_model_too_large_for_one_card_lies_on_two(tmp_path: Path) -> None:
+def test_placement_splits_a_model_too_large_for_one_card_over_two(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         assert await answer(rig, job(model="wide")) == "a b c"
         (worker,) = rig.operations.workers()
@@ -85,7 +85,7 @@ def test_a_model_too_large_for_one_card_lies_on_two(tmp_path: Path) -> None:
     with_settings(tmp_path, test, values)
 
 
-def test_an_unused_model_leaves_when_its_time_is_over(tmp_path: Path) -> None:
+def test_unload_of_an_unused_model_follows_its_keep_alive(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         assert await answer(rig, job(model="brief")) == "a b c"
         assert await answer(rig, job(model="kept")) == "a b c"
@@ -97,7 +97,7 @@ def test_an_unused_model_leaves_when_its_time_is_over(tmp_path: Path) -> None:
     with_settings(tmp_path, test, settings(models))
 
 
-def test_models_in_use_take_turns(tmp_path: Path) -> None:
+def test_eviction_lets_models_in_use_take_turns(tmp_path: Path) -> None:
     """Both clients never stop; neither is starved, and neither reloads for each request."""
 
     async def client(rig: Rig, model: str) -> int:
@@ -121,7 +121,7 @@ def test_models_in_use_take_turns(tmp_path: Path) -> None:
     with_settings(tmp_path, test, values)
 
 
-def test_replicas_share_and_stand_in_for_each_other(tmp_path: Path) -> None:
+def test_replicas_share_work_and_replace_each_other(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
         await until(lambda: len(rig.manager.serving(ECHO)) == 2)
@@ -136,7 +136,7 @@ def test_replicas_share_and_stand_in_for_each_other(tmp_path: Path) -> None:
     with_settings(tmp_path, test, settings({ECHO: {"replicas": 2, "fake": fake}}))
 
 
-def test_a_drained_worker_ends_what_it_runs(tmp_path: Path) -> None:
+def test_drain_of_a_worker_lets_it_end_what_it_runs(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         running = asyncio.create_task(answer(rig, job(max_tokens=10)))
         await until(lambda: rig.dispatcher.running(ECHO))
@@ -150,7 +150,9 @@ def test_a_drained_worker_ends_what_it_runs(tmp_path: Path) -> None:
     with_settings(tmp_path, test, settings({ECHO: {"fake": {"tokens_per_second": 30}}}))
 
 
-def test_one_light_key_waits_a_batch_at_most_behind_a_heavy_one(tmp_path: Path) -> None:
+def test_fairness_a_light_key_waits_for_one_batch_at_most_behind_a_heavy_one(
+    tmp_path: Path,
+) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
         order: list[str] = []
@@ -170,7 +172,7 @@ def test_one_light_key_waits_a_batch_at_most_behind_a_heavy_one(tmp_path: Path) 
     with_settings(tmp_path, test, settings({ECHO: {"fake": fake}}))
 
 
-def test_higher_levels_go_first(tmp_path: Path) -> None:
+def test_priority_of_a_higher_level_goes_first(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
         order: list[str] = []
@@ -188,7 +190,7 @@ def test_higher_levels_go_first(tmp_path: Path) -> None:
     with_settings(tmp_path, test, settings({ECHO: {"fake": fake}}))
 
 
-def test_a_request_during_an_unload_is_answered_and_accounted_for(tmp_path: Path) -> None:
+def test_unload_answers_and_accounts_for_a_request_that_comes_during_it(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         assert await answer(rig, job()) == "a b c"
         unloading = asyncio.create_task(rig.operations.unload(ECHO))
@@ -203,7 +205,7 @@ def test_a_request_during_an_unload_is_answered_and_accounted_for(tmp_path: Path
     with_settings(tmp_path, test, settings({ECHO: {}}))
 
 
-def test_requests_that_lose_their_replica_go_to_one_that_is_idle(tmp_path: Path) -> None:
+def test_retry_of_requests_that_lost_their_replica_goes_to_an_idle_one(tmp_path: Path) -> None:
     """The lost one cannot come back: its memory is taken meanwhile."""
 
     async def test(rig: Rig) -> None:
@@ -222,7 +224,7 @@ def test_requests_that_lose_their_replica_go_to_one_that_is_idle(tmp_path: Path)
     with_settings(tmp_path, test, values, facts=False)
 
 
-def test_a_worker_that_loads_is_not_restarted(tmp_path: Path) -> None:
+def test_restart_of_a_loading_worker_is_refused(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         waiting = asyncio.create_task(answer(rig, job()))
         await until(rig.operations.workers)

@@ -10,7 +10,7 @@ from bitinglip import errors
 from tests.support.scheduling_rig import ECHO, Rig, answer, job, until, with_rig, with_settings
 
 
-def test_a_request_that_kills_two_workers_is_quarantined(tmp_path: Path) -> None:
+def test_quarantine_takes_a_request_that_kills_two_workers(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         with pytest.raises(errors.WorkerCrashed) as first:
             await answer(rig, job("!crash"))
@@ -26,7 +26,7 @@ def test_a_request_that_kills_two_workers_is_quarantined(tmp_path: Path) -> None
     with_rig(tmp_path, test)
 
 
-def test_loading_the_model_anew_ends_the_quarantine(tmp_path: Path) -> None:
+def test_quarantine_ends_when_the_model_is_loaded_again(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         with pytest.raises(errors.WorkerCrashed):
             await answer(rig, job("!crash"))
@@ -38,7 +38,7 @@ def test_loading_the_model_anew_ends_the_quarantine(tmp_path: Path) -> None:
     with_rig(tmp_path, test)
 
 
-def test_innocents_beside_a_poison_request_are_answered(tmp_path: Path) -> None:
+def test_quarantine_spares_the_bystanders_of_a_poison_request(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
         innocents = [asyncio.create_task(answer(rig, job(f"n{n}", 5))) for n in range(6)]
@@ -52,7 +52,7 @@ def test_innocents_beside_a_poison_request_are_answered(tmp_path: Path) -> None:
     with_rig(tmp_path, test, tokens_per_second=20)
 
 
-def test_a_request_out_of_memory_is_tried_once_more_alone(tmp_path: Path) -> None:
+def test_retry_of_a_request_that_ran_out_of_memory_runs_alone(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("beside")
         await rig.operations.load(ECHO)
@@ -73,7 +73,7 @@ def test_a_request_out_of_memory_is_tried_once_more_alone(tmp_path: Path) -> Non
     with_settings(tmp_path, test, {"models": models})
 
 
-def test_cancelled_suspects_leave_nothing_behind(tmp_path: Path) -> None:
+def test_isolation_holds_nothing_for_cancelled_suspects(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
         tasks = [asyncio.create_task(answer(rig, job(f"n{n}", 200))) for n in range(4)]
@@ -97,7 +97,7 @@ def _serving_again(rig: Rig, restarts: int) -> bool:
     return bool(rig.manager.serving(ECHO)) and rig.manager.models[ECHO].restarts > restarts
 
 
-def test_a_worker_that_dies_while_it_drains_loses_no_request(tmp_path: Path) -> None:
+def test_drain_of_a_worker_that_dies_loses_no_request(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
         running = asyncio.create_task(answer(rig, job(max_tokens=10)))
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_while_it_drains_loses_no_request(tmp_path: Path) -> 
     with_rig(tmp_path, test, tokens_per_second=30)
 
 
-def test_out_of_memory_evicts_nobody_that_ran_it(tmp_path: Path) -> None:
+def test_eviction_after_out_of_memory_spares_the_model_that_ran_it(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load(ECHO)
         pid = rig.pid()

@@ -42,7 +42,7 @@ def loading(fault: str, **values: Any) -> dict[str, Any]:
         ("hang", errors.ModelLoadFailed, "did not load within 1 s"),
     ],
 )
-def test_a_load_that_fails_gives_its_memory_back(
+def test_load_that_fails_gives_its_memory_back(
     tmp_path: Path, fault: str, error: type[errors.BitingLipError], cause: str
 ) -> None:
     async def test(rig: Rig) -> None:
@@ -58,7 +58,7 @@ def test_a_load_that_fails_gives_its_memory_back(
     with_settings(tmp_path, test, loading(fault, workers={"load_timeout": 1}))
 
 
-def test_a_model_that_cannot_load_is_given_up_and_does_not_spin(tmp_path: Path) -> None:
+def test_load_that_keeps_failing_is_given_up_and_does_not_spin(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         for _ in range(3):  # one more than may fail
             with pytest.raises(errors.ModelLoadFailed, match="not to load"):
@@ -75,7 +75,7 @@ def test_a_model_that_cannot_load_is_given_up_and_does_not_spin(tmp_path: Path) 
     with_settings(tmp_path, test, loading("error", workers={"max_restarts": 2}))
 
 
-def test_out_of_memory_at_load_makes_room_and_tries_once_more(tmp_path: Path) -> None:
+def test_retry_of_a_load_that_ran_out_of_memory_follows_an_eviction(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("beside")
         with pytest.raises(errors.OutOfMemory):
@@ -122,7 +122,7 @@ def events_of(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def test_a_stream_whose_worker_is_killed_ends_in_an_error(faulty: Server) -> None:
+def test_worker_crash_ends_a_stream_in_an_error(faulty: Server) -> None:
     with faulty.client() as client, faulty.client() as beside:
         asked = {"model": "other", "prompt": "x", "max_tokens": 100, "stream": True}
         with (
@@ -140,7 +140,9 @@ def test_a_stream_whose_worker_is_killed_ends_in_an_error(faulty: Server) -> Non
             assert list(events_of(other))[-1][0] == "completed"
 
 
-def test_a_stopped_worker_is_replaced_and_its_request_answered(faulty: Server) -> None:
+def test_heartbeat_that_stops_has_the_worker_replaced_and_its_request_answered(
+    faulty: Server,
+) -> None:
     with faulty.client() as client:
         client.post(GENERATE, json=body("warm")).raise_for_status()
         pid = faulty.worker(ECHO)["pid"]
@@ -151,7 +153,7 @@ def test_a_stopped_worker_is_replaced_and_its_request_answered(faulty: Server) -
 
 
 @pytest.mark.parametrize("prompt", ["!crash over http", "!garbage over http", "!hang over http"])
-def test_a_poison_request_is_found_out_and_remembered(faulty: Server, prompt: str) -> None:
+def test_quarantine_finds_a_poison_request_and_remembers_it(faulty: Server, prompt: str) -> None:
     with faulty.client() as client:
         first = client.post(GENERATE, json=body(prompt))
         assert (first.status_code, first.json()["error"]["code"]) == (502, "WORKER_CRASHED")
@@ -163,7 +165,7 @@ def test_a_poison_request_is_found_out_and_remembered(faulty: Server, prompt: st
         assert faulty.worker(ECHO)["pid"] == pid
 
 
-def test_out_of_memory_is_one_requests_affair(faulty: Server) -> None:
+def test_out_of_memory_fails_one_request_only(faulty: Server) -> None:
     with faulty.client() as client:
         client.post(GENERATE, json=body("warm")).raise_for_status()
         pid = faulty.worker(ECHO)["pid"]
@@ -173,7 +175,9 @@ def test_out_of_memory_is_one_requests_affair(faulty: Server) -> None:
         client.post(GENERATE, json=body("and on")).raise_for_status()
 
 
-def test_many_kills_under_load_lose_nothing_that_had_not_streamed(faulty: Server) -> None:
+def test_retry_after_many_kills_under_load_loses_nothing_that_had_not_streamed(
+    faulty: Server,
+) -> None:
     async def storm() -> list[int]:
         async with faulty.async_client() as client:
             asked = [client.post(GENERATE, json=body(f"n{n}", 10)) for n in range(60)]

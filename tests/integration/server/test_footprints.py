@@ -37,14 +37,16 @@ MODEL = Manifest(
 CARD = LoadConfig("cuda")
 
 
-def test_the_rules_are_those_of_the_engine() -> None:
+def test_estimate_follows_the_rules_of_the_engine() -> None:
     assert CACHE_GRANT == engine._KV_CACHE_BYTES
     assert TEXT_ROWS == engine._MAX_ROWS
     assert SPEECH_GRANT == speech._GRANT
     assert SOUND_ROWS == {"speech": speech._ROWS, "transcription": transcription._BATCH}
 
 
-def test_what_was_measured_replaces_the_estimate_and_survives(tmp_path: Path) -> None:
+def test_footprint_that_was_measured_replaces_the_estimate_and_survives_a_restart(
+    tmp_path: Path,
+) -> None:
     async def test() -> None:
         db = await Database.open(tmp_path / "b.db")
         footprints = await Footprints.open(db)
@@ -61,19 +63,19 @@ def test_what_was_measured_replaces_the_estimate_and_survives(tmp_path: Path) ->
     asyncio.run(test())
 
 
-def test_less_than_the_cache_is_no_news() -> None:
+def test_footprint_below_the_cache_is_ignored() -> None:
     footprints = Footprints()
     footprints.observe(MODEL, CARD, memory_bytes=estimate(MODEL, CARD).cache)
     assert not footprints.need(MODEL, CARD).measured
 
 
-def test_after_running_out_of_memory_more_is_planned() -> None:
+def test_footprint_grows_after_running_out_of_memory() -> None:
     footprints = Footprints()
     footprints.raise_minimum(MODEL, CARD, 9_000_000_000)
     assert footprints.need(MODEL, CARD).bytes == 9_000_000_000
 
 
-def test_a_fake_model_takes_what_it_pretends() -> None:
+def test_footprint_of_a_fake_model_is_what_it_pretends() -> None:
     footprints, load_config = Footprints(), LoadConfig("fake", fake_bytes=7)
     footprints.observe(MODEL, load_config, memory_bytes=100, load_seconds=1.0)
     footprints.raise_minimum(MODEL, load_config, 100)

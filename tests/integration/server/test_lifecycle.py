@@ -34,7 +34,7 @@ SLOW_ECHO = (
 )
 
 
-def test_killing_a_worker_under_load_loses_nothing_that_had_not_streamed(tmp_path: Path) -> None:
+def test_retry_after_a_kill_under_load_loses_nothing_that_had_not_streamed(tmp_path: Path) -> None:
     async def one(client: httpx.AsyncClient, n: int, stream: bool) -> tuple[bool, int, str]:
         body = {"model": "demo-echo", "prompt": f"n{n}", "max_tokens": 60, "stream": stream}
         answer = await client.post(NATIVE, json=body)
@@ -62,7 +62,7 @@ def test_killing_a_worker_under_load_loses_nothing_that_had_not_streamed(tmp_pat
         assert server.worker("demo-echo")["restarts"] == 1
 
 
-def test_a_killed_gateway_leaves_no_worker(tmp_path: Path) -> None:
+def test_worker_ends_when_its_gateway_is_killed(tmp_path: Path) -> None:
     with running_server(tmp_path / "home", *SLOW_ECHO) as server:
         with server.client() as client:
             client.post(NATIVE, json={"model": "demo-echo", "prompt": "x", "max_tokens": 1})
@@ -78,7 +78,7 @@ def test_a_killed_gateway_leaves_no_worker(tmp_path: Path) -> None:
         assert again.stop() == 0
 
 
-def test_sigterm_drains_then_leaves_with_0(tmp_path: Path) -> None:
+def test_drain_on_sigterm_then_exit_with_0(tmp_path: Path) -> None:
     body = {"model": "demo-echo", "prompt": "a b", "max_tokens": 60, "stream": True}
     with running_server(tmp_path / "home", *SLOW_ECHO) as server, server.client() as client:
         children: list[psutil.Process] = []
@@ -98,7 +98,7 @@ def test_sigterm_drains_then_leaves_with_0(tmp_path: Path) -> None:
         assert not (server.home / "server.json").exists()
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+def test_drain_is_cut_short_by_a_second_signal(tmp_path: Path) -> None:
     body: dict[str, Any] = {
         "model": "demo-echo",
         "prompt": "!slow",
@@ -120,7 +120,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5
 
 
-def test_a_second_server_on_the_same_home_is_refused(tmp_path: Path) -> None:
+def test_start_of_a_second_server_on_the_same_home_is_refused(tmp_path: Path) -> None:
     with running_server(tmp_path / "home") as server:
         second = start_server(server.home)
         assert second.process.wait(20) == 1
@@ -135,7 +135,7 @@ def test_a_second_server_on_the_same_home_is_refused(tmp_path: Path) -> None:
         (("--host", "203.0.113.7"), "Cannot listen"),
     ],
 )
-def test_a_start_that_cannot_be_is_refused_with_one_clear_word(
+def test_start_that_cannot_succeed_is_refused_with_a_clear_message(
     tmp_path: Path, args: tuple[str, ...], message: str
 ) -> None:
     server = start_server(tmp_path / "home", args)

@@ -14,7 +14,9 @@ from workers.pool import StartFailed, WorkerPool
 from workers.protocol import Load
 
 
-def test_a_crash_leaves_its_last_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_worker_crash_leaves_its_last_output(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test(rig: Rig) -> None:
         with caplog.at_level(logging.WARNING), pytest.raises(Exception, match="worker"):
             await answer(rig, job("!crash"))
@@ -40,7 +42,7 @@ def test_a_load_that_fails_leaves_its_traceback() -> None:
     with_pool(test)
 
 
-def test_workers_come_and_go_without_leaving_descriptors_or_threads() -> None:
+def test_worker_exit_leaves_no_descriptor_or_thread() -> None:
     threads = threading.active_count()
 
     async def test(pool: WorkerPool, recorder: Recorder) -> None:

@@ -21,7 +21,7 @@ def job(prompt: str, max_tokens: int = 3) -> TextJob:
     return TextJob(id="j1", prompt=prompt, sampling=Sampling(max_tokens=max_tokens))
 
 
-def test_a_worker_loads_answers_and_leaves() -> None:
+def test_worker_loads_answers_and_exits() -> None:
     async def test(pool: WorkerPool, seen: Recorder) -> None:
         worker = await pool.start("echo/0", fake(load_seconds=0.1))
         assert worker.ready is not None
@@ -44,7 +44,7 @@ def test_a_worker_loads_answers_and_leaves() -> None:
     ("prompt", "cause"),
     [("!crash", "exited with code 13"), ("!garbage", "wrote a malformed frame")],
 )
-def test_a_worker_that_dies_is_lost_once_with_its_cause(prompt: str, cause: str) -> None:
+def test_worker_crash_is_reported_once_with_its_cause(prompt: str, cause: str) -> None:
     async def test(pool: WorkerPool, seen: Recorder) -> None:
         worker = await pool.start("echo/0", fake())
         worker.send(job(prompt))
@@ -56,7 +56,7 @@ def test_a_worker_that_dies_is_lost_once_with_its_cause(prompt: str, cause: str)
     with_pool(test)
 
 
-def test_a_killed_worker_is_noticed_at_once() -> None:
+def test_worker_kill_is_noticed_at_once() -> None:
     async def test(pool: WorkerPool, seen: Recorder) -> None:
         worker = await pool.start("echo/0", fake())
         os.kill(worker.pid, signal.SIGKILL)
@@ -67,7 +67,7 @@ def test_a_killed_worker_is_noticed_at_once() -> None:
 
 
 @pytest.mark.parametrize("how", ["hang", "stop"])
-def test_a_silent_worker_is_killed(how: str) -> None:
+def test_heartbeat_timeout_kills_a_silent_worker(how: str) -> None:
     async def test(pool: WorkerPool, seen: Recorder) -> None:
         worker = await pool.start("echo/0", fake())
         if how == "hang":
@@ -80,7 +80,7 @@ def test_a_silent_worker_is_killed(how: str) -> None:
     with_pool(test, heartbeat_timeout=1)
 
 
-def test_a_worker_killed_with_a_full_queue_leaves_no_thread_behind() -> None:
+def test_worker_kill_with_a_full_queue_leaves_no_thread() -> None:
     async def test(pool: WorkerPool, seen: Recorder) -> None:
         before = threading.active_count()
         worker = await pool.start("echo/0", fake())
@@ -96,7 +96,7 @@ def test_a_worker_killed_with_a_full_queue_leaves_no_thread_behind() -> None:
     with_pool(test)
 
 
-def test_a_load_that_takes_too_long_fails_and_leaves_nothing() -> None:
+def test_load_timeout_fails_the_load_and_leaves_nothing() -> None:
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
         with pytest.raises(StartFailed, match="did not load within"):
             await pool.start("echo/0", fake(load_seconds=30))
@@ -104,7 +104,7 @@ def test_a_load_that_takes_too_long_fails_and_leaves_nothing() -> None:
     with_pool(test, load_timeout=1.5)
 
 
-def test_a_load_of_nothing_fails_with_a_reason() -> None:
+def test_load_of_nothing_fails_with_a_reason() -> None:
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
         spec = Load(model="none", engine="no-such-engine", path="/nowhere")
         with pytest.raises(StartFailed) as failure:
@@ -117,7 +117,7 @@ def test_a_load_of_nothing_fails_with_a_reason() -> None:
     with_pool(test)
 
 
-def test_no_secret_reaches_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_a_worker_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary")
     monkeypatch.setenv("BITINGLIP_API_KEY", "canary")
     assert "canary" not in worker_environment(dict(os.environ), "6.1.0").values()
@@ -150,7 +150,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_worker_outlives_no_gateway(tmp_path: "os.PathLike[str]") -> None:
+def test_worker_does_not_outlive_its_gateway(tmp_path: "os.PathLike[str]") -> None:
     script = os.path.join(tmp_path, "parent.py")
     with open(script, "w") as file:
         file.write(PARENT)

@@ -34,7 +34,7 @@ def run(test: Callable[[EventLog], Awaitable[None]]) -> None:
     asyncio.run(within())
 
 
-def test_readers_early_and_late_see_the_same() -> None:
+def test_event_log_shows_early_and_late_readers_the_same() -> None:
     async def test(event_log: EventLog) -> None:
         early = asyncio.create_task(read(event_log))
         event_log.put(Queued(1))
@@ -51,7 +51,7 @@ def test_readers_early_and_late_see_the_same() -> None:
     run(test)
 
 
-def test_a_reader_that_goes_disturbs_nobody() -> None:
+def test_event_log_reader_that_leaves_disturbs_no_other() -> None:
     async def test(event_log: EventLog) -> None:
         gone, stays = asyncio.create_task(read(event_log)), asyncio.create_task(read(event_log))
         await asyncio.sleep(0)
@@ -62,7 +62,7 @@ def test_a_reader_that_goes_disturbs_nobody() -> None:
     run(test)
 
 
-def test_positions_that_nobody_saw_are_told_once() -> None:
+def test_event_log_tells_unread_queue_positions_once() -> None:
     async def test(event_log: EventLog) -> None:
         for position in (9, 8, 7):
             event_log.put(Queued(position))
@@ -77,7 +77,7 @@ def test_positions_that_nobody_saw_are_told_once() -> None:
     run(test)
 
 
-def test_what_nobody_saw_can_be_taken_back() -> None:
+def test_event_log_output_that_was_not_seen_can_be_reset() -> None:
     async def test(event_log: EventLog) -> None:
         event_log.put(Started(id="j"))
         event_log.put(token(0))
@@ -90,7 +90,7 @@ def test_what_nobody_saw_can_be_taken_back() -> None:
     run(test)
 
 
-def test_what_somebody_saw_counts_as_sent() -> None:
+def test_event_log_output_that_was_seen_counts_as_sent() -> None:
     async def test(event_log: EventLog) -> None:
         batches = event_log.batches()
         event_log.put(Started(id="j"))
@@ -103,7 +103,7 @@ def test_what_somebody_saw_counts_as_sent() -> None:
     run(test)
 
 
-def test_the_words_for_where_it_is() -> None:
+def test_event_log_status_names_where_a_job_is() -> None:
     async def test(event_log: EventLog) -> None:
         seen = [event_log.status]
         for event in (Queued(2), Loading(0.5), Started(id="j"), token(0), DONE):
@@ -114,7 +114,7 @@ def test_the_words_for_where_it_is() -> None:
     run(test)
 
 
-def test_the_oldest_ended_jobs_are_forgotten_first() -> None:
+def test_recent_jobs_forget_the_oldest_first() -> None:
     recent = RecentJobs(2)
     event_logs = [EventLog(job(str(number))) for number in range(3)]
     for event_log in event_logs:
@@ -123,7 +123,7 @@ def test_the_oldest_ended_jobs_are_forgotten_first() -> None:
     assert [event_log.job.id for event_log in recent] == ["2", "1"]
 
 
-def test_the_same_work_has_the_same_fingerprint_however_it_is_asked_for() -> None:
+def test_quarantine_fingerprint_is_the_same_for_the_same_work() -> None:
     one = fingerprint(job("a", stream=True, key_id="x"))
     assert one == fingerprint(job("b", stream=False, key_id="y"))
     assert one != fingerprint(job("a", prompt="q"))
@@ -143,7 +143,7 @@ def test_quarantine_is_by_model_and_bounded() -> None:
     assert job(prompt="1999") not in held
 
 
-def test_jobs_that_begin_alike_belong_together() -> None:
+def test_affinity_is_the_same_for_jobs_that_begin_alike() -> None:
     same = job(prompt="s" * 2000 + "a").affinity()
     assert same == job(prompt="s" * 2000 + "b").affinity()
     assert same != job(prompt="s" * 2000 + "a", key_id="other").affinity()

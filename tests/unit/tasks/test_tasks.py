@@ -127,7 +127,7 @@ def done(event_log: EventLog) -> None:
     event_log.put(final)
 
 
-def test_an_end_is_told_once_it_is_written(tmp_path: Path) -> None:
+def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         desk = Desk()
         tasks = tasks_of(db, desk)
@@ -151,7 +151,7 @@ def test_an_end_is_told_once_it_is_written(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-def test_a_refused_task_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_task_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         desk = Desk()
         tasks = tasks_of(db, desk)
@@ -170,7 +170,7 @@ def test_a_refused_task_leaves_nothing_behind(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-def test_pages_of_rows_and_memory_make_one_list(tmp_path: Path) -> None:
+def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
     chance = random.Random(3)
 
     async def act(db: Database) -> None:
@@ -200,7 +200,7 @@ def test_pages_of_rows_and_memory_make_one_list(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-def test_a_job_that_cannot_be_read_any_more_is_failed(tmp_path: Path) -> None:
+def test_task_row_that_cannot_be_read_any_more_fails_the_task(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         rows = TaskStore(db, inference_response, 60)
         async with db.write() as session:
@@ -216,7 +216,7 @@ def test_a_job_that_cannot_be_read_any_more_is_failed(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-def test_the_first_end_is_the_only_one(tmp_path: Path) -> None:
+def test_task_ends_once(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         rows, one = TaskStore(db, inference_response, 60), job()
         await rows.add(one)
@@ -232,7 +232,7 @@ def test_the_first_end_is_the_only_one(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-def test_a_task_run_again_unseen_shows_its_watchers_one_run_only() -> None:
+def test_retry_of_an_unseen_task_shows_its_watchers_one_run_only() -> None:
     event_log = EventLog(job())
     for worker, words in (("m/0", ["lost"]), ("m/1", ["one", " two"])):
         event_log.dispatch(worker)

@@ -30,7 +30,7 @@ def group(folder: Path, **files: str) -> None:
         (folder / f"memory.{name}").write_text(text)
 
 
-def test_version_two_with_the_limit_of_an_outer_group(tmp_path: Path) -> None:
+def test_cgroup_v2_takes_the_limit_of_an_outer_group(tmp_path: Path) -> None:
     mounts = "30 22 0:26 / AT/fs rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"
     folder = proc(tmp_path, "0::/outer/inner\n", mounts)
     group(tmp_path / "fs")
@@ -42,7 +42,7 @@ def test_version_two_with_the_limit_of_an_outer_group(tmp_path: Path) -> None:
     assert host.read(()).used_bytes == GIB // 4
 
 
-def test_version_one_in_a_container_that_sees_only_its_own_group(tmp_path: Path) -> None:
+def test_cgroup_v1_in_a_container_that_sees_only_its_own_group(tmp_path: Path) -> None:
     mounts = (
         "31 22 0:27 /docker/abc AT/cpu ro - cgroup cgroup rw,cpu,cpuacct\n"
         "32 22 0:28 /docker/abc AT/memory ro - cgroup cgroup rw,memory\n"
@@ -55,7 +55,7 @@ def test_version_one_in_a_container_that_sees_only_its_own_group(tmp_path: Path)
     assert host.read(()).used_bytes == GIB // 2
 
 
-def test_a_limit_above_the_ram_is_none(tmp_path: Path) -> None:
+def test_cgroup_limit_above_the_ram_is_ignored(tmp_path: Path) -> None:
     mounts = "32 22 0:28 / AT/memory rw - cgroup cgroup rw,memory\n"
     folder = proc(tmp_path, "4:memory:/a\n", mounts)
     group(tmp_path / "memory/a", limit_in_bytes=NO_LIMIT_IN_ONE, usage_in_bytes="7\n")
@@ -64,7 +64,7 @@ def test_a_limit_above_the_ram_is_none(tmp_path: Path) -> None:
     assert host.read(()).used_bytes > 7
 
 
-def test_a_path_outside_of_what_is_mounted_means_the_mounted_group(tmp_path: Path) -> None:
+def test_cgroup_path_outside_of_the_mount_means_the_mounted_group(tmp_path: Path) -> None:
     mounts = "30 22 0:26 /box AT/fs ro - cgroup2 cgroup2 rw\n"
     folder = proc(tmp_path, "0::/elsewhere\n", mounts)
     group(tmp_path / "fs", max=f"{GIB}\n", current="9\n")
@@ -72,7 +72,7 @@ def test_a_path_outside_of_what_is_mounted_means_the_mounted_group(tmp_path: Pat
     assert (host.total_bytes, host.read(()).used_bytes) == (GIB, 9)
 
 
-def test_where_the_kernel_tells_nothing_it_is_the_ram(tmp_path: Path) -> None:
+def test_cgroup_without_files_means_the_ram(tmp_path: Path) -> None:
     host = Host(tmp_path / "nothing")
     assert host.total_bytes == RAM
     assert host.name

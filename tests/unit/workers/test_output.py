@@ -9,7 +9,7 @@ def collected(clock: list[float] | None = None) -> tuple[Output, list[str]]:
     return Output(lines.append, lambda: now[0]), lines
 
 
-def test_lines_come_whole_however_they_are_cut() -> None:
+def test_output_lines_come_whole_however_they_are_cut() -> None:
     output, lines = collected()
     for piece in (b"one\ntw", b"o\n", b"\n", b"thr\xc3", b"\xa9e"):
         output.feed(piece)
@@ -18,13 +18,13 @@ def test_lines_come_whole_however_they_are_cut() -> None:
     assert lines == ["one", "two", "thrée"]
 
 
-def test_nothing_that_a_terminal_obeys_gets_through() -> None:
+def test_output_holds_no_terminal_control_characters() -> None:
     output, lines = collected()
     output.feed(b"\x1b[2Jhi\x00\x9b\n\xff\xfe\n 10%\r 20%\r done\r\n")
     assert lines == ["[2Jhi\ufffd", "\ufffd\ufffd", " done"]
 
 
-def test_only_the_end_is_kept() -> None:
+def test_output_keeps_its_end_only() -> None:
     output, _ = collected()
     for number in range(1000):
         output.feed(b"%d\n" % number)
@@ -33,7 +33,7 @@ def test_only_the_end_is_kept() -> None:
     assert output.tail[-1] == "x" * MOST_CHARACTERS
 
 
-def test_a_flood_is_cut_and_said_to_be() -> None:
+def test_output_flood_is_cut_and_says_so() -> None:
     now = [10.0]
     output, lines = collected(now)
     output.feed(b"".join(b"%d\n" % number for number in range(250)))

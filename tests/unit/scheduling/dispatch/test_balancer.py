@@ -22,12 +22,12 @@ def replicas(count: int) -> list[Candidate]:
     return [Candidate(f"m/{number}") for number in range(count)]
 
 
-def test_the_one_with_the_least_work() -> None:
+def test_balancer_least_work_chooses_the_replica_with_the_least_work() -> None:
     found = [Candidate("a", 5.0), Candidate("b", 2.0), Candidate("c", 9.0)]
     assert Balancer().choose(found, nobody, 5.0) == 1
 
 
-def test_round_robin_takes_turns_whoever_has_room() -> None:
+def test_balancer_round_robin_takes_turns_among_replicas_with_free_slots() -> None:
     balancer, found = Balancer("round_robin"), replicas(3)
     turns = Counter(balancer.choose(found, nobody, 0.0) for _ in range(30))
     assert turns == {0: 10, 1: 10, 2: 10}
@@ -35,7 +35,7 @@ def test_round_robin_takes_turns_whoever_has_room() -> None:
     assert balancer.choose(found, nobody, 0.0) == 2  # it was passed over for longest
 
 
-def test_weighted_gives_the_quick_one_more() -> None:
+def test_balancer_weighted_gives_the_faster_replica_more() -> None:
     balancer = Balancer("weighted")
     found = [Candidate("slow", health=10.0), Candidate("quick", health=30.0)]
     for _ in range(40):
@@ -43,7 +43,7 @@ def test_weighted_gives_the_quick_one_more() -> None:
     assert (found[0].work, found[1].work) == (10, 30)
 
 
-def test_sticky_keeps_a_home_until_it_is_too_full() -> None:
+def test_balancer_sticky_keeps_a_replica_until_it_is_too_full() -> None:
     balancer, found = Balancer("sticky"), replicas(4)
     homes = {key: balancer.choose(found, _affinity(key), 0.0) for key in _keys(200)}
     assert {homes[key] for key in homes} == {0, 1, 2, 3}
@@ -53,7 +53,7 @@ def test_sticky_keeps_a_home_until_it_is_too_full() -> None:
     assert balancer.choose(found, lambda: key, 25.0) != homes[key]
 
 
-def test_sticky_moves_only_those_whose_home_is_gone() -> None:
+def test_balancer_sticky_moves_only_jobs_whose_replica_is_gone() -> None:
     balancer, found = Balancer("sticky"), replicas(4)
     before = {key: found[balancer.choose(found, _affinity(key), 0.0)].id for key in _keys(200)}
     fewer = found[:3]

@@ -25,7 +25,7 @@ def begun(one: ModelQueue, *replicas: Replica) -> list[str]:
     return [each.id for each, _ in one.begin(replicas, 0.0)]
 
 
-def test_replicas_are_filled_evenly() -> None:
+def test_dispatch_fills_replicas_evenly() -> None:
     one, two = replica(0), replica(1)
     ours = model_queue()
     for number in range(6):
@@ -35,7 +35,7 @@ def test_replicas_are_filled_evenly() -> None:
     assert (one.in_flight, two.in_flight) == (3, 3)
 
 
-def test_a_silent_replica_gets_nothing() -> None:
+def test_dispatch_sends_nothing_to_a_silent_replica() -> None:
     one, two = replica(0, silent=True), replica(1)
     ours = model_queue()
     for number in range(6):
@@ -45,7 +45,7 @@ def test_a_silent_replica_gets_nothing() -> None:
     assert one.in_flight == 0
 
 
-def test_suspects_run_by_themselves_the_likeliest_first() -> None:
+def test_isolation_runs_suspects_alone_the_likeliest_first() -> None:
     ours, one = model_queue(), replica()
     late, soon = entry("late"), entry("soon")
     late.ran_for, soon.ran_for = 4.0, 0.1
@@ -62,7 +62,7 @@ def test_suspects_run_by_themselves_the_likeliest_first() -> None:
     assert begun(ours, one) == ["other"]  # none is left to be tried
 
 
-def test_a_trial_leaves_the_other_replicas_to_the_others() -> None:
+def test_isolation_leaves_the_other_replicas_to_other_jobs() -> None:
     ours, one, two = model_queue(), replica(0), replica(1)
     ours.isolate([entry("suspect")])
     for number in range(8):
@@ -72,7 +72,7 @@ def test_a_trial_leaves_the_other_replicas_to_the_others() -> None:
     assert (one.in_flight, two.in_flight) == (1, 4)
 
 
-def test_with_the_culprit_caught_the_others_are_above_suspicion() -> None:
+def test_isolation_clears_the_other_suspects_once_the_offender_is_found() -> None:
     ours, one = model_queue(), replica()
     suspects = [entry(str(number)) for number in range(3)]
     for each in suspects:
@@ -85,7 +85,7 @@ def test_with_the_culprit_caught_the_others_are_above_suspicion() -> None:
     assert [each.deaths for each in suspects[1:]] == [0, 0]
 
 
-def test_who_lost_a_worker_goes_before_who_came_later() -> None:
+def test_retry_goes_before_jobs_that_came_later() -> None:
     ours, one = model_queue(), replica(slots=1)
     first, retry_queue = entry("first"), entry("again")
     ours.waiting.push(first, first.share, 1.0, 0.0)

@@ -1,7 +1,7 @@
 from bitinglip.scheduling.models.restarts import RestartBudget
 
 
-def test_failures_within_the_window_count_and_older_ones_do_not() -> None:
+def test_restart_budget_counts_failures_within_the_window_only() -> None:
     budget = RestartBudget(2, 10)
     assert budget.spend(0)
     assert budget.spend(1)
@@ -9,7 +9,7 @@ def test_failures_within_the_window_count_and_older_ones_do_not() -> None:
     assert budget.spend(11.5)
 
 
-def test_the_pause_grows_and_is_bounded() -> None:
+def test_restart_delay_grows_and_is_bounded() -> None:
     budget = RestartBudget(100, 1000)
     pauses = []
     for now in range(7):
@@ -18,7 +18,7 @@ def test_the_pause_grows_and_is_bounded() -> None:
     assert pauses == [0, 0, 1, 2, 4, 8, 8]
 
 
-def test_a_reset_forgives() -> None:
+def test_restart_budget_is_full_after_a_reset() -> None:
     budget = RestartBudget(1, 10)
     budget.spend(0)
     budget.reset()

@@ -19,7 +19,7 @@ def keys_of(items: list[str]) -> str:
     return "".join(item[0] for item in items)
 
 
-def test_one_behind_two_hundred_of_another_key_goes_next() -> None:
+def test_fairness_a_key_goes_next_behind_two_hundred_jobs_of_another() -> None:
     waiting = queue()
     for number in range(200):
         waiting.push(f"h{number}", FairShare("heavy"), 1.0, 0.0)
@@ -29,7 +29,7 @@ def test_one_behind_two_hundred_of_another_key_goes_next() -> None:
     assert waiting.pop(0.0) == "h3"
 
 
-def test_a_key_is_served_in_the_order_of_arrival() -> None:
+def test_fairness_serves_one_key_in_order_of_arrival() -> None:
     waiting = queue()
     for number in range(50):
         waiting.push(str(number), FairShare("k"), float(number % 7), 0.0)
@@ -38,7 +38,7 @@ def test_a_key_is_served_in_the_order_of_arrival() -> None:
         waiting.pop(0.0)
 
 
-def test_work_counts_and_not_the_number_of_requests() -> None:
+def test_fairness_counts_work_and_not_requests() -> None:
     waiting = queue()
     for number in range(40):
         waiting.push(f"s{number}", FairShare("small"), 1.0, 0.0)
@@ -47,7 +47,7 @@ def test_work_counts_and_not_the_number_of_requests() -> None:
     assert served["s"] == pytest.approx(32, abs=1)
 
 
-def test_weights_are_shares() -> None:
+def test_fairness_weights_are_shares() -> None:
     waiting = queue()
     for number in range(100):
         waiting.push(f"p{number}", FairShare("pro", weight=4.0), 1.0, 0.0)
@@ -57,7 +57,7 @@ def test_weights_are_shares() -> None:
         assert served["p"] == pytest.approx(8, abs=1), taken
 
 
-def test_a_key_that_was_idle_has_saved_nothing_up() -> None:
+def test_fairness_gives_no_credit_for_idle_time() -> None:
     waiting = queue()
     for number in range(100):
         waiting.push(f"a{number}", FairShare("a"), 1.0, 0.0)
@@ -69,7 +69,7 @@ def test_a_key_that_was_idle_has_saved_nothing_up() -> None:
     assert served == {"a": 5, "b": 5}
 
 
-def test_what_a_job_really_took_is_charged_afterwards() -> None:
+def test_fairness_charges_afterwards_what_a_job_really_took() -> None:
     waiting = queue()
     cheat, honest = FairShare("cheat"), FairShare("honest")
     waiting.push("c0", cheat, 1.0, 0.0)
@@ -81,14 +81,14 @@ def test_what_a_job_really_took_is_charged_afterwards() -> None:
     assert keys_of([waiting.pop(0.0) for _ in range(10)]).count("c") <= 1
 
 
-def test_higher_levels_go_first() -> None:
+def test_priority_of_a_higher_level_goes_first() -> None:
     waiting = queue()
     for name, level in (("n", 0), ("low", -1), ("high", 3), ("m", 2)):
         waiting.push(name, FairShare(name, level), 1.0, 0.0)
     assert [waiting.pop(1.0) for _ in range(4)] == ["high", "m", "n", "low"]
 
 
-def test_a_low_level_is_served_though_a_higher_one_never_ends() -> None:
+def test_priority_of_a_low_level_is_not_starved_by_a_higher_one() -> None:
     waiting = queue(ageing=10.0)
     waiting.push("low", FairShare("low", 0), 1.0, 0.0)
     for second in range(100):
@@ -98,7 +98,7 @@ def test_a_low_level_is_served_though_a_higher_one_never_ends() -> None:
     assert 20 <= second <= 21  # two levels, 10 s each
 
 
-def test_many_old_requests_of_one_key_do_not_age_past_another_key() -> None:
+def test_ageing_of_one_keys_requests_does_not_pass_another_key() -> None:
     waiting = queue(ageing=1.0)
     for number in range(100):
         waiting.push(f"h{number}", FairShare("heavy"), 1.0, 0.0)
@@ -108,7 +108,7 @@ def test_many_old_requests_of_one_key_do_not_age_past_another_key() -> None:
     assert "l" in [waiting.pop(50.0) for _ in range(2)]
 
 
-def test_tags_of_keys_that_are_gone_are_forgotten() -> None:
+def test_fairness_forgets_keys_that_are_gone() -> None:
     waiting = queue()
     for number in range(10_000):
         waiting.push("x", FairShare(str(number)), 1.0, 0.0)
@@ -122,7 +122,7 @@ requests = st.tuples(
 
 
 @given(st.lists(requests, max_size=60), st.data())
-def test_everything_comes_out_once_in_the_order_that_was_told(
+def test_fairness_queue_returns_each_job_once_in_the_order_that_was_told(
     pushed: list[tuple[str, int, float, float]], data: st.DataObject
 ) -> None:
     waiting: FairQueue[int] = FairQueue(NEVER)

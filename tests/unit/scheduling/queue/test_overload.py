@@ -50,7 +50,7 @@ def check(
 @pytest.mark.parametrize(
     "pressure", [Pressure(lag_seconds=0.25), Pressure(wait=1), Pressure(fill=1), Pressure(memory=1)]
 )
-def test_each_pressure_alone_makes_a_full_load(pressure: Pressure) -> None:
+def test_overload_of_one_pressure_alone_is_full(pressure: Pressure) -> None:
     found = OverloadController()
     for _ in range(30):
         found.observe(pressure)
@@ -61,33 +61,33 @@ def test_each_pressure_alone_makes_a_full_load(pressure: Pressure) -> None:
     assert found.value == pytest.approx(0.0, abs=0.01)
 
 
-def test_one_bad_moment_is_no_load() -> None:
+def test_overload_needs_more_than_one_bad_moment() -> None:
     found = OverloadController()
     found.observe(Pressure(lag_seconds=5.0))
     assert not found.sheds_batch
 
 
-def test_lower_tiers_give_up_their_limits_first_and_most() -> None:
+def test_overload_lowers_the_limits_of_lower_tiers_first_and_most() -> None:
     assert [load(0.5).share(rank, TOP) for rank in range(4)] == [1.0, 1.0, 1.0, 1.0]
     assert [load(1.0).share(rank, TOP) for rank in range(4)] == [0.25, 0.5, 0.75, 1.0]
     shares = [load(0.75).share(rank, TOP) for rank in range(4)]
     assert shares == sorted(shares)
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+def test_admission_refuses_when_the_queue_is_full_and_says_when_to_retry() -> None:
     check(Priority(), 7)
     with pytest.raises(errors.QueueFull) as refused:
         check(Priority(), 8)
     assert refused.value.retry_after == 1.0
 
 
-def test_under_load_the_queue_is_shorter_for_the_lowest() -> None:
+def test_admission_under_overload_shortens_the_queue_of_the_lowest_tier() -> None:
     with pytest.raises(errors.QueueFull):
         check(Priority(rank=0), 2, busy=1.0)
     check(Priority(rank=3), 7, busy=1.0)
 
 
-def test_a_backlog_of_one_key_leaves_places_for_the_others() -> None:
+def test_admission_keeps_places_free_beside_the_backlog_of_one_key() -> None:
     with pytest.raises(errors.QueueFull):
         check(Priority(), model_queue(k=240), most=256)
     check(Priority(), model_queue(heavy=240), most=256)
@@ -96,7 +96,7 @@ def test_a_backlog_of_one_key_leaves_places_for_the_others() -> None:
         check(Priority(), model_queue(heavy=240, k=1), most=256)
 
 
-def test_under_load_a_key_counts_the_others_for_as_much_as_it_has_itself() -> None:
+def test_admission_under_overload_counts_another_key_for_no_more_than_this_key_has() -> None:
     check(Priority(rank=0), model_queue(heavy=240), busy=1.0, most=256)  # 64 places for this tier
     check(Priority(rank=0), model_queue(heavy=200, k=31), busy=1.0, most=256)
     with pytest.raises(errors.QueueFull):
@@ -107,19 +107,19 @@ def test_under_load_a_key_counts_the_others_for_as_much_as_it_has_itself() -> No
     check(Priority(rank=1), model_queue(**many), busy=1.0, most=256)
 
 
-def test_a_key_has_a_bound_of_its_own() -> None:
+def test_admission_bounds_what_one_key_may_queue() -> None:
     check(Priority(max_waiting=2), 3, of_key=1)
     with pytest.raises(errors.QueueFull, match="of this key"):
         check(Priority(max_waiting=2), 3, of_key=2)
 
 
-def test_work_of_low_priority_is_the_first_to_be_refused() -> None:
+def test_admission_refuses_low_priority_first() -> None:
     check(Priority(batch=True), 0, busy=0.5)
     with pytest.raises(errors.Overloaded):
         check(Priority(batch=True), 0, busy=0.9)
 
 
-def test_a_priority_does_not_pass_the_next_tier() -> None:
+def test_priority_does_not_pass_the_next_tier() -> None:
     tiers = Settings().limits.tiers
     order = [("free", "low"), ("free", "normal"), ("free", "high"), ("pro", "normal")]
     levels = [priority_of(tiers, tier, priority).level for tier, priority in order]  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def test_a_priority_does_not_pass_the_next_tier() -> None:
     assert priority_of(tiers, "unheard of") == priority_of(tiers, "free")
 
 
-def test_the_eta_is_told_once_it_can_be() -> None:
+def test_admission_tells_the_eta_once_it_is_known() -> None:
     pace = ServiceTime()
     assert pace.wait(3, 4) is None
     pace.ended(2.0)
