@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -73,11 +74,8 @@ def _stages_watched(record: Recorder) -> Iterator[list[dict[str, float]]]:
             }
         )
 
-    gpt.Stage.__init__ = watched
-    try:
+    with patch.object(gpt.Stage, "__init__", watched):
         yield stages
-    finally:
-        gpt.Stage.__init__ = plain
 
 
 def _card_bytes(record: Recorder) -> tuple[int, int]:
@@ -111,7 +109,7 @@ def _measure_requests(record: Recorder, studio: Studio) -> float:
     """Record one request and several at once; gives seconds of sound a second of one request."""
     count = _REQUESTS[record.shape]
     studio.at_once(1)  # a warm-up
-    rates = {}
+    rates: dict[int, float] = {}
     for number in (1, count):
         rounds = 2 if number == 1 and not record.tiny else 1
         runs = [studio.at_once(number) for _ in range(rounds)]

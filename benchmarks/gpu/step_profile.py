@@ -4,7 +4,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable
 
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.recorder import Recorder
@@ -25,12 +24,12 @@ def record_step(record: Recorder, label: str, step: Callable[[], float]) -> None
     with profile(activities=activities) as profiler:
         for _ in range(_STEPS):
             step()
-    wanted = DeviceType.CUDA if cuda else DeviceType.CPU
+    wanted = "CUDA" if cuda else "CPU"
     spent: Counter[str] = Counter()
     kernels = launches = 0
     for event in profiler.events():
         launches += event.name.startswith(("cudaLaunchKernel", "cuLaunchKernel"))
-        if event.device_type == wanted:
+        if event.device_type.name == wanted:
             kernels += 1
             spent[event.name] += event.self_device_time_total if cuda else event.self_cpu_time_total
     busy = sum(spent.values()) / _STEPS / 1000

@@ -191,7 +191,7 @@ class Lru:
         del self._hosts[host.model]
         self._pump()
 
-    def _lose(self, host: _Host, code: str) -> None:
+    def _lose(self, host: _Host, code: protocol.Code) -> None:
         del self._hosts[host.model]
         self._count(host.model, -len(host.queue))
         for request in [*host.queue, *host.running.values()]:

@@ -16,7 +16,12 @@ class Outcome:
     @classmethod
     def of(cls, wait: float, final: protocol.Final) -> Self:
         match final:
-            case protocol.TextDone():
+            case (
+                protocol.TextDone()
+                | protocol.ImageDone()
+                | protocol.SpeechDone()
+                | protocol.TranscriptionDone()
+            ):
                 return cls(wait, COMPLETED)
             case protocol.Failed(code=code):
                 return cls(wait, code)

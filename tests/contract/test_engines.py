@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bitinglip import errors
-from tests.contract.subjects import SUBJECTS, Subject, final, is_same
-from tests.memory_errors import OUT_OF_MEMORY_ERRORS
+from tests.support.engines import SUBJECTS, Subject, final, is_same
+from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from workers.engines.base import Refused
 from workers.engines.registry import ENGINES, make_engine
 from workers.protocol import Cancelled, Event, Failed, FakeOptions, Final, Load, Started, Success

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integration.images.studio import (
+from tests.support.image_harness import (
     Studio,
     check_alone,
     check_together,
     ends,
     open_studio,
 )
-from tests.tiny_pipelines import PIPELINES
+from tests.support.models.pipelines import PIPELINES
 from workers.engines.torch_env import release_cached
 from workers.protocol import Failed, ImageDone, ImageOptions
 

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from transformers import AutoProcessor, BarkModel
 
-from tests.tiny_speech import VOICES, make
+from tests.support.models.bark import VOICES, make
 from workers.engines.cuda_graphs import cuda_capture
 from workers.engines.speech.bark.gpt import CacheSlot, Stage
 from workers.engines.speech.engine import SpeechEngine

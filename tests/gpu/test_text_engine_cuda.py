@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from tests.integration.text_runs import distance_from_library
-from tests.tiny_models import FAMILIES, VOCAB, make_tiny_model, train_tokenizer
+from tests.support.models.text import FAMILIES, VOCAB, make_tiny_model, train_tokenizer
+from tests.support.text_harness import distance_from_library
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.sampler import Sampler, collect
 from workers.engines.text.sampling_params import SamplingParams

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.transcription.desk import check_segments, check_together, open_desk
-from tests.sounds import melody
+from tests.support.audio import melody
+from tests.support.transcription_harness import check_segments, check_together, open_desk
 from workers.protocol import TranscriptionDone
 
 pytestmark = [

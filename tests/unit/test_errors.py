@@ -21,9 +21,8 @@ def test_error_codes_of_the_store_are_in_the_table() -> None:
     assert set(get_args(StoreCode)) <= TABLE
 
 
-@pytest.mark.parametrize("kind", [Failed, LoadFailed])
-def test_error_code_that_is_not_in_the_table_does_not_decode(kind: type) -> None:
-    name = {Failed: "failed", LoadFailed: "load_failed"}[kind]
+@pytest.mark.parametrize(("kind", "name"), [(Failed, "failed"), (LoadFailed, "load_failed")])
+def test_error_code_that_is_not_in_the_table_does_not_decode(kind: type, name: str) -> None:
     event = {"type": name, "id": "j", "code": "OUT_OF_MEMROY", "message": ""}
     with pytest.raises(msgspec.ValidationError, match="code"):
         msgspec.convert(event, kind)

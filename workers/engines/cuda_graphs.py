@@ -59,7 +59,7 @@ def cuda_capture() -> Capture:
     it keeps a workspace of cuBLAS for good, which is 32 MiB on Hopper cards.
     """
     pool = torch.cuda.graph_pool_handle()
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library has no types here
+    side = torch.cuda.Stream()
 
     def capture(step: Replay) -> Replay:
         side.wait_stream(torch.cuda.current_stream())

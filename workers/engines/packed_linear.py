@@ -105,8 +105,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
     Some builds of torch are without oneDNN, which has half precision on some processors only.
     """
-    # torch has no types for the question
-    built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    built_in = torch.backends.mkldnn.is_available()
     if device.type != "cpu" or not built_in:
         return False
     if dtype is torch.bfloat16:

@@ -4,8 +4,9 @@ import httpx
 import pytest
 
 from bitinglip.settings import Server, Settings
-from tests.integration.api.asking import MAX_BODY, TEXT, echo, wait_until
-from tests.integration.api.scripted import Served, serve
+from tests.support.fake_services import Served, echo, serve
+from tests.support.http_client import MAX_BODY, TEXT
+from tests.support.wait import eventually
 
 
 @pytest.fixture(scope="module")
@@ -19,4 +20,4 @@ def served() -> Iterator[Served]:
 def client(served: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, headers=TEXT, timeout=10) as client:
         yield client
-    wait_until(lambda: served.dispatcher.in_flight == 0)  # no job outlives its request
+    eventually(lambda: served.dispatcher.in_flight == 0)  # no job outlives its request

@@ -6,8 +6,8 @@ from fastapi.routing import APIRoute
 from bitinglip import api
 from bitinglip.access.scopes import Scope
 from bitinglip.settings import Settings
-from tests.integration.api.asking import echo, error_of
-from tests.integration.api.scripted import Served, serve
+from tests.support.fake_services import Served, echo, serve
+from tests.support.http_client import error_of
 
 
 def test_every_route_declares_a_scope_or_is_public(served: Served) -> None:
@@ -24,7 +24,7 @@ def _routes() -> list[tuple[str, str, Scope]]:
             if isinstance(route, APIRoute) and scope and not _has_own_rules(route):
                 path = route.path_format.replace("{model_id}", "nobody")
                 path = path.replace("{worker_id}", "w/0").replace("{key_id}", "x")
-                found += [(method, path, scope) for method in route.methods]
+                found += [(method, path, scope) for method in route.methods or ()]
     return found
 
 

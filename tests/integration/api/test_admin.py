@@ -5,8 +5,8 @@ import json
 import httpx
 import pytest
 
-from tests.integration.api.asking import ADMIN, NATIVE, error_of
-from tests.integration.api.scripted import Served
+from tests.support.fake_services import Served
+from tests.support.http_client import ADMIN, NATIVE, error_of
 
 
 def test_models(client: httpx.Client) -> None:

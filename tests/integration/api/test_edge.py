@@ -6,8 +6,8 @@ import socket
 import httpx
 import pytest
 
-from tests.integration.api.asking import ADMIN, MAX_BODY, NATIVE, PROMPT, error_of
-from tests.integration.api.scripted import Served
+from tests.support.fake_services import Served
+from tests.support.http_client import ADMIN, MAX_BODY, NATIVE, PROMPT, error_of
 
 
 def test_bad_bodies(client: httpx.Client) -> None:
@@ -89,8 +89,8 @@ def test_unknown_addresses_and_methods(client: httpx.Client) -> None:
 def test_request_ids(client: httpx.Client) -> None:
     given = client.get("/livez", headers={"x-request-id": "my.id-1"})
     assert given.headers["x-request-id"] == "my.id-1"
-    for bad in ("a b", "x" * 129, "ä".encode(), ""):
-        made = client.get("/livez", headers={"x-request-id": bad}).headers["x-request-id"]
+    for bad in (b"a b", b"x" * 129, "ä".encode(), b""):
+        made = client.get("/livez", headers={b"x-request-id": bad}).headers["x-request-id"]
         assert made.startswith("req-")
 
 

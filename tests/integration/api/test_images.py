@@ -15,8 +15,9 @@ from PIL import Image
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import ImageJob
 from bitinglip.settings import Settings
-from tests.integration.api.asking import error_of, events, wait_until
-from tests.integration.api.scripted import Served, serve
+from tests.support.fake_services import Served, serve
+from tests.support.http_client import error_of, events
+from tests.support.wait import eventually
 from workers import protocol
 
 NATIVE = "/api/v1/inference/image-generation"
@@ -81,7 +82,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def client(studio: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=studio.url, headers=HEADERS, timeout=10) as client:
         yield client
-    wait_until(lambda: studio.dispatcher.in_flight == 0)
+    eventually(lambda: studio.dispatcher.in_flight == 0)
 
 
 @pytest.fixture
@@ -173,8 +174,8 @@ def test_numbers_that_are_none(client: httpx.Client, text: str) -> None:
 
 
 def test_fields_that_need_others_are_refused_by_name(client: httpx.Client) -> None:
-    for change, param in [({"strength": 0.5}, "strength"), ({"cfg": 3}, "cfg")]:
-        answer = client.post(NATIVE, json={**ASKED, **change})
+    for param, value in [("strength", 0.5), ("cfg", 3)]:
+        answer = client.post(NATIVE, json={**ASKED, param: value})
         assert error_of(answer, 400, "UNSUPPORTED_PARAMETER")["param"] == param
 
 

@@ -9,17 +9,9 @@ import pytest
 
 from bitinglip import errors
 from bitinglip.api import answering
-from tests.integration.api.asking import (
-    CHAT,
-    MESSAGES,
-    NATIVE,
-    PROMPT,
-    TEXT,
-    error_of,
-    events,
-    wait_until,
-)
-from tests.integration.api.scripted import Served
+from tests.support.fake_services import Served
+from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, TEXT, error_of, events
+from tests.support.wait import eventually
 
 
 def test_native_answer(client: httpx.Client) -> None:
@@ -120,10 +112,10 @@ def test_a_client_that_goes_away_cancels(served: Served, path: str, body: dict[s
     before = served.dispatcher.left_early
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(path, body))
-        wait_until(lambda: served.dispatcher.in_flight == 1)
+        eventually(lambda: served.dispatcher.in_flight == 1)
         if body["model"] and body.get("prompt") == "!stall":
-            wait_until(lambda: b"two" in sock.recv(65536))
-    wait_until(lambda: served.dispatcher.in_flight == 0)
+            eventually(lambda: b"two" in sock.recv(65536))
+    eventually(lambda: served.dispatcher.in_flight == 0)
     assert served.dispatcher.left_early == before + 1
 
 
@@ -145,7 +137,7 @@ def test_idle_streams_are_kept_alive(
             seen += chunk
             if seen.count(b": keep-alive\n\n") >= 2:
                 break
-    wait_until(lambda: served.dispatcher.in_flight == 0)
+    eventually(lambda: served.dispatcher.in_flight == 0)
 
 
 def test_a_client_that_stops_reading_is_given_up(
@@ -155,5 +147,5 @@ def test_a_client_that_stops_reading_is_given_up(
     monkeypatch.setattr(answering, "SEND_TIMEOUT", 0.2)
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(NATIVE, {**PROMPT, "prompt": "!flood", "stream": True}))
-        wait_until(lambda: served.dispatcher.in_flight == 1)
-        wait_until(lambda: served.dispatcher.in_flight == 0)
+        eventually(lambda: served.dispatcher.in_flight == 1)
+        eventually(lambda: served.dispatcher.in_flight == 0)

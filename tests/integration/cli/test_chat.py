@@ -1,0 +1,123 @@
+"""``bitinglip chat`` on a terminal."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli_process import run, terminal
+from tests.support.stub_api import Stub, stub_api
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[Stub]:
+    with stub_api(tmp_path / "home") as running:
+        yield running
+
+
+def test_a_conversation_keeps_its_turns_and_obeys_its_commands(stub: Stub) -> None:
+    with terminal(stub.home, "chat", "demo-text") as chat:
+        chat.wait_for("/exit leaves")
+        chat.wait_for(">>> ")
+        chat.type("one\n")
+        chat.wait_for("Hello, world")
+        chat.wait_for(r"3 tokens, 6\.0 tokens/s")
+        chat.wait_for(">>> ")
+        chat.type("/system Be kind.\n")
+        chat.wait_for("Noted")
+        chat.type("/etc/passwd, what is it?\n")
+        chat.wait_for("tokens/s")
+        chat.type("/clear\n")
+        chat.wait_for("Forgotten")
+        chat.type("/wat\n")
+        chat.wait_for("no /wat")
+        chat.type("last\n")
+        chat.wait_for("tokens/s")
+        chat.wait_for(">>> ")
+        chat.type("/exit\n")
+        assert chat.wait_for_end() == 0
+    kind = {"role": "system", "content": "Be kind."}
+    one = {"role": "user", "content": "one"}
+    answer = {"role": "assistant", "content": "Hello, world"}
+    question = {"role": "user", "content": "/etc/passwd, what is it?"}
+    assert [body["messages"] for body in stub.bodies()] == [
+        [one],
+        [kind, one, answer, question],
+        [kind, {"role": "user", "content": "last"}],
+    ]
+
+
+def test_ctrl_c_cancels_the_answer_then_leaves(stub: Stub) -> None:
+    stub.pieces, stub.pause = ["word "] * 200, 0.05
+    with terminal(stub.home, "chat", "demo-text") as chat:
+        chat.wait_for(">>> ")
+        chat.type("go on\n")
+        chat.wait_for("loading demo-text, 50%")
+        chat.wait_for("word word")
+        chat.interrupt()
+        chat.wait_for("Cancelled")
+        chat.wait_for(">>> ")
+        assert stub.cancelled.wait(5)
+        stub.pieces = ["done"]
+        chat.type("again\n")
+        chat.wait_for("done")
+        chat.wait_for(">>> ")
+        time.sleep(0.3)  # Python loses a signal between readline's prompt and its first wait
+        chat.interrupt()
+        assert chat.wait_for_end() == 0
+    kept = stub.bodies()[1]["messages"]
+    assert [turn["role"] for turn in kept] == ["user", "assistant", "user"]
+    assert kept[1]["content"].startswith("word word")
+
+
+def test_a_failed_turn_leaves_no_trace_and_the_session_goes_on(stub: Stub) -> None:
+    stub.failure = {"code": "CONTEXT_LENGTH_EXCEEDED", "message": "Too long."}
+    with terminal(stub.home, "chat", "demo-text") as chat:
+        chat.wait_for(">>> ")
+        chat.type("one\n")
+        chat.wait_for("Error: ")
+        chat.wait_for("Too long")
+        chat.wait_for("/clear forgets")
+        chat.wait_for(">>> ")
+        stub.failure = None
+        chat.type("two\n")
+        chat.wait_for("tokens/s")
+        chat.wait_for(">>> ")
+        chat.type("\x04")
+        assert chat.wait_for_end() == 0
+    assert stub.bodies()[1]["messages"] == [{"role": "user", "content": "two"}]
+
+
+def test_a_model_without_text_is_refused_before_the_first_prompt(stub: Stub) -> None:
+    with terminal(stub.home, "chat", "org/painter") as chat:
+        chat.wait_for("org/painter makes image, not text")
+        assert chat.wait_for_end() == 1
+    assert stub.bodies() == []
+
+
+def test_what_the_model_writes_cannot_command_the_terminal(stub: Stub) -> None:
+    stub.pieces = ["\x1b", "]0;owned\x07", "[red]text[/red]"]
+    with terminal(stub.home, "chat", "demo-text") as chat:
+        chat.wait_for(">>> ")
+        chat.type("x\n")
+        chat.wait_for(r"\]0;owned\[red\]text\[/red\]")
+        chat.wait_for(">>> ")
+    assert "\x1b]0;" not in chat.shown
+    assert "\x07" not in chat.shown
+
+
+def test_ctrl_c_ends_generate(stub: Stub) -> None:
+    stub.pieces, stub.pause = ["word "] * 200, 0.05
+    with terminal(stub.home, "generate", "text", "demo-text", "x") as generate:
+        generate.wait_for("word word")
+        generate.interrupt()
+        assert generate.wait_for_end() == 130
+    assert "Traceback" not in generate.shown
+    assert stub.cancelled.wait(5)
+
+
+def test_nothing_is_coloured_where_there_is_no_terminal(stub: Stub) -> None:
+    for arguments in (["status"], ["doctor"], ["chat", "x"]):
+        done = run(stub.home, *arguments)
+        assert "\x1b" not in done.stdout + done.stderr, arguments

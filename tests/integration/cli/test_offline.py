@@ -1,0 +1,146 @@
+"""``models`` and ``keys`` on a home that no server runs on."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bitinglip.home import Home, HomeLock
+from model_store.demo import make_demo_models
+from model_store.store import ModelStore
+from tests.support.cli_process import run
+from tests.support.models.bark import make
+from tests.support.server import running_server
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def stocked(home: Path) -> Home:
+    found = Home(home)
+    found.create()
+    make_demo_models(ModelStore(found.models))
+    return found
+
+
+@pytest.fixture
+def locked(stocked: Home) -> Iterator[Home]:
+    """Somebody has the home, and has not said yet where it answers."""
+    with HomeLock(stocked):
+        yield stocked
+
+
+def test_looking_makes_nothing(home: Path) -> None:
+    for arguments in (["models", "list"], ["keys", "list"], ["models", "show", "x"]):
+        assert run(home, *arguments).stderr
+    assert run(home, "models", "list", "--json").stdout == "[]\n"
+    assert json.loads(run(home, "keys", "list", "--json").stdout) == []
+    assert not home.exists()
+
+
+def test_models_are_looked_at_without_a_server(stocked: Home) -> None:
+    home = stocked.root
+    rows = {
+        row["model_id"]: row for row in json.loads(run(home, "models", "list", "--json").stdout)
+    }
+    assert {"demo-text", "demo-echo"} <= set(rows)
+    shown = json.loads(run(home, "models", "show", "demo-text", "--json").stdout)
+    assert shown == rows["demo-text"]
+    assert shown["status"] == "available"
+    unknown = run(home, "models", "show", "nope")
+    assert unknown.returncode == 1
+    assert unknown.stderr == (
+        f"Error: there is no model 'nope'; available: {', '.join(sorted(rows))}\n"
+    )
+
+
+def test_voices_are_shown_by_language_and_gender(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    made = run(home, "models", "import", str(make(tmp_path / "bark")), "--name", "bark")
+    assert made.returncode == 0, made.stderr
+    lines = run(home, "models", "show", "bark").stdout.splitlines()
+    voices = [line.split("  ", 1) for line in lines if line.startswith("voices")]
+    assert [(name, shown.strip()) for name, shown in voices] == [
+        ("voices de male", "v2/de_speaker_0"),
+        ("voices en male", "v2/en_speaker_0, v2/en_speaker_1"),
+    ]
+
+
+def test_a_folder_is_imported_verified_and_removed(stocked: Home) -> None:
+    home = stocked.root
+    files = str(stocked.models / "demo-text" / "files")
+    done = run(home, "models", "import", files, "--name", "org/mine")
+    assert done.returncode == 0, done.stderr
+    again = run(home, "models", "import", files, "--name", "org/mine")
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert run(home, "models", "verify", "org/mine").returncode == 0
+    assert run(home, "models", "remove", "org/mine").returncode == 0
+    assert run(home, "models", "remove", "org/mine").returncode == 1
+
+
+def test_damage_is_found_by_verify_and_what_is_missing_by_doctor(stocked: Home) -> None:
+    weights = stocked.models / "demo-text" / "files" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    done = run(stocked.root, "models", "verify", "demo-text")
+    assert done.returncode == 1
+    assert "demo-text is damaged: model.safetensors" in done.stderr
+    os.truncate(weights, 10)
+    (stocked.models / "stray").mkdir()
+    found = json.loads(run(stocked.root, "doctor", "--json").stdout)
+    models = [(one["level"], one["detail"]) for one in found if one["check"] == "models"]
+    assert ("error", "demo-text: missing or cut off: model.safetensors") in models
+    assert models[0][0] == "warning"
+    assert "stray" in models[0][1]
+
+
+def test_a_held_home_is_not_changed(locked: Home) -> None:
+    for arguments in (["models", "remove", "demo-text"], ["keys", "create", "--name", "x"]):
+        done = run(locked.root, *arguments)
+        assert done.returncode == 1
+        assert "is in use by" in done.stderr
+    assert "still starting" in run(locked.root, "status").stderr
+    assert run(locked.root, "models", "show", "demo-text").returncode == 0
+
+
+def test_keys_are_made_shown_and_revoked(home: Path) -> None:
+    made = run(home, "keys", "create", "--name", "ann", "--scope", "models:read", "--tier", "pro")
+    assert made.returncode == 0, made.stderr
+    secret = made.stdout.strip()
+    assert secret.startswith("blk_live_")
+    assert secret not in made.stderr
+    rows = json.loads(run(home, "keys", "list", "--json").stdout)
+    assert [row["name"] for row in rows] == ["admin", "ann"]
+    key_id = rows[1]["id"]
+    assert rows[1]["scopes"] == ["models:read"]
+    assert run(home, "keys", "revoke", key_id).returncode == 0
+    shown = run(home, "keys", "show", key_id).stdout
+    assert "revoked" in shown
+    assert secret[-10:] not in shown
+    assert run(home, "keys", "revoke", "nothing").returncode == 1
+
+
+@pytest.mark.parametrize("option", [["--scope", "all"], ["--expires", "soon"]])
+def test_a_wrong_key_is_one_clear_line(home: Path, option: list[str]) -> None:
+    done = run(home, "keys", "create", "--name", "ann", *option)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_keys_made_without_a_server_open_the_server(home: Path) -> None:
+    """The same secret.key, the same purpose; and the first start still has its admin key."""
+    secret = run(home, "keys", "create", "--name", "ann").stdout.strip()
+    settings = ("--set", "demo=never", "--set", "workers.spare=false")
+    with running_server(home, *settings) as server:
+        listed = run(home, "keys", "list", "--json")
+        assert [row["name"] for row in json.loads(listed.stdout)] == ["admin", "ann"]
+        asked = run(home, "models", "list", "--json", BITINGLIP_API_KEY=secret)
+        assert (asked.returncode, asked.stdout) == (0, "[]\n")
+        assert run(home, "keys", "list", BITINGLIP_API_KEY=secret).returncode == 1
+        assert server.key

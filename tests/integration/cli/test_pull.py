@@ -1,0 +1,163 @@
+"""``models pull`` from a small hub of the test's own."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitinglip.home import Home
+from model_store.demo import make_demo_models
+from model_store.store import ModelStore
+from tests.support.cli_process import run, terminal
+
+SHA = "a" * 40
+REPO = "org/tiny"
+
+
+class Hub:
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.pause = 0.0  #: seconds between the pieces of a body
+        self.tokens: set[str | None] = set()
+        self.ranges: list[str] = []
+        self.environ: dict[str, str] = {}
+
+    def listing(self) -> dict[str, Any]:
+        siblings = [
+            {"rfilename": path, "size": len(data), "blobId": git_sha1(data)}
+            for path, data in self.files.items()
+        ]
+        return {"id": REPO, "modelId": REPO, "sha": SHA, "gated": False, "siblings": siblings}
+
+
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.hub.tokens.add(self.headers.get("Authorization"))
+        prefix = f"/{REPO}/resolve/{SHA}/"
+        if path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/v1"):
+            self._send(200, json.dumps(self.hub.listing()).encode())
+        elif path.startswith(prefix):
+            self._file(self.hub.files[path.removeprefix(prefix)])
+        else:
+            self._send(404, b'{"error": "not found"}', [("X-Error-Code", "RepoNotFound")])
+
+    def _file(self, data: bytes) -> None:
+        if asked := self.headers.get("Range"):
+            self.hub.ranges.append(asked)
+            data = data[int(asked.removeprefix("bytes=").rstrip("-")) :]
+        self._send(206 if asked else 200, data)
+
+    def _send(self, status: int, data: bytes, headers: Any = ()) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        step = 64 * 1024 if self.hub.pause else len(data) or 1
+        try:
+            for at in range(0, len(data), step):
+                self.wfile.write(data[at : at + step])
+                time.sleep(self.hub.pause)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    store = ModelStore(tmp_path_factory.mktemp("models"))
+    make_demo_models(store)
+    folder = store.path("demo-text")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes]) -> Iterator[Hub]:
+    hub = Hub(dict(files))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfHub", (Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.environ = {"BITINGLIP_HUB__ENDPOINT": url, "no_proxy": "127.0.0.1", "HF_TOKEN": ""}
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def test_a_model_is_pulled_under_a_name_of_its_own(hub: Hub, home: Path) -> None:
+    pulled = run(home, "models", "pull", f"{REPO}@v1", "--name", "tiny", **hub.environ)
+    assert (pulled.returncode, pulled.stdout) == (0, ""), pulled.stderr
+    first, *_, last = pulled.stderr.splitlines()
+    assert first == f"Pulling {REPO} into {home / 'models'}"
+    assert last.startswith("Pulled tiny: text, ")
+    assert hub.tokens == {None}
+    shown = json.loads(run(home, "models", "show", "tiny", "--json").stdout)
+    assert (shown["source"], shown["revision"]) == (f"hub:{REPO}", SHA)
+    assert Home(home).models.is_dir()
+
+
+def test_the_token_comes_from_the_settings_file_or_the_environment(hub: Hub, home: Path) -> None:
+    token = home.parent / "token"
+    token.write_text("hf_from_file\n")
+    environ = {**hub.environ, "HF_TOKEN": "hf_from_environment"}
+    run(home, "models", "pull", REPO, **environ)
+    assert hub.tokens == {"Bearer hf_from_environment"}
+    hub.tokens.clear()
+    environ["BITINGLIP_HUB__TOKEN_FILE"] = str(token)
+    run(home, "models", "pull", REPO, "--name", "again", **environ)
+    assert hub.tokens == {"Bearer hf_from_file"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["no/such"], "no public repository no/such"),
+        ([REPO, "--include", "*.nothing"], "--include"),
+        (["../evil"], "name"),
+        ([REPO, "--name", "a b"], "name"),
+    ],
+)
+def test_a_refused_pull_is_one_clear_line(
+    hub: Hub, home: Path, arguments: list[str], told: str
+) -> None:
+    done = run(home, "models", "pull", *arguments, **hub.environ)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert told in last
+
+
+def test_an_interrupted_pull_goes_on_where_it_stopped(hub: Hub, home: Path) -> None:
+    hub.pause = 0.2
+    with terminal(home, "models", "pull", REPO, **hub.environ) as pull:
+        pull.wait_for(r"[1-9]\d*%|[1-9][\d.]*/\d+")
+        pull.interrupt()
+        pull.wait_for("The same command goes on from here")
+        assert pull.wait_for_end() == 130
+    assert "Traceback" not in pull.shown
+    hub.pause = 0
+    done = run(home, "models", "pull", REPO, **hub.environ)
+    assert done.returncode == 0, done.stderr
+    assert run(home, "models", "verify", REPO).returncode == 0

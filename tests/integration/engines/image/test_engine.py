@@ -1,0 +1,192 @@
+"""The image engine on tiny pipelines of real classes: each image is the one diffusers makes."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.image_harness import Studio, check_alone, check_together, ends
+from workers.engines.base import Refused
+from workers.protocol import (
+    Cancelled,
+    ImageDone,
+    Progress,
+    Started,
+    picture_name,
+)
+
+#: what diffusers' schedulers do with numpy
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+
+# ---- each image is the one that it gives alone ---------------------------------------------------
+
+
+def test_alone_it_is_the_library_s_image_bit_for_bit(studio: Studio) -> None:
+    check_alone(studio, tolerance=0)
+
+
+def test_between_steps_of_others_it_is_the_same_bit_for_bit(studio: Studio) -> None:
+    jobs = [studio.job("a cat"), studio.job("a dog", width=128), studio.job("a fox", steps=9)]
+    studio.run(*jobs)
+    for job in jobs:
+        assert np.array_equal(studio.pixels(job), studio.expected(job))
+
+
+def test_after_a_cancelled_neighbour_it_is_the_same_bit_for_bit(studio: Studio) -> None:
+    gone, job = studio.job(steps=30), studio.job()
+    studio.submit(gone)
+    studio.step_until(5, gone)
+    studio.submit(job)
+    studio.engine.step()
+    studio.engine.cancel(gone.id)
+    final = ends(studio.finish())
+    assert isinstance(final[gone.id], Cancelled)
+    assert np.array_equal(studio.pixels(job), studio.expected(job))
+    assert not (studio.folder / picture_name(gone.id, 0, "png")).exists()
+
+
+def test_in_one_pass_with_others_it_is_the_same_within_rounding(studio: Studio) -> None:
+    check_together(studio, tolerance=1)
+
+
+def test_the_images_of_one_job_are_those_of_their_seeds(studio: Studio) -> None:
+    job = studio.job(seeds=(3, 4, 5))
+    [drawn] = ends(studio.run(job)).values()
+    assert isinstance(drawn, ImageDone)
+    assert [picture.seed for picture in drawn.pictures] == [3, 4, 5]
+    for index, seed in enumerate(job.seeds):
+        assert np.abs(studio.pixels(job, index) - studio.expected(job, seed)).max() <= 1
+
+
+def test_a_prompt_that_is_known_gives_the_same_image(studio: Studio) -> None:
+    first, second = studio.job("once more"), studio.job("once more")
+    studio.run(first)
+    studio.run(second)
+    assert np.array_equal(studio.pixels(first), studio.pixels(second))
+
+
+def test_negative_prompts_are_honoured_or_refused(studio: Studio) -> None:
+    job = studio.job(negative_prompt="a dog")
+    if studio.name == "flux":
+        with pytest.raises(Refused) as refused:
+            studio.engine.prepare(job)
+        assert (refused.value.code, refused.value.param) == (
+            "UNSUPPORTED_PARAMETER",
+            "negative_prompt",
+        )
+        return
+    studio.run(job)
+    assert np.array_equal(studio.pixels(job), studio.expected(job))
+    assert not np.array_equal(studio.pixels(job), studio.expected(studio.job()))
+
+
+def test_from_an_image_and_inside_a_mask(studio: Studio, tmp_path: Path) -> None:
+    source = Image.effect_noise((64, 64), 60).convert("RGB")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    source.save(tmp_path / "source.png")
+    mask.save(tmp_path / "mask.png")
+    cases: list[tuple[Any, dict[str, Any]]] = [
+        (diffusers.AutoPipelineForImage2Image, {"image": source}),
+        (diffusers.AutoPipelineForInpainting, {"image": source, "mask_image": mask}),
+    ]
+    for pipeline, uploads in cases:
+        masked: dict[str, Any] = {"mask": str(tmp_path / "mask.png")} if len(uploads) == 2 else {}
+        job = studio.job(image=str(tmp_path / "source.png"), strength=0.7, **masked)
+        studio.run(job)
+        # A twin: the scheduler of the bare pipeline keeps its state for the other tests.
+        pipe = pipeline.from_pipe(studio.bare)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        expected = studio.expected(job, pipe=pipe, strength=0.7, **uploads)
+        assert np.array_equal(studio.pixels(job), expected)
+
+
+def test_a_clear_mask_is_a_white_one(studio: Studio, tmp_path: Path) -> None:
+    source, white, clear = (tmp_path / f"{name}.png" for name in ("source", "white", "clear"))
+    Image.effect_noise((64, 64), 60).convert("RGB").save(source)
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(white)
+    picture = Image.new("RGBA", (64, 64), "red")
+    picture.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    picture.save(clear)
+    jobs = [studio.job(image=str(source), mask=str(each)) for each in (white, clear)]
+    studio.run(*jobs)
+    assert np.array_equal(studio.pixels(jobs[0]), studio.pixels(jobs[1]))
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+
+def test_every_step_is_told_once(studio: Studio) -> None:
+    job = studio.job(steps=30)
+    events = studio.run(job)
+    assert isinstance(events[0], Started)
+    steps = [(each.step, each.steps) for each in events if isinstance(each, Progress)]
+    assert steps == [(number, 30) for number in range(1, 31)]
+    assert isinstance(events[-1], ImageDone)
+    assert events[-1].steps == 30
+
+
+def test_nobody_looks_nobody_is_told(studio: Studio) -> None:
+    events = studio.run(studio.job(stream=False, preview_every=1))
+    assert [type(each) for each in events] == [Started, ImageDone]
+
+
+def test_previews_come_every_so_many_steps(studio: Studio) -> None:
+    events = studio.run(studio.job(steps=10, preview_every=3, width=128))
+    shown = {each.step: each.preview for each in events if isinstance(each, Progress)}
+    assert [step for step, preview in shown.items() if preview] == [3, 6, 9]
+    with Image.open(io.BytesIO(shown[9])) as preview:
+        assert (preview.format, preview.width, preview.height) == ("JPEG", 128, 64)
+
+
+def test_a_short_job_is_not_held_up_by_a_long_one(studio: Studio) -> None:
+    long, short = studio.job(steps=50), studio.job(steps=4)
+    studio.submit(long)
+    studio.step_until(5, long)
+    events = studio.run(short)
+    order = [each.id for each in events if isinstance(each, ImageDone)]
+    assert order == [short.id, long.id]
+    end = events.index(ends(events)[short.id])
+    meanwhile = [each for each in events[:end] if isinstance(each, Progress) and each.id == long.id]
+    assert len(meanwhile) < 30
+
+
+# ---- cancel --------------------------------------------------------------------------------------
+
+
+def test_cancel_ends_within_a_step(studio: Studio) -> None:
+    job = studio.job(steps=30)
+    studio.submit(job)
+    studio.step_until(5, job)
+    studio.engine.cancel(job.id)
+    studio.engine.cancel(job.id)
+    studio.engine.cancel("nobody")
+    assert studio.engine.step() == [Cancelled(id=job.id, steps=5)]
+    assert not any(studio.engine.books().values())
+
+
+def test_one_of_a_pass_can_leave(studio: Studio) -> None:
+    jobs = [studio.job(f"number {seed}", (seed,)) for seed in range(3)]
+    studio.submit(*jobs)
+    studio.step_until(2, jobs[0])
+    studio.engine.cancel(jobs[1].id)
+    final = ends(studio.finish())
+    assert [type(final[job.id]) for job in jobs] == [ImageDone, Cancelled, ImageDone]
+    assert np.abs(studio.pixels(jobs[2]) - studio.expected(jobs[2])).max() <= 1
+
+
+def test_one_that_waits_can_leave(studio: Studio) -> None:
+    jobs = [studio.job(steps=9, width=64 + 16 * number) for number in range(6)]
+    studio.submit(*jobs)
+    studio.engine.step()
+    studio.engine.cancel(jobs[5].id)
+    final = ends(studio.finish())
+    assert [type(final[job.id]) for job in jobs] == [*[ImageDone] * 5, Cancelled]

@@ -1,0 +1,142 @@
+"""Pipelines that cannot be loaded are refused with the reason, and without a path."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.numpy import load_file, save_file
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from tests.support.image_harness import Studio, ends
+from tests.support.models.pipelines import make
+from workers.engines.base import Refused
+from workers.engines.image.engine import ImageEngine
+from workers.protocol import ImageDone, Load
+
+#: what diffusers' schedulers do with numpy
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make("sd", tmp_path_factory.mktemp("original") / "sd")
+
+
+@pytest.fixture
+def repository(original: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(original, tmp_path / "model"))
+
+
+def load(folder: Path, **spec: object) -> ImageEngine:
+    engine = ImageEngine()
+    spec = {"threads": 1, **spec}
+    engine.load(Load(model="m", engine="image", path=str(folder), **spec), lambda _: None)  # type: ignore[arg-type]
+    return engine
+
+
+def lose_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / UNET)
+    del tensors["conv_out.bias"]
+    save_file(tensors, folder / UNET, metadata={"format": "pt"})
+
+
+def change_a_shape(folder: Path) -> None:
+    tensors = load_file(folder / UNET)
+    tensors["conv_out.bias"] = np.zeros(7, np.float32)
+    save_file(tensors, folder / UNET, metadata={"format": "pt"})
+
+
+def cut_the_file(folder: Path) -> None:
+    data = (folder / UNET).read_bytes()
+    (folder / UNET).write_bytes(data[: len(data) // 2])
+
+
+def lose_a_component(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+
+
+def leave_only_pickles(folder: Path) -> None:
+    torch.save({"x": torch.zeros(1)}, folder / "unet" / "diffusion_pytorch_model.bin")
+    (folder / UNET).unlink()
+
+
+def name_foreign_code(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = ["pipeline", "Mine"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def garble_the_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("defect", "words"),
+    [
+        (lose_a_tensor, "conv_out.bias"),
+        (change_a_shape, "unet"),
+        (cut_the_file, "unet"),
+        (lose_a_component, "vae"),
+        (leave_only_pickles, "unet"),
+        (name_foreign_code, "code of its own"),
+        (garble_the_index, "not valid"),
+    ],
+)
+def test_files_that_do_not_load(
+    repository: Path, defect: Callable[[Path], None], words: str
+) -> None:
+    defect(repository)
+    with pytest.raises(Refused) as refused:
+        load(repository)
+    assert refused.value.code == "MODEL_LOAD_FAILED"
+    assert words.replace("code of its own", "own code") in refused.value.message
+    assert str(repository) not in refused.value.message
+
+
+def test_weights_that_are_there_in_half_precision_only(repository: Path, tmp_path: Path) -> None:
+    for part in ("unet", "vae", "text_encoder"):
+        [path] = (repository / part).glob("*.safetensors")
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    studio = Studio("sd", tmp_path, load(repository), None)
+    [drawn] = ends(studio.run(studio.job())).values()
+    assert isinstance(drawn, ImageDone)
+
+
+def test_another_dtype_is_obeyed(repository: Path, tmp_path: Path) -> None:
+    engine = load(repository, dtype="bfloat16")
+    assert engine._pipelines.base.unet.dtype is torch.bfloat16
+    studio = Studio("sd", tmp_path, engine, None)
+    [drawn] = ends(studio.run(studio.job())).values()
+    assert isinstance(drawn, ImageDone)
+
+
+def test_what_the_safety_checker_sees_is_black_and_marked(repository: Path, tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    vision = {**small, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8}
+    config = CLIPConfig(
+        vision_config=vision, text_config={**small, "num_hidden_layers": 1}, projection_dim=16
+    )
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(-10.0)  # everything is too near to something
+    pipe = DiffusionPipeline.from_pretrained(repository, dtype=torch.float32)
+    pipe.register_modules(
+        safety_checker=checker,
+        feature_extractor=CLIPImageProcessor(size=16, crop_size=16),
+    )
+    pipe.save_pretrained(tmp_path / "checked")
+    studio = Studio("sd", tmp_path, load(tmp_path / "checked"), None)
+    job = studio.job()
+    [drawn] = ends(studio.run(job)).values()
+    assert isinstance(drawn, ImageDone)
+    assert drawn.pictures[0].filtered
+    assert not studio.pixels(job).any()

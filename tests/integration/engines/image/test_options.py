@@ -1,0 +1,193 @@
+"""What the settings of an image model do: LoRAs, cached steps, compiling, offload."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch._dynamo.utils import counters
+
+from tests.support.image_harness import Studio, ends, open_studio
+from tests.support.models.pipelines import make
+from workers.engines.base import Refused
+from workers.engines.image import engine as engine_module
+from workers.engines.image.engine import ImageEngine
+from workers.protocol import ImageDone, ImageOptions, Load, Lora
+
+#: what diffusers' schedulers do with numpy, and what peft says of a second adapter
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array:DeprecationWarning", "ignore:Already found a `peft_config`:UserWarning"
+)
+
+NAMES = ("bold", "soft")
+
+
+def make_lora(repository: Path, folder: Path, seed: int) -> Path:
+    """A LoRA for the denoiser of a pipeline, as people publish them."""
+    unet = StableDiffusionPipeline.from_pretrained(repository, dtype=torch.float32).unet
+    torch.manual_seed(seed)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
+    layers = get_peft_model_state_dict(unet)
+    layers = {name: torch.randn_like(tensor) for name, tensor in layers.items()}
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """An engine with two LoRAs; the bare pipeline has them too, switched off."""
+    folder = tmp_path_factory.mktemp("styled")
+    repository = make("sd", folder / "model")
+    files = {
+        name: str(make_lora(repository, folder / name, seed)) for seed, name in enumerate(NAMES)
+    }
+    studio = open_studio("sd", folder / "studio", ImageOptions(loras=files))
+    for name, path in files.items():
+        studio.bare.load_lora_weights(path, adapter_name=name)
+    studio.bare.disable_lora()
+    yield studio
+    studio.engine.close()
+
+
+def expected(studio: Studio, job: Any) -> Any:
+    """The library's image with the job's LoRAs."""
+    if job.adapters:
+        studio.bare.enable_lora()
+        names, scales = zip(*[(each.name, each.scale) for each in job.adapters], strict=True)
+        studio.bare.set_adapters(list(names), list(scales))
+    try:
+        return studio.expected(job)
+    finally:
+        studio.bare.disable_lora()
+
+
+def test_loras_change_only_the_images_that_ask_for_them(styled: Studio) -> None:
+    plain = styled.job()
+    bold = styled.job(adapters=(Lora("bold", 1.0),), steps=9)
+    both = styled.job(adapters=(Lora("bold", 0.5), Lora("soft", 0.8)), steps=7)
+    styled.run(plain, bold, both)
+    images = [styled.pixels(job) for job in (plain, bold, both)]
+    for job, image in zip((plain, bold, both), images, strict=True):
+        assert np.array_equal(image, expected(styled, job))
+    assert not np.array_equal(images[1], styled.expected(styled.job(steps=9)))
+    again = styled.job()
+    styled.run(again)
+    assert np.array_equal(styled.pixels(again), images[0])
+
+
+def test_a_lora_that_there_is_not(styled: Studio) -> None:
+    for adapters in ((Lora("loud"),), (Lora("bold"), Lora("bold"))):
+        with pytest.raises(Refused) as refused:
+            styled.engine.prepare(styled.job(adapters=adapters))
+        assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "loras")
+    with pytest.raises(Refused) as refused:
+        styled.engine.prepare(styled.job(adapters=(Lora("../x"),)))
+    assert refused.value.details == {"loras": sorted(NAMES)}
+
+
+def refusal(repository: Path, options: ImageOptions) -> Refused:
+    with pytest.raises(Refused) as refused:
+        ImageEngine().load(
+            Load(model="m", engine="image", path=str(repository), image=options), lambda _: None
+        )
+    return refused.value
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make("sd", tmp_path_factory.mktemp("sd"))
+
+
+def test_a_lora_that_does_not_load_is_a_refused_load(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    for path in (tmp_path / "broken.safetensors", tmp_path / "missing.safetensors"):
+        found = refusal(repository, ImageOptions(loras={"x": str(path)}))
+        assert found.code == "MODEL_LOAD_FAILED"
+        assert str(tmp_path) not in found.message
+
+
+def test_what_a_model_or_device_cannot_do_is_refused_by_name(repository: Path) -> None:
+    for options, name in [
+        (ImageOptions(offload="model"), "offload"),
+        (ImageOptions(offload="group"), "offload"),
+        (ImageOptions(step_cache="first_block"), "step_cache"),
+    ]:
+        found = refusal(repository, options)
+        assert found.code == "MODEL_LOAD_FAILED"
+        assert name in found.message
+
+
+def test_cached_steps_draw_one_job_after_another(tmp_path: Path) -> None:
+    studio = open_studio("flux", tmp_path, ImageOptions(step_cache="first_block"))
+    jobs = [studio.job("a cat", steps=8), studio.job("a dog", steps=5)]
+    alone = {}
+    for job in jobs:
+        studio.run(job)
+        alone[job.id] = studio.pixels(job)
+    gone = studio.job(steps=8)
+    studio.submit(gone)
+    studio.step_until(3, gone)
+    studio.engine.cancel(gone.id)
+    final = ends(studio.run(*jobs))
+    assert all(isinstance(final[job.id], ImageDone) for job in jobs)
+    for job in jobs:
+        assert np.array_equal(studio.pixels(job), alone[job.id]), "nothing is left of other runs"
+    studio.engine.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_blocks_draw_the_same_in_all_sizes_without_compiling_again(tmp_path: Path) -> None:
+    studio = open_studio("sd", tmp_path, ImageOptions(compile=True))
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled
+    jobs = [
+        studio.job(),
+        studio.job(guidance_scale=1.0),
+        studio.job(seeds=(1, 2, 3, 4)),
+        studio.job(width=128, seeds=(5,)),
+        studio.job(width=96, height=160, seeds=(6, 7)),
+    ]
+    for job in jobs:
+        studio.run(job)
+        assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= 2
+    assert counters["stats"]["unique_graphs"] == compiled
+    studio.engine.close()
+
+
+def test_compile_gives_a_step_the_time_of_the_compiler(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "speed_up", lambda *_: None)
+    monkeypatch.setattr(engine_module, "_STEP_TIMEOUT", {"cpu": 120.0})
+    step_timeout = {}
+    for compiled in (False, True):
+        options = ImageOptions(compile=compiled)
+        spec = Load(model="m", engine="image", path=str(repository), image=options)
+        step_timeout[compiled] = ImageEngine().load(spec, lambda _: None).step_timeout
+    assert step_timeout == {False: 120.0, True: 600.0}
+
+
+def test_preview_is_refused_while_whole_models_are_offloaded(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "place", lambda *_: None)  # there is no card to offload from
+    for offload, refused in (("model", True), ("group", False)):
+        studio = Studio("sd", tmp_path, ImageEngine(), None)
+        options = ImageOptions(offload=offload)
+        studio.engine.load(
+            Load(model="m", engine="image", path=str(repository), image=options), lambda _: None
+        )
+        studio.engine.prepare(studio.job())
+        if not refused:
+            studio.engine.prepare(studio.job(preview_every=1))
+            continue
+        with pytest.raises(Refused) as found:
+            studio.engine.prepare(studio.job(preview_every=1))
+        assert (found.value.code, found.value.param) == ("UNSUPPORTED_PARAMETER", "preview")

@@ -1,0 +1,261 @@
+"""Images when memory runs out: at load, in a step, in a decoder that was cast for its call."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from tests.support.image_harness import Studio, ends, open_studio
+from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
+from tests.support.models.pipelines import make
+from workers.engines.base import Refused
+from workers.engines.batch_limit import CAUTIOUS_PASSES
+from workers.engines.image.engine import ImageEngine
+from workers.engines.image.loading import _dtype
+from workers.protocol import ImageDone, ImageJob, Load
+
+#: what diffusers' schedulers do with numpy, and what it says of a method of its own
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array:DeprecationWarning", "ignore:.*upcast_vae:FutureWarning"
+)
+
+shapes = pytest.mark.parametrize(
+    "error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS)
+)
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+
+
+def fail_when(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    error: Exception,
+    when: Callable[..., bool] = lambda *_: True,
+) -> None:
+    """Let a method raise the error where its arguments are as said."""
+    usual = getattr(owner, name)
+
+    def call(*values: Any, **named: Any) -> Any:
+        if when(*values):
+            raise error
+        return usual(*values, **named)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def open_half(folder: Path) -> Studio:
+    """A tiny SDXL in float16, whose decoder is cast to float32 for each call."""
+    studio = open_studio("sdxl", folder, dtype="float16")
+    assert studio.engine._pipelines.base.vae.dtype is torch.float16
+    return studio
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Iterator[Studio]:
+    studio = open_half(tmp_path)
+    yield studio
+    studio.engine.close()
+
+
+@shapes
+@pytest.mark.parametrize(
+    "where",
+    [
+        "diffusers.UNet2DConditionModel.from_pretrained",
+        "transformers.CLIPTextModel.from_pretrained",
+        "diffusers.DiffusionPipeline.from_pretrained",
+        "diffusers.StableDiffusionPipeline.to",
+    ],
+)
+def test_out_of_memory_at_load_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    repository = make("sd", tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(Refused) as refused:
+        ImageEngine().load(Load(model="m", engine="image", path=str(repository)), lambda _: None)
+    assert refused.value.code == "OUT_OF_MEMORY"
+
+
+@shapes
+def test_out_of_memory_in_a_step_draws_fewer_images_together(
+    painter: Studio, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job = painter.job(seeds=(1, 2, 3))
+    expected = [painter.expected(job, seed) for seed in job.seeds]
+    unet = painter.engine._pipelines.base.unet
+    fail_when(monkeypatch, unet, "forward", error, lambda latents, *_: len(latents) > 2)
+    [drawn] = ends(painter.run(job)).values()
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("batch_of_1",)
+    for index, each in enumerate(expected):
+        assert np.array_equal(painter.pixels(job, index), each)
+
+
+@shapes
+def test_out_of_memory_in_a_preview_leaves_the_image(
+    painter: Studio, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job = painter.job(preview_every=1)
+    expected = painter.expected(job)
+    fail_when(monkeypatch, painter.engine._pipelines.base.vae, "decode", error, _once())
+    painter.run(job)
+    assert np.array_equal(painter.pixels(job), expected)
+
+
+def test_out_of_memory_limits_the_batch_for_a_while_only(
+    painter: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        unet = painter.engine._pipelines.base.unet
+        fail_when(patch, unet, "forward", NO_MEMORY, lambda latents, *_: len(latents) > 4)
+        painter.run(painter.job(seeds=(1, 2, 3, 4), steps=1))
+    runs = []
+    for _ in range(CAUTIOUS_PASSES // 2 + 1):
+        painter.submit(painter.job(seeds=(1, 2, 3, 4), steps=1))
+        painter.engine.step()
+        runs.append(painter.engine.books()["runs"])
+        painter.finish()
+    # Each job counts as two passes, as the one that ran out of memory did in the end.
+    assert runs == [2] * (CAUTIOUS_PASSES // 2 - 1) + [1, 1]
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_out_of_memory_in_the_decoder_makes_tiles_smaller_than_the_image(
+    painter: Studio, monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    """Also for an image of the size that the decoder is made for, which is 64 here."""
+    vae = painter.engine._pipelines.base.vae
+    assert vae.config.sample_size == 64
+    fail_when(monkeypatch, vae.decoder, "forward", NO_MEMORY, lambda z, *_: z.shape[-1] > 4)
+    [drawn] = ends(painter.run(painter.job(width=side, height=side))).values()
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("vae_tiling",)
+
+
+def test_out_of_memory_measures_are_told_while_they_last_and_then_taken_back(
+    painter: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = painter.job(steps=1)
+    expected = painter.expected(job)
+    vae = painter.engine._pipelines.base.vae
+    with monkeypatch.context() as patch:
+        fail_when(patch, vae.decoder, "forward", NO_MEMORY, lambda z, *_: z.shape[-1] > 4)
+        painter.run(job)
+    told = []
+    for _ in range(CAUTIOUS_PASSES):
+        again = painter.job(steps=1)
+        [drawn] = ends(painter.run(again)).values()
+        assert isinstance(drawn, ImageDone)
+        told.append(drawn.memory_fallbacks)
+    assert told == [("vae_tiling",)] * (CAUTIOUS_PASSES - 1) + [()]
+    assert np.array_equal(painter.pixels(again), expected)
+
+
+# ---- a decoder that is cast for its call ---------------------------------------------------------
+
+
+def test_out_of_memory_in_a_cast_decoder_is_followed_by_the_same_image(
+    half: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = half.engine._pipelines.base.vae
+    job = half.job(width=128)
+    with monkeypatch.context() as patch:
+        fail_when(patch, vae, "decode", NO_MEMORY, lambda *_: not vae.use_tiling)
+        [drawn] = ends(half.run(job)).values()
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("vae_tiling",)
+    assert vae.dtype is torch.float16
+    again = half.job(width=128)  # undisturbed, and in tiles as well
+    half.run(again)
+    assert half.pixels(again).std() > 1
+    assert np.array_equal(half.pixels(job), half.pixels(again))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_out_of_memory_in_a_cast_encoder_is_followed_by_the_same_image(
+    half: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    vae = half.engine._pipelines.base.vae
+    job = from_picture(half, tmp_path, masked=masked)
+    with monkeypatch.context() as patch:
+        fail_when(patch, vae, "encode", NO_MEMORY, lambda *_: not vae.use_tiling)
+        [drawn] = ends(half.run(job)).values()
+    assert isinstance(drawn, ImageDone)
+    assert drawn.memory_fallbacks == ("vae_tiling",)
+    assert vae.dtype is torch.float16
+    again = from_picture(half, tmp_path, masked=masked)
+    half.run(again)
+    assert np.array_equal(half.pixels(job), half.pixels(again))
+
+
+def test_a_failed_decoder_has_its_format_back_for_the_next_job(
+    half: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = half.job()
+    half.run(good)
+    with monkeypatch.context() as patch:
+        fail_when(patch, half.engine._pipelines.base.vae, "decode", ValueError("no"))
+        half.run(half.job())
+    again = half.job()
+    half.run(again)
+    assert np.array_equal(half.pixels(good), half.pixels(again))
+
+
+def from_picture(studio: Studio, folder: Path, *, masked: bool) -> ImageJob:
+    source, mask = folder / "source.png", folder / "mask.png"
+    if not source.exists():  # noise, each time another
+        Image.effect_noise((128, 64), 60).convert("RGB").save(source)
+        Image.new("L", (128, 64), 255).save(mask)
+    paths: dict[str, Any] = {"mask": str(mask)} if masked else {}
+    return studio.job(width=128, image=str(source), **paths)
+
+
+def _once() -> Callable[..., bool]:
+    calls = iter([True])
+    return lambda *_: next(calls, False)
+
+
+# ---- which number format -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "capability", "expected"),
+    [
+        (("float32",), (9, 0), "bfloat16"),
+        (("float32",), (7, 5), "float16"),
+        (("bfloat16",), (9, 0), "bfloat16"),
+        (("bfloat16",), (7, 5), "float16"),
+        (("float16",), (9, 0), "float16"),
+        (("float32", "float16 variant"), (9, 0), "bfloat16"),  # the float32 ones are loaded
+        (("float16 variant",), (9, 0), "float16"),
+        (("float16 shards",), (9, 0), "float16"),
+    ],
+)
+def test_dtype_on_a_card_follows_the_files_that_are_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: tuple[str, ...],
+    capability: tuple[int, int],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
+    pipe = DiffusionPipeline.from_pretrained(make("sd", tmp_path / "made"))
+    for kind in files:
+        name, _, variant = kind.partition(" ")
+        pipe.unet.to(getattr(torch, name)).save_pretrained(
+            tmp_path / "unet",
+            variant="fp16" if variant else None,
+            max_shard_size="20KB" if variant == "shards" else "10GB",
+        )
+    found = _dtype(None, tmp_path, torch.device("cuda"))
+    assert str(found) == f"torch.{expected}"

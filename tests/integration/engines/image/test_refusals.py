@@ -1,0 +1,73 @@
+"""What the image engine refuses, by name, and what it offers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.support.image_harness import Studio, ends
+from workers.engines.base import Refused
+from workers.protocol import (
+    ImageDone,
+)
+
+#: what diffusers' schedulers do with numpy
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+
+def refusal(studio: Studio, **fields: Any) -> Refused:
+    with pytest.raises(Refused) as refused:
+        studio.engine.prepare(studio.job(**fields))
+    return refused.value
+
+
+def test_a_scheduler_that_there_is_not(studio: Studio) -> None:
+    found = refusal(studio, scheduler="magic")
+    assert (found.code, found.param) == ("INVALID_REQUEST", "scheduler")
+    assert found.details["schedulers"] == studio.engine._pipelines.schedulers.names != []
+
+
+def test_every_scheduler_that_is_offered_works(studio: Studio) -> None:
+    for name in studio.engine._pipelines.schedulers.names:
+        job = studio.job(scheduler=name, steps=4)
+        [final] = ends(studio.run(job)).values()
+        assert isinstance(final, ImageDone), (name, final)
+        assert final.scheduler == name
+
+
+def test_a_prompt_that_would_be_cut(studio: Studio) -> None:
+    longest = studio.engine._pipelines.longest_prompt
+    studio.engine.prepare(studio.job("x" * (longest - 2)))
+    found = refusal(studio, prompt="x" * (longest + 1))
+    assert (found.code, found.param) == ("CONTEXT_LENGTH_EXCEEDED", "prompt")
+    assert found.details["max_context"] == longest < found.details["prompt_tokens"]
+
+
+def test_a_size_that_would_be_rounded(studio: Studio) -> None:
+    multiple = 16 if studio.name in ("flux", "z-image") else 8
+    found = refusal(studio, width=64 + multiple // 2)
+    assert (found.code, found.param) == ("INVALID_REQUEST", "width")
+    assert found.details == {"multiple": multiple}
+
+
+def saved(path: Path, image: Any, kind: str = "PNG", **more: Any) -> str:
+    image.save(path, kind, **more)
+    return str(path)
+
+
+def test_uploads_that_are_no_pictures(studio: Studio, tmp_path: Path) -> None:
+    red = Image.new("RGB", (64, 64), "red")
+    good = saved(tmp_path / "good", red)
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "cut").write_bytes(Path(good).read_bytes()[:60])
+    saved(tmp_path / "gif", red, "GIF")
+    saved(
+        tmp_path / "moving", red, "WEBP", save_all=True, append_images=[Image.new("RGB", red.size)]
+    )
+    for name in ("empty", "cut", "gif", "moving", "missing"):
+        found = refusal(studio, image=str(tmp_path / name))
+        assert (found.code, found.param) == ("INVALID_REQUEST", "image"), name
+        assert str(tmp_path) not in found.message
+    small = saved(tmp_path / "small", Image.new("L", (32, 32)))
+    assert refusal(studio, image=good, mask=small).param == "mask"

@@ -1,0 +1,172 @@
+"""Transcription when memory runs out: at load, for files together, for one file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.audio import melody
+from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
+from tests.support.models import whisper
+from tests.support.transcription_harness import Desk, open_desk, tokens_of
+from workers.engines.base import Refused
+from workers.engines.batch_limit import CAUTIOUS_PASSES, BatchLimit
+from workers.engines.transcription.engine import TranscriptionEngine
+from workers.protocol import Failed, Load, TranscriptionDone
+
+SOUNDS = [melody(3, seed) for seed in range(5)]
+shapes = pytest.mark.parametrize(
+    "error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS)
+)
+
+
+@pytest.fixture(scope="module")
+def module_desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    desk = open_desk(tmp_path_factory.mktemp("desk"))
+    yield desk
+    desk.engine.close()
+
+
+@pytest.fixture
+def desk(module_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setattr(module_desk.engine, "_batch", BatchLimit(8))
+    return module_desk
+
+
+def raises(error: Exception) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+@shapes
+@pytest.mark.parametrize("where", ["from_pretrained", "to"])
+def test_out_of_memory_at_load_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    repository = whisper.make(tmp_path / "whisper")
+    monkeypatch.setattr(f"transformers.WhisperForConditionalGeneration.{where}", raises(error))
+    spec = Load(model="w", engine="transcription", path=str(repository), threads=1)
+    with pytest.raises(Refused) as refused:
+        TranscriptionEngine().load(spec, lambda _: None)
+    assert refused.value.code == "OUT_OF_MEMORY"
+
+
+@shapes
+def test_out_of_memory_lets_fewer_files_run_together(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    alone = [desk.transcribe(sound).text for sound in SOUNDS]
+    model = desk.engine._loaded.model
+    usual, batches = model.forward, []
+
+    def forward(**inputs: Any) -> Any:
+        batches.append(len(inputs["decoder_input_ids"]))
+        if batches[-1] > 2:
+            raise error
+        return usual(**inputs)
+
+    monkeypatch.setattr(model, "forward", forward)
+    jobs = [desk.job(sound) for sound in SOUNDS]
+    texts = {e.id: e.text for e in desk.run(*jobs) if isinstance(e, TranscriptionDone)}
+    assert [texts[job.id] for job in jobs] == alone
+    assert batches[0] == 5
+    assert set(batches[1:]) <= {1, 2}
+
+
+@shapes
+def test_out_of_memory_for_one_file_is_its_end_and_the_next_is_right(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job, expected = desk.job(SOUNDS[0]), desk.transcribe(SOUNDS[0]).text
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.engine._loaded.model.model.encoder, "forward", raises(error))
+        (final,) = [each for each in desk.run(job) if isinstance(each, Failed)]
+    assert (final.id, final.code) == (job.id, "OUT_OF_MEMORY")
+    assert desk.transcribe(SOUNDS[0]).text == expected
+
+
+@shapes
+def test_out_of_memory_while_a_file_is_decoded_is_named_as_such(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(desk.engine._intake._mel, "record", raises(error))
+    (final,) = desk.run(desk.job(SOUNDS[0]))
+    assert isinstance(final, Failed)
+    assert final.code == "OUT_OF_MEMORY"
+
+
+def test_out_of_memory_while_the_language_is_found_out_lets_fewer_files_run_together(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = desk.transcribe(SOUNDS[0]).text
+    decoder = desk.engine._loaded.model.model.decoder
+    usual, failures = decoder.forward, iter([True])
+
+    def forward(*values: Any, **named: Any) -> Any:
+        if next(failures, False):
+            raise OUT_OF_MEMORY_ERRORS["cpu"]
+        return usual(*values, **named)
+
+    monkeypatch.setattr(decoder, "forward", forward)
+    texts = [
+        e.text
+        for e in desk.run(desk.job(SOUNDS[0]), desk.job(SOUNDS[0]))
+        if isinstance(e, TranscriptionDone)
+    ]
+    assert texts == [alone, alone]
+
+
+def test_out_of_memory_changes_no_drawn_token(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"timestamps": "segment", "temperature": 0.8}
+    alone = [tokens_of(desk.transcribe(sound, **free).segments) for sound in SOUNDS[:2]]
+    model = desk.engine._loaded.model
+    usual, calls = model.forward, 0
+
+    def forward(**inputs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # tokens have been drawn by then
+            raise torch.OutOfMemoryError
+        return usual(**inputs)
+
+    monkeypatch.setattr(model, "forward", forward)
+    jobs = [desk.job(sound, **free) for sound in SOUNDS[:2]]
+    final = {e.id: e for e in desk.run(*jobs) if isinstance(e, TranscriptionDone)}
+    assert [tokens_of(final[job.id].segments) for job in jobs] == alone
+
+
+def test_out_of_memory_limits_the_batch_for_a_while_only(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = desk.engine._loaded.model.model.encoder
+    usual, batches = encoder.forward, []
+
+    def forward(features: Any, *values: Any, **named: Any) -> Any:
+        batches.append(len(features))
+        if len(batches) == 1:
+            raise torch.OutOfMemoryError
+        return usual(features, *values, **named)
+
+    monkeypatch.setattr(encoder, "forward", forward)
+    desk.run(*(desk.job(sound) for sound in SOUNDS[:4]))
+    assert batches == [4, 2, 2]
+    for _ in range(2 * CAUTIOUS_PASSES):
+        desk.transcribe(SOUNDS[0])
+    batches.clear()
+    batches.append(0)
+    desk.run(*(desk.job(sound) for sound in SOUNDS[:4]))
+    assert batches == [0, 4]
+
+
+def test_cudnn_attention_is_avoided(tmp_path: Path) -> None:
+    kept = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        open_desk(tmp_path).engine.close()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(kept)

@@ -1,0 +1,121 @@
+"""Which request killed the worker, which one only stood beside it, and which needs more memory."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bitinglip import errors
+from tests.support.scheduling_rig import ECHO, Rig, answer, job, until, with_rig, with_settings
+
+
+def test_quarantine_takes_a_request_that_kills_two_workers(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        with pytest.raises(errors.WorkerCrashed) as first:
+            await answer(rig, job("!crash"))
+        assert first.value.details == {"quarantined": True}
+        assert await answer(rig, job()) == "a b c"
+        (worker,) = rig.operations.workers()
+        with pytest.raises(errors.WorkerCrashed) as second:
+            await answer(rig, job("!crash", stream=True))
+        assert second.value.details == {"quarantined": True}
+        assert rig.operations.workers() == [worker]  # nobody died of it again
+        assert worker.restarts == 2
+
+    with_rig(tmp_path, test)
+
+
+def test_quarantine_ends_when_the_model_is_loaded_again(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        with pytest.raises(errors.WorkerCrashed):
+            await answer(rig, job("!crash"))
+        await rig.operations.unload(ECHO)
+        with pytest.raises(errors.WorkerCrashed):
+            await answer(rig, job("!crash"))
+        assert rig.manager.models[ECHO].restarts == 2
+
+    with_rig(tmp_path, test)
+
+
+def test_quarantine_spares_the_bystanders_of_a_poison_request(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.operations.load(ECHO)
+        innocents = [asyncio.create_task(answer(rig, job(f"n{n}", 5))) for n in range(6)]
+        with pytest.raises(errors.WorkerCrashed) as refused:
+            await answer(rig, job("!crash"))
+        assert refused.value.details == {"quarantined": True}
+        assert await asyncio.gather(*innocents) == [" ".join([f"n{n}"] * 5) for n in range(6)]
+        # Twice in company, then once alone: that is how it was found out.
+        assert rig.manager.models[ECHO].restarts == 3
+
+    with_rig(tmp_path, test, tokens_per_second=20)
+
+
+def test_retry_of_a_request_that_ran_out_of_memory_runs_alone(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.operations.load("beside")
+        await rig.operations.load(ECHO)
+        pid = rig.pid()
+        others = [asyncio.create_task(answer(rig, job(f"n{n}", 5))) for n in range(3)]
+        with pytest.raises(errors.OutOfMemory) as failed:
+            await answer(rig, job("!oom"))
+        assert "alone on its worker" in failed.value.details["tried"]
+        assert {"setting": f"models.{ECHO}.max_batch", "value": 32} in (
+            failed.value.details["ways_out"]
+        )
+        assert await asyncio.gather(*others) == [" ".join([f"n{n}"] * 5) for n in range(3)]
+        assert rig.pid() == pid  # the worker lives on
+        await until(lambda: rig.operations.status("beside") == "available")  # it made room
+
+    fake = {"faults": True, "tokens_per_second": 50}
+    models = {ECHO: {"fake": fake}, "beside": {"engine": "fake"}}
+    with_settings(tmp_path, test, {"models": models})
+
+
+def test_isolation_holds_nothing_for_cancelled_suspects(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.operations.load(ECHO)
+        tasks = [asyncio.create_task(answer(rig, job(f"n{n}", 200))) for n in range(4)]
+        await until(lambda: rig.dispatcher.running(ECHO) == 4)
+        for _ in range(2):
+            serving_again = partial(_serving_again, rig, rig.manager.models[ECHO].restarts)
+            rig.kill()
+            await until(serving_again)
+        model_queue = rig.dispatcher.delivery.model_queues[ECHO]
+        assert model_queue.isolated is not None
+        assert len(model_queue.isolation_queue) == 3
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert await answer(rig, job()) == "a b c"
+
+    with_rig(tmp_path, test, tokens_per_second=20)
+
+
+def _serving_again(rig: Rig, restarts: int) -> bool:
+    return bool(rig.manager.serving(ECHO)) and rig.manager.models[ECHO].restarts > restarts
+
+
+def test_drain_of_a_worker_that_dies_loses_no_request(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.operations.load(ECHO)
+        running = asyncio.create_task(answer(rig, job(max_tokens=10)))
+        await until(lambda: rig.dispatcher.running(ECHO))
+        rig.operations.drain_worker(f"{ECHO}/0")
+        rig.kill()
+        assert len((await running).split()) == 10
+
+    with_rig(tmp_path, test, tokens_per_second=30)
+
+
+def test_eviction_after_out_of_memory_spares_the_model_that_ran_it(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.operations.load(ECHO)
+        pid = rig.pid()
+        with pytest.raises(errors.OutOfMemory):
+            await answer(rig, job("!oom"))
+        assert await answer(rig, job()) == "a b c"
+        assert rig.pid() == pid
+
+    with_rig(tmp_path, test)

@@ -1,0 +1,164 @@
+"""Start, kill, drain and stop of the whole process tree."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.http_client import NATIVE
+from tests.support.server import (
+    Server,
+    alive,
+    await_ready,
+    descendants,
+    running_server,
+    start_server,
+)
+from tests.support.sse import events_of
+from tests.support.wait import eventually
+
+SLOW_ECHO = (
+    "--set",
+    "models.demo-echo.fake.tokens_per_second=50",
+    "--set",
+    "models.demo-echo.fake.faults=true",
+)
+
+
+def test_retry_after_a_kill_under_load_loses_nothing_that_had_not_streamed(tmp_path: Path) -> None:
+    async def one(client: httpx.AsyncClient, n: int, stream: bool) -> tuple[bool, int, str]:
+        body = {"model": "demo-echo", "prompt": f"n{n}", "max_tokens": 60, "stream": stream}
+        answer = await client.post(NATIVE, json=body)
+        return stream, answer.status_code, answer.text
+
+    async def run(server: Server) -> None:
+        async with server.async_client() as client:
+            await client.post(NATIVE, json={"model": "demo-echo", "prompt": "x", "max_tokens": 1})
+            work = [asyncio.create_task(one(client, n, n % 2 == 0)) for n in range(30)]
+            await asyncio.sleep(0.5)
+            os.kill(server.worker("demo-echo")["pid"], signal.SIGKILL)
+            for n, (stream, status, text) in enumerate(await asyncio.gather(*work)):
+                assert status == 200
+                if stream:
+                    finals = [e for e in events_of(text) if e[0] in ("completed", "failed")]
+                    assert [name for name, _ in finals] == ["failed"]
+                    assert finals[0][1]["error"]["code"] == "WORKER_CRASHED"
+                else:
+                    assert json.loads(text)["result"]["text"] == " ".join([f"n{n}"] * 60)
+            assert (await client.get("/health")).json()["status"] == "healthy"
+
+    with running_server(tmp_path / "home", *SLOW_ECHO) as server:
+        asyncio.run(run(server))
+        eventually(server.bootstrapped)
+        assert server.worker("demo-echo")["restarts"] == 1
+
+
+def test_worker_ends_when_its_gateway_is_killed(tmp_path: Path) -> None:
+    with running_server(tmp_path / "home", *SLOW_ECHO) as server:
+        with server.client() as client:
+            client.post(NATIVE, json={"model": "demo-echo", "prompt": "x", "max_tokens": 1})
+            client.post(NATIVE, json={"model": "demo-text", "prompt": "x", "max_tokens": 1})
+        children = descendants(server.process.pid)
+        assert len(children) >= 2
+        server.process.kill()
+        server.process.wait()
+        eventually(lambda: not any(alive(child) for child in children), 5)
+        # The lock died with it: another start on the same home works at once.
+        again = start_server(server.home)
+        await_ready(again)
+        assert again.stop() == 0
+
+
+def test_drain_on_sigterm_then_exit_with_0(tmp_path: Path) -> None:
+    body = {"model": "demo-echo", "prompt": "a b", "max_tokens": 60, "stream": True}
+    with running_server(tmp_path / "home", *SLOW_ECHO) as server, server.client() as client:
+        children: list[psutil.Process] = []
+        with client.stream("POST", NATIVE, json=body) as answer:
+            lines = answer.iter_lines()
+            while next(lines) != "event: token":
+                pass
+            children = descendants(server.process.pid)
+            server.process.send_signal(signal.SIGTERM)
+            eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503, 3)
+            refused = httpx.post(server.url + NATIVE, json=body, headers=server.headers)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "SHUTTING_DOWN"
+            assert "event: completed" in list(lines)
+        assert server.process.wait(10) == 0
+        eventually(lambda: not any(alive(child) for child in children), 5)
+        assert not (server.home / "server.json").exists()
+
+
+def test_drain_is_cut_short_by_a_second_signal(tmp_path: Path) -> None:
+    body: dict[str, Any] = {
+        "model": "demo-echo",
+        "prompt": "!slow",
+        "max_tokens": 500,
+        "stream": True,
+    }
+    with (
+        running_server(tmp_path / "home", *SLOW_ECHO) as server,
+        server.client() as client,
+        client.stream("POST", NATIVE, json=body) as answer,
+    ):
+        pieces = answer.iter_bytes()  # let go, it would close the connection
+        next(pieces)
+        server.process.send_signal(signal.SIGINT)
+        eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503, 3)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(10) == 130
+        assert time.monotonic() - began < 5
+
+
+def test_start_of_a_second_server_on_the_same_home_is_refused(tmp_path: Path) -> None:
+    with running_server(tmp_path / "home") as server:
+        second = start_server(server.home)
+        assert second.process.wait(20) == 1
+        assert f"pid {server.process.pid}" in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--set", "server.prot=1"), "server.port"),
+        (("--host", "0.0.0.0", "--set", "security.require_api_key=false"), "allow_insecure"),
+        (("--host", "203.0.113.7"), "Cannot listen"),
+    ],
+)
+def test_start_that_cannot_succeed_is_refused_with_a_clear_message(
+    tmp_path: Path, args: tuple[str, ...], message: str
+) -> None:
+    server = start_server(tmp_path / "home", args)
+    assert server.process.wait(20) == 1
+    assert message in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_health_answers_before_the_models_are_there(tmp_path: Path) -> None:
+    server = start_server(tmp_path / "home")
+    try:
+        eventually((server.home / "server.json").exists, 20)
+        server.url = json.loads((server.home / "server.json").read_text())["url"]
+        assert httpx.get(server.url + "/livez", timeout=20).status_code == 200
+        assert httpx.get(server.url + "/health").status_code == 200
+    finally:
+        server.stop()
+
+
+def test_the_gateway_and_the_command_line_leave_torch_out() -> None:
+    code = (
+        "import sys, bitinglip.app, bitinglip.server, cli.main\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,298 @@
+"""Text over HTTP, from the client's side of a real server."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.http_client import NATIVE
+from tests.support.server import Server, running_server
+from tests.support.sse import events_of
+from tests.support.wait import eventually
+
+
+def chat(n: int) -> dict[str, Any]:
+    """Chats of mixed lengths and settings, all greedy, so that each has one right answer."""
+    return {
+        "model": "demo-text",
+        "messages": [
+            {"role": "system", "content": "Answer in the style of number " + str(n)},
+            {"role": "user", "content": f"question {n}: " + "tell me more " * (n % 9)},
+        ],
+        "max_tokens": 4 + (n * 7) % 40,
+        "temperature": 0,
+        "seed": n,
+    }
+
+
+async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+    answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    parsed: dict[str, Any] = answer.json()
+    return parsed
+
+
+def test_forty_mixed_chats_at_once_equal_the_same_alone(server: Server) -> None:
+    async def run() -> None:
+        async with server.async_client() as client:
+            bodies = [chat(n) for n in range(40)]
+            together = await asyncio.gather(*(ask(client, body) for body in bodies))
+            for body, found in zip(bodies, together, strict=True):
+                alone = await ask(client, body)
+                assert found["choices"] == alone["choices"]
+                assert found["usage"] == alone["usage"]
+                assert found["usage"]["completion_tokens"] <= body["max_tokens"]
+
+    asyncio.run(run())
+
+
+def test_a_native_stream_tells_its_way_and_ends_once(server: Server) -> None:
+    with server.client() as client:
+        body = {"model": "demo-echo", "prompt": "one two three", "max_tokens": 5, "stream": True}
+        answer = client.post(NATIVE, json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = events_of(answer.text)
+    names = [name for name, _ in events if name not in ("queued", "loading")]
+    assert names == ["started", *["token"] * 5, "completed"]
+    tokens = [data for name, data in events if name == "token"]
+    assert [token["index"] for token in tokens] == [0, 1, 2, 3, 4]
+    final = events[-1][1]
+    assert final["status"] == "completed"
+    assert final["result"]["text"] == "".join(token["text"] for token in tokens)
+    assert final["usage"]["completion_tokens"] == 5
+
+
+def test_stream_and_plain_answer_are_the_same_text(server: Server) -> None:
+    body = {"model": "demo-text", "prompt": "Once upon a time", "max_tokens": 20, "temperature": 0}
+    with server.client() as client:
+        plain = client.post(NATIVE, json=body).json()
+        streamed = events_of(client.post(NATIVE, json={**body, "stream": True}).text)
+    assert streamed[-1][1]["result"] == plain["result"]
+    text = "".join(data["text"] for name, data in streamed if name == "token")
+    assert text == plain["result"]["text"]
+
+
+def test_the_same_seed_gives_the_same_text_beside_others(server: Server) -> None:
+    body = {"model": "demo-text", "prompt": "seeded", "max_tokens": 24, "temperature": 1, "seed": 7}
+
+    async def run() -> None:
+        async with server.async_client() as client:
+            alone = (await client.post(NATIVE, json=body)).json()["result"]["text"]
+            others = [{**body, "seed": n, "prompt": f"other {n}"} for n in range(10)]
+            answers = await asyncio.gather(
+                *(client.post(NATIVE, json=one) for one in [*others, body, body])
+            )
+            texts = [answer.json()["result"]["text"] for answer in answers]
+            assert texts[-1] == texts[-2] == alone
+            assert len(set(texts)) > 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        ({"model": "demo-text", "prompt": "x", "wings": 2}, 400, "UNSUPPORTED_PARAMETER", "wings"),
+        ({"model": "nobody", "prompt": "x"}, 404, "INVALID_MODEL", "model"),
+        (
+            {"model": "demo-text", "prompt": "x", "max_tokens": 100_000},
+            400,
+            "CONTEXT_LENGTH_EXCEEDED",
+            "max_tokens",
+        ),
+        (
+            {"model": "demo-text", "prompt": "long " * 9000},
+            400,
+            "CONTEXT_LENGTH_EXCEEDED",
+            "prompt",
+        ),
+        (
+            {"model": "demo-text", "prompt": "x", "temperature": -1},
+            400,
+            "INVALID_REQUEST",
+            "temperature",
+        ),
+        ({"model": "demo-text"}, 400, "INVALID_REQUEST", "prompt"),
+        (
+            {"model": "demo-echo", "prompt": "x", "logprobs": 1},
+            400,
+            "UNSUPPORTED_PARAMETER",
+            "logprobs",
+        ),
+        (b'{"model": "demo-text", "prompt"', 400, "INVALID_REQUEST", None),
+        (
+            b'{"model": "demo-text", "prompt": "x", "temperature": NaN}',
+            400,
+            "INVALID_REQUEST",
+            "temperature",
+        ),
+        (b"[" * 100_000, 400, "INVALID_REQUEST", None),
+    ],
+)
+def test_bad_requests_get_the_contracts_error_and_are_not_repeated_back(
+    server: Server, body: Any, status: int, code: str, param: str | None
+) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with server.client() as client:
+        answer = client.post(NATIVE, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert error["param"] == param
+    assert error["request_id"] == answer.headers["x-request-id"]
+    assert set(error) == {"code", "message", "type", "param", "details", "request_id", "timestamp"}
+    assert "long long" not in answer.text
+    if code == "INVALID_MODEL":
+        assert error["details"]["available_models"] == [
+            "demo-echo",
+            "demo-image",
+            "demo-speech",
+            "demo-text",
+        ]
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        sock.sendall(
+            b"POST /api/v1/inference/text-generation HTTP/1.1\r\nHost: localhost\r\n"
+            b"Authorization: Bearer " + server.key.encode() + b"\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 104857600\r\n\r\n{"
+        )
+        answer = b""
+        while chunk := sock.recv(65536):
+            answer += chunk
+    assert b" 413 " in answer.split(b"\r\n")[0]
+    assert b"PAYLOAD_TOO_LARGE" in answer
+
+
+@pytest.mark.parametrize("key", ["?", "nonsense", "blk_live_" + "A" * 61, "' OR 1=1--", "é" * 20])
+def test_a_bad_key_is_a_401_and_never_logged(server: Server, key: str) -> None:
+    headers = {b"Authorization": f"Bearer {key}".encode()}
+    with server.client(headers=headers) as client:
+        answer = client.post(NATIVE, json={"model": "demo-echo", "prompt": "x"})
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    if len(key) > 5:
+        assert key not in server.log.read_text()
+
+
+def test_neither_the_key_nor_a_prompt_is_ever_logged(server: Server) -> None:
+    with server.client() as client:
+        for body in ({"model": "demo-echo", "prompt": "canary-words"}, {"prompt": "canary-words"}):
+            client.post(NATIVE, json=body)
+        client.get(f"/api/v1/models?key={server.key}")
+    log = server.log.read_text()
+    assert "canary-words" not in log
+    # The one line of the first start shows the key, as the contract says.
+    assert log.count(server.key) == 1
+
+
+def test_a_client_that_goes_away_cancels_its_request(server: Server) -> None:
+    body = {"model": "demo-echo", "prompt": "!slow a b", "max_tokens": 1000, "stream": True}
+    with (
+        server.client() as client,
+        client.stream("POST", NATIVE, json=body) as answer,
+    ):
+        pieces = answer.iter_bytes()  # let go, it would close the connection
+        next(pieces)
+        assert server.status()["in_flight"] == 1
+    eventually(server.bootstrapped, 5)
+
+
+def test_a_client_that_goes_away_without_a_stream_cancels_too(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({"model": "demo-echo", "prompt": "!slow a", "max_tokens": 1000}).encode()
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        sock.sendall(
+            b"POST /api/v1/inference/text-generation HTTP/1.1\r\nHost: localhost\r\n"
+            b"Authorization: Bearer " + server.key.encode() + b"\r\n"
+            b"Content-Type: application/json\r\nContent-Length: "
+            + str(len(body)).encode()
+            + b"\r\n\r\n"
+            + body
+        )
+        eventually(lambda: server.status()["in_flight"] == 1)
+    eventually(server.bootstrapped, 5)
+
+
+def test_a_new_key_works_within_its_scopes_and_not_after_its_end(server: Server) -> None:
+    with server.client() as admin:
+        made = admin.post("/api/v1/keys", json={"name": "reader", "scopes": ["models:read"]})
+        assert made.status_code == 201
+        key = made.json()
+        headers = {"X-API-Key": key["key"]}
+        with server.client(headers=headers) as reader:
+            assert reader.get("/api/v1/models").status_code == 200
+            refused = reader.post(NATIVE, json={"model": "demo-echo", "prompt": "x"})
+            assert refused.status_code == 403
+            assert refused.json()["error"]["code"] == "INSUFFICIENT_SCOPE"
+            assert admin.delete(f"/api/v1/keys/{key['id']}").status_code == 204
+            assert reader.get("/api/v1/models").status_code == 401
+    assert key["key"] not in server.log.read_text()
+
+
+def test_metrics_count_what_was_done(server: Server) -> None:
+    def value(text: str, name: str) -> float:
+        lines = [line for line in text.splitlines() if line.startswith(name)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    name = 'inference_requests_total{model="demo-echo"'
+    with server.client() as client:
+        before = value(client.get("/metrics").text, name)
+        client.post(NATIVE, json={"model": "demo-echo", "prompt": "x", "max_tokens": 3})
+        after = client.get("/metrics").text
+    assert value(after, name) == before + 1
+    assert "bitinglip_in_flight_requests 0" in after
+
+
+def test_health_answers_without_a_key(server: Server) -> None:
+    body = httpx.get(server.url + "/health").json()
+    assert body["status"] == "healthy"
+    assert set(body["checks"]) == {
+        "database",
+        "cache",
+        "cluster_manager",
+        "model_manager",
+        "task_manager",
+    }
+    assert all(check["ok"] for check in body["checks"].values())
+
+
+def test_two_hundred_streams_at_once(server: Server) -> None:
+    body = {"model": "demo-echo", "prompt": "a b c d", "max_tokens": 50, "stream": True}
+
+    async def one(client: httpx.AsyncClient) -> str:
+        answer = await client.post(NATIVE, json=body)
+        events = events_of(answer.text)
+        assert events[-1][0] == "completed", events[-1]
+        return str(events[-1][1]["result"]["text"])
+
+    async def run() -> None:
+        async with asyncio.timeout(60), server.async_client() as client:
+            texts = await asyncio.gather(*(one(client) for _ in range(200)))
+        assert set(texts) == {" ".join((["a", "b", "c", "d"] * 13)[:50])}
+
+    asyncio.run(run())
+
+
+def test_a_loaded_model_says_what_it_really_runs_as(tmp_path: Path) -> None:
+    changed = (
+        "--set",
+        "models.demo-text.dtype=bfloat16",
+        "--set",
+        "models.demo-text.max_context=99",
+    )
+    with running_server(tmp_path / "home", *changed) as server, server.client() as client:
+        before = client.get("/api/v1/models/demo-text").json()
+        assert (before["dtype"], before["device"], before["max_context"]) == ("float32", None, 2048)
+        assert client.post("/api/v1/models/demo-text/load").status_code == 200
+        model = client.get("/api/v1/models/demo-text").json()
+        echo = client.get("/api/v1/models/demo-echo").json()
+    assert (model["dtype"], model["device"], model["max_context"]) == ("bfloat16", "cpu", 99)
+    assert "logprobs" in model["supported_parameters"]
+    assert "logprobs" not in echo["supported_parameters"]

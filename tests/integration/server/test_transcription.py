@@ -1,0 +1,289 @@
+"""Transcription from a real server, both surfaces, by a tiny Whisper that hears nonsense."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+
+from model_store.store import ModelStore
+from tests.support.audio import wav
+from tests.support.cli_process import run, terminal
+from tests.support.models.whisper import make
+from tests.support.server import Server, running_server
+from tests.support.sse import events_of
+
+ROUTE = "/api/v1/inference/transcription"
+MODEL = "tiny-whisper"
+
+
+def sound(seconds: float = 2.0, kind: str = "WAV", rate: int = 16_000) -> bytes:
+    out = io.BytesIO()
+    wave = 0.3 * np.sin(np.arange(int(seconds * rate)) * 0.2)
+    soundfile.write(out, wave, rate, format=kind)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("transcription")
+    home = folder / "home"
+    home.mkdir(mode=0o700)
+    ModelStore(home / "models").import_folder(make(folder / "whisper"), MODEL)
+    sets = (
+        "workers.threads=1",
+        "demo=never",
+        "limits.transcription.max_seconds=40",
+        "limits.transcription.max_channels=2",
+        "limits.tiers.free.transcription.max_seconds=3",
+        "limits.tiers.free.transcription.max_bytes=200000",
+    )
+    with running_server(home, *(word for each in sets for word in ("--set", each))) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def official(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
+
+
+def ask(client: httpx.Client, data: bytes, **fields: Any) -> httpx.Response:
+    return client.post(ROUTE, data={"model": MODEL, **fields}, files={"file": ("a.wav", data)})
+
+
+def test_what_a_request_may_set_is_listed(client: httpx.Client) -> None:
+    model = client.get(f"/api/v1/models/{MODEL}").json()
+    assert set(model["supported_parameters"]) == {
+        "language",
+        "prompt",
+        "task",
+        "temperature",
+        "timestamps",
+    }
+
+
+def test_a_form_and_json_say_the_same(client: httpx.Client) -> None:
+    form = ask(client, sound(), language="en").json()
+    body = {"model": MODEL, "language": "en", "audio": base64.b64encode(sound()).decode()}
+    json = client.post(ROUTE, json=body).json()
+    assert form["status"] == "completed", form
+    assert form["result"] == json["result"]
+    assert form["result"]["duration"] == 2.0
+    assert form["usage"] == {"audio_seconds": 2.0}
+    assert form["result"]["segments"][0]["id"] == 0
+    assert "".join(each["text"] for each in form["result"]["segments"]) == form["result"]["text"]
+
+
+def test_metrics_count_the_audio_seconds_that_were_transcribed(client: httpx.Client) -> None:
+    def counted() -> float:
+        pattern = rf'bitinglip_audio_seconds_total{{model="{MODEL}"}} (\S+)'
+        found = re.search(pattern, client.get("/metrics").text)
+        return float(found[1]) if found else 0.0
+
+    before = counted()
+    assert ask(client, sound(1.5)).json()["status"] == "completed"
+    assert counted() - before == pytest.approx(1.5)
+
+
+def test_a_stream_tells_each_segment(client: httpx.Client) -> None:
+    events = events_of(ask(client, sound(35), stream="true").text)
+    names = [name for name, _ in events if name not in ("queued", "loading", "progress")]
+    assert names[0] == "started"
+    assert names[-1] == "completed"
+    heard = [data["text"] for name, data in events if name == "segment"]
+    segments = events[-1][1]["result"]["segments"]
+    assert heard == [each["text"] for each in segments] != []
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_every_usual_format_is_read(client: httpx.Client, kind: str) -> None:
+    answer = ask(client, sound(kind=kind)).json()
+    assert answer["result"]["duration"] == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a sound",
+        sound()[:30],
+        sound(41),
+        sound(3601, "FLAC", 4000),
+        wav(rate=0),
+        wav(channels=100),
+    ],
+    ids=["empty", "text", "cut", "long", "an hour", "0 Hz", "100 channels"],
+)
+def test_what_is_no_sound_is_refused_and_the_worker_lives(
+    client: httpx.Client, data: bytes
+) -> None:
+    answer = ask(client, data)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("INVALID_REQUEST", "file")
+    assert ask(client, sound()).status_code == 200
+
+
+def test_tiers_bound_files(server: Server, client: httpx.Client) -> None:
+    body = {"name": "guest", "tier": "free", "scopes": ["inference:audio"]}
+    key = client.post("/api/v1/keys", json=body).json()["key"]
+    with server.client(headers={"X-API-Key": key}) as guest:
+        assert ask(guest, sound(2.9)).status_code == 200
+        long = ask(guest, sound(3.1))
+        assert (long.status_code, long.json()["error"]["param"]) == (400, "file")
+        large = ask(guest, sound(8))
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    assert ask(client, sound(8)).status_code == 200
+
+
+def test_more_channels_than_the_settings_allow(client: httpx.Client) -> None:
+    def with_channels(count: int) -> bytes:
+        out = io.BytesIO()
+        soundfile.write(out, np.zeros((16_000, count)), 16_000, format="WAV")
+        return out.getvalue()
+
+    assert ask(client, with_channels(2)).status_code == 200
+    refused = ask(client, with_channels(3))
+    assert refused.status_code == 400
+    assert "3 channels" in refused.json()["error"]["message"]
+
+
+def test_what_else_is_refused(client: httpx.Client) -> None:
+    assert client.post(ROUTE, data={"model": MODEL}).status_code == 415
+    missing = client.post(ROUTE, data={"model": MODEL}, files={"other": b"x"}).json()["error"]
+    assert (missing["code"], missing["param"]) == ("UNSUPPORTED_PARAMETER", "other")
+    language = ask(client, sound(), language="klingon").json()["error"]
+    assert (language["code"], language["param"]) == ("INVALID_REQUEST", "language")
+    base = client.post(ROUTE, json={"model": MODEL, "audio": "!"}).json()["error"]
+    assert base["param"] == "audio"
+
+
+def test_the_official_client(official: openai.OpenAI) -> None:
+    def write_down(**more: Any) -> Any:
+        return official.audio.transcriptions.create(
+            model=MODEL, file=("a.wav", sound()), language="en", **more
+        )
+
+    text = write_down().text
+    assert write_down(response_format="text").strip() == text.strip()
+    assert write_down(response_format="vtt").startswith("WEBVTT\n\n")
+    assert " --> " in write_down(response_format="srt")
+    whole = write_down(response_format="verbose_json")
+    assert (whole.duration, whole.language) == (2.0, "en")
+    assert whole.segments
+    deltas = list(write_down(stream=True))
+    assert deltas[-1].type == "transcript.text.done"
+    assert "".join(each.delta for each in deltas[:-1]) == deltas[-1].text
+    with pytest.raises(openai.BadRequestError) as refused:
+        write_down(timestamp_granularities=["word"])
+    assert refused.value.param == "timestamp_granularities"
+    with pytest.raises(openai.BadRequestError) as refused:
+        official.audio.transcriptions.create(model=MODEL, file=("a.wav", b"nothing"))
+    assert refused.value.param == "file"
+
+
+def test_translations_are_into_english(client: httpx.Client) -> None:
+    files = {"file": ("a.wav", sound())}
+    fields = {"model": MODEL, "response_format": "verbose_json"}
+    answer = client.post("/v1/audio/translations", data=fields, files=files).json()
+    assert answer["task"] == "translate"
+    assert answer["segments"]
+    refused = client.post(
+        "/v1/audio/translations", data={"model": MODEL, "language": "en"}, files=files
+    )
+    assert refused.json()["error"]["param"] == "language"
+
+
+def test_uploads_do_not_stay(server: Server, client: httpx.Client) -> None:
+    ask(client, sound())
+    left = {path.name for path in Path(server.home / "files").iterdir()}
+    assert all(name.startswith("task-") and name.endswith("-file") for name in left)
+
+
+# ---- bitinglip transcribe ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def heard(server: Server, client: httpx.Client, tmp_path: Path) -> tuple[Path, str]:
+    """A folder beside a home, with a sound in it, and what is heard there."""
+    (tmp_path / "home").symlink_to(server.home)
+    (tmp_path / "a.wav").write_bytes(sound(35))
+    return tmp_path, ask(client, sound(35)).json()["result"]["text"]
+
+
+def test_the_command_writes_down_a_file(heard: tuple[Path, str]) -> None:
+    folder, text = heard
+    done = run(folder / "home", "transcribe", "a.wav")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == text.split()
+    piped = run(folder / "home", "transcribe", "-", stdin=(folder / "a.wav").read_bytes())
+    assert piped.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (("-o", "a.srt"), "1\n00:00:0"),
+        (("-o", "a.vtt"), "WEBVTT\n\n00:00:0"),
+        (("-o", "a.txt", "--format", "srt"), "1\n00:00:0"),
+    ],
+)
+def test_the_command_writes_subtitles(
+    heard: tuple[Path, str], words: tuple[str, ...], start: str
+) -> None:
+    folder, _ = heard
+    done = run(folder / "home", "transcribe", "a.wav", *words, "--language", "en")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"Wrote {words[1]} (35.0 s of sound in ")
+    assert (folder / words[1]).read_text().startswith(start)
+
+
+def test_the_command_speaks_json_with_words(heard: tuple[Path, str]) -> None:
+    folder, _ = heard
+    done = run(folder / "home", "transcribe", "a.wav", "--json", "--words", "-m", MODEL)
+    result = json.loads(done.stdout)["result"]
+    assert any(segment.get("words") for segment in result["segments"])
+
+
+def test_on_a_terminal_the_text_comes_as_it_is_heard(heard: tuple[Path, str]) -> None:
+    folder, text = heard
+    with terminal(folder / "home", "transcribe", "a.wav") as shell:
+        shell.wait_for(re.escape(text.split()[0]))
+        shell.wait_for(r"35\.0 s of sound in ")
+        assert shell.wait_for_end() == 0
+    with terminal(folder / "home", "transcribe", "a.wav", "-o", "a.txt") as shell:
+        shell.wait_for("sending the file|listening|writing down|finishing")
+        shell.wait_for("Wrote a.txt")
+        assert shell.wait_for_end() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (("missing.wav",), "missing.wav cannot be read", 1),
+        (("home/admin.key",), "not a sound file", 1),
+        (("a.wav", "-m", "nobody"), "Available: tiny-whisper", 1),
+        (("a.wav", "--language", "klingon"), "klingon", 1),
+        (("a.wav", "--words"), "--json", 2),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    heard: tuple[Path, str], words: tuple[str, ...], said: str, code: int
+) -> None:
+    done = run(heard[0] / "home", "transcribe", *words)
+    assert done.returncode == code
+    assert said in " ".join(done.stderr.split())

@@ -1,0 +1,210 @@
+"""Pickled weights: refused, or converted where the operator allows it, by a process apart."""
+
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BarkModel, VitsModel
+
+from model_store.errors import BadFiles, PullCancelled
+from model_store.hub import HubOptions, pull
+from model_store.pickles import convert, pickled
+from model_store.store import ModelStore
+from tests.support.cli_process import run
+from tests.support.hub import REPO, fake_hub
+from tests.support.models.bark import make as make_bark
+from tests.support.models.voices import make_vits
+from tests.support.wait import eventually
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "store")
+
+
+def only_pickles(folder: Path, *, shards: int = 1) -> Path:
+    """Its weights as repositories of old have them."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for n in range(shards):
+        part = {name: tensors[name] for name in names[n::shards]}
+        suffix = "" if shards == 1 else f"-{n + 1:05}-of-{shards:05}"
+        torch.save(part, folder / f"pytorch_model{suffix}.bin")
+    return folder
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_model_is_the_same_as_before(tmp_path: Path, store: ModelStore, shards: int) -> None:
+    source = make_vits(tmp_path / "m")
+    before = VitsModel.from_pretrained(source).state_dict()
+    only_pickles(source, shards=shards)
+    with pytest.raises(BadFiles, match="allow_pickles"):
+        store.import_folder(source, "m")
+    manifest = store.import_folder(source, "m", allow_pickles=True)
+    assert not [entry.path for entry in manifest.files if entry.path.endswith(".bin")]
+    assert manifest.parameters == sum(tensor.numel() for tensor in before.values())
+    after = VitsModel.from_pretrained(store.path("m"), use_safetensors=True).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted(source.glob("*.bin")), "the source is left as it was"
+    assert not store.verify("m")
+
+
+def test_a_bark_is_pulled_as_its_repositories_are(tmp_path: Path, store: ModelStore) -> None:
+    """Beside the weights lie those of another library, which nobody needs."""
+    source = make_bark(tmp_path / "bark")
+    before = BarkModel.from_pretrained(source).state_dict()
+    only_pickles(source)
+    (source / "text_2.pt").write_bytes(b"not ours")
+    with fake_hub(source) as hub:
+        options = HubOptions(endpoint=hub.url)
+        with pytest.raises(BadFiles, match="allow_pickles"):
+            pull(store, REPO, hub=options)
+        manifest = pull(store, REPO, hub=options, allow_pickles=True)
+        assert not any("text_2.pt" in path for _, path in hub.requests)
+    assert manifest.kind == "speech"
+    assert "v2/en_speaker_0" in manifest.voices
+    after = BarkModel.from_pretrained(store.path(REPO), use_safetensors=True).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_better_weights_are_taken_even_where_pickles_are_allowed(
+    tmp_path: Path, store: ModelStore
+) -> None:
+    source = make_vits(tmp_path / "m")
+    (source / "pytorch_model.bin").write_bytes(b"not looked at")
+    store.import_folder(source, "m", allow_pickles=True)
+
+
+class _Shell:
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {Path(sys.argv[0]).parent / 'ran'}",)
+
+
+def _code(path: Path) -> None:
+    torch.save({"weight": torch.zeros(2), "extra": _Shell()}, path)
+
+
+def _old_format(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"weight": _Shell()}))
+
+
+def _list(path: Path) -> None:
+    torch.save([torch.zeros(2)], path)
+
+
+def _nested(path: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(2)}}, path)
+
+
+def _sparse(path: Path) -> None:
+    torch.save({"weight": torch.eye(3).to_sparse()}, path)
+
+
+def _cut(path: Path) -> None:
+    torch.save({"weight": torch.zeros(9999)}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def _text(path: Path) -> None:
+    path.write_text("<html>")
+
+
+def _huge(path: Path) -> None:
+    """One number that stands for a table of terabytes."""
+    torch.save({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
+
+
+@pytest.mark.parametrize("spoil", [_code, _old_format, _list, _nested, _sparse, _cut, _text, _huge])
+def test_what_is_not_just_tensors_is_refused_and_nothing_runs(
+    tmp_path: Path, store: ModelStore, spoil: Callable[[Path], None]
+) -> None:
+    source = only_pickles(make_vits(tmp_path / "m"))
+    spoil(source / "pytorch_model.bin")
+    with pytest.raises(BadFiles, match="is not taken") as refused:
+        store.import_folder(source, "m", allow_pickles=True)
+    assert str(tmp_path) not in refused.value.message
+    assert not (Path(sys.argv[0]).parent / "ran").exists()
+    assert store.names() == []
+    assert not list(store.partial.iterdir())
+
+
+def test_one_memory_under_two_names_is_kept_under_both(tmp_path: Path) -> None:
+    shared = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": shared, "b": shared, "c": shared.T}, tmp_path / "pytorch_model.bin")
+    convert(tmp_path, None)
+    found = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(found["a"], shared)
+    assert torch.equal(found["b"], shared)
+    assert torch.equal(found["c"], shared.T)
+    assert not (tmp_path / "pytorch_model.bin").exists()
+
+
+def test_the_reader_knows_no_secret_and_ends_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    torch.save({"a": torch.zeros(9)}, tmp_path / "pytorch_model.bin")
+    seen: list[dict[str, str]] = []
+    stop = threading.Event()
+    before = psutil.Process().children()
+
+    def readers() -> list[psutil.Process]:
+        children = psutil.Process().children()
+        return [each for each in children if "workers.unpickle" in each.cmdline()]
+
+    def look() -> None:
+        eventually(readers)
+        seen.append(readers()[0].environ())
+        stop.set()
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    with pytest.raises(PullCancelled):
+        convert(tmp_path, None, stop.is_set)
+    watcher.join()
+    assert seen == [{}]
+    assert set(psutil.Process().children()) <= set(before)
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["pytorch_model.bin", "model.bin", "a/pytorch_model.bin"], ["pytorch_model.bin"]),
+        (["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"], ["pytorch_model.bin"]),
+        (
+            ["pytorch_model-00002-of-00002.bin", "pytorch_model-00001-of-00002.bin"],
+            ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"],
+        ),
+        (
+            ["pytorch_model.fp16.bin", "text.pt", "optimizer.bin", "pytorch_model.bin.index.json"],
+            [],
+        ),
+    ],
+)
+def test_which_pickles_are_a_model_s(names: list[str], taken: list[str]) -> None:
+    assert pickled(names) == taken
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    """By the flag for once, or by the setting of the name that it is to have."""
+    source, home = only_pickles(make_vits(tmp_path / "m")), tmp_path / "home"
+    words = ("models", "import", str(source), "--name")
+    refused = run(home, *words, "one")
+    assert refused.returncode == 1
+    assert "allow_pickles" in refused.stderr
+    assert run(home, *words, "one", "--allow-pickles").returncode == 0
+    config = tmp_path / "config.yaml"
+    config.write_text("models: {two: {allow_pickles: true}}")
+    assert run(home, *words, "two", "--config", str(config)).returncode == 0
+    assert run(home, *words, "three", "--config", str(config)).returncode == 1
+    assert np.all([run(home, "models", "verify", name).returncode == 0 for name in ("one", "two")])

@@ -1,0 +1,381 @@
+"""Pulls from a hub that fails in every way: what is fetched, what is kept, what is said."""
+
+import errno
+import hashlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from model_store.errors import BadFiles, DownloadError, NoSpace, PullCancelled, PullRunning
+from model_store.hub import HubOptions, pull
+from model_store.manifest import Manifest
+from model_store.store import ModelStore
+from tests.support.hub import REPO, SHA, FakeHub, Fault, fake_hub
+from tests.support.model_folders import llama, llama_tensors, pipeline, write
+from tests.support.wait import eventually
+
+TOKEN = "hf_verysecrettoken"
+WEIGHTS = "model.safetensors"
+BIG = 3_000_000
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
+    folder = llama(tmp_path / "origin")
+    padded = {**llama_tensors(), "padding": np.arange(BIG, dtype=np.uint32).astype(np.uint8)}
+    save_file(padded, folder / WEIGHTS)
+    write(folder / "empty.txt", "")
+    (folder / "twin.txt").write_bytes((folder / "tokenizer_config.json").read_bytes())
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with fake_hub(folder) as hub:
+        yield hub
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "store")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock on which pauses take no time; what was waited for."""
+    now, naps = [0.0], []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr("model_store.transfer.time.sleep", nap)
+    monkeypatch.setattr("model_store.transfer.time.monotonic", lambda: now[0])
+    return naps
+
+
+class Told:
+    def __init__(self) -> None:
+        self.total = 0
+        self.done: list[int] = []
+
+    def plan(self, total_bytes: int, files: int) -> None:  # noqa: ARG002  the protocol's
+        assert not self.total, "planned twice"
+        self.total = total_bytes
+
+    def advance(self, path: str, bytes_done: int) -> None:  # noqa: ARG002  the protocol's
+        self.done.append(bytes_done)
+
+
+def pulled(store: ModelStore, hub: FakeHub, repo: str = REPO, **more: Any) -> Manifest:
+    token = more.pop("token", None)
+    return pull(store, repo, hub=HubOptions(hub.url, token), **more)
+
+
+def refused(store: ModelStore, hub: FakeHub, kind: type[Exception], **more: Any) -> str:
+    with pytest.raises(kind) as caught:
+        pulled(store, hub, **more)
+    message = str(caught.value)
+    assert TOKEN not in message
+    assert "/store" not in message
+    assert store.names() == []
+    return message
+
+
+def after_some() -> Callable[[], bool]:
+    """Cancels in the middle of the weights: it is asked at each piece that comes."""
+    asked = iter([False] * 40)
+    return lambda: next(asked, True)
+
+
+def parts(store: ModelStore) -> int:
+    """Bytes that unfinished pulls have kept."""
+    return sum(path.stat().st_size for path in store.partial.rglob("*") if path.is_file())
+
+
+def test_a_pull(store: ModelStore, hub: FakeHub) -> None:
+    told = Told()
+    made = pulled(store, hub, progress=told, token=TOKEN)
+    assert (made.name, made.source, made.revision) == (REPO, f"hub:{REPO}", SHA)
+    assert {entry.path for entry in made.files} == set(hub.files) - {"pytorch_model.bin"}
+    assert store.verify(REPO) == []
+    assert told.done == sorted(told.done)
+    assert told.done[-1] == told.total == made.total_bytes
+    assert not list(store.partial.iterdir())
+    for path in store.path(REPO).iterdir():
+        assert (path.stat().st_mode & 0o777, path.stat().st_nlink) == (0o600, 1) or "t" in path.name
+    assert not [path for path, _ in hub.requests if "agent-harnesses" in path]
+
+
+def test_the_token_never_reaches_the_second_host(store: ModelStore, hub: FakeHub) -> None:
+    pulled(store, hub, token=TOKEN)
+    assert all(token == f"Bearer {TOKEN}" for _, token in hub.requests)
+    assert hub.far_headers
+    assert TOKEN not in str(hub.far_headers)
+    manifest = store.path(REPO).parent / "manifest.json"
+    assert TOKEN not in manifest.read_text()
+    assert TOKEN not in repr(HubOptions(hub.url, TOKEN))
+
+
+@pytest.mark.parametrize("cut", [1, 100_000, 1_500_001])
+def test_a_reset_goes_on_where_it_stopped(
+    store: ModelStore, hub: FakeHub, quick: list[float], cut: int
+) -> None:
+    told = Told()
+    hub.faults[WEIGHTS] = Fault(times=2, cut_after=cut)
+    pulled(store, hub, progress=told)
+    assert hub.sent[WEIGHTS] == len(hub.files[WEIGHTS])
+    assert told.done == sorted(told.done)
+    assert quick
+
+
+def test_a_second_pull_fetches_only_what_is_missing(store: ModelStore, hub: FakeHub) -> None:
+    refused(store, hub, PullCancelled, cancelled=after_some())
+    kept = next(store.partial.glob("pull-*/*.part")).stat().st_size
+    assert kept > 500_000
+    hub.sent.clear()
+    pulled(store, hub)
+    assert hub.sent == {WEIGHTS: len(hub.files[WEIGHTS]) - kept}
+    assert store.verify(REPO) == []
+
+
+def test_a_killed_pull_goes_on(store: ModelStore, hub: FakeHub, tmp_path: Path) -> None:
+    hub.slow = 0.02
+    code = (
+        "import sys; from pathlib import Path; from model_store.hub import *\n"
+        "pull(ModelStore(Path(sys.argv[1])), sys.argv[2], hub=HubOptions(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "store"), REPO, hub.url]
+    with subprocess.Popen(command) as process:
+        eventually(lambda: parts(store) > 1_000_000, 20)
+        refused(store, hub, PullRunning)
+        assert store.list() == []
+        process.send_signal(signal.SIGKILL)
+    key = next(store.partial.glob("pull-*/*.part"))
+    kept = key.stat().st_size
+    time.sleep(0.1)
+    hub.slow = 0
+    hub.sent.clear()
+    pulled(store, hub)
+    assert hub.sent == {WEIGHTS: len(hub.files[WEIGHTS]) - kept}
+    assert store.verify(REPO) == []
+
+
+def test_a_corrupt_body_is_fetched_once_more(store: ModelStore, hub: FakeHub) -> None:
+    told = Told()
+    hub.faults[WEIGHTS] = Fault(corrupt=True)
+    hub.faults["config.json"] = Fault(corrupt=True)
+    pulled(store, hub, progress=told)
+    assert store.verify(REPO) == []
+    assert told.done == sorted(told.done)
+    assert hub.sent[WEIGHTS] == 2 * len(hub.files[WEIGHTS])
+
+
+@pytest.mark.parametrize("path", [WEIGHTS, "config.json"])
+def test_a_body_that_is_always_corrupt(store: ModelStore, hub: FakeHub, path: str) -> None:
+    hub.faults[path] = Fault(times=-1, corrupt=True)
+    assert "came damaged twice" in refused(store, hub, DownloadError)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "long"])
+def test_what_was_whole_is_hashed_again(store: ModelStore, hub: FakeHub, damage: str) -> None:
+    """A disk may damage what an interrupted pull had finished."""
+    true = hub.files[WEIGHTS]
+    flipped = true[:-1] + bytes([true[-1] ^ 1])
+    kept = {"flipped": flipped, "short": true[:-1], "long": true + b"x"}[damage]
+    told = Told()
+    with store.pulling(REPO) as blobs:
+        (blobs / hashlib.sha256(true).hexdigest()).write_bytes(kept)
+    pulled(store, hub, progress=told)
+    assert (store.path(REPO) / WEIGHTS).read_bytes() == true
+    assert told.done == sorted(told.done)
+
+
+def test_what_is_whole_is_not_fetched_again(store: ModelStore, hub: FakeHub) -> None:
+    with store.pulling(REPO) as blobs:
+        (blobs / hashlib.sha256(hub.files[WEIGHTS]).hexdigest()).write_bytes(hub.files[WEIGHTS])
+    pulled(store, hub)
+    assert WEIGHTS not in hub.sent
+
+
+@pytest.mark.parametrize("where", ["faults", "near_faults"])
+def test_a_busy_hub(store: ModelStore, hub: FakeHub, quick: list[float], where: str) -> None:
+    getattr(hub, where)[WEIGHTS] = Fault(status=503)
+    getattr(hub, where)["config.json"] = Fault(status=429, headers={"Retry-After": "7"})
+    hub.info_faults = [(503, {})]
+    pulled(store, hub)
+    assert sum(quick) > 7
+
+
+def test_a_hub_that_stays_busy(store: ModelStore, hub: FakeHub, quick: list[float]) -> None:
+    hub.near_faults[WEIGHTS] = Fault(times=-1, status=503)
+    assert "HTTP status 503" in refused(store, hub, DownloadError)
+    assert sum(quick) < 60
+    hub.info_faults = [(503, {})] * 9
+    assert "HTTP status 503" in refused(store, hub, DownloadError)
+
+
+def test_an_expired_link_is_asked_for_anew(
+    store: ModelStore, hub: FakeHub, quick: list[float]
+) -> None:
+    hub.faults[WEIGHTS] = Fault(times=2, status=403)
+    pulled(store, hub)
+    assert quick
+
+
+def test_a_server_that_knows_no_ranges(store: ModelStore, hub: FakeHub) -> None:
+    told = Told()
+    refused(store, hub, PullCancelled, cancelled=after_some())
+    hub.faults[WEIGHTS] = Fault(ranges=False)
+    hub.sent.clear()
+    pulled(store, hub, progress=told)
+    assert hub.sent == {WEIGHTS: len(hub.files[WEIGHTS])}
+    assert store.verify(REPO) == []
+    assert told.done == sorted(told.done)
+
+
+def test_connections_that_are_reset(store: ModelStore, hub: FakeHub, quick: list[float]) -> None:
+    hub.faults[WEIGHTS] = Fault(times=3, cut_after=800_000, reset=True)
+    hub.faults["config.json"] = Fault(times=3, cut_after=0, reset=True)
+    pulled(store, hub)
+    assert quick
+    assert store.verify(REPO) == []
+
+
+def test_more_than_was_announced(store: ModelStore, hub: FakeHub) -> None:
+    hub.faults[WEIGHTS] = Fault(times=-1, more=b"x")
+    assert "more of model.safetensors" in refused(store, hub, DownloadError)
+
+
+def test_less_than_was_announced(store: ModelStore, hub: FakeHub, quick: list[float]) -> None:
+    hub.listing = hub.siblings()
+    for entry in hub.listing:
+        if entry["rfilename"] == WEIGHTS:
+            entry["lfs"]["size"] += 1
+    assert "does not deliver" in refused(store, hub, DownloadError)
+    assert quick
+
+
+@pytest.mark.parametrize("path", ["../../evil.json", "/abs.json", "C:\\x.json", "a/../../b.json"])
+def test_a_path_that_leads_elsewhere(
+    store: ModelStore, hub: FakeHub, tmp_path: Path, path: str
+) -> None:
+    hub.listing = [*hub.siblings(), {"rfilename": path, "size": 1, "blobId": "1" * 40}]
+    refused(store, hub, BadFiles)
+    assert not hub.sent
+    assert not list(tmp_path.parent.rglob("evil*"))
+
+
+@pytest.mark.parametrize("blob_id", ["../../evil", "", None, "1" * 39, "/etc/passwd", 7])
+def test_a_hash_that_is_none(store: ModelStore, hub: FakeHub, blob_id: Any) -> None:
+    hub.listing = [*hub.siblings(), {"rfilename": "x.json", "size": 1, "blobId": blob_id}]
+    assert "no size or hash" in refused(store, hub, DownloadError)
+
+
+@pytest.mark.parametrize("listing", [[], [{}], {"a": 1}, [7], "x"])
+def test_a_listing_that_makes_no_sense(store: ModelStore, hub: FakeHub, listing: Any) -> None:
+    hub.listing = listing
+    refused(store, hub, (DownloadError, BadFiles))  # type: ignore[arg-type]
+
+
+def test_refused_before_any_weights(store: ModelStore, hub: FakeHub) -> None:
+    hub.files["config.json"] = hub.files["config.json"].replace(b"{", b'{"auto_map": {}, ', 1)
+    refused(store, hub, BadFiles)
+    assert WEIGHTS not in hub.sent
+    del hub.files[WEIGHTS]
+    assert "pickles" in refused(store, hub, BadFiles)
+
+
+def test_include_takes_no_index_that_leads_elsewhere(store: ModelStore, hub: FakeHub) -> None:
+    index = b'{"weight_map": {"x": "../../secret.safetensors"}}'
+    hub.files["model.safetensors.index.json"] = index
+    assert "cannot be taken" in refused(store, hub, BadFiles, include=["*"])
+    assert WEIGHTS not in hub.sent
+
+
+def test_a_disk_that_fails_is_named_without_its_paths(
+    store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("model_store.store.write_manifest", fail)
+    assert "Input/output error" in refused(store, hub, BadFiles)
+    assert parts(store) > BIG, "what came is of use to the next pull"
+
+
+def test_weights_that_lie_are_not_kept(store: ModelStore, hub: FakeHub) -> None:
+    hub.files[WEIGHTS] += b"x"
+    assert "do not cover" in refused(store, hub, BadFiles)
+    assert parts(store) == 0
+
+
+def test_gated(store: ModelStore, hub: FakeHub) -> None:
+    hub.gated = "manual"
+    assert "HF_TOKEN" in refused(store, hub, DownloadError)
+    gate = {"X-Error-Code": "GatedRepo"}
+    for path in hub.files:
+        hub.near_faults[path] = Fault(times=-1, status=403, headers=gate)
+    begun = time.monotonic()
+    assert "ask for access" in refused(store, hub, DownloadError, token=TOKEN)
+    assert time.monotonic() - begun < 2
+    assert not hub.sent
+
+
+def test_missing(store: ModelStore, hub: FakeHub) -> None:
+    assert "no public repository" in refused(store, hub, DownloadError, repo="org/other")
+    assert "no revision 'v9'" in refused(store, hub, DownloadError, revision="v9")
+    hub.info_faults = [(401, {"X-Error-Message": "Invalid credentials in Authorization header"})]
+    assert "token is refused" in refused(store, hub, DownloadError, token=TOKEN)
+
+
+def test_nobody_there(store: ModelStore) -> None:
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        pull(store, REPO, hub=HubOptions("http://127.0.0.1:9"))
+    with pytest.raises(DownloadError, match="offline"):
+        pull(store, REPO, hub=HubOptions("http://127.0.0.1:9", offline=True))
+
+
+def test_the_disk_has_a_floor(
+    store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    free = iter([10**12] * 45)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(next(free, 2**28)))
+    assert "GB more" in refused(store, hub, NoSpace)
+    assert 0 < parts(store) < len(hub.files[WEIGHTS])
+    monkeypatch.undo()
+    pulled(store, hub)
+
+
+def test_a_pipeline_takes_the_folders_of_its_index(store: ModelStore, tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "origin")
+    shutil.copytree(folder / "unet", folder / "unet_1_0")
+    shutil.copy(folder / "unet/diffusion_pytorch_model.safetensors", folder / "whole.safetensors")
+    with fake_hub(folder) as hub:
+        made = pulled(store, hub, name="sd")
+    assert {entry.path.partition("/")[0] for entry in made.files} == {
+        "model_index.json", "unet", "scheduler", "safety_checker",
+    }  # fmt: skip
+    assert store.verify("sd") == []
+
+
+def test_ctrl_c_keeps_what_came(store: ModelStore, hub: FakeHub, tmp_path: Path) -> None:
+    hub.slow = 0.02
+    code = (
+        "import sys; from pathlib import Path; from model_store.hub import *\n"
+        "pull(ModelStore(Path(sys.argv[1])), sys.argv[2], hub=HubOptions(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "store"), REPO, hub.url]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        eventually(lambda: parts(store) > 500_000, 20)
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
+    assert parts(store) > 500_000
+    assert not list(store.partial.glob("draft-*"))

@@ -1,0 +1,271 @@
+"""The store on a real disk: taking in, listing, removing and verifying, also by two processes."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from model_store.demo import DEMO_MODELS, make_demo_models
+from model_store.errors import BadFiles, BadName, NameTaken, UnknownModel
+from model_store.manifest import Manifest
+from model_store.progress import Counter
+from model_store.store import ModelStore, sha256_of
+from tests.support.model_folders import llama, write
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "store")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return llama(tmp_path / "source")
+
+
+def test_import_links_what_it_may(store: ModelStore, source: Path) -> None:
+    write(source / "modeling.py", "raise SystemExit")
+    write(source / "pytorch_model.bin", "pickle")
+    made = store.import_folder(source, "org/mine")
+    assert store.get("org/mine") == store.list()[0] == made
+    assert store.names() == ["org/mine"]
+    taken = store.path("org/mine")
+    assert {path.name for path in taken.iterdir()} == {
+        "config.json", "tokenizer_config.json", "model.safetensors",
+    }  # fmt: skip
+    assert (taken / "model.safetensors").samefile(source / "model.safetensors")
+    assert store.verify("org/mine") == []
+
+
+def test_import_copies_where_links_cannot_be(
+    store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    store.import_folder(source, "mine")
+    taken = store.path("mine") / "model.safetensors"
+    assert not taken.samefile(source / "model.safetensors")
+    assert taken.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+def test_what_is_no_file_of_the_folder_is_refused(
+    store: ModelStore, source: Path, tmp_path: Path, kind: str
+) -> None:
+    extra = source / "extra.json"
+    write(tmp_path / "secret/secret.json", "{}")
+    if kind == "link":
+        extra.symlink_to(tmp_path / "secret/secret.json")
+    elif kind == "dangling":
+        extra.symlink_to("nothing")
+    elif kind == "folder":
+        (source / "extra").symlink_to(tmp_path / "secret")
+    else:
+        os.mkfifo(extra)
+    with pytest.raises(BadFiles) as caught:
+        store.import_folder(source, "mine")
+    assert str(tmp_path) not in caught.value.message
+    assert not list(store.partial.iterdir())
+
+
+def test_a_snapshot_of_the_hub_cache(store: ModelStore, source: Path, tmp_path: Path) -> None:
+    repo = tmp_path / "hub/models--org--name"
+    snapshot = repo / "snapshots" / ("5" * 40)
+    (repo / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(source.iterdir())):
+        path.rename(repo / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    store.import_folder(snapshot, "mine")
+    assert not any(path.is_symlink() for path in store.path("mine").iterdir())
+
+
+def test_names(store: ModelStore, source: Path) -> None:
+    store.import_folder(source, "Mine")
+    for taken in ("Mine", "mine"):
+        with pytest.raises(NameTaken):
+            store.import_folder(source, taken)
+    for bad in ("../x", "", "a//b", ".partial"):
+        with pytest.raises(BadName):
+            store.import_folder(source, bad)
+        with pytest.raises(UnknownModel):
+            store.remove(bad)
+    with pytest.raises(BadFiles):
+        store.import_folder(source / "nothing", "x")
+
+
+def test_remove(store: ModelStore, source: Path) -> None:
+    store.import_folder(source, "mine")
+    store.remove("mine")
+    assert store.names() == []
+    assert (source / "model.safetensors").exists()
+    for call in (store.remove, store.get, store.path, store.verify):
+        with pytest.raises(UnknownModel):
+            call("mine")
+
+
+def test_verify_finds_each_change(store: ModelStore, source: Path) -> None:
+    store.import_folder(source, "mine")
+    folder = store.path("mine")
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").unlink()
+    write(folder / "modeling.py", "")
+    assert store.verify("mine") == ["config.json", "model.safetensors", "modeling.py"]
+
+
+def test_verify_names_what_cannot_be_read(
+    store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.import_folder(source, "mine")
+
+    def fail(path: Path, name: str, counter: Counter) -> str:
+        if name == "config.json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return sha256_of(path, name, counter)
+
+    monkeypatch.setattr("model_store.store.sha256_of", fail)
+    assert store.verify("mine") == ["config.json"]
+
+
+def test_what_is_incomplete_is_not_listed_but_can_be_removed(
+    store: ModelStore, source: Path, tmp_path: Path
+) -> None:
+    store.import_folder(source, "mine")
+    folder = tmp_path / "store/mine"
+    (tmp_path / "store/half/files").mkdir(parents=True)
+    write(tmp_path / "store/stray.txt", "")
+    assert store.names() == ["mine"]
+    folder.rename(tmp_path / "store/renamed")
+    assert store.names() == []
+    (tmp_path / "store/renamed").rename(folder)
+    write(folder / "manifest.json", "{")
+    assert ModelStore(tmp_path / "store").names() == []
+    store.remove("mine")
+    store.remove("half")
+    store.import_folder(source, "mine")
+
+
+def test_another_process_is_seen_at_once(store: ModelStore, source: Path, tmp_path: Path) -> None:
+    other = ModelStore(tmp_path / "store")
+    for turn in range(20):
+        assert other.names() == []
+        store.import_folder(source, f"m{turn}")
+        assert other.names() == [f"m{turn}"]
+        store.remove(f"m{turn}")
+
+
+def test_two_changes_within_one_tick_of_the_clock(
+    store: ModelStore, source: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "store"
+    store.import_folder(source, "one")
+    now = time.time_ns()
+    os.utime(root, ns=(now, now))
+    assert store.names() == ["one"]
+    (root / "one").rename(root / ".partial" / "gone")
+    os.utime(root, ns=(now, now))
+    assert store.names() == []
+
+
+class SlowStore(ModelStore):
+    """Its first look at the folder takes until ``go_on`` is set."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.looking = threading.Event()
+        self.go_on = threading.Event()
+
+    def _read(self) -> Iterator[Manifest]:
+        if not self.looking.is_set():
+            self.looking.set()
+            assert self.go_on.wait(10)
+        return super()._read()
+
+
+def test_a_thread_never_sees_the_half_of_another_thread_s_look(
+    store: ModelStore, source: Path, tmp_path: Path
+) -> None:
+    store.import_folder(source, "mine")
+    os.utime(tmp_path / "store", (1, 1))  # long ago, so that looks are remembered
+    slow = SlowStore(tmp_path / "store")
+    looker = threading.Thread(target=slow.names)
+    looker.start()
+    assert slow.looking.wait(10)
+    assert slow.names() == ["mine"]
+    slow.go_on.set()
+    looker.join()
+    assert slow.names() == ["mine"]
+
+
+def test_looking_costs_next_to_nothing(store: ModelStore, source: Path) -> None:
+    store.import_folder(source, "mine")
+    time.sleep(0.15)
+    store.names()
+    begun = time.perf_counter()
+    for _ in range(1000):
+        store.get("mine")
+    assert time.perf_counter() - begun < 0.1
+
+
+def test_what_a_killed_import_left_is_swept(store: ModelStore, source: Path) -> None:
+    old = store.partial / "draft-old"
+    young = store.partial / "draft-young"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (1, 1))
+    store.import_folder(source, "mine")
+    assert not old.exists()
+    assert young.exists()
+
+
+DEMO = (
+    "import sys; from pathlib import Path; from model_store.store import ModelStore\n"
+    "from model_store.demo import make_demo_models\n"
+    "made = make_demo_models(ModelStore(Path(sys.argv[1])))\n"
+    "print([(m.name, [(f.path, f.sha256) for f in m.files]) for m in made])\n"
+    "assert not {'torch', 'transformers', 'diffusers', 'fastapi'} & set(sys.modules)"
+)
+
+
+def test_the_demo_models_are_the_same_each_time(tmp_path: Path) -> None:
+    told = set()
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", DEMO, str(tmp_path / seed)]
+        environ = {**os.environ, "PYTHONHASHSEED": seed}
+        told.add(subprocess.run(command, env=environ, capture_output=True, check=True).stdout)
+    assert len(told) == 1
+    assert ModelStore(tmp_path / "1").names() == sorted(DEMO_MODELS)
+
+
+def test_demo_models_are_made_once(store: ModelStore) -> None:
+    first = make_demo_models(store)
+    assert [made.name for made in first] == list(DEMO_MODELS)
+    assert make_demo_models(store) == []
+    assert all(store.verify(name) == [] for name in DEMO_MODELS)
+
+
+def test_demo_text_loads_and_generates(store: ModelStore) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_demo_models(store, ["demo-text"])
+    folder = store.path("demo-text")
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": "Hello"}]
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    made = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert made.shape[1] > prompt["input_ids"].shape[1]
+    assert (
+        tokenizer.decode(tokenizer("Hello there, reader.")["input_ids"]) == "Hello there, reader."
+    )

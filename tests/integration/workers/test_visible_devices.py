@@ -1,0 +1,116 @@
+"""How a worker process comes to see its own cards only, whatever its libraries do at import."""
+
+import asyncio
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.models.text import make_tiny_model
+from tests.support.pool_harness import Recorder, fake, with_pool
+from workers.engines.registry import ENGINES
+from workers.launcher import SpawnLauncher
+from workers.pool import SPARE_IMPORTS, Worker, WorkerPool
+from workers.protocol import Load
+
+#: Imports a module in a process in which whatever would start CUDA's driver raises.
+TRAPPED = """
+import sys, importlib
+import torch
+def trap(*_arguments, **_options):
+    raise AssertionError("CUDA's driver would start here")
+for owner, name in (
+    (torch.cuda, "is_available"), (torch.cuda, "device_count"), (torch.cuda, "_lazy_init"),
+    (torch.cuda, "get_device_capability"), (torch.accelerator, "is_available"),
+):
+    setattr(owner, name, trap)
+importlib.import_module(sys.argv[1])
+"""
+
+#: Found by a worker through PYTHONPATH: a driver that was started already.
+STARTED_DRIVER = """
+import ctypes
+class CDLL(ctypes.CDLL):
+    def __init__(self, name, *arguments, **options):
+        if name == "libcuda.so.1":
+            self.cuDeviceGetCount = lambda _count: 0
+        else:
+            super().__init__(name, *arguments, **options)
+ctypes.CDLL = CDLL
+"""
+
+
+@pytest.mark.parametrize("kind", ["text", "speech", "transcription"])
+def test_spare_imports_do_not_start_the_driver(kind: str) -> None:
+    """Importing diffusers asks for an accelerator, so an image worker's cards are in its
+    environment before, or PYTORCH_NVML_BASED_CUDA_CHECK has the question answered by NVML."""
+    (module,) = ENGINES[kind].preimport
+    subprocess.run([sys.executable, "-c", TRAPPED, module], check=True, timeout=100)
+
+
+def test_spare_imports_are_among_those_that_do_not_start_the_driver() -> None:
+    assert SPARE_IMPORTS in [
+        ENGINES[kind].preimport for kind in ("text", "speech", "transcription")
+    ]
+
+
+@pytest.mark.parametrize("visible", ["1", "0,1", ""])
+def test_cards_of_a_worker_are_in_its_environment_from_the_start(visible: str) -> None:
+    worker = SpawnLauncher().launch("echo", (), visible)
+    try:
+        assert select.select([worker.events_fd], [], [], 30)[0], "it has not said Imported"
+        assert psutil.Process(worker.pid).environ()["CUDA_VISIBLE_DEVICES"] == visible
+    finally:
+        worker.kill()
+        worker.close()
+
+
+def test_cards_are_hidden_from_a_worker_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+    async def test(pool: WorkerPool, _seen: Recorder) -> None:
+        worker = await pool.start("echo/0", fake())
+        assert psutil.Process(worker.pid).environ()["CUDA_VISIBLE_DEVICES"] == ""
+
+    with_pool(test)
+
+
+def test_a_spare_whose_driver_has_started_makes_way_for_a_fresh_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STARTED_DRIVER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    spec = Load(model="tiny", engine="text", path=str(make_tiny_model("llama", tmp_path)))
+
+    async def run() -> Worker:
+        pool = WorkerPool(SpawnLauncher(), heartbeat_timeout=10, load_timeout=60, spare=True)
+        pool.attach(Recorder())
+        pool.warm_spare()
+        (spare,) = pool.workers
+        worker = await pool.start("tiny/0", spec)
+        assert worker is not spare
+        assert (spare.state, worker.state) == ("failed", "ready")
+        assert pool.ended == []  # nothing to show: the model is there
+        await pool.close()
+        return worker
+
+    worker = asyncio.run(run())
+    assert not psutil.pid_exists(worker.pid)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this system has no pidfd")
+def test_the_end_of_a_worker_is_seen_when_it_can_be_waited_for() -> None:
+    """Not when its files are closed: with a card's memory to free, that is seconds earlier."""
+    worker = SpawnLauncher().launch("echo", (), "")
+    info = Path(f"/proc/self/fdinfo/{worker.sentinel}").read_text()
+    worker.kill()
+    assert worker.reap() == -9
+    sentinel = worker.sentinel
+    worker.close()
+    assert f"Pid:\t{worker.pid}\n" in info
+    assert not Path(f"/proc/self/fd/{sentinel}").exists()

@@ -1,0 +1,40 @@
+"""Requests that tests of the HTTP API send, and readers of the responses."""
+
+import json
+from typing import Any
+
+import httpx
+
+TEXT = {"authorization": "Bearer k-inference:text"}
+ADMIN = {"authorization": "Bearer k-admin"}
+NATIVE = "/api/v1/inference/text-generation"
+CHAT = "/v1/chat/completions"
+PROMPT = {"model": "demo", "prompt": "hi"}
+MESSAGES = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+MAX_BODY = 100_000
+
+
+def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert error["code"] == code
+    assert error["request_id"] == response.headers["x-request-id"]
+    assert set(error) == {
+        "code",
+        "message",
+        "type",
+        "param",
+        "details",
+        "request_id",
+        "timestamp",
+    }
+    return error
+
+
+def events(text: str) -> list[tuple[str, Any]]:
+    seen = []
+    for block in text.split("\n\n")[:-1]:
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        data = fields["data"]
+        seen.append((fields.get("event", ""), data if data == "[DONE]" else json.loads(data)))
+    return seen

@@ -1,0 +1,122 @@
+"""Runs scheduling without HTTP: queues, dispatch and model manager over real worker processes."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.event_log import Event, EventLog
+from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.manager import ModelManager
+from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.placement.footprints import Footprints
+from bitinglip.settings import Settings
+from bitinglip.telemetry.metrics import Metrics
+from model_store.demo import make_fake_models
+from model_store.store import ModelStore
+from workers.devices import Devices
+from workers.launcher import SpawnLauncher
+from workers.pool import WorkerPool
+from workers.protocol import Sampling, TextDone
+
+ECHO = "demo-echo"
+
+
+class Rig:
+    """All parts between HTTP and the workers, for fake models."""
+
+    def __init__(self, root: Path, values: dict[str, Any]) -> None:
+        settings = Settings.model_validate(values)
+        store = ModelStore(root / "models")
+        make_fake_models(store, list(settings.models))
+        metrics = Metrics()
+        pool = WorkerPool(
+            SpawnLauncher(),
+            heartbeat_timeout=settings.workers.heartbeat_timeout,
+            load_timeout=settings.workers.load_timeout,
+            spare=False,
+        )
+        fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
+        facts = ResourceFacts(settings, Devices.find(fakes), Footprints())
+        self.manager = ModelManager(settings, store, pool, facts, metrics)
+        self.dispatcher = Dispatcher(settings, self.manager, metrics)
+        self.operations = Operations(settings, store, pool, self.manager)
+        pool.attach(self.dispatcher.delivery)
+
+    def pid(self, worker_id: str = f"{ECHO}/0") -> int:
+        return next(view.pid for view in self.operations.workers() if view.id == worker_id)
+
+    def kill(self, worker_id: str = f"{ECHO}/0") -> None:
+        os.kill(self.pid(worker_id), signal.SIGKILL)
+
+    def reserved(self) -> int:
+        """Bytes held on all devices."""
+        return sum(each["reserved_bytes"] for each in self.operations.devices())
+
+
+def job(prompt: str = "a b c", max_tokens: int = 3, **fields: object) -> TextJob:
+    fields = {"model": ECHO, "key_id": "k", **fields}
+    return TextJob(prompt=prompt, sampling=Sampling(max_tokens=max_tokens), **fields)  # type: ignore[arg-type]
+
+
+def with_rig(
+    path: Path, test: Callable[[Rig], Awaitable[None]], *, max_waiting: int = 100, **fake: object
+) -> None:
+    """Run a test on one fake model that is set so."""
+    models = {ECHO: {"fake": {"faults": True, **fake}}}
+    with_settings(path, test, {"queue": {"max_waiting": max_waiting}, "models": models})
+
+
+def with_settings(
+    path: Path,
+    test: Callable[[Rig], Awaitable[None]],
+    values: dict[str, Any],
+    *,
+    facts: bool = True,
+) -> None:
+    """Run a test on any settings; when it is over, the books must balance. Without ``survey``
+    nobody reads the devices, so what a test says of them stays."""
+    workers = {"heartbeat_timeout": 1.5, "max_restarts": 3, "spare": False, "load_timeout": 20}
+    values = {**values, "workers": {**workers, **values.get("workers", {})}}
+
+    async def run() -> None:
+        rig = Rig(path, values)
+        watch = [asyncio.create_task(rig.operations.watch())]
+        if facts:
+            watch.append(asyncio.create_task(rig.operations.facts()))
+        try:
+            async with asyncio.timeout(60):
+                await test(rig)
+                await bootstrapped(rig)
+        finally:
+            for task in watch:
+                task.cancel()
+            await rig.operations.close()
+
+    asyncio.run(run())
+
+
+async def bootstrapped(rig: Rig) -> None:
+    """The books balance when nothing runs."""
+    await until(lambda: not any(rig.dispatcher.books().values()))
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  nobody announces it
+            await asyncio.sleep(0.01)
+
+
+async def answer(rig: Rig, one: TextJob) -> str:
+    with rig.dispatcher.open(one) as event_log:
+        final = await event_log.result()
+    assert isinstance(final, TextDone)
+    return final.text
+
+
+async def events_of(event_log: EventLog) -> list[Event]:
+    return [event async for events in event_log.batches() for event in events]

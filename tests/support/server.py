@@ -1,0 +1,124 @@
+"""A real server: ``bitinglip serve`` as a user starts it, in a home of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+START_SECONDS = 60
+
+
+@dataclass
+class Server:
+    """A running server, and what a test needs to talk to it."""
+
+    home: Path
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    url: str = ""
+    key: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def client(self, **options: Any) -> httpx.Client:
+        settings = {"base_url": self.url, "headers": self.headers, "timeout": 60, **options}
+        return httpx.Client(**settings)
+
+    def async_client(self, **options: Any) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=500)
+        settings = {"base_url": self.url, "headers": self.headers, "timeout": 60, "limits": limits}
+        return httpx.AsyncClient(**{**settings, **options})
+
+    def status(self) -> dict[str, Any]:
+        with self.client() as client:
+            answer = client.get("/api/v1/cluster/status")
+            answer.raise_for_status()
+            body: dict[str, Any] = answer.json()
+            return body
+
+    def worker(self, model: str) -> dict[str, Any]:
+        """The worker of a model; it must be loaded."""
+        with self.client() as client:
+            workers = client.get("/api/v1/workers").json()["data"]
+        return next(worker for worker in workers if worker["model"] == model)
+
+    def bootstrapped(self) -> bool:
+        """The books balance: nothing runs, nothing waits."""
+        status = self.status()
+        return bool(status["in_flight"] == 0 and status["queued"] == 0)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def running_server(
+    home: Path, *args: str, environ: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """Start ``bitinglip serve`` on a free port and wait until it is ready; stop it after."""
+    server = start_server(home, args, environ)
+    try:
+        await_ready(server)
+        yield server
+    finally:
+        children = descendants(server.process.pid)
+        server.stop()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def start_server(
+    home: Path, args: Sequence[str] = (), environ: dict[str, str] | None = None
+) -> Server:
+    home.mkdir(parents=True, exist_ok=True)
+    log = home.with_suffix(".log")
+    command = [sys.executable, "-m", "cli", "serve", "--home", str(home), "--port", "0", *args]
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environ or {})},
+        )
+    return Server(home, process, log)
+
+
+def await_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert server.process.poll() is None, server.log.read_text()
+        with contextlib.suppress(OSError, ValueError, httpx.TransportError):
+            server.url = json.loads((server.home / "server.json").read_text())["url"]
+            if httpx.get(server.url + "/readyz").status_code == 200:
+                server.key = (server.home / "admin.key").read_text().strip()
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the server is not ready:\n{server.log.read_text()}")
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

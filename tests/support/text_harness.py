@@ -1,0 +1,69 @@
+"""Runs the text engine with tiny models until every job has ended."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from workers.engines.text.engine import TextEngine
+from workers.protocol import Cancelled, Event, Failed, Load, Ready, Sampling, TextDone, TextJob
+
+BLOCK_SIZE = 4
+
+
+def load(
+    path: Path, *, step_tokens: int | None = None, kv_cache_bytes: int = 1 << 20, **spec: Any
+) -> tuple[TextEngine, Ready]:
+    engine = TextEngine(step_tokens=step_tokens, block_size=BLOCK_SIZE)
+    settings = {"dtype": "float32", "kv_cache_bytes": kv_cache_bytes, "threads": 1, **spec}
+    order = Load(model="tiny", engine="text", path=str(path), **settings)
+    return engine, engine.load(order, lambda _fraction: None)
+
+
+def job(name: str, prompt: str = "one two", *, stream: bool = True, **sampling: Any) -> TextJob:
+    settings = Sampling(**{"max_tokens": 12, "ignore_eos": True, **sampling})
+    return TextJob(id=name, prompt=prompt, sampling=settings, stream=stream)
+
+
+def run(engine: TextEngine, *jobs: TextJob) -> dict[str, TextDone]:
+    """All to their ends, at once; afterwards nothing is held."""
+    for one in jobs:
+        engine.submit(engine.prepare(one))
+    return done(finish(engine))
+
+
+def finish(engine: TextEngine) -> list[Event]:
+    events: list[Event] = []
+    for _ in range(5000):
+        if not engine.in_flight:
+            break
+        events += engine.step()
+    assert engine.in_flight == 0
+    assert not any(engine.books().values())
+    return events
+
+
+def done(events: list[Event]) -> dict[str, TextDone]:
+    finals = [event for event in events if isinstance(event, TextDone | Failed | Cancelled)]
+    assert len({event.id for event in finals}) == len(finals), "one final event each"
+    return {event.id: event for event in finals if isinstance(event, TextDone)}
+
+
+@torch.inference_mode()
+def distance_from_library(
+    path: Path, dtype: torch.dtype, device: str, prompt: list[int], end: TextDone
+) -> tuple[float, float]:
+    """Compare a greedy answer with logprobs with what the library computes for its tokens.
+
+    -> by how much another token was likelier at most, and how far off a logprob is at most
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    said = [one.id for one in end.logprobs]
+    ids = torch.tensor([[*prompt, *said]], device=device)
+    logits = model.to(device).eval()(input_ids=ids).logits[0].float()
+    expected = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [said, vocab]
+    chosen = expected.gather(1, ids[0, len(prompt) :, None])[:, 0]
+    reported = torch.tensor([one.logprob for one in end.logprobs], device=device)
+    likelier = (expected.amax(-1) - chosen).max().item()
+    return likelier, (reported - chosen).abs().max().item()

@@ -1,0 +1,159 @@
+"""What ``doctor`` concludes from what it finds; the machine itself is made up."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bitinglip.home import Home
+from bitinglip.settings import Devices as DeviceSettings
+from bitinglip.settings import FakeDevice, Settings
+from cli.checks import accelerator, checks
+from cli.checks.findings import Finding
+from cli.context import CliContext
+from tests.support.nvml import NVMLError, StandInCard, StandInNvml
+from workers.devices import Devices
+from workers.devices.host import Host
+from workers.devices.nvml import Cards
+
+GIB = 1024**3
+
+
+def look(
+    nvml: StandInNvml, torch_cuda: str | None = None, settings: Settings | None = None
+) -> list[Finding]:
+    chosen = settings or Settings()
+    devices = Devices(Cards.find(None, nvml), Host(), chosen.devices.cpu_memory_bytes)
+    found = list(accelerator.findings(devices, chosen, torch_cuda))
+    devices.close()
+    assert all(finding.advice for finding in found if finding.level != "ok")
+    return found
+
+
+def levels(found: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding.check, finding.level) for finding in found]
+
+
+def card() -> StandInCard:
+    return StandInCard(memory=SimpleNamespace(total=85_000_000_000, used=1_000_000_000))
+
+
+def test_a_machine_without_a_driver_is_a_cpu_machine_and_it_is_said_once() -> None:
+    for torch_cuda in (None, "13.0"):
+        found = look(StandInNvml(init=StandInNvml.NVML_ERROR_LIBRARY_NOT_FOUND), torch_cuda)
+        assert levels(found) == [("gpu", "ok"), ("cpu", "ok"), ("torch", "ok")]
+        assert found[0].detail == "no NVIDIA driver: models run on the CPU"
+
+
+@pytest.mark.parametrize(
+    "nvml", [StandInNvml(), StandInNvml(StandInCard(memory=NVMLError(15))), StandInNvml(init=18)]
+)
+def test_a_driver_that_shows_no_card_is_a_warning(nvml: StandInNvml) -> None:
+    assert levels(look(nvml)) == [("gpu", "warning"), ("cpu", "ok"), ("torch", "ok")]
+
+
+def test_each_card_is_told_with_its_memory() -> None:
+    found = look(StandInNvml(card(), card()), "13.0")
+    assert levels(found) == [("gpu", "ok")] * 2 + [("cpu", "ok"), ("torch", "ok")]
+    assert found[1].detail == "1: NVIDIA H100, 85.0 GB, 268.4 MB kept free, 1.0 GB in use"
+
+
+@pytest.mark.parametrize(
+    ("driver", "torch_cuda", "level"),
+    [
+        (13000, "13.0", "ok"),
+        (13000, "12.8", "ok"),
+        (12020, "13.0", "error"),
+        (13000, None, "error"),
+    ],
+)
+def test_torch_must_go_with_the_driver(driver: int, torch_cuda: str | None, level: str) -> None:
+    assert levels(look(StandInNvml(card(), cuda=driver), torch_cuda))[-1] == ("torch", level)
+
+
+def test_the_processor_has_a_budget_that_ram_can_hold() -> None:
+    def cpu(**values: int) -> Finding:
+        settings = Settings(devices=DeviceSettings(**values))
+        return next(
+            each for each in look(StandInNvml(init=9), None, settings) if each.check == "cpu"
+        )
+
+    found = cpu(cpu_memory_bytes=GIB, page_cache_bytes=5_000_000)
+    assert (found.level, "1.1 GB of " in found.detail) == ("ok", True)
+    assert found.detail.endswith("5.0 MB for the files of unloaded models")
+    assert cpu(cpu_memory_bytes=10**18).level == "warning"
+
+
+def test_devices_that_are_made_up_are_told_as_such() -> None:
+    settings = Settings(devices=DeviceSettings(fake=[FakeDevice(name="big", memory_bytes=10**9)]))
+    found = list(accelerator.every_device(settings))
+    assert levels(found)[:2] == [("gpu", "ok"), ("gpu", "ok")]
+    assert "made-up" in found[0].detail
+    assert found[1].detail.startswith("fake0: big, 1.0 GB")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("cuda: Optional[str] = None", None),
+        ("cuda: Optional[str] = '13.0'", "13.0"),
+        ('cuda = "12.8"', "12.8"),
+        ("hip: Optional[str] = '6.2'", None),
+    ],
+)
+def test_the_build_is_read_from_torchs_version_file(line: str, found: str | None) -> None:
+    match = accelerator._CUDA.search(f"debug = False\n{line}\n")
+    assert (match[1] if match else None) == found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> CliContext:
+    home = Home(tmp_path / "home")
+    home.create()
+    return CliContext(home, None)
+
+
+def database(place: CliContext, version: str) -> None:
+    with closing(sqlite3.connect(place.home.database)) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES (?)", (version,))
+        connection.commit()
+
+
+@pytest.mark.parametrize(("version", "level"), [("0001", "ok"), ("9999", "error")])
+def test_a_database_is_only_looked_at(place: CliContext, version: str, level: str) -> None:
+    database(place, version)
+    before = place.home.database.read_bytes()
+    assert checks._database(place).level == level
+    assert place.home.database.read_bytes() == before
+    assert not place.home.lock.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0 and then nothing", b"junk" * 500])
+def test_a_damaged_database_is_an_error(place: CliContext, content: bytes) -> None:
+    place.home.database.write_bytes(content)
+    finding = checks._database(place)
+    assert (finding.level, finding.advice) == ("error", "restore a backup, or move it away")
+
+
+def test_a_home_that_others_may_write_to_is_an_error(place: CliContext) -> None:
+    assert checks._home(place).level == "ok"
+    place.home.root.chmod(0o777)
+    assert "chmod 700" in checks._home(place).advice
+
+
+@pytest.mark.parametrize(
+    ("free", "level"), [(10**8, "error"), (5 * 10**9, "warning"), (10**12, "ok")]
+)
+def test_disk_space(
+    place: CliContext, free: int, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(free))
+    assert checks._disk(place).level == level
+
+
+class _Usage:
+    def __init__(self, free: int) -> None:
+        self.free = free

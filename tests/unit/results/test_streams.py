@@ -1,0 +1,204 @@
+"""The bytes of streams, view by view."""
+
+import json
+from typing import Any, cast
+
+import pytest
+
+from bitinglip.results.streams import DONE, chunks, sse
+from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
+from bitinglip.scheduling.job import TextJob
+from bitinglip.wire.events import NativeView
+from bitinglip.wire.text.openai_view import ChatView, CompletionView
+from workers import protocol
+
+LOGPROB = protocol.TokenLogprob(token="hé", id=5, logprob=-0.5, top=(("a", 6, -1.0),))
+
+
+def event_log(**sampling: Any) -> EventLog:
+    return EventLog(
+        TextJob(
+            model="m",
+            key_id="k",
+            prompt="p",
+            stream=True,
+            id="task-1",
+            sampling=protocol.Sampling(max_tokens=5, **sampling),
+        )
+    )
+
+
+def done(**more: Any) -> protocol.TextDone:
+    return protocol.TextDone(
+        id="task-1",
+        text="a b",
+        finish_reason="stop",
+        prompt_tokens=3,
+        completion_tokens=2,
+        **more,
+    )
+
+
+def token(text: str, **more: Any) -> protocol.TextDelta:
+    return protocol.TextDelta(id="task-1", text=text, index=0, **more)
+
+
+def events(data: bytes) -> list[tuple[str, Any]]:
+    """What an SSE client sees."""
+    seen = []
+    for block in data.decode().split("\n\n")[:-1]:
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        body = fields["data"]
+        seen.append((fields.get("event", ""), body if body == "[DONE]" else json.loads(body)))
+    return seen
+
+
+def native(box: EventLog) -> NativeView:
+    """A view of a job that makes no files."""
+    return NativeView(box, "r-1", cast("Any", None))
+
+
+def test_an_event_is_one_data_line() -> None:
+    assert sse(b"{}") == b"data: {}\n\n"
+    assert sse(b"{}", "token") == b"event: token\ndata: {}\n\n"
+
+
+def test_native_events() -> None:
+    box = event_log()
+    view = native(box)
+    data = b""
+    history: list[Event] = [
+        Queued(2, 1.5),
+        Loading(0.5),
+        protocol.Started(id="task-1", prompt_tokens=3),
+        token("a\nb"),
+        done(),
+    ]
+    for event in history:
+        box.put(event)
+        data += view.render(event)
+    seen = events(data)
+    assert [name for name, _ in seen] == ["queued", "loading", "started", "token", "completed"]
+    assert seen[0][1] == {"position": 2, "eta": 1.5}
+    assert seen[1][1] == {"progress": 0.5}
+    assert seen[3][1] == {"text": "a\nb", "index": 0}
+    answer = seen[4][1]
+    assert answer["status"] == "completed"
+    assert answer["result"] == {"text": "a b", "finish_reason": "stop"}
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert answer["created_at"].endswith("Z")
+
+
+def test_native_logprobs() -> None:
+    box = event_log(logprobs=1)
+    view = native(box)
+    expected = {
+        "token": "hé",
+        "id": 5,
+        "logprob": -0.5,
+        "top": [{"token": "a", "id": 6, "logprob": -1.0}],
+    }
+    assert events(view.render(token("x", logprobs=(LOGPROB,))))[0][1]["logprobs"] == [expected]
+    box.put(done(logprobs=(LOGPROB,)))
+    assert json.loads(view.whole())["result"]["logprobs"] == [expected]
+
+
+def test_native_ends() -> None:
+    view = native(event_log())
+    failed = protocol.Failed(id="task-1", code="OUT_OF_MEMORY", message="no")
+    [(name, body)] = events(view.render(failed))
+    assert name == "failed"
+    assert body["error"]["code"] == "OUT_OF_MEMORY"
+    assert body["error"]["request_id"] == "r-1"
+    [(name, body)] = events(view.render(protocol.Cancelled(id="task-1")))
+    assert (name, body["status"]) == ("cancelled", "cancelled")
+
+
+def test_chat_chunks() -> None:
+    view = ChatView(event_log(), "r-1")
+    assert view.render(Queued(1)) == b""
+    assert view.render(protocol.Started(id="task-1")) == b""
+    data = view.render(token("a")) + view.render(token(" b")) + view.render(done())
+    assert data.endswith(DONE)
+    bodies = [body for _, body in events(data)][:-1]
+    choices = [body["choices"][0] for body in bodies]
+    assert [choice["delta"] for choice in choices] == [
+        {"role": "assistant", "content": ""},
+        {"content": "a"},
+        {"content": " b"},
+        {},
+    ]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, None, "stop"]
+    assert {body["object"] for body in bodies} == {"chat.completion.chunk"}
+    assert len({body["id"] for body in bodies}) == 1
+    assert "usage" not in bodies[0]
+
+
+def test_chat_usage_chunk() -> None:
+    view = ChatView(event_log(), "r-1", include_usage=True)
+    bodies = [body for _, body in events(view.render(token("a")) + view.render(done()))]
+    assert bodies[-1] == "[DONE]"
+    assert bodies[-2]["choices"] == []
+    assert bodies[-2]["usage"]["total_tokens"] == 5
+    assert all(body["usage"] is None for body in bodies[:-2])
+
+
+def test_a_failed_openai_stream_has_no_done() -> None:
+    view = ChatView(event_log(), "r-1")
+    data = view.render(token("a"))
+    data += view.render(protocol.Failed(id="task-1", code="WORKER_CRASHED", message="no"))
+    assert DONE not in data
+    assert events(data)[-1][1]["error"]["code"] == "WORKER_CRASHED"
+
+
+def test_chat_whole() -> None:
+    box = event_log(logprobs=1)
+    box.put(done(logprobs=(LOGPROB,)))
+    body = json.loads(ChatView(box, "r-1").whole())
+    choice = body["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "a b", "refusal": None}
+    [logprob] = choice["logprobs"]["content"]
+    assert logprob["bytes"] == [104, 195, 169]
+    assert logprob["top_logprobs"] == [{"token": "a", "logprob": -1.0, "bytes": [97]}]
+
+
+def test_completions() -> None:
+    view = CompletionView(event_log(logprobs=1), "r-1")
+    data = view.render(token("hé", logprobs=(LOGPROB,)))
+    data += view.render(token("hé", logprobs=(LOGPROB,))) + view.render(done())
+    bodies = [body for _, body in events(data)][:-1]
+    assert [body["choices"][0]["text"] for body in bodies] == ["hé", "hé", ""]
+    assert bodies[1]["choices"][0]["logprobs"] == {
+        "tokens": ["hé"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"a": -1.0}],
+        "text_offset": [2],
+    }
+    box = event_log()
+    box.put(done())
+    whole = json.loads(CompletionView(box, "r-1").whole())
+    assert whole["object"] == "text_completion"
+    assert whole["choices"][0]["text"] == "a b"
+    assert whole["choices"][0]["logprobs"] is None
+
+
+async def collect(box: EventLog) -> list[tuple[bytes, bool]]:
+    return [chunk async for chunk in chunks(box, ChatView(box, "r-1"))]
+
+
+def test_events_that_came_together_are_written_together() -> None:
+    import asyncio
+
+    box = event_log()
+    history: list[Event] = [Queued(1), token("a"), token(" b"), done()]
+    for event in history:
+        box.put(event)
+    [(data, last)] = asyncio.run(collect(box))
+    assert last
+    assert data.count(b"data: ") == 5
+
+
+@pytest.mark.parametrize("text", ["\u2028", "\r\n", "\n\nevent: x", "\0"])
+def test_text_cannot_end_an_event(text: str) -> None:
+    [(_, body)] = events(native(event_log()).render(token(text)))
+    assert body["text"] == text

@@ -1,0 +1,222 @@
+"""Settings: the order of the layers, what they refuse, and how well they say it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bitinglip.settings import Server, Settings
+from bitinglip.settings_loader import (
+    SettingsError,
+    check_bind,
+    dotted,
+    every_setting,
+    load_settings,
+)
+from tests.config_text import config_text
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(
+    text: str | None = None,
+    env: dict[str, str] | None = None,
+    sets: tuple[str, ...] = (),
+    flags: dict[str, Any] | None = None,
+) -> Settings:
+    file = Path("given.yaml")
+    if text is not None:
+        file.write_text(text)
+    return load_settings(
+        config=None if text is None else file,
+        home=Path("home"),
+        environ=env or {},
+        sets=sets,
+        flags=flags or {},
+    )
+
+
+def problems(*args: Any, **more: Any) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(*args, **more)
+    return caught.value.problems
+
+
+def test_nothing_said_gives_the_defaults() -> None:
+    assert load() == Settings()
+    assert load("") == load("server:\nmodels:\n") == load("# nothing\n") == Settings()
+
+
+def test_each_layer_wins_over_the_one_before() -> None:
+    text = "server: {port: 1, host: a, drain_timeout: 1.5, request_timeout: 1}"
+    env = {"BITINGLIP_SERVER__PORT": "2", "BITINGLIP_SERVER__HOST": "b", "HOME": "/x"}
+    sets = ("server.port=3", "server.host=c", "server.allowed_hosts=[x, y]")
+    got = load(text, env, sets, {"server.port": 4, "server.host": None}).server
+    assert got == Server(
+        port=4, host="c", drain_timeout=1.5, request_timeout=1, allowed_hosts=["x", "y"]
+    )
+
+
+def test_the_file_in_the_working_directory_comes_before_the_one_at_home() -> None:
+    Path("home").mkdir()
+    Path("home/config.yaml").write_text("server: {port: 1}")
+    assert load().server.port == 1
+    Path("config.yaml").write_text("server: {host: here}")
+    assert (load().server.port, load().server.host) == (8080, "here")
+    assert load("queue: {max_waiting: 1}").server.host == "127.0.0.1"
+
+
+def test_models_by_name() -> None:
+    env = {"BITINGLIP_MODELS__Demo-Echo__FAKE__FAULTS": "true"}
+    dotted_name = 'models."a.b/c".dtype=float16'
+    sets = (dotted_name, "models.x/y.preload=true", "models.x/y.fake={faults: on}")
+    got = load("models: {x/y: {max_batch: 3}}", env, sets)
+    assert got.model("a.b/c").dtype == "float16"
+    assert got.model("Demo-Echo").fake.faults
+    slashed = got.model("x/y")
+    assert (slashed.preload, slashed.max_batch, slashed.fake.faults) == (True, 3, True)
+
+
+def test_sections_in_a_list() -> None:
+    text = "devices:\n  fake:\n    - {name: a, memory_bytes: 5}\n    - {name: b, memory_bytes: 6}\n"
+    for got in (
+        load(text),
+        load(
+            env={"BITINGLIP_DEVICES__FAKE": yaml.safe_dump(yaml.safe_load(text)["devices"]["fake"])}
+        ),
+        load(sets=("devices.fake=[{name: a, memory_bytes: 5}, {name: b, memory_bytes: 6}]",)),
+    ):
+        assert [(each.name, each.memory_bytes) for each in got.devices.fake] == [("a", 5), ("b", 6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "devices:\n  fake:\n  - {name: a, memory_bytes: 5}\n  - {name: b, memory_bytes: 0}\n",
+            "given.yaml:4: devices.fake[1].memory_bytes should be greater than 0, not 0",
+        ),
+        (
+            "devices: {fake: [{nam: a, memory_bytes: 5}]}\n",
+            "there is no setting devices.fake[0].nam; did you mean devices.fake[0].name?",
+        ),
+        ("devices: {fake: [{memory_bytes: 5}]}\n", "devices.fake[0].name"),
+        ("devices: {fake: [5]}\n", "devices.fake[0] should be a valid section, not 5"),
+        ("devices: {fake: {name: a}}\n", "devices.fake should be a valid list"),
+        ("devices: {cpu_memory_bytes: 0}\n", "devices.cpu_memory_bytes should be greater than 0"),
+        ("devices: {headroom_bytes: -1}\n", "devices.headroom_bytes should be greater"),
+    ],
+)
+def test_problems_of_the_devices(text: str, problem: str) -> None:
+    assert problem in "\n".join(problems(text))
+
+
+def test_reserved_names_are_no_settings() -> None:
+    names = ("BITINGLIP_HOME", "BITINGLIP_URL", "BITINGLIP_API_KEY")
+    assert load(env=dict.fromkeys(names, "x")) == Settings()
+
+
+def test_every_problem_is_told_with_its_place_and_the_nearest_name() -> None:
+    text = (
+        "server:\n  prot: 1\n  tls_cert: 7\n"
+        "sever: {port: 1}\nqueue:\n  max_waiting: -1\nserver:\n  port: 5\n3: x\n"
+    )
+    env = {"BITINGLIP_PORT": "1", "BITINGLIP_HUB__OFFLINE": "perhaps"}
+    sets = ("models.m.dtipe=1", "nonsense", "server.allowed_hosts=[a, 2]", "demo=[")
+    told = "\n".join(problems(text, env, sets, {"server.port": "x"}))
+    for expected in (
+        "given.yaml:2: there is no setting server.prot; did you mean server.port?",
+        "given.yaml:3: server.tls_cert should be a valid string, not 7",
+        "given.yaml:4: there is no setting sever; did you mean server?",
+        "given.yaml:6: queue.max_waiting should be greater than or equal to 0, not -1",
+        "given.yaml:7: server is set twice",
+        "given.yaml:9: the key 3 is not text; put it in quotes",
+        "environment BITINGLIP_PORT: there is no setting port; did you mean server.port?",
+        "environment BITINGLIP_HUB__OFFLINE: hub.offline should be a valid boolean, not 'perhaps'",
+        "--set models.m.dtipe=1: there is no setting models.m.dtipe; did you mean models.m.dtype?",
+        "--set nonsense: write it as section.key=value",
+        "--set server.allowed_hosts=[a, 2]: server.allowed_hosts[1] should be a valid string",
+        "--set demo=[: this is not YAML",
+        "--port: server.port should be a valid integer, not 'x'",
+    ):
+        assert expected in told
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("server: [1, }", "given.yaml:1: this is not YAML"),
+        ("a: 1\nb: 2: 3\n", "given.yaml:2: this is not YAML"),
+        ("- a\n", "given.yaml:1: sections are expected here"),
+        ("server: 7\n", "given.yaml:1: server should be a valid section, not 7"),
+        ("server:\n  port: 1\n  port: 2\n", "given.yaml:3: server.port is set twice"),
+        ("server: &s {port: true}\n", "server.port should be a valid integer, not True"),
+        ("server: {host: !!python/name:os.system x}\n", "given.yaml:1: this is not YAML"),
+        ("workers: {threads: .nan}\n", "workers.threads should be a"),
+        ("a: &a {b: *a}\n", "given.yaml: this is nested too deeply"),
+        ("a: 1\n---\nb: 1\n", "given.yaml:2: this is not YAML"),
+    ],
+)
+def test_one_problem(text: str, problem: str) -> None:
+    assert problem in "\n".join(problems(text))
+
+
+@pytest.mark.parametrize(
+    "value", ["\udcff", "\x00", "\x1b[2J", "[" * 5000, "*x", "!!binary é", "'"]
+)
+def test_no_value_breaks_the_reader(value: str) -> None:
+    for told in (
+        problems(env={"BITINGLIP_SERVER__PORT": value}),
+        problems(sets=(f"server.port={value}",)),
+    ):
+        assert len(told) == 1
+        assert "\n" not in told[0]
+
+
+def test_a_file_that_cannot_be_read() -> None:
+    file = Path("bad.yaml")
+    with pytest.raises(SettingsError, match=r"bad\.yaml: No such file"):
+        load_settings(config=file, home=Path(), environ={}, sets=[], flags={})
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match=r"bad\.yaml: this is not UTF-8"):
+        load_settings(config=file, home=Path(), environ={}, sets=[], flags={})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1", "[::1]"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    check_bind(load(sets=(f'server.host="{host}"', "security.require_api_key=false")))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.2", "example.org", "127.1"])
+def test_an_open_server_without_keys_is_refused(host: str) -> None:
+    sets = (f'server.host="{host}"', "security.require_api_key=false")
+    with pytest.raises(SettingsError, match=r"security\.allow_insecure"):
+        check_bind(load(sets=sets))
+    check_bind(load(sets=(*sets, "security.allow_insecure=true")))
+    check_bind(load(sets=sets[:1]))
+
+
+def test_config_yaml_says_what_settings_py_says() -> None:
+    text = (ROOT / "config.yaml").read_text()
+    assert text == config_text(), "run: .venv/bin/python -m tests.config_text > config.yaml"
+    assert load(text) == Settings()
+
+
+def test_config_yaml_lists_every_setting() -> None:
+    text = (ROOT / "config.yaml").read_text()
+    bare = text.replace("models: {}", "models:").replace("fake: []", "fake:")
+    shown = yaml.safe_load(bare.replace("\n#  ", "\n  ").replace("\n  #  ", "\n    "))
+    for path, info in every_setting():
+        node: Any = shown
+        for key in path:
+            node = node[{"<name>": "demo-echo", "<n>": 0}.get(key, key)]
+        if not isinstance(node, dict):
+            assert info.description, f"{dotted(path)} has no help"
+            assert f"# {info.description}\n" in text
+    assert load(yaml.safe_dump(shown)).model("demo-echo") == Settings().model("demo-echo")

@@ -1,0 +1,217 @@
+"""What the store refuses of a folder, and what it says of one that it takes."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model_store.errors import BadFiles
+from model_store.inspection import inspect
+from tests.support.model_folders import LLAMA, llama, pipeline, sharded, write
+
+
+def edited(**config: object) -> Callable[[Path], None]:
+    return lambda folder: write(llama(folder) / "config.json", {**LLAMA, **config})
+
+
+def with_text(name: str, text: object) -> Callable[[Path], None]:
+    return lambda folder: write(llama(folder) / name, text)
+
+
+def without(name: str, make: Callable[[Path], Path]) -> Callable[[Path], None]:
+    return lambda folder: (make(folder) / name).unlink()
+
+
+def lying_shard(folder: Path) -> None:
+    path = sharded(folder) / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def shard_behind_a_dot(folder: Path) -> None:
+    sharded(folder, x="../model.safetensors")
+    llama(folder.parent)
+
+
+def pickles_only(folder: Path) -> None:
+    (llama(folder) / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def pickled_component(folder: Path) -> None:
+    weights = pipeline(folder) / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+
+
+def swollen_component(folder: Path) -> None:
+    write(pipeline(folder) / "unet/config.json", {"num_layers": 2})
+
+
+def lying_part(folder: Path) -> None:
+    write(llama(folder) / "modules.json", [])
+    write(folder / "2_Dense/config.json", {})
+    (folder / "2_Dense/model.safetensors").write_bytes(b"\xff" * 64)
+
+
+def index_beside_the_whole(folder: Path) -> None:
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    write(pipeline(folder) / index, {"weight_map": {"x": "../../secret.safetensors"}})
+
+
+def empty_map(folder: Path) -> None:
+    write(sharded(folder) / "model.safetensors.index.json", {"weight_map": {}})
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a shard that lies": (lying_shard, "not a whole safetensors"),
+    "a shard that is missing": (
+        without("model-00002-of-00002.safetensors", sharded),
+        "shard .* is missing",
+    ),
+    "shards without index": (without("model.safetensors.index.json", sharded), "index is missing"),
+    "an empty index": (empty_map, "no weight_map"),
+    "an index out of the folder": (shard_behind_a_dot, "cannot be taken"),
+    "an absolute index": (lambda folder: sharded(folder, x="/etc/passwd"), "cannot be taken"),
+    "an index into a folder": (lambda folder: sharded(folder, x="a/b.safetensors"), "points out"),
+    "an index to a pickle": (lambda folder: sharded(folder, x="pytorch_model.bin"), "pickle"),
+    "a tensor in no shard": (
+        lambda folder: sharded(folder, x="model-00001-of-00002.safetensors"),
+        "do not hold, x",
+    ),
+    "a part that lies": (lying_part, "not a whole safetensors"),
+    "an index beside whole weights": (index_beside_the_whole, "cannot be taken"),
+    "pickles only": (pickles_only, "pickles"),
+    "no weights": (without("model.safetensors", llama), "no weights"),
+    "no config": (without("config.json", llama), r"no config\.json"),
+    "code": (edited(auto_map={"AutoModel": "modeling.Evil"}), "code of its own"),
+    "code inside": (edited(text_config={"auto_map": {"AutoConfig": "x.Y"}}), "code of its own"),
+    "code deep inside": (edited(a={"b": [{"auto_map": {"AutoConfig": "x.Y"}}]}), "code of its own"),
+    "code of the tokenizer": (
+        with_text("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.Y", None]}}),
+        "code of its own",
+    ),
+    "a config that is no JSON": (with_text("config.json", "{"), "not valid JSON"),
+    "a config that is deep": (with_text("config.json", "[" * 100_000), "not valid JSON"),
+    "a config that is a list": (with_text("config.json", []), "JSON object"),
+    "a tokenizer that is no JSON": (with_text("tokenizer.json", "{'a': 1}"), "not valid JSON"),
+    "a tokenizer config that is a list": (with_text("tokenizer_config.json", []), "JSON object"),
+    "too many layers": (edited(num_hidden_layers=3), "claims 3 layers; the weights hold 2"),
+    "too many inside": (edited(text_config={"num_hidden_layers": 9}), "claims 9 layers"),
+    "too many deep inside": (edited(a={"b": {"num_hidden_layers": 3}}), "claims 3 layers"),
+    "too many by another name": (edited(n_layers=3), "claims 3 layers"),
+    "too many words": (edited(vocab_size=65), "vocab_size of 65"),
+    "too wide": (edited(hidden_size=10**9), "hidden_size"),
+    "an adapter": (with_text("adapter_config.json", {}), "adapter"),
+    "unknown": (edited(architectures=["EvilForCausalLM"]), "EvilForCausalLM"),
+    "architectures that are no list": (edited(architectures={"0": "LlamaForCausalLM"}), "None"),
+    "architectures that are no text": (edited(architectures=[["LlamaForCausalLM"]]), "None"),
+    "no architectures": (edited(architectures=[]), "None"),
+    "GGUF": (lambda folder: write(folder / "m.gguf", ""), "GGUF"),
+    "parts without a config": (lambda folder: write(folder / "modules.json", []), "missing"),
+    "a pickled component": (pickled_component, "pickles"),
+    "a swollen component": (swollen_component, "claims 2 layers"),
+    "a missing component": (lambda f: pipeline(f, vae=["diffusers", "VAE"]), "vae is missing"),
+    "a foreign component": (lambda f: pipeline(f, unet=["os", "system"]), "code of its own"),
+    "a component elsewhere": (lambda f: pipeline(f, **{"../x": ["diffusers", "X"]}), "taken"),
+    "a list as component": (lambda f: pipeline(f, unet=[["x"], "X"]), "code of its own"),
+    "a custom pipeline": (lambda f: pipeline(f, _class_name=["pipeline", "Evil"]), "code of its"),
+    "another pipeline": (lambda f: pipeline(f, _class_name="AudioLDM2Pipeline"), "make images"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(tmp_path: Path, case: str) -> None:
+    make, why = REFUSED[case]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(BadFiles, match=why) as caught:
+        inspect(folder)
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_a_text_model(tmp_path: Path) -> None:
+    found = inspect(llama(tmp_path))
+    assert (found.kind, found.engine, found.architecture) == ("text", "text", "LlamaForCausalLM")
+    assert (found.model_type, found.dtype, found.max_context) == ("llama", "float16", 128)
+    assert found.parameters == 64 * 8 + 2 * 16 * 8
+    assert found.weight_bytes == 2 * found.parameters
+    assert found.kv_bytes_per_token == 2 * 2 * 2 * 2 * 2  # k and v, layers, heads, width, bytes
+    assert found.vocab_size == 64
+    assert found.capabilities == ("completion", "chat")
+
+
+def test_as_many_layers_as_there_are_by_any_name(tmp_path: Path) -> None:
+    edited(n_layers=2, a={"b": [{"num_decoder_layers": 2}]})(tmp_path)
+    assert inspect(tmp_path).kind == "text"
+
+
+def test_other_families_name_their_sizes_otherwise(tmp_path: Path) -> None:
+    config = {"architectures": ["MptForCausalLM"], "model_type": "mpt", "vocab_size": 64}
+    sizes = {"d_model": 8, "n_heads": 4, "n_layers": 2, "max_seq_len": 77}
+    write(llama(tmp_path) / "config.json", {**config, **sizes})
+    found = inspect(tmp_path)
+    assert (found.max_context, found.kv_bytes_per_token) == (77, 2 * 2 * 4 * 2 * 2)
+
+
+def test_a_model_without_attention_has_no_cache_of_keys(tmp_path: Path) -> None:
+    config = {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "vocab_size": 64}
+    sizes = {"hidden_size": 8, "num_heads": 4, "head_dim": 4, "num_hidden_layers": 2}
+    write(llama(tmp_path) / "config.json", {**config, **sizes})
+    assert inspect(tmp_path).kv_bytes_per_token is None
+
+
+def test_the_parts_of_an_embedding_model_are_counted(tmp_path: Path) -> None:
+    whole = inspect(llama(tmp_path)).weight_bytes
+    write(tmp_path / "modules.json", [])
+    llama(tmp_path / "2_Dense")
+    found = inspect(tmp_path)
+    assert (found.kind, found.weight_bytes) == ("embedding", 2 * whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("BarkModel", "speech"), ("WhisperForConditionalGeneration", "transcription")],
+)
+def test_kinds_of_sound(tmp_path: Path, name: str, kind: str) -> None:
+    edited(architectures=[name])(tmp_path)
+    found = inspect(tmp_path)
+    assert (found.kind, found.engine) == (kind, kind)
+
+
+def test_shards_say_what_the_whole_says(tmp_path: Path) -> None:
+    assert inspect(sharded(tmp_path / "a")) == inspect(llama(tmp_path / "b"))
+
+
+def test_twins_are_not_counted_twice(tmp_path: Path) -> None:
+    whole = inspect(llama(tmp_path))
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    for twin in ("model.fp16.safetensors", "consolidated.safetensors"):
+        (tmp_path / twin).write_bytes(weights)
+    assert inspect(tmp_path) == whole
+
+
+def test_a_config_with_the_text_model_inside(tmp_path: Path) -> None:
+    inner = {name: LLAMA[name] for name in ("vocab_size", "num_hidden_layers", "hidden_size")}
+    inner |= {"num_attention_heads": 2, "max_position_embeddings": 99}
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+    write(llama(tmp_path) / "config.json", {**config, "text_config": inner})
+    found = inspect(tmp_path)
+    assert (found.kind, found.max_context, found.vocab_size) == ("text", 99, 64)
+    assert found.kv_bytes_per_token == 2 * 2 * 2 * 4 * 2
+
+
+def test_a_pipeline(tmp_path: Path) -> None:
+    found = inspect(pipeline(tmp_path))
+    assert (found.kind, found.architecture) == ("image", "StableDiffusionPipeline")
+    assert (found.parameters, found.dtype) == (32, "float32")
+
+
+def test_odd_but_harmless(tmp_path: Path) -> None:
+    write(llama(tmp_path) / "vocab.json", {"auto_map": 7})
+    write(tmp_path / "added_tokens.json", [])
+    write(tmp_path / "config.json", json.dumps({**LLAMA, "limit": float("inf"), "model_type": 7}))
+    write(tmp_path / "onnx/config.json", "{")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/x.json").write_bytes(struct.pack("<Q", 1))
+    assert inspect(tmp_path).model_type is None

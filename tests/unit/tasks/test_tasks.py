@@ -1,0 +1,248 @@
+"""Tasks and their rows: nothing lost on the way, no end told before it is written."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from sqlalchemy import text
+
+from bitinglip import errors
+from bitinglip.db.database import Database
+from bitinglip.db.tables import StoredTask
+from bitinglip.scheduling.event_log import EventLog
+from bitinglip.scheduling.job import TextJob
+from bitinglip.tasks.store import Filter, TaskStore, job_of, row_of
+from bitinglip.tasks.tasks import Tasks
+from bitinglip.wire.response import inference_response
+from workers import protocol
+
+FULL = TextJob(
+    model="m",
+    key_id="k",
+    prompt="p",
+    messages=(protocol.ChatMessage("user", "hé"),),
+    sampling=protocol.Sampling(
+        max_tokens=7,
+        temperature=0.5,
+        top_k=3,
+        top_p=0.25,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        presence_penalty=-1.0,
+        frequency_penalty=1.0,
+        logit_bias={5: -2.5},
+        logprobs=2,
+        seed=2**64 - 1,
+        stop=("a", "b"),
+        ignore_eos=True,
+    ),
+    clip_max_tokens=True,
+    stream=True,
+    timeout=12.5,
+    id="task-full",
+    created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
+)
+
+
+def test_each_field_of_a_job_comes_back_from_its_row(tmp_path: Path) -> None:
+    defaults = {each.name: (getattr(FULL, each.name), each.default) for each in fields(FULL)}
+    for each in msgspec.structs.fields(FULL.sampling):
+        defaults[f"sampling.{each.name}"] = (getattr(FULL.sampling, each.name), each.default)
+    for name, (value, default) in defaults.items():
+        if default is not MISSING and default is not msgspec.NODEFAULT:
+            assert value != default, f"{name} is not put to the test"
+
+    async def act(db: Database) -> None:
+        async with db.write() as session:
+            session.add(row_of(FULL))
+        async with db.read() as session:
+            assert job_of(await session.get_one(StoredTask, FULL.id)) == FULL
+
+    using(tmp_path, act)
+
+
+class Desk:
+    """A dispatcher's side of jobs without any workers: the test puts the events."""
+
+    def __init__(self) -> None:
+        self.open_now: dict[str, EventLog] = {}
+        self.ended: dict[str, EventLog] = {}
+        self.refuse: errors.BitingLipError | None = None
+
+    @contextmanager
+    def open(self, job: TextJob) -> Iterator[EventLog]:
+        if self.refuse:
+            raise self.refuse
+        event_log = self.open_now[job.id] = EventLog(job)
+        try:
+            yield event_log
+        finally:
+            self.ended[job.id] = self.open_now.pop(job.id)
+
+    def find(self, job_id: str) -> EventLog | None:
+        return {**self.ended, **self.open_now}.get(job_id)
+
+    def event_logs(self) -> list[EventLog]:
+        return [*self.open_now.values(), *self.ended.values()]
+
+
+def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
+    async def run() -> None:
+        db = await Database.open(tmp_path / "bitinglip.db")
+        try:
+            async with asyncio.timeout(20):
+                await act(db)
+        finally:
+            await db.close()
+
+    asyncio.run(run())
+
+
+def tasks_of(db: Database, desk: Desk) -> Tasks:
+    return Tasks(db, cast("Any", desk), inference_response, made_nothing, retention=60)
+
+
+async def made_nothing(_event_log: EventLog) -> None:
+    """What a text job leaves to be kept."""
+
+
+def job(**more: Any) -> TextJob:
+    return TextJob(
+        model="m", key_id="k", prompt="p", sampling=protocol.Sampling(max_tokens=1), **more
+    )
+
+
+def done(event_log: EventLog) -> None:
+    event_log.put(protocol.Started(id=event_log.job.id))
+    final = protocol.TextDone(
+        id=event_log.job.id, text="t", finish_reason="stop", prompt_tokens=1, completion_tokens=1
+    )
+    event_log.put(final)
+
+
+def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        desk = Desk()
+        tasks = tasks_of(db, desk)
+        task = await tasks.accept(job())
+        async with db.write():  # the one writer is busy
+            done(desk.open_now[task.id])
+            over = asyncio.create_task(tasks.over(task.id))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert not over.done()
+            assert (await tasks.get(task.id)).status == "queued"
+        assert await over
+        assert (await tasks.get(task.id)).status == "completed"
+        stored = await TaskStore(db, inference_response, 60).get(task.id)
+        assert stored is not None
+        assert stored.answer is not None
+        assert stored.answer["result"]["text"] == "t"
+        async with db.read() as session:
+            assert (await session.get_one(StoredTask, task.id)).request is None
+
+    using(tmp_path, act)
+
+
+def test_task_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        desk = Desk()
+        tasks = tasks_of(db, desk)
+        desk.refuse = errors.QueueFull()
+        with pytest.raises(errors.QueueFull):
+            await tasks.accept(job())
+        desk.refuse = None
+        async with db.write() as session:
+            await session.execute(text("PRAGMA max_page_count = 1"))
+        with pytest.raises(errors.DiskFull):
+            await tasks.accept(job(timeout=1.0, id="task-big" + "x" * 5000))
+        assert not desk.open_now
+        async with db.read() as session:
+            assert (await session.execute(text("SELECT count(*) FROM tasks"))).scalar() == 0
+
+    using(tmp_path, act)
+
+
+def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
+    chance = random.Random(3)
+
+    async def act(db: Database) -> None:
+        desk = Desk()
+        tasks, rows = tasks_of(db, desk), TaskStore(db, inference_response, 3600)
+        now = datetime.now(UTC)
+        ids = []
+        for n in range(23):
+            one = job(created_at=now - timedelta(seconds=n), id=f"task-{n}")
+            ids.append(one.id)
+            event_log = EventLog(one)
+            where = chance.choice(["memory", "database", "both"])
+            if where != "memory":
+                await rows.add(one)
+                done(event_log)
+                await rows.end(event_log)
+            if where != "database":
+                desk.ended[one.id] = event_log
+        for limit in (1, 4, 7, 50):
+            found: list[str] = []
+            for offset in range(0, 30, limit):
+                page, total = await tasks.list(Filter(kinds=["text"]), limit=limit, offset=offset)
+                assert total == 23
+                found += [task.id for task in page]
+            assert found == ids
+
+    using(tmp_path, act)
+
+
+def test_task_row_that_cannot_be_read_any_more_fails_the_task(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        rows = TaskStore(db, inference_response, 60)
+        async with db.write() as session:
+            session.add(row_of(job(id="task-good")))
+            broken = row_of(job(id="task-broken"))
+            broken.request = b"\xc1"
+            session.add(broken)
+        assert [each.id for each in await rows.recover()] == ["task-good"]
+        task = await rows.get("task-broken")
+        assert task is not None
+        assert isinstance(task.error, errors.InternalError)
+
+    using(tmp_path, act)
+
+
+def test_task_ends_once(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        rows, one = TaskStore(db, inference_response, 60), job()
+        await rows.add(one)
+        failed = protocol.Failed(id=one.id, code="TIMEOUT", message="late")
+        for final in (protocol.Cancelled(id=one.id), failed):
+            event_log = EventLog(one)
+            event_log.put(final)
+            await rows.end(event_log)
+        task = await rows.get(one.id)
+        assert task is not None
+        assert task.status == "cancelled"
+
+    using(tmp_path, act)
+
+
+def test_retry_of_an_unseen_task_shows_its_watchers_one_run_only() -> None:
+    event_log = EventLog(job())
+    for worker, words in (("m/0", ["lost"]), ("m/1", ["one", " two"])):
+        event_log.dispatch(worker)
+        event_log.put(protocol.Started(id=event_log.job.id))
+        for index, word in enumerate(words):
+            event_log.put(protocol.TextDelta(id=event_log.job.id, text=word, index=index))
+    event_log.put(protocol.Cancelled(id=event_log.job.id))
+
+    async def read() -> list[Any]:
+        return [event async for events in event_log.batches() for event in events]
+
+    tokens = [event.text for event in asyncio.run(read()) if isinstance(event, protocol.TextDelta)]
+    assert tokens == ["one", " two"]

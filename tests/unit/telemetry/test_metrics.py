@@ -1,0 +1,141 @@
+"""What is exported, under which names, with which labels."""
+
+import time
+from typing import Any
+
+import pytest
+
+from bitinglip.telemetry import metrics as metrics_module
+from bitinglip.telemetry.metrics import MAX_LABEL_VALUES, DeviceSample, Metrics
+
+
+def text(metrics: Metrics) -> str:
+    return metrics.render("")[0].decode()
+
+
+def finish(metrics: Metrics, **more: Any) -> None:
+    values: dict[str, Any] = {
+        "model": "m",
+        "kind": "text",
+        "status": "done",
+        "queue_seconds": 0.1,
+        "first_token_seconds": 0.5,
+        "duration": 1.5,
+        "prompt_tokens": 7,
+        "completion_tokens": 11,
+    }
+    metrics.job_finished(**{**values, **more})
+
+
+def test_requests() -> None:
+    metrics = Metrics()
+    metrics.request_finished(method="GET", endpoint="/health", status=200, seconds=0.01)
+    metrics.request_finished(method="BREW", endpoint="_other", status=405, seconds=0.01)
+    shown = text(metrics)
+    assert 'gateway_requests_total{endpoint="/health",method="GET",status="200"} 1.0' in shown
+    assert 'method="_other"' in shown
+    assert "gateway_request_duration_seconds_count 2.0" in shown
+
+
+def test_jobs() -> None:
+    metrics = Metrics()
+    finish(metrics)
+    shown = text(metrics)
+    for line in [
+        'inference_requests_total{model="m",type="text"} 1.0',
+        'bitinglip_jobs_total{model="m",status="done"} 1.0',
+        'bitinglip_tokens_total{kind="prompt",model="m"} 7.0',
+        'bitinglip_tokens_total{kind="completion",model="m"} 11.0',
+        'bitinglip_time_to_first_token_seconds_sum{model="m"} 0.5',
+        'bitinglip_inter_token_seconds_sum{model="m"} 0.1',
+        'bitinglip_queue_seconds_sum{model="m"} 0.1',
+    ]:
+        assert line in shown
+
+
+def test_a_job_without_tokens_has_no_token_times() -> None:
+    metrics = Metrics()
+    finish(metrics, first_token_seconds=None, completion_tokens=0, status="failed")
+    finish(metrics, completion_tokens=1)
+    shown = text(metrics)
+    assert 'bitinglip_time_to_first_token_seconds_count{model="m"} 1.0' in shown
+    assert "bitinglip_inter_token_seconds_count" not in shown
+
+
+def test_model_labels_are_bounded() -> None:
+    metrics = Metrics()
+    for number in range(MAX_LABEL_VALUES + 50):
+        finish(metrics, model=f"m{number}")
+    shown = text(metrics)
+    assert 'inference_requests_total{model="_other",type="text"} 50.0' in shown
+
+
+def test_live_gauges() -> None:
+    metrics = Metrics()
+    depths = {"m": 3}
+    metrics.watch(in_flight=lambda: 4, depth=lambda: depths, workers=lambda: {"ready": 2})
+    metrics.set_loop_lag(0.25)
+    shown = text(metrics)
+    assert "bitinglip_in_flight_requests 4.0" in shown
+    assert 'bitinglip_queue_depth{model="m"} 3.0' in shown
+    assert 'bitinglip_workers{state="ready"} 2.0' in shown
+    assert "bitinglip_event_loop_lag_seconds 0.25" in shown
+    assert 'bitinglip_info{version="' in shown
+
+
+def test_devices_are_read_at_each_scrape() -> None:
+    metrics = Metrics()
+    samples = [DeviceSample("0", total=80, used=30, reserved=20, utilisation=0.5)]
+    metrics.watch(lambda: 0, dict, dict, devices=lambda: samples)
+    shown = text(metrics)
+    for line in [
+        'bitinglip_device_memory_bytes{device="0",kind="total"} 80.0',
+        'bitinglip_device_memory_bytes{device="0",kind="used"} 30.0',
+        'bitinglip_device_memory_bytes{device="0",kind="reserved"} 20.0',
+        'bitinglip_device_utilisation_ratio{device="0"} 0.5',
+    ]:
+        assert line in shown
+    samples[:] = [DeviceSample("cpu", total=9, used=None, reserved=0, utilisation=None)]
+    shown = text(metrics)
+    assert 'bitinglip_device_memory_bytes{device="cpu",kind="total"} 9.0' in shown
+    for gone in ('device="0"', 'kind="used"', "bitinglip_device_utilisation_ratio{"):
+        assert gone not in shown
+
+
+def test_loads_and_restarts() -> None:
+    metrics = Metrics()
+    metrics.load_finished(model="m", seconds=2, ok=True)
+    metrics.load_finished(model="m", seconds=1, ok=False)
+    metrics.worker_restarted(model="m", reason="exited")
+    shown = text(metrics)
+    assert 'bitinglip_model_loads_total{model="m",result="ok"} 1.0' in shown
+    assert 'bitinglip_model_loads_total{model="m",result="failed"} 1.0' in shown
+    assert 'bitinglip_model_load_seconds_count{model="m"} 1.0' in shown
+    assert 'bitinglip_worker_restarts_total{model="m",reason="exited"} 1.0' in shown
+
+
+def test_active_users_are_distinct_keys_of_the_last_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    metrics = Metrics()
+    for key in ("a", "b", "a"):
+        metrics.user_seen(key)
+    assert "gateway_active_users 2.0" in text(metrics)
+    now += metrics_module.ACTIVE_SECONDS - 1
+    metrics.user_seen("a")
+    now += 2
+    assert "gateway_active_users 1.0" in text(metrics)
+
+
+def test_each_instance_has_its_own_registry() -> None:
+    finish(Metrics())
+    assert 'model="m"' not in text(Metrics())
+
+
+def test_open_metrics_when_asked_for() -> None:
+    body, content_type = Metrics().render("application/openmetrics-text; version=1.0.0")
+    assert body.endswith(b"# EOF\n")
+    assert content_type.startswith("application/openmetrics-text")
+    assert Metrics().render("")[1].startswith("text/plain; version=0.0.4")

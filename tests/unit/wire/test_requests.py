@@ -1,0 +1,343 @@
+"""Requests: every bound, every path of an error, and no field lost on the way to a worker."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from bitinglip import errors
+from bitinglip.scheduling.queue.priority import Priority
+from bitinglip.settings import Model, SamplingDefaults
+from bitinglip.wire.parse import check_depth, param_path, parse
+from bitinglip.wire.text.native import TextGenerationRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from workers import framing, protocol
+
+NATIVE = {"model": "m", "prompt": "p"}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+COMPLETION = {"model": "m", "prompt": "p"}
+SURFACES = [
+    pytest.param(TextGenerationRequest, NATIVE, id="native"),
+    pytest.param(ChatCompletionRequest, CHAT, id="chat"),
+    pytest.param(CompletionRequest, COMPLETION, id="completions"),
+]
+
+
+def read(model: Any, body: dict[str, Any], **more: Any) -> Any:
+    return parse(model, json.dumps({**body, **more}).encode())
+
+
+def refused(model: Any, body: dict[str, Any], **more: Any) -> errors.InvalidRequest:
+    with pytest.raises(errors.InvalidRequest) as caught:
+        job_of(read(model, body, **more))
+    return caught.value
+
+
+def job_of(request: Any, own: Model | None = None) -> Any:
+    return request.to_job(own or Model(), key_id="k", timeout=600.0, priority=Priority())
+
+
+BOUNDS = [
+    ("max_tokens", [1, 1_000_000], [0, -1, 1_000_001, 1.0, True, "5"]),
+    ("temperature", [0, 0.0, 2], [-0.01, 2.01, "1", False]),
+    ("top_p", [0.0001, 1], [0, 1.01]),
+    ("top_k", [1, 1_000_000], [0, -1, 1_000_001, 1.5]),
+    ("min_p", [0, 1], [-0.1, 1.1]),
+    ("repetition_penalty", [0.001, 2], [0, 2.01]),
+    ("presence_penalty", [-2, 2], [-2.01, 2.01]),
+    ("frequency_penalty", [-2, 2], [-2.01, 2.01]),
+    ("seed", [-(2**63), 0, 2**63 - 1], [2**63, -(2**63) - 1, 10**400, 1.5]),
+    ("logit_bias", [{}, {"5": -100, "6": 100}], [{"5": 101}, {"x": 1}, {"-1": 1}, [1]]),
+    ("ignore_eos", [True, False], [1, "true"]),
+]
+
+
+@pytest.mark.parametrize(("model", "body"), SURFACES)
+@pytest.mark.parametrize(("field", "good", "bad"), BOUNDS, ids=[bound[0] for bound in BOUNDS])
+def test_each_number_has_bounds(
+    model: Any, body: dict[str, Any], field: str, good: list[Any], bad: list[Any]
+) -> None:
+    for value in [None, *good]:
+        read(model, body, **{field: value})
+    for value in bad:
+        error = refused(model, body, **{field: value})
+        assert error.param is not None
+        assert error.param.startswith(field), value
+
+
+def test_stop_sequences() -> None:
+    read(TextGenerationRequest, NATIVE, stop_sequences=["x" * 256] * 16)
+    assert refused(TextGenerationRequest, NATIVE, stop_sequences=["x"] * 17).param == (
+        "stop_sequences"
+    )
+    assert refused(TextGenerationRequest, NATIVE, stop_sequences=[""]).param == "stop_sequences[0]"
+    long = ["a", "x" * 257]
+    assert refused(TextGenerationRequest, NATIVE, stop_sequences=long).param == "stop_sequences[1]"
+
+
+@pytest.mark.parametrize(("model", "body"), SURFACES[1:])
+def test_openai_stop(model: Any, body: dict[str, Any]) -> None:
+    assert job_of(read(model, body, stop="end")).sampling.stop == ("end",)
+    assert job_of(read(model, body, stop=["a"] * 4)).sampling.stop == ("a",) * 4
+    assert refused(model, body, stop=["a"] * 5).param == "stop"
+    assert refused(model, body, stop="").param == "stop[0]"
+
+
+def test_logprobs() -> None:
+    for good in (0, 20):
+        job = job_of(read(TextGenerationRequest, NATIVE, logprobs=good))
+        assert job.sampling.logprobs == good
+    for bad in (-1, 21, True):
+        assert refused(TextGenerationRequest, NATIVE, logprobs=bad).param == "logprobs"
+    assert job_of(read(ChatCompletionRequest, CHAT, logprobs=True)).sampling.logprobs == 0
+    chat = read(ChatCompletionRequest, CHAT, logprobs=True, top_logprobs=20)
+    assert job_of(chat).sampling.logprobs == 20
+    assert refused(ChatCompletionRequest, CHAT, top_logprobs=3).param == "top_logprobs"
+    assert refused(ChatCompletionRequest, CHAT, logprobs=True, top_logprobs=21).param == (
+        "top_logprobs"
+    )
+
+
+@pytest.mark.parametrize(("model", "body"), SURFACES)
+def test_unknown_fields_are_refused_by_name(model: Any, body: dict[str, Any]) -> None:
+    error = refused(model, body, mirostat=2)
+    assert isinstance(error, errors.UnsupportedParameter)
+    assert error.param == "mirostat"
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "field", "value"),
+    [
+        (TextGenerationRequest, NATIVE, "response_format", {"type": "json_object"}),
+        (ChatCompletionRequest, CHAT, "n", 2),
+        (ChatCompletionRequest, CHAT, "n", True),
+        (ChatCompletionRequest, CHAT, "tools", []),
+        (ChatCompletionRequest, CHAT, "tool_choice", "auto"),
+        (ChatCompletionRequest, CHAT, "response_format", {"type": "json_object"}),
+        (ChatCompletionRequest, CHAT, "store", True),
+        (ChatCompletionRequest, CHAT, "metadata", {"a": "b"}),
+        (ChatCompletionRequest, CHAT, "modalities", ["text", "audio"]),
+        (CompletionRequest, COMPLETION, "n", 2),
+        (CompletionRequest, COMPLETION, "best_of", 2),
+        (CompletionRequest, COMPLETION, "echo", True),
+        (CompletionRequest, COMPLETION, "suffix", "x"),
+        (CompletionRequest, COMPLETION, "prompt", [1, 2]),
+        (CompletionRequest, COMPLETION, "prompt", [[1, 2]]),
+        (CompletionRequest, COMPLETION, "prompt", ["a", "b"]),
+    ],
+)
+def test_what_is_not_honoured_is_refused(
+    model: Any, body: dict[str, Any], field: str, value: Any
+) -> None:
+    error = refused(model, body, **{field: value})
+    assert isinstance(error, errors.UnsupportedParameter)
+    assert error.param == field
+
+
+def test_what_asks_for_nothing_else_is_taken() -> None:
+    read(TextGenerationRequest, NATIVE, response_format={"type": "text"})
+    read(
+        ChatCompletionRequest,
+        CHAT,
+        n=1,
+        store=False,
+        user="u-1",
+        response_format={"type": "text"},
+        service_tier="auto",
+        modalities=["text"],
+        stream=True,
+        stream_options={"include_usage": True, "include_obfuscation": False},
+    )
+    read(CompletionRequest, COMPLETION, n=1, best_of=1, echo=False, suffix=None)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
+            "messages[0].content[0].type",
+        ),
+        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x"}, 7]}, "messages[1]"),
+    ],
+)
+def test_param_is_a_path(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(errors.InvalidRequest) as caught:
+        parse(ChatCompletionRequest, json.dumps({"model": "m", **body}).encode())
+    assert caught.value.param == param
+
+
+def test_one_input() -> None:
+    assert refused(TextGenerationRequest, {"model": "m"}).param == "prompt"
+    assert refused(TextGenerationRequest, NATIVE, messages=CHAT["messages"]).param == "messages"
+    assert refused(TextGenerationRequest, {"prompt": "x"}).param == "model"
+
+
+def test_content_may_come_in_parts() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]
+    job = job_of(read(ChatCompletionRequest, {"model": "m", "messages": messages}))
+    assert job.messages == (
+        protocol.ChatMessage("system", "s"),
+        protocol.ChatMessage("user", "ab"),
+    )
+
+
+def test_our_own_answers_can_be_sent_back() -> None:
+    turn: dict[str, Any] = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
+    read(ChatCompletionRequest, {"model": "m", "messages": [turn]})
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b'"x"',
+        b"{",
+        b"\xff",
+        b'{"model": "m", "prompt": "\\ud800"}',
+        b'{"model": "m", "prompt": "p", "temperature": NaN}',
+        b'{"model": "m", "prompt": "p", "temperature": Infinity}',
+        b'{"model": "m", "prompt": "p", "temperature": 1e400}',
+        b'{"model": "m", "prompt": "p", "seed": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 65 + b"1" + b"}" * 65,
+    ],
+)
+def test_bad_json_is_a_400(raw: bytes) -> None:
+    with pytest.raises(errors.InvalidRequest):
+        parse(TextGenerationRequest, raw)
+
+
+def test_values_are_never_echoed() -> None:
+    for more in ({"max_tokens": "hunter2"}, {"prompt": {"hunter2": 1}}, {"stream": "hunter2"}):
+        assert "hunter2" not in refused(TextGenerationRequest, NATIVE, **more).message
+
+
+def test_depth() -> None:
+    check_depth(b"[" * 64 + b"]" * 64)
+    check_depth(b'{"a":[' * 32 + b"]}" * 32)
+    check_depth(b"[[],{}]" * 1000)
+    check_depth(b'"' + b"[" * 1000 + b'"')
+    check_depth(b'["\\"' + b"[" * 1000 + b'"]')
+    for deep in (b"[" * 65 + b"]" * 65, b'{"a":[' * 33 + b"]}" * 33, b"[1,[2]," * 65 + b"]" * 65):
+        with pytest.raises(errors.InvalidRequest):
+            check_depth(deep)
+
+
+def test_depth_of_hostile_strings_is_linear() -> None:
+    check_depth(b"[]," * 65 + b'"' + b'\\"' * 2_000_000)
+
+
+def test_param_path() -> None:
+    assert param_path(("messages", 0, "content", 1, "text")) == "messages[0].content[1].text"
+    assert param_path(()) is None
+    assert len(param_path(("x" * 500,)) or "") == 128
+
+
+ALL_SAMPLING = {
+    "temperature": 0.3,
+    "top_k": 7,
+    "top_p": 0.5,
+    "min_p": 0.1,
+    "repetition_penalty": 1.2,
+    "presence_penalty": 0.4,
+    "frequency_penalty": -0.4,
+    "logit_bias": {"12": 1.5},
+    "seed": 99,
+    "ignore_eos": True,
+}
+EXPECTED = protocol.Sampling(
+    max_tokens=33,
+    temperature=0.3,
+    top_k=7,
+    top_p=0.5,
+    min_p=0.1,
+    repetition_penalty=1.2,
+    presence_penalty=0.4,
+    frequency_penalty=-0.4,
+    logit_bias={12: 1.5},
+    logprobs=4,
+    seed=99,
+    stop=("a", "b"),
+    ignore_eos=True,
+)
+ROUND_TRIPS = [
+    (
+        TextGenerationRequest,
+        {**NATIVE, "max_tokens": 33, "logprobs": 4, "stop_sequences": ["a", "b"], "timeout": 9},
+    ),
+    (
+        ChatCompletionRequest,
+        {**CHAT, "max_tokens": 33, "logprobs": True, "top_logprobs": 4, "stop": ["a", "b"]},
+    ),
+    (CompletionRequest, {**COMPLETION, "max_tokens": 33, "logprobs": 4, "stop": ["a", "b"]}),
+]
+
+
+@pytest.mark.parametrize(("model", "body"), ROUND_TRIPS)
+def test_no_field_is_lost_on_the_way_to_the_worker(model: Any, body: dict[str, Any]) -> None:
+    job = job_of(read(model, body, stream=True, **ALL_SAMPLING))
+    for name in protocol.Sampling.__struct_fields__:
+        assert getattr(job.sampling, name) == getattr(EXPECTED, name), name
+        assert getattr(EXPECTED, name) != getattr(protocol.Sampling(max_tokens=1), name), name
+    [message] = framing.decode_commands(framing.encode_commands([job.message()]))
+    assert msgspec.structs.asdict(message) == msgspec.structs.asdict(job.message())
+    assert isinstance(message, protocol.TextJob)
+    assert message.sampling == EXPECTED
+    assert (message.stream, message.clip_max_tokens) == (True, False)
+    assert (job.model, job.key_id, message.id) == ("m", "k", job.id)
+    assert job.timeout == body.get("timeout", 600)
+
+
+def test_defaults_of_the_apis() -> None:
+    native = job_of(read(TextGenerationRequest, NATIVE))
+    chat = job_of(read(ChatCompletionRequest, CHAT))
+    assert (native.sampling.max_tokens, native.sampling.temperature, native.sampling.top_p) == (
+        512,
+        0.7,
+        0.9,
+    )
+    assert (chat.sampling.temperature, chat.sampling.top_p) == (1.0, 1.0)
+    assert job_of(read(CompletionRequest, COMPLETION)).sampling.max_tokens == 16
+    assert native.clip_max_tokens
+    assert chat.clip_max_tokens
+    assert not native.stream
+
+
+def test_the_models_defaults_come_between() -> None:
+    own = Model(sampling=SamplingDefaults(max_tokens=5, temperature=0, top_p=0.2, top_k=3))
+    job = job_of(read(TextGenerationRequest, NATIVE, top_p=0.4), own)
+    sampling = job.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (
+        5,
+        0.0,
+        0.4,
+        3,
+    )
+    assert job.clip_max_tokens
+
+
+def test_a_negative_seed_is_taken_modulo_two_to_the_64() -> None:
+    assert job_of(read(ChatCompletionRequest, CHAT, seed=-1)).sampling.seed == 2**64 - 1
+
+
+def test_max_completion_tokens() -> None:
+    job = job_of(read(ChatCompletionRequest, CHAT, max_completion_tokens=4))
+    assert (job.sampling.max_tokens, job.clip_max_tokens) == (4, False)
+    both = {"max_completion_tokens": 4, "max_tokens": 5}
+    assert refused(ChatCompletionRequest, CHAT, **both).param == "max_completion_tokens"
+
+
+def test_stream_options_need_a_stream() -> None:
+    options = {"stream_options": {"include_usage": True}}
+    assert refused(ChatCompletionRequest, CHAT, **options).param == "stream_options"
+    assert refused(CompletionRequest, COMPLETION, **options).param == "stream_options"

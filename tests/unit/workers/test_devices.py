@@ -1,0 +1,220 @@
+"""What the devices of a machine are: real for the processor, made up for the driver."""
+
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pynvml
+import pytest
+
+from tests.support.nvml import NVMLError, StandInCard, StandInNvml
+from workers.devices import Devices
+from workers.devices.host import Host
+from workers.devices.nvml import Cards
+from workers.launcher import worker_environment
+
+LOST = NVMLError(StandInNvml.NVML_ERROR_GPU_IS_LOST)
+NOT_SUPPORTED = NVMLError(StandInNvml.NVML_ERROR_NOT_SUPPORTED)
+ON_CPU = "models run on the CPU"
+
+
+def process(pid: int, used: int | None) -> SimpleNamespace:
+    return SimpleNamespace(pid=pid, usedGpuMemory=used)
+
+
+def two() -> StandInNvml:
+    return StandInNvml(StandInCard(uuid="GPU-aa"), StandInCard(name="NVIDIA L4", uuid="GPU-ab"))
+
+
+def ids(visible: str | None, nvml: StandInNvml | None = None) -> list[str]:
+    return [card.id for card in Cards.find(visible, nvml or two()).list]
+
+
+def test_the_stand_in_has_the_names_of_the_real_one() -> None:
+    names = [name for name in vars(StandInNvml) if name.lower().startswith("nvml")]
+    assert len(names) > 20
+    for name in names:
+        stands_for = getattr(pynvml, name)
+        if name.startswith("NVML_"):
+            assert stands_for == getattr(StandInNvml, name)
+
+
+def test_the_processor_is_a_device_with_most_of_the_ram() -> None:
+    devices = Devices(host=Host())
+    (cpu,) = devices.list()
+    assert (cpu.id, cpu.kind) == ("cpu", "cpu")
+    assert 0 < cpu.physical_bytes <= psutil.virtual_memory().total
+    assert cpu.memory_bytes == cpu.physical_bytes * 80 // 100
+    assert cpu.name
+    devices.close()
+
+
+def test_the_processors_budget_can_be_set() -> None:
+    (cpu,) = Devices(host=Host(), cpu_memory_bytes=1000).list()
+    assert cpu.memory_bytes == 1000 < cpu.physical_bytes
+
+
+def test_a_reading_of_the_processor_tells_of_the_processes_asked_about() -> None:
+    code = "held = b'x' * 50_000_000; print(flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        devices = Devices(host=Host())
+        reading = devices.read([child.pid, 2**22 + 1, -1])["cpu"]
+        child.communicate(b"\n")
+    assert list(reading.processes) == [child.pid]
+    assert 50_000_000 < reading.processes[child.pid] < 500_000_000
+    assert 0 < reading.used_bytes <= devices.list()[0].physical_bytes
+
+
+def test_utilisation_is_that_since_the_last_look() -> None:
+    devices = Devices(host=Host())
+    assert devices.read()["cpu"].utilisation is None
+    idle_or_busy = time.monotonic() + 10
+    while (share := devices.read()["cpu"].utilisation) is None:
+        assert time.monotonic() < idle_or_busy
+    assert 0 <= share <= 1
+
+
+def test_made_up_devices_replace_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    devices = Devices.find([("big", 1000), ("small", 10)], cpu_memory_bytes=5)
+    found = [(each.id, each.name, each.kind, each.memory_bytes) for each in devices.list()]
+    assert found == [("fake0", "big", "fake", 1000), ("fake1", "small", "fake", 10)]
+    readings = devices.read([os.getpid()])
+    assert {name: reading.used_bytes for name, reading in readings.items()} == {
+        "fake0": 0,
+        "fake1": 0,
+    }
+    assert devices.note is not None
+    devices.close()
+
+
+def test_this_machine_always_has_its_processor_last() -> None:
+    devices = Devices.find()
+    assert devices.list()[-1].id == "cpu"
+    assert "cpu" in devices.read()
+    devices.close()
+
+
+@pytest.mark.parametrize(
+    ("init", "note"),
+    [
+        (StandInNvml.NVML_ERROR_LIBRARY_NOT_FOUND, f"no NVIDIA driver: {ON_CPU}"),
+        (StandInNvml.NVML_ERROR_DRIVER_NOT_LOADED, f"no NVIDIA driver: {ON_CPU}"),
+        (18, f"the NVIDIA driver does not answer (error 18): {ON_CPU}"),
+    ],
+)
+def test_without_a_driver_there_are_no_cards_and_a_note(init: int, note: str) -> None:
+    cards = Cards.find(None, StandInNvml(StandInCard(), init=init))
+    assert (cards.list, cards.driver, cards.note) == ((), None, note)
+    cards.close()
+
+
+def test_cards_come_first_with_what_the_driver_says_of_them() -> None:
+    nvml = two()
+    devices = Devices(Cards.find(None, nvml), Host())
+    assert [(each.id, each.name, each.kind) for each in devices.list()[:2]] == [
+        ("0", "NVIDIA H100", "cuda"),
+        ("1", "NVIDIA L4", "cuda"),
+    ]
+    assert devices.list()[0].memory_bytes == devices.list()[0].physical_bytes == 80
+    assert devices.driver is not None
+    assert (devices.driver.version, devices.driver.cuda) == ("580.95", (13, 0))
+    assert devices.note is None
+    assert list(devices.read()) == ["0", "1", "cpu"]
+    devices.close()
+    devices.close()
+    assert nvml.opened == 0
+    assert list(devices.read()) == ["cpu"]
+
+
+def test_a_reading_has_what_the_card_tells() -> None:
+    told = [process(7, 3), process(7, 2), process(8, None), process(9, 1)]
+    nvml = StandInNvml(StandInCard(processes=told))
+    reading = Cards.find(None, nvml).read()["0"]
+    assert (reading.used_bytes, reading.processes) == (8, {7: 5, 9: 1})
+    assert (reading.utilisation, reading.temperature_c, reading.power_w) == (0.25, 41.0, 120.5)
+
+
+def test_what_a_card_does_not_tell_is_none() -> None:
+    nvml = StandInNvml(
+        StandInCard(
+            processes=NOT_SUPPORTED,
+            utilisation=NOT_SUPPORTED,
+            temperature=NOT_SUPPORTED,
+            milliwatts=NOT_SUPPORTED,
+        )
+    )
+    reading = Cards.find(None, nvml).read()["0"]
+    assert (reading.used_bytes, reading.processes) == (8, {})
+    assert (reading.utilisation, reading.temperature_c, reading.power_w) == (None, None, None)
+
+
+def test_a_card_that_is_lost_is_left_out_of_the_reading_and_comes_back() -> None:
+    nvml = two()
+    cards = Cards.find(None, nvml)
+    was, nvml.cards[0].memory = nvml.cards[0].memory, LOST
+    assert list(cards.read()) == ["1"]
+    nvml.cards[0].memory = was
+    assert list(cards.read()) == ["0", "1"]
+
+
+def test_a_card_that_is_lost_at_the_start_is_no_device_and_told_of() -> None:
+    cards = Cards.find(None, StandInNvml(StandInCard(), StandInCard(memory=LOST)))
+    assert [card.id for card in cards.list] == ["0"]
+    assert cards.note == "these cards do not answer and are left out: 1 (error 15)"
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, ["0", "1"]),
+        ("1", ["1"]),
+        ("1,0", ["1", "0"]),
+        (" 01 , 1", ["1"]),
+        ("GPU-ab", ["GPU-ab"]),
+        ("GPU-a", ["GPU-aa"]),
+        ("GPU-ab,0", ["GPU-ab", "0"]),
+        ("", []),
+        ("-1", []),
+        ("1,7,0", ["1"]),
+        ("NoDevFiles", []),
+        ("GPU-none", []),
+    ],
+)
+def test_only_the_cards_that_are_left_to_us(visible: str | None, found: list[str]) -> None:
+    assert ids(visible) == found
+
+
+def test_a_note_says_why_there_is_no_card() -> None:
+    for nvml, visible, why in (
+        (two(), "", "CUDA_VISIBLE_DEVICES='' leaves no card to us"),
+        (StandInNvml(), None, "the NVIDIA driver shows no card"),
+        (StandInNvml(StandInCard(instances=[])), None, "have no instances"),
+    ):
+        cards = Cards.find(visible, nvml)
+        assert cards.list == ()
+        assert cards.note is not None
+        assert why in cards.note
+        assert cards.note.endswith(ON_CPU)
+
+
+def test_a_partitioned_card_is_its_instances() -> None:
+    instances = [StandInCard(uuid="MIG-1"), None, StandInCard(uuid="MIG-2", utilisation=LOST)]
+    nvml = StandInNvml(StandInCard(uuid="GPU-aa", instances=instances), StandInCard(uuid="GPU-b"))
+    assert ids(None, nvml) == ["MIG-1", "MIG-2", "1"]
+    assert ids("MIG-2", nvml) == ["MIG-2"]
+    assert ids("GPU-aa", nvml) == ["MIG-1", "MIG-2"]
+    assert Cards.find(None, nvml).read()["MIG-2"].utilisation is None
+
+
+def test_workers_count_cards_as_the_driver_does() -> None:
+    environ = worker_environment({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, "6.1.0")
+    assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

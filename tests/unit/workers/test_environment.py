@@ -1,0 +1,78 @@
+"""What a worker inherits from the operator's environment, and what is set for it."""
+
+import os
+
+import pytest
+
+from workers import process
+from workers.launcher import worker_environment
+
+LINUX = "6.1.0-18-amd64"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_NVML_BASED_CUDA_CHECK",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+        "CUBLAS_WORKSPACE_CONFIG",
+        "CUDNN_LOGINFO_DBG",
+        "NCCL_P2P_DISABLE",
+        "MALLOC_ARENA_MAX",
+        "XDG_CACHE_HOME",
+        "CC",
+    ],
+)
+def test_environment_settings_of_torch_and_its_libraries_reach_the_worker(name: str) -> None:
+    assert worker_environment({name: "operator's"}, LINUX)[name] == "operator's"
+
+
+def test_environment_allocator_joins_freed_memory_unless_the_operator_chose() -> None:
+    assert worker_environment({}, LINUX)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    environ = worker_environment({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, LINUX)
+    assert "PYTORCH_ALLOC_CONF" not in environ
+    assert environ["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"
+
+
+def test_environment_allocator_is_left_alone_under_wsl() -> None:
+    """The Windows driver has no virtual memory management of this kind."""
+    environ = worker_environment({}, "5.15.153.1-microsoft-standard-WSL2")
+    assert "PYTORCH_ALLOC_CONF" not in environ
+
+
+def test_environment_asks_nvml_whether_there_is_a_card() -> None:
+    assert worker_environment({}, LINUX)["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+
+
+class StandInDriver:
+    """libcuda.so.1, of which one function is called."""
+
+    def __init__(self, answer: int) -> None:
+        self._answer = answer
+
+    def cuDeviceGetCount(self, _count: object) -> int:  # noqa: N802  the driver's name
+        return self._answer
+
+
+@pytest.mark.parametrize(("answer", "chosen"), [(3, True), (0, False), (100, False)])
+def test_cards_are_chosen_only_while_the_driver_has_not_started(
+    monkeypatch: pytest.MonkeyPatch, answer: int, chosen: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: StandInDriver(answer))
+    assert process._choose_cards("1") is chosen
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("1" if chosen else "0,1")
+
+
+def test_cards_given_at_the_launch_need_no_driver_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: StandInDriver(0))
+    assert process._choose_cards("1")
+
+
+def test_cards_are_hidden_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert process._choose_cards("")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
