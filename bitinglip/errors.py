@@ -18,7 +18,7 @@ builds an error answer. Status and codes: the contract, section 3.4.
 
 from typing import Any, NamedTuple
 
-from workers.protocol import Code
+from workers.codes import Code
 
 
 class BitingLipError(Exception):

@@ -1,4 +1,4 @@
-"""What a worker writes to its standard streams: passed on line by line, the end of it kept."""
+"""A worker's standard output and error: passed on line by line, the last lines kept."""
 
 import re
 import time

@@ -15,19 +15,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
+from workers.codes import DRIVER_STARTED, LoadCode
 from workers.engines.registry import ENGINES, engine_info
 from workers.framing import BadFrame, FrameReader, encode_commands
 from workers.launcher import Handle, Launcher
 from workers.output import Output
 from workers.protocol import (
-    DRIVER_STARTED,
     Command,
     Event,
     Heartbeat,
     Imported,
     JobEvent,
     Load,
-    LoadCode,
     LoadFailed,
     LoadProgress,
     Ready,
@@ -56,7 +55,7 @@ class StartFailed(Exception):
 
 
 class Listener(Protocol):
-    """Who hears of a worker's doings; called on the event loop, must not block."""
+    """Receives the events of workers; called on the event loop, so it must not block."""
 
     def on_events(self, worker: "Worker", events: list[JobEvent]) -> None: ...
     def on_progress(self, worker: "Worker", fraction: float) -> None: ...
@@ -348,7 +347,7 @@ class WorkerPool:
             self._ended.popitem(last=False)
 
     def forget(self, worker_id: str) -> None:
-        """Whoever ended badly under this name need not be shown any more."""
+        """Drop the record of a failed worker."""
         self._ended.pop(worker_id, None)
 
     def _drain(self, worker: Worker) -> None:
@@ -358,7 +357,7 @@ class WorkerPool:
 
 
 def describe_exit(code: int | None) -> str:
-    """How a process ended, in words; negative codes are signals."""
+    """Say in words how a process ended; negative codes are signals."""
     if code is not None and code < 0:
         return f"was ended by signal {-code}"
     return f"exited with code {code}"

@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from workers.codes import DRIVER_STARTED
 from workers.engines.base import Engine, Refused
 from workers.engines.registry import engine_info, make_engine
 from workers.framing import decode_commands, write_frame
 from workers.protocol import (
-    DRIVER_STARTED,
     Cancel,
     Event,
     Failed,
@@ -44,7 +44,7 @@ _OOM_SCORE = 500  #: of 1000; the gateway's is as it was started, usually 0
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What an engine's ``prepare`` made of a job."""
+    """A job as an engine's ``prepare`` has made it."""
 
     request: Any
 
@@ -115,7 +115,7 @@ def _choose_cards(visible_devices: str) -> bool:
 
 
 def _driver_has_started() -> bool:
-    """Whether something in this process has started CUDA's driver. Asking does not start it."""
+    """True if something in this process has started CUDA's driver. Asking does not start it."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:  # there is none
@@ -144,7 +144,7 @@ class Loop:
         self._fd = events_fd
         self._interval = heartbeat_seconds
         self._wake = threading.Condition()
-        self._event_log: list[_Item] = []
+        self._incoming: list[_Item] = []
         self._stopping = False
         self._steps = 0
         self._next_heartbeat = 0.0
@@ -167,7 +167,7 @@ class Loop:
             commands = decode_commands(self._jobs.get())
             items = [self._item(command) for command in commands if not isinstance(command, Load)]
             with self._wake:
-                self._event_log += items
+                self._incoming += items
                 self._wake.notify()
 
     def _item(self, command: Job | Cancel | Stop) -> "_Item":
@@ -185,9 +185,9 @@ class Loop:
     def _take(self) -> list[Event]:
         """Act on what has come in since the last step; waits while there is nothing to do."""
         with self._wake:
-            if not self._event_log and not self._engine.in_flight:
+            if not self._incoming and not self._engine.in_flight:
                 self._wake.wait(max(0.0, self._next_heartbeat - time.monotonic()))
-            items, self._event_log = self._event_log, []
+            items, self._incoming = self._incoming, []
         failures: list[Event] = []
         for item in items:
             match item:

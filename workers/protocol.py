@@ -1,48 +1,16 @@
 """Every message between the gateway and a worker. Imports neither side; see workers.framing."""
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-#: The contract's error codes, which are those of the table in bitinglip.errors (a test compares).
-Code = Literal[
-    "CONFLICT",
-    "CONTEXT_LENGTH_EXCEEDED",
-    "DISK_FULL",
-    "DOWNLOAD_FAILED",
-    "EXPIRED_API_KEY",
-    "FILE_NOT_FOUND",
-    "INFERENCE_FAILED",
-    "INSUFFICIENT_SCOPE",
-    "INTERNAL_ERROR",
-    "INVALID_API_KEY",
-    "INVALID_MODEL",
-    "INVALID_REQUEST",
-    "INVALID_TOKEN",
-    "KEY_NOT_FOUND",
-    "MODEL_DOES_NOT_FIT",
-    "MODEL_IN_USE",
-    "MODEL_LOAD_FAILED",
-    "NOT_FOUND",
-    "OUT_OF_MEMORY",
-    "OVERLOADED",
-    "PAYLOAD_TOO_LARGE",
-    "QUEUE_FULL",
-    "SHUTTING_DOWN",
-    "TASK_CANCELLED",
-    "TASK_NOT_FOUND",
-    "TIMEOUT",
-    "UNSUPPORTED_MEDIA_TYPE",
-    "UNSUPPORTED_PARAMETER",
-    "WORKER_CRASHED",
-    "WORKER_NOT_FOUND",
-]
+from workers.codes import Code, LoadCode
 
 # ---- to the worker ---------------------------------------------------------------------------
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to choose tokens. ``None`` means off; every number is checked before it gets here."""
+    """The sampling parameters. ``None`` means off; every number is checked before it gets here."""
 
     max_tokens: int
     temperature: float = 0.0  #: 0 is greedy: the arg max, ties to the lowest id
@@ -149,7 +117,7 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True):
 
 
 class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the fake engine pretends (``models.<name>.fake.*``)."""
+    """The behaviour that the fake engine pretends (``models.<name>.fake.*``)."""
 
     load_seconds: float = 0.0
     tokens_per_second: float = 0.0  #: per request; 0 is as fast as it can
@@ -160,7 +128,7 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How the image engine runs a pipeline (``models.<name>.image.*``)."""
+    """The image engine's options for a pipeline (``models.<name>.image.*``)."""
 
     offload: str = "none"  #: what lies in host memory while unused: none, model or group
     compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
@@ -169,7 +137,7 @@ class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a speech model needs beside its own files (``models.<name>.speech.*``)."""
+    """The files that a speech model needs beside its own (``models.<name>.speech.*``)."""
 
     vocoder: str | None = None  #: the folder of the model that makes spectrograms sound
     voices: dict[str, str] = {}  #: files of speaker vectors by name
@@ -227,11 +195,6 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     )
 
 
-#: The code of a load that another process can do: this one's cards cannot be chosen any more.
-DRIVER_STARTED: Literal["DRIVER_STARTED"] = "DRIVER_STARTED"
-LoadCode = Literal[Code, "DRIVER_STARTED"]
-
-
 class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
     """The model could not be loaded; the process ends."""
 
@@ -281,7 +244,7 @@ class TextDone(msgspec.Struct, tag="done", frozen=True, kw_only=True, omit_defau
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True, omit_defaults=True):
-    """So many of a job's steps are done."""
+    """A job's progress: ``step`` of its ``steps`` are done."""
 
     id: str
     step: int

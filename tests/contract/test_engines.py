@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bitinglip import errors
 from tests.support.engines import SUBJECTS, Subject, final, is_same
@@ -158,6 +159,16 @@ def test_load_of_what_is_no_model_is_refused(subject: Subject, tmp_path: Path) -
     fake = FakeOptions(faults=True, load_fault="error")
     spec = Load(model="m", engine=subject.kind, path=str(tmp_path), threads=1, fake=fake)
     with pytest.raises(Refused) as refused:
+        make_engine(subject.kind).load(spec, lambda _: None)
+    assert refused.value.code == "MODEL_LOAD_FAILED"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+@pytest.mark.parametrize("module_subject", sorted(set(ENGINES) - {"fake"}), indirect=True)
+def test_load_onto_a_card_that_is_not_there_is_refused(subject: Subject) -> None:
+    path = subject.folder / "model"
+    spec = Load(model="m", engine=subject.kind, path=str(path), threads=1, device="cuda")
+    with pytest.raises(Refused, match="sees no CUDA device") as refused:
         make_engine(subject.kind).load(spec, lambda _: None)
     assert refused.value.code == "MODEL_LOAD_FAILED"
 

@@ -7,7 +7,11 @@ import pytest
 
 from bitinglip import errors
 from model_store.errors import StoreCode
-from workers.protocol import DRIVER_STARTED, Code, Failed, LoadCode, LoadFailed
+from workers.codes import DRIVER_STARTED, Code, LoadCode
+from workers.protocol import (
+    Failed,
+    LoadFailed,
+)
 
 TABLE = {answer.code for answer in errors.TABLE.values()}
 

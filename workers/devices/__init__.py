@@ -1,4 +1,4 @@
-"""What models can run on here: the cards, the processor, or devices made up by a setting.
+"""The devices that models can run on: the cards, the processor, or devices made up by a setting.
 
 Nothing here imports torch or makes a CUDA context: the gateway holds one of these all its life.
 """

@@ -1,4 +1,4 @@
-"""What a device is, and what one look at it shows."""
+"""A device, and its usage at one moment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

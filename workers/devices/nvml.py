@@ -72,7 +72,7 @@ class Cards:
         self.note = _note(count, visible, self.list, silent)
 
     def _cards(self, name: str) -> Iterator[Card]:
-        """What one entry of CUDA_VISIBLE_DEVICES stands for. Raises NVMLError."""
+        """Return the cards that one entry of CUDA_VISIBLE_DEVICES names. Raises NVMLError."""
         nvml = self._nvml
         if name.isdecimal():
             handle = nvml.nvmlDeviceGetHandleByIndex(int(name))

@@ -1,10 +1,17 @@
-"""What an engine is: the one seam between the worker's loop and a model."""
+"""The engine: the one interface between the worker's loop and a model."""
 
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from workers.protocol import Code, Event, Failed, Job, Load, Ready
+from workers.codes import Code
+from workers.protocol import (
+    Event,
+    Failed,
+    Job,
+    Load,
+    Ready,
+)
 
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
 
@@ -82,7 +89,7 @@ class Engine(Protocol):
         ...
 
     def books(self) -> dict[str, int]:
-        """What is held for running jobs (rows, blocks): all zero when nothing runs."""
+        """Count what is held for running jobs (rows, blocks): all zero when nothing runs."""
         ...
 
     def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""How many sequences go into one pass of a model, fewer for a while after memory ran out."""
+"""The limit on the sequences of one pass of a model, lower for a while after memory ran out."""
 
 CAUTIOUS_PASSES = 32  #: a failed pass is computed again, so trying costs 3 % at most
 

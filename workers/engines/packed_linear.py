@@ -101,7 +101,7 @@ def unmap(model: nn.Module) -> None:
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether weights of that kind are packed: on CPUs whose oneDNN computes the format.
+    """True if weights of that kind are packed: on CPUs whose oneDNN computes the format.
 
     Some builds of torch are without oneDNN, which has half precision on some processors only.
     """

@@ -8,7 +8,7 @@ from workers.engines.base import Engine, Refused
 
 @dataclass(slots=True, frozen=True)
 class EngineInfo:
-    """What the gateway and a worker's process know about an engine without importing it."""
+    """Facts about an engine for those who must not import it: the gateway, a worker's start."""
 
     module: str  #: "package.module:Class"
     preimport: tuple[str, ...] = ()  #: modules that a spare imports, for libraries that take long

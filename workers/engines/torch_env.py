@@ -1,4 +1,4 @@
-"""What every engine asks of torch: the device's memory, its number formats, its attention.
+"""Torch as all engines use it: devices and their memory, number formats, attention, refusals.
 
 Only engines import this module; the gateway never imports torch.
 """
@@ -49,7 +49,7 @@ def check_missing(keys: Iterable[str], where: str = "the weights") -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means that memory ran out, on a card or on a CPU.
+    """True if an error of torch means that memory ran out, on a card or on a CPU.
 
     None of these errors damages a CUDA context, so the process may go on.
     """
@@ -59,7 +59,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(what: str = "this model") -> Refused:
-    """The refusal of a load for which the device's memory does not suffice."""
+    """Return the refusal of a load for which the device's memory does not suffice."""
     return Refused("OUT_OF_MEMORY", f"The device has not enough memory for {what}.")
 
 
@@ -96,7 +96,7 @@ def held_bytes(device: torch.device | str) -> int | None:
 
 
 def half_precision(device: torch.device | str) -> torch.dtype:
-    """The 16-bit format that a device multiplies fast: bfloat16, or float16 on older cards."""
+    """Return the 16-bit format that a device multiplies fast: float16 on old cards or bfloat16."""
     device = torch.device(device)
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _BFLOAT16_CAPABILITY:
         return torch.float16

@@ -1,4 +1,4 @@
-"""What makes a denoiser faster where the settings ask for it; tried out before it is relied on."""
+"""Compilation and step caches of a denoiser, each tried out before it is relied on."""
 
 import inspect
 from typing import Any

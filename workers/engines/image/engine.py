@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from workers.codes import Code
 from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up
@@ -27,7 +28,14 @@ from workers.engines.torch_env import (
     out_of_memory,
     release_cached,
 )
-from workers.protocol import Code, Event, ImageFile, ImageJob, ImageOptions, Load, Ready
+from workers.protocol import (
+    Event,
+    ImageFile,
+    ImageJob,
+    ImageOptions,
+    Load,
+    Ready,
+)
 
 _MOST_RUNS = 4
 _WRITERS = 2
@@ -166,7 +174,7 @@ class ImageEngine:
         return events
 
     def _preview(self, run: PipelineCall, step: Step, request: Request) -> bytes:
-        """Of a job's first image, every so many steps, if it asked for any."""
+        """Return a preview of the job's first image if one is due at this step, else nothing."""
         job, first = request.job, request.samples[0]
         due = job.preview_every and step.number % job.preview_every == 0
         if not due or step.number >= step.steps or first not in run.samples:
@@ -200,7 +208,7 @@ class ImageEngine:
         return events
 
     def _collect(self) -> list[Event]:
-        """The jobs whose images are all written."""
+        """End the jobs whose images are all written."""
         events: list[Event] = []
         for future in [each for each in self._writing if each.done()]:
             sample = self._writing.pop(future)
@@ -236,7 +244,7 @@ class ImageEngine:
         return self._fail(wanted, error)
 
     def _is_poisoned_by(self, error: Exception) -> bool:
-        """Whether a CUDA context may be damaged by it: going on would then give garbage."""
+        """True if the error may have damaged a CUDA context: going on would then give garbage."""
         return self._pipelines.device.type == "cuda" and isinstance(error, RuntimeError)
 
     def _fail(self, samples: list[ImageSample], error: Exception) -> list[Event]:
@@ -310,6 +318,6 @@ _NOT_A_NUMBER = "The model's output is not a number."
 
 
 def _requests_of(samples: list[ImageSample]) -> list[Request]:
-    """The requests of these that have not ended, each once."""
+    """Return the requests of these samples that have not ended, each once."""
     found: dict[int, Any] = {id(each.request): each.request for each in samples if each.wanted}
     return list(found.values())

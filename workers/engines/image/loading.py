@@ -1,4 +1,4 @@
-"""From a folder to a pipeline: nothing is fetched, unpickled or executed.
+"""Loading of an image pipeline: nothing is fetched, unpickled or executed.
 
 Whatever is wrong with the files becomes :class:`Refused` with MODEL_LOAD_FAILED.
 """

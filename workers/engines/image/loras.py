@@ -25,7 +25,7 @@ class Loras:
             pipe.disable_lora()
 
     def check(self, job: ImageJob) -> None:
-        """Raises Refused for a name that there is not, or that is given twice."""
+        """Raise Refused if a job names a LoRA that there is not, or names one of them twice."""
         wanted = [adapter.name for adapter in job.adapters]
         if len(set(wanted)) < len(wanted):
             raise Refused("INVALID_REQUEST", "'loras' names one of them twice.", param="loras")

@@ -1,4 +1,4 @@
-"""Where the parts of a pipeline lie, and what is tried when the device has not enough memory."""
+"""Placement of a pipeline's parts, and the fallbacks when the device runs out of memory."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -54,7 +54,7 @@ class Measure(Protocol):
 
 
 class OomFallbacks:
-    """What is tried in turn, from what costs nothing to what costs time or looks a little other.
+    """Measures that are tried in turn: from those that cost nothing to those that change the image.
 
     After a while everything is taken back, one measure after another: what took the memory may be
     gone by then. What did not help an image is taken back at once.
@@ -129,7 +129,7 @@ class _Tiling:
 
 
 class _AttentionSlicing:
-    """Only where attention is not computed in blocks anyway, as in a UNet's own processors."""
+    """Attention is computed in slices, where it is not in blocks anyway: in a UNet's processors."""
 
     name = "attention_slicing"
 

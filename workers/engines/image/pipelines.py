@@ -63,7 +63,7 @@ class Pipelines:
         return float(own) if isinstance(own, int | float) else None
 
     def check(self, job: ImageJob) -> None:
-        """Raises Refused for what this pipeline does not do."""
+        """Raise Refused if a job asks for something that this pipeline does not do."""
         parameters = self._parameters("text")
         if job.guidance_scale is not None and "guidance_scale" not in parameters:
             raise _unsupported("guidance_scale")

@@ -23,7 +23,7 @@ class Preprocessor:
         self._tokenizers = [copy.deepcopy(each) for each in found if each is not None]
 
     def prepare(self, job: ImageJob) -> Request:
-        """Raises Refused for what would be cut, rounded or ignored later."""
+        """Check a job, decode its images. Raises Refused for what would be cut or ignored."""
         self._pipelines.check(job)
         self._check_length(job.prompt, "prompt")
         if job.negative_prompt is not None:

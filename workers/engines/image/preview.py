@@ -1,4 +1,4 @@
-"""What an image looks like before it is done, for next to nothing.
+"""Previews: they show an image before it is done, for next to nothing.
 
 The latents, averaged down to a small picture, go through the model's own decoder: a sixteenth of
 the decoder's work for 1024 pixels, and right for every model that keeps latents as images.

@@ -1,4 +1,4 @@
-"""What prompts become: encoded once and kept, since people draw one prompt many times."""
+"""Encoded prompts, kept for the next image: people draw one prompt many times."""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.codes import Code
 from workers.protocol import (
     Cancelled,
-    Code,
     Failed,
     ImageDone,
     ImageFile,
@@ -55,7 +55,7 @@ class Request:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What drawings of one run must agree in; images made from others run by themselves."""
+        """The key that all samples of one run share; images made from others run by themselves."""
         job = self.job
         return (
             job.width,

@@ -34,7 +34,7 @@ _NEED_SCIPY = frozenset({"LMSDiscreteScheduler"})
 
 
 class Schedulers:
-    """Those that one pipeline can use."""
+    """The schedulers that one pipeline can use."""
 
     def __init__(self, own: Any) -> None:
         self._own = own
@@ -54,7 +54,7 @@ class Schedulers:
         return next((name for name, (kind, _) in _NAMES.items() if kind == mine), mine)
 
     def check(self, name: str) -> None:
-        """Raises Refused with the names there are."""
+        """Raise Refused, with the names that there are, for one that is not among them."""
         if name in self.names or name in self._classes:
             return
         raise Refused(

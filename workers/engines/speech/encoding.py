@@ -53,7 +53,7 @@ class Resampler:
             self._inner = av.AudioResampler("flt", "mono", target)
 
     def push(self, samples: Samples) -> Samples:
-        """What can be played by now."""
+        """Resample some samples; returns those that can be played by now."""
         if self._inner is None or not len(samples):
             return samples
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], "flt", "mono")
@@ -76,7 +76,7 @@ class SoundFile:
     """A job's file, written as its sound comes; it appears when it is whole."""
 
     def __init__(self, job: SpeechJob, sample_rate: int) -> None:
-        """Raises OSError if the disk does not take it."""
+        """Open the file. Raises OSError if the disk does not take it."""
         self._path = Path(job.folder) / sound_name(job.id, job.format)
         self._draft = self._path.with_name(f"{self._path.name}.part")
         container, coding = _KINDS[job.format]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from workers.codes import Code
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.job_table import JobTable
@@ -25,7 +26,6 @@ from workers.engines.torch_env import (
 from workers.protocol import (
     AudioDelta,
     Cancelled,
-    Code,
     Event,
     Failed,
     Load,
@@ -136,7 +136,7 @@ class SpeechEngine:
         return events
 
     def _limited(self, busy: list[Utterance]) -> list[Utterance]:
-        """As many of them as may be computed together; those that others wait for come first."""
+        """Return as many as may be computed together; those that others wait for come first."""
         if len(busy) <= self._batch.now:
             return busy
         return sorted(busy, key=lambda utterance: not utterance.is_held)[: self._batch.now]
@@ -205,7 +205,7 @@ class SpeechEngine:
         return Failed(id=request.job.id, code=code, message=message)
 
     def _speak(self, request: _Request, samples: Any) -> list[Event]:
-        """The sound that a sentence makes playable, and how far the request is."""
+        """Give out the sound that a sentence makes playable, and the request's progress."""
         request.spoken += 1
         request.turn = self._steps
         ready = request.resampler.push(request.joiner.push(samples))

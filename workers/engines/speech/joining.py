@@ -19,14 +19,14 @@ class Joiner:
         self._tail = np.zeros(0, np.float32)
 
     def push(self, sentence: Samples) -> Samples:
-        """What can be played now that this sentence has come."""
+        """Return the samples that can be played now that this sentence has come."""
         joined = _crossed(self._tail, self._trimmed(sentence))
         ready = max(0, len(joined) - self._fade)
         self._tail = joined[ready:]
         return joined[:ready]
 
     def finish(self) -> Samples:
-        """The rest."""
+        """Return the rest of the sound."""
         rest, self._tail = self._tail, np.zeros(0, np.float32)
         return rest
 

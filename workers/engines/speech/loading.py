@@ -1,4 +1,4 @@
-"""From a folder to something that speaks: nothing is fetched or unpickled."""
+"""Loading of speech models from a folder: nothing is fetched or unpickled."""
 
 import json
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def _bark(spec: Load) -> tuple[SpeechModel, int]:
 
 
 def _rows_granted(model: Any, spec: Load) -> int:
-    """How many rows the memory for the attention caches holds; at least one."""
+    """Count the rows that fit into the memory for attention caches; at least one."""
     stages = (model.semantic, model.coarse_acoustics)
     positions = sum(
         stage.config.num_layers * stage.config.hidden_size * stage.config.block_size

@@ -1,4 +1,4 @@
-"""What a speech model is to the engine, whatever its family."""
+"""The interface between the engine and a speech model, whatever its family."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class Utterance:
 
     @property
     def is_held(self) -> bool:
-        """Whether the model keeps something for it that others may be waiting for."""
+        """True if the model keeps something for it that others may be waiting for."""
         return False
 
 
@@ -45,7 +45,7 @@ class SpeechModel(Protocol):
         ...
 
     def fits(self, text: str) -> bool:
-        """Whether the model can say it in one piece."""
+        """True if the model can say the text in one piece."""
         ...
 
     def utter(self, text: str, voice: str | None, speed: float | None, seed: int) -> Utterance:
@@ -63,7 +63,7 @@ class SpeechModel(Protocol):
 
     @property
     def rows_used(self) -> int:
-        """What is held for utterances: 0 when none is on its way."""
+        """Count the cache rows that utterances hold: 0 when none is on its way."""
         ...
 
 

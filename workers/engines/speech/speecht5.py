@@ -67,7 +67,7 @@ class SpeechT5:
         return tokens
 
     def step(self, utterances: Sequence[_Utterance]) -> None:
-        """The first of them, whole. Parts of the model stay random on purpose: hence the seed."""
+        """Compute the first one, whole. Parts of the model stay random on purpose: hence a seed."""
         one = utterances[0]
         with drawing_from(one.generator):
             made = self._model.generate_speech(one.tokens, one.speaker, vocoder=self._vocoder)

@@ -84,7 +84,7 @@ class Vits:
         return tokens
 
     def step(self, utterances: Sequence[_Utterance]) -> None:
-        """The first of them, whole."""
+        """Compute the first of them, whole."""
         one = utterances[0]
         with drawing_from(one.generator):
             made = self._model(

@@ -17,7 +17,7 @@ def attend(
     scaling: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """What each token of the batch sees, once their keys and values are in the cache.
+    """Compute the attention of each token; the keys and values are in the cache already.
 
     query: [tokens, heads, key_dim] -> [tokens, heads * value_dim]
     """

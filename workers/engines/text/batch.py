@@ -48,7 +48,7 @@ class Batch:
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
 
     def on(self, device: torch.device) -> "Batch":
-        """What attention needs of it, on the device of a layer; copied once per step."""
+        """Return the batch with attention's tensors on a layer's device; copied once per step."""
         if device == self.slots.device:
             return self
         if device not in self.elsewhere:

@@ -1,4 +1,4 @@
-"""Which blocks of the KV cache are free. Pure: knows numbers, not tensors.
+"""Allocation of the KV cache's blocks. Pure: knows numbers, not tensors.
 
 Blocks are handed out oldest-freed first, so that a later prefix cache can leave the contents of
 freed blocks in place and evict them in that very order.
@@ -35,7 +35,7 @@ class BlockAllocator:
         return len(self._used)
 
     def blocks_for(self, tokens: int) -> int:
-        """How many blocks so many tokens of one sequence take."""
+        """Count the blocks that so many tokens of one sequence take."""
         return -(-tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int]:

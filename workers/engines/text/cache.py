@@ -11,7 +11,7 @@ from workers.engines.text.blocks import NULL_BLOCK
 
 @dataclass(slots=True, frozen=True)
 class LayerShape:
-    """What one attention layer keeps per token, and how far back it looks."""
+    """The numbers that one attention layer keeps per token, and how far back it looks."""
 
     kv_heads: int
     key_dim: int
@@ -27,7 +27,7 @@ class LayerShape:
 
 @dataclass(slots=True, frozen=True)
 class BlockTable:
-    """Which blocks some sequences have, padded with block 0 to the same number each."""
+    """The blocks of some sequences, padded with block 0 to the same number each."""
 
     sequences: int
     blocks: Tensor  #: [sequences * blocks]
@@ -124,5 +124,5 @@ class PagedCache:
 
 
 def block_bytes(shapes: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
-    """What one block costs over all layers."""
+    """Count the bytes of one block over all layers."""
     return sum(shape.width for shape in shapes) * block_size * dtype.itemsize

@@ -18,7 +18,7 @@ class Detokenizer(Protocol):
         ...
 
     def flush(self) -> str:
-        """What is left at the end; bytes that make no character come out as U+FFFD."""
+        """Return what is left at the end; bytes that make no character become U+FFFD."""
         ...
 
 

@@ -125,7 +125,7 @@ class FusedDecoder:
 
 
 def can_fuse(model: Any) -> bool:
-    """Whether the model is exactly of a class, and of settings, that the fused decoder computes."""
+    """True if the model is exactly of a class and of settings that the fused decoder computes."""
     config = model.config
     return (
         type(model) in _CLASSES

@@ -1,4 +1,4 @@
-"""From a folder to a model and a tokenizer: nothing is fetched, unpickled or executed.
+"""Loading of a text model and its tokenizer: nothing is fetched, unpickled or executed.
 
 Whatever is wrong with the files becomes :class:`Refused` with MODEL_LOAD_FAILED.
 """
@@ -170,7 +170,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether this is a panic of Rust code; its class is no Exception and cannot be imported."""
+    """True for a panic of Rust code, whose class is no Exception and cannot be imported."""
     return type(error).__name__ == "PanicException"
 
 
@@ -195,7 +195,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _max_positions(config: Any) -> int:
-    """How many positions the model knows.
+    """Return how many positions the model knows.
 
     Some rotary scalings change all frequencies once any sequence is longer than the original
     context; rows of one batch would then disturb each other, so the context ends there.

@@ -1,4 +1,4 @@
-"""From a job to token ids and settings that are known to be right. Runs off the loop's thread."""
+"""Checking and tokenising of jobs, off the loop's thread."""
 
 import secrets
 import threading
@@ -41,7 +41,7 @@ class Preprocessor:
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
 
     def prepare(self, job: TextJob) -> PreparedJob:
-        """Raises :class:`Refused` with CONTEXT_LENGTH_EXCEEDED or INVALID_REQUEST."""
+        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST."""
         self._check_bias(job)
         param = "prompt" if job.messages is None else "messages"
         prompt = self._tokens(job, param)

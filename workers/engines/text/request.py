@@ -1,5 +1,6 @@
 """One running request: takes sampled tokens in, gives events out."""
 
+from workers.codes import Code
 from workers.engines.stop_strings import StopFinder
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.preprocess import PreparedJob
@@ -8,7 +9,6 @@ from workers.engines.text.sampling_params import SamplingParams
 from workers.engines.text.scheduler import Sequence
 from workers.protocol import (
     Cancelled,
-    Code,
     Event,
     Failed,
     Started,

@@ -25,7 +25,7 @@ _TRIAL_TOKENS = 12
 
 @dataclass(slots=True, frozen=True)
 class CachePlan:
-    """How much the cache may hold."""
+    """The limits of the KV cache."""
 
     grant_bytes: int
     block_size: int
@@ -36,7 +36,7 @@ class Runner:
     """Computes plans. Owns the weights and the cache."""
 
     def __init__(self, loaded: LoadedModel, cache_plan: CachePlan) -> None:
-        """Raises :class:`Refused` for a model that it would not compute rightly."""
+        """Set up the cache and check the model. Raises Refused if it would be computed wrongly."""
         self._vocab = loaded.vocab_size
         trial = _trial_ids(loaded)
         expected = _library_logits(loaded, trial)

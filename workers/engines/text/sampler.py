@@ -233,7 +233,7 @@ def _columns(sent: dict[str, Tensor], *names: str) -> list[Tensor | None]:
 
 
 def _logprobs(pending: PendingSample) -> dict[int, Logprobs]:
-    """By the index of the row, for those that ask for them."""
+    """Return log-probabilities by the index of the row, for rows that ask for them."""
     if pending.wanted is None:
         return {}
     logprobs = pending.logits.index_select(0, pending.wanted).float().log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Which tokens of which sequences the next step computes. Pure: no torch, no clock.
+"""Scheduling of a step: the tokens of the sequences that it computes. Pure: no torch, no clock.
 
 One token budget per step: first the sequences that wait for one token only (decode), then the
 prompts, in pieces that fill what is left. When blocks run out, the youngest sequence loses its
@@ -106,7 +106,7 @@ class Scheduler:
         self._cautious = _CAUTIOUS_STEPS
 
     def _recover(self) -> None:
-        """What took the memory may have gone: try larger steps again."""
+        """Try larger steps again after a while: what took the memory may have gone."""
         if self._step_tokens == self._most_tokens:
             return
         self._cautious -= 1
@@ -202,7 +202,7 @@ class Scheduler:
         return chunks
 
     def _fits(self, sequence: Sequence) -> bool:
-        """Whether all of its tokens fit beside what the running prompts have still to take."""
+        """True if all of its tokens fit beside what the running prompts have still to take."""
         if not self._running:
             return True
         promised = sum(self._missing_blocks(running) for running in self._running)
@@ -213,7 +213,7 @@ class Scheduler:
         return self._allocator.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
 
     def _prefill(self, sequence: Sequence, budget: int) -> Chunk | None:
-        """As much of the sequence as budget and free blocks allow."""
+        """Plan as much of the sequence as budget and free blocks allow."""
         held = len(sequence.blocks) + self._allocator.free_count
         room = held * self._allocator.block_size - sequence.computed
         count = min(sequence.pending, budget, room)

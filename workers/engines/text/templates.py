@@ -140,7 +140,7 @@ def _check_format(text: str, width: re.Pattern[str]) -> None:
 
 
 def _bounded_concat(values: Iterable[Any]) -> str:
-    """What the compiled template calls for ``~``."""
+    """Concatenate within bounds: the compiled template calls this for ``~``."""
     texts = [str(value) for value in values]
     _check_size(sum(map(len, texts)))
     return "".join(texts)

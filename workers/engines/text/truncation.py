@@ -1,4 +1,4 @@
-"""Which tokens may be drawn: top_k, then top_p of what is left, then min_p, for many rows at once.
+"""Truncation of many rows at once: top_k, then top_p of what is left, then min_p.
 
 Everything is a threshold on the value, so equal logits share their fate and the outcome does not
 depend on how a sort breaks ties.
@@ -69,7 +69,7 @@ class Truncation:
 
 
 def by_candidates(rows: Sequence[SamplingParams], vocab: int) -> dict[int, list[int]]:
-    """How many candidates to look at: the rows (as indices) by that number.
+    """Group the rows (as indices) by how many candidates are looked at.
 
     Rows that have neither top_k nor top_p are in no list.
     """

@@ -29,7 +29,7 @@ Samples = NDArray[np.float32]
 
 @dataclass(slots=True, frozen=True)
 class Bounds:
-    """What a file may have at most."""
+    """The limits of a file."""
 
     seconds: float
     channels: int
@@ -101,7 +101,7 @@ def _check(context: Any, most: Bounds) -> None:
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """What can be decoded; a damaged piece is left out, as players do, a damaged file is not."""
+    """Decode all frames; a damaged piece is left out, as players do, a damaged file is refused."""
     good = broken = 0
     for packet in container.demux(stream):
         try:

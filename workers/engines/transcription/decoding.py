@@ -40,7 +40,7 @@ class Attempt:
         return self.logprobs / len(self.tokens)
 
     def compression_ratio(self, vocabulary: int) -> float:
-        """Of the tokens as bytes: text that repeats itself has a high one."""
+        """Return the ratio of the tokens as bytes: text that repeats itself has a high one."""
         size = int(math.log2(vocabulary) / 8) + 1
         raw = b"".join(token.to_bytes(size, "little") for token in self.tokens)
         return len(raw) / len(zlib.compress(raw))
@@ -119,7 +119,7 @@ class DecodeBatch:
         return list(tokens)
 
     def _draw(self, scores: torch.Tensor, attempt: Attempt) -> tuple[int, float]:
-        """By the attempt's own generator, on the CPU: neighbours and cards change nothing."""
+        """Draw by the attempt's own generator, on the CPU: neighbours and cards change nothing."""
         warped = scores.cpu() / attempt.temperature
         if self._decoding_config.top_k:
             warped = TopKLogitsWarper(self._decoding_config.top_k)(torch.empty(0), warped)

@@ -6,6 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 
 import torch
 
+from workers.codes import Code
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.defaults import TRANSCRIPTION_BATCH
@@ -23,7 +24,15 @@ from workers.engines.transcription.loading import LoadedWhisper, load
 from workers.engines.transcription.preprocess import Decoding, Preprocessor
 from workers.engines.transcription.request import Request
 from workers.engines.transcription.segments import SegmentBuilder
-from workers.protocol import Cancelled, Code, Event, Failed, Load, Ready, Segment, TranscriptionJob
+from workers.protocol import (
+    Cancelled,
+    Event,
+    Failed,
+    Load,
+    Ready,
+    Segment,
+    TranscriptionJob,
+)
 
 _MAX_BATCHES = 2  #: more would be smaller ones, and each costs a run through the weights
 _STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
@@ -152,7 +161,7 @@ class TranscriptionEngine:
             request.encoded = found
 
     def _language(self, encoded: torch.Tensor) -> str:
-        """The likeliest token of a language right after the start of a transcript."""
+        """Return the language whose token is the likeliest after the start of a transcript."""
         decoding = self._loaded.decoding
         start = torch.tensor([[decoding.start]], device=encoded.device)
         hidden = self._loaded.model.model.decoder(
@@ -168,7 +177,7 @@ class TranscriptionEngine:
         error: Exception | None = None
         try:
             for request in self._of(running.step()):
-                events += self._handle_lost_jobs(request)
+                events += self._end_attempt(request)
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)
         if error is not None:
@@ -180,8 +189,8 @@ class TranscriptionEngine:
             self._batch.passed()
         return events
 
-    def _handle_lost_jobs(self, request: Request) -> list[Event]:
-        """An attempt has come to its end: again, freer, or on to the next window."""
+    def _end_attempt(self, request: Request) -> list[Event]:
+        """Take an attempt that has ended: make another, freer one, or go on to the next window."""
         attempt, decoding = request.attempt, self._loaded.decoding
         assert attempt is not None
         if not math.isfinite(attempt.avg_logprob):
@@ -204,7 +213,7 @@ class TranscriptionEngine:
         return [*events, request.transcribed()]
 
     def _of(self, attempts: Iterable[Attempt]) -> list[Request]:
-        """The requests that these are made for, where anybody still waits for them."""
+        """Return the requests that these attempts are made for and that have not ended."""
         wanted = {id(attempt) for attempt in attempts}
         return [each for each in self._requests.values() if id(each.attempt) in wanted]
 
@@ -275,5 +284,5 @@ class TranscriptionEngine:
 
 
 def _shape(request: Request) -> tuple[int, bool]:
-    """What the files of one pass must agree in."""
+    """Return the key that all files of one pass share."""
     return len(request.prompt), request.timestamps

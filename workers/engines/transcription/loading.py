@@ -1,4 +1,4 @@
-"""From a folder to a Whisper with its tokenizer: nothing is fetched or unpickled."""
+"""Loading of a Whisper with its tokenizer: nothing is fetched or unpickled."""
 
 import json
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _TOP_K = 50  #: the library's, of tokens that are drawn
 
 @dataclass(slots=True, frozen=True)
 class DecodingConfig:
-    """What the model's files say about decoding; numbers are token ids unless they say else."""
+    """The decoding rules of the model's files; numbers are token ids, unless they say else."""
 
     start: int  #: of a transcript
     end: int
@@ -167,7 +167,7 @@ def _threshold(found: Any, name: str, default: float) -> float:
 
 
 def _check_fit(config: Any, extractor: Any, decoding: DecodingConfig) -> None:
-    """That the parts of the model belong together: an id beyond the embedding would end the
+    """Check that the parts of the model belong together: an id beyond the embedding would end the
     process of a GPU, and a wrong number of bins every request."""
     if extractor.feature_size != config.num_mel_bins or extractor.nb_max_frames != decoding.window:
         raise load_failed("The model's preprocessor_config.json does not fit its config.json.")

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from workers.codes import Code
 from workers.engines.transcription.decoding import Attempt
 from workers.engines.transcription.features import Recording
 from workers.engines.transcription.loading import DecodingConfig
 from workers.protocol import (
     Cancelled,
-    Code,
     Failed,
     Progress,
     Segment,
@@ -66,14 +66,14 @@ class Request:
 
     @property
     def temperatures(self) -> list[float]:
-        """From the job's own up to 1."""
+        """Return the temperatures of a window's attempts, from the job's own up to 1."""
         first = self.job.temperature
         count = 1 + max(0, math.floor((1.0 - first) / _WARMER + 1e-6))
         return [round(first + number * _WARMER, 6) for number in range(count)]
 
     @property
     def frames(self) -> int:
-        """Of the file, or of the silence it was filled up with, from here on."""
+        """Count the frames from here on, with those of the silence that fills up the file."""
         return self.recording.frames - self.seek
 
     @property
@@ -81,7 +81,7 @@ class Request:
         return self.seek >= self.recording.spoken
 
     def retries(self, attempt: Attempt, decoding: DecodingConfig, vocabulary: int) -> bool:
-        """Whether the attempt is too bad to be taken, and another one is left."""
+        """True if the attempt is too bad to be taken, and another one is left."""
         if self.tries + 1 >= len(self.temperatures) or self.is_silent(attempt, decoding):
             return False
         return (
@@ -90,13 +90,13 @@ class Request:
         )
 
     def is_silent(self, attempt: Attempt, decoding: DecodingConfig) -> bool:
-        """Nobody speaks in the window: what was written down is made up."""
+        """True if nobody speaks in the window, so that what was written down is made up."""
         return (
             attempt.avg_logprob < decoding.logprob and attempt.no_speech_prob > decoding.no_speech
         )
 
     def move(self, frames: int) -> None:
-        """On to the next window."""
+        """Go on to the next window."""
         self.seek += frames
         self.steps += 1
         self.tries = 0

@@ -1,4 +1,4 @@
-"""What a window's tokens say: the segments in it, and where the next window begins.
+"""Segments of a window's tokens, and where the next window begins.
 
 Whisper marks the start and the end of what is said by timestamps. Two in a row are a segment's
 end and the next one's start; what comes after the last pair was cut by the window's end, and is
@@ -49,11 +49,10 @@ def cut(tokens: Sequence[int], first_timestamp: int, frames: int, stride: int) -
 
 
 def whole(tokens: Sequence[int], frames: int, stride: int) -> Cut:
-    """Of a window that was asked for no timestamps; one that wrote some all the same meant
-    nothing by them."""
+    """Make one piece of a window that was asked for no timestamps, also if it wrote some."""
     return Cut([Piece(0, len(tokens), 0, frames // stride)], frames)
 
 
 def _last_mark(tokens: Sequence[int], first_timestamp: int) -> int:
-    """Of the last timestamp; 0 where there is none, or it says the window's own start."""
+    """Return the last timestamp; 0 where there is none, or it is the window's own start."""
     return next((t - first_timestamp for t in reversed(tokens) if t >= first_timestamp), 0)

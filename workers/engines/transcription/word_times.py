@@ -1,4 +1,4 @@
-"""When each word was said, from what the decoder looked at while it wrote the word down."""
+"""Times of words, from what the decoder attended to while it wrote each word."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def token_times(
 def _attentions(
     loaded: LoadedWhisper, encoded: torch.Tensor, read: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """By layer; those of layers that align nothing are let go at once, being large."""
+    """Return attentions by layer; those of layers that align nothing, being large, are dropped."""
     model = loaded.model
     layers = model.model.decoder.layers
     found = [torch.empty(1, 1, read.shape[1], 0) for _ in layers]

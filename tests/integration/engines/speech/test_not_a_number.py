@@ -11,7 +11,7 @@ import torch
 from tests.support.models.voices import make_vits
 from tests.support.speech_harness import Booth, ends, open_booth
 from workers.engines.speech.engine import SpeechEngine
-from workers.protocol import Failed, Load, SpeechDone, SpeechJob
+from workers.protocol import Event, Failed, Load, SpeechDone, SpeechJob
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["drawn", "greedy"])
@@ -75,6 +75,39 @@ def test_nan_in_one_sentence_leaves_its_neighbour_s_sound(
     assert isinstance(final[broken.id], Failed)
     assert isinstance(final[again.id], SpeechDone)
     assert np.array_equal(booth.sound(again), booth.sound(neighbour))
+
+
+def test_nan_in_the_cache_does_not_reach_the_next_sentence_of_the_slot(
+    booth: Booth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neighbour that is further on has the positions looked at at which the NaN were written."""
+    undisturbed = booth.job()
+    booth.run(undisturbed)
+    broken, neighbour, following = booth.job(), booth.job("Something else"), booth.job()
+    mlp = booth.engine._model.bark._stages["semantic"]._model.layers[0].mlp  # type: ignore[attr-defined]
+    usual, steps = mlp.forward, 0
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        made: torch.Tensor = usual(hidden)
+        if hidden.shape[1] == 1:  # a token of each, not a prompt
+            steps += 1
+            if steps == 3:
+                made[0] = torch.nan
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlp, "forward", forward)
+        booth.submit(broken, neighbour)
+        events: list[Event] = []
+        while not any(isinstance(event, Failed) for event in events):
+            events += booth.engine.step()
+        events += booth.run(following)
+    final = ends(events)
+    assert isinstance(final[broken.id], Failed)
+    assert isinstance(final[neighbour.id], SpeechDone)
+    assert isinstance(final[following.id], SpeechDone)
+    assert booth.sound(following).shape == booth.sound(undisturbed).shape
 
 
 def test_nan_in_vits_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

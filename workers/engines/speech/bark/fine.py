@@ -100,7 +100,7 @@ class FineStage:
             sketch.window, sketch.codebook = sketch.window + 1, self._coarse
 
     def _place(self, sketch: FineState) -> tuple[int, int]:
-        """Where the window begins, and the first of its positions to fill."""
+        """Return where the window begins, and the first of its positions to fill."""
         ahead = sketch.window * self._stride
         start = min(ahead, len(sketch.codes) - self._span)
         fill = min(sketch.history + ahead, len(sketch.codes) - self._stride)

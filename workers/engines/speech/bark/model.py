@@ -199,7 +199,7 @@ class Bark:
         return self._samplers[name].choose(logits, [each.generator for each in utterances])
 
     def _forbid(self, name: str, utterance: BarkUtterance, logits: torch.Tensor) -> None:
-        """Of the answers, those that cannot follow here: in place, in one row of logits."""
+        """Mask the answers that cannot follow here: in place, in one row of logits."""
         vocabulary = self._semantic.semantic_vocab_size
         if name == "semantic":
             logits[vocabulary : self._semantic.semantic_pad_token] = -torch.inf

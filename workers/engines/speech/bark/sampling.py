@@ -54,7 +54,7 @@ def draw(chances: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.
 
 
 def _draw(chances: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """On a CPU exactly what ``torch.multinomial`` draws: the greatest of the chances over
+    """Draw, on a CPU, exactly what ``torch.multinomial`` does: the greatest of the chances over
     exponential noise. That takes its logarithms one by one, which is most of its time; these are
     vectorised."""
     even = torch.empty(chances.shape, dtype=torch.float64, device=chances.device)

@@ -22,7 +22,7 @@ class Voices:
     """``semantic`` and ``codes``: how many tokens of meaning, and in a codebook, there are."""
 
     def __init__(self, folder: Path, semantic: int, codes: int) -> None:
-        """Those whose files are all there; the index may name others."""
+        """Take the voices whose files are all there; the index may name others."""
         self._folder = folder.resolve()
         self._limits = {"semantic_prompt": semantic, "coarse_prompt": codes, "fine_prompt": codes}
         self._known: dict[str, Voice] = {}
