@@ -59,8 +59,7 @@ class Lru:
         self._fifo: deque[_Request] = deque()
         self._waiting: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.pool = SimulatedPool(books, self._placed)
-        self.pool.attach(self)
+        self.pool = SimulatedPool(books, self._placed, self)
 
     async def answer(self, job: TextJob) -> Outcome:
         """Raises QueueFull, or ModelDoesNotFit."""

@@ -66,11 +66,11 @@ def with_pool(
         recorder = Recorder()
         pool = WorkerPool(
             SpawnLauncher(),
+            recorder,
             heartbeat_timeout=heartbeat_timeout,
             load_timeout=load_timeout,
             spare=False,
         )
-        pool.attach(recorder)
         watch = asyncio.create_task(pool.watch())
         try:
             await test(pool, recorder)
@@ -200,8 +200,9 @@ from workers.pool import WorkerPool
 from tests.integration.test_pool import Recorder, fake
 
 async def main():
-    pool = WorkerPool(SpawnLauncher(), heartbeat_timeout=10, load_timeout=20, spare=False)
-    pool.attach(Recorder())
+    pool = WorkerPool(
+        SpawnLauncher(), Recorder(), heartbeat_timeout=10, load_timeout=20, spare=False
+    )
     worker = await pool.start("echo/0", fake())
     print(worker.pid, flush=True)
     await asyncio.sleep(60)
