@@ -59,7 +59,7 @@ def build(
             background = _Background(on_fatal)
             stack.push_async_callback(background.close)
             background.start(services.operations.watch(), "watch workers")
-            background.start(services.operations.facts(), "read devices")
+            background.start(services.operations.sample_devices(), "sample devices")
             background.start(_measure_load(services), "measure load")
             background.start(_flush(services), "flush what was learned")
             background.start(services.tasks.run_cleanup(), "remove expired tasks")
@@ -89,13 +89,6 @@ async def _open(
     stack.push_async_callback(keys.flush_last_used)
     metrics = Metrics()
     store = ModelStore(home.models)
-    workers = settings.workers
-    pool = WorkerPool(
-        SpawnLauncher(),
-        heartbeat_timeout=workers.heartbeat_timeout,
-        load_timeout=workers.load_timeout,
-        spare=workers.spare,
-    )
     footprints = await Footprints.open(db)
     stack.push_async_callback(footprints.flush)
     devices = await asyncio.to_thread(_devices, settings.devices)
@@ -104,11 +97,19 @@ async def _open(
     ram = await asyncio.to_thread(lambda: Host().total_bytes)
     page_cache = PageCache(budget(settings.devices.page_cache_bytes, ram))
     stack.callback(page_cache.close)
-    manager = ModelManager(settings, store, pool, facts, metrics, page_cache)
+    manager = ModelManager(settings, store, facts, metrics, page_cache)
+    dispatcher = Dispatcher(settings, manager, metrics)
+    pool = WorkerPool(
+        SpawnLauncher(),
+        dispatcher.delivery,
+        heartbeat_timeout=settings.workers.heartbeat_timeout,
+        load_timeout=settings.workers.load_timeout,
+        spare=settings.workers.spare,
+    )
+    # The one cycle, closed late: pool -> dispatcher -> manager -> both of them.
+    manager.connect(pool, dispatcher.delivery)
     operations = Operations(settings, store, pool, manager)
     stack.push_async_callback(operations.close)
-    dispatcher = Dispatcher(settings, manager, metrics)
-    pool.attach(dispatcher.delivery)
     files = Files(
         db,
         home.files,

@@ -1,4 +1,4 @@
-"""The keeper of worker processes, on the gateway's event loop. Only it knows processes.
+"""The pool owns worker processes, on the gateway's event loop. Only it writes a Worker or ends one.
 
 A start ends in Ready or in :class:`StartFailed`, never in waiting. Death is seen through the
 sentinel and the pipe's end, silence through heartbeats; both end in one call of ``lost``.
@@ -113,23 +113,20 @@ class WorkerPool:
     def __init__(
         self,
         launcher: Launcher,
+        listener: Listener,
         *,
         heartbeat_timeout: float,
         load_timeout: float,
         spare: bool,
     ) -> None:
         self._launcher = launcher
+        self._listener = listener
         self._heartbeat_timeout = heartbeat_timeout
         self._load_timeout = load_timeout
         self._keep_spare = spare
         self._spare: Worker | None = None
         self._workers: set[Worker] = set()
         self._ended: OrderedDict[str, Worker] = OrderedDict()
-        self._listener: Listener
-
-    def attach(self, listener: Listener) -> None:
-        """Name who hears of events and losses; before the first start."""
-        self._listener = listener
 
     @property
     def ended(self) -> list[Worker]:
@@ -188,6 +185,17 @@ class WorkerPool:
         except TimeoutError:
             worker.handle.kill()
             await worker.ended.wait()
+
+    def drain(self, worker: Worker) -> None:
+        """Mark a worker that gets nothing new; it is stopped when it has finished."""
+        if worker.state == "ready":
+            worker.state = "draining"
+
+    async def kill(self, worker: Worker, cause: str) -> None:
+        """End a worker at once; returns when it is gone, and reports it as lost."""
+        worker.cause = cause
+        worker.handle.kill()
+        await worker.ended.wait()
 
     async def close(self) -> None:
         """Stop all workers, the spare too."""
@@ -346,9 +354,11 @@ class WorkerPool:
         if len(self._ended) > _MOST_ENDED:
             self._ended.popitem(last=False)
 
-    def forget(self, worker_id: str) -> None:
-        """Drop the record of a failed worker."""
-        self._ended.pop(worker_id, None)
+    def forget_model(self, model: str) -> None:
+        """Drop the records of a model's failed workers."""
+        for worker in self.ended:
+            if worker.spec is not None and worker.spec.model == model:
+                del self._ended[worker.id]
 
     def _drain(self, worker: Worker) -> None:
         with contextlib.suppress(BlockingIOError, BadFrame):

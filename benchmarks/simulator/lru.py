@@ -18,6 +18,7 @@ from bitinglip import errors
 from bitinglip.scheduling.job import TextJob
 from bitinglip.settings import Settings
 from workers import protocol
+from workers.codes import Code
 from workers.pool import StartFailed, Worker
 
 
@@ -59,8 +60,7 @@ class Lru:
         self._fifo: deque[_Request] = deque()
         self._waiting: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.pool = SimulatedPool(books, self._placed)
-        self.pool.attach(self)
+        self.pool = SimulatedPool(books, self._placed, self)
 
     async def answer(self, job: TextJob) -> Outcome:
         """Raises QueueFull, or ModelDoesNotFit."""
@@ -180,8 +180,8 @@ class Lru:
         )
         try:
             host.worker = await self.pool.start(f"{host.model}/0", spec)
-        except StartFailed as why:
-            self._lose(host, why.code)
+        except StartFailed:
+            self._lose(host, "MODEL_LOAD_FAILED")
         self._feed(host)
         self._pump()
 
@@ -191,7 +191,7 @@ class Lru:
         del self._hosts[host.model]
         self._pump()
 
-    def _lose(self, host: _Host, code: protocol.Code) -> None:
+    def _lose(self, host: _Host, code: Code) -> None:
         del self._hosts[host.model]
         self._count(host.model, -len(host.queue))
         for request in [*host.queue, *host.running.values()]:

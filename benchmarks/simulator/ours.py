@@ -35,14 +35,14 @@ class _Counted(Metrics):
 class Ours:
     def __init__(self, settings: Settings, books: Books, clock: Callable[[], float]) -> None:
         self._books = books
-        self.pool = SimulatedPool(books, self._placed)
         store = cast("ModelStore", SimulatedStore(settings))
         fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
         self._facts = ResourceFacts(settings, Devices.find(fakes), Footprints(), clock)
         metrics = _Counted(books)
-        self._manager = ModelManager(settings, store, self.pool, self._facts, metrics, clock=clock)
+        self._manager = ModelManager(settings, store, self._facts, metrics, clock=clock)
         self.dispatcher = Dispatcher(settings, self._manager, metrics, clock=clock)
-        self.pool.attach(self.dispatcher.delivery)
+        self.pool = SimulatedPool(books, self._placed, self.dispatcher.delivery)
+        self._manager.connect(self.pool, self.dispatcher.delivery)
         books.promised = self._promised
 
     def _placed(self, worker_id: str) -> Mapping[str, int]:
@@ -71,8 +71,7 @@ class Ours:
     async def _survey_devices(self) -> None:
         manager, facts = self._manager, self._facts
         while True:
-            facts.note(facts.read([]), manager.replicas(), {})
-            manager.look(_READ_INTERVAL)
+            manager.refresh(facts.sample([]), {})
             self._books.check()
             await asyncio.sleep(_READ_INTERVAL)
 

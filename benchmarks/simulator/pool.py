@@ -30,14 +30,11 @@ class SimulatedPool:
 
     ended: tuple[Worker, ...] = ()
 
-    def __init__(self, books: Books, placed: Placed) -> None:
+    def __init__(self, books: Books, placed: Placed, listener: Listener) -> None:
         self._books = books
         self._placed = placed
         self._numbers = itertools.count(1)
         self._workers: dict[int, Worker] = {}
-        self._listener: Listener
-
-    def attach(self, listener: Listener) -> None:
         self._listener = listener
 
     @property
@@ -46,6 +43,12 @@ class SimulatedPool:
 
     def warm_spare(self) -> None:
         pass
+
+    def drain(self, worker: Worker) -> None:
+        worker.state = "draining"
+
+    def forget_model(self, model: str) -> None:
+        """No failed worker is remembered here."""
 
     async def start(self, worker_id: str, spec: protocol.Load) -> Worker:
         """A worker that serves the model of ``spec``, after its load time. Raises StartFailed."""

@@ -2,17 +2,13 @@
 
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from cli import offline
 from cli.context import CliContext
 from cli.show.output import clean, show_json, show_table, size
-
-if TYPE_CHECKING:
-    from bitinglip.scheduling.placement.fit import Room
-    from workers.devices import Devices
 
 _PARTS = (
     ("weights", "weights_bytes"),
@@ -69,6 +65,7 @@ def suggestions(ways: list[dict[str, Any]]) -> Iterator[str]:
 def _offline(place: CliContext, name: str) -> dict[str, Any]:
     """The answer for an empty machine: no server runs, so nothing is loaded."""
     from bitinglip.scheduling.models.facts import ResourceFacts
+    from bitinglip.scheduling.placement.eviction import EvictionRules
     from bitinglip.scheduling.placement.fit import fit_info
     from bitinglip.scheduling.placement.footprints import Footprints
     from workers.devices import Devices
@@ -76,19 +73,9 @@ def _offline(place: CliContext, name: str) -> dict[str, Any]:
     manifest, settings = offline.manifest(place.home, name), place.settings()
     fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
     devices = Devices.find(fakes, settings.devices.cpu_memory_bytes)
+    facts = ResourceFacts(settings, devices, Footprints())
     try:
-        rooms = list(_rooms(devices, settings.devices.headroom_bytes))
+        facts.update(devices.read(), [], {})
     finally:
         devices.close()
-    return fit_info(ResourceFacts(settings, devices, Footprints()).fit(manifest, rooms))
-
-
-def _rooms(devices: "Devices", headroom: int) -> "Iterator[Room]":
-    from bitinglip.scheduling.placement.fit import Room
-
-    readings = devices.read()
-    for each in devices.list():
-        used = readings[each.id].used_bytes if each.id in readings else 0
-        kept = headroom if each.kind == "cuda" else 0
-        free = min(each.memory_bytes, each.physical_bytes - used) - kept
-        yield Room(each.id, each.name, each.kind, each.memory_bytes, max(0, free))
+    return fit_info(facts.fit(manifest, [], EvictionRules()))

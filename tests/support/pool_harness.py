@@ -53,11 +53,11 @@ def with_pool(
         recorder = Recorder()
         pool = WorkerPool(
             SpawnLauncher(),
+            recorder,
             heartbeat_timeout=heartbeat_timeout,
             load_timeout=load_timeout,
             spare=False,
         )
-        pool.attach(recorder)
         watch = asyncio.create_task(pool.watch())
         try:
             await test(pool, recorder)

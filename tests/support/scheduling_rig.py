@@ -34,18 +34,19 @@ class Rig:
         store = ModelStore(root / "models")
         make_fake_models(store, list(settings.models))
         metrics = Metrics()
+        fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
+        facts = ResourceFacts(settings, Devices.find(fakes), Footprints())
+        self.manager = ModelManager(settings, store, facts, metrics)
+        self.dispatcher = Dispatcher(settings, self.manager, metrics)
         pool = WorkerPool(
             SpawnLauncher(),
+            self.dispatcher.delivery,
             heartbeat_timeout=settings.workers.heartbeat_timeout,
             load_timeout=settings.workers.load_timeout,
             spare=False,
         )
-        fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-        facts = ResourceFacts(settings, Devices.find(fakes), Footprints())
-        self.manager = ModelManager(settings, store, pool, facts, metrics)
-        self.dispatcher = Dispatcher(settings, self.manager, metrics)
+        self.manager.connect(pool, self.dispatcher.delivery)
         self.operations = Operations(settings, store, pool, self.manager)
-        pool.attach(self.dispatcher.delivery)
 
     def pid(self, worker_id: str = f"{ECHO}/0") -> int:
         return next(view.pid for view in self.operations.workers() if view.id == worker_id)
@@ -87,7 +88,7 @@ def with_settings(
         rig = Rig(path, values)
         watch = [asyncio.create_task(rig.operations.watch())]
         if facts:
-            watch.append(asyncio.create_task(rig.operations.facts()))
+            watch.append(asyncio.create_task(rig.operations.sample_devices()))
         try:
             async with asyncio.timeout(60):
                 await test(rig)

@@ -11,7 +11,8 @@ from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InF
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Loading, Queued
-from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager, Waiting
+from bitinglip.scheduling.models.listener import Waiting
+from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
 from bitinglip.settings import Settings
@@ -42,7 +43,6 @@ class Delivery:
         self.quarantine = Quarantine()
         self.idle = asyncio.Event()
         self.idle.set()
-        manager.attach(self)
 
     def model_queue(self, model: str) -> ModelQueue:
         model_queue = self.model_queues.get(model)
@@ -63,7 +63,7 @@ class Delivery:
         self.dispatch_waiting(model_queue)
         if entry.replica is None:
             entry.event_log.put(Queued(ahead + 1, self.eta(model_queue, ahead)))
-            self._manager.want(model_queue.model)
+            self._manager.request_load(model_queue.model)
 
     def cancel_on_worker(self, entry: InFlightJob) -> None:
         """Stop the work on a job whose end is already decided on this side."""

@@ -1,4 +1,4 @@
-"""The facts that plans are made from: devices, what is held on them, what is wanted."""
+"""The facts that the planner needs: devices, memory on them, demands. It changes no model state."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from bitinglip import errors
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig
-from bitinglip.scheduling.placement.eviction import cost
-from bitinglip.scheduling.placement.fit import FitAnswer, Place, Room, fit, fit_info
+from bitinglip.scheduling.placement.eviction import EvictionRules
+from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
@@ -18,8 +19,8 @@ from workers.devices import Device, Devices, DeviceUsage
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 
-_BYTES_PER_SECOND = 1e9  #: how fast a model is thought to load before anybody has seen it
-_BLOCKED_SECONDS = 30.0  #: before it is worth asking again for a place that others hold
+_BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
+_BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
 _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
 #: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
 #: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
@@ -28,7 +29,7 @@ _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
 class ResourceFacts:
-    """What is known of devices and of the memory that models take."""
+    """It knows the devices, and how much memory models take on them."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class ResourceFacts:
         self._footprints = footprints
         self._clock = clock
         self._readings: dict[str, DeviceUsage] = {}
-        self._foreign: dict[str, int] = {}
+        self._other_bytes: dict[str, int] = {}
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -53,19 +54,19 @@ class ResourceFacts:
     def reading(self, device: str) -> DeviceUsage | None:
         return self._readings.get(device)
 
-    def read(self, pids: Iterable[int]) -> dict[str, DeviceUsage]:
-        """Ask the driver; blocks for some milliseconds, so call it in a thread."""
+    def sample(self, pids: Iterable[int]) -> dict[str, DeviceUsage]:
+        """Sample the devices; it blocks for some milliseconds, so call it in a thread."""
         return self._devices.read(pids)
 
-    def note(
+    def update(
         self,
         readings: Mapping[str, DeviceUsage],
         replicas: Iterable[Replica],
         pids: Mapping[str, int],
     ) -> None:
-        """Take over what was read: what is not ours is other programs'.
+        """Take over a sample: memory that is not ours belongs to other programs.
 
-        ``pids``: the processes of our workers, by their ids, those that still load too.
+        ``pids``: the process ids of our workers by worker id, loading ones included.
         """
         held: dict[str, list[int | None]] = {device: [] for device in readings}
         for replica in replicas:
@@ -75,17 +76,17 @@ class ResourceFacts:
                     held[device].append(_held_by(replica, readings[device], pid))
         for device, reading in readings.items():
             ours = [size or 0 for size in held[device]]
-            foreign = max(0, reading.used_bytes - sum(ours))
-            if None in held[device]:  # somebody of ours takes memory, and we cannot tell how much
-                foreign = min(foreign, self._foreign.get(device, 0))
-            self._foreign[device] = foreign
+            other = max(0, reading.used_bytes - sum(ours))
+            if None in held[device]:  # one of ours takes memory, and nothing says how much
+                other = min(other, self._other_bytes.get(device, 0))
+            self._other_bytes[device] = other
         self._readings = dict(readings)
 
-    def foreign(self, device: str) -> int:
+    def other_bytes(self, device: str) -> int:
         """Bytes on a device that other programs hold."""
-        return self._foreign.get(device, 0)
+        return self._other_bytes.get(device, 0)
 
-    def rooms(self) -> list[DeviceCapacity]:
+    def capacities(self) -> list[DeviceCapacity]:
         headroom = self._settings.devices.headroom_bytes
         return [
             DeviceCapacity(
@@ -93,8 +94,9 @@ class ResourceFacts:
                 kind=device.kind,
                 memory=device.memory_bytes,
                 physical=device.physical_bytes,
-                foreign=self.foreign(device.id),
+                other_bytes=self.other_bytes(device.id),
                 headroom=headroom if device.kind == "cuda" else 0,
+                name=device.name,
             )
             for device in self.devices
         ]
@@ -102,7 +104,8 @@ class ResourceFacts:
     # ---- models --------------------------------------------------------------------------------
 
     def kinds(self, own: Model) -> list[str]:
-        """The kinds of device that a model may go to; an accelerator is not silently left."""
+        """List the kinds of device that a model may go to; only its setting sends it to the CPU
+        of a machine that has an accelerator."""
         there = list(dict.fromkeys(device.kind for device in self.devices))
         if own.device is not None:
             return [kind for kind in there if kind in _KIND_OF[own.device]]
@@ -125,7 +128,7 @@ class ResourceFacts:
         return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
 
     def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
-        """With the usual size, and with as little offload as the largest device makes needed."""
+        """Plan for the usual image size, and for no more offload than the largest device needs."""
         own = self._settings.model(manifest.name).image
         side = _USUAL_SIDE
         load_config = replace(load_config, pixels=(own.width or side) * (own.height or side))
@@ -134,7 +137,12 @@ class ResourceFacts:
         if load_config.device == "cpu":
             return load_config
         most = max(
-            (r.memory - r.headroom for r in self.rooms() if r.kind == load_config.device), default=0
+            (
+                each.memory - each.headroom
+                for each in self.capacities()
+                if each.kind == load_config.device
+            ),
+            default=0,
         )
         modes = [replace(load_config, offload=mode) for mode in OFFLOADS]
         return next(
@@ -142,7 +150,8 @@ class ResourceFacts:
         )
 
     def load_seconds(self, model_state: ModelState, kind: str) -> float:
-        """What a load takes: as last time, as ever, else guessed from its size."""
+        """Expected load time: the last measured one, else the learned average, else an estimate
+        from the size."""
         if model_state.load_seconds is not None:
             return model_state.load_seconds
         need = self.need(model_state.manifest, kind)
@@ -165,7 +174,7 @@ class ResourceFacts:
         )
 
     def demands(self, model_state: ModelState, since: float | None, level: int) -> list[Demand]:
-        """The replicas that a model lacks; ``since`` when somebody waits for it, if anybody."""
+        """List the replicas that a model lacks; ``since``: when its oldest request came, if any."""
         own = self._settings.model(model_state.name)
         needs = {kind: self.need(model_state.manifest, kind).bytes for kind in self.kinds(own)}
         there = sum(
@@ -189,11 +198,13 @@ class ResourceFacts:
         engine = engine_info(own.engine or manifest.engine)
         return len(self.devices) if engine.multi_device else 1
 
-    def observe(self, manifest: Manifest, replica: Replica, *, loaded: bool = False) -> None:
-        """Learn what a running model takes, and hold it to that."""
+    def observe(
+        self, manifest: Manifest, replica: Replica, *, loaded: bool = False
+    ) -> Mapping[str, int]:
+        """Learn how much memory a running model takes; return what to reserve for the replica."""
         worker, kind = replica.worker, self.kind_of(replica)
         if worker is None or worker.ready is None:
-            return
+            return replica.devices
         beat = worker.heartbeat.memory_bytes if worker.heartbeat else 0
         self._footprints.observe(
             manifest,
@@ -201,27 +212,34 @@ class ResourceFacts:
             memory_bytes=max(worker.ready.memory_bytes, beat),
             load_seconds=replica.load_seconds if loaded else None,
         )
-        if len(replica.devices) == 1:
-            ((device, reserved),) = replica.devices.items()
-            replica.devices = {device: max(reserved, worker.ready.memory_bytes, beat)}
+        if len(replica.devices) != 1:
+            return replica.devices
+        ((device, reserved),) = replica.devices.items()
+        return {device: max(reserved, worker.ready.memory_bytes, beat)}
 
     def fit(
-        self, manifest: Manifest, rooms: Sequence[Room], loaded: Place | None = None
+        self,
+        manifest: Manifest,
+        reservations: Sequence[Reservation],
+        rules: EvictionRules,
+        loaded: Placement | None = None,
     ) -> FitAnswer:
-        """Whether, where and how a model fits."""
-        kinds = self.kinds(self._settings.model(manifest.name))
+        """Answer where a model fits, after which evictions, or with which settings."""
+        own = self._settings.model(manifest.name)
+        kinds = self.kinds(own)
         others = [device.kind for device in self.devices if device.kind not in kinds]
         return fit(
             manifest,
             [self.load_config(manifest, kind) for kind in kinds],
-            rooms,
+            Snapshot(self.capacities(), reservations, self._clock(), rules),
             lambda load_config: self._footprints.need(manifest, load_config),
+            spread=self._spread(manifest, own),
             loaded=loaded,
             others=[self.load_config(manifest, kind) for kind in dict.fromkeys(others)],
         )
 
     def memory_suggestions(self, manifest: Manifest) -> list[dict[str, object]]:
-        """Settings that leave more of the device to a request: a smaller cache, fewer beside it."""
+        """Suggest settings that leave more memory to requests: a smaller cache or batch."""
         kind = self.kinds(self._settings.model(manifest.name))[0]
         load_config = self.load_config(manifest, kind)
         cache = self.need(manifest, kind).footprint.cache
@@ -234,10 +252,15 @@ class ResourceFacts:
         return found
 
     def does_not_fit(
-        self, manifest: Manifest, rooms: Sequence[Room], *, forever: bool
+        self,
+        manifest: Manifest,
+        reservations: Sequence[Reservation],
+        rules: EvictionRules,
+        *,
+        forever: bool,
     ) -> errors.ModelDoesNotFit:
-        """The error with the numbers and the ways out; not ``forever``, it may be tried again."""
-        answer = self.fit(manifest, rooms)
+        """Make the error, with numbers and suggestions; it can be retried unless ``forever``."""
+        answer = self.fit(manifest, reservations, rules)
         return errors.ModelDoesNotFit(
             answer.message,
             param="model",
@@ -246,7 +269,7 @@ class ResourceFacts:
         )
 
     def raise_minimum(self, manifest: Manifest, replica: Replica) -> None:
-        """It ran out of memory with what it had: plan with more the next time."""
+        """The replica ran out of memory with its reservation: plan with more the next time."""
         held = sum(replica.devices.values())
         load_config = self.load_config(manifest, self.kind_of(replica))
         self._footprints.raise_minimum(manifest, load_config, held + held // 8)
@@ -255,35 +278,10 @@ class ResourceFacts:
         kinds = {device.id: device.kind for device in self.devices}
         return next((kinds[device] for device in replica.devices if device in kinds), "cpu")
 
-    # ---- for those who ask whether something fits ----------------------------------------------
-
-    def fit_rooms(
-        self, reservations: Sequence[Reservation], free: Callable[[str], int]
-    ) -> list[Room]:
-        """Each device with what could leave it, in the order in which it would."""
-        now = self._clock()
-        leaving = sorted(
-            (h for h in reservations if not h.pinned and h.state == "ready"),
-            key=lambda h: cost(h, now),
-        )
-        return [
-            Room(
-                id=device.id,
-                name=device.name,
-                kind=device.kind,
-                memory_bytes=device.memory_bytes,
-                free_bytes=free(device.id),
-                evictable=tuple(
-                    (h.model, h.devices[device.id]) for h in leaving if device.id in h.devices
-                ),
-            )
-            for device in self.devices
-        ]
-
 
 def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | None:
-    """Bytes that a replica holds on a device: as the driver says of its process, else as the
-    worker itself says; None if neither does.
+    """Bytes that a replica holds on a device: the driver's figure for its process, else the
+    worker's own; None if there is neither.
 
     In a container the driver may number processes as the host does, so that our number is
     another program's. Its figure counts only where it is near the worker's own.

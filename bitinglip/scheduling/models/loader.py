@@ -1,4 +1,4 @@
-"""Starting and stopping the worker of a replica; what comes of it is told to the residency."""
+"""The loader starts and stops the workers of replicas, and tells the model manager the outcome."""
 
 import asyncio
 import contextvars
@@ -21,17 +21,19 @@ log = structlog.get_logger(__name__)
 
 
 class Pool(Protocol):
-    """The keeper of worker processes, as much of it as loads need."""
+    """The pool of worker processes, as far as models need it."""
 
     async def start(self, worker_id: str, spec: protocol.Load) -> Worker: ...
     async def stop(self, worker: Worker, cause: str = "stopped") -> None: ...
+    def drain(self, worker: Worker) -> None: ...
+    def forget_model(self, model: str) -> None: ...
     def warm_spare(self) -> None: ...
 
 
 class LoadListener(Protocol):
-    """Who decides what follows."""
+    """It decides what follows: the model manager."""
 
-    def on_loaded(self, model_state: ModelState, replica: Replica) -> None: ...
+    def on_loaded(self, model_state: ModelState, replica: Replica, worker: Worker) -> None: ...
     def on_load_failed(
         self, model_state: ModelState, replica: Replica, why: StartFailed
     ) -> None: ...
@@ -46,29 +48,31 @@ class ReplicaLoader:
         settings: Settings,
         store: ModelStore,
         pool: Pool,
-        outcome: LoadListener,
+        listener: LoadListener,
         load_config: Callable[[Manifest, str], LoadConfig],
         page_cache: PageCache | None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._pool = pool
-        self._outcome = outcome
-        self._wish = load_config
+        self._listener = listener
+        self._load_config = load_config
         self._page_cache = page_cache
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, model_state: ModelState, replica: Replica, kind: str) -> None:
-        """Load a replica onto its devices, of that kind; it holds its reservation already."""
-        replica.task = self._spawn(self._load(model_state, replica, kind), f"load {replica.id}")
+    def start(self, model_state: ModelState, replica: Replica, kind: str) -> "asyncio.Task[None]":
+        """Load a replica onto its reserved devices, which are of this kind; returns the task."""
+        return self._spawn(self._load(model_state, replica, kind), f"load {replica.id}")
 
-    def stop(self, model_state: ModelState, replica: Replica, cause: str) -> None:
-        """End a replica's worker; whoever waits for its end waits for the task."""
-        loading = replica.task if replica.state == "loading" else None
-        replica.state = "stopping"
-        replica.task = self._spawn(
-            self._stop(model_state, replica, cause, loading), f"stop {replica.id}"
-        )
+    def stop(
+        self,
+        model_state: ModelState,
+        replica: Replica,
+        cause: str,
+        loading: "asyncio.Task[None] | None",
+    ) -> "asyncio.Task[None]":
+        """End a replica's worker, or its load; returns the task, which ends with the process."""
+        return self._spawn(self._stop(model_state, replica, cause, loading), f"stop {replica.id}")
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -76,7 +80,7 @@ class ReplicaLoader:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]", name: str) -> "asyncio.Task[None]":
-        # In a context of its own: what a worker does later is not the affair of this request.
+        # In an empty context: what a worker does later belongs to no request.
         task = asyncio.create_task(work, name=name, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -85,19 +89,19 @@ class ReplicaLoader:
     async def _load(self, model_state: ModelState, replica: Replica, kind: str) -> None:
         try:
             spec = self._spec(model_state.manifest, replica, kind)
-            replica.worker = await self._pool.start(replica.id, spec)
+            worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
-            self._outcome.on_load_failed(model_state, replica, why)
+            self._listener.on_load_failed(model_state, replica, why)
         except StoreError as error:
-            self._outcome.on_load_failed(
+            self._listener.on_load_failed(
                 model_state, replica, StartFailed(error.code, error.message)
             )
-        except Exception:  # the edge of the load's task: no exception may end it unheard
+        except Exception:  # the edge of the load's task: no exception may end it silently
             log.exception("no worker could be started", model=model_state.name)
             unknown = StartFailed("MODEL_LOAD_FAILED", "No worker could be started.")
-            self._outcome.on_load_failed(model_state, replica, unknown)
+            self._listener.on_load_failed(model_state, replica, unknown)
         else:
-            self._outcome.on_loaded(model_state, replica)
+            self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
             if self._page_cache is not None:
                 self._page_cache.drop(model_state.name)
@@ -114,10 +118,10 @@ class ReplicaLoader:
             await asyncio.gather(loading, return_exceptions=True)
         if replica.worker is not None:
             await self._pool.stop(replica.worker, cause)
-        self._outcome.on_gone(model_state, replica)
+        self._listener.on_gone(model_state, replica)
 
     def keep_files(self, manifest: Manifest) -> None:
-        """Have a model's files in RAM: it has just made room, or will be loaded soon."""
+        """Keep a model's files in RAM: it has just been evicted, or will be loaded soon."""
         cache = self._page_cache
         if cache is not None and manifest.name not in cache.held:
             folder = self._store.path(manifest.name)
@@ -151,7 +155,7 @@ class ReplicaLoader:
             threads=workers.threads,
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             image=protocol.ImageOptions(
-                offload="none" if kind == "fake" else self._wish(manifest, kind).offload,
+                offload="none" if kind == "fake" else self._load_config(manifest, kind).offload,
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
                 loras=own.image.loras,

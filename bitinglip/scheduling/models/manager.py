@@ -1,31 +1,34 @@
-"""Which models are loaded, and where: on demand, within memory, restarted when they crash.
+"""The model manager loads models on demand, within memory, and restarts workers that crash.
 
-One owner of each model's state. It gathers the facts, asks ``placement`` for a plan whenever they
-have changed, and carries the plan out. The dispatcher asks for replicas and is told of them;
-processes are the pool's affair.
+It alone writes the state of models. Whenever the facts have changed, it asks the planner for a plan
+and carries it out. The dispatcher asks it for replicas, operators ask it to load and unload; the
+processes are the pool's.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
 from bitinglip import errors
 from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.listener import ModelListener
 from bitinglip.scheduling.models.loader import Pool, ReplicaLoader
 from bitinglip.scheduling.models.plan_timer import PlanTimer
 from bitinglip.scheduling.models.restarts import RestartBudget
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement import planner
+from bitinglip.scheduling.placement.dry_run import Placement
 from bitinglip.scheduling.placement.eviction import EvictionRules
-from bitinglip.scheduling.placement.fit import Room
+from bitinglip.scheduling.placement.fit import FitAnswer
 from bitinglip.scheduling.placement.ledger import Ledger, Reservation
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
+from model_store.manifest import Manifest
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
+from workers.devices import DeviceUsage
 from workers.pool import StartFailed, Worker
 
 log = structlog.get_logger(__name__)
@@ -33,36 +36,11 @@ log = structlog.get_logger(__name__)
 RESTARTED_BY_OPERATOR = "was restarted on request"
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Those who wait for a model."""
-
-    count: int
-    since: float  #: when the oldest came
-    level: int
-
-
-class ModelListener(Protocol):
-    """Who wants models' workers: the dispatcher."""
-
-    def on_ready(self, model: str) -> None: ...
-    def on_unavailable(self, model: str, error: errors.BitingLipError) -> None: ...
-    def waiting(self, model: str) -> Waiting | None: ...
-    def busy(self, model: str) -> int:
-        """How many jobs of the model run or wait."""
-        ...
-
-    def clear_quarantine(self, model: str) -> None:
-        """Let requests of the model out of quarantine."""
-        ...
-
-
 class ModelManager:
     def __init__(
         self,
         settings: Settings,
         store: ModelStore,
-        pool: Pool,
         facts: ResourceFacts,
         metrics: Metrics,
         page_cache: PageCache | None = None,
@@ -71,52 +49,58 @@ class ModelManager:
         self._settings = settings
         self._store = store
         self._metrics = metrics
-        self._clock = clock
+        self._page_cache = page_cache
+        self.clock = clock
+        self._pool: Pool
         self._listener: ModelListener
+        self._loader: ReplicaLoader
         self._by_worker: dict[Worker, Replica] = {}
-        self._unmet = False  #: somebody waits for a model that has no place
+        self._unmet = False  #: requests wait for a model that is not loaded
         self._plan_timer = PlanTimer(self._plan, clock)
         rules = settings.residency
-        self._patience = EvictionRules(min_residency=rules.min_seconds, patience=rules.patience)
+        self._rules = EvictionRules(min_residency=rules.min_seconds, patience=rules.patience)
+        self._overdue = max(2.0, settings.workers.heartbeat_timeout / 4)
         self.facts = facts
         self.models: dict[str, ModelState] = {}
-        self.shortage = 0.0  #: memory missing for models somebody waits for, in parts of all
-        self.loads = ReplicaLoader(settings, store, pool, self, facts.load_config, page_cache)
+        self.shortage = 0.0  #: missing memory for models with waiting requests, in parts of all
 
-    def attach(self, waiter: ModelListener) -> None:
-        self._listener = waiter
+    def connect(self, pool: Pool, listener: ModelListener) -> None:
+        """Close the one cycle of the composition, before the first request.
 
-    # ---- what the dispatcher asks --------------------------------------------------------------
+        The manager starts workers in the pool and wakes the dispatcher, and both are built with
+        what they call back: the pool with the dispatcher, the dispatcher with the manager.
+        """
+        self._pool = pool
+        self._listener = listener
+        self._loader = ReplicaLoader(
+            self._settings, self._store, pool, self, self.facts.load_config, self._page_cache
+        )
+
+    # ---- for the dispatcher --------------------------------------------------------------------
 
     def serving(self, name: str) -> list[Replica]:
-        """The model's replicas that take work now."""
+        """List the model's replicas that take work now."""
         model_state = self.models.get(name)
         return model_state.serving if model_state else []
 
     def check(self, name: str) -> None:
         """Raises UnknownModel, or ModelLoadFailed for a model that was given up."""
-        model_state = self.model_state(name)
-        if model_state.given_up:
-            raise errors.ModelLoadFailed(
-                f"The model is out of service: {model_state.cause} Load it again to retry.",
-                param="model",
-                details={"model": name},
-            )
+        self.model_state(name).check()
 
-    def want(self, name: str) -> None:
-        """Somebody waits for the model: see to it that it gets loaded."""
+    def request_load(self, name: str) -> None:
+        """A request waits for the model: load it, or more replicas of it."""
         model_state = self.model_state(name)
         missing = self._settings.model(name).replicas - len(model_state.replicas)
         if missing > 0 or not (model_state.serving or model_state.loading):
             self.replan()
 
     def on_jobs_finished(self, name: str) -> None:
-        """Jobs of the model have ended; a replica may be empty now."""
+        """Jobs of the model have ended: stop its empty draining replicas, or plan again."""
         for replica in self.models[name].replicas.values():
             if replica.in_flight:
                 continue
             if replica.state == "draining":
-                self.loads.stop(self.models[name], replica, "drained")
+                self._stop(self.models[name], replica, "drained")
             elif self._unmet:
                 self.replan()
             elif (kept := self._settings.keep_alive(name)) is not None:
@@ -126,45 +110,107 @@ class ModelManager:
         return self._by_worker.get(worker)
 
     def load_eta(self, name: str) -> float | None:
-        """Seconds until the model is loaded; None if nothing is known of it, or no load runs."""
+        """Seconds until the model is loaded; None if no load runs, or nothing is known of it."""
         model_state = self.models.get(name)
-        if model_state is None or not model_state.loading:
-            return None
-        now, left = self._clock(), []
-        for replica in model_state.loading:
-            passed = now - replica.began
-            if replica.progress > 0.05:
-                left.append(passed / replica.progress * (1 - replica.progress))
-            elif model_state.load_seconds is not None:
-                left.append(max(0.0, model_state.load_seconds - passed))
-        return round(min(left), 3) if left else None
+        return model_state.load_eta(self.clock()) if model_state else None
 
     def free_memory_near(self, replica: Replica) -> None:
-        """A worker ran out of memory: models beside it that nobody uses leave."""
-        model_state = self.models[replica.model]
-        self.facts.raise_minimum(model_state.manifest, replica)
-        self._evict_idle_beside(replica)
+        """Evict idle models near a worker that ran out of memory."""
+        self.facts.raise_minimum(self.models[replica.model].manifest, replica)
+        self._evict_idle_near(replica)
 
     def memory_suggestions(self, name: str) -> list[dict[str, object]]:
-        """Settings under which the model's requests would have more memory."""
+        """Suggest settings that leave more memory to the model's requests."""
         return self.facts.memory_suggestions(self.model_state(name).manifest)
 
-    # ---- models --------------------------------------------------------------------------------
+    # ---- for operators -------------------------------------------------------------------------
 
-    def now(self) -> float:
-        return self._clock()
+    def preload(self, name: str) -> None:
+        """Load a model although no request waits for it."""
+        self.model_state(name).asked = self.clock()
+        self.replan()
+
+    async def load(self, name: str) -> None:
+        """Load a model, also one that was given up; returns when it is ready.
+
+        Raises what the load failed with, or ModelDoesNotFit.
+        """
+        model_state = self.model_state(name)
+        if model_state.serving:
+            return
+        model_state.forget_failures()
+        self._listener.clear_quarantine(name)
+        self.preload(name)
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        model_state.watchers.append(outcome)
+        await outcome
+
+    async def unload(self, name: str) -> None:
+        """Stop a model's workers and forget its failures. Raises ModelInUse if it has work."""
+        model_state = self.models.get(name)
+        if model_state is None:
+            return
+        if self.busy(name):
+            raise errors.ModelInUse(
+                "The model has requests in flight; wait for them or cancel them.", param="model"
+            )
+        model_state.target = 0
+        self._pool.forget_model(name)
+        self._unavailable(model_state, errors.ModelLoadFailed("The model was unloaded."))
+        await self._end(model_state, "unloaded", *model_state.replicas.values())
+        self._listener.clear_quarantine(name)
+        # A request that came meanwhile has it loaded again, by the same books.
+        if not model_state.replicas and not self.busy(name):
+            self.models.pop(name, None)
+
+    async def stop_replica(self, replica: Replica) -> None:
+        """Stop a replica; the last one takes its model along. Raises ModelInUse."""
+        model_state = self.models[replica.model]
+        if len(model_state.replicas) == 1:
+            await self.unload(replica.model)
+            return
+        if replica.in_flight:
+            raise errors.ModelInUse("The worker has requests in flight; drain it first.")
+        model_state.target -= 1
+        await self._end(model_state, "stopped on request", replica)
+
+    def drain_replica(self, replica: Replica, reason: str) -> None:
+        """Let a replica finish what it runs, then stop it, and do not replace it."""
+        model_state = self.models[replica.model]
+        model_state.target = max(0, model_state.target - 1)
+        if replica.state != "ready":
+            return
+        log.info("draining", worker=replica.id, reason=reason, in_flight=replica.in_flight)
+        replica.state = "draining"
+        if replica.worker is not None:
+            self._pool.drain(replica.worker)
+        if replica.in_flight == 0:
+            self._stop(model_state, replica, reason)
+
+    def fit(self, manifest: Manifest) -> FitAnswer:
+        """Answer where a model fits, after which evictions, or with which settings."""
+        model_state = self.models.get(manifest.name)
+        held = model_state.replicas.values() if model_state else ()
+        places = (Placement(tuple(each.devices)) for each in held if each.state != "stopping")
+        return self.facts.fit(manifest, self.reservations(), self._rules, next(places, None))
 
     def busy(self, name: str) -> int:
+        """Count the model's running and waiting jobs."""
         return self._listener.busy(name)
 
-    def clear_quarantine(self, name: str) -> None:
-        self._listener.clear_quarantine(name)
+    # ---- state ---------------------------------------------------------------------------------
 
-    def look(self, overdue: float) -> None:
-        """Take a look around: replicas that have been silent for so long get nothing new, and
-        somebody may have taken memory, or given it back."""
-        silent_since = self._clock() - overdue
+    def refresh(self, sample: Mapping[str, DeviceUsage], pids: Mapping[str, int]) -> None:
+        """Take over a sample of the devices and of the workers' heartbeats.
+
+        Replicas whose heartbeat is overdue get nothing new, and other programs may have taken or
+        freed memory.
+        """
+        self.facts.update(sample, self.replicas(), pids)
+        silent_since = self.clock() - self._overdue
         for replica in self.replicas():
+            manifest = self.models[replica.model].manifest
+            replica.devices = self.facts.observe(manifest, replica)
             if replica.worker is not None and replica.state == "ready":
                 was_silent, replica.silent = replica.silent, replica.worker.last_seen < silent_since
                 if was_silent and not replica.silent:
@@ -174,7 +220,7 @@ class ModelManager:
             self.replan()
 
     def model_state(self, name: str) -> ModelState:
-        """The state of a model of the store. Raises UnknownModel."""
+        """Return the state of a model of the store. Raises UnknownModel."""
         if name not in self.models:
             workers = self._settings.workers
             budget = RestartBudget(workers.max_restarts, workers.restart_window)
@@ -184,30 +230,27 @@ class ModelManager:
     def replicas(self) -> Iterable[Replica]:
         return (each for model in self.models.values() for each in model.replicas.values())
 
-    def drain(self, model_state: ModelState, replica: Replica, reason: str) -> None:
-        """Let a replica finish what it runs, then stop it."""
-        if replica.state != "ready":
-            return
-        log.info("draining", worker=replica.id, reason=reason, in_flight=replica.in_flight)
-        replica.state = "draining"
-        if replica.worker is not None:
-            replica.worker.state = "draining"
-        if replica.in_flight == 0:
-            self.loads.stop(model_state, replica, reason)
+    def _stop(self, model_state: ModelState, replica: Replica, cause: str) -> None:
+        loading = replica.task if replica.state == "loading" else None
+        replica.state = "stopping"
+        replica.task = self._loader.stop(model_state, replica, cause, loading)
+
+    async def _end(self, model_state: ModelState, cause: str, *replicas: Replica) -> None:
+        """Stop replicas; returns when their processes are gone."""
+        for replica in replicas:
+            if replica.state != "stopping":
+                self._stop(model_state, replica, cause)
+        stops = [replica.task for replica in replicas if replica.task is not None]
+        await asyncio.gather(*stops, return_exceptions=True)
 
     # ---- plans ---------------------------------------------------------------------------------
 
     def replan(self) -> None:
-        """Something has changed: look at everything again, soon."""
+        """Plan again soon: the facts have changed."""
         self._plan_timer.soon()
 
     def ledger(self) -> Ledger:
-        return Ledger(self.facts.rooms(), self.reservations())
-
-    def rooms(self) -> list[Room]:
-        """Each device with what is free on it and what could leave it."""
-        ledger = self.ledger()
-        return self.facts.fit_rooms(ledger.reservations, ledger.free)
+        return Ledger(self.facts.capacities(), self.reservations())
 
     def reservations(self) -> list[Reservation]:
         counts = {name: self._listener.waiting(name) for name in self.models}
@@ -215,17 +258,17 @@ class ModelManager:
         return [self.facts.reservation(each, waiting[each.model]) for each in self.replicas()]
 
     def _plan(self) -> None:
-        now = self._clock()
+        now = self.clock()
         ledger = self.ledger()
-        usable = sum(room.usable for room in ledger.devices)
-        found = planner.plan(ledger, self._demands(now), now, self._patience)
-        self.shortage = min(1.0, found.short / usable) if usable else 0.0
+        usable = sum(device.usable for device in ledger.devices)
+        found = planner.plan(ledger, self._demands(now), now, self._rules)
+        self.shortage = min(1.0, found.missing_bytes / usable) if usable else 0.0
         for load in found.loads:
             self._begin(self.models[load.model], load)
         for eviction in found.evictions:
             self._evict(eviction)
-        for model in found.waiting:
-            self.loads.keep_files(self.models[model].manifest)
+        for load in found.waiting:
+            self._loader.keep_files(self.models[load.model].manifest)
         for refusal in found.refusals:
             self._refuse(self.models[refusal.model], forever=refusal.forever)
         if found.replan_at is not None:
@@ -251,32 +294,29 @@ class ModelManager:
         return demands
 
     def _begin(self, model_state: ModelState, load: planner.Load) -> None:
-        replica = Replica(model_state.name, load.index, load.devices, self._clock())
+        replica = Replica(model_state.name, load.index, load.devices, self.clock())
         model_state.replicas[load.index] = replica
         kind = self.facts.kind_of(replica)
         replica.load_seconds = self.facts.load_seconds(model_state, kind)
         log.info("loading", worker=replica.id, devices=list(load.devices))
-        self.loads.start(model_state, replica, kind)
+        replica.task = self._loader.start(model_state, replica, kind)
 
     def _evict(self, eviction: planner.Evict) -> None:
         model, _, index = eviction.id.rpartition("/")
-        model_state = self.models[model]
-        model_state.target = max(0, model_state.target - 1)
         self._metrics.evicted(model=model)
-        self.drain(model_state, model_state.replicas[int(index)], eviction.reason)
+        self.drain_replica(self.models[model].replicas[int(index)], eviction.reason)
 
     def _refuse(self, model_state: ModelState, *, forever: bool) -> None:
         model_state.target = len(model_state.serving)
-        error = self.facts.does_not_fit(model_state.manifest, self.rooms(), forever=forever)
-        self.unavailable(model_state, error)
+        error = self.facts.does_not_fit(
+            model_state.manifest, self.reservations(), self._rules, forever=forever
+        )
+        self._unavailable(model_state, error)
 
-    def unavailable(self, model_state: ModelState, error: errors.BitingLipError) -> None:
-        """Nobody waits for this model in vain."""
+    def _unavailable(self, model_state: ModelState, error: errors.BitingLipError) -> None:
+        """Fail all who wait for this model."""
         model_state.asked = None
-        for watcher in model_state.watchers:
-            if not watcher.done():
-                watcher.set_exception(error)
-        model_state.watchers.clear()
+        model_state.tell_watchers(error)
         self._listener.on_unavailable(model_state.name, error)
 
     # ---- loads and losses ----------------------------------------------------------------------
@@ -286,29 +326,15 @@ class ModelManager:
             if replica.id == worker.id and replica.state == "loading":
                 replica.progress = fraction
 
-    def on_loaded(self, model_state: ModelState, replica: Replica) -> None:
-        worker, now = replica.worker, self._clock()
-        assert worker is not None
+    def on_loaded(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         assert worker.ready is not None
-        replica.state, replica.progress, replica.slots = "ready", 1.0, worker.ready.slots
-        replica.loaded_at = replica.used_at = now
-        replica.load_seconds = model_state.load_seconds = now - replica.began
-        model_state.cause, model_state.failed, model_state.asked = None, False, None
-        model_state.short_of_memory = 0
-        model_state.loads += 1
+        model_state.loaded(replica, worker, worker.ready.slots, self.clock())
         self._by_worker[worker] = replica
-        self.facts.observe(model_state.manifest, replica, loaded=True)
+        replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
         self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
-        log.info(
-            "model ready",
-            worker=replica.id,
-            dtype=worker.ready.dtype,
-            seconds=round(replica.load_seconds, 3),
-        )
-        for watcher in model_state.watchers:
-            if not watcher.done():
-                watcher.set_result(None)
-        model_state.watchers.clear()
+        seconds = round(replica.load_seconds, 3)
+        log.info("model ready", worker=replica.id, dtype=worker.ready.dtype, seconds=seconds)
+        model_state.tell_watchers()
         self._listener.on_ready(model_state.name)
         self.replan()
 
@@ -321,25 +347,21 @@ class ModelManager:
             self.facts.raise_minimum(model_state.manifest, replica)
             model_state.short_of_memory += 1
             if model_state.short_of_memory == 1:
-                self._evict_idle_beside(replica)
+                self._evict_idle_near(replica)
                 return  # once more, with more room
-        now = self._clock()
         model_state.target = len(model_state.serving) + len(model_state.loading)
         if model_state.serving or model_state.loading:
             return  # the others go on
-        model_state.cause, model_state.failed = why.message, True
-        model_state.given_up = not model_state.budget.spend(now)
-        model_state.retry_at = now + model_state.budget.pause(now)
+        model_state.load_failed(why.message, self.clock())
         details = {"model": model_state.name}
         error = errors.from_code(why.code, why.message, param="model", details=details)
-        self.unavailable(model_state, error)
+        self._unavailable(model_state, error)
 
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
-        if model_state.replicas.get(replica.index) is replica:
-            del model_state.replicas[replica.index]
+        model_state.remove(replica)
         if replica.worker is not None:
             self._by_worker.pop(replica.worker, None)
-            self.loads.keep_files(model_state.manifest)
+            self._loader.keep_files(model_state.manifest)
         self.replan()
 
     def on_lost(self, worker: Worker, cause: str) -> None:
@@ -348,31 +370,25 @@ class ModelManager:
         if replica is None:
             return
         model_state = self.models[replica.model]
-        if model_state.replicas.get(replica.index) is replica:
-            del model_state.replicas[replica.index]
+        model_state.remove(replica)
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])
         log.warning("worker lost", worker=replica.id, cause=cause)
-        now = self._clock()
-        # What an operator asked for is no failure of the model's.
+        now = self.clock()
+        # A restart that an operator asked for is no failure of the model.
         if cause != RESTARTED_BY_OPERATOR and not model_state.budget.spend(now):
-            self._give_up(model_state, f"Its worker {cause}.")
+            model_state.give_up(f"Its worker {cause}.")
+            log.error("model given up", model=model_state.name, cause=model_state.cause)
+            gone = errors.ModelLoadFailed(model_state.cause, param="model")
+            self._unavailable(model_state, gone)
         model_state.retry_at = now + model_state.budget.pause(now)
         self.replan()
 
-    def _give_up(self, model_state: ModelState, cause: str) -> None:
-        model_state.cause, model_state.given_up, model_state.target = cause, True, 0
-        log.error("model given up", model=model_state.name, cause=cause)
-        self.unavailable(model_state, errors.ModelLoadFailed(cause, param="model"))
-
-    def _evict_idle_beside(self, replica: Replica) -> None:
-        for reservation in self.reservations():
-            beside = reservation.id != replica.id and set(reservation.devices) & set(
-                replica.devices
-            )
-            if beside and reservation.idle and not reservation.pinned:
+    def _evict_idle_near(self, replica: Replica) -> None:
+        for reservation in self.ledger().idle_on(replica.devices):
+            if reservation.id != replica.id:
                 self._evict(planner.Evict(reservation.id, f"room for {replica.model}"))
 
     async def close(self) -> None:
         self._plan_timer.close()
-        await self.loads.close()
+        await self._loader.close()

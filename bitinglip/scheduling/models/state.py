@@ -1,9 +1,13 @@
-"""One replica of a model: the worker that runs it, the memory it holds, the work it has."""
+"""The state of models and their replicas. The model manager writes it.
+
+The dispatcher books jobs on replicas through ``took``, ``gave_back`` and ``measured`` only.
+"""
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from bitinglip import errors
 from bitinglip.scheduling.models.restarts import RestartBudget
 from model_store.manifest import Manifest
 from workers import protocol
@@ -14,15 +18,15 @@ _SMOOTHING = 0.2
 
 @dataclass(eq=False, slots=True)
 class Replica:
-    """Loading, ready, draining or stopping; it holds its memory until its process is gone."""
+    """A replica has a worker and work; it holds its memory until its process is gone."""
 
     model: str
     index: int
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
-    state: str = "loading"
+    state: str = "loading"  #: loading, ready, draining or stopping
     worker: Worker | None = None
-    task: "asyncio.Task[None] | None" = None  #: the load
+    task: "asyncio.Task[None] | None" = None  #: its load or its stop
     progress: float = 0.0  #: of the load
     slots: int = 0
     in_flight: int = 0
@@ -39,7 +43,7 @@ class Replica:
 
     @property
     def free_slots(self) -> int:
-        """How many more jobs it takes now."""
+        """The number of further jobs that it takes now."""
         return self.slots - self.in_flight if self.state == "ready" and not self.silent else 0
 
     @property
@@ -56,7 +60,7 @@ class Replica:
         self.used_at = now
 
     def measured(self, work: float, seconds: float) -> None:
-        """A job of so much work took it so long."""
+        """Learn its speed from a job that has ended."""
         if seconds > 0 and work > 0:
             speed = work / seconds
             self.speed = (
@@ -66,22 +70,24 @@ class Replica:
 
 @dataclass(eq=False, slots=True)
 class ModelState:
-    """One model's state: its replicas, and what it did when it was last tried."""
+    """The state of one model: its replicas, and how its last loads ended."""
 
     manifest: Manifest
     budget: RestartBudget
     replicas: dict[int, Replica] = field(default_factory=dict)
-    target: int = 0  #: how many replicas it should have, though nobody may wait for it now
-    asked: float | None = None  #: since when an operator waits for it
+    target: int = 0  #: how many replicas it should have
+    asked: float | None = None  #: when an operator asked for it, until it is loaded
     load_seconds: float | None = None  #: as long as its last load took
     loads: int = 0  #: that succeeded
     restarts: int = 0
     cause: str | None = None
     given_up: bool = False
     failed: bool = False  #: its last load did not succeed
-    retry_at: float = 0.0  #: not before this is it loaded again
+    retry_at: float = 0.0  #: it is not loaded again before this moment
     short_of_memory: int = 0  #: loads in a row that ran out of memory
-    watchers: list["asyncio.Future[None]"] = field(default_factory=list)  #: of its next load
+    watchers: list["asyncio.Future[None]"] = field(
+        default_factory=list
+    )  #: they wait for its next load
 
     @property
     def name(self) -> str:
@@ -104,9 +110,78 @@ class ModelState:
             return "loading"
         return "error" if self.given_up or self.failed else "available"
 
+    def load_eta(self, now: float) -> float | None:
+        """Seconds until a running load ends; None if there is none, or nothing is known of it."""
+        left: list[float] = []
+        for replica in self.loading:
+            passed = now - replica.began
+            if replica.progress > 0.05:
+                left.append(passed / replica.progress * (1 - replica.progress))
+            elif self.load_seconds is not None:
+                left.append(max(0.0, self.load_seconds - passed))
+        return round(min(left), 3) if left else None
+
+    def idle_seconds(self, now: float) -> float | None:
+        """Seconds since it was used; None if it is in use or not loaded."""
+        replicas = self.replicas.values()
+        if not replicas or any(each.state != "ready" or each.in_flight for each in replicas):
+            return None
+        return now - max(each.used_at for each in replicas)
+
+    def loaded(self, replica: Replica, worker: Worker, slots: int, now: float) -> None:
+        """A replica has become ready."""
+        replica.worker, replica.slots = worker, slots
+        replica.state, replica.progress = "ready", 1.0
+        replica.loaded_at = replica.used_at = now
+        replica.load_seconds = self.load_seconds = now - replica.began
+        self.cause, self.failed, self.asked = None, False, None
+        self.short_of_memory = 0
+        self.loads += 1
+
+    def load_failed(self, cause: str, now: float) -> None:
+        """No replica is left or loading: pause before the next try, or give the model up."""
+        self.cause, self.failed = cause, True
+        self.given_up = not self.budget.spend(now)
+        self.retry_at = now + self.budget.pause(now)
+
+    def give_up(self, cause: str) -> None:
+        """Its workers have died too often: load it again only when an operator asks."""
+        self.cause, self.given_up, self.target = cause, True, 0
+
+    def check(self) -> None:
+        """Raises ModelLoadFailed if the model was given up."""
+        if self.given_up:
+            raise errors.ModelLoadFailed(
+                f"The model is out of service: {self.cause} Load it again to retry.",
+                param="model",
+                details={"model": self.name},
+            )
+
+    def remove(self, replica: Replica) -> None:
+        """Drop a replica whose process is gone, unless another has taken its index."""
+        if self.replicas.get(replica.index) is replica:
+            del self.replicas[replica.index]
+
+    def forget_failures(self) -> None:
+        """Let a model that was given up be loaded again at once."""
+        self.given_up = self.failed = False
+        self.retry_at = 0.0
+        self.budget.reset()
+
+    def tell_watchers(self, error: BaseException | None = None) -> None:
+        """End the waits for its load: it is ready, or ``error`` is why it is not."""
+        for watcher in self.watchers:
+            if watcher.done():
+                continue
+            if error is None:
+                watcher.set_result(None)
+            else:
+                watcher.set_exception(error)
+        self.watchers.clear()
+
     @property
     def ready(self) -> protocol.Ready | None:
-        """What its first serving replica found out about it."""
+        """The report of its first serving replica about the loaded model."""
         for replica in self.serving:
             if replica.worker:
                 return replica.worker.ready

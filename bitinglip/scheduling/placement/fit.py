@@ -1,9 +1,11 @@
-"""Whether a model fits, where, after whom, and with which settings it would. Pure."""
+"""Does a model fit: where, after which evictions, or else with which settings? Pure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bitinglip.scheduling.placement import dry_run
+from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import (
     OFFLOADS,
     LoadConfig,
@@ -21,46 +23,37 @@ _LEAST_CACHE = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """A device as the planner sees it; all in bytes."""
+class DeviceState:
+    """A device of the answer, in bytes."""
 
     id: str
     name: str
     kind: str  #: "cuda", "cpu" or "fake"
     memory_bytes: int
     free_bytes: int
-    evictable: Sequence[
-        tuple[str, int]
-    ] = ()  #: (model, bytes), in the order in which they would go
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a model fits, and who has to go for it."""
-
-    device: str
-    evict: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """Settings under which a model would fit."""
+    """A model would fit under these settings."""
 
     settings: dict[str, str | int]  #: of models.<name>
     needs_bytes: int
-    place: Place
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)
 class FitAnswer:
+    """The verdict on one model, with the numbers behind it."""
+
     model: str
     verdict: str  #: loaded, fits, fits_after_eviction or does_not_fit
     message: str  #: one sentence
     load_config: LoadConfig
     need: MemoryEstimate | None  #: None if there is no device of the kind it is set to
-    place: Place | None
-    rooms: Sequence[Room]
-    suggestions: Sequence[Suggestion]
+    placement: Placement | None
+    devices: Sequence[DeviceState]
+    suggestions: Sequence[Suggestion] = ()
 
     @property
     def fits(self) -> bool:
@@ -69,57 +62,118 @@ class FitAnswer:
 
 def fit(
     manifest: Manifest,
-    wishes: Sequence[LoadConfig],
-    rooms: Sequence[Room],
+    load_configs: Sequence[LoadConfig],
+    snapshot: Snapshot,
     need: Callable[[LoadConfig], MemoryEstimate],
     *,
-    loaded: Place | None = None,
+    spread: int = 1,
+    loaded: Placement | None = None,
     others: Sequence[LoadConfig] = (),
 ) -> FitAnswer:
-    """``wishes``: as it is set, one per kind of device it may go to; ``others``: kinds that it
-    could be set to."""
-    name, load_config = manifest.name, wishes[0] if wishes else LoadConfig("cpu")
-    if loaded is not None:
-        message = f"{name} is loaded on {loaded.device}."
-        return FitAnswer(name, "loaded", message, load_config, need(load_config), loaded, rooms, ())
-    for load_config in wishes:
-        if place := _place(need(load_config).bytes, load_config.device, rooms):
-            verdict = "fits_after_eviction" if place.evict else "fits"
-            after = f" after {', '.join(place.evict)} made room" if place.evict else ""
-            message = f"{name} fits on {place.device}{after}."
-            return FitAnswer(
-                name, verdict, message, load_config, need(load_config), place, rooms, ()
+    """Ask the planner whether a model fits, and look for settings if it does not.
+
+    ``load_configs``: as the model is set, one per kind of device that it may go to; ``others``:
+    the kinds that it could be set to; ``spread``: over how many devices it may be split.
+    """
+    return _Fit(manifest, snapshot, need, spread).answer(load_configs, loaded, others)
+
+
+class _Fit:
+    def __init__(
+        self,
+        manifest: Manifest,
+        snapshot: Snapshot,
+        need: Callable[[LoadConfig], MemoryEstimate],
+        spread: int,
+    ) -> None:
+        self._manifest = manifest
+        self._snapshot = snapshot
+        self._need = need
+        self._spread = spread
+
+    def answer(
+        self,
+        load_configs: Sequence[LoadConfig],
+        loaded: Placement | None,
+        others: Sequence[LoadConfig],
+    ) -> FitAnswer:
+        name, first = self._manifest.name, load_configs[0] if load_configs else LoadConfig("cpu")
+        if loaded is not None:
+            return self._answer("loaded", f"{name} is loaded on {loaded.device}.", first, loaded)
+        if placement := self._place(*load_configs):
+            verdict = "fits_after_eviction" if placement.evict else "fits"
+            after = f" after {', '.join(placement.evict)} made room" if placement.evict else ""
+            kind = self._kind_of(placement)
+            return self._answer(
+                verdict,
+                f"{name} fits on {placement.device}{after}.",
+                next(each for each in load_configs if each.device == kind),
+                placement,
             )
-    ways = [way for load_config in wishes for way in _ways_out(manifest, load_config, rooms, need)]
-    for load_config in others:
-        if place := _place(need(load_config).bytes, load_config.device, rooms):
-            ways.append(
-                Suggestion({"device": _setting(load_config.device)}, need(load_config).bytes, place)
-            )
-    if not wishes:
+        suggestions = [found for each in load_configs for found in self._suggestions(each)]
+        for each in others:
+            if placement := self._place(each):
+                settings: dict[str, str | int] = {"device": _setting(each.device)}
+                suggestions.append(Suggestion(settings, self._need(each).bytes, placement))
         message = f"This machine has no device of the kind that {name} is set to."
-        return FitAnswer(name, "does_not_fit", message, load_config, None, None, rooms, ways)
-    return FitAnswer(
-        name,
-        "does_not_fit",
-        _why_not(name, wishes[0], rooms, need),
-        wishes[0],
-        need(wishes[0]),
-        None,
-        rooms,
-        ways,
-    )
+        if load_configs:
+            message = self._shortfall(first)
+        answer = self._answer("does_not_fit", message, first, None)
+        need = answer.need if load_configs else None
+        return replace(answer, need=need, suggestions=suggestions)
 
+    def _shortfall(self, load_config: LoadConfig) -> str:
+        needed = self._need(load_config).bytes
+        most = dry_run.obtainable(load_config.device, needed, self._snapshot, spread=self._spread)
+        return f"{self._manifest.name} needs {_size(needed)}, and {_size(most)} can be had."
 
-def _why_not(
-    name: str,
-    load_config: LoadConfig,
-    rooms: Sequence[Room],
-    need: Callable[[LoadConfig], MemoryEstimate],
-) -> str:
-    most = max((_most(room) for room in rooms if room.kind == load_config.device), default=0)
-    needed = need(load_config).bytes
-    return f"{name} needs {_size(needed)}, and {_size(most)} can be had."
+    def _answer(
+        self, verdict: str, message: str, load_config: LoadConfig, placement: Placement | None
+    ) -> FitAnswer:
+        ledger = self._snapshot.ledger()
+        return FitAnswer(
+            self._manifest.name,
+            verdict,
+            message,
+            load_config,
+            self._need(load_config),
+            placement,
+            [
+                DeviceState(each.id, each.name, each.kind, each.memory, ledger.free(each.id))
+                for each in self._snapshot.devices
+            ],
+        )
+
+    def _place(self, *load_configs: LoadConfig) -> Placement | None:
+        needs = {each.device: self._need(each).bytes for each in load_configs}
+        return dry_run.place(self._manifest.name, needs, self._snapshot, spread=self._spread)
+
+    def _kind_of(self, placement: Placement) -> str:
+        return next(each.kind for each in self._snapshot.devices if each.id == placement.devices[0])
+
+    def _suggestions(self, load_config: LoadConfig) -> Iterator[Suggestion]:
+        """Yield the mildest value of each setting that is enough alone; else all together."""
+        if self._manifest.kind not in ("text", "image") or load_config.fake_bytes is not None:
+            return
+        found = False
+        all_steps = _steps(self._manifest, load_config)
+        for steps in all_steps:
+            for settings in steps:
+                if suggestion := self._suggestion(load_config, settings):
+                    found = True
+                    yield suggestion
+                    break
+        together = {name: value for steps in all_steps for name, value in steps[-1].items()}
+        if not found and together and (suggestion := self._suggestion(load_config, together)):
+            yield suggestion
+
+    def _suggestion(
+        self, load_config: LoadConfig, settings: dict[str, str | int]
+    ) -> Suggestion | None:
+        changed = replace(load_config, **settings)  # type: ignore[arg-type]
+        if placement := self._place(changed):
+            return Suggestion(settings, self._need(changed).bytes, placement)
+        return None
 
 
 def _size(count: int) -> str:
@@ -131,64 +185,8 @@ def _setting(kind: str) -> str:
     return "cpu" if kind == "cpu" else "cuda"
 
 
-def _most(room: Room) -> int:
-    """What could be free on a device at best."""
-    return room.free_bytes + sum(size for _, size in room.evictable)
-
-
-def _place(needed: int, kind: str, rooms: Sequence[Room]) -> Place | None:
-    """On free memory if there is enough anywhere, else where the fewest have to go."""
-    same = [room for room in rooms if room.kind == kind]
-    free = [room for room in same if room.free_bytes >= needed]
-    if free:
-        return Place(min(free, key=lambda room: room.free_bytes).id)
-    places = [place for room in same if (place := _after_eviction(needed, room))]
-    return min(places, key=lambda place: len(place.evict), default=None)
-
-
-def _after_eviction(needed: int, room: Room) -> Place | None:
-    missing = needed - room.free_bytes
-    gone: list[tuple[str, int]] = []
-    for model, size in room.evictable:
-        if sum(size for _, size in gone) >= missing:
-            break
-        gone.append((model, size))
-    if sum(size for _, size in gone) < missing:
-        return None
-    for entry in list(gone):  # whoever turns out not to be needed stays
-        if sum(size for _, size in gone) - entry[1] >= missing:
-            gone.remove(entry)
-    return Place(room.id, tuple(model for model, _ in gone))
-
-
-def _ways_out(
-    manifest: Manifest,
-    load_config: LoadConfig,
-    rooms: Sequence[Room],
-    need: Callable[[LoadConfig], MemoryEstimate],
-) -> Iterator[Suggestion]:
-    """Each setting by itself, the mildest value that is enough; else all that help, together."""
-    if manifest.kind not in ("text", "image") or load_config.fake_bytes is not None:
-        return
-    found = False
-    for steps in _steps(manifest, load_config):
-        for settings in steps:
-            changed = replace(load_config, **settings)  # type: ignore[arg-type]
-            if place := _place(need(changed).bytes, load_config.device, rooms):
-                found = True
-                yield Suggestion(settings, need(changed).bytes, place)
-                break
-    if not found:
-        together = {
-            k: v for steps in _steps(manifest, load_config) if steps for k, v in steps[-1].items()
-        }
-        changed = replace(load_config, **together)  # type: ignore[arg-type]
-        if together and (place := _place(need(changed).bytes, load_config.device, rooms)):
-            yield Suggestion(together, need(changed).bytes, place)
-
-
 def _steps(manifest: Manifest, load_config: LoadConfig) -> list[list[dict[str, str | int]]]:
-    """For each setting its values below the present one, the mildest first."""
+    """List for each setting the values below the present one, the mildest first."""
     if manifest.kind == "image":
         return _image_steps(load_config)
     steps: list[list[dict[str, str | int]]] = []
@@ -208,7 +206,7 @@ def _steps(manifest: Manifest, load_config: LoadConfig) -> list[list[dict[str, s
 
 
 def _image_steps(load_config: LoadConfig) -> list[list[dict[str, str | int]]]:
-    """Those of image models; on a CPU there is nothing to offload from."""
+    """List the steps of image models; on a CPU there is nothing to offload from."""
     steps: list[list[dict[str, str | int]]] = []
     if load_config.device != "cpu":
         steps.append(
@@ -222,14 +220,14 @@ def _image_steps(load_config: LoadConfig) -> list[list[dict[str, str | int]]]:
 
 
 def _cache(manifest: Manifest, load_config: LoadConfig) -> int:
-    """The attention cache as it is estimated; 0 where a token's part is not known."""
+    """Estimate the attention cache; 0 where the bytes of a token are not known."""
     return (
         estimate(manifest, load_config).cache if cache_bytes_per_token(manifest, load_config) else 0
     )
 
 
 def fit_info(answer: FitAnswer) -> dict[str, Any]:
-    """The answer as JSON: of the route, and in the details of MODEL_DOES_NOT_FIT."""
+    """Return the answer as JSON, for the route and for the details of MODEL_DOES_NOT_FIT."""
     need, load_config = answer.need, answer.load_config
     return {
         "model_id": answer.model,
@@ -237,8 +235,8 @@ def fit_info(answer: FitAnswer) -> dict[str, Any]:
         "verdict": answer.verdict,
         "message": answer.message,
         "needs": need and _needs(need),
-        "device": answer.place.device if answer.place else None,
-        "evict": list(answer.place.evict) if answer.place else [],
+        "device": answer.placement.device if answer.placement else None,
+        "evict": list(answer.placement.evict) if answer.placement else [],
         "load_seconds": need.load_seconds if need else None,
         "settings": {
             "device": _setting(load_config.device),
@@ -250,16 +248,16 @@ def fit_info(answer: FitAnswer) -> dict[str, Any]:
         },
         "devices": [
             {
-                "id": room.id,
-                "name": room.name,
-                "kind": room.kind,
-                "memory_bytes": room.memory_bytes,
-                "free_bytes": max(0, room.free_bytes),
-                "missing_bytes": max(0, need.bytes - room.free_bytes) if need else None,
+                "id": each.id,
+                "name": each.name,
+                "kind": each.kind,
+                "memory_bytes": each.memory_bytes,
+                "free_bytes": max(0, each.free_bytes),
+                "missing_bytes": max(0, need.bytes - each.free_bytes) if need else None,
             }
-            for room in answer.rooms
+            for each in answer.devices
         ],
-        "ways_out": [_way(answer.model, out) for out in answer.suggestions],
+        "ways_out": [_suggestion_info(answer.model, each) for each in answer.suggestions],
     }
 
 
@@ -274,14 +272,14 @@ def _needs(need: MemoryEstimate) -> dict[str, Any]:
     }
 
 
-def _way(model: str, out: Suggestion) -> dict[str, Any]:
-    """A setting and its value; lists of both where only several together help."""
-    names = [f"models.{model}.{_IN_SECTION.get(name, name)}" for name in out.settings]
-    values = list(out.settings.values())
+def _suggestion_info(model: str, found: Suggestion) -> dict[str, Any]:
+    """Give a setting and its value; lists of both where only several together help."""
+    names = [f"models.{model}.{_IN_SECTION.get(name, name)}" for name in found.settings]
+    values = list(found.settings.values())
     return {
         "setting": names[0] if len(names) == 1 else names,
         "value": values[0] if len(values) == 1 else values,
-        "needs_bytes": out.needs_bytes,
-        "device": out.place.device,
-        "evict": list(out.place.evict),
+        "needs_bytes": found.needs_bytes,
+        "device": found.placement.device,
+        "evict": list(found.placement.evict),
     }

@@ -1,4 +1,4 @@
-"""Who has how much memory of which device: every load is a reservation first. Pure facts."""
+"""The ledger adds up memory by device: capacity, reservations and what is free. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,30 +6,31 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """One device as the planner sees it; all in bytes."""
+    """A device as the planner sees it, in bytes."""
 
     id: str
     kind: str  #: "cuda", "cpu" or "fake"
     memory: int  #: what may be planned with
     physical: int = 0  #: what is really there; 0: the same
-    foreign: int = 0  #: held by programs that are not ours
+    other_bytes: int = 0  #: held by other programs
     headroom: int = 0  #: kept free, for the driver and fragments
+    name: str = ""  #: the driver's name of it
 
     @property
     def usable(self) -> int:
-        """What our models may have in all, as things are."""
+        """Bytes that all our models together may hold now."""
         physical = self.physical or self.memory
-        return max(0, min(self.memory, physical - self.foreign) - self.headroom)
+        return max(0, min(self.memory, physical - self.other_bytes) - self.headroom)
 
     @property
     def largest(self) -> int:
-        """What our models could have if no other program ran."""
+        """Bytes that our models could hold if no other program ran."""
         return max(0, min(self.memory, self.physical or self.memory) - self.headroom)
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A replica and the memory reserved for it."""
+    """A replica and the memory that is reserved for it."""
 
     id: str
     model: str
@@ -40,8 +41,8 @@ class Reservation:
     pinned: bool = False
     loaded_at: float = 0.0
     used_at: float = 0.0  #: when it last had work
-    load_seconds: float = 1.0  #: what it would cost to have it back
-    keep_alive: float | None = None  #: seconds without work after which it leaves; None: never
+    load_seconds: float = 1.0  #: how long loading it again would take
+    keep_alive: float | None = None  #: idle seconds after which it is evicted; None: never
 
     @property
     def idle(self) -> bool:
@@ -54,7 +55,7 @@ class Reservation:
 
 @dataclass(slots=True)
 class Ledger:
-    """The sums. ``free`` may be negative when a foreign program has taken what was ours."""
+    """The sums per device. ``free`` is negative when another program has taken our memory."""
 
     devices: Sequence[DeviceCapacity]
     reservations: Sequence[Reservation]
@@ -71,14 +72,24 @@ class Ledger:
         return self._free[device]
 
     def take(self, devices: Mapping[str, int]) -> None:
-        """Reserve for somebody who will come."""
+        """Subtract the memory of a planned load."""
         for device, taken in devices.items():
             self._free[device] -= taken
 
     def on(self, device: str) -> Iterable[Reservation]:
-        """The holdings on a device."""
+        """Iterate over the reservations on a device."""
         return (reservation for reservation in self.reservations if device in reservation.devices)
 
+    def idle_on(self, devices: Iterable[str]) -> list[Reservation]:
+        """List the idle models on any of these devices, without pinned ones."""
+        there = set(devices)
+        return [h for h in self.reservations if h.idle and not h.pinned and there & set(h.devices)]
+
     def leaving(self, device: str) -> int:
-        """What will come free on a device by itself: drains and stops that are under way."""
+        """Bytes that running drains and stops will free on a device."""
         return sum(h.devices[device] for h in self.on(device) if h.leaving)
+
+    def obtainable(self, device: DeviceCapacity) -> int:
+        """Bytes that could be free on a device once every model that may be evicted has left."""
+        pinned = (h.devices[device.id] for h in self.on(device.id) if h.pinned and not h.leaving)
+        return device.usable - sum(pinned)

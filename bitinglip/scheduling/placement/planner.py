@@ -1,37 +1,39 @@
-"""What to load where, and what has to leave for it: a pure function from facts to a plan.
+"""The planner decides what to load where and which models to evict: a pure function of the facts.
 
-A model that others wait for gets room, in this order: memory that is free; memory that comes free
-by itself; models that nobody uses, the cheapest to have back first; models in use, once they have
-had their time and the wait has become long, by draining them. So clients that alternate between
-models share each load among many requests instead of reloading for every one, and none waits for
-ever.
+A model with waiting requests gets memory in this order: memory that is free; memory that running
+evictions will free; idle models, the cheapest to load again first; models in use, by draining them,
+once they have had their minimum residency and the wait has become long. So clients that alternate
+between models share each load among many requests instead of reloading for every one, and no model
+waits for ever.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bitinglip.scheduling.placement import eviction
-from bitinglip.scheduling.placement.eviction import Choice, EvictionRules
+from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
 
-_NOT_YET = float("inf")  #: the cost of room that nobody can make now
+_NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A model that should have one more replica."""
+    """A model should have one more replica."""
 
     model: str
     index: int  #: of the replica
     needs: Mapping[str, int]  #: device kind -> bytes; kinds that it may not go to are absent
-    since: float  #: since when its oldest request waits
-    urgent: bool = True  #: somebody waits for it; otherwise it takes free memory only
+    since: float  #: when its oldest request began to wait
+    urgent: bool = True  #: requests wait for it; otherwise it takes free memory only
     level: int = 0
     spread: int = 1  #: over how many devices of a kind it may be split
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
+    """A replica is to be loaded onto these devices."""
+
     model: str
     index: int
     devices: Mapping[str, int]  #: device id -> bytes to reserve
@@ -39,7 +41,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Let a replica finish what it runs, then stop it."""
+    """A replica is to finish what it runs and then stop."""
 
     id: str
     reason: str
@@ -47,7 +49,7 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """There is no room for this model; ``forever``, or as long as others hold theirs."""
+    """This model does not fit: ``forever``, or while others hold their memory."""
 
     model: str
     forever: bool
@@ -55,16 +57,18 @@ class Refuse:
 
 @dataclass(slots=True)
 class Plan:
+    """The planner's answer."""
+
     loads: list[Load] = field(default_factory=list)
     evictions: list[Evict] = field(default_factory=list)
     refusals: list[Refuse] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)  #: models whose room is being made
+    waiting: list[Load] = field(default_factory=list)  #: loads whose memory is being freed
     replan_at: float | None = None  #: when time alone will have changed the answer
-    short: int = 0  #: bytes that are missing for models somebody waits for
+    missing_bytes: int = 0  #: bytes that are missing for models with waiting requests
 
 
 def plan(ledger: Ledger, demands: Iterable[Demand], now: float, rules: EvictionRules) -> Plan:
-    """What to do now. ``ledger`` is used up: what the plan promises is taken from it."""
+    """Decide what to do now. ``ledger`` is used up: what the plan promises is taken from it."""
     planner = _Planner(ledger, now, rules)
     planner.expire()
     planner.evict_for_external_use()
@@ -80,13 +84,13 @@ class _Planner:
         self._now = now
         self._rules = rules
         self._coming = {device.id: ledger.leaving(device.id) for device in ledger.devices}
-        self._gone: set[str] = set()  #: holdings that this plan evicts
+        self._evicted: set[str] = set()  #: reservations that this plan evicts
         self._claimed = False
 
-    # ---- what leaves by itself -----------------------------------------------------------------
+    # ---- evictions without a demand --------------------------------------------------------------
 
     def expire(self) -> None:
-        """Unload what nobody has used for as long as it is kept."""
+        """Evict models that have been idle for their keep-alive time."""
         for reservation in self._ledger.reservations:
             if reservation.keep_alive is None or reservation.pinned or not reservation.idle:
                 continue
@@ -94,10 +98,10 @@ class _Planner:
             if ends <= self._now:
                 self._evict(reservation, f"not used for {reservation.keep_alive:g} s")
             else:
-                self._look_again(ends)
+                self._replan_at(ends)
 
     def evict_for_external_use(self) -> None:
-        """Where another program has taken memory that was ours, unused models give way."""
+        """Evict idle models where another program has taken memory that was ours."""
         for device in self._ledger.devices:
             missing = -(self._ledger.free(device.id) + self._coming[device.id])
             if missing <= 0:
@@ -109,166 +113,181 @@ class _Planner:
                     freed += reservation.devices[device.id]
                     self._evict(reservation, "another program took its memory")
 
-    # ---- what somebody waits for ---------------------------------------------------------------
+    # ---- demands ---------------------------------------------------------------------------------
 
     def place(self, demand: Demand) -> None:
-        rooms = [room for room in self._ledger.devices if room.kind in demand.needs]
-        fitting = [room for room in rooms if demand.needs[room.kind] <= room.largest]
+        """Load the model, or free memory for it, or refuse it."""
+        devices = [device for device in self._ledger.devices if device.kind in demand.needs]
+        fitting = [device for device in devices if demand.needs[device.kind] <= device.largest]
         if not fitting:
-            self._place_split(demand, rooms)
+            self._place_split(demand, devices)
             return
         if self._load_into_free(demand, fitting):
             return
         if not demand.urgent:
             return
-        if self._await_leaving(demand, fitting) or self._make_room(demand, fitting):
+        if self._await_leaving(demand, fitting) or self._free_by_eviction(demand, fitting):
             return
-        possible = [room for room in fitting if self._could_free(demand, room)]
+        possible = [device for device in fitting if self._could_free(demand, device)]
         if not possible:
             self.plan.refusals.append(Refuse(demand.model, forever=False))
             return
-        room = min(possible, key=lambda room: self._missing(demand, room))
-        self.plan.short += self._missing(demand, room)
-        self._claim(demand, room)
+        device = min(possible, key=lambda device: self._missing(demand, device))
+        self.plan.missing_bytes += self._missing(demand, device)
+        self._claim(demand, device)
 
-    def _load_into_free(self, demand: Demand, rooms: Sequence[DeviceCapacity]) -> bool:
-        """On the kind it likes best; away from its other replicas; where least is left over."""
+    def _load_into_free(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
+        """Load on the preferred kind, away from its other replicas, where least is left over."""
         kinds = list(demand.needs)
-        free = [room for room in rooms if demand.needs[room.kind] <= self._ledger.free(room.id)]
+        free = [each for each in devices if demand.needs[each.kind] <= self._ledger.free(each.id)]
         if not free:
             return False
 
-        def rank(room: DeviceCapacity) -> tuple[int, int, int]:
-            same = sum(h.model == demand.model for h in self._ledger.on(room.id))
+        def rank(device: DeviceCapacity) -> tuple[int, int, int]:
+            same = sum(h.model == demand.model for h in self._ledger.on(device.id))
             same += sum(
-                load.model == demand.model and room.id in load.devices for load in self.plan.loads
+                load.model == demand.model and device.id in load.devices for load in self.plan.loads
             )
-            return kinds.index(room.kind), same, self._ledger.free(room.id)
+            return kinds.index(device.kind), same, self._ledger.free(device.id)
 
-        room = min(free, key=rank)
-        self._load(demand, {room.id: demand.needs[room.kind]})
+        device = min(free, key=rank)
+        self._load(demand, {device.id: demand.needs[device.kind]})
         return True
 
-    def _await_leaving(self, demand: Demand, rooms: Sequence[DeviceCapacity]) -> bool:
-        """What is under way already makes room for it: hold on to that place."""
-        for room in rooms:
-            need = demand.needs[room.kind]
-            if need <= self._ledger.free(room.id) + self._coming[room.id]:
-                self._ledger.take({room.id: need})
-                self.plan.waiting.append(demand.model)
+    def _await_leaving(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
+        """Running evictions will free enough memory: reserve it."""
+        for device in devices:
+            need = demand.needs[device.kind]
+            if need <= self._ledger.free(device.id) + self._coming[device.id]:
+                self._await(demand, {device.id: need})
                 return True
         return False
 
-    def _make_room(self, demand: Demand, rooms: Sequence[DeviceCapacity]) -> bool:
-        choices = [
-            (choice.cost, room.id, choice)
-            for room in rooms
-            if (choice := self._choice(demand, room))
+    def _free_by_eviction(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
+        """Evict the cheapest set of models that frees enough memory, if there is one."""
+        options = [
+            (chosen.cost, device.id, chosen)
+            for device in devices
+            if (chosen := self._eviction_set(demand, device))
         ]
-        if not choices:
+        if not options:
             return False
-        _, device, choice = min(choices, key=lambda each: each[:2])
-        for reservation in choice.reservations:
+        _, device_id, chosen = min(options, key=lambda option: option[:2])
+        for reservation in chosen.reservations:
             self._evict(reservation, f"room for {demand.model}")
-        room = next(room for room in rooms if room.id == device)
-        self._ledger.take({device: demand.needs[room.kind]})
-        self.plan.waiting.append(demand.model)
+        device = next(device for device in devices if device.id == device_id)
+        self._await(demand, {device_id: demand.needs[device.kind]})
         return True
 
-    def _choice(self, demand: Demand, room: DeviceCapacity) -> Choice | None:
-        """Who could leave this device for the demand now; notes when that will change."""
+    def _eviction_set(self, demand: Demand, device: DeviceCapacity) -> EvictionSet | None:
+        """Choose the models to evict from this device now; note when the choice will change."""
         ready: list[Reservation] = []
-        for reservation in self._candidates(room.id):
+        for reservation in self._candidates(device.id):
             if reservation.model == demand.model:
                 continue
             at = eviction.may_leave_at(reservation, demand.since, self._rules)
             if at is not None and at <= self._now:
                 ready.append(reservation)
             elif at is not None:
-                self._look_again(at)
-        return eviction.choose(ready, room.id, self._missing(demand, room), self._now)
+                self._replan_at(at)
+        return eviction.choose(ready, device.id, self._missing(demand, device), self._now)
 
-    def _claim(self, demand: Demand, room: DeviceCapacity) -> None:
-        """Who has waited longest keeps what comes free on a device: smaller ones that came later
-        would take it piece by piece. One claim at a time, so that the other devices stay busy."""
+    def _claim(self, demand: Demand, device: DeviceCapacity) -> None:
+        """Keep what comes free on a device for the demand that has waited longest.
+
+        Smaller demands that came later would take it piece by piece. One claim at a time, so that
+        the other devices stay busy.
+        """
         if self._may_claim(demand):
-            self._ledger.take({room.id: demand.needs[room.kind]})
+            self._ledger.take({device.id: demand.needs[device.kind]})
 
     def _may_claim(self, demand: Demand) -> bool:
         if self._now < demand.since + self._rules.patience:
-            self._look_again(demand.since + self._rules.patience)
+            self._replan_at(demand.since + self._rules.patience)
             return False
         first, self._claimed = not self._claimed, True
         return first
 
-    def _missing(self, demand: Demand, room: DeviceCapacity) -> int:
-        return demand.needs[room.kind] - self._ledger.free(room.id) - self._coming[room.id]
+    def _missing(self, demand: Demand, device: DeviceCapacity) -> int:
+        return demand.needs[device.kind] - self._ledger.free(device.id) - self._coming[device.id]
 
-    def _could_free(self, demand: Demand, room: DeviceCapacity) -> bool:
-        """Whether the demand would fit if all that may ever leave had left."""
-        pinned = sum(h.devices[room.id] for h in self._ledger.on(room.id) if h.pinned)
-        return demand.needs[room.kind] <= room.usable - pinned
+    def _could_free(self, demand: Demand, device: DeviceCapacity) -> bool:
+        """True if the demand would fit once every model that may be evicted has left."""
+        return demand.needs[device.kind] <= self._ledger.obtainable(device)
 
-    def _place_split(self, demand: Demand, rooms: Sequence[DeviceCapacity]) -> None:
-        """Too large for any one device: in even parts over several of a kind, if it can be."""
+    def _place_split(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> None:
+        """Split a model that is too large for any one device evenly over several of a kind."""
         blocked = False
         for kind, need in demand.needs.items():
-            same = [room for room in rooms if room.kind == kind]
+            same = [device for device in devices if device.kind == kind]
             for parts in range(2, min(demand.spread, len(same)) + 1):
                 part = replace(demand, needs={kind: -(-need // parts)})
-                able = [room for room in same if self._could_free(part, room)]
+                able = [device for device in same if self._could_free(part, device)]
                 if len(able) >= parts:
                     self._place_parts(part, able, parts)
                     return
-                largest = [room for room in same if part.needs[kind] <= room.largest]
+                largest = [device for device in same if part.needs[kind] <= device.largest]
                 blocked = blocked or len(largest) >= parts
         if demand.urgent:
             self.plan.refusals.append(Refuse(demand.model, forever=not blocked))
 
-    def _place_parts(self, part: Demand, rooms: Sequence[DeviceCapacity], parts: int) -> None:
-        """One part on each of as many devices as it takes: load, or make room, or claim it."""
+    def _place_parts(self, part: Demand, devices: Sequence[DeviceCapacity], parts: int) -> None:
+        """Place one part on each of ``parts`` devices: load, or free memory, or claim it."""
         (size,) = part.needs.values()
-        free = [room for room in rooms if size <= self._ledger.free(room.id)]
+        free = [device for device in devices if size <= self._ledger.free(device.id)]
         if len(free) >= parts:
-            free.sort(key=lambda room: -self._ledger.free(room.id))
-            self._load(part, {room.id: size for room in free[:parts]})
+            free.sort(key=lambda device: -self._ledger.free(device.id))
+            self._load(part, {device.id: size for device in free[:parts]})
             return
         if not part.urgent:
             return
-        options = sorted((self._room_for(part, room) for room in rooms), key=lambda each: each[:2])
+        options = sorted(
+            (self._part_option(part, device) for device in devices), key=lambda each: each[:2]
+        )
         chosen = options[:parts]
-        if chosen[-1][0] == _NOT_YET and not self._may_claim(part):
-            self.plan.short += size * parts
+        not_yet = chosen[-1][0] == _NOT_YET
+        if not_yet and not self._may_claim(part):
+            self.plan.missing_bytes += size * parts
             return
-        for _, device, choice in chosen:
-            for reservation in choice.reservations if choice else ():
+        for _, _, evictions in chosen:
+            for reservation in evictions.reservations if evictions else ():
                 self._evict(reservation, f"room for {part.model}")
-            self._ledger.take({device: size})
+        places = {device: size for _, device, _ in chosen}
+        if not_yet:
+            self._ledger.take(places)
+        else:
+            self._await(part, places)
 
-    def _room_for(self, part: Demand, room: DeviceCapacity) -> tuple[float, str, Choice | None]:
-        """What room for a part costs on this device."""
-        if self._missing(part, room) <= 0:
-            return 0.0, room.id, None
-        choice = self._choice(part, room)
-        return (choice.cost if choice else _NOT_YET), room.id, choice
+    def _part_option(
+        self, part: Demand, device: DeviceCapacity
+    ) -> tuple[float, str, EvictionSet | None]:
+        """Return the cost of memory for a part on this device, and the evictions that free it."""
+        if self._missing(part, device) <= 0:
+            return 0.0, device.id, None
+        chosen = self._eviction_set(part, device)
+        return (chosen.cost if chosen else _NOT_YET), device.id, chosen
 
-    # ---- the books of the plan -----------------------------------------------------------------
+    # ---- the plan's own bookkeeping --------------------------------------------------------------
 
     def _load(self, demand: Demand, devices: Mapping[str, int]) -> None:
         self._ledger.take(devices)
         self.plan.loads.append(Load(demand.model, demand.index, devices))
 
+    def _await(self, demand: Demand, devices: Mapping[str, int]) -> None:
+        self._ledger.take(devices)
+        self.plan.waiting.append(Load(demand.model, demand.index, devices))
+
     def _evict(self, reservation: Reservation, reason: str) -> None:
-        if reservation.id in self._gone:
+        if reservation.id in self._evicted:
             return
-        self._gone.add(reservation.id)
+        self._evicted.add(reservation.id)
         for device, size in reservation.devices.items():
             self._coming[device] = self._coming.get(device, 0) + size
         self.plan.evictions.append(Evict(reservation.id, reason))
 
     def _candidates(self, device: str) -> list[Reservation]:
-        return [h for h in self._ledger.on(device) if h.id not in self._gone]
+        return [h for h in self._ledger.on(device) if h.id not in self._evicted]
 
-    def _look_again(self, at: float) -> None:
+    def _replan_at(self, at: float) -> None:
         if self.plan.replan_at is None or at < self.plan.replan_at:
             self.plan.replan_at = at

@@ -214,7 +214,7 @@ def test_retry_of_requests_that_lost_their_replica_goes_to_an_idle_one(tmp_path:
         task = asyncio.create_task(answer(rig, job(max_tokens=5)))
         await until(lambda: rig.dispatcher.running(ECHO))
         (busy,) = [each for each in rig.manager.serving(ECHO) if each.in_flight]
-        rig.manager.facts.note({"fake0": DeviceUsage(14 * GB, {})}, [], {})
+        rig.manager.facts.update({"fake0": DeviceUsage(14 * GB, {})}, [], {})
         rig.kill(busy.id)
         assert (await asyncio.wait_for(task, 5)).split() == ["a", "b", "c", "a", "b"]
         assert len(rig.manager.serving(ECHO)) == 1

@@ -36,7 +36,7 @@ def test_a_load_that_fails_leaves_its_traceback() -> None:
             await pool.start("lost/0", Load(model="lost", engine="text", path="/nowhere"))
         (worker,) = pool.ended
         assert worker.state == "failed"
-        pool.forget("lost/0")
+        pool.forget_model("lost")
         assert pool.ended == []
 
     with_pool(test)

@@ -139,8 +139,9 @@ from workers.pool import WorkerPool
 from tests.support.pool_harness import Recorder, fake
 
 async def main():
-    pool = WorkerPool(SpawnLauncher(), heartbeat_timeout=10, load_timeout=20, spare=False)
-    pool.attach(Recorder())
+    pool = WorkerPool(
+        SpawnLauncher(), Recorder(), heartbeat_timeout=10, load_timeout=20, spare=False
+    )
     worker = await pool.start("echo/0", fake())
     print(worker.pid, flush=True)
     await asyncio.sleep(60)

@@ -88,8 +88,9 @@ def test_a_spare_whose_driver_has_started_makes_way_for_a_fresh_process(
     spec = Load(model="tiny", engine="text", path=str(make_tiny_model("llama", tmp_path)))
 
     async def run() -> Worker:
-        pool = WorkerPool(SpawnLauncher(), heartbeat_timeout=10, load_timeout=60, spare=True)
-        pool.attach(Recorder())
+        pool = WorkerPool(
+            SpawnLauncher(), Recorder(), heartbeat_timeout=10, load_timeout=60, spare=True
+        )
         pool.warm_spare()
         (spare,) = pool.workers
         worker = await pool.start("tiny/0", spec)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.placement.dry_run import Snapshot
 from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig, estimate
-from bitinglip.scheduling.placement.fit import Room, fit, fit_info
+from bitinglip.scheduling.placement.fit import fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
+from bitinglip.scheduling.placement.ledger import DeviceCapacity
 from bitinglip.settings import Settings
 from model_store.demo_image import make_image_model
 from model_store.headers import read_header
@@ -109,10 +111,10 @@ def test_what_would_make_it_fit_is_named_and_true() -> None:
         footprint = estimate(SDXL, load_config)
         return MemoryEstimate(footprint.total, None, False, footprint)
 
-    room = Room("0", "card", "cuda", 10 * GB, 9 * GB)
-    answer = fit(SDXL, [CARD], [room], need)
+    device = DeviceCapacity("0", "cuda", 10 * GB, headroom=GB)
+    answer = fit(SDXL, [CARD], Snapshot([device]), need)
     assert answer.verdict == "does_not_fit"
     ways = {way["setting"]: way for way in fit_info(answer)["ways_out"]}
     assert ways["models.sdxl.image.offload"]["value"] == "model"
     for way in answer.suggestions:
-        assert way.needs_bytes <= room.free_bytes
+        assert way.needs_bytes <= device.usable

@@ -26,27 +26,27 @@ def replica(index: int = 0) -> Replica:
 
 def test_what_the_driver_says_of_our_processes_is_ours() -> None:
     ours = facts()
-    ours.note({"fake0": DeviceUsage(60, {7: 35, 8: 25})}, [replica()], {"m/0": 7})
-    assert ours.foreign("fake0") == 25
+    ours.update({"fake0": DeviceUsage(60, {7: 35, 8: 25})}, [replica()], {"m/0": 7})
+    assert ours.other_bytes("fake0") == 25
 
 
 def test_a_worker_that_loads_is_no_stranger() -> None:
     """It has said nothing yet; the driver knows its process all the same."""
     ours = facts()
     for used in (0, 10, 40):
-        ours.note({"fake0": DeviceUsage(used, {7: used})}, [replica()], {"m/0": 7})
-        assert ours.foreign("fake0") == 0
+        ours.update({"fake0": DeviceUsage(used, {7: used})}, [replica()], {"m/0": 7})
+        assert ours.other_bytes("fake0") == 0
 
 
-@pytest.mark.parametrize(("told", "foreign"), [(19, 21), (22, 18), (3, 20), (32, 20)])
-def test_a_driver_s_figure_counts_only_near_the_worker_s_own(told: int, foreign: int) -> None:
+@pytest.mark.parametrize(("told", "other"), [(19, 21), (22, 18), (3, 20), (32, 20)])
+def test_a_driver_s_figure_counts_only_near_the_worker_s_own(told: int, other: int) -> None:
     """In a container the driver's process numbers may be those of other programs. In GiB."""
     ours = facts()
     loaded = replica()
     beat = Heartbeat(steps=1, in_flight=0, memory_bytes=20 << 30)
     loaded.worker = SimpleNamespace(heartbeat=beat)  # type: ignore[assignment]
-    ours.note({"fake0": DeviceUsage(40 << 30, {7: told << 30})}, [loaded], {"m/0": 7})
-    assert ours.foreign("fake0") == foreign << 30
+    ours.update({"fake0": DeviceUsage(40 << 30, {7: told << 30})}, [loaded], {"m/0": 7})
+    assert ours.other_bytes("fake0") == other << 30
 
 
 @pytest.mark.parametrize("before", [0, 30])
@@ -54,11 +54,11 @@ def test_where_the_driver_tells_no_processes_a_load_is_not_taken_for_a_stranger(
     before: int,
 ) -> None:
     ours = facts()
-    ours.note({"fake0": DeviceUsage(before, {})}, [], {})
-    ours.note({"fake0": DeviceUsage(before + 40, {})}, [replica()], {"m/0": 7})
-    assert ours.foreign("fake0") == before
-    (room,) = ours.rooms()
-    assert room.usable == 100 - before
+    ours.update({"fake0": DeviceUsage(before, {})}, [], {})
+    ours.update({"fake0": DeviceUsage(before + 40, {})}, [replica()], {"m/0": 7})
+    assert ours.other_bytes("fake0") == before
+    (device,) = ours.capacities()
+    assert device.usable == 100 - before
 
 
 def test_a_model_goes_to_the_accelerator_unless_it_is_told_otherwise() -> None:

@@ -1,18 +1,26 @@
-"""Whether a model fits, after whom, and that what is offered as a way out really is one."""
+"""Whether a model fits, after which evictions; each suggestion holds; the planner agrees."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.scheduling.placement.estimate import LoadConfig, estimate
-from bitinglip.scheduling.placement.fit import Place, Room, fit, fit_info
+from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
+from bitinglip.scheduling.placement.estimate import Footprint, LoadConfig, estimate
+from bitinglip.scheduling.placement.eviction import EvictionRules
+from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import MemoryEstimate
+from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
+from bitinglip.scheduling.placement.planner import Demand, Load, plan
 from model_store.manifest import Manifest
 
 GB = 1_000_000_000
+NOW = 1000.0
+RULES = EvictionRules(min_residency=20, residency_factor=4, patience=5)
 LLAMA = Manifest(
     name="llama",
     kind="text",
@@ -32,31 +40,72 @@ def need(load_config: LoadConfig) -> MemoryEstimate:
     return MemoryEstimate(footprint.total, None, False, footprint)
 
 
-def card(free: int, *evictable: tuple[str, int], name: str = "0") -> Room:
-    return Room(name, "card", "cuda", 80 * GB, free * GB, tuple((m, n * GB) for m, n in evictable))
+def held(model: str, size: int, device: str = "0", **facts: Any) -> Reservation:
+    """A model that was loaded long ago and has been idle since, unless a test says otherwise."""
+    usual = {"state": "ready", "loaded_at": 0.0, "used_at": 0.0, "load_seconds": 2.0}
+    return Reservation(f"{model}/0", model, {device: size}, **{**usual, **facts})
+
+
+@dataclass
+class Card:
+    """A device with so much free beside its idle models, in GB."""
+
+    free: int
+    models: Sequence[tuple[str, int]]
+    name: str
+
+    @property
+    def capacity(self) -> DeviceCapacity:
+        whole = self.free + sum(size for _, size in self.models)
+        return DeviceCapacity(self.name, "cuda", whole * GB, name="card")
+
+    @property
+    def reservations(self) -> list[Reservation]:
+        return [held(f"{model}{self.name}", size * GB, self.name) for model, size in self.models]
+
+
+def card(free: int, *models: tuple[str, int], name: str = "0") -> Card:
+    return Card(free, models, name)
+
+
+def snapshot(*cards: Card) -> Snapshot:
+    reservations = [each for card in cards for each in card.reservations]
+    return Snapshot([card.capacity for card in cards], reservations, NOW, RULES)
+
+
+def verdict(size: int, facts: Snapshot, **options: Any) -> FitAnswer:
+    """Ask for a model of so many bytes on cards."""
+    footprint = Footprint(size, 0, 0, 0)
+    return fit(
+        LLAMA, [CUDA], facts, lambda _: MemoryEstimate(size, None, False, footprint), **options
+    )
 
 
 CUDA = LoadConfig("cuda", dtype="float32")
 
 
-def test_free_memory_is_taken_where_it_is_tightest() -> None:
-    answer = fit(LLAMA, [CUDA], [card(80, name="0"), card(40, name="1"), card(9, name="2")], need)
-    assert (answer.verdict, answer.place) == ("fits", Place("1"))
+def test_fit_takes_free_memory_where_it_is_tightest() -> None:
+    answer = fit(LLAMA, [CUDA], snapshot(card(80), card(40, name="1"), card(9, name="2")), need)
+    assert (answer.verdict, answer.placement) == ("fits", Placement(("1",)))
 
 
-def test_only_those_go_that_have_to() -> None:
-    rooms = [card(10, ("small", 2), ("large", 30), ("other", 30))]
-    answer = fit(LLAMA, [CUDA], rooms, need)
-    assert (answer.verdict, answer.place) == ("fits_after_eviction", Place("0", ("large",)))
-    assert answer.message == "llama fits on 0 after large made room."
+def test_fit_evicts_only_as_many_as_it_must() -> None:
+    facts = snapshot(card(10, ("small", 2), ("large", 30), ("other", 30)))
+    answer = fit(LLAMA, [CUDA], facts, need)
+    assert (answer.verdict, answer.placement) == (
+        "fits_after_eviction",
+        Placement(("0",), ("large0",)),
+    )
+    assert answer.message == "llama fits on 0 after large0 made room."
 
 
-def test_what_is_loaded_is_said_to_be() -> None:
-    assert fit(LLAMA, [CUDA], [card(0)], need, loaded=Place("0")).verdict == "loaded"
+def test_fit_says_that_a_model_is_loaded() -> None:
+    answer = fit(LLAMA, [CUDA], snapshot(card(0)), need, loaded=Placement(("0",)))
+    assert (answer.verdict, answer.message) == ("loaded", "llama is loaded on 0.")
 
 
-def test_a_model_that_does_not_fit_is_told_the_numbers_and_the_ways_out() -> None:
-    answer = fit(LLAMA, [CUDA], [card(24)], need)
+def test_fit_gives_the_numbers_and_suggestions_where_a_model_does_not_fit() -> None:
+    answer = fit(LLAMA, [CUDA], snapshot(card(24)), need)
     assert not answer.fits
     assert answer.message == "llama needs 37.0 GB, and 24.0 GB can be had."
     info = fit_info(answer)
@@ -66,33 +115,33 @@ def test_a_model_that_does_not_fit_is_told_the_numbers_and_the_ways_out() -> Non
     )
 
 
-def test_settings_that_help_only_together_are_offered_together() -> None:
-    (way,) = fit_info(fit(LLAMA, [CUDA], [card(17)], need))["ways_out"]
+def test_fit_suggests_settings_together_that_help_only_together() -> None:
+    (way,) = fit_info(fit(LLAMA, [CUDA], snapshot(card(17)), need))["ways_out"]
     assert way["setting"][0] == "models.llama.dtype"
     assert len(way["setting"]) == len(way["value"]) > 1
 
 
-def test_half_precision_is_not_offered_where_it_is_the_default() -> None:
-    (way,) = fit_info(fit(LLAMA, [LoadConfig("cuda")], [card(17)], need))["ways_out"]
+def test_fit_does_not_suggest_half_precision_where_it_is_the_default() -> None:
+    (way,) = fit_info(fit(LLAMA, [LoadConfig("cuda")], snapshot(card(17)), need))["ways_out"]
     assert "models.llama.dtype" not in way["setting"]
 
 
-def test_nothing_is_offered_that_would_not_fit() -> None:
-    assert fit(LLAMA, [CUDA], [card(8)], need).suggestions == []
+def test_fit_suggests_nothing_that_would_not_fit() -> None:
+    assert fit(LLAMA, [CUDA], snapshot(card(8)), need).suggestions == []
 
 
-def test_another_kind_of_device_is_a_way_out() -> None:
-    processor = Room("cpu", "CPU", "cpu", 200 * GB, 200 * GB)
-    answer = fit(LLAMA, [CUDA], [card(8), processor], need, others=[LoadConfig("cpu")])
+def test_fit_suggests_another_kind_of_device() -> None:
+    devices = [card(8).capacity, DeviceCapacity("cpu", "cpu", 200 * GB)]
+    answer = fit(LLAMA, [CUDA], Snapshot(devices), need, others=[LoadConfig("cpu")])
     assert [way.settings for way in answer.suggestions] == [{"device": "cpu"}]
 
 
-def test_a_kind_that_the_machine_lacks() -> None:
-    answer = fit(LLAMA, [], [Room("cpu", "CPU", "cpu", GB, GB)], need)
+def test_fit_of_a_kind_that_the_machine_lacks() -> None:
+    answer = fit(LLAMA, [], Snapshot([DeviceCapacity("cpu", "cpu", GB)]), need)
     assert (answer.fits, fit_info(answer)["needs"]) == (False, None)
 
 
-rooms = st.lists(
+cards = st.lists(
     st.builds(
         card,
         st.integers(0, 60),
@@ -102,36 +151,75 @@ rooms = st.lists(
     ),
     min_size=1,
     max_size=2,
-    unique_by=lambda room: room.id,
+    unique_by=lambda card: card.name,
 )
 
 
-@given(rooms, st.sampled_from([None, 8192, 65_536]), st.sampled_from([None, 1, 8]))
-def test_places_and_ways_out_hold(
-    found: list[Room], context: int | None, batch: int | None
+@given(cards, st.sampled_from([None, 8192, 65_536]), st.sampled_from([None, 1, 8]))
+def test_fit_answers_and_suggestions_hold(
+    found: list[Card], context: int | None, batch: int | None
 ) -> None:
     load_config = replace(CUDA, max_context=context, max_batch=batch)
-    answer = fit(LLAMA, [load_config], found, need)
-    if answer.place is not None:
-        _check(answer.place, need(load_config).bytes, found)
+    answer = fit(LLAMA, [load_config], snapshot(*found), need)
+    if answer.placement is not None:
+        _check(answer.placement, need(load_config).bytes, found)
     else:
-        assert all(_most(room) < need(load_config).bytes for room in found)
+        assert all(each.capacity.memory < need(load_config).bytes for each in found)
     for way in answer.suggestions:
         changed = replace(load_config, **way.settings)  # type: ignore[arg-type]
         assert need(changed).bytes == way.needs_bytes < need(load_config).bytes
-        _check(way.place, way.needs_bytes, found)
+        _check(way.placement, way.needs_bytes, found)
 
 
-def _most(room: Room) -> int:
-    return room.free_bytes + sum(size for _, size in room.evictable)
+def _check(placement: Placement, needed: int, found: list[Card]) -> None:
+    """The memory is enough, and no model is evicted needlessly."""
+    (device,) = placement.devices
+    card = next(each for each in found if each.name == device)
+    evicted = [h.devices[device] for h in card.reservations if h.model in placement.evict]
+    free = card.free * GB
+    assert free + sum(evicted) >= needed
+    assert all(free + sum(evicted) - size < needed for size in evicted)
 
 
-def _check(place: Place, needed: int, found: list[Room]) -> None:
-    """There is room, and nobody goes in vain."""
-    room = next(room for room in found if room.id == place.device)
-    gone = [size for model, size in room.evictable if model in place.evict]
-    assert room.free_bytes + sum(gone) >= needed
-    assert all(room.free_bytes + sum(gone) - size < needed for size in gone)
+# ---- fit and the planner give one answer --------------------------------------------------------
+
+
+def test_fit_splits_a_model_as_the_planner_does() -> None:
+    facts = Snapshot([DeviceCapacity("0", "cuda", 24), DeviceCapacity("1", "cuda", 24)], now=NOW)
+    demand = Demand("llama", 0, {"cuda": 40}, NOW, spread=2)
+    assert plan(facts.ledger(), [demand], NOW, RULES).loads == [
+        Load("llama", 0, {"0": 20, "1": 20})
+    ]
+    answer = verdict(40, facts, spread=2)
+    assert (answer.verdict, answer.placement) == ("fits", Placement(("0", "1")))
+    assert answer.message == "llama fits on 0, 1."
+    assert verdict(40, facts).verdict == "does_not_fit"
+
+
+def test_fit_of_a_split_model_counts_all_its_devices() -> None:
+    facts = Snapshot([DeviceCapacity(name, "cuda", 24 * GB) for name in "01"], now=NOW)
+    message = "llama needs {:.1f} GB, and {:.1f} GB can be had."
+    assert verdict(50 * GB, facts, spread=2).message == message.format(50, 48)
+    assert verdict(50 * GB, facts).message == message.format(50, 24)
+    pinned = [held("p", 20 * GB, pinned=True), held("q", 20 * GB, "1", pinned=True)]
+    facts = replace(facts, reservations=pinned)
+    assert verdict(6 * GB, facts, spread=2).message == message.format(6, 4)
+
+
+def test_fit_splits_a_model_after_evictions() -> None:
+    devices = [DeviceCapacity("0", "cuda", 24), DeviceCapacity("1", "cuda", 24)]
+    facts = Snapshot(devices, [held("a", 10), held("b", 2, "1")], NOW, RULES)
+    answer = verdict(40, facts, spread=2)
+    assert answer.placement == Placement(("1", "0"), ("a",))
+
+
+def test_fit_evicts_the_idle_model_that_the_planner_evicts() -> None:
+    """It counts cost per byte: 1 for 4 bytes is dearer than 2 for 20."""
+    idle = [held("a", 4, used_at=NOW - 1), held("b", 20, used_at=NOW)]
+    facts = Snapshot([DeviceCapacity("0", "cuda", 24)], idle, NOW, RULES)
+    evictions = plan(facts.ledger(), [Demand("llama", 0, {"cuda": 4}, NOW)], NOW, RULES).evictions
+    assert [each.id for each in evictions] == ["b/0"]
+    assert verdict(4, facts).placement == Placement(("0",), ("b",))
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_what_is_on_its_way_out_is_waited_for() -> None:
     leaving = held("leaving", 20, state="draining", in_flight=1)
     found = planned([card()], [leaving, held("kept", 4)], wanted())
     assert not found.evictions
-    assert found.waiting == ["new"]
+    assert found.waiting == [Load("new", 0, {"0": 10})]
 
 
 def test_a_large_model_is_not_overtaken_by_small_ones() -> None:
@@ -127,19 +127,19 @@ def test_what_can_never_fit_is_refused_and_what_others_block_may_be_tried_again(
     assert refusal.forever
     (refusal,) = planned([card()], [held("p", 20, pinned=True)], wanted()).refusals
     assert not refusal.forever
-    (refusal,) = planned([card(foreign=20)], [], wanted()).refusals
+    (refusal,) = planned([card(other_bytes=20)], [], wanted()).refusals
     assert not refusal.forever
 
 
 def test_headroom_and_other_programs_are_respected() -> None:
-    assert planned([card(headroom=1, foreign=14)], [], wanted()).refusals
-    assert planned([card(headroom=1, foreign=13)], [], wanted()).loads
-    room = DeviceCapacity("cpu", "cuda", memory=20, physical=100, foreign=70)
+    assert planned([card(headroom=1, other_bytes=14)], [], wanted()).refusals
+    assert planned([card(headroom=1, other_bytes=13)], [], wanted()).loads
+    room = DeviceCapacity("cpu", "cuda", memory=20, physical=100, other_bytes=70)
     assert planned([room], [], wanted(size=20)).loads  # what others have lies beside our budget
 
 
 def test_unused_models_give_way_to_other_programs() -> None:
-    found = planned([card(foreign=10)], [held("a"), held("b", in_flight=1)])
+    found = planned([card(other_bytes=10)], [held("a"), held("b", in_flight=1)])
     assert evicted(found) == ["a/0"]
 
 
@@ -198,7 +198,7 @@ demands_ = st.lists(
 rooms_ = st.tuples(
     st.integers(10, 40).map(lambda memory: card("0", memory)),
     st.tuples(st.integers(10, 40), st.integers(0, 8)).map(
-        lambda pair: card("1", pair[0], foreign=pair[1])
+        lambda pair: card("1", pair[0], other_bytes=pair[1])
     ),
 )
 

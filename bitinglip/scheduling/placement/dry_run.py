@@ -1,0 +1,83 @@
+"""A dry run asks the planner where it would load a model, and after which evictions. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bitinglip.scheduling.placement import planner
+from bitinglip.scheduling.placement.eviction import EvictionRules
+from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A model fits on these devices once these models have been evicted."""
+
+    devices: tuple[str, ...]
+    evict: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> str:
+        """The devices' ids, as the API joins them."""
+        return ", ".join(self.devices)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The facts of one moment, as the planner gets them."""
+
+    devices: Sequence[DeviceCapacity]
+    reservations: Sequence[Reservation] = ()
+    now: float = 0.0
+    rules: EvictionRules = field(default_factory=EvictionRules)
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.devices, self.reservations)
+
+
+def place(
+    model: str, needs: Mapping[str, int], snapshot: Snapshot, *, spread: int = 1
+) -> Placement | None:
+    """Return where the planner would load a model, or None if it would refuse it.
+
+    The first run is what the planner does for a request that arrives now. That may be to wait
+    until models have had their minimum residency; the second run assumes that they have had it.
+    """
+    demand = planner.Demand(model, 0, needs, since=snapshot.now, spread=spread)
+    return _run(demand, snapshot) or _run(replace(demand, since=float("-inf")), _later(snapshot))
+
+
+def obtainable(kind: str, needed: int, snapshot: Snapshot, *, spread: int = 1) -> int:
+    """Return how much a model that needs so much could get at best on devices of a kind."""
+    ledger = snapshot.ledger()
+    devices = [device for device in snapshot.devices if device.kind == kind]
+    if any(needed <= device.largest for device in devices):
+        spread = 1  # only what is too large for every device is split
+    sizes = sorted((ledger.obtainable(device) for device in devices), reverse=True)
+    parts = [count * size for count, size in enumerate(sizes[:spread], start=1)]
+    return max([0, *parts])
+
+
+def _run(demand: planner.Demand, snapshot: Snapshot) -> Placement | None:
+    plan = planner.plan(snapshot.ledger(), [demand], snapshot.now, snapshot.rules)
+    for load in plan.loads:
+        return Placement(tuple(load.devices))
+    for load in plan.waiting:
+        held = {each.id: each for each in snapshot.reservations}
+        leaving = [each for each in snapshot.reservations if each.leaving]
+        leaving += [held[evict.id] for evict in plan.evictions]
+        there = (each.model for each in leaving if set(each.devices) & set(load.devices))
+        return Placement(tuple(load.devices), tuple(dict.fromkeys(there)))
+    return None
+
+
+def _later(snapshot: Snapshot) -> Snapshot:
+    """The same facts once loads have ended and no model has a right to stay."""
+    now = snapshot.now
+    reservations = [
+        replace(each, state="ready", loaded_at=now, used_at=now)
+        if each.state == "loading"
+        else each
+        for each in snapshot.reservations
+    ]
+    rules = replace(snapshot.rules, min_residency=0.0)
+    return replace(snapshot, reservations=reservations, rules=rules)
