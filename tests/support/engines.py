@@ -79,8 +79,12 @@ class Subject:
         raise AssertionError("the engine does not come to an end")
 
     def output(self, job: Job) -> Any:
-        """Run a job that succeeds: what the client gets, as a text or as an array of numbers."""
-        done = final(self.run(job), job)
+        """Run a job that succeeds, and return what the client gets."""
+        return self.read(self.run(job), job)
+
+    def read(self, events: list[Event], job: Job) -> Any:
+        """Return what the client of a finished job gets, as a text or as an array of numbers."""
+        done = final(events, job)
         assert isinstance(done, Success), done
         match done:
             case TextDone() | TranscriptionDone():
