@@ -175,7 +175,7 @@ async def _measure_load(services: Services) -> None:
         await asyncio.sleep(_LOAD_INTERVAL)
         lag = max(0.0, time.monotonic() - due)
         services.metrics.set_loop_lag(lag)
-        services.dispatcher.look(lag)
+        services.dispatcher.tick(lag)
 
 
 async def _flush(services: Services) -> None:

@@ -372,7 +372,7 @@ class WorkerPool:
 
 
 def describe_exit(code: int | None) -> str:
-    """How a process ended, in words; negative codes are signals."""
+    """Say how a process ended; negative codes are signals."""
     if code is not None and code < 0:
         return f"was ended by signal {-code}"
     return f"exited with code {code}"
