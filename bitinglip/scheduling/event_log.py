@@ -44,7 +44,7 @@ class EventLog:
         self._clock = clock
         self.worker_id: str | None = None
         self.final: protocol.Final | None = None
-        self.output_seen = False  #: somebody has seen output, so the job cannot be run again
+        self.output_seen = False  #: a reader has seen output, so the job cannot run again
         self.submitted = clock()
         self._submitted_at = datetime.now(UTC)
         self.dispatched: float | None = None

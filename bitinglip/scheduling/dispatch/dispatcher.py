@@ -22,6 +22,8 @@ from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
 
+_TICK_SECONDS = 0.5  #: between two measurements of the overload
+
 #: how jobs ended, as metrics call it
 _ENDS = {
     protocol.TextDone: "done",
@@ -131,6 +133,15 @@ class Dispatcher:
         return (
             self.delivery.eta(model_queue, model_queue.depth) if model_queue is not None else None
         )
+
+    async def watch_overload(self) -> None:
+        """Measure how late the event loop is, and the overload, for as long as the server runs."""
+        while True:
+            due = time.monotonic() + _TICK_SECONDS
+            await asyncio.sleep(_TICK_SECONDS)
+            lag = max(0.0, time.monotonic() - due)
+            self._metrics.set_loop_lag(lag)
+            self.tick(lag)
 
     def tick(self, lag_seconds: float) -> None:
         """Measure the overload; called at even intervals."""

@@ -15,7 +15,7 @@ class Pressure:
     lag_seconds: float = 0.0
     wait: float = 0.0  #: the longest wait in a queue, in parts of what is bearable
     fill: float = 0.0  #: the fullest queue, in parts of its bound
-    memory: float = 0.0  #: memory that is missing for models somebody waits for, in parts
+    memory: float = 0.0  #: missing memory for models with waiting requests, in parts of all
 
     @property
     def worst(self) -> float:
