@@ -1,7 +1,6 @@
 """The composition root: opens the parts in order, closes them in reverse, decides nothing."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -35,7 +34,6 @@ from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
 
-_LOAD_INTERVAL = 0.5
 _FLUSH_INTERVAL = 30.0
 
 #: Told once the server can do all it is meant to: its services, and the admin key if it is new.
@@ -60,7 +58,7 @@ def build(
             stack.push_async_callback(background.close)
             background.start(services.operations.watch(), "watch workers")
             background.start(services.operations.sample_devices(), "sample devices")
-            background.start(_measure_load(services), "measure load")
+            background.start(services.dispatcher.watch_overload(), "measure overload")
             background.start(_flush(services), "flush what was learned")
             background.start(services.tasks.run_cleanup(), "remove expired tasks")
             clean = services.files.run_cleanup(services.tasks.is_open)
@@ -166,16 +164,6 @@ async def _settle(services: Services, admin_key: str | None, on_open: Opened) ->
     on_open(services, admin_key)
     services.operations.open()
     services.tasks.resume()
-
-
-async def _measure_load(services: Services) -> None:
-    """How late the event loop is: what every request waits before anybody looks at it."""
-    while True:
-        due = time.monotonic() + _LOAD_INTERVAL
-        await asyncio.sleep(_LOAD_INTERVAL)
-        lag = max(0.0, time.monotonic() - due)
-        services.metrics.set_loop_lag(lag)
-        services.dispatcher.look(lag)
 
 
 async def _flush(services: Services) -> None:

@@ -66,7 +66,7 @@ class Ours:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(_LOAD_INTERVAL)
-            self.dispatcher.look(0.0)
+            self.dispatcher.tick(0.0)
 
     async def _survey_devices(self) -> None:
         manager, facts = self._manager, self._facts

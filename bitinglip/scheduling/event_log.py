@@ -1,4 +1,4 @@
-"""What happened to one job, in order: written once, read by whoever watches it."""
+"""The event log of a job: its events in order, written once, for any number of readers."""
 
 import asyncio
 import time
@@ -45,7 +45,7 @@ class EventLog:
         self._clock = clock
         self.worker_id: str | None = None
         self.final: protocol.Final | None = None
-        self.output_seen = False  #: somebody has seen output, so the job cannot be run again
+        self.output_seen = False  #: a reader has seen output, so the job cannot run again
         self.submitted = clock()
         self._submitted_at = datetime.now(UTC)
         self.dispatched: float | None = None
@@ -58,7 +58,7 @@ class EventLog:
 
     @property
     def held(self) -> int:
-        """How much it keeps, in events; sound counts for as many as its bytes would hold."""
+        """The number of events that it keeps; audio counts by its bytes."""
         sound = sum(len(e.samples) for e in self._events if isinstance(e, protocol.AudioDelta))
         return len(self._events) + sound // _BYTES_OF_AN_EVENT
 
@@ -72,14 +72,14 @@ class EventLog:
         return "loading" if self._events and isinstance(self._events[-1], Loading) else "queued"
 
     def dispatch(self, worker_id: str) -> None:
-        """Note that a worker has the job; what another one wrote unseen before is forgotten."""
+        """Note that a worker has the job; unseen output of an earlier worker is dropped."""
         if self.dispatched is not None:
             self.reset_output()
         self.worker_id = worker_id
         self.dispatched = self._clock()
 
     def put(self, event: Event) -> None:
-        """Deliver an event; whatever comes after the final one is dropped."""
+        """Append an event; events after the final one are dropped."""
         if self.final is not None:
             return
         now = self._clock()
@@ -100,7 +100,7 @@ class EventLog:
         self._wake()
 
     def reset_output(self) -> None:
-        """Forget output that nobody has seen, because the job is run again from its start."""
+        """Drop output that no reader has seen: the job runs again from its start."""
         self._events = [event for event in self._events if not isinstance(event, _OUTPUT)]
         self.first_token = None
         self.dispatched = None
@@ -141,7 +141,7 @@ class EventLog:
 
     @property
     def place(self) -> Queued | None:
-        """Where it waits, as it was last told; None once it does not."""
+        """The last position in the queue that was announced; None once the job no longer waits."""
         if self.status != "queued":
             return None
         return next((each for each in reversed(self._events) if isinstance(each, Queued)), None)
@@ -159,7 +159,7 @@ class EventLog:
         return (self.dispatched or self.ended or self._clock()) - self.submitted
 
     def _overtakes(self, event: Event) -> bool:
-        """A newer position or progress takes the place of one that nobody has seen yet."""
+        """A newer position or progress replaces one that no reader has seen yet."""
         return (
             isinstance(event, Queued | Loading)
             and len(self._events) > self._read
@@ -189,7 +189,7 @@ def error_of(failed: protocol.Failed) -> errors.BitingLipError:
 
 
 def failed_with(job: Job, error: errors.BitingLipError) -> protocol.Failed:
-    """The final event of a job that ended in this error on our side."""
+    """Make the final event of a job that ended in an error of the gateway."""
     return protocol.Failed(
         id=job.id,
         code=errors.answer(error).code,

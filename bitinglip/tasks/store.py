@@ -25,7 +25,7 @@ Describe = Callable[[EventLog], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One task as it stands; ``inbox`` while its events are in memory, ``answer`` from its row."""
+    """A task has ``event_log`` while its events are in memory, else ``answer`` from its row."""
 
     id: str
     key_id: str
@@ -41,7 +41,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which tasks a list is of; None is any."""
+    """A list holds the tasks that match; None matches any."""
 
     kinds: Collection[str]
     key_id: str | None = None
@@ -58,7 +58,7 @@ class Filter:
 
 
 def row_of(job: Job) -> StoredTask:
-    """The fourth of a request's shapes: a job that waits to be run."""
+    """Make the row of a waiting job: the fourth of a request's shapes."""
     return StoredTask(
         id=job.id,
         key_id=job.key_id,
@@ -124,7 +124,7 @@ class TaskStore:
         return _task_of(row) if row else None
 
     async def count(self, wanted: Filter, *, beside: Collection[str]) -> int:
-        """How many there are that are not among the ids ``beside``."""
+        """Count the matching tasks whose ids are not among ``beside``."""
         query = select(func.count()).select_from(StoredTask).where(*self._where(wanted, beside))
         async with self._db.read() as session:
             return (await session.scalars(query)).one()
@@ -132,7 +132,7 @@ class TaskStore:
     async def page(
         self, wanted: Filter, *, beside: Collection[str], limit: int, offset: int
     ) -> list[Task]:
-        """Some of them, the newest first."""
+        """Return one page of them, the newest first."""
         newest = (col(StoredTask.created_at).desc(), col(StoredTask.id).desc())
         query = select(StoredTask).where(*self._where(wanted, beside)).order_by(*newest)
         async with self._db.read() as session:
@@ -141,7 +141,7 @@ class TaskStore:
             ]
 
     async def recover(self) -> list[Job]:
-        """The jobs that had not begun when the server stopped; those that had are failed."""
+        """Return the jobs that had not begun when the server stopped; fail those that had."""
         again: list[Job] = []
         async with self._db.write() as session:
             query = select(StoredTask).where(col(StoredTask.state).in_(OPEN))
@@ -190,7 +190,7 @@ def _readable(row: StoredTask) -> Job | None:
 
 
 def _kept(error: errors.BitingLipError) -> dict[str, Any]:
-    """What ``errors.from_code`` makes the error from again."""
+    """Store an error so that ``errors.from_code`` can restore it."""
     return {
         "code": errors.answer(error).code,
         "message": error.message,

@@ -1,6 +1,6 @@
 """Tasks by their ids: every job while it is in memory, asynchronous ones also in the database.
 
-An asynchronous task is in the database before anybody is told of it, and so is its end.
+An asynchronous task is in the database before its client learns of it, and so is its end.
 """
 
 import asyncio
@@ -27,27 +27,27 @@ _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0  #: for the ends that are known and not written yet
 _WAITING = ("queued", "loading")
 
-#: lets the files that an ended job made be fetched later
+#: registers the files of an ended job
 Keep = Callable[[EventLog], Awaitable[None]]
 
 
-class _Run:
+class AsyncTask:
     """One asynchronous task, from its acceptance until its end is in the database."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.state = "queued"  #: what its row says
         self.event_log: EventLog | None = None  #: None until it has a place in the queue
-        self.held = ExitStack()  #: the place
+        self.held = ExitStack()  #: its admission
         self.work: asyncio.Task[None] | None = None
-        self.placed = asyncio.Event()
-        self.over = asyncio.Event()
-        self.left = False  #: it waits in the database for the next start
+        self.queued = asyncio.Event()
+        self.finished = asyncio.Event()
+        self.deferred = False  #: it waits in the database for the next start
 
     @property
     def status(self) -> str:
-        """Never a final state: that is told once it is in the database."""
-        if self.left or self.event_log is None:
+        """The state; never a final one, which is told once it is in the database."""
+        if self.deferred or self.event_log is None:
             return "queued"
         return self.state if self.event_log.final is not None else self.event_log.status
 
@@ -66,27 +66,27 @@ class Tasks:
         self._retention = retention
         self._keep = keep
         self._rows = TaskStore(db, describe, retention)
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, AsyncTask] = {}
         self._resumed = asyncio.Event()
         self._suspended = False
 
     # ---- what the API asks -----------------------------------------------------------------------
 
     async def accept(self, job: Job) -> Task:
-        """Promise to run a job: it is in the queue and in the database when this returns.
+        """Accept a job: it is in the queue and in the database when this returns.
 
         Raises what ``Dispatcher.open`` raises, or DiskFull; then there is no such task.
         """
-        run = _Run(job)
+        run = AsyncTask(job)
         with ExitStack() as place:
             run.event_log = place.enter_context(self._dispatcher.open(job))
             await self._rows.add(job)
             run.held = place.pop_all()
-        run.placed.set()
+        run.queued.set()
         self._runs[job.id] = run
         self._start(run, self._follow(run))
         if self._suspended:
-            self._leave_for_later(run)
+            self._defer(run)
         return _task_of_run(run)
 
     async def get(self, task_id: str) -> Task:
@@ -95,16 +95,15 @@ class Tasks:
             return _task_of_run(run)
         event_log = self._dispatcher.find(task_id)
         if event_log is not None and not self._expired(event_log):
-            return _task_of_inbox(event_log)
+            return _task_of_log(event_log)
         if task := await self._rows.get(task_id):
             return task
         raise errors.TaskNotFound()
 
     async def list(self, wanted: Filter, *, limit: int, offset: int) -> tuple[list[Task], int]:
-        """One page, the newest first, and how many there are in all."""
+        """Return one page, the newest first, and the number of all."""
         held = {
-            event_log.job.id: _task_of_inbox(event_log)
-            for event_log in self._dispatcher.event_logs()
+            event_log.job.id: _task_of_log(event_log) for event_log in self._dispatcher.event_logs()
         }
         held |= {run.job.id: _task_of_run(run) for run in self._runs.values()}
         live = [
@@ -127,56 +126,56 @@ class Tasks:
         run = self._runs.get(task_id)
         if run is not None and run.event_log is None:
             _stop(run)
-            await self._end_unplaced(run, protocol.Cancelled(id=task_id))
+            await self._end_unqueued(run, protocol.Cancelled(id=task_id))
         else:
             self._dispatcher.cancel(task_id)
             await self.over(task_id)
         return await self.get(task_id)
 
     async def event_log(self, task_id: str) -> EventLog | None:
-        """A task's events, waiting until it has a place; None if they are no longer in memory."""
+        """Return a task's event log once it is queued; None if it is no longer in memory."""
         if run := self._runs.get(task_id):
-            await run.placed.wait()
+            await run.queued.wait()
             return run.event_log
         return self._dispatcher.find(task_id)
 
     def is_open(self, task_id: str) -> bool:
-        """Whether it has not ended, or its end is not in the database yet."""
+        """True if a task has not ended, or its end is not in the database yet."""
         if task_id in self._runs:
             return True
         event_log = self._dispatcher.find(task_id)
         return event_log is not None and event_log.final is None
 
     async def over(self, task_id: str) -> bool:
-        """Wait until a task's end may be told; False if it is left for the next start."""
+        """Wait until a task's end may be told; False if it is deferred to the next start."""
         run = self._runs.get(task_id)
         if run is None:
             return True
-        await run.over.wait()
-        return not run.left
+        await run.finished.wait()
+        return not run.deferred
 
     # ---- start and stop --------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Take up what the last run of the server left; before the first request."""
+        """Requeue the tasks that the last run of the server left; before the first request."""
         for job in await self._rows.recover():
-            run = self._runs[job.id] = _Run(job)
+            run = self._runs[job.id] = AsyncTask(job)
             self._start(run, self._requeue(run))
 
     def resume(self) -> None:
-        """The models are there: what was taken up may run."""
+        """Let requeued tasks run: the models are there."""
         self._resumed.set()
 
     def suspend(self) -> None:
-        """Leave what has not begun to the next start; the server drains."""
+        """Defer tasks that have not begun to the next start: the server drains."""
         self._suspended = True
         for run in list(self._runs.values()):
-            self._leave_for_later(run)
+            self._defer(run)
 
     async def close(self) -> None:
-        """Let ends that are known be written; whatever else runs is found by the next start."""
+        """Write the ends that are known; the next start finds the other tasks."""
         self.suspend()
-        runs = [run for run in self._runs.values() if not run.left]
+        runs = [run for run in self._runs.values() if not run.deferred]
         works = [run.work for run in runs if run.work is not None and _has_ended(run)]
         if works:
             await asyncio.wait(works, timeout=_CLOSE_SECONDS)
@@ -185,19 +184,19 @@ class Tasks:
         await asyncio.gather(*(run.work for run in runs if run.work), return_exceptions=True)
 
     async def run_cleanup(self) -> None:
-        """Remove what has expired, for as long as the server runs."""
+        """Remove expired tasks, for as long as the server runs."""
         while True:
             await asyncio.sleep(min(60.0, self._retention / 2))
             await self._retry_write(self._rows.expire)
 
     # ---- one task --------------------------------------------------------------------------------
 
-    def _start(self, run: _Run, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, run: AsyncTask, work: Coroutine[Any, Any, None]) -> None:
         run.work = asyncio.create_task(work, name=run.job.id)
         run.work.add_done_callback(_report)
 
-    async def _requeue(self, run: _Run) -> None:
-        """Queue a task of the last run, as soon as there is room."""
+    async def _requeue(self, run: AsyncTask) -> None:
+        """Queue a task of the server's last run as soon as the queue has room."""
         await self._resumed.wait()
         while run.event_log is None:
             try:
@@ -207,16 +206,16 @@ class Tasks:
             except errors.ShuttingDown:
                 return  # suspend() comes, or has come
             except errors.BitingLipError as error:
-                await self._end_unplaced(run, failed_with(run.job, error))
+                await self._end_unqueued(run, failed_with(run.job, error))
                 return
             except StoreError as error:
                 ours = errors.from_code(error.code, error.message)
-                await self._end_unplaced(run, failed_with(run.job, ours))
+                await self._end_unqueued(run, failed_with(run.job, ours))
                 return
-        run.placed.set()
+        run.queued.set()
         await self._follow(run)
 
-    async def _follow(self, run: _Run) -> None:
+    async def _follow(self, run: AsyncTask) -> None:
         event_log = run.event_log
         assert event_log is not None
         with run.held:
@@ -227,28 +226,28 @@ class Tasks:
             await event_log.end()
             await self._finish(run, event_log)
 
-    async def _end_unplaced(self, run: _Run, final: protocol.Final) -> None:
+    async def _end_unqueued(self, run: AsyncTask, final: protocol.Final) -> None:
         run.event_log = EventLog(run.job)
         run.event_log.put(final)
         await self._finish(run, run.event_log)
-        run.placed.set()
+        run.queued.set()
 
-    async def _finish(self, run: _Run, event_log: EventLog) -> None:
+    async def _finish(self, run: AsyncTask, event_log: EventLog) -> None:
         await self._retry_write(lambda: self._keep(event_log))
         await self._retry_write(lambda: self._rows.end(event_log))
         del self._runs[run.job.id]
-        run.over.set()
+        run.finished.set()
 
-    def _leave_for_later(self, run: _Run) -> None:
-        if run.left or run.state != "queued":
+    def _defer(self, run: AsyncTask) -> None:
+        if run.deferred or run.state != "queued":
             return
         if run.event_log is not None and run.event_log.status not in _WAITING:
             return
-        run.left = True
+        run.deferred = True
         _stop(run)
         run.held.close()
-        run.placed.set()
-        run.over.set()
+        run.queued.set()
+        run.finished.set()
 
     async def _retry_write(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write until it is written: a full disk delays what clients learn, it loses nothing."""
@@ -263,11 +262,11 @@ class Tasks:
         return event_log.ended is not None and time.monotonic() - event_log.ended > self._retention
 
 
-def _has_ended(run: _Run) -> bool:
+def _has_ended(run: AsyncTask) -> bool:
     return run.event_log is not None and run.event_log.final is not None
 
 
-def _stop(run: _Run) -> None:
+def _stop(run: AsyncTask) -> None:
     if run.work is not None:
         run.work.cancel()
 
@@ -277,9 +276,9 @@ def _report(work: "asyncio.Task[None]") -> None:
         log.critical("a task is lost until the next start", task=work.get_name(), exc_info=error)
 
 
-def _task_of_run(run: _Run) -> Task:
+def _task_of_run(run: AsyncTask) -> Task:
     job, event_log = run.job, run.event_log
-    if run.left or _has_ended(run):
+    if run.deferred or _has_ended(run):
         event_log = None
     return Task(
         id=job.id,
@@ -292,7 +291,7 @@ def _task_of_run(run: _Run) -> Task:
     )
 
 
-def _task_of_inbox(event_log: EventLog) -> Task:
+def _task_of_log(event_log: EventLog) -> Task:
     job, final = event_log.job, event_log.final
     return Task(
         id=job.id,

@@ -80,7 +80,7 @@ class ScriptedDispatcher:
     script: Script
     refuse: errors.BitingLipError | None = None
     draining: bool = False
-    load: OverloadController = field(default_factory=OverloadController)
+    overload: OverloadController = field(default_factory=OverloadController)
     in_flight: int = 0
     queued: int = 0
     left_early: int = 0

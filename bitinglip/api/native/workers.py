@@ -59,7 +59,7 @@ async def cluster_status(request: Request) -> Response:
             "status": "draining" if dispatcher.draining else "running",
             "in_flight": dispatcher.in_flight,
             "queued": dispatcher.queued,
-            "load": round(dispatcher.load.value, 3),
+            "load": round(dispatcher.overload.value, 3),
             "devices": operations.devices(),
             "reservations": operations.reservations(),
             "models": [_model(services, name) for name in services.store.names()],

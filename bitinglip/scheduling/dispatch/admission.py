@@ -1,12 +1,12 @@
-"""Who may wait: refused here, before any work is done, is what could only wait in vain. Pure."""
+"""Admission control: rejects a request before queueing it if it cannot be served. Pure."""
 
 from bitinglip import errors
 from bitinglip.scheduling.dispatch.model_queue import ModelQueue
 from bitinglip.scheduling.queue.overload import OverloadController
 from bitinglip.scheduling.queue.priority import Priority
 
-_SHORTEST, _LONGEST = 1.0, 60.0  #: seconds that a refused client is asked to stay away
-_KEPT = 16  #: one place in so many is kept for keys that have nothing in the queue
+_SHORTEST, _LONGEST = 1.0, 60.0  #: bounds of Retry-After in seconds
+_KEPT = 16  #: one place in 16 is kept for keys that have nothing in the queue
 
 
 def check(
@@ -16,33 +16,33 @@ def check(
     *,
     of_key: int,
     most_waiting: int,
-    load: OverloadController,
+    overload: OverloadController,
     top_rank: int,
     slots: int,
 ) -> None:
-    """Raises Overloaded or QueueFull if a request of this standing must not join the queue.
+    """Raises Overloaded or QueueFull if a request of this priority must not join the queue.
 
-    ``of_key``: how many requests of its key wait already for any model; ``top_rank``: the highest
+    ``of_key``: the waiting requests of its key, for any model; ``top_rank``: the highest
     tier's.
     """
-    if priority.batch and load.sheds_batch:
-        raise errors.Overloaded(retry_after=_stay_away(model_queue, slots))
-    share = load.share(priority.rank, top_rank)
+    if priority.batch and overload.sheds_batch:
+        raise errors.Overloaded(retry_after=_retry_after(model_queue, slots))
+    share = overload.share(priority.rank, top_rank)
     if not _has_place(model_queue, key, most_waiting, share):
         raise errors.QueueFull(
             details={"model": model_queue.model, "waiting": model_queue.depth},
-            retry_after=_stay_away(model_queue, slots),
+            retry_after=_retry_after(model_queue, slots),
         )
     if priority.max_waiting is not None and of_key >= priority.max_waiting * share:
         raise errors.QueueFull(
             "Too many requests of this key wait already.",
             details={"model": model_queue.model, "waiting_of_key": of_key},
-            retry_after=_stay_away(model_queue, slots),
+            retry_after=_retry_after(model_queue, slots),
         )
 
 
 def _has_place(model_queue: ModelQueue, key: str, most_waiting: int, share: float) -> bool:
-    """Whether one more of this key may wait.
+    """True if one more request of this key may wait.
 
     A key that has much waiting must not lock the others out. So the last places are kept for keys
     with nothing in the queue, and in its tier's part of the queue a key counts the others only for
@@ -57,7 +57,7 @@ def _has_place(model_queue: ModelQueue, key: str, most_waiting: int, share: floa
     return own + sum(min(count, own + 1) for count in others.values()) < most_waiting * share
 
 
-def _stay_away(model_queue: ModelQueue, slots: int) -> float:
-    """By then half of those that wait now should have begun."""
-    wait = model_queue.pace.wait(model_queue.depth // 2, slots)
+def _retry_after(model_queue: ModelQueue, slots: int) -> float:
+    """Seconds after which half of the waiting requests should have begun."""
+    wait = model_queue.service_time.wait(model_queue.depth // 2, slots)
     return _SHORTEST if wait is None else min(_LONGEST, max(_SHORTEST, wait))

@@ -1,4 +1,4 @@
-"""Which replica of a model gets a job. Pure; only replicas that have room are asked about."""
+"""The balancer chooses the replica for a job, among those with free slots. Pure."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -11,23 +11,23 @@ _BOUND = 1.25
 
 
 class Candidate(Protocol):
-    """What is known of a replica with room for another job."""
+    """A replica with a free slot."""
 
     @property
     def id(self) -> str: ...
     @property
     def work(self) -> float:
-        """Work that was sent to it and has not ended, in units of the jobs."""
+        """Work that was sent to it and has not ended, in the jobs' units."""
         ...
 
     @property
     def health(self) -> float:
-        """Its speed: how much of a job's work it does in a second."""
+        """Its speed in work per second."""
         ...
 
 
 class Balancer:
-    """One model's choice of replicas."""
+    """It chooses among the replicas of one model."""
 
     def __init__(self, policy: Balancing = "least_work") -> None:
         self._policy = policy
@@ -40,10 +40,10 @@ class Balancer:
         affinity: Callable[[], bytes],
         mean_work: float,
     ) -> int:
-        """The index of the replica that gets a job.
+        """Return the index of the replica that gets a job.
 
-        ``affinity`` is what similar jobs share (a session, a prompt's beginning); ``mean_work``
-        is over all replicas, those without room too.
+        ``affinity``: equal for similar jobs (a session, a prompt's beginning); ``mean_work``: over
+        all replicas, those without free slots included.
         """
         if len(candidates) == 1:
             return 0
@@ -72,7 +72,7 @@ def _least(candidates: Sequence[Candidate], cost: Callable[[Candidate], float]) 
 
 
 def _home(candidates: Sequence[Candidate], affinity: bytes) -> int:
-    """The same replica for the same affinity, whichever others come and go (rendezvous)."""
+    """Return the same replica for the same affinity while others come and go (rendezvous hash)."""
 
     def draw(index: int) -> bytes:
         return hashlib.blake2b(candidates[index].id.encode() + affinity, digest_size=8).digest()

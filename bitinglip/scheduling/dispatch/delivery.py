@@ -1,4 +1,4 @@
-"""Work to workers, events back to inboxes: the side of the dispatcher that faces the workers."""
+"""Delivery sends jobs to workers and puts their events into the jobs' event logs."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,12 +23,12 @@ log = structlog.get_logger(__name__)
 
 _KEEP_ENDED = 256  #: ended jobs that can still be asked about
 _MOST_DEATHS = 2  #: workers that may die of a job
-_GRACE = 0.5  #: seconds that a suspect runs alone beyond the moment of the last death
-_ANNOUNCE = 0.25  #: seconds between two words to those who wait
+_GRACE = 0.5  #: seconds added to the time after which the worker had died
+_ANNOUNCE = 0.25  #: seconds between two announcements of positions
 
 
 class Delivery:
-    """Owns lanes and flights. Hears of workers from the pool, and of models from the residency."""
+    """It owns model queues and in-flight jobs; the pool and the model manager call it back."""
 
     def __init__(
         self, settings: Settings, manager: ModelManager, clock: Callable[[], float]
@@ -52,10 +52,10 @@ class Delivery:
             model_queue = self.model_queues[model] = ModelQueue(model, queue, balancer)
         return model_queue
 
-    # ---- begin and end of a flight ---------------------------------------------------------------
+    # ---- begin and end of a job ------------------------------------------------------------------
 
     def add(self, entry: InFlightJob) -> None:
-        """Let an admitted flight wait, and start what can be started."""
+        """Queue an admitted job, and start it if a replica has a free slot."""
         model_queue = self.model_queue(entry.event_log.job.model)
         self.entries[entry.id] = entry
         self.idle.clear()
@@ -66,7 +66,7 @@ class Delivery:
             self._manager.request_load(model_queue.model)
 
     def cancel_on_worker(self, entry: InFlightJob) -> None:
-        """Stop the work on a job whose end is already decided on this side."""
+        """Stop the work on a job that the gateway has ended, or is about to end."""
         if entry.replica is None:
             self.model_queues[entry.event_log.job.model].forget(entry)
         elif entry.replica.worker is not None:
@@ -79,7 +79,7 @@ class Delivery:
             self.idle.set()
 
     def fail(self, entry: InFlightJob, error: errors.BitingLipError) -> None:
-        """End a flight with an error of our own, unless it has ended."""
+        """End a job with an error of the gateway, unless it has ended."""
         if entry.event_log.final is not None:
             return
         self.cancel_on_worker(entry)
@@ -93,10 +93,10 @@ class Delivery:
             )
         )
 
-    # ---- work to workers -------------------------------------------------------------------------
+    # ---- jobs to workers -------------------------------------------------------------------------
 
     def dispatch_waiting(self, model_queue: ModelQueue) -> None:
-        """Send what the replicas have room for; tell the rest where they stand, now and then."""
+        """Send jobs to free slots; announce their positions to the others from time to time."""
         if not model_queue.depth:
             return
         replicas = self._manager.serving(model_queue.model)
@@ -119,17 +119,17 @@ class Delivery:
                 entry.event_log.put(Queued(ahead + 1, self.eta(model_queue, ahead)))
 
     def eta(self, model_queue: ModelQueue, ahead: int) -> float | None:
-        """Seconds until a job with so many before it begins; None where nobody can say."""
+        """Seconds until a job with so many ahead of it begins; None if that is unknown."""
         replicas = self._manager.serving(model_queue.model)
         if not replicas:
             return self._manager.load_eta(model_queue.model)
         if ahead < sum(replica.free_slots for replica in replicas):
             return 0.0
-        wait = model_queue.pace.wait(ahead, sum(replica.slots for replica in replicas))
+        wait = model_queue.service_time.wait(ahead, sum(replica.slots for replica in replicas))
         return None if wait is None else round(wait, 3)
 
     def _time_isolation(self, model_queue: ModelQueue, entry: InFlightJob) -> None:
-        """One that ran out of memory keeps the worker to itself to its end."""
+        """End isolation in time; a job that ran out of memory keeps the worker to its end."""
         if not entry.short_of_memory:
             seconds = entry.ran_for + _GRACE
             asyncio.get_running_loop().call_later(seconds, self._end_isolation, model_queue, entry)
@@ -138,7 +138,7 @@ class Delivery:
         model_queue.end_isolation(entry)
         self.dispatch_waiting(model_queue)
 
-    # ---- what workers say ------------------------------------------------------------------------
+    # ---- events of workers -----------------------------------------------------------------------
 
     def on_events(self, worker: Worker, events: list[protocol.JobEvent]) -> None:
         ended: set[str] = set()
@@ -158,7 +158,7 @@ class Delivery:
             self._manager.on_jobs_finished(model)
 
     def _measure(self, entry: InFlightJob, final: protocol.Final) -> None:
-        """Correct what its key was charged, and learn how fast the replica is."""
+        """Correct the charge of its key, and learn the speed of the replica."""
         if isinstance(final, protocol.Failed) or entry.replica is None:
             return
         done = entry.event_log.job.work_done(final)
@@ -167,16 +167,16 @@ class Delivery:
         seconds = self._clock() - (entry.event_log.dispatched or self._clock())
         entry.replica.measured(done, seconds)
         if isinstance(final, protocol.Success):
-            model_queue.pace.ended(seconds)
+            model_queue.service_time.ended(seconds)
 
     def _release_slot(self, entry: InFlightJob) -> None:
-        """The worker holds nothing for this job any more."""
+        """Release the job's slot: the worker holds nothing for it any more."""
         self.model_queues[entry.event_log.job.model].release_slot(entry, self._clock())
         if entry.abandoned:
             self.release(entry)
 
     def _short_of_memory(self, entry: InFlightJob, failed: protocol.Failed) -> bool:
-        """The ladder's next step: room is made beside the worker, and the job runs alone, once."""
+        """Run a job that ran out of memory again, once: alone, after evictions near its worker."""
         if failed.code != "OUT_OF_MEMORY" or entry.abandoned or entry.event_log.output_seen:
             return False
         if entry.short_of_memory or entry.replica is None:
@@ -201,7 +201,7 @@ class Delivery:
             entry.event_log.put(Loading(fraction))
 
     def on_lost(self, worker: Worker, cause: str) -> None:
-        """Run again what had sent nothing, end the rest, and have the model restarted."""
+        """Run jobs without output again, end the rest, and have the model restarted."""
         replica = self._manager.replica_of(worker)
         model_queue = self.model_queues.get(replica.model) if replica is not None else None
         if replica is not None and model_queue is not None:
@@ -212,14 +212,14 @@ class Delivery:
                 model_queue
             )  # another replica may have room for those that lost theirs
 
-    # ---- what the residency says -----------------------------------------------------------------
+    # ---- events of the model manager -------------------------------------------------------------
 
     def on_ready(self, model: str) -> None:
         if model_queue := self.model_queues.get(model):
             self.dispatch_waiting(model_queue)
 
     def on_unavailable(self, model: str, error: errors.BitingLipError) -> None:
-        """The model cannot be had: nobody waits for it in vain."""
+        """The model cannot be loaded: fail its waiting jobs."""
         model_queue = self.model_queues.get(model)
         for entry in list(model_queue.waiters()) if model_queue else ():
             self.fail(entry, error)
@@ -239,7 +239,7 @@ class Delivery:
     def clear_quarantine(self, model: str) -> None:
         self.quarantine.release(model)
 
-    # ---- who killed the worker -------------------------------------------------------------------
+    # ---- quarantine ------------------------------------------------------------------------------
 
     def _handle_lost_jobs(self, model_queue: ModelQueue, replica: Replica, cause: str) -> None:
         lost = [entry for entry in model_queue.running.values() if entry.replica is replica]
@@ -263,8 +263,8 @@ class Delivery:
     def _retry_or_quarantine(
         self, model_queue: ModelQueue, entries: list[InFlightJob], cause: str, *, alone: bool
     ) -> None:
-        """Once may be chance: run it again. Twice, and alone: it is to blame. Twice in company:
-        they go on trial, one by one."""
+        """Run jobs again after one death; after two, quarantine a job that ran alone, else isolate
+        the suspects."""
         doubtful = [entry for entry in entries if entry.deaths >= _MOST_DEATHS]
         model_queue.retry_queue.extendleft(f for f in reversed(entries) if f.deaths < _MOST_DEATHS)
         if alone and doubtful:

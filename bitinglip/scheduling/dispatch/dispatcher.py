@@ -1,7 +1,7 @@
-"""The way of a job: admitted, queued, sent to its model's worker, answered exactly once.
+"""The dispatcher admits jobs, queues them and ends each exactly once.
 
-What callers see of it; the side that faces the workers is in delivery. Everything runs on the
-event loop and blocks nowhere.
+This is the side that callers use; delivery is the side that faces the workers. Everything runs on
+the event loop and blocks nowhere.
 """
 
 import asyncio
@@ -22,6 +22,8 @@ from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
 
+_TICK_SECONDS = 0.5  #: between two measurements of the overload
+
 
 class Dispatcher:
     """Admits jobs, and holds each until it has ended."""
@@ -40,12 +42,12 @@ class Dispatcher:
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock)
-        self.load = OverloadController()
+        self.overload = OverloadController()
         self.draining = False
 
     @contextmanager
     def open(self, job: Job) -> Iterator[EventLog]:
-        """Admit a job and hold its inbox open around the whole answer.
+        """Admit a job and hold its event log open around the whole answer.
 
         Leaving ends the job if it still runs and releases what it holds: the one place that
         does. Raises QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit or
@@ -69,7 +71,7 @@ class Dispatcher:
         return True
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new jobs, give running ones so long, then end them."""
+        """Refuse new jobs, let running ones finish for so many seconds, then fail the rest."""
         self.draining = True
         try:
             async with asyncio.timeout(seconds):
@@ -81,12 +83,12 @@ class Dispatcher:
     # ---- what can be asked -----------------------------------------------------------------------
 
     def find(self, job_id: str) -> EventLog | None:
-        """The inbox of a job that runs, waits or has ended not long ago."""
+        """Return the event log of a job that waits, runs or ended recently."""
         entry = self.delivery.entries.get(job_id)
         return entry.event_log if entry else self.delivery.recent.get(job_id)
 
     def event_logs(self) -> list[EventLog]:
-        """All of these, the newest first."""
+        """List the event logs of waiting, running and recent jobs, the newest first."""
         running = [entry.event_log for entry in reversed(self.delivery.entries.values())]
         return running + list(self.delivery.recent)
 
@@ -111,21 +113,30 @@ class Dispatcher:
         return len(model_queue.running) if model_queue is not None else 0
 
     def oldest_wait(self, model: str) -> float | None:
-        """Seconds that the oldest request of the model waits; None if none does."""
+        """Seconds that the oldest request of the model has waited; None if none waits."""
         waiting = self.delivery.waiting(model)
         return self._clock() - waiting.since if waiting else None
 
     def eta(self, model: str) -> float | None:
-        """Seconds until a request that came now would begin; None where nobody can say."""
+        """Seconds until a new request would begin; None if that is unknown."""
         model_queue = self.delivery.model_queues.get(model)
         return (
             self.delivery.eta(model_queue, model_queue.depth) if model_queue is not None else None
         )
 
-    def look(self, lag_seconds: float) -> None:
-        """Take a look at the load; called at even intervals."""
+    async def watch_overload(self) -> None:
+        """Measure how late the event loop is, and the overload, for as long as the server runs."""
+        while True:
+            due = time.monotonic() + _TICK_SECONDS
+            await asyncio.sleep(_TICK_SECONDS)
+            lag = max(0.0, time.monotonic() - due)
+            self._metrics.set_loop_lag(lag)
+            self.tick(lag)
+
+    def tick(self, lag_seconds: float) -> None:
+        """Measure the overload; called at even intervals."""
         waits = [self.oldest_wait(model_queue.model) or 0.0 for model_queue in self._model_queues]
-        self.load.observe(
+        self.overload.observe(
             Pressure(
                 lag_seconds=lag_seconds,
                 wait=max(waits, default=0.0) / self._settings.server.request_timeout,
@@ -136,7 +147,7 @@ class Dispatcher:
         )
 
     def books(self) -> dict[str, int]:
-        """What is held: all zero when nothing runs."""
+        """Count what jobs hold: all zero when nothing runs."""
         return {
             "flights": self.in_flight,
             "waiting": self.queued,
@@ -182,7 +193,7 @@ class Dispatcher:
             model_queue,
             of_key=of_key,
             most_waiting=self._most_waiting,
-            load=self.load,
+            overload=self.overload,
             top_rank=self._top_rank,
             slots=slots,
         )

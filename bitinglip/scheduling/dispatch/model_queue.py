@@ -1,8 +1,8 @@
-"""One model's jobs: those that wait, those that run, and those that are under suspicion. Pure.
+"""The model queue holds one model's jobs: waiting, running and isolated ones. Pure.
 
-A job whose worker died is run again. When workers die under it more than once in company, nobody
-knows who is to blame: then each of them runs alone, the likeliest first, until one has been
-caught or all have outlived the time after which the worker had died.
+A job whose worker died is run again. If workers die more than once while several jobs run, the
+offender is unknown: then each suspect runs alone, the likeliest first, until one has ended a worker
+or all have outlived the time after which the worker had died.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue, FairShare
 from bitinglip.scheduling.queue.service_time import ServiceTime
 
-MAX_ISOLATION_SECONDS = 5.0  #: seconds that a trial takes at most
+MAX_ISOLATION_SECONDS = 5.0  #: seconds that a job is isolated at most
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +29,7 @@ class InFlightJob:
     deaths: int = 0  #: workers that died while they ran it
     ran_for: float = 0.0  #: how long it had run when the last one died
     short_of_memory: int = 0  #: times that a worker ran out of memory on it
-    abandoned: bool = False  #: nobody reads the inbox any more
+    abandoned: bool = False  #: its caller has left
 
     @property
     def id(self) -> str:
@@ -41,17 +41,19 @@ class ModelQueue:
     model: str
     waiting: FairQueue[InFlightJob]
     balancer: Balancer
-    pace: ServiceTime = field(default_factory=ServiceTime)
+    service_time: ServiceTime = field(default_factory=ServiceTime)
     retry_queue: deque[InFlightJob] = field(
         default_factory=deque
-    )  #: lost their worker; they go first
-    isolation_queue: deque[InFlightJob] = field(default_factory=deque)  #: have to run by themselves
-    isolated: InFlightJob | None = None  #: the one that runs by itself now
+    )  #: jobs that lost their worker; they go first
+    isolation_queue: deque[InFlightJob] = field(
+        default_factory=deque
+    )  #: suspects that have to run alone
+    isolated: InFlightJob | None = None  #: the job that runs alone now
     running: dict[str, InFlightJob] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
-        """How many wait."""
+        """The number of waiting jobs."""
         return len(self.waiting) + len(self.retry_queue) + len(self.isolation_queue)
 
     def waiters(self) -> Iterator[InFlightJob]:
@@ -62,7 +64,7 @@ class ModelQueue:
     def begin(
         self, replicas: Sequence[Replica], now: float
     ) -> Iterator[tuple[InFlightJob, Replica]]:
-        """What starts now, and where; the caller sends it."""
+        """Yield (job, replica) pairs to start now. The caller sends them."""
         if self.isolated is None and self.isolation_queue:
             empty = [
                 replica for replica in replicas if replica.free_slots and not replica.in_flight
@@ -79,7 +81,7 @@ class ModelQueue:
             yield self._start(entry, self._choose(open_, replicas, entry))
 
     def _reserved(self, replicas: Sequence[Replica]) -> Replica | None:
-        """The replica that a trial has for itself, or that empties so that one can begin."""
+        """Return the replica of the isolated job, or the one that empties for isolation."""
         if self.isolated is not None:
             return self.isolated.replica
         return replicas[0] if self.isolation_queue and replicas else None
@@ -99,7 +101,7 @@ class ModelQueue:
         return entry, replica
 
     def release_slot(self, entry: InFlightJob, now: float) -> None:
-        """The worker holds nothing for this flight any more."""
+        """Release the job's slot: the worker holds nothing for it any more."""
         self.running.pop(entry.id, None)
         if entry.replica is not None:
             entry.replica.gave_back(entry.work, now)
@@ -108,7 +110,7 @@ class ModelQueue:
             self.isolated = None
 
     def forget(self, entry: InFlightJob) -> None:
-        """Take a flight that waits out of wherever it waits."""
+        """Remove a waiting job."""
         if entry in self.retry_queue:
             self.retry_queue.remove(entry)
         elif entry in self.isolation_queue:
@@ -117,27 +119,27 @@ class ModelQueue:
             self.waiting.remove(entry)
 
     def isolate(self, entries: Sequence[InFlightJob]) -> None:
-        """Try these one by one, those first that the worker died of soonest."""
+        """Run these jobs one by one, in the order of how soon their worker died."""
         everybody = sorted([*self.isolation_queue, *entries], key=lambda entry: entry.ran_for)
         self.isolation_queue = deque(everybody)
 
     def end_isolation(self, entry: InFlightJob) -> None:
-        """It has run for longer than the worker lived: others may run beside it."""
+        """The job has outlived its suspicion: others may run beside it."""
         if entry is self.isolated:
             self.isolated = None
 
     def clear_suspects(self) -> None:
-        """The culprit is caught: the others are above suspicion."""
+        """The offender is known: requeue the bystanders."""
         for entry in self.isolation_queue:
             entry.deaths = 0
         self.retry_queue.extend(self.isolation_queue)
         self.isolation_queue.clear()
 
     def oldest(self) -> InFlightJob | None:
-        """The one that has waited longest."""
+        """Return the job that has waited longest."""
         first = (*self.retry_queue, *self.isolation_queue, *self.waiting.heads())
         return min(first, key=lambda entry: entry.event_log.submitted, default=None)
 
     def order(self, now: float) -> list[InFlightJob]:
-        """Those that wait, as they would go."""
+        """List the waiting jobs in the order of service."""
         return [*self.retry_queue, *self.isolation_queue, *self.waiting.order(now)]

@@ -1,4 +1,4 @@
-"""Requests that killed workers, remembered so that they do not kill more."""
+"""The quarantine refuses requests that have ended workers."""
 
 import hashlib
 from collections import OrderedDict
@@ -12,7 +12,7 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
 
 class Quarantine:
-    """Fingerprints of requests, per model; the oldest are forgotten first."""
+    """It holds fingerprints of requests by model, and drops the oldest first."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[tuple[str, bytes], None] = OrderedDict()
@@ -26,12 +26,12 @@ class Quarantine:
         return bool(self._held) and (job.model, fingerprint(job)) in self._held
 
     def release(self, model: str) -> None:
-        """Forget all of a model's: an operator has loaded it anew."""
+        """Release a model's requests: an operator has loaded it again."""
         for entry in [entry for entry in self._held if entry[0] == model]:
             del self._held[entry]
 
 
 def fingerprint(job: Job) -> bytes:
-    """The same for the same work, whoever asks for it and however it is delivered."""
+    """Return the same digest for the same work, whoever asks for it and however it is delivered."""
     message = msgspec.structs.replace(job.message(), id="", stream=False)
     return hashlib.blake2b(_encoder.encode(message), digest_size=16).digest()

@@ -1,15 +1,15 @@
-"""The last jobs that ended, for those who ask late: bounded by number and by what they hold."""
+"""Recent jobs: the event logs of ended jobs, bounded in number and in memory."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
 
 from bitinglip.scheduling.event_log import EventLog
 
-MOST_EVENTS = 100_000  #: over all inboxes: some tens of megabytes at worst
+MOST_EVENTS = 100_000  #: over all event logs: some tens of megabytes at worst
 
 
 class RecentJobs:
-    """Keeps inboxes of ended jobs; the oldest go first."""
+    """It keeps event logs of ended jobs, and drops the oldest first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -27,5 +27,5 @@ class RecentJobs:
         return self._kept.get(job_id)
 
     def __iter__(self) -> Iterator[EventLog]:
-        """Newest first."""
+        """Iterate from the newest to the oldest."""
         return reversed(self._kept.values())

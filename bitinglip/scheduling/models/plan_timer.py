@@ -1,15 +1,15 @@
-"""When to plan next: soon after something has changed, or when time alone will have done it."""
+"""The plan timer starts the next plan: soon after a change, or when time changes the answer."""
 
 import asyncio
 import contextvars
 from collections.abc import Callable
 
 _BETWEEN = 0.01  #: seconds between two plans: each costs about as much as some requests
-_LATE = 0.001  #: so that what was to be true by then is
+_LATE = 0.001  #: added, so that the moment has passed when the plan is made
 
 
 class PlanTimer:
-    """Calls ``work`` on the event loop: once for all that asked for it meanwhile."""
+    """It calls ``work`` on the event loop, once for all requests in between."""
 
     def __init__(self, work: Callable[[], None], clock: Callable[[], float]) -> None:
         self._work = work
@@ -20,17 +20,17 @@ class PlanTimer:
         self._closed = False
 
     def soon(self) -> None:
-        """At the end of this turn of the loop, or a moment after the last time."""
+        """Plan at the end of this turn of the event loop, or shortly after the last plan."""
         if self._asked or self._closed:
             return
         self._asked = True
         wait = max(0.0, self._last + _BETWEEN - self._clock())
-        # In a context of its own: what comes of it is not the affair of one request.
+        # In an empty context: a plan belongs to no request.
         context = contextvars.Context()
         asyncio.get_running_loop().call_later(wait, self._run, context=context)
 
     def at(self, moment: float) -> None:
-        """No later than then; of several moments the next one counts, the others come after it."""
+        """Plan no later than at this moment; of several moments the next one counts."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()

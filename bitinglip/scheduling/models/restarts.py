@@ -1,4 +1,4 @@
-"""How often a model's worker may fail before it is given up (intensity and period, as in OTP)."""
+"""The restart budget: failures that a model may have in a period before it is given up (OTP)."""
 
 from collections import deque
 
@@ -12,7 +12,7 @@ class RestartBudget:
         self._failures: deque[float] = deque()
 
     def spend(self, now: float) -> bool:
-        """Note a failure; False when that was one too many."""
+        """Count a failure; False if the budget is used up."""
         self._forget(now)
         self._failures.append(now)
         return len(self._failures) <= self._most

@@ -1,4 +1,4 @@
-"""How much memory models take: estimated at first, then as it was measured, kept over restarts."""
+"""Footprints: the memory that models take, estimated first, then measured, kept over restarts."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ _SMOOTHING = 0.3
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """What a model will take, and how that is known."""
+    """A model will take so much memory; it is estimated or measured."""
 
     bytes: int
     load_seconds: float | None
@@ -44,7 +44,7 @@ class _Learned:
 
 
 class Footprints:
-    """In memory; ``flush`` writes what has changed."""
+    """They are held in memory; ``flush`` writes changes to the database."""
 
     def __init__(self, db: Database | None = None) -> None:
         self._db = db
@@ -61,7 +61,7 @@ class Footprints:
         return footprints
 
     def need(self, manifest: Manifest, load_config: LoadConfig) -> MemoryEstimate:
-        """What to reserve, asks no database."""
+        """Return the memory to reserve, without asking the database."""
         estimated = estimate(manifest, load_config)
         found = self._learned.get(_key(manifest, load_config))
         if found is None:
@@ -80,11 +80,11 @@ class Footprints:
         memory_bytes: int,
         load_seconds: float | None = None,
     ) -> None:
-        """Note what a loaded model takes now, and how long it took if it was just loaded."""
+        """Learn the memory of a loaded model, and its load time if it was just loaded."""
         if load_config.fake_bytes is not None:
-            return  # it takes what it pretends
+            return  # its memory is a setting
         found = self._of(manifest, load_config)
-        # Memory of the cache is touched only as it fills up, so less than that is no news.
+        # Memory of the cache is touched only as it fills up, so less than that tells nothing.
         least = estimate(manifest, load_config).cache
         if memory_bytes > max(found.memory_bytes, least):
             found.memory_bytes, found.changed = memory_bytes, True
@@ -97,7 +97,7 @@ class Footprints:
             found.changed = True
 
     def raise_minimum(self, manifest: Manifest, load_config: LoadConfig, at_least: int) -> None:
-        """It ran out of memory: plan with more the next time."""
+        """The model ran out of memory: plan with more the next time."""
         if load_config.fake_bytes is None:
             found = self._of(manifest, load_config)
             found.floor_bytes, found.changed = max(found.floor_bytes, at_least), True

@@ -1,4 +1,4 @@
-"""Who goes next: by level, inside a level by key in proportion to weight, inside a key by arrival.
+"""The fair queue orders jobs by level, then by key in proportion to weight, then by arrival.
 
 Start-time fair queueing: each key has a tag, the virtual time up to which it has been served; the
 key with the lowest tag goes next, and its tag moves on by the work of what it sent, divided by its
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class FairShare:
-    """Whose work it is and what that entitles it to."""
+    """A job belongs to a key, which has a level and a weight."""
 
     key: str
     level: int = 0  #: a higher level goes first, unless a lower one has waited for long
@@ -25,7 +25,7 @@ class FairShare:
 
 @dataclass(slots=True)
 class _KeyQueue(Generic[T]):
-    """What one key has waiting at one level."""
+    """The waiting items of one key at one level."""
 
     share: FairShare
     since: float  #: when it began to wait, or was last served
@@ -33,11 +33,11 @@ class _KeyQueue(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """``ageing``: seconds without service that raise a line by one level, so that none starves."""
+    """``ageing``: seconds without service that raise a key by one level, so that none starves."""
 
     def __init__(self, ageing: float) -> None:
         self._ageing = ageing
-        self._lines: dict[tuple[int, str], _KeyQueue[T]] = {}
+        self._queues: dict[tuple[int, str], _KeyQueue[T]] = {}
         self._tags: dict[str, float] = {}
         self._virtual = 0.0
         self._length = 0
@@ -46,46 +46,46 @@ class FairQueue(Generic[T]):
         return self._length
 
     def __iter__(self) -> Iterator[T]:
-        return (item for line in self._lines.values() for item, _ in line.entries)
+        return (item for queue in self._queues.values() for item, _ in queue.entries)
 
     def heads(self) -> Iterator[T]:
-        """The first item of each line: nobody waits longer than one of these."""
-        return (line.entries[0][0] for line in self._lines.values())
+        """Iterate over the first item of each key; one of them has waited longest."""
+        return (queue.entries[0][0] for queue in self._queues.values())
 
     def counts(self) -> Counter[str]:
-        """How many items of each key wait, at all levels."""
+        """Count the waiting items of each key, at all levels."""
         found: Counter[str] = Counter()
-        for line in self._lines.values():
-            found[line.share.key] += len(line.entries)
+        for queue in self._queues.values():
+            found[queue.share.key] += len(queue.entries)
         return found
 
     def push(self, item: T, share: FairShare, work: float, now: float) -> int:
-        """Add an item; how many will go before it, roughly, if nothing else comes."""
-        line = self._lines.get((share.level, share.key))
-        if line is None:
-            line = self._lines[share.level, share.key] = _KeyQueue(share, now)
-        line.entries.append((item, work))
+        """Add an item; returns roughly how many go before it if nothing else comes."""
+        queue = self._queues.get((share.level, share.key))
+        if queue is None:
+            queue = self._queues[share.level, share.key] = _KeyQueue(share, now)
+        queue.entries.append((item, work))
         self._length += 1
-        if len(self._lines) == 1:
+        if len(self._queues) == 1:
             return self._length - 1
-        mine = len(line.entries)
-        return sum(min(len(other.entries), mine) for other in self._lines.values()) - 1
+        mine = len(queue.entries)
+        return sum(min(len(other.entries), mine) for other in self._queues.values()) - 1
 
     def pop(self, now: float) -> T:
         """Take the item whose turn it is. Raises IndexError if there is none."""
-        if not self._lines:
+        if not self._queues:
             raise IndexError("nothing waits")
-        line = self._next(now)
-        item, work = line.entries.popleft()
+        queue = self._next(now)
+        item, work = queue.entries.popleft()
         self._length -= 1
-        line.since = now
-        key = line.share.key
+        queue.since = now
+        key = queue.share.key
         start = self._start(key)
         self._virtual = start
-        self._tags[key] = start + work / line.share.weight
-        if not line.entries:
-            del self._lines[line.share.level, key]
-        if len(self._tags) > 2 * len(self._lines) + 64:
+        self._tags[key] = start + work / queue.share.weight
+        if not queue.entries:
+            del self._queues[queue.share.level, key]
+        if len(self._tags) > 2 * len(self._queues) + 64:
             self._forget_served()
         return item
 
@@ -96,49 +96,49 @@ class FairQueue(Generic[T]):
 
     def remove(self, item: T) -> bool:
         """Take an item out wherever it stands; False if it is not here."""
-        for place, line in self._lines.items():
-            for entry in line.entries:
+        for place, queue in self._queues.items():
+            for entry in queue.entries:
                 if entry[0] is item:
-                    line.entries.remove(entry)
+                    queue.entries.remove(entry)
                     self._length -= 1
-                    if not line.entries:
-                        del self._lines[place]
+                    if not queue.entries:
+                        del self._queues[place]
                     return True
         return False
 
     def order(self, now: float) -> list[T]:
-        """All items as they would go if nothing else came."""
+        """List all items in the order of service if nothing else comes."""
         ranked: list[tuple[int, float, int, T]] = []
-        for line in self._lines.values():
-            tag = self._start(line.share.key)
-            for item, work in line.entries:
-                ranked.append((-self._level(line, now), tag, len(ranked), item))
-                tag += work / line.share.weight
+        for queue in self._queues.values():
+            tag = self._start(queue.share.key)
+            for item, work in queue.entries:
+                ranked.append((-self._level(queue, now), tag, len(ranked), item))
+                tag += work / queue.share.weight
         ranked.sort(key=lambda entry: entry[:3])
         return [entry[3] for entry in ranked]
 
     def top_level(self, now: float) -> int:
         """The highest level that waits, ageing included; 0 if nothing does."""
-        return max((self._level(line, now) for line in self._lines.values()), default=0)
+        return max((self._level(queue, now) for queue in self._queues.values()), default=0)
 
     def _next(self, now: float) -> _KeyQueue[T]:
-        if len(self._lines) == 1:
-            return next(iter(self._lines.values()))
+        if len(self._queues) == 1:
+            return next(iter(self._queues.values()))
         return min(
-            self._lines.values(),
-            key=lambda line: (-self._level(line, now), self._start(line.share.key)),
+            self._queues.values(),
+            key=lambda queue: (-self._level(queue, now), self._start(queue.share.key)),
         )
 
     def _start(self, key: str) -> float:
         return max(self._virtual, self._tags.get(key, 0.0))
 
-    def _level(self, line: _KeyQueue[T], now: float) -> int:
-        return line.share.level + int((now - line.since) / self._ageing)
+    def _level(self, queue: _KeyQueue[T], now: float) -> int:
+        return queue.share.level + int((now - queue.since) / self._ageing)
 
     def _forget_served(self) -> None:
-        """Tags of the past say nothing more: such a key starts at the present anyway. Nor do any
-        once nothing waits and there are many."""
-        if not self._lines:
+        """Drop tags of the past: such a key starts at the present virtual time anyway. Drop all
+        once nothing waits."""
+        if not self._queues:
             self._tags.clear()
             self._virtual = 0.0
         self._tags = {key: tag for key, tag in self._tags.items() if tag > self._virtual}

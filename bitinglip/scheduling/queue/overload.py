@@ -1,4 +1,4 @@
-"""One number for how loaded the server is, and what it takes back because of it. Pure."""
+"""Overload: one smoothed number for the load, and the limits that shrink because of it. Pure."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ SHED_BATCH = 0.8  #: from here on work of low priority is refused
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """What the load is made of, each from 0 (none) to 1 (all there is) or beyond."""
+    """The parts of the load, each from 0 (none) to 1 (all there is) or beyond."""
 
     lag_seconds: float = 0.0
     wait: float = 0.0  #: the longest wait in a queue, in parts of what is bearable
     fill: float = 0.0  #: the fullest queue, in parts of its bound
-    memory: float = 0.0  #: memory that is missing for models somebody waits for, in parts
+    memory: float = 0.0  #: missing memory for models with waiting requests, in parts of all
 
     @property
     def worst(self) -> float:
@@ -29,11 +29,11 @@ class OverloadController:
         self.value = 0.0
 
     def observe(self, pressure: Pressure) -> None:
-        """Take one look; called at even intervals."""
+        """Take in one measurement; called at even intervals."""
         self.value += _SMOOTHING * (min(pressure.worst, 2.0) - self.value)
 
     def share(self, level: int, top: int) -> float:
-        """The part of its limits that a tier of this level keeps, where ``top`` is the highest.
+        """Return the part of its limits that a tier of this level keeps; ``top`` is the highest.
 
         All of it while the load is easy; then the lowest tier gives up first and most.
         """

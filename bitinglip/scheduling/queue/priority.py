@@ -1,4 +1,4 @@
-"""What a caller's tier and a request's priority entitle a piece of work to."""
+"""Priority: a job's queue level, weight and limits, from its tier and its request."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ _STEPS: dict[RequestPriority, int] = {"low": -1, "normal": 0, "high": 1}
 
 @dataclass(frozen=True, slots=True)
 class Priority:
-    """Where a job stands among others."""
+    """A job is queued with this level, weight and limit."""
 
     rank: int = 0  #: the tier's priority
     level: int = 0  #: where it queues: higher goes first; a request cannot pass the next tier's
@@ -21,7 +21,7 @@ class Priority:
 
 
 def priority_of(tiers: Tiers, tier: str, priority: RequestPriority = "normal") -> Priority:
-    """The standing of a request; a tier that the settings do not name stands as the lowest."""
+    """Return the priority of a request; an unknown tier counts as the lowest."""
     own = tier_of(tiers, tier)
     return Priority(
         rank=own.priority,
@@ -33,6 +33,6 @@ def priority_of(tiers: Tiers, tier: str, priority: RequestPriority = "normal") -
 
 
 def tier_of(tiers: Tiers, name: str) -> Tier:
-    """The settings of a tier; of the lowest for one that they do not name."""
+    """Return the settings of a tier; of the lowest for one that they do not name."""
     named = {"pro": tiers.pro, "enterprise": tiers.enterprise, "operator": tiers.operator}
     return named.get(name, tiers.free)

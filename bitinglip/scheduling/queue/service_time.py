@@ -1,4 +1,4 @@
-"""How fast a model gets through its work, learned from what has ended; gives the honest ETA."""
+"""The service time of a model: the smoothed duration of its jobs, from which ETAs follow."""
 
 _SMOOTHING = 0.2
 

@@ -50,7 +50,7 @@ def test_admission_lets_other_keys_in_beside_a_key_that_fills_the_queue(tmp_path
     async def test(rig: Rig) -> None:
         running = [asyncio.create_task(answer(rig, job(max_tokens=2))) for _ in range(50)]
         await asyncio.sleep(0)
-        rig.dispatcher.load.value = 1.0
+        rig.dispatcher.overload.value = 1.0
         with pytest.raises(errors.QueueFull), rig.dispatcher.open(job()):
             pass
         assert await answer(rig, job(key_id="light", max_tokens=2))

@@ -41,7 +41,7 @@ def check(
         model_queue(k=waiting) if isinstance(waiting, int) else waiting,
         of_key=of_key,
         most_waiting=most,
-        load=load(busy),
+        overload=load(busy),
         top_rank=TOP,
         slots=4,
     )
