@@ -13,7 +13,7 @@ import pytest
 from bitinglip.scheduling.job import Job
 from bitinglip.wire.kinds import KINDS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 MADE_UP = '''
 
