@@ -1,4 +1,4 @@
-"""The server's HTTP API, for commands: JSON in and out, streams, errors as one clear line."""
+"""Calls the server's HTTP API for commands: JSON, streams, and errors as one clear line."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -57,7 +57,7 @@ class Client:
         self._ask("DELETE", path, timeout=None)
 
     def list(self, path: str) -> list[dict[str, Any]]:
-        """All rows of a list, page by page."""
+        """Yield all rows of a list, page by page."""
         rows: list[dict[str, Any]] = []
         while True:
             page = self.get(path, limit=_PAGE, offset=len(rows))
@@ -66,7 +66,7 @@ class Client:
                 return rows
 
     def text(self, path: str) -> str:
-        """An answer that is not JSON."""
+        """Return the text of a response that is not JSON."""
         with self._translated():
             answer = self._http.get(path)
         if not answer.is_success:
@@ -74,7 +74,7 @@ class Client:
         return answer.text
 
     def health(self) -> dict[str, Any]:
-        """The server's own view of its health, which it also tells with an error's status."""
+        """Return the server's health report, which may come with an error status."""
         with self._translated():
             answer = self._http.get("/health")
         found: dict[str, Any] = _json(answer) or {}
@@ -148,7 +148,7 @@ class Client:
 
 
 def refusal(error: dict[str, Any], retry_after: str | None = None, has_key: bool = True) -> Failure:
-    """An error object of the API as what ends a command."""
+    """Turn an error object of the API into the exception that ends a command."""
     line = failure_line(error, retry_after, has_key)
     return Failure(line, code=str(error.get("code") or ""))
 
@@ -156,7 +156,7 @@ def refusal(error: dict[str, Any], retry_after: str | None = None, has_key: bool
 def failure_line(
     error: dict[str, Any], retry_after: str | None = None, has_key: bool = True
 ) -> str:
-    """An error object of the API as one line that also says what to do."""
+    """Turn an error object of the API into one line that also says what to do."""
     message = str(error.get("message") or error.get("code") or "the server gave no reason")
     details = error.get("details") or {}
     match error.get("code"):
@@ -174,7 +174,7 @@ def failure_line(
 
 
 def parse_events(chunks: Iterable[bytes]) -> Iterator[Event]:
-    """Name and data of each server-sent event.
+    """Yield the name and the data of each server-sent event.
 
     Lines end at line feeds only: other characters that Python takes for line ends may stand
     in the JSON.
@@ -202,7 +202,7 @@ def _event_data(text: bytes) -> dict[str, Any]:
 
 
 def path_of(*parts: str) -> str:
-    """A path below /api/v1; ids may hold slashes, but lead nowhere else."""
+    """Return a path below /api/v1; an id may hold slashes but cannot leave its collection."""
     for part in parts:
         if not part or any(name in ("", ".", "..") for name in part.split("/")):
             raise Failure(f"{part!r} is not a valid name")

@@ -1,4 +1,4 @@
-"""Where a command works: on a home, through the server that runs on it or is named instead."""
+"""Tells where a command works: which home, and which server answers for it."""
 
 import os
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ class CliContext:
         return load_settings(config=self.config, home=self.home.root, environ=os.environ, sets=sets)
 
     def allows_pickles(self, name: str) -> bool:
-        """Whether the settings say so of the model that this is to become."""
+        """Return whether the settings allow pickled weights for the model of this name."""
         return self.settings().model(name).allow_pickles
 
     def server(self) -> "Client | None":
-        """The server to ask: the one in BITINGLIP_URL, else the one of this home if it runs."""
+        """Return the server to ask: the one in BITINGLIP_URL, else this home's if it runs."""
         if url := os.environ.get("BITINGLIP_URL"):
             return self._named(url.rstrip("/"))
         running = self.home.read_server_json()
@@ -79,7 +79,7 @@ class CliContext:
         return Client(url, self._key(is_here=True), is_here=True, trust=trust)
 
     def _key(self, *, is_here: bool) -> str | None:
-        """BITINGLIP_API_KEY, else this home's admin key, which is no other machine's business."""
+        """Return BITINGLIP_API_KEY, else this home's admin key if the server is on this machine."""
         if key := os.environ.get("BITINGLIP_API_KEY", "").strip():
             return key
         try:
@@ -88,7 +88,7 @@ class CliContext:
             return None
 
     def _own_certificate(self) -> "ssl.SSLContext | None":
-        """Trust in the very certificate that this home's server shows, whatever name it bears."""
+        """Trust exactly the certificate of this home's server, whatever name it bears."""
         import ssl
 
         if (certificate := self.settings().server.tls_cert) is None:

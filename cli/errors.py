@@ -1,4 +1,4 @@
-"""How a command fails: one clear line on stderr and exit code 1."""
+"""Ends a command that fails with one clear line on stderr and exit code 1."""
 
 import errno
 import sys
@@ -34,7 +34,7 @@ class Failure(Exception):
 
 
 class Commands(TyperGroup):
-    """The commands; the one place where errors become lines and an exit code."""
+    """Runs the commands; the one place where errors become lines and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -56,7 +56,7 @@ def print_errors(lines: "Sequence[str]") -> None:
 
 
 def error_lines(error: Exception) -> list[str]:
-    """What to tell the user; empty for a bug, which keeps its traceback."""
+    """Return the lines to print; none for a bug, which keeps its traceback."""
     if isinstance(error, Failure):
         return [str(error)]
     if isinstance(error, OSError) and error.errno != errno.EPIPE:

@@ -1,4 +1,4 @@
-"""The store and the database of a home that no server runs on, worked on directly.
+"""Works directly on the store and the database of a home that no server runs on.
 
 What is returned has the same shape as the API's answers.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cli.errors import Failure
-from cli.show.output import note
+from cli.show.output import print_note
 
 if TYPE_CHECKING:
     from bitinglip.access.keys import KeyRing
@@ -93,14 +93,14 @@ def key(home: "Home", key_id: str) -> dict[str, Any]:
 
 
 def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
-    """A key as the API makes it from this body; its secret is under ``key``."""
+    """Create a key as the API does from this body; its secret is under ``key``."""
     from bitinglip.access.expiry import parse_expiry
     from bitinglip.wire.admin import key_info
 
     async def created(ring: "KeyRing") -> dict[str, Any]:
         # A first start makes the admin key only where there is no key at all.
         if await ring.ensure_admin_key(home):
-            note(f"Made the admin key, too: {home.admin_key}")
+            print_note(f"Made the admin key, too: {home.admin_key}")
         record, secret = await ring.create(
             name=body["name"],
             tier=body.get("tier") or "free",

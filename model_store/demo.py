@@ -1,4 +1,4 @@
-"""Small models made on the spot, so that a new server can be tried without any download."""
+"""Makes small models on the spot, so that a new server can be tried without any download."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -45,20 +45,20 @@ DEMO_MODELS = tuple(DEMOS)
 
 
 def make_fake_models(store: ModelStore, names: Sequence[str]) -> list[Manifest]:
-    """Models that only pretend, under these names; they need no files of anybody."""
+    """Put models of the fake engine into the store under these names; they need no weights."""
     description, make = DEMOS["demo-echo"]
     return [made for name in names if (made := _make(store, name, description, make))]
 
 
 def make_demo_models(store: ModelStore, names: Sequence[str] = DEMO_MODELS) -> list[Manifest]:
-    """Put the demo models into the store; those that are there are left as they are."""
+    """Put the demo models into the store; leave existing ones as they are."""
     return [made for name in names if (made := _make(store, name, *DEMOS[name]))]
 
 
 def _make(
     store: ModelStore, name: str, description: str, make: Callable[[Path], None]
 ) -> Manifest | None:
-    """The model, or None if there is one of that name already."""
+    """Make the model; return None if the name is taken already."""
     if name in store.names():
         return None
     # Taken: another process was quicker.

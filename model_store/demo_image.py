@@ -39,7 +39,7 @@ def make_image_model(folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """Every byte is a word's letter or its last one; so every text can be encoded."""
+    """Write a tokenizer of bytes, inside and at the end of words, so that it encodes every text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), _BEGIN, _END]
     write_json(folder / "vocab.json", {word: number for number, word in enumerate(words)})

@@ -25,7 +25,7 @@ def make_speech_model(folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """One token a byte; so every text can be encoded."""
+    """Write a tokenizer with one token per byte, so that it encodes every text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {word: number for number, word in enumerate(["[PAD]", *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

@@ -66,7 +66,7 @@ def _train_tokenizer() -> Tokenizer:
 
 
 def _prose() -> Iterator[str]:
-    """Docstrings of the standard library: text that is always there, the same for one Python."""
+    """Return docstrings of the standard library: text that every Python has, always the same."""
     for name in (
         "argparse",
         "asyncio/base_events",

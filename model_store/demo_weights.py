@@ -38,7 +38,7 @@ def write_model(
 def _tensor(
     random: np.random.Generator, name: str, shape: list[int], scale: float
 ) -> NDArray[np.float32]:
-    """Norms do nothing, biases are zero, all else keeps the size of what goes through it."""
+    """Make a tensor: norms do nothing, biases are zero, all else keeps the size of its input."""
     if len(shape) == 1 or math.prod(shape[1:]) == 1:
         return np.full(shape, 0.0 if "bias" in name else scale, np.float32)
     spread = scale / math.sqrt(math.prod(shape[1:]))

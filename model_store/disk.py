@@ -1,4 +1,4 @@
-"""What the store asks of the file system: room, links, durability, and one owner at a time."""
+"""Wraps the file system for the store: free space, links, durability and locks."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises NoSpace when so many bytes more would not leave the floor free."""
+    """Raise NoSpace if writing so many bytes would leave less than the minimum free."""
     free = max(0, shutil.disk_usage(folder).free - FLOOR_BYTES)
     if needed > free:
         raise NoSpace(
@@ -25,8 +25,8 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
-    """The system's errors name paths of the server; ours do not."""
+def store_errors(what: str) -> Iterator[None]:
+    """Raise errors of the system as the store's, whose messages hold no path of the server."""
     try:
         yield
     except OSError as error:
@@ -36,13 +36,13 @@ def translated(what: str) -> Iterator[None]:
 
 
 def may_link(real: Path, folder: Path) -> bool:
-    """Whether a hard link can stand in for a copy: our own file, on the same file system."""
+    """Return whether a hard link can replace a copy: the file is ours, on this file system."""
     found = real.stat()
     return found.st_uid == os.getuid() and found.st_dev == folder.stat().st_dev
 
 
-def bring(real: Path, target: Path) -> None:
-    """A hard link where it can be, else a copy."""
+def link_or_copy(real: Path, target: Path) -> None:
+    """Link the file if possible, else copy it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if may_link(real, target.parent):
         try:
@@ -53,8 +53,8 @@ def bring(real: Path, target: Path) -> None:
     shutil.copyfile(real, target)
 
 
-def settle(folder: Path) -> None:
-    """Everything in the folder is ours alone, and on the disk before the folder is moved."""
+def secure_and_sync(folder: Path) -> None:
+    """Make the folder private and sync it to the disk, before it is moved into place."""
     for path in [*folder.rglob("*"), folder]:
         # A file with other links has the mode of the file it was made from.
         if path.is_dir() or path.stat().st_nlink == 1:
@@ -71,7 +71,7 @@ def sync(path: Path) -> None:
 
 
 def lock(folder: Path) -> int | None:
-    """A handle that owns the folder until it is closed or its process dies; None if it is owned."""
+    """Lock the folder until the handle is closed or the process dies; None if it is locked."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

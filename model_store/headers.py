@@ -47,7 +47,7 @@ class Tensor(msgspec.Struct, frozen=True):
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises BadFiles when the header lies."""
+    """Return the tensors of a safetensors file. Raises BadFiles when the header lies."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(_LENGTH.size)

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from model_store.disk import bring, check_room, translated
+from model_store.disk import check_room, link_or_copy, store_errors
 from model_store.errors import BadFiles, BadName, DownloadError
 from model_store.inspection import components, inspect_texts
 from model_store.kinds import read_json
@@ -44,7 +44,7 @@ _TOKEN_HINT = "set HF_TOKEN, or hub.token_file in the settings"
 
 @dataclass(frozen=True)
 class HubOptions:
-    """Which hub, and as whom. The token goes to that hub's own host and nowhere else."""
+    """The address of a hub and a token, which is sent to that hub's host and nowhere else."""
 
     endpoint: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -87,7 +87,7 @@ def pull(
         missing = sum({file.key: file.size - _there(blobs, file) for file in wanted}.values())
         check_room(blobs, missing)
         counter = Counter(progress, sum(file.size for file in wanted), len(wanted))
-        with translated("The model cannot be stored"), store.draft() as folder:
+        with store_errors("The model cannot be stored"), store.draft() as folder:
             known = _fill(folder / FILES, wanted, fetcher, counter)
             source = f"hub:{repo}"
             try:
@@ -108,8 +108,8 @@ def _client() -> httpx.Client:
 
 
 def _listing(repo: str, revision: str | None, hub: HubOptions) -> tuple[str, dict[str, Wanted]]:
-    """The commit and its files, of an answer that is not trusted."""
-    with _translated(repo, revision, hub):
+    """Return the commit and its files from the hub's listing, which is not trusted."""
+    with _hub_errors(repo, revision, hub):
         constants.HF_HUB_DISABLE_TELEMETRY = True
         endpoint = hub.endpoint.rstrip("/") if hub.endpoint else None
         api = HfApi(endpoint=endpoint, token=hub.token or False)
@@ -127,7 +127,7 @@ def _listing(repo: str, revision: str | None, hub: HubOptions) -> tuple[str, dic
 
 
 def _patiently(ask: Callable[[], Any]) -> Any:
-    """What the client answers, asked again when the hub was only busy."""
+    """Call the client, and again when the hub was only busy."""
     for pause in _PAUSES:
         try:
             return ask()
@@ -152,7 +152,7 @@ def _wanted(file: Any, repo: str, sha: str, endpoint: str) -> Wanted:
 def _choose(
     files: dict[str, Wanted], include: Sequence[str], fetcher: Fetcher, pickles: Sequence[str]
 ) -> list[Wanted]:
-    """What to fetch, texts before weights. A pipeline's own index says which folders it needs."""
+    """Choose the files to fetch, texts before weights; a pipeline's index names its folders."""
     parts = None
     if INDEX in files and not include:
         index, _ = fetcher.fetch(files[INDEX], Counter(None, 0, 0))
@@ -171,7 +171,7 @@ def _fill(folder: Path, wanted: list[Wanted], fetcher: Fetcher, counter: Counter
             inspect_texts(folder)
             looked = True
         blob, digests[file.path] = fetcher.fetch(file, counter)
-        bring(blob, folder / file.path)
+        link_or_copy(blob, folder / file.path)
     return digests
 
 
@@ -183,8 +183,9 @@ def _there(blobs: Path, file: Wanted) -> int:
 
 
 @contextmanager
-def _translated(repo: str, revision: str | None, hub: HubOptions) -> Iterator[None]:
-    """The client's four families of errors, as ours. Gated first: it is a kind of 'not found'."""
+def _hub_errors(repo: str, revision: str | None, hub: HubOptions) -> Iterator[None]:
+    """Raise the client's four kinds of error as the store's. Gated is a kind of 'not found', so
+    it comes first."""
     try:
         yield
     except GatedRepoError as error:

@@ -1,4 +1,4 @@
-"""From a folder in Hugging Face layout to what the store says of it, or why it is refused.
+"""Inspects a folder in Hugging Face layout: what model it is, or why it is refused.
 
 Everything that can be told from files alone is told here, before any library opens them: code,
 pickles, indices that point elsewhere, headers that lie, configs that claim more than the weights.
@@ -26,9 +26,9 @@ from model_store.selection import (
     PICKLES,
     PICKLES_ALLOWED,
     WEIGHTS,
-    needed,
     numbered_parts,
     one_set,
+    required,
 )
 
 _CONTEXT_FIELDS = (
@@ -66,8 +66,8 @@ _CODE = "This model needs code of its own to run, which is never loaded."
 
 
 @dataclass
-class Found:
-    """What the files of a model say."""
+class Inspection:
+    """The facts of a model that its files alone tell."""
 
     kind: str
     engine: str
@@ -88,22 +88,24 @@ class Found:
     decoder_width: int = 0
 
 
-def inspect(folder: Path) -> Found:
-    """Raises BadFiles when the folder is not a model that may be taken in."""
+def inspect(folder: Path) -> Inspection:
+    """Inspect a folder. Raises BadFiles if it is not a model that may be taken in."""
     kind = inspect_texts(folder)
     if kind == "image":
         return _inspect_pipeline(folder)
     config = read_json(folder / "config.json")
     if config.get("model_type") == FAKE:
         chat = ("completion", "chat")
-        return Found("text", "fake", model_type=FAKE, has_chat_template=True, capabilities=chat)
+        return Inspection(
+            "text", "fake", model_type=FAKE, has_chat_template=True, capabilities=chat
+        )
     return _inspect_transformer(folder, kind, config)
 
 
 def inspect_texts(folder: Path) -> str:
-    """The kind, where everything but the weights may be taken in. Raises BadFiles."""
+    """Check everything but the weights and return the kind. Raises BadFiles."""
     paths = model_files(folder)
-    for path in needed(paths):
+    for path in required(paths):
         if path.endswith(".json") and _needs_code(read_any_json(folder / path)):
             raise BadFiles(_CODE)
     # Each index, also beside whole weights: diffusers then reads it and not them.
@@ -117,14 +119,14 @@ def inspect_texts(folder: Path) -> str:
 
 
 def _needs_code(value: Any) -> bool:
-    """``auto_map`` in a config or in one inside it; in a vocabulary it is but a word."""
+    """Find ``auto_map`` in a config or in one inside it; in a vocabulary it is only a word."""
     return any(
         "auto_map" in part and not isinstance(part["auto_map"], int) for part in _objects(value)
     )
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """A JSON value's objects at every depth; by a stack, since files may nest to the limit."""
+    """Yield the objects of a JSON value at every depth, by a stack: files may nest to the limit."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -136,7 +138,7 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def components(index: dict[str, Any]) -> list[str]:
-    """The folders that a pipeline's index names. Raises BadFiles where it names foreign code."""
+    """Return the folders that a pipeline's index names. Raises BadFiles for foreign code."""
     found = []
     known = {"diffusers", "transformers"} | known_names("pipeline modules")
     for part, value in index.items():
@@ -162,9 +164,9 @@ def _check_index(folder: Path) -> None:
             raise BadFiles(f"The pipeline's component {part[:80]} is missing.")
 
 
-def _inspect_pipeline(folder: Path) -> Found:
+def _inspect_pipeline(folder: Path) -> Inspection:
     index = read_json(folder / INDEX)
-    model = Found("image", "image", architecture=index["_class_name"])
+    model = Inspection("image", "image", architecture=index["_class_name"])
     model.capabilities = ("text-to-image",)
     tensors: dict[str, Tensor] = {}
     for part in components(index):
@@ -182,8 +184,8 @@ def _inspect_pipeline(folder: Path) -> Found:
     return _with_weights(model, tensors)
 
 
-def _note_widths(model: Found, part: str, config: dict[str, Any]) -> None:
-    """What the memory of activations follows from."""
+def _note_widths(model: Inspection, part: str, config: dict[str, Any]) -> None:
+    """Record the widths that decide the memory of activations."""
     channels = config.get("block_out_channels")
     first = channels[0] if isinstance(channels, list) and channels else None
     width = first if isinstance(first, int) and first > 0 else 0
@@ -200,7 +202,7 @@ def _note_widths(model: Found, part: str, config: dict[str, Any]) -> None:
 
 
 def _voices(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    """The voices that a repository has: Bark's presets, speakers by number, or vectors of them."""
+    """Return a repository's voices: Bark's presets, numbered speakers, or speaker vectors."""
     if (folder / _VOICE_INDEX).is_file():
         index = read_json(folder / _VOICE_INDEX)
         return tuple(sorted(name for name, parts in index.items() if isinstance(parts, dict)))
@@ -217,7 +219,7 @@ def _no_weights(folder: Path) -> BadFiles:
     return BadFiles("Only safetensors are taken, and it has no weights.")
 
 
-def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Found:
+def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Inspection:
     tensors = weights(folder)
     if not tensors:
         raise _no_weights(folder)
@@ -228,7 +230,7 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Fou
     inner = config.get("text_config")
     text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
     model_type = config.get("model_type")
-    found = Found(
+    found = Inspection(
         kind,
         kind,
         architecture=architecture_of(config),
@@ -258,7 +260,7 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Fou
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors that a library would load from one folder, its index obeyed and checked."""
+    """Return the tensors that a library would load from one folder; its index is checked."""
     index, names = one_set(path.name for path in folder.iterdir())
     if index is None:
         if any("-of-" in name for name in names):
@@ -275,7 +277,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _indexed(folder: Path, index: Path) -> dict[str, str]:
-    """Tensor to shard: plain names, in this folder, and there."""
+    """Map each tensor to its shard; every shard is a plain name and exists in this folder."""
     listed = _weight_map(index)
     for name in sorted(set(listed.values())):
         if not (folder / name).is_file():
@@ -284,7 +286,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor to shard, where every shard is a plain name; none is looked for."""
+    """Map each tensor to its shard; every shard is a plain name, whether it exists or not."""
     listed = read_json(index).get("weight_map")
     named = isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())
     if not isinstance(listed, dict) or not listed or not named:
@@ -296,7 +298,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_layers(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """A config larger than its weights would have the library build modules for minutes."""
+    """Refuse a config with more layers than its weights: the library would build for minutes."""
     stacks: dict[str, set[str]] = {}
     for name in tensors:
         number = re.search(r"(?:^|\.)(\d+)\.", name)
@@ -319,7 +321,7 @@ def _check_widths(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 
 
 def _kv_bytes(config: dict[str, Any]) -> int | None:
-    """Keys and values of one token over all layers, at 2 bytes an element."""
+    """Return the bytes of one token's keys and values in all layers, at 2 bytes an element."""
     layers = _number(config, *_DECODER_LAYER_FIELDS)
     heads = _number(config, *_HEAD_FIELDS)
     width = _number(config, *_WIDTH_FIELDS)
@@ -331,7 +333,7 @@ def _kv_bytes(config: dict[str, Any]) -> int | None:
 
 
 def _stage_bytes(config: dict[str, Any]) -> int:
-    """The same of a stage of Bark, whose heads are all its own."""
+    """Return the same for a stage of Bark, which has a key and a value for each head."""
     layers, width = _number(config, "num_layers"), _number(config, "hidden_size")
     return 2 * (layers or 0) * (width or 0) * 2
 
@@ -351,7 +353,7 @@ def _has_template(folder: Path) -> bool:
     return path.exists() and bool(read_json(path).get("chat_template"))
 
 
-def _with_weights(found: Found, tensors: dict[str, Tensor]) -> Found:
+def _with_weights(found: Inspection, tensors: dict[str, Tensor]) -> Inspection:
     by_type: dict[str, int] = {}
     for tensor in tensors.values():
         by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.nbytes
@@ -363,7 +365,7 @@ def _with_weights(found: Found, tensors: dict[str, Tensor]) -> Found:
 
 
 def model_files(folder: Path) -> list[str]:
-    """The files in a folder, by path inside it; hidden ones belong to tools. Raises BadFiles."""
+    """Return the files of a folder by path, without hidden ones (of tools). Raises BadFiles."""
     found = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)

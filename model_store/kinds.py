@@ -1,4 +1,4 @@
-"""What a repository is, from its files' names and their JSON; nothing is imported or run.
+"""Tells the kind of a repository from file names and JSON; nothing is imported or run.
 
 ``architectures.json`` holds the names that transformers and diffusers know;
 ``python -m model_store.kinds`` writes it anew from the installed versions.
@@ -29,7 +29,7 @@ _MOST_JSON_BYTES = 200_000_000  #: tokenizers of 30 MB are common
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model's folder. Raises BadFiles for anything else."""
+    """Read a JSON object from a model's folder. Raises BadFiles for anything else."""
     value = read_any_json(path)
     if not isinstance(value, dict):
         raise BadFiles(f"{path.name} does not hold a JSON object.")
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_any_json(path: Path) -> Any:
-    """Raises BadFiles when the file does not read as JSON."""
+    """Read a JSON file. Raises BadFiles if it is not JSON."""
     if not path.is_file():
         raise BadFiles(f"{path.name} is missing.")
     if path.stat().st_size > _MOST_JSON_BYTES:
@@ -49,7 +49,7 @@ def read_any_json(path: Path) -> Any:
 
 
 def kind_of(folder: Path) -> str:
-    """text, image, speech, vocoder, transcription or embedding. Raises BadFiles for all else."""
+    """Return text, image, speech, vocoder, transcription or embedding; raises BadFiles if none."""
     if (folder / "model_index.json").exists():
         return "image"
     if (folder / "adapter_config.json").exists():
@@ -81,7 +81,7 @@ def _kind_of_config(config: dict[str, Any]) -> str:
 
 
 def architecture_of(config: dict[str, Any]) -> str | None:
-    """The first of a config's architectures, if it is one."""
+    """Return the first of a config's architectures, if there is one."""
     names = config.get("architectures")
     first = names[0] if isinstance(names, list) and names else None
     return first if isinstance(first, str) else None

@@ -1,4 +1,4 @@
-"""What the store knows of a model: one JSON file beside its files, written last."""
+"""Reads and writes manifests: one JSON file beside a model's files, written last."""
 
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ MANIFEST = "manifest.json"
 
 
 class FileEntry(msgspec.Struct, frozen=True):
-    """One file of a model, by its path inside the folder."""
+    """One file of a model and its path inside the folder."""
 
     path: str
     size: int
@@ -20,7 +20,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A model, as told by its files alone."""
+    """The description of a model, from its files alone."""
 
     name: str  #: the id that clients use; may hold one "/"
     kind: str  #: text, image, speech, embedding, transcription
@@ -52,7 +52,7 @@ _decoder = msgspec.json.Decoder(Manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a model's folder. Raises BadFiles if it is damaged, OSError if absent."""
+    """Read a folder's manifest. Raises BadFiles if it is damaged, OSError if absent."""
     try:
         return _decoder.decode((folder / MANIFEST).read_bytes())
     except msgspec.DecodeError as error:
@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Appear whole or not at all."""
+    """Write the manifest atomically: it appears whole or not at all."""
     draft = folder / f"{MANIFEST}.new"
     draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     sync(draft)

@@ -1,4 +1,4 @@
-"""Names of models and of the files in them: bounded, and never a way out of a folder."""
+"""Checks names of models and of their files: bounded, and never a way out of a folder."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ _MOST_FILES = 10_000
 
 
 def check_name(name: str) -> str:
-    """A model's name: one part, or two with a slash. Raises BadName."""
+    """Check a model's name: one part, or two with a slash. Raises BadName."""
     if not _NAME.fullmatch(name) or ".." in name or "--" in name:
         raise BadName(
             "A model's name is made of letters, digits, '.', '_' and single '-', begins with a "
@@ -26,7 +26,7 @@ def check_name(name: str) -> str:
 
 
 def check_revision(revision: str) -> str:
-    """A branch, tag, commit or refs/pr/N. Raises BadName."""
+    """Check a branch, tag, commit or refs/pr/N. Raises BadName."""
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise BadName("A revision is a branch, a tag, a commit or refs/pr/N.")
     return revision
@@ -37,7 +37,7 @@ def folder_name(name: str) -> str:
 
 
 def check_file(path: str) -> str:
-    """A file's path inside a model's folder. Raises BadFiles."""
+    """Check a file's path inside a model's folder. Raises BadFiles."""
     pure = PurePosixPath(path)
     good = (
         pure.parts
@@ -55,7 +55,7 @@ def check_file(path: str) -> str:
 
 
 def check_files(paths: Collection[str]) -> None:
-    """Every path; that no two differ only in case or form; that no file is also a folder."""
+    """Check every path, that no two differ only in case or form, and that no file is a folder."""
     if len(paths) > _MOST_FILES:
         raise BadFiles(f"The model has more than {_MOST_FILES} files.")
     for path in paths:

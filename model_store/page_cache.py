@@ -1,4 +1,4 @@
-"""The weights of models that left their device, in RAM for as long as there is room for them.
+"""Keeps the weights of unloaded models in RAM for as long as there is room for them.
 
 They lie in the kernel's page cache, not in our memory: a load finds them there without knowing, and
 the kernel may take the pages back whenever somebody needs the RAM more.
@@ -18,7 +18,7 @@ _PIECE_BYTES = 8 * 1024 * 1024
 
 
 def budget(configured: int | None, ram_bytes: int) -> int:
-    """The bytes to keep at most: what is configured, else a share of the RAM."""
+    """Return the most bytes to keep: the configured number, else a share of the RAM."""
     return ram_bytes // SHARE_OF_RAM if configured is None else configured
 
 
@@ -30,7 +30,7 @@ class _Kept:
 
 
 class PageCache:
-    """Least recently kept models go first. Every method may be called from any thread."""
+    """Drops the least recently kept models first. Every method may be called from any thread."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
@@ -40,7 +40,7 @@ class PageCache:
 
     @property
     def held(self) -> dict[str, int]:
-        """Bytes of each model that is kept, the least recent first."""
+        """Return the bytes of each kept model, the least recent first."""
         with self._lock:
             return {name: kept.bytes for name, kept in self._kept.items()}
 
@@ -62,7 +62,7 @@ class PageCache:
                     self._forget(name)
 
     def _admit(self, name: str, kept: _Kept) -> list[tuple[Path, int]]:
-        """Enters the model into the books; the files of those that it displaced."""
+        """Enter the model into the books; return the files of the models that it displaced."""
         with self._lock:
             self._forget(name)
             if self._closed or not 0 < kept.bytes <= self._budget:
@@ -97,7 +97,7 @@ class PageCache:
 
 
 def _weights(folder: Path) -> Iterator[tuple[Path, int]]:
-    """The safetensors files of a model and its parts, with their sizes."""
+    """Return the safetensors files of a model and its parts, with their sizes."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for path in (Path(parent, name) for name in sorted(names) if name.endswith(".safetensors")):
@@ -110,7 +110,7 @@ def _weights(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _read(path: Path, size: int, kept: _Kept) -> int:
-    """Read a file through once, so that it is cached; how many bytes there were.
+    """Read a file once, so that it is cached; return its bytes.
 
     Read, not mapped and populated: a mapping ends in SIGBUS where a file was cut off meanwhile, and
     would hold a removed model on the disk. What is read already costs a copy in memory only.

@@ -1,4 +1,4 @@
-"""Pickled weights, where the operator allows them: converted once, and never opened here.
+"""Converts pickled weights where the operator allows them; never opens them here.
 
 A process without secrets reads the tensors and nothing else, and writes safetensors, which are
 then looked at as all others are.
@@ -26,7 +26,7 @@ _GLANCE_SECONDS = 0.1
 
 
 def pickled(paths: Iterable[str]) -> list[str]:
-    """The weights of a transformers model that are pickles; whole ones come before shards."""
+    """Return a transformers model's pickled weights; whole ones come before shards."""
     found = {path: match for path in sorted(paths) if (match := _WEIGHTS.fullmatch(path))}
     whole = [path for path, match in found.items() if match["shard"] is None]
     return whole or list(found)

@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""Reports the progress of long work."""
 
 from typing import Protocol
 
@@ -6,12 +6,12 @@ from typing import Protocol
 class Progress(Protocol):
     def plan(self, total_bytes: int, files: int) -> None: ...
     def advance(self, path: str, bytes_done: int) -> None:
-        """``bytes_done`` counts the whole work and never goes backwards."""
+        """Report progress: ``bytes_done`` counts the whole work and never goes backwards."""
         ...
 
 
 class Silent:
-    """Tells nobody."""
+    """Reports nothing."""
 
     def plan(self, total_bytes: int, files: int) -> None: ...
     def advance(self, path: str, bytes_done: int) -> None: ...
@@ -27,7 +27,7 @@ class Counter:
         self._progress.plan(total_bytes, files)
 
     def add(self, path: str, count: int) -> None:
-        """``count`` may be negative where work is thrown away; what is told only grows."""
+        """Add bytes; ``count`` is negative where work is thrown away, but the report only grows."""
         self._done += count
         self._told = max(self._told, self._done)
         self._progress.advance(path, self._told)

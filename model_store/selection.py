@@ -1,4 +1,4 @@
-"""Which files of a repository are taken: what a library needs to load it, one set of weights."""
+"""Selects the files of a repository that a library needs, with one set of weights."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -33,7 +33,7 @@ def select(
     components: Iterable[str] | None = None,
     pickles: Iterable[str] = (),
 ) -> list[str]:
-    """The paths to download, in order. Raises BadFiles when nothing usable is there.
+    """Return the paths to download, in order. Raises BadFiles when nothing usable is there.
 
     ``components`` are a pipeline's folders, where its index has been read; ``pickles`` those
     that are taken where nothing better is there.
@@ -43,16 +43,16 @@ def select(
         if not chosen:
             raise BadFiles("No file that may be taken matches --include.")
         return chosen
-    chosen = needed(paths, components)
+    chosen = required(paths, components)
     if not any(path.endswith(WEIGHTS) for path in chosen):
-        if taken := [path for path in pickles if path in paths]:
-            return [*chosen, *taken]
+        if selected := [path for path in pickles if path in paths]:
+            return [*chosen, *selected]
         raise BadFiles(_no_weights(paths))
     return chosen
 
 
-def needed(paths: Collection[str], components: Iterable[str] | None = None) -> list[str]:
-    """What a library would open of these files."""
+def required(paths: Collection[str], components: Iterable[str] | None = None) -> list[str]:
+    """Return the files that a library would open."""
     ordered = sorted(paths)
     if INDEX in ordered:
         return [INDEX, *_of_components(ordered, components)]
@@ -61,12 +61,12 @@ def needed(paths: Collection[str], components: Iterable[str] | None = None) -> l
 
 
 def numbered_parts(paths: Iterable[str]) -> list[str]:
-    """The folders that sentence-transformers runs after the model: ``1_Pooling``, ``2_Dense``."""
+    """Return the folders of sentence-transformers' later stages: ``1_Pooling``, ``2_Dense``."""
     return sorted({path.partition("/")[0] for path in paths if _PART.fullmatch(path)})
 
 
 def one_set(paths: Iterable[str]) -> tuple[str | None, list[str]]:
-    """Of one folder: the index, if there are shards, and the weight files that belong together.
+    """Return one set of weight files of a folder, and their index if there are shards.
 
     Plain weights come before a variant's (``model.fp16.safetensors``), whole ones before shards.
     """
@@ -100,7 +100,7 @@ def _of_components(paths: list[str], components: Iterable[str] | None) -> list[s
 
 
 def _of_folder(paths: list[str], folder: str) -> list[str]:
-    """The texts of one folder, not of those in it, and its weights."""
+    """Return the texts and the weights of one folder, without its subfolders."""
     there = [path for path in paths if path.rpartition("/")[0] == folder.rstrip("/")]
     index, weights = one_set(there)
     return [*filter(_is_text, there), *([index] if index else []), *weights]

@@ -1,4 +1,4 @@
-"""The models on disk: one folder each, ``files/`` in Hugging Face layout and a manifest.
+"""Stores models on disk: one folder each, ``files/`` in Hugging Face layout and a manifest.
 
 A folder without a manifest does not exist for anybody. New ones are made under ``.partial`` and
 moved into place whole; removed ones are moved away first.
@@ -15,14 +15,22 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from model_store.disk import bring, check_room, lock, may_link, settle, sync, translated
+from model_store.disk import (
+    check_room,
+    link_or_copy,
+    lock,
+    may_link,
+    secure_and_sync,
+    store_errors,
+    sync,
+)
 from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, UnknownModel
 from model_store.inspection import inspect, inspect_texts, model_files
 from model_store.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
 from model_store.pickles import convert, pickled
 from model_store.progress import Counter, Progress
-from model_store.selection import WEIGHTS, needed
+from model_store.selection import WEIGHTS, required
 
 FILES = "files"
 PARTIAL = ".partial"
@@ -33,7 +41,7 @@ Names = list[str]  #: inside the class, ``list`` is a method
 
 
 class ModelStore:
-    """Safe for several processes: every change is one rename."""
+    """Holds the models; safe for several processes, since every change is one rename."""
 
     def __init__(self, root: Path) -> None:
         self._root = Path(root)
@@ -43,26 +51,26 @@ class ModelStore:
     # ---- what is there -------------------------------------------------------------------------
 
     def list(self) -> list[Manifest]:
-        """All models, by name."""
+        """Return all models, by name."""
         return list(self._manifests().values())
 
     def names(self) -> Names:
         return list(self._manifests())
 
     def get(self, name: str) -> Manifest:
-        """Raises UnknownModel."""
+        """Return the model's manifest. Raises UnknownModel."""
         try:
             return self._manifests()[name]
         except KeyError:
             raise _unknown() from None
 
     def path(self, name: str) -> Path:
-        """The folder with the model's files. Raises UnknownModel."""
+        """Return the folder with the model's files. Raises UnknownModel."""
         self.get(name)
         return self._folder(name) / FILES
 
     def _manifests(self) -> dict[str, Manifest]:
-        """Read anew when the folder has changed: adding and removing are renames in it."""
+        """Return the manifests; read them again when a rename has changed the folder."""
         stamp = self._root.stat().st_mtime_ns
         seen, manifests = self._seen
         if stamp != seen:
@@ -97,27 +105,27 @@ class ModelStore:
         *,
         allow_pickles: bool = False,
     ) -> Manifest:
-        """Take a folder in Hugging Face layout in: hard links where they can be, else copies.
+        """Import a folder in Hugging Face layout, by hard links if possible, else by copies.
 
         ``allow_pickles``: where there are no better weights, convert those. Raises BadFiles,
         NameTaken, BadName or NoSpace.
         """
         self.check_free(name)
-        with translated("The folder cannot be read"), self.draft() as folder:
+        with store_errors("The folder cannot be read"), self.draft() as folder:
             targets = _link_targets(Path(source))
-            taken = needed(targets)
+            selected = required(targets)
             pickles = []
-            if allow_pickles and not any(path.endswith(WEIGHTS) for path in taken):
+            if allow_pickles and not any(path.endswith(WEIGHTS) for path in selected):
                 pickles = pickled(targets)
             if pickles:
                 inspect_texts(Path(source))
             else:
                 inspect(Path(source))
-            chosen = {path: targets[path] for path in [*taken, *pickles]}
+            chosen = {path: targets[path] for path in [*selected, *pickles]}
             copied = [real for real in chosen.values() if not may_link(real, folder)]
             check_room(self.partial, sum(real.stat().st_size for real in copied))
             for path, real in chosen.items():
-                bring(real, folder / FILES / path)
+                link_or_copy(real, folder / FILES / path)
             if pickles:
                 convert(folder / FILES, progress)
             return self.finish(folder, name, source="import", progress=progress)
@@ -149,7 +157,7 @@ class ModelStore:
             created_at=datetime.now(UTC),
             **vars(found),
         )
-        settle(folder / FILES)
+        secure_and_sync(folder / FILES)
         write_manifest(folder, manifest)
         sync(folder)
         self._move_in(folder, name)
@@ -166,14 +174,14 @@ class ModelStore:
         sync(self._root)
 
     def check_free(self, name: str) -> None:
-        """Raises NameTaken or BadName. The hub takes names that differ only in case for one."""
+        """Raise NameTaken or BadName. On the hub, names that differ only in case are the same."""
         wanted = self._folder(name).name.lower()
         if any(folder.name.lower() == wanted for folder in self._root.iterdir()):
             raise _taken(name)
 
     def remove(self, name: str) -> None:
-        """Also a model whose manifest is damaged. Raises UnknownModel, or BadFiles if it stays."""
-        with translated("The model cannot be removed"):
+        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays."""
+        with store_errors("The model cannot be removed"):
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
                 self._folder(name).rename(gone)
@@ -182,7 +190,7 @@ class ModelStore:
             shutil.rmtree(gone)
 
     def verify(self, name: str, progress: Progress | None = None) -> Names:
-        """Paths of files that are missing, new, unreadable, or not what the manifest says."""
+        """Return the files that are missing, new, unreadable, or not what the manifest says."""
         manifest = self.get(name)
         files = self._folder(name) / FILES
         counter = Counter(progress, manifest.total_bytes, len(manifest.files))
@@ -193,14 +201,14 @@ class ModelStore:
 
     @property
     def partial(self) -> Path:
-        """Where unfinished work lies; on the same file system as the models."""
+        """Return the folder of unfinished work, on the same file system as the models."""
         folder = self._root / PARTIAL
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
-        """A folder to fill with ``files/``; gone at the end unless ``finish`` moved it away."""
+        """Yield a folder for ``files/``; remove it at the end unless ``finish`` moved it away."""
         self._sweep()
         folder = Path(tempfile.mkdtemp(prefix="draft-", dir=self.partial))
         handle = lock(folder)
@@ -214,7 +222,7 @@ class ModelStore:
 
     @contextmanager
     def pulling(self, repo: str) -> Iterator[Path]:
-        """The folder for what has come of a repository: kept, so that a pull can go on.
+        """Yield the folder of a repository's partial download, kept so that a pull can resume.
 
         One process at a time may have it. Raises PullRunning.
         """
@@ -229,7 +237,7 @@ class ModelStore:
             os.close(handle)
 
     def _sweep(self) -> None:
-        """Remove what killed processes left; not what a pull can go on from."""
+        """Remove what killed processes left, but not what a pull can resume from."""
         for folder in self.partial.iterdir():
             old = time.time() - folder.stat().st_mtime > _SWEPT_AFTER_SECONDS
             if old and folder.name.startswith(("draft-", "removed-")):
@@ -242,7 +250,7 @@ class ModelStore:
 def hash_files(
     folder: Path, progress: Progress | None, known: Mapping[str, str]
 ) -> tuple[FileEntry, ...]:
-    """An entry for each file of the folder, by path."""
+    """Hash each file of the folder and return its entries, by path."""
     sizes = {path: (folder / path).stat().st_size for path in model_files(folder)}
     unknown = [path for path in sizes if path not in known]
     digests = dict(known)
@@ -274,7 +282,7 @@ def sha256_of(path: Path, name: str, counter: Counter) -> str:
 
 
 def _link_targets(source: Path) -> dict[str, Path]:
-    """The files of a folder and where each really lies: in the folder, or, where it is a snapshot
+    """Return the files of a folder and where each really lies: in it, or, if it is a snapshot
     of a hub cache, among the blobs beside it."""
     if not source.is_dir():
         raise BadFiles("There is no such folder.")

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it stopped, tried again, and hashed as it comes.
+"""Downloads one file over HTTP: resumes it, retries it, and hashes it as it comes.
 
 The partial file is named by its content's hash, so it survives a crash, a restart and a change of
 revision. The hub's client does neither (it begins anew, and trusts the length).
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from model_store.disk import check_room, translated
+from model_store.disk import check_room, store_errors
 from model_store.errors import DownloadError, PullCancelled
 from model_store.progress import Counter
 
@@ -27,7 +27,7 @@ _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to fetch: where, how large, and what it must hash to."""
+    """A file to fetch, with its address, its size and its hash."""
 
     path: str
     url: str
@@ -42,7 +42,7 @@ class Wanted:
 
 @dataclass
 class Fetcher:
-    """Fetches files into a folder of blobs. Not for several threads."""
+    """Fetches files into a folder of blobs; not safe for several threads."""
 
     client: httpx.Client
     blobs: Path
@@ -50,13 +50,13 @@ class Fetcher:
     token: str | None = None
 
     def fetch(self, wanted: Wanted, counter: Counter) -> tuple[Path, str]:
-        """The verified file and its SHA-256.
+        """Fetch a file; return its verified path and its SHA-256.
 
         Raises DownloadError, NoSpace or PullCancelled; keeps what has come.
         """
         whole = self.blobs / wanted.key
         unfinished = self.blobs / f"{wanted.key}.part"
-        with translated(f"{wanted.path} cannot be written"):
+        with store_errors(f"{wanted.path} cannot be written"):
             if whole.exists():
                 whole.replace(unfinished)  # the disk may have damaged it since it was verified
             for _ in range(2):
@@ -84,7 +84,7 @@ class Fetcher:
                 self._pause(max(_retry_after(status), backoff), part)
 
     def _try(self, wanted: Wanted, part: "Part") -> httpx.Response | None:
-        """As much as one answer brings; the answer, where it was a refusal that may pass."""
+        """Fetch as much as one response brings; return a response that refuses but may pass."""
         try:
             self._get(wanted, part)
         except httpx.HTTPStatusError as error:
@@ -132,7 +132,7 @@ class Fetcher:
 
 
 class Part:
-    """What is there of a file, and the digests of just that."""
+    """The part of a file that has come, and the digests of that part."""
 
     def __init__(self, wanted: Wanted, path: Path, counter: Counter) -> None:
         self.path = path
@@ -162,7 +162,7 @@ class Part:
         return self._git.hexdigest() if self._git else self.sha256
 
     def note(self, chunk: bytes) -> None:
-        """These bytes are in the file now."""
+        """Record that these bytes are in the file now."""
         self._sha256.update(chunk)
         if self._git:
             self._git.update(chunk)
@@ -176,7 +176,7 @@ class Part:
 
 
 def _may_pass(answer: httpx.Response) -> bool:
-    """403 from a second host is a signed link that has expired; the hub gives a fresh one."""
+    """Return whether a retry may help. A 403 of a second host is a signed link that expired."""
     return answer.status_code in _RETRIED or (answer.status_code == 403 and bool(answer.history))
 
 
@@ -190,6 +190,6 @@ def _refused(wanted: Wanted, answer: httpx.Response) -> DownloadError:
 
 
 def _retry_after(answer: httpx.Response | None) -> float:
-    """Seconds, where the server names a number of them; not more than a minute."""
+    """Return the seconds that the server asks to wait, at most a minute."""
     value = answer.headers.get("retry-after", "") if answer else ""
     return min(60.0, float(value)) if value.isascii() and value.isdigit() else 0.0

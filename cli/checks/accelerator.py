@@ -1,4 +1,4 @@
-"""What there is to compute with: cards, processor, and the torch that was installed.
+"""Checks the devices: cards, processor, and whether the installed torch goes with them.
 
 torch itself is never imported: that takes seconds, and only workers do it.
 """
@@ -21,7 +21,7 @@ _CUDA = re.compile(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", re.MULTILINE)
 
 
 def every_device(settings: "Settings") -> Iterator[Finding]:
-    """The devices as the settings have them, and whether torch goes with the driver."""
+    """Report the devices that the settings name, and whether torch goes with the driver."""
     from workers.devices import Devices
 
     fake = [(each.name, each.memory_bytes) for each in settings.devices.fake]
@@ -50,7 +50,7 @@ def findings(devices: "Devices", settings: "Settings", torch_cuda: str | None) -
 
 
 def _note(devices: "Devices") -> Finding:
-    """What was found instead of cards; without a driver that is as it should be."""
+    """Report why there are no cards; a machine without a driver needs none."""
     from workers.devices.nvml import NO_DRIVER
 
     note, driver = devices.note or "", devices.driver
@@ -100,7 +100,7 @@ def _torch(driver: "Driver | None", cuda: str | None) -> Finding:
 
 
 def _cuda_of_torch() -> str | None:
-    """The CUDA version that torch was built for, from its own version file."""
+    """Return the CUDA version that torch was built for, from torch's version file."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None

@@ -1,4 +1,4 @@
-"""What ``doctor`` looks at. Each check yields findings; none changes anything."""
+"""Runs the checks of ``doctor``. Each check yields findings; none changes anything."""
 
 import os
 import sys
@@ -109,7 +109,7 @@ def _port(place: CliContext, settings: "Settings") -> Finding:
 
 
 def _database(place: CliContext) -> Finding:
-    """Read only: what a start would migrate or repair is left as it is."""
+    """Check the database read-only: what a start would migrate or repair stays as it is."""
     import sqlite3
     from contextlib import closing
 
@@ -143,7 +143,7 @@ def _judged(version: str) -> Finding:
 
 
 def _models(place: CliContext) -> Iterator[Finding]:
-    """Whether every file of every model is there in its size; `models verify` reads them."""
+    """Check that each file of each model exists in its size; `models verify` reads the files."""
     from cli import offline
     from model_store.names import folder_name
 

@@ -10,7 +10,7 @@ from cli.commands.generate import MaxTokensOption, SeedOption, TemperatureOption
 from cli.context import CliContext
 from cli.errors import Failure, print_errors
 from cli.options import ConfigOption, HomeOption
-from cli.show.output import clean, note
+from cli.show.output import clean, print_note
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -47,7 +47,7 @@ def chat(
 
 
 def _check_model(server: "Client", model: str) -> None:
-    """A wrong name is told before the first prompt, and not after it."""
+    """Report a wrong model name before the first prompt, and not after it."""
     from cli.client import path_of
 
     kind = server.get(path_of("models", model))["type"]
@@ -56,7 +56,7 @@ def _check_model(server: "Client", model: str) -> None:
 
 
 class Conversation:
-    """What was said so far, and how the next turn is asked for."""
+    """Keeps the messages so far and asks for the next turn."""
 
     def __init__(self, server: "Client", options: dict[str, Any], system: str | None) -> None:
         self._server = server
@@ -68,7 +68,8 @@ class Conversation:
         self._turns = []
 
     def ask(self, prompt: str) -> None:
-        """One turn, streamed to stdout. A failed one leaves no trace; a cancelled one what came."""
+        """Stream one turn to stdout. The history keeps nothing of a failed turn, and what came of a
+        cancelled one."""
         from cli.stream.text_stream import stream_answer
 
         turns = [*self._turns, {"role": "user", "content": prompt}]
@@ -93,7 +94,7 @@ class Conversation:
                 typer.echo()
         self._keep(turns, answer.response["result"]["text"])
         if sys.stderr.isatty():
-            note(answer.figures())
+            print_note(answer.figures())
 
     def _keep(self, turns: list[dict[str, str]], answer: str) -> None:
         if answer:
@@ -101,7 +102,7 @@ class Conversation:
 
 
 class Session:
-    """The prompt, and the commands at it."""
+    """Reads prompts and commands from the terminal until the user leaves."""
 
     def __init__(self, conversation: Conversation, model: str) -> None:
         self._conversation = conversation
@@ -109,7 +110,9 @@ class Session:
 
     def run(self) -> None:
         _enable_line_editing()
-        note(f"Talking to {self._model}. Ctrl-C cancels an answer, /exit leaves, /help tells more.")
+        print_note(
+            f"Talking to {self._model}. Ctrl-C cancels an answer, /exit leaves, /help tells more."
+        )
         while (line := _read_line(">>> ")) is not None:
             if not line.strip():
                 continue
@@ -123,32 +126,32 @@ class Session:
         try:
             self._conversation.ask(prompt)
         except KeyboardInterrupt:
-            note("Cancelled.")
+            print_note("Cancelled.")
         except Failure as failure:
             print_errors([str(failure)])
             if failure.code == "CONTEXT_LENGTH_EXCEEDED":
-                note("/clear forgets the conversation and so makes room.")
+                print_note("/clear forgets the conversation and so makes room.")
 
     def _obey(self, command: str, argument: str) -> bool:
-        """Whether the session goes on."""
+        """Run a command; return whether the session goes on."""
         match command:
             case "exit" | "quit" | "bye":
                 return False
             case "clear":
                 self._conversation.clear()
-                note("Forgotten.")
+                print_note("Forgotten.")
             case "system":
                 self._conversation.system = argument or None
-                note("Noted." if argument else "No instructions any more.")
+                print_note("Noted." if argument else "No instructions any more.")
             case "help":
-                note(_HELP)
+                print_note(_HELP)
             case _:
-                note(f"There is no /{command}. {_HELP}")
+                print_note(f"There is no /{command}. {_HELP}")
         return True
 
 
 def _read_line(prompt: str) -> str | None:
-    """The next line; None at the end: Ctrl-D, or Ctrl-C at the prompt."""
+    """Return the next line, or None at the end: Ctrl-D, or Ctrl-C at the prompt."""
     try:
         if sys.stdout.isatty():
             return input(prompt)

@@ -1,4 +1,4 @@
-"""``bitinglip config``: the settings, as they will be."""
+"""``bitinglip config`` checks and shows the settings that a server would have."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""``bitinglip doctor``: what is wrong with this machine, and what to do about it."""
+"""``bitinglip doctor`` tells what is wrong with this machine, and what to do about it."""
 
 from typing import TYPE_CHECKING
 

@@ -10,7 +10,7 @@ import typer
 from cli.context import CliContext
 from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.show.output import clean, note, show_json
+from cli.show.output import clean, print_note, show_json
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -200,7 +200,7 @@ def speech(
 
 
 def piped_text() -> str:
-    """All of stdin as a prompt, whatever bytes it holds."""
+    """Read all of stdin as a prompt, whatever bytes it holds."""
     text = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not text.strip():
         raise Failure("the prompt is empty")
@@ -234,13 +234,13 @@ def _streamed(server: "Client", body: dict[str, Any]) -> None:
 
 
 def _whole(server: "Client", body: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
-    """The answer in one piece; in a file it is exactly what the model wrote."""
+    """Write the answer in one piece; a file holds exactly what the model wrote."""
     from cli.stream.text_stream import stream_answer
 
     answer = stream_answer(server, body, lambda _: None)
     if output is not None:
         output.write_text(answer.response["result"]["text"], encoding="utf-8", errors="replace")
-        note(f"Wrote {output}.")
+        print_note(f"Wrote {output}.")
     if as_json:
         show_json(answer.response)
     else:
@@ -248,6 +248,6 @@ def _whole(server: "Client", body: dict[str, Any], output: Path | None, *, as_js
 
 
 def _show_figures(answer: "Answer") -> None:
-    """Only where somebody looks; in a script's log it would be noise."""
+    """Show the figures on a terminal only; in a script's log they would be noise."""
     if sys.stderr.isatty():
-        note(answer.figures())
+        print_note(answer.figures())

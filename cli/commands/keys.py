@@ -7,7 +7,7 @@ import typer
 from cli import offline
 from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.show.output import moment, note, show_json, show_list, show_pairs, show_table
+from cli.show.output import moment, print_note, show_json, show_list, show_pairs, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and revoke API keys.")
 
@@ -41,7 +41,7 @@ def create(
         show_json(made)
         return
     typer.echo(made["key"])
-    note(
+    print_note(
         f"Key {made['id']} for {made['name']}: tier {made['tier']}, "
         f"{'until ' + moment(made['expires_at']) if made['expires_at'] else 'without an end'}, "
         f"may {', '.join(made['scopes'])}. Keep it now; it is not shown again."
@@ -94,7 +94,7 @@ def revoke(key_id: IdArgument, home: HomeOption = None, config: ConfigOption = N
         server.delete(path_of("keys", key_id))
     else:
         offline.revoke_key(place.home, key_id)
-    note(f"Revoked {key_id}.")
+    print_note(f"Revoked {key_id}.")
 
 
 _COLUMNS = ("ID", "NAME", "TIER", "STATE", "SECRET", "EXPIRES", "LAST USED", "SCOPES")

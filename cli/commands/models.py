@@ -12,7 +12,7 @@ from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import (
     amount,
-    note,
+    print_note,
     show_json,
     show_list,
     show_pairs,
@@ -88,7 +88,7 @@ def import_model(
             found = offline.import_model(
                 place.home, folder, name, allow_pickles=allow_pickles or place.allows_pickles(name)
             )
-    note(f"Imported {found['model_id']}: {found['type']}, {size(found['bytes'])}.")
+    print_note(f"Imported {found['model_id']}: {found['type']}, {size(found['bytes'])}.")
 
 
 @app.command("list")
@@ -140,7 +140,7 @@ def remove(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
             server.delete(path_of("models", name))
         else:
             offline.remove_model(place.home, name)
-    note(f"Removed {name}.")
+    print_note(f"Removed {name}.")
 
 
 @app.command()
@@ -159,7 +159,7 @@ def load(name: NameArgument, home: HomeOption = None, config: ConfigOption = Non
     server = CliContext.of(home, config).need_server()
     with waiting(f"loading {name}"):
         found = server.post(path_of("models", name, "load"), patience=None)
-    note(f"{found['model_id']} is {found['status']}.")
+    print_note(f"{found['model_id']} is {found['status']}.")
 
 
 @app.command()
@@ -183,7 +183,7 @@ def unload(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
     server = CliContext.of(home, config).need_server()
     with waiting(f"unloading {name}"):
         server.post(path_of("models", name, "unload"), patience=None)
-    note(f"{name} is unloaded.")
+    print_note(f"{name} is unloaded.")
 
 
 _COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "STATUS")
@@ -203,7 +203,7 @@ def _row(model: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _voices(voices: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Those of one language and gender in a line; what is not known of them is not said."""
+    """Put the voices of one language and gender in a line; leave out what is not known."""
     lines: dict[str, list[str]] = {}
     for voice in voices:
         known = [each for each in (voice["language"], voice["gender"]) if each]

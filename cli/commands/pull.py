@@ -1,4 +1,4 @@
-"""What moves or reads many bytes of the store: pull and verify, with a progress bar."""
+"""Runs pull and verify, which move or read many bytes, with a progress bar."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cli import offline
 from cli.errors import Failure
-from cli.show.output import clean, console, note, size
+from cli.show.output import clean, console, print_note, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -27,12 +27,12 @@ def pull_model(
     include: Sequence[str],
     allow_pickles: bool,
 ) -> None:
-    """Straight into the home's store, also while a server runs: a pull only adds a folder."""
+    """Pull into the home's store, also while a server runs: a pull only adds a folder."""
     hub = _hub(place)
     from model_store.hub import pull
 
     place.home.create()
-    note(f"Pulling {repo} into {place.home.models}")
+    print_note(f"Pulling {repo} into {place.home.models}")
     try:
         with transfer(repo) as progress:
             manifest = pull(
@@ -46,9 +46,9 @@ def pull_model(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        note("Stopped. The same command goes on from here.")
+        print_note("Stopped. The same command goes on from here.")
         raise
-    note(f"Pulled {manifest.name}: {manifest.kind}, {size(manifest.total_bytes)}, verified.")
+    print_note(f"Pulled {manifest.name}: {manifest.kind}, {size(manifest.total_bytes)}, verified.")
 
 
 def _hub(place: "CliContext") -> "HubOptions":
@@ -68,11 +68,11 @@ def verify_model(place: "CliContext", name: str) -> None:
     if wrong:
         files = f"{len(wrong)} of its files" if len(wrong) > 5 else ", ".join(wrong)
         raise Failure(f"{name} is damaged: {files}; remove it and pull it again")
-    note(f"{name} is whole.")
+    print_note(f"{name} is whole.")
 
 
 class Transfer:
-    """A progress bar on a terminal; in a log, a line for each tenth."""
+    """Shows a progress bar on a terminal; in a log, a line for each tenth."""
 
     def __init__(self, what: str, bars: "Bars | None") -> None:
         self._what = what
@@ -82,19 +82,19 @@ class Transfer:
         self._task = bars.add_task(clean(what), total=None) if bars else None
 
     def plan(self, total_bytes: int, files: int) -> None:
-        """Begins the work, or its next part."""
+        """Begin the work, or its next part."""
         self._total, self._tenth = total_bytes, 0
         if self._bars and self._task is not None:
             self._bars.reset(self._task, total=total_bytes)
         else:
-            note(f"{self._what}: {files} files, {size(total_bytes)}")
+            print_note(f"{self._what}: {files} files, {size(total_bytes)}")
 
     def advance(self, path: str, bytes_done: int) -> None:  # noqa: ARG002  the protocol's
         if self._bars and self._task is not None:
             self._bars.update(self._task, completed=bytes_done)
         elif self._total and (tenth := 10 * bytes_done // self._total) > self._tenth:
             self._tenth = tenth
-            note(f"{self._what}: {tenth}0 %")
+            print_note(f"{self._what}: {tenth}0 %")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``bitinglip status``: one look at the running server."""
+"""``bitinglip status`` shows the running server once."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import typer
 from cli.commands.workers import show_workers
 from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.show.output import clean, console, note, show, show_json
+from cli.show.output import clean, console, print_note, show, show_json
 from cli.show.tables import device_table, model_table
 
 _WIDEST = 140
@@ -30,7 +30,7 @@ def status(
         show("", *model_table(models, len(models)))
         for model in models:
             if model["cause"]:
-                note(f"{model['model_id']}: {model['cause']}")
+                print_note(f"{model['model_id']}: {model['cause']}")
     if found["workers"]:
         typer.echo()
         show_workers(found["workers"])

@@ -41,7 +41,7 @@ def top(
 
 
 class _Watcher:
-    """Asks the server, and remembers enough to tell rates and a server that has gone."""
+    """Asks the server, and remembers enough to compute rates and to notice that it has gone."""
 
     def __init__(self, server: "Client") -> None:
         self._server = server
@@ -52,7 +52,7 @@ class _Watcher:
         self.rates: Rates | None = None
 
     def look(self) -> dict[str, Any]:
-        """The present state. Raises Failure if the server does not answer."""
+        """Return the present state. Raises Failure if the server does not answer."""
         status = self._server.get("/api/v1/cluster/status")
         self._found = {"url": self._server.url, **status}
         self._measure(_counters(self._server.text("/metrics")))
@@ -67,7 +67,7 @@ class _Watcher:
         return board(found, self.rates, width=min(size.width, _WIDEST), most_models=most)
 
     def next_screen(self) -> Any:
-        """The screen after another look; the last one with a word if nobody answers."""
+        """Return a new screen, or the last one with a message if the server does not answer."""
         from rich.console import Group
         from rich.text import Text
 
@@ -94,7 +94,7 @@ class _Watcher:
 
 
 def _counters(text: str) -> dict[str, float]:
-    """Jobs that ended and tokens, summed over models, from the metrics' text."""
+    """Return the ended jobs and the tokens of all models, summed from the metrics' text."""
     from prometheus_client.parser import text_string_to_metric_families
 
     sums = {"jobs": 0.0, "prompt": 0.0, "completion": 0.0}
@@ -125,7 +125,7 @@ def _live(watcher: _Watcher, interval: float) -> None:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Keys come one by one and are not shown; the terminal is put back as it was."""
+    """Read keys one by one without echo; the terminal's mode is restored afterwards."""
     import termios
     import tty
 
@@ -139,6 +139,6 @@ def _keys() -> Iterator[None]:
 
 
 def _pressed(seconds: float) -> bytes:
-    """The key that was pressed in that time, if any."""
+    """Return the key that was pressed in that time, if any."""
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     return os.read(sys.stdin.fileno(), 1) if ready else b""

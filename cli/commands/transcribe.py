@@ -11,7 +11,7 @@ import typer
 from cli.context import CliContext
 from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
-from cli.show.output import clean, note, show_json
+from cli.show.output import clean, print_note, show_json
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -71,11 +71,11 @@ def transcribe(
         show_json(answer)
     elif output is not None:
         _write(output, _text(answer, form))
-        note(f"Wrote {output} ({_figures(answer)}).")
+        print_note(f"Wrote {output} ({_figures(answer)}).")
     elif not shown:
         typer.echo(clean(_text(answer, form)), nl=False)
     elif sys.stderr.isatty():
-        note(_figures(answer))
+        print_note(_figures(answer))
 
 
 def _ask(

@@ -11,7 +11,7 @@ from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import (
     ago,
     clean,
-    note,
+    print_note,
     show_json,
     show_list,
     show_pairs,
@@ -48,7 +48,7 @@ def restart(worker_id: IdArgument, home: HomeOption = None, config: ConfigOption
     server = CliContext.of(home, config).need_server()
     with waiting(f"restarting {worker_id}"):
         server.post(path_of("workers", worker_id, "restart"), patience=None)
-    note(f"{worker_id} is being restarted.")
+    print_note(f"{worker_id} is being restarted.")
 
 
 @app.command()
@@ -66,7 +66,7 @@ def drain(
     with waiting(f"draining {worker_id}"):
         while wait and any(row["id"] == worker_id for row in server.list("/api/v1/workers")):
             time.sleep(_POLL_SECONDS)
-    note(f"{worker_id} is drained." if wait else f"{worker_id} is being drained.")
+    print_note(f"{worker_id} is drained." if wait else f"{worker_id} is being drained.")
 
 
 @app.command()
@@ -99,14 +99,14 @@ def stop(worker_id: IdArgument, home: HomeOption = None, config: ConfigOption = 
     server = CliContext.of(home, config).need_server()
     with waiting(f"stopping {worker_id}"):
         server.delete(path_of("workers", worker_id))
-    note(f"Stopped {worker_id}.")
+    print_note(f"Stopped {worker_id}.")
 
 
 def show_workers(rows: list[dict[str, Any]]) -> None:
     show_table(COLUMNS, [_row(row) for row in rows], right=NUMBERS)
     for row in rows:
         if row["cause"]:
-            note(f"{row['id']}: {row['cause']}")
+            print_note(f"{row['id']}: {row['cause']}")
 
 
 def _row(worker: dict[str, Any]) -> tuple[Any, ...]:

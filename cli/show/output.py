@@ -1,4 +1,4 @@
-"""What a person or a program reads: tables, JSON, sizes, times, a spinner.
+"""Prints what a person or a program reads: tables, JSON, sizes, times, a spinner.
 
 Results go to stdout, everything about them to stderr. Text from elsewhere passes ``clean``.
 """
@@ -23,19 +23,19 @@ _WIDE = 10_000
 
 
 def clean(text: str) -> str:
-    """The text without anything that a terminal would obey."""
+    """Remove all control characters that a terminal would obey."""
     return _CONTROL.sub("", text)
 
 
 def survive_any_text() -> None:
-    """Characters that the terminal's encoding lacks are shown as ``?``, not as a traceback."""
+    """Show characters that the terminal's encoding lacks as ``?``, not as a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")
 
 
 def console(stream: IO[str] | None = None) -> "Console":
-    """A console that prints text as it is; one that is no terminal never wraps."""
+    """Return a console that prints text as it is, and wraps lines on a terminal only."""
     from rich.console import Console
 
     out = stream or sys.stdout
@@ -54,17 +54,17 @@ def show_list(
     as_json: bool,
     empty: str,
 ) -> None:
-    """What every ``list`` command ends with: JSON, a table, or a word on what to do next."""
+    """Print the rows of a ``list`` command: JSON, a table, or what to do if there are none."""
     if as_json:
         show_json(rows)
     elif rows:
         show(rows)
     else:
-        note(empty)
+        print_note(empty)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: str = "") -> None:
-    """A table; ``right`` names the columns of numbers, with blanks between."""
+    """Print a table; ``right`` names the columns of numbers, with blanks between."""
     from rich.table import Table
     from rich.text import Text
 
@@ -78,7 +78,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: 
 
 
 def show_pairs(pairs: Mapping[str, Any]) -> None:
-    """Names and values, one pair a line; what is not known is left out."""
+    """Print names and values, one pair a line; unknown values are left out."""
     from rich.table import Table
     from rich.text import Text
 
@@ -92,7 +92,7 @@ def show_pairs(pairs: Mapping[str, Any]) -> None:
 
 
 def show(*parts: "RenderableType") -> None:
-    """Without the blanks that fill the last column."""
+    """Print without the blanks that fill the last column."""
     screen = console()
     with screen.capture() as captured:
         for part in parts:
@@ -109,13 +109,13 @@ def _cell(value: Any) -> str:
     return clean(str(value)).replace("\n", " ")
 
 
-def note(text: str) -> None:
-    """A remark on stderr, dim on a terminal."""
+def print_note(text: str) -> None:
+    """Print a remark to stderr, dim on a terminal."""
     typer.secho(clean(text), dim=True, err=True)
 
 
 def size(count: int | None) -> str:
-    """1.2 GB, in powers of ten; ``-`` where it is not known."""
+    """Format bytes in powers of ten (1.2 GB); ``-`` if unknown."""
     if count is None:
         return "-"
     value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
@@ -125,7 +125,7 @@ def size(count: int | None) -> str:
 
 
 def amount(count: int | None) -> str:
-    """135M, as one speaks of parameters."""
+    """Format a number of parameters (135M)."""
     if not count:
         return "-"
     value, units = float(count), ["", "k", "M", "B", "T"]
@@ -135,7 +135,7 @@ def amount(count: int | None) -> str:
 
 
 def moment(text: str | None) -> str:
-    """A time of the API in this machine's zone, to the minute."""
+    """Format a time of the API in this machine's zone, to the minute."""
     if not text:
         return "-"
     try:
@@ -145,7 +145,7 @@ def moment(text: str | None) -> str:
 
 
 def ago(text: str | None) -> str:
-    """How long since a time of the API, in the largest unit that fits."""
+    """Format how long ago a time of the API was, in the largest unit that fits."""
     if not text:
         return "-"
     seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds())
@@ -156,7 +156,7 @@ def ago(text: str | None) -> str:
 
 
 class Waiting:
-    """A spinner's text; without a terminal it says nothing."""
+    """Shows the text of a spinner; without a terminal it prints nothing."""
 
     def __init__(self, status: "Status | None") -> None:
         self._status = status
@@ -175,7 +175,7 @@ class Waiting:
 
 @contextmanager
 def waiting(text: str = "") -> Iterator[Waiting]:
-    """A spinner on stderr while something takes its time; shown once it has a text."""
+    """Show a spinner on stderr while the block runs, once it has a text."""
     status = console(sys.stderr).status("", spinner="dots") if sys.stderr.isatty() else None
     spinner = Waiting(status)
     try:

@@ -28,7 +28,7 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """What happened per second between two looks."""
+    """Rates per second between two samples."""
 
     requests: float
     prompt_tokens: float
@@ -38,7 +38,7 @@ class Rates:
 def board(
     found: Mapping[str, Any], rates: Rates | None, *, width: int, most_models: int
 ) -> "Group":
-    """Everything on one screen."""
+    """Put everything on one screen."""
     from rich.console import Group
 
     parts: list[RenderableType] = [headline(found, rates)]
@@ -90,7 +90,7 @@ def device_table(devices: Iterable[Mapping[str, Any]], width: int) -> "Table":
 
 
 def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":
-    """Ours, then what other programs hold, then what is free."""
+    """Draw our memory, then what other programs hold, then what is free."""
     from rich.text import Text
 
     def cells(count: int) -> int:
@@ -104,7 +104,7 @@ def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":
 
 
 def model_table(models: Sequence[Mapping[str, Any]], most: int) -> "list[RenderableType]":
-    """Those that do something first; the others are counted when there are too many."""
+    """List active models first; count the others when there are too many."""
     table = _table("MODEL", "STATUS", "REPLICAS", "RUNNING", "QUEUED", "WAITED", "ETA", "UNUSED")
     for name in ("REPLICAS", "RUNNING", "QUEUED", "WAITED", "ETA", "UNUSED"):
         _column(table, name).justify = "right"

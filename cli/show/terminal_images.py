@@ -1,4 +1,4 @@
-"""Pictures in terminals: by the protocol that a terminal speaks, else in half blocks."""
+"""Shows images in terminals: by the protocol that a terminal knows, else in half blocks."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ _INLINE = ("iTerm.app", "WezTerm")
 
 
 def protocol_of(environ: Mapping[str, str]) -> str | None:
-    """``kitty`` or ``iterm``, where the terminal says that it speaks one of them."""
+    """Return ``kitty`` or ``iterm`` if the terminal says that it knows one of them."""
     program, term = environ.get("TERM_PROGRAM", ""), environ.get("TERM", "")
     if "KITTY_WINDOW_ID" in environ or "kitty" in term or "ghostty" in (term, program):
         return "kitty"
@@ -19,7 +19,7 @@ def protocol_of(environ: Mapping[str, str]) -> str | None:
 
 
 def shown(picture: bytes, protocol: str | None, columns: int) -> str:
-    """What to write to the terminal, the line's end included."""
+    """Return what to write to the terminal, the line end included."""
     if protocol == "kitty":
         return kitty(_as_png(picture)) + "\n"
     if protocol == "iterm":
@@ -28,7 +28,7 @@ def shown(picture: bytes, protocol: str | None, columns: int) -> str:
 
 
 def kitty(png: bytes) -> str:
-    """Kitty's graphics protocol: transmit and show, in chunks of base64."""
+    """Encode for Kitty's graphics protocol: transmit and show, in chunks of base64."""
     text = base64.standard_b64encode(png).decode()
     chunks = [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)] or [""]
     out = []
@@ -40,13 +40,13 @@ def kitty(png: bytes) -> str:
 
 
 def iterm(picture: bytes) -> str:
-    """iTerm2's inline images, which take any format."""
+    """Encode for iTerm2's inline images, which take any format."""
     text = base64.standard_b64encode(picture).decode()
     return f"\x1b]1337;File=inline=1;size={len(picture)};preserveAspectRatio=1:{text}\x07"
 
 
 def half_blocks(picture: bytes, columns: int) -> str:
-    """Two pixels a character, in 24-bit colour."""
+    """Draw two pixels per character, in 24-bit colour."""
     import numpy as np
     from PIL import Image
 

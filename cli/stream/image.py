@@ -1,4 +1,4 @@
-"""What ``bitinglip generate image`` does: ask, show the steps, write the files."""
+"""Asks for images, shows the steps and writes the files (``bitinglip generate image``)."""
 
 import base64
 import os
@@ -11,7 +11,7 @@ import typer
 
 from cli.client import Client
 from cli.errors import Failure
-from cli.show.output import note
+from cli.show.output import print_note
 from cli.show.terminal_images import protocol_of, shown
 from cli.stream.output_names import free_name
 from cli.stream.progress import Words, make
@@ -22,12 +22,12 @@ _WORDS = Words("image", "reading the prompt", "drawing", "finishing", "step")
 
 
 def draw(client: Client, body: dict[str, Any]) -> dict[str, Any]:
-    """The InferenceResponse of a request for images."""
+    """Request images; return the InferenceResponse."""
     return make(client, ROUTE, body, _WORDS)
 
 
 def read_picture(path: Path | None) -> str | None:
-    """A picture to send, in base64."""
+    """Read an image to send, in base64."""
     if path is None:
         return None
     try:
@@ -37,7 +37,7 @@ def read_picture(path: Path | None) -> str | None:
 
 
 def lora(text: str) -> dict[str, Any]:
-    """``NAME`` or ``NAME:SCALE``."""
+    """Parse ``NAME`` or ``NAME:SCALE``."""
     name, colon, scale = text.rpartition(":")
     if not colon:
         return {"name": text, "scale": 1.0}
@@ -48,7 +48,7 @@ def lora(text: str) -> dict[str, Any]:
 
 
 def format_of(output: Path | None, chosen: str | None) -> str:
-    """The chosen format, else the one that the file's name ends in, else png."""
+    """Return the chosen format, else the one of the file's suffix, else png."""
     if chosen is not None:
         return chosen
     if output is None or str(output) == "-":
@@ -62,7 +62,7 @@ def format_of(output: Path | None, chosen: str | None) -> str:
 
 
 def write(answer: dict[str, Any], output: Path | None, prompt: str) -> list[Path]:
-    """The images as files; ``-`` is stdout. Answers with where they are."""
+    """Write the images to files (``-`` is stdout); return their paths."""
     images = answer["result"]["images"]
     if output is not None and str(output) == "-":
         if len(images) > 1:
@@ -82,12 +82,12 @@ def write(answer: dict[str, Any], output: Path | None, prompt: str) -> list[Path
         seconds = answer["processing_time"]
         facts = f"{image['width']}x{image['height']}, seed {image['seed']}, {seconds:.1f} s"
         filtered = "; the model's safety checker made it black" if image.get("filtered") else ""
-        note(f"Wrote {path} ({facts}){filtered}.")
+        print_note(f"Wrote {path} ({facts}){filtered}.")
     return paths
 
 
 def show(paths: list[Path], wanted: bool | None) -> None:
-    """The pictures in the terminal: where it can, or in blocks where that was asked for."""
+    """Show the images in the terminal if it can, or in half blocks if that was asked for."""
     protocol = protocol_of(os.environ)
     if not sys.stdout.isatty() or wanted is False or (wanted is None and protocol is None):
         return

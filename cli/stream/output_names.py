@@ -1,4 +1,4 @@
-"""Names for what was made and was given none."""
+"""Names output files for which the user gave no name."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ _LONGEST = 40
 
 
 def free_name(text: str, seed: int, suffix: str) -> Path:
-    """A name that says what is in it, of a file that is not there yet."""
+    """Return a file name made from the prompt that is not taken yet."""
     words = re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:_LONGEST].strip("-")
     stem = f"{words or 'untitled'}-{seed}"
     path, number = Path(f"{stem}.{suffix}"), 2

@@ -1,4 +1,4 @@
-"""A long answer in the making: its events as a bar on a terminal, its end as an answer."""
+"""Shows the events of a long request as a bar on a terminal, and returns its response."""
 
 import io
 import sys
@@ -20,7 +20,7 @@ _BEFORE = ("queued", "loading", "started", "progress")
 
 @dataclass(frozen=True)
 class Words:
-    """What is made, and what the bar says meanwhile."""
+    """The texts of a bar: what is being made, and what to say meanwhile."""
 
     what: str  #: "image"
     begun: str  #: "reading the prompt"
@@ -38,7 +38,7 @@ def make(
     upload: Upload | None = None,
     each: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The InferenceResponse of a request, with a bar on a terminal while it is made.
+    """Send a request and show a bar until it ends; return the InferenceResponse.
 
     ``upload``: a file to send with it. ``each`` shows events itself, from the first one on that
     is part of the answer; the bar leaves the terminal to it then. Leaving by an exception, Ctrl-C
@@ -63,7 +63,7 @@ def make(
 
 
 class _Watched(io.RawIOBase):
-    """A file that tells how much of it was read."""
+    """Wraps a file and reports how much of it was read."""
 
     def __init__(self, inner: IO[bytes], tell: Callable[[int, int], None]) -> None:
         self._inner = inner
@@ -84,7 +84,7 @@ class _Watched(io.RawIOBase):
 
 
 class _Bar:
-    """What the server does, as a bar; says nothing without a terminal."""
+    """Shows what the server does as a bar; prints nothing without a terminal."""
 
     def __init__(self, model: str, words: Words, bars: "Progress | None") -> None:
         self._model = model
@@ -93,7 +93,7 @@ class _Bar:
         self._task = bars.add_task(f"asking {clean(model)}", total=None, text="") if bars else None
 
     def watched(self, upload: Upload | None) -> Upload | None:
-        """The same file, whose way is shown."""
+        """Return the same file with its upload shown in the bar."""
         if upload is None or self._bars is None:
             return upload
         name, file = upload
@@ -104,7 +104,7 @@ class _Bar:
         return name, cast("IO[bytes]", _Watched(file, sent))
 
     def stop(self) -> None:
-        """The terminal is needed for something else."""
+        """Remove the bar, so that something else can use the terminal."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None

@@ -1,4 +1,4 @@
-"""What ``bitinglip generate speech`` does: ask, show the sentences, write the file, play it."""
+"""Asks for speech, shows progress, writes and plays the file (``bitinglip generate speech``)."""
 
 import base64
 import shutil
@@ -11,7 +11,7 @@ import typer
 
 from cli.client import Client
 from cli.errors import Failure
-from cli.show.output import note
+from cli.show.output import print_note
 from cli.stream.output_names import free_name
 from cli.stream.progress import Words, make
 
@@ -28,12 +28,12 @@ _PLAYERS = (
 
 
 def speak(client: Client, body: dict[str, Any]) -> dict[str, Any]:
-    """The InferenceResponse of a request for speech."""
+    """Request speech; return the InferenceResponse."""
     return make(client, ROUTE, body, _WORDS)
 
 
 def format_of(output: Path | None, chosen: str | None) -> str:
-    """The chosen format, else the one that the file's name ends in, else wav."""
+    """Return the chosen format, else the one of the file's suffix, else wav."""
     if chosen is not None:
         return chosen
     if output is None or str(output) == "-":
@@ -47,7 +47,7 @@ def format_of(output: Path | None, chosen: str | None) -> str:
 
 
 def write(answer: dict[str, Any], output: Path | None, text: str) -> Path | None:
-    """The sound as a file; ``-`` is stdout. Answers with where it is."""
+    """Write the audio to a file (``-`` is stdout); return its path."""
     result = answer["result"]
     data = base64.b64decode(result["audio"])
     if output is not None and str(output) == "-":
@@ -61,12 +61,12 @@ def write(answer: dict[str, Any], output: Path | None, text: str) -> Path | None
     took = answer["processing_time"]
     facts = f"{result['duration']:.1f} s of sound in {took:.1f} s, seed {result['seed']}"
     voice = f", {result['voice']}" if result.get("voice") else ""
-    note(f"Wrote {path} ({facts}{voice}).")
+    print_note(f"Wrote {path} ({facts}{voice}).")
     return path
 
 
 def play(path: Path) -> None:
-    """By the first player that there is. Raises Failure if there is none."""
+    """Play the file with the first player that is installed. Raises Failure if there is none."""
     for command in _PLAYERS:
         if shutil.which(command[0]):
             subprocess.run([*command, str(path)], check=False)

@@ -1,4 +1,4 @@
-"""One streamed answer: its events turned into text, a spinner and figures."""
+"""Turns the events of one streamed answer into text, a spinner and figures."""
 
 import time
 from collections.abc import Callable
@@ -14,13 +14,13 @@ ROUTE = "/api/v1/inference/text-generation"
 
 @dataclass(frozen=True)
 class Answer:
-    """A completed answer: the API's InferenceResponse, and when the first text came."""
+    """A completed answer holds the API's InferenceResponse and when the first text came."""
 
     response: dict[str, Any]
     first_text_after: float
 
     def figures(self) -> str:
-        """Tokens, their rate and the time to the first: one line."""
+        """Format tokens, their rate and the time to the first token as one line."""
         tokens = self.response["usage"]["completion_tokens"]
         seconds = self.response["processing_time"]
         parts = [f"{tokens} {'token' if tokens == 1 else 'tokens'}"]
@@ -33,7 +33,7 @@ class Answer:
 
 
 def stream_answer(client: Client, body: dict[str, Any], write: Callable[[str], None]) -> Answer:
-    """Ask, hand each piece of text to ``write`` as it comes, return the whole.
+    """Send the request, pass each piece of text to ``write``, and return the whole answer.
 
     Leaving by an exception, Ctrl-C too, cancels the answer on the server.
     """
@@ -57,7 +57,7 @@ def stream_answer(client: Client, body: dict[str, Any], write: Callable[[str], N
 
 
 def _tell(spinner: Waiting, model: str, name: str, data: dict[str, Any]) -> None:
-    """What happens before the first text, in the spinner."""
+    """Show in the spinner what happens before the first text."""
     match name:
         case "queued" if data.get("position", 0) > 1:
             spinner.say(f"waiting for {model}, number {data['position']} in line")
@@ -70,5 +70,5 @@ def _tell(spinner: Waiting, model: str, name: str, data: dict[str, Any]) -> None
 
 
 def given_options(**options: Any) -> dict[str, Any]:
-    """The options that were given; the server has defaults for the others."""
+    """Return the options that were given; the server has defaults for the others."""
     return {name: value for name, value in options.items() if value is not None}
