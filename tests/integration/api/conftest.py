@@ -20,4 +20,4 @@ def served() -> Iterator[Served]:
 def client(served: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, headers=TEXT, timeout=10) as client:
         yield client
-    eventually(lambda: served.dispatcher.in_flight == 0)  # no job outlives its request
+    eventually(lambda: served.dispatcher.in_flight == 0, 5)  # no job outlives its request

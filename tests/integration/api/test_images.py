@@ -82,7 +82,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def client(studio: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=studio.url, headers=HEADERS, timeout=10) as client:
         yield client
-    eventually(lambda: studio.dispatcher.in_flight == 0)
+    eventually(lambda: studio.dispatcher.in_flight == 0, 5)
 
 
 @pytest.fixture

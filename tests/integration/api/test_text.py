@@ -112,10 +112,10 @@ def test_a_client_that_goes_away_cancels(served: Served, path: str, body: dict[s
     before = served.dispatcher.left_early
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(path, body))
-        eventually(lambda: served.dispatcher.in_flight == 1)
+        eventually(lambda: served.dispatcher.in_flight == 1, 5)
         if body["model"] and body.get("prompt") == "!stall":
-            eventually(lambda: b"two" in sock.recv(65536))
-    eventually(lambda: served.dispatcher.in_flight == 0)
+            eventually(lambda: b"two" in sock.recv(65536), 5)
+    eventually(lambda: served.dispatcher.in_flight == 0, 5)
     assert served.dispatcher.left_early == before + 1
 
 
@@ -137,7 +137,7 @@ def test_idle_streams_are_kept_alive(
             seen += chunk
             if seen.count(b": keep-alive\n\n") >= 2:
                 break
-    eventually(lambda: served.dispatcher.in_flight == 0)
+    eventually(lambda: served.dispatcher.in_flight == 0, 5)
 
 
 def test_a_client_that_stops_reading_is_given_up(
@@ -147,5 +147,5 @@ def test_a_client_that_stops_reading_is_given_up(
     monkeypatch.setattr(answering, "SEND_TIMEOUT", 0.2)
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(NATIVE, {**PROMPT, "prompt": "!flood", "stream": True}))
-        eventually(lambda: served.dispatcher.in_flight == 1)
-        eventually(lambda: served.dispatcher.in_flight == 0)
+        eventually(lambda: served.dispatcher.in_flight == 1, 5)
+        eventually(lambda: served.dispatcher.in_flight == 0, 5)

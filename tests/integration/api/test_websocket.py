@@ -67,7 +67,7 @@ def test_a_stalled_watcher_is_closed_with_1013_and_nobody_else_notices(
         with open_watch(gushing.url, task_id, **TEXT) as reader:
             messages, code = heard(reader)
         assert (len(messages), code) == (PIECES + 2, 1000)
-        eventually(lambda: any(each.close_sent for each in gushing.websockets()))
+        eventually(lambda: any(each.close_sent for each in gushing.websockets()), 5)
         taken = b""
         received = 0
         while chunk := stalled.recv(1 << 16):
@@ -88,8 +88,8 @@ def test_a_watcher_that_never_reads_is_cut_off(
     answer = httpx.post(gushing.url + NATIVE, json=PROMPT, headers=TEXT)
     task_id = json.loads(answer.text)["task_id"]
     with shake_hands(gushing, task_id):
-        eventually(lambda: len(gushing.websockets()) == 1)
-        eventually(lambda: not gushing.websockets())
+        eventually(lambda: len(gushing.websockets()) == 1, 5)
+        eventually(lambda: not gushing.websockets(), 5)
 
 
 def test_a_handshake_under_a_foreign_host_is_refused(gushing: Served) -> None:
