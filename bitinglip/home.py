@@ -149,7 +149,7 @@ class HomeLock:
 
     @staticmethod
     def is_held(home: Home) -> bool:
-        """Whether a server runs on this home."""
+        """True if a server runs on this home."""
         try:
             fd = os.open(home.lock, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -186,7 +186,7 @@ def _lock_patiently(fd: int) -> bool:
 
 
 def _holder(home: Home) -> str:
-    """Who holds the lock, for a message: it may not have written its pid yet."""
+    """Name the holder of the lock for a message; it may not have written its pid yet."""
     try:
         return f"pid {int(home.lock.read_text())}"
     except (OSError, ValueError):

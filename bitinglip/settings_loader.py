@@ -31,7 +31,7 @@ _PART = re.compile(r"""\s*(?:"([^"]+)"|'([^']+)'|([^."'=]+))\s*""")
 
 
 class SettingsError(Exception):
-    """What is wrong with the settings: every problem, one line each, with its place."""
+    """The settings are wrong; the message has a line for each problem, with its place."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))

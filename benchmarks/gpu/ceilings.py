@@ -41,7 +41,7 @@ def measure(record: Recorder) -> None:
 
 
 def _context(record: Recorder, devices: Devices, card: str) -> None:
-    """What a process takes of the card before it has any tensor worth the name."""
+    """Record the card's memory that a process takes before it has a tensor of any size."""
     before = devices.read()[card].used_bytes
     torch.zeros(1, device="cuda")
     torch.cuda.synchronize()

@@ -38,7 +38,7 @@ SCALES = {
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What the engine's pass took, in seconds and in bytes of the allocator's reserved memory."""
+    """The cost of one pass of the engine, in seconds and in bytes that the allocator reserved."""
 
     seconds: float
     step: float  #: a step of all pictures together, without the first step

@@ -1,4 +1,4 @@
-"""Whether importing an engine's libraries starts CUDA's driver, which fixes the visible cards."""
+"""This part tells if importing an engine starts CUDA's driver, which fixes the visible cards."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What loading a text model from its files takes: seconds, and memory that stays."""
+"""This part measures loading a text model from its files: seconds, and memory that stays."""
 
 import gc
 import resource
@@ -78,7 +78,7 @@ def _load(record: Recorder, memory: CardMemory, spec: Load, size: int) -> None:
 
 
 def _record_excess(record: Recorder, difference: int) -> None:
-    """What the allocator reserves beside what is in use, and what the context takes beside it."""
+    """Record the allocator's reserved and used memory, and that of the context."""
     import torch
 
     from workers.engines.torch_env import CONTEXT_BYTES

@@ -55,7 +55,7 @@ def make_files(device: str, folder: Path, shapes: dict[str, str]) -> dict[str, M
 
 
 def read_seconds(paths: list[Path]) -> float:
-    """What reading files takes once they lie in the page cache: they are read twice."""
+    """Measure how fast files are read from the page cache; they are read twice."""
     buffer = bytearray(_CHUNK)
     seconds = 0.0
     for _ in range(2):

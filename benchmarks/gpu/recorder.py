@@ -1,4 +1,4 @@
-"""What a part of the check is given to work with, and how it hands its figures over."""
+"""A part of the check gets a Recorder to work with, and hands its figures over to it."""
 
 import json
 import time

@@ -83,7 +83,7 @@ def _run(server: BitingLip, steps: list[Callable[[], None]]) -> None:
 
 
 def _print_log(path: Path) -> None:
-    """What the server wrote, without the line that shows its key, into the part's own log."""
+    """Print the server's log, without the line that shows its key, into the part's own log."""
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         if "blk_" not in line:
             print(line)

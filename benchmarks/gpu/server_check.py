@@ -1,4 +1,4 @@
-"""What the steps of the part ``server`` share: requests, the server's books, the card's memory."""
+"""The steps of the part ``server`` share these requests and readings of server and card."""
 
 import base64
 import os

@@ -78,7 +78,7 @@ def end_of_log(folder: Path, part: str) -> bytes:
 
 
 def read_ceilings(folder: Path) -> dict[str, float]:
-    """What the part ``ceilings`` measured, if it has run."""
+    """Read the rates that the part ``ceilings`` measured; empty if it has not run."""
     path = folder / "ceilings.json"
     return json.loads(path.read_text()) if path.exists() else {}
 

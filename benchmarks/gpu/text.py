@@ -26,7 +26,7 @@ _USUAL: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """What is measured of one model. ``expected``: ms of a decode step by (rows, prompt)."""
+    """The measurements of one model. ``expected`` is in ms of a decode step, by (rows, prompt)."""
 
     shape: str
     rows: tuple[int, ...]
@@ -232,7 +232,7 @@ def _generate(model: Any, tokens: int, *, compiled: bool) -> None:
 
 
 def _memory(record: Recorder, grid: _Grid) -> None:
-    """What the allocator holds beyond what is in use: pieces of sizes that do not come again."""
+    """Record the memory that the allocator holds and nothing uses."""
     if record.device == "cuda":
         used, held = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         note = f"{held / 2**30:.1f} GiB held, {used / 2**30:.1f} in use"

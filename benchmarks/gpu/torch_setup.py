@@ -1,4 +1,4 @@
-"""What every part that computes in its own process asks of torch first."""
+"""Every part that computes in its own process sets torch up here first."""
 
 import os
 

@@ -30,7 +30,7 @@ _SECONDS = 60.0  #: of each file: two windows
 
 @dataclass(slots=True)
 class _Timing:
-    """What a run of the engine took, in seconds."""
+    """The seconds that a run of the engine took."""
 
     seconds: float = 0.0
     sound: float = 0.0  #: seconds of sound that were read

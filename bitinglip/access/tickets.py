@@ -36,7 +36,7 @@ class Tickets:
         return name
 
     def redeem(self, name: str, task_id: str) -> Caller:
-        """Who the ticket was issued to; it is used up, whatever the answer. Raises InvalidToken."""
+        """Give the owner of a ticket, which is used up whatever the answer. Raises InvalidToken."""
         ticket = self._open.pop(name, None)
         if ticket is None or ticket.task_id != task_id or ticket.ends <= time.monotonic():
             raise InvalidToken()

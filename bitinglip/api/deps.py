@@ -135,7 +135,7 @@ def caller_of(request: Request) -> Caller:
 
 
 def identify(request: HTTPConnection) -> Caller:
-    """Who presents the request's credential. Raises InvalidApiKey or ExpiredApiKey."""
+    """Identify the caller by the credential. Raises InvalidApiKey or ExpiredApiKey."""
     services = services_of(request)
     credential = _credential(request)
     if credential is None and not services.settings.security.require_api_key:

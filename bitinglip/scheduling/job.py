@@ -25,7 +25,7 @@ def new_task_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _JobBase:
-    """What jobs of all kinds say: whose they are, and how they stand among others."""
+    """The fields that jobs of all kinds have: owner, priority, time limit."""
 
     model: str
     key_id: str
@@ -53,7 +53,7 @@ class TextJob(_JobBase):
         return self._characters / _CHARACTERS_PER_TOKEN + self.sampling.max_tokens
 
     def work_done(self, final: protocol.Success | protocol.Cancelled) -> float:
-        """What it was in the end."""
+        """Give the tokens that the job took in the end."""
         if isinstance(final, protocol.TextDone | protocol.Cancelled):
             return float(final.prompt_tokens + final.completion_tokens)
         return self.work

@@ -79,7 +79,7 @@ def _check_origin(socket: WebSocket) -> None:
 
 
 def _watcher(socket: WebSocket, task_id: str) -> Caller:
-    """Who watches: by key, or by the ticket."""
+    """Identify the watcher by key or by ticket."""
     ticket = socket.query_params.get("ticket")
     if ticket is None:
         return check_inference(identify(socket))

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/audio", tags=["openai"])
 @router.post("/transcriptions", openapi_extra=form_body(TranscriptionRequest, "file"))
 @needs(Scope.AUDIO)
 async def transcribe(request: Request) -> Response:
-    """What is said in a sound file."""
+    """Transcribe an audio file."""
     body, files = await read_form(request, TranscriptionRequest, {"file"})
     granularities = tuple(body.timestamp_granularities or ("segment",))
     return await _answer(request, body, the_file(files), granularities)
@@ -32,7 +32,7 @@ async def transcribe(request: Request) -> Response:
 @router.post("/translations", openapi_extra=form_body(TranslationRequest, "file"))
 @needs(Scope.AUDIO)
 async def translate(request: Request) -> Response:
-    """What is said in a sound file, in English."""
+    """Translate the speech of an audio file into English."""
     body, files = await read_form(request, TranslationRequest, {"file"})
     return await _answer(request, body, the_file(files), ("segment",))
 

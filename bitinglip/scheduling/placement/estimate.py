@@ -70,7 +70,7 @@ class Footprint:
 
 
 def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
-    """What a worker with this model will take on a device of that kind."""
+    """Estimate the memory of a worker with this model on a device of that kind."""
     if load_config.fake_bytes is not None:
         return Footprint(load_config.fake_bytes)
     kind = "cuda" if load_config.device == "cuda" else "cpu"
@@ -93,7 +93,7 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
 
 
 def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:
-    """What one token of context takes in the attention cache, over all layers; 0: not known."""
+    """Give the bytes of one token in the KV cache, over all layers; 0 if they are not known."""
     return (manifest.kv_bytes_per_token or 0) * _element(manifest, load_config) // 2
 
 
