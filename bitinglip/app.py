@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from bitinglip import __version__, api
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
-from bitinglip.api.deps import Services
+from bitinglip.api.services import Services
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files

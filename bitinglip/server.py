@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 
 from bitinglip.api import websocket
-from bitinglip.api.deps import Services
+from bitinglip.api.services import Services
 from bitinglip.app import build
 from bitinglip.home import Home, HomeLock
 from bitinglip.settings import Settings

@@ -7,25 +7,16 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api import documentation, failures, ops
-from bitinglip.api.middleware import Envelope, Gate
-from bitinglip.api.native import (
-    files,
-    images,
-    keys,
-    models,
-    speech,
-    tasks,
-    text,
-    transcription,
-    watch,
-    workers,
-)
+from bitinglip.api import documentation, errors, ops
+from bitinglip.api.admin import keys, models, workers
+from bitinglip.api.inference import image, speech, text, transcription
+from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
 from bitinglip.api.openai import images as openai_images
 from bitinglip.api.openai import models as openai_models
 from bitinglip.api.openai import speech as openai_speech
 from bitinglip.api.openai import text as openai_text
 from bitinglip.api.openai import transcription as openai_transcription
+from bitinglip.api.tasks import files, tasks, watch
 from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
 
@@ -33,7 +24,7 @@ from bitinglip.settings import Settings
 PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json"})
 _ROUTERS = (
     text.router,
-    images.router,
+    image.router,
     speech.router,
     transcription.router,
     tasks.router,
@@ -59,7 +50,7 @@ def mount(app: FastAPI, settings: Settings) -> None:
     app.router.default = _nothing_here
     check_declared(app.routes)
     documentation.install(app)
-    failures.install(app)
+    errors.install(app)
     if settings.server.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -73,8 +64,8 @@ def mount(app: FastAPI, settings: Settings) -> None:
                 "X-BitingLip-Overhead-Ms",
             ],
         )
-    app.add_middleware(Gate, server=settings.server)
-    app.add_middleware(Envelope)
+    app.add_middleware(EdgeChecks, server=settings.server)
+    app.add_middleware(RequestMiddleware)
 
 
 async def _nothing_here(_scope: HttpScope, _receive: Receive, _send: Send) -> None:

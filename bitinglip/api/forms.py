@@ -52,7 +52,7 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
     return parse(model, msgspec.json.encode(fields)), files
 
 
-def the_file(files: Uploaded) -> bytes:
+def single_file(files: Uploaded) -> bytes:
     """The one that a form must have under ``file``. Raises InvalidRequest."""
     found = files.get("file", [])
     if len(found) != 1:

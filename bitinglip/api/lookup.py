@@ -7,7 +7,7 @@ from starlette.requests import HTTPConnection
 
 from bitinglip.access.keys import Caller
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import Services, services_of
+from bitinglip.api.services import Services, services_of
 from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, TaskNotFound
 from bitinglip.tasks.store import Task
 from bitinglip.wire.admin import model_info

@@ -6,9 +6,9 @@ from urllib.parse import parse_qsl
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bitinglip.api.deps import services_in
-from bitinglip.api.exchange import CLIENT_GONE, Exchange, new_request_id
-from bitinglip.api.failures import failure, translated
+from bitinglip.api.errors import failure, translated
+from bitinglip.api.request_context import CLIENT_GONE, RequestContext, new_request_id
+from bitinglip.api.services import services_in
 from bitinglip.errors import (
     BitingLipError,
     InvalidRequest,
@@ -34,7 +34,7 @@ _TYPES = ("http", "websocket")
 _STARTS = ("http.response.start", "websocket.http.response.start")  #: the second is a refusal
 
 
-class Envelope:
+class RequestMiddleware:
     """Outermost: the request id, the headers of every answer, the times, and the last resort."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -44,7 +44,7 @@ class Envelope:
         if scope["type"] not in _TYPES:
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(_request_id(scope["headers"]))
+        exchange = RequestContext(_request_id(scope["headers"]))
         exchange.attach(scope)
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
         sender = _sender(scope, exchange, send)
@@ -60,7 +60,7 @@ class Envelope:
             _count(scope, exchange)
 
 
-def _sender(scope: Scope, exchange: Exchange, send: Send) -> Send:
+def _sender(scope: Scope, exchange: RequestContext, send: Send) -> Send:
     async def sender(message: Message) -> None:
         if message["type"] == "websocket.accept":
             exchange.status = 101
@@ -99,7 +99,7 @@ def endpoint(scope: Scope) -> str:
     return getattr(scope.get("route"), "path_format", "_other")
 
 
-def _count(scope: Scope, exchange: Exchange) -> None:
+def _count(scope: Scope, exchange: RequestContext) -> None:
     if services := services_in(scope):
         services.metrics.request_finished(
             method=_method(scope),
@@ -109,7 +109,7 @@ def _count(scope: Scope, exchange: Exchange) -> None:
         )
 
 
-class Gate:
+class EdgeChecks:
     """Refuses what no route should ever see, before reading any body."""
 
     def __init__(self, app: ASGIApp, server: Server) -> None:

@@ -13,14 +13,9 @@ from starlette.responses import Response
 
 from bitinglip import __version__
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import (
-    Services,
-    authorize,
-    declare,
-    from_this_machine,
-    json_answer,
-    services_of,
-)
+from bitinglip.api.auth import authorize, declare_scope, from_this_machine
+from bitinglip.api.body import json_response
+from bitinglip.api.services import Services, services_of
 from bitinglip.wire.errors import timestamp
 
 router = APIRouter(tags=["operations"])
@@ -31,7 +26,7 @@ _CHECK_TIMEOUT = 2.0
 @router.get("/livez")
 async def livez() -> Response:
     """The process answers."""
-    return json_answer({"status": "alive"})
+    return json_response({"status": "alive"})
 
 
 @router.get("/readyz")
@@ -39,12 +34,12 @@ async def readyz(request: Request) -> Response:
     """Whether requests are taken: 503 while starting, draining or unable to serve."""
     services = services_of(request)
     if services.dispatcher.draining:
-        return json_answer({"status": "draining"}, 503)
+        return json_response({"status": "draining"}, 503)
     if not services.operations.bootstrapped:
-        return json_answer({"status": "starting"}, 503)
+        return json_response({"status": "starting"}, 503)
     if (await _checked(services.db.check))["ok"]:
-        return json_answer({"status": "ready"})
-    return json_answer({"status": "database unavailable"}, 503)
+        return json_response({"status": "ready"})
+    return json_response({"status": "database unavailable"}, 503)
 
 
 @router.get("/health")
@@ -65,7 +60,7 @@ async def health(request: Request) -> Response:
         "timestamp": timestamp(datetime.now(UTC)),
         "version": __version__,
     }
-    return json_answer(body, 503 if status == "unhealthy" else 200)
+    return json_response(body, 503 if status == "unhealthy" else 200)
 
 
 async def metrics(request: Request) -> Response:
@@ -76,7 +71,7 @@ async def metrics(request: Request) -> Response:
     return Response(body, headers={"content-type": content_type})
 
 
-router.get("/metrics")(declare(metrics, Scope.CLUSTER_READ))
+router.get("/metrics")(declare_scope(metrics, Scope.CLUSTER_READ))
 
 
 def _overall(checks: dict[str, dict[str, Any]]) -> str:

@@ -2,7 +2,8 @@
 
 from starlette.requests import Request
 
-from bitinglip.api.deps import caller_of, services_of
+from bitinglip.api.auth import caller_of
+from bitinglip.api.services import services_of
 from bitinglip.scheduling.queue.priority import RequestPriority, priority_of, tier_of
 from bitinglip.wire.image.job import ImageTerms
 from bitinglip.wire.speech.job import SpeechTerms

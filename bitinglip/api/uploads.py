@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bitinglip.api.deps import Services
+from bitinglip.api.services import Services
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import ImageJob
 
@@ -27,17 +27,17 @@ class Upload:
     height: int
 
 
-async def decoded(text: str, param: str) -> Upload:
+async def decode_image(text: str, param: str) -> Upload:
     """A picture in base64, or as a ``data:`` URL. Raises InvalidRequest."""
     return await asyncio.to_thread(_decoded, text, param)
 
 
-async def looked_at(data: bytes, param: str) -> Upload:
+async def inspect_image(data: bytes, param: str) -> Upload:
     """A picture whose format, size and frames its header tells. Raises InvalidRequest."""
     return await asyncio.to_thread(_look, data, param)
 
 
-async def received(services: Services, job: ImageJob, uploads: Mapping[str, Upload]) -> None:
+async def store_uploads(services: Services, job: ImageJob, uploads: Mapping[str, Upload]) -> None:
     """Write a job's pictures where it says that they are. Raises DiskFull."""
     for name, upload in uploads.items():
         path: str | None = getattr(job, name)

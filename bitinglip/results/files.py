@@ -61,10 +61,10 @@ def outputs_of(event_log: EventLog) -> Iterator[Output]:
     match event_log.final:
         case protocol.ImageDone(pictures=pictures):
             for index, picture in enumerate(pictures):
-                name = protocol.picture_name(event_log.job.id, index, picture.format)
+                name = protocol.image_file_name(event_log.job.id, index, picture.format)
                 yield Output(name, picture.format, picture.bytes)
         case protocol.SpeechDone(format=audio, bytes=size):
-            yield Output(protocol.sound_name(event_log.job.id, audio), audio, size)
+            yield Output(protocol.audio_file_name(event_log.job.id, audio), audio, size)
 
 
 class Files:

@@ -14,12 +14,12 @@ class View(Protocol):
     """How one surface shows a job's events. Made for one job; remembers what it has shown."""
 
     @property
-    def begins_at_once(self) -> bool:
+    def starts_immediately(self) -> bool:
         """Whether the stream begins with the job, or with its first output."""
         ...
 
     @property
-    def raw_type(self) -> str | None:
+    def stream_media_type(self) -> str | None:
         """The media type of a stream that is not of events, but of the output itself."""
         ...
 

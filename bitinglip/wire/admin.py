@@ -13,8 +13,8 @@ from bitinglip.wire.body import Body
 from bitinglip.wire.errors import timestamp
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.schema import schema_of
-from bitinglip.wire.voices import voices_of
 from model_store.manifest import Manifest
+from model_store.voices import voices_of
 from workers import protocol
 
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})

@@ -20,8 +20,8 @@ _json = msgspec.json.Encoder()
 class NativeView:
     """A job as the native API shows it: named events, InferenceResponse at the end."""
 
-    begins_at_once = True
-    raw_type = None
+    starts_immediately = True
+    stream_media_type = None
     media_type = "application/json"
 
     def __init__(self, event_log: EventLog, request_id: str, files: Files) -> None:

@@ -14,7 +14,7 @@ from workers.engines.cuda_graphs import cuda_capture
 from workers.engines.speech.bark.gpt import CacheSlot, Stage
 from workers.engines.speech.engine import SpeechEngine
 from workers.engines.torch_env import half_precision
-from workers.protocol import Event, Failed, Load, SpeechDone, SpeechJob, sound_name
+from workers.protocol import Event, Failed, Load, SpeechDone, SpeechJob, audio_file_name
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +44,7 @@ def speak(engine: SpeechEngine, folder: Path, lines: list[tuple[str, str | None]
     assert not any(engine.books().values())
     assert not [each for each in events if isinstance(each, Failed)]
     assert len([each for each in events if isinstance(each, SpeechDone)]) == len(lines)
-    names = [sound_name(f"job{n}", "wav") for n in range(len(lines))]
+    names = [audio_file_name(f"job{n}", "wav") for n in range(len(lines))]
     return [soundfile.read(folder / name, dtype="float32")[0] for name in names]
 
 

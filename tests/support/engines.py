@@ -33,8 +33,8 @@ from workers.protocol import (
     TextJob,
     TranscriptionDone,
     TranscriptionJob,
-    picture_name,
-    sound_name,
+    audio_file_name,
+    image_file_name,
 )
 
 _MAX_STEPS = 10_000
@@ -90,10 +90,10 @@ class Subject:
             case TextDone() | TranscriptionDone():
                 return done.text
             case ImageDone():
-                with Image.open(self.folder / picture_name(job.id, 0, "png")) as image:
+                with Image.open(self.folder / image_file_name(job.id, 0, "png")) as image:
                     return np.asarray(image).astype(int)
             case SpeechDone():
-                path = self.folder / sound_name(job.id, "wav")
+                path = self.folder / audio_file_name(job.id, "wav")
                 return soundfile.read(path, dtype="int16")[0].astype(int)
 
     def raise_from_model(self, patch: pytest.MonkeyPatch, error: Exception) -> None:

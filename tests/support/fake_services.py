@@ -19,7 +19,7 @@ from bitinglip.access.keys import Caller, KeyRecord
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import Tickets
 from bitinglip.api import websocket
-from bitinglip.api.deps import Services
+from bitinglip.api.services import Services
 from bitinglip.results.files import Files
 from bitinglip.scheduling.event_log import EventLog, Loading, Queued
 from bitinglip.scheduling.job import Job, TextJob

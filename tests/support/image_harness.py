@@ -21,7 +21,7 @@ from workers.protocol import (
     ImageOptions,
     Load,
     Progress,
-    picture_name,
+    image_file_name,
 )
 
 GUIDANCE = {"flux": 3.5, "z-image": 5.0}
@@ -68,7 +68,7 @@ class Studio:
         raise AssertionError("that step never came")
 
     def pixels(self, job: ImageJob, index: int = 0) -> Any:
-        with Image.open(self.folder / picture_name(job.id, index, job.format)) as found:
+        with Image.open(self.folder / image_file_name(job.id, index, job.format)) as found:
             return np.asarray(found).astype(int)
 
     def expected(

@@ -18,7 +18,7 @@ from workers.protocol import (
     Load,
     SpeechDone,
     SpeechJob,
-    sound_name,
+    audio_file_name,
 )
 
 LINES = [("Hello there.", VOICES[1]), ("Something else", VOICES[0]), ("No voice", None)]
@@ -59,7 +59,9 @@ class Booth:
         return self.model.generate(**asked)[0].cpu().numpy()
 
     def sound(self, job: SpeechJob) -> Any:
-        samples, _ = soundfile.read(self.folder / sound_name(job.id, job.format), dtype="int16")
+        samples, _ = soundfile.read(
+            self.folder / audio_file_name(job.id, job.format), dtype="int16"
+        )
         return samples
 
 

@@ -7,13 +7,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.answering import JobAnswer
-from bitinglip.api.deps import needs, read_body, request_id_of, services_of
+from bitinglip.api.auth import requires_scope
+from bitinglip.api.body import read_body
 from bitinglip.api.documentation import form_body, json_body
 from bitinglip.api.forms import read_form
+from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
+from bitinglip.api.request_context import request_id_of
+from bitinglip.api.services import services_of
 from bitinglip.api.terms import image_terms
-from bitinglip.api.uploads import Upload, looked_at, received
+from bitinglip.api.uploads import Upload, inspect_image, store_uploads
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
 from bitinglip.scheduling.job import ImageJob
 from bitinglip.settings import ImageLimits
@@ -25,7 +28,7 @@ router = APIRouter(prefix="/v1/images", tags=["openai"])
 
 
 @router.post("/generations", openapi_extra=json_body(ImagesRequest))
-@needs(Scope.IMAGE)
+@requires_scope(Scope.IMAGE)
 async def generate(request: Request) -> Response:
     """Images from a prompt."""
     body = await read_body(request, ImagesRequest)
@@ -35,7 +38,7 @@ async def generate(request: Request) -> Response:
 
 
 @router.post("/edits", openapi_extra=form_body(ImageEditRequest, "image", "mask"))
-@needs(Scope.IMAGE)
+@requires_scope(Scope.IMAGE)
 async def edit(request: Request) -> Response:
     """An image made from another; with a mask, only where that is transparent."""
     body, files = await read_form(request, ImageEditRequest, {"image", "image[]", "mask"})
@@ -46,13 +49,13 @@ async def edit(request: Request) -> Response:
         if images:
             raise UnsupportedParameter("'image' may be one picture only.", param="image")
         raise InvalidRequest("'image' is missing.", param="image")
-    uploads = {"image": await looked_at(images[0], "image")}
+    uploads = {"image": await inspect_image(images[0], "image")}
     if "mask" in files:
-        uploads["mask"] = await looked_at(files["mask"][0], "mask")
+        uploads["mask"] = await inspect_image(files["mask"][0], "mask")
     terms = image_terms(request, body.model)
     size = _size_of(uploads["image"], terms.limits)
     job = body.job(terms, uploads=set(uploads), size=size, strength=body.strength)
-    await received(services, job, uploads)
+    await store_uploads(services, job, uploads)
     return _answer(request, job, "image_edit", body.partial_images or 0)
 
 
@@ -77,4 +80,4 @@ def _answer(request: Request, job: ImageJob, kind: str, shown: int) -> Response:
         base_url=str(request.base_url).rstrip("/"),
         partial=shown,
     )
-    return JobAnswer(services.dispatcher, job, view)
+    return JobResponse(services.dispatcher, job, view)

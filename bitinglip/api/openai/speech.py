@@ -7,10 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.answering import JobAnswer
-from bitinglip.api.deps import needs, read_body, request_id_of, services_of
+from bitinglip.api.auth import requires_scope
+from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
+from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
+from bitinglip.api.request_context import request_id_of
+from bitinglip.api.services import services_of
 from bitinglip.api.terms import speech_terms
 from bitinglip.wire.speech.openai import SpeechRequest
 from bitinglip.wire.speech.openai_view import SpeechView
@@ -19,7 +22,7 @@ router = APIRouter(prefix="/v1/audio", tags=["openai"])
 
 
 @router.post("/speech", openapi_extra=json_body(SpeechRequest))
-@needs(Scope.AUDIO)
+@requires_scope(Scope.AUDIO)
 async def speak(request: Request) -> Response:
     """A text as sound."""
     services = services_of(request)
@@ -31,4 +34,4 @@ async def speak(request: Request) -> Response:
         files=services.files,
         events=body.stream_format == "sse",
     )
-    return JobAnswer(services.dispatcher, body.to_job(speech_terms(request, body.model)), view)
+    return JobResponse(services.dispatcher, body.to_job(speech_terms(request, body.model)), view)

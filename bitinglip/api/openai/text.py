@@ -7,10 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.answering import JobAnswer
-from bitinglip.api.deps import caller_of, needs, read_body, request_id_of, services_of
+from bitinglip.api.auth import caller_of, requires_scope
+from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
+from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
+from bitinglip.api.request_context import request_id_of
+from bitinglip.api.services import services_of
 from bitinglip.scheduling.queue.priority import priority_of
 from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
@@ -19,14 +22,14 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 
 @router.post("/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
-@needs(Scope.TEXT)
+@requires_scope(Scope.TEXT)
 async def chat_completions(request: Request) -> Response:
     """The next turn of a conversation."""
     return _answer(request, await read_body(request, ChatCompletionRequest), ChatView)
 
 
 @router.post("/completions", openapi_extra=json_body(CompletionRequest))
-@needs(Scope.TEXT)
+@requires_scope(Scope.TEXT)
 async def completions(request: Request) -> Response:
     """How a text goes on."""
     return _answer(request, await read_body(request, CompletionRequest), CompletionView)
@@ -46,7 +49,7 @@ def _answer(
         timeout=services.settings.server.request_timeout,
         priority=priority_of(services.settings.limits.tiers, caller.tier),
     )
-    return JobAnswer(
+    return JobResponse(
         services.dispatcher,
         job,
         partial(view, request_id=request_id_of(request), include_usage=body.include_usage),

@@ -8,11 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.answering import JobAnswer
-from bitinglip.api.deps import needs, request_id_of, services_of
+from bitinglip.api.auth import requires_scope
 from bitinglip.api.documentation import form_body
-from bitinglip.api.forms import read_form, the_file
+from bitinglip.api.forms import read_form, single_file
+from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
+from bitinglip.api.request_context import request_id_of
+from bitinglip.api.services import services_of
 from bitinglip.api.terms import transcription_terms
 from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
 from bitinglip.wire.transcription.openai_view import TranscriptionView
@@ -21,20 +23,20 @@ router = APIRouter(prefix="/v1/audio", tags=["openai"])
 
 
 @router.post("/transcriptions", openapi_extra=form_body(TranscriptionRequest, "file"))
-@needs(Scope.AUDIO)
+@requires_scope(Scope.AUDIO)
 async def transcribe(request: Request) -> Response:
     """Transcribe an audio file."""
     body, files = await read_form(request, TranscriptionRequest, {"file"})
     granularities = tuple(body.timestamp_granularities or ("segment",))
-    return await _answer(request, body, the_file(files), granularities)
+    return await _answer(request, body, single_file(files), granularities)
 
 
 @router.post("/translations", openapi_extra=form_body(TranslationRequest, "file"))
-@needs(Scope.AUDIO)
+@requires_scope(Scope.AUDIO)
 async def translate(request: Request) -> Response:
     """Translate the speech of an audio file into English."""
     body, files = await read_form(request, TranslationRequest, {"file"})
-    return await _answer(request, body, the_file(files), ("segment",))
+    return await _answer(request, body, single_file(files), ("segment",))
 
 
 async def _answer(
@@ -53,4 +55,4 @@ async def _answer(
         form=body.response_format,
         granularities=granularities,
     )
-    return JobAnswer(services.dispatcher, job, view)
+    return JobResponse(services.dispatcher, job, view)

@@ -25,8 +25,8 @@ class ImagesView:
     ``kind``: image_generation or image_edit; ``base_url``: where the client reached us.
     """
 
-    begins_at_once = False
-    raw_type = None
+    starts_immediately = False
+    stream_media_type = None
     media_type = "application/json"
 
     def __init__(

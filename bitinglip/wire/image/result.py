@@ -31,7 +31,7 @@ def image_usage(job: ImageJob, final: protocol.ImageDone | protocol.Cancelled) -
 
 
 def _image(job: ImageJob, index: int, picture: protocol.ImageFile) -> dict[str, Any]:
-    name = protocol.picture_name(job.id, index, picture.format)
+    name = protocol.image_file_name(job.id, index, picture.format)
     place = {"url": PREFIX + name} if job.output == "url" else {"b64": None, "file": name}
     facts: dict[str, Any] = {
         "width": picture.width,

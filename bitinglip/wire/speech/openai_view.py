@@ -19,7 +19,7 @@ _json = msgspec.json.Encoder()
 class SpeechView:
     """A job as sound: a file as one body, samples as they come, or these in events."""
 
-    begins_at_once = False
+    starts_immediately = False
 
     def __init__(self, event_log: EventLog, request_id: str, files: Files, *, events: bool) -> None:
         assert isinstance(event_log.job, SpeechJob)
@@ -32,7 +32,7 @@ class SpeechView:
         self._trouble: BitingLipError | None = None
 
     @property
-    def raw_type(self) -> str | None:
+    def stream_media_type(self) -> str | None:
         """Samples have no header."""
         return None if self._events else "audio/pcm"
 

@@ -9,7 +9,7 @@ from workers import protocol
 
 def speech_result(job: SpeechJob, spoken: protocol.SpeechDone) -> dict[str, Any]:
     """``result`` of an InferenceResponse; bytes are filled in by ``results.files``."""
-    name = protocol.sound_name(job.id, spoken.format)
+    name = protocol.audio_file_name(job.id, spoken.format)
     place = {"url": PREFIX + name} if job.output == "url" else {"audio": None, "file": name}
     return {
         **place,

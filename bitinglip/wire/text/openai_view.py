@@ -20,8 +20,8 @@ _json = msgspec.json.Encoder()
 class _OpenAIView(ABC):
     """What both surfaces do alike: chunks, the last chunk, usage, ``[DONE]`` or an error."""
 
-    begins_at_once = False
-    raw_type = None
+    starts_immediately = False
+    stream_media_type = None
     media_type = "application/json"
     prefix: str
     kind: str

@@ -20,8 +20,8 @@ _json = msgspec.json.Encoder()
 class TranscriptionView:
     """A job as OpenAI's transcriptions look, in the form that was asked for."""
 
-    begins_at_once = False
-    raw_type = None
+    starts_immediately = False
+    stream_media_type = None
 
     def __init__(
         self, event_log: EventLog, request_id: str, *, form: Form, granularities: tuple[str, ...]

@@ -50,7 +50,7 @@ async def paint(event_log: EventLog) -> None:
         preview = b"%d" % step if due else b""
         event_log.put(protocol.Progress(id=job.id, step=step, steps=job.steps, preview=preview))
     for index in range(len(job.seeds)):
-        name = protocol.picture_name(job.id, index, job.format)
+        name = protocol.image_file_name(job.id, index, job.format)
         (Path(job.folder) / name).write_bytes(PIXELS)
     pictures = tuple(
         protocol.ImageFile(

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from bitinglip import errors
-from bitinglip.api import answering
+from bitinglip.api import job_response
 from tests.support.fake_services import Served
 from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, TEXT, error_of, events
 from tests.support.wait import eventually
@@ -129,7 +129,7 @@ def raw_request(path: str, body: dict[str, Any]) -> bytes:
 def test_idle_streams_are_kept_alive(
     served: Served, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(job_response, "KEEP_ALIVE_SECONDS", 0.05)
     body = {**PROMPT, "prompt": "!stall", "stream": True}
     seen = b""
     with client.stream("POST", NATIVE, json=body) as response:
@@ -143,8 +143,8 @@ def test_idle_streams_are_kept_alive(
 def test_a_client_that_stops_reading_is_given_up(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "KEEP_ALIVE_SECONDS", 0.05)
-    monkeypatch.setattr(answering, "SEND_TIMEOUT", 0.2)
+    monkeypatch.setattr(job_response, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(job_response, "SEND_TIMEOUT", 0.2)
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(NATIVE, {**PROMPT, "prompt": "!flood", "stream": True}))
         eventually(lambda: served.dispatcher.in_flight == 1, 5)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from bitinglip.api import websocket
-from bitinglip.api.native import watch
+from bitinglip.api.tasks import watch
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.settings import Settings
 from tests.support.fake_services import Served, serve
@@ -69,15 +69,15 @@ def test_a_stalled_watcher_is_closed_with_1013_and_nobody_else_notices(
         assert (len(messages), code) == (PIECES + 2, 1000)
         eventually(lambda: any(each.close_sent for each in gushing.websockets()), 5)
         taken = b""
-        received = 0
+        store_uploads = 0
         while chunk := stalled.recv(1 << 16):
-            received += len(chunk)
+            store_uploads += len(chunk)
             taken = (taken + chunk)[-4096:]
     # 0x88: a close frame; then its length and the code.
     assert b"\x88" in taken
     frame = taken[taken.rindex(b"\x88") :]
     assert int.from_bytes(frame[2:4], "big") == 1013
-    assert received < 100_000 * PIECES / 2
+    assert store_uploads < 100_000 * PIECES / 2
 
 
 def test_a_watcher_that_never_reads_is_cut_off(

@@ -57,7 +57,7 @@ def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -
     )
     event_log = EventLog(job)
     for index in range(count):
-        path = files.folder / protocol.picture_name(job.id, index, "png")
+        path = files.folder / protocol.image_file_name(job.id, index, "png")
         path.write_bytes(PICTURE)
         os.utime(path, (time.time() - age,) * 2)
     picture = protocol.ImageFile(width=64, height=64, seed=0, format="png", bytes=len(PICTURE))
@@ -68,7 +68,7 @@ def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -
 
 
 def name_of(event_log: EventLog, index: int = 0) -> str:
-    return protocol.picture_name(event_log.job.id, index, "png")
+    return protocol.image_file_name(event_log.job.id, index, "png")
 
 
 def nothing_is_open(_task: str) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bitinglip.wire.voices import voices_of
 from model_store.manifest import Manifest
+from model_store.voices import voices_of
 
 
 def told(*voices: str, **fields: Any) -> list[tuple[str | None, str | None]]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
-from workers.protocol import ImageFile, ImageJob, picture_name
+from workers.protocol import ImageFile, ImageJob, image_file_name
 
 SOFTWARE = "BitingLip"
 _USER_COMMENT = 0x9286
@@ -28,7 +28,7 @@ def write(
     Raises OSError if the disk does not take it.
     """
     image = Image.fromarray((pixels * 255).round().astype("uint8"))
-    path = Path(job.folder) / picture_name(job.id, index, job.format)
+    path = Path(job.folder) / image_file_name(job.id, index, job.format)
     draft = path.with_suffix(f".{job.format}.part")
     options = dict(_OPTIONS[job.format])
     if job.metadata:

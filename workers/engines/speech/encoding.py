@@ -10,7 +10,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from workers.engines.base import Refused
-from workers.protocol import SpeechJob, sound_name
+from workers.protocol import SpeechJob, audio_file_name
 
 _LABEL = "Made by a machine (text to speech)"
 _SOFTWARE = "BitingLip"
@@ -77,7 +77,7 @@ class SoundFile:
 
     def __init__(self, job: SpeechJob, sample_rate: int) -> None:
         """Open the file. Raises OSError if the disk does not take it."""
-        self._path = Path(job.folder) / sound_name(job.id, job.format)
+        self._path = Path(job.folder) / audio_file_name(job.id, job.format)
         self._draft = self._path.with_name(f"{self._path.name}.part")
         container, coding = _KINDS[job.format]
         try:

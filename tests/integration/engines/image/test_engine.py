@@ -16,7 +16,7 @@ from workers.protocol import (
     ImageDone,
     Progress,
     Started,
-    picture_name,
+    image_file_name,
 )
 
 #: what diffusers' schedulers do with numpy
@@ -47,7 +47,7 @@ def test_after_a_cancelled_neighbour_it_is_the_same_bit_for_bit(studio: Studio) 
     final = ends(studio.finish())
     assert isinstance(final[gone.id], Cancelled)
     assert np.array_equal(studio.pixels(job), studio.expected(job))
-    assert not (studio.folder / picture_name(gone.id, 0, "png")).exists()
+    assert not (studio.folder / image_file_name(gone.id, 0, "png")).exists()
 
 
 def test_in_one_pass_with_others_it_is_the_same_within_rounding(studio: Studio) -> None:

@@ -24,7 +24,7 @@ from workers.protocol import (
     Progress,
     SpeechDone,
     Started,
-    sound_name,
+    audio_file_name,
 )
 
 
@@ -166,7 +166,7 @@ def test_every_format_holds_the_sound(booth: Booth, form: str) -> None:
     job = booth.job(format=form)
     [spoken] = ends(booth.run(job)).values()
     assert isinstance(spoken, SpeechDone)
-    path = booth.folder / sound_name(job.id, form)
+    path = booth.folder / audio_file_name(job.id, form)
     assert path.stat().st_size == spoken.bytes
     with soundfile.SoundFile(io.BytesIO(path.read_bytes())) as found:
         assert (found.channels, found.samplerate) == (1, 24_000)

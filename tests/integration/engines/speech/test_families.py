@@ -21,7 +21,15 @@ from workers.engines.base import Refused
 from workers.engines.speech.engine import SpeechEngine
 from workers.engines.speech.joining import Joiner
 from workers.engines.speech.model import unknown_voice
-from workers.protocol import Event, Failed, Load, SpeechDone, SpeechJob, SpeechOptions, sound_name
+from workers.protocol import (
+    Event,
+    Failed,
+    Load,
+    SpeechDone,
+    SpeechJob,
+    SpeechOptions,
+    audio_file_name,
+)
 
 RATE = 16_000
 
@@ -48,7 +56,9 @@ class Booth:
 
     def sound(self, job: SpeechJob) -> Any:
         [spoken] = [each for each in self.run(job) if isinstance(each, SpeechDone)]
-        samples, rate = soundfile.read(self.folder / sound_name(job.id, "wav"), dtype="float32")
+        samples, rate = soundfile.read(
+            self.folder / audio_file_name(job.id, "wav"), dtype="float32"
+        )
         assert rate == spoken.sample_rate
         return samples
 
@@ -101,7 +111,7 @@ def test_vits_beside_others_is_the_same(vits: tuple[Path, Booth]) -> None:
     path, booth = vits
     ours, others = booth.job(voice="speaker_1", seed=9), booth.job("more. of it. and more", seed=1)
     booth.run(others, ours)
-    found, _ = soundfile.read(booth.folder / sound_name(ours.id, "wav"), dtype="float32")
+    found, _ = soundfile.read(booth.folder / audio_file_name(ours.id, "wav"), dtype="float32")
     assert np.abs(found - joined(vits_sound(path, ours.text, 9, 1))).max() < 1 / 32_000
 
 

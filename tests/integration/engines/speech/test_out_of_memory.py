@@ -18,7 +18,7 @@ from workers.engines.batch_limit import BatchLimit
 from workers.engines.speech.bark import sampling
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.engine import SpeechEngine
-from workers.protocol import Failed, Load, SpeechDone, SpeechJob, sound_name
+from workers.protocol import Failed, Load, SpeechDone, SpeechJob, audio_file_name
 
 TEXTS = ["Hello there. How are you? Fine!", "Other words. And more of it.", "One"]
 shapes = pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_out_of_memory_in_vits_ends_one_job_and_the_others_sound_the_same(
     assert all(isinstance(each, SpeechDone) for each in final.values())
     for other, number in (("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)):
         sounds = [
-            soundfile.read(tmp_path / sound_name(f"{name}{number}", "wav"))[0]
+            soundfile.read(tmp_path / audio_file_name(f"{name}{number}", "wav"))[0]
             for name in ("a", other)
         ]
         assert np.array_equal(*sounds)

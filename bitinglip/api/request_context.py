@@ -6,6 +6,8 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.requests import HTTPConnection
+
 CLIENT_GONE = 499  #: the client left before the answer; never sent, only counted
 _KEY = "bitinglip.exchange"
 
@@ -16,7 +18,7 @@ def new_request_id() -> str:
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     request_id: str
     began: float = field(default_factory=time.perf_counter)
     engine_seconds: float = 0.0  #: spent queueing and computing, so not the gateway's own time
@@ -30,6 +32,10 @@ class Exchange:
         return time.perf_counter() - self.began
 
 
-def exchange_of(scope: Mapping[str, Any]) -> Exchange:
-    exchange: Exchange = scope[_KEY]
+def context_of(scope: Mapping[str, Any]) -> RequestContext:
+    exchange: RequestContext = scope[_KEY]
     return exchange
+
+
+def request_id_of(request: HTTPConnection) -> str:
+    return context_of(request.scope).request_id

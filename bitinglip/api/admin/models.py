@@ -8,16 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import (
-    from_this_machine,
-    json_answer,
-    needs,
-    read_body,
-    read_page,
-    services_of,
-)
+from bitinglip.api.auth import from_this_machine, requires_scope
+from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body, list_query
 from bitinglip.api.lookup import describe, find_model
+from bitinglip.api.paging import read_page
+from bitinglip.api.services import services_of
 from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
 from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin import ImportModelRequest
@@ -31,7 +27,7 @@ _FILTERS = {
 
 
 @router.get("", openapi_extra=list_query(*_FILTERS))
-@needs(Scope.MODELS_READ)
+@requires_scope(Scope.MODELS_READ)
 async def list_models(request: Request) -> Response:
     """All models, or those of a type and a status."""
     services = services_of(request)
@@ -44,7 +40,7 @@ async def list_models(request: Request) -> Response:
 
 
 @router.post("/import", openapi_extra=json_body(ImportModelRequest))
-@needs(Scope.ADMIN)
+@requires_scope(Scope.ADMIN)
 async def import_model(request: Request) -> Response:
     """Take a folder of this machine into the store; only for callers on this machine."""
     services = services_of(request)
@@ -56,47 +52,47 @@ async def import_model(request: Request) -> Response:
         raise InvalidRequest("'path' must be absolute.", param="path")
     allowed = body.allow_pickles or services.settings.model(body.name).allow_pickles
     await asyncio.to_thread(services.store.import_folder, folder, body.name, allow_pickles=allowed)
-    return json_answer(describe(services, find_model(services, body.name)), 201)
+    return json_response(describe(services, find_model(services, body.name)), 201)
 
 
 @router.post("/{model_id:path}/load")
-@needs(Scope.CLUSTER_WRITE)
+@requires_scope(Scope.CLUSTER_WRITE)
 async def load_model(request: Request, model_id: str) -> Response:
     """Load a model now; answers when it is ready."""
     services = services_of(request)
     manifest = find_model(services, model_id)
     await services.operations.load(manifest.name)
-    return json_answer(describe(services, manifest))
+    return json_response(describe(services, manifest))
 
 
 @router.post("/{model_id:path}/unload")
-@needs(Scope.CLUSTER_WRITE)
+@requires_scope(Scope.CLUSTER_WRITE)
 async def unload_model(request: Request, model_id: str) -> Response:
     """Stop a model's worker and give its memory back."""
     services = services_of(request)
     manifest = find_model(services, model_id)
     await services.operations.unload(manifest.name)
-    return json_answer(describe(services, manifest))
+    return json_response(describe(services, manifest))
 
 
 @router.get("/{model_id:path}/fit")
-@needs(Scope.MODELS_READ)
+@requires_scope(Scope.MODELS_READ)
 async def fit_model(request: Request, model_id: str) -> Response:
     """Whether a model fits, where, after evicting what, and which settings would make it fit."""
     services = services_of(request)
-    return json_answer(fit_info(services.operations.fit(find_model(services, model_id))))
+    return json_response(fit_info(services.operations.fit(find_model(services, model_id))))
 
 
 @router.get("/{model_id:path}")
-@needs(Scope.MODELS_READ)
+@requires_scope(Scope.MODELS_READ)
 async def get_model(request: Request, model_id: str) -> Response:
     """One model; ids may hold one slash."""
     services = services_of(request)
-    return json_answer(describe(services, find_model(services, model_id)))
+    return json_response(describe(services, find_model(services, model_id)))
 
 
 @router.delete("/{model_id:path}", status_code=204)
-@needs(Scope.CLUSTER_WRITE)
+@requires_scope(Scope.CLUSTER_WRITE)
 async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store; one in use is refused."""
     services = services_of(request)

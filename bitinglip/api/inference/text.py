@@ -5,10 +5,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import caller_of, needs, read_body, services_of
+from bitinglip.api.auth import caller_of, requires_scope
+from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
+from bitinglip.api.inference.respond import respond, wants_background
 from bitinglip.api.lookup import find_model_of
-from bitinglip.api.native.inference import respond, runs_behind
+from bitinglip.api.services import services_of
 from bitinglip.scheduling.queue.priority import priority_of
 from bitinglip.wire.text.native import TextGenerationRequest
 
@@ -16,13 +18,13 @@ router = APIRouter(prefix="/api/v1", tags=["inference"])
 
 
 @router.post("/inference/text-generation", openapi_extra=json_body(TextGenerationRequest))
-@needs(Scope.TEXT)
+@requires_scope(Scope.TEXT)
 async def generate_text(request: Request) -> Response:
     """Generate text, as one answer or as a stream of events."""
     services = services_of(request)
     body = await read_body(request, TextGenerationRequest)
     find_model_of(services, body.model, "text")
-    background = runs_behind(request, body)
+    background = wants_background(request, body)
     caller = caller_of(request)
     job = body.to_job(
         services.settings.model(body.model),

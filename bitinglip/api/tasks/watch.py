@@ -12,21 +12,20 @@ from starlette.websockets import WebSocketDisconnect
 from bitinglip.access.keys import Caller
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
-from bitinglip.api.deps import (
+from bitinglip.api.auth import (
     caller_of,
     check_inference,
-    check_query,
-    declare,
+    declare_scope,
     has_credential,
     identify,
-    json_answer,
-    needs_inference,
-    read_body,
-    request_id_of,
-    services_of,
+    requires_inference_scope,
 )
+from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_task, with_files
+from bitinglip.api.paging import check_query
+from bitinglip.api.request_context import request_id_of
+from bitinglip.api.services import services_of
 from bitinglip.errors import BitingLipError, InsufficientScope, InvalidRequest, InvalidToken
 from bitinglip.wire.admin import WatchTicketRequest
 from bitinglip.wire.events import NativeView
@@ -39,14 +38,14 @@ _DONE, _GONE, _RESTART, _TOO_SLOW = 1000, 1011, 1012, 1013
 
 
 @router.post("/api/v1/auth/ws-ticket", openapi_extra=json_body(WatchTicketRequest))
-@needs_inference
+@requires_inference_scope
 async def make_ticket(request: Request) -> Response:
     """A ticket to watch one task with, once, for a browser that cannot send a key."""
     body = await read_body(request, WatchTicketRequest)
     caller = caller_of(request)
     task = await find_task(request, caller, body.task_id)
     ticket = services_of(request).tickets.issue(caller, task.id)
-    answer = json_answer({"ticket": ticket, "expires_in": int(LIFETIME)})
+    answer = json_response({"ticket": ticket, "expires_in": int(LIFETIME)})
     answer.headers["cache-control"] = "no-store"
     return answer
 
@@ -64,7 +63,7 @@ async def watch(socket: WebSocket, task_id: str) -> None:
 
 
 for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
-    router.websocket(_path)(declare(watch, Scope.TEXT))
+    router.websocket(_path)(declare_scope(watch, Scope.TEXT))
 
 
 def _check_origin(socket: WebSocket) -> None:

@@ -5,7 +5,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import caller_of, check_query, needs_inference, services_of
+from bitinglip.api.auth import caller_of, requires_inference_scope
+from bitinglip.api.paging import check_query
+from bitinglip.api.services import services_of
 from bitinglip.errors import FileGone, InsufficientScope
 from bitinglip.wire.kinds import KINDS
 
@@ -13,7 +15,7 @@ router = APIRouter(prefix="/api/v1/files", tags=["tasks"])
 
 
 @router.get("/{file_id}")
-@needs_inference
+@requires_inference_scope
 async def get_file(request: Request, file_id: str) -> Response:
     """An image or a sound that one of the caller's tasks made; it expires."""
     check_query(request)

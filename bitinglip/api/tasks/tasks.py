@@ -5,16 +5,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import (
-    caller_of,
-    json_answer,
-    needs_inference,
-    read_page,
-    request_id_of,
-    services_of,
-)
+from bitinglip.api.auth import caller_of, requires_inference_scope
+from bitinglip.api.body import json_response
 from bitinglip.api.documentation import list_query
 from bitinglip.api.lookup import find_task, with_files
+from bitinglip.api.paging import read_page
+from bitinglip.api.request_context import request_id_of
+from bitinglip.api.services import services_of
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
 from bitinglip.tasks.store import Filter, Task
@@ -28,7 +25,7 @@ _FILTERS = ("status", "model")
 
 
 @router.get("", openapi_extra=list_query(*_FILTERS))
-@needs_inference
+@requires_inference_scope
 async def list_tasks(request: Request) -> Response:
     """The caller's tasks, the newest first; an admin sees all."""
     page = read_page(request, *_FILTERS)
@@ -46,27 +43,27 @@ async def list_tasks(request: Request) -> Response:
 
 
 @router.get("/{task_id}")
-@needs_inference
+@requires_inference_scope
 async def get_task(request: Request, task_id: str) -> Response:
     """One task: its state, and its result or error once it has ended."""
     task = await find_task(request, caller_of(request), task_id)
     task = await with_files(services_of(request), task)
-    return json_answer(task_info(task, request_id_of(request)))
+    return json_response(task_info(task, request_id_of(request)))
 
 
 @router.delete("/{task_id}", status_code=202)
-@needs_inference
+@requires_inference_scope
 async def cancel_task(request: Request, task_id: str) -> Response:
     """Cancel a task; one that has ended stays as it is."""
     await find_task(request, caller_of(request), task_id)
     task = await services_of(request).tasks.cancel(task_id)
-    return json_answer(task_info(task, request_id_of(request)), 202)
+    return json_response(task_info(task, request_id_of(request)), 202)
 
 
-async def accepted(request: Request, job: Job) -> Response:
+async def accept_as_task(request: Request, job: Job) -> Response:
     """Take a job as an asynchronous task and say where to ask for it."""
     task: Task = await services_of(request).tasks.accept(job)
-    answer = json_answer(task_info(task, request_id_of(request)), 202)
+    answer = json_response(task_info(task, request_id_of(request)), 202)
     answer.headers["location"] = f"{router.prefix}/{task.id}"
     answer.headers["preference-applied"] = "respond-async"
     return answer

@@ -8,7 +8,7 @@ from types import TracebackType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from bitinglip.api.exchange import exchange_of
+from bitinglip.api.request_context import context_of
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, View, chunks
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -29,7 +29,7 @@ class ClientGone(Exception):
     """The client closed the connection; nobody is left to answer."""
 
 
-class JobAnswer(Response):
+class JobResponse(Response):
     """Runs a job and answers with its events.
 
     The job lives as long as this call: leaving the ``with`` ends what still runs, whether the
@@ -64,7 +64,7 @@ class JobAnswer(Response):
             await event_log.result()
             view = self._view(event_log)
             await view.settle()
-        exchange_of(scope).engine_seconds = (
+        context_of(scope).engine_seconds = (
             event_log.ended or event_log.submitted
         ) - event_log.submitted
         body = view.whole()
@@ -84,14 +84,14 @@ class JobAnswer(Response):
         send: Send,
     ) -> None:
         view = self._view(event_log)
-        writer = _Writer(send, headers, view.raw_type)
+        writer = _Writer(send, headers, view.stream_media_type)
         async with Connection(receive, writer.idle):
-            if view.begins_at_once:
+            if view.starts_immediately:
                 await writer.begin()
             async for data, last in chunks(event_log, view):
                 if not writer.begun:
                     _refuse_early(event_log)
-                    exchange_of(scope).engine_seconds = time.monotonic() - event_log.submitted
+                    context_of(scope).engine_seconds = time.monotonic() - event_log.submitted
                     await writer.begin()
                 await writer.write(data, last=last)
 
@@ -110,13 +110,13 @@ class _Writer:
     """The body of a stream, and the comments that keep it alive while it is idle."""
 
     def __init__(
-        self, send: Send, headers: list[tuple[bytes, bytes]], raw_type: str | None
+        self, send: Send, headers: list[tuple[bytes, bytes]], stream_media_type: str | None
     ) -> None:
         self._send = send
         self._headers = [*_STREAM_HEADERS, *headers]
-        if raw_type is not None:
-            self._headers = [(b"content-type", raw_type.encode()), *headers]
-        self._comments = raw_type is None  #: whether the stream may hold any
+        if stream_media_type is not None:
+            self._headers = [(b"content-type", stream_media_type.encode()), *headers]
+        self._comments = stream_media_type is None  #: whether the stream may hold any
         self._last_write = time.monotonic()
         self._writing = False
         self._ended = False

@@ -10,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import needs, read_body, services_of
+from bitinglip.api.auth import requires_scope
+from bitinglip.api.body import read_body
 from bitinglip.api.documentation import form_body
-from bitinglip.api.forms import read_form, the_file
+from bitinglip.api.forms import read_form, single_file
+from bitinglip.api.inference.respond import respond, wants_background
 from bitinglip.api.lookup import find_model_of
-from bitinglip.api.native.inference import respond, runs_behind
+from bitinglip.api.services import services_of
 from bitinglip.api.terms import transcription_terms
 from bitinglip.errors import InvalidRequest
 from bitinglip.wire.transcription.native import TranscriptionFields, TranscriptionRequest
@@ -23,13 +25,13 @@ router = APIRouter(prefix="/api/v1", tags=["inference"])
 
 
 @router.post("/inference/transcription", openapi_extra=form_body(TranscriptionFields, "file"))
-@needs(Scope.AUDIO)
+@requires_scope(Scope.AUDIO)
 async def transcribe(request: Request) -> Response:
     """Write down a sound file: from a form with ``file``, or as JSON with ``audio`` in base64."""
     body, data = await _read(request)
     services = services_of(request)
     find_model_of(services, body.model, "transcription")
-    background = runs_behind(request, body)
+    background = wants_background(request, body)
     job = body.to_job(transcription_terms(request, body.priority), len(data))
     await services.files.receive(Path(job.path).name, data)
     return await respond(request, job, background=background)
@@ -38,7 +40,7 @@ async def transcribe(request: Request) -> Response:
 async def _read(request: Request) -> tuple[TranscriptionFields, bytes]:
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
         fields, files = await read_form(request, TranscriptionFields, {"file"})
-        return fields, the_file(files)
+        return fields, single_file(files)
     body = await read_body(request, TranscriptionRequest)
     try:
         data = await asyncio.to_thread(base64.b64decode, body.audio, validate=True)

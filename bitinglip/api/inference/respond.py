@@ -7,9 +7,10 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bitinglip.api.answering import JobAnswer
-from bitinglip.api.deps import request_id_of, services_of
-from bitinglip.api.native.tasks import accepted, wants_async
+from bitinglip.api.job_response import JobResponse
+from bitinglip.api.request_context import request_id_of
+from bitinglip.api.services import services_of
+from bitinglip.api.tasks.tasks import accept_as_task, wants_async
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
 from bitinglip.wire.events import NativeView
@@ -22,7 +23,7 @@ class _Body(Protocol):
     def asynchronous(self) -> bool: ...
 
 
-def runs_behind(request: Request, body: _Body) -> bool:
+def wants_background(request: Request, body: _Body) -> bool:
     """Whether the client wants a task instead of an answer. Raises InvalidRequest if it wants a
     stream too."""
     background = body.asynchronous or wants_async(request)
@@ -36,7 +37,7 @@ def runs_behind(request: Request, body: _Body) -> bool:
 async def respond(request: Request, job: Job, *, background: bool) -> Response:
     """The job's answer, its stream, or the task that it became."""
     if background:
-        return await accepted(request, replace(job, stream=True))  # for those who watch
+        return await accept_as_task(request, replace(job, stream=True))  # for those who watch
     services = services_of(request)
     view = partial(NativeView, request_id=request_id_of(request), files=services.files)
-    return JobAnswer(services.dispatcher, job, view)
+    return JobResponse(services.dispatcher, job, view)

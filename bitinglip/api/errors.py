@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from bitinglip import errors
-from bitinglip.api.exchange import exchange_of
+from bitinglip.api.request_context import context_of
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
@@ -65,7 +65,7 @@ def failure(scope: Scope, error: errors.BitingLipError) -> Response:
     answer = errors.answer(error)
     kind = _ClosingResponse if isinstance(error, errors.PayloadTooLarge) else Response
     return kind(
-        error_body(error, exchange_of(scope).request_id),
+        error_body(error, context_of(scope).request_id),
         status_code=answer.status,
         headers=_headers(error, answer.status),
         media_type="application/json",

@@ -5,10 +5,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import needs, read_body, services_of
+from bitinglip.api.auth import requires_scope
+from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
+from bitinglip.api.inference.respond import respond, wants_background
 from bitinglip.api.lookup import find_model_of
-from bitinglip.api.native.inference import respond, runs_behind
+from bitinglip.api.services import services_of
 from bitinglip.api.terms import speech_terms
 from bitinglip.wire.speech.native import SpeechRequest
 
@@ -16,11 +18,11 @@ router = APIRouter(prefix="/api/v1", tags=["inference"])
 
 
 @router.post("/inference/text-to-speech", openapi_extra=json_body(SpeechRequest))
-@needs(Scope.AUDIO)
+@requires_scope(Scope.AUDIO)
 async def speak(request: Request) -> Response:
     """Say a text, as one answer or sentence by sentence."""
     body = await read_body(request, SpeechRequest)
     find_model_of(services_of(request), body.model, "speech")
-    background = runs_behind(request, body)
+    background = wants_background(request, body)
     job = body.to_job(speech_terms(request, body.model, body.priority))
     return await respond(request, job, background=background)

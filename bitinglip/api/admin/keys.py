@@ -6,8 +6,11 @@ from starlette.responses import Response
 
 from bitinglip.access.expiry import parse_expiry
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import json_answer, needs, read_body, read_page, services_of
+from bitinglip.api.auth import requires_scope
+from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body, list_query
+from bitinglip.api.paging import read_page
+from bitinglip.api.services import services_of
 from bitinglip.wire.admin import CreateKeyRequest, key_info
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
@@ -16,7 +19,7 @@ _DEFAULT_TIER = "free"
 
 
 @router.post("", status_code=201, openapi_extra=json_body(CreateKeyRequest))
-@needs(Scope.ADMIN)
+@requires_scope(Scope.ADMIN)
 async def create_key(request: Request) -> Response:
     """Make a key. Its secret is in this answer and nowhere else."""
     body = await read_body(request, CreateKeyRequest)
@@ -26,13 +29,13 @@ async def create_key(request: Request) -> Response:
         tier=body.tier or _DEFAULT_TIER,
         expires_at=parse_expiry(body.expires) if body.expires else None,
     )
-    answer = json_answer({**key_info(record), "key": secret}, 201)
+    answer = json_response({**key_info(record), "key": secret}, 201)
     answer.headers["cache-control"] = "no-store"
     return answer
 
 
 @router.get("", openapi_extra=list_query())
-@needs(Scope.ADMIN)
+@requires_scope(Scope.ADMIN)
 async def list_keys(request: Request) -> Response:
     """All keys, revoked ones too."""
     page = read_page(request)
@@ -40,14 +43,14 @@ async def list_keys(request: Request) -> Response:
 
 
 @router.get("/{key_id}")
-@needs(Scope.ADMIN)
+@requires_scope(Scope.ADMIN)
 async def get_key(request: Request, key_id: str) -> Response:
     """One key, without its secret."""
-    return json_answer(key_info(services_of(request).keys.get(key_id)))
+    return json_response(key_info(services_of(request).keys.get(key_id)))
 
 
 @router.delete("/{key_id}", status_code=204)
-@needs(Scope.ADMIN)
+@requires_scope(Scope.ADMIN)
 async def revoke_key(request: Request, key_id: str) -> Response:
     """Revoke a key; its record stays."""
     await services_of(request).keys.revoke(key_id)

@@ -7,15 +7,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.deps import Services, caller_of, json_answer, needs, read_page, services_of
+from bitinglip.api.auth import caller_of, requires_scope
+from bitinglip.api.body import json_response
 from bitinglip.api.documentation import list_query
+from bitinglip.api.paging import read_page
+from bitinglip.api.services import Services, services_of
 from bitinglip.wire.admin import worker_info
 
 router = APIRouter(prefix="/api/v1", tags=["cluster"])
 
 
 @router.get("/workers", openapi_extra=list_query())
-@needs(Scope.CLUSTER_READ)
+@requires_scope(Scope.CLUSTER_READ)
 async def list_workers(request: Request) -> Response:
     """All worker processes, the spare one too."""
     page = read_page(request)
@@ -25,23 +28,23 @@ async def list_workers(request: Request) -> Response:
 
 
 @router.post("/workers/{worker_id:path}/restart", status_code=202)
-@needs(Scope.CLUSTER_WRITE)
+@requires_scope(Scope.CLUSTER_WRITE)
 async def restart_worker(request: Request, worker_id: str) -> Response:
     """Replace a worker; what it had not begun to send is run again on the new one."""
     await services_of(request).operations.restart_worker(worker_id)
-    return json_answer({"id": worker_id, "state": "restarting"}, 202)
+    return json_response({"id": worker_id, "state": "restarting"}, 202)
 
 
 @router.post("/workers/{worker_id:path}/drain", status_code=202)
-@needs(Scope.CLUSTER_WRITE)
+@requires_scope(Scope.CLUSTER_WRITE)
 async def drain_worker(request: Request, worker_id: str) -> Response:
     """Give a worker nothing new, and stop it when it has finished what it runs."""
     services_of(request).operations.drain_worker(worker_id)
-    return json_answer({"id": worker_id, "state": "draining"}, 202)
+    return json_response({"id": worker_id, "state": "draining"}, 202)
 
 
 @router.delete("/workers/{worker_id:path}", status_code=204)
-@needs(Scope.CLUSTER_WRITE)
+@requires_scope(Scope.CLUSTER_WRITE)
 async def stop_worker(request: Request, worker_id: str) -> Response:
     """Stop a worker until its model is asked for again; a busy one is refused."""
     await services_of(request).operations.stop_worker(worker_id)
@@ -49,12 +52,12 @@ async def stop_worker(request: Request, worker_id: str) -> Response:
 
 
 @router.get("/cluster/status")
-@needs(Scope.CLUSTER_READ)
+@requires_scope(Scope.CLUSTER_READ)
 async def cluster_status(request: Request) -> Response:
     """Devices, memory, models, queues and workers at this moment."""
     services = services_of(request)
     dispatcher, operations = services.dispatcher, services.operations
-    return json_answer(
+    return json_response(
         {
             "status": "draining" if dispatcher.draining else "running",
             "in_flight": dispatcher.in_flight,

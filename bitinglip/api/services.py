@@ -1,0 +1,47 @@
+"""The parts of the running server, as handlers reach them."""
+
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+from starlette.types import Scope as HttpScope
+
+from bitinglip.access.keys import KeyRing
+from bitinglip.access.tickets import Tickets
+from bitinglip.db.database import Database
+from bitinglip.home import Home
+from bitinglip.results.files import Files
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.placement.footprints import Footprints
+from bitinglip.settings import Settings
+from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.metrics import Metrics
+from model_store.store import ModelStore
+
+
+@dataclass(frozen=True)
+class Services:
+    """All parts of the running server; at ``app.state.services`` once it is up."""
+
+    settings: Settings
+    home: Home
+    store: ModelStore
+    keys: KeyRing
+    dispatcher: Dispatcher
+    operations: Operations
+    footprints: Footprints
+    metrics: Metrics
+    db: Database
+    tasks: Tasks
+    tickets: Tickets
+    files: Files
+
+
+def services_of(request: HTTPConnection) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def services_in(scope: HttpScope) -> Services | None:
+    """The services, or None while the server is not up yet."""
+    return getattr(scope["app"].state, "services", None)

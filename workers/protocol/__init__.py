@@ -1,0 +1,99 @@
+"""Every message between the gateway and a worker. Imports neither side; see workers.framing."""
+
+import msgspec
+
+from workers.protocol.events import (
+    AudioDelta,
+    Cancelled,
+    Event,
+    Failed,
+    Final,
+    Heartbeat,
+    ImageDone,
+    ImageFile,
+    Imported,
+    JobEvent,
+    LoadFailed,
+    LoadProgress,
+    Progress,
+    Ready,
+    Segment,
+    SegmentDelta,
+    SpeechDone,
+    Started,
+    Success,
+    TextDelta,
+    TextDone,
+    TokenLogprob,
+    TranscriptionDone,
+    Word,
+    WorkerEvent,
+)
+from workers.protocol.files import audio_file_name, image_file_name
+from workers.protocol.jobs import (
+    ChatMessage,
+    ImageJob,
+    Job,
+    Lora,
+    Sampling,
+    SpeechJob,
+    TextJob,
+    TranscriptionJob,
+)
+from workers.protocol.load import FakeOptions, ImageOptions, Load, SpeechOptions
+
+__all__ = [
+    "AudioDelta",
+    "Cancel",
+    "Cancelled",
+    "ChatMessage",
+    "Command",
+    "Event",
+    "Failed",
+    "FakeOptions",
+    "Final",
+    "Heartbeat",
+    "ImageDone",
+    "ImageFile",
+    "ImageJob",
+    "ImageOptions",
+    "Imported",
+    "Job",
+    "JobEvent",
+    "Load",
+    "LoadFailed",
+    "LoadProgress",
+    "Lora",
+    "Progress",
+    "Ready",
+    "Sampling",
+    "Segment",
+    "SegmentDelta",
+    "SpeechDone",
+    "SpeechJob",
+    "SpeechOptions",
+    "Started",
+    "Stop",
+    "Success",
+    "TextDelta",
+    "TextDone",
+    "TextJob",
+    "TokenLogprob",
+    "TranscriptionDone",
+    "TranscriptionJob",
+    "Word",
+    "WorkerEvent",
+    "audio_file_name",
+    "image_file_name",
+]
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    id: str
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """Leave the loop, close the engine, exit with 0."""
+
+
+Command = Load | TextJob | ImageJob | SpeechJob | TranscriptionJob | Cancel | Stop

@@ -1,0 +1,10 @@
+"""Names of the files that jobs write; both sides build them without being told."""
+
+
+def image_file_name(job_id: str, index: int, image_format: str) -> str:
+    """The file of one image of a job; both sides know it without being told."""
+    return f"{job_id}-{index}.{image_format}"
+
+
+def audio_file_name(job_id: str, audio_format: str) -> str:
+    return f"{job_id}-0.{audio_format}"

@@ -1,0 +1,109 @@
+"""Messages to a worker about jobs: one class of job for each kind of model."""
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The sampling parameters. ``None`` means off; every number is checked before it gets here."""
+
+    max_tokens: int
+    temperature: float = 0.0  #: 0 is greedy: the arg max, ties to the lowest id
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None  #: how many alternatives to report beside each sampled token
+    #: The same seed gives the same tokens: on a CPU whatever runs beside it, on a card in the same
+    #: batch, since products of other sizes round otherwise there.
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+
+
+class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True):
+    """Generate text from a prompt, or from messages through the model's chat template."""
+
+    id: str
+    prompt: str | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    sampling: Sampling
+    clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
+    stream: bool = True  #: without it, only the final event is sent
+
+
+class Lora(msgspec.Struct, frozen=True):
+    """A LoRA: a name of the settings, and how strongly it is applied."""
+
+    name: str
+    scale: float = 1.0
+
+
+class ImageJob(msgspec.Struct, tag="image", frozen=True, kw_only=True, omit_defaults=True):
+    """Make images from a prompt, one for each seed, into files of ``folder``.
+
+    With ``image`` (a path) they are made from that one, with ``mask`` only where it is white.
+    """
+
+    id: str
+    prompt: str
+    negative_prompt: str | None = None
+    width: int  #: pixels
+    height: int
+    steps: int
+    guidance_scale: float | None = None  #: None: the pipeline's own
+    seeds: tuple[int, ...]
+    scheduler: str | None = None  #: None: the model's own
+    format: str = "png"  #: png, jpeg or webp
+    metadata: bool = True  #: write the parameters into the files
+    preview_every: int = 0  #: steps between two previews; 0 is none
+    folder: str
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None  #: how far from ``image``, 0 to 1; None: the pipeline's own
+    adapters: tuple[Lora, ...] = ()
+    stream: bool = True  #: without it, only the final event is sent
+
+
+class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_defaults=True):
+    """Say a text, into a file of ``folder``."""
+
+    id: str
+    text: str
+    voice: str | None = None
+    language: str | None = None
+    seed: int
+    speed: float | None = None
+    format: str = "wav"  #: wav, flac, ogg (Opus) or mp3
+    sample_rate: int | None = None  #: None: the model's own, or the next that the format has
+    metadata: bool = True  #: label the file as made by a machine
+    folder: str
+    stream: bool = True  #: without it, only the final event is sent
+
+
+class TranscriptionJob(
+    msgspec.Struct, tag="transcription", frozen=True, kw_only=True, omit_defaults=True
+):
+    """Write down what is said in a sound file."""
+
+    id: str
+    path: str
+    language: str | None = None  #: a code or an English name; None: the model finds out
+    task: str = "transcribe"  #: or translate, which is into English
+    prompt: str | None = None  #: what might have been said before, for names and spelling
+    temperature: float = 0.0  #: where the first attempt at a window begins; later ones go up
+    timestamps: str = "none"  #: none, segment or word
+    max_seconds: float  #: a longer file is refused, as one of more channels or samples is
+    max_channels: int = 8
+    max_sample_rate: int = 768_000
+    stream: bool = True  #: without it, only the final event is sent
+
+
+Job = TextJob | ImageJob | SpeechJob | TranscriptionJob

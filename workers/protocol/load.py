@@ -1,0 +1,49 @@
+"""The first message to a worker: which model to load, and how."""
+
+import msgspec
+
+
+class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The behaviour that the fake engine pretends (``models.<name>.fake.*``)."""
+
+    load_seconds: float = 0.0
+    tokens_per_second: float = 0.0  #: per request; 0 is as fast as it can
+    memory_bytes: int = 0
+    batch_size: int = 64
+    faults: bool = False  #: obey prompts that begin with !crash, !hang, !oom, !slow, !garbage
+    load_fault: str | None = None  #: what loading does instead: crash, hang, oom, garbage, error
+
+
+class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The image engine's options for a pipeline (``models.<name>.image.*``)."""
+
+    offload: str = "none"  #: what lies in host memory while unused: none, model or group
+    compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
+    step_cache: str = "none"  #: skip what changes little between steps: none or first_block
+    loras: dict[str, str] = {}  #: LoRA files by name
+
+
+class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The files that a speech model needs beside its own (``models.<name>.speech.*``)."""
+
+    vocoder: str | None = None  #: the folder of the model that makes spectrograms sound
+    voices: dict[str, str] = {}  #: files of speaker vectors by name
+
+
+class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
+    """The first message of every worker: which model to become. Holds no secret."""
+
+    model: str
+    engine: str  #: a key of ``workers.engines.registry.ENGINES``
+    path: str
+    device: str = "cpu"  #: "cpu" or "cuda"
+    visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
+    dtype: str | None = None  #: None: the files' own, where the device computes it well
+    max_context: int | None = None  #: None: the model's own
+    kv_cache_bytes: int | None = None  #: None: the engine's default for the device
+    max_batch: int | None = None
+    threads: int | None = None  #: CPU threads; None: all cores
+    image: ImageOptions | None = None
+    speech: SpeechOptions | None = None
+    heartbeat_seconds: float = 1.0
+    fake: FakeOptions | None = None
