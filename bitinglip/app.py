@@ -8,6 +8,7 @@ import structlog
 from fastapi import FastAPI
 
 from bitinglip import __version__, api
+from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
@@ -15,6 +16,8 @@ from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.db.database import Database
 from bitinglip.home import Home
+from bitinglip.http.capacity import capacity, raise_descriptor_limit
+from bitinglip.http.connections import Connections
 from bitinglip.results.files import CLEAN_SECONDS, Files
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
@@ -47,13 +50,15 @@ def build(
     *,
     on_open: Opened = lambda _services, _key: None,
     on_fatal: Callable[[], None] = lambda: None,
+    connections: Connections | None = None,
 ) -> FastAPI:
     """The application for a home. ``on_fatal`` is called when a background task has died."""
+    books = connections or Connections(capacity(settings.server, raise_descriptor_limit()))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services, admin_key = await _open(settings, home, stack)
+            services, admin_key = await _open(settings, home, books, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -74,7 +79,7 @@ def build(
 
 
 async def _open(
-    settings: Settings, home: Home, stack: AsyncExitStack
+    settings: Settings, home: Home, connections: Connections, stack: AsyncExitStack
 ) -> tuple[Services, str | None]:
     health = Health()
     db = await Database.open(home.database, health)
@@ -122,6 +127,8 @@ async def _open(
         workers=operations.states,
         devices=operations.samples,
         degraded=health.problems,
+        connections=lambda: len(connections),
+        refused=lambda: connections.refused,
     )
     services = Services(
         settings=settings,
@@ -137,6 +144,7 @@ async def _open(
         tickets=Tickets(),
         files=files,
         health=health,
+        concurrency=KeyConcurrency(connections.capacity.per_key),
     )
     return services, admin_key
 

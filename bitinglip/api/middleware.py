@@ -4,6 +4,7 @@ import re
 from urllib.parse import parse_qsl
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitinglip.api.errors import failure, translated
@@ -50,6 +51,8 @@ class RequestMiddleware:
         sender = _sender(scope, exchange, send)
         try:
             await self._app(scope, receive, sender)
+        except ClientDisconnect:
+            return  # in the middle of its body, or because that took too long
         except Exception as error:  # the last resort of every request
             if not isinstance(error, BitingLipError):
                 log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
@@ -57,6 +60,8 @@ class RequestMiddleware:
                 raise  # the answer has begun: cutting it off is all that is left to say
             await failure(scope, translated(error))(scope, receive, sender)
         finally:
+            if exchange.leave is not None:
+                exchange.leave()
             _count(scope, exchange)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,11 @@ from bitinglip import api, errors
 from bitinglip.access.keys import Caller, KeyRecord
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import Tickets
-from bitinglip.api import websocket
 from bitinglip.api.services import Services
+from bitinglip.http import websocket
+from bitinglip.http.capacity import capacity
+from bitinglip.http.connections import Connections
+from bitinglip.http.server import HttpServer, config
 from bitinglip.results.files import Files
 from bitinglip.scheduling.event_log import EventLog, Loading, Queued
 from bitinglip.scheduling.job import Job, TextJob
@@ -339,17 +343,10 @@ def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) ->
         tickets=Tickets(),
         files=files,
     )
-    config = uvicorn.Config(
-        app,
-        port=0,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        **websocket.OPTIONS,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    connections = Connections(capacity(settings.server, 1024))
+    server = HttpServer(config(app), connections)
+    sock = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     try:
         port = _port(server, thread)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from bitinglip.api import websocket
 from bitinglip.api.tasks import watch
+from bitinglip.http import websocket
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.settings import Settings
 from tests.support.fake_services import Served, serve
