@@ -53,7 +53,9 @@ def build(
     connections: Connections | None = None,
 ) -> FastAPI:
     """The application for a home. ``on_fatal`` is called when a background task has died."""
-    books = connections or Connections(capacity(settings.server, raise_descriptor_limit()))
+    if connections is None:
+        connections = Connections(capacity(settings.server, raise_descriptor_limit()))
+    books = connections
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -127,7 +129,7 @@ async def _open(
         workers=operations.states,
         devices=operations.samples,
         degraded=health.problems,
-        connections=lambda: len(connections),
+        connections=connections.states,
         refused=lambda: connections.refused,
     )
     services = Services(

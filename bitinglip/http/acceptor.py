@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bitinglip.http.connections import HEADER_SECONDS, Connection, Connections
+from bitinglip.http.connections import Connection, Connections
 
 log = structlog.get_logger(__name__)
 
@@ -70,32 +70,33 @@ class Acceptor:
             if connection is None:
                 sock.close()
                 continue
-            connection.opening = self._loop.create_task(self._open(connection, sock))
-            self._opening.add(connection.opening)
-            connection.opening.add_done_callback(self._opening.discard)
+            self._open(connection, sock)
 
-    async def _open(self, connection: Connection, sock: socket.socket) -> None:
+    def _open(self, connection: Connection, sock: socket.socket) -> None:
         """Give the connection its transport and its protocol, after the TLS handshake if any."""
+
+        def opened(task: asyncio.Task[None]) -> None:
+            self._opening.discard(task)
+            connection.opening = None
+            if task.cancelled() or task.exception() is not None:
+                self._connections.remove(connection)
+                sock.close()  # a task that is cancelled at once never began
+
+        connection.opening = self._loop.create_task(self._connect(connection, sock))
+        self._opening.add(connection.opening)
+        connection.opening.add_done_callback(opened)
+
+    async def _connect(self, connection: Connection, sock: socket.socket) -> None:
         timeouts = {}
         if self._tls is not None:
             timeouts = {
-                "ssl_handshake_timeout": HEADER_SECONDS,
+                "ssl_handshake_timeout": self._connections.times.header,
                 "ssl_shutdown_timeout": _SHUTDOWN_SECONDS,
             }
-        try:
-            sock.setblocking(False)
-            await self._loop.connect_accepted_socket(
-                lambda: self._factory(connection), sock, ssl=self._tls, **timeouts
-            )
-            connection.opening = None
-        except OSError as error:  # the client has left, or does not speak TLS
-            log.debug("no connection came about", error=str(error))
-            self._connections.remove(connection)
-            sock.close()
-        except asyncio.CancelledError:
-            self._connections.remove(connection)
-            sock.close()
-            raise
+        sock.setblocking(False)
+        await self._loop.connect_accepted_socket(
+            lambda: self._factory(connection), sock, ssl=self._tls, **timeouts
+        )
 
     def _pause(self) -> None:
         """Stop accepting for a moment: the kernel would report the same socket again at once."""

@@ -10,18 +10,29 @@ One timer looks after all of them once a second, so a request sets no timer of i
 import asyncio
 import socket
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Protocol
 
 from bitinglip.http.capacity import Capacity
 
-HEADER_SECONDS = 10.0  #: from a connection's start, or a request's first byte, to its last header
-GUEST_SECONDS = 2.0  #: the same for a connection beyond the caps
-SEND_SECONDS = 60.0  #: in which a client that leaves data unread takes ``SEND_BYTES`` at least
-SEND_BYTES = 65_536
-_TICK_SECONDS = 1.0
+SEND_BYTES = 65_536  #: a client that leaves data unread takes so much in ``Times.send`` at least
+BODY_BYTES = 65_536  #: received, they give a body another second
 _PAUSE_SECONDS = 3.0  #: a tick that comes later than by this does not count against clients
 _BYTES_ACKED = slice(120, 128)  #: ``tcpi_bytes_acked`` of Linux's struct tcp_info
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What clients are given, in seconds."""
+
+    header: float = 10.0  #: from the connection, or a request's first byte, to its last header
+    guest: float = 2.0  #: the same for a connection beyond the caps
+    body: float = 60.0  #: for a body, which is given more as it comes in
+    send: float = 60.0  #: for a client that leaves data unread
+    linger: float = 2.0  #: after a refusal, so that a client that still sends can read it
+    tick: float = 1.0  #: between two looks at all connections
 
 
 class Handler(Protocol):
@@ -86,8 +97,9 @@ class _Address:
 class Connections:
     """The books of all connections, on one event loop."""
 
-    def __init__(self, capacity: Capacity) -> None:
+    def __init__(self, capacity: Capacity, times: Times | None = None) -> None:
         self.capacity = capacity
+        self.times = times or Times()
         self._all: set[Connection] = set()
         self._guests = 0
         self._addresses: dict[str, _Address] = {}
@@ -100,8 +112,14 @@ class Connections:
             Counter()
         )  #: connections that were closed on purpose, by reason
 
-    def __len__(self) -> int:
+    @property
+    def open(self) -> int:
         return len(self._all)
+
+    def states(self) -> Mapping[str, int]:
+        """Count the open connections by state."""
+        idle = len(self._silent) + len(self._resting)
+        return {"busy": len(self._all) - idle, "idle": idle}
 
     def admit(self, host: str | None) -> Connection | None:
         """Take in a new connection from ``host``, which is None for a Unix socket.
@@ -109,20 +127,18 @@ class Connections:
         Returns None if it is too many even for a guest: close it then.
         """
         self._keep_ticking()
-        connection, address = Connection(self.now + HEADER_SECONDS), self._address(host)
+        connection, address = Connection(self.now + self.times.header), self._address(host)
         if address is not None and address.open >= self.capacity.per_address:
-            room = self._make_room(address.idle)
+            self._make_room(address.idle)
         elif len(self._all) >= self.capacity.total:
-            room = self._make_room(self._silent or self._resting)
-        else:
-            room = True
-        if not room:
+            self._make_room(self._silent or self._resting)
+        if self._is_full(address):  # all others are at work
             self.refused["connections"] += 1
             if self._guests >= self.capacity.spare:
                 return None
             self._guests += 1
             connection.guest = True
-            connection.deadline = self.now + GUEST_SECONDS
+            connection.deadline = self.now + self.times.guest
         self._all.add(connection)
         connection.address = address
         if address is not None:
@@ -164,6 +180,11 @@ class Connections:
             if not address.open:
                 del self._addresses[address.key]
 
+    def _is_full(self, address: "_Address | None") -> bool:
+        if address is not None and address.open >= self.capacity.per_address:
+            return True
+        return len(self._all) >= self.capacity.total
+
     def _make_room(self, idle: dict[Connection, None]) -> bool:
         """Close the oldest of these connections; False if there is none."""
         oldest = next(iter(idle), None)
@@ -192,18 +213,28 @@ class Connections:
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self.now = loop.time()
-            self._timer = loop.call_later(_TICK_SECONDS, self._tick)
+            self._timer = loop.call_later(self.times.tick, self._ring)
 
-    def _tick(self) -> None:
+    def _ring(self) -> None:
         self._timer = None
-        if not self._all:
-            return
-        before = self.now
-        self._keep_ticking()
-        paused = self.now - before - _TICK_SECONDS
+        if self._all:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.times.tick, self._ring)
+            self.tick(loop.time())
+
+    def tick(self, now: float) -> None:
+        """Handle the connections whose time is up, and those whose clients read nothing."""
+        paused = now - self.now - self.times.tick
+        self.now = now
         if paused > _PAUSE_SECONDS:
             self._forgive(paused)
-        self.sweep(self.now)
+        for connection in list(self._all):
+            if connection.deadline <= now:
+                self._expire(connection)
+            if connection.unsent():
+                self._check_taken(connection, now)
+            else:
+                connection.stalled_since = None
 
     def _forgive(self, seconds: float) -> None:
         """The process stood still, or its machine did: no client could do anything meanwhile."""
@@ -212,16 +243,6 @@ class Connections:
             connection.began += seconds
             if connection.stalled_since is not None:
                 connection.stalled_since += seconds
-
-    def sweep(self, now: float) -> None:
-        """Handle the connections whose time is up, and those whose clients read nothing."""
-        for connection in list(self._all):
-            if connection.deadline <= now:
-                self._expire(connection)
-            if connection.unsent():
-                self._check_taken(connection, now)
-            else:
-                connection.stalled_since = None
 
     def _expire(self, connection: Connection) -> None:
         if connection.handler is not None:
@@ -234,7 +255,7 @@ class Connections:
         taken = _taken(connection)
         if connection.stalled_since is None or taken - connection.taken >= SEND_BYTES:
             connection.stalled_since, connection.taken = now, taken
-        elif now - connection.stalled_since > SEND_SECONDS:
+        elif now - connection.stalled_since > self.times.send:
             self.refused["unread"] += 1
             connection.abort()
 

@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 from bitinglip import errors
 from bitinglip.api.errors import headers_of
 from bitinglip.api.request_context import new_request_id
-from bitinglip.http.connections import HEADER_SECONDS, Connection, Connections
+from bitinglip.http.connections import BODY_BYTES, Connection, Connections
 from bitinglip.wire.errors import error_body
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 32_768  #: of a request's first line and headers together
 MAX_HEADERS = 100
 MAX_PIPELINED = 64  #: requests that a client may send ahead
-BODY_SECONDS = 60.0  #: for a request's body, and a second more for each ``BODY_BYTES`` received
-BODY_BYTES = 65_536
-LINGER_SECONDS = 2.0  #: after a refusal, so that a client that still sends can read it
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -38,6 +35,7 @@ class HttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, {})
         self._connections = connections
+        self._times = connections.times
         self._connection = connection
         self._in_head = True  #: the next bytes belong to a request's first line or headers
         self._head_bytes = 0
@@ -106,8 +104,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif self._responding() and self._receiving:
             if self.flow.read_paused:
-                connection.began += 1.0  # the application is slow, not the client
-            due = connection.began + BODY_SECONDS + connection.received / BODY_BYTES
+                connection.began += self._times.tick  # the application is slow, not the client
+            due = connection.began + self._times.body + connection.received / BODY_BYTES
             if due > self._connections.now:
                 connection.deadline = due
             else:
@@ -133,7 +131,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._uncounted = self._head_bytes == 0
         # The first request's time runs since the connection was made.
         if self.cycle is not None and not self._responding():
-            self._connection.deadline = self._connections.now + HEADER_SECONDS
+            self._connection.deadline = self._connections.now + self._times.header
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
@@ -204,14 +202,14 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._receiving:  # a body that nobody wants any more
             connection.deadline = self._connections.now + self.timeout_keep_alive
         else:
-            seconds = HEADER_SECONDS if self._begun else self.timeout_keep_alive
+            seconds = self._times.header if self._begun else self.timeout_keep_alive
             self._connections.rest(connection, seconds)
 
     def _await_body(self) -> None:
         connection = self._connection
         connection.received = 0
         connection.began = self._connections.now
-        connection.deadline = connection.began + BODY_SECONDS
+        connection.deadline = connection.began + self._times.body
 
     def _responding(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -231,7 +229,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self._connections.rest(self._connection, LINGER_SECONDS)
+        self._connections.rest(self._connection, self._times.linger)
 
     def _refusal_bytes(self, error: errors.BitingLipError) -> bytes:
         request_id = new_request_id()

@@ -242,7 +242,7 @@ class Metrics:
         workers: Callable[[], Mapping[str, int]],
         devices: Callable[[], Iterable[DeviceSample]] = tuple,
         degraded: Callable[[], Iterable[str]] = tuple,
-        connections: Callable[[], int] = int,
+        connections: Callable[[], Mapping[str, int]] = dict,
         refused: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Read these gauges whenever somebody scrapes: on the event loop, so none may block."""
@@ -348,7 +348,7 @@ class _Edge(Collector):
 
     def __init__(
         self,
-        connections: Callable[[], int],
+        connections: Callable[[], Mapping[str, int]],
         refused: Callable[[], Mapping[str, int]],
         degraded: Callable[[], Iterable[str]],
     ) -> None:
@@ -357,9 +357,12 @@ class _Edge(Collector):
         self._degraded = degraded
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        yield GaugeMetricFamily(
-            "bitinglip_connections", "Open connections", value=self._connections()
+        connections = GaugeMetricFamily(
+            "bitinglip_connections", "Open connections", labels=["state"]
         )
+        for state, count in self._connections().items():
+            connections.add_metric([state], count)
+        yield connections
         refused = CounterMetricFamily(
             "bitinglip_connections_refused", "Connections closed on purpose", labels=["reason"]
         )

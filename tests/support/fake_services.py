@@ -16,13 +16,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from bitinglip import api, errors
+from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import Caller, KeyRecord
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
 from bitinglip.http import websocket
 from bitinglip.http.capacity import capacity
-from bitinglip.http.connections import Connections
+from bitinglip.http.connections import Connections, Times
 from bitinglip.http.server import HttpServer, config
 from bitinglip.results.files import Files
 from bitinglip.scheduling.event_log import EventLog, Loading, Queued
@@ -307,6 +308,7 @@ class Served:
     store: FakeStore
     database: FakeDatabase
     server: uvicorn.Server
+    connections: Connections
 
     def websockets(self) -> list[websocket.WebSocketProtocol]:
         """Those that are connected."""
@@ -315,12 +317,24 @@ class Served:
 
 
 @contextmanager
-def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) -> Iterator[Served]:
+def serve(
+    settings: Settings,
+    script: Script,
+    folder: Path = Path("nowhere"),
+    times: Times | None = None,
+) -> Iterator[Served]:
     """The real routes and middleware on a free port, over scripted parts."""
     dispatcher, operations, store = ScriptedDispatcher(script), FakeCluster(), FakeStore()
     database, metrics = FakeDatabase(), Metrics()
     files = Files(cast("Any", database), folder, retention=60, max_bytes=2**30)
-    metrics.watch(lambda: dispatcher.in_flight, dict, dict)
+    connections = Connections(capacity(settings.server, 1024), times)
+    metrics.watch(
+        lambda: dispatcher.in_flight,
+        dict,
+        dict,
+        connections=connections.states,
+        refused=lambda: connections.refused,
+    )
     app = FastAPI(title="x", version="0", redoc_url=None, swagger_ui_oauth2_redirect_url=None)
     api.mount(app, settings)
     app.state.services = Services(
@@ -342,8 +356,8 @@ def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) ->
         ),
         tickets=Tickets(),
         files=files,
+        concurrency=KeyConcurrency(connections.capacity.per_key),
     )
-    connections = Connections(capacity(settings.server, 1024))
     server = HttpServer(config(app), connections)
     sock = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([sock],))
@@ -359,6 +373,7 @@ def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) ->
             store,
             database,
             server,
+            connections,
         )
     finally:
         server.should_exit = server.force_exit = True
