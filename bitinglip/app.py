@@ -39,7 +39,7 @@ from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
 
-_FLUSH_SECONDS = 30.0  #: between two writes of what is kept in memory
+_FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 

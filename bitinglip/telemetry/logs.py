@@ -131,6 +131,10 @@ class _Writer(logging.Handler):
         except (OSError, ValueError):  # a stream in memory
             self._number = None
 
+    def createLock(self) -> None:  # noqa: N802 - logging's own name
+        """Take none: one thread writes, and the exit would wait for a lock that it holds."""
+        self.lock = None
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             if _dropped.unsaid:
