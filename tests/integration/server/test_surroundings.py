@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from bitinglip.db.files import prepare
 from tests.support.http_client import NATIVE
 from tests.support.server import Server, await_ready, running_server, start_server
 from tests.support.wait import eventually
@@ -210,11 +211,10 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "not a database": lambda path: path.write_bytes(b"hello\n" * 1000),
     "a page of zeros": lambda path: overwrite(path, 4096, bytes(8192)),
     "a newer version's": lambda path: query(path, "UPDATE alembic_version SET version_num='9999'"),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 
@@ -233,15 +233,8 @@ def query(path: Path, sql: str) -> None:
 @pytest.mark.parametrize("name", DAMAGE)
 def test_start_with_a_damaged_database_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"
-    make = f"""
-import asyncio, pathlib
-from bitinglip.db.database import Database
-async def main():
-    await (await Database.open(pathlib.Path({str(home / "bitinglip.db")!r}))).close()
-asyncio.run(main())
-"""
     home.mkdir()
-    subprocess.run([sys.executable, "-c", make], check=True, timeout=60)
+    prepare(home / "bitinglip.db")
     DAMAGE[name](home / "bitinglip.db")
     server = start_server(home, FAKE)
     assert server.process.wait(60) == 1
