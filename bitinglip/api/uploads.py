@@ -12,7 +12,7 @@ from PIL import Image
 
 from bitinglip.api.services import Services
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job
 
 MAX_UPLOAD_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -37,10 +37,10 @@ async def inspect_image(data: bytes, param: str) -> Upload:
     return await asyncio.to_thread(_look, data, param)
 
 
-async def store_uploads(services: Services, job: ImageJob, uploads: Mapping[str, Upload]) -> None:
+async def store_uploads(services: Services, job: Job, uploads: Mapping[str, Upload]) -> None:
     """Write a job's pictures where it says that they are. Raises DiskFull."""
     for name, upload in uploads.items():
-        path: str | None = getattr(job, name)
+        path: str | None = getattr(job.work, name)
         assert path is not None
         await services.files.receive(Path(path).name, upload.data)
 

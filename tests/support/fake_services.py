@@ -22,7 +22,7 @@ from bitinglip.api import websocket
 from bitinglip.api.services import Services
 from bitinglip.results.files import Files
 from bitinglip.scheduling.event_log import EventLog, Loading, Queued
-from bitinglip.scheduling.job import Job, TextJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.scheduling.queue.overload import OverloadController
@@ -40,8 +40,8 @@ Script = Callable[[EventLog], Any]  #: a coroutine function that puts events
 
 async def echo(event_log: EventLog) -> None:
     """What a healthy worker does; ``!`` in the prompt asks for trouble."""
-    job = event_log.job
-    assert isinstance(job, TextJob)
+    job = event_log.job.work
+    assert isinstance(job, protocol.TextJob)
     prompt = job.prompt if job.prompt is not None else (job.messages or ())[-1].content
     event_log.put(Queued(1))
     event_log.put(Loading(0.5))

@@ -9,9 +9,9 @@ from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import image_terms
 from bitinglip.api.uploads import decode_image, store_uploads
 from bitinglip.wire.image.native import ImageGenerationRequest
 
@@ -26,7 +26,7 @@ async def generate_images(request: Request) -> Response:
     body = await read_body(request, ImageGenerationRequest)
     find_model_of(services, body.model, "image")
     background = wants_background(request, body)
-    job = body.to_job(image_terms(request, body.model, body.priority))
+    job = body.to_job(job_context(request, body.model, body.priority))
     uploads = {name: await decode_image(text, name) for name, text in body.uploads().items()}
     await store_uploads(services, job, uploads)
     return await respond(request, job, background=background)

@@ -1,6 +1,5 @@
 """What all native inference routes do with the job that a request became."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -37,7 +36,7 @@ def wants_background(request: Request, body: _Body) -> bool:
 async def respond(request: Request, job: Job, *, background: bool) -> Response:
     """The job's answer, its stream, or the task that it became."""
     if background:
-        return await accept_as_task(request, replace(job, stream=True))  # for those who watch
+        return await accept_as_task(request, job.streamed())  # for those who watch
     services = services_of(request)
     view = partial(NativeView, request_id=request_id_of(request), files=services.files)
     return JobResponse(services.dispatcher, job, view)

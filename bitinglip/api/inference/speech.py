@@ -9,9 +9,9 @@ from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import speech_terms
 from bitinglip.wire.speech.native import SpeechRequest
 
 router = APIRouter(prefix="/api/v1", tags=["inference"])
@@ -24,5 +24,5 @@ async def speak(request: Request) -> Response:
     body = await read_body(request, SpeechRequest)
     find_model_of(services_of(request), body.model, "speech")
     background = wants_background(request, body)
-    job = body.to_job(speech_terms(request, body.model, body.priority))
+    job = body.to_job(job_context(request, body.model, body.priority))
     return await respond(request, job, background=background)

@@ -15,11 +15,12 @@ from bitinglip.api.body import read_body
 from bitinglip.api.documentation import form_body
 from bitinglip.api.forms import read_form, single_file
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import transcription_terms
 from bitinglip.errors import InvalidRequest
 from bitinglip.wire.transcription.native import TranscriptionFields, TranscriptionRequest
+from workers import protocol
 
 router = APIRouter(prefix="/api/v1", tags=["inference"])
 
@@ -32,8 +33,9 @@ async def transcribe(request: Request) -> Response:
     services = services_of(request)
     find_model_of(services, body.model, "transcription")
     background = wants_background(request, body)
-    job = body.to_job(transcription_terms(request, body.priority), len(data))
-    await services.files.receive(Path(job.path).name, data)
+    job = body.to_job(job_context(request, body.model, body.priority), len(data))
+    assert isinstance(job.work, protocol.TranscriptionJob)
+    await services.files.receive(Path(job.work.path).name, data)
     return await respond(request, job, background=background)
 
 

@@ -11,14 +11,14 @@ from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
 from bitinglip.api.documentation import form_body, json_body
 from bitinglip.api.forms import read_form
+from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import image_terms
 from bitinglip.api.uploads import Upload, inspect_image, store_uploads
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job
 from bitinglip.settings import ImageLimits
 from bitinglip.wire.image.job import SIDE_MULTIPLE
 from bitinglip.wire.image.openai import ImageEditRequest, ImagesRequest
@@ -33,7 +33,7 @@ async def generate(request: Request) -> Response:
     """Images from a prompt."""
     body = await read_body(request, ImagesRequest)
     find_model_of(services_of(request), body.model, "image")
-    job = body.job(image_terms(request, body.model), uploads=set())
+    job = body.to_job(job_context(request, body.model), uploads=set())
     return _answer(request, job, "image_generation", body.partial_images or 0)
 
 
@@ -52,9 +52,9 @@ async def edit(request: Request) -> Response:
     uploads = {"image": await inspect_image(images[0], "image")}
     if "mask" in files:
         uploads["mask"] = await inspect_image(files["mask"][0], "mask")
-    terms = image_terms(request, body.model)
-    size = _size_of(uploads["image"], terms.limits)
-    job = body.job(terms, uploads=set(uploads), size=size, strength=body.strength)
+    context = job_context(request, body.model)
+    size = _size_of(uploads["image"], context.limits.images)
+    job = body.to_job(context, uploads=set(uploads), size=size, strength=body.strength)
     await store_uploads(services, job, uploads)
     return _answer(request, job, "image_edit", body.partial_images or 0)
 
@@ -70,7 +70,7 @@ def _size_of(upload: Upload, limits: ImageLimits) -> tuple[int, int]:
     return side(upload.width), side(upload.height)
 
 
-def _answer(request: Request, job: ImageJob, kind: str, shown: int) -> Response:
+def _answer(request: Request, job: Job, kind: str, shown: int) -> Response:
     services = services_of(request)
     view = partial(
         ImagesView,

@@ -10,11 +10,11 @@ from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
+from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import speech_terms
 from bitinglip.wire.speech.openai import SpeechRequest
 from bitinglip.wire.speech.openai_view import SpeechView
 
@@ -34,4 +34,4 @@ async def speak(request: Request) -> Response:
         files=services.files,
         events=body.stream_format == "sse",
     )
-    return JobResponse(services.dispatcher, body.to_job(speech_terms(request, body.model)), view)
+    return JobResponse(services.dispatcher, body.to_job(job_context(request, body.model)), view)

@@ -11,13 +11,14 @@ from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
 from bitinglip.api.documentation import form_body
 from bitinglip.api.forms import read_form, single_file
+from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import transcription_terms
 from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
 from bitinglip.wire.transcription.openai_view import TranscriptionView
+from workers import protocol
 
 router = APIRouter(prefix="/v1/audio", tags=["openai"])
 
@@ -47,8 +48,9 @@ async def _answer(
 ) -> Response:
     services = services_of(request)
     find_model_of(services, body.model, "transcription")
-    job = body.to_job(transcription_terms(request), len(data))
-    await services.files.receive(Path(job.path).name, data)
+    job = body.to_job(job_context(request, body.model), len(data))
+    assert isinstance(job.work, protocol.TranscriptionJob)
+    await services.files.receive(Path(job.work.path).name, data)
     view = partial(
         TranscriptionView,
         request_id=request_id_of(request),

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import ImageJob
 from bitinglip.settings import Settings
 from tests.support.fake_services import Served, serve
 from tests.support.http_client import error_of, events
@@ -39,8 +38,8 @@ PAINTER = {
 
 async def paint(event_log: EventLog) -> None:
     """Draw as the prompt says; previews are the step's number."""
-    job = event_log.job
-    assert isinstance(job, ImageJob)
+    job = event_log.job.work
+    assert isinstance(job, protocol.ImageJob)
     event_log.put(protocol.Started(id=job.id))
     if job.prompt == "!fail":
         event_log.put(protocol.Failed(id=job.id, code="OUT_OF_MEMORY", message="no"))
@@ -90,9 +89,9 @@ def official(studio: Served) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{studio.url}/v1", api_key="k-inference:image", max_retries=0)
 
 
-def last_job(studio: Served) -> ImageJob:
-    job = studio.dispatcher.jobs[-1]
-    assert isinstance(job, ImageJob)
+def last_job(studio: Served) -> protocol.ImageJob:
+    job = studio.dispatcher.jobs[-1].work
+    assert isinstance(job, protocol.ImageJob)
     return job
 
 
