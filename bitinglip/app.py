@@ -115,7 +115,7 @@ async def _open(
         max_bytes=settings.files.max_bytes,
     )
     tasks = Tasks(
-        db, dispatcher, inference_response, files.keep, retention=settings.tasks.retention
+        db, dispatcher, inference_response, files.register, retention=settings.tasks.retention
     )
     await tasks.recover()
     stack.push_async_callback(tasks.close)

@@ -1,4 +1,4 @@
-"""How a task looks from outside: the design's InferenceResponse, and what a list shows beside."""
+"""Describes jobs and tasks: the design's InferenceResponse, and the rows of a list."""
 
 from datetime import datetime
 from typing import Any, assert_never
@@ -19,7 +19,7 @@ _json = msgspec.json.Encoder()
 
 
 def inference_response(event_log: EventLog) -> dict[str, Any]:
-    """InferenceResponse of a job in any state; what is not known yet is null."""
+    """Describe a job in any state as InferenceResponse; unknown values are null."""
     job, final = event_log.job, event_log.final
     began, ended = event_log.dispatched or event_log.submitted, event_log.ended
     return {
@@ -37,10 +37,10 @@ def inference_response(event_log: EventLog) -> dict[str, Any]:
 
 
 def task_info(task: Task, request_id: str) -> dict[str, Any]:
-    """A task: InferenceResponse, its kind, its error, and its place in the queue if it waits."""
+    """Describe a task: InferenceResponse, kind, error, and place in the queue if it waits."""
     place = task.event_log.place if task.event_log is not None else None
     return {
-        **(task.answer or _of_inbox(task)),
+        **(task.answer or _answer_of(task)),
         "kind": task.kind,
         "error": error_object(task.error, request_id) if task.error else None,
         "position": place.position if place else None,
@@ -49,11 +49,11 @@ def task_info(task: Task, request_id: str) -> dict[str, Any]:
 
 
 def final_event(task: Task, request_id: str) -> tuple[str, bytes]:
-    """The last event of a task whose others are gone: name, and data as JSON."""
+    """Return the name and the JSON of the final event of a task from the database."""
     if task.error:
         return task.status, error_body(task.error, request_id)
     if task.status == "completed":
-        return task.status, _json.encode(task.answer or _of_inbox(task))
+        return task.status, _json.encode(task.answer or _answer_of(task))
     return task.status, cancelled(task.id)
 
 
@@ -61,7 +61,7 @@ def cancelled(task_id: str) -> bytes:
     return _json.encode({"task_id": task_id, "status": "cancelled"})
 
 
-def _of_inbox(task: Task) -> dict[str, Any]:
+def _answer_of(task: Task) -> dict[str, Any]:
     if task.event_log is not None:
         return inference_response(task.event_log)
     return {
@@ -79,7 +79,7 @@ def _of_inbox(task: Task) -> dict[str, Any]:
 
 
 def _result(job: Job, done: protocol.Success) -> dict[str, Any]:
-    """``result`` by the kind of the job; each kind has its own final event."""
+    """Return ``result``; each kind of job has its own final event."""
     match job:
         case TextJob():
             assert isinstance(done, protocol.TextDone)
@@ -98,7 +98,7 @@ def _result(job: Job, done: protocol.Success) -> dict[str, Any]:
 
 
 def _usage(job: Job, final: protocol.Final | None) -> dict[str, Any] | None:
-    """``usage`` by the kind of the job; None before it has ended, and for one that failed."""
+    """Return ``usage``; None for a job that has not ended, or has failed."""
     if final is None or isinstance(final, protocol.Failed):
         return None
     match job:

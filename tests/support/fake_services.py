@@ -333,7 +333,7 @@ def serve(settings: Settings, script: Script, folder: Path = Path("nowhere")) ->
             cast("Any", database),
             cast("Any", dispatcher),
             inference_response,
-            files.keep,
+            files.register,
             retention=60,
         ),
         tickets=Tickets(),
