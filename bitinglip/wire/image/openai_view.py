@@ -49,27 +49,27 @@ class ImagesView:
         self._partial_left = partial
         self._partial_sent = 0
         self._data: list[dict[str, Any]] = []
-        self._trouble: BitingLipError | None = None
+        self._error: BitingLipError | None = None
 
     async def settle(self) -> None:
         """Have the images kept, or read."""
         try:
             if self._job.output == "url":
-                await self._files.keep(self._event_log)
+                await self._files.register(self._event_log)
             for made in outputs_of(self._event_log):
                 if self._job.output == "url":
                     self._data.append({"url": f"{self._base_url}{PREFIX}{made.id}"})
                 else:
                     self._data.append({"b64_json": await self._files.base64(made.id)})
         except BitingLipError as error:
-            self._trouble = error
+            self._error = error
 
     def render(self, event: Event) -> bytes:
         match event:
             case protocol.Progress(preview=preview) if preview and self._partial_left:
                 return self._partial(preview)
-            case protocol.ImageDone() if self._trouble is not None:
-                return sse(error_body(self._trouble, self._request_id))
+            case protocol.ImageDone() if self._error is not None:
+                return sse(error_body(self._error, self._request_id))
             case protocol.ImageDone():
                 return self._event("completed", self._data[0], self._work.format)
             case protocol.Failed():
@@ -80,8 +80,8 @@ class ImagesView:
                 return b""
 
     def whole(self) -> bytes:
-        if self._trouble is not None:
-            raise self._trouble
+        if self._error is not None:
+            raise self._error
         return _json.encode(
             {
                 "created": int(self._job.created_at.timestamp()),

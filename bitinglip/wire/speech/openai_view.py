@@ -28,7 +28,7 @@ class SpeechView:
         self._files = files
         self._events = events
         self._body = b""
-        self._trouble: BitingLipError | None = None
+        self._error: BitingLipError | None = None
 
     @property
     def stream_media_type(self) -> str | None:
@@ -46,7 +46,7 @@ class SpeechView:
         for made in outputs_of(self._event_log):
             body = await self._files.read(made.id)
             if body is None:
-                self._trouble = FileGone()
+                self._error = FileGone()
             self._body = body or b""
 
     def render(self, event: Event) -> bytes:
@@ -69,8 +69,8 @@ class SpeechView:
                 return b""
 
     def whole(self) -> bytes:
-        if self._trouble is not None:
-            raise self._trouble
+        if self._error is not None:
+            raise self._error
         return self._body
 
     def _event(self, name: str, **data: Any) -> bytes:
