@@ -9,9 +9,8 @@ from typing import assert_never
 
 from bitinglip import errors
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.memory import event_bytes, input_bytes, without_input
 from workers import protocol
-
-_BYTES_OF_AN_EVENT = 500  #: of text, roughly
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +55,10 @@ class EventLog:
         self._read = 0  #: how many of them the furthest reader has seen
         self._waiters: list[asyncio.Future[None]] = []
 
-    @property
-    def held(self) -> int:
-        """The number of events that it keeps; audio counts by its bytes."""
-        sound = sum(len(e.samples) for e in self._events if isinstance(e, protocol.AudioDelta))
-        return len(self._events) + sound // _BYTES_OF_AN_EVENT
+    def close(self) -> int:
+        """Drop the input of a job that has ended; returns the bytes that the rest holds."""
+        self.job = without_input(self.job)
+        return input_bytes(self.job) + event_bytes(self._events)
 
     @property
     def status(self) -> str:

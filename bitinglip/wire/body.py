@@ -40,7 +40,14 @@ class Only:
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
+Timeout = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=MAX_TIMEOUT,
+        description="seconds until the request is given up; server.request_timeout is the most",
+    ),
+]
 
 
 def first(asked: T | None, own: T | None, otherwise: T) -> T:

@@ -19,7 +19,7 @@ class JobContext:
     limits: Limits
     tier: Tier
     key_id: str
-    timeout: float  #: seconds, for a request that names none
+    timeout: float  #: seconds; a request may ask for less
     priority: Priority
     folder: Path  #: where workers read uploads from, and write images and audio to
 
@@ -36,7 +36,7 @@ class JobContext:
             work=work,
             model=self.model,
             key_id=self.key_id,
-            timeout=timeout or self.timeout,
+            timeout=min(timeout or self.timeout, self.timeout),
             priority=self.priority,
             output=output,
             file_bytes=file_bytes,

@@ -8,6 +8,7 @@ import structlog
 from bitinglip import errors
 from bitinglip.scheduling.cost import cost_done
 from bitinglip.scheduling.dispatch.balancer import Balancer
+from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
@@ -42,6 +43,7 @@ class Delivery:
         self.entries: dict[str, InFlightJob] = {}
         self.recent = RecentJobs(_KEEP_ENDED)
         self.quarantine = Quarantine()
+        self.input_memory = InputMemory(settings.queue.max_input_bytes)
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -75,6 +77,7 @@ class Delivery:
 
     def release(self, entry: InFlightJob) -> None:
         if self.entries.pop(entry.id, None):
+            self.input_memory.give_back(entry.event_log.job.key_id, entry.input_bytes)
             self.recent.add(entry.event_log)
         if not self.entries:
             self.idle.set()

@@ -16,6 +16,7 @@ from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.memory import input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
@@ -153,6 +154,7 @@ class Dispatcher:
             "flights": self.in_flight,
             "waiting": self.queued,
             "running": sum(len(model_queue.running) for model_queue in self._model_queues),
+            "input_bytes": self.delivery.input_memory.bytes,
         }
 
     @property
@@ -178,9 +180,11 @@ class Dispatcher:
                 "This request has ended two workers and is not run again.",
                 details={"quarantined": True},
             )
+        size = input_bytes(job)
+        self.delivery.input_memory.take(job.key_id, size)
         priority = job.priority
         share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, cost(job))
+        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), size)
         self.delivery.add(entry)
         return entry
 

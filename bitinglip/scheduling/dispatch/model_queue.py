@@ -27,6 +27,7 @@ class InFlightJob:
     event_log: EventLog
     share: FairShare
     cost: float  #: as estimated when it was admitted
+    input_bytes: int = 0  #: what its input holds in memory
     replica: Replica | None = None
     deaths: int = 0  #: workers that died while they ran it
     ran_for: float = 0.0  #: how long it had run when the last one died
