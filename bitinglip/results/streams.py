@@ -32,11 +32,11 @@ class View(Protocol):
         """The event as bytes of a stream; empty if this surface does not show it."""
         ...
 
-    async def settle(self) -> None:
+    async def prepare_final(self) -> None:
         """Make ready what the final event shows; awaited once, before that is rendered."""
         ...
 
-    def whole(self) -> bytes:
+    def body(self) -> bytes:
         """The answer of a job that succeeded, as one body."""
         ...
 
@@ -53,7 +53,7 @@ async def chunks(event_log: EventLog, view: View) -> AsyncIterator[tuple[bytes, 
     async for events in event_log.batches():
         last = event_log.final is not None and events[-1] is event_log.final
         if last:
-            await view.settle()
+            await view.prepare_final()
         data = b"".join([view.render(event) for event in events])
         if data or last:
             yield data, last

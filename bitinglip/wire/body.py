@@ -19,7 +19,7 @@ class Body(BaseModel):
 
 
 @dataclass(frozen=True)
-class Only:
+class AllowedValues:
     """A field that exists elsewhere; here it may only say what we do anyway."""
 
     allowed: tuple[Any, ...]
@@ -43,7 +43,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
 
 
-def first(asked: T | None, own: T | None, otherwise: T) -> T:
+def coalesce(asked: T | None, own: T | None, otherwise: T) -> T:
     """The request's value, else the model's own default, else the API's."""
     if asked is not None:
         return asked

@@ -137,7 +137,7 @@ async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, b
                 if event is event_log.final:
                     if not await tasks.over(task_id):
                         raise _LeftForLater
-                    await view.settle()
+                    await view.prepare_final()
                 yield view.event(event)
         return
     if not await tasks.over(task_id):

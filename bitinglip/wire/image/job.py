@@ -9,7 +9,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.cost import megapixels
 from bitinglip.scheduling.job import Job, Output, new_task_id
 from bitinglip.settings import ImageLimits, ImageModel, Tier
-from bitinglip.wire.body import Body, ModelName, first
+from bitinglip.wire.body import Body, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
@@ -70,11 +70,11 @@ class ImageFields(Body):
             id=task_id,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or None,
-            width=first(size[0], own.width, SIDE),
-            height=first(size[1], own.height, SIDE),
-            steps=first(self.steps, own.steps, STEPS),
-            guidance_scale=first(self.guidance_scale, own.guidance_scale, None),
-            seeds=_seeds(self.seed, limits.max_images, first(self.n, None, 1)),
+            width=coalesce(size[0], own.width, SIDE),
+            height=coalesce(size[1], own.height, SIDE),
+            steps=coalesce(self.steps, own.steps, STEPS),
+            guidance_scale=coalesce(self.guidance_scale, own.guidance_scale, None),
+            seeds=_seeds(self.seed, limits.max_images, coalesce(self.n, None, 1)),
             scheduler=self.scheduler or own.scheduler,
             folder=str(context.folder),
             **(defaults | paths | more),

@@ -7,7 +7,7 @@ from pydantic import Field
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import RequestPriority
-from bitinglip.wire.body import Timeout, first
+from bitinglip.wire.body import Timeout, coalesce
 from bitinglip.wire.image.job import Format, ImageFields, Lora
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
@@ -44,7 +44,7 @@ class ImageGenerationRequest(ImageFields):
             (self.width, self.height),
             set(self.uploads()),
             format=self.format,
-            metadata=first(self.metadata, None, context.model_settings.image.metadata),
+            metadata=coalesce(self.metadata, None, context.model_settings.image.metadata),
             preview_every=_preview_every(self.preview),
             **self._adapters(),
             strength=self.strength,

@@ -7,7 +7,6 @@ Beside OpenAI's own fields: ``negative_prompt, steps, guidance_scale, seed, sche
 import re
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import Field
 
 from bitinglip.errors import (
@@ -15,12 +14,11 @@ from bitinglip.errors import (
     UnsupportedParameter,
 )
 from bitinglip.scheduling.job import Job
-from bitinglip.wire.body import Only
+from bitinglip.wire.body import AllowedValues
 from bitinglip.wire.image.job import Format, ImageFields
 from bitinglip.wire.job_context import JobContext
 
 _SIZE = re.compile(r"([0-9]{2,5})x([0-9]{2,5})", re.ASCII)
-_json = msgspec.json.Encoder()
 
 
 class _ImagesRequest(ImageFields):
@@ -32,8 +30,8 @@ class _ImagesRequest(ImageFields):
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
-    background: Annotated[Any, Only((None, "auto", "opaque"))] = None
-    quality: Annotated[Any, Only((None, "auto", "standard"))] = None
+    background: Annotated[Any, AllowedValues((None, "auto", "opaque"))] = None
+    quality: Annotated[Any, AllowedValues((None, "auto", "standard"))] = None
 
     def to_job(
         self,
@@ -76,14 +74,14 @@ class _ImagesRequest(ImageFields):
 class ImagesRequest(_ImagesRequest):
     """``POST /v1/images/generations``"""
 
-    moderation: Annotated[Any, Only((None, "auto"))] = None
-    style: Annotated[Any, Only((None,))] = None
-    output_compression: Annotated[Any, Only((None, 100))] = None
+    moderation: Annotated[Any, AllowedValues((None, "auto"))] = None
+    style: Annotated[Any, AllowedValues((None,))] = None
+    output_compression: Annotated[Any, AllowedValues((None, 100))] = None
 
 
 class ImageEditRequest(_ImagesRequest):
     """``POST /v1/images/edits``, the fields beside the files."""
 
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
-    input_fidelity: Annotated[Any, Only((None,))] = None
-    output_compression: Annotated[Any, Only((None, 100))] = None
+    input_fidelity: Annotated[Any, AllowedValues((None,))] = None
+    output_compression: Annotated[Any, AllowedValues((None, 100))] = None

@@ -5,18 +5,16 @@ Beside OpenAI's own fields: ``language, seed, sample_rate``.
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import Field
 
 from bitinglip.errors import UnsupportedParameter
 from bitinglip.scheduling.job import Job
-from bitinglip.wire.body import Body, ModelName, Only
+from bitinglip.wire.body import AllowedValues, Body, ModelName
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.speech.job import Language, SampleRate, Speed, Voice, speech_job
 
 _FORMATS = {"mp3": "mp3", "opus": "ogg", "flac": "flac", "wav": "wav", "pcm": "wav"}
 _PCM_RATE = 24_000
-_json = msgspec.json.Encoder()
 
 
 class SpeechRequest(Body):
@@ -28,7 +26,7 @@ class SpeechRequest(Body):
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
     speed: Speed | None = None
     stream_format: Literal["audio", "sse"] = "audio"
-    instructions: Annotated[Any, Only((None, ""))] = None
+    instructions: Annotated[Any, AllowedValues((None, ""))] = None
     language: Language | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     sample_rate: SampleRate | None = None

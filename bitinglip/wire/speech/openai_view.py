@@ -9,26 +9,23 @@ from bitinglip.errors import BitingLipError, FileGone, TaskCancelled
 from bitinglip.results.files import MEDIA_TYPES, Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.wire.errors import error_body
+from bitinglip.wire.openai_view import OpenAIView
 from workers import protocol
 
 _json = msgspec.json.Encoder()
 
 
-class SpeechView:
+class SpeechView(OpenAIView):
     """A job as sound: a file as one body, samples as they come, or these in events."""
 
-    starts_immediately = False
-
     def __init__(self, event_log: EventLog, request_id: str, files: Files, *, events: bool) -> None:
+        super().__init__(event_log, request_id)
         assert isinstance(event_log.job.work, protocol.SpeechJob)
-        self._event_log = event_log
         self._work = event_log.job.work
-        self._request_id = request_id
         self._files = files
         self._events = events
         self._body = b""
-        self._trouble: BitingLipError | None = None
+        self._error: BitingLipError | None = None
 
     @property
     def stream_media_type(self) -> str | None:
@@ -39,14 +36,14 @@ class SpeechView:
     def media_type(self) -> str:
         return MEDIA_TYPES[self._work.format]
 
-    async def settle(self) -> None:
+    async def prepare_final(self) -> None:
         """Read the file, where it is the answer."""
         if self._work.stream:
             return
         for made in outputs_of(self._event_log):
             body = await self._files.read(made.id)
             if body is None:
-                self._trouble = FileGone()
+                self._error = FileGone()
             self._body = body or b""
 
     def render(self, event: Event) -> bytes:
@@ -57,20 +54,16 @@ class SpeechView:
                 return samples
             case protocol.SpeechDone() if self._events:
                 return self._event("done")
-            case protocol.Failed() if self._events:
-                return sse(error_body(error_of(event), self._request_id))
-            case protocol.Cancelled() if self._events:
-                return sse(error_body(TaskCancelled(), self._request_id))
-            case protocol.Failed():
-                raise error_of(event)  # an error, or once sound was sent, an end in the middle
-            case protocol.Cancelled():
+            case protocol.Failed() if not self._events:
+                raise error_of(event)  # an error response, or an end in the middle of the audio
+            case protocol.Cancelled() if not self._events:
                 raise TaskCancelled()
             case _:
-                return b""
+                return super().render(event)
 
-    def whole(self) -> bytes:
-        if self._trouble is not None:
-            raise self._trouble
+    def body(self) -> bytes:
+        if self._error is not None:
+            raise self._error
         return self._body
 
     def _event(self, name: str, **data: Any) -> bytes:

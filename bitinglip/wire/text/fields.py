@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from bitinglip.settings import SamplingDefaults
-from bitinglip.wire.body import Body, Only, first
+from bitinglip.wire.body import AllowedValues, Body, coalesce
 from workers import protocol
 
 MAX_TOKENS = 1_000_000
@@ -42,9 +42,9 @@ class Message(Body):
     content: Annotated[
         list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])
     ]
-    refusal: Annotated[Any, Only((None,))] = None
-    annotations: Annotated[Any, Only((None, []))] = None
-    tool_calls: Annotated[Any, Only((None, []))] = None
+    refusal: Annotated[Any, AllowedValues((None,))] = None
+    annotations: Annotated[Any, AllowedValues((None, []))] = None
+    tool_calls: Annotated[Any, AllowedValues((None, []))] = None
 
     def to_job(self) -> protocol.ChatMessage:
         role = "system" if self.role == "developer" else self.role
@@ -92,14 +92,14 @@ class SamplingFields(Body):
     ) -> protocol.Sampling:
         """The request's values, else the model's own defaults, else the API's."""
         return protocol.Sampling(
-            max_tokens=first(max_tokens, own.max_tokens, api.max_tokens),
-            temperature=first(self.temperature, own.temperature, api.temperature),
-            top_p=first(self.top_p, own.top_p, api.top_p),
-            top_k=first(self.top_k, own.top_k, None),
-            min_p=first(self.min_p, None, 0.0),
-            repetition_penalty=first(self.repetition_penalty, None, 1.0),
-            presence_penalty=first(self.presence_penalty, None, 0.0),
-            frequency_penalty=first(self.frequency_penalty, None, 0.0),
+            max_tokens=coalesce(max_tokens, own.max_tokens, api.max_tokens),
+            temperature=coalesce(self.temperature, own.temperature, api.temperature),
+            top_p=coalesce(self.top_p, own.top_p, api.top_p),
+            top_k=coalesce(self.top_k, own.top_k, None),
+            min_p=coalesce(self.min_p, None, 0.0),
+            repetition_penalty=coalesce(self.repetition_penalty, None, 1.0),
+            presence_penalty=coalesce(self.presence_penalty, None, 0.0),
+            frequency_penalty=coalesce(self.frequency_penalty, None, 0.0),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             logprobs=logprobs,
             seed=None if self.seed is None else self.seed % _SEEDS,

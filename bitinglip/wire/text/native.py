@@ -7,7 +7,7 @@ from pydantic import Field
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.scheduling.queue.priority import RequestPriority
-from bitinglip.wire.body import ModelName, Only, Timeout
+from bitinglip.wire.body import AllowedValues, ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stop
 from workers import protocol
@@ -23,7 +23,7 @@ class TextGenerationRequest(SamplingFields):
     messages: Messages | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
     logprobs: Logprobs | None = None
-    response_format: Annotated[Any, Only((None, {"type": "text"}))] = None
+    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     timeout: Timeout | None = None
     stream: bool = False
     priority: RequestPriority = "normal"

@@ -2,17 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
-
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
 from bitinglip.scheduling.job import Job
-from bitinglip.wire.body import Body, ModelName, Only
+from bitinglip.wire.body import AllowedValues, Body, ModelName
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.transcription.job import Language, Prompt, Temperature, transcription_job
 
 Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
 _TIMED = ("srt", "vtt", "verbose_json")
-_json = msgspec.json.Encoder()
 
 
 class _Fields(Body):
@@ -30,7 +27,7 @@ class TranscriptionRequest(_Fields):
     language: Language | None = None
     timestamp_granularities: list[Literal["word", "segment"]] | None = None
     stream: bool = False
-    chunking_strategy: Annotated[Any, Only((None, "auto"))] = None
+    chunking_strategy: Annotated[Any, AllowedValues((None, "auto"))] = None
 
     def to_job(self, context: JobContext, file_bytes: int) -> Job:
         """The work that this request asks for."""
@@ -59,8 +56,8 @@ class TranscriptionRequest(_Fields):
 class TranslationRequest(_Fields):
     """``POST /v1/audio/translations``: into English."""
 
-    timestamp_granularities: Annotated[Any, Only((None,))] = None
-    stream: Annotated[Any, Only((None, False))] = None
+    timestamp_granularities: Annotated[Any, AllowedValues((None,))] = None
+    stream: Annotated[Any, AllowedValues((None, False))] = None
 
     def to_job(self, context: JobContext, file_bytes: int) -> Job:
         """The work that this request asks for."""
