@@ -1,4 +1,4 @@
-"""The base of all views of OpenAI's surface: what they repeat."""
+"""All views of OpenAI's surface share this base."""
 
 from abc import ABC, abstractmethod
 
@@ -10,7 +10,7 @@ from workers import protocol
 
 
 class OpenAIView(ABC):
-    """A view whose stream begins with the first output and ends with an error in band, if any."""
+    """Begins a stream with the first output, and shows an error as its last event."""
 
     starts_immediately = False
 

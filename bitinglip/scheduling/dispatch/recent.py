@@ -1,4 +1,4 @@
-"""Recent jobs: the event logs of ended jobs, bounded in number and in memory."""
+"""The event logs of ended jobs are kept for a while, bounded in number and in memory."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ MOST_EVENTS = 100_000  #: over all event logs: some tens of megabytes at worst
 
 
 class RecentJobs:
-    """It keeps event logs of ended jobs, and drops the oldest first."""
+    """Keeps event logs of ended jobs, and drops the oldest first."""
 
     def __init__(self, most: int) -> None:
         self._most = most

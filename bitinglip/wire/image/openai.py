@@ -1,7 +1,7 @@
-"""OpenAI's requests for images, and how a job looks there.
+"""OpenAI's surface takes these requests for images.
 
-Beside OpenAI's own fields: ``negative_prompt, steps, guidance_scale, seed, scheduler``, and
-``strength`` of edits. ``user`` promises nothing and is not kept.
+Our additional fields are ``negative_prompt, steps, guidance_scale, seed, scheduler``, and
+``strength`` for edits. ``user`` has no effect and is not stored.
 """
 
 import re
@@ -22,7 +22,7 @@ _SIZE = re.compile(r"([0-9]{2,5})x([0-9]{2,5})", re.ASCII)
 
 
 class _ImagesRequest(ImageFields):
-    """What generations and edits share."""
+    """The fields that generations and edits share."""
 
     size: Annotated[str, Field(max_length=16)] | None = None
     response_format: Literal["b64_json", "url"] | None = None
@@ -41,7 +41,7 @@ class _ImagesRequest(ImageFields):
         size: tuple[int, int] | None = None,
         strength: float | None = None,
     ) -> Job:
-        """The work that this request asks for; ``size`` where it leaves that open."""
+        """Make the job; ``size`` is the default of the request's. Raises InvalidRequest."""
         if self.partial_images and not self.stream:
             raise InvalidRequest("'partial_images' needs 'stream'.", param="partial_images")
         if self.stream and (self.n or 1) > 1:
@@ -72,7 +72,7 @@ class _ImagesRequest(ImageFields):
 
 
 class ImagesRequest(_ImagesRequest):
-    """``POST /v1/images/generations``"""
+    """The body of ``POST /v1/images/generations``."""
 
     moderation: Annotated[Any, AllowedValues((None, "auto"))] = None
     style: Annotated[Any, AllowedValues((None,))] = None
@@ -80,7 +80,7 @@ class ImagesRequest(_ImagesRequest):
 
 
 class ImageEditRequest(_ImagesRequest):
-    """``POST /v1/images/edits``, the fields beside the files."""
+    """The fields of ``POST /v1/images/edits``, without its files."""
 
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     input_fidelity: Annotated[Any, AllowedValues((None,))] = None

@@ -1,4 +1,4 @@
-"""How OpenAI's surface shows an image job: whole images, or partial ones as events."""
+"""OpenAI's surface shows an image job as finished images, or as events with partial ones."""
 
 from base64 import b64encode
 from typing import Any
@@ -16,9 +16,9 @@ _json = msgspec.json.Encoder()
 
 
 class ImagesView(OpenAIView):
-    """A job as OpenAI's images look: one object, or partial images and a last one.
+    """Shows a job as one object, or as partial images and a last one.
 
-    ``kind``: image_generation or image_edit; ``base_url``: where the client reached us.
+    ``kind``: image_generation or image_edit; ``base_url``: the server's URL for the client.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""OpenAI's request for speech, and how a job looks there: the sound itself.
+"""OpenAI's surface takes this request for speech.
 
-Beside OpenAI's own fields: ``language, seed, sample_rate``.
+Our additional fields are ``language, seed, sample_rate``.
 """
 
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ _PCM_RATE = 24_000
 
 
 class SpeechRequest(Body):
-    """``POST /v1/audio/speech``; ``pcm`` comes while it is made, the others whole."""
+    """The body of ``POST /v1/audio/speech``; ``pcm`` is streamed, other formats are not."""
 
     model: ModelName
     input: Annotated[str, Field(max_length=1_000_000)]
@@ -32,7 +32,7 @@ class SpeechRequest(Body):
     sample_rate: SampleRate | None = None
 
     def to_job(self, context: JobContext) -> Job:
-        """The work that this request asks for."""
+        """Make the job that this request asks for. Raises InvalidRequest."""
         if self.stream_format == "sse" and self.response_format != "pcm":
             raise UnsupportedParameter(
                 "'response_format' must be pcm with stream_format sse.", param="response_format"

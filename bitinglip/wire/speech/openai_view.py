@@ -1,4 +1,4 @@
-"""How OpenAI's surface shows a speech job: the audio itself, whole or streamed."""
+"""OpenAI's surface shows a speech job as audio: one file, or a stream."""
 
 from base64 import b64encode
 from typing import Any
@@ -16,7 +16,7 @@ _json = msgspec.json.Encoder()
 
 
 class SpeechView(OpenAIView):
-    """A job as sound: a file as one body, samples as they come, or these in events."""
+    """Shows a job as a file in one body, as a stream of samples, or as events with samples."""
 
     def __init__(self, event_log: EventLog, request_id: str, files: Files, *, events: bool) -> None:
         super().__init__(event_log, request_id)
@@ -29,7 +29,7 @@ class SpeechView(OpenAIView):
 
     @property
     def stream_media_type(self) -> str | None:
-        """Samples have no header."""
+        """Return the type of bare samples; None for events."""
         return None if self._events else "audio/pcm"
 
     @property
@@ -37,7 +37,7 @@ class SpeechView(OpenAIView):
         return MEDIA_TYPES[self._work.format]
 
     async def prepare_final(self) -> None:
-        """Read the file, where it is the answer."""
+        """Read the file, unless its samples were streamed."""
         if self._work.stream:
             return
         for made in outputs_of(self._event_log):

@@ -1,4 +1,4 @@
-"""The fields that both text surfaces share: every number has bounds, every name one meaning."""
+"""Both text surfaces share these fields; every number has bounds."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -36,7 +36,7 @@ class TextPart(Body):
 
 
 class Message(Body):
-    """One turn of a conversation. The last three members are what our own answers hold beside."""
+    """A turn of a conversation; the last three fields let our own answers be sent back."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
@@ -56,7 +56,7 @@ Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)
 
 @dataclass(frozen=True)
 class ApiDefaults:
-    """What an API says a request means that leaves these open."""
+    """Defaults of one API for fields that the request omits."""
 
     max_tokens: int
     temperature: float
@@ -64,7 +64,7 @@ class ApiDefaults:
 
 
 class SamplingFields(Body):
-    """``null`` is the same as leaving a field out: the model's default, then the API's."""
+    """Sampling parameters; ``null`` means no value: the model's default applies, then the API's."""
 
     max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -90,7 +90,7 @@ class SamplingFields(Body):
         stop: list[str] | None,
         logprobs: int | None,
     ) -> protocol.Sampling:
-        """The request's values, else the model's own defaults, else the API's."""
+        """Take the request's values, else the model's defaults, else the API's."""
         return protocol.Sampling(
             max_tokens=coalesce(max_tokens, own.max_tokens, api.max_tokens),
             temperature=coalesce(self.temperature, own.temperature, api.temperature),

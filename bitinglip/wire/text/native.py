@@ -1,4 +1,4 @@
-"""The native API's request for text."""
+"""The native API takes this request for text."""
 
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
 
 class TextGenerationRequest(SamplingFields):
-    """Text to generate: from a ``prompt``, or from ``messages`` through the model's template."""
+    """Asks for text from a ``prompt``, or from ``messages`` through the model's chat template."""
 
     model: ModelName
     prompt: str | None = None
@@ -30,7 +30,7 @@ class TextGenerationRequest(SamplingFields):
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
     def to_job(self, context: JobContext) -> Job:
-        """The work that this request asks for."""
+        """Make the job that this request asks for. Raises InvalidRequest."""
         self._check_one_input()
         work = protocol.TextJob(
             id=new_task_id(),

@@ -1,7 +1,7 @@
-"""The OpenAI-compatible requests. A field that is not here is refused by name.
+"""OpenAI's surface takes these requests for text. A field that is not here is refused by name.
 
-Beside OpenAI's own: ``top_k, min_p, repetition_penalty, ignore_eos``. ``user`` is a label for the
-provider's own records, promises nothing and is not kept. A field typed ``AllowedValues`` takes
+Our additional fields are ``top_k, min_p, repetition_penalty, ignore_eos``. ``user`` has no effect
+and is not stored. A field typed ``AllowedValues`` takes
 the values that change nothing (``n: 1``, ``store: false``), and no other.
 """
 
@@ -36,7 +36,7 @@ class StreamOptions(Body):
 
 
 class _OpenAIFields(SamplingFields):
-    """What chat and completions share."""
+    """The fields that chat and completions share."""
 
     model: ModelName
     stop: Annotated[list[Stop], Field(max_length=4), OneOrMore] | None = None
@@ -67,7 +67,7 @@ class ChatCompletionRequest(_OpenAIFields):
     store: Annotated[Any, AllowedValues((None, False))] = None
 
     def to_job(self, context: JobContext) -> Job:
-        """The work that this request asks for."""
+        """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
         asked = self._asked_tokens()
         work = protocol.TextJob(
@@ -102,7 +102,7 @@ class ChatCompletionRequest(_OpenAIFields):
 
 
 def _one_prompt(value: Any) -> Any:
-    """A string, or a list with one string."""
+    """Take a string, or the only string of a list."""
     if not isinstance(value, list):
         return value
     if len(value) == 1 and isinstance(value[0], str):
@@ -120,7 +120,7 @@ class CompletionRequest(_OpenAIFields):
     suffix: Annotated[Any, AllowedValues((None, ""))] = None
 
     def to_job(self, context: JobContext) -> Job:
-        """The work that this request asks for."""
+        """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
         work = protocol.TextJob(
             id=new_task_id(),

@@ -1,4 +1,4 @@
-"""How OpenAI's two text surfaces show a job: chunks with a prebuilt frame, or one object."""
+"""OpenAI's two text surfaces show a job as chunks with a prebuilt frame, or as one object."""
 
 from abc import abstractmethod
 from typing import Any
@@ -16,7 +16,7 @@ _json = msgspec.json.Encoder()
 
 
 class _TextView(OpenAIView):
-    """What both surfaces do alike: chunks, the last chunk, usage, then ``[DONE]`` or an error."""
+    """Shows chunks, the last chunk, usage and ``[DONE]``; the surfaces differ in their choices."""
 
     prefix: str
     kind: str
@@ -63,7 +63,7 @@ class _TextView(OpenAIView):
         )
 
     def first_choice(self) -> dict[str, Any] | None:
-        """What a stream begins with, before any text."""
+        """Return the choice that a stream begins with, before any text, if there is one."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""OpenAI's requests for transcription, and how a job looks there."""
+"""OpenAI's surface takes these requests for transcription."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ _TIMED = ("srt", "vtt", "verbose_json")
 
 
 class _Fields(Body):
-    """What both routes share, beside the file."""
+    """The fields that both routes share."""
 
     model: ModelName
     prompt: Prompt | None = None
@@ -22,7 +22,7 @@ class _Fields(Body):
 
 
 class TranscriptionRequest(_Fields):
-    """``POST /v1/audio/transcriptions``"""
+    """The fields of ``POST /v1/audio/transcriptions``, without its file."""
 
     language: Language | None = None
     timestamp_granularities: list[Literal["word", "segment"]] | None = None
@@ -30,7 +30,7 @@ class TranscriptionRequest(_Fields):
     chunking_strategy: Annotated[Any, AllowedValues((None, "auto"))] = None
 
     def to_job(self, context: JobContext, file_bytes: int) -> Job:
-        """The work that this request asks for."""
+        """Make the job for a file of so many bytes. Raises InvalidRequest or PayloadTooLarge."""
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise InvalidRequest(
                 "'timestamp_granularities' needs the response_format verbose_json.",
@@ -54,13 +54,13 @@ class TranscriptionRequest(_Fields):
 
 
 class TranslationRequest(_Fields):
-    """``POST /v1/audio/translations``: into English."""
+    """The fields of ``POST /v1/audio/translations``, which translates into English."""
 
     timestamp_granularities: Annotated[Any, AllowedValues((None,))] = None
     stream: Annotated[Any, AllowedValues((None, False))] = None
 
     def to_job(self, context: JobContext, file_bytes: int) -> Job:
-        """The work that this request asks for."""
+        """Make the job for a file of so many bytes. Raises InvalidRequest or PayloadTooLarge."""
         return transcription_job(
             context,
             file_bytes,

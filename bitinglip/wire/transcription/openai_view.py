@@ -1,4 +1,4 @@
-"""How OpenAI's surface shows a transcription: text, subtitles, JSON or events."""
+"""OpenAI's surface shows a transcription as text, subtitles, JSON or events."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _json = msgspec.json.Encoder()
 
 
 class TranscriptionView(OpenAIView):
-    """A job as OpenAI's transcriptions look, in the form that was asked for."""
+    """Shows a transcription in the format that the request names."""
 
     def __init__(
         self, event_log: EventLog, request_id: str, *, form: Form, granularities: tuple[str, ...]
