@@ -29,7 +29,7 @@ from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.devices.host import Host
-from workers.launcher import SpawnLauncher
+from workers.launcher import Launcher, SpawnLauncher
 from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
@@ -44,15 +44,20 @@ def build(
     settings: Settings,
     home: Home,
     *,
+    launcher: Launcher | None = None,
     on_open: Opened = lambda _services, _key: None,
     on_fatal: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """The application for a home. ``on_fatal`` is called when a background task has died."""
+    """Build the application for a home.
+
+    ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
+    when a background task has died.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services, admin_key = await _open(settings, home, stack)
+            services, admin_key = await _open(settings, home, launcher or SpawnLauncher(), stack)
             app.state.services = services
             background = _Background(on_fatal)
             stack.push_async_callback(background.close)
@@ -78,7 +83,7 @@ def build(
 
 
 async def _open(
-    settings: Settings, home: Home, stack: AsyncExitStack
+    settings: Settings, home: Home, launcher: Launcher, stack: AsyncExitStack
 ) -> tuple[Services, str | None]:
     db = await Database.open(home.database)
     stack.push_async_callback(db.close)
@@ -98,7 +103,7 @@ async def _open(
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
     pool = WorkerPool(
-        SpawnLauncher(),
+        launcher,
         dispatcher.delivery,
         heartbeat_timeout=settings.workers.heartbeat_timeout,
         load_timeout=settings.workers.load_timeout,
@@ -115,7 +120,7 @@ async def _open(
         max_bytes=settings.files.max_bytes,
     )
     tasks = Tasks(
-        db, dispatcher, inference_response, files.keep, retention=settings.tasks.retention
+        db, dispatcher, inference_response, files.register, retention=settings.tasks.retention
     )
     await tasks.recover()
     stack.push_async_callback(tasks.close)

@@ -1,4 +1,4 @@
-"""Who the caller is and which scope a route requires."""
+"""Authentication and authorisation: the caller of a request, the scope of a route."""
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -10,30 +10,18 @@ from starlette.responses import Response
 from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.scopes import INFERENCE, Scope
 from bitinglip.api.services import services_of
-from bitinglip.errors import (
-    InsufficientScope,
-    InvalidApiKey,
-    InvalidRequest,
-)
+from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest
 
-#: who asks where the operator has turned keys off
+#: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
-
-
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
-
-
 _PROXY_HEADERS = ("x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host", "via")
-
-
 Handler = Callable[..., Awaitable[Response]]
-
-
 H = TypeVar("H", bound=Callable[..., Any])
 
 
 def requires_scope(scope: Scope) -> Callable[[Handler], Handler]:
-    """Declares a route's scope, checked before anything else of the request is looked at.
+    """Declare a route's scope; it is checked before anything else of the request.
 
     A decorator and not a FastAPI dependency: resolving one costs more than the check itself.
     """
@@ -50,7 +38,7 @@ def requires_scope(scope: Scope) -> Callable[[Handler], Handler]:
 
 
 def requires_inference_scope(handler: Handler) -> Handler:
-    """For routes about tasks: any inference scope; in the end the task's kind says which."""
+    """Require any inference scope, for routes about tasks; the task's kind then decides which."""
 
     @wraps(handler)
     async def guarded(request: Request, **values: Any) -> Response:
@@ -61,7 +49,7 @@ def requires_inference_scope(handler: Handler) -> Handler:
 
 
 def check_inference(caller: Caller) -> Caller:
-    """The caller, if they have any inference scope. Raises InsufficientScope."""
+    """Return the caller. Raises InsufficientScope if they have no inference scope."""
     if not any(caller.may(scope) for scope in INFERENCE):
         raise InsufficientScope(
             f"This route needs one of the scopes {', '.join(INFERENCE)}.",
@@ -71,13 +59,13 @@ def check_inference(caller: Caller) -> Caller:
 
 
 def declare_scope(handler: H, scope: Scope) -> H:
-    """Note a handler's scope without enforcing it; for one that checks by rules of its own."""
+    """Record a handler's scope without enforcing it, for a handler with checks of its own."""
     handler.needed_scope = scope  # type: ignore[attr-defined]
     return handler
 
 
 def authorize(request: Request, scope: Scope) -> None:
-    """Note who asks. Raises InsufficientScope if they may not, or what ``identify`` raises."""
+    """Record the caller. Raises InsufficientScope, or what ``identify`` raises."""
     caller = identify(request)
     if not caller.may(scope):
         raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
@@ -119,7 +107,7 @@ def _credential(request: HTTPConnection) -> str | None:
 
 
 def from_this_machine(request: Request) -> bool:
-    """The connection comes from loopback, and no proxy says that it speaks for somebody else."""
+    """Return whether the request comes from loopback and carries no header of a proxy."""
     if request.client is None or request.client.host not in _LOOPBACK:
         return False
     return not any(name in request.headers for name in _PROXY_HEADERS)

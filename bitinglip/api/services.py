@@ -1,4 +1,4 @@
-"""The parts of the running server, as handlers reach them."""
+"""Gives handlers the parts of the running server."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from model_store.store import ModelStore
 
 @dataclass(frozen=True)
 class Services:
-    """All parts of the running server; at ``app.state.services`` once it is up."""
+    """Holds all parts of the running server, at ``app.state.services`` once it is up."""
 
     settings: Settings
     home: Home
@@ -43,5 +43,5 @@ def services_of(request: HTTPConnection) -> Services:
 
 
 def services_in(scope: HttpScope) -> Services | None:
-    """The services, or None while the server is not up yet."""
+    """Return the services; None while the server is not up yet."""
     return getattr(scope["app"].state, "services", None)

@@ -1,26 +1,28 @@
-"""How uvicorn speaks WebSocket for us: small messages in, and nothing held for the deaf."""
+"""Configures uvicorn's WebSockets: small messages in, no output kept for clients that stall."""
 
 from typing import Any
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-LINGER_SECONDS = 10.0  #: for a client to take what is written before the connection is cut
+LINGER_SECONDS = 10.0  #: seconds that a client has to read the rest before the connection is cut
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's protocol, which closes connections of clients that have stopped reading."""
+
     async def send(self, message: ASGISendEvent) -> None:
         if message["type"] == "websocket.close":
-            self.writable.set()  # the last frame queues behind what is unread, we do not
+            self.writable.set()  # queue the close frame behind unread data without waiting
         await super().send(message)
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
-        # Closing waits until all is read, which a client may put off for ever.
+        # The transport closes once all data is read, which a client can delay for ever.
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
 
-#: what ``uvicorn.Config`` needs to know
+#: arguments of ``uvicorn.Config``
 OPTIONS: dict[str, Any] = {
     "ws": WebSocketProtocol,
     "ws_max_size": 4096,

@@ -85,8 +85,8 @@ class Files:
 
     # ---- what comes in ---------------------------------------------------------------------------
 
-    async def receive(self, name: str, data: bytes) -> Path:
-        """Write what a client sent, for the worker to read. Raises DiskFull."""
+    async def save_upload(self, name: str, data: bytes) -> Path:
+        """Write a client's upload for the worker to read. Raises DiskFull."""
         path = self.folder / name
         try:
             await asyncio.to_thread(_write, path, data)
@@ -95,8 +95,8 @@ class Files:
             raise DiskFull() from error
         return path
 
-    async def keep(self, event_log: EventLog) -> None:
-        """Let the files of a job be fetched by its owner until they expire; again is no harm."""
+    async def register(self, event_log: EventLog) -> None:
+        """Let the owner of a job fetch its files until they expire; a repeat changes nothing."""
         job = event_log.job
         rows = [
             {
@@ -130,8 +130,8 @@ class Files:
     def path(self, row: StoredFile) -> Path:
         return self.folder / row.id
 
-    async def fill(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """An InferenceResponse with the bytes it is to hold; null for those that have expired."""
+    async def inline_bytes(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Put the bytes of files into an InferenceResponse; null for expired files."""
         result = answer.get("result") or {}
         if "images" in result:
             filled = [await self._filled(image, "b64") for image in result["images"]]

@@ -1,4 +1,4 @@
-"""How the events and answers of any job look on the native API."""
+"""Renders the events and results of all kinds of jobs for the native API."""
 
 from base64 import b64encode
 from typing import Any
@@ -18,7 +18,7 @@ _json = msgspec.json.Encoder()
 
 
 class NativeView:
-    """A job as the native API shows it: named events, InferenceResponse at the end."""
+    """Shows a job as named events with an InferenceResponse at the end."""
 
     starts_immediately = True
     stream_media_type = None
@@ -38,13 +38,13 @@ class NativeView:
             return
         try:
             if self._job.output == "url":
-                await self._files.keep(self._event_log)
-            self._answer = await self._files.fill(inference_response(self._event_log))
+                await self._files.register(self._event_log)
+            self._answer = await self._files.inline_bytes(inference_response(self._event_log))
         except BitingLipError as error:
             self._error = error
 
     def event(self, event: Event) -> tuple[str, bytes]:
-        """The event's name, and its data as JSON: the same in every kind of stream."""
+        """Return the event's name and its data as JSON, the same for SSE and WebSocket."""
         match event:
             case protocol.TextDelta():
                 return "token", _token(event)
@@ -79,7 +79,7 @@ class NativeView:
         return sse(data, name)
 
     def body(self) -> bytes:
-        """InferenceResponse as JSON."""
+        """Return the InferenceResponse as JSON. Raises the error of its files."""
         if self._error is not None:
             raise self._error
         return _json.encode(self._answer or inference_response(self._event_log))

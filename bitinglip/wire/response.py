@@ -1,4 +1,4 @@
-"""How a task looks from outside: the design's InferenceResponse, and what a list shows beside."""
+"""Describes jobs and tasks: the design's InferenceResponse, and the rows of a list."""
 
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ _json = msgspec.json.Encoder()
 
 
 def inference_response(event_log: EventLog) -> dict[str, Any]:
-    """InferenceResponse of a job in any state; what is not known yet is null."""
+    """Describe a job in any state as InferenceResponse; unknown values are null."""
     job, final = event_log.job, event_log.final
     began, ended = event_log.dispatched or event_log.submitted, event_log.ended
     return {
@@ -33,10 +33,10 @@ def inference_response(event_log: EventLog) -> dict[str, Any]:
 
 
 def task_info(task: Task, request_id: str) -> dict[str, Any]:
-    """A task: InferenceResponse, its kind, its error, and its place in the queue if it waits."""
+    """Describe a task: InferenceResponse, kind, error, and place in the queue if it waits."""
     place = task.event_log.place if task.event_log is not None else None
     return {
-        **(task.answer or _of_event_log(task)),
+        **(task.answer or _answer_of(task)),
         "kind": task.kind,
         "error": error_object(task.error, request_id) if task.error else None,
         "position": place.position if place else None,
@@ -45,11 +45,11 @@ def task_info(task: Task, request_id: str) -> dict[str, Any]:
 
 
 def final_event(task: Task, request_id: str) -> tuple[str, bytes]:
-    """The last event of a task whose others are gone: name, and data as JSON."""
+    """Return the name and the JSON of the final event of a task from the database."""
     if task.error:
         return task.status, error_body(task.error, request_id)
     if task.status == "completed":
-        return task.status, _json.encode(task.answer or _of_event_log(task))
+        return task.status, _json.encode(task.answer or _answer_of(task))
     return task.status, cancelled(task.id)
 
 
@@ -57,7 +57,7 @@ def cancelled(task_id: str) -> bytes:
     return _json.encode({"task_id": task_id, "status": "cancelled"})
 
 
-def _of_event_log(task: Task) -> dict[str, Any]:
+def _answer_of(task: Task) -> dict[str, Any]:
     if task.event_log is not None:
         return inference_response(task.event_log)
     return {

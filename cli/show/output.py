@@ -13,6 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
+from model_store.sizes import size_text
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.status import Status
@@ -116,12 +118,7 @@ def print_note(text: str) -> None:
 
 def size(count: int | None) -> str:
     """Format bytes in powers of ten (1.2 GB); ``-`` if unknown."""
-    if count is None:
-        return "-"
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
-    while value >= 999.95 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    return "-" if count is None else size_text(count)
 
 
 def amount(count: int | None) -> str:

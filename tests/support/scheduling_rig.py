@@ -57,7 +57,7 @@ class Rig:
 
     def reserved(self) -> int:
         """Bytes held on all devices."""
-        return sum(each["reserved_bytes"] for each in self.operations.devices())
+        return sum(each.reserved_bytes for each in self.operations.devices())
 
 
 def job(prompt: str = "a b c", max_tokens: int = 3, **fields: Any) -> Job:

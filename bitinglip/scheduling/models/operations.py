@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from bitinglip import errors
 from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
@@ -38,6 +37,33 @@ class WorkerView:
     last_heartbeat: datetime | None
     cause: str | None
     stderr: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device and its memory in bytes, as clients see it; None is unknown."""
+
+    id: str
+    name: str
+    kind: str
+    memory_bytes: int
+    used_bytes: int
+    foreign_bytes: int  #: used by other programs
+    reserved_bytes: int
+    free_bytes: int
+    utilisation: float | None
+    temperature_c: float | None
+    power_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationView:
+    """Memory that one worker holds on one device."""
+
+    worker: str
+    model: str
+    device: str
+    bytes: int
 
 
 class Operations:
@@ -177,26 +203,26 @@ class Operations:
         """Answer where a model fits, after which evictions, or with which settings."""
         return self._manager.fit(manifest)
 
-    def devices(self) -> list[dict[str, Any]]:
-        """List the devices with their memory, as JSON."""
+    def devices(self) -> list[DeviceView]:
+        """List the devices with their memory."""
         facts, ledger = self._manager.facts, self._manager.ledger()
         found = []
         for device in facts.devices:
             reading = facts.reading(device.id)
             found.append(
-                {
-                    "id": device.id,
-                    "name": device.name,
-                    "kind": device.kind,
-                    "memory_bytes": device.memory_bytes,
-                    "used_bytes": reading.used_bytes if reading else 0,
-                    "foreign_bytes": facts.other_bytes(device.id),
-                    "reserved_bytes": sum(h.devices[device.id] for h in ledger.on(device.id)),
-                    "free_bytes": max(0, ledger.free(device.id)),
-                    "utilisation": reading and reading.utilisation,
-                    "temperature_c": reading and reading.temperature_c,
-                    "power_w": reading and reading.power_w,
-                }
+                DeviceView(
+                    id=device.id,
+                    name=device.name,
+                    kind=device.kind,
+                    memory_bytes=device.memory_bytes,
+                    used_bytes=reading.used_bytes if reading else 0,
+                    foreign_bytes=facts.other_bytes(device.id),
+                    reserved_bytes=sum(h.devices[device.id] for h in ledger.on(device.id)),
+                    free_bytes=max(0, ledger.free(device.id)),
+                    utilisation=reading.utilisation if reading else None,
+                    temperature_c=reading.temperature_c if reading else None,
+                    power_w=reading.power_w if reading else None,
+                )
             )
         return found
 
@@ -204,19 +230,19 @@ class Operations:
         """List the devices for the metrics."""
         return [
             DeviceSample(
-                device=each["id"],
-                total=each["memory_bytes"],
-                used=each["used_bytes"],
-                reserved=each["reserved_bytes"],
-                utilisation=each["utilisation"],
+                device=each.id,
+                total=each.memory_bytes,
+                used=each.used_bytes,
+                reserved=each.reserved_bytes,
+                utilisation=each.utilisation,
             )
             for each in self.devices()
         ]
 
-    def reservations(self) -> list[dict[str, Any]]:
-        """List the memory that workers hold by device, as JSON."""
+    def reservations(self) -> list[ReservationView]:
+        """List the memory that workers hold, by device."""
         return [
-            {"worker": each.id, "model": each.model, "device": device, "bytes": size}
+            ReservationView(worker=each.id, model=each.model, device=device, bytes=size)
             for each in self._manager.replicas()
             for device, size in each.devices.items()
         ]

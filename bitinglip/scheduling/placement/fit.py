@@ -14,6 +14,7 @@ from bitinglip.scheduling.placement.estimate import (
 )
 from bitinglip.scheduling.placement.footprints import MemoryEstimate
 from model_store.manifest import Manifest
+from model_store.sizes import size_text
 from workers.engines.defaults import IMAGE_BATCH, TEXT_ROWS
 
 _CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048)
@@ -125,7 +126,7 @@ class _Fit:
     def _shortfall(self, load_config: LoadConfig) -> str:
         needed = self._need(load_config).bytes
         most = dry_run.obtainable(load_config.device, needed, self._snapshot, spread=self._spread)
-        return f"{self._manifest.name} needs {_size(needed)}, and {_size(most)} can be had."
+        return f"{self._manifest.name} needs {size_text(needed)}, and {size_text(most)} can be had."
 
     def _answer(
         self, verdict: str, message: str, load_config: LoadConfig, placement: Placement | None
@@ -174,10 +175,6 @@ class _Fit:
         if placement := self._place(changed):
             return Suggestion(settings, self._need(changed).bytes, placement)
         return None
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _setting(kind: str) -> str:

@@ -47,7 +47,7 @@ class ImagesView(OpenAIView):
         """Register the images (url), or read them into the answer."""
         try:
             if self._job.output == "url":
-                await self._files.keep(self._event_log)
+                await self._files.register(self._event_log)
             for made in outputs_of(self._event_log):
                 if self._job.output == "url":
                     self._data.append({"url": f"{self._base_url}{PREFIX}{made.id}"})

@@ -79,8 +79,8 @@ def test_a_kept_file_is_its_owners_until_it_expires(tmp_path: Path) -> None:
         event_log = drawn(files, 2)
         with pytest.raises(FileGone):
             await files.get(name_of(event_log))
-        await files.keep(event_log)
-        await files.keep(event_log)
+        await files.register(event_log)
+        await files.register(event_log)
         row = await files.get(name_of(event_log, 1))
         assert (row.key_id, row.media_type, row.kind) == ("k", "image/png", "image")
         assert files.path(row).read_bytes() == PICTURE
@@ -105,14 +105,14 @@ def test_no_name_leads_elsewhere(tmp_path: Path, name: str) -> None:
 def test_an_answer_holds_the_bytes_or_where_they_are(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
         event_log = drawn(files, output="b64")
-        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
+        [image] = (await files.inline_bytes(inference_response(event_log)))["result"]["images"]
         assert base64.b64decode(msgspec.json.decode(image["b64"])) == PICTURE
         assert "file" not in image
         (files.folder / name_of(event_log)).unlink()
-        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
+        [image] = (await files.inline_bytes(inference_response(event_log)))["result"]["images"]
         assert image["b64"] is None
         event_log = drawn(files)
-        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
+        [image] = (await files.inline_bytes(inference_response(event_log)))["result"]["images"]
         assert image["url"] == PREFIX + name_of(event_log)
 
     using(tmp_path, act)
@@ -122,7 +122,7 @@ def test_what_nobody_may_fetch_is_removed_unless_its_task_is_open(tmp_path: Path
     async def act(files: Files, _db: Database) -> None:
         kept, new = drawn(files, age=500), drawn(files)
         answered, running = drawn(files, age=500), drawn(files, age=500)
-        await files.keep(kept)
+        await files.register(kept)
         await files.clean(lambda task: task == running.job.id)
         left = {path.name for path in files.folder.iterdir()}
         assert left == {name_of(kept), name_of(new), name_of(running)}
@@ -135,7 +135,7 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
         event_logs = [drawn(files, age=500) for _ in range(3)]
         for event_log in event_logs:
-            await files.keep(event_log)
+            await files.register(event_log)
         await files.clean(nothing_is_open)
         left = {path.name for path in files.folder.iterdir()}
         assert left == {name_of(event_log) for event_log in event_logs[1:]}
@@ -148,7 +148,7 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
 def test_expired_rows_take_their_files_along(tmp_path: Path) -> None:
     async def act(files: Files, db: Database) -> None:
         event_log = drawn(files, age=500)
-        await files.keep(event_log)
+        await files.register(event_log)
         async with db.write() as session:
             old = datetime.now(UTC) - timedelta(seconds=61)
             await session.execute(update(StoredFile).values(created_at=old))
@@ -160,11 +160,11 @@ def test_expired_rows_take_their_files_along(tmp_path: Path) -> None:
 
 def test_an_upload_is_written_once_or_refused(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
-        path = await files.receive("task-1-image", PICTURE)
+        path = await files.save_upload("task-1-image", PICTURE)
         assert path.read_bytes() == PICTURE
         path.unlink()
         files.folder.rmdir()
         with pytest.raises(DiskFull):
-            await files.receive("task-2-image", PICTURE)
+            await files.save_upload("task-2-image", PICTURE)
 
     using(tmp_path, act)
