@@ -1,4 +1,4 @@
-"""What a request becomes a job with: the model's settings, the limits and the caller's tier."""
+"""The context holds all that a request needs besides its body to become a job."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from workers import protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext:
-    """What the server, the model and the caller's key give a request of any kind."""
+    """The settings of the server and the model, and the caller's key, tier and priority."""
 
     model: str
     model_settings: Model

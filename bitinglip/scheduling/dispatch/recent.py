@@ -1,4 +1,4 @@
-"""Recent jobs: the event logs of ended jobs, bounded in number and in memory."""
+"""The event logs of ended jobs are kept for a while, bounded in number and in memory."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
