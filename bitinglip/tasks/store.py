@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement
@@ -17,7 +17,6 @@ from bitinglip.scheduling.job import Job
 from workers import protocol
 
 OPEN = ("queued", "running")  #: what a row says until its task has ended
-_KINDS: dict[str, type[Job]] = {each.kind: each for each in get_args(Job) or (Job,)}
 
 #: an ended job's answer, as clients get it
 Describe = Callable[[EventLog], dict[str, Any]]
@@ -58,7 +57,7 @@ class Filter:
 
 
 def row_of(job: Job) -> StoredTask:
-    """Make the row of a waiting job: the fourth of a request's shapes."""
+    """Make the row of a waiting job."""
     return StoredTask(
         id=job.id,
         key_id=job.key_id,
@@ -71,8 +70,8 @@ def row_of(job: Job) -> StoredTask:
 
 
 def job_of(row: StoredTask) -> Job:
-    """Raises msgspec.DecodeError or KeyError if another version's job cannot be read."""
-    return msgspec.msgpack.decode(row.request or b"", type=_KINDS[row.kind])
+    """Raises msgspec.DecodeError if another version's job cannot be read."""
+    return msgspec.msgpack.decode(row.request or b"", type=Job)
 
 
 def _task_of(row: StoredTask) -> Task:
@@ -185,7 +184,7 @@ _UNREADABLE = errors.InternalError("The server was updated; it cannot run this t
 def _readable(row: StoredTask) -> Job | None:
     try:
         return job_of(row)
-    except (msgspec.DecodeError, KeyError):
+    except msgspec.DecodeError:
         return None
 
 

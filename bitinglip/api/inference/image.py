@@ -12,14 +12,14 @@ from bitinglip.api.body import read_body
 from bitinglip.api.documentation import form_body, json_body
 from bitinglip.api.forms import read_form
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import image_terms
 from bitinglip.api.uploads import Upload, decode_image, inspect_image, store_uploads
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job
 from bitinglip.settings import ImageLimits
 from bitinglip.wire.image.job import SIDE_MULTIPLE
 from bitinglip.wire.image.native import ImageGenerationRequest
@@ -38,7 +38,7 @@ async def generate_images(request: Request) -> Response:
     body = await read_body(request, ImageGenerationRequest)
     find_model_of(services, body.model, "image")
     background = wants_background(request, body)
-    job = body.to_job(image_terms(request, body.model, body.priority))
+    job = body.to_job(job_context(request, body.model, body.priority))
     uploads = {name: await decode_image(text, name) for name, text in body.uploads().items()}
     await store_uploads(services, job, uploads)
     return await respond(request, job, background=background)
@@ -50,7 +50,7 @@ async def create_images(request: Request) -> Response:
     """Make images from a prompt."""
     body = await read_body(request, ImagesRequest)
     find_model_of(services_of(request), body.model, "image")
-    job = body.job(image_terms(request, body.model), uploads=set())
+    job = body.to_job(job_context(request, body.model), uploads=set())
     return _respond(request, job, "image_generation", body.partial_images or 0)
 
 
@@ -69,9 +69,9 @@ async def edit_image(request: Request) -> Response:
     uploads = {"image": await inspect_image(images[0], "image")}
     if "mask" in files:
         uploads["mask"] = await inspect_image(files["mask"][0], "mask")
-    terms = image_terms(request, body.model)
-    size = _size_of(uploads["image"], terms.limits)
-    job = body.job(terms, uploads=set(uploads), size=size, strength=body.strength)
+    context = job_context(request, body.model)
+    size = _size_of(uploads["image"], context.limits.images)
+    job = body.to_job(context, uploads=set(uploads), size=size, strength=body.strength)
     await store_uploads(services, job, uploads)
     return _respond(request, job, "image_edit", body.partial_images or 0)
 
@@ -87,7 +87,7 @@ def _size_of(upload: Upload, limits: ImageLimits) -> tuple[int, int]:
     return side(upload.width), side(upload.height)
 
 
-def _respond(request: Request, job: ImageJob, kind: str, partial_images: int) -> Response:
+def _respond(request: Request, job: Job, kind: str, partial_images: int) -> Response:
     services = services_of(request)
     view = partial(
         ImagesView,

@@ -1,6 +1,5 @@
 """Responds to native inference requests: with the job's answer, its stream, or a task."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -36,7 +35,7 @@ def wants_background(request: Request, body: _Body) -> bool:
 async def respond(request: Request, job: Job, *, background: bool) -> Response:
     """Run the job for this response, or accept it as a task."""
     if background:
-        return await accept_as_task(request, replace(job, stream=True))  # for its watchers
+        return await accept_as_task(request, job.streamed())  # for its watchers
     services = services_of(request)
     view = partial(NativeView, request_id=request_id_of(request), files=services.files)
     return JobResponse(services.dispatcher, job, view)

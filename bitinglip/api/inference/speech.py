@@ -11,11 +11,11 @@ from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import speech_terms
 from bitinglip.wire.speech import native as native_wire
 from bitinglip.wire.speech import openai as openai_wire
 from bitinglip.wire.speech.openai_view import SpeechView
@@ -31,7 +31,7 @@ async def speak(request: Request) -> Response:
     body = await read_body(request, native_wire.SpeechRequest)
     find_model_of(services_of(request), body.model, "speech")
     background = wants_background(request, body)
-    job = body.to_job(speech_terms(request, body.model, body.priority))
+    job = body.to_job(job_context(request, body.model, body.priority))
     return await respond(request, job, background=background)
 
 
@@ -48,4 +48,4 @@ async def create_speech(request: Request) -> Response:
         files=services.files,
         events=body.stream_format == "sse",
     )
-    return JobResponse(services.dispatcher, body.to_job(speech_terms(request, body.model)), view)
+    return JobResponse(services.dispatcher, body.to_job(job_context(request, body.model)), view)

@@ -7,15 +7,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.auth import caller_of, requires_scope
+from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.scheduling.queue.priority import priority_of
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
@@ -28,17 +28,10 @@ openai = APIRouter(prefix="/v1", tags=["openai"])
 @requires_scope(Scope.TEXT)
 async def generate_text(request: Request) -> Response:
     """Generate text, as one answer or as a stream of events."""
-    services = services_of(request)
     body = await read_body(request, TextGenerationRequest)
-    find_model_of(services, body.model, "text")
+    find_model_of(services_of(request), body.model, "text")
     background = wants_background(request, body)
-    caller = caller_of(request)
-    job = body.to_job(
-        services.settings.model(body.model),
-        key_id=caller.key_id,
-        timeout=services.settings.server.request_timeout,
-        priority=priority_of(services.settings.limits.tiers, caller.tier, body.priority),
-    )
+    job = body.to_job(job_context(request, body.model, body.priority))
     return await respond(request, job, background=background)
 
 
@@ -63,13 +56,7 @@ def _respond(
 ) -> Response:
     services = services_of(request)
     find_model_of(services, body.model, "text")
-    caller = caller_of(request)
-    job = body.to_job(
-        services.settings.model(body.model),
-        key_id=caller.key_id,
-        timeout=services.settings.server.request_timeout,
-        priority=priority_of(services.settings.limits.tiers, caller.tier),
-    )
+    job = body.to_job(job_context(request, body.model))
     return JobResponse(
         services.dispatcher,
         job,

@@ -1,7 +1,6 @@
 """Transcription and translation of speech, on the native surface and on OpenAI's."""
 
 from functools import partial
-from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,12 +12,12 @@ from bitinglip.api.body import media_type_of, read_body
 from bitinglip.api.documentation import form_body
 from bitinglip.api.forms import FORM, read_form, single_file
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import transcription_terms
-from bitinglip.api.uploads import decode_base64
+from bitinglip.api.uploads import decode_base64, store_audio
 from bitinglip.wire.transcription import native as native_wire
 from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
 from bitinglip.wire.transcription.openai_view import TranscriptionView
@@ -35,8 +34,8 @@ async def transcribe(request: Request) -> Response:
     services = services_of(request)
     find_model_of(services, body.model, "transcription")
     background = wants_background(request, body)
-    job = body.to_job(transcription_terms(request, body.priority), len(data))
-    await services.files.save_upload(Path(job.path).name, data)
+    job = body.to_job(job_context(request, body.model, body.priority), len(data))
+    await store_audio(services, job, data)
     return await respond(request, job, background=background)
 
 
@@ -73,8 +72,8 @@ async def _respond(
 ) -> Response:
     services = services_of(request)
     find_model_of(services, body.model, "transcription")
-    job = body.to_job(transcription_terms(request), len(data))
-    await services.files.save_upload(Path(job.path).name, data)
+    job = body.to_job(job_context(request, body.model), len(data))
+    await store_audio(services, job, data)
     view = partial(
         TranscriptionView,
         request_id=request_id_of(request),

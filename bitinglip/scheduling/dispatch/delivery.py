@@ -6,6 +6,7 @@ from collections.abc import Callable
 import structlog
 
 from bitinglip import errors
+from bitinglip.scheduling.cost import cost_done
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
@@ -59,7 +60,7 @@ class Delivery:
         model_queue = self.model_queue(entry.event_log.job.model)
         self.entries[entry.id] = entry
         self.idle.clear()
-        ahead = model_queue.waiting.push(entry, entry.share, entry.work, self._clock())
+        ahead = model_queue.waiting.push(entry, entry.share, entry.cost, self._clock())
         self.dispatch_waiting(model_queue)
         if entry.replica is None:
             entry.event_log.put(Queued(ahead + 1, self.eta(model_queue, ahead)))
@@ -105,7 +106,7 @@ class Delivery:
         for entry, replica in model_queue.begin(replicas, self._clock()):
             assert replica.worker is not None
             entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(entry.event_log.job.message())
+            replica.worker.send(entry.event_log.job.work)
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
@@ -161,9 +162,9 @@ class Delivery:
         """Correct the charge of its key, and learn the speed of the replica."""
         if isinstance(final, protocol.Failed) or entry.replica is None:
             return
-        done = entry.event_log.job.work_done(final)
+        done = cost_done(entry.event_log.job, final)
         model_queue = self.model_queues[entry.event_log.job.model]
-        model_queue.waiting.charge(entry.share, done - entry.work)
+        model_queue.waiting.charge(entry.share, done - entry.cost)
         seconds = self._clock() - (entry.event_log.dispatched or self._clock())
         entry.replica.measured(done, seconds)
         if isinstance(final, protocol.Success):

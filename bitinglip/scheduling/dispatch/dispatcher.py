@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from bitinglip import errors
+from bitinglip.scheduling.cost import cost
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
@@ -179,7 +180,7 @@ class Dispatcher:
             )
         priority = job.priority
         share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, job.work)
+        entry = InFlightJob(EventLog(job, self._clock), share, cost(job))
         self.delivery.add(entry)
         return entry
 

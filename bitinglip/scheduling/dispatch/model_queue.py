@@ -8,7 +8,9 @@ or all have outlived the time after which the worker had died.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from bitinglip.scheduling.cost import affinity
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.models.state import Replica
@@ -24,7 +26,7 @@ class InFlightJob:
 
     event_log: EventLog
     share: FairShare
-    work: float  #: as estimated when it was admitted
+    cost: float  #: as estimated when it was admitted
     replica: Replica | None = None
     deaths: int = 0  #: workers that died while they ran it
     ran_for: float = 0.0  #: how long it had run when the last one died
@@ -91,20 +93,20 @@ class ModelQueue:
     ) -> Replica:
         if len(open_) == 1:
             return open_[0]
-        mean = sum(replica.work for replica in replicas) / len(replicas)
-        return open_[self.balancer.choose(open_, entry.event_log.job.affinity, mean)]
+        mean = sum(replica.cost for replica in replicas) / len(replicas)
+        return open_[self.balancer.choose(open_, partial(affinity, entry.event_log.job), mean)]
 
     def _start(self, entry: InFlightJob, replica: Replica) -> tuple[InFlightJob, Replica]:
         self.running[entry.id] = entry
         entry.replica = replica
-        replica.took(entry.work)
+        replica.took(entry.cost)
         return entry, replica
 
     def release_slot(self, entry: InFlightJob, now: float) -> None:
         """Release the job's slot: the worker holds nothing for it any more."""
         self.running.pop(entry.id, None)
         if entry.replica is not None:
-            entry.replica.gave_back(entry.work, now)
+            entry.replica.gave_back(entry.cost, now)
             entry.replica = None
         if entry is self.isolated:
             self.isolated = None

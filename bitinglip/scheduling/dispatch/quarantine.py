@@ -33,5 +33,5 @@ class Quarantine:
 
 def fingerprint(job: Job) -> bytes:
     """Return the same digest for the same work, whoever asks for it and however it is delivered."""
-    message = msgspec.structs.replace(job.message(), id="", stream=False)
+    message = msgspec.structs.replace(job.work, id="", stream=False)
     return hashlib.blake2b(_encoder.encode(message), digest_size=16).digest()

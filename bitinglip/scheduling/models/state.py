@@ -18,7 +18,7 @@ _SMOOTHING = 0.2
 
 @dataclass(eq=False, slots=True)
 class Replica:
-    """A replica has a worker and work; it holds its memory until its process is gone."""
+    """A replica is a worker and its jobs; it holds its memory until its process is gone."""
 
     model: str
     index: int
@@ -30,8 +30,8 @@ class Replica:
     progress: float = 0.0  #: of the load
     slots: int = 0
     in_flight: int = 0
-    work: float = 0.0  #: sent to it and not ended, in the jobs' own units
-    speed: float | None = None  #: work per second of a job on it
+    cost: float = 0.0  #: of the jobs that were sent to it and have not ended
+    speed: float | None = None  #: cost per second of a job on it
     silent: bool = False  #: its heartbeat is overdue: nothing new goes to it
     loaded_at: float = 0.0
     used_at: float = 0.0
@@ -50,19 +50,19 @@ class Replica:
     def health(self) -> float:
         return self.speed or 1.0
 
-    def took(self, work: float) -> None:
+    def took(self, cost: float) -> None:
         self.in_flight += 1
-        self.work += work
+        self.cost += cost
 
-    def gave_back(self, work: float, now: float) -> None:
+    def gave_back(self, cost: float, now: float) -> None:
         self.in_flight -= 1
-        self.work = max(0.0, self.work - work) if self.in_flight else 0.0
+        self.cost = max(0.0, self.cost - cost) if self.in_flight else 0.0
         self.used_at = now
 
-    def measured(self, work: float, seconds: float) -> None:
+    def measured(self, cost: float, seconds: float) -> None:
         """Learn its speed from a job that has ended."""
-        if seconds > 0 and work > 0:
-            speed = work / seconds
+        if seconds > 0 and cost > 0:
+            speed = cost / seconds
             self.speed = (
                 speed if self.speed is None else self.speed + _SMOOTHING * (speed - self.speed)
             )

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import Timeout, first
-from bitinglip.wire.image.job import Format, ImageFields, ImageTerms, Lora
+from bitinglip.wire.image.job import Format, ImageFields, Lora
+from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
 _PREVIEW_EVERY = 5
@@ -32,24 +33,24 @@ class ImageGenerationRequest(ImageFields):
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, terms: ImageTerms) -> ImageJob:
+    def to_job(self, context: JobContext) -> Job:
         """The work that this request asks for."""
         if self.image is None and self.mask is not None:
             raise InvalidRequest("'mask' needs 'image'.", param="mask")
         if self.image is None and self.strength is not None:
             raise UnsupportedParameter("'strength' needs 'image'.", param="strength")
         return self.image_job(
-            terms,
+            context,
             (self.width, self.height),
             set(self.uploads()),
             format=self.format,
-            metadata=first(self.metadata, None, terms.own.metadata),
+            metadata=first(self.metadata, None, context.model_settings.image.metadata),
             preview_every=_preview_every(self.preview),
             **self._adapters(),
             strength=self.strength,
             output=self.output,
             stream=self.stream,
-            timeout=self.timeout or terms.timeout,
+            timeout=self.timeout,
         )
 
     def _adapters(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from bitinglip.errors import (
     InvalidRequest,
     UnsupportedParameter,
 )
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job
 from bitinglip.wire.body import Only
-from bitinglip.wire.image.job import Format, ImageFields, ImageTerms
+from bitinglip.wire.image.job import Format, ImageFields
+from bitinglip.wire.job_context import JobContext
 
 _SIZE = re.compile(r"([0-9]{2,5})x([0-9]{2,5})", re.ASCII)
 _json = msgspec.json.Encoder()
@@ -34,14 +35,14 @@ class _ImagesRequest(ImageFields):
     background: Annotated[Any, Only((None, "auto", "opaque"))] = None
     quality: Annotated[Any, Only((None, "auto", "standard"))] = None
 
-    def job(
+    def to_job(
         self,
-        terms: ImageTerms,
+        context: JobContext,
         *,
         uploads: set[str],
         size: tuple[int, int] | None = None,
         strength: float | None = None,
-    ) -> ImageJob:
+    ) -> Job:
         """The work that this request asks for; ``size`` where it leaves that open."""
         if self.partial_images and not self.stream:
             raise InvalidRequest("'partial_images' needs 'stream'.", param="partial_images")
@@ -51,9 +52,9 @@ class _ImagesRequest(ImageFields):
             raise UnsupportedParameter(
                 "'response_format' is not supported with 'stream'.", param="response_format"
             )
-        steps = self.steps or terms.own.steps or 50
+        steps = self.steps or context.model_settings.image.steps or 50
         return self.image_job(
-            terms,
+            context,
             self._asked_size() or size or (None, None),
             uploads,
             strength=strength,

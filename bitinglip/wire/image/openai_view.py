@@ -12,7 +12,6 @@ from bitinglip.errors import (
 from bitinglip.results.files import PREFIX, Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.scheduling.job import ImageJob
 from bitinglip.wire.errors import error_body
 from workers import protocol
 
@@ -39,9 +38,10 @@ class ImagesView:
         base_url: str,
         partial: int,
     ) -> None:
-        assert isinstance(event_log.job, ImageJob)
+        assert isinstance(event_log.job.work, protocol.ImageJob)
         self._event_log = event_log
         self._job = event_log.job
+        self._work = event_log.job.work
         self._request_id = request_id
         self._files = files
         self._kind = kind
@@ -71,7 +71,7 @@ class ImagesView:
             case protocol.ImageDone() if self._error is not None:
                 return sse(error_body(self._error, self._request_id))
             case protocol.ImageDone():
-                return self._event("completed", self._data[0], self._job.format)
+                return self._event("completed", self._data[0], self._work.format)
             case protocol.Failed():
                 return sse(error_body(error_of(event), self._request_id))
             case protocol.Cancelled():
@@ -86,7 +86,7 @@ class ImagesView:
             {
                 "created": int(self._job.created_at.timestamp()),
                 "data": self._data,
-                "output_format": self._job.format,
+                "output_format": self._work.format,
                 "size": self._size,
             }
         )
@@ -113,4 +113,4 @@ class ImagesView:
 
     @property
     def _size(self) -> str:
-        return f"{self._job.width}x{self._job.height}"
+        return f"{self._work.width}x{self._work.height}"

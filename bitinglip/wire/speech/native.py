@@ -4,16 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitinglip.scheduling.job import SpeechJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import Body, ModelName, Timeout
+from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.speech.job import (
     _MOST_CHARACTERS,
     Language,
     SampleRate,
-    SpeechTerms,
     Speed,
     Voice,
+    speech_job,
 )
 
 Format = Literal["wav", "flac", "ogg", "mp3"]
@@ -36,10 +37,10 @@ class SpeechRequest(Body):
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, terms: SpeechTerms) -> SpeechJob:
+    def to_job(self, context: JobContext) -> Job:
         """The work that this request asks for."""
-        return terms.job(
-            model=self.model,
+        return speech_job(
+            context,
             text=self.text,
             param="text",
             voice=self.voice,

@@ -9,9 +9,10 @@ import msgspec
 from pydantic import Field
 
 from bitinglip.errors import UnsupportedParameter
-from bitinglip.scheduling.job import SpeechJob
+from bitinglip.scheduling.job import Job
 from bitinglip.wire.body import Body, ModelName, Only
-from bitinglip.wire.speech.job import Language, SampleRate, SpeechTerms, Speed, Voice
+from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.speech.job import Language, SampleRate, Speed, Voice, speech_job
 
 _FORMATS = {"mp3": "mp3", "opus": "ogg", "flac": "flac", "wav": "wav", "pcm": "wav"}
 _PCM_RATE = 24_000
@@ -32,15 +33,15 @@ class SpeechRequest(Body):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     sample_rate: SampleRate | None = None
 
-    def to_job(self, terms: SpeechTerms) -> SpeechJob:
+    def to_job(self, context: JobContext) -> Job:
         """The work that this request asks for."""
         if self.stream_format == "sse" and self.response_format != "pcm":
             raise UnsupportedParameter(
                 "'response_format' must be pcm with stream_format sse.", param="response_format"
             )
         is_pcm = self.response_format == "pcm"
-        return terms.job(
-            model=self.model,
+        return speech_job(
+            context,
             text=self.input,
             param="input",
             voice=self.voice,

@@ -9,7 +9,6 @@ from bitinglip.errors import BitingLipError, FileGone, TaskCancelled
 from bitinglip.results.files import MEDIA_TYPES, Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.scheduling.job import SpeechJob
 from bitinglip.wire.errors import error_body
 from workers import protocol
 
@@ -22,9 +21,9 @@ class SpeechView:
     starts_immediately = False
 
     def __init__(self, event_log: EventLog, request_id: str, files: Files, *, events: bool) -> None:
-        assert isinstance(event_log.job, SpeechJob)
+        assert isinstance(event_log.job.work, protocol.SpeechJob)
         self._event_log = event_log
-        self._job = event_log.job
+        self._work = event_log.job.work
         self._request_id = request_id
         self._files = files
         self._events = events
@@ -38,11 +37,11 @@ class SpeechView:
 
     @property
     def media_type(self) -> str:
-        return MEDIA_TYPES[self._job.format]
+        return MEDIA_TYPES[self._work.format]
 
     async def settle(self) -> None:
         """Read the file, where it is the answer."""
-        if self._job.stream:
+        if self._work.stream:
             return
         for made in outputs_of(self._event_log):
             body = await self._files.read(made.id)

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.queue.priority import Priority, RequestPriority
-from bitinglip.settings import Model
+from bitinglip.scheduling.job import Job, new_task_id
+from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import ModelName, Only, Timeout
+from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stop
+from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
@@ -28,16 +29,15 @@ class TextGenerationRequest(SamplingFields):
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
-        """The work that this request asks for; ``timeout`` is the server's, unless it has one."""
+    def to_job(self, context: JobContext) -> Job:
+        """The work that this request asks for."""
         self._check_one_input()
-        return TextJob(
-            model=self.model,
-            key_id=key_id,
+        work = protocol.TextJob(
+            id=new_task_id(),
             prompt=self.prompt,
             messages=tuple(m.to_job() for m in self.messages) if self.messages else None,
             sampling=self.sampling(
-                own.sampling,
+                context.model_settings.sampling,
                 DEFAULTS,
                 max_tokens=self.max_tokens,
                 stop=self.stop_sequences,
@@ -45,9 +45,8 @@ class TextGenerationRequest(SamplingFields):
             ),
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
-            timeout=self.timeout or timeout,
-            priority=priority,
         )
+        return context.job(work, timeout=self.timeout)
 
     def _check_one_input(self) -> None:
         if self.prompt is not None and self.messages is not None:

@@ -11,10 +11,9 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.queue.priority import Priority
-from bitinglip.settings import Model
+from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.wire.body import Body, ModelName, Only
+from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import (
     MAX_TOKENS,
     ApiDefaults,
@@ -25,6 +24,7 @@ from bitinglip.wire.text.fields import (
     SamplingFields,
     Stop,
 )
+from workers import protocol
 
 CHAT_DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
 COMPLETION_DEFAULTS = ApiDefaults(max_tokens=16, temperature=1.0, top_p=1.0)
@@ -66,16 +66,15 @@ class ChatCompletionRequest(_OpenAIFields):
     service_tier: Annotated[Any, Only((None, "auto", "default"))] = None
     store: Annotated[Any, Only((None, False))] = None
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
+    def to_job(self, context: JobContext) -> Job:
         """The work that this request asks for."""
         self.check_stream_options()
         asked = self._asked_tokens()
-        return TextJob(
-            model=self.model,
-            key_id=key_id,
+        work = protocol.TextJob(
+            id=new_task_id(),
             messages=tuple(message.to_job() for message in self.messages),
             sampling=self.sampling(
-                own.sampling,
+                context.model_settings.sampling,
                 CHAT_DEFAULTS,
                 max_tokens=asked,
                 stop=self.stop,
@@ -83,9 +82,8 @@ class ChatCompletionRequest(_OpenAIFields):
             ),
             clip_max_tokens=asked is None,
             stream=bool(self.stream),
-            timeout=timeout,
-            priority=priority,
         )
+        return context.job(work)
 
     def _asked_tokens(self) -> int | None:
         old, new = self.max_tokens, self.max_completion_tokens
@@ -121,15 +119,14 @@ class CompletionRequest(_OpenAIFields):
     echo: Annotated[Any, Only((None, False))] = None
     suffix: Annotated[Any, Only((None, ""))] = None
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
+    def to_job(self, context: JobContext) -> Job:
         """The work that this request asks for."""
         self.check_stream_options()
-        return TextJob(
-            model=self.model,
-            key_id=key_id,
+        work = protocol.TextJob(
+            id=new_task_id(),
             prompt=self.prompt,
             sampling=self.sampling(
-                own.sampling,
+                context.model_settings.sampling,
                 COMPLETION_DEFAULTS,
                 max_tokens=self.max_tokens,
                 stop=self.stop,
@@ -137,6 +134,5 @@ class CompletionRequest(_OpenAIFields):
             ),
             clip_max_tokens=self.max_tokens is None,
             stream=bool(self.stream),
-            timeout=timeout,
-            priority=priority,
         )
+        return context.job(work)

@@ -8,7 +8,6 @@ import msgspec
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import DONE, sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.scheduling.job import TextJob
 from bitinglip.wire.errors import error_body
 from workers import protocol
 
@@ -31,11 +30,11 @@ class _OpenAIView(ABC):
         self, event_log: EventLog, request_id: str, *, include_usage: bool = False
     ) -> None:
         job = event_log.job
-        assert isinstance(job, TextJob)
+        assert isinstance(job.work, protocol.TextJob)
         self._event_log = event_log
         self._request_id = request_id
         self._include_usage = include_usage
-        self._wants_logprobs = job.sampling.logprobs is not None
+        self._wants_logprobs = job.work.sampling.logprobs is not None
         self._frame = {
             "id": self.prefix + job.id.removeprefix("task-"),
             "created": int(job.created_at.timestamp()),

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from bitinglip.scheduling.job import TextJob
 from workers import protocol
 
 
@@ -15,10 +14,10 @@ def logprob_info(sampled: protocol.TokenLogprob) -> dict[str, Any]:
     }
 
 
-def text_result(job: TextJob, done: protocol.TextDone) -> dict[str, Any]:
+def text_result(work: protocol.TextJob, done: protocol.TextDone) -> dict[str, Any]:
     """``result`` of an InferenceResponse."""
     result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
-    if job.sampling.logprobs is not None:
+    if work.sampling.logprobs is not None:
         result["logprobs"] = [logprob_info(each) for each in done.logprobs]
     return result
 

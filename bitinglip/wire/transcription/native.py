@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitinglip.scheduling.job import TranscriptionJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import Body, ModelName, Timeout
-from bitinglip.wire.transcription.job import Language, Prompt, Temperature, TranscriptionTerms
+from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.transcription.job import Language, Prompt, Temperature, transcription_job
 
 
 class TranscriptionFields(Body):
@@ -24,11 +25,11 @@ class TranscriptionFields(Body):
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
+    def to_job(self, context: JobContext, file_bytes: int) -> Job:
         """The work that this request asks for, of a file of so many bytes."""
-        return terms.job(
-            model=self.model,
-            size=size,
+        return transcription_job(
+            context,
+            file_bytes,
             language=self.language,
             task=self.task,
             prompt=self.prompt,

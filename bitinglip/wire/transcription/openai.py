@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
-from bitinglip.scheduling.job import TranscriptionJob
+from bitinglip.scheduling.job import Job
 from bitinglip.wire.body import Body, ModelName, Only
-from bitinglip.wire.transcription.job import Language, Prompt, Temperature, TranscriptionTerms
+from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.transcription.job import Language, Prompt, Temperature, transcription_job
 
 Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
 _TIMED = ("srt", "vtt", "verbose_json")
@@ -31,7 +32,7 @@ class TranscriptionRequest(_Fields):
     stream: bool = False
     chunking_strategy: Annotated[Any, Only((None, "auto"))] = None
 
-    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
+    def to_job(self, context: JobContext, file_bytes: int) -> Job:
         """The work that this request asks for."""
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise InvalidRequest(
@@ -44,9 +45,9 @@ class TranscriptionRequest(_Fields):
             )
         words = "word" in (self.timestamp_granularities or ())
         timed = "segment" if self.response_format in _TIMED else "none"
-        return terms.job(
-            model=self.model,
-            size=size,
+        return transcription_job(
+            context,
+            file_bytes,
             language=self.language,
             prompt=self.prompt,
             temperature=self.temperature,
@@ -61,13 +62,14 @@ class TranslationRequest(_Fields):
     timestamp_granularities: Annotated[Any, Only((None,))] = None
     stream: Annotated[Any, Only((None, False))] = None
 
-    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
+    def to_job(self, context: JobContext, file_bytes: int) -> Job:
         """The work that this request asks for."""
-        return terms.job(
-            model=self.model,
-            size=size,
+        return transcription_job(
+            context,
+            file_bytes,
             task="translate",
             prompt=self.prompt,
             temperature=self.temperature,
             timestamps="segment" if self.response_format in _TIMED else "none",
+            stream=False,
         )

@@ -7,7 +7,6 @@ import msgspec
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.scheduling.job import TranscriptionJob
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.transcription.openai import Form
 from bitinglip.wire.transcription.result import segment_info
@@ -26,9 +25,9 @@ class TranscriptionView:
     def __init__(
         self, event_log: EventLog, request_id: str, *, form: Form, granularities: tuple[str, ...]
     ) -> None:
-        assert isinstance(event_log.job, TranscriptionJob)
+        assert isinstance(event_log.job.work, protocol.TranscriptionJob)
         self._event_log = event_log
-        self._job = event_log.job
+        self._work = event_log.job.work
         self._request_id = request_id
         self._form = form
         self._granularities = granularities
@@ -71,7 +70,7 @@ class TranscriptionView:
 
     def _verbose(self, done: protocol.TranscriptionDone) -> dict[str, Any]:
         answer: dict[str, Any] = {
-            "task": self._job.task,
+            "task": self._work.task,
             "language": done.language,
             "duration": done.duration,
             "text": done.text,

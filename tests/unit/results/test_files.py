@@ -18,7 +18,7 @@ from bitinglip.db.tables import StoredFile
 from bitinglip.errors import DiskFull, FileGone
 from bitinglip.results.files import PREFIX, Files
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.wire.response import inference_response
 from workers import protocol
 
@@ -44,17 +44,16 @@ def using(
 
 def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -> EventLog:
     """A job that has made so many pictures, which are on the disk."""
-    job = ImageJob(
-        model="m",
-        key_id="k",
+    work = protocol.ImageJob(
+        id=new_task_id(),
         prompt="p",
         width=64,
         height=64,
         steps=2,
         seeds=tuple(range(count)),
         folder=str(files.folder),
-        output=output,
     )
+    job = Job(work=work, model="m", key_id="k", output=output)
     event_log = EventLog(job)
     for index in range(count):
         path = files.folder / protocol.image_file_name(job.id, index, "png")

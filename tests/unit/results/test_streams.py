@@ -7,7 +7,7 @@ import pytest
 
 from bitinglip.results.streams import DONE, chunks, sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
-from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.job import Job
 from bitinglip.wire.events import NativeView
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
 from workers import protocol
@@ -16,16 +16,10 @@ LOGPROB = protocol.TokenLogprob(token="hé", id=5, logprob=-0.5, top=(("a", 6, -
 
 
 def event_log(**sampling: Any) -> EventLog:
-    return EventLog(
-        TextJob(
-            model="m",
-            key_id="k",
-            prompt="p",
-            stream=True,
-            id="task-1",
-            sampling=protocol.Sampling(max_tokens=5, **sampling),
-        )
+    work = protocol.TextJob(
+        id="task-1", prompt="p", sampling=protocol.Sampling(max_tokens=5, **sampling)
     )
+    return EventLog(Job(work=work, model="m", key_id="k"))
 
 
 def done(**more: Any) -> protocol.TextDone:

@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from bitinglip.scheduling.dispatch.quarantine import Quarantine, fingerprint
 from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
-from bitinglip.scheduling.job import TextJob
-from workers.protocol import Cancelled, Sampling, Started, TextDelta, TextDone
+from bitinglip.scheduling.job import Job
+from tests.support.jobs import text_job
+from workers.protocol import Cancelled, Started, TextDelta, TextDone
 
 
-def job(name: str = "j", **fields: object) -> TextJob:
-    fields = {"model": "m", "key_id": "k", "prompt": "p", **fields}
-    return TextJob(id=name, sampling=Sampling(max_tokens=3), **fields)  # type: ignore[arg-type]
+def job(name: str = "j", **fields: Any) -> Job:
+    return text_job(name=name, max_tokens=3, **fields)
 
 
 def token(index: int) -> TextDelta:
@@ -141,9 +142,3 @@ def test_quarantine_is_by_model_and_bounded() -> None:
     assert job(prompt="1999") in held
     held.release("m")
     assert job(prompt="1999") not in held
-
-
-def test_affinity_is_the_same_for_jobs_that_begin_alike() -> None:
-    same = job(prompt="s" * 2000 + "a").affinity()
-    assert same == job(prompt="s" * 2000 + "b").affinity()
-    assert same != job(prompt="s" * 2000 + "a", key_id="other").affinity()

@@ -17,47 +17,56 @@ from bitinglip import errors
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredTask
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.tasks.store import Filter, TaskStore, job_of, row_of
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.wire.response import inference_response
+from tests.support.jobs import text_job
 from workers import protocol
 
-FULL = TextJob(
+FULL = Job(
+    work=protocol.TextJob(
+        id="task-full",
+        prompt="p",
+        messages=(protocol.ChatMessage("user", "hé"),),
+        sampling=protocol.Sampling(
+            max_tokens=7,
+            temperature=0.5,
+            top_k=3,
+            top_p=0.25,
+            min_p=0.125,
+            repetition_penalty=1.5,
+            presence_penalty=-1.0,
+            frequency_penalty=1.0,
+            logit_bias={5: -2.5},
+            logprobs=2,
+            seed=2**64 - 1,
+            stop=("a", "b"),
+            ignore_eos=True,
+        ),
+        clip_max_tokens=True,
+        stream=False,
+    ),
     model="m",
     key_id="k",
-    prompt="p",
-    messages=(protocol.ChatMessage("user", "hé"),),
-    sampling=protocol.Sampling(
-        max_tokens=7,
-        temperature=0.5,
-        top_k=3,
-        top_p=0.25,
-        min_p=0.125,
-        repetition_penalty=1.5,
-        presence_penalty=-1.0,
-        frequency_penalty=1.0,
-        logit_bias={5: -2.5},
-        logprobs=2,
-        seed=2**64 - 1,
-        stop=("a", "b"),
-        ignore_eos=True,
-    ),
-    clip_max_tokens=True,
-    stream=True,
     timeout=12.5,
-    id="task-full",
+    priority=Priority(level=3),
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
+    output="url",
+    file_bytes=9,
 )
 
 
 def test_each_field_of_a_job_comes_back_from_its_row(tmp_path: Path) -> None:
-    defaults = {each.name: (getattr(FULL, each.name), each.default) for each in fields(FULL)}
-    for each in msgspec.structs.fields(FULL.sampling):
-        defaults[f"sampling.{each.name}"] = (getattr(FULL.sampling, each.name), each.default)
-    for name, (value, default) in defaults.items():
-        if default is not MISSING and default is not msgspec.NODEFAULT:
-            assert value != default, f"{name} is not put to the test"
+    assert isinstance(FULL.work, protocol.TextJob)
+    for each in fields(FULL):
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        assert getattr(FULL, each.name) != default, f"{each.name} is not put to the test"
+    for message in (FULL.work, FULL.work.sampling):
+        for one in msgspec.structs.fields(message):
+            value = getattr(message, one.name)
+            assert value != one.default, f"{one.name} is not put to the test"
 
     async def act(db: Database) -> None:
         async with db.write() as session:
@@ -77,7 +86,7 @@ class Desk:
         self.refuse: errors.BitingLipError | None = None
 
     @contextmanager
-    def open(self, job: TextJob) -> Iterator[EventLog]:
+    def open(self, job: Job) -> Iterator[EventLog]:
         if self.refuse:
             raise self.refuse
         event_log = self.open_now[job.id] = EventLog(job)
@@ -113,10 +122,8 @@ async def made_nothing(_event_log: EventLog) -> None:
     """What a text job leaves to be kept."""
 
 
-def job(**more: Any) -> TextJob:
-    return TextJob(
-        model="m", key_id="k", prompt="p", sampling=protocol.Sampling(max_tokens=1), **more
-    )
+def job(**more: Any) -> Job:
+    return text_job(**more)
 
 
 def done(event_log: EventLog) -> None:
@@ -162,7 +169,7 @@ def test_task_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
         async with db.write() as session:
             await session.execute(text("PRAGMA max_page_count = 1"))
         with pytest.raises(errors.DiskFull):
-            await tasks.accept(job(timeout=1.0, id="task-big" + "x" * 5000))
+            await tasks.accept(job(timeout=1.0, name="task-big" + "x" * 5000))
         assert not desk.open_now
         async with db.read() as session:
             assert (await session.execute(text("SELECT count(*) FROM tasks"))).scalar() == 0
@@ -179,7 +186,7 @@ def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
         now = datetime.now(UTC)
         ids = []
         for n in range(23):
-            one = job(created_at=now - timedelta(seconds=n), id=f"task-{n}")
+            one = job(created_at=now - timedelta(seconds=n), name=f"task-{n}")
             ids.append(one.id)
             event_log = EventLog(one)
             where = chance.choice(["memory", "database", "both"])
@@ -204,8 +211,8 @@ def test_task_row_that_cannot_be_read_any_more_fails_the_task(tmp_path: Path) ->
     async def act(db: Database) -> None:
         rows = TaskStore(db, inference_response, 60)
         async with db.write() as session:
-            session.add(row_of(job(id="task-good")))
-            broken = row_of(job(id="task-broken"))
+            session.add(row_of(job(name="task-good")))
+            broken = row_of(job(name="task-broken"))
             broken.request = b"\xc1"
             session.add(broken)
         assert [each.id for each in await rows.recover()] == ["task-good"]

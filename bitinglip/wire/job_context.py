@@ -1,0 +1,43 @@
+"""What a request becomes a job with: the model's settings, the limits and the caller's tier."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitinglip.scheduling.job import Job, Output
+from bitinglip.scheduling.queue.priority import Priority
+from bitinglip.settings import Model, Tier
+from bitinglip.settings.limits import Limits
+from workers import protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """What the server, the model and the caller's key give a request of any kind."""
+
+    model: str
+    model_settings: Model
+    limits: Limits
+    tier: Tier
+    key_id: str
+    timeout: float  #: seconds, for a request that names none
+    priority: Priority
+    folder: Path  #: where workers read uploads from, and write images and audio to
+
+    def job(
+        self,
+        work: protocol.Job,
+        *,
+        timeout: float | None = None,
+        output: Output = "b64",
+        file_bytes: int = 0,
+    ) -> Job:
+        """Put a message into its envelope."""
+        return Job(
+            work=work,
+            model=self.model,
+            key_id=self.key_id,
+            timeout=timeout or self.timeout,
+            priority=self.priority,
+            output=output,
+            file_bytes=file_bytes,
+        )
