@@ -34,7 +34,7 @@ def prepare(path: Path) -> None:
     try:
         if _exists(path):
             path.chmod(0o600)
-            _migrate(path, _handle_lost_jobs(path))
+            _migrate(path, _schema_version(path))
         else:
             _create(path)
     except OSError as error:
@@ -76,7 +76,7 @@ def _create(path: Path) -> None:
     os.replace(draft, path)
 
 
-def _handle_lost_jobs(path: Path) -> str:
+def _schema_version(path: Path) -> str:
     """The schema version of a sound database."""
     with path.open("rb") as file:
         if file.read(len(_HEADER)) != _HEADER:

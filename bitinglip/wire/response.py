@@ -36,7 +36,7 @@ def task_info(task: Task, request_id: str) -> dict[str, Any]:
     """Describe a task: InferenceResponse, kind, error, and place in the queue if it waits."""
     place = task.event_log.place if task.event_log is not None else None
     return {
-        **(task.answer or _of_event_log(task)),
+        **(task.answer or _answer_of(task)),
         "kind": task.kind,
         "error": error_object(task.error, request_id) if task.error else None,
         "position": place.position if place else None,
@@ -49,7 +49,7 @@ def final_event(task: Task, request_id: str) -> tuple[str, bytes]:
     if task.error:
         return task.status, error_body(task.error, request_id)
     if task.status == "completed":
-        return task.status, _json.encode(task.answer or _of_event_log(task))
+        return task.status, _json.encode(task.answer or _answer_of(task))
     return task.status, cancelled(task.id)
 
 
@@ -57,7 +57,7 @@ def cancelled(task_id: str) -> bytes:
     return _json.encode({"task_id": task_id, "status": "cancelled"})
 
 
-def _of_event_log(task: Task) -> dict[str, Any]:
+def _answer_of(task: Task) -> dict[str, Any]:
     if task.event_log is not None:
         return inference_response(task.event_log)
     return {

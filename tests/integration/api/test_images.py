@@ -84,7 +84,7 @@ def official(studio: Served) -> openai.OpenAI:
 
 
 def last_job(studio: Served) -> protocol.ImageJob:
-    """What the worker got last."""
+    """Return the last message to the worker."""
     job = studio.workers.jobs[-1]
     assert isinstance(job, protocol.ImageJob)
     return job
