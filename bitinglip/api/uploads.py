@@ -13,6 +13,7 @@ from PIL import Image
 from bitinglip.api.services import Services
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
+from workers import protocol
 
 MAX_UPLOAD_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -43,6 +44,12 @@ async def store_uploads(services: Services, job: Job, uploads: Mapping[str, Uplo
         path: str | None = getattr(job.work, name)
         assert path is not None
         await services.files.save_upload(Path(path).name, upload.data)
+
+
+async def store_audio(services: Services, job: Job, data: bytes) -> None:
+    """Write a transcription's file to the path in the job. Raises DiskFull."""
+    assert isinstance(job.work, protocol.TranscriptionJob)
+    await services.files.save_upload(Path(job.work.path).name, data)
 
 
 async def decode_base64(text: str, param: str) -> bytes:

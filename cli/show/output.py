@@ -13,8 +13,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
-from model_store.sizes import size_text
-
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.status import Status
@@ -118,6 +116,8 @@ def print_note(text: str) -> None:
 
 def size(count: int | None) -> str:
     """Format bytes in powers of ten (1.2 GB); ``-`` if unknown."""
+    from model_store.sizes import size_text
+
     return "-" if count is None else size_text(count)
 
 

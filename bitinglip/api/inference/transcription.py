@@ -1,7 +1,6 @@
 """Transcription and translation of speech, on the native surface and on OpenAI's."""
 
 from functools import partial
-from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -18,11 +17,10 @@ from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.uploads import decode_base64
+from bitinglip.api.uploads import decode_base64, store_audio
 from bitinglip.wire.transcription import native as native_wire
 from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
 from bitinglip.wire.transcription.openai_view import TranscriptionView
-from workers import protocol
 
 native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
 openai = APIRouter(prefix="/v1/audio", tags=["openai"])
@@ -37,8 +35,7 @@ async def transcribe(request: Request) -> Response:
     find_model_of(services, body.model, "transcription")
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority), len(data))
-    assert isinstance(job.work, protocol.TranscriptionJob)
-    await services.files.save_upload(Path(job.work.path).name, data)
+    await store_audio(services, job, data)
     return await respond(request, job, background=background)
 
 
@@ -76,8 +73,7 @@ async def _respond(
     services = services_of(request)
     find_model_of(services, body.model, "transcription")
     job = body.to_job(job_context(request, body.model), len(data))
-    assert isinstance(job.work, protocol.TranscriptionJob)
-    await services.files.save_upload(Path(job.work.path).name, data)
+    await store_audio(services, job, data)
     view = partial(
         TranscriptionView,
         request_id=request_id_of(request),
