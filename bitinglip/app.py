@@ -14,8 +14,10 @@ from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.db.database import Database
+from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
 from bitinglip.results.files import CLEAN_SECONDS, Files
+from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
@@ -23,6 +25,7 @@ from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
+from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
@@ -116,8 +119,20 @@ async def _open(
         retention=settings.files.retention or settings.tasks.retention,
         max_bytes=settings.files.max_bytes,
     )
+    space = DiskSpace(home.root, settings.files.min_free_bytes)
+    uploads = Uploads(home.uploads, max_bytes=settings.files.max_upload_bytes, space=space)
     tasks = Tasks(
-        db, dispatcher, inference_response, files.register, retention=settings.tasks.retention
+        TaskStore(
+            db,
+            inference_response,
+            retention=settings.tasks.retention,
+            max_bytes=settings.tasks.max_bytes,
+            space=space,
+        ),
+        dispatcher,
+        register_files=files.register,
+        discard_uploads=uploads.discard,
+        retention=settings.tasks.retention,
     )
     await tasks.recover()
     stack.push_async_callback(tasks.close)
@@ -141,6 +156,7 @@ async def _open(
         tasks=tasks,
         tickets=Tickets(),
         files=files,
+        uploads=uploads,
         health=health,
     )
     return services, admin_key
@@ -170,7 +186,11 @@ def _start(background: Background, services: Services) -> None:
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
-    clean = lambda: files.clean(tasks.is_open)  # noqa: E731
+
+    async def clean() -> None:
+        await files.clean(tasks.is_open)
+        await services.uploads.clean(tasks.is_open)
+
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
 
 

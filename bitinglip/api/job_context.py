@@ -22,4 +22,5 @@ def job_context(request: Request, model: str, priority: RequestPriority = "norma
         timeout=settings.server.request_timeout,
         priority=priority_of(tier, priority),
         folder=services.files.folder,
+        uploads=services.uploads.folder,
     )

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from bitinglip.api.request_context import context_of
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, View, chunks
+from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
@@ -36,13 +37,26 @@ class JobResponse(Response):
     the response is complete, has failed, or has lost its client.
     """
 
-    def __init__(self, dispatcher: Dispatcher, job: Job, view: Callable[[EventLog], View]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        uploads: Uploads,
+        job: Job,
+        view: Callable[[EventLog], View],
+    ) -> None:
         self.background = None
+        self._uploads = uploads
         self._dispatcher = dispatcher
         self._job = job
         self._view = view
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._run(scope, receive, send)
+        finally:
+            self._uploads.discard(self._job)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._dispatcher.open(self._job) as event_log:
             place = event_log.place
             headers = [(b"x-queue-position", b"%d" % (place.position if place else 0))]

@@ -10,6 +10,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
+from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
@@ -36,6 +37,7 @@ class Services:
     tasks: Tasks
     tickets: Tickets
     files: Files
+    uploads: Uploads
     health: Health = field(default_factory=Health)
 
 

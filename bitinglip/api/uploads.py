@@ -6,14 +6,12 @@ import binascii
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
 from bitinglip.api.services import Services
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
-from workers import protocol
 
 MAX_UPLOAD_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -38,18 +36,13 @@ async def inspect_image(data: bytes, param: str) -> Upload:
     return await asyncio.to_thread(_inspect, data, param)
 
 
-async def store_uploads(services: Services, job: Job, uploads: Mapping[str, Upload]) -> None:
-    """Write a job's pictures to the paths in the job. Raises DiskFull."""
-    for name, upload in uploads.items():
-        path: str | None = getattr(job.work, name)
-        assert path is not None
-        await services.files.save_upload(Path(path).name, upload.data)
+async def store_uploads(services: Services, job: Job, files: Mapping[str, bytes]) -> None:
+    """Write the files of a job that the queue has room for.
 
-
-async def store_audio(services: Services, job: Job, data: bytes) -> None:
-    """Write a transcription's file to the path in the job. Raises DiskFull."""
-    assert isinstance(job.work, protocol.TranscriptionJob)
-    await services.files.save_upload(Path(job.work.path).name, data)
+    Raises what ``Dispatcher.check`` and ``Uploads.save`` raise.
+    """
+    services.dispatcher.check(job)
+    await services.uploads.save(job, files)
 
 
 async def decode_base64(text: str, param: str) -> bytes:

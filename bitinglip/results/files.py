@@ -7,7 +7,7 @@ to a task that is under way, or was answered with its bytes; it is removed soon 
 import asyncio
 import base64
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 
 import msgspec
 from sqlalchemy.dialects.sqlite import insert
-from sqlmodel import col, delete, func, select
+from sqlmodel import col, delete, select
 
 from bitinglip.db.database import Database
+from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredFile
-from bitinglip.errors import DiskFull, FileGone
+from bitinglip.errors import FileGone
 from bitinglip.scheduling.event_log import EventLog
 from workers import protocol
 
@@ -81,16 +82,6 @@ class Files:
         self._max_bytes = max_bytes
 
     # ---- what comes in ---------------------------------------------------------------------------
-
-    async def save_upload(self, name: str, data: bytes) -> Path:
-        """Write a client's upload for the worker to read. Raises DiskFull."""
-        path = self.folder / name
-        try:
-            await asyncio.to_thread(_write, path, data)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise DiskFull() from error
-        return path
 
     async def register(self, event_log: EventLog) -> None:
         """Let the owner of a job fetch its files until they expire; a repeat changes nothing."""
@@ -162,35 +153,31 @@ class Files:
         try:
             await self._expire_rows()
         finally:  # also while the disk is full and the database takes no change: it gives room
+            # The names first: a file whose row comes between the two looks is in neither.
+            old = await asyncio.to_thread(self._unclaimed, is_open)
             async with self._db.read() as session:
                 kept = set(await session.scalars(select(StoredFile.id)))
-            await asyncio.to_thread(self._remove_unclaimed, kept, is_open)
+            await asyncio.to_thread(_remove, [path for path in old if path.name not in kept])
 
     async def _expire_rows(self) -> None:
         async with self._db.write() as session:
             expired = col(StoredFile.created_at) < self._retention.oldest()
             await session.execute(delete(StoredFile).where(expired))
-            total = (await session.scalars(select(func.sum(StoredFile.bytes)))).one() or 0
-            if total > self._max_bytes:
-                oldest = select(StoredFile).order_by(col(StoredFile.created_at))
-                for row in await session.scalars(oldest):
-                    if total <= self._max_bytes:
-                        break
-                    total -= row.bytes
-                    await session.delete(row)
+            await shrink(session, StoredFile, StoredFile.created_at, self._max_bytes)
 
-    def _remove_unclaimed(self, kept: set[str], is_open: IsOpen) -> None:
+    def _unclaimed(self, is_open: IsOpen) -> list[Path]:
+        """List old files of jobs that are over; those with a row are among them."""
         before = self._retention.now() - _UNCLAIMED_SECONDS
-        for entry in os.scandir(self.folder):
-            task_id = entry.name.rpartition("-")[0]
-            if entry.name in kept or is_open(task_id) or entry.stat().st_mtime > before:
-                continue
-            Path(entry.path).unlink(missing_ok=True)
+        return [
+            Path(entry.path)
+            for entry in os.scandir(self.folder)
+            if entry.stat().st_mtime <= before and not is_open(entry.name.rpartition("-")[0])
+        ]
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes | None:

@@ -144,13 +144,25 @@ class Files(Section):
     )
     max_bytes: Bytes = Field(
         21_474_836_480,
-        description="maximum bytes of generated files on disk; beyond it the oldest are deleted",
+        description="maximum bytes of generated files; the largest holder loses its oldest first",
+    )
+    max_upload_bytes: Bytes = Field(
+        4_294_967_296,
+        description="maximum bytes of unfinished requests' uploads on disk; one key may hold half",
+    )
+    min_free_bytes: Bytes | None = Field(
+        None,
+        description="disk space in bytes that uploads and tasks leave free; null is 1 GiB or 5 %",
     )
 
 
 class Tasks(Section):
     retention: Annotated[float, Field(ge=1)] = Field(
         86_400, description="seconds that a finished task and its result are kept"
+    )
+    max_bytes: Bytes = Field(
+        1_073_741_824,
+        description="maximum bytes of finished tasks; the largest holder loses its oldest first",
     )
 
 

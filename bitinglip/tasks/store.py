@@ -1,5 +1,6 @@
 """The store keeps asynchronous tasks in the database; each state is written once."""
 
+import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,12 +12,15 @@ from sqlmodel import col, delete, func, select, update
 
 from bitinglip import errors
 from bitinglip.db.database import Database
+from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredTask
+from bitinglip.disk_space import DiskSpace
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
 
+_ROW_BYTES = 500  #: of the other columns and the indexes, roughly
 OPEN = ("queued", "running")  #: what a row says until its task has ended
 
 #: an ended job's answer, as clients get it
@@ -59,13 +63,15 @@ class Filter:
 
 def row_of(job: Job) -> StoredTask:
     """Make the row of a waiting job."""
+    request = msgspec.msgpack.encode(job)
     return StoredTask(
         id=job.id,
         key_id=job.key_id,
         kind=job.kind,
         model=job.model,
         state="queued",
-        request=msgspec.msgpack.encode(job),
+        request=request,
+        bytes=_ROW_BYTES + len(request),
         created_at=job.created_at,
     )
 
@@ -92,14 +98,28 @@ def _task_of(row: StoredTask) -> Task:
 class TaskStore:
     """Reads and writes the table of tasks; it hides those that ended ``retention`` seconds ago."""
 
-    def __init__(self, db: Database, describe: Describe, retention: float) -> None:
+    def __init__(
+        self,
+        db: Database,
+        describe: Describe,
+        *,
+        retention: float,
+        max_bytes: int,
+        space: DiskSpace,
+    ) -> None:
+        """``max_bytes``: what ended tasks may hold in the database."""
         self._db = db
+        self._max_bytes = max_bytes
+        self._space = space
         self._describe = describe
         self._retention = Retention(retention)
 
     async def add(self, job: Job) -> None:
+        """Write a task that waits. Raises DiskFull or DatabaseUnavailable."""
+        row = row_of(job)
+        await asyncio.to_thread(self._space.check, row.bytes)
         async with self._db.write() as session:
-            session.add(row_of(job))
+            session.add(row)
 
     async def begin(self, job: Job) -> None:
         """Note that work on it has begun, so that it is never run from its start again."""
@@ -107,12 +127,13 @@ class TaskStore:
 
     async def end(self, event_log: EventLog) -> None:
         """Write a task's final state; a later one changes nothing."""
-        final = event_log.final
+        final, result = event_log.final, self._describe(event_log)
         await self._change(
             event_log.job.id,
             state=event_log.status,
             request=None,
-            result=self._describe(event_log),
+            result=result,
+            bytes=_ROW_BYTES + len(msgspec.json.encode(result)),
             error=_stored_error(error_of(final)) if isinstance(final, protocol.Failed) else None,
             completed_at=event_log.completed_at,
         )
@@ -154,9 +175,12 @@ class TaskStore:
         return again
 
     async def expire(self) -> None:
+        """Remove ended tasks that are too old, or hold too much."""
         async with self._db.write() as session:
             expired = col(StoredTask.completed_at) < self._retention.oldest()
             await session.execute(delete(StoredTask).where(expired))
+            await shrink(session, StoredTask, StoredTask.completed_at, self._max_bytes)
+        await self._db.shrink()
 
     async def _change(self, task_id: str, **values: Any) -> None:
         still_open = (col(StoredTask.id) == task_id, col(StoredTask.state).in_(OPEN))

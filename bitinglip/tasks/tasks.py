@@ -12,11 +12,10 @@ from typing import Any
 import structlog
 
 from bitinglip import errors
-from bitinglip.db.database import Database
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
 from bitinglip.scheduling.job import Job
-from bitinglip.tasks.store import Describe, Filter, Task, TaskStore
+from bitinglip.tasks.store import Filter, Task, TaskStore
 from model_store.errors import StoreError
 from workers import protocol
 
@@ -28,6 +27,8 @@ _WAITING = ("queued", "loading")
 
 #: lets the owner of an ended job fetch its files
 RegisterFiles = Callable[[EventLog], Awaitable[None]]
+#: removes what a client sent with a job that is over
+DiscardUploads = Callable[[Job], None]
 
 
 class AsyncTask:
@@ -56,17 +57,18 @@ class Tasks:
 
     def __init__(
         self,
-        db: Database,
+        rows: TaskStore,
         dispatcher: Dispatcher,
-        describe: Describe,
-        register_files: RegisterFiles,
         *,
+        register_files: RegisterFiles,
+        discard_uploads: DiscardUploads,
         retention: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._retention = retention
         self._register_files = register_files
-        self._rows = TaskStore(db, describe, retention)
+        self._discard_uploads = discard_uploads
+        self._rows = rows
         self._runs: dict[str, AsyncTask] = {}
         self._resumed = asyncio.Event()
         self._suspended = False
@@ -80,9 +82,12 @@ class Tasks:
         """
         run = AsyncTask(job)
         with ExitStack() as admission:
-            run.event_log = admission.enter_context(self._dispatcher.open(job))
+            admission.callback(self._discard_uploads, job)
+            opened = admission.enter_context(ExitStack())
+            run.event_log = opened.enter_context(self._dispatcher.open(job))
             await self._rows.add(job)
-            run.admission = admission.pop_all()
+            run.admission = opened.pop_all()
+            admission.pop_all()
         run.queued.set()
         self._runs[job.id] = run
         self._start(run, self._follow(run))
@@ -240,6 +245,7 @@ class Tasks:
         await self._retry_write(lambda: self._register_files(event_log))
         await self._retry_write(lambda: self._rows.end(event_log))
         del self._runs[run.job.id]
+        self._discard_uploads(run.job)
         run.finished.set()
 
     def _defer(self, run: AsyncTask) -> None:

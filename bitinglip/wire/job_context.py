@@ -21,7 +21,8 @@ class JobContext:
     key_id: str
     timeout: float  #: seconds; a request may ask for less
     priority: Priority
-    folder: Path  #: where workers read uploads from, and write images and audio to
+    folder: Path  #: where workers write images and audio to
+    uploads: Path  #: where the files are that clients send
 
     def job(
         self,

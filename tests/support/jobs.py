@@ -40,4 +40,5 @@ def job_context(model_settings: Model | None = None) -> JobContext:
         timeout=600.0,
         priority=Priority(),
         folder=Path("nowhere"),
+        uploads=Path("nowhere"),
     )

@@ -40,7 +40,7 @@ async def generate_images(request: Request) -> Response:
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority))
     uploads = {name: await decode_image(text, name) for name, text in body.uploads().items()}
-    await store_uploads(services, job, uploads)
+    await store_uploads(services, job, {name: each.data for name, each in uploads.items()})
     return await respond(request, job, background=background)
 
 
@@ -72,7 +72,7 @@ async def edit_image(request: Request) -> Response:
     context = job_context(request, body.model)
     size = _size_of(uploads["image"], context.limits.images)
     job = body.to_job(context, uploads=set(uploads), size=size, strength=body.strength)
-    await store_uploads(services, job, uploads)
+    await store_uploads(services, job, {name: each.data for name, each in uploads.items()})
     return _respond(request, job, "image_edit", body.partial_images or 0)
 
 
@@ -97,4 +97,4 @@ def _respond(request: Request, job: Job, kind: str, partial_images: int) -> Resp
         base_url=str(request.base_url).rstrip("/"),
         partial=partial_images,
     )
-    return JobResponse(services.dispatcher, job, view)
+    return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -38,4 +38,4 @@ async def respond(request: Request, job: Job, *, background: bool) -> Response:
         return await accept_as_task(request, job.streamed())  # for its watchers
     services = services_of(request)
     view = partial(NativeView, request_id=request_id_of(request), files=services.files)
-    return JobResponse(services.dispatcher, job, view)
+    return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -48,4 +48,6 @@ async def create_speech(request: Request) -> Response:
         files=services.files,
         events=body.stream_format == "sse",
     )
-    return JobResponse(services.dispatcher, body.to_job(job_context(request, body.model)), view)
+    return JobResponse(
+        services.dispatcher, services.uploads, body.to_job(job_context(request, body.model)), view
+    )

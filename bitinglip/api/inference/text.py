@@ -59,6 +59,7 @@ def _respond(
     job = body.to_job(job_context(request, body.model))
     return JobResponse(
         services.dispatcher,
+        services.uploads,
         job,
         partial(view, request_id=request_id_of(request), include_usage=body.include_usage),
     )

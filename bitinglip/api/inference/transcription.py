@@ -17,7 +17,7 @@ from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.uploads import decode_base64, store_audio
+from bitinglip.api.uploads import decode_base64, store_uploads
 from bitinglip.wire.transcription import native as native_wire
 from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
 from bitinglip.wire.transcription.openai_view import TranscriptionView
@@ -35,7 +35,7 @@ async def transcribe(request: Request) -> Response:
     find_model_of(services, body.model, "transcription")
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority), len(data))
-    await store_audio(services, job, data)
+    await store_uploads(services, job, {"path": data})
     return await respond(request, job, background=background)
 
 
@@ -73,11 +73,11 @@ async def _respond(
     services = services_of(request)
     find_model_of(services, body.model, "transcription")
     job = body.to_job(job_context(request, body.model), len(data))
-    await store_audio(services, job, data)
+    await store_uploads(services, job, {"path": data})
     view = partial(
         TranscriptionView,
         request_id=request_id_of(request),
         form=body.response_format,
         granularities=granularities,
     )
-    return JobResponse(services.dispatcher, job, view)
+    return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -63,6 +63,11 @@ class Dispatcher:
             timer.cancel()
             self._leave(entry)
 
+    def check(self, job: Job) -> None:
+        """Raise what ``open`` would raise for this job now; for work that comes before."""
+        self._check(job)
+        self.delivery.input_memory.check(job.key_id, input_bytes(job))
+
     def cancel(self, job_id: str) -> bool:
         """End a job as cancelled; return False if no job of that id runs."""
         entry = self.delivery.entries.get(job_id)
@@ -168,6 +173,16 @@ class Dispatcher:
     # ---- admission and release -------------------------------------------------------------------
 
     def _admit(self, job: Job) -> InFlightJob:
+        self._check(job)
+        size = input_bytes(job)
+        self.delivery.input_memory.take(job.key_id, size)
+        priority = job.priority
+        share = FairShare(job.key_id, priority.level, priority.weight)
+        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), size)
+        self.delivery.add(entry)
+        return entry
+
+    def _check(self, job: Job) -> None:
         if self.draining:
             raise errors.ShuttingDown()
         self._manager.check(job.model)
@@ -180,13 +195,6 @@ class Dispatcher:
                 "This request has ended two workers and is not run again.",
                 details={"quarantined": True},
             )
-        size = input_bytes(job)
-        self.delivery.input_memory.take(job.key_id, size)
-        priority = job.priority
-        share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), size)
-        self.delivery.add(entry)
-        return entry
 
     def _check_queue(self, job: Job, model_queue: ModelQueue, slots: int) -> None:
         of_key = 0

@@ -16,7 +16,13 @@ class InputMemory:
         self.bytes = 0
 
     def take(self, key: str, size: int) -> None:
-        """Count an input. Raises QueueFull if it does not fit beside the others.
+        """Count an input. Raises QueueFull if it does not fit beside the others."""
+        self.check(key, size)
+        self._held[key] += size
+        self.bytes += size
+
+    def check(self, key: str, size: int) -> None:
+        """Raise QueueFull if an input does not fit beside the others.
 
         An input that is alone is taken whatever its size: the bound of bodies holds for it.
         """
@@ -28,8 +34,6 @@ class InputMemory:
             )
         if self.bytes and self.bytes + size > self._most:
             raise errors.QueueFull("The requests in flight hold too much input; try again later.")
-        self._held[key] += size
-        self.bytes += size
 
     def give_back(self, key: str, size: int) -> None:
         self.bytes -= size

@@ -64,7 +64,7 @@ class ImageFields(Body):
             "metadata": own.metadata,
             "adapters": tuple(protocol.Lora(*each) for each in own.default_loras.items()),
         }
-        paths = {name: str(context.folder / f"{task_id}-{name}") for name in uploads}
+        paths = {name: str(context.uploads / f"{task_id}-{name}") for name in uploads}
         limits = context.limits.images
         work = protocol.ImageJob(
             id=task_id,

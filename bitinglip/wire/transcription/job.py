@@ -33,7 +33,7 @@ def transcription_job(
     seconds = (limits.max_seconds, of_tier.max_seconds)
     work = protocol.TranscriptionJob(
         id=task_id,
-        path=str(context.folder / f"{task_id}-file"),
+        path=str(context.uploads / f"{task_id}-file"),
         max_seconds=min(each for each in seconds if each is not None),
         max_channels=limits.max_channels,
         max_sample_rate=limits.max_sample_rate,

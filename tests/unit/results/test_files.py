@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlmodel import update
+from sqlmodel import select, update
 
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredFile
-from bitinglip.errors import DiskFull, FileGone
+from bitinglip.errors import FileGone
 from bitinglip.results.files import PREFIX, Files
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job, new_task_id
@@ -42,7 +42,9 @@ def using(
     asyncio.run(run())
 
 
-def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -> EventLog:
+def drawn(
+    files: Files, count: int = 1, output: Any = "url", age: float = 0.0, key_id: str = "k"
+) -> EventLog:
     """A job that has made so many pictures, which are on the disk."""
     work = protocol.ImageJob(
         id=new_task_id(),
@@ -53,7 +55,7 @@ def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -
         seeds=tuple(range(count)),
         folder=str(files.folder),
     )
-    job = Job(work=work, model="m", key_id="k", output=output)
+    job = Job(work=work, model="m", key_id=key_id, output=output)
     event_log = EventLog(job)
     for index in range(count):
         path = files.folder / protocol.image_file_name(job.id, index, "png")
@@ -158,13 +160,33 @@ def test_expired_rows_take_their_files_along(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-def test_an_upload_is_written_once_or_refused(tmp_path: Path) -> None:
+def test_files_beyond_the_bound_are_taken_from_the_key_that_holds_most(tmp_path: Path) -> None:
+    async def act(files: Files, db: Database) -> None:
+        small = drawn(files, key_id="small")
+        await files.register(small)
+        large = [drawn(files, key_id="large") for _ in range(5)]
+        for event_log in large:
+            await files.register(event_log)
+        await files.clean(nothing_is_open)
+        async with db.read() as session:
+            left = set(await session.scalars(select(StoredFile.task_id)))
+        assert left == {small.job.id, large[3].job.id, large[4].job.id}
+
+    using(tmp_path, act, max_bytes=3 * len(PICTURE))
+
+
+def test_file_that_is_registered_while_others_are_removed_stays(tmp_path: Path) -> None:
+    """A row that comes after the files were listed is seen: the names are read first."""
+
     async def act(files: Files, _db: Database) -> None:
-        path = await files.save_upload("task-1-image", PICTURE)
-        assert path.read_bytes() == PICTURE
-        path.unlink()
-        files.folder.rmdir()
-        with pytest.raises(DiskFull):
-            await files.save_upload("task-2-image", PICTURE)
+        event_log = drawn(files, age=500)
+
+        def register_now(_task_id: str) -> bool:
+            asyncio.run_coroutine_threadsafe(files.register(event_log), loop).result(5)
+            return False
+
+        loop = asyncio.get_running_loop()
+        await files.clean(register_now)
+        assert list(files.folder.iterdir())
 
     using(tmp_path, act)

@@ -12,10 +12,12 @@ from typing import Any, cast
 import msgspec
 import pytest
 from sqlalchemy import text
+from sqlmodel import select
 
 from bitinglip import errors
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredTask
+from bitinglip.disk_space import DiskSpace
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import Priority
@@ -84,6 +86,7 @@ class Desk:
         self.open_now: dict[str, EventLog] = {}
         self.ended: dict[str, EventLog] = {}
         self.refuse: errors.BitingLipError | None = None
+        self.discarded: list[Job] = []
 
     @contextmanager
     def open(self, job: Job) -> Iterator[EventLog]:
@@ -115,7 +118,18 @@ def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
 
 
 def tasks_of(db: Database, desk: Desk) -> Tasks:
-    return Tasks(db, cast("Any", desk), inference_response, made_nothing, retention=60)
+    return Tasks(
+        rows_of(db),
+        cast("Any", desk),
+        register_files=made_nothing,
+        discard_uploads=desk.discarded.append,
+        retention=60,
+    )
+
+
+def rows_of(db: Database, retention: float = 60, max_bytes: int = 10**6) -> TaskStore:
+    space = DiskSpace(Path(), 0)
+    return TaskStore(db, inference_response, retention=retention, max_bytes=max_bytes, space=space)
 
 
 async def made_nothing(_event_log: EventLog) -> None:
@@ -148,7 +162,7 @@ def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
             assert (await tasks.get(task.id)).status == "queued"
         assert await ended
         assert (await tasks.get(task.id)).status == "completed"
-        stored = await TaskStore(db, inference_response, 60).get(task.id)
+        stored = await rows_of(db).get(task.id)
         assert stored is not None
         assert stored.answer is not None
         assert stored.answer["result"]["text"] == "t"
@@ -182,7 +196,7 @@ def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
 
     async def act(db: Database) -> None:
         desk = Desk()
-        tasks, rows = tasks_of(db, desk), TaskStore(db, inference_response, 3600)
+        tasks, rows = tasks_of(db, desk), rows_of(db, 3600)
         now = datetime.now(UTC)
         ids = []
         for n in range(23):
@@ -209,7 +223,7 @@ def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
 
 def test_task_row_that_cannot_be_read_any_more_fails_the_task(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        rows = TaskStore(db, inference_response, 60)
+        rows = rows_of(db)
         async with db.write() as session:
             session.add(row_of(job(name="task-good")))
             broken = row_of(job(name="task-broken"))
@@ -225,7 +239,7 @@ def test_task_row_that_cannot_be_read_any_more_fails_the_task(tmp_path: Path) ->
 
 def test_task_ends_once(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        rows, one = TaskStore(db, inference_response, 60), job()
+        rows, one = rows_of(db), job()
         await rows.add(one)
         failed = protocol.Failed(id=one.id, code="TIMEOUT", message="late")
         for final in (protocol.Cancelled(id=one.id), failed):
@@ -253,3 +267,50 @@ def test_retry_of_an_unseen_task_shows_its_watchers_one_run_only() -> None:
 
     tokens = [event.text for event in asyncio.run(read()) if isinstance(event, protocol.TextDelta)]
     assert tokens == ["one", " two"]
+
+
+def test_ended_tasks_beyond_the_bound_go_from_the_key_that_holds_most(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        rows = rows_of(db, max_bytes=20_000)
+        jobs = [job(key_id="small"), *(job(key_id="large", name=f"task-{n}") for n in range(4))]
+        for one in jobs:
+            await rows.add(one)
+            event_log = EventLog(one)
+            final = protocol.TextDone(
+                id=one.id,
+                text="x" * 5000,
+                finish_reason="stop",
+                prompt_tokens=1,
+                completion_tokens=1,
+            )
+            event_log.put(final)
+            await rows.end(event_log)
+        waiting = job(key_id="large", name="task-waiting", prompt="y" * 100_000)
+        await rows.add(waiting)
+        await rows.expire()
+        async with db.read() as session:
+            left = set(await session.scalars(select(StoredTask.id)))
+        assert left == {jobs[0].id, jobs[3].id, jobs[4].id, waiting.id}
+
+    using(tmp_path, act)
+
+
+def test_task_is_refused_where_it_would_fill_the_disk(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        space = DiskSpace(tmp_path, 2**62)
+        rows = TaskStore(db, inference_response, retention=60, max_bytes=1, space=space)
+        desk = Desk()
+        tasks = Tasks(
+            rows,
+            cast("Any", desk),
+            register_files=made_nothing,
+            discard_uploads=desk.discarded.append,
+            retention=60,
+        )
+        one = job()
+        with pytest.raises(errors.DiskFull):
+            await tasks.accept(one)
+        assert desk.discarded == [one]
+        assert not desk.open_now
+
+    using(tmp_path, act)
