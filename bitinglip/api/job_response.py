@@ -63,11 +63,11 @@ class JobResponse(Response):
         async with Connection(receive):
             await event_log.result()
             view = self._view(event_log)
-            await view.settle()
+            await view.prepare_final()
         context_of(scope).engine_seconds = (
             event_log.ended or event_log.submitted
         ) - event_log.submitted
-        body = view.whole()
+        body = view.body()
         headers += [
             (b"content-type", view.media_type.encode()),
             (b"content-length", b"%d" % len(body)),

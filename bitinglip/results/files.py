@@ -1,6 +1,6 @@
-"""Images and sounds that tasks made: bytes in the home's ``files/``, owners in the database.
+"""Files that tasks made: their bytes are in the home's ``files/``, their owners in the database.
 
-Workers write the bytes, so that no picture passes the event loop. A file without a row belongs
+Workers write the bytes, so that no image passes the event loop. A file without a row belongs
 to a task that is under way, or was answered with its bytes; it is removed soon after.
 """
 
@@ -37,7 +37,7 @@ MEDIA_TYPES = {
     "mp3": "audio/mpeg",
 }
 PREFIX = "/api/v1/files/"
-_UNCLAIMED_SECONDS = 120  #: that a file without a row is left, so that whoever reads it can end
+_UNCLAIMED_SECONDS = 120  #: that a file without a row is left, so that its readers can finish
 _CLEAN_SECONDS = 60.0
 
 IsOpen = Callable[[str], bool]  #: whether a task of that id has not ended yet
@@ -57,7 +57,7 @@ class Output:
 
 
 def outputs_of(event_log: EventLog) -> Iterator[Output]:
-    """The files that a job has made, in order; none while it runs."""
+    """Yield the files that a job has made, in order; none while it runs."""
     match event_log.final:
         case protocol.ImageDone(pictures=pictures):
             for index, picture in enumerate(pictures):
@@ -68,7 +68,7 @@ def outputs_of(event_log: EventLog) -> Iterator[Output]:
 
 
 class Files:
-    """``retention`` in seconds; ``max_bytes`` of files that can be fetched, in all."""
+    """Stores files for ``retention`` seconds, and at most ``max_bytes`` of them in all."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Files:
     # ---- what goes out ---------------------------------------------------------------------------
 
     async def get(self, file_id: str) -> StoredFile:
-        """Raises FileGone for one that never was, or has expired."""
+        """Return the row of a file. Raises FileGone if there is none, or it has expired."""
         query = select(StoredFile).where(
             StoredFile.id == file_id, col(StoredFile.created_at) >= self._oldest()
         )
@@ -141,24 +141,24 @@ class Files:
         return answer
 
     async def _filled(self, part: dict[str, Any], name: str) -> dict[str, Any]:
-        """With a file's bytes under ``name`` in place of the file's own name."""
+        """Replace the file's name in a part by its bytes under ``name``."""
         if "file" not in part:
             return part
         text = await self.base64(part["file"])
         return {name: text} | {k: v for k, v in part.items() if k not in (name, "file")}
 
     async def read(self, file_id: str) -> bytes | None:
-        """A file's bytes; None if it has gone."""
+        """Read a file; None if it has expired."""
         return await asyncio.to_thread(_read, self.folder / file_id)
 
     async def base64(self, file_id: str) -> msgspec.Raw | None:
-        """A file's bytes as a JSON string; None if it has gone."""
+        """Read a file as a JSON string in base64; None if it has expired."""
         return await asyncio.to_thread(_base64_json, self.folder / file_id)
 
     # ---- what goes away --------------------------------------------------------------------------
 
     async def run_cleanup(self, is_open: IsOpen) -> None:
-        """Remove what has expired, for as long as the server runs."""
+        """Remove expired files, for as long as the server runs."""
         while True:
             try:
                 await self.clean(is_open)
@@ -208,6 +208,6 @@ def _read(path: Path) -> bytes | None:
 
 
 def _base64_json(path: Path) -> msgspec.Raw | None:
-    """As JSON already: what encodes the answer has nothing to look at any more."""
+    """Read a file as a JSON string, which the encoder of the answer copies as it is."""
     data = _read(path)
     return None if data is None else msgspec.Raw(b'"%b"' % base64.b64encode(data))

@@ -1,6 +1,6 @@
-"""The cost of jobs, which queues and balancers count in, and what similar jobs share. Pure.
+"""Queues and balancers count in the cost of jobs; each kind has its own unit. Pure.
 
-Each kind has its own unit: tokens of text, megapixels times steps of images, seconds of audio.
+The units are tokens of text, megapixels times steps of images, and seconds of audio.
 """
 
 import hashlib

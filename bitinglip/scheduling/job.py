@@ -22,7 +22,7 @@ def new_task_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One piece of inference: the message, and what only the gateway knows about it.
+    """A piece of inference: the message, and what only the gateway knows about it.
 
     The message holds neither key nor caller, so it can go to a worker as it is.
     """
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """The kind of inference: text, image, speech or transcription."""
+        """Return the kind of inference: text, image, speech or transcription."""
         return kind_of(type(self.work))
 
     def streamed(self) -> "Job":

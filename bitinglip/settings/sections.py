@@ -115,6 +115,10 @@ class Queue(Section):
         256,
         description="maximum requests queued per model; further ones are refused with QUEUE_FULL",
     )
+    max_input_bytes: Annotated[int, Field(gt=0)] = Field(
+        268_435_456,
+        description="memory in bytes for prompts of unfinished requests; one key may hold half",
+    )
     ageing: Annotated[float, Field(gt=0)] = Field(
         10,
         description="seconds a key waits unserved before its priority rises by one level",

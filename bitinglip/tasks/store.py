@@ -1,4 +1,4 @@
-"""Asynchronous tasks in the database: one conversion each way, each state written once."""
+"""The store keeps asynchronous tasks in the database; each state is written once."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Describe = Callable[[EventLog], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task has ``event_log`` while its events are in memory, else ``answer`` from its row."""
+    """A task has an ``event_log`` while it is in memory, else the ``answer`` of its row."""
 
     id: str
     key_id: str
@@ -47,7 +47,7 @@ class Filter:
     status: str | None = None
     model: str | None = None
 
-    def takes(self, task: Task) -> bool:
+    def matches(self, task: Task) -> bool:
         return (
             task.kind in self.kinds
             and self.key_id in (None, task.key_id)
@@ -70,7 +70,7 @@ def row_of(job: Job) -> StoredTask:
 
 
 def job_of(row: StoredTask) -> Job:
-    """Raises msgspec.DecodeError if another version's job cannot be read."""
+    """Read the job of a row. Raises msgspec.DecodeError if another version wrote it."""
     return msgspec.msgpack.decode(row.request or b"", type=Job)
 
 
@@ -89,7 +89,7 @@ def _task_of(row: StoredTask) -> Task:
 
 
 class TaskStore:
-    """The table of tasks; ended ones older than ``retention`` seconds count as gone."""
+    """Reads and writes the table of tasks; it hides those that ended ``retention`` seconds ago."""
 
     def __init__(self, db: Database, describe: Describe, retention: float) -> None:
         self._db = db
@@ -112,7 +112,7 @@ class TaskStore:
             state=event_log.status,
             request=None,
             result=self._describe(event_log),
-            error=_kept(error_of(final)) if isinstance(final, protocol.Failed) else None,
+            error=_stored_error(error_of(final)) if isinstance(final, protocol.Failed) else None,
             completed_at=event_log.completed_at,
         )
 
@@ -122,18 +122,18 @@ class TaskStore:
             row = (await session.scalars(query)).first()
         return _task_of(row) if row else None
 
-    async def count(self, wanted: Filter, *, beside: Collection[str]) -> int:
-        """Count the matching tasks whose ids are not among ``beside``."""
-        query = select(func.count()).select_from(StoredTask).where(*self._where(wanted, beside))
+    async def count(self, wanted: Filter, *, excluding: Collection[str]) -> int:
+        """Count the matching tasks whose ids are not among ``excluding``."""
+        query = select(func.count()).select_from(StoredTask).where(*self._where(wanted, excluding))
         async with self._db.read() as session:
             return (await session.scalars(query)).one()
 
     async def page(
-        self, wanted: Filter, *, beside: Collection[str], limit: int, offset: int
+        self, wanted: Filter, *, excluding: Collection[str], limit: int, offset: int
     ) -> list[Task]:
         """Return one page of them, the newest first."""
         newest = (col(StoredTask.created_at).desc(), col(StoredTask.id).desc())
-        query = select(StoredTask).where(*self._where(wanted, beside)).order_by(*newest)
+        query = select(StoredTask).where(*self._where(wanted, excluding)).order_by(*newest)
         async with self._db.read() as session:
             return [
                 _task_of(row) for row in await session.scalars(query.limit(limit).offset(offset))
@@ -148,7 +148,7 @@ class TaskStore:
                 if row.state == "queued" and (job := _readable(row)):
                     again.append(job)
                     continue
-                row.error = _kept(_LOST if row.state == "running" else _UNREADABLE)
+                row.error = _stored_error(_LOST if row.state == "running" else _UNREADABLE)
                 row.state, row.request, row.completed_at = "failed", None, datetime.now(UTC)
         return again
 
@@ -162,11 +162,11 @@ class TaskStore:
         async with self._db.write() as session:
             await session.execute(update(StoredTask).where(*still_open).values(**values))
 
-    def _where(self, wanted: Filter, beside: Collection[str]) -> list[ColumnElement[bool]]:
+    def _where(self, wanted: Filter, excluding: Collection[str]) -> list[ColumnElement[bool]]:
         where = [
             self._present(),
             col(StoredTask.kind).in_(wanted.kinds),
-            col(StoredTask.id).not_in(beside),
+            col(StoredTask.id).not_in(excluding),
         ]
         columns = {"key_id": wanted.key_id, "model": wanted.model, "state": wanted.status}
         named = {name: value for name, value in columns.items() if value is not None}
@@ -188,7 +188,7 @@ def _readable(row: StoredTask) -> Job | None:
         return None
 
 
-def _kept(error: errors.BitingLipError) -> dict[str, Any]:
+def _stored_error(error: errors.BitingLipError) -> dict[str, Any]:
     """Store an error so that ``errors.from_code`` can restore it."""
     return {
         "code": errors.answer(error).code,

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from bitinglip.errors import BitingLipError
-from bitinglip.results.files import Files
+from bitinglip.results.files import Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, error_of
 from bitinglip.wire.errors import error_body
@@ -32,12 +32,12 @@ class NativeView:
         self._answer: dict[str, Any] | None = None
         self._error: BitingLipError | None = None
 
-    async def settle(self) -> None:
+    async def prepare_final(self) -> None:
         """Register the job's files (output=url), or read them into the answer."""
-        if not isinstance(self._event_log.final, protocol.ImageDone | protocol.SpeechDone):
+        if not any(outputs_of(self._event_log)):
             return
         try:
-            if getattr(self._job, "output", None) == "url":
+            if self._job.output == "url":
                 await self._files.register(self._event_log)
             self._answer = await self._files.inline_bytes(inference_response(self._event_log))
         except BitingLipError as error:
@@ -72,13 +72,13 @@ class NativeView:
                 return "cancelled", cancelled(self._job.id)
         if self._error is not None:
             return "failed", error_body(self._error, self._request_id)
-        return "completed", self.whole()
+        return "completed", self.body()
 
     def render(self, event: Event) -> bytes:
         name, data = self.event(event)
         return sse(data, name)
 
-    def whole(self) -> bytes:
+    def body(self) -> bytes:
         """Return the InferenceResponse as JSON. Raises the error of its files."""
         if self._error is not None:
             raise self._error

@@ -1,4 +1,4 @@
-"""What a request becomes a job with: the model's settings, the limits and the caller's tier."""
+"""The context holds all that a request needs besides its body to become a job."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,14 @@ from workers import protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext:
-    """What the server, the model and the caller's key give a request of any kind."""
+    """The settings of the server and the model, and the caller's key, tier and priority."""
 
     model: str
     model_settings: Model
     limits: Limits
     tier: Tier
     key_id: str
-    timeout: float  #: seconds, for a request that names none
+    timeout: float  #: seconds; a request may ask for less
     priority: Priority
     folder: Path  #: where workers read uploads from, and write images and audio to
 
@@ -36,7 +36,7 @@ class JobContext:
             work=work,
             model=self.model,
             key_id=self.key_id,
-            timeout=timeout or self.timeout,
+            timeout=min(timeout or self.timeout, self.timeout),
             priority=self.priority,
             output=output,
             file_bytes=file_bytes,

@@ -1,4 +1,4 @@
-"""The kinds of inference: a row, a result and a usage each."""
+"""Each kind of inference has a row, a result and a usage here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from workers import protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of inference, as clients meet it."""
+    """A kind of inference as clients know it."""
 
     scope: Scope  #: what a key needs for its requests and tasks
     api_type: str  #: the design's word for its models: text, image or audio

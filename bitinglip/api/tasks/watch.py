@@ -120,12 +120,12 @@ async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, b
         async for events in event_log.batches():
             for event in events:
                 if event is event_log.final:
-                    if not await tasks.over(task_id):
+                    if not await tasks.finished(task_id):
                         raise DeferredTask
-                    await view.settle()
+                    await view.prepare_final()
                 yield view.event(event)
         return
-    if not await tasks.over(task_id):
+    if not await tasks.finished(task_id):
         raise DeferredTask
     task = await tasks.get(task_id)
     yield final_event(await with_files(services_of(socket), task), request_id)

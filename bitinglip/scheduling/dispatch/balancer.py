@@ -17,17 +17,17 @@ class Candidate(Protocol):
     def id(self) -> str: ...
     @property
     def cost(self) -> float:
-        """The cost of the jobs that were sent to it and have not ended."""
+        """Return the cost of the jobs that were sent to it and have not ended."""
         ...
 
     @property
     def health(self) -> float:
-        """Its speed in cost per second."""
+        """Return its speed in cost per second."""
         ...
 
 
 class Balancer:
-    """It chooses among the replicas of one model."""
+    """Chooses among the replicas of one model."""
 
     def __init__(self, policy: Balancing = "least_work") -> None:
         self._policy = policy

@@ -16,6 +16,7 @@ from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.memory import input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
@@ -50,9 +51,9 @@ class Dispatcher:
     def open(self, job: Job) -> Iterator[EventLog]:
         """Admit a job and hold its event log open around the whole answer.
 
-        Leaving ends the job if it still runs and releases what it holds: the one place that
-        does. Raises QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit or
-        WorkerCrashed (a request in quarantine) before any work is done.
+        Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
+        QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit or WorkerCrashed (a
+        request in quarantine) before any work is done.
         """
         entry = self._admit(job)
         timer = asyncio.get_running_loop().call_later(job.timeout, self._expire, entry)
@@ -63,7 +64,7 @@ class Dispatcher:
             self._leave(entry)
 
     def cancel(self, job_id: str) -> bool:
-        """End a job as cancelled; False if there is none of that id that still runs."""
+        """End a job as cancelled; return False if no job of that id runs."""
         entry = self.delivery.entries.get(job_id)
         if entry is None or entry.event_log.final is not None:
             return False
@@ -95,7 +96,7 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """Jobs admitted and not yet released, waiting ones included."""
+        """Count the admitted jobs that are not yet released, waiting ones included."""
         return len(self.delivery.entries)
 
     @property
@@ -114,12 +115,12 @@ class Dispatcher:
         return len(model_queue.running) if model_queue is not None else 0
 
     def oldest_wait(self, model: str) -> float | None:
-        """Seconds that the oldest request of the model has waited; None if none waits."""
+        """Return the seconds that the model's oldest request has waited; None if none waits."""
         waiting = self.delivery.waiting(model)
         return self._clock() - waiting.since if waiting else None
 
     def eta(self, model: str) -> float | None:
-        """Seconds until a new request would begin; None if that is unknown."""
+        """Estimate the seconds until a new request would begin; None if unknown."""
         model_queue = self.delivery.model_queues.get(model)
         return (
             self.delivery.eta(model_queue, model_queue.depth) if model_queue is not None else None
@@ -153,6 +154,7 @@ class Dispatcher:
             "flights": self.in_flight,
             "waiting": self.queued,
             "running": sum(len(model_queue.running) for model_queue in self._model_queues),
+            "input_bytes": self.delivery.input_memory.bytes,
         }
 
     @property
@@ -178,9 +180,11 @@ class Dispatcher:
                 "This request has ended two workers and is not run again.",
                 details={"quarantined": True},
             )
+        size = input_bytes(job)
+        self.delivery.input_memory.take(job.key_id, size)
         priority = job.priority
         share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, cost(job))
+        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), size)
         self.delivery.add(entry)
         return entry
 
@@ -238,7 +242,7 @@ class Dispatcher:
 
 
 def _end_of(final: protocol.Final) -> str:
-    """How a job ended, in the words of the metrics."""
+    """Return how a job ended, in the words of the metrics."""
     if isinstance(final, protocol.Success):
         return "done"
     return "failed" if isinstance(final, protocol.Failed) else "cancelled"

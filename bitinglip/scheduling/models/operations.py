@@ -67,7 +67,7 @@ class ReservationView:
 
 
 class Operations:
-    """It shows models, workers and devices, and hands changes to their owners."""
+    """Shows models, workers and devices, and hands changes to their owners."""
 
     def __init__(
         self,
@@ -93,18 +93,18 @@ class Operations:
         return model_state.cause if model_state else None
 
     def ready(self, name: str) -> protocol.Ready | None:
-        """The worker's report on a loaded model; context and dtype may differ from its files'."""
+        """Return the worker's report on a model; context and dtype may differ from its files'."""
         model_state = self._manager.models.get(name)
         return model_state.ready if model_state else None
 
     def progress(self, name: str) -> float | None:
-        """The progress of a model's load from 0 to 1; None if no load runs."""
+        """Return the progress of a model's load from 0 to 1; None if no load runs."""
         model_state = self._manager.models.get(name)
         loading = model_state.loading if model_state else []
         return max((replica.progress for replica in loading), default=None)
 
     def idle_seconds(self, name: str) -> float | None:
-        """Seconds since a loaded model was used; None if it is in use or not loaded."""
+        """Return the seconds since a loaded model was used; None if it is in use or not loaded."""
         model_state = self._manager.models.get(name)
         return model_state.idle_seconds(self._manager.clock()) if model_state else None
 
@@ -113,7 +113,7 @@ class Operations:
         return list(model_state.replicas.values()) if model_state else []
 
     async def load(self, name: str) -> None:
-        """Load a model, also one that was given up; returns when it is ready.
+        """Load a model, also one that was given up; return when it is ready.
 
         Raises what the load failed with, or ModelDoesNotFit.
         """
@@ -125,7 +125,7 @@ class Operations:
         await self._manager.unload(name)
 
     def in_use(self, name: str) -> bool:
-        """True if the model has workers or requests."""
+        """Return True if the model has workers or requests."""
         return bool(self.replicas(name)) or self._manager.busy(name) > 0
 
     # ---- workers -------------------------------------------------------------------------------
@@ -258,11 +258,11 @@ class Operations:
         self._pool.warm_spare()
 
     async def watch(self) -> None:
-        """Kill silent workers."""
+        """Kill workers without heartbeat, for as long as the server runs."""
         await self._pool.watch()
 
     async def sample_devices(self) -> None:
-        """Sample the devices again and again: other programs take and free memory."""
+        """Sample the devices at even intervals, because other programs take and free memory."""
         while True:
             pids = {worker.id: worker.pid for worker in self._pool.workers}
             sample = await asyncio.to_thread(self._manager.facts.sample, list(pids.values()))

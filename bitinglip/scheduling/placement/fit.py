@@ -1,4 +1,4 @@
-"""Does a model fit: where, after which evictions, or else with which settings? Pure."""
+"""A fit says where a model fits, after which evictions, or else with which settings. Pure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ class Suggestion:
 
 @dataclass(frozen=True, slots=True)
 class FitAnswer:
-    """The verdict on one model, with the numbers behind it."""
+    """The answer for one model, with the numbers behind it."""
 
     model: str
     verdict: str  #: loaded, fits, fits_after_eviction or does_not_fit
@@ -178,7 +178,7 @@ class _Fit:
 
 
 def _setting(kind: str) -> str:
-    """The value of models.<name>.device that means this kind."""
+    """Return the value of models.<name>.device that means this kind."""
     return "cpu" if kind == "cpu" else "cuda"
 
 

@@ -2,8 +2,8 @@
 
 Start-time fair queueing: each key has a tag, the virtual time up to which it has been served; the
 key with the lowest tag goes next, and its tag moves on by the cost of what it sent, divided by its
-weight. A key that was idle starts at the present virtual time: it has saved up nothing and owes
-nothing. Pure: the clock is the caller's.
+weight. A key that was idle starts at the present virtual time: it has neither credit nor
+debt. Pure: the clock is the caller's.
 """
 
 from collections import Counter, deque
@@ -33,7 +33,7 @@ class _KeyQueue(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """``ageing``: seconds without service that raise a key by one level, so that none starves."""
+    """Orders items. ``ageing``: seconds without service that raise a key by one level."""
 
     def __init__(self, ageing: float) -> None:
         self._ageing = ageing
@@ -60,7 +60,7 @@ class FairQueue(Generic[T]):
         return found
 
     def push(self, item: T, share: FairShare, cost: float, now: float) -> int:
-        """Add an item; returns roughly how many go before it if nothing else comes."""
+        """Add an item; return roughly how many go before it if nothing else comes."""
         queue = self._queues.get((share.level, share.key))
         if queue is None:
             queue = self._queues[share.level, share.key] = _KeyQueue(share, now)
@@ -95,7 +95,7 @@ class FairQueue(Generic[T]):
             self._tags[share.key] += cost / share.weight
 
     def remove(self, item: T) -> bool:
-        """Take an item out wherever it stands; False if it is not here."""
+        """Remove an item; return False if it is not here."""
         for place, queue in self._queues.items():
             for entry in queue.entries:
                 if entry[0] is item:
@@ -118,7 +118,7 @@ class FairQueue(Generic[T]):
         return [entry[3] for entry in ranked]
 
     def top_level(self, now: float) -> int:
-        """The highest level that waits, ageing included; 0 if nothing does."""
+        """Return the highest level that waits, ageing included; 0 if nothing does."""
         return max((self._level(queue, now) for queue in self._queues.values()), default=0)
 
     def _next(self, now: float) -> _KeyQueue[T]:

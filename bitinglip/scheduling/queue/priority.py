@@ -1,4 +1,4 @@
-"""Priority: a job's queue level, weight and limits, from its tier and its request."""
+"""The priority of a job is its queue level, weight and limits, from its tier and its request."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The image job that both surfaces ask for, within the limits of server, model and key."""
+"""Both surfaces make image jobs here, within the limits of server, model and key."""
 
 import secrets
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.cost import megapixels
 from bitinglip.scheduling.job import Job, Output, new_task_id
 from bitinglip.settings import ImageLimits, ImageModel, Tier
-from bitinglip.wire.body import Body, ModelName, first
+from bitinglip.wire.body import Body, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
@@ -34,7 +34,7 @@ Format = Literal["png", "jpeg", "webp"]
 
 
 class ImageFields(Body):
-    """What all surfaces share. ``null`` is the same as leaving a field out."""
+    """The fields of all requests for images; ``null`` means the same as no value."""
 
     model: ModelName
     prompt: Prompt
@@ -70,11 +70,11 @@ class ImageFields(Body):
             id=task_id,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or None,
-            width=first(size[0], own.width, SIDE),
-            height=first(size[1], own.height, SIDE),
-            steps=first(self.steps, own.steps, STEPS),
-            guidance_scale=first(self.guidance_scale, own.guidance_scale, None),
-            seeds=_seeds(self.seed, limits.max_images, first(self.n, None, 1)),
+            width=coalesce(size[0], own.width, SIDE),
+            height=coalesce(size[1], own.height, SIDE),
+            steps=coalesce(self.steps, own.steps, STEPS),
+            guidance_scale=coalesce(self.guidance_scale, own.guidance_scale, None),
+            seeds=_seeds(self.seed, limits.max_images, coalesce(self.n, None, 1)),
             scheduler=self.scheduler or own.scheduler,
             folder=str(context.folder),
             **(defaults | paths | more),
@@ -84,7 +84,7 @@ class ImageFields(Body):
 
 
 class Lora(Body):
-    """One of the adapters that the model's settings name."""
+    """A LoRA that the model's settings name, and its scale."""
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
     scale: Annotated[float, Field(ge=-4, le=4)] = 1.0
@@ -93,7 +93,7 @@ class Lora(Body):
 def _check_bounds(
     work: protocol.ImageJob, limits: ImageLimits, own: ImageModel, tier: Tier
 ) -> None:
-    """Raises InvalidRequest for a job beyond what the operator allows."""
+    """Raise InvalidRequest for a job beyond the limits of the operator."""
     for name in ("width", "height"):
         _within(name, getattr(work, name), limits.min_side, limits.max_side)
         if getattr(work, name) % SIDE_MULTIPLE:
@@ -114,7 +114,7 @@ def _check_bounds(
 
 
 def _seeds(first: int | None, most: int, count: int) -> tuple[int, ...]:
-    """One for each image, counted up from the first, so that each can be made again alone."""
+    """Count seeds up from the first, so that each image can be made again alone."""
     _within("n", count, 1, most)
     start = secrets.randbelow(_RANDOM_SEEDS) if first is None else first
     return tuple((start + number) % _SEEDS for number in range(count))

@@ -1,4 +1,4 @@
-"""The result and the usage of images in an InferenceResponse."""
+"""These functions describe images and their usage in an InferenceResponse."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from workers import protocol
 
 
 def image_result(job: Job, drawn: protocol.ImageDone) -> dict[str, Any]:
-    """``result`` of an InferenceResponse; bytes are filled in by ``results.files``."""
+    """Describe the images; ``results.files`` puts in their bytes."""
     result: dict[str, Any] = {
         "images": [_image(job, index, each) for index, each in enumerate(drawn.pictures)],
         "steps": drawn.steps,
@@ -24,7 +24,7 @@ def image_result(job: Job, drawn: protocol.ImageDone) -> dict[str, Any]:
 def image_usage(
     job: Job, work: protocol.ImageJob, final: protocol.ImageDone | protocol.Cancelled
 ) -> dict[str, Any]:
-    """What is charged: megapixels times steps."""
+    """Count what is charged: megapixels times steps."""
     made = len(final.pictures) if isinstance(final, protocol.ImageDone) else 0
     return {
         "images": made,

@@ -1,4 +1,4 @@
-"""The speech job that both surfaces ask for, within the limits of server and key."""
+"""Both surfaces make speech jobs here, within the limits of server and key."""
 
 import secrets
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""The native API's request for speech, and how its result looks."""
+"""The native API takes this request for speech."""
 
 from typing import Annotated, Literal
 
@@ -21,7 +21,7 @@ Format = Literal["wav", "flac", "ogg", "mp3"]
 
 
 class SpeechRequest(Body):
-    """A text to say. ``voice`` is one of the model's, or ``speaker_1`` with a ``language``."""
+    """Asks to speak a text in one of the model's voices, or ``speaker_1`` with a ``language``."""
 
     model: ModelName
     text: Annotated[str, Field(max_length=_MOST_CHARACTERS)]
@@ -38,7 +38,7 @@ class SpeechRequest(Body):
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
     def to_job(self, context: JobContext) -> Job:
-        """The work that this request asks for."""
+        """Make the job that this request asks for. Raises InvalidRequest."""
         return speech_job(
             context,
             text=self.text,

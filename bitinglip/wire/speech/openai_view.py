@@ -1,4 +1,4 @@
-"""How OpenAI's surface shows a speech job: the audio itself, whole or streamed."""
+"""OpenAI's surface shows a speech job as audio: one file, or a stream."""
 
 from base64 import b64encode
 from typing import Any
@@ -9,22 +9,19 @@ from bitinglip.errors import BitingLipError, FileGone, TaskCancelled
 from bitinglip.results.files import MEDIA_TYPES, Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.wire.errors import error_body
+from bitinglip.wire.openai_view import OpenAIView
 from workers import protocol
 
 _json = msgspec.json.Encoder()
 
 
-class SpeechView:
-    """A job as sound: a file as one body, samples as they come, or these in events."""
-
-    starts_immediately = False
+class SpeechView(OpenAIView):
+    """Shows a job as a file in one body, as a stream of samples, or as events with samples."""
 
     def __init__(self, event_log: EventLog, request_id: str, files: Files, *, events: bool) -> None:
+        super().__init__(event_log, request_id)
         assert isinstance(event_log.job.work, protocol.SpeechJob)
-        self._event_log = event_log
         self._work = event_log.job.work
-        self._request_id = request_id
         self._files = files
         self._events = events
         self._body = b""
@@ -32,15 +29,15 @@ class SpeechView:
 
     @property
     def stream_media_type(self) -> str | None:
-        """Samples have no header."""
+        """Return the type of bare samples; None for events."""
         return None if self._events else "audio/pcm"
 
     @property
     def media_type(self) -> str:
         return MEDIA_TYPES[self._work.format]
 
-    async def settle(self) -> None:
-        """Read the file, where it is the answer."""
+    async def prepare_final(self) -> None:
+        """Read the file, unless its samples were streamed."""
         if self._work.stream:
             return
         for made in outputs_of(self._event_log):
@@ -57,18 +54,14 @@ class SpeechView:
                 return samples
             case protocol.SpeechDone() if self._events:
                 return self._event("done")
-            case protocol.Failed() if self._events:
-                return sse(error_body(error_of(event), self._request_id))
-            case protocol.Cancelled() if self._events:
-                return sse(error_body(TaskCancelled(), self._request_id))
-            case protocol.Failed():
-                raise error_of(event)  # an error, or once sound was sent, an end in the middle
-            case protocol.Cancelled():
+            case protocol.Failed() if not self._events:
+                raise error_of(event)  # an error response, or an end in the middle of the audio
+            case protocol.Cancelled() if not self._events:
                 raise TaskCancelled()
             case _:
-                return b""
+                return super().render(event)
 
-    def whole(self) -> bytes:
+    def body(self) -> bytes:
         if self._error is not None:
             raise self._error
         return self._body

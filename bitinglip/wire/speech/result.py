@@ -1,4 +1,4 @@
-"""The result and the usage of speech in an InferenceResponse."""
+"""These functions describe speech and its usage in an InferenceResponse."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from workers import protocol
 def speech_result(
     job: Job, work: protocol.SpeechJob, spoken: protocol.SpeechDone
 ) -> dict[str, Any]:
-    """``result`` of an InferenceResponse; bytes are filled in by ``results.files``."""
+    """Describe the audio; ``results.files`` puts in its bytes."""
     name = protocol.audio_file_name(job.id, spoken.format)
     place = {"url": PREFIX + name} if job.output == "url" else {"audio": None, "file": name}
     return {
@@ -27,6 +27,6 @@ def speech_result(
 def speech_usage(
     work: protocol.SpeechJob, final: protocol.SpeechDone | protocol.Cancelled
 ) -> dict[str, Any]:
-    """What is charged: seconds of sound."""
+    """Count what is charged: seconds of audio."""
     seconds = final.duration if isinstance(final, protocol.SpeechDone) else 0.0
     return {"characters": len(work.text), "audio_seconds": round(seconds, 6)}

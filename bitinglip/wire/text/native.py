@@ -1,4 +1,4 @@
-"""The native API's request for text."""
+"""The native API takes this request for text."""
 
 from typing import Annotated, Any
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.scheduling.queue.priority import RequestPriority
-from bitinglip.wire.body import ModelName, Only, Timeout
+from bitinglip.wire.body import AllowedValues, ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stop
 from workers import protocol
@@ -16,21 +16,21 @@ DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
 
 class TextGenerationRequest(SamplingFields):
-    """Text to generate: from a ``prompt``, or from ``messages`` through the model's template."""
+    """Asks for text from a ``prompt``, or from ``messages`` through the model's chat template."""
 
     model: ModelName
     prompt: str | None = None
     messages: Messages | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
     logprobs: Logprobs | None = None
-    response_format: Annotated[Any, Only((None, {"type": "text"}))] = None
+    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     timeout: Timeout | None = None
     stream: bool = False
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
     def to_job(self, context: JobContext) -> Job:
-        """The work that this request asks for."""
+        """Make the job that this request asks for. Raises InvalidRequest."""
         self._check_one_input()
         work = protocol.TextJob(
             id=new_task_id(),

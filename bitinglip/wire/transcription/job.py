@@ -1,4 +1,4 @@
-"""The transcription job that both surfaces ask for, within the limits of server and key."""
+"""Both surfaces make transcription jobs here, within the limits of server and key."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""The native API's request for transcription, and how its result looks."""
+"""The native API takes this request for transcription."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from bitinglip.wire.transcription.job import Language, Prompt, Temperature, tran
 
 
 class TranscriptionFields(Body):
-    """Beside the ``file`` of a form."""
+    """The fields of a form with a ``file``."""
 
     model: ModelName
     language: Language | None = None
@@ -26,7 +26,7 @@ class TranscriptionFields(Body):
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
     def to_job(self, context: JobContext, file_bytes: int) -> Job:
-        """The work that this request asks for, of a file of so many bytes."""
+        """Make the job for a file of so many bytes. Raises PayloadTooLarge."""
         return transcription_job(
             context,
             file_bytes,
@@ -41,6 +41,6 @@ class TranscriptionFields(Body):
 
 
 class TranscriptionRequest(TranscriptionFields):
-    """The same as JSON: the file in base64."""
+    """The same fields as JSON, with the file in base64."""
 
     audio: str

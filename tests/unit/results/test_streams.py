@@ -94,7 +94,7 @@ def test_native_logprobs() -> None:
     }
     assert events(view.render(token("x", logprobs=(LOGPROB,))))[0][1]["logprobs"] == [expected]
     box.put(done(logprobs=(LOGPROB,)))
-    assert json.loads(view.whole())["result"]["logprobs"] == [expected]
+    assert json.loads(view.body())["result"]["logprobs"] == [expected]
 
 
 def test_native_ends() -> None:
@@ -148,7 +148,7 @@ def test_a_failed_openai_stream_has_no_done() -> None:
 def test_chat_whole() -> None:
     box = event_log(logprobs=1)
     box.put(done(logprobs=(LOGPROB,)))
-    body = json.loads(ChatView(box, "r-1").whole())
+    body = json.loads(ChatView(box, "r-1").body())
     choice = body["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "a b", "refusal": None}
     [logprob] = choice["logprobs"]["content"]
@@ -170,7 +170,7 @@ def test_completions() -> None:
     }
     box = event_log()
     box.put(done())
-    whole = json.loads(CompletionView(box, "r-1").whole())
+    whole = json.loads(CompletionView(box, "r-1").body())
     assert whole["object"] == "text_completion"
     assert whole["choices"][0]["text"] == "a b"
     assert whole["choices"][0]["logprobs"] is None

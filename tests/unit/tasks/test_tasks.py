@@ -141,12 +141,12 @@ def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
         task = await tasks.accept(job())
         async with db.write():  # the one writer is busy
             done(desk.open_now[task.id])
-            over = asyncio.create_task(tasks.over(task.id))
+            ended = asyncio.create_task(tasks.finished(task.id))
             for _ in range(50):
                 await asyncio.sleep(0)
-            assert not over.done()
+            assert not ended.done()
             assert (await tasks.get(task.id)).status == "queued"
-        assert await over
+        assert await ended
         assert (await tasks.get(task.id)).status == "completed"
         stored = await TaskStore(db, inference_response, 60).get(task.id)
         assert stored is not None

@@ -38,6 +38,7 @@ JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Embeddin
 #: the functions that tell kinds apart: each is found where the made-up kind is forgotten
 OF_JOBS = {
     "bitinglip/scheduling/cost.py": ["cost", "cost_done", "affinity"],
+    "bitinglip/scheduling/memory.py": ["input_bytes", "without_input"],
     "bitinglip/wire/kinds.py": ["result_of", "usage_of"],
 }
 OF_EVENTS = {"bitinglip/scheduling/event_log.py", "bitinglip/wire/events.py"}
