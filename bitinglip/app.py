@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 
-from bitinglip import __version__, api
+from bitinglip import __version__, api, tls
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
@@ -68,6 +68,7 @@ def build(
             background.start(services.tasks.run_cleanup(), "remove expired tasks")
             clean = services.files.run_cleanup(services.tasks.is_open)
             background.start(clean, "remove expired files")
+            background.start(tls.watch_expiry(settings.server), "watch the TLS certificate")
             background.start(_settle(services, admin_key, on_open), "settle")
             yield
 
@@ -75,8 +76,8 @@ def build(
         title="BitingLip",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     api.mount(app, settings)
     return app
