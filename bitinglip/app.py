@@ -1,9 +1,9 @@
 """The composition root: opens the parts in order, closes them in reverse, decides nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -12,9 +12,11 @@ from bitinglip import __version__, api, tls
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
+from bitinglip.background import RECOVERABLE, Background
+from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.db.database import Database
 from bitinglip.home import Home
-from bitinglip.results.files import Files
+from bitinglip.results.files import CLEAN_SECONDS, Files
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
@@ -23,6 +25,7 @@ from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
 from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.response import inference_response
 from model_store.page_cache import PageCache, budget
@@ -34,10 +37,9 @@ from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
 
-_FLUSH_INTERVAL = 30.0
-
-#: Told once the server can do all it is meant to: its services, and the admin key if it is new.
-Opened = Callable[[Services, str | None], None]
+_FLUSH_SECONDS = 30.0  #: between two writes of what is kept in memory
+_PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
 def build(
@@ -59,17 +61,11 @@ def build(
         async with AsyncExitStack() as stack:
             services, admin_key = await _open(settings, home, launcher or SpawnLauncher(), stack)
             app.state.services = services
-            background = _Background(on_fatal)
+            background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
-            background.start(services.operations.watch(), "watch workers")
-            background.start(services.operations.sample_devices(), "sample devices")
-            background.start(services.dispatcher.watch_overload(), "measure overload")
-            background.start(_flush(services), "flush what was learned")
-            background.start(services.tasks.run_cleanup(), "remove expired tasks")
-            clean = services.files.run_cleanup(services.tasks.is_open)
-            background.start(clean, "remove expired files")
-            background.start(tls.watch_expiry(settings.server), "watch the TLS certificate")
-            background.start(_settle(services, admin_key, on_open), "settle")
+            _start(background, services)
+            opening = lambda: bootstrap(services, admin_key, on_open)  # noqa: E731
+            background.run(opening, "first models", check="model_manager")
             yield
 
     app = FastAPI(
@@ -86,15 +82,16 @@ def build(
 async def _open(
     settings: Settings, home: Home, launcher: Launcher, stack: AsyncExitStack
 ) -> tuple[Services, str | None]:
-    db = await Database.open(home.database)
+    health = Health()
+    db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
     keys = await KeyRing.open(db, home.secret(PEPPER))
     admin_key = await keys.ensure_admin_key(home)
-    stack.push_async_callback(keys.flush_last_used)
+    stack.push_async_callback(_last, keys.flush_last_used)
     metrics = Metrics()
     store = ModelStore(home.models)
     footprints = await Footprints.open(db)
-    stack.push_async_callback(footprints.flush)
+    stack.push_async_callback(_last, footprints.flush)
     devices = await asyncio.to_thread(_devices, settings.devices)
     stack.callback(devices.close)
     facts = ResourceFacts(settings, devices, footprints)
@@ -130,6 +127,7 @@ async def _open(
         depth=dispatcher.depths,
         workers=operations.states,
         devices=operations.samples,
+        degraded=health.problems,
     )
     services = Services(
         settings=settings,
@@ -144,6 +142,7 @@ async def _open(
         tasks=tasks,
         tickets=Tickets(),
         files=files,
+        health=health,
     )
     return services, admin_key
 
@@ -157,48 +156,31 @@ def _devices(settings: DeviceSettings) -> Devices:
     return devices
 
 
-async def _settle(services: Services, admin_key: str | None, on_open: Opened) -> None:
-    """What may take seconds and must not hold up the first answer."""
-    from model_store.demo import make_demo_models, make_fake_models
+def _start(background: Background, services: Services) -> None:
+    """Start what the server does beside requests."""
+    operations, tasks, files = services.operations, services.tasks, services.files
 
-    demo, store = services.settings.demo, services.store
-    if demo == "always" or (demo == "auto" and not store.names()):
-        await asyncio.to_thread(make_demo_models, store)
-    # A model that the settings call fake needs no files: it only pretends.
-    fakes = [name for name, own in services.settings.models.items() if own.engine == "fake"]
-    await asyncio.to_thread(make_fake_models, store, fakes)
-    on_open(services, admin_key)
-    services.operations.open()
-    services.tasks.resume()
-
-
-async def _flush(services: Services) -> None:
-    while True:
-        await asyncio.sleep(_FLUSH_INTERVAL)
+    async def flush() -> None:
         await services.keys.flush_last_used()
         await services.footprints.flush()
 
+    manager, every = "cluster_manager", background.every
+    background.run(operations.watch, "watch workers", check=manager)
+    background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
+    every(_SAMPLE_SECONDS, operations.sample_devices, "sample devices", check=manager)
+    every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
+    every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
+    clean = lambda: files.clean(tasks.is_open)  # noqa: E731
+    every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    if services.settings.server.tls_cert is not None:
+        expiry = partial(tls.warn, services.settings.server)
+        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
 
-class _Background:
-    """Tasks as long as the server; one that fails ends the server, aloud."""
 
-    def __init__(self, on_fatal: Callable[[], None]) -> None:
-        self._on_fatal = on_fatal
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.critical("background task died", task=task.get_name(), exc_info=error)
-            self._on_fatal()
-
-    async def close(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _last(flush: Callable[[], Awaitable[None]]) -> None:
+    """Write what is in memory only, on the way down; a failing disk does not stop that."""
+    try:
+        await flush()
+    except RECOVERABLE as error:
+        log.warning("something learned could not be written", reason=str(error))

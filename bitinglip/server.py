@@ -44,12 +44,10 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
-    warnings = check_tls(settings.server)
+    check_tls(settings.server)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)
-        for warning in warnings:
-            log.warning(warning)
         if settings.server.trust_loopback:
             log.info(_LOOPBACK_IS_LOCAL)
         try:

@@ -14,7 +14,7 @@ from bitinglip.settings_loader import SettingsError
 log = structlog.get_logger(__name__)
 
 _WARN_BEFORE = timedelta(days=30)
-_CHECK_SECONDS = 12 * 3600.0
+CHECK_SECONDS = 12 * 3600.0  #: between two checks of a running server
 
 
 def check_tls(server: Server) -> list[str]:
@@ -33,15 +33,14 @@ def check_tls(server: Server) -> list[str]:
     return [*_readable_by_others(key), *_expiring(cert, ends)]
 
 
-async def watch_expiry(server: Server) -> None:
-    """Warn twice a day while the certificate is about to expire, for as long as HTTPS is on."""
-    while server.tls_cert is not None:
-        await asyncio.sleep(_CHECK_SECONDS)
-        try:
-            for warning in await asyncio.to_thread(check_tls, server):
-                log.warning(warning)
-        except SettingsError as error:
-            log.warning(str(error))
+async def warn(server: Server) -> None:
+    """Log what is wrong, or soon will be, with the files of HTTPS."""
+    try:
+        warnings = await asyncio.to_thread(check_tls, server)
+    except SettingsError as error:
+        warnings = error.problems
+    for warning in warnings:
+        log.warning(warning)
 
 
 def _check_readable(setting: str, path: Path) -> None:

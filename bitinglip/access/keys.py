@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Self
 
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import select, update
 
 from bitinglip.access import credentials
@@ -17,7 +16,13 @@ from bitinglip.access.scopes import DEFAULT, Scope, parse_scopes
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import ApiKey
-from bitinglip.errors import ExpiredApiKey, InvalidApiKey, InvalidRequest, KeyNotFound
+from bitinglip.errors import (
+    DatabaseUnavailable,
+    ExpiredApiKey,
+    InvalidApiKey,
+    InvalidRequest,
+    KeyNotFound,
+)
 from bitinglip.home import Home, replace_private
 
 #: what the home's secret is derived for, to make the pepper of the digests
@@ -85,8 +90,10 @@ class KeyRing:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
             ring._keys = {row.id: _hold(row) for row in rows}
-        except (ValueError, TypeError, DBAPIError) as error:
-            raise DatabaseError("the table of keys is damaged; restore a backup") from error
+        except (ValueError, TypeError, DatabaseUnavailable) as error:
+            raise DatabaseError(
+                "the table of keys is damaged; restore a backup (see README, Backups)"
+            ) from error
         own = credentials.pepper_id(pepper)
         if lost := sum(row.pepper_id != own and row.revoked_at is None for row in rows):
             _log.warning("%d keys work no more: they were made with another secret.key", lost)
@@ -159,7 +166,10 @@ class KeyRing:
         return key.text
 
     async def flush_last_used(self) -> None:
-        """Write the times of use since the last flush, all in one transaction."""
+        """Write the times of use since the last flush, all in one transaction.
+
+        Raises DiskFull or DatabaseUnavailable; the times are kept for the next flush then.
+        """
         used = {key_id: held.used for key_id, held in self._keys.items() if held.used is not None}
         if not used:
             return

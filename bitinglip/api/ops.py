@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,6 +15,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import authorize, declare_scope, from_this_machine
 from bitinglip.api.body import json_response
 from bitinglip.api.services import Services, services_of
+from bitinglip.errors import DatabaseUnavailable
 from bitinglip.wire.errors import timestamp
 
 router = APIRouter(tags=["operations"])
@@ -53,7 +53,9 @@ async def health(request: Request) -> Response:
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
     }
-    status = _overall(checks)
+    answers = checks["database"]["ok"]
+    _add_problems(checks, services.health.problems())
+    status = _overall(checks) if answers else "unhealthy"
     body = {
         "status": status,
         "checks": checks,
@@ -75,9 +77,13 @@ router.get("/metrics")(declare_scope(metrics, Scope.CLUSTER_READ))
 
 
 def _overall(checks: dict[str, dict[str, Any]]) -> str:
-    if not checks["database"]["ok"]:
-        return "unhealthy"
     return "healthy" if all(check["ok"] for check in checks.values()) else "degraded"
+
+
+def _add_problems(checks: dict[str, dict[str, Any]], problems: Mapping[str, str]) -> None:
+    """Say in each check what the server does without for now."""
+    for name, detail in problems.items():
+        checks[name] |= {"ok": False, "detail": detail}
 
 
 def _found(ok: bool, detail: str, latency_ms: float = 0.0) -> dict[str, Any]:
@@ -90,7 +96,7 @@ async def _checked(check: Callable[[], Awaitable[None]]) -> dict[str, Any]:
         async with asyncio.timeout(_CHECK_TIMEOUT):
             await check()
         ok, detail = True, "answers"
-    except (SQLAlchemyError, OSError, TimeoutError):
+    except (DatabaseUnavailable, OSError):
         ok, detail = False, "does not answer"
     return _found(ok, detail, (time.perf_counter() - began) * 1000)
 

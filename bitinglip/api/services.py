@@ -1,6 +1,6 @@
 """Gives handlers the parts of the running server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as HttpScope
@@ -15,6 +15,7 @@ from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
 from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from model_store.store import ModelStore
 
@@ -35,6 +36,7 @@ class Services:
     tasks: Tasks
     tickets: Tickets
     files: Files
+    health: Health = field(default_factory=Health)
 
 
 def services_of(request: HTTPConnection) -> Services:

@@ -133,5 +133,6 @@ def _empty_file(path: Path) -> Path:
 
 def _damaged(path: Path, why: str) -> DatabaseError:
     return DatabaseError(
-        f"{path} is damaged ({why}); restore a backup, or move it away to start without any keys"
+        f"{path} is damaged ({why}); restore a backup (see README, Backups), or move it away to "
+        "start without any keys"
     )

@@ -7,25 +7,22 @@ to a task that is under way, or was answered with its bytes; it is removed soon 
 import asyncio
 import base64
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col, delete, func, select
 
 from bitinglip.db.database import Database
+from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredFile
 from bitinglip.errors import DiskFull, FileGone
 from bitinglip.scheduling.event_log import EventLog
 from workers import protocol
-
-log = structlog.get_logger(__name__)
 
 MEDIA_TYPES = {
     "png": "image/png",
@@ -38,7 +35,7 @@ MEDIA_TYPES = {
 }
 PREFIX = "/api/v1/files/"
 _UNCLAIMED_SECONDS = 120  #: that a file without a row is left, so that its readers can finish
-_CLEAN_SECONDS = 60.0
+CLEAN_SECONDS = 60.0  #: between two calls of ``clean``
 
 IsOpen = Callable[[str], bool]  #: whether a task of that id has not ended yet
 
@@ -80,7 +77,7 @@ class Files:
     ) -> None:
         self.folder = folder
         self._db = db
-        self._retention = timedelta(seconds=retention)
+        self._retention = Retention(retention)
         self._max_bytes = max_bytes
 
     # ---- what comes in ---------------------------------------------------------------------------
@@ -119,7 +116,7 @@ class Files:
     async def get(self, file_id: str) -> StoredFile:
         """Return the row of a file. Raises FileGone if there is none, or it has expired."""
         query = select(StoredFile).where(
-            StoredFile.id == file_id, col(StoredFile.created_at) >= self._oldest()
+            StoredFile.id == file_id, col(StoredFile.created_at) >= self._retention.oldest()
         )
         async with self._db.read() as session:
             row = (await session.scalars(query)).first()
@@ -157,19 +154,21 @@ class Files:
 
     # ---- what goes away --------------------------------------------------------------------------
 
-    async def run_cleanup(self, is_open: IsOpen) -> None:
-        """Remove expired files, for as long as the server runs."""
-        while True:
-            try:
-                await self.clean(is_open)
-            except (OSError, DiskFull):
-                log.exception("expired files could not be removed")
-            await asyncio.sleep(_CLEAN_SECONDS)
-
     async def clean(self, is_open: IsOpen) -> None:
-        """Remove rows that have expired or are too many, and files that nobody may fetch."""
+        """Remove rows that have expired or are too many, and files that nobody may fetch.
+
+        Raises OSError, DiskFull or DatabaseUnavailable.
+        """
+        try:
+            await self._expire_rows()
+        finally:  # also while the disk is full and the database takes no change: it gives room
+            async with self._db.read() as session:
+                kept = set(await session.scalars(select(StoredFile.id)))
+            await asyncio.to_thread(self._remove_unclaimed, kept, is_open)
+
+    async def _expire_rows(self) -> None:
         async with self._db.write() as session:
-            expired = col(StoredFile.created_at) < self._oldest()
+            expired = col(StoredFile.created_at) < self._retention.oldest()
             await session.execute(delete(StoredFile).where(expired))
             total = (await session.scalars(select(func.sum(StoredFile.bytes)))).one() or 0
             if total > self._max_bytes:
@@ -179,20 +178,14 @@ class Files:
                         break
                     total -= row.bytes
                     await session.delete(row)
-        async with self._db.read() as session:
-            kept = set(await session.scalars(select(StoredFile.id)))
-        await asyncio.to_thread(self._remove_unclaimed, kept, is_open)
 
     def _remove_unclaimed(self, kept: set[str], is_open: IsOpen) -> None:
-        before = time.time() - _UNCLAIMED_SECONDS
+        before = self._retention.now() - _UNCLAIMED_SECONDS
         for entry in os.scandir(self.folder):
             task_id = entry.name.rpartition("-")[0]
             if entry.name in kept or is_open(task_id) or entry.stat().st_mtime > before:
                 continue
             Path(entry.path).unlink(missing_ok=True)
-
-    def _oldest(self) -> datetime:
-        return datetime.now(UTC) - self._retention
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from sqlmodel import col, delete, func, select, update
 
 from bitinglip import errors
 from bitinglip.db.database import Database
+from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredTask
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
@@ -94,7 +95,7 @@ class TaskStore:
     def __init__(self, db: Database, describe: Describe, retention: float) -> None:
         self._db = db
         self._describe = describe
-        self._retention = timedelta(seconds=retention)
+        self._retention = Retention(retention)
 
     async def add(self, job: Job) -> None:
         async with self._db.write() as session:
@@ -154,8 +155,8 @@ class TaskStore:
 
     async def expire(self) -> None:
         async with self._db.write() as session:
-            oldest = datetime.now(UTC) - self._retention
-            await session.execute(delete(StoredTask).where(col(StoredTask.completed_at) < oldest))
+            expired = col(StoredTask.completed_at) < self._retention.oldest()
+            await session.execute(delete(StoredTask).where(expired))
 
     async def _change(self, task_id: str, **values: Any) -> None:
         still_open = (col(StoredTask.id) == task_id, col(StoredTask.state).in_(OPEN))
@@ -174,7 +175,7 @@ class TaskStore:
 
     def _present(self) -> ColumnElement[bool]:
         completed_at = col(StoredTask.completed_at)
-        return completed_at.is_(None) | (completed_at >= datetime.now(UTC) - self._retention)
+        return completed_at.is_(None) | (completed_at >= self._retention.oldest())
 
 
 _LOST = errors.ShuttingDown("The server was restarted while it ran this task.")

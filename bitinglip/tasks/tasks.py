@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from bitinglip import errors
 from bitinglip.db.database import Database
@@ -185,11 +184,14 @@ class Tasks:
             _stop(run)
         await asyncio.gather(*(run.runner for run in runs if run.runner), return_exceptions=True)
 
-    async def run_cleanup(self) -> None:
-        """Remove expired tasks, for as long as the server runs."""
-        while True:
-            await asyncio.sleep(min(60.0, self._retention / 2))
-            await self._retry_write(self._rows.expire)
+    @property
+    def cleanup_interval(self) -> float:
+        """Seconds between two calls of ``clean``."""
+        return min(60.0, self._retention / 2)
+
+    async def clean(self) -> None:
+        """Remove expired tasks. Raises DiskFull or DatabaseUnavailable."""
+        await self._rows.expire()
 
     # ---- one task --------------------------------------------------------------------------------
 
@@ -256,8 +258,7 @@ class Tasks:
         while True:
             try:
                 return await write()
-            except (errors.DiskFull, SQLAlchemyError):
-                log.exception("a task could not be written")
+            except (errors.DiskFull, errors.DatabaseUnavailable):  # the database says so, once
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def _expired(self, event_log: EventLog) -> bool:

@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from bitinglip import __version__
+from bitinglip.telemetry.health import CHECKS
 
 ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
 MAX_LABEL_VALUES = 256  #: different models, or reasons, before the rest are called ``_other``
@@ -239,9 +240,10 @@ class Metrics:
         depth: Callable[[], Mapping[str, int]],
         workers: Callable[[], Mapping[str, int]],
         devices: Callable[[], Iterable[DeviceSample]] = tuple,
+        degraded: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """Read these gauges whenever somebody scrapes: on the event loop, so none may block."""
-        self.registry.register(_Live(in_flight, depth, workers, devices, self._models))
+        self.registry.register(_Live(in_flight, depth, workers, devices, degraded, self._models))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition in the format that ``accept`` asks for, and its content type."""
@@ -294,12 +296,14 @@ class _Live(Collector):
         depth: Callable[[], Mapping[str, int]],
         workers: Callable[[], Mapping[str, int]],
         devices: Callable[[], Iterable[DeviceSample]],
+        degraded: Callable[[], Iterable[str]],
         models: _Bounded,
     ) -> None:
         self._in_flight = in_flight
         self._depth = depth
         self._workers = workers
         self._devices = devices
+        self._degraded = degraded
         self._models = models
 
     def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
@@ -315,6 +319,13 @@ class _Live(Collector):
         for state, count in self._workers().items():
             states.add_metric([state], count)
         yield states
+        degraded = GaugeMetricFamily(
+            "bitinglip_degraded", "1 for each part of /health that is degraded", labels=["check"]
+        )
+        problems = set(self._degraded())
+        for check in CHECKS:
+            degraded.add_metric([check], check in problems)
+        yield degraded
         yield from self._of_devices()
 
     def _of_devices(self) -> Iterator[GaugeMetricFamily]:

@@ -17,8 +17,6 @@ from model_store.store import ModelStore
 from workers import protocol
 from workers.pool import Worker, WorkerPool
 
-_SAMPLE_INTERVAL = 1.0  #: seconds between two samples of the devices
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
@@ -262,12 +260,13 @@ class Operations:
         await self._pool.watch()
 
     async def sample_devices(self) -> None:
-        """Sample the devices at even intervals, because other programs take and free memory."""
-        while True:
-            pids = {worker.id: worker.pid for worker in self._pool.workers}
-            sample = await asyncio.to_thread(self._manager.facts.sample, list(pids.values()))
-            self._manager.refresh(sample, pids)
-            await asyncio.sleep(_SAMPLE_INTERVAL)
+        """Sample the devices once: other programs take and free memory.
+
+        Raises OSError or psutil.Error if the kernel's figures cannot be read; the last ones stay.
+        """
+        pids = {worker.id: worker.pid for worker in self._pool.workers}
+        sample = await asyncio.to_thread(self._manager.facts.sample, list(pids.values()))
+        self._manager.refresh(sample, pids)
 
     async def close(self) -> None:
         await self._manager.close()

@@ -7,17 +7,12 @@ from datetime import UTC, datetime
 from typing import Self
 
 import msgspec
-import structlog
-from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import select
 
-from bitinglip import errors
 from bitinglip.db.database import Database
 from bitinglip.db.tables import LearnedFootprint
 from bitinglip.scheduling.placement.estimate import Footprint, LoadConfig, estimate
 from model_store.manifest import Manifest
-
-log = structlog.get_logger(__name__)
 
 _MARGIN = 1.02  #: above the highest that was seen
 _SMOOTHING = 0.3
@@ -103,17 +98,13 @@ class Footprints:
             found.floor_bytes, found.changed = max(found.floor_bytes, at_least), True
 
     async def flush(self) -> None:
-        """Write what has changed. A full disk only makes the next start know less."""
+        """Write what has changed. Raises DiskFull or DatabaseUnavailable; then it is kept."""
         if self._db is None or not any(found.changed for found in self._learned.values()):
             return
         changed = {key: found for key, found in self._learned.items() if found.changed}
-        try:
-            async with self._db.write() as session:
-                for key, found in changed.items():
-                    await session.merge(_row(key, found))
-        except (errors.DiskFull, SQLAlchemyError):
-            log.warning("what was learned of memory could not be written")
-            return
+        async with self._db.write() as session:
+            for key, found in changed.items():
+                await session.merge(_row(key, found))
         for found in changed.values():
             found.changed = False
 
