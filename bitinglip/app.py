@@ -24,6 +24,8 @@ from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
+from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
+from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
@@ -121,6 +123,8 @@ async def _open(
         db, dispatcher, inference_response, files.register, retention=settings.tasks.retention
     )
     await tasks.recover()
+    revocation = Revocation(keys, dispatcher, tasks)
+    await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
@@ -140,6 +144,7 @@ async def _open(
         metrics=metrics,
         db=db,
         tasks=tasks,
+        revocation=revocation,
         tickets=Tickets(),
         files=files,
         health=health,
@@ -170,6 +175,7 @@ def _start(background: Background, services: Services) -> None:
     every(_SAMPLE_SECONDS, operations.sample_devices, "sample devices", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
     clean = lambda: files.clean(tasks.is_open)  # noqa: E731
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")

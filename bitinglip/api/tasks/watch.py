@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import APIRouter, WebSocket
 from starlette.requests import Request
@@ -33,7 +34,7 @@ from bitinglip.wire.response import final_event
 router = APIRouter(tags=["tasks"])
 
 SEND_TIMEOUT = 30.0  #: seconds; a watcher that reads nothing for so long is disconnected
-_DONE, _GONE, _RESTART, _TOO_SLOW = 1000, 1011, 1012, 1013
+_DONE, _NOT_ALLOWED, _GONE, _RESTART, _TOO_SLOW = 1000, 1008, 1011, 1012, 1013
 
 
 @router.post("/api/v1/auth/ws-ticket", openapi_extra=json_body(WatchTicketRequest))
@@ -50,12 +51,14 @@ async def make_ticket(request: Request) -> Response:
 async def watch(socket: WebSocket, task_id: str) -> None:
     """Send a task's events as ``{"event", "data"}``; refusals are plain HTTP responses."""
     check_query(socket, "ticket")
-    await find_task(socket, _watcher(socket, task_id), task_id)
-    try:
-        await socket.accept()
-        await _run(socket, task_id)
-    except (WebSocketDisconnect, OSError):
-        return  # the watcher has disconnected; the task goes on
+    watcher = _watcher(socket, task_id)
+    await find_task(socket, watcher, task_id)
+    with services_of(socket).revocation.connection(watcher.key_id) as key_ended:
+        try:
+            await socket.accept()
+            await _run(socket, task_id, key_ended)
+        except (WebSocketDisconnect, OSError):
+            return  # the watcher has disconnected; the task goes on
 
 
 for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
@@ -71,23 +74,30 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     caller = services.tickets.redeem(ticket, task_id)
-    if not services.keys.still_good(caller):
+    if not services.keys.is_valid(caller.key_id):
         raise InvalidToken()
     return caller
 
 
-async def _run(socket: WebSocket, task_id: str) -> None:
-    """Send until the task ends or the watcher disconnects; messages of the watcher are dropped."""
+async def _run(socket: WebSocket, task_id: str, key_ended: asyncio.Event) -> None:
+    """Send until the task or the watcher's key ends, or the watcher disconnects.
+
+    Messages of the watcher are dropped.
+    """
     sending = asyncio.create_task(_send_events(socket, task_id))
     disconnect = asyncio.create_task(_wait_disconnect(socket))
+    revoked = asyncio.create_task(key_ended.wait())
+    tasks: list[asyncio.Task[Any]] = [sending, disconnect, revoked]
     try:
-        await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        sending.cancel()
-        disconnect.cancel()
-        await asyncio.gather(sending, disconnect, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     if not sending.cancelled():
         await socket.close(sending.result())
+    elif key_ended.is_set():
+        await socket.close(_NOT_ALLOWED)
 
 
 async def _wait_disconnect(socket: WebSocket) -> None:
