@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
 
-from bitinglip import __version__, api
+from bitinglip import __version__, api, tls
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
@@ -25,6 +26,8 @@ from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
+from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
+from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
@@ -74,8 +77,8 @@ def build(
         title="BitingLip",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     api.mount(app, settings)
     return app
@@ -135,6 +138,8 @@ async def _open(
         retention=settings.tasks.retention,
     )
     await tasks.recover()
+    revocation = Revocation(keys, dispatcher, tasks)
+    await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
@@ -154,6 +159,7 @@ async def _open(
         metrics=metrics,
         db=db,
         tasks=tasks,
+        revocation=revocation,
         tickets=Tickets(),
         files=files,
         uploads=uploads,
@@ -185,6 +191,7 @@ def _start(background: Background, services: Services) -> None:
     every(_SAMPLE_SECONDS, operations.sample_devices, "sample devices", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
 
     async def clean() -> None:
@@ -192,6 +199,9 @@ def _start(background: Background, services: Services) -> None:
         await services.uploads.clean(tasks.is_open)
 
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    if services.settings.server.tls_cert is not None:
+        expiry = partial(tls.warn, services.settings.server)
+        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
 
 
 async def _last(flush: Callable[[], Awaitable[None]]) -> None:

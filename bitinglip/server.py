@@ -7,8 +7,10 @@ import socket
 import sys
 from types import FrameType
 
+import structlog
 import uvicorn
 
+from bitinglip import local_socket
 from bitinglip.api import websocket
 from bitinglip.api.services import Services
 from bitinglip.app import build
@@ -16,7 +18,14 @@ from bitinglip.home import Home, HomeLock
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
 from bitinglip.telemetry import logs
+from bitinglip.tls import check_tls
 
+log = structlog.get_logger(__name__)
+
+_LOOPBACK_IS_LOCAL = (
+    "requests from loopback are taken for local ones: /metrics needs no key; behind a reverse "
+    "proxy on this machine, set server.trust_loopback to false"
+)
 #: where a server that listens on every address can be reached from its own machine
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 EXIT_FATAL = 70  #: a part of the server died; service managers restart on it
@@ -35,11 +44,15 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
+    check_tls(settings.server)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)
+        if settings.server.trust_loopback:
+            log.info(_LOOPBACK_IS_LOCAL)
         try:
-            return _Runner(settings, home, sock).run()
+            with local_socket.listen(home) as local:
+                return _Runner(settings, home, sock, local).run()
         finally:
             stop_logs()
 
@@ -64,10 +77,13 @@ def _bind(settings: Settings) -> socket.socket:
 class _Runner(uvicorn.Server):
     """uvicorn with our way down: refuse new work, let running work end, then close."""
 
-    def __init__(self, settings: Settings, home: Home, sock: socket.socket) -> None:
+    def __init__(
+        self, settings: Settings, home: Home, sock: socket.socket, local: socket.socket | None
+    ) -> None:
         self._settings = settings
         self._home = home
         self._socket = sock
+        self._local = local
         self._services: Services | None = None
         self._draining: asyncio.Task[None] | None = None
         self._exit_code = 0
@@ -103,6 +119,11 @@ class _Runner(uvicorn.Server):
             self._home.remove_server_json()
         return self._exit_code if self.started else 1
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._local is not None:
+            await local_socket.serve(self, self._local)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's
         """A signal's handler only asks; the loop acts."""
         if self._draining is not None or not self.started:
@@ -133,7 +154,7 @@ class _Runner(uvicorn.Server):
         gc.set_threshold(20_000, 20, 20)
         lines = [f"BitingLip answers on {self._url}", f"  docs    {self._url}/docs"]
         if admin_key:
-            lines.append(f"  key     {admin_key}   (shown once; also in {self._home.admin_key})")
+            lines.append(f"  key     {_key_text(admin_key, self._home)}")
         names = services.store.names()
         lines.append(f"  models  {', '.join(names) or 'none yet: bitinglip models pull REPO'}")
         if names:
@@ -142,3 +163,10 @@ class _Runner(uvicorn.Server):
             )
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
+
+
+def _key_text(admin_key: str, home: Home) -> str:
+    """Show a new admin key on a terminal only: other output ends in journals and log files."""
+    if sys.stdout.isatty():
+        return f"{admin_key}   (shown once; also in {home.admin_key})"
+    return f"in {home.admin_key}"

@@ -115,9 +115,9 @@ class KeyRing:
         held.used = now
         return held.caller
 
-    def still_good(self, caller: Caller) -> bool:
-        """Return True if the caller's key is still valid. Anonymous callers always pass."""
-        held = self._keys.get(caller.key_id)
+    def is_valid(self, key_id: str) -> bool:
+        """Return False for a key that is revoked or has expired. Anonymous callers have none."""
+        held = self._keys.get(key_id)
         return held is None or (held.record.revoked_at is None and held.ends > time.time())
 
     async def create(

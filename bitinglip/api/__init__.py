@@ -7,7 +7,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api import documentation, errors, ops
+from bitinglip.api import docs_page, documentation, errors, ops
 from bitinglip.api.admin import keys, models, workers
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
@@ -16,7 +16,7 @@ from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
 
 #: routes that need no key; every other one declares a scope, or the server does not start
-PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json"})
+PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/docs/{name}", "/openapi.json"})
 _ROUTERS = (
     text.native,
     text.openai,
@@ -34,6 +34,7 @@ _ROUTERS = (
     workers.router,
     keys.router,
     ops.router,
+    docs_page.router,
 )
 
 

@@ -1,6 +1,6 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -9,13 +9,17 @@ from starlette.responses import Response
 
 from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.scopes import INFERENCE, Scope
+from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.services import services_of
 from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest
 
 #: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
-_PROXY_HEADERS = ("x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host", "via")
+_LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
+_PROXY_HEADERS = frozenset(
+    {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
+)
+_PROXY_PREFIXES = ("x-forwarded-", "x-original-", "x-envoy-", "x-cluster-client-")
 Handler = Callable[..., Awaitable[Response]]
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -106,8 +110,28 @@ def _credential(request: HTTPConnection) -> str | None:
     return found.pop() if found else None
 
 
+def mark_as_local(scope: MutableMapping[str, Any]) -> None:
+    """Record that a request came over the home's Unix socket."""
+    scope[_LOCAL] = True
+
+
 def from_this_machine(request: Request) -> bool:
-    """Return whether the request comes from loopback and carries no header of a proxy."""
-    if request.client is None or request.client.host not in _LOOPBACK:
+    """Return whether a program on this machine sent the request itself.
+
+    That is certain on the Unix socket. On TCP, a reverse proxy on this machine looks the same if
+    it adds no header and speaks HTTP/1.1; ``server.trust_loopback`` is false for such ones.
+    """
+    if request.scope.get(_LOCAL):
+        return True
+    if not services_of(request).settings.server.trust_loopback:
         return False
-    return not any(name in request.headers for name in _PROXY_HEADERS)
+    if request.client is None or not is_loopback(request.client.host):
+        return False
+    # Proxies speak HTTP/1.0 by tradition, and nearly no client does.
+    if request.scope["http_version"] == "1.0" or any(map(_is_of_a_proxy, request.headers)):
+        return False
+    return is_loopback(parse_host(request.headers.get("host", "")) or "")
+
+
+def _is_of_a_proxy(header: str) -> bool:
+    return header in _PROXY_HEADERS or header.startswith(_PROXY_PREFIXES)

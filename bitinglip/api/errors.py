@@ -63,7 +63,8 @@ def _invalid_parameter(exception: RequestValidationError) -> errors.BitingLipErr
 def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
     """Make the response to a request that ended in this error."""
     answer = errors.answer(error)
-    kind = _ClosingResponse if isinstance(error, errors.PayloadTooLarge) else Response
+    closes = isinstance(error, errors.PayloadTooLarge) and scope["type"] == "http"
+    kind = _ClosingResponse if closes else Response
     return kind(
         error_body(error, context_of(scope).request_id),
         status_code=answer.status,

@@ -21,7 +21,7 @@ _GRACE_SECONDS = 0.02  #: an answer that takes longer gets a task that watches i
 SEND_TIMEOUT = 60.0  #: seconds; a client that reads nothing for so long is disconnected
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
+    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
 

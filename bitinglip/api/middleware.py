@@ -7,10 +7,12 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitinglip.api.errors import error_response, to_error
+from bitinglip.api.hosts import Origins, normal_name, parse_host
 from bitinglip.api.request_context import CLIENT_GONE, RequestContext, new_request_id
 from bitinglip.api.services import services_in
 from bitinglip.errors import (
     BitingLipError,
+    InsufficientScope,
     InvalidRequest,
     PayloadTooLarge,
     Unavailable,
@@ -29,8 +31,12 @@ _SECURITY_HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
+#: for each response that does not say otherwise: it may hold what only one caller may see
+_NO_STORE = (b"cache-control", b"no-store")
 Headers = list[tuple[bytes, bytes]]
 _TYPES = ("http", "websocket")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  #: they change nothing
+_FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 _STARTS = ("http.response.start", "websocket.http.response.start")  #: the second is a refusal
 
 
@@ -70,8 +76,11 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
             own_seconds = max(0.0, context.elapsed - context.engine_seconds)
             if services := services_in(scope):
                 services.metrics.overhead(own_seconds)
+            headers = message.get("headers", ())
+            if not any(name == b"cache-control" for name, _ in headers):
+                headers = [*headers, _NO_STORE]
             message["headers"] = [
-                *message.get("headers", ()),
+                *headers,
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *_SECURITY_HEADERS,
@@ -118,7 +127,8 @@ class EdgeChecks:
         self._max_upload = server.max_upload_bytes
         bound = server.host if server.host not in ("0.0.0.0", "::") else "localhost"
         names = ["localhost", "127.0.0.1", "::1", bound, *server.allowed_hosts]
-        self._hosts = frozenset(name.lower().strip("[]") for name in names)
+        self._hosts = frozenset(normal_name(name) for name in names)
+        self._origins = Origins(server.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in _TYPES:
@@ -126,10 +136,12 @@ class EdgeChecks:
             return
         headers: Headers = scope["headers"]
         self._check_started(scope)
+        fields = dict(headers)
         self._check_host(scope, headers)
+        self._check_origin(scope, fields)
         _check_query(scope["query_string"])
-        limit = self._limit(dict(headers))
-        length = _check_body(dict(headers), limit)
+        limit = self._limit(fields)
+        length = _check_body(fields, limit)
         if length is None:
             receive = _counted(receive, limit)
         await self._app(scope, receive, send)
@@ -142,11 +154,30 @@ class EdgeChecks:
         """Refuse names that are not ours, as a page under DNS rebinding would send."""
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) == 1:
-            host = host_name(hosts[0].decode("latin-1"))
+            host = parse_host(hosts[0].decode("latin-1"))
             local = scope["server"][0] if scope.get("server") else None
-            if host in self._hosts or (host == local and host not in ("0.0.0.0", "::")):
+            if host in self._hosts or (host and host == local and host not in ("0.0.0.0", "::")):
                 return
         raise InvalidRequest("The Host header does not name this server.", param="Host")
+
+    def _check_origin(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Refuse pages of other sites: WebSockets, and requests that change something.
+
+        Browsers send these without asking first (CORS asks only about some requests, and never
+        about WebSockets), and where keys are off nothing else tells a page from its user.
+        """
+        if scope["type"] == "http" and scope["method"] in _SAFE_METHODS:
+            return
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+        if origin is None and site is None:
+            return
+        host = headers[b"host"].decode("latin-1")
+        text = None if origin is None else origin.decode("latin-1")
+        if not self._origins.accept(text, host, other_site=site in _FOREIGN_SITES):
+            raise InsufficientScope(
+                "Pages of this origin may not use the API; server.cors_origins allows more.",
+                param="Origin",
+            )
 
     def _limit(self, headers: dict[bytes, bytes]) -> int:
         """Return the bytes that the body may have; forms bring files."""
@@ -195,14 +226,6 @@ def _counted(receive: Receive, limit: int) -> Receive:
         return message
 
     return counted
-
-
-def host_name(value: str) -> str:
-    """Return the Host header without port and brackets, in lower case."""
-    value = value.strip().lower()
-    if value.startswith("["):
-        return value[1:].partition("]")[0]
-    return value.rpartition(":")[0] if value.count(":") == 1 else value
 
 
 def _check_query(query: bytes) -> None:

@@ -15,6 +15,7 @@ from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
@@ -35,6 +36,7 @@ class Services:
     metrics: Metrics
     db: Database
     tasks: Tasks
+    revocation: Revocation
     tickets: Tickets
     files: Files
     uploads: Uploads

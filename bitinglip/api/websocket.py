@@ -15,6 +15,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if message["type"] == "websocket.close":
             self.writable.set()  # queue the close frame behind unread data without waiting
         await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # it was refused: uvicorn would log that as an error
 
     async def run_asgi(self) -> None:
         await super().run_asgi()

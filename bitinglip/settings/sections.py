@@ -46,6 +46,11 @@ class Server(Section):
         None, description="TLS certificate file (PEM); setting it enables HTTPS"
     )
     tls_key: str | None = Field(None, description="private key file (PEM) of tls_cert")
+    trust_loopback: bool = Field(
+        True,
+        description="take requests from loopback for local ones, which read /metrics without a key "
+        "and may import models; set to false behind a reverse proxy on the same machine",
+    )
     request_timeout: Seconds = Field(
         600, description="maximum seconds per request, time in the queue included"
     )

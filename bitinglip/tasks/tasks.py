@@ -138,6 +138,22 @@ class Tasks:
             await self.finished(task_id)
         return await self.get(task_id)
 
+    def key_ids(self) -> set[str]:
+        """Return the keys whose tasks have not ended."""
+        return {run.job.key_id for run in self._runs.values()}
+
+    def cancel_key(self, key_id: str) -> int:
+        """End the tasks of a key that have no place in a queue yet; return how many.
+
+        The dispatcher ends the others.
+        """
+        runs = [run for run in self._runs.values() if run.job.key_id == key_id]
+        waiting = [run for run in runs if run.event_log is None and not run.deferred]
+        for run in waiting:
+            _stop(run)
+            self._start(run, self._end_unqueued(run, protocol.Cancelled(id=run.job.id)))
+        return len(waiting)
+
     async def event_log(self, task_id: str) -> EventLog | None:
         """Return a task's event log once it is queued; None if it is no longer in memory."""
         if run := self._runs.get(task_id):

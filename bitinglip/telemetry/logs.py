@@ -17,6 +17,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bitinglip.settings import Logging
+from bitinglip.telemetry.rate_limit import RepeatLimit
 from bitinglip.telemetry.redaction import mask
 
 #: lines that may wait for a slow stderr; more are dropped and counted
@@ -43,6 +44,7 @@ def configure(settings: Logging, stream: TextIO | None = None) -> Callable[[], N
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     handler = _Enqueue(SimpleQueue())
     handler.setFormatter(_formatter(settings.format, stream))
+    handler.addFilter(RepeatLimit())
     listener = QueueListener(handler.queue, _plain(stream))
     root = logging.getLogger()
     before = root.level

@@ -153,6 +153,8 @@ def _config(app: FastAPI) -> uvicorn.Config:
 
 def _make_models(home: Home, root: Path) -> None:
     store = ModelStore(home.models)
+    if store.names():  # it has been served before
+        return
     for name in ("demo", "org/deep"):
         store.import_folder(llama(root / "llama" / name), name)
     store.import_folder(pipeline(root / "pipeline"), "painter")

@@ -29,9 +29,7 @@ async def create_key(request: Request) -> Response:
         tier=body.tier or _DEFAULT_TIER,
         expires_at=parse_expiry(body.expires) if body.expires else None,
     )
-    answer = json_response({**key_info(record), "key": secret}, 201)
-    answer.headers["cache-control"] = "no-store"
-    return answer
+    return json_response({**key_info(record), "key": secret}, 201)
 
 
 @router.get("", openapi_extra=list_query())

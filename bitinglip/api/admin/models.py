@@ -46,7 +46,9 @@ async def import_model(request: Request) -> Response:
     """Import a folder of this machine into the store; only callers on this machine may."""
     services = services_of(request)
     if not from_this_machine(request):
-        raise InsufficientScope("Models can be imported from the server's own machine only.")
+        raise InsufficientScope(
+            "Models can be imported on the server's own machine only: bitinglip models import."
+        )
     body = await read_body(request, ImportModelRequest)
     folder = Path(body.path)
     if not folder.is_absolute():

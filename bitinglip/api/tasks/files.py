@@ -24,5 +24,5 @@ async def get_file(request: Request, file_id: str) -> Response:
     return FileResponse(
         files.path(row),
         media_type=row.media_type,
-        headers={"cache-control": "private, max-age=3600, immutable"},
+        headers={"cache-control": "private, no-store"},
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
+from typing import Any
 
 from fastapi import APIRouter, WebSocket
 from starlette.requests import Request
@@ -26,7 +26,7 @@ from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import BitingLipError, InsufficientScope, InvalidRequest, InvalidToken
+from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken
 from bitinglip.wire.admin.tickets import WatchTicketRequest
 from bitinglip.wire.events import NativeView
 from bitinglip.wire.response import final_event
@@ -34,7 +34,7 @@ from bitinglip.wire.response import final_event
 router = APIRouter(tags=["tasks"])
 
 SEND_TIMEOUT = 30.0  #: seconds; a watcher that reads nothing for so long is disconnected
-_DONE, _GONE, _RESTART, _TOO_SLOW = 1000, 1011, 1012, 1013
+_DONE, _NOT_ALLOWED, _GONE, _RESTART, _TOO_SLOW = 1000, 1008, 1011, 1012, 1013
 
 
 @router.post("/api/v1/auth/ws-ticket", openapi_extra=json_body(WatchTicketRequest))
@@ -45,36 +45,24 @@ async def make_ticket(request: Request) -> Response:
     caller = caller_of(request)
     task = await find_task(request, caller, body.task_id)
     ticket = services_of(request).tickets.issue(caller, task.id)
-    answer = json_response({"ticket": ticket, "expires_in": int(LIFETIME)})
-    answer.headers["cache-control"] = "no-store"
-    return answer
+    return json_response({"ticket": ticket, "expires_in": int(LIFETIME)})
 
 
 async def watch(socket: WebSocket, task_id: str) -> None:
     """Send a task's events as ``{"event", "data"}``; refusals are plain HTTP responses."""
-    _check_origin(socket)
     check_query(socket, "ticket")
-    await find_task(socket, _watcher(socket, task_id), task_id)
-    try:
-        await socket.accept()
-        await _run(socket, task_id)
-    except (WebSocketDisconnect, OSError):
-        return  # the watcher has disconnected; the task goes on
+    watcher = _watcher(socket, task_id)
+    await find_task(socket, watcher, task_id)
+    with services_of(socket).revocation.connection(watcher.key_id) as key_ended:
+        try:
+            await socket.accept()
+            await _run(socket, task_id, key_ended)
+        except (WebSocketDisconnect, OSError):
+            return  # the watcher has disconnected; the task goes on
 
 
 for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
     router.websocket(_path)(declare_scope(watch, Scope.TEXT))
-
-
-def _check_origin(socket: WebSocket) -> None:
-    """Raise InsufficientScope for a page of another site; browsers do not apply CORS here."""
-    origin = socket.headers.get("origin")
-    if origin is None:
-        return
-    allowed = services_of(socket).settings.server.cors_origins
-    ours = urlsplit(origin).netloc.lower() == socket.headers["host"].lower()
-    if not ours and origin not in allowed and "*" not in allowed:
-        raise InsufficientScope("Pages of this origin may not connect.", param="Origin")
 
 
 def _watcher(socket: WebSocket, task_id: str) -> Caller:
@@ -86,23 +74,30 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     caller = services.tickets.redeem(ticket, task_id)
-    if not services.keys.still_good(caller):
+    if not services.keys.is_valid(caller.key_id):
         raise InvalidToken()
     return caller
 
 
-async def _run(socket: WebSocket, task_id: str) -> None:
-    """Send until the task ends or the watcher disconnects; messages of the watcher are dropped."""
+async def _run(socket: WebSocket, task_id: str, key_ended: asyncio.Event) -> None:
+    """Send until the task or the watcher's key ends, or the watcher disconnects.
+
+    Messages of the watcher are dropped.
+    """
     sending = asyncio.create_task(_send_events(socket, task_id))
     disconnect = asyncio.create_task(_wait_disconnect(socket))
+    revoked = asyncio.create_task(key_ended.wait())
+    tasks: list[asyncio.Task[Any]] = [sending, disconnect, revoked]
     try:
-        await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        sending.cancel()
-        disconnect.cancel()
-        await asyncio.gather(sending, disconnect, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     if not sending.cancelled():
         await socket.close(sending.result())
+    elif key_ended.is_set():
+        await socket.close(_NOT_ALLOWED)
 
 
 async def _wait_disconnect(socket: WebSocket) -> None:

@@ -77,6 +77,15 @@ class Dispatcher:
         entry.event_log.put(protocol.Cancelled(id=job_id))
         return True
 
+    def key_ids(self) -> set[str]:
+        """Return the keys whose jobs wait or run."""
+        return {entry.event_log.job.key_id for entry in self.delivery.entries.values()}
+
+    def cancel_key(self, key_id: str) -> int:
+        """End all jobs of a key as cancelled; return how many."""
+        entries = list(self.delivery.entries.values())
+        return sum(self.cancel(each.id) for each in entries if each.event_log.job.key_id == key_id)
+
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs, let running ones finish for so many seconds, then fail the rest."""
         self.draining = True

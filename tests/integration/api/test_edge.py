@@ -2,12 +2,13 @@
 
 import json
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from tests.support.api_server import Served
+from tests.support.api_server import Served, serve
 from tests.support.http_client import MAX_BODY, NATIVE, PROMPT, error_of
 
 
@@ -60,16 +61,108 @@ def test_content_length_and_chunks_exclude_each_other(served: Served) -> None:
         assert sock.recv(65536).startswith(b"HTTP/1.1 400")
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:99", "[::1]:80", "box.lan", "BOX.lan"])
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "127.0.0.1:99", "[::1]:80", "[0::1]", "box.lan", "BOX.lan:443"],
+)
 def test_host_of_ours_is_served(client: httpx.Client, host: str) -> None:
     assert client.get("/health", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.com", "0.0.0.0", "localhost.evil.com", "", "box.lan.", "a:b:c"]
+    "host",
+    [
+        "evil.com",
+        "0.0.0.0",
+        "localhost.evil.com",
+        "",
+        "box.lan.",
+        "a:b:c",
+        "[::1]evil",
+        "[::1]evil:80",
+        "localhost:evil.com",
+        "localhost:80@evil.com",
+        "localhost:70000",
+        "localhost:0",
+        "127.0.0.1:",
+    ],
 )
 def test_host_that_is_foreign_is_refused(client: httpx.Client, host: str) -> None:
     error_of(client.get("/health", headers={"host": host}), 400, "INVALID_REQUEST")
+
+
+FOREIGN_PAGES: list[dict[str, str]] = [
+    {"origin": "https://evil.example"},
+    {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+    {"origin": "http://localhost:3000", "sec-fetch-site": "same-site"},
+    {"origin": "null"},
+    {"origin": "http://[::1"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+]
+
+
+@pytest.mark.parametrize("page", FOREIGN_PAGES)
+def test_origin_that_is_foreign_may_not_change_anything(
+    served: Served, client: httpx.Client, page: dict[str, str]
+) -> None:
+    before = len(served.workers.jobs)
+    for method, path in [
+        ("POST", NATIVE),
+        ("POST", "/api/v1/models/demo/load"),
+        ("DELETE", "/api/v1/tasks/x"),
+        ("PATCH", "/api/v1/keys/x"),
+        ("PUT", "/nope"),
+    ]:
+        # Text and forms are what a page can send without being asked first.
+        headers = {"content-type": "text/plain", **page}
+        refused = client.request(method, path, content=json.dumps(PROMPT), headers=headers)
+        assert error_of(refused, 403, "INSUFFICIENT_SCOPE")["param"] == "Origin"
+    assert len(served.workers.jobs) == before
+    assert client.get("/health", headers=page).status_code == 200
+
+
+def test_origin_of_our_own_may_use_the_api(served: Served, client: httpx.Client) -> None:
+    for page in (
+        {"origin": served.url, "sec-fetch-site": "same-origin"},
+        {"origin": served.url},
+        {"sec-fetch-site": "none"},
+    ):
+        assert client.post(NATIVE, json=PROMPT, headers=page).status_code == 200
+
+
+def test_origin_in_the_settings_may_use_the_api(tmp_path: Path) -> None:
+    page = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
+    with serve(tmp_path, server={"cors_origins": ["https://app.example"]}) as served:
+        headers = {**served.headers("inference:text"), **page}
+        answer = httpx.post(served.url + NATIVE, json=PROMPT, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        asked = {**page, "access-control-request-method": "POST"}
+        assert httpx.options(served.url + NATIVE, headers=asked).status_code == 200
+        other = {**headers, "origin": "https://evil.example"}
+        refused = httpx.post(served.url + NATIVE, json=PROMPT, headers=other)
+        error_of(refused, 403, "INSUFFICIENT_SCOPE")
+
+
+def test_origin_is_checked_where_keys_are_off(tmp_path: Path) -> None:
+    with serve(tmp_path, security={"require_api_key": False}) as served:
+        page = {"origin": "https://evil.example"}
+        for path in ("/api/v1/models/demo/load", "/api/v1/workers/demo/0/restart"):
+            refused = httpx.post(served.url + path, headers=page)
+            error_of(refused, 403, "INSUFFICIENT_SCOPE")
+        assert served.services.operations.status("demo") == "available"
+
+
+def test_cache_control_is_no_store_on_every_answer(
+    client: httpx.Client, admin: httpx.Client
+) -> None:
+    answers = [admin.get(path) for path in ("/v1/models", "/api/v1/tasks", "/api/v1/keys")]
+    answers += [client.get("/livez"), client.get("/nope"), client.post(NATIVE, json=PROMPT)]
+    answers += [client.post(NATIVE, json={**PROMPT, "stream": True})]
+    answers += [client.post(NATIVE, json={**PROMPT, "model": "gpt"})]
+    for answer in answers:
+        assert answer.headers.get_list("cache-control") == ["no-store"], answer.url
 
 
 def test_credential_in_an_address_is_refused(client: httpx.Client) -> None:

@@ -1,6 +1,7 @@
 """WebSockets: a watcher that does not read is disconnected; the task and the others go on."""
 
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -35,7 +36,9 @@ def gushing(tmp_path: Path) -> Iterator[Served]:
         yield served
 
 
-def shake_hands(served: Served, task_id: str, host: str = "localhost") -> socket.socket:
+def shake_hands(
+    served: Served, task_id: str, host: str = "localhost", more: bytes = b""
+) -> socket.socket:
     """Connect a watcher that reads no more than the test reads."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -44,8 +47,8 @@ def shake_hands(served: Served, task_id: str, host: str = "localhost") -> socket
     sock.sendall(
         b"GET /ws/inference/%b HTTP/1.1\r\nHost: %b\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-API-Key: %b\r\n\r\n"
-        % (task_id.encode(), host.encode(), served.keys["inference:text"].encode())
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-API-Key: %b\r\n%b\r\n"
+        % (task_id.encode(), host.encode(), served.keys["inference:text"].encode(), more)
     )
     return sock
 
@@ -93,10 +96,36 @@ def test_watcher_that_never_reads_is_cut_off(
         eventually(lambda: not gushing.websockets(), 5)
 
 
-def test_handshake_under_a_foreign_host_is_refused(gushing: Served) -> None:
-    with shake_hands(gushing, "task-x", host="evil.example") as sock:
-        answer = b""
-        while chunk := sock.recv(65536):
-            answer += chunk
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert b"INVALID_REQUEST" in answer
+def answer_to(sock: socket.socket) -> bytes:
+    answer = b""
+    while chunk := sock.recv(65536):
+        answer += chunk
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "status", "code"),
+    [
+        ("evil.example", b"", 400, b"INVALID_REQUEST"),
+        ("localhost", b"Origin: https://evil.example\r\n", 403, b"INSUFFICIENT_SCOPE"),
+        ("localhost", b"Origin: http://[::1\r\n", 403, b"INSUFFICIENT_SCOPE"),
+        ("localhost", b"Origin: null\r\n", 403, b"INSUFFICIENT_SCOPE"),
+        ("localhost", b"Sec-Fetch-Site: cross-site\r\n", 403, b"INSUFFICIENT_SCOPE"),
+        ("localhost", b"X-API-Key: other\r\n", 400, b"INVALID_REQUEST"),
+        ("localhost", b"Content-Encoding: gzip\r\n", 415, b"UNSUPPORTED_MEDIA_TYPE"),
+        ("localhost", b"Origin: http://localhost\r\n", 404, b"TASK_NOT_FOUND"),
+    ],
+)
+def test_handshake_that_is_refused_has_its_error_and_no_log_line(
+    served: Served,
+    caplog: pytest.LogCaptureFixture,
+    host: str,
+    more: bytes,
+    status: int,
+    code: bytes,
+) -> None:
+    with caplog.at_level(logging.WARNING), shake_hands(served, "task-x", host, more) as sock:
+        answer = answer_to(sock)
+    assert answer.startswith(b"HTTP/1.1 %d" % status), answer
+    assert code in answer
+    assert not caplog.records
