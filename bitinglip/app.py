@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
 
-from bitinglip import __version__, api
+from bitinglip import __version__, api, tls
 from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
@@ -15,10 +16,12 @@ from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.db.database import Database
+from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
 from bitinglip.results.files import CLEAN_SECONDS, Files
+from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
@@ -26,6 +29,9 @@ from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
+from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
+from bitinglip.tasks.revocation import Revocation
+from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
@@ -34,7 +40,7 @@ from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.devices.host import Host
-from workers.launcher import SpawnLauncher
+from workers.launcher import Launcher, SpawnLauncher
 from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
@@ -48,11 +54,16 @@ def build(
     settings: Settings,
     home: Home,
     *,
+    launcher: Launcher | None = None,
     on_open: Opened = lambda _services, _key: None,
     on_fatal: Callable[[], None] = lambda: None,
     connections: Connections | None = None,
 ) -> FastAPI:
-    """The application for a home. ``on_fatal`` is called when a background task has died."""
+    """Build the application for a home.
+
+    ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
+    when a background task has died. ``connections`` are the books of the server that runs it.
+    """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
     books = connections
@@ -60,7 +71,9 @@ def build(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services, admin_key = await _open(settings, home, books, stack)
+            services, admin_key = await _open(
+                settings, home, launcher or SpawnLauncher(), books, stack
+            )
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -73,15 +86,19 @@ def build(
         title="BitingLip",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     api.mount(app, settings)
     return app
 
 
 async def _open(
-    settings: Settings, home: Home, connections: Connections, stack: AsyncExitStack
+    settings: Settings,
+    home: Home,
+    launcher: Launcher,
+    connections: Connections,
+    stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     health = Health()
     db = await Database.open(home.database, health)
@@ -102,7 +119,7 @@ async def _open(
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
     pool = WorkerPool(
-        SpawnLauncher(),
+        launcher,
         dispatcher.delivery,
         heartbeat_timeout=settings.workers.heartbeat_timeout,
         load_timeout=settings.workers.load_timeout,
@@ -118,10 +135,24 @@ async def _open(
         retention=settings.files.retention or settings.tasks.retention,
         max_bytes=settings.files.max_bytes,
     )
+    space = DiskSpace(home.root, settings.files.min_free_bytes)
+    uploads = Uploads(home.uploads, max_bytes=settings.files.max_upload_bytes, space=space)
     tasks = Tasks(
-        db, dispatcher, inference_response, files.keep, retention=settings.tasks.retention
+        TaskStore(
+            db,
+            inference_response,
+            retention=settings.tasks.retention,
+            max_bytes=settings.tasks.max_bytes,
+            space=space,
+        ),
+        dispatcher,
+        register_files=files.register,
+        discard_uploads=uploads.discard,
+        retention=settings.tasks.retention,
     )
     await tasks.recover()
+    revocation = Revocation(keys, dispatcher, tasks)
+    await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
@@ -143,8 +174,10 @@ async def _open(
         metrics=metrics,
         db=db,
         tasks=tasks,
+        revocation=revocation,
         tickets=Tickets(),
         files=files,
+        uploads=uploads,
         health=health,
         concurrency=KeyConcurrency(connections.capacity.per_key),
     )
@@ -174,9 +207,17 @@ def _start(background: Background, services: Services) -> None:
     every(_SAMPLE_SECONDS, operations.sample_devices, "sample devices", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
-    clean = lambda: files.clean(tasks.is_open)  # noqa: E731
+
+    async def clean() -> None:
+        await files.clean(tasks.is_open)
+        await services.uploads.clean(tasks.is_open)
+
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    if services.settings.server.tls_cert is not None:
+        expiry = partial(tls.warn, services.settings.server)
+        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
 
 
 async def _last(flush: Callable[[], Awaitable[None]]) -> None:

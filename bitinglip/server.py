@@ -6,11 +6,14 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from bitinglip import standard_streams
+import structlog
+
+from bitinglip import local_socket, standard_streams
 from bitinglip.api.services import Services
 from bitinglip.app import build
 from bitinglip.db.files import DatabaseError
@@ -18,13 +21,20 @@ from bitinglip.errors import DatabaseUnavailable
 from bitinglip.home import Home, HomeLock
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
-from bitinglip.http.server import HttpServer, config
+from bitinglip.http.server import HttpServer
 from bitinglip.service_manager import ServiceManager
 from bitinglip.settings import Server as ServerSettings
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
 from bitinglip.telemetry import logs
+from bitinglip.tls import check_tls
 
+log = structlog.get_logger(__name__)
+
+_LOOPBACK_IS_LOCAL = (
+    "requests from loopback are taken for local ones: /metrics needs no key; behind a reverse "
+    "proxy on this machine, set server.trust_loopback to false"
+)
 #: where a server that listens on every address can be reached from its own machine
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 EXIT_FATAL = 70  #: a part of the server died; service managers restart on it
@@ -44,11 +54,15 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
+    check_tls(settings.server)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)
+        if settings.server.trust_loopback:
+            log.info(_LOOPBACK_IS_LOCAL)
         try:
-            return _Runner(settings, home, sock).run()
+            with local_socket.listen(home) as local:
+                return _Runner(settings, home, sock, local).run()
         except DatabaseUnavailable as error:
             raise DatabaseError(f"{home.database}: {error.message}") from error
         finally:
@@ -74,32 +88,25 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 def _tls(server: ServerSettings) -> ssl.SSLContext | None:
-    """The certificate that the settings name, if they do."""
-    if server.tls_cert is None or server.tls_key is None:
+    """The certificate that the settings name, if they do; ``check_tls`` has found it good."""
+    if server.tls_cert is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
-    for name in (server.tls_cert, server.tls_key):
-        try:
-            open(name, "rb").close()
-        except OSError as error:
-            raise StartRefused(f"{name}: {error.strerror}") from error
-    try:
-        context.load_cert_chain(server.tls_cert, server.tls_key)
-    except (ssl.SSLError, ValueError) as error:
-        raise StartRefused(
-            f"{server.tls_cert} and {server.tls_key} are no certificate (PEM) and its key"
-        ) from error
+    context.load_cert_chain(server.tls_cert, server.tls_key)
     return context
 
 
 class _Runner(HttpServer):
     """uvicorn with our way down: refuse new work, let running work end, then close."""
 
-    def __init__(self, settings: Settings, home: Home, sock: socket.socket) -> None:
+    def __init__(
+        self, settings: Settings, home: Home, sock: socket.socket, local: socket.socket | None
+    ) -> None:
         self._settings = settings
         self._home = home
         self._socket = sock
+        self._local = local
         self._services: Services | None = None
         self._draining: asyncio.Task[None] | None = None
         self._exit_code = 0
@@ -109,14 +116,11 @@ class _Runner(HttpServer):
         host = _WILDCARDS.get(host, host)
         self._url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
-        self._app = build(
+        app = build(
             settings, home, on_open=self._opened, on_fatal=self._fatal, connections=connections
         )
-        super().__init__(
-            config(self._app, loop="uvloop", log_level="warning"),
-            connections,
-            _tls(settings.server),
-        )
+        options = {"loop": "uvloop", "log_level": "warning", "timeout_graceful_shutdown": 2}
+        super().__init__(app, connections, tls=_tls(settings.server), **options)
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
         self._home.write_server_json(self._url, os.getpid())
@@ -126,16 +130,6 @@ class _Runner(HttpServer):
             self._home.remove_server_json()
             self._manager.close()
         return self._exit_code
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the application, serve, close it. What keeps it from opening is raised as it is."""
-        with self.capture_signals():
-            async with self._app.router.lifespan_context(self._app):
-                watchdog = asyncio.create_task(self._manager.feed_watchdog(), name="watchdog")
-                try:
-                    await self._serve(sockets)
-                finally:
-                    watchdog.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -147,6 +141,12 @@ class _Runner(HttpServer):
                 yield
             finally:
                 signal.signal(signal.SIGHUP, before)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._local is not None:
+            local_socket.serve(self, self._local)
+        self._watchdog = asyncio.create_task(self._manager.feed_watchdog(), name="watchdog")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's
         """A signal's handler only asks; the loop acts."""
@@ -182,7 +182,7 @@ class _Runner(HttpServer):
         gc.set_threshold(20_000, 20, 20)
         lines = [f"BitingLip answers on {self._url}", f"  docs    {self._url}/docs"]
         if admin_key:
-            lines.append(f"  key     {admin_key}   (shown once; also in {self._home.admin_key})")
+            lines.append(f"  key     {_key_text(admin_key, self._home)}")
         names = services.store.names()
         lines.append(f"  models  {', '.join(names) or 'none yet: bitinglip models pull REPO'}")
         if names:
@@ -200,3 +200,10 @@ class _Runner(HttpServer):
         problems = self._services.health.problems()
         degraded = "".join(f"; {check} is degraded: {why}" for check, why in problems.items())
         return f"answers on {self._url}{degraded}"
+
+
+def _key_text(admin_key: str, home: Home) -> str:
+    """Show a new admin key on a terminal only: other output ends in journals and log files."""
+    if sys.stdout.isatty():
+        return f"{admin_key}   (shown once; also in {home.admin_key})"
+    return f"in {home.admin_key}"

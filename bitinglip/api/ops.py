@@ -1,4 +1,4 @@
-"""Whether the server lives, is ready, is well, and what it counts."""
+"""Routes for operating the server: liveness, readiness, health, metrics."""
 
 import asyncio
 import time
@@ -25,13 +25,13 @@ _CHECK_TIMEOUT = 2.0
 
 @router.get("/livez")
 async def livez() -> Response:
-    """The process answers."""
+    """Respond while the process lives."""
     return json_response({"status": "alive"})
 
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """Whether requests are taken: 503 while starting, draining or unable to serve."""
+    """Respond 200 if the server takes requests; 503 while it starts, drains or cannot serve."""
     services = services_of(request)
     if services.dispatcher.draining:
         return json_response({"status": "draining"}, 503)
@@ -44,7 +44,7 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """The parts of the server and how they are."""
+    """Check the parts of the server."""
     services = services_of(request)
     checks = {
         "database": await _checked(services.db.check),
@@ -66,7 +66,7 @@ async def health(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus or OpenMetrics text, as asked for; open to this machine, else by scope."""
+    """Render the metrics as Prometheus or OpenMetrics text; open to this machine, else by scope."""
     if not from_this_machine(request):
         authorize(request, Scope.CLUSTER_READ)
     body, content_type = services_of(request).metrics.render(request.headers.get("accept", ""))

@@ -1,4 +1,4 @@
-"""The parts of the running server, as handlers reach them."""
+"""Gives handlers the parts of the running server."""
 
 from dataclasses import dataclass, field
 
@@ -11,10 +11,12 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
+from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
@@ -23,7 +25,7 @@ from model_store.store import ModelStore
 
 @dataclass(frozen=True)
 class Services:
-    """All parts of the running server; at ``app.state.services`` once it is up."""
+    """Holds all parts of the running server, at ``app.state.services`` once it is up."""
 
     settings: Settings
     home: Home
@@ -35,8 +37,10 @@ class Services:
     metrics: Metrics
     db: Database
     tasks: Tasks
+    revocation: Revocation
     tickets: Tickets
     files: Files
+    uploads: Uploads
     health: Health = field(default_factory=Health)
     concurrency: KeyConcurrency = field(default_factory=KeyConcurrency)
 
@@ -47,5 +51,5 @@ def services_of(request: HTTPConnection) -> Services:
 
 
 def services_in(scope: HttpScope) -> Services | None:
-    """The services, or None while the server is not up yet."""
+    """Return the services; None while the server is not up yet."""
     return getattr(scope["app"].state, "services", None)

@@ -32,6 +32,10 @@ _PRAGMAS = {
 _WRITER_PRAGMAS = {"journal_mode": "WAL", "synchronous": "FULL"} | _PRAGMAS
 
 
+_SPARE_PAGES = 256  #: free pages that are kept for the next rows
+_PAGES_AT_ONCE = 4096  #: 16 MiB: a fraction of a second
+
+
 class Database:
     """Sessions on one SQLite file; ``open`` it once, ``close`` it last.
 
@@ -101,8 +105,13 @@ class Database:
 
     async def check(self) -> None:
         """Raises DatabaseUnavailable when the database does not answer; for the health route."""
-        async with self.read() as session:
-            await session.execute(text("SELECT version_num FROM alembic_version"))
+        try:
+            async with self.read() as session:
+                await session.execute(text("SELECT version_num FROM alembic_version"))
+        except exc.OperationalError as error:  # its tables are gone
+            raise DatabaseUnavailable(
+                "The database has been changed by another program."
+            ) from error
 
     async def probe(self) -> None:
         """While changes fail, try one that means nothing, to find out when they work again."""
@@ -111,6 +120,16 @@ class Database:
                 (number,) = (await session.execute(text("PRAGMA user_version"))).one()
                 # Another value than before: the same one would not reach the disk.
                 await session.execute(text(f"PRAGMA user_version = {1 - bool(number)}"))
+
+    async def shrink(self) -> None:
+        """Give free pages back to the disk, a part of them at a time. Raises as ``write`` does."""
+        async with self.write() as session:
+            (free,) = (await session.execute(text("PRAGMA freelist_count"))).one()
+            if free > _SPARE_PAGES:
+                raw = await (await session.connection()).get_raw_connection()
+                driver: Any = raw.driver_connection
+                # It moves one page a step; only a script runs to its end, outside transactions.
+                await driver.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
 
     async def _take_turn(self) -> None:
         try:

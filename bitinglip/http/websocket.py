@@ -1,4 +1,4 @@
-"""How uvicorn speaks WebSocket for us: small messages in, and no wait for a client that is deaf."""
+"""Configures uvicorn's WebSockets: small messages in, no output kept for clients that stall."""
 
 from typing import Any
 
@@ -7,10 +7,12 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from bitinglip.http.connections import Connection, Connections
 
-LINGER_SECONDS = 10.0  #: for a client to take what is written before the connection is cut
+LINGER_SECONDS = 10.0  #: seconds that a client has to read the rest before the connection is cut
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's protocol, which closes connections of clients that have stopped reading."""
+
     def take_over(self, connections: Connections, connection: Connection) -> None:
         """Serve a connection that began as HTTP, and stays in the same books."""
         self._books, self._connection = connections, connection
@@ -22,20 +24,22 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def expire(self) -> None:
-        """A WebSocket has no deadline: pings find out whether its client lives."""
+        """Do nothing: a WebSocket has no deadline, pings find out whether its client lives."""
 
     async def send(self, message: ASGISendEvent) -> None:
         if message["type"] == "websocket.close":
-            self.writable.set()  # the last frame queues behind what is unread, we do not
+            self.writable.set()  # queue the close frame behind unread data without waiting
         await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # it was refused: uvicorn would log that as an error
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
-        # Closing waits until all is read, which a client may put off for ever.
+        # The transport closes once all data is read, which a client can delay for ever.
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
 
-#: what ``uvicorn.Config`` needs to know
+#: arguments of ``uvicorn.Config``
 OPTIONS: dict[str, Any] = {
     "ws": WebSocketProtocol,
     "ws_max_size": 4096,

@@ -18,6 +18,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bitinglip.settings import Logging
+from bitinglip.telemetry.rate_limit import RepeatLimit
 from bitinglip.telemetry.redaction import mask
 
 #: lines that may wait for a slow stderr; more are dropped and counted
@@ -49,6 +50,7 @@ def configure(settings: Logging, stream: TextIO | None = None) -> Callable[[], N
     handler = _Enqueue(SimpleQueue())
     formatter = _formatter(settings.format, stream)
     handler.setFormatter(formatter)
+    handler.addFilter(RepeatLimit())
     listener = _Listener(handler.queue, _Writer(stream, formatter))
     root = logging.getLogger()
     before = root.level

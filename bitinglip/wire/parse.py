@@ -1,4 +1,4 @@
-"""Raw bytes to a checked request, or one error that names the field and never its value."""
+"""Parsing makes bytes a checked request, or raises an error that names the field, not its value."""
 
 import re
 from typing import TypeVar
@@ -38,7 +38,7 @@ def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
 
 
 def param_path(loc: tuple[int | str, ...]) -> str | None:
-    """``("messages", 0, "content")`` to ``messages[0].content``."""
+    """Join a path: ``("messages", 0, "content")`` becomes ``messages[0].content``."""
     path = ""
     for step in loc:
         if isinstance(step, int):
@@ -49,7 +49,7 @@ def param_path(loc: tuple[int | str, ...]) -> str | None:
 
 
 def check_depth(raw: bytes) -> None:
-    """Refuse JSON that is nested deeper than 64; costs next to nothing for ordinary bodies."""
+    """Refuse JSON that is nested deeper than 64; ordinary bodies take two counts."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
     brackets = _STRING.sub(b"", raw).translate(_ROUND, _NOT_BRACKETS)

@@ -1,4 +1,4 @@
-"""Footprints: the memory that models take, estimated first, then measured, kept over restarts."""
+"""Footprints hold the memory that models take: estimated, then measured, kept over restarts."""
 
 import dataclasses
 import hashlib
@@ -39,7 +39,7 @@ class _Learned:
 
 
 class Footprints:
-    """They are held in memory; ``flush`` writes changes to the database."""
+    """Holds footprints in memory; ``flush`` writes changes to the database."""
 
     def __init__(self, db: Database | None = None) -> None:
         self._db = db
@@ -92,7 +92,7 @@ class Footprints:
             found.changed = True
 
     def raise_minimum(self, manifest: Manifest, load_config: LoadConfig, at_least: int) -> None:
-        """The model ran out of memory: plan with more the next time."""
+        """Plan with more memory the next time: the model ran out of it."""
         if load_config.fake_bytes is None:
             found = self._of(manifest, load_config)
             found.floor_bytes, found.changed = max(found.floor_bytes, at_least), True
@@ -113,7 +113,7 @@ class Footprints:
 
 
 def _key(manifest: Manifest, load_config: LoadConfig) -> str:
-    """The same files under the same settings on the same kind of device."""
+    """Return the same key for the same files under the same settings on the same kind of device."""
     facts = (manifest.name, [f.sha256 for f in manifest.files], dataclasses.astuple(load_config))
     return hashlib.blake2b(msgspec.json.encode(facts), digest_size=16).hexdigest()
 

@@ -8,11 +8,12 @@ import pytest
 
 from bitinglip.db.database import Database
 from bitinglip.db.retention import Retention
+from bitinglip.disk_space import DiskSpace
 from bitinglip.results.files import Files
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import TextJob
 from bitinglip.tasks.store import TaskStore
 from bitinglip.wire.response import inference_response
+from tests.support.jobs import text_job
 from workers import protocol
 
 DAY = 86_400.0
@@ -90,9 +91,15 @@ def test_cleanup_after_a_clock_jump_keeps_tasks_and_files(
         db = await Database.open(tmp_path / "b.db")
         folder = tmp_path / "files"
         folder.mkdir()
-        rows = TaskStore(db, inference_response, DAY)
+        rows = TaskStore(
+            db,
+            inference_response,
+            retention=DAY,
+            max_bytes=10**9,
+            space=DiskSpace(tmp_path, 0),
+        )
         files = Files(db, folder, retention=DAY, max_bytes=10**9)
-        job = TextJob(model="m", key_id="k", prompt="p", sampling=protocol.Sampling(max_tokens=1))
+        job = text_job()
         event_log = EventLog(job)
         await rows.add(job)
         event_log.put(protocol.Cancelled(id=job.id))
