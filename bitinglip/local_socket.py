@@ -4,17 +4,14 @@ The address of a request does not tell a local client from a reverse proxy on th
 Only those who can read the home can open this socket, so its requests are local without doubt.
 """
 
-import asyncio
 import errno
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import structlog
-import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bitinglip.api.auth import mark_as_local
@@ -54,25 +51,11 @@ def _listen(sock: socket.socket, address: str | None) -> None:
     sock.listen(128)
 
 
-async def serve(server: uvicorn.Server, sock: socket.socket) -> None:
-    """Let a started server listen on this socket, too; it closes it with its others."""
+def marked(app: ASGIApp) -> ASGIApp:
+    """Mark the requests of an application as local."""
 
-    def make_protocol() -> asyncio.Protocol:
-        config: Any = server.config
-        protocol: Any = config.http_protocol_class(
-            config=config, server_state=server.server_state, app_state=server.lifespan.state
-        )
-        protocol.app = _marked(protocol.app)
-        made: asyncio.Protocol = protocol
-        return made
-
-    loop = asyncio.get_running_loop()
-    server.servers.append(await loop.create_unix_server(make_protocol, sock=sock))
-
-
-def _marked(app: ASGIApp) -> ASGIApp:
-    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+    async def local(scope: Scope, receive: Receive, send: Send) -> None:
         mark_as_local(scope)
         await app(scope, receive, send)
 
-    return marked
+    return local

@@ -1,6 +1,7 @@
 """Serves the whole application in a thread of the test; only the workers follow a script."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -9,16 +10,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
 
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.scopes import Scope
-from bitinglip.api import websocket
 from bitinglip.api.services import Services
 from bitinglip.app import build
 from bitinglip.db.database import Database
 from bitinglip.home import Home
+from bitinglip.http import websocket
+from bitinglip.http.capacity import capacity
+from bitinglip.http.connections import Connections, Times
+from bitinglip.http.server import HttpServer, config
 from bitinglip.settings import Settings
 from model_store.store import ModelStore
 from tests.support.model_folders import llama, pipeline
@@ -29,7 +32,11 @@ from workers import protocol
 ADMIN = "admin"
 EXPIRED = "expired"
 #: more than one scope in one key, as tests name them
-_PAIRS = ("cluster:write,cluster:read",)
+_PAIRS = (
+    "cluster:write,cluster:read",
+    "inference:text,inference:image",
+    "inference:text,models:read",
+)
 _QUIET = {"demo": "never", "workers": {"spare": False}, "devices": {"page_cache_bytes": 0}}
 
 
@@ -72,7 +79,8 @@ class Served:
     app: FastAPI
     services: Services
     workers: ScriptedLauncher
-    server: uvicorn.Server
+    server: HttpServer
+    connections: Connections
     loop: asyncio.AbstractEventLoop
     keys: dict[str, str] = field(default_factory=dict)  #: by scope, or by ``scope,scope``
 
@@ -95,7 +103,14 @@ class Served:
 
 
 @contextmanager
-def serve(root: Path, script: Script = echo, *, slots: int = 64, **values: Any) -> Iterator[Served]:
+def serve(
+    root: Path,
+    script: Script = echo,
+    *,
+    slots: int = 64,
+    times: Times | None = None,
+    **values: Any,
+) -> Iterator[Served]:
     """Serve a home under ``root`` with three models: demo and org/deep (text), painter (image).
 
     ``values`` are settings; sections are merged with those that keep a test quiet.
@@ -114,17 +129,19 @@ def serve(root: Path, script: Script = echo, *, slots: int = 64, **values: Any) 
         found.append((services, asyncio.get_running_loop()))
         opened.set()
 
-    app = build(settings, home, launcher=workers, on_open=on_open)
-    server = uvicorn.Server(_config(app))
-    thread = threading.Thread(target=server.run)
+    connections = Connections(capacity(settings.server, 1024), times)
+    app = build(settings, home, launcher=workers, on_open=on_open, connections=connections)
+    server = HttpServer(config(app), connections)
+    sock = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: asyncio.run(_run(app, server, sock)))
     thread.start()
     try:
         while not (opened.wait(0.01) and server.started):
             assert thread.is_alive(), "the server did not start"
-        port = int(server.servers[0].sockets[0].getsockname()[1])
+        port = int(sock.getsockname()[1])
         services, loop = found[0]
         url = f"http://127.0.0.1:{port}"
-        yield Served(url, port, home, app, services, workers, server, loop, keys)
+        yield Served(url, port, home, app, services, workers, server, connections, loop, keys)
     finally:
         server.should_exit = True
         thread.join()
@@ -136,19 +153,9 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def _config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        port=0,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        http="httptools",
-        proxy_headers=False,
-        timeout_graceful_shutdown=1,
-        **websocket.OPTIONS,
-    )
+async def _run(app: FastAPI, server: HttpServer, sock: socket.socket) -> None:
+    async with app.router.lifespan_context(app):
+        await server.serve([sock])
 
 
 def _make_models(home: Home, root: Path) -> None:
