@@ -62,7 +62,7 @@ def build(
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
-    when a background task has died.
+    when a background task has died. ``connections`` are the books of the server that runs it.
     """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))

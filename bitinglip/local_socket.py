@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bitinglip.api.auth import mark_as_local
 from bitinglip.home import Home, socket_address
+from bitinglip.http.server import HttpServer
 
 log = structlog.get_logger(__name__)
 
@@ -48,13 +49,16 @@ def _listen(sock: socket.socket, address: str | None) -> None:
             os.unlink(address)  # its server was killed
     sock.bind(address)
     os.chmod(address, 0o600)  # before listen: until then, nobody can connect
-    sock.listen(128)
+    sock.listen()
 
 
-def marked(app: ASGIApp) -> ASGIApp:
-    """Mark the requests of an application as local."""
+def serve(server: HttpServer, sock: socket.socket) -> None:
+    """Let a started server listen on this socket, too; it closes it with its others."""
+    server.listen_locally(sock, _marked)
 
-    async def local(scope: Scope, receive: Receive, send: Send) -> None:
+
+def _marked(app: ASGIApp) -> ASGIApp:
+    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
         mark_as_local(scope)
         await app(scope, receive, send)
 

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from types import FrameType
 
 import structlog
 
-from bitinglip import local_socket, standard_streams, tls
+from bitinglip import local_socket, standard_streams
 from bitinglip.api.services import Services
 from bitinglip.app import build
 from bitinglip.db.files import DatabaseError
@@ -20,7 +21,7 @@ from bitinglip.errors import DatabaseUnavailable
 from bitinglip.home import Home, HomeLock
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
-from bitinglip.http.server import HttpServer, config
+from bitinglip.http.server import HttpServer
 from bitinglip.service_manager import ServiceManager
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
@@ -84,6 +85,16 @@ def _bind(settings: Settings) -> socket.socket:
     return sock
 
 
+def _tls(server: ServerSettings) -> ssl.SSLContext | None:
+    """The certificate that the settings name, if they do; ``check_tls`` has found it good."""
+    if server.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(server.tls_cert, server.tls_key)
+    return context
+
+
 class _Runner(HttpServer):
     """uvicorn with our way down: refuse new work, let running work end, then close."""
 
@@ -103,14 +114,11 @@ class _Runner(HttpServer):
         host = _WILDCARDS.get(host, host)
         self._url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
-        self._app = build(
+        app = build(
             settings, home, on_open=self._opened, on_fatal=self._fatal, connections=connections
         )
-        super().__init__(
-            config(self._app, loop="uvloop", log_level="warning"),
-            connections,
-            tls.server_context(settings.server),
-        )
+        options = {"loop": "uvloop", "log_level": "warning", "timeout_graceful_shutdown": 2}
+        super().__init__(app, connections, tls=_tls(settings.server), **options)
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
         self._home.write_server_json(self._url, os.getpid())
@@ -120,16 +128,6 @@ class _Runner(HttpServer):
             self._home.remove_server_json()
             self._manager.close()
         return self._exit_code
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the application, serve, close it. What keeps it from opening is raised as it is."""
-        with self.capture_signals():
-            async with self._app.router.lifespan_context(self._app):
-                watchdog = asyncio.create_task(self._manager.feed_watchdog(), name="watchdog")
-                try:
-                    await self._serve(sockets)
-                finally:
-                    watchdog.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -145,7 +143,8 @@ class _Runner(HttpServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._local is not None:
-            self.serve_on(self._local, local_socket.marked)
+            local_socket.serve(self, self._local)
+        self._watchdog = asyncio.create_task(self._manager.feed_watchdog(), name="watchdog")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's
         """A signal's handler only asks; the loop acts."""

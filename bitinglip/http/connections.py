@@ -124,7 +124,8 @@ class Connections:
     def admit(self, host: str | None) -> Connection | None:
         """Take in a new connection from ``host``, which is None for a Unix socket.
 
-        Returns None if it is too many even for a guest: close it then.
+        Returns None if it is too many even for a guest: close it then. The Unix socket's are no
+        guests: whoever may open it runs this server, and wants to know what is going on.
         """
         self._keep_ticking()
         connection, address = Connection(self.now + self.times.header), self._address(host)
@@ -132,7 +133,7 @@ class Connections:
             self._make_room(address.idle)
         elif len(self._all) >= self.capacity.total:
             self._make_room(self._silent or self._resting)
-        if self._is_full(address):  # all others are at work
+        if host is not None and self._is_full(address):  # all others are at work
             self.refused["connections"] += 1
             if self._guests >= self.capacity.spare:
                 return None

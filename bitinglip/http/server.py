@@ -7,59 +7,70 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from bitinglip.http import websocket
-from bitinglip.http.acceptor import Acceptor
+from bitinglip.http.acceptor import Acceptor, Factory
 from bitinglip.http.connections import Connection, Connections
 from bitinglip.http.protocol import HttpProtocol
 
 
-def config(app: ASGIApp, **options: Any) -> uvicorn.Config:
-    """Return uvicorn's configuration; who runs the server opens and closes the application."""
-    return uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=True,
-        lifespan="off",
-        http="httptools",
-        **websocket.OPTIONS,
-        proxy_headers=False,
-        timeout_graceful_shutdown=2,
-        **options,
-    )
-
-
 class HttpServer(uvicorn.Server):
-    """A server on sockets that are bound already; ``connections`` are its books."""
+    """Serves an application on sockets that are bound already; ``connections`` are its books."""
 
     def __init__(
-        self, config: uvicorn.Config, connections: Connections, tls: ssl.SSLContext | None = None
+        self,
+        app: FastAPI,
+        connections: Connections,
+        *,
+        tls: ssl.SSLContext | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(config)
+        """``options`` are uvicorn's."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",  # see ``serve``
+                http="httptools",
+                **websocket.OPTIONS,
+                proxy_headers=False,
+                **options,
+            )
+        )
+        self._app = app
         self._connections = connections
         self._tls = tls
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the application, serve, close it. What keeps it from opening is raised as it is."""
+        with self.capture_signals():
+            async with self._app.router.lifespan_context(self._app):
+                await self._serve(sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # They do all that uvicorn asks of its servers.
-        self.servers = [cast("asyncio.Server", self._acceptor(sock)) for sock in sockets or ()]
+        self.servers = []
+        for sock in sockets or ():
+            self.listen(sock, self._protocol, self._tls)
         self.started = True
 
-    def serve_on(self, sock: socket.socket, wrap: Callable[[ASGIApp], ASGIApp]) -> None:
-        """Listen on a further socket, without TLS; its requests go through ``wrap``."""
+    def listen(self, sock: socket.socket, protocol: Factory, tls: ssl.SSLContext | None) -> None:
+        """Serve this socket too, from now on; it is closed with the others."""
+        acceptor = Acceptor(sock, self._connections, protocol, tls)
+        self.servers.append(cast("asyncio.Server", acceptor))  # it does all that uvicorn asks
+
+    def listen_locally(self, sock: socket.socket, wrap: Callable[[Any], ASGIApp]) -> None:
+        """Serve a Unix socket, with an application that ``wrap`` makes of the usual one."""
 
         def protocol(connection: Connection) -> HttpProtocol:
             made = self._protocol(connection)
-            made.app = wrap(made.app)
+            made.app = cast("Any", wrap(made.app))
             return made
 
-        acceptor = Acceptor(sock, self._connections, protocol, None)
-        self.servers.append(cast("asyncio.Server", acceptor))
-
-    def _acceptor(self, sock: socket.socket) -> Acceptor:
-        return Acceptor(sock, self._connections, self._protocol, self._tls)
+        self.listen(sock, protocol, None)
 
     def _protocol(self, connection: Connection) -> HttpProtocol:
         return HttpProtocol(self._connections, connection, self.config, self.server_state)

@@ -24,7 +24,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def expire(self) -> None:
-        """A WebSocket has no deadline: pings find out whether its client lives."""
+        """Do nothing: a WebSocket has no deadline, pings find out whether its client lives."""
 
     async def send(self, message: ASGISendEvent) -> None:
         if message["type"] == "websocket.close":

@@ -21,7 +21,7 @@ from bitinglip.home import Home
 from bitinglip.http import websocket
 from bitinglip.http.capacity import capacity
 from bitinglip.http.connections import Connections, Times
-from bitinglip.http.server import HttpServer, config
+from bitinglip.http.server import HttpServer
 from bitinglip.settings import Settings
 from model_store.store import ModelStore
 from tests.support.model_folders import llama, pipeline
@@ -79,7 +79,7 @@ class Served:
     app: FastAPI
     services: Services
     workers: ScriptedLauncher
-    server: HttpServer
+    server: uvicorn.Server
     connections: Connections
     loop: asyncio.AbstractEventLoop
     keys: dict[str, str] = field(default_factory=dict)  #: by scope, or by ``scope,scope``
@@ -113,7 +113,8 @@ def serve(
 ) -> Iterator[Served]:
     """Serve a home under ``root`` with three models: demo and org/deep (text), painter (image).
 
-    ``values`` are settings; sections are merged with those that keep a test quiet.
+    ``times`` are what its clients are given. ``values`` are settings; sections are merged with
+    those that keep a test quiet.
     """
     home = Home(root / "home")
     home.create()
@@ -131,9 +132,9 @@ def serve(
 
     connections = Connections(capacity(settings.server, 1024), times)
     app = build(settings, home, launcher=workers, on_open=on_open, connections=connections)
-    server = HttpServer(config(app), connections)
+    server = HttpServer(app, connections, timeout_graceful_shutdown=1)
     sock = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(_run(app, server, sock)))
+    thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     try:
         while not (opened.wait(0.01) and server.started):
@@ -151,11 +152,6 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     found = values.get(name, {})
     assert isinstance(found, dict)
     return found
-
-
-async def _run(app: FastAPI, server: HttpServer, sock: socket.socket) -> None:
-    async with app.router.lifespan_context(app):
-        await server.serve([sock])
 
 
 def _make_models(home: Home, root: Path) -> None:

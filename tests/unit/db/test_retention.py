@@ -91,8 +91,13 @@ def test_cleanup_after_a_clock_jump_keeps_tasks_and_files(
         db = await Database.open(tmp_path / "b.db")
         folder = tmp_path / "files"
         folder.mkdir()
-        space = DiskSpace(tmp_path, 0)
-        rows = TaskStore(db, inference_response, retention=DAY, max_bytes=10**9, space=space)
+        rows = TaskStore(
+            db,
+            inference_response,
+            retention=DAY,
+            max_bytes=10**9,
+            space=DiskSpace(tmp_path, 0),
+        )
         files = Files(db, folder, retention=DAY, max_bytes=10**9)
         job = text_job()
         event_log = EventLog(job)

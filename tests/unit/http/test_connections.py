@@ -76,10 +76,11 @@ def test_address_of_this_machine_has_the_whole_cap() -> None:
             books.busy(connection)
             assert not connection.guest
         for _ in range(CAPACITY.spare):
-            guest = admitted(books, None)
+            guest = admitted(books, "::1")
             assert guest.guest
             books.busy(guest)
         assert books.admit("127.0.0.1") is None
+        assert not admitted(books, None).guest  # the operator's
         assert books.refused == {"connections": 3}
 
     with_books(act)
