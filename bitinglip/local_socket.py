@@ -62,4 +62,4 @@ def _marked(app: ASGIApp) -> ASGIApp:
         mark_as_local(scope)
         await app(scope, receive, send)
 
-    return local
+    return marked

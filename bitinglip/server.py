@@ -23,9 +23,11 @@ from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
 from bitinglip.http.server import HttpServer
 from bitinglip.service_manager import ServiceManager
+from bitinglip.settings import Server as ServerSettings
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
 from bitinglip.telemetry import logs
+from bitinglip.tls import check_tls
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +54,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
-    tls.check_tls(settings.server)
+    check_tls(settings.server)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)

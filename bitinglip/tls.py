@@ -93,13 +93,3 @@ def _expiring(cert: Path, ends: datetime) -> list[str]:
     if left <= _WARN_BEFORE:
         return [f"the TLS certificate {cert} expires on {ends:%Y-%m-%d}; renew it"]
     return []
-
-
-def server_context(server: Server) -> ssl.SSLContext | None:
-    """Make the context of HTTPS from files that have been checked; None without HTTPS."""
-    if server.tls_cert is None or server.tls_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(server.tls_cert, server.tls_key)
-    return context
