@@ -10,8 +10,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
+from bitinglip.api.body import parsed
 from bitinglip.errors import InvalidRequest, UnsupportedMediaType, UnsupportedParameter
-from bitinglip.wire.parse import parse
 
 _MOST_FIELDS = 64
 _MOST_FILES = 16
@@ -49,7 +49,7 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
     for name in names:
         if name in fields:
             raise InvalidRequest(f"'{name}' must be a file.", param=name)
-    return parse(model, msgspec.json.encode(fields)), files
+    return await parsed(model, msgspec.json.encode(fields)), files
 
 
 def single_file(files: Uploaded) -> bytes:
