@@ -164,6 +164,7 @@ async def _settle(services: Services, admin_key: str | None, on_open: Opened) ->
     on_open(services, admin_key)
     services.operations.open()
     services.tasks.resume()
+    await asyncio.to_thread(store.sweep)
 
 
 async def _flush(services: Services) -> None:

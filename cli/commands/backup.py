@@ -8,7 +8,7 @@ import typer
 
 from cli.context import CliContext
 from cli.errors import Failure
-from cli.options import HomeOption
+from cli.options import ConfigOption, HomeOption
 from cli.show.output import print_note, size
 
 
@@ -16,11 +16,12 @@ def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the copy goes.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     home: HomeOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Copy the database to FILE, also while the server runs, and check the copy."""
     from bitinglip.db import files
 
-    place = CliContext.of(home, None).home
+    place = CliContext.of(home, config).home
     target = file.expanduser().absolute()
     _check_target(target, place.database, force=force)
     files.backup(place.database, target)
