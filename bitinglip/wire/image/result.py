@@ -7,22 +7,22 @@ from bitinglip.scheduling.job import ImageJob
 from workers import protocol
 
 
-def image_result(job: ImageJob, drawn: protocol.ImageDone) -> dict[str, Any]:
+def image_result(job: ImageJob, done: protocol.ImageDone) -> dict[str, Any]:
     """``result`` of an InferenceResponse; bytes are filled in by ``results.files``."""
     result: dict[str, Any] = {
-        "images": [_image(job, index, each) for index, each in enumerate(drawn.pictures)],
-        "steps": drawn.steps,
-        "scheduler": drawn.scheduler,
-        "guidance_scale": drawn.guidance_scale,
+        "images": [_image(job, index, each) for index, each in enumerate(done.images)],
+        "steps": done.steps,
+        "scheduler": done.scheduler,
+        "guidance_scale": done.guidance_scale,
     }
-    if drawn.memory_fallbacks:
-        result["measures"] = list(drawn.memory_fallbacks)
+    if done.memory_fallbacks:
+        result["measures"] = list(done.memory_fallbacks)
     return result
 
 
 def image_usage(job: ImageJob, final: protocol.ImageDone | protocol.Cancelled) -> dict[str, Any]:
     """What is charged: megapixels times steps."""
-    made = len(final.pictures) if isinstance(final, protocol.ImageDone) else 0
+    made = len(final.images) if isinstance(final, protocol.ImageDone) else 0
     return {
         "images": made,
         "megapixels": round(job.megapixels, 6) if made else 0.0,

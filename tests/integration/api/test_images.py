@@ -60,7 +60,7 @@ async def paint(event_log: EventLog) -> None:
     )
     event_log.put(
         protocol.ImageDone(
-            id=job.id, pictures=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
+            id=job.id, images=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
         )
     )
 

@@ -1,4 +1,4 @@
-"""Chat templates: code from a stranger, rendered in the library's sandbox with three more fences.
+"""Renders chat templates, foreign code, in the library's sandbox with three more fences.
 
 The sandbox stops escapes but neither loops nor growth. So: operators that can grow a value without
 bound are intercepted (which also keeps the compiler from folding constants), the output is cut off
@@ -38,7 +38,7 @@ class TemplateTooExpensive(jinja2.TemplateError):
 
 
 class BrokenTemplate:
-    """Stands for a template that does not compile: chats are refused, completions work."""
+    """Stands for a template that does not compile: it refuses chats, completions work."""
 
     def __init__(self, error: jinja2.TemplateError) -> None:
         line = (error.message or type(error).__name__).splitlines()[0][:300]
@@ -50,7 +50,7 @@ class BrokenTemplate:
 
 
 class ChatTemplate:
-    """One model's template, compiled once. Raises jinja2.TemplateError if it does not compile."""
+    """Renders one model's template. Raises jinja2.TemplateError if it does not compile."""
 
     def __init__(self, source: str, special_tokens: dict[str, Any]) -> None:
         self._special_tokens = {name: str(token) for name, token in special_tokens.items()}
@@ -59,7 +59,7 @@ class ChatTemplate:
         self._template.root_render_func.__globals__["str_join"] = _bounded_concat
 
     def render(self, messages: tuple[ChatMessage, ...], max_characters: int) -> str:
-        """The prompt for these messages, up to where the model's answer begins.
+        """Return the prompt for these messages, up to where the model's answer begins.
 
         Raises :class:`Refused` with INVALID_REQUEST when the template refuses the messages, and
         with CONTEXT_LENGTH_EXCEEDED when more than ``max_characters`` come out.
@@ -102,7 +102,7 @@ def _refusal(reason: str) -> Refused:
 
 
 def _environment() -> Any:
-    """The library's own sandbox, with its extensions and filters, and our fences.
+    """Return the library's own sandbox, with its extensions and filters, and our fences.
 
     The library compiles without a way to pass an environment in, so it is taken from a template
     of its making; the empty template is nobody else's.
@@ -147,7 +147,7 @@ def _bounded_concat(values: Iterable[Any]) -> str:
 
 
 class _BoundedCall:
-    """``call`` of the environment: everything that a template calls goes through it."""
+    """Replaces ``call`` of the environment, through which all calls of a template go."""
 
     def __init__(self, call: Callable[..., Any], environment: Any) -> None:
         self._call = call
@@ -182,7 +182,7 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
 
 def _result_size(name: str, text: str, args: tuple[Any, ...]) -> int:
-    """An upper bound of what a method of ``text`` gives, for those that can grow it."""
+    """Return an upper bound of a method's result, for those that can grow ``text``."""
     match name, args:
         case (("center" | "ljust" | "rjust" | "zfill" | "expandtabs" | "indent"), (int(width), *_)):
             return max(width, 0) * (1 + text.count("\n") + text.count("\t")) + len(text)
