@@ -66,11 +66,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(
-    home: Path, *args: str, environ: dict[str, str] | None = None
-) -> Iterator[Server]:
+def running_server(home: Path, *args: str, spare: bool = False) -> Iterator[Server]:
     """Start ``bitinglip serve`` on a free port and wait until it is ready; stop it after."""
-    server = start_server(home, args, environ)
+    server = start_server(home, args, spare=spare)
     try:
         await_ready(server)
         yield server
@@ -82,9 +80,8 @@ def running_server(
                 child.kill()
 
 
-def start_server(
-    home: Path, args: Sequence[str] = (), environ: dict[str, str] | None = None
-) -> Server:
+def start_server(home: Path, args: Sequence[str] = (), *, spare: bool = False) -> Server:
+    """Start ``bitinglip serve``; without a spare, whose imports cost more than most tests."""
     home.mkdir(parents=True, exist_ok=True)
     log = home.with_suffix(".log")
     command = [sys.executable, "-m", "cli", "serve", "--home", str(home), "--port", "0", *args]
@@ -93,7 +90,7 @@ def start_server(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environ or {})},
+            env={**os.environ, "BITINGLIP_WORKERS__SPARE": str(spare).lower()},
         )
     return Server(home, process, log)
 
