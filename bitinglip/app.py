@@ -9,6 +9,7 @@ import structlog
 from fastapi import FastAPI
 
 from bitinglip import __version__, api, tls
+from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
@@ -17,6 +18,8 @@ from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.db.database import Database
 from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
+from bitinglip.http.capacity import capacity, raise_descriptor_limit
+from bitinglip.http.connections import Connections
 from bitinglip.results.files import CLEAN_SECONDS, Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -42,7 +45,7 @@ from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
 
-_FLUSH_SECONDS = 30.0  #: between two writes of what is kept in memory
+_FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
@@ -54,17 +57,23 @@ def build(
     launcher: Launcher | None = None,
     on_open: Opened = lambda _services, _key: None,
     on_fatal: Callable[[], None] = lambda: None,
+    connections: Connections | None = None,
 ) -> FastAPI:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
-    when a background task has died.
+    when a background task has died. ``connections`` are the books of the server that runs it.
     """
+    if connections is None:
+        connections = Connections(capacity(settings.server, raise_descriptor_limit()))
+    books = connections
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services, admin_key = await _open(settings, home, launcher or SpawnLauncher(), stack)
+            services, admin_key = await _open(
+                settings, home, launcher or SpawnLauncher(), books, stack
+            )
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -85,7 +94,11 @@ def build(
 
 
 async def _open(
-    settings: Settings, home: Home, launcher: Launcher, stack: AsyncExitStack
+    settings: Settings,
+    home: Home,
+    launcher: Launcher,
+    connections: Connections,
+    stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     health = Health()
     db = await Database.open(home.database, health)
@@ -147,6 +160,8 @@ async def _open(
         workers=operations.states,
         devices=operations.samples,
         degraded=health.problems,
+        connections=connections.states,
+        refused=lambda: connections.refused,
     )
     services = Services(
         settings=settings,
@@ -164,6 +179,7 @@ async def _open(
         files=files,
         uploads=uploads,
         health=health,
+        concurrency=KeyConcurrency(connections.capacity.per_key),
     )
     return services, admin_key
 

@@ -4,21 +4,19 @@ The address of a request does not tell a local client from a reverse proxy on th
 Only those who can read the home can open this socket, so its requests are local without doubt.
 """
 
-import asyncio
 import errno
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import structlog
-import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bitinglip.api.auth import mark_as_local
 from bitinglip.home import Home, socket_address
+from bitinglip.http.server import HttpServer
 
 log = structlog.get_logger(__name__)
 
@@ -51,23 +49,12 @@ def _listen(sock: socket.socket, address: str | None) -> None:
             os.unlink(address)  # its server was killed
     sock.bind(address)
     os.chmod(address, 0o600)  # before listen: until then, nobody can connect
-    sock.listen(128)
+    sock.listen()
 
 
-async def serve(server: uvicorn.Server, sock: socket.socket) -> None:
+def serve(server: HttpServer, sock: socket.socket) -> None:
     """Let a started server listen on this socket, too; it closes it with its others."""
-
-    def make_protocol() -> asyncio.Protocol:
-        config: Any = server.config
-        protocol: Any = config.http_protocol_class(
-            config=config, server_state=server.server_state, app_state=server.lifespan.state
-        )
-        protocol.app = _marked(protocol.app)
-        made: asyncio.Protocol = protocol
-        return made
-
-    loop = asyncio.get_running_loop()
-    server.servers.append(await loop.create_unix_server(make_protocol, sock=sock))
+    server.listen_locally(sock, _marked)
 
 
 def _marked(app: ASGIApp) -> ASGIApp:

@@ -1,7 +1,7 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from starlette.requests import HTTPConnection, Request
@@ -10,6 +10,7 @@ from starlette.responses import Response
 from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.scopes import INFERENCE, Scope
 from bitinglip.api.hosts import is_loopback, parse_host
+from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest
 
@@ -82,7 +83,10 @@ def caller_of(request: Request) -> Caller:
 
 
 def identify(request: HTTPConnection) -> Caller:
-    """Identify the caller by the credential. Raises InvalidApiKey or ExpiredApiKey."""
+    """Identify the caller by the credential, and count the request as theirs until it ends.
+
+    Raises InvalidApiKey, ExpiredApiKey or ConcurrencyLimitExceeded.
+    """
     services = services_of(request)
     credential = _credential(request)
     if credential is None and not services.settings.security.require_api_key:
@@ -91,6 +95,10 @@ def identify(request: HTTPConnection) -> Caller:
         raise InvalidApiKey()
     caller = services.keys.authenticate(credential)
     services.metrics.user_seen(caller.key_id)
+    context = context_of(request.scope)
+    if context.leave is None:
+        services.concurrency.enter(caller)
+        context.leave = partial(services.concurrency.leave, caller)
     return caller
 
 

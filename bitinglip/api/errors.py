@@ -68,12 +68,13 @@ def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
     return kind(
         error_body(error, context_of(scope).request_id),
         status_code=answer.status,
-        headers=_headers(error, answer.status),
+        headers=headers_of(error, answer.status),
         media_type="application/json",
     )
 
 
-def _headers(error: errors.BitingLipError, status: int) -> dict[str, str]:
+def headers_of(error: errors.BitingLipError, status: int) -> dict[str, str]:
+    """Return the headers that say how to go on after an error."""
     headers: dict[str, str] = {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"

@@ -4,6 +4,7 @@ import re
 from urllib.parse import parse_qsl
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitinglip.api.errors import error_response, to_error
@@ -56,6 +57,8 @@ class RequestMiddleware:
         sender = _sender(scope, context, send)
         try:
             await self._app(scope, receive, sender)
+        except ClientDisconnect:
+            return  # in the middle of its body, or because that took too long
         except Exception as error:  # the outermost handler
             if not isinstance(error, BitingLipError):
                 log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
@@ -63,6 +66,8 @@ class RequestMiddleware:
                 raise  # the response has begun and can only be cut off
             await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
+            if context.leave is not None:
+                context.leave()
             _count(scope, context)
 
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class RequestContext:
     began: float = field(default_factory=time.perf_counter)
     engine_seconds: float = 0.0  #: queueing and computing, which is not the gateway's own time
     status: int = CLIENT_GONE
+    leave: Callable[[], None] | None = None  #: gives back the caller's place, once known
 
     def attach(self, scope: MutableMapping[str, Any]) -> None:
         scope[_KEY] = self

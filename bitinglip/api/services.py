@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as HttpScope
 
+from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.db.database import Database
@@ -41,6 +42,7 @@ class Services:
     files: Files
     uploads: Uploads
     health: Health = field(default_factory=Health)
+    concurrency: KeyConcurrency = field(default_factory=KeyConcurrency)
 
 
 def services_of(request: HTTPConnection) -> Services:

@@ -55,6 +55,21 @@ class Server(Section):
         600, description="maximum seconds per request, time in the queue included"
     )
 
+    max_connections: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="maximum open connections; null uses the limit of descriptors, at most 16384",
+    )
+    max_connections_per_address: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="maximum open connections of one client address, loopback excepted; null is a "
+        "quarter of all",
+    )
+    max_requests_per_key: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="maximum requests of one API key at once, streams included; null is half of "
+        "all connections",
+    )
+
     @model_validator(mode="after")
     def _certificate_with_key(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):

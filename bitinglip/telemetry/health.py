@@ -4,7 +4,7 @@ The parts of the server report here when something that they need fails, and whe
 Nothing here decides anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -19,17 +19,20 @@ class Health:
 
     def __init__(self) -> None:
         self._problems: dict[tuple[str, str], str] = {}
+        self.on_change: Callable[[], None] = lambda: None
 
     def degrade(self, check: str, part: str, detail: str) -> None:
         """Note a problem. ``detail`` is public: it holds no path, no secret, no traceback."""
         if self._problems.get((check, part)) != detail:
             self._problems[check, part] = detail
             log.warning("degraded", check=check, part=part, detail=detail)
+            self.on_change()
 
     def recover(self, check: str, part: str) -> None:
         """Note that a part works; nothing happens if it had no problem."""
         if self._problems.pop((check, part), None) is not None:
             log.info("recovered", check=check, part=part)
+            self.on_change()
 
     def has_problem(self, check: str, part: str) -> bool:
         return (check, part) in self._problems

@@ -1,6 +1,7 @@
 """Serves the whole application in a thread of the test; only the workers follow a script."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from fastapi import FastAPI
 
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.scopes import Scope
-from bitinglip.api import websocket
 from bitinglip.api.services import Services
 from bitinglip.app import build
 from bitinglip.db.database import Database
 from bitinglip.home import Home
+from bitinglip.http import websocket
+from bitinglip.http.capacity import capacity
+from bitinglip.http.connections import Connections, Times
+from bitinglip.http.server import HttpServer
 from bitinglip.settings import Settings
 from model_store.store import ModelStore
 from tests.support.model_folders import llama, pipeline
@@ -73,6 +77,7 @@ class Served:
     services: Services
     workers: ScriptedLauncher
     server: uvicorn.Server
+    connections: Connections
     loop: asyncio.AbstractEventLoop
     keys: dict[str, str] = field(default_factory=dict)  #: by scope, or by ``scope,scope``
 
@@ -95,10 +100,18 @@ class Served:
 
 
 @contextmanager
-def serve(root: Path, script: Script = echo, *, slots: int = 64, **values: Any) -> Iterator[Served]:
+def serve(
+    root: Path,
+    script: Script = echo,
+    *,
+    slots: int = 64,
+    times: Times | None = None,
+    **values: Any,
+) -> Iterator[Served]:
     """Serve a home under ``root`` with three models: demo and org/deep (text), painter (image).
 
-    ``values`` are settings; sections are merged with those that keep a test quiet.
+    ``times`` are what its clients are given. ``values`` are settings; sections are merged with
+    those that keep a test quiet.
     """
     home = Home(root / "home")
     home.create()
@@ -114,17 +127,19 @@ def serve(root: Path, script: Script = echo, *, slots: int = 64, **values: Any) 
         found.append((services, asyncio.get_running_loop()))
         opened.set()
 
-    app = build(settings, home, launcher=workers, on_open=on_open)
-    server = uvicorn.Server(_config(app))
-    thread = threading.Thread(target=server.run)
+    connections = Connections(capacity(settings.server, 1024), times)
+    app = build(settings, home, launcher=workers, on_open=on_open, connections=connections)
+    server = HttpServer(app, connections, timeout_graceful_shutdown=1)
+    sock = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     try:
         while not (opened.wait(0.01) and server.started):
             assert thread.is_alive(), "the server did not start"
-        port = int(server.servers[0].sockets[0].getsockname()[1])
+        port = int(sock.getsockname()[1])
         services, loop = found[0]
         url = f"http://127.0.0.1:{port}"
-        yield Served(url, port, home, app, services, workers, server, loop, keys)
+        yield Served(url, port, home, app, services, workers, server, connections, loop, keys)
     finally:
         server.should_exit = True
         thread.join()
@@ -134,21 +149,6 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     found = values.get(name, {})
     assert isinstance(found, dict)
     return found
-
-
-def _config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        port=0,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        http="httptools",
-        proxy_headers=False,
-        timeout_graceful_shutdown=1,
-        **websocket.OPTIONS,
-    )
 
 
 def _make_models(home: Home, root: Path) -> None:

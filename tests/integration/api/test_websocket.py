@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bitinglip.api import websocket
 from bitinglip.api.tasks import watch
+from bitinglip.http import websocket
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT
 from tests.support.wait import eventually

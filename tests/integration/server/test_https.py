@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import ssl
 from pathlib import Path
 
@@ -70,3 +71,22 @@ def test_admin_key_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
         assert (home / "admin.key").read_text().strip() in shell.shown
         shell.interrupt()
         shell.wait_for_end(30)
+
+
+def test_tls_handshakes_that_never_end_keep_nobody_out(tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path)
+    home = tmp_path / "home"
+    server = start_server(home, (*https(cert, key), "--set", "server.max_connections=8"))
+    try:
+        trust = ssl.create_default_context(cafile=cert)
+        eventually(lambda: answers(home, trust), 60)
+        url = json.loads((home / "server.json").read_text())["url"]
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                address = ("127.0.0.1", int(url.rpartition(":")[2]))
+                sock = stack.enter_context(socket.create_connection(address, timeout=30))
+            assert answers(home, trust)
+            assert sock.recv(1) == b""  # given up after the time that headers have
+            assert answers(home, trust)
+    finally:
+        assert server.stop() == 0

@@ -5,11 +5,26 @@ from typing import Any
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from bitinglip.http.connections import Connection, Connections
+
 LINGER_SECONDS = 10.0  #: seconds that a client has to read the rest before the connection is cut
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's protocol, which closes connections of clients that have stopped reading."""
+
+    def take_over(self, connections: Connections, connection: Connection) -> None:
+        """Serve a connection that began as HTTP, and stays in the same books."""
+        self._books, self._connection = connections, connection
+        connection.handler = self
+        connection.deadline = float("inf")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._books.remove(self._connection)
+        super().connection_lost(exc)
+
+    def expire(self) -> None:
+        """Do nothing: a WebSocket has no deadline, pings find out whether its client lives."""
 
     async def send(self, message: ASGISendEvent) -> None:
         if message["type"] == "websocket.close":
