@@ -21,9 +21,8 @@ M = TypeVar("M", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[M]) -> M:
-    """The request's JSON body, checked. Raises what wire.parse raises, or UnsupportedMediaType."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "application/json":
+    """Read and check a JSON body. Raises UnsupportedMediaType, or what ``parse`` raises."""
+    if media_type_of(request) != "application/json":
         raise UnsupportedMediaType()
     # Not request.body(), which keeps the bytes for as long as the request lives.
     return await parsed(model, b"".join([chunk async for chunk in request.stream()]))
@@ -34,6 +33,11 @@ async def parsed(model: type[M], raw: bytes) -> M:
     if len(raw) <= LARGE:
         return parse(model, raw)
     return await asyncio.get_running_loop().run_in_executor(_LARGE_BODIES, parse, model, raw)
+
+
+def media_type_of(request: Request) -> str:
+    """Return the media type of the request's body in lower case, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def json_response(value: Any, status: int = 200) -> Response:

@@ -1,4 +1,4 @@
-"""Raw bytes to a checked request, or one error that names the field and never its value."""
+"""Parsing makes bytes a checked request, or raises an error that names the field, not its value."""
 
 import re
 from itertools import accumulate
@@ -48,7 +48,7 @@ def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
 
 
 def param_path(loc: tuple[int | str, ...]) -> str | None:
-    """``("messages", 0, "content")`` to ``messages[0].content``."""
+    """Join a path: ``("messages", 0, "content")`` becomes ``messages[0].content``."""
     path = ""
     for step in loc:
         if isinstance(step, int):

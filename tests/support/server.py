@@ -67,10 +67,10 @@ class Server:
 
 @contextlib.contextmanager
 def running_server(
-    home: Path, *args: str, environ: dict[str, str] | None = None
+    home: Path, *args: str, environ: dict[str, str] | None = None, shell: str = ""
 ) -> Iterator[Server]:
     """Start ``bitinglip serve`` on a free port and wait until it is ready; stop it after."""
-    server = start_server(home, args, environ)
+    server = start_server(home, args, environ, shell)
     try:
         await_ready(server)
         yield server
@@ -83,11 +83,17 @@ def running_server(
 
 
 def start_server(
-    home: Path, args: Sequence[str] = (), environ: dict[str, str] | None = None
+    home: Path,
+    args: Sequence[str] = (),
+    environ: dict[str, str] | None = None,
+    shell: str = "",
 ) -> Server:
+    """Start it, by a line of the shell that ends in ``exec "$@"`` where one is given."""
     home.mkdir(parents=True, exist_ok=True)
     log = home.with_suffix(".log")
     command = [sys.executable, "-m", "cli", "serve", "--home", str(home), "--port", "0", *args]
+    if shell:
+        command = ["/bin/sh", "-c", shell, "sh", *command]
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
