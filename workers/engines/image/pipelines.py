@@ -84,7 +84,7 @@ class Pipelines:
                 )
         if job.image is not None:
             self._check_mode(_mode(job))
-            self._scheduled_steps(job)
+        self.schedulers.check_steps(job.scheduler, self._scheduled_steps(job))
 
     def prepare(self, samples: list[ImageSample]) -> tuple[Any, dict[str, Any]]:
         """Return a pipeline for one call of these samples, and the arguments of the call."""
@@ -142,6 +142,7 @@ class Pipelines:
         """Whether this pipeline makes any step of these; kinds of them round differently."""
         pipe = copy.copy(self._pipe(mode))
         pipe.scheduler = self.schedulers.fresh(job.scheduler)
+        pipe.scheduler.timesteps = torch.arange(job.steps)  # only counted here
         _, made = pipe.get_timesteps(job.steps, strength, self.device)
         return bool(made > 0)
 

@@ -123,6 +123,15 @@ def test_edit_makes_at_least_one_step(
     assert [event.steps for event in events if isinstance(event, Progress)] == [1]
 
 
+def test_steps_fewer_than_the_scheduler_warms_up_with_are_refused(studio: Studio) -> None:
+    if studio.name not in ("sd", "sdxl"):
+        return
+    with pytest.raises(Refused) as refused:
+        studio.engine.prepare(studio.job(steps=3, scheduler="pndm"))
+    assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "steps")
+    assert isinstance(studio.run(studio.job(steps=4, scheduler="pndm"))[-1], ImageDone)
+
+
 def test_edit_of_a_strength_at_which_nothing_happens_is_refused(
     studio: Studio, tmp_path: Path
 ) -> None:
