@@ -27,6 +27,7 @@ async def bootstrap(services: Services, admin_key: str | None, on_open: Opened) 
             on_open(services, admin_key)
             services.operations.open()
             services.tasks.resume()
+    await asyncio.to_thread(services.store.sweep)
 
 
 def _make_models(settings: Settings, store: ModelStore) -> None:

@@ -10,9 +10,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
-from bitinglip.api.body import media_type_of
+from bitinglip.api.body import media_type_of, parsed
 from bitinglip.errors import InvalidRequest, UnsupportedMediaType, UnsupportedParameter
-from bitinglip.wire.parse import parse
 
 FORM = "multipart/form-data"
 _MOST_FIELDS = 64
@@ -52,7 +51,7 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
     for name in names:
         if name in fields:
             raise InvalidRequest(f"'{name}' must be a file.", param=name)
-    return parse(model, msgspec.json.encode(fields)), files
+    return await parsed(model, msgspec.json.encode(fields)), files
 
 
 def single_file(files: Uploaded) -> bytes:

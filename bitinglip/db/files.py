@@ -127,11 +127,47 @@ def _let_shrink(path: Path) -> None:
 
 
 def backup(path: Path, target: Path) -> None:
-    """A sound copy of a database, also of one in use; whole or not at all."""
+    """Copy a database, also one in use: sound and whole, or not at all; replaces ``target``.
+
+    Raises DatabaseError or OSError.
+    """
     draft = _empty_file(target.with_name(target.name + ".new"))
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
-        connection.execute("VACUUM INTO ?", (str(draft),))
-    os.replace(draft, target)
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
+            connection.execute("VACUUM INTO ?", (str(draft),))
+        with closing(sqlite3.connect(f"{draft.as_uri()}?mode=ro", uri=True)) as connection:
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise _damaged(path, found.partition("\n")[0])
+        _sync(draft)
+        os.replace(draft, target)
+        _sync(target.parent)
+    except sqlite3.OperationalError as error:
+        raise DatabaseError(f"{path} cannot be copied to {target}: {error}") from error
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def row_counts(path: Path) -> dict[str, int]:
+    """Return how many rows each table of a database file has, by the table's name."""
+    tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        names = [name for (name,) in connection.execute(tables) if name in Table.metadata.tables]
+        return {
+            name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
+            for name in sorted(names)
+        }
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _empty_file(path: Path) -> Path:

@@ -253,7 +253,7 @@ class Dispatcher:
             completion_tokens=tokens.completion_tokens if tokens else 0,
         )
         if isinstance(final, protocol.ImageDone):
-            self._metrics.images_made(model=event_log.job.model, count=len(final.pictures))
+            self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
 

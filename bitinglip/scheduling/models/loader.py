@@ -89,6 +89,8 @@ class ReplicaLoader:
     async def _load(self, model_state: ModelState, replica: Replica, kind: str) -> None:
         try:
             spec = self._spec(model_state.manifest, replica, kind)
+            for name in filter(None, (spec.model, self._settings.model(spec.model).speech.vocoder)):
+                await self._store.check(name)
             worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
             self._listener.on_load_failed(model_state, replica, why)

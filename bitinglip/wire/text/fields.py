@@ -11,6 +11,7 @@ from workers import protocol
 
 MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 4096
+MAX_PARTS = 4096  #: of a message
 _SEEDS = 2**64
 
 
@@ -40,7 +41,9 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])
+        list[TextPart],
+        Field(max_length=MAX_PARTS, fail_fast=True),
+        BeforeValidator(_parts, json_schema_input_type=str | list[TextPart]),
     ]
     refusal: Annotated[Any, AllowedValues((None,))] = None
     annotations: Annotated[Any, AllowedValues((None, []))] = None
@@ -51,7 +54,7 @@ class Message(Body):
         return protocol.ChatMessage(role, "".join(part.text for part in self.content))
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Images over real sockets: bounds, uploads, events, both surfaces; the engine is a script."""
 
+import asyncio
 import base64
 import io
 import json
@@ -31,11 +32,15 @@ PAINTER = {
     "default_loras": {"bold": 0.5},
 }
 
+UPLOADED: dict[str, bytes] = {}  #: what the worker found at the paths of its jobs
+
 
 async def paint(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     """Draw as the prompt says; previews are the step's number."""
     assert isinstance(job, protocol.ImageJob)
     yield protocol.Started(id=job.id)
+    if job.image is not None:
+        UPLOADED[job.image] = await asyncio.to_thread(Path(job.image).read_bytes)
     if job.prompt == "!fail":
         yield protocol.Failed(id=job.id, code="OUT_OF_MEMORY", message="no")
         return
@@ -53,7 +58,7 @@ async def paint(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
         for seed in job.seeds
     )
     yield protocol.ImageDone(
-        id=job.id, pictures=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
+        id=job.id, images=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
     )
 
 
@@ -188,7 +193,7 @@ def test_upload_reaches_the_worker_unchanged(client: httpx.Client, studio: Serve
     client.post(NATIVE, json={**ASKED, "image": text, "mask": mask, "strength": 0.5})
     job = last_job(studio)
     assert job.image is not None
-    assert Path(job.image).read_bytes() == sent
+    assert UPLOADED[job.image] == sent
     assert job.mask is not None
     assert job.strength == 0.5
 
@@ -239,7 +244,7 @@ def test_openai_client_edits_images(official: openai.OpenAI, studio: Served) -> 
     assert made.size == "96x72"  # the picture's own, in multiples of eight
     job = last_job(studio)
     assert (job.steps, job.prompt) == (2, "a dog")
-    assert Path(job.image or "").read_bytes() == picture()
+    assert UPLOADED[job.image or ""] == picture()
     [last] = [
         event
         for event in official.images.edit(

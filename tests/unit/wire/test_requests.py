@@ -1,14 +1,17 @@
 """Requests: every bound, every path of an error, and no field lost on the way to a worker."""
 
+import contextlib
 import json
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitinglip import errors
 from bitinglip.settings import Model, SamplingDefaults
-from bitinglip.wire.parse import check_depth, param_path, parse
+from bitinglip.wire.parse import MAX_DEPTH, MAX_ELEMENTS, check_shape, param_path, parse
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
 from tests.support.jobs import job_context
@@ -222,19 +225,71 @@ def test_values_are_never_echoed() -> None:
         assert "hunter2" not in refused(TextGenerationRequest, NATIVE, **more).message
 
 
-def test_depth() -> None:
-    check_depth(b"[" * 64 + b"]" * 64)
-    check_depth(b'{"a":[' * 32 + b"]}" * 32)
-    check_depth(b"[[],{}]" * 1000)
-    check_depth(b'"' + b"[" * 1000 + b'"')
-    check_depth(b'["\\"' + b"[" * 1000 + b'"]')
+def test_depth_of_json_has_a_bound() -> None:
+    check_shape(b"[" * 64 + b"]" * 64)
+    check_shape(b'{"a":[' * 32 + b"]}" * 32)
+    check_shape(b"[[],{}]" * 1000)
+    check_shape(b'"' + b"[" * 1000 + b'"')
+    check_shape(b'["\\"' + b"[" * 1000 + b'"]')
     for deep in (b"[" * 65 + b"]" * 65, b'{"a":[' * 33 + b"]}" * 33, b"[1,[2]," * 65 + b"]" * 65):
         with pytest.raises(errors.InvalidRequest):
-            check_depth(deep)
+            check_shape(deep)
 
 
-def test_depth_of_hostile_strings_is_linear() -> None:
-    check_depth(b"[]," * 65 + b'"' + b'\\"' * 2_000_000)
+def _padded(elements: int) -> bytes:
+    """A body of so many elements and more than a megabyte."""
+    return b'{"x":"' + b'\\"[,{' * 200_000 + b'","y":[' + b"1," * (elements - 3) + b"1]}"
+
+
+def test_number_of_elements_has_a_bound() -> None:
+    check_shape(_padded(MAX_ELEMENTS))
+    check_shape(b"[" + b"1," * (MAX_ELEMENTS - 1) + b"1]")
+    many = b"the body has more than 100000 elements"
+    for raw in (
+        _padded(MAX_ELEMENTS + 1),
+        b"[" + b"1," * MAX_ELEMENTS + b"1]",
+        b"[" + b"[]," * MAX_ELEMENTS + b"1]",
+        b'{"model": "m", "prompt": ["x"' + (b", " + b"[" * 60 + b"]" * 60) * 80_000 + b"]}",
+    ):
+        with pytest.raises(errors.InvalidRequest) as refusal:
+            check_shape(raw)
+        assert refusal.value.message.encode().lower().startswith(many)
+
+
+@pytest.mark.parametrize("size", [0, 300_000])
+@given(text=st.text(st.sampled_from('"\\[]{},:a')))
+def test_shape_of_any_text_is_what_the_parser_says(size: int, text: str) -> None:
+    """What stands in strings does not count; the long bodies are read in another way."""
+    deep = "[" * MAX_DEPTH + json.dumps(text + "a" * size) + "]" * MAX_DEPTH
+    check_shape(deep.encode())
+    with pytest.raises(errors.InvalidRequest):
+        check_shape(f"[{deep}]".encode())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[]," * 65 + b'"' + b'\\"' * 2_000_000,
+        b"[" * 65 + b'"' + b"\\n" * 2_000_000 + b'"' + b"]" * 4_000_000,
+        b"[]," * 65 + b'"",' * 2_000_000,
+        b"[]," * 65 + b'""' * 2_000_000,
+        b"[]," * 65 + b'"' * 4_000_001,
+        b"\\" * 6_000_000 + b"[" * 65,
+    ],
+)
+def test_shape_of_hostile_text_is_found_in_linear_time(raw: bytes) -> None:
+    with contextlib.suppress(errors.InvalidRequest):
+        check_shape(raw)
+
+
+def test_errors_of_a_body_are_not_all_made() -> None:
+    keys = {f"k{i}": 1 for i in range(50_000)}
+    error = refused(TextGenerationRequest, NATIVE, **keys)
+    assert error.message == "The body is not valid: 50000 of its values are."
+    few = refused(TextGenerationRequest, NATIVE, **dict(list(keys.items())[:100]))
+    assert few.param == "k0"
+    parts = refused(ChatCompletionRequest, CHAT, messages=[{"role": "user", "content": [1] * 9000}])
+    assert parts.param == "messages[0].content[0]"
 
 
 def test_param_path() -> None:
