@@ -99,7 +99,7 @@ class ImageJob(_JobBase):
     negative_prompt: str | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
-    format: str = "png"
+    format: protocol.ImageFormat = "png"
     metadata: bool = True
     preview_every: int = 0
     image: str | None = None  #: path of an uploaded image to begin with
@@ -161,7 +161,7 @@ class SpeechJob(_JobBase):
     voice: str | None = None
     language: str | None = None
     speed: float | None = None
-    format: str = "wav"
+    format: protocol.AudioFormat = "wav"
     sample_rate: int | None = None
     metadata: bool = True
     output: Literal["b64", "url"] = "b64"

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from workers.launcher import SpawnLauncher
-from workers.pool import Worker, WorkerPool
+from workers.pool import WorkerPool
 from workers.protocol import FakeOptions, JobEvent, Load
+from workers.worker import Worker
 
 
 class Recorder:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -17,7 +18,7 @@ from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
 from bitinglip.settings import Settings
 from workers import protocol
-from workers.pool import Worker
+from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -181,7 +182,8 @@ class Delivery:
             return False
         if entry.short_of_memory or entry.replica is None:
             failed.details["tried"] = ["unused models beside it evicted", "alone on its worker"]
-            failed.details["ways_out"] = self._manager.memory_suggestions(entry.event_log.job.model)
+            ways_out: list[Any] = self._manager.memory_suggestions(entry.event_log.job.model)
+            failed.details["ways_out"] = ways_out
             return False
         entry.short_of_memory += 1
         replica, model_queue = entry.replica, self.model_queues[entry.event_log.job.model]

@@ -29,7 +29,8 @@ from model_store.manifest import Manifest
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import DeviceUsage
-from workers.pool import StartFailed, Worker
+from workers.pool import StartFailed
+from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -207,12 +208,11 @@ class ModelManager:
         freed memory.
         """
         self.facts.update(sample, self.replicas(), pids)
-        silent_since = self.clock() - self._overdue
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest
             replica.devices = self.facts.observe(manifest, replica)
             if replica.worker is not None and replica.state == "ready":
-                was_silent, replica.silent = replica.silent, replica.worker.last_seen < silent_since
+                was_silent, replica.silent = replica.silent, replica.worker.silence > self._overdue
                 if was_silent and not replica.silent:
                     self._listener.on_ready(replica.model)
         ledger = self.ledger()

@@ -16,7 +16,8 @@ from bitinglip.telemetry.metrics import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
-from workers.pool import Worker, WorkerPool
+from workers.pool import WorkerPool
+from workers.worker import Worker
 
 _SAMPLE_INTERVAL = 1.0  #: seconds between two samples of the devices
 

@@ -11,7 +11,7 @@ from bitinglip import errors
 from bitinglip.scheduling.models.restarts import RestartBudget
 from model_store.manifest import Manifest
 from workers import protocol
-from workers.pool import Worker
+from workers.worker import Worker
 
 _SMOOTHING = 0.2
 

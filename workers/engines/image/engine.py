@@ -96,11 +96,11 @@ class ImageEngine:
         self._no_preview = why_no_preview(loaded.pipe, options.offload)
         finish_load(loaded.device)
         progress(1.0)
-        step_timeout = _STEP_TIMEOUT[loaded.device.type]
+        step_timeout = _STEP_TIMEOUT[spec.device]
         return Ready(
             slots=self._batch,
             dtype=str(loaded.dtype).removeprefix("torch."),
-            device=loaded.device.type,
+            device=spec.device,
             step_timeout=max(step_timeout, _COMPILER_PATIENCE) if options.compile else step_timeout,
         )
 

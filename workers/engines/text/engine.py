@@ -86,7 +86,7 @@ class TextEngine:
             slots=rows,
             max_context=context,
             dtype=str(loaded.dtype).removeprefix("torch."),
-            device=device,
+            device=spec.device,
             has_chat_template=isinstance(template, ChatTemplate),
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
         )

@@ -75,12 +75,11 @@ class TranscriptionEngine:
         self._intake = Preprocessor(self._loaded)
         finish_load(self._loaded.device)
         progress(1.0)
-        device = self._loaded.device.type
         return Ready(
             slots=slots,
             dtype=str(self._loaded.dtype).removeprefix("torch."),
-            device=device,
-            step_timeout=_STEP_TIMEOUT[device],
+            device=spec.device,
+            step_timeout=_STEP_TIMEOUT[spec.device],
         )
 
     def prepare(self, job: TranscriptionJob) -> Decoding:
