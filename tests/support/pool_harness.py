@@ -49,11 +49,14 @@ def with_pool(
     *,
     heartbeat_timeout: float = 10,
     load_timeout: float = 20,
+    entry: str | None = None,
 ) -> None:
+    """Run a test on a pool; ``entry`` plays the worker in place of the product's own."""
+
     async def run() -> None:
         recorder = Recorder()
         pool = WorkerPool(
-            SpawnLauncher(),
+            SpawnLauncher(entry) if entry else SpawnLauncher(),
             recorder,
             heartbeat_timeout=heartbeat_timeout,
             load_timeout=load_timeout,

@@ -8,6 +8,7 @@ import structlog
 
 from bitinglip import errors
 from bitinglip.scheduling.dispatch.balancer import Balancer
+from bitinglip.scheduling.dispatch.event_check import check
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
@@ -142,31 +143,40 @@ class Delivery:
     # ---- events of workers -----------------------------------------------------------------------
 
     def on_events(self, worker: Worker, events: list[protocol.JobEvent]) -> None:
+        """Raises BadFrame for an event that does not fit its job."""
         ended: set[str] = set()
-        for event in events:
-            entry = self.entries.get(event.id)
-            if entry is None or entry.replica is None or entry.replica.worker is not worker:
-                continue
-            if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
-                continue
-            entry.event_log.put(event)
-            if isinstance(event, protocol.Final):
-                ended.add(entry.event_log.job.model)
-                self._measure(entry, event)
-                self._release_slot(entry)
-        for model in ended:
-            self.dispatch_waiting(self.model_queues[model])
-            self._manager.on_jobs_finished(model)
+        try:
+            for event in events:
+                entry = self.entries.get(event.id)
+                if entry is None or entry.replica is None or entry.replica.worker is not worker:
+                    continue
+                check(entry, event)
+                if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
+                    continue
+                entry.event_log.put(event)
+                if isinstance(event, protocol.Final):
+                    ended.add(entry.event_log.job.model)
+                    self._end(entry, entry.replica, event)
+        finally:
+            for model in ended:
+                self.dispatch_waiting(self.model_queues[model])
+                self._manager.on_jobs_finished(model)
 
-    def _measure(self, entry: InFlightJob, final: protocol.Final) -> None:
+    def _end(self, entry: InFlightJob, replica: Replica, final: protocol.Final) -> None:
+        """Release the job's slot, whatever comes of the figures."""
+        self._release_slot(entry)
+        if not isinstance(final, protocol.Failed):
+            self._measure(entry, replica, final)
+
+    def _measure(
+        self, entry: InFlightJob, replica: Replica, final: protocol.Success | protocol.Cancelled
+    ) -> None:
         """Correct the charge of its key, and learn the speed of the replica."""
-        if isinstance(final, protocol.Failed) or entry.replica is None:
-            return
         done = entry.event_log.job.work_done(final)
         model_queue = self.model_queues[entry.event_log.job.model]
         model_queue.waiting.charge(entry.share, done - entry.work)
         seconds = self._clock() - (entry.event_log.dispatched or self._clock())
-        entry.replica.measured(done, seconds)
+        replica.measured(done, seconds)
         if isinstance(final, protocol.Success):
             model_queue.service_time.ended(seconds)
 

@@ -28,6 +28,7 @@ class InFlightJob:
     replica: Replica | None = None
     deaths: int = 0  #: workers that died while they ran it
     ran_for: float = 0.0  #: how long it had run when the last one died
+    told: int = 0  #: bytes of events that its worker has sent, about
     short_of_memory: int = 0  #: times that a worker ran out of memory on it
     abandoned: bool = False  #: its caller has left
 
@@ -97,6 +98,7 @@ class ModelQueue:
     def _start(self, entry: InFlightJob, replica: Replica) -> tuple[InFlightJob, Replica]:
         self.running[entry.id] = entry
         entry.replica = replica
+        entry.told = 0
         replica.took(entry.work)
         return entry, replica
 
