@@ -175,6 +175,19 @@ def test_out_of_memory_fails_one_request_only(faulty: Server) -> None:
         client.post(GENERATE, json=body("and on")).raise_for_status()
 
 
+def test_answers_larger_than_a_frame_arrive_together(faulty: Server) -> None:
+    """Both wait for the load, so both end in one step."""
+
+    async def ask() -> list[int]:
+        async with faulty.async_client() as client:
+            (await client.post(f"/api/v1/models/{ECHO}/unload")).raise_for_status()
+            asked = [body(letter * 9_000_000, 1) for letter in "xy"]
+            answers = await asyncio.gather(*(client.post(GENERATE, json=each) for each in asked))
+            return [len(answer.json()["result"]["text"]) for answer in answers]
+
+    assert asyncio.run(ask()) == [9_000_000] * 2
+
+
 def test_retry_after_many_kills_under_load_loses_nothing_that_had_not_streamed(
     faulty: Server,
 ) -> None:
