@@ -15,8 +15,8 @@ from workers.pool import WorkerPool
 from workers.protocol import Event, Failed, Load, Sampling, TextDone, TextJob
 
 _ROWS = 40
-_TOKENS = 60
-_LETTERS = 400  #: of each token: in few steps as much as usual ones make in thousands
+_TOKENS = 24
+_LETTERS = 1000  #: of each token: in few steps as much as usual ones make in thousands
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_logprobs_of_many_answers_that_end_together_lose_no_worker(wordy: Path) 
             worker.send(TextJob(id=f"j{number}", prompt="a b", sampling=sampling, stream=False))
         await seen.until(lambda: seen.lost or len(finals(seen.events)) == _ROWS)
         assert seen.lost == []
-        done = finals(seen.events)
-        assert all(isinstance(each, TextDone) for each in done)
+        done = [each for each in finals(seen.events) if isinstance(each, TextDone)]
+        assert len(done) == _ROWS
         told = sum(len(other[0]) for each in done for one in each.logprobs for other in one.top)
         assert told > MAX_FRAME_BYTES
 
