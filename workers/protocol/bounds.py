@@ -7,6 +7,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
+MOST_MESSAGE = 4096  #: characters
+
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=0, le=2**50)]  #: bytes
 Slots = Annotated[int, Meta(ge=1, le=2**16)]
@@ -18,7 +20,7 @@ SampleRate = Annotated[int, Meta(ge=1, le=768_000)]
 
 JobId = Annotated[str, Meta(max_length=64)]
 Name = Annotated[str, Meta(max_length=256)]
-Message = Annotated[str, Meta(max_length=4096)]
+Message = Annotated[str, Meta(max_length=MOST_MESSAGE)]
 
 Preview = Annotated[bytes, Meta(max_length=1 << 20)]
 Samples = Annotated[bytes, Meta(max_length=1 << 20)]

@@ -5,12 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
 from bitinglip.wire.body import Body, Only, first
 from workers import protocol
 
 MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 4096
+#: Logprobs of one answer, those of alternatives included: they come in one piece in the end.
+MAX_LOGPROBS = 350_000
 _SEEDS = 2**64
 
 
@@ -81,6 +84,11 @@ class SamplingFields(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     ignore_eos: bool | None = None
 
+    @property
+    def max_tokens_field(self) -> str:
+        """The name by which the request has set it."""
+        return "max_tokens"
+
     def sampling(
         self,
         own: SamplingDefaults,
@@ -90,9 +98,20 @@ class SamplingFields(Body):
         stop: list[str] | None,
         logprobs: int | None,
     ) -> protocol.Sampling:
-        """The request's values, else the model's own defaults, else the API's."""
+        """The request's values, else the model's own defaults, else the API's.
+
+        Raises InvalidRequest for more logprobs than an answer may hold.
+        """
+        most = MAX_TOKENS if logprobs is None else MAX_LOGPROBS // (1 + logprobs)
+        if max_tokens is not None and max_tokens > most:
+            raise InvalidRequest(
+                f"With logprobs of {logprobs} alternatives an answer has {most} tokens at most; "
+                "ask for fewer tokens or alternatives.",
+                param=self.max_tokens_field,
+                details={"max_tokens": most},
+            )
         return protocol.Sampling(
-            max_tokens=first(max_tokens, own.max_tokens, api.max_tokens),
+            max_tokens=min(most, first(max_tokens, own.max_tokens, api.max_tokens)),
             temperature=first(self.temperature, own.temperature, api.temperature),
             top_p=first(self.top_p, own.top_p, api.top_p),
             top_k=first(self.top_k, own.top_k, None),

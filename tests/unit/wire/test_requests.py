@@ -10,6 +10,7 @@ from bitinglip import errors
 from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model, SamplingDefaults
 from bitinglip.wire.parse import check_depth, param_path, parse
+from bitinglip.wire.text import fields
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
 from workers import framing, protocol
@@ -341,3 +342,29 @@ def test_stream_options_need_a_stream() -> None:
     options = {"stream_options": {"include_usage": True}}
     assert refused(ChatCompletionRequest, CHAT, **options).param == "stream_options"
     assert refused(CompletionRequest, COMPLETION, **options).param == "stream_options"
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "logprobs"),
+    [
+        (TextGenerationRequest, NATIVE, {"logprobs": 20}),
+        (ChatCompletionRequest, CHAT, {"logprobs": True, "top_logprobs": 20}),
+        (CompletionRequest, COMPLETION, {"logprobs": 20}),
+    ],
+)
+def test_logprobs_of_one_answer_are_bounded(
+    model: Any, body: dict[str, Any], logprobs: dict[str, Any]
+) -> None:
+    most = fields.MAX_LOGPROBS // 21
+    assert job_of(read(model, body, max_tokens=most, **logprobs)).sampling.max_tokens == most
+    error = refused(model, body, max_tokens=most + 1, **logprobs)
+    assert (error.param, error.details) == ("max_tokens", {"max_tokens": most})
+    # Left open, it is what the bound allows.
+    own = Model(sampling=SamplingDefaults(max_tokens=100_000))
+    assert job_of(read(model, body, **logprobs), own).sampling.max_tokens == most
+    assert job_of(read(model, body), own).sampling.max_tokens == 100_000
+
+
+def test_logprobs_bound_names_the_field_that_was_set() -> None:
+    asked = {"logprobs": True, "top_logprobs": 20, "max_completion_tokens": 20_000}
+    assert refused(ChatCompletionRequest, CHAT, **asked).param == "max_completion_tokens"
