@@ -216,9 +216,10 @@ class Delivery:
         """Run jobs without output again, end the rest, and have the model restarted."""
         replica = self._manager.replica_of(worker)
         model_queue = self.model_queues.get(replica.model) if replica is not None else None
+        forgiven = 0
         if replica is not None and model_queue is not None:
-            self._handle_lost_jobs(model_queue, replica, cause)
-        self._manager.on_lost(worker, cause)
+            forgiven = self._handle_lost_jobs(model_queue, replica, cause)
+        self._manager.on_lost(worker, cause, forgiven=forgiven)
         if model_queue is not None:
             self.dispatch_waiting(
                 model_queue
@@ -253,7 +254,8 @@ class Delivery:
 
     # ---- quarantine ------------------------------------------------------------------------------
 
-    def _handle_lost_jobs(self, model_queue: ModelQueue, replica: Replica, cause: str) -> None:
+    def _handle_lost_jobs(self, model_queue: ModelQueue, replica: Replica, cause: str) -> int:
+        """Return the deaths of a request that was found to cause them; 0 if none was."""
         lost = [entry for entry in model_queue.running.values() if entry.replica is replica]
         now = self._clock()
         retry_queue: list[InFlightJob] = []
@@ -270,13 +272,13 @@ class Delivery:
                 entry.ran_for = min(MAX_ISOLATION_SECONDS, now - began)
             entry.event_log.reset_output()
             retry_queue.append(entry)
-        self._retry_or_quarantine(model_queue, retry_queue, cause, alone=len(lost) == 1)
+        return self._retry_or_quarantine(model_queue, retry_queue, cause, alone=len(lost) == 1)
 
     def _retry_or_quarantine(
         self, model_queue: ModelQueue, entries: list[InFlightJob], cause: str, *, alone: bool
-    ) -> None:
+    ) -> int:
         """Run jobs again after one death; after two, quarantine a job that ran alone, else isolate
-        the suspects."""
+        the suspects. Return the deaths of the one in quarantine."""
         doubtful = [entry for entry in entries if entry.deaths >= _MOST_DEATHS]
         model_queue.retry_queue.extendleft(f for f in reversed(entries) if f.deaths < _MOST_DEATHS)
         if alone and doubtful:
@@ -288,8 +290,10 @@ class Delivery:
             )  # so that it can be taken out like any that waits
             self.fail(offender, _crashed(cause, quarantined=True))
             model_queue.clear_suspects()
-        elif doubtful:
+            return offender.deaths
+        if doubtful:
             model_queue.isolate(doubtful)
+        return 0
 
 
 def _crashed(cause: str, *, quarantined: bool) -> errors.WorkerCrashed:

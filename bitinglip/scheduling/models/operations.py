@@ -65,7 +65,7 @@ class Operations:
 
     def cause(self, name: str) -> str | None:
         model_state = self._manager.models.get(name)
-        return model_state.cause if model_state else None
+        return model_state.explain(self._manager.clock()) if model_state else None
 
     def ready(self, name: str) -> protocol.Ready | None:
         """The worker's report on a loaded model; context and dtype may differ from its files'."""
