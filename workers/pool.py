@@ -41,6 +41,14 @@ _LAST_BYTES = 1 << 20  #: of its last words, of each pipe
 _MOST_ENDED = 64  #: workers that ended badly and are still shown
 _ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it, and until that is given up
 
+#: The state in which a worker may say so: what it says at another time would undo what is known.
+_EXPECTED: dict[type[WorkerEvent], str] = {
+    Imported: "starting",
+    LoadProgress: "loading",
+    LoadFailed: "loading",
+    Ready: "loading",
+}
+
 #: The spare imports what most workers need; other engines' libraries are imported on top of it.
 SPARE_IMPORTS = ENGINES["text"].preimport
 
@@ -259,6 +267,12 @@ class WorkerPool:
             self._listener.on_events(worker, jobs)
 
     def _note(self, worker: Worker, event: WorkerEvent) -> None:
+        """Raises BadFrame for an event that is out of order."""
+        expected = _EXPECTED.get(type(event), worker.state)
+        if worker.state == "stopped":
+            return  # it is told to go, whatever it has become
+        if worker.state != expected:
+            raise BadFrame(f"{type(event).__name__} while {worker.state}")
         match event:
             case Heartbeat():
                 worker.heartbeat = event

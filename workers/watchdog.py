@@ -7,7 +7,7 @@ pause, however long, a look counts like any other.
 
 from dataclasses import dataclass
 
-from workers.worker import SERVING, Worker
+from workers.worker import LOADING, SERVING, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Watchdog:
         if worker.state in SERVING:
             allowed = self._step_timeout(worker)
             return f"silent for {allowed:g} s" if worker.silence > allowed else None
-        if worker.spec is None or worker.ended.is_set():
-            return None  # the spare waits for a model
+        if worker.spec is None or worker.state not in LOADING:
+            return None  # a spare waits for its model as long as it has to
         worker.waited += self.interval
         if worker.waited > self.load_timeout:
             return f"did not load within {self.load_timeout:g} s"

@@ -12,6 +12,7 @@ from workers.protocol import Command, Heartbeat, Load, LoadFailed, Ready
 
 log = logging.getLogger(__name__)
 
+LOADING = ("starting", "warm", "loading")
 SERVING = ("ready", "draining")  #: states in which a worker runs jobs
 
 

@@ -128,6 +128,17 @@ def nests_deeply(jobs: int, events: int, _death: int) -> None:
     _write(events, {**failed, "details": msgspec.Raw(nested)})
 
 
+def says_again_that_it_is_imported(jobs: int, events: int, _death: int) -> None:
+    """Look like a worker that does not serve yet, so that nobody minds its end."""
+    _load(jobs, events)
+    _write(events, {"type": "warm"})
+
+
+def says_again_that_it_is_ready(jobs: int, events: int, _death: int) -> None:
+    _load(jobs, events)
+    _write(events, {"type": "ready", "slots": 9})
+
+
 def holds_more_than_can_be_counted(jobs: int, events: int, _death: int) -> None:
     _load(jobs, events)
     _write(events, {"type": "heartbeat", "steps": 1, "in_flight": 0, "memory_bytes": 2**63})

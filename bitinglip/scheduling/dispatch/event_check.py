@@ -4,6 +4,7 @@ The protocol's types bound each event; what they cannot know is the job.
 """
 
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob
+from bitinglip.scheduling.job import ImageJob
 from workers import protocol
 from workers.framing import BadFrame
 
@@ -30,9 +31,16 @@ def check(entry: InFlightJob, event: protocol.JobEvent) -> None:
     kind = entry.event_log.job.kind
     if type(event) not in _OF_KIND[kind]:
         raise BadFrame(f"{type(event).__name__} for a job of the kind {kind}")
+    if isinstance(event, protocol.ImageDone) and len(event.pictures) > _most_files(entry):
+        raise BadFrame(f"{len(event.pictures)} images for one job")
     entry.told += _EVENT_BYTES + _size(event)
     if entry.told > _MOST_BYTES + entry.work * _MOST_BYTES_PER_WORK[kind]:
         raise BadFrame(f"{entry.told} bytes of events for one job")
+
+
+def _most_files(entry: InFlightJob) -> int:
+    job = entry.event_log.job
+    return len(job.seeds) if isinstance(job, ImageJob) else 1
 
 
 def _size(event: protocol.JobEvent) -> int:
@@ -44,6 +52,6 @@ def _size(event: protocol.JobEvent) -> int:
         case protocol.Progress(preview=preview):
             return len(preview)
         case protocol.SegmentDelta(segment=segment):
-            return len(segment.text) + _EVENT_BYTES * len(segment.words)
+            return len(segment.text) + 8 * len(segment.tokens) + _EVENT_BYTES * len(segment.words)
         case _:
             return 0

@@ -106,6 +106,8 @@ def test_load_fails_when_its_worker_hides_its_end(evil: Entry) -> None:
     [
         (evil_workers.nests_deeply, "wrote a malformed frame"),
         (evil_workers.holds_more_than_can_be_counted, "wrote a malformed frame"),
+        (evil_workers.says_again_that_it_is_imported, "wrote a malformed frame (Imported while"),
+        (evil_workers.says_again_that_it_is_ready, "wrote a malformed frame (Ready while ready)"),
         (evil_workers.sends_one_frame_that_does_not_end, "wrote a malformed frame"),
         (evil_workers.trickles, "silent for 1 s"),
         (evil_workers.leaves_a_child_that_floods, "exited with code 0"),

@@ -1,0 +1,93 @@
+"""What a worker may say of a job: of its kind, and not for ever."""
+
+from typing import Any
+
+import pytest
+
+from bitinglip.scheduling.dispatch.event_check import check
+from bitinglip.scheduling.dispatch.model_queue import InFlightJob
+from bitinglip.scheduling.event_log import EventLog
+from bitinglip.scheduling.job import ImageJob, Job, SpeechJob, TextJob, TranscriptionJob
+from bitinglip.scheduling.queue.fair_queue import FairShare
+from workers import protocol
+from workers.framing import BadFrame
+
+_OWNER: dict[str, Any] = {"model": "m", "key_id": "k"}
+TEXT = TextJob(prompt="p", sampling=protocol.Sampling(max_tokens=100), **_OWNER)
+IMAGE = ImageJob(prompt="p", width=64, height=64, steps=2, seeds=(1, 2), folder="", **_OWNER)
+SPEECH = SpeechJob(text="p", seed=1, folder="", **_OWNER)
+HEARD = TranscriptionJob(
+    path="", size=1, max_seconds=60.0, max_channels=1, max_sample_rate=48_000, **_OWNER
+)
+PICTURE = protocol.ImageFile(width=64, height=64, seed=1, format="png", bytes=1)
+FINALS: dict[str, protocol.Success] = {
+    "text": protocol.TextDone(
+        id="j", text="", finish_reason="stop", prompt_tokens=1, completion_tokens=1
+    ),
+    "image": protocol.ImageDone(id="j", pictures=(PICTURE,) * 2, steps=2, scheduler="s"),
+    "speech": protocol.SpeechDone(
+        id="j", format="wav", bytes=1, sample_rate=24_000, duration=1.0, sentences=1
+    ),
+    "transcription": protocol.TranscriptionDone(
+        id="j", text="", language=None, duration=1.0, segments=()
+    ),
+}
+
+
+def entry(job: Job) -> InFlightJob:
+    return InFlightJob(EventLog(job), FairShare("k", 0, 1.0), job.work)
+
+
+@pytest.mark.parametrize("job", [TEXT, IMAGE, SPEECH, HEARD], ids=lambda job: job.kind)
+def test_event_of_another_kind_is_refused(job: Job) -> None:
+    for kind, final in FINALS.items():
+        if kind == job.kind:
+            check(entry(job), final)
+        else:
+            with pytest.raises(BadFrame, match=f"for a job of the kind {job.kind}"):
+                check(entry(job), final)
+    check(entry(job), protocol.Failed(id="j", code="INFERENCE_FAILED", message=""))
+    check(entry(job), protocol.Cancelled(id="j"))
+
+
+def test_event_with_more_images_than_were_asked_for_is_refused() -> None:
+    final = protocol.ImageDone(id="j", pictures=(PICTURE,) * 3, steps=2, scheduler="s")
+    with pytest.raises(BadFrame, match="3 images"):
+        check(entry(IMAGE), final)
+
+
+LOGPROB = protocol.TokenLogprob(token="t", id=1, logprob=-1.0, top=(("t", 1, -1.0),) * 20)
+
+
+@pytest.mark.parametrize(
+    ("job", "event"),
+    [
+        (TEXT, protocol.TextDelta(id="j", text="x" * 100_000, index=1)),
+        (TEXT, protocol.TextDelta(id="j", text="x", index=1, logprobs=(LOGPROB,) * 100)),
+        (SPEECH, protocol.AudioDelta(id="j", index=1, samples=b"x" * 100_000, sample_rate=24_000)),
+        (IMAGE, protocol.Progress(id="j", step=1, steps=2, preview=b"x" * 100_000)),
+    ],
+    ids=["text", "logprobs", "sound", "preview"],
+)
+def test_events_of_one_job_come_to_an_end(job: Job, event: protocol.JobEvent) -> None:
+    one = entry(job)
+
+    def tell_for_ever() -> None:
+        for _ in range(100_000):
+            check(one, event)
+
+    with pytest.raises(BadFrame, match="bytes of events for one job"):
+        tell_for_ever()
+
+
+def test_events_of_the_longest_answers_are_let_through() -> None:
+    sampling = protocol.Sampling(max_tokens=1_000_000)
+    long = entry(TextJob(prompt="p", sampling=sampling, **_OWNER))
+    word = protocol.TextDelta(id="j", text="words", index=1)
+    for _ in range(1_000_000 // 100):
+        check(long, word)
+    assert long.told * 100 < 1_000_000 * 1024  # what its limit grows by
+    read = entry(SpeechJob(text="x" * 100_000, seed=1, folder="", **_OWNER))
+    second = protocol.AudioDelta(id="j", index=1, samples=b"x" * 96_000, sample_rate=48_000)
+    for _ in range(100_000 // 8):  # read at half the usual speed
+        check(read, second)
