@@ -8,7 +8,6 @@ import structlog
 
 from bitinglip import errors
 from bitinglip.scheduling.dispatch.balancer import Balancer
-from bitinglip.scheduling.dispatch.event_check import check
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
@@ -150,7 +149,8 @@ class Delivery:
                 entry = self.entries.get(event.id)
                 if entry is None or entry.replica is None or entry.replica.worker is not worker:
                     continue
-                check(entry, event)
+                if entry.events is not None:
+                    entry.events.take(event)
                 if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
                     continue
                 entry.event_log.put(event)

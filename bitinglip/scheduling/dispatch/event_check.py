@@ -3,8 +3,7 @@
 The protocol's types bound each event; what they cannot know is the job.
 """
 
-from bitinglip.scheduling.dispatch.model_queue import InFlightJob
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import ImageJob, Job
 from workers import protocol
 from workers.framing import BadFrame
 
@@ -26,32 +25,42 @@ _MOST_BYTES_PER_WORK = {
 }
 
 
-def check(entry: InFlightJob, event: protocol.JobEvent) -> None:
-    """Count an event of a job. Raises BadFrame for one that a sound worker does not send."""
-    kind = entry.event_log.job.kind
-    if type(event) not in _OF_KIND[kind]:
-        raise BadFrame(f"{type(event).__name__} for a job of the kind {kind}")
-    if isinstance(event, protocol.ImageDone) and len(event.pictures) > _most_files(entry):
-        raise BadFrame(f"{len(event.pictures)} images for one job")
-    entry.told += _EVENT_BYTES + _size(event)
-    if entry.told > _MOST_BYTES + entry.work * _MOST_BYTES_PER_WORK[kind]:
-        raise BadFrame(f"{entry.told} bytes of events for one job")
+class EventCheck:
+    """Takes the events of one job from one worker."""
 
+    __slots__ = ("_job", "_kinds", "_left")
 
-def _most_files(entry: InFlightJob) -> int:
-    job = entry.event_log.job
-    return len(job.seeds) if isinstance(job, ImageJob) else 1
+    def __init__(self, job: Job, work: float) -> None:
+        self._job = job
+        self._kinds = _OF_KIND[job.kind]
+        self._left = _MOST_BYTES + work * _MOST_BYTES_PER_WORK[job.kind]
 
+    def take(self, event: protocol.JobEvent) -> None:
+        """Raises BadFrame for an event that a sound worker does not send."""
+        if type(event) not in self._kinds:
+            raise BadFrame(f"{type(event).__name__} for a job of the kind {self._job.kind}")
+        if isinstance(event, protocol.TextDelta) and not event.logprobs:
+            self._left -= _EVENT_BYTES + len(event.text)  # quick: it comes for each token
+        else:
+            self._left -= _EVENT_BYTES + self._size(event)
+        if self._left < 0:
+            raise BadFrame("more events for one job than it can have")
 
-def _size(event: protocol.JobEvent) -> int:
-    match event:
-        case protocol.TextDelta(text=text, logprobs=logprobs):
-            return len(text) + sum(_LOGPROB_BYTES * (1 + len(each.top)) for each in logprobs)
-        case protocol.AudioDelta(samples=samples):
-            return len(samples)
-        case protocol.Progress(preview=preview):
-            return len(preview)
-        case protocol.SegmentDelta(segment=segment):
-            return len(segment.text) + 8 * len(segment.tokens) + _EVENT_BYTES * len(segment.words)
-        case _:
-            return 0
+    def _size(self, event: protocol.JobEvent) -> int:
+        match event:
+            case protocol.TextDelta(text=text, logprobs=logprobs):
+                return len(text) + sum(_LOGPROB_BYTES * (1 + len(each.top)) for each in logprobs)
+            case protocol.AudioDelta(samples=samples):
+                return len(samples)
+            case protocol.Progress(preview=preview):
+                return len(preview)
+            case protocol.SegmentDelta(segment=segment):
+                return (
+                    len(segment.text) + 8 * len(segment.tokens) + _EVENT_BYTES * len(segment.words)
+                )
+            case protocol.ImageDone(pictures=pictures):
+                if isinstance(self._job, ImageJob) and len(pictures) > len(self._job.seeds):
+                    raise BadFrame(f"{len(pictures)} images for one job")
+                return _EVENT_BYTES * len(pictures)
+            case _:
+                return 0
