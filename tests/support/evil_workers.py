@@ -131,7 +131,7 @@ def nests_deeply(jobs: int, events: int, _death: int) -> None:
 def says_again_that_it_is_imported(jobs: int, events: int, _death: int) -> None:
     """Look like a worker that does not serve yet, so that nobody minds its end."""
     _load(jobs, events)
-    _write(events, {"type": "warm"})
+    _write(events, {"type": "imported"})
 
 
 def says_again_that_it_is_ready(jobs: int, events: int, _death: int) -> None:
@@ -164,5 +164,5 @@ def reads_no_jobs(jobs: int, events: int, _death: int) -> None:
 def answers_as_another_kind(jobs: int, events: int, _death: int) -> None:
     """Answer a text job with a sound."""
     job = _load(jobs, events)
-    spoken = {"type": "spoken", "id": job.id, "format": "wav", "bytes": 1}
+    spoken = {"type": "speech_done", "id": job.id, "format": "wav", "bytes": 1}
     _write(events, {**spoken, "sample_rate": 24000, "duration": 1.0, "sentences": 1})

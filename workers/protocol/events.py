@@ -25,7 +25,7 @@ from workers.protocol.files import AudioFormat, ImageFormat
 from workers.protocol.load import DeviceKind
 
 
-class Imported(msgspec.Struct, tag="warm", frozen=True):
+class Imported(msgspec.Struct, tag="imported", frozen=True):
     """The process is up with its libraries imported; it has no model yet."""
 
 
@@ -75,7 +75,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple[tuple[str, Count, Number], ...] = ()  #: (token, id, logprob), best first
 
 
-class TextDelta(msgspec.Struct, tag="token", frozen=True, kw_only=True, omit_defaults=True):
+class TextDelta(msgspec.Struct, tag="text_delta", frozen=True, kw_only=True, omit_defaults=True):
     """Text that may be shown: never half a character, never part of a stop sequence."""
 
     id: JobId
@@ -84,7 +84,7 @@ class TextDelta(msgspec.Struct, tag="token", frozen=True, kw_only=True, omit_def
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class TextDone(msgspec.Struct, tag="done", frozen=True, kw_only=True, omit_defaults=True):
+class TextDone(msgspec.Struct, tag="text_done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a job that succeeded."""
 
     id: JobId
@@ -116,18 +116,18 @@ class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     filtered: bool = False  #: the model's own safety checker made it black
 
 
-class ImageDone(msgspec.Struct, tag="drawn", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of an image job that succeeded; one picture for each seed, in order."""
+class ImageDone(msgspec.Struct, tag="image_done", frozen=True, kw_only=True, omit_defaults=True):
+    """The final event of an image job that succeeded; one image for each seed, in order."""
 
     id: JobId
-    pictures: tuple[ImageFile, ...]
+    images: tuple[ImageFile, ...]
     steps: Count  #: as the scheduler counted them
     scheduler: Name
     guidance_scale: Number | None = None
     memory_fallbacks: tuple[Name, ...] = ()  #: what was done to save memory, where it was short
 
 
-class AudioDelta(msgspec.Struct, tag="sound", frozen=True, kw_only=True):
+class AudioDelta(msgspec.Struct, tag="audio_delta", frozen=True, kw_only=True):
     """The next piece of a job's sound: 16-bit little-endian samples of one channel."""
 
     id: JobId
@@ -136,7 +136,7 @@ class AudioDelta(msgspec.Struct, tag="sound", frozen=True, kw_only=True):
     sample_rate: SampleRate
 
 
-class SpeechDone(msgspec.Struct, tag="spoken", frozen=True, kw_only=True, omit_defaults=True):
+class SpeechDone(msgspec.Struct, tag="speech_done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a speech job that succeeded; its file is called as ``sound_name`` says."""
 
     id: JobId
@@ -170,7 +170,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     compression_ratio: Number
 
 
-class SegmentDelta(msgspec.Struct, tag="heard", frozen=True, kw_only=True):
+class SegmentDelta(msgspec.Struct, tag="segment_delta", frozen=True, kw_only=True):
     """The next segment of a transcription; the segments before it will not change."""
 
     id: JobId
@@ -178,7 +178,7 @@ class SegmentDelta(msgspec.Struct, tag="heard", frozen=True, kw_only=True):
     index: Count
 
 
-class TranscriptionDone(msgspec.Struct, tag="transcribed", frozen=True, kw_only=True):
+class TranscriptionDone(msgspec.Struct, tag="transcription_done", frozen=True, kw_only=True):
     """The final event of a transcription that succeeded."""
 
     id: JobId

@@ -3,7 +3,7 @@
 The protocol's types bound each event; what they cannot know is the job.
 """
 
-from bitinglip.scheduling.job import ImageJob, Job
+from bitinglip.scheduling.job import kind_of
 from workers import protocol
 from workers.framing import BadFrame
 
@@ -16,8 +16,8 @@ _OF_KIND: dict[str, frozenset[type]] = {
 }
 _EVENT_BYTES = 256  #: about what an event takes beside its text or sound
 _LOGPROB_BYTES = 64
-_MOST_BYTES = 64 << 20  #: of a job's events, and beside it for each unit of its work:
-_MOST_BYTES_PER_WORK = {
+_MAX_BYTES = 64 << 20  #: of a job's events, and beside it for each unit of its cost:
+_MAX_BYTES_PER_COST = {
     "text": 1 << 10,
     "image": 1 << 20,
     "speech": 1 << 20,
@@ -30,15 +30,16 @@ class EventCheck:
 
     __slots__ = ("_job", "_kinds", "_left")
 
-    def __init__(self, job: Job, work: float) -> None:
+    def __init__(self, job: protocol.Job, cost: float) -> None:
         self._job = job
-        self._kinds = _OF_KIND[job.kind]
-        self._left = _MOST_BYTES + work * _MOST_BYTES_PER_WORK[job.kind]
+        kind = kind_of(type(job))
+        self._kinds = _OF_KIND[kind]
+        self._left = _MAX_BYTES + cost * _MAX_BYTES_PER_COST[kind]
 
     def take(self, event: protocol.JobEvent) -> None:
-        """Raises BadFrame for an event that a sound worker does not send."""
+        """Raise BadFrame for an event that a sound worker does not send."""
         if type(event) not in self._kinds:
-            raise BadFrame(f"{type(event).__name__} for a job of the kind {self._job.kind}")
+            raise BadFrame(f"{type(event).__name__} for a {type(self._job).__name__}")
         if isinstance(event, protocol.TextDelta) and not event.logprobs:
             self._left -= _EVENT_BYTES + len(event.text)  # quick: it comes for each token
         else:
@@ -58,9 +59,9 @@ class EventCheck:
                 return (
                     len(segment.text) + 8 * len(segment.tokens) + _EVENT_BYTES * len(segment.words)
                 )
-            case protocol.ImageDone(pictures=pictures):
-                if isinstance(self._job, ImageJob) and len(pictures) > len(self._job.seeds):
-                    raise BadFrame(f"{len(pictures)} images for one job")
-                return _EVENT_BYTES * len(pictures)
+            case protocol.ImageDone(images=images):
+                if isinstance(self._job, protocol.ImageJob) and len(images) > len(self._job.seeds):
+                    raise BadFrame(f"{len(images)} images for one job")
+                return _EVENT_BYTES * len(images)
             case _:
                 return 0

@@ -14,7 +14,7 @@ from workers.protocol import Cancelled
 
 def test_worker_that_answers_as_another_kind_is_ended(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
-        with pytest.raises(errors.WorkerCrashed, match="SpeechDone for a job of the kind text"):
+        with pytest.raises(errors.WorkerCrashed, match="SpeechDone for a TextJob"):
             await answer(rig, job())
         assert not any(rig.dispatcher.books().values())
 

@@ -21,18 +21,18 @@ from workers.framing import (
 )
 from workers.protocol import Cancel, Event, Failed, Started, Stop, TextDelta, TextDone
 
-_DONE: dict[str, Any] = {"type": "done", "id": "j", "text": "", "finish_reason": "stop"}
+_DONE: dict[str, Any] = {"type": "text_done", "id": "j", "text": "", "finish_reason": "stop"}
 _DONE |= {"prompt_tokens": 1, "completion_tokens": 1}
 _PICTURE: dict[str, Any] = {"width": 64, "height": 64, "seed": 1, "format": "png", "bytes": 1}
 _DRAWN: dict[str, Any] = {
-    "type": "drawn",
+    "type": "image_done",
     "id": "j",
-    "pictures": [_PICTURE],
+    "images": [_PICTURE],
     "steps": 1,
     "scheduler": "ddim",
 }
 _SPOKEN: dict[str, Any] = {
-    "type": "spoken",
+    "type": "speech_done",
     "id": "j",
     "format": "wav",
     "bytes": 1,
@@ -43,7 +43,7 @@ _READY: dict[str, Any] = {"type": "ready", "slots": 1}
 _BEAT: dict[str, Any] = {"type": "heartbeat", "steps": 1, "in_flight": 0, "memory_bytes": 1}
 _FAILED: dict[str, Any] = {"type": "failed", "id": "j", "code": "INTERNAL_ERROR", "message": "no"}
 _SOUND: dict[str, Any] = {
-    "type": "sound",
+    "type": "audio_delta",
     "id": "j",
     "index": 0,
     "samples": b"",
@@ -134,8 +134,8 @@ def test_commands_come_as_they_were_sent() -> None:
         {**_DONE, "id": "x" * 1000},
         {**_DONE, "logprobs": [{**_TOKEN, "logprob": float("nan")}]},
         {**_DONE, "logprobs": [{**_TOKEN, "top": [["a", 1, float("-inf")]]}]},
-        {**_DRAWN, "pictures": [{**_PICTURE, "format": "exe"}]},
-        {**_DRAWN, "pictures": [{**_PICTURE, "bytes": 2**63}]},
+        {**_DRAWN, "images": [{**_PICTURE, "format": "exe"}]},
+        {**_DRAWN, "images": [{**_PICTURE, "bytes": 2**63}]},
         {**_DRAWN, "guidance_scale": float("inf")},
         {**_SPOKEN, "format": "../../key"},
         {**_SPOKEN, "duration": -1.0},
