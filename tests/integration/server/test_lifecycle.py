@@ -164,3 +164,11 @@ def test_the_gateway_and_the_command_line_leave_torch_out() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_start_sweeps_what_a_killed_removal_left(tmp_path: Path) -> None:
+    left = tmp_path / "home" / "models" / ".partial" / "removed-0123456789ab" / "files"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"x")
+    with running_server(tmp_path / "home", "--set", "demo=never"):
+        eventually(lambda: not left.parent.exists())

@@ -20,6 +20,7 @@ from tests.support.cli_process import run, terminal
 from tests.support.models.whisper import LENIENT, make
 from tests.support.server import Server, running_server
 from tests.support.sse import events_of
+from tests.support.wait import eventually
 
 ROUTE = "/api/v1/inference/transcription"
 MODEL = "tiny-whisper"
@@ -294,3 +295,18 @@ def test_the_command_says_what_is_wrong(
     done = run(heard[0] / "home", "transcribe", *words)
     assert done.returncode == code
     assert said in " ".join(done.stderr.split())
+
+
+def test_upload_is_gone_once_its_request_has_ended(server: Server, client: httpx.Client) -> None:
+    assert ask(client, sound()).status_code == 200
+    assert ask(client, b"no sound at all").status_code == 400
+    task = client.post(
+        ROUTE,
+        data={"model": MODEL},
+        files={"file": ("a.wav", sound())},
+        headers={"Prefer": "respond-async"},
+    )
+    assert task.status_code == 202, task.text
+    path = f"/api/v1/tasks/{task.json()['task_id']}"
+    eventually(lambda: client.get(path).json()["status"] == "completed")
+    eventually(lambda: not list((server.home / "uploads").iterdir()))

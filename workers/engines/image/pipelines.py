@@ -84,6 +84,7 @@ class Pipelines:
                 )
         if job.image is not None:
             self._check_mode(_mode(job))
+        self.schedulers.check_steps(job.scheduler, self._scheduled_steps(job))
 
     def prepare(self, samples: list[ImageSample]) -> tuple[Any, dict[str, Any]]:
         """Return a pipeline for one call of these samples, and the arguments of the call."""
@@ -94,7 +95,7 @@ class Pipelines:
         self.prompt_cache.attach(pipe, job.adapters)
         arguments: dict[str, Any] = {
             "prompt": [sample.request.job.prompt for sample in samples],
-            "num_inference_steps": job.steps,
+            "num_inference_steps": self._scheduled_steps(job),
             "generator": [torch.Generator().manual_seed(sample.seed) for sample in samples],
             "output_type": "np",
             "callback_on_step_end_tensor_inputs": ["latents"],
@@ -114,6 +115,36 @@ class Pipelines:
             if job.strength is not None:
                 arguments["strength"] = job.strength
         return pipe, arguments
+
+    def _scheduled_steps(self, job: ImageJob) -> int:
+        """The steps to schedule, so that one at least is made.
+
+        From an image a pipeline makes only the last of them: the share that ``strength`` says,
+        which may round to none. Raises Refused for a strength at which no step can be made.
+        """
+        mode = _mode(job)
+        parameter = self._parameters(mode).get("strength")
+        if job.image is None or parameter is None:
+            return job.steps
+        strength = float(parameter.default if job.strength is None else job.strength)
+        if job.steps * strength >= 1 or self._makes_steps(job, mode, strength):
+            return job.steps
+        most = int(self.schedulers.fresh(job.scheduler).config.get("num_train_timesteps", 1000))
+        if most * strength < 1:
+            raise Refused(
+                "INVALID_REQUEST",
+                f"'strength' must be {1 / most:g} at least, or this model makes no step.",
+                param="strength",
+            )
+        return next(steps for steps in range(1, most + 1) if steps * strength >= 1)
+
+    def _makes_steps(self, job: ImageJob, mode: str, strength: float) -> bool:
+        """Whether this pipeline makes any step of these; kinds of them round differently."""
+        pipe = copy.copy(self._pipe(mode))
+        pipe.scheduler = self.schedulers.fresh(job.scheduler)
+        pipe.scheduler.timesteps = torch.arange(job.steps)  # only counted here
+        _, made = pipe.get_timesteps(job.steps, strength, self.device)
+        return bool(made > 0)
 
     def _takes_negative(self) -> bool:
         """True if a negative prompt has an effect: distilled pipelines need a second guidance."""

@@ -30,6 +30,7 @@ _NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+_WARM_UP = 4  #: steps of a pseudo numerical method that begins with Runge-Kutta
 _NEED_SCIPY = frozenset({"LMSDiscreteScheduler"})
 
 
@@ -63,6 +64,16 @@ class Schedulers:
             param="scheduler",
             details={"schedulers": self.names},
         )
+
+    def check_steps(self, name: str | None, steps: int) -> None:
+        """Raise Refused for fewer steps than the scheduler warms up with."""
+        warm_up = _WARM_UP if self.fresh(name).config.get("skip_prk_steps") is False else 1
+        if steps < warm_up:
+            raise Refused(
+                "INVALID_REQUEST",
+                f"'steps' must be {warm_up} at least with this scheduler.",
+                param="steps",
+            )
 
     def fresh(self, name: str | None) -> Any:
         """Make a scheduler for one call; None names the model's own class."""

@@ -1,49 +1,36 @@
-"""Shapes of the routes that look at and change the server: models, workers, keys."""
+"""Models as the native and OpenAI's list show them, and the request that imports one."""
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from functools import cache
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from bitinglip.access.keys import KeyRecord
-from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.wire.body import Body
-from bitinglip.wire.errors import timestamp
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.schema import schema_of
 from model_store.manifest import Manifest
+from model_store.sizes import size_text
 from model_store.voices import voices_of
 from workers import protocol
 
+#: parameters that the fake engine refuses
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
-#: what requests of a kind have, and models of these families do not
+#: parameters that models of these families do not have, although others of their kind do
 _NOT_OF = {"bark": {"speed"}, "speecht5": {"speed", "language"}}
 _NOT_PARAMETERS = frozenset({"model", "stream", "timeout", "async", "priority"})
 
 
-class WatchTicketRequest(Body):
-    """Which task a ticket is for."""
-
-    task_id: Annotated[str, Field(min_length=1, max_length=128)]
-
-
-class CreateKeyRequest(Body):
-    name: Annotated[str, Field(min_length=1, max_length=128)]
-    tier: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    scopes: Annotated[list[str], Field(min_length=1, max_length=32)] | None = None
-    expires: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-
-
 class ImportModelRequest(Body):
+    """The body of ``POST /models/import``: a folder of the server's machine."""
+
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     name: Annotated[str, Field(min_length=1, max_length=256)]
     allow_pickles: bool = False
 
 
 def model_type(manifest: Manifest) -> str:
-    """The design's word for what a model makes: text, image, audio or embedding."""
+    """Name what a model makes, in the design's words: text, image, audio or embedding."""
     kind = _kind(manifest)
     if kind in KINDS:
         return KINDS[kind].api_type
@@ -64,7 +51,10 @@ def model_info(
     replicas: int,
     more_voices: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The design's ModelInfo, and what is known beside it; of a loaded model what it really has."""
+    """Describe a model as the design's ModelInfo, with more fields of ours.
+
+    Context and dtype of a loaded model are those that its worker reports (``ready``).
+    """
     kind = model_type(manifest)
     voices = voices_of(manifest, more_voices)
     return {
@@ -72,7 +62,7 @@ def model_info(
         "name": manifest.name,
         "type": kind,
         "description": manifest.description,
-        "size": human_bytes(manifest.total_bytes),
+        "size": size_text(manifest.total_bytes),
         "status": status,
         "cause": cause,
         "progress": progress,
@@ -95,6 +85,7 @@ def model_info(
 
 
 def openai_model(manifest: Manifest) -> dict[str, Any]:
+    """Describe a model as OpenAI's list does."""
     return {
         "id": manifest.name,
         "object": "model",
@@ -105,7 +96,7 @@ def openai_model(manifest: Manifest) -> dict[str, Any]:
 
 @cache
 def supported_parameters(kind: str, engine: str, model_type: str | None) -> Mapping[str, Any]:
-    """What a request may set: type, bounds and default, from the request's own schema."""
+    """List the parameters of a model's requests: type, bounds and default, from their schema."""
     if kind not in KINDS:
         return {}
     own = KINDS[kind]
@@ -120,52 +111,4 @@ def supported_parameters(kind: str, engine: str, model_type: str | None) -> Mapp
         }
         for name, schema in properties.items()
         if name not in never
-    }
-
-
-def human_bytes(count: int) -> str:
-    """1.2 GB, as disks and downloads are labelled: powers of ten."""
-    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
-
-
-def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any]:
-    """A worker; ``with_output``: also the last lines it wrote, which may hold paths."""
-    beat = view.last_heartbeat
-    output = {"stderr": view.stderr} if with_output else {}
-    return {
-        "id": view.id,
-        "pid": view.pid,
-        "model": view.model,
-        "kind": view.kind,
-        "devices": view.devices,
-        "state": view.state,
-        "in_flight": view.in_flight,
-        "restarts": view.restarts,
-        "memory_bytes": view.memory_bytes,
-        "started_at": timestamp(view.started_at),
-        "last_heartbeat": timestamp(beat) if beat else None,
-        "cause": view.cause,
-        **output,
-    }
-
-
-def key_info(record: KeyRecord) -> dict[str, Any]:
-    """A key without its secret."""
-
-    def moment(value: datetime | None) -> str | None:
-        return timestamp(value) if value else None
-
-    return {
-        "id": record.id,
-        "name": record.name,
-        "tier": record.tier,
-        "scopes": [*record.scopes],
-        "last_four": record.last_four,
-        "created_at": moment(record.created_at),
-        "expires_at": moment(record.expires_at),
-        "revoked_at": moment(record.revoked_at),
-        "last_used_at": moment(record.last_used_at),
     }
