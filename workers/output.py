@@ -41,7 +41,7 @@ class Output:
         if self._begun:
             self._add(self._begun)
             self._begun = b""
-        self._confess()
+        self._report_dropped()
 
     def _add(self, raw: bytes) -> None:
         # A progress bar writes over its line: what can be seen in the end is the last of it.
@@ -52,7 +52,7 @@ class Output:
         self._tail.append(line)
         now = self._clock()
         if now - self._second >= 1.0:
-            self._confess()
+            self._report_dropped()
             self._second, self._passed = now, 0
         if self._passed < _LINES_PER_SECOND:
             self._passed += 1
@@ -60,7 +60,7 @@ class Output:
         else:
             self._left_out += 1
 
-    def _confess(self) -> None:
+    def _report_dropped(self) -> None:
         if self._left_out:
             self._pass_on(f"... {self._left_out} lines left out")
             self._left_out = 0

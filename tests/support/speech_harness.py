@@ -70,11 +70,12 @@ def open_booth(
     folder: Path,
     *,
     sampled: bool,
+    tokens: int = 40,
     device: DeviceKind = "cpu",
     dtype: str | None = None,
     max_batch: int | None = None,
 ) -> Booth:
-    repository = make(folder / "bark", sampled=sampled)
+    repository = make(folder / "bark", sampled=sampled, tokens=tokens)
     engine = SpeechEngine()
     spec = Load(
         model="bark",

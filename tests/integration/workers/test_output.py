@@ -11,7 +11,6 @@ import pytest
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.scheduling_rig import ECHO, Rig, answer, job, until, with_rig
 from workers.pool import StartFailed, WorkerPool
-from workers.protocol import Load
 
 
 def test_worker_crash_leaves_its_last_output(
@@ -30,13 +29,14 @@ def test_worker_crash_leaves_its_last_output(
     with_rig(tmp_path, test)
 
 
-def test_a_load_that_fails_leaves_its_traceback() -> None:
+def test_load_that_fails_leaves_its_traceback() -> None:
     async def test(pool: WorkerPool, _: Recorder) -> None:
-        with pytest.raises(StartFailed):
-            await pool.start("lost/0", Load(model="lost", engine="text", path="/nowhere"))
+        with pytest.raises(StartFailed, match="ValueError"):
+            await pool.start("echo/0", fake(load_seconds=-1.0))
         (worker,) = pool.ended
         assert worker.state == "failed"
-        pool.forget_model("lost")
+        assert worker.output.tail[-1] == "ValueError: sleep length must be non-negative"
+        pool.forget_model("echo")
         assert pool.ended == []
 
     with_pool(test)

@@ -34,15 +34,21 @@ _GPT: dict[str, Any] = {
 _INPUT = 48  #: tokens of text, and of a voice, that the first stage reads
 
 
-def make(folder: Path, *, sampled: bool = True) -> Path:
-    """Write it into the folder; ``sampled``: the stages draw, as in the real one."""
+def make(folder: Path, *, sampled: bool = True, tokens: int = 40) -> Path:
+    """Write it into the folder; ``sampled``: the stages draw, as in the real one.
+
+    A sentence has so many semantic ``tokens`` at most: fewer are enough for tests that do not
+    compare with the library, and take less time.
+    """
     torch.manual_seed(11)
     model = BarkModel(_config())
     with torch.no_grad():
         _sharpen(model)
     model.generation_config = GenerationConfig()  # a Bark's own cannot be saved before it was read
     model.save_pretrained(folder, safe_serialization=True)
-    (folder / "generation_config.json").write_text(json.dumps(_generation(sampled=sampled)))
+    (folder / "generation_config.json").write_text(
+        json.dumps(_generation(sampled=sampled, tokens=tokens))
+    )
     _tokenizer().save_pretrained(folder)
     _write_voices(folder)
     return folder
@@ -89,14 +95,14 @@ def _config() -> BarkConfig:
     )
 
 
-def _generation(*, sampled: bool) -> dict[str, Any]:
+def _generation(*, sampled: bool, tokens: int) -> dict[str, Any]:
     return {
         "model_type": "bark",
         "sample_rate": 24_000,
         "codebook_size": _CODES,
         "semantic_config": BarkSemanticGenerationConfig(
             eos_token_id=_SEMANTIC,
-            max_new_tokens=40,
+            max_new_tokens=tokens,
             text_encoding_offset=64,
             text_pad_token=290,
             semantic_infer_token=291,

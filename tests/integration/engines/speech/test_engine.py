@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,10 +30,13 @@ from workers.protocol import (
 
 
 @pytest.fixture(scope="module", params=["sampled", "greedy"])
-def module_booth(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Booth]:
-    booth = open_booth(tmp_path_factory.mktemp("speech"), sampled=request.param == "sampled")
+def sampled(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "sampled")
+
+
+@pytest.fixture(scope="module")
+def module_booth(sampled: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booth]:
+    booth = open_booth(tmp_path_factory.mktemp("speech"), sampled=sampled)
     yield booth
     booth.engine.close()
 
@@ -116,7 +120,10 @@ def test_a_file_is_its_sentences_joined(booth: Booth) -> None:
     assert longest - 0.05 * len(alone) <= spoken.duration <= longest
 
 
-def test_a_text_of_2000_characters_is_one_file_of_all_its_sentences(booth: Booth) -> None:
+def test_a_text_of_2000_characters_is_one_file_of_all_its_sentences(
+    sampled: bool, tmp_path: Path
+) -> None:
+    booth = open_booth(tmp_path, sampled=sampled, tokens=8)
     text = " ".join(f"This is sentence number {number} of many." for number in range(49))
     text += " " + "x" * (1998 - len(text)) + "."
     assert len(text) == 2000
@@ -130,6 +137,7 @@ def test_a_text_of_2000_characters_is_one_file_of_all_its_sentences(booth: Booth
     total = sum(map(len, alone)) / rate
     assert total - fade * len(alone) <= spoken.duration <= total
     assert len(booth.sound(job)) == round(spoken.duration * rate)
+    booth.engine.close()
 
 
 def test_the_first_sound_comes_before_the_second_sentence_begins(booth: Booth) -> None:
