@@ -12,6 +12,7 @@ from bitinglip import __version__, api
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
+from bitinglip.confinement import confinement_of
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
@@ -29,6 +30,7 @@ from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.devices.host import Host
+from workers.folders import WorkFolders
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
 
@@ -97,8 +99,10 @@ async def _open(
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
+    folders = WorkFolders(home.work)
+    await asyncio.to_thread(folders.sweep)
     pool = WorkerPool(
-        SpawnLauncher(),
+        SpawnLauncher(folders, confinement_of(settings, home, ram)),
         dispatcher.delivery,
         heartbeat_timeout=settings.workers.heartbeat_timeout,
         load_timeout=settings.workers.load_timeout,

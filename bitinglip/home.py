@@ -51,6 +51,16 @@ class Home:
         return self.root / "files"
 
     @property
+    def work(self) -> Path:
+        """Folders of worker processes, while they run."""
+        return self.root / "work"
+
+    @property
+    def caches(self) -> Path:
+        """What compilers made for models."""
+        return self.root / "cache"
+
+    @property
     def admin_key(self) -> Path:
         return self.root / "admin.key"
 
@@ -71,7 +81,7 @@ class Home:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._close_to_others()
-            for folder in (self.models, self.files):
+            for folder in (self.models, self.files, self.work, self.caches):
                 folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise HomeError(f"{self.root}: {error.strerror}") from error
@@ -88,7 +98,8 @@ class Home:
 
     def _foreign_names(self) -> set[str]:
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
-        ours |= {path.name for path in (self.lock, self.server_json)} | {"config.yaml"}
+        ours |= {path.name for path in (self.lock, self.server_json, self.work, self.caches)}
+        ours |= {"config.yaml"}
         names = {path.name for path in self.root.iterdir()}
         return {name for name in names - ours if not name.startswith(self.database.name)}
 

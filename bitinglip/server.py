@@ -12,6 +12,7 @@ import uvicorn
 from bitinglip.api import websocket
 from bitinglip.api.services import Services
 from bitinglip.app import build
+from bitinglip.confinement import hide_secrets
 from bitinglip.home import Home, HomeLock
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
@@ -35,6 +36,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
+    hide_secrets(os.environ)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Protocol
 
+from workers.confinement import Confinement
+from workers.folders import WorkFolders
 from workers.process import worker_main
 
 _REAP_SECONDS = 1.0
@@ -39,6 +42,9 @@ _OFFLINE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # NumPy's own threads: nobody here multiplies matrices by it, and they begin at the import,
+    # before a worker is confined.
+    "OPENBLAS_NUM_THREADS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 #: The driver's library counts cards in this order; CUDA by itself takes the fastest first.
@@ -56,6 +62,11 @@ class Handle(Protocol):
 
     @property
     def pid(self) -> int: ...
+    @property
+    def folder(self) -> Path | None:
+        """The only folder that it writes to; None if it has none of its own."""
+        ...
+
     @property
     def events_fd(self) -> int:
         """The non-blocking reading end of its event pipe."""
@@ -94,12 +105,22 @@ class Launcher(Protocol):
 
 
 class SpawnLauncher:
-    """Workers as child processes of this one, by ``multiprocessing``'s spawn."""
+    """Workers as child processes of this one, by ``multiprocessing``'s spawn.
+
+    With ``folders`` each has one of its own; with a ``confinement`` it can write nowhere else.
+    """
+
+    def __init__(
+        self, folders: WorkFolders | None = None, confinement: Confinement | None = None
+    ) -> None:
+        self._folders = folders
+        self._confinement = confinement
 
     def launch(
         self, name: str, imports: Sequence[str], visible_devices: str | None
     ) -> "SpawnedWorker":
         context = multiprocessing.get_context("spawn")
+        folder = self._folders.make() if self._folders is not None else None
         # A queue and pipes of its own for each process: those of a killed one may stay locked.
         jobs: Queue[bytes] = context.Queue()
         events, events_child = context.Pipe(duplex=False)
@@ -107,13 +128,18 @@ class SpawnLauncher:
         output, output_child = context.Pipe(duplex=False)
         process = context.Process(
             target=worker_main,
-            args=(jobs, events_child, death_child, output_child, tuple(imports)),
+            args=(
+                *(jobs, events_child, death_child, output_child, tuple(imports)),
+                *(self._confinement, folder),
+            ),
             name=f"bitinglip {name}",
             daemon=True,
         )
         environ = worker_environment(dict(os.environ), platform.release())
         if visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
+        if folder is not None:
+            environ["TMPDIR"] = str(folder)
         with _environment(environ), _interrupts_held():
             process.start()
         _close_reader(jobs)
@@ -122,7 +148,7 @@ class SpawnLauncher:
         output_child.close()
         os.set_blocking(events.fileno(), False)
         os.set_blocking(output.fileno(), False)
-        return SpawnedWorker(process, jobs, events, death, output)
+        return SpawnedWorker(process, jobs, events, death, output, self._folders, folder)
 
 
 class SpawnedWorker:
@@ -133,6 +159,8 @@ class SpawnedWorker:
         events: Connection,
         death: Connection,
         output: Connection,
+        folders: WorkFolders | None,
+        folder: Path | None,
     ) -> None:
         assert process.pid is not None
         self.pid = process.pid
@@ -145,6 +173,8 @@ class SpawnedWorker:
         self._events = events
         self._death = death
         self._output = output
+        self._folders = folders
+        self.folder = folder
 
     def send(self, command: bytes) -> None:
         self._jobs.put(command)
@@ -170,6 +200,8 @@ class SpawnedWorker:
             os.close(self._pidfd)
         if self.reap() is not None:
             self._process.close()
+        if self._folders is not None and self.folder is not None:
+            self._folders.remove(self.folder)
 
 
 def _pidfd(pid: int) -> int | None:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Protocol, assert_never
 
 from workers.codes import DRIVER_STARTED, LoadCode
@@ -92,6 +93,11 @@ class Worker:
     @property
     def pid(self) -> int:
         return self.handle.pid
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it writes to; None if it has none of its own."""
+        return self.handle.folder
 
     def send(self, command: Command) -> None:
         """Put a command on the worker's queue; nothing happens if it has ended.

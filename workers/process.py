@@ -3,27 +3,30 @@
 import contextlib
 import ctypes
 import importlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from workers.codes import DRIVER_STARTED
+from workers.confinement import Confinement, NotConfined, confine
 from workers.engines.base import Engine, Refused
 from workers.engines.registry import engine_info, make_engine
 from workers.framing import decode_commands, write_frame
 from workers.protocol import (
     Cancel,
+    Confined,
     Event,
     Failed,
     Heartbeat,
@@ -58,10 +61,12 @@ def worker_main(
     death: Connection,
     output: Connection,
     imports: Sequence[str],
+    confinement: Confinement | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Import, say Warm, take a Load, say Ready or LoadFailed, run jobs until Stop."""
     _write_to(output)
-    _die_with_parent(death)
+    watch = _die_with_parent(death)
     _raise_oom_score()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
@@ -73,12 +78,25 @@ def worker_main(
     command = decode_commands(jobs.get())[0]
     if not isinstance(command, Load):
         return
-    engine = _load(fd, command)
+    # Rules for files bind the thread that takes them on, and those that it starts afterwards.
+    with watch.paused():
+        confined = _confine(fd, command, confinement, folder)
+    engine = _load(fd, command, confined)
     Loop(engine, jobs, fd, command.heartbeat_seconds).run()
     engine.close()
 
 
-def _load(fd: int, spec: Load) -> Engine:
+def _confine(fd: int, spec: Load, confinement: Confinement | None, folder: Path | None) -> Confined:
+    if confinement is None or folder is None:
+        return Confined()
+    try:
+        return confine(spec, confinement, str(folder))
+    except NotConfined as error:
+        write_frame(fd, [LoadFailed(code="MODEL_LOAD_FAILED", message=str(error))])
+        sys.exit(1)
+
+
+def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     if not _choose_cards(spec.visible_devices):
         message = "The worker's libraries started the driver before its cards were chosen."
         write_frame(fd, [LoadFailed(code=DRIVER_STARTED, message=message)])
@@ -99,7 +117,10 @@ def _load(fd: int, spec: Load) -> Engine:
         raise
     seconds = time.monotonic() - started
     held = _held_bytes(engine)
-    write_frame(fd, [msgspec.structs.replace(ready, load_seconds=seconds, memory_bytes=held)])
+    ready = msgspec.structs.replace(
+        ready, load_seconds=seconds, memory_bytes=held, confined=confined
+    )
+    write_frame(fd, [ready])
     return engine
 
 
@@ -243,14 +264,39 @@ def _raise_oom_score() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
 
 
-def _die_with_parent(death: Connection) -> None:
+def _die_with_parent(death: Connection) -> "_DeathWatch":
     """Outlive no gateway: by the kernel's signal where there is one, and by the pipe's end."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_watch, args=(death,), name="death", daemon=True).start()
+    return _DeathWatch(death)
 
 
-def _watch(death: Connection) -> NoReturn:
-    with contextlib.suppress(EOFError, OSError):
-        death.recv_bytes()
-    os._exit(1)
+class _DeathWatch:
+    """A thread that ends the process when the pipe to the gateway has ended."""
+
+    def __init__(self, death: Connection) -> None:
+        self._death = death
+        self._pause, self._pausing = multiprocessing.Pipe(duplex=False)
+        self._start()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """End the thread for a while, so that the caller's may be the only one."""
+        self._pausing.send_bytes(b"")
+        self._thread.join()
+        self._pause.recv_bytes()
+        try:
+            yield
+        finally:
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._watch, name="death", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            if self._death not in wait([self._death, self._pause]):
+                return
+            self._death.recv_bytes()
+        os._exit(1)

@@ -122,6 +122,7 @@ class _Process:
 
     worker: Worker
     events_fd = output_fd = sentinel = -1
+    folder = None
 
     def __init__(
         self, pid: int, pool: SimulatedPool, fake: protocol.FakeOptions, slots: int

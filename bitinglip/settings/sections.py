@@ -82,6 +82,10 @@ class Workers(Section):
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads per worker; null uses one per core"
     )
+    confine: Literal["auto", "require", "off"] = Field(
+        "auto",
+        description="confine workers: auto (what is safe here), require (all, or no load) or off",
+    )
 
 
 class FakeDevice(Section):

@@ -148,8 +148,16 @@ def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any
         "started_at": timestamp(view.started_at),
         "last_heartbeat": timestamp(beat) if beat else None,
         "cause": view.cause,
+        "confinement": _confinement(view.confined),
         **output,
     }
+
+
+def _confinement(confined: protocol.Confined | None) -> dict[str, Any] | None:
+    """What a worker gave up, and what it did not, each with the reason."""
+    if confined is None:
+        return None
+    return {"measures": list(confined.measures), "missing": list(confined.missing)}
 
 
 def key_info(record: KeyRecord) -> dict[str, Any]:

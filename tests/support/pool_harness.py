@@ -45,6 +45,7 @@ def fake(**options: object) -> Load:
 
 def with_pool(
     test: Callable[[WorkerPool, Recorder], Awaitable[None]],
+    launcher: SpawnLauncher | None = None,
     *,
     heartbeat_timeout: float = 10,
     load_timeout: float = 20,
@@ -52,7 +53,7 @@ def with_pool(
     async def run() -> None:
         recorder = Recorder()
         pool = WorkerPool(
-            SpawnLauncher(),
+            launcher or SpawnLauncher(),
             recorder,
             heartbeat_timeout=heartbeat_timeout,
             load_timeout=load_timeout,

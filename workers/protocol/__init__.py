@@ -5,6 +5,7 @@ import msgspec
 from workers.protocol.events import (
     AudioDelta,
     Cancelled,
+    Confined,
     Event,
     Failed,
     Final,
@@ -48,6 +49,7 @@ __all__ = [
     "Cancelled",
     "ChatMessage",
     "Command",
+    "Confined",
     "Event",
     "Failed",
     "FakeOptions",

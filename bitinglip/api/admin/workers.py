@@ -1,5 +1,6 @@
 """The worker processes, and the state of the whole."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,6 +14,7 @@ from bitinglip.api.documentation import list_query
 from bitinglip.api.paging import read_page
 from bitinglip.api.services import Services, services_of
 from bitinglip.wire.admin import worker_info
+from workers.confinement import Kernel
 
 router = APIRouter(prefix="/api/v1", tags=["cluster"])
 
@@ -67,6 +69,7 @@ async def cluster_status(request: Request) -> Response:
             "reservations": operations.reservations(),
             "models": [_model(services, name) for name in services.store.names()],
             "workers": [worker_info(view) for view in operations.workers()],
+            "confinement": {"mode": services.settings.workers.confine, **asdict(Kernel.find())},
         }
     )
 

@@ -37,6 +37,7 @@ class WorkerView:
     started_at: datetime
     last_heartbeat: datetime | None
     cause: str | None
+    confined: protocol.Confined | None = None  #: None until it is ready
     stderr: list[str] = field(default_factory=list)
 
 
@@ -168,6 +169,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
+            confined=ready.confined if ready else None,
             stderr=worker.output.tail,
         )
 

@@ -1,0 +1,180 @@
+"""Confinement: what a worker gives up before it opens a model, so that a hole in a library that
+reads pictures, sounds or weights is not a hole in the server.
+
+Taken one by one, as far as the kernel has them; what is left out is said, never passed over.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from workers.confinement import landlock, limits, paths, seccomp
+from workers.confinement.landlock import OWN, Access, Rule
+from workers.protocol import Confined, Load
+
+Mode = Literal["auto", "require", "off"]
+
+_THREAD_SECONDS = 0.2
+_NO_LANDLOCK = "this kernel has no Landlock, or it is switched off"
+_NO_SECCOMP = "this kernel or architecture has no filter of system calls that is known here"
+_CUDA_UNTRIED = "not tried on a card yet; workers.confine: require turns it on"
+_UNTRIED_ON_CARDS = ("file_size", "capabilities", "files", "system_calls")
+_COMPILER = "image.compile runs a compiler"
+
+
+class NotConfined(Exception):
+    """The settings require what this machine does not have; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """How the gateway wants its workers confined. Holds paths of secrets, but none of them."""
+
+    mode: Mode
+    inputs: str  #: the folder of uploads: a file in it is read by its name, which is secret
+    caches: str  #: the folder of compilers' caches, one for each model
+    hidden: tuple[str, ...] = ()  #: paths that no rule for the system or for Python may cover
+    memory_bytes: int | None = None  #: bound on a CPU worker's memory
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What this machine has for confinement."""
+
+    landlock: int  #: the version of Landlock, 0 for none
+    seccomp: bool
+
+    @classmethod
+    def find(cls) -> "Kernel":
+        return cls(landlock.abi(), seccomp.is_available())
+
+
+@dataclass(slots=True)
+class _Report:
+    measures: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    waived: dict[str, str] = field(default_factory=dict)  #: left out by another setting
+
+    def take(self, measure: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.missing[measure] = error.strerror or str(error)
+        else:
+            self.measures.append(measure)
+
+    def message(self) -> Confined:
+        left_out = {**self.missing, **self.waived}
+        return Confined(
+            measures=tuple(self.measures),
+            missing=tuple(f"{name}: {why}" for name, why in left_out.items()),
+        )
+
+
+def confine(spec: Load, confinement: Confinement, folder: str) -> Confined:
+    """Confine this process to a model and to the folder of its own, for good.
+
+    To be called while the caller's thread is the only one. Raises NotConfined.
+    """
+    if runs_programs(spec):
+        with contextlib.suppress(OSError):  # it compiles all the same
+            paths.choose_caches(paths.COMPILER_CACHES, confinement.caches, spec.path)
+    if confinement.mode == "off":
+        return Confined()
+    report = _Report()
+    if sys.platform != "linux":
+        report.missing["everything"] = "workers are confined on Linux only"
+    elif spec.device == "cuda" and confinement.mode == "auto":
+        _take_harmless(report)
+        report.missing |= dict.fromkeys(_UNTRIED_ON_CARDS, _CUDA_UNTRIED)
+    else:
+        _take_harmless(report)
+        _take_all(report, spec, confinement, folder)
+    if confinement.mode == "require" and report.missing:
+        missing = "; ".join(f"{name} ({why})" for name, why in report.missing.items())
+        raise NotConfined(f"workers.confine is 'require', and this machine lacks: {missing}.")
+    return report.message()
+
+
+def _take_harmless(report: _Report) -> None:
+    """Take what can hurt no library."""
+    report.take("no_new_privs", limits.no_new_privileges)
+    report.take("no_core", limits.no_core_dumps)
+    report.take("not_dumpable", limits.not_dumpable)
+
+
+def _take_all(report: _Report, spec: Load, confinement: Confinement, folder: str) -> None:
+    if spec.device == "cuda":
+        with contextlib.suppress(OSError):
+            paths.choose_caches([paths.DRIVER_CACHE], confinement.caches, spec.path)
+    report.take("file_size", limits.bounded_files)
+    if confinement.memory_bytes is not None and spec.device != "cuda":
+        size = confinement.memory_bytes
+        report.take("memory", lambda: limits.bounded_memory(size))
+    report.take("capabilities", limits.drop_capabilities)
+    kernel = Kernel.find()
+    _take_landlock(report, kernel, rules(spec, confinement, folder))
+    _take_seccomp(report, kernel, spec)
+
+
+def rules(spec: Load, confinement: Confinement, folder: str) -> Iterator[Rule]:
+    """Yield the rules for the files of a worker that runs a model."""
+    yield from paths.system(confinement.hidden, programs=runs_programs(spec))
+    if spec.device == "cuda":
+        yield from paths.cuda()
+    yield from paths.model(model_files(spec))
+    yield Rule(confinement.inputs, Access.READ_FILE)
+    yield Rule(folder, OWN)
+    for cache in paths.caches():
+        yield Rule(cache, OWN)
+
+
+def runs_programs(spec: Load) -> bool:
+    """True for a worker that must be able to start programs: a compiler."""
+    return spec.image is not None and spec.image.compile
+
+
+def model_files(spec: Load) -> list[str]:
+    """Return the folders and files that a load names."""
+    named = [spec.path]
+    if spec.speech is not None:
+        named += [spec.speech.vocoder or "", *spec.speech.voices.values()]
+    if spec.image is not None:
+        named += spec.image.loras.values()
+    return [path for path in named if path]
+
+
+def _take_landlock(report: _Report, kernel: Kernel, wanted: Iterator[Rule]) -> None:
+    if not kernel.landlock:
+        report.missing["files"] = _NO_LANDLOCK
+        return
+    if threads := _other_threads():
+        report.missing["threads"] = f"{threads} that libraries began are not bound by file rules"
+    report.take("files", lambda: landlock.restrict(wanted, kernel.landlock))
+    if kernel.landlock < landlock.TRUNCATE_ABI:
+        report.missing["truncation"] = "needs Landlock 3 (Linux 6.2)"
+
+
+def _other_threads() -> int:
+    """Count the threads beside the caller's; one that was joined is there for a moment longer."""
+    end = time.monotonic() + _THREAD_SECONDS
+    while (others := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < end:
+        time.sleep(0.001)
+    return others
+
+
+def _take_seccomp(report: _Report, kernel: Kernel, spec: Load) -> None:
+    programs = runs_programs(spec)
+    if not kernel.seccomp:
+        report.missing["system_calls"] = _NO_SECCOMP
+        return
+    unix = spec.device == "cuda"
+    report.take("system_calls", lambda: seccomp.install(programs=programs, unix_sockets=unix))
+    if programs:
+        report.waived["programs"] = _COMPILER
+        if kernel.landlock < landlock.SCOPES_ABI:
+            report.missing["signals"] = "needs Landlock 6 (Linux 6.12) beside a compiler"
