@@ -88,7 +88,7 @@ async def _open(
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(keys.flush_last_used)
     metrics = Metrics()
-    store = ModelStore(home.models)
+    store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
     stack.push_async_callback(footprints.flush)
     devices = await asyncio.to_thread(_devices, settings.devices)

@@ -8,17 +8,19 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from workers.confinement import landlock, limits, paths, seccomp
-from workers.confinement.landlock import OWN, Access, Rule
+from workers.confinement.landlock import OWN, READ, WRITE, Access, Rule
 from workers.protocol import Confined, Load
 
 Mode = Literal["auto", "require", "off"]
 
 _THREAD_SECONDS = 0.2
+_NOT_LINUX = "workers are confined on Linux only"
 _NO_LANDLOCK = "this kernel has no Landlock, or it is switched off"
 _NO_SECCOMP = "this kernel or architecture has no filter of system calls that is known here"
 _CUDA_UNTRIED = "not tried on a card yet; workers.confine: require turns it on"
@@ -67,7 +69,11 @@ class _Report:
         else:
             self.measures.append(measure)
 
-    def message(self) -> Confined:
+    def checked(self, mode: Mode) -> Confined:
+        """Return the message. Raises NotConfined if all is required and something is missing."""
+        if mode == "require" and self.missing:
+            missing = "; ".join(f"{name} ({why})" for name, why in self.missing.items())
+            raise NotConfined(f"workers.confine is 'require', and this machine lacks: {missing}.")
         left_out = {**self.missing, **self.waived}
         return Confined(
             measures=tuple(self.measures),
@@ -82,22 +88,39 @@ def confine(spec: Load, confinement: Confinement, folder: str) -> Confined:
     """
     if runs_programs(spec):
         with contextlib.suppress(OSError):  # it compiles all the same
-            paths.choose_caches(paths.COMPILER_CACHES, confinement.caches, spec.path)
+            paths.choose_caches(paths.COMPILER_CACHES, confinement.caches, spec.path, folder)
     if confinement.mode == "off":
         return Confined()
     report = _Report()
     if sys.platform != "linux":
-        report.missing["everything"] = "workers are confined on Linux only"
+        report.missing["everything"] = _NOT_LINUX
     elif spec.device == "cuda" and confinement.mode == "auto":
         _take_harmless(report)
         report.missing |= dict.fromkeys(_UNTRIED_ON_CARDS, _CUDA_UNTRIED)
     else:
         _take_harmless(report)
         _take_all(report, spec, confinement, folder)
-    if confinement.mode == "require" and report.missing:
-        missing = "; ".join(f"{name} ({why})" for name, why in report.missing.items())
-        raise NotConfined(f"workers.confine is 'require', and this machine lacks: {missing}.")
-    return report.message()
+    return report.checked(confinement.mode)
+
+
+def confine_reader(source: str, target: str, mode: Mode) -> Confined:
+    """Confine this process to reading one file and writing another. Raises NotConfined.
+
+    To be called before anything starts a thread.
+    """
+    if mode == "off":
+        return Confined()
+    report = _Report()
+    if sys.platform != "linux":
+        report.missing["everything"] = _NOT_LINUX
+        return report.checked(mode)
+    _take_harmless(report)
+    report.take("capabilities", limits.drop_capabilities)
+    kernel = Kernel.find()
+    files = (Rule(source, READ), Rule(target, WRITE))
+    _take_landlock(report, kernel, chain(paths.system([], programs=False), files))
+    _take_seccomp(report, kernel, programs=False, unix_sockets=False)
+    return report.checked(mode)
 
 
 def _take_harmless(report: _Report) -> None:
@@ -110,7 +133,7 @@ def _take_harmless(report: _Report) -> None:
 def _take_all(report: _Report, spec: Load, confinement: Confinement, folder: str) -> None:
     if spec.device == "cuda":
         with contextlib.suppress(OSError):
-            paths.choose_caches([paths.DRIVER_CACHE], confinement.caches, spec.path)
+            paths.choose_caches([paths.DRIVER_CACHE], confinement.caches, spec.path, folder)
     report.take("file_size", limits.bounded_files)
     if confinement.memory_bytes is not None and spec.device != "cuda":
         size = confinement.memory_bytes
@@ -118,7 +141,7 @@ def _take_all(report: _Report, spec: Load, confinement: Confinement, folder: str
     report.take("capabilities", limits.drop_capabilities)
     kernel = Kernel.find()
     _take_landlock(report, kernel, rules(spec, confinement, folder))
-    _take_seccomp(report, kernel, spec)
+    _take_seccomp(report, kernel, programs=runs_programs(spec), unix_sockets=spec.device == "cuda")
 
 
 def rules(spec: Load, confinement: Confinement, folder: str) -> Iterator[Rule]:
@@ -148,7 +171,7 @@ def model_files(spec: Load) -> list[str]:
     return [path for path in named if path]
 
 
-def _take_landlock(report: _Report, kernel: Kernel, wanted: Iterator[Rule]) -> None:
+def _take_landlock(report: _Report, kernel: Kernel, wanted: Iterable[Rule]) -> None:
     if not kernel.landlock:
         report.missing["files"] = _NO_LANDLOCK
         return
@@ -167,13 +190,13 @@ def _other_threads() -> int:
     return others
 
 
-def _take_seccomp(report: _Report, kernel: Kernel, spec: Load) -> None:
-    programs = runs_programs(spec)
+def _take_seccomp(report: _Report, kernel: Kernel, *, programs: bool, unix_sockets: bool) -> None:
     if not kernel.seccomp:
         report.missing["system_calls"] = _NO_SECCOMP
         return
-    unix = spec.device == "cuda"
-    report.take("system_calls", lambda: seccomp.install(programs=programs, unix_sockets=unix))
+    report.take(
+        "system_calls", lambda: seccomp.install(programs=programs, unix_sockets=unix_sockets)
+    )
     if programs:
         report.waived["programs"] = _COMPILER
         if kernel.landlock < landlock.SCOPES_ABI:

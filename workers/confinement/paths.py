@@ -119,14 +119,16 @@ def caches() -> list[str]:
     return [path for path in named if path]
 
 
-def choose_caches(names: Iterable[str], root: str, model_path: str) -> None:
+def choose_caches(names: Iterable[str], root: str, model_path: str, temporary: str) -> None:
     """Make and name caches that outlive this process, unless the operator chose some.
 
-    Each model has its own: what a worker writes there is run by that model's next worker. Raises
-    OSError.
+    A cache in the folder of temporary files is a library's choice, made when it was imported. Each
+    model has caches of its own: what a worker writes there is run by that model's next worker.
+    Raises OSError.
     """
     for name in names:
-        if name not in os.environ:
+        chosen = os.environ.get(name)
+        if chosen is None or Path(chosen).is_relative_to(temporary):
             own = Path(root, Path(model_path).parent.name, name.lower())
             own.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.environ[name] = str(own)
