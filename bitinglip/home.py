@@ -81,7 +81,7 @@ class Home:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._close_to_others()
-            for folder in (self.models, self.files, self.work, self.caches):
+            for folder in (self.models, self.files):
                 folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise HomeError(f"{self.root}: {error.strerror}") from error

@@ -4,6 +4,7 @@ A worker writes nowhere else. The gateway moves what it has made to where result
 removes the folder when the process has ended.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -102,10 +103,14 @@ def _move(source: Path, target: Path, name: str, size: int) -> None:
     # Looked at where the worker cannot change it any more.
     found = moved.lstat()
     if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-        moved.unlink()
+        _remove(moved)
         raise ValueError("it is no file of the size that it was said to have")
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder as far as possible; what stays is tried again at the next start."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Remove a folder or file as far as possible; a worker's is tried again at the next start."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

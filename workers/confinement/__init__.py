@@ -20,9 +20,6 @@ from workers.protocol import Confined, Load
 Mode = Literal["auto", "require", "off"]
 
 _THREAD_SECONDS = 0.2
-_NOT_LINUX = "workers are confined on Linux only"
-_NO_LANDLOCK = "this kernel has no Landlock, or it is switched off"
-_NO_SECCOMP = "this kernel or architecture has no filter of system calls that is known here"
 _CUDA_UNTRIED = "not tried on a card yet; workers.confine: require turns it on"
 _UNTRIED_ON_CARDS = ("file_size", "capabilities", "files", "system_calls")
 _COMPILER = "image.compile runs a compiler"
@@ -53,6 +50,19 @@ class Kernel:
     @classmethod
     def find(cls) -> "Kernel":
         return cls(landlock.abi(), seccomp.is_available())
+
+    def lacks(self) -> dict[str, str]:
+        """Return the measures that cannot be taken here, with the reasons."""
+        found = {}
+        if sys.platform != "linux":
+            return {"everything": "workers are confined on Linux only"}
+        if not self.landlock:
+            found["files"] = "this kernel has no Landlock, or it is switched off"
+        elif self.landlock < landlock.TRUNCATE_ABI:
+            found["truncation"] = "needs Landlock 3 (Linux 6.2)"
+        if not self.seccomp:
+            found["system_calls"] = "this kernel, or its architecture here, has no filter of them"
+        return found
 
 
 @dataclass(slots=True)
@@ -91,15 +101,14 @@ def confine(spec: Load, confinement: Confinement, folder: str) -> Confined:
             paths.choose_caches(paths.COMPILER_CACHES, confinement.caches, spec.path, folder)
     if confinement.mode == "off":
         return Confined()
+    kernel = Kernel.find()
     report = _Report()
-    if sys.platform != "linux":
-        report.missing["everything"] = _NOT_LINUX
-    elif spec.device == "cuda" and confinement.mode == "auto":
-        _take_harmless(report)
+    _take_harmless(report)
+    if spec.device == "cuda" and confinement.mode == "auto":
         report.missing |= dict.fromkeys(_UNTRIED_ON_CARDS, _CUDA_UNTRIED)
     else:
-        _take_harmless(report)
-        _take_all(report, spec, confinement, folder)
+        report.missing |= kernel.lacks()
+        _take_all(report, kernel, spec, confinement, folder)
     return report.checked(confinement.mode)
 
 
@@ -110,13 +119,10 @@ def confine_reader(source: str, target: str, mode: Mode) -> Confined:
     """
     if mode == "off":
         return Confined()
-    report = _Report()
-    if sys.platform != "linux":
-        report.missing["everything"] = _NOT_LINUX
-        return report.checked(mode)
+    kernel = Kernel.find()
+    report = _Report(missing=kernel.lacks())
     _take_harmless(report)
     report.take("capabilities", limits.drop_capabilities)
-    kernel = Kernel.find()
     files = (Rule(source, READ), Rule(target, WRITE))
     _take_landlock(report, kernel, chain(paths.system([], programs=False), files))
     _take_seccomp(report, kernel, programs=False, unix_sockets=False)
@@ -130,7 +136,9 @@ def _take_harmless(report: _Report) -> None:
     report.take("not_dumpable", limits.not_dumpable)
 
 
-def _take_all(report: _Report, spec: Load, confinement: Confinement, folder: str) -> None:
+def _take_all(
+    report: _Report, kernel: Kernel, spec: Load, confinement: Confinement, folder: str
+) -> None:
     if spec.device == "cuda":
         with contextlib.suppress(OSError):
             paths.choose_caches([paths.DRIVER_CACHE], confinement.caches, spec.path, folder)
@@ -139,7 +147,6 @@ def _take_all(report: _Report, spec: Load, confinement: Confinement, folder: str
         size = confinement.memory_bytes
         report.take("memory", lambda: limits.bounded_memory(size))
     report.take("capabilities", limits.drop_capabilities)
-    kernel = Kernel.find()
     _take_landlock(report, kernel, rules(spec, confinement, folder))
     _take_seccomp(report, kernel, programs=runs_programs(spec), unix_sockets=spec.device == "cuda")
 
@@ -173,13 +180,10 @@ def model_files(spec: Load) -> list[str]:
 
 def _take_landlock(report: _Report, kernel: Kernel, wanted: Iterable[Rule]) -> None:
     if not kernel.landlock:
-        report.missing["files"] = _NO_LANDLOCK
         return
     if threads := _other_threads():
         report.missing["threads"] = f"{threads} that libraries began are not bound by file rules"
     report.take("files", lambda: landlock.restrict(wanted, kernel.landlock))
-    if kernel.landlock < landlock.TRUNCATE_ABI:
-        report.missing["truncation"] = "needs Landlock 3 (Linux 6.2)"
 
 
 def _other_threads() -> int:
@@ -192,7 +196,6 @@ def _other_threads() -> int:
 
 def _take_seccomp(report: _Report, kernel: Kernel, *, programs: bool, unix_sockets: bool) -> None:
     if not kernel.seccomp:
-        report.missing["system_calls"] = _NO_SECCOMP
         return
     report.take(
         "system_calls", lambda: seccomp.install(programs=programs, unix_sockets=unix_sockets)

@@ -1,8 +1,10 @@
 """What a process can give up by itself on any Linux: privileges, core dumps, room for files."""
 
 import ctypes
+import errno
 import os
 import resource
+import sys
 
 _SET_DUMPABLE, _SET_NO_NEW_PRIVS = 4, 38  #: operations of prctl
 _CAP_DAC_READ_SEARCH = 2
@@ -58,6 +60,7 @@ def drop_capabilities() -> None:
 
     Raises OSError.
     """
+    _on_linux()
     kept = 1 << _CAP_DAC_READ_SEARCH
     header = _CapabilityHeader(_CAPABILITY_VERSION, 0)
     data = (_CapabilityData * 2)()
@@ -79,10 +82,16 @@ def _lower(limit: int, value: int) -> None:
 
 
 def _prctl(operation: int, value: int) -> None:
+    _on_linux()
     library = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
     if library.prctl(operation, ctypes.c_ulong(value), zero, zero, zero) < 0:
         raise _error()
+
+
+def _on_linux() -> None:
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
 def _error() -> OSError:
