@@ -94,13 +94,15 @@ def _move(source: Path, target: Path, name: str, size: int) -> None:
     if os.sep in name:
         raise ValueError("its name is a path")
     moved = target / name
+    if not stat.S_ISREG((source / name).lstat().st_mode):
+        raise ValueError("it is no file")
     try:
         os.replace(source / name, moved)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         shutil.copyfile(source / name, moved, follow_symlinks=False)
-    # Looked at where the worker cannot change it any more.
+    # Again, where the worker cannot change it any more.
     found = moved.lstat()
     if not stat.S_ISREG(found.st_mode) or found.st_size != size:
         _remove(moved)

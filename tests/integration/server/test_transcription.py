@@ -17,6 +17,7 @@ import soundfile
 from model_store.store import ModelStore
 from tests.support.audio import wav
 from tests.support.cli_process import run, terminal
+from tests.support.confinement import check_whole
 from tests.support.models.whisper import make
 from tests.support.server import Server, running_server
 from tests.support.sse import events_of
@@ -287,3 +288,10 @@ def test_the_command_says_what_is_wrong(
     done = run(heard[0] / "home", "transcribe", *words)
     assert done.returncode == code
     assert said in " ".join(done.stderr.split())
+
+
+def test_confinement_of_a_transcription_worker_is_whole(server: Server) -> None:
+    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
+    with server.client() as client:
+        client.post(f"/api/v1/models/{MODEL}/load").raise_for_status()
+    check_whole(server.worker(MODEL))
