@@ -23,9 +23,8 @@ def judge(mode: str, kernel: "Kernel") -> Finding:
         detail = "off: workers may do what the server's user may"
         return Finding("confinement", "warning", detail, "set workers.confine to auto")
     if lacks := kernel.lacks():
-        level = "error" if mode == "require" else "warning"
-        detail = "; ".join(f"{name}: {why}" for name, why in lacks.items())
-        return Finding("confinement", level, f"{mode}, without {detail}", _ADVICE)
+        detail = f"{mode}, without " + "; ".join(f"{name}: {why}" for name, why in lacks.items())
+        return Finding("confinement", "error" if mode == "require" else "warning", detail, _ADVICE)
     cards = " (on cards only with require)" if mode == "auto" else ""
     detail = f"{mode}: Landlock {kernel.landlock} and a filter of system calls{cards}"
     return Finding("confinement", "ok", detail)

@@ -79,9 +79,13 @@ def system(secrets: Iterable[str], *, programs: bool) -> Iterator[Rule]:
     """Yield the rules for the system and for Python with its packages, but for the secrets."""
     access = READ | Access.EXECUTE if programs else READ
     hidden = [Path(os.path.realpath(each)) for each in secrets]
+    covered: tuple[str, ...] = ()
     for folder in (*_SYSTEM, *_python()):
-        for part in without(Path(os.path.realpath(folder)), hidden):
-            yield Rule(str(part), access)
+        real = os.path.join(os.path.realpath(folder), "")
+        if not real.startswith(covered):
+            covered += (real,)
+            for part in without(Path(real), hidden):
+                yield Rule(str(part), access)
     for path in (*_SETTINGS, *_KERNEL, *_DEVICES):
         yield Rule(path, READ)
     yield Rule("/proc/self", WRITE)

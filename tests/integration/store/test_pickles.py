@@ -223,7 +223,8 @@ sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), "require"))
 
 def test_the_reader_refuses_where_confinement_is_required_and_not_whole(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(9)}, tmp_path / "source")
-    command = [sys.executable, "-c", THREADED_READER, tmp_path / "source", tmp_path / "target"]
+    files = [str(tmp_path / "source"), str(tmp_path / "target")]
+    command = [sys.executable, "-c", THREADED_READER, *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "'require', and this machine lacks: threads" in done.stdout
