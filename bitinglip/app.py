@@ -1,21 +1,28 @@
 """The composition root: opens the parts in order, closes them in reverse, decides nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
 
-from bitinglip import __version__, api
+from bitinglip import __version__, api, tls
+from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
-from bitinglip.confinement import confinement_of
+from bitinglip.background import RECOVERABLE, Background
+from bitinglip.bootstrap import Opened, bootstrap
+from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
+from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
-from bitinglip.results.files import Files
+from bitinglip.http.capacity import capacity, raise_descriptor_limit
+from bitinglip.http.connections import Connections
+from bitinglip.results.files import CLEAN_SECONDS, Files
+from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
@@ -23,74 +30,88 @@ from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
+from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
+from bitinglip.tasks.revocation import Revocation
+from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.response import inference_response
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.devices.host import Host
-from workers.folders import WorkFolders
-from workers.launcher import SpawnLauncher
+from workers.launcher import Launcher
 from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
 
-_FLUSH_INTERVAL = 30.0
-
-#: Told once the server can do all it is meant to: its services, and the admin key if it is new.
-Opened = Callable[[Services, str | None], None]
+_FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
+_PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
 def build(
     settings: Settings,
     home: Home,
     *,
+    launcher: Launcher | None = None,
     on_open: Opened = lambda _services, _key: None,
     on_fatal: Callable[[], None] = lambda: None,
+    connections: Connections | None = None,
 ) -> FastAPI:
-    """The application for a home. ``on_fatal`` is called when a background task has died."""
+    """Build the application for a home.
+
+    ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
+    when a background task has died. ``connections`` are the books of the server that runs it.
+    """
+    if connections is None:
+        connections = Connections(capacity(settings.server, raise_descriptor_limit()))
+    books = connections
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services, admin_key = await _open(settings, home, stack)
+            own: Launcher | None = launcher
+            if own is None:
+                own = await asyncio.to_thread(spawn_launcher, settings, home)
+            services, admin_key = await _open(settings, home, own, books, stack)
             app.state.services = services
-            background = _Background(on_fatal)
+            background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
-            background.start(services.operations.watch(), "watch workers")
-            background.start(services.operations.sample_devices(), "sample devices")
-            background.start(services.dispatcher.watch_overload(), "measure overload")
-            background.start(_flush(services), "flush what was learned")
-            background.start(services.tasks.run_cleanup(), "remove expired tasks")
-            clean = services.files.run_cleanup(services.tasks.is_open)
-            background.start(clean, "remove expired files")
-            background.start(_settle(services, admin_key, on_open), "settle")
+            _start(background, services)
+            opening = lambda: bootstrap(services, admin_key, on_open)  # noqa: E731
+            background.run(opening, "first models", check="model_manager")
             yield
 
     app = FastAPI(
         title="BitingLip",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     api.mount(app, settings)
     return app
 
 
 async def _open(
-    settings: Settings, home: Home, stack: AsyncExitStack
+    settings: Settings,
+    home: Home,
+    launcher: Launcher,
+    connections: Connections,
+    stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
-    db = await Database.open(home.database)
+    health = Health()
+    db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
     keys = await KeyRing.open(db, home.secret(PEPPER))
     admin_key = await keys.ensure_admin_key(home)
-    stack.push_async_callback(keys.flush_last_used)
+    stack.push_async_callback(_last, keys.flush_last_used)
     metrics = Metrics()
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
-    stack.push_async_callback(footprints.flush)
+    stack.push_async_callback(_last, footprints.flush)
     devices = await asyncio.to_thread(_devices, settings.devices)
     stack.callback(devices.close)
     facts = ResourceFacts(settings, devices, footprints)
@@ -99,10 +120,8 @@ async def _open(
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
-    folders = WorkFolders(home.work)
-    await asyncio.to_thread(folders.sweep)
     pool = WorkerPool(
-        SpawnLauncher(folders, confinement_of(settings, home, ram)),
+        launcher,
         dispatcher.delivery,
         heartbeat_timeout=settings.workers.heartbeat_timeout,
         load_timeout=settings.workers.load_timeout,
@@ -118,16 +137,33 @@ async def _open(
         retention=settings.files.retention or settings.tasks.retention,
         max_bytes=settings.files.max_bytes,
     )
+    space = DiskSpace(home.root, settings.files.min_free_bytes)
+    uploads = Uploads(home.uploads, max_bytes=settings.files.max_upload_bytes, space=space)
     tasks = Tasks(
-        db, dispatcher, inference_response, files.keep, retention=settings.tasks.retention
+        TaskStore(
+            db,
+            inference_response,
+            retention=settings.tasks.retention,
+            max_bytes=settings.tasks.max_bytes,
+            space=space,
+        ),
+        dispatcher,
+        register_files=files.register,
+        discard_uploads=uploads.discard,
+        retention=settings.tasks.retention,
     )
     await tasks.recover()
+    revocation = Revocation(keys, dispatcher, tasks)
+    await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
         depth=dispatcher.depths,
         workers=operations.states,
         devices=operations.samples,
+        degraded=health.problems,
+        connections=connections.states,
+        refused=lambda: connections.refused,
     )
     services = Services(
         settings=settings,
@@ -140,8 +176,12 @@ async def _open(
         metrics=metrics,
         db=db,
         tasks=tasks,
+        revocation=revocation,
         tickets=Tickets(),
         files=files,
+        uploads=uploads,
+        health=health,
+        concurrency=KeyConcurrency(connections.capacity.per_key),
     )
     return services, admin_key
 
@@ -155,48 +195,36 @@ def _devices(settings: DeviceSettings) -> Devices:
     return devices
 
 
-async def _settle(services: Services, admin_key: str | None, on_open: Opened) -> None:
-    """What may take seconds and must not hold up the first answer."""
-    from model_store.demo import make_demo_models, make_fake_models
+def _start(background: Background, services: Services) -> None:
+    """Start what the server does beside requests."""
+    operations, tasks, files = services.operations, services.tasks, services.files
 
-    demo, store = services.settings.demo, services.store
-    if demo == "always" or (demo == "auto" and not store.names()):
-        await asyncio.to_thread(make_demo_models, store)
-    # A model that the settings call fake needs no files: it only pretends.
-    fakes = [name for name, own in services.settings.models.items() if own.engine == "fake"]
-    await asyncio.to_thread(make_fake_models, store, fakes)
-    on_open(services, admin_key)
-    services.operations.open()
-    services.tasks.resume()
-
-
-async def _flush(services: Services) -> None:
-    while True:
-        await asyncio.sleep(_FLUSH_INTERVAL)
+    async def flush() -> None:
         await services.keys.flush_last_used()
         await services.footprints.flush()
 
+    manager, every = "cluster_manager", background.every
+    background.run(operations.watch, "watch workers", check=manager)
+    background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
+    every(_SAMPLE_SECONDS, operations.sample_devices, "sample devices", check=manager)
+    every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
+    every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
+    every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
 
-class _Background:
-    """Tasks as long as the server; one that fails ends the server, aloud."""
+    async def clean() -> None:
+        await files.clean(tasks.is_open)
+        await services.uploads.clean(tasks.is_open)
 
-    def __init__(self, on_fatal: Callable[[], None]) -> None:
-        self._on_fatal = on_fatal
-        self._tasks: set[asyncio.Task[None]] = set()
+    every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    if services.settings.server.tls_cert is not None:
+        expiry = partial(tls.warn, services.settings.server)
+        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.critical("background task died", task=task.get_name(), exc_info=error)
-            self._on_fatal()
-
-    async def close(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _last(flush: Callable[[], Awaitable[None]]) -> None:
+    """Write what is in memory only, on the way down; a failing disk does not stop that."""
+    try:
+        await flush()
+    except RECOVERABLE as error:
+        log.warning("something learned could not be written", reason=str(error))

@@ -7,21 +7,30 @@ from bitinglip.home import Home
 from bitinglip.settings import Settings
 from workers.confinement import Confinement
 from workers.confinement.limits import not_dumpable
+from workers.devices.host import Host
+from workers.folders import WorkFolders
+from workers.launcher import SpawnLauncher
 
 #: Secrets of commands, which the server itself makes no use of.
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "BITINGLIP_API_KEY")
 
 
-def confinement_of(settings: Settings, home: Home, ram: int) -> Confinement:
-    """Return how workers of this server are confined; ``ram`` is the machine's, in bytes."""
+def spawn_launcher(settings: Settings, home: Home) -> SpawnLauncher:
+    """Return what starts this server's workers, confined; sweeps what an earlier server left.
+
+    Raises OSError if the home does not take their folders.
+    """
+    folders = WorkFolders(home.work)
+    folders.sweep()
     secrets = (settings.hub.token_file, settings.server.tls_key)
-    return Confinement(
+    confinement = Confinement(
         mode=settings.workers.confine,
-        inputs=str(home.files),
+        inputs=str(home.uploads),
         caches=str(home.caches),
         hidden=(str(home.root), *(path for path in secrets if path is not None)),
-        memory_bytes=ram,
+        memory_bytes=Host().total_bytes,
     )
+    return SpawnLauncher(folders, confinement)
 
 
 def hide_secrets(environ: MutableMapping[str, str]) -> None:

@@ -1,15 +1,16 @@
 """Every error a client can meet, and the one table from error to status and code.
 
 BitingLipError
- ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded
+ ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded, HeadersTooLarge, RequestTimeout
  ├─ InvalidApiKey, ExpiredApiKey, InvalidToken, InsufficientScope
  ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound, FileGone
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
+ ├─ ConcurrencyLimitExceeded
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
- ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown
+ ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, DatabaseUnavailable
  └─ Timeout, DiskFull
 
 A class's docstring is its default message. Raise these anywhere in the gateway; nothing else
@@ -53,6 +54,14 @@ class UnsupportedParameter(InvalidRequest):
 
 class ContextLengthExceeded(InvalidRequest):
     """The prompt and max_tokens do not fit into the model's context."""
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The request line and headers are too large."""
+
+
+class RequestTimeout(InvalidRequest):
+    """The request did not arrive in time."""
 
 
 class InvalidApiKey(BitingLipError):
@@ -123,6 +132,12 @@ class UnsupportedMediaType(BitingLipError):
     """The request's body must be application/json, not encoded."""
 
 
+class ConcurrencyLimitExceeded(BitingLipError):
+    """This API key has too many requests at once."""
+
+    retry_after: float | None = 1.0
+
+
 class InternalError(BitingLipError):
     """Something went wrong in the server; the log names the cause under this request id."""
 
@@ -182,6 +197,12 @@ class ShuttingDown(Unavailable):
     retry_after = 5.0
 
 
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be used now; the server goes on without it and tries again."""
+
+    retry_after = 5.0
+
+
 class Timeout(BitingLipError):
     """The request did not finish in time."""
 
@@ -205,6 +226,8 @@ TABLE: dict[type[BitingLipError], Answer] = {
     InvalidRequest: Answer(400, "INVALID_REQUEST", _BAD),
     UnsupportedParameter: Answer(400, "UNSUPPORTED_PARAMETER", _BAD),
     ContextLengthExceeded: Answer(400, "CONTEXT_LENGTH_EXCEEDED", _BAD),
+    HeadersTooLarge: Answer(431, "INVALID_REQUEST", _BAD),
+    RequestTimeout: Answer(408, "INVALID_REQUEST", _BAD),
     InvalidApiKey: Answer(401, "INVALID_API_KEY", "authentication_error"),
     ExpiredApiKey: Answer(401, "EXPIRED_API_KEY", "authentication_error"),
     InvalidToken: Answer(401, "INVALID_TOKEN", "authentication_error"),
@@ -221,6 +244,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     TaskCancelled: Answer(409, "TASK_CANCELLED", _BAD),
     PayloadTooLarge: Answer(413, "PAYLOAD_TOO_LARGE", _BAD),
     UnsupportedMediaType: Answer(415, "UNSUPPORTED_MEDIA_TYPE", _BAD),
+    ConcurrencyLimitExceeded: Answer(429, "CONCURRENCY_LIMIT_EXCEEDED", "rate_limit_error"),
     InternalError: Answer(500, "INTERNAL_ERROR", "server_error"),
     InferenceFailed: Answer(500, "INFERENCE_FAILED", "server_error"),
     OutOfMemory: Answer(500, "OUT_OF_MEMORY", "server_error"),
@@ -232,6 +256,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     QueueFull: Answer(503, "QUEUE_FULL", "overloaded_error"),
     ModelDoesNotFit: Answer(503, "MODEL_DOES_NOT_FIT", "overloaded_error"),
     ShuttingDown: Answer(503, "SHUTTING_DOWN", "service_unavailable"),
+    DatabaseUnavailable: Answer(503, "OVERLOADED", "service_unavailable"),
     Timeout: Answer(504, "TIMEOUT", "timeout"),
     DiskFull: Answer(507, "DISK_FULL", "server_error"),
 }

@@ -7,8 +7,8 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,8 @@ from typing import Any, Self
 _SECRET_BYTES = 32
 #: a reader of server.json touches the lock for an instant; a start outwaits it
 _LOCK_PATIENCE = 0.25
+_MAX_ADDRESS_BYTES = 100
+_OWN_DESCRIPTORS = "/proc/self/fd"
 
 
 class HomeError(Exception):
@@ -51,6 +53,11 @@ class Home:
         return self.root / "files"
 
     @property
+    def uploads(self) -> Path:
+        """Files that clients sent, until their requests have ended."""
+        return self.root / "uploads"
+
+    @property
     def work(self) -> Path:
         """Folders of worker processes, while they run."""
         return self.root / "work"
@@ -76,12 +83,16 @@ class Home:
     def server_json(self) -> Path:
         return self.root / "server.json"
 
+    @property
+    def socket(self) -> Path:
+        return self.root / "server.sock"
+
     def create(self) -> None:
         """Makes what is missing, for the owner only; refuses a folder that others may write to."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._close_to_others()
-            for folder in (self.models, self.files):
+            for folder in (self.models, self.files, self.uploads):
                 folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise HomeError(f"{self.root}: {error.strerror}") from error
@@ -98,7 +109,8 @@ class Home:
 
     def _foreign_names(self) -> set[str]:
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
-        ours |= {path.name for path in (self.lock, self.server_json, self.work, self.caches)}
+        ours |= {path.name for path in (self.lock, self.server_json, self.socket, self.uploads)}
+        ours |= {path.name for path in (self.work, self.caches)}
         ours |= {"config.yaml"}
         names = {path.name for path in self.root.iterdir()}
         return {name for name in names - ours if not name.startswith(self.database.name)}
@@ -120,6 +132,25 @@ class Home:
         if not HomeLock.is_held(self):
             return None
         return _read_json(self.server_json)
+
+
+@contextmanager
+def socket_address(path: Path) -> Iterator[str | None]:
+    """Yield an address of a Unix socket's path; None if the path is too long for one.
+
+    The system limits addresses to about a hundred bytes. On Linux, a longer path is reached
+    through its folder's descriptor, which stays open inside the block.
+    """
+    if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
+        yield str(path)
+    elif not Path(_OWN_DESCRIPTORS).is_dir():
+        yield None
+    else:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"{_OWN_DESCRIPTORS}/{folder}/{path.name}"
+        finally:
+            os.close(folder)
 
 
 class HomeLock:

@@ -3,21 +3,39 @@
 import asyncio
 import gc
 import os
+import signal
 import socket
+import ssl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-import uvicorn
+import structlog
 
-from bitinglip.api import websocket
+from bitinglip import local_socket, standard_streams
 from bitinglip.api.services import Services
 from bitinglip.app import build
 from bitinglip.confinement import hide_secrets
+from bitinglip.db.files import DatabaseError
+from bitinglip.errors import DatabaseUnavailable
 from bitinglip.home import Home, HomeLock
+from bitinglip.http.capacity import capacity, raise_descriptor_limit
+from bitinglip.http.connections import Connections
+from bitinglip.http.server import HttpServer
+from bitinglip.service_manager import ServiceManager
+from bitinglip.settings import Server as ServerSettings
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
 from bitinglip.telemetry import logs
+from bitinglip.tls import check_tls
 
+log = structlog.get_logger(__name__)
+
+_LOOPBACK_IS_LOCAL = (
+    "requests from loopback are taken for local ones: /metrics needs no key; behind a reverse "
+    "proxy on this machine, set server.trust_loopback to false"
+)
 #: where a server that listens on every address can be reached from its own machine
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 EXIT_FATAL = 70  #: a part of the server died; service managers restart on it
@@ -33,17 +51,23 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
 
     Raises SettingsError, HomeInUse, DatabaseError or :class:`StartRefused` before it answers.
     """
+    standard_streams.secure()
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
+    check_tls(settings.server)
     hide_secrets(os.environ)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)
         try:
-            return _Runner(settings, home, sock).run()
+            with local_socket.listen(home) as local:
+                return _Runner(settings, home, sock, local).run()
+        except DatabaseUnavailable as error:
+            raise DatabaseError(f"{home.database}: {error.message}") from error
         finally:
             stop_logs()
+            standard_streams.abandon_broken()
 
 
 def _bind(settings: Settings) -> socket.socket:
@@ -53,7 +77,7 @@ def _bind(settings: Settings) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
-        sock.listen(2048)
+        sock.listen()
     except OSError as error:
         sock.close()
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -63,39 +87,40 @@ def _bind(settings: Settings) -> socket.socket:
     return sock
 
 
-class _Runner(uvicorn.Server):
+def _tls(server: ServerSettings) -> ssl.SSLContext | None:
+    """The certificate that the settings name, if they do; ``check_tls`` has found it good."""
+    if server.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(server.tls_cert, server.tls_key)
+    return context
+
+
+class _Runner(HttpServer):
     """uvicorn with our way down: refuse new work, let running work end, then close."""
 
-    def __init__(self, settings: Settings, home: Home, sock: socket.socket) -> None:
+    def __init__(
+        self, settings: Settings, home: Home, sock: socket.socket, local: socket.socket | None
+    ) -> None:
         self._settings = settings
         self._home = home
         self._socket = sock
+        self._local = local
         self._services: Services | None = None
         self._draining: asyncio.Task[None] | None = None
         self._exit_code = 0
+        self._manager = ServiceManager(os.environ)
         scheme = "https" if settings.server.tls_cert else "http"
         host, port = sock.getsockname()[:2]
         host = _WILDCARDS.get(host, host)
         self._url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        app = build(settings, home, on_open=self._opened, on_fatal=self._fatal)
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                date_header=True,
-                lifespan="on",
-                loop="uvloop",
-                http="httptools",
-                **websocket.OPTIONS,
-                proxy_headers=False,
-                timeout_graceful_shutdown=2,
-                ssl_certfile=settings.server.tls_cert,
-                ssl_keyfile=settings.server.tls_key,
-            )
+        connections = Connections(capacity(settings.server, raise_descriptor_limit()))
+        app = build(
+            settings, home, on_open=self._opened, on_fatal=self._fatal, connections=connections
         )
+        options = {"loop": "uvloop", "log_level": "warning", "timeout_graceful_shutdown": 2}
+        super().__init__(app, connections, tls=_tls(settings.server), **options)
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
         self._home.write_server_json(self._url, os.getpid())
@@ -103,10 +128,30 @@ class _Runner(uvicorn.Server):
             super().run(sockets=sockets or [self._socket])
         finally:
             self._home.remove_server_json()
-        return self._exit_code if self.started else 1
+            self._manager.close()
+        return self._exit_code
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            before = signal.getsignal(signal.SIGHUP)
+            if before is not signal.SIG_IGN:  # nohup asks that it be ignored
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._local is not None:
+            local_socket.serve(self, self._local)
+        self._watchdog = asyncio.create_task(self._manager.feed_watchdog(), name="watchdog")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's
         """A signal's handler only asks; the loop acts."""
+        if sig == signal.SIGHUP and self._draining is not None:
+            return  # a terminal that closes may send it twice, which is no wish to hurry
         if self._draining is not None or not self.started:
             self._exit_code = EXIT_FORCED
             self.should_exit = self.force_exit = True
@@ -118,6 +163,7 @@ class _Runner(uvicorn.Server):
             self._draining = asyncio.create_task(self._wind_down(), name="drain")
 
     async def _wind_down(self) -> None:
+        self._manager.stopping("lets running requests end")
         if self._services is not None:
             self._services.tasks.suspend()
             await self._services.dispatcher.drain(self._settings.server.drain_timeout)
@@ -129,18 +175,37 @@ class _Runner(uvicorn.Server):
 
     def _opened(self, services: Services, admin_key: str | None) -> None:
         self._services = services
+        services.health.on_change = self._tell_manager
+        if self._settings.server.trust_loopback:
+            log.info(_LOOPBACK_IS_LOCAL)
         # What is here now stays; looking at it again and again costs a fifth of each request.
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         lines = [f"BitingLip answers on {self._url}", f"  docs    {self._url}/docs"]
         if admin_key:
-            lines.append(f"  key     {admin_key}   (shown once; also in {self._home.admin_key})")
+            lines.append(f"  key     {_key_text(admin_key, self._home)}")
         names = services.store.names()
         lines.append(f"  models  {', '.join(names) or 'none yet: bitinglip models pull REPO'}")
         if names:
             lines.append(
                 f"  try     bitinglip chat {'demo-text' if 'demo-text' in names else names[0]}"
             )
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
+        standard_streams.say("\n".join(lines) + "\n")
+        self._manager.ready(self._status())
+
+    def _tell_manager(self) -> None:
+        self._manager.status(self._status())
+
+    def _status(self) -> str:
+        assert self._services is not None
+        problems = self._services.health.problems()
+        degraded = "".join(f"; {check} is degraded: {why}" for check, why in problems.items())
+        return f"answers on {self._url}{degraded}"
+
+
+def _key_text(admin_key: str, home: Home) -> str:
+    """Show a new admin key on a terminal only: other output ends in journals and log files."""
+    if sys.stdout.isatty():
+        return f"{admin_key}   (shown once; also in {home.admin_key})"
+    return f"in {home.admin_key}"

@@ -23,7 +23,8 @@ _LONGEST_LINE = 64 * 2**20
 class Client:
     """``is_here``: the server is on this machine, so no proxy is asked.
 
-    ``trust`` takes the place of the machine's certificates.
+    ``trust`` takes the place of the machine's certificates; ``socket`` is the path of the server's
+    Unix socket, which is used in place of the URL.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Client:
         *,
         is_here: bool = True,
         trust: "ssl.SSLContext | None" = None,
+        socket: str | None = None,
     ) -> None:
         import httpx
 
@@ -41,10 +43,10 @@ class Client:
         self.url = url
         self._has_key = key is not None
         self._http = httpx.Client(
-            base_url=url,
+            base_url="http://localhost" if socket else url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(_PATIENCE, connect=5),
-            transport=httpx.HTTPTransport(verify=trust or True) if is_here else None,
+            transport=httpx.HTTPTransport(verify=trust or True, uds=socket) if is_here else None,
         )
 
     def get(self, path: str, **query: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: an address to listen on everywhere, and where to find it on this machine
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+
+
+#: holds what a command's client needs for as long as the process lives
+_UNTIL_THE_END = ExitStack()
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class CliContext:
     def _own(self, url: str) -> "Client":
         for listening, reachable in _EVERYWHERE.items():
             url = url.replace(f"//{listening}:", f"//{reachable}:")
+        from cli.client import Client
+
+        if (socket := self._open_socket()) is not None:
+            return Client(url, self._key(is_here=True), socket=socket)
         return self._here(url)
 
     def _here(self, url: str) -> "Client":
@@ -77,6 +86,22 @@ class CliContext:
 
         trust = self._own_certificate() if url.startswith("https:") else None
         return Client(url, self._key(is_here=True), is_here=True, trust=trust)
+
+    def _open_socket(self) -> str | None:
+        """Return the address of the home's Unix socket; None if no server answers there."""
+        import socket
+
+        from bitinglip.home import socket_address
+
+        address = _UNTIL_THE_END.enter_context(socket_address(self.home.socket))
+        if address is None:
+            return None
+        with socket.socket(socket.AF_UNIX) as sock:
+            try:
+                sock.connect(address)
+            except OSError:
+                return None
+        return address
 
     def _key(self, *, is_here: bool) -> str | None:
         """Return BITINGLIP_API_KEY, else this home's admin key if the server is on this machine."""

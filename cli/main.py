@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.commands import (
+    backup,
     chat,
     config,
     doctor,
@@ -62,4 +63,5 @@ app.command("status")(status.status)
 app.command("top")(top.top)
 app.add_typer(workers.app, name="workers")
 app.add_typer(config.app, name="config")
+app.command("backup")(backup.backup)
 app.command("doctor")(doctor.doctor)

@@ -65,7 +65,7 @@ def remove_model(home: "Home", name: str) -> None:
 
 
 def _model(found: "Manifest") -> dict[str, Any]:
-    from bitinglip.wire.admin import model_info
+    from bitinglip.wire.admin.models import model_info
 
     return model_info(found, status="available", cause=None, ready=None, progress=None, replicas=0)
 
@@ -74,7 +74,7 @@ def _model(found: "Manifest") -> dict[str, Any]:
 
 
 def keys(home: "Home") -> list[dict[str, Any]]:
-    from bitinglip.wire.admin import key_info
+    from bitinglip.wire.admin.keys import key_info
 
     if not home.database.exists():
         return []
@@ -97,7 +97,7 @@ def key(home: "Home", key_id: str) -> dict[str, Any]:
 def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
     """Create a key as the API does from this body; its secret is under ``key``."""
     from bitinglip.access.expiry import parse_expiry
-    from bitinglip.wire.admin import key_info
+    from bitinglip.wire.admin.keys import key_info
 
     async def created(ring: "KeyRing") -> dict[str, Any]:
         # A first start makes the admin key only where there is no key at all.

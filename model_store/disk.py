@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model_store.errors import BadFiles, NoSpace
+from model_store.sizes import size_text
 
 FLOOR_BYTES = 256 * 1024 * 1024  #: of the disk is left free
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -19,7 +20,7 @@ def check_room(folder: Path, needed: int) -> None:
     free = max(0, shutil.disk_usage(folder).free - FLOOR_BYTES)
     if needed > free:
         raise NoSpace(
-            f"This needs {needed / 1e9:.1f} GB more; {free / 1e9:.1f} GB are free. "
+            f"This needs {size_text(needed)} more; {size_text(free)} are free. "
             "Remove a model, or move the home."
         )
 

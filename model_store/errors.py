@@ -10,6 +10,7 @@ StoreCode = Literal[
     "INTERNAL_ERROR",
     "INVALID_MODEL",
     "INVALID_REQUEST",
+    "MODEL_LOAD_FAILED",
 ]
 
 
@@ -33,6 +34,12 @@ class BadFiles(StoreError):
     """The files are not a model that may be taken in."""
 
     code = "INVALID_REQUEST"
+
+
+class ChangedFiles(StoreError):
+    """A model's files are not those that were checked when it was taken in."""
+
+    code = "MODEL_LOAD_FAILED"
 
 
 class NameTaken(StoreError):

@@ -17,6 +17,7 @@ class FileEntry(msgspec.Struct, frozen=True):
     path: str
     size: int
     sha256: str
+    mtime_ns: int = 0  #: when its content last changed; 0 in manifests of old versions
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ A folder without a manifest does not exist for anybody. New ones are made under 
 moved into place whole; removed ones are moved away first.
 """
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -11,9 +12,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from model_store.disk import (
     check_room,
@@ -24,7 +27,14 @@ from model_store.disk import (
     store_errors,
     sync,
 )
-from model_store.errors import BadFiles, BadName, NameTaken, PullRunning, UnknownModel
+from model_store.errors import (
+    BadFiles,
+    BadName,
+    ChangedFiles,
+    NameTaken,
+    PullRunning,
+    UnknownModel,
+)
 from model_store.inspection import inspect, inspect_texts, model_files
 from model_store.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
@@ -188,20 +198,55 @@ class ModelStore:
         with store_errors("The model cannot be removed"):
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
-                self._folder(name).rename(gone)
+                folder = self._folder(name)
+                handle = lock(folder)  # so that no sweep of another process takes part
+                folder.rename(gone)
             except (BadName, FileNotFoundError):
                 raise _unknown() from None
             shutil.rmtree(gone)
+            if handle is not None:
+                os.close(handle)
 
     def verify(self, name: str, progress: Progress | None = None) -> Names:
-        """Return the files that are missing, new, unreadable, or not what the manifest says."""
+        """Return the files that are missing, new, unreadable, or not what the manifest says.
+
+        If there are none, the files as they are now pass ``check``.
+        """
         manifest = self.get(name)
-        files = self._folder(name) / FILES
+        folder = self._folder(name)
+        files = folder / FILES
         counter = Counter(progress, manifest.total_bytes, len(manifest.files))
-        wrong = [entry.path for entry in manifest.files if not _is_whole(files, entry, counter)]
-        listed = {entry.path for entry in manifest.files}
+        entries = tuple(_stamped(files, entry) for entry in manifest.files)
+        wrong = [entry.path for entry in entries if not _is_whole(files, entry, counter)]
+        listed = {entry.path for entry in entries}
         there = (str(path.relative_to(files)) for path in files.rglob("*") if not path.is_dir())
-        return sorted([*wrong, *(path for path in there if path not in listed)])
+        wrong += [path for path in there if path not in listed]
+        if not wrong and entries != manifest.files:
+            with suppress(OSError):  # a store that may only be read
+                write_manifest(folder, msgspec.structs.replace(manifest, files=entries))
+        return sorted(wrong)
+
+    async def check(self, name: str) -> None:
+        """Compare the sizes and times of a model's files with its manifest's; reads no file.
+
+        A file that was linked on import can change where it came from. Raises UnknownModel,
+        ChangedFiles, or BadFiles for a damaged manifest.
+        """
+        await asyncio.to_thread(self._check, name)
+
+    def _check(self, name: str) -> None:
+        self.get(name)
+        with store_errors("The manifest cannot be read"):
+            manifest = read_manifest(self._folder(name))  # `models verify` may have written it
+        files = self._folder(name) / FILES
+        changed = [entry.path for entry in manifest.files if not _is_unchanged(files, entry)]
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise ChangedFiles(
+                f"The model's file {changed[0]}{more} changed after it was taken in, or is "
+                f"missing. Check it with 'bitinglip models verify {name}'; what is whole can be "
+                "loaded after that, what is not must be removed and added again."
+            )
 
     @property
     def partial(self) -> Path:
@@ -213,7 +258,7 @@ class ModelStore:
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """Yield a folder for ``files/``; remove it at the end unless ``finish`` moved it away."""
-        self._sweep()
+        self.sweep()
         folder = Path(tempfile.mkdtemp(prefix="draft-", dir=self.partial))
         handle = lock(folder)
         try:
@@ -240,28 +285,57 @@ class ModelStore:
         finally:
             os.close(handle)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove what killed processes left, but not what a pull can resume from."""
         for folder in self.partial.iterdir():
-            old = time.time() - folder.stat().st_mtime > _SWEPT_AFTER_SECONDS
-            if old and folder.name.startswith(("draft-", "removed-")):
-                handle = lock(folder)
-                if handle is not None:
+            with suppress(OSError):  # another process sweeps too
+                if _is_left(folder) and (handle := lock(folder)) is not None:
                     shutil.rmtree(folder, ignore_errors=True)
                     os.close(handle)
+
+
+def _is_left(folder: Path) -> bool:
+    """Return whether nobody needs the folder any more unless it is locked."""
+    if folder.name.startswith("removed-"):
+        return True
+    old = time.time() - folder.stat().st_mtime > _SWEPT_AFTER_SECONDS
+    return old and folder.name.startswith("draft-")
 
 
 def hash_files(
     folder: Path, progress: Progress | None, known: Mapping[str, str]
 ) -> tuple[FileEntry, ...]:
     """Hash each file of the folder and return its entries, by path."""
-    sizes = {path: (folder / path).stat().st_size for path in model_files(folder)}
-    unknown = [path for path in sizes if path not in known]
+    # Looked at before they are read: what changes meanwhile is noticed later.
+    found = {path: (folder / path).stat() for path in model_files(folder)}
+    unknown = [path for path in found if path not in known]
     digests = dict(known)
     if unknown:
-        counter = Counter(progress, sum(sizes[path] for path in unknown), len(unknown))
+        counter = Counter(progress, sum(found[path].st_size for path in unknown), len(unknown))
         digests |= {path: sha256_of(folder / path, path, counter) for path in unknown}
-    return tuple(FileEntry(path, size, digests[path]) for path, size in sizes.items())
+    return tuple(
+        FileEntry(path, stat.st_size, digests[path], stat.st_mtime_ns)
+        for path, stat in found.items()
+    )
+
+
+def _stamped(folder: Path, entry: FileEntry) -> FileEntry:
+    """Return the entry with the time that its file has now, if it is there."""
+    try:
+        now = (folder / entry.path).stat().st_mtime_ns
+    except OSError:
+        return entry
+    return msgspec.structs.replace(entry, mtime_ns=now)
+
+
+def _is_unchanged(folder: Path, entry: FileEntry) -> bool:
+    try:
+        stat = (folder / entry.path).stat()
+    except OSError:
+        return False
+    # Archives and image layers keep whole seconds.
+    times = (entry.mtime_ns, entry.mtime_ns // 10**9 * 10**9)
+    return stat.st_size == entry.size and (not entry.mtime_ns or stat.st_mtime_ns in times)
 
 
 def _is_whole(folder: Path, entry: FileEntry, counter: Counter) -> bool:

@@ -4,6 +4,7 @@ from typing import Literal
 
 #: The contract's error codes, which are those of the table in bitinglip.errors (a test compares).
 Code = Literal[
+    "CONCURRENCY_LIMIT_EXCEEDED",
     "CONFLICT",
     "CONTEXT_LENGTH_EXCEEDED",
     "DISK_FULL",

@@ -84,8 +84,8 @@ def _files(done: ImageDone | SpeechDone) -> list[tuple[str, int]]:
     if isinstance(done, SpeechDone):
         return [(audio_file_name(done.id, done.format), done.bytes)]
     return [
-        (image_file_name(done.id, index, picture.format), picture.bytes)
-        for index, picture in enumerate(done.pictures)
+        (image_file_name(done.id, index, image.format), image.bytes)
+        for index, image in enumerate(done.images)
     ]
 
 

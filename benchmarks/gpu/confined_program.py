@@ -14,7 +14,16 @@ from collections.abc import Callable
 
 import torch
 
-from workers.confinement import Confinement, Kernel, confine, landlock, limits, rules, seccomp
+from workers.confinement import (
+    Confinement,
+    Kernel,
+    confine,
+    landlock,
+    limits,
+    paths,
+    rules,
+    seccomp,
+)
 from workers.protocol import Load
 
 _SIDE = 256
@@ -29,8 +38,8 @@ def _limits(*_: object) -> None:
     limits.drop_capabilities()
 
 
-def _calls(spec: Load, *_: object) -> None:
-    seccomp.install(programs=False, unix_sockets=spec.device == "cuda")
+def _calls(*_: object) -> None:
+    seccomp.install(programs=False, unix_sockets=paths.uses_mps())
 
 
 _STAGES: dict[str, Callable[[Load, Confinement, str], object]] = {

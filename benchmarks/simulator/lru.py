@@ -15,7 +15,7 @@ from benchmarks.simulator.books import Books
 from benchmarks.simulator.outcome import Outcome
 from benchmarks.simulator.pool import SimulatedPool
 from bitinglip import errors
-from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.job import Job
 from bitinglip.settings import Settings
 from workers import protocol
 from workers.codes import Code
@@ -24,7 +24,7 @@ from workers.pool import StartFailed, Worker
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    job: TextJob
+    job: Job
     arrived: float
     ended: "asyncio.Future[protocol.Final]"
     begun: float | None = None
@@ -62,7 +62,7 @@ class Lru:
         self._tasks: set[asyncio.Task[None]] = set()
         self.pool = SimulatedPool(books, self._placed, self)
 
-    async def answer(self, job: TextJob) -> Outcome:
+    async def answer(self, job: Job) -> Outcome:
         """Raises QueueFull, or ModelDoesNotFit."""
         if self._size(job.model) > max(self._devices.values()):
             raise errors.ModelDoesNotFit()
@@ -111,7 +111,7 @@ class Lru:
             self._count(host.model, -1)
             request.begun = self._clock()
             host.running[request.job.id] = request
-            worker.send(request.job.message())
+            worker.send(request.job.work)
 
     def _count(self, model: str, change: int) -> None:
         self._waiting[model] = self._waiting.get(model, 0) + change

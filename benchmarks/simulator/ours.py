@@ -9,7 +9,7 @@ from benchmarks.simulator.outcome import Outcome
 from benchmarks.simulator.pool import SimulatedPool
 from benchmarks.simulator.scenario import SimulatedStore
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
-from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.placement.footprints import Footprints
@@ -53,7 +53,7 @@ class Ours:
         ledger = self._manager.ledger()
         return {device.id: ledger.free(device.id) for device in ledger.devices}
 
-    async def answer(self, job: TextJob) -> Outcome:
+    async def answer(self, job: Job) -> Outcome:
         """Raises what the dispatcher refuses with."""
         with self.dispatcher.open(job) as event_log:
             final = await event_log.end()

@@ -14,10 +14,10 @@ from benchmarks.simulator.outcome import Outcome, Sample
 from benchmarks.simulator.pool import SimulatedPool, prompt_for
 from benchmarks.simulator.traces import Arrival, Crash, Trace
 from bitinglip import errors
-from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.queue.priority import priority_of
+from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.queue.priority import priority_of, tier_of
 from bitinglip.settings import Settings
-from workers.protocol import Sampling
+from workers.protocol import Sampling, TextJob
 
 
 class Policy(Protocol):
@@ -25,7 +25,7 @@ class Policy(Protocol):
 
     pool: SimulatedPool
 
-    async def answer(self, job: TextJob) -> Outcome:
+    async def answer(self, job: Job) -> Outcome:
         """Run a job to its end. Raises what it is refused with."""
         ...
 
@@ -110,7 +110,7 @@ async def _drive(settings: Settings, trace: Trace, policy: Policy) -> list[Sampl
     return [request.result() for request in requests]
 
 
-async def _request(policy: Policy, arrival: Arrival, job: TextJob) -> Sample:
+async def _request(policy: Policy, arrival: Arrival, job: Job) -> Sample:
     loop = asyncio.get_running_loop()
     began, refused = loop.time(), False
     try:
@@ -129,13 +129,17 @@ async def _request(policy: Policy, arrival: Arrival, job: TextJob) -> Sample:
     )
 
 
-def _job(settings: Settings, arrival: Arrival, number: int) -> TextJob:
-    return TextJob(
+def _job(settings: Settings, arrival: Arrival, number: int) -> Job:
+    work = TextJob(
         id=f"task-{number:08}",
-        model=arrival.model,
-        key_id=arrival.key,
         prompt=prompt_for(arrival.tokens, arrival.prompt_tokens),
         sampling=Sampling(max_tokens=arrival.max_tokens),
+        stream=False,
+    )
+    return Job(
+        work=work,
+        model=arrival.model,
+        key_id=arrival.key,
         timeout=settings.server.request_timeout,
-        priority=priority_of(settings.limits.tiers, arrival.tier),
+        priority=priority_of(tier_of(settings.limits.tiers, arrival.tier)),
     )

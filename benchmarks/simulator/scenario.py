@@ -80,3 +80,6 @@ class SimulatedStore:
 
     def path(self, name: str) -> Path:
         return Path("/nonexistent") / name
+
+    async def check(self, name: str) -> None:
+        """No files, no change."""

@@ -1,7 +1,7 @@
-"""The form of an API key: ``blk_live_<12 public id>_<43 secret><6 checksum>``, all base62.
+"""An API key looks like ``blk_live_<12 public id>_<43 secret><6 checksum>``, all base62.
 
-256 bits of secret, a public id to look it up by, and a checksum that turns away typos and junk
-before anything is looked up.
+It holds 256 bits of secret, a public id to look it up by, and a checksum that refuses typos before
+any lookup.
 """
 
 import hmac
@@ -22,7 +22,7 @@ _ID, _SECRET, _CHECKSUM = 12, 43, 6
 
 
 class NewCredential(NamedTuple):
-    """A key that was just made: the one moment at which its text exists here."""
+    """A key that was just made; its text exists here and is never stored."""
 
     id: str
     text: str
@@ -35,7 +35,7 @@ def make() -> NewCredential:
 
 
 def parse(text: str) -> str | None:
-    """The public id of a well-formed key, else None; costs about a microsecond."""
+    """Return the public id of a well-formed key, else None; it takes about a microsecond."""
     if len(text) != LENGTH or (match := PATTERN.fullmatch(text)) is None:
         return None
     body, checksum = text[:-_CHECKSUM], text[-_CHECKSUM:]
@@ -43,12 +43,12 @@ def parse(text: str) -> str | None:
 
 
 def digest(pepper: bytes, text: str) -> bytes:
-    """What is kept of a key. The secret is random in full, so a slow hash would add nothing."""
+    """Return what is stored of a key. The secret is fully random: a slow hash would add nothing."""
     return hmac.digest(pepper, text.encode("ascii"), "sha256")
 
 
 def pepper_id(pepper: bytes) -> str:
-    """A name for a pepper that tells nothing about it."""
+    """Return a name for a pepper that reveals nothing about it."""
     return hmac.digest(pepper, b"pepper-id", "sha256")[:4].hex()
 
 

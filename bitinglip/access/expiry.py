@@ -1,4 +1,4 @@
-"""When a key ends: ``30d`` from now, or a moment in ISO 8601."""
+"""A key expires after a duration such as ``30d``, or at a moment in ISO 8601."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ _SPAN = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
 
 
 def parse_expiry(text: str) -> datetime:
-    """The moment in UTC; one without a zone is taken as UTC. The past is refused."""
+    """Parse a moment as UTC, which is also the zone of one without any. Raises for the past."""
     try:
         if match := _SPAN.fullmatch(text):
             moment = datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})
@@ -25,7 +25,7 @@ def parse_expiry(text: str) -> datetime:
 
 
 def check_expiry(moment: datetime) -> datetime:
-    """The moment in UTC, if it is yet to come."""
+    """Return the moment in UTC. Raises for one that has passed."""
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if moment <= datetime.now(UTC):
         raise InvalidRequest("The expiry is in the past.", param="expires")

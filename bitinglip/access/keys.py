@@ -1,4 +1,4 @@
-"""The keys: checked in memory on every request, kept in the database."""
+"""The key ring checks keys in memory on every request, and stores them in the database."""
 
 import hmac
 import logging
@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Self
 
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import select, update
 
 from bitinglip.access import credentials
@@ -17,7 +16,13 @@ from bitinglip.access.scopes import DEFAULT, Scope, parse_scopes
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import ApiKey
-from bitinglip.errors import ExpiredApiKey, InvalidApiKey, InvalidRequest, KeyNotFound
+from bitinglip.errors import (
+    DatabaseUnavailable,
+    ExpiredApiKey,
+    InvalidApiKey,
+    InvalidRequest,
+    KeyNotFound,
+)
 from bitinglip.home import Home, replace_private
 
 #: what the home's secret is derived for, to make the pepper of the digests
@@ -32,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, and what they may do."""
+    """The sender of a request, and what they may do."""
 
     key_id: str
     name: str
@@ -45,7 +50,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """What may be shown of a key: everything but the secret and its digest."""
+    """A key as it may be shown: without its secret and digest."""
 
     id: str
     name: str
@@ -60,7 +65,7 @@ class KeyRecord:
 
 @dataclass(slots=True)
 class _Held:
-    """A key in memory."""
+    """A key that is held in memory."""
 
     record: KeyRecord
     digest: bytes
@@ -70,7 +75,7 @@ class _Held:
 
 
 class KeyRing:
-    """All keys. ``authenticate`` asks no database; changes go to the database and to memory."""
+    """Holds all keys in memory; only changes go to the database too."""
 
     def __init__(self, db: Database, pepper: bytes) -> None:
         self._db = db
@@ -79,21 +84,23 @@ class KeyRing:
 
     @classmethod
     async def open(cls, db: Database, pepper: bytes) -> Self:
-        """The ring with every key that was ever made; DatabaseError if one cannot be read."""
+        """Read every key that was ever made. Raises DatabaseError if one cannot be read."""
         ring = cls(db, pepper)
         try:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
             ring._keys = {row.id: _hold(row) for row in rows}
-        except (ValueError, TypeError, DBAPIError) as error:
-            raise DatabaseError("the table of keys is damaged; restore a backup") from error
+        except (ValueError, TypeError, DatabaseUnavailable) as error:
+            raise DatabaseError(
+                "the table of keys is damaged; restore a backup (see README, Backups)"
+            ) from error
         own = credentials.pepper_id(pepper)
         if lost := sum(row.pepper_id != own and row.revoked_at is None for row in rows):
             _log.warning("%d keys work no more: they were made with another secret.key", lost)
         return ring
 
     def authenticate(self, credential: str) -> Caller:
-        """The caller whose key this is; InvalidApiKey or ExpiredApiKey."""
+        """Return the caller with this key. Raises InvalidApiKey or ExpiredApiKey."""
         key_id = credentials.parse(credential)
         if key_id is None:
             raise InvalidApiKey
@@ -108,9 +115,9 @@ class KeyRing:
         held.used = now
         return held.caller
 
-    def still_good(self, caller: Caller) -> bool:
-        """Whether the key that somebody came with could come again; who had none may."""
-        held = self._keys.get(caller.key_id)
+    def is_valid(self, key_id: str) -> bool:
+        """Return False for a key that is revoked or has expired. Anonymous callers have none."""
+        held = self._keys.get(key_id)
         return held is None or (held.record.revoked_at is None and held.ends > time.time())
 
     async def create(
@@ -121,7 +128,7 @@ class KeyRing:
         tier: str = "free",
         expires_at: datetime | None = None,
     ) -> tuple[KeyRecord, str]:
-        """A new key and its text, which is to be had here only.
+        """Make a key; return it and its text, which cannot be read again.
 
         Without ``scopes`` it has all but ``admin`` and ``cluster:write``.
         """
@@ -130,7 +137,7 @@ class KeyRing:
         return await self._add(row), key.text
 
     async def revoke(self, key_id: str) -> KeyRecord:
-        """Ends a key for good. It is refused from the first moment, whatever the disk then does."""
+        """End a key for good. It is refused at once, even if the database cannot be written."""
         held = self._find(key_id)
         revoked_at = held.record.revoked_at or datetime.now(UTC)
         held.record = replace(held.record, revoked_at=revoked_at)
@@ -140,14 +147,14 @@ class KeyRing:
         return _shown(held)
 
     def list(self) -> list[KeyRecord]:
-        """Every key ever made, the oldest first."""
+        """List every key ever made, the oldest first."""
         return [_shown(held) for held in self._keys.values()]
 
     def get(self, key_id: str) -> KeyRecord:
         return _shown(self._find(key_id))
 
     async def ensure_admin_key(self, home: Home) -> str | None:
-        """On the first start, makes the operator's key and admin.key; its text, to print once."""
+        """Make the operator's key and admin.key on the first start; return its text to print."""
         if self._keys:
             return None
         key = credentials.make()
@@ -159,7 +166,10 @@ class KeyRing:
         return key.text
 
     async def flush_last_used(self) -> None:
-        """Writes the times of use since the last flush, all in one transaction."""
+        """Write the times of use since the last flush, all in one transaction.
+
+        Raises DiskFull or DatabaseUnavailable; the times are kept for the next flush then.
+        """
         used = {key_id: held.used for key_id, held in self._keys.items() if held.used is not None}
         if not used:
             return

@@ -1,4 +1,4 @@
-"""What a key may do."""
+"""Scopes say what a key may do."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -23,7 +23,7 @@ DEFAULT = frozenset(Scope) - {Scope.ADMIN, Scope.CLUSTER_WRITE}
 
 
 def parse_scopes(names: Iterable[str]) -> frozenset[Scope]:
-    """The scopes of these names; an unknown one, or none at all, is refused with the list."""
+    """Parse names of scopes. Raises an error with the list of all for an unknown name, or none."""
     names = list(names)
     known = ", ".join(Scope)
     if not names:

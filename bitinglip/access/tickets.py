@@ -1,4 +1,4 @@
-"""Tickets: what a browser shows in place of a key when it watches a task, once."""
+"""A ticket lets a browser, which cannot send a key, watch one task once."""
 
 import secrets
 import time
@@ -19,13 +19,13 @@ class _Ticket:
 
 
 class Tickets:
-    """In memory: a restart ends them all."""
+    """Holds tickets in memory; a restart ends them all."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Ticket] = {}
 
     def issue(self, caller: Caller, task_id: str) -> str:
-        """A ticket with which this caller may watch this task."""
+        """Make a ticket with which this caller may watch this task."""
         now = time.monotonic()
         self._open = {name: ticket for name, ticket in self._open.items() if ticket.ends > now}
         own = [name for name, each in self._open.items() if each.caller.key_id == caller.key_id]

@@ -1,4 +1,4 @@
-"""The HTTP surface. ``mount`` is all that the composition root needs."""
+"""The HTTP surface; ``mount`` puts it into an application."""
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -7,47 +7,43 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api import documentation, errors, ops
+from bitinglip.api import docs_page, documentation, errors, ops
 from bitinglip.api.admin import keys, models, workers
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
-from bitinglip.api.openai import images as openai_images
-from bitinglip.api.openai import models as openai_models
-from bitinglip.api.openai import speech as openai_speech
-from bitinglip.api.openai import text as openai_text
-from bitinglip.api.openai import transcription as openai_transcription
 from bitinglip.api.tasks import files, tasks, watch
 from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
 
-#: routes that anybody may ask; every other one declares a scope, or the server does not start
-PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json"})
+#: routes that need no key; every other one declares a scope, or the server does not start
+PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/docs/{name}", "/openapi.json"})
 _ROUTERS = (
-    text.router,
-    image.router,
-    speech.router,
-    transcription.router,
+    text.native,
+    text.openai,
+    image.native,
+    image.openai,
+    speech.native,
+    speech.openai,
+    transcription.native,
+    transcription.openai,
     tasks.router,
     files.router,
     watch.router,
-    openai_text.router,
-    openai_images.router,
-    openai_speech.router,
-    openai_transcription.router,
-    models.router,
-    openai_models.router,
+    models.native,
+    models.openai,
     workers.router,
     keys.router,
     ops.router,
+    docs_page.router,
 )
 
 
 def mount(app: FastAPI, settings: Settings) -> None:
-    """Add routes, error answers and what every request passes, outermost last."""
+    """Add routes, error responses and middleware, the outermost last."""
     app.router.redirect_slashes = False
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
-    app.router.default = _nothing_here
+    app.router.default = _not_found
     check_declared(app.routes)
     documentation.install(app)
     errors.install(app)
@@ -68,18 +64,18 @@ def mount(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(RequestMiddleware)
 
 
-async def _nothing_here(_scope: HttpScope, _receive: Receive, _send: Send) -> None:
-    """No route matches: the same error for requests and WebSockets."""
+async def _not_found(_scope: HttpScope, _receive: Receive, _send: Send) -> None:
+    """Raise NotFound where no route matches, for requests and WebSockets alike."""
     raise NotFound()
 
 
 def declared_scope(route: BaseRoute) -> Scope | None:
-    """The scope that a route declares, if it does."""
+    """Return the scope that a route declares; None if it declares none."""
     return getattr(getattr(route, "endpoint", None), "needed_scope", None)
 
 
 def check_declared(routes: list[BaseRoute]) -> None:
-    """Deny by default: a route without a scope is public only if it is on the list."""
+    """Raise RuntimeError for a route that declares no scope and is not in PUBLIC."""
     for route in routes:
         path = getattr(route, "path", None)
         if declared_scope(route) is None and path not in PUBLIC:

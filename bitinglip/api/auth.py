@@ -1,7 +1,7 @@
-"""Who the caller is and which scope a route requires."""
+"""Authentication and authorisation: the caller of a request, the scope of a route."""
 
-from collections.abc import Awaitable, Callable
-from functools import wraps
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from starlette.requests import HTTPConnection, Request
@@ -9,31 +9,24 @@ from starlette.responses import Response
 
 from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.scopes import INFERENCE, Scope
+from bitinglip.api.hosts import is_loopback, parse_host
+from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import (
-    InsufficientScope,
-    InvalidApiKey,
-    InvalidRequest,
-)
+from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest
 
-#: who asks where the operator has turned keys off
+#: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
-
-
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
-
-
-_PROXY_HEADERS = ("x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host", "via")
-
-
+_LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
+_PROXY_HEADERS = frozenset(
+    {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
+)
+_PROXY_PREFIXES = ("x-forwarded-", "x-original-", "x-envoy-", "x-cluster-client-")
 Handler = Callable[..., Awaitable[Response]]
-
-
 H = TypeVar("H", bound=Callable[..., Any])
 
 
 def requires_scope(scope: Scope) -> Callable[[Handler], Handler]:
-    """Declares a route's scope, checked before anything else of the request is looked at.
+    """Declare a route's scope; it is checked before anything else of the request.
 
     A decorator and not a FastAPI dependency: resolving one costs more than the check itself.
     """
@@ -50,7 +43,7 @@ def requires_scope(scope: Scope) -> Callable[[Handler], Handler]:
 
 
 def requires_inference_scope(handler: Handler) -> Handler:
-    """For routes about tasks: any inference scope; in the end the task's kind says which."""
+    """Require any inference scope, for routes about tasks; the task's kind then decides which."""
 
     @wraps(handler)
     async def guarded(request: Request, **values: Any) -> Response:
@@ -61,7 +54,7 @@ def requires_inference_scope(handler: Handler) -> Handler:
 
 
 def check_inference(caller: Caller) -> Caller:
-    """The caller, if they have any inference scope. Raises InsufficientScope."""
+    """Return the caller. Raises InsufficientScope if they have no inference scope."""
     if not any(caller.may(scope) for scope in INFERENCE):
         raise InsufficientScope(
             f"This route needs one of the scopes {', '.join(INFERENCE)}.",
@@ -71,13 +64,13 @@ def check_inference(caller: Caller) -> Caller:
 
 
 def declare_scope(handler: H, scope: Scope) -> H:
-    """Note a handler's scope without enforcing it; for one that checks by rules of its own."""
+    """Record a handler's scope without enforcing it, for a handler with checks of its own."""
     handler.needed_scope = scope  # type: ignore[attr-defined]
     return handler
 
 
 def authorize(request: Request, scope: Scope) -> None:
-    """Note who asks. Raises InsufficientScope if they may not, or what ``identify`` raises."""
+    """Record the caller. Raises InsufficientScope, or what ``identify`` raises."""
     caller = identify(request)
     if not caller.may(scope):
         raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
@@ -90,7 +83,10 @@ def caller_of(request: Request) -> Caller:
 
 
 def identify(request: HTTPConnection) -> Caller:
-    """Identify the caller by the credential. Raises InvalidApiKey or ExpiredApiKey."""
+    """Identify the caller by the credential, and count the request as theirs until it ends.
+
+    Raises InvalidApiKey, ExpiredApiKey or ConcurrencyLimitExceeded.
+    """
     services = services_of(request)
     credential = _credential(request)
     if credential is None and not services.settings.security.require_api_key:
@@ -99,6 +95,10 @@ def identify(request: HTTPConnection) -> Caller:
         raise InvalidApiKey()
     caller = services.keys.authenticate(credential)
     services.metrics.user_seen(caller.key_id)
+    context = context_of(request.scope)
+    if context.leave is None:
+        services.concurrency.enter(caller)
+        context.leave = partial(services.concurrency.leave, caller)
     return caller
 
 
@@ -118,8 +118,28 @@ def _credential(request: HTTPConnection) -> str | None:
     return found.pop() if found else None
 
 
+def mark_as_local(scope: MutableMapping[str, Any]) -> None:
+    """Record that a request came over the home's Unix socket."""
+    scope[_LOCAL] = True
+
+
 def from_this_machine(request: Request) -> bool:
-    """The connection comes from loopback, and no proxy says that it speaks for somebody else."""
-    if request.client is None or request.client.host not in _LOOPBACK:
+    """Return whether a program on this machine sent the request itself.
+
+    That is certain on the Unix socket. On TCP, a reverse proxy on this machine looks the same if
+    it adds no header and speaks HTTP/1.1; ``server.trust_loopback`` is false for such ones.
+    """
+    if request.scope.get(_LOCAL):
+        return True
+    if not services_of(request).settings.server.trust_loopback:
         return False
-    return not any(name in request.headers for name in _PROXY_HEADERS)
+    if request.client is None or not is_loopback(request.client.host):
+        return False
+    # Proxies speak HTTP/1.0 by tradition, and nearly no client does.
+    if request.scope["http_version"] == "1.0" or any(map(_is_of_a_proxy, request.headers)):
+        return False
+    return is_loopback(parse_host(request.headers.get("host", "")) or "")
+
+
+def _is_of_a_proxy(header: str) -> bool:
+    return header in _PROXY_HEADERS or header.startswith(_PROXY_PREFIXES)

@@ -1,4 +1,4 @@
-"""What /docs and /openapi.json say beyond what FastAPI finds out by itself."""
+"""Completes /openapi.json: bodies that handlers read themselves, errors, ways to log in."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,13 +35,13 @@ _ERROR = {
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """For ``openapi_extra`` of a route that reads its body itself."""
+    """Describe a JSON body, for ``openapi_extra`` of a route that reads its body itself."""
     content = {"application/json": {"schema": schema_of(model)}}
     return {"requestBody": {"required": True, "content": content}}
 
 
 def form_body(model: type[BaseModel], *files: str) -> dict[str, Any]:
-    """The same for a multipart form with files of these names beside the model's fields."""
+    """Describe a multipart form: the model's fields and files of these names."""
     schema = schema_of(model)
     schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in files}
     return {
@@ -50,7 +50,7 @@ def form_body(model: type[BaseModel], *files: str) -> dict[str, Any]:
 
 
 def list_query(*filters: str) -> dict[str, Any]:
-    """For ``openapi_extra`` of a route that answers with a page of a list."""
+    """Describe the query of a route that responds with a page of a list."""
     numbers = [
         {
             "name": "limit",
@@ -68,7 +68,7 @@ def list_query(*filters: str) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Let the schema name the ways to authenticate; it is built once, when first asked for."""
+    """Replace the application's schema by ours; it is built once, on the first request."""
     app.openapi = _builder(app)  # type: ignore[method-assign]
 
 
@@ -86,7 +86,7 @@ def _builder(app: FastAPI) -> Callable[[], dict[str, Any]]:
 
 
 def _name_errors(paths: dict[str, dict[str, Any]]) -> None:
-    """Every failure is the error object; FastAPI's own 422 does not happen here."""
+    """Document the error object on every route; FastAPI's own 422 does not occur here."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     for operations in paths.values():
         for operation in operations.values():

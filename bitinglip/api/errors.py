@@ -1,4 +1,4 @@
-"""Every exception to one answer: the error object, its status and its headers."""
+"""Turns every exception into one response: the error object, its status and its headers."""
 
 import asyncio
 import math
@@ -28,11 +28,11 @@ def install(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, exception: Exception) -> Response:
-    return failure(request.scope, translated(exception))
+    return error_response(request.scope, to_error(exception))
 
 
-def translated(exception: Exception) -> errors.BitingLipError:
-    """The error of ours that says what happened; anything unforeseen is an InternalError."""
+def to_error(exception: Exception) -> errors.BitingLipError:
+    """Return the error of our table for an exception; InternalError for any unforeseen one."""
     match exception:
         case errors.BitingLipError():
             return exception
@@ -60,19 +60,21 @@ def _invalid_parameter(exception: RequestValidationError) -> errors.BitingLipErr
     return errors.InvalidRequest(f"'{param}' is not valid.", param=param)
 
 
-def failure(scope: Scope, error: errors.BitingLipError) -> Response:
-    """The answer to a request that ended in this error."""
+def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
+    """Make the response to a request that ended in this error."""
     answer = errors.answer(error)
-    kind = _ClosingResponse if isinstance(error, errors.PayloadTooLarge) else Response
+    closes = isinstance(error, errors.PayloadTooLarge) and scope["type"] == "http"
+    kind = _ClosingResponse if closes else Response
     return kind(
         error_body(error, context_of(scope).request_id),
         status_code=answer.status,
-        headers=_headers(error, answer.status),
+        headers=headers_of(error, answer.status),
         media_type="application/json",
     )
 
 
-def _headers(error: errors.BitingLipError, status: int) -> dict[str, str]:
+def headers_of(error: errors.BitingLipError, status: int) -> dict[str, str]:
+    """Return the headers that say how to go on after an error."""
     headers: dict[str, str] = {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -87,10 +89,10 @@ def _headers(error: errors.BitingLipError, status: int) -> dict[str, str]:
 
 
 class _ClosingResponse(Response):
-    """Answers at once, then closes the connection instead of reading the rest of the body.
+    """Responds at once, then closes the connection instead of reading the rest of the body.
 
     Closing with unread bytes makes the kernel reset the connection, and the client may never
-    see the answer; so what comes within a moment is thrown away first.
+    see the response; so bytes that arrive within two seconds are read and dropped first.
     """
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:

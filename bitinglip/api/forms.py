@@ -10,9 +10,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
+from bitinglip.api.body import media_type_of, parsed
 from bitinglip.errors import InvalidRequest, UnsupportedMediaType, UnsupportedParameter
-from bitinglip.wire.parse import parse
 
+FORM = "multipart/form-data"
 _MOST_FIELDS = 64
 _MOST_FILES = 16
 _LONGEST_FIELD = 64 * 1024
@@ -23,11 +24,12 @@ Uploaded = Mapping[str, list[bytes]]
 
 
 async def read_form(request: Request, model: type[M], names: Collection[str]) -> tuple[M, Uploaded]:
-    """The form's fields, checked, and the files of those names. Raises InvalidRequest,
-    UnsupportedParameter or UnsupportedMediaType."""
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise UnsupportedMediaType("The request's body must be multipart/form-data.")
+    """Read and check a form: its fields, and its files of those names.
+
+    Raises InvalidRequest, UnsupportedParameter or UnsupportedMediaType.
+    """
+    if media_type_of(request) != FORM:
+        raise UnsupportedMediaType(f"The request's body must be {FORM}.")
     fields: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {}
     try:
@@ -49,11 +51,11 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
     for name in names:
         if name in fields:
             raise InvalidRequest(f"'{name}' must be a file.", param=name)
-    return parse(model, msgspec.json.encode(fields)), files
+    return await parsed(model, msgspec.json.encode(fields)), files
 
 
 def single_file(files: Uploaded) -> bytes:
-    """The one that a form must have under ``file``. Raises InvalidRequest."""
+    """Return the only file under ``file``. Raises InvalidRequest if there is none, or another."""
     found = files.get("file", [])
     if len(found) != 1:
         what = "is missing" if not found else "may be one only"
@@ -68,7 +70,7 @@ def _check_name(name: str, names: Collection[str]) -> None:
 
 
 def _typed(model: type[BaseModel], name: str, text: str) -> Any:
-    """A form holds words only: a field that is a number or a truth elsewhere is one here."""
+    """Convert a form's text to the type that the field has in JSON; left as it is if it cannot."""
     kinds = _kinds(model.model_fields[name].annotation) if name in model.model_fields else set()
     if bool in kinds:
         return _WORDS.get(text.lower(), text)
@@ -82,7 +84,7 @@ def _typed(model: type[BaseModel], name: str, text: str) -> Any:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that a field may have."""
+    """List the plain types that a field may have."""
     if get_origin(annotation) is Annotated:
         return _kinds(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):

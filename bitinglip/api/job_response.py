@@ -1,4 +1,4 @@
-"""A job's answer over one connection: as one body, or as a stream of events."""
+"""Responds with a job's result over one connection: as one body, or as a stream of events."""
 
 import asyncio
 import time
@@ -11,48 +11,62 @@ from starlette.types import Receive, Scope, Send
 from bitinglip.api.request_context import context_of
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, View, chunks
+from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
 
-_GRACE_SECONDS = 0.02  #: an answer that is there by then was not worth a task to watch over it
-SEND_TIMEOUT = 60.0  #: a client that takes nothing for so long is given up
+_GRACE_SECONDS = 0.02  #: an answer that takes longer gets a task that watches its connection
+SEND_TIMEOUT = 60.0  #: seconds; a client that reads nothing for so long is disconnected
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
+    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
 
 
 class ClientGone(Exception):
-    """The client closed the connection; nobody is left to answer."""
+    """The client has closed the connection."""
 
 
 class JobResponse(Response):
-    """Runs a job and answers with its events.
+    """Runs a job and sends its events.
 
-    The job lives as long as this call: leaving the ``with`` ends what still runs, whether the
-    answer is complete, failed, or has nobody left to read it.
+    The job lives as long as this call: leaving the ``with`` ends a job that still runs, whether
+    the response is complete, has failed, or has lost its client.
     """
 
-    def __init__(self, dispatcher: Dispatcher, job: Job, view: Callable[[EventLog], View]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        uploads: Uploads,
+        job: Job,
+        view: Callable[[EventLog], View],
+    ) -> None:
         self.background = None
+        self._uploads = uploads
         self._dispatcher = dispatcher
         self._job = job
         self._view = view
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._run(scope, receive, send)
+        finally:
+            self._uploads.discard(self._job)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._dispatcher.open(self._job) as event_log:
             place = event_log.place
             headers = [(b"x-queue-position", b"%d" % (place.position if place else 0))]
-            answer = self._stream if self._job.stream else self._whole
+            answer = self._send_stream if self._job.stream else self._send_body
             try:
                 await answer(event_log, headers, scope, receive, send)
             except ClientGone:
                 return
 
-    async def _whole(
+    async def _send_body(
         self,
         event_log: EventLog,
         headers: list[tuple[bytes, bytes]],
@@ -63,11 +77,11 @@ class JobResponse(Response):
         async with Connection(receive):
             await event_log.result()
             view = self._view(event_log)
-            await view.settle()
+            await view.prepare_final()
         context_of(scope).engine_seconds = (
             event_log.ended or event_log.submitted
         ) - event_log.submitted
-        body = view.whole()
+        body = view.body()
         headers += [
             (b"content-type", view.media_type.encode()),
             (b"content-length", b"%d" % len(body)),
@@ -75,7 +89,7 @@ class JobResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(
+    async def _send_stream(
         self,
         event_log: EventLog,
         headers: list[tuple[bytes, bytes]],
@@ -97,7 +111,7 @@ class JobResponse(Response):
 
 
 def _refuse_early(event_log: EventLog) -> None:
-    """A job that failed before anything was sent is an ordinary error answer."""
+    """Raise the error of a job that failed before any output, for an ordinary error response."""
     if event_log.output_seen:
         return
     if isinstance(event_log.final, protocol.Failed):
@@ -107,7 +121,7 @@ def _refuse_early(event_log: EventLog) -> None:
 
 
 class _Writer:
-    """The body of a stream, and the comments that keep it alive while it is idle."""
+    """Writes the body of a stream, and comments that keep the connection alive while it is idle."""
 
     def __init__(
         self, send: Send, headers: list[tuple[bytes, bytes]], stream_media_type: str | None
@@ -133,7 +147,7 @@ class _Writer:
         self._writing = False
 
     async def idle(self) -> None:
-        """Called every few seconds. Raises ClientGone if the client has stopped reading."""
+        """Write a comment if the stream is idle. Raises ClientGone if the client reads no more."""
         silent = time.monotonic() - self._last_write
         if self._writing and silent > SEND_TIMEOUT:
             raise ClientGone
@@ -143,7 +157,7 @@ class _Writer:
 
 
 class Connection:
-    """``async with`` around waiting: ends it with ClientGone when the client goes away."""
+    """Raises ClientGone inside its ``async with`` block when the client disconnects."""
 
     def __init__(self, receive: Receive, idle: Callable[[], Awaitable[None]] | None = None) -> None:
         self._receive = receive
@@ -184,7 +198,7 @@ class Connection:
         self._owner.cancel()
 
     async def _disconnected(self) -> bool:
-        """True once the client is gone, False after a while of nothing."""
+        """Return True once the client has disconnected, else False after KEEP_ALIVE_SECONDS."""
         try:
             async with asyncio.timeout(KEEP_ALIVE_SECONDS if self._idle else None):
                 while (await self._receive())["type"] != "http.disconnect":

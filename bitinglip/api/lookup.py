@@ -1,5 +1,6 @@
-"""Models and tasks by the names that requests give."""
+"""Finds models and tasks by the names in requests."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +9,15 @@ from starlette.requests import HTTPConnection
 from bitinglip.access.keys import Caller
 from bitinglip.access.scopes import Scope
 from bitinglip.api.services import Services, services_of
-from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, TaskNotFound
+from bitinglip.errors import (
+    BitingLipError,
+    InsufficientScope,
+    InvalidModel,
+    InvalidRequest,
+    TaskNotFound,
+)
 from bitinglip.tasks.store import Task
-from bitinglip.wire.admin import model_info
+from bitinglip.wire.admin.models import model_info
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from model_store.errors import UnknownModel
@@ -18,7 +25,7 @@ from model_store.manifest import Manifest
 
 
 def find_model(services: Services, name: str) -> Manifest:
-    """The model of this name. Raises InvalidModel, which lists what there is."""
+    """Return the model of this name. Raises InvalidModel, which lists the available ones."""
     try:
         return services.store.get(name)
     except UnknownModel:
@@ -29,7 +36,7 @@ def find_model(services: Services, name: str) -> Manifest:
 
 
 def find_model_of(services: Services, name: str, kind: str) -> Manifest:
-    """A model of a kind. Raises InvalidModel, or InvalidRequest for a model of another."""
+    """Return a model of a kind. Raises InvalidModel, or InvalidRequest for one of another kind."""
     manifest = find_model(services, name)
     own = "text" if manifest.engine == "fake" else manifest.kind
     if own != kind:
@@ -45,22 +52,34 @@ def _purpose(kind: str) -> str:
 
 
 async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) -> Task:
-    """A task that the caller may see: TaskNotFound for others' tasks, else InsufficientScope."""
+    """Return a task of the caller. Raises TaskNotFound or InsufficientScope."""
     task = await services_of(connection).tasks.get(task_id)
-    if task.key_id != caller.key_id and not caller.may(Scope.ADMIN):
-        raise TaskNotFound()
-    scope = KINDS[task.kind].scope
-    if not caller.may(scope):
-        raise InsufficientScope(f"This task needs the scope {scope}.", details={"required": scope})
+    check_owner(caller, task.key_id, task.kind, TaskNotFound)
     return task
 
 
+def check_owner(
+    caller: Caller, key_id: str, kind: str, missing: Callable[[], BitingLipError]
+) -> None:
+    """Check that the caller may see what a job of this kind and key has made.
+
+    Raises ``missing`` for another key's, as if it did not exist; else InsufficientScope.
+    """
+    if key_id != caller.key_id and not caller.may(Scope.ADMIN):
+        raise missing()
+    scope = KINDS[kind].scope
+    if not caller.may(scope):
+        raise InsufficientScope(f"This needs the scope {scope}.", details={"required": scope})
+
+
 async def with_files(services: Services, task: Task) -> Task:
-    """The task with the bytes that its answer is to hold, as far as they are still there."""
+    """Put the bytes of a task's files into its answer; null for files that have expired."""
     answer = task.answer
     if answer is None and task.event_log is not None and task.event_log.final is not None:
         answer = inference_response(task.event_log)
-    return task if answer is None else replace(task, answer=await services.files.fill(answer))
+    return (
+        task if answer is None else replace(task, answer=await services.files.inline_bytes(answer))
+    )
 
 
 def describe(services: Services, manifest: Manifest) -> dict[str, Any]:

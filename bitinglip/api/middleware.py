@@ -1,16 +1,19 @@
-"""What every request passes on its way in and out. Pure ASGI: no task, no copy of the body."""
+"""Middleware of every request, as pure ASGI: it makes no task and no copy of the body."""
 
 import re
 from urllib.parse import parse_qsl
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bitinglip.api.errors import failure, translated
+from bitinglip.api.errors import error_response, to_error
+from bitinglip.api.hosts import Origins, normal_name, parse_host
 from bitinglip.api.request_context import CLIENT_GONE, RequestContext, new_request_id
 from bitinglip.api.services import services_in
 from bitinglip.errors import (
     BitingLipError,
+    InsufficientScope,
     InvalidRequest,
     PayloadTooLarge,
     Unavailable,
@@ -29,13 +32,17 @@ _SECURITY_HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
+#: for each response that does not say otherwise: it may hold what only one caller may see
+_NO_STORE = (b"cache-control", b"no-store")
 Headers = list[tuple[bytes, bytes]]
 _TYPES = ("http", "websocket")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  #: they change nothing
+_FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 _STARTS = ("http.response.start", "websocket.http.response.start")  #: the second is a refusal
 
 
 class RequestMiddleware:
-    """Outermost: the request id, the headers of every answer, the times, and the last resort."""
+    """Adds the request id, headers and timings, and answers exceptions that nothing else caught."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -44,35 +51,42 @@ class RequestMiddleware:
         if scope["type"] not in _TYPES:
             await self._app(scope, receive, send)
             return
-        exchange = RequestContext(_request_id(scope["headers"]))
-        exchange.attach(scope)
-        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
-        sender = _sender(scope, exchange, send)
+        context = RequestContext(_request_id(scope["headers"]))
+        context.attach(scope)
+        structlog.contextvars.bind_contextvars(request_id=context.request_id)
+        sender = _sender(scope, context, send)
         try:
             await self._app(scope, receive, sender)
-        except Exception as error:  # the last resort of every request
+        except ClientDisconnect:
+            return  # in the middle of its body, or because that took too long
+        except Exception as error:  # the outermost handler
             if not isinstance(error, BitingLipError):
                 log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
-            if exchange.status != CLIENT_GONE:
-                raise  # the answer has begun: cutting it off is all that is left to say
-            await failure(scope, translated(error))(scope, receive, sender)
+            if context.status != CLIENT_GONE:
+                raise  # the response has begun and can only be cut off
+            await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
-            _count(scope, exchange)
+            if context.leave is not None:
+                context.leave()
+            _count(scope, context)
 
 
-def _sender(scope: Scope, exchange: RequestContext, send: Send) -> Send:
+def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
     async def sender(message: Message) -> None:
         if message["type"] == "websocket.accept":
-            exchange.status = 101
-            message["headers"] = [(b"x-request-id", exchange.request_id.encode())]
+            context.status = 101
+            message["headers"] = [(b"x-request-id", context.request_id.encode())]
         elif message["type"] in _STARTS:
-            exchange.status = message["status"]
-            own_seconds = max(0.0, exchange.elapsed - exchange.engine_seconds)
+            context.status = message["status"]
+            own_seconds = max(0.0, context.elapsed - context.engine_seconds)
             if services := services_in(scope):
                 services.metrics.overhead(own_seconds)
+            headers = message.get("headers", ())
+            if not any(name == b"cache-control" for name, _ in headers):
+                headers = [*headers, _NO_STORE]
             message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-request-id", exchange.request_id.encode()),
+                *headers,
+                (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *_SECURITY_HEADERS,
             ]
@@ -89,28 +103,28 @@ def _request_id(headers: Headers) -> str:
 
 
 def _method(scope: Scope) -> str:
-    """A WebSocket begins as a GET."""
+    """Return the method; a WebSocket begins as a GET."""
     method: str = scope.get("method", "GET")
     return method
 
 
 def endpoint(scope: Scope) -> str:
-    """The route's template; what matches no route has one name, whatever was asked."""
+    """Return the route's template; ``_other`` for every path that matches no route."""
     return getattr(scope.get("route"), "path_format", "_other")
 
 
-def _count(scope: Scope, exchange: RequestContext) -> None:
+def _count(scope: Scope, context: RequestContext) -> None:
     if services := services_in(scope):
         services.metrics.request_finished(
             method=_method(scope),
             endpoint=endpoint(scope),
-            status=exchange.status,
-            seconds=exchange.elapsed,
+            status=context.status,
+            seconds=context.elapsed,
         )
 
 
 class EdgeChecks:
-    """Refuses what no route should ever see, before reading any body."""
+    """Refuses malformed and foreign requests before any body is read."""
 
     def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app = app
@@ -118,7 +132,8 @@ class EdgeChecks:
         self._max_upload = server.max_upload_bytes
         bound = server.host if server.host not in ("0.0.0.0", "::") else "localhost"
         names = ["localhost", "127.0.0.1", "::1", bound, *server.allowed_hosts]
-        self._hosts = frozenset(name.lower().strip("[]") for name in names)
+        self._hosts = frozenset(normal_name(name) for name in names)
+        self._origins = Origins(server.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in _TYPES:
@@ -126,10 +141,12 @@ class EdgeChecks:
             return
         headers: Headers = scope["headers"]
         self._check_started(scope)
+        fields = dict(headers)
         self._check_host(scope, headers)
+        self._check_origin(scope, fields)
         _check_query(scope["query_string"])
-        limit = self._limit(dict(headers))
-        length = _check_body(dict(headers), limit)
+        limit = self._limit(fields)
+        length = _check_body(fields, limit)
         if length is None:
             receive = _counted(receive, limit)
         await self._app(scope, receive, send)
@@ -139,23 +156,45 @@ class EdgeChecks:
             raise Unavailable("The server is starting.")
 
     def _check_host(self, scope: Scope, headers: Headers) -> None:
-        """Only names of ours: a page whose name was pointed at this machine gets nothing."""
+        """Refuse names that are not ours, as a page under DNS rebinding would send."""
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) == 1:
-            host = host_name(hosts[0].decode("latin-1"))
+            host = parse_host(hosts[0].decode("latin-1"))
             local = scope["server"][0] if scope.get("server") else None
-            if host in self._hosts or (host == local and host not in ("0.0.0.0", "::")):
+            if host in self._hosts or (host and host == local and host not in ("0.0.0.0", "::")):
                 return
         raise InvalidRequest("The Host header does not name this server.", param="Host")
 
+    def _check_origin(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Refuse pages of other sites: WebSockets, and requests that change something.
+
+        Browsers send these without asking first (CORS asks only about some requests, and never
+        about WebSockets), and where keys are off nothing else tells a page from its user.
+        """
+        if scope["type"] == "http" and scope["method"] in _SAFE_METHODS:
+            return
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+        if origin is None and site is None:
+            return
+        host = headers[b"host"].decode("latin-1")
+        text = None if origin is None else origin.decode("latin-1")
+        if not self._origins.accept(text, host, other_site=site in _FOREIGN_SITES):
+            raise InsufficientScope(
+                "Pages of this origin may not use the API; server.cors_origins allows more.",
+                param="Origin",
+            )
+
     def _limit(self, headers: dict[bytes, bytes]) -> int:
-        """Bytes that the body may have: forms bring files."""
+        """Return the bytes that the body may have; forms bring files."""
         form = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
         return self._max_upload if form else self._max_body
 
 
 def _check_body(headers: dict[bytes, bytes], limit: int) -> int | None:
-    """The declared length; None if the body comes in chunks. Raises what is wrong with it."""
+    """Check the declared length and return it; None if the body comes in chunks.
+
+    Raises InvalidRequest, PayloadTooLarge or UnsupportedMediaType.
+    """
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMediaType()
     length = headers.get(b"content-length")
@@ -179,7 +218,7 @@ def too_large(limit: int) -> PayloadTooLarge:
 
 
 def _counted(receive: Receive, limit: int) -> Receive:
-    """Raises PayloadTooLarge, once, when more than ``limit`` bytes have come."""
+    """Wrap ``receive`` so that it raises PayloadTooLarge, once, after ``limit`` bytes."""
     left = limit
 
     async def counted() -> Message:
@@ -194,20 +233,12 @@ def _counted(receive: Receive, limit: int) -> Receive:
     return counted
 
 
-def host_name(value: str) -> str:
-    """The Host header without port and brackets, in lower case."""
-    value = value.strip().lower()
-    if value.startswith("["):
-        return value[1:].partition("]")[0]
-    return value.rpartition(":")[0] if value.count(":") == 1 else value
-
-
 def _check_query(query: bytes) -> None:
-    """No credential in an address: it would end up in logs and histories."""
+    """Refuse credentials in an address: they would end up in logs and histories."""
     if not query:
         return
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name.lower() in _CREDENTIAL_NAMES or _KEY.search(value) or _KEY.search(name):
             raise InvalidRequest(
-                "Credentials belong into the Authorization header, never into the address."
+                "Credentials belong in the Authorization header, never in the address."
             )

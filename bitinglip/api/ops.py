@@ -1,13 +1,12 @@
-"""Whether the server lives, is ready, is well, and what it counts."""
+"""Routes for operating the server: liveness, readiness, health, metrics."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,6 +15,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import authorize, declare_scope, from_this_machine
 from bitinglip.api.body import json_response
 from bitinglip.api.services import Services, services_of
+from bitinglip.errors import DatabaseUnavailable
 from bitinglip.wire.errors import timestamp
 
 router = APIRouter(tags=["operations"])
@@ -25,13 +25,13 @@ _CHECK_TIMEOUT = 2.0
 
 @router.get("/livez")
 async def livez() -> Response:
-    """The process answers."""
+    """Respond while the process lives."""
     return json_response({"status": "alive"})
 
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """Whether requests are taken: 503 while starting, draining or unable to serve."""
+    """Respond 200 if the server takes requests; 503 while it starts, drains or cannot serve."""
     services = services_of(request)
     if services.dispatcher.draining:
         return json_response({"status": "draining"}, 503)
@@ -44,7 +44,7 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """The parts of the server and how they are."""
+    """Check the parts of the server."""
     services = services_of(request)
     checks = {
         "database": await _checked(services.db.check),
@@ -53,7 +53,9 @@ async def health(request: Request) -> Response:
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
     }
-    status = _overall(checks)
+    answers = checks["database"]["ok"]
+    _add_problems(checks, services.health.problems())
+    status = _overall(checks) if answers else "unhealthy"
     body = {
         "status": status,
         "checks": checks,
@@ -64,7 +66,7 @@ async def health(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus or OpenMetrics text, as asked for; open to this machine, else by scope."""
+    """Render the metrics as Prometheus or OpenMetrics text; open to this machine, else by scope."""
     if not from_this_machine(request):
         authorize(request, Scope.CLUSTER_READ)
     body, content_type = services_of(request).metrics.render(request.headers.get("accept", ""))
@@ -75,9 +77,13 @@ router.get("/metrics")(declare_scope(metrics, Scope.CLUSTER_READ))
 
 
 def _overall(checks: dict[str, dict[str, Any]]) -> str:
-    if not checks["database"]["ok"]:
-        return "unhealthy"
     return "healthy" if all(check["ok"] for check in checks.values()) else "degraded"
+
+
+def _add_problems(checks: dict[str, dict[str, Any]], problems: Mapping[str, str]) -> None:
+    """Say in each check what the server does without for now."""
+    for name, detail in problems.items():
+        checks[name] |= {"ok": False, "detail": detail}
 
 
 def _found(ok: bool, detail: str, latency_ms: float = 0.0) -> dict[str, Any]:
@@ -90,7 +96,7 @@ async def _checked(check: Callable[[], Awaitable[None]]) -> dict[str, Any]:
         async with asyncio.timeout(_CHECK_TIMEOUT):
             await check()
         ok, detail = True, "answers"
-    except (SQLAlchemyError, OSError, TimeoutError):
+    except (DatabaseUnavailable, OSError):
         ok, detail = False, "does not answer"
     return _found(ok, detail, (time.perf_counter() - began) * 1000)
 

@@ -1,4 +1,4 @@
-"""Lists in pages, and the query parameters that a route knows."""
+"""Pages of lists, and checks of query parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,37 +8,32 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from bitinglip.api.body import json_response
-from bitinglip.errors import (
-    InvalidRequest,
-    UnsupportedParameter,
-)
+from bitinglip.errors import InvalidRequest, UnsupportedParameter
 
 MAX_LIMIT = 1000
-
-
 MAX_OFFSET = 2**31
 
 
 @dataclass(frozen=True)
 class Page:
-    """Which part of a list is asked for."""
+    """The requested part of a list."""
 
     limit: int
     offset: int
 
     def of(self, rows: Sequence[Any]) -> Response:
-        """``{data, total, limit, offset}`` with this part of the rows."""
+        """Respond with this part of all rows: ``{data, total, limit, offset}``."""
         return self.part(rows[self.offset : self.offset + self.limit], len(rows))
 
     def part(self, rows: Sequence[Any], total: int) -> Response:
-        """The same, where the rows are this part already."""
+        """Respond with rows that are this part already."""
         return json_response(
             {"data": rows, "total": total, "limit": self.limit, "offset": self.offset}
         )
 
 
 def read_page(request: Request, *filters: str) -> Page:
-    """``limit`` and ``offset``; query parameters beside these and ``filters`` are refused."""
+    """Read ``limit`` and ``offset``. Raises InvalidRequest or UnsupportedParameter."""
     check_query(request, "limit", "offset", *filters)
     return Page(
         _number(request, "limit", 50, least=1, most=MAX_LIMIT),
@@ -47,6 +42,7 @@ def read_page(request: Request, *filters: str) -> Page:
 
 
 def check_query(request: HTTPConnection, *known: str) -> None:
+    """Raise UnsupportedParameter for a query parameter that is not ``known``."""
     for name in request.query_params:
         if name not in known:
             shown = name[:64]

@@ -1,27 +1,31 @@
-"""The parts of the running server, as handlers reach them."""
+"""Gives handlers the parts of the running server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as HttpScope
 
+from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.tickets import Tickets
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
+from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from model_store.store import ModelStore
 
 
 @dataclass(frozen=True)
 class Services:
-    """All parts of the running server; at ``app.state.services`` once it is up."""
+    """Holds all parts of the running server, at ``app.state.services`` once it is up."""
 
     settings: Settings
     home: Home
@@ -33,8 +37,12 @@ class Services:
     metrics: Metrics
     db: Database
     tasks: Tasks
+    revocation: Revocation
     tickets: Tickets
     files: Files
+    uploads: Uploads
+    health: Health = field(default_factory=Health)
+    concurrency: KeyConcurrency = field(default_factory=KeyConcurrency)
 
 
 def services_of(request: HTTPConnection) -> Services:
@@ -43,5 +51,5 @@ def services_of(request: HTTPConnection) -> Services:
 
 
 def services_in(scope: HttpScope) -> Services | None:
-    """The services, or None while the server is not up yet."""
+    """Return the services; None while the server is not up yet."""
     return getattr(scope["app"].state, "services", None)

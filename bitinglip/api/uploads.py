@@ -1,4 +1,4 @@
-"""Pictures that clients send: looked at before anything decodes them, then left for the worker."""
+"""Files that clients send: checked here without decoding, then written for the worker."""
 
 import asyncio
 import base64
@@ -6,13 +6,12 @@ import binascii
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
 from bitinglip.api.services import Services
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job
 
 MAX_UPLOAD_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -20,7 +19,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A picture as it came; sides in pixels."""
+    """A picture as the client sent it; sides in pixels."""
 
     data: bytes
     width: int
@@ -28,35 +27,44 @@ class Upload:
 
 
 async def decode_image(text: str, param: str) -> Upload:
-    """A picture in base64, or as a ``data:`` URL. Raises InvalidRequest."""
-    return await asyncio.to_thread(_decoded, text, param)
+    """Decode a picture in base64 or a ``data:`` URL, and inspect it. Raises InvalidRequest."""
+    return await asyncio.to_thread(_decode_image, text, param)
 
 
 async def inspect_image(data: bytes, param: str) -> Upload:
-    """A picture whose format, size and frames its header tells. Raises InvalidRequest."""
-    return await asyncio.to_thread(_look, data, param)
+    """Check format, size and frames in a picture's header. Raises InvalidRequest."""
+    return await asyncio.to_thread(_inspect, data, param)
 
 
-async def store_uploads(services: Services, job: ImageJob, uploads: Mapping[str, Upload]) -> None:
-    """Write a job's pictures where it says that they are. Raises DiskFull."""
-    for name, upload in uploads.items():
-        path: str | None = getattr(job, name)
-        assert path is not None
-        await services.files.receive(Path(path).name, upload.data)
+async def store_uploads(services: Services, job: Job, files: Mapping[str, bytes]) -> None:
+    """Write the files of a job that the queue has room for.
+
+    Raises what ``Dispatcher.check`` and ``Uploads.save`` raise.
+    """
+    services.dispatcher.check(job)
+    await services.uploads.save(job, files)
 
 
-def _decoded(text: str, param: str) -> Upload:
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
+async def decode_base64(text: str, param: str) -> bytes:
+    """Decode a field in base64. Raises InvalidRequest."""
+    return await asyncio.to_thread(_decode_base64, text, param)
+
+
+def _decode_base64(text: str, param: str) -> bytes:
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest(f"'{param}' is not base64.", param=param) from None
-    return _look(data, param)
 
 
-def _look(data: bytes, param: str) -> Upload:
-    """Reads the header only; the pixels are decoded in the worker, which may die of them."""
+def _decode_image(text: str, param: str) -> Upload:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    return _inspect(_decode_base64(text, param), param)
+
+
+def _inspect(data: bytes, param: str) -> Upload:
+    """Read the header only; the pixels are decoded in the worker, whose crash costs less."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as found:
             width, height = found.size

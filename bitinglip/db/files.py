@@ -19,6 +19,7 @@ from bitinglip.db.tables import Table
 _HEADER = b"SQLite format 3\0"
 #: quick_check reads the whole file, so only a file of this size is checked at start
 _QUICK = 64 * 2**20
+_INCREMENTAL = 2  #: what ``PRAGMA auto_vacuum`` says of a file that can shrink
 
 
 class DatabaseError(Exception):
@@ -34,7 +35,7 @@ def prepare(path: Path) -> None:
     try:
         if _exists(path):
             path.chmod(0o600)
-            _migrate(path, _handle_lost_jobs(path))
+            _migrate(path, _schema_version(path))
         else:
             _create(path)
     except OSError as error:
@@ -67,6 +68,7 @@ def _create(path: Path) -> None:
     with create_engine(
         URL.create("sqlite", database=str(draft)), poolclass=NullPool
     ).begin() as connection:
+        connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
         Table.metadata.create_all(connection)
         connection.exec_driver_sql(
             "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL,"
@@ -76,7 +78,7 @@ def _create(path: Path) -> None:
     os.replace(draft, path)
 
 
-def _handle_lost_jobs(path: Path) -> str:
+def _schema_version(path: Path) -> str:
     """The schema version of a sound database."""
     with path.open("rb") as file:
         if file.read(len(_HEADER)) != _HEADER:
@@ -113,14 +115,59 @@ def _migrate(path: Path, version: str) -> None:
 
     backup(path, path.with_name(f"{path.name}.before-{HEAD}"))
     upgrade(path)
+    _let_shrink(path)
+
+
+def _let_shrink(path: Path) -> None:
+    """Let a database of an older version give its free pages back to the disk."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        if connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("VACUUM")  # only a whole rewrite changes it
 
 
 def backup(path: Path, target: Path) -> None:
-    """A sound copy of a database, also of one in use; whole or not at all."""
+    """Copy a database, also one in use: sound and whole, or not at all; replaces ``target``.
+
+    Raises DatabaseError or OSError.
+    """
     draft = _empty_file(target.with_name(target.name + ".new"))
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
-        connection.execute("VACUUM INTO ?", (str(draft),))
-    os.replace(draft, target)
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
+            connection.execute("VACUUM INTO ?", (str(draft),))
+        with closing(sqlite3.connect(f"{draft.as_uri()}?mode=ro", uri=True)) as connection:
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise _damaged(path, found.partition("\n")[0])
+        _sync(draft)
+        os.replace(draft, target)
+        _sync(target.parent)
+    except sqlite3.OperationalError as error:
+        raise DatabaseError(f"{path} cannot be copied to {target}: {error}") from error
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def row_counts(path: Path) -> dict[str, int]:
+    """Return how many rows each table of a database file has, by the table's name."""
+    tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        names = [name for (name,) in connection.execute(tables) if name in Table.metadata.tables]
+        return {
+            name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
+            for name in sorted(names)
+        }
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _empty_file(path: Path) -> Path:
@@ -133,5 +180,6 @@ def _empty_file(path: Path) -> Path:
 
 def _damaged(path: Path, why: str) -> DatabaseError:
     return DatabaseError(
-        f"{path} is damaged ({why}); restore a backup, or move it away to start without any keys"
+        f"{path} is damaged ({why}); restore a backup (see README, Backups), or move it away to "
+        "start without any keys"
     )

@@ -68,6 +68,10 @@ class StoredTask(Table, table=True):
     result: dict[str, Any] | None = Field(
         default=None, sa_column=Column("result", JSON(none_as_null=True))
     )
+    #: what it holds in the database: the request until it has ended, then the result
+    bytes: int = Field(
+        default=0, sa_column=Column("bytes", BigInteger, nullable=False, server_default="0")
+    )
     error: dict[str, Any] | None = Field(
         default=None, sa_column=Column("error", JSON(none_as_null=True))
     )

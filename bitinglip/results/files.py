@@ -1,31 +1,29 @@
-"""Images and sounds that tasks made: bytes in the home's ``files/``, owners in the database.
+"""Files that tasks made: their bytes are in the home's ``files/``, their owners in the database.
 
-Workers write the bytes, so that no picture passes the event loop. A file without a row belongs
+Workers write the bytes, so that no image passes the event loop. A file without a row belongs
 to a task that is under way, or was answered with its bytes; it is removed soon after.
 """
 
 import asyncio
 import base64
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 from sqlalchemy.dialects.sqlite import insert
-from sqlmodel import col, delete, func, select
+from sqlmodel import col, delete, select
 
 from bitinglip.db.database import Database
+from bitinglip.db.fair_share import shrink
+from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredFile
-from bitinglip.errors import DiskFull, FileGone
+from bitinglip.errors import FileGone
 from bitinglip.scheduling.event_log import EventLog
 from workers import protocol
-
-log = structlog.get_logger(__name__)
 
 MEDIA_TYPES = {
     "png": "image/png",
@@ -37,8 +35,8 @@ MEDIA_TYPES = {
     "mp3": "audio/mpeg",
 }
 PREFIX = "/api/v1/files/"
-_UNCLAIMED_SECONDS = 120  #: that a file without a row is left, so that whoever reads it can end
-_CLEAN_SECONDS = 60.0
+_UNCLAIMED_SECONDS = 120  #: that a file without a row is left, so that its readers can finish
+CLEAN_SECONDS = 60.0  #: between two calls of ``clean``
 
 IsOpen = Callable[[str], bool]  #: whether a task of that id has not ended yet
 
@@ -57,18 +55,18 @@ class Output:
 
 
 def outputs_of(event_log: EventLog) -> Iterator[Output]:
-    """The files that a job has made, in order; none while it runs."""
+    """Yield the files that a job has made, in order; none while it runs."""
     match event_log.final:
-        case protocol.ImageDone(pictures=pictures):
-            for index, picture in enumerate(pictures):
-                name = protocol.image_file_name(event_log.job.id, index, picture.format)
-                yield Output(name, picture.format, picture.bytes)
+        case protocol.ImageDone(images=images):
+            for index, image in enumerate(images):
+                name = protocol.image_file_name(event_log.job.id, index, image.format)
+                yield Output(name, image.format, image.bytes)
         case protocol.SpeechDone(format=audio, bytes=size):
             yield Output(protocol.audio_file_name(event_log.job.id, audio), audio, size)
 
 
 class Files:
-    """``retention`` in seconds; ``max_bytes`` of files that can be fetched, in all."""
+    """Stores files for ``retention`` seconds, and at most ``max_bytes`` of them in all."""
 
     def __init__(
         self,
@@ -80,23 +78,13 @@ class Files:
     ) -> None:
         self.folder = folder
         self._db = db
-        self._retention = timedelta(seconds=retention)
+        self._retention = Retention(retention)
         self._max_bytes = max_bytes
 
     # ---- what comes in ---------------------------------------------------------------------------
 
-    async def receive(self, name: str, data: bytes) -> Path:
-        """Write what a client sent, for the worker to read. Raises DiskFull."""
-        path = self.folder / name
-        try:
-            await asyncio.to_thread(_write, path, data)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise DiskFull() from error
-        return path
-
-    async def keep(self, event_log: EventLog) -> None:
-        """Let the files of a job be fetched by its owner until they expire; again is no harm."""
+    async def register(self, event_log: EventLog) -> None:
+        """Let the owner of a job fetch its files until they expire; a repeat changes nothing."""
         job = event_log.job
         rows = [
             {
@@ -117,9 +105,9 @@ class Files:
     # ---- what goes out ---------------------------------------------------------------------------
 
     async def get(self, file_id: str) -> StoredFile:
-        """Raises FileGone for one that never was, or has expired."""
+        """Return the row of a file. Raises FileGone if there is none, or it has expired."""
         query = select(StoredFile).where(
-            StoredFile.id == file_id, col(StoredFile.created_at) >= self._oldest()
+            StoredFile.id == file_id, col(StoredFile.created_at) >= self._retention.oldest()
         )
         async with self._db.read() as session:
             row = (await session.scalars(query)).first()
@@ -130,8 +118,8 @@ class Files:
     def path(self, row: StoredFile) -> Path:
         return self.folder / row.id
 
-    async def fill(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """An InferenceResponse with the bytes it is to hold; null for those that have expired."""
+    async def inline_bytes(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Put the bytes of files into an InferenceResponse; null for expired files."""
         result = answer.get("result") or {}
         if "images" in result:
             filled = [await self._filled(image, "b64") for image in result["images"]]
@@ -141,63 +129,55 @@ class Files:
         return answer
 
     async def _filled(self, part: dict[str, Any], name: str) -> dict[str, Any]:
-        """With a file's bytes under ``name`` in place of the file's own name."""
+        """Replace the file's name in a part by its bytes under ``name``."""
         if "file" not in part:
             return part
         text = await self.base64(part["file"])
         return {name: text} | {k: v for k, v in part.items() if k not in (name, "file")}
 
     async def read(self, file_id: str) -> bytes | None:
-        """A file's bytes; None if it has gone."""
+        """Read a file; None if it has expired."""
         return await asyncio.to_thread(_read, self.folder / file_id)
 
     async def base64(self, file_id: str) -> msgspec.Raw | None:
-        """A file's bytes as a JSON string; None if it has gone."""
+        """Read a file as a JSON string in base64; None if it has expired."""
         return await asyncio.to_thread(_base64_json, self.folder / file_id)
 
     # ---- what goes away --------------------------------------------------------------------------
 
-    async def run_cleanup(self, is_open: IsOpen) -> None:
-        """Remove what has expired, for as long as the server runs."""
-        while True:
-            try:
-                await self.clean(is_open)
-            except (OSError, DiskFull):
-                log.exception("expired files could not be removed")
-            await asyncio.sleep(_CLEAN_SECONDS)
-
     async def clean(self, is_open: IsOpen) -> None:
-        """Remove rows that have expired or are too many, and files that nobody may fetch."""
+        """Remove rows that have expired or are too many, and files that nobody may fetch.
+
+        Raises OSError, DiskFull or DatabaseUnavailable.
+        """
+        try:
+            await self._expire_rows()
+        finally:  # also while the disk is full and the database takes no change: it gives room
+            # The names first: a file whose row comes between the two looks is in neither.
+            old = await asyncio.to_thread(self._unclaimed, is_open)
+            async with self._db.read() as session:
+                kept = set(await session.scalars(select(StoredFile.id)))
+            await asyncio.to_thread(_remove, [path for path in old if path.name not in kept])
+
+    async def _expire_rows(self) -> None:
         async with self._db.write() as session:
-            expired = col(StoredFile.created_at) < self._oldest()
+            expired = col(StoredFile.created_at) < self._retention.oldest()
             await session.execute(delete(StoredFile).where(expired))
-            total = (await session.scalars(select(func.sum(StoredFile.bytes)))).one() or 0
-            if total > self._max_bytes:
-                oldest = select(StoredFile).order_by(col(StoredFile.created_at))
-                for row in await session.scalars(oldest):
-                    if total <= self._max_bytes:
-                        break
-                    total -= row.bytes
-                    await session.delete(row)
-        async with self._db.read() as session:
-            kept = set(await session.scalars(select(StoredFile.id)))
-        await asyncio.to_thread(self._remove_unclaimed, kept, is_open)
+            await shrink(session, StoredFile, StoredFile.created_at, self._max_bytes)
 
-    def _remove_unclaimed(self, kept: set[str], is_open: IsOpen) -> None:
-        before = time.time() - _UNCLAIMED_SECONDS
-        for entry in os.scandir(self.folder):
-            task_id = entry.name.rpartition("-")[0]
-            if entry.name in kept or is_open(task_id) or entry.stat().st_mtime > before:
-                continue
-            Path(entry.path).unlink(missing_ok=True)
-
-    def _oldest(self) -> datetime:
-        return datetime.now(UTC) - self._retention
+    def _unclaimed(self, is_open: IsOpen) -> list[Path]:
+        """List old files of jobs that are over; those with a row are among them."""
+        before = self._retention.now() - _UNCLAIMED_SECONDS
+        return [
+            Path(entry.path)
+            for entry in os.scandir(self.folder)
+            if entry.stat().st_mtime <= before and not is_open(entry.name.rpartition("-")[0])
+        ]
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes | None:
@@ -208,6 +188,6 @@ def _read(path: Path) -> bytes | None:
 
 
 def _base64_json(path: Path) -> msgspec.Raw | None:
-    """As JSON already: what encodes the answer has nothing to look at any more."""
+    """Read a file as a JSON string, which the encoder of the answer copies as it is."""
     data = _read(path)
     return None if data is None else msgspec.Raw(b'"%b"' % base64.b64encode(data))

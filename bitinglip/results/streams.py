@@ -1,4 +1,4 @@
-"""Server-sent events: how they look as bytes, and how one job's events become them."""
+"""Streams turn one job's events into the bytes of server-sent events."""
 
 from collections.abc import AsyncIterator
 from typing import Protocol
@@ -11,49 +11,49 @@ DONE = b"data: [DONE]\n\n"
 
 
 class View(Protocol):
-    """How one surface shows a job's events. Made for one job; remembers what it has shown."""
+    """Shows one job's events on one surface; it remembers what it has shown."""
 
     @property
     def starts_immediately(self) -> bool:
-        """Whether the stream begins with the job, or with its first output."""
+        """Return True if the stream begins with the job, False if with its first output."""
         ...
 
     @property
     def stream_media_type(self) -> str | None:
-        """The media type of a stream that is not of events, but of the output itself."""
+        """Return the media type of a stream of the output itself; None for one of events."""
         ...
 
     @property
     def media_type(self) -> str:
-        """Of the answer as one body."""
+        """Return the media type of the answer as one body."""
         ...
 
     def render(self, event: Event) -> bytes:
-        """The event as bytes of a stream; empty if this surface does not show it."""
+        """Encode an event for a stream; empty if this surface does not show it."""
         ...
 
-    async def settle(self) -> None:
-        """Make ready what the final event shows; awaited once, before that is rendered."""
+    async def prepare_final(self) -> None:
+        """Prepare what the final event shows; awaited once, before it is rendered."""
         ...
 
-    def whole(self) -> bytes:
-        """The answer of a job that succeeded, as one body."""
+    def body(self) -> bytes:
+        """Encode the answer of a job that succeeded as one body. Raises its error if it has one."""
         ...
 
 
 def sse(data: bytes, event: str = "") -> bytes:
-    """One server-sent event; ``data`` is JSON without line breaks."""
+    """Encode a server-sent event; ``data`` is JSON without line breaks."""
     if event:
         return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
     return b"data: %b\n\n" % data
 
 
 async def chunks(event_log: EventLog, view: View) -> AsyncIterator[tuple[bytes, bool]]:
-    """What to write next, and whether it is the last: all events that came meanwhile at once."""
+    """Yield the bytes to write next, and whether they are the last: all new events at once."""
     async for events in event_log.batches():
         last = event_log.final is not None and events[-1] is event_log.final
         if last:
-            await view.settle()
+            await view.prepare_final()
         data = b"".join([view.render(event) for event in events])
         if data or last:
             yield data, last

@@ -1,4 +1,4 @@
-"""The event log of a job: its events in order, written once, for any number of readers."""
+"""The event log holds a job's events in order, written once, for any number of readers."""
 
 import asyncio
 import time
@@ -9,14 +9,13 @@ from typing import assert_never
 
 from bitinglip import errors
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.memory import event_bytes, input_bytes, without_input
 from workers import protocol
-
-_BYTES_OF_AN_EVENT = 500  #: of text, roughly
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The job waits; ``eta`` in seconds where it can be said."""
+    """The job waits; ``eta`` is in seconds, None if unknown."""
 
     position: int
     eta: float | None = None
@@ -34,10 +33,10 @@ Event = Queued | Loading | protocol.JobEvent
 
 
 class EventLog:
-    """One job's events, ending in exactly one final event.
+    """Holds one job's events, which end in exactly one final event.
 
-    Any number of readers, early or late: each sees every event once, in order. Events that came
-    while a reader was busy are handed over together, so a slow one costs fewer wake-ups, not more.
+    Every reader, early or late, sees each event once, in order. Events that came while a reader was
+    busy are handed over together, so a slow one costs fewer wake-ups.
     """
 
     def __init__(self, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,15 +55,14 @@ class EventLog:
         self._read = 0  #: how many of them the furthest reader has seen
         self._waiters: list[asyncio.Future[None]] = []
 
-    @property
-    def held(self) -> int:
-        """The number of events that it keeps; audio counts by its bytes."""
-        sound = sum(len(e.samples) for e in self._events if isinstance(e, protocol.AudioDelta))
-        return len(self._events) + sound // _BYTES_OF_AN_EVENT
+    def close(self) -> int:
+        """Drop the input of a job that has ended; returns the bytes that the rest holds."""
+        self.job = without_input(self.job)
+        return input_bytes(self.job) + event_bytes(self._events)
 
     @property
     def status(self) -> str:
-        """The contract's word for where the job is."""
+        """Return the status in the contract's words."""
         if self.final is not None:
             return _status_of(self.final)
         if self._started:
@@ -72,14 +70,14 @@ class EventLog:
         return "loading" if self._events and isinstance(self._events[-1], Loading) else "queued"
 
     def dispatch(self, worker_id: str) -> None:
-        """Note that a worker has the job; unseen output of an earlier worker is dropped."""
+        """Note that a worker has the job; drop unseen output of an earlier worker."""
         if self.dispatched is not None:
             self.reset_output()
         self.worker_id = worker_id
         self.dispatched = self._clock()
 
     def put(self, event: Event) -> None:
-        """Append an event; events after the final one are dropped."""
+        """Append an event; drop it if it comes after the final one."""
         if self.final is not None:
             return
         now = self._clock()
@@ -100,13 +98,13 @@ class EventLog:
         self._wake()
 
     def reset_output(self) -> None:
-        """Drop output that no reader has seen: the job runs again from its start."""
+        """Drop output that no reader has seen; the job runs again from its start."""
         self._events = [event for event in self._events if not isinstance(event, _OUTPUT)]
         self.first_token = None
         self.dispatched = None
 
     async def batches(self) -> AsyncIterator[list[Event]]:
-        """Lists of the events since the last one, from the first on; ends with the final event."""
+        """Yield lists of new events, from the first on; end with the final event."""
         seen = 0
         while True:
             if seen == len(self._events):
@@ -120,18 +118,18 @@ class EventLog:
                 return
 
     async def started(self) -> None:
-        """Wait until work on it has begun, or it has ended; its output counts as unseen."""
+        """Wait until work on it has begun or it has ended; its output stays unread."""
         while not self._started and self.final is None:
             await self._news()
 
     async def end(self) -> protocol.Final:
-        """Wait for the final event, without looking at the others."""
+        """Wait for the final event, without reading the others."""
         while self.final is None:
             await self._news()
         return self.final
 
     async def result(self) -> protocol.Success:
-        """Wait for the end. Raises the error that a failed or cancelled job ended in."""
+        """Wait for the end. Raises the error of a failed or cancelled job."""
         final = await self.end()
         if isinstance(final, protocol.Failed):
             raise error_of(final)
@@ -141,25 +139,25 @@ class EventLog:
 
     @property
     def place(self) -> Queued | None:
-        """The last position in the queue that was announced; None once the job no longer waits."""
+        """Return the last announced position in the queue; None once the job no longer waits."""
         if self.status != "queued":
             return None
         return next((each for each in reversed(self._events) if isinstance(each, Queued)), None)
 
     @property
     def completed_at(self) -> datetime | None:
-        """The moment of its end by the clock; durations keep to the monotonic one."""
+        """Return the moment of its end; durations are by the monotonic clock."""
         if self.ended is None:
             return None
         return self._submitted_at + timedelta(seconds=self.ended - self.submitted)
 
     @property
     def queue_time(self) -> float:
-        """Seconds from submission until a worker had it, or until now."""
+        """Return the seconds from submission until a worker had it, or until now."""
         return (self.dispatched or self.ended or self._clock()) - self.submitted
 
     def _overtakes(self, event: Event) -> bool:
-        """A newer position or progress replaces one that no reader has seen yet."""
+        """Return True for a position or progress that replaces one no reader has seen yet."""
         return (
             isinstance(event, Queued | Loading)
             and len(self._events) > self._read

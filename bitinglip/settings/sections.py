@@ -52,8 +52,28 @@ class Server(Section):
         None, description="TLS certificate file (PEM); setting it enables HTTPS"
     )
     tls_key: str | None = Field(None, description="private key file (PEM) of tls_cert")
+    trust_loopback: bool = Field(
+        True,
+        description="take requests from loopback for local ones, which read /metrics without a key "
+        "and may import models; set to false behind a reverse proxy on the same machine",
+    )
     request_timeout: Seconds = Field(
         600, description="maximum seconds per request, time in the queue included"
+    )
+
+    max_connections: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="maximum open connections; null uses the limit of descriptors, at most 16384",
+    )
+    max_connections_per_address: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="maximum open connections of one client address, loopback excepted; null is a "
+        "quarter of all",
+    )
+    max_requests_per_key: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="maximum requests of one API key at once, streams included; null is half of "
+        "all connections",
     )
 
     @model_validator(mode="after")
@@ -125,6 +145,10 @@ class Queue(Section):
         256,
         description="maximum requests queued per model; further ones are refused with QUEUE_FULL",
     )
+    max_input_bytes: Annotated[int, Field(gt=0)] = Field(
+        268_435_456,
+        description="memory in bytes for prompts of unfinished requests; one key may hold half",
+    )
     ageing: Annotated[float, Field(gt=0)] = Field(
         10,
         description="seconds a key waits unserved before its priority rises by one level",
@@ -150,13 +174,25 @@ class Files(Section):
     )
     max_bytes: Bytes = Field(
         21_474_836_480,
-        description="maximum bytes of generated files on disk; beyond it the oldest are deleted",
+        description="maximum bytes of generated files; the largest holder loses its oldest first",
+    )
+    max_upload_bytes: Bytes = Field(
+        4_294_967_296,
+        description="maximum bytes of unfinished requests' uploads on disk; one key may hold half",
+    )
+    min_free_bytes: Bytes | None = Field(
+        None,
+        description="disk space in bytes that uploads and tasks leave free; null is 1 GiB or 5 %",
     )
 
 
 class Tasks(Section):
     retention: Annotated[float, Field(ge=1)] = Field(
         86_400, description="seconds that a finished task and its result are kept"
+    )
+    max_bytes: Bytes = Field(
+        1_073_741_824,
+        description="maximum bytes of finished tasks; the largest holder loses its oldest first",
     )
 
 

@@ -1,9 +1,10 @@
-"""Asynchronous tasks in the database: one conversion each way, each state written once."""
+"""The store keeps asynchronous tasks in the database; each state is written once."""
 
+import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement
@@ -11,13 +12,16 @@ from sqlmodel import col, delete, func, select, update
 
 from bitinglip import errors
 from bitinglip.db.database import Database
+from bitinglip.db.fair_share import shrink
+from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredTask
+from bitinglip.disk_space import DiskSpace
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
 
+_ROW_BYTES = 500  #: of the other columns and the indexes, roughly
 OPEN = ("queued", "running")  #: what a row says until its task has ended
-_KINDS: dict[str, type[Job]] = {each.kind: each for each in get_args(Job) or (Job,)}
 
 #: an ended job's answer, as clients get it
 Describe = Callable[[EventLog], dict[str, Any]]
@@ -25,7 +29,7 @@ Describe = Callable[[EventLog], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task has ``event_log`` while its events are in memory, else ``answer`` from its row."""
+    """A task has an ``event_log`` while it is in memory, else the ``answer`` of its row."""
 
     id: str
     key_id: str
@@ -48,7 +52,7 @@ class Filter:
     status: str | None = None
     model: str | None = None
 
-    def takes(self, task: Task) -> bool:
+    def matches(self, task: Task) -> bool:
         return (
             task.kind in self.kinds
             and self.key_id in (None, task.key_id)
@@ -58,21 +62,23 @@ class Filter:
 
 
 def row_of(job: Job) -> StoredTask:
-    """Make the row of a waiting job: the fourth of a request's shapes."""
+    """Make the row of a waiting job."""
+    request = msgspec.msgpack.encode(job)
     return StoredTask(
         id=job.id,
         key_id=job.key_id,
         kind=job.kind,
         model=job.model,
         state="queued",
-        request=msgspec.msgpack.encode(job),
+        request=request,
+        bytes=_ROW_BYTES + len(request),
         created_at=job.created_at,
     )
 
 
 def job_of(row: StoredTask) -> Job:
-    """Raises msgspec.DecodeError or KeyError if another version's job cannot be read."""
-    return msgspec.msgpack.decode(row.request or b"", type=_KINDS[row.kind])
+    """Read the job of a row. Raises msgspec.DecodeError if another version wrote it."""
+    return msgspec.msgpack.decode(row.request or b"", type=Job)
 
 
 def _task_of(row: StoredTask) -> Task:
@@ -90,16 +96,30 @@ def _task_of(row: StoredTask) -> Task:
 
 
 class TaskStore:
-    """The table of tasks; ended ones older than ``retention`` seconds count as gone."""
+    """Reads and writes the table of tasks; it hides those that ended ``retention`` seconds ago."""
 
-    def __init__(self, db: Database, describe: Describe, retention: float) -> None:
+    def __init__(
+        self,
+        db: Database,
+        describe: Describe,
+        *,
+        retention: float,
+        max_bytes: int,
+        space: DiskSpace,
+    ) -> None:
+        """``max_bytes``: what ended tasks may hold in the database."""
         self._db = db
+        self._max_bytes = max_bytes
+        self._space = space
         self._describe = describe
-        self._retention = timedelta(seconds=retention)
+        self._retention = Retention(retention)
 
     async def add(self, job: Job) -> None:
+        """Write a task that waits. Raises DiskFull or DatabaseUnavailable."""
+        row = row_of(job)
+        await asyncio.to_thread(self._space.check, row.bytes)
         async with self._db.write() as session:
-            session.add(row_of(job))
+            session.add(row)
 
     async def begin(self, job: Job) -> None:
         """Note that work on it has begun, so that it is never run from its start again."""
@@ -107,13 +127,14 @@ class TaskStore:
 
     async def end(self, event_log: EventLog) -> None:
         """Write a task's final state; a later one changes nothing."""
-        final = event_log.final
+        final, result = event_log.final, self._describe(event_log)
         await self._change(
             event_log.job.id,
             state=event_log.status,
             request=None,
-            result=self._describe(event_log),
-            error=_kept(error_of(final)) if isinstance(final, protocol.Failed) else None,
+            result=result,
+            bytes=_ROW_BYTES + len(msgspec.json.encode(result)),
+            error=_stored_error(error_of(final)) if isinstance(final, protocol.Failed) else None,
             completed_at=event_log.completed_at,
         )
 
@@ -123,18 +144,18 @@ class TaskStore:
             row = (await session.scalars(query)).first()
         return _task_of(row) if row else None
 
-    async def count(self, wanted: Filter, *, beside: Collection[str]) -> int:
-        """Count the matching tasks whose ids are not among ``beside``."""
-        query = select(func.count()).select_from(StoredTask).where(*self._where(wanted, beside))
+    async def count(self, wanted: Filter, *, excluding: Collection[str]) -> int:
+        """Count the matching tasks whose ids are not among ``excluding``."""
+        query = select(func.count()).select_from(StoredTask).where(*self._where(wanted, excluding))
         async with self._db.read() as session:
             return (await session.scalars(query)).one()
 
     async def page(
-        self, wanted: Filter, *, beside: Collection[str], limit: int, offset: int
+        self, wanted: Filter, *, excluding: Collection[str], limit: int, offset: int
     ) -> list[Task]:
         """Return one page of them, the newest first."""
         newest = (col(StoredTask.created_at).desc(), col(StoredTask.id).desc())
-        query = select(StoredTask).where(*self._where(wanted, beside)).order_by(*newest)
+        query = select(StoredTask).where(*self._where(wanted, excluding)).order_by(*newest)
         async with self._db.read() as session:
             return [
                 _task_of(row) for row in await session.scalars(query.limit(limit).offset(offset))
@@ -149,25 +170,28 @@ class TaskStore:
                 if row.state == "queued" and (job := _readable(row)):
                     again.append(job)
                     continue
-                row.error = _kept(_LOST if row.state == "running" else _UNREADABLE)
+                row.error = _stored_error(_LOST if row.state == "running" else _UNREADABLE)
                 row.state, row.request, row.completed_at = "failed", None, datetime.now(UTC)
         return again
 
     async def expire(self) -> None:
+        """Remove ended tasks that are too old, or hold too much."""
         async with self._db.write() as session:
-            oldest = datetime.now(UTC) - self._retention
-            await session.execute(delete(StoredTask).where(col(StoredTask.completed_at) < oldest))
+            expired = col(StoredTask.completed_at) < self._retention.oldest()
+            await session.execute(delete(StoredTask).where(expired))
+            await shrink(session, StoredTask, StoredTask.completed_at, self._max_bytes)
+        await self._db.shrink()
 
     async def _change(self, task_id: str, **values: Any) -> None:
         still_open = (col(StoredTask.id) == task_id, col(StoredTask.state).in_(OPEN))
         async with self._db.write() as session:
             await session.execute(update(StoredTask).where(*still_open).values(**values))
 
-    def _where(self, wanted: Filter, beside: Collection[str]) -> list[ColumnElement[bool]]:
+    def _where(self, wanted: Filter, excluding: Collection[str]) -> list[ColumnElement[bool]]:
         where = [
             self._present(),
             col(StoredTask.kind).in_(wanted.kinds),
-            col(StoredTask.id).not_in(beside),
+            col(StoredTask.id).not_in(excluding),
         ]
         columns = {"key_id": wanted.key_id, "model": wanted.model, "state": wanted.status}
         named = {name: value for name, value in columns.items() if value is not None}
@@ -175,7 +199,7 @@ class TaskStore:
 
     def _present(self) -> ColumnElement[bool]:
         completed_at = col(StoredTask.completed_at)
-        return completed_at.is_(None) | (completed_at >= datetime.now(UTC) - self._retention)
+        return completed_at.is_(None) | (completed_at >= self._retention.oldest())
 
 
 _LOST = errors.ShuttingDown("The server was restarted while it ran this task.")
@@ -185,11 +209,11 @@ _UNREADABLE = errors.InternalError("The server was updated; it cannot run this t
 def _readable(row: StoredTask) -> Job | None:
     try:
         return job_of(row)
-    except (msgspec.DecodeError, KeyError):
+    except msgspec.DecodeError:
         return None
 
 
-def _kept(error: errors.BitingLipError) -> dict[str, Any]:
+def _stored_error(error: errors.BitingLipError) -> dict[str, Any]:
     """Store an error so that ``errors.from_code`` can restore it."""
     return {
         "code": errors.answer(error).code,

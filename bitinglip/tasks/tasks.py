@@ -1,4 +1,4 @@
-"""Tasks by their ids: every job while it is in memory, asynchronous ones also in the database.
+"""Tasks are found by id: every job while it is in memory, asynchronous ones in the database too.
 
 An asynchronous task is in the database before its client learns of it, and so is its end.
 """
@@ -10,14 +10,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from bitinglip import errors
-from bitinglip.db.database import Database
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
 from bitinglip.scheduling.job import Job
-from bitinglip.tasks.store import Describe, Filter, Task, TaskStore
+from bitinglip.tasks.store import Filter, Task, TaskStore
 from model_store.errors import StoreError
 from workers import protocol
 
@@ -27,8 +25,10 @@ _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0  #: for the ends that are known and not written yet
 _WAITING = ("queued", "loading")
 
-#: registers the files of an ended job
-Keep = Callable[[EventLog], Awaitable[None]]
+#: lets the owner of an ended job fetch its files
+RegisterFiles = Callable[[EventLog], Awaitable[None]]
+#: removes what a client sent with a job that is over
+DiscardUploads = Callable[[Job], None]
 
 
 class AsyncTask:
@@ -36,36 +36,39 @@ class AsyncTask:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.state = "queued"  #: what its row says
+        self.state = "queued"  #: as in its row
         self.event_log: EventLog | None = None  #: None until it has a place in the queue
-        self.held = ExitStack()  #: its admission
-        self.work: asyncio.Task[None] | None = None
+        self.admission = ExitStack()  #: what it holds in the dispatcher
+        self.runner: asyncio.Task[None] | None = None
         self.queued = asyncio.Event()
         self.finished = asyncio.Event()
         self.deferred = False  #: it waits in the database for the next start
 
     @property
     def status(self) -> str:
-        """The state; never a final one, which is told once it is in the database."""
+        """Return the state; never a final one, which is shown once it is in the database."""
         if self.deferred or self.event_log is None:
             return "queued"
         return self.state if self.event_log.final is not None else self.event_log.status
 
 
 class Tasks:
+    """Accepts asynchronous tasks, and finds all tasks by id."""
+
     def __init__(
         self,
-        db: Database,
+        rows: TaskStore,
         dispatcher: Dispatcher,
-        describe: Describe,
-        keep: Keep,
         *,
+        register_files: RegisterFiles,
+        discard_uploads: DiscardUploads,
         retention: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._retention = retention
-        self._keep = keep
-        self._rows = TaskStore(db, describe, retention)
+        self._register_files = register_files
+        self._discard_uploads = discard_uploads
+        self._rows = rows
         self._runs: dict[str, AsyncTask] = {}
         self._resumed = asyncio.Event()
         self._suspended = False
@@ -78,10 +81,13 @@ class Tasks:
         Raises what ``Dispatcher.open`` raises, or DiskFull; then there is no such task.
         """
         run = AsyncTask(job)
-        with ExitStack() as place:
-            run.event_log = place.enter_context(self._dispatcher.open(job))
+        with ExitStack() as admission:
+            admission.callback(self._discard_uploads, job)
+            opened = admission.enter_context(ExitStack())
+            run.event_log = opened.enter_context(self._dispatcher.open(job))
             await self._rows.add(job)
-            run.held = place.pop_all()
+            run.admission = opened.pop_all()
+            admission.pop_all()
         run.queued.set()
         self._runs[job.id] = run
         self._start(run, self._follow(run))
@@ -90,7 +96,7 @@ class Tasks:
         return _task_of_run(run)
 
     async def get(self, task_id: str) -> Task:
-        """Raises TaskNotFound."""
+        """Return a task by its id. Raises TaskNotFound."""
         if run := self._runs.get(task_id):
             return _task_of_run(run)
         event_log = self._dispatcher.find(task_id)
@@ -109,14 +115,14 @@ class Tasks:
         live = [
             task
             for task in held.values()
-            if wanted.takes(task)
+            if wanted.matches(task)
             and not (task.event_log is not None and self._expired(task.event_log))
         ]
-        total = len(live) + await self._rows.count(wanted, beside=held)
+        total = len(live) + await self._rows.count(wanted, excluding=held)
         # Each of the rows before this one comes before the page, whatever lies between them.
         first = max(0, offset - len(live))
         rows = await self._rows.page(
-            wanted, beside=held, limit=offset + limit - first, offset=first
+            wanted, excluding=held, limit=offset + limit - first, offset=first
         )
         merged = sorted(live + rows, key=lambda task: (task.created_at, task.id), reverse=True)
         return merged[offset - first : offset - first + limit], total
@@ -129,8 +135,24 @@ class Tasks:
             await self._end_unqueued(run, protocol.Cancelled(id=task_id))
         else:
             self._dispatcher.cancel(task_id)
-            await self.over(task_id)
+            await self.finished(task_id)
         return await self.get(task_id)
+
+    def key_ids(self) -> set[str]:
+        """Return the keys whose tasks have not ended."""
+        return {run.job.key_id for run in self._runs.values()}
+
+    def cancel_key(self, key_id: str) -> int:
+        """End the tasks of a key that have no place in a queue yet; return how many.
+
+        The dispatcher ends the others.
+        """
+        runs = [run for run in self._runs.values() if run.job.key_id == key_id]
+        waiting = [run for run in runs if run.event_log is None and not run.deferred]
+        for run in waiting:
+            _stop(run)
+            self._start(run, self._end_unqueued(run, protocol.Cancelled(id=run.job.id)))
+        return len(waiting)
 
     async def event_log(self, task_id: str) -> EventLog | None:
         """Return a task's event log once it is queued; None if it is no longer in memory."""
@@ -140,14 +162,14 @@ class Tasks:
         return self._dispatcher.find(task_id)
 
     def is_open(self, task_id: str) -> bool:
-        """True if a task has not ended, or its end is not in the database yet."""
+        """Return True until a task has ended and its end is in the database."""
         if task_id in self._runs:
             return True
         event_log = self._dispatcher.find(task_id)
         return event_log is not None and event_log.final is None
 
-    async def over(self, task_id: str) -> bool:
-        """Wait until a task's end may be told; False if it is deferred to the next start."""
+    async def finished(self, task_id: str) -> bool:
+        """Wait until a task's end is in the database; False if it is deferred to the next start."""
         run = self._runs.get(task_id)
         if run is None:
             return True
@@ -157,17 +179,17 @@ class Tasks:
     # ---- start and stop --------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Requeue the tasks that the last run of the server left; before the first request."""
+        """Requeue the tasks that the last stop left open; called before the first request."""
         for job in await self._rows.recover():
             run = self._runs[job.id] = AsyncTask(job)
             self._start(run, self._requeue(run))
 
     def resume(self) -> None:
-        """Let requeued tasks run: the models are there."""
+        """Let requeued tasks run, once the models are known."""
         self._resumed.set()
 
     def suspend(self) -> None:
-        """Defer tasks that have not begun to the next start: the server drains."""
+        """Defer tasks that have not begun to the next start, because the server drains."""
         self._suspended = True
         for run in list(self._runs.values()):
             self._defer(run)
@@ -176,31 +198,34 @@ class Tasks:
         """Write the ends that are known; the next start finds the other tasks."""
         self.suspend()
         runs = [run for run in self._runs.values() if not run.deferred]
-        works = [run.work for run in runs if run.work is not None and _has_ended(run)]
-        if works:
-            await asyncio.wait(works, timeout=_CLOSE_SECONDS)
+        runners = [run.runner for run in runs if run.runner is not None and _has_ended(run)]
+        if runners:
+            await asyncio.wait(runners, timeout=_CLOSE_SECONDS)
         for run in runs:
             _stop(run)
-        await asyncio.gather(*(run.work for run in runs if run.work), return_exceptions=True)
+        await asyncio.gather(*(run.runner for run in runs if run.runner), return_exceptions=True)
 
-    async def run_cleanup(self) -> None:
-        """Remove expired tasks, for as long as the server runs."""
-        while True:
-            await asyncio.sleep(min(60.0, self._retention / 2))
-            await self._retry_write(self._rows.expire)
+    @property
+    def cleanup_interval(self) -> float:
+        """Seconds between two calls of ``clean``."""
+        return min(60.0, self._retention / 2)
+
+    async def clean(self) -> None:
+        """Remove expired tasks. Raises DiskFull or DatabaseUnavailable."""
+        await self._rows.expire()
 
     # ---- one task --------------------------------------------------------------------------------
 
     def _start(self, run: AsyncTask, work: Coroutine[Any, Any, None]) -> None:
-        run.work = asyncio.create_task(work, name=run.job.id)
-        run.work.add_done_callback(_report)
+        run.runner = asyncio.create_task(work, name=run.job.id)
+        run.runner.add_done_callback(_log_lost)
 
     async def _requeue(self, run: AsyncTask) -> None:
         """Queue a task of the server's last run as soon as the queue has room."""
         await self._resumed.wait()
         while run.event_log is None:
             try:
-                run.event_log = run.held.enter_context(self._dispatcher.open(run.job))
+                run.event_log = run.admission.enter_context(self._dispatcher.open(run.job))
             except errors.QueueFull:
                 await asyncio.sleep(_RETRY_SECONDS)
             except errors.ShuttingDown:
@@ -218,7 +243,7 @@ class Tasks:
     async def _follow(self, run: AsyncTask) -> None:
         event_log = run.event_log
         assert event_log is not None
-        with run.held:
+        with run.admission:
             await event_log.started()
             if event_log.final is None:
                 await self._retry_write(lambda: self._rows.begin(run.job))
@@ -233,9 +258,10 @@ class Tasks:
         run.queued.set()
 
     async def _finish(self, run: AsyncTask, event_log: EventLog) -> None:
-        await self._retry_write(lambda: self._keep(event_log))
+        await self._retry_write(lambda: self._register_files(event_log))
         await self._retry_write(lambda: self._rows.end(event_log))
         del self._runs[run.job.id]
+        self._discard_uploads(run.job)
         run.finished.set()
 
     def _defer(self, run: AsyncTask) -> None:
@@ -245,17 +271,16 @@ class Tasks:
             return
         run.deferred = True
         _stop(run)
-        run.held.close()
+        run.admission.close()
         run.queued.set()
         run.finished.set()
 
     async def _retry_write(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Write until it is written: a full disk delays what clients learn, it loses nothing."""
+        """Write until it succeeds: a full disk delays what clients learn, it loses nothing."""
         while True:
             try:
                 return await write()
-            except (errors.DiskFull, SQLAlchemyError):
-                log.exception("a task could not be written")
+            except (errors.DiskFull, errors.DatabaseUnavailable):  # the database says so, once
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def _expired(self, event_log: EventLog) -> bool:
@@ -267,11 +292,11 @@ def _has_ended(run: AsyncTask) -> bool:
 
 
 def _stop(run: AsyncTask) -> None:
-    if run.work is not None:
-        run.work.cancel()
+    if run.runner is not None:
+        run.runner.cancel()
 
 
-def _report(work: "asyncio.Task[None]") -> None:
+def _log_lost(work: "asyncio.Task[None]") -> None:
     if not work.cancelled() and (error := work.exception()):
         log.critical("a task is lost until the next start", task=work.get_name(), exc_info=error)
 

@@ -6,6 +6,7 @@ is masked and a control character escaped in all of it, tracebacks included.
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,10 +18,12 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bitinglip.settings import Logging
+from bitinglip.telemetry.rate_limit import RepeatLimit
 from bitinglip.telemetry.redaction import mask
 
 #: lines that may wait for a slow stderr; more are dropped and counted
 _MAX_WAITING = 10_000
+_STOP_SECONDS = 3.0  #: for what waits, when the logging ends
 #: loggers that speak of every packet below this level
 _CHATTY = ("aiosqlite", "asyncio", "httpcore", "httpx", "sqlalchemy")
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
@@ -38,12 +41,17 @@ _SHARED: list[Processor] = [
 
 
 def configure(settings: Logging, stream: TextIO | None = None) -> Callable[[], None]:
-    """Sends all logs to ``stream`` (stderr); the answer stops that, after writing what waits."""
+    """Sends all logs to ``stream`` (stderr); the answer stops that, after writing what waits.
+
+    A stream that takes nothing delays the stop by a few seconds at most.
+    """
     stream = stream or sys.stderr
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     handler = _Enqueue(SimpleQueue())
-    handler.setFormatter(_formatter(settings.format, stream))
-    listener = QueueListener(handler.queue, _plain(stream))
+    formatter = _formatter(settings.format, stream)
+    handler.setFormatter(formatter)
+    handler.addFilter(RepeatLimit())
+    listener = _Listener(handler.queue, _Writer(stream, formatter))
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)
@@ -62,19 +70,35 @@ def configure(settings: Logging, stream: TextIO | None = None) -> Callable[[], N
     return stop
 
 
+class _Dropped:
+    """Lines that were lost: in all, and since it was last said."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.unsaid = 0
+
+    def count(self) -> None:
+        self.total += 1
+        self.unsaid += 1
+
+
+_dropped = _Dropped()
+
+
+def dropped_lines() -> int:
+    """Count the log lines that this process could not write."""
+    return _dropped.total
+
+
 class _Enqueue(QueueHandler):
     """Formats in the thread that logs, where the request's context is, and writes in another."""
 
     queue: "SimpleQueue[Any]"
-    dropped = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
         if self.queue.qsize() >= _MAX_WAITING:
-            self.dropped += 1
+            _dropped.count()
             return
-        if self.dropped:
-            dropped, self.dropped = self.dropped, 0
-            logging.getLogger(__name__).warning("%d log lines were dropped", dropped)
         self.queue.put_nowait(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
@@ -84,10 +108,57 @@ class _Enqueue(QueueHandler):
         self.enqueue(self.prepare(record))
 
 
-def _plain(stream: TextIO) -> logging.Handler:
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    return handler
+class _Listener(QueueListener):
+    """The thread that writes; ``stop`` waits for it only a while: its reader may be stuck."""
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self.enqueue_sentinel()
+            self._thread.join(_STOP_SECONDS)
+            self._thread = None
+
+
+class _Writer(logging.Handler):
+    """Writes lines past the stream's buffer, which a stuck thread would leave locked at the exit.
+
+    A reader that died costs lines, which are counted and told once one comes back.
+    """
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._stream = stream
+        self._notices = formatter
+        try:
+            self._number: int | None = stream.fileno()
+        except (OSError, ValueError):  # a stream in memory
+            self._number = None
+
+    def createLock(self) -> None:  # noqa: N802 - logging's own name
+        """Take none: one thread writes, and the exit would wait for a lock that it holds."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if _dropped.unsaid:
+                self._write(self._notice())
+                _dropped.unsaid = 0
+            self._write(f"{record.getMessage()}\n")
+        except (OSError, ValueError):
+            _dropped.count()
+
+    def _notice(self) -> str:
+        text = f"{_dropped.unsaid} log lines were dropped"
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
+        return f"{self._notices.format(record)}\n"
+
+    def _write(self, line: str) -> None:
+        if self._number is None:
+            self._stream.write(line)
+            self._stream.flush()
+            return
+        data = memoryview(line.encode("utf-8", "backslashreplace"))
+        while data:
+            data = data[os.write(self._number, data) :]
 
 
 def _formatter(style: str, stream: TextIO) -> logging.Formatter:

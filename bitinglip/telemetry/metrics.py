@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from bitinglip import __version__
+from bitinglip.telemetry.health import CHECKS
+from bitinglip.telemetry.logs import dropped_lines
 
 ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
 MAX_LABEL_VALUES = 256  #: different models, or reasons, before the rest are called ``_other``
+_VERSIONS = frozenset({"0.0.1", "0.0.4", "1.0.0"})  #: of formats, as scrapers ask for them
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _FIRST_TOKEN = (
@@ -239,19 +242,33 @@ class Metrics:
         depth: Callable[[], Mapping[str, int]],
         workers: Callable[[], Mapping[str, int]],
         devices: Callable[[], Iterable[DeviceSample]] = tuple,
+        degraded: Callable[[], Iterable[str]] = tuple,
+        connections: Callable[[], Mapping[str, int]] = dict,
+        refused: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Read these gauges whenever somebody scrapes: on the event loop, so none may block."""
+        self.registry.register(_Edge(connections, refused, degraded))
         self.registry.register(_Live(in_flight, depth, workers, devices, self._models))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition in the format that ``accept`` asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        # The library compares and repeats any version, and fails on one that is none.
+        known = [part for part in accept.split(",") if _VERSIONS.issuperset(_versions(part))]
+        encode, content_type = choose_encoder(",".join(known))
         return encode(self.registry), content_type
 
     def _active_users(self) -> float:
         oldest = time.monotonic() - ACTIVE_SECONDS
         self._seen = {key: seen for key, seen in self._seen.items() if seen > oldest}
         return len(self._seen)
+
+
+def _versions(accepted: str) -> Iterator[str]:
+    """The versions of a format that one part of an Accept header names."""
+    for parameter in accepted.split(";")[1:]:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "version":
+            yield value.strip()
 
 
 F = TypeVar("F", Counter, Histogram)
@@ -335,3 +352,43 @@ class _Live(Collector):
                 busy.add_metric([sample.device], sample.utilisation)
         yield memory
         yield busy
+
+
+class _Edge(Collector):
+    """What the server takes in and turns away, and what it does without."""
+
+    def __init__(
+        self,
+        connections: Callable[[], Mapping[str, int]],
+        refused: Callable[[], Mapping[str, int]],
+        degraded: Callable[[], Iterable[str]],
+    ) -> None:
+        self._connections = connections
+        self._refused = refused
+        self._degraded = degraded
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        connections = GaugeMetricFamily(
+            "bitinglip_connections", "Open connections", labels=["state"]
+        )
+        for state, count in self._connections().items():
+            connections.add_metric([state], count)
+        yield connections
+        refused = CounterMetricFamily(
+            "bitinglip_connections_refused", "Connections closed on purpose", labels=["reason"]
+        )
+        for reason, count in self._refused().items():
+            refused.add_metric([reason], count)
+        yield refused
+        degraded = GaugeMetricFamily(
+            "bitinglip_degraded", "1 for each part of /health that is degraded", labels=["check"]
+        )
+        problems = set(self._degraded())
+        for check in CHECKS:
+            degraded.add_metric([check], check in problems)
+        yield degraded
+        yield CounterMetricFamily(
+            "bitinglip_log_lines_dropped",
+            "Log lines that could not be written",
+            value=dropped_lines(),
+        )

@@ -1,4 +1,4 @@
-"""What all request bodies share: strictness, common fields, defaults."""
+"""All request bodies share their strictness, common fields and the order of defaults."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 class Body(BaseModel):
-    """A request body: nothing is converted, nothing unknown is let through."""
+    """A request body; it converts no types and refuses unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
-class Only:
-    """A field that exists elsewhere; here it may only say what we do anyway."""
+class AllowedValues:
+    """Restricts a field to the values that change nothing; any other is not supported."""
 
     allowed: tuple[Any, ...]
 
@@ -40,11 +40,18 @@ class Only:
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT)]
+Timeout = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=MAX_TIMEOUT,
+        description="seconds until the request is given up; server.request_timeout is the most",
+    ),
+]
 
 
-def first(asked: T | None, own: T | None, otherwise: T) -> T:
-    """The request's value, else the model's own default, else the API's."""
+def coalesce(asked: T | None, own: T | None, otherwise: T) -> T:
+    """Return the request's value, else the model's default, else the API's."""
     if asked is not None:
         return asked
     return otherwise if own is None else own

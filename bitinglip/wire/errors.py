@@ -1,4 +1,4 @@
-"""The one error object of every surface (the contract, section 3.4)."""
+"""Every surface shows errors as the same object (the contract, section 3.4)."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +9,7 @@ from bitinglip import errors
 
 
 def error_body(error: errors.BitingLipError, request_id: str) -> bytes:
-    """``{"error": {...}}`` as JSON."""
+    """Encode an error as JSON: ``{"error": {...}}``."""
     return msgspec.json.encode({"error": error_object(error, request_id)})
 
 
@@ -27,5 +27,5 @@ def error_object(error: errors.BitingLipError, request_id: str) -> dict[str, Any
 
 
 def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC with milliseconds: 2026-11-23T03:24:20.123Z."""
+    """Format a moment as RFC 3339 in UTC with milliseconds: 2026-11-23T03:24:20.123Z."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""How the events and answers of any job look on the native API."""
+"""Renders the events and results of all kinds of jobs for the native API."""
 
 from base64 import b64encode
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from bitinglip.errors import BitingLipError
-from bitinglip.results.files import Files
+from bitinglip.results.files import Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, error_of
 from bitinglip.wire.errors import error_body
@@ -18,7 +18,7 @@ _json = msgspec.json.Encoder()
 
 
 class NativeView:
-    """A job as the native API shows it: named events, InferenceResponse at the end."""
+    """Shows a job as named events with an InferenceResponse at the end."""
 
     starts_immediately = True
     stream_media_type = None
@@ -30,21 +30,21 @@ class NativeView:
         self._request_id = request_id
         self._files = files
         self._answer: dict[str, Any] | None = None
-        self._trouble: BitingLipError | None = None
+        self._error: BitingLipError | None = None
 
-    async def settle(self) -> None:
-        """Of a job that made files: have them kept, or read."""
-        if not isinstance(self._event_log.final, protocol.ImageDone | protocol.SpeechDone):
+    async def prepare_final(self) -> None:
+        """Register the job's files (output=url), or read them into the answer."""
+        if not any(outputs_of(self._event_log)):
             return
         try:
-            if getattr(self._job, "output", None) == "url":
-                await self._files.keep(self._event_log)
-            self._answer = await self._files.fill(inference_response(self._event_log))
+            if self._job.output == "url":
+                await self._files.register(self._event_log)
+            self._answer = await self._files.inline_bytes(inference_response(self._event_log))
         except BitingLipError as error:
-            self._trouble = error
+            self._error = error
 
     def event(self, event: Event) -> tuple[str, bytes]:
-        """The event's name, and its data as JSON: the same in every kind of stream."""
+        """Return the event's name and its data as JSON, the same for SSE and WebSocket."""
         match event:
             case protocol.TextDelta():
                 return "token", _token(event)
@@ -70,18 +70,18 @@ class NativeView:
                 return "failed", error_body(error_of(final), self._request_id)
             case protocol.Cancelled():
                 return "cancelled", cancelled(self._job.id)
-        if self._trouble is not None:
-            return "failed", error_body(self._trouble, self._request_id)
-        return "completed", self.whole()
+        if self._error is not None:
+            return "failed", error_body(self._error, self._request_id)
+        return "completed", self.body()
 
     def render(self, event: Event) -> bytes:
         name, data = self.event(event)
         return sse(data, name)
 
-    def whole(self) -> bytes:
-        """InferenceResponse as JSON."""
-        if self._trouble is not None:
-            raise self._trouble
+    def body(self) -> bytes:
+        """Return the InferenceResponse as JSON. Raises the error of its files."""
+        if self._error is not None:
+            raise self._error
         return _json.encode(self._answer or inference_response(self._event_log))
 
 

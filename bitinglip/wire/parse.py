@@ -1,6 +1,7 @@
-"""Raw bytes to a checked request, or one error that names the field and never its value."""
+"""Parsing makes bytes a checked request, or raises an error that names the field, not its value."""
 
 import re
+from itertools import accumulate
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -8,22 +9,31 @@ from pydantic import BaseModel, ValidationError
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
 
 MAX_DEPTH = 64
+MAX_ELEMENTS = 100_000
+LARGE = 256 * 1024  #: bytes of a body that takes too long to check beside other requests
+_MAX_ERRORS = 500  #: of which the library is asked for the first: it makes them all
 _MAX_PARAM = 128
 _UNSUPPORTED = frozenset({"extra_forbidden", "unsupported"})
 #: Possessive and with an optional end, so that it is linear whatever it is given.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_ROUND = bytes.maketrans(b"{}", b"[]")
+#: A piece of a string: one match holds the interpreter, so it is short.
+_PIECE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+){0,9999}+', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_STEP = {ord("["): 1, ord("]"): -1}.__getitem__
 
 M = TypeVar("M", bound=BaseModel)
 
 
 def parse(model: type[M], raw: bytes) -> M:
     """Validate a JSON body. Raises InvalidRequest or UnsupportedParameter with ``param``."""
-    check_depth(raw)
+    check_shape(raw)
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
+        if error.error_count() > _MAX_ERRORS:
+            wrong = error.error_count()
+            raise InvalidRequest(f"The body is not valid: {wrong} of its values are.") from None
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise _refusal(first["type"], param_path(first["loc"]), first["msg"]) from None
 
@@ -38,7 +48,7 @@ def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
 
 
 def param_path(loc: tuple[int | str, ...]) -> str | None:
-    """``("messages", 0, "content")`` to ``messages[0].content``."""
+    """Join a path: ``("messages", 0, "content")`` becomes ``messages[0].content``."""
     path = ""
     for step in loc:
         if isinstance(step, int):
@@ -48,16 +58,46 @@ def param_path(loc: tuple[int | str, ...]) -> str | None:
     return path[:_MAX_PARAM] or None
 
 
-def check_depth(raw: bytes) -> None:
-    """Refuse JSON that is nested deeper than 64; costs next to nothing for ordinary bodies."""
-    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+def check_shape(raw: bytes) -> None:
+    """Refuse JSON that is nested deeper than 64, or holds more than 100,000 elements; costs next
+    to nothing for ordinary bodies. Raises InvalidRequest."""
+    brackets = raw.count(b"[") + raw.count(b"{")
+    if brackets <= MAX_DEPTH and (
+        len(raw) <= MAX_ELEMENTS or brackets + raw.count(b",") <= MAX_ELEMENTS
+    ):
         return
-    brackets = _STRING.sub(b"", raw).translate(_ROUND, _NOT_BRACKETS)
-    if not brackets.startswith(b"[" * (MAX_DEPTH + 1)):
-        for _ in range(MAX_DEPTH):
-            shorter = brackets.replace(b"[]", b"")
-            if len(shorter) == len(brackets):
-                break
-            brackets = shorter
-    if b"[]" in brackets or brackets.startswith(b"[" * (MAX_DEPTH + 1)):
+    structure = _structure(raw) if len(raw) > LARGE else _STRING.sub(b"", raw)
+    nested = structure.translate(_BRACKETS, _NOT_BRACKETS)
+    opened = nested.count(b"[")
+    if opened + structure.count(b",") > MAX_ELEMENTS:
+        raise _too_many()
+    if len(nested) > 2 * opened:
+        return  # more are closed than opened: the parser says where
+    if max(accumulate(map(_STEP, nested)), default=0) > MAX_DEPTH:
         raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH}.")
+
+
+def _structure(raw: bytes) -> bytes:
+    """What stands outside of strings, read in steps that other threads can come between."""
+    parts: list[bytes] = []
+    position = 0
+    while (opened := raw.find(b'"', position)) >= 0:
+        parts.append(raw[position:opened])
+        if len(parts) > 2 * MAX_ELEMENTS + 2:  # names and values: more than so many elements
+            raise _too_many()
+        position = _string_end(raw, opened + 1)
+    return b"".join([*parts, raw[position:]])
+
+
+def _string_end(raw: bytes, position: int) -> int:
+    """Where what follows a string begins; the end if the string has none."""
+    while True:
+        found = _PIECE.match(raw, position)
+        end = found.end() if found else len(raw)
+        if end == position or raw[end : end + 1] == b'"':
+            return end + 1
+        position = end
+
+
+def _too_many() -> InvalidRequest:
+    return InvalidRequest(f"The body has more than {MAX_ELEMENTS} elements.")

@@ -1,4 +1,4 @@
-"""Request models as JSON schemas that stand by themselves."""
+"""Schemas of requests are shown without references."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The schema with its definitions in place; request models hold no cycles."""
+    """Return the JSON schema with its definitions inlined; request models hold no cycles."""
     schema = model.model_json_schema()
     inlined: dict[str, Any] = _inlined(schema, schema.pop("$defs", {}))
     return inlined

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cli.checks.accelerator import every_device
 from cli.checks.confinement import confinement
+from cli.checks.doors import every_door
 from cli.checks.findings import Finding
 from cli.context import CliContext
 from cli.show.output import size
@@ -33,6 +34,7 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
     yield _disk(place)
     if settings is not None:
         yield _port(place, settings)
+        yield from every_door(settings.server)
     yield _database(place)
     yield from _models(place)
 

@@ -116,12 +116,9 @@ def print_note(text: str) -> None:
 
 def size(count: int | None) -> str:
     """Format bytes in powers of ten (1.2 GB); ``-`` if unknown."""
-    if count is None:
-        return "-"
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
-    while value >= 999.95 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    from model_store.sizes import size_text
+
+    return "-" if count is None else size_text(count)
 
 
 def amount(count: int | None) -> str:

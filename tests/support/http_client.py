@@ -5,8 +5,6 @@ from typing import Any
 
 import httpx
 
-TEXT = {"authorization": "Bearer k-inference:text"}
-ADMIN = {"authorization": "Bearer k-admin"}
 NATIVE = "/api/v1/inference/text-generation"
 CHAT = "/v1/chat/completions"
 PROMPT = {"model": "demo", "prompt": "hi"}

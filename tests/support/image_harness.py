@@ -95,7 +95,7 @@ def check_alone(studio: Studio, tolerance: int) -> None:
     for job in jobs:
         [drawn] = ends(studio.run(job)).values()
         assert isinstance(drawn, ImageDone)
-        assert (drawn.pictures[0].seed, drawn.pictures[0].width) == (job.seeds[0], job.width)
+        assert (drawn.images[0].seed, drawn.images[0].width) == (job.seeds[0], job.width)
         assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance
 
 
@@ -104,7 +104,7 @@ def check_together(studio: Studio, tolerance: int) -> None:
     jobs = [studio.job(f"number {seed}", (seed,)) for seed in range(3)]
     studio.submit(*jobs)
     studio.engine.step()
-    assert studio.engine.books()["runs"] == 1
+    assert studio.engine.books()["calls"] == 1
     studio.finish()
     for job in jobs:
         assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance

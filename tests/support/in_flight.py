@@ -2,11 +2,9 @@
 
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import TextJob
 from bitinglip.scheduling.queue.fair_queue import FairShare
-from workers.protocol import Sampling
+from tests.support.jobs import text_job
 
 
 def entry(name: str = "x", key: str = "k") -> InFlightJob:
-    job = TextJob(id=name, model="m", key_id=key, prompt="p", sampling=Sampling(max_tokens=1))
-    return InFlightJob(EventLog(job), FairShare(key), 1.0)
+    return InFlightJob(EventLog(text_job(name=name, key_id=key)), FairShare(key), 1.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import Event, EventLog
-from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
@@ -18,10 +18,11 @@ from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from model_store.demo import make_fake_models
 from model_store.store import ModelStore
+from tests.support.jobs import text_job
 from workers.devices import Devices
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
-from workers.protocol import Sampling, TextDone
+from workers.protocol import TextDone
 
 ECHO = "demo-echo"
 
@@ -56,12 +57,11 @@ class Rig:
 
     def reserved(self) -> int:
         """Bytes held on all devices."""
-        return sum(each["reserved_bytes"] for each in self.operations.devices())
+        return sum(each.reserved_bytes for each in self.operations.devices())
 
 
-def job(prompt: str = "a b c", max_tokens: int = 3, **fields: object) -> TextJob:
-    fields = {"model": ECHO, "key_id": "k", **fields}
-    return TextJob(prompt=prompt, sampling=Sampling(max_tokens=max_tokens), **fields)  # type: ignore[arg-type]
+def job(prompt: str = "a b c", max_tokens: int = 3, **fields: Any) -> Job:
+    return text_job(prompt, max_tokens=max_tokens, **{"model": ECHO, **fields})
 
 
 def with_rig(
@@ -112,7 +112,7 @@ async def until(condition: Callable[[], object], seconds: float = 10) -> None:
             await asyncio.sleep(0.01)
 
 
-async def answer(rig: Rig, one: TextJob) -> str:
+async def answer(rig: Rig, one: Job) -> str:
     with rig.dispatcher.open(one) as event_log:
         final = await event_log.result()
     assert isinstance(final, TextDone)

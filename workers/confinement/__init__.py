@@ -34,7 +34,7 @@ class Confinement:
     """How the gateway wants its workers confined. Holds paths of secrets, but none of them."""
 
     mode: Mode
-    inputs: str  #: the folder of uploads: a file in it is read by its name, which is secret
+    inputs: str  #: the folder of uploads: a worker reads those whose names it is told
     caches: str  #: the folder of compilers' caches, one for each model
     hidden: tuple[str, ...] = ()  #: paths that no rule for the system or for Python may cover
     memory_bytes: int | None = None  #: bound on a CPU worker's memory

@@ -94,13 +94,21 @@ def system(secrets: Iterable[str], *, programs: bool) -> Iterator[Rule]:
 
 def cuda() -> Iterator[Rule]:
     """Yield the rules for what CUDA's libraries open."""
-    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _CUDA_MPS)
-    for pattern in (*_CUDA_DEVICES, pipes):
+    for pattern in (*_CUDA_DEVICES, _mps_pipes()):
         for path in glob.glob(pattern):
             yield Rule(path, WRITE | Access.IOCTL_DEV | Access.MAKE_REG | Access.REMOVE_FILE)
     for pattern in _CUDA_FACTS:
         for path in glob.glob(pattern):
             yield Rule(path, READ)
+
+
+def uses_mps() -> bool:
+    """True where CUDA's processes share a card through MPS, whose service has Unix sockets."""
+    return os.path.isdir(_mps_pipes())
+
+
+def _mps_pipes() -> str:
+    return os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _CUDA_MPS)
 
 
 def model(named: Iterable[str]) -> Iterator[Rule]:

@@ -1,5 +1,6 @@
 """The processor and its memory: those of the machine, or less where a control group limits them."""
 
+import os
 import platform
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ class Host:
     def __init__(self, proc: Path = _PROC) -> None:
         """``proc`` is where the kernel tells of this process and its control groups."""
         self.name = _processor(proc)
-        ram = int(psutil.virtual_memory().total)
+        ram = _ram()
         limits = [(group.limit() or ram, group) for group in _groups(proc)]
         least = min(limits, key=lambda found: found[0], default=(ram, None))
         self.total_bytes = min(ram, least[0])
@@ -28,7 +29,10 @@ class Host:
         self._lock = threading.Lock()
 
     def read(self, pids: Iterable[int]) -> DeviceUsage:
-        """Memory that could not be had back, and the resident bytes of those processes."""
+        """Memory that could not be had back, and the resident bytes of those processes.
+
+        Raises OSError or psutil.Error if the kernel does not tell.
+        """
         processes = {pid: size for pid in pids if (size := _resident(pid)) is not None}
         return DeviceUsage(self._used(), processes, utilisation=self._utilisation())
 
@@ -117,6 +121,13 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def _ram() -> int:
+    try:
+        return int(psutil.virtual_memory().total)
+    except (OSError, psutil.Error):  # no /proc, or no descriptors
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _resident(pid: int) -> int | None:

@@ -7,7 +7,7 @@ import msgspec
 from workers.codes import Code, LoadCode
 
 
-class Imported(msgspec.Struct, tag="warm", frozen=True):
+class Imported(msgspec.Struct, tag="imported", frozen=True):
     """The process is up with its libraries imported; it has no model yet."""
 
 
@@ -65,7 +65,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple[tuple[str, int, float], ...] = ()  #: (token, id, logprob), best first
 
 
-class TextDelta(msgspec.Struct, tag="token", frozen=True, kw_only=True, omit_defaults=True):
+class TextDelta(msgspec.Struct, tag="text_delta", frozen=True, kw_only=True, omit_defaults=True):
     """Text that may be shown: never half a character, never part of a stop sequence."""
 
     id: str
@@ -74,7 +74,7 @@ class TextDelta(msgspec.Struct, tag="token", frozen=True, kw_only=True, omit_def
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class TextDone(msgspec.Struct, tag="done", frozen=True, kw_only=True, omit_defaults=True):
+class TextDone(msgspec.Struct, tag="text_done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a job that succeeded."""
 
     id: str
@@ -106,18 +106,18 @@ class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     filtered: bool = False  #: the model's own safety checker made it black
 
 
-class ImageDone(msgspec.Struct, tag="drawn", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of an image job that succeeded; one picture for each seed, in order."""
+class ImageDone(msgspec.Struct, tag="image_done", frozen=True, kw_only=True, omit_defaults=True):
+    """The final event of an image job that succeeded; one image for each seed, in order."""
 
     id: str
-    pictures: tuple[ImageFile, ...]
+    images: tuple[ImageFile, ...]
     steps: int  #: as the scheduler counted them
     scheduler: str
     guidance_scale: float | None = None
     memory_fallbacks: tuple[str, ...] = ()  #: what was done to save memory, where it was short
 
 
-class AudioDelta(msgspec.Struct, tag="sound", frozen=True, kw_only=True):
+class AudioDelta(msgspec.Struct, tag="audio_delta", frozen=True, kw_only=True):
     """The next piece of a job's sound: 16-bit little-endian samples of one channel."""
 
     id: str
@@ -126,7 +126,7 @@ class AudioDelta(msgspec.Struct, tag="sound", frozen=True, kw_only=True):
     sample_rate: int
 
 
-class SpeechDone(msgspec.Struct, tag="spoken", frozen=True, kw_only=True, omit_defaults=True):
+class SpeechDone(msgspec.Struct, tag="speech_done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a speech job that succeeded; its file is called as ``sound_name`` says."""
 
     id: str
@@ -160,7 +160,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     compression_ratio: float
 
 
-class SegmentDelta(msgspec.Struct, tag="heard", frozen=True, kw_only=True):
+class SegmentDelta(msgspec.Struct, tag="segment_delta", frozen=True, kw_only=True):
     """The next segment of a transcription; the segments before it will not change."""
 
     id: str
@@ -168,7 +168,7 @@ class SegmentDelta(msgspec.Struct, tag="heard", frozen=True, kw_only=True):
     index: int
 
 
-class TranscriptionDone(msgspec.Struct, tag="transcribed", frozen=True, kw_only=True):
+class TranscriptionDone(msgspec.Struct, tag="transcription_done", frozen=True, kw_only=True):
     """The final event of a transcription that succeeded."""
 
     id: str

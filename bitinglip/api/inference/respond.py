@@ -1,6 +1,5 @@
-"""What all native inference routes do with the job that a request became."""
+"""Responds to native inference requests: with the job's answer, its stream, or a task."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -24,8 +23,7 @@ class _Body(Protocol):
 
 
 def wants_background(request: Request, body: _Body) -> bool:
-    """Whether the client wants a task instead of an answer. Raises InvalidRequest if it wants a
-    stream too."""
+    """Return whether the client wants a task. Raises InvalidRequest if it wants a stream, too."""
     background = body.asynchronous or wants_async(request)
     if background and body.stream:
         raise InvalidRequest(
@@ -35,9 +33,9 @@ def wants_background(request: Request, body: _Body) -> bool:
 
 
 async def respond(request: Request, job: Job, *, background: bool) -> Response:
-    """The job's answer, its stream, or the task that it became."""
+    """Run the job for this response, or accept it as a task."""
     if background:
-        return await accept_as_task(request, replace(job, stream=True))  # for those who watch
+        return await accept_as_task(request, job.streamed())  # for its watchers
     services = services_of(request)
     view = partial(NativeView, request_id=request_id_of(request), files=services.files)
-    return JobResponse(services.dispatcher, job, view)
+    return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -1,35 +1,65 @@
-"""Text generation."""
+"""Text generation, on the native surface and on OpenAI's."""
+
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.auth import caller_of, requires_scope
+from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
+from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
+from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.scheduling.queue.priority import priority_of
 from bitinglip.wire.text.native import TextGenerationRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from bitinglip.wire.text.openai_view import ChatView, CompletionView
 
-router = APIRouter(prefix="/api/v1", tags=["inference"])
+native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
+openai = APIRouter(prefix="/v1", tags=["openai"])
 
 
-@router.post("/inference/text-generation", openapi_extra=json_body(TextGenerationRequest))
+@native.post("/text-generation", openapi_extra=json_body(TextGenerationRequest))
 @requires_scope(Scope.TEXT)
 async def generate_text(request: Request) -> Response:
     """Generate text, as one answer or as a stream of events."""
-    services = services_of(request)
     body = await read_body(request, TextGenerationRequest)
-    find_model_of(services, body.model, "text")
+    find_model_of(services_of(request), body.model, "text")
     background = wants_background(request, body)
-    caller = caller_of(request)
-    job = body.to_job(
-        services.settings.model(body.model),
-        key_id=caller.key_id,
-        timeout=services.settings.server.request_timeout,
-        priority=priority_of(services.settings.limits.tiers, caller.tier, body.priority),
-    )
+    job = body.to_job(job_context(request, body.model, body.priority))
     return await respond(request, job, background=background)
+
+
+@openai.post("/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
+@requires_scope(Scope.TEXT)
+async def chat_completions(request: Request) -> Response:
+    """Write the next turn of a conversation."""
+    return _respond(request, await read_body(request, ChatCompletionRequest), ChatView)
+
+
+@openai.post("/completions", openapi_extra=json_body(CompletionRequest))
+@requires_scope(Scope.TEXT)
+async def completions(request: Request) -> Response:
+    """Continue a text."""
+    return _respond(request, await read_body(request, CompletionRequest), CompletionView)
+
+
+def _respond(
+    request: Request,
+    body: ChatCompletionRequest | CompletionRequest,
+    view: type[ChatView] | type[CompletionView],
+) -> Response:
+    services = services_of(request)
+    find_model_of(services, body.model, "text")
+    job = body.to_job(job_context(request, body.model))
+    return JobResponse(
+        services.dispatcher,
+        services.uploads,
+        job,
+        partial(view, request_id=request_id_of(request), include_usage=body.include_usage),
+    )

@@ -1,9 +1,6 @@
-"""Speech to text."""
+"""Transcription and translation of speech, on the native surface and on OpenAI's."""
 
-import asyncio
-import base64
-import binascii
-from pathlib import Path
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -11,39 +8,76 @@ from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
-from bitinglip.api.body import read_body
+from bitinglip.api.body import media_type_of, read_body
 from bitinglip.api.documentation import form_body
-from bitinglip.api.forms import read_form, single_file
+from bitinglip.api.forms import FORM, read_form, single_file
 from bitinglip.api.inference.respond import respond, wants_background
+from bitinglip.api.job_context import job_context
+from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
+from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.api.terms import transcription_terms
-from bitinglip.errors import InvalidRequest
-from bitinglip.wire.transcription.native import TranscriptionFields, TranscriptionRequest
+from bitinglip.api.uploads import decode_base64, store_uploads
+from bitinglip.wire.transcription import native as native_wire
+from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
+from bitinglip.wire.transcription.openai_view import TranscriptionView
 
-router = APIRouter(prefix="/api/v1", tags=["inference"])
+native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
+openai = APIRouter(prefix="/v1/audio", tags=["openai"])
 
 
-@router.post("/inference/transcription", openapi_extra=form_body(TranscriptionFields, "file"))
+@native.post("/transcription", openapi_extra=form_body(native_wire.TranscriptionFields, "file"))
 @requires_scope(Scope.AUDIO)
 async def transcribe(request: Request) -> Response:
-    """Write down a sound file: from a form with ``file``, or as JSON with ``audio`` in base64."""
+    """Transcribe an audio file: a form with ``file``, or JSON with ``audio`` in base64."""
     body, data = await _read(request)
     services = services_of(request)
     find_model_of(services, body.model, "transcription")
     background = wants_background(request, body)
-    job = body.to_job(transcription_terms(request, body.priority), len(data))
-    await services.files.receive(Path(job.path).name, data)
+    job = body.to_job(job_context(request, body.model, body.priority), len(data))
+    await store_uploads(services, job, {"path": data})
     return await respond(request, job, background=background)
 
 
-async def _read(request: Request) -> tuple[TranscriptionFields, bytes]:
-    if request.headers.get("content-type", "").lower().startswith("multipart/"):
-        fields, files = await read_form(request, TranscriptionFields, {"file"})
+async def _read(request: Request) -> tuple[native_wire.TranscriptionFields, bytes]:
+    if media_type_of(request) == FORM:
+        fields, files = await read_form(request, native_wire.TranscriptionFields, {"file"})
         return fields, single_file(files)
-    body = await read_body(request, TranscriptionRequest)
-    try:
-        data = await asyncio.to_thread(base64.b64decode, body.audio, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("'audio' is not base64.", param="audio") from None
-    return body, data
+    body = await read_body(request, native_wire.TranscriptionRequest)
+    return body, await decode_base64(body.audio, "audio")
+
+
+@openai.post("/transcriptions", openapi_extra=form_body(TranscriptionRequest, "file"))
+@requires_scope(Scope.AUDIO)
+async def create_transcription(request: Request) -> Response:
+    """Transcribe an audio file."""
+    body, files = await read_form(request, TranscriptionRequest, {"file"})
+    granularities = tuple(body.timestamp_granularities or ("segment",))
+    return await _respond(request, body, single_file(files), granularities)
+
+
+@openai.post("/translations", openapi_extra=form_body(TranslationRequest, "file"))
+@requires_scope(Scope.AUDIO)
+async def create_translation(request: Request) -> Response:
+    """Translate the speech of an audio file into English."""
+    body, files = await read_form(request, TranslationRequest, {"file"})
+    return await _respond(request, body, single_file(files), ("segment",))
+
+
+async def _respond(
+    request: Request,
+    body: TranscriptionRequest | TranslationRequest,
+    data: bytes,
+    granularities: tuple[str, ...],
+) -> Response:
+    services = services_of(request)
+    find_model_of(services, body.model, "transcription")
+    job = body.to_job(job_context(request, body.model), len(data))
+    await store_uploads(services, job, {"path": data})
+    view = partial(
+        TranscriptionView,
+        request_id=request_id_of(request),
+        form=body.response_format,
+        granularities=granularities,
+    )
+    return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -1,4 +1,4 @@
-"""Tasks: what became of a request, by its id."""
+"""Routes of asynchronous tasks."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -27,7 +27,7 @@ _FILTERS = ("status", "model")
 @router.get("", openapi_extra=list_query(*_FILTERS))
 @requires_inference_scope
 async def list_tasks(request: Request) -> Response:
-    """The caller's tasks, the newest first; an admin sees all."""
+    """List the caller's tasks, the newest first; an admin sees all."""
     page = read_page(request, *_FILTERS)
     caller = caller_of(request)
     wanted = Filter(
@@ -45,7 +45,7 @@ async def list_tasks(request: Request) -> Response:
 @router.get("/{task_id}")
 @requires_inference_scope
 async def get_task(request: Request, task_id: str) -> Response:
-    """One task: its state, and its result or error once it has ended."""
+    """Show one task: its state, and its result or error once it has ended."""
     task = await find_task(request, caller_of(request), task_id)
     task = await with_files(services_of(request), task)
     return json_response(task_info(task, request_id_of(request)))
@@ -61,7 +61,7 @@ async def cancel_task(request: Request, task_id: str) -> Response:
 
 
 async def accept_as_task(request: Request, job: Job) -> Response:
-    """Take a job as an asynchronous task and say where to ask for it."""
+    """Accept a job as an asynchronous task; the response names its address."""
     task: Task = await services_of(request).tasks.accept(job)
     answer = json_response(task_info(task, request_id_of(request)), 202)
     answer.headers["location"] = f"{router.prefix}/{task.id}"
@@ -70,7 +70,7 @@ async def accept_as_task(request: Request, job: Job) -> Response:
 
 
 def wants_async(request: Request) -> bool:
-    """Whether a Prefer header holds ``respond-async``, alone or among others."""
+    """Return whether a Prefer header holds ``respond-async``, alone or among others."""
     given = ",".join(request.headers.getlist("prefer")).split(",")
     return any(each.partition(";")[0].strip().lower() == "respond-async" for each in given)
 

@@ -1,8 +1,8 @@
-"""Watching a task over a WebSocket: every event once, in order, from the first on."""
+"""Sends a task's events over a WebSocket: each event once, in order, from the first on."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
+from typing import Any
 
 from fastapi import APIRouter, WebSocket
 from starlette.requests import Request
@@ -26,55 +26,43 @@ from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import BitingLipError, InsufficientScope, InvalidRequest, InvalidToken
-from bitinglip.wire.admin import WatchTicketRequest
+from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken
+from bitinglip.wire.admin.tickets import WatchTicketRequest
 from bitinglip.wire.events import NativeView
 from bitinglip.wire.response import final_event
 
 router = APIRouter(tags=["tasks"])
 
-SEND_TIMEOUT = 30.0  #: seconds; a watcher that takes nothing for so long is given up
-_DONE, _GONE, _RESTART, _TOO_SLOW = 1000, 1011, 1012, 1013
+SEND_TIMEOUT = 30.0  #: seconds; a watcher that reads nothing for so long is disconnected
+_DONE, _NOT_ALLOWED, _GONE, _RESTART, _TOO_SLOW = 1000, 1008, 1011, 1012, 1013
 
 
 @router.post("/api/v1/auth/ws-ticket", openapi_extra=json_body(WatchTicketRequest))
 @requires_inference_scope
 async def make_ticket(request: Request) -> Response:
-    """A ticket to watch one task with, once, for a browser that cannot send a key."""
+    """Issue a ticket that watches one task once, for browsers, which cannot send a key."""
     body = await read_body(request, WatchTicketRequest)
     caller = caller_of(request)
     task = await find_task(request, caller, body.task_id)
     ticket = services_of(request).tickets.issue(caller, task.id)
-    answer = json_response({"ticket": ticket, "expires_in": int(LIFETIME)})
-    answer.headers["cache-control"] = "no-store"
-    return answer
+    return json_response({"ticket": ticket, "expires_in": int(LIFETIME)})
 
 
 async def watch(socket: WebSocket, task_id: str) -> None:
-    """Send a task's events as ``{"event", "data"}``; refusals are plain HTTP answers."""
-    _check_origin(socket)
+    """Send a task's events as ``{"event", "data"}``; refusals are plain HTTP responses."""
     check_query(socket, "ticket")
-    await find_task(socket, _watcher(socket, task_id), task_id)
-    try:
-        await socket.accept()
-        await _converse(socket, task_id)
-    except (WebSocketDisconnect, OSError):
-        return  # whoever watched has gone; the task goes on
+    watcher = _watcher(socket, task_id)
+    await find_task(socket, watcher, task_id)
+    with services_of(socket).revocation.connection(watcher.key_id) as key_ended:
+        try:
+            await socket.accept()
+            await _run(socket, task_id, key_ended)
+        except (WebSocketDisconnect, OSError):
+            return  # the watcher has disconnected; the task goes on
 
 
 for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
     router.websocket(_path)(declare_scope(watch, Scope.TEXT))
-
-
-def _check_origin(socket: WebSocket) -> None:
-    """Raises InsufficientScope for a page of another site: browsers ask no permission for this."""
-    origin = socket.headers.get("origin")
-    if origin is None:
-        return
-    allowed = services_of(socket).settings.server.cors_origins
-    ours = urlsplit(origin).netloc.lower() == socket.headers["host"].lower()
-    if not ours and origin not in allowed and "*" not in allowed:
-        raise InsufficientScope("Pages of this origin may not connect.", param="Origin")
 
 
 def _watcher(socket: WebSocket, task_id: str) -> Caller:
@@ -86,32 +74,39 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     caller = services.tickets.redeem(ticket, task_id)
-    if not services.keys.still_good(caller):
+    if not services.keys.is_valid(caller.key_id):
         raise InvalidToken()
     return caller
 
 
-async def _converse(socket: WebSocket, task_id: str) -> None:
-    """Send until the task ends or the watcher goes; what the watcher says is not listened to."""
-    telling = asyncio.create_task(_tell(socket, task_id))
-    hearing = asyncio.create_task(_hear(socket))
+async def _run(socket: WebSocket, task_id: str, key_ended: asyncio.Event) -> None:
+    """Send until the task or the watcher's key ends, or the watcher disconnects.
+
+    Messages of the watcher are dropped.
+    """
+    sending = asyncio.create_task(_send_events(socket, task_id))
+    disconnect = asyncio.create_task(_wait_disconnect(socket))
+    revoked = asyncio.create_task(key_ended.wait())
+    tasks: list[asyncio.Task[Any]] = [sending, disconnect, revoked]
     try:
-        await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        telling.cancel()
-        hearing.cancel()
-        await asyncio.gather(telling, hearing, return_exceptions=True)
-    if not telling.cancelled():
-        await socket.close(telling.result())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if not sending.cancelled():
+        await socket.close(sending.result())
+    elif key_ended.is_set():
+        await socket.close(_NOT_ALLOWED)
 
 
-async def _hear(socket: WebSocket) -> None:
+async def _wait_disconnect(socket: WebSocket) -> None:
     while (await socket.receive())["type"] != "websocket.disconnect":
         pass
 
 
-async def _tell(socket: WebSocket, task_id: str) -> int:
-    """Send all events; answers with the code to close with."""
+async def _send_events(socket: WebSocket, task_id: str) -> int:
+    """Send all events; return the code to close the connection with."""
     try:
         async for name, data in _events(socket, task_id):
             message = b'{"event":"%b","data":%b}' % (name.encode(), data)
@@ -119,7 +114,7 @@ async def _tell(socket: WebSocket, task_id: str) -> int:
                 await socket.send_text(message.decode())
     except TimeoutError:
         return _TOO_SLOW
-    except _LeftForLater:
+    except DeferredTask:
         return _RESTART
     except BitingLipError:
         return _GONE  # its row expired at this very moment
@@ -127,7 +122,7 @@ async def _tell(socket: WebSocket, task_id: str) -> int:
 
 
 async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, bytes]]:
-    """A task's events; the last one only when it holds whatever happens to the server."""
+    """Yield a task's events; the final one only once it is stored."""
     tasks, request_id = services_of(socket).tasks, request_id_of(socket)
     event_log = await tasks.event_log(task_id)
     if event_log is not None:
@@ -135,16 +130,16 @@ async def _events(socket: WebSocket, task_id: str) -> AsyncIterator[tuple[str, b
         async for events in event_log.batches():
             for event in events:
                 if event is event_log.final:
-                    if not await tasks.over(task_id):
-                        raise _LeftForLater
-                    await view.settle()
+                    if not await tasks.finished(task_id):
+                        raise DeferredTask
+                    await view.prepare_final()
                 yield view.event(event)
         return
-    if not await tasks.over(task_id):
-        raise _LeftForLater
+    if not await tasks.finished(task_id):
+        raise DeferredTask
     task = await tasks.get(task_id)
     yield final_event(await with_files(services_of(socket), task), request_id)
 
 
-class _LeftForLater(Exception):
-    """The server stops, and the task has not begun; the next start runs it."""
+class DeferredTask(Exception):
+    """The server stops before the task has begun; the next start runs it."""

@@ -20,7 +20,7 @@ def check(
     top_rank: int,
     slots: int,
 ) -> None:
-    """Raises Overloaded or QueueFull if a request of this priority must not join the queue.
+    """Raise Overloaded or QueueFull if a request of this priority must not join the queue.
 
     ``of_key``: the waiting requests of its key, for any model; ``top_rank``: the highest
     tier's.
@@ -42,7 +42,7 @@ def check(
 
 
 def _has_place(model_queue: ModelQueue, key: str, most_waiting: int, share: float) -> bool:
-    """True if one more request of this key may wait.
+    """Return True if one more request of this key may wait.
 
     A key that has much waiting must not lock the others out. So the last places are kept for keys
     with nothing in the queue, and in its tier's part of the queue a key counts the others only for
@@ -58,6 +58,6 @@ def _has_place(model_queue: ModelQueue, key: str, most_waiting: int, share: floa
 
 
 def _retry_after(model_queue: ModelQueue, slots: int) -> float:
-    """Seconds after which half of the waiting requests should have begun."""
+    """Estimate the seconds until half of the waiting requests have begun."""
     wait = model_queue.service_time.wait(model_queue.depth // 2, slots)
     return _SHORTEST if wait is None else min(_LONGEST, max(_SHORTEST, wait))

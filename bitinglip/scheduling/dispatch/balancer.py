@@ -6,7 +6,7 @@ from typing import Protocol
 
 from bitinglip.settings import Balancing
 
-#: a sticky job leaves its replica when that has this much more work than the mean
+#: a sticky job leaves its replica when that has this many times the cost of the mean
 _BOUND = 1.25
 
 
@@ -16,18 +16,18 @@ class Candidate(Protocol):
     @property
     def id(self) -> str: ...
     @property
-    def work(self) -> float:
-        """Work that was sent to it and has not ended, in the jobs' units."""
+    def cost(self) -> float:
+        """Return the cost of the jobs that were sent to it and have not ended."""
         ...
 
     @property
     def health(self) -> float:
-        """Its speed in work per second."""
+        """Return its speed in cost per second."""
         ...
 
 
 class Balancer:
-    """It chooses among the replicas of one model."""
+    """Chooses among the replicas of one model."""
 
     def __init__(self, policy: Balancing = "least_work") -> None:
         self._policy = policy
@@ -38,11 +38,11 @@ class Balancer:
         self,
         candidates: Sequence[Candidate],
         affinity: Callable[[], bytes],
-        mean_work: float,
+        mean_cost: float,
     ) -> int:
         """Return the index of the replica that gets a job.
 
-        ``affinity``: equal for similar jobs (a session, a prompt's beginning); ``mean_work``: over
+        ``affinity``: equal for similar jobs (a session, a prompt's beginning); ``mean_cost``: over
         all replicas, those without free slots included.
         """
         if len(candidates) == 1:
@@ -51,14 +51,14 @@ class Balancer:
             case "round_robin":
                 return self._by_turn(candidates)
             case "weighted":
-                return _least(candidates, lambda c: (c.work + 1) / max(c.health, 0.01))
+                return _least(candidates, lambda c: (c.cost + 1) / max(c.health, 0.01))
             case "sticky":
                 home = _home(candidates, affinity())
-                if candidates[home].work <= _BOUND * mean_work:
+                if candidates[home].cost <= _BOUND * mean_cost:
                     return home
             case "least_work":
                 pass
-        return _least(candidates, lambda c: c.work)
+        return _least(candidates, lambda c: c.cost)
 
     def _by_turn(self, candidates: Sequence[Candidate]) -> int:
         chosen = _least(candidates, lambda c: self._turns.get(c.id, 0))

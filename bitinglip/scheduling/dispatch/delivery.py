@@ -7,12 +7,14 @@ from pathlib import Path
 import structlog
 
 from bitinglip import errors
+from bitinglip.scheduling.cost import cost_done
 from bitinglip.scheduling.dispatch.balancer import Balancer
+from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Loading, Queued
-from bitinglip.scheduling.job import ImageJob, Job, SpeechJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.models.listener import Waiting
 from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
 from bitinglip.scheduling.models.state import Replica
@@ -31,7 +33,7 @@ _ANNOUNCE = 0.25  #: seconds between two announcements of positions
 
 
 class Delivery:
-    """It owns model queues and in-flight jobs; the pool and the model manager call it back."""
+    """Owns model queues and in-flight jobs; the pool and the model manager call it back."""
 
     def __init__(
         self, settings: Settings, manager: ModelManager, clock: Callable[[], float]
@@ -44,6 +46,7 @@ class Delivery:
         self.entries: dict[str, InFlightJob] = {}
         self.recent = RecentJobs(_KEEP_ENDED)
         self.quarantine = Quarantine()
+        self.input_memory = InputMemory(settings.queue.max_input_bytes)
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -62,7 +65,7 @@ class Delivery:
         model_queue = self.model_queue(entry.event_log.job.model)
         self.entries[entry.id] = entry
         self.idle.clear()
-        ahead = model_queue.waiting.push(entry, entry.share, entry.work, self._clock())
+        ahead = model_queue.waiting.push(entry, entry.share, entry.cost, self._clock())
         self.dispatch_waiting(model_queue)
         if entry.replica is None:
             entry.event_log.put(Queued(ahead + 1, self.eta(model_queue, ahead)))
@@ -77,6 +80,7 @@ class Delivery:
 
     def release(self, entry: InFlightJob) -> None:
         if self.entries.pop(entry.id, None):
+            self.input_memory.give_back(entry.event_log.job.key_id, entry.input_bytes)
             self.recent.add(entry.event_log)
         if not self.entries:
             self.idle.set()
@@ -108,7 +112,7 @@ class Delivery:
         for entry, replica in model_queue.begin(replicas, self._clock()):
             assert replica.worker is not None
             entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(placed(entry.event_log.job.message(), replica.worker.folder))
+            replica.worker.send(placed(entry.event_log.job.work, replica.worker.folder))
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
@@ -122,7 +126,7 @@ class Delivery:
                 entry.event_log.put(Queued(ahead + 1, self.eta(model_queue, ahead)))
 
     def eta(self, model_queue: ModelQueue, ahead: int) -> float | None:
-        """Seconds until a job with so many ahead of it begins; None if that is unknown."""
+        """Estimate the seconds until a job with so many ahead of it begins; None if unknown."""
         replicas = self._manager.serving(model_queue.model)
         if not replicas:
             return self._manager.load_eta(model_queue.model)
@@ -165,16 +169,16 @@ class Delivery:
         """Correct the charge of its key, and learn the speed of the replica."""
         if isinstance(final, protocol.Failed) or entry.replica is None:
             return
-        done = entry.event_log.job.work_done(final)
+        done = cost_done(entry.event_log.job, final)
         model_queue = self.model_queues[entry.event_log.job.model]
-        model_queue.waiting.charge(entry.share, done - entry.work)
+        model_queue.waiting.charge(entry.share, done - entry.cost)
         seconds = self._clock() - (entry.event_log.dispatched or self._clock())
         entry.replica.measured(done, seconds)
         if isinstance(final, protocol.Success):
             model_queue.service_time.ended(seconds)
 
     def _release_slot(self, entry: InFlightJob) -> None:
-        """Release the job's slot: the worker holds nothing for it any more."""
+        """Release the job's slot once its worker has dropped the job."""
         self.model_queues[entry.event_log.job.model].release_slot(entry, self._clock())
         if entry.abandoned:
             self.release(entry)
@@ -223,7 +227,7 @@ class Delivery:
             self.dispatch_waiting(model_queue)
 
     def on_unavailable(self, model: str, error: errors.BitingLipError) -> None:
-        """The model cannot be loaded: fail its waiting jobs."""
+        """Fail the waiting jobs of a model that cannot be loaded."""
         model_queue = self.model_queues.get(model)
         for entry in list(model_queue.waiters()) if model_queue else ():
             self.fail(entry, error)
@@ -288,8 +292,8 @@ def _with_results(worker: Worker, job: Job, event: protocol.JobEvent) -> protoco
     """Take the files of a job that succeeded from its worker's folder, which ends with it."""
     if not isinstance(event, protocol.ImageDone | protocol.SpeechDone) or worker.folder is None:
         return event
-    assert isinstance(job, ImageJob | SpeechJob)
-    return take_results(event, worker.folder, Path(job.folder))
+    assert isinstance(job.work, protocol.ImageJob | protocol.SpeechJob)
+    return take_results(event, worker.folder, Path(job.work.folder))
 
 
 def _crashed(cause: str, *, quarantined: bool) -> errors.WorkerCrashed:

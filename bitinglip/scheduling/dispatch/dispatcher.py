@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from bitinglip import errors
+from bitinglip.scheduling.cost import cost
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.memory import input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
@@ -49,9 +51,9 @@ class Dispatcher:
     def open(self, job: Job) -> Iterator[EventLog]:
         """Admit a job and hold its event log open around the whole answer.
 
-        Leaving ends the job if it still runs and releases what it holds: the one place that
-        does. Raises QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit or
-        WorkerCrashed (a request in quarantine) before any work is done.
+        Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
+        QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit or WorkerCrashed (a
+        request in quarantine) before any work is done.
         """
         entry = self._admit(job)
         timer = asyncio.get_running_loop().call_later(job.timeout, self._expire, entry)
@@ -61,14 +63,28 @@ class Dispatcher:
             timer.cancel()
             self._leave(entry)
 
+    def check(self, job: Job) -> None:
+        """Raise what ``open`` would raise for this job now; for work that comes before."""
+        self._check(job)
+        self.delivery.input_memory.check(job.key_id, input_bytes(job))
+
     def cancel(self, job_id: str) -> bool:
-        """End a job as cancelled; False if there is none of that id that still runs."""
+        """End a job as cancelled; return False if no job of that id runs."""
         entry = self.delivery.entries.get(job_id)
         if entry is None or entry.event_log.final is not None:
             return False
         self.delivery.cancel_on_worker(entry)
         entry.event_log.put(protocol.Cancelled(id=job_id))
         return True
+
+    def key_ids(self) -> set[str]:
+        """Return the keys whose jobs wait or run."""
+        return {entry.event_log.job.key_id for entry in self.delivery.entries.values()}
+
+    def cancel_key(self, key_id: str) -> int:
+        """End all jobs of a key as cancelled; return how many."""
+        entries = list(self.delivery.entries.values())
+        return sum(self.cancel(each.id) for each in entries if each.event_log.job.key_id == key_id)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs, let running ones finish for so many seconds, then fail the rest."""
@@ -94,7 +110,7 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """Jobs admitted and not yet released, waiting ones included."""
+        """Count the admitted jobs that are not yet released, waiting ones included."""
         return len(self.delivery.entries)
 
     @property
@@ -113,12 +129,12 @@ class Dispatcher:
         return len(model_queue.running) if model_queue is not None else 0
 
     def oldest_wait(self, model: str) -> float | None:
-        """Seconds that the oldest request of the model has waited; None if none waits."""
+        """Return the seconds that the model's oldest request has waited; None if none waits."""
         waiting = self.delivery.waiting(model)
         return self._clock() - waiting.since if waiting else None
 
     def eta(self, model: str) -> float | None:
-        """Seconds until a new request would begin; None if that is unknown."""
+        """Estimate the seconds until a new request would begin; None if unknown."""
         model_queue = self.delivery.model_queues.get(model)
         return (
             self.delivery.eta(model_queue, model_queue.depth) if model_queue is not None else None
@@ -152,6 +168,7 @@ class Dispatcher:
             "flights": self.in_flight,
             "waiting": self.queued,
             "running": sum(len(model_queue.running) for model_queue in self._model_queues),
+            "input_bytes": self.delivery.input_memory.bytes,
         }
 
     @property
@@ -165,6 +182,16 @@ class Dispatcher:
     # ---- admission and release -------------------------------------------------------------------
 
     def _admit(self, job: Job) -> InFlightJob:
+        self._check(job)
+        size = input_bytes(job)
+        self.delivery.input_memory.take(job.key_id, size)
+        priority = job.priority
+        share = FairShare(job.key_id, priority.level, priority.weight)
+        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), size)
+        self.delivery.add(entry)
+        return entry
+
+    def _check(self, job: Job) -> None:
         if self.draining:
             raise errors.ShuttingDown()
         self._manager.check(job.model)
@@ -177,11 +204,6 @@ class Dispatcher:
                 "This request has ended two workers and is not run again.",
                 details={"quarantined": True},
             )
-        priority = job.priority
-        share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, job.work)
-        self.delivery.add(entry)
-        return entry
 
     def _check_queue(self, job: Job, model_queue: ModelQueue, slots: int) -> None:
         of_key = 0
@@ -231,13 +253,13 @@ class Dispatcher:
             completion_tokens=tokens.completion_tokens if tokens else 0,
         )
         if isinstance(final, protocol.ImageDone):
-            self._metrics.images_made(model=event_log.job.model, count=len(final.pictures))
+            self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
 
 
 def _end_of(final: protocol.Final) -> str:
-    """How a job ended, in the words of the metrics."""
+    """Return how a job ended, in the words of the metrics."""
     if isinstance(final, protocol.Success):
         return "done"
     return "failed" if isinstance(final, protocol.Failed) else "cancelled"

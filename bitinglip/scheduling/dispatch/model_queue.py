@@ -8,7 +8,9 @@ or all have outlived the time after which the worker had died.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from bitinglip.scheduling.cost import affinity
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.models.state import Replica
@@ -20,11 +22,12 @@ MAX_ISOLATION_SECONDS = 5.0  #: seconds that a job is isolated at most
 
 @dataclass(slots=True, eq=False)
 class InFlightJob:
-    """One job between admission and the release of everything it holds."""
+    """A job between admission and the release of everything it holds."""
 
     event_log: EventLog
     share: FairShare
-    work: float  #: as estimated when it was admitted
+    cost: float  #: as estimated when it was admitted
+    input_bytes: int = 0  #: what its input holds in memory
     replica: Replica | None = None
     deaths: int = 0  #: workers that died while they ran it
     ran_for: float = 0.0  #: how long it had run when the last one died
@@ -53,7 +56,7 @@ class ModelQueue:
 
     @property
     def depth(self) -> int:
-        """The number of waiting jobs."""
+        """Count the waiting jobs."""
         return len(self.waiting) + len(self.retry_queue) + len(self.isolation_queue)
 
     def waiters(self) -> Iterator[InFlightJob]:
@@ -91,20 +94,20 @@ class ModelQueue:
     ) -> Replica:
         if len(open_) == 1:
             return open_[0]
-        mean = sum(replica.work for replica in replicas) / len(replicas)
-        return open_[self.balancer.choose(open_, entry.event_log.job.affinity, mean)]
+        mean = sum(replica.cost for replica in replicas) / len(replicas)
+        return open_[self.balancer.choose(open_, partial(affinity, entry.event_log.job), mean)]
 
     def _start(self, entry: InFlightJob, replica: Replica) -> tuple[InFlightJob, Replica]:
         self.running[entry.id] = entry
         entry.replica = replica
-        replica.took(entry.work)
+        replica.took(entry.cost)
         return entry, replica
 
     def release_slot(self, entry: InFlightJob, now: float) -> None:
-        """Release the job's slot: the worker holds nothing for it any more."""
+        """Release the job's slot once its worker has dropped the job."""
         self.running.pop(entry.id, None)
         if entry.replica is not None:
-            entry.replica.gave_back(entry.work, now)
+            entry.replica.gave_back(entry.cost, now)
             entry.replica = None
         if entry is self.isolated:
             self.isolated = None
@@ -124,12 +127,12 @@ class ModelQueue:
         self.isolation_queue = deque(everybody)
 
     def end_isolation(self, entry: InFlightJob) -> None:
-        """The job has outlived its suspicion: others may run beside it."""
+        """Let other jobs run beside an isolated one that its worker has survived."""
         if entry is self.isolated:
             self.isolated = None
 
     def clear_suspects(self) -> None:
-        """The offender is known: requeue the bystanders."""
+        """Requeue the bystanders once the offender is known."""
         for entry in self.isolation_queue:
             entry.deaths = 0
         self.retry_queue.extend(self.isolation_queue)

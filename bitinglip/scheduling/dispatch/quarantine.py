@@ -12,7 +12,7 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
 
 class Quarantine:
-    """It holds fingerprints of requests by model, and drops the oldest first."""
+    """Holds fingerprints of requests by model, and drops the oldest first."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[tuple[str, bytes], None] = OrderedDict()
@@ -26,12 +26,12 @@ class Quarantine:
         return bool(self._held) and (job.model, fingerprint(job)) in self._held
 
     def release(self, model: str) -> None:
-        """Release a model's requests: an operator has loaded it again."""
+        """Release a model's requests when an operator loads it again."""
         for entry in [entry for entry in self._held if entry[0] == model]:
             del self._held[entry]
 
 
 def fingerprint(job: Job) -> bytes:
-    """Return the same digest for the same work, whoever asks for it and however it is delivered."""
-    message = msgspec.structs.replace(job.message(), id="", stream=False)
+    """Return a digest of the work alone, the same for all callers and forms of answer."""
+    message = msgspec.structs.replace(job.work, id="", stream=False)
     return hashlib.blake2b(_encoder.encode(message), digest_size=16).digest()

@@ -1,31 +1,50 @@
-"""Recent jobs: the event logs of ended jobs, bounded in number and in memory."""
+"""The event logs of ended jobs are kept for a while, bounded in number and in memory."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
 from bitinglip.scheduling.event_log import EventLog
 
-MOST_EVENTS = 100_000  #: over all event logs: some tens of megabytes at worst
+MOST_BYTES = 64 * 2**20  #: of all event logs together
 
 
 class RecentJobs:
-    """It keeps event logs of ended jobs, and drops the oldest first."""
+    """It keeps event logs of ended jobs. Where they are too many or too large, it drops the oldest
+    of the key that holds the most, so that no key's jobs push out those of others."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_bytes: int = MOST_BYTES) -> None:
         self._most = most
-        self._kept: OrderedDict[str, EventLog] = OrderedDict()
-        self._events = 0
+        self._most_bytes = most_bytes
+        self._kept: OrderedDict[str, tuple[EventLog, int]] = OrderedDict()
+        self._jobs: Counter[str] = Counter()  #: by key
+        self._bytes: Counter[str] = Counter()  #: by key
+        self.bytes = 0
 
     def add(self, event_log: EventLog) -> None:
-        self._kept[event_log.job.id] = event_log
-        self._events += event_log.held
-        while len(self._kept) > self._most or self._events > MOST_EVENTS:
-            _, oldest = self._kept.popitem(last=False)
-            self._events -= oldest.held
+        size = event_log.close()
+        key = event_log.job.key_id
+        self._kept[event_log.job.id] = event_log, size
+        self._jobs[key] += 1
+        self._bytes[key] += size
+        self.bytes += size
+        while self.bytes > self._most_bytes:
+            self._drop_oldest_of(max(self._bytes, key=self._bytes.__getitem__))
+        while len(self._kept) > self._most:
+            self._drop_oldest_of(max(self._jobs, key=self._jobs.__getitem__))
 
     def get(self, job_id: str) -> EventLog | None:
-        return self._kept.get(job_id)
+        found = self._kept.get(job_id)
+        return found[0] if found else None
 
     def __iter__(self) -> Iterator[EventLog]:
         """Iterate from the newest to the oldest."""
-        return reversed(self._kept.values())
+        return (event_log for event_log, _ in reversed(self._kept.values()))
+
+    def _drop_oldest_of(self, key: str) -> None:
+        job_id = next(name for name, (each, _) in self._kept.items() if each.job.key_id == key)
+        _, size = self._kept.pop(job_id)
+        self.bytes -= size
+        self._bytes[key] -= size
+        self._jobs[key] -= 1
+        if not self._jobs[key]:
+            del self._jobs[key], self._bytes[key]

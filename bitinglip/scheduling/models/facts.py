@@ -1,4 +1,4 @@
-"""The facts that the planner needs: devices, memory on them, demands. It changes no model state."""
+"""The planner gets its facts here: devices, memory on them, demands. No model state is changed."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
 class ResourceFacts:
-    """It knows the devices, and how much memory models take on them."""
+    """Knows the devices, and how much memory models take on them."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ResourceFacts:
         replicas: Iterable[Replica],
         pids: Mapping[str, int],
     ) -> None:
-        """Take over a sample: memory that is not ours belongs to other programs.
+        """Take over a sample; memory that is not ours belongs to other programs.
 
         ``pids``: the process ids of our workers by worker id, loading ones included.
         """
@@ -83,7 +83,7 @@ class ResourceFacts:
         self._readings = dict(readings)
 
     def other_bytes(self, device: str) -> int:
-        """Bytes on a device that other programs hold."""
+        """Return the bytes on a device that other programs hold."""
         return self._other_bytes.get(device, 0)
 
     def capacities(self) -> list[DeviceCapacity]:
@@ -150,8 +150,8 @@ class ResourceFacts:
         )
 
     def load_seconds(self, model_state: ModelState, kind: str) -> float:
-        """Expected load time: the last measured one, else the learned average, else an estimate
-        from the size."""
+        """Return the expected load time: the last measured one, else the learned average, else an
+        estimate from the size."""
         if model_state.load_seconds is not None:
             return model_state.load_seconds
         need = self.need(model_state.manifest, kind)
@@ -269,7 +269,7 @@ class ResourceFacts:
         )
 
     def raise_minimum(self, manifest: Manifest, replica: Replica) -> None:
-        """The replica ran out of memory with its reservation: plan with more the next time."""
+        """Plan with more memory the next time: the replica ran out of its reservation."""
         held = sum(replica.devices.values())
         load_config = self.load_config(manifest, self.kind_of(replica))
         self._footprints.raise_minimum(manifest, load_config, held + held // 8)
@@ -280,8 +280,8 @@ class ResourceFacts:
 
 
 def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | None:
-    """Bytes that a replica holds on a device: the driver's figure for its process, else the
-    worker's own; None if there is neither.
+    """Return the bytes that a replica holds on a device: the driver's figure for its process,
+    else the worker's own; None if there is neither.
 
     In a container the driver may number processes as the host does, so that our number is
     another program's. Its figure counts only where it is near the worker's own.

@@ -8,7 +8,7 @@ from bitinglip import errors
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The requests that wait for a model."""
+    """The requests that wait for a model, in numbers."""
 
     count: int
     since: float  #: when the oldest came
@@ -16,14 +16,14 @@ class Waiting:
 
 
 class ModelListener(Protocol):
-    """It uses the models' replicas: the dispatcher."""
+    """Uses the models' replicas: the dispatcher."""
 
     def on_ready(self, model: str) -> None:
-        """A replica of the model takes work."""
+        """Take note that a replica of the model takes work."""
         ...
 
     def on_unavailable(self, model: str, error: errors.BitingLipError) -> None:
-        """The model cannot be loaded: its waiting requests fail."""
+        """Fail the waiting requests of a model that cannot be loaded."""
         ...
 
     def waiting(self, model: str) -> Waiting | None: ...

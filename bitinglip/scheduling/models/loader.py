@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class Pool(Protocol):
-    """The pool of worker processes, as far as models need it."""
+    """Starts and stops worker processes: the pool, as far as models need it."""
 
     async def start(self, worker_id: str, spec: protocol.Load) -> Worker: ...
     async def stop(self, worker: Worker, cause: str = "stopped") -> None: ...
@@ -31,14 +31,14 @@ class Pool(Protocol):
 
 
 class LoadListener(Protocol):
-    """It decides what follows: the model manager."""
+    """Decides what follows a load: the model manager."""
 
     def on_loaded(self, model_state: ModelState, replica: Replica, worker: Worker) -> None: ...
     def on_load_failed(
         self, model_state: ModelState, replica: Replica, why: StartFailed
     ) -> None: ...
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
-        """Its process has ended and its memory is free."""
+        """Take note that its process has ended and its memory is free."""
         ...
 
 
@@ -61,7 +61,7 @@ class ReplicaLoader:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, model_state: ModelState, replica: Replica, kind: str) -> "asyncio.Task[None]":
-        """Load a replica onto its reserved devices, which are of this kind; returns the task."""
+        """Load a replica onto its reserved devices, which are of this kind; return the task."""
         return self._spawn(self._load(model_state, replica, kind), f"load {replica.id}")
 
     def stop(
@@ -71,7 +71,7 @@ class ReplicaLoader:
         cause: str,
         loading: "asyncio.Task[None] | None",
     ) -> "asyncio.Task[None]":
-        """End a replica's worker, or its load; returns the task, which ends with the process."""
+        """End a replica's worker, or its load; return the task, which ends with the process."""
         return self._spawn(self._stop(model_state, replica, cause, loading), f"stop {replica.id}")
 
     async def close(self) -> None:
@@ -89,6 +89,8 @@ class ReplicaLoader:
     async def _load(self, model_state: ModelState, replica: Replica, kind: str) -> None:
         try:
             spec = self._spec(model_state.manifest, replica, kind)
+            for name in filter(None, (spec.model, self._settings.model(spec.model).speech.vocoder)):
+                await self._store.check(name)
             worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
             self._listener.on_load_failed(model_state, replica, why)
@@ -122,7 +124,7 @@ class ReplicaLoader:
         self._listener.on_gone(model_state, replica)
 
     def keep_files(self, manifest: Manifest) -> None:
-        """Keep a model's files in RAM: it has just been evicted, or will be loaded soon."""
+        """Keep the files in RAM of a model that was just evicted, or will be loaded soon."""
         cache = self._page_cache
         if cache is not None and manifest.name not in cache.held:
             folder = self._store.path(manifest.name)

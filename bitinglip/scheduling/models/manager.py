@@ -84,18 +84,18 @@ class ModelManager:
         return model_state.serving if model_state else []
 
     def check(self, name: str) -> None:
-        """Raises UnknownModel, or ModelLoadFailed for a model that was given up."""
+        """Raise UnknownModel, or ModelLoadFailed for a model that was given up."""
         self.model_state(name).check()
 
     def request_load(self, name: str) -> None:
-        """A request waits for the model: load it, or more replicas of it."""
+        """Load the model, or more replicas of it, for a waiting request."""
         model_state = self.model_state(name)
         missing = self._settings.model(name).replicas - len(model_state.replicas)
         if missing > 0 or not (model_state.serving or model_state.loading):
             self.replan()
 
     def on_jobs_finished(self, name: str) -> None:
-        """Jobs of the model have ended: stop its empty draining replicas, or plan again."""
+        """Stop empty draining replicas, or plan again, after jobs of the model have ended."""
         for replica in self.models[name].replicas.values():
             if replica.in_flight:
                 continue
@@ -110,7 +110,7 @@ class ModelManager:
         return self._by_worker.get(worker)
 
     def load_eta(self, name: str) -> float | None:
-        """Seconds until the model is loaded; None if no load runs, or nothing is known of it."""
+        """Estimate the seconds until the model is loaded; None if no load runs, or unknown."""
         model_state = self.models.get(name)
         return model_state.load_eta(self.clock()) if model_state else None
 
@@ -131,7 +131,7 @@ class ModelManager:
         self.replan()
 
     async def load(self, name: str) -> None:
-        """Load a model, also one that was given up; returns when it is ready.
+        """Load a model, also one that was given up; return when it is ready.
 
         Raises what the load failed with, or ModelDoesNotFit.
         """
@@ -236,7 +236,7 @@ class ModelManager:
         replica.task = self._loader.stop(model_state, replica, cause, loading)
 
     async def _end(self, model_state: ModelState, cause: str, *replicas: Replica) -> None:
-        """Stop replicas; returns when their processes are gone."""
+        """Stop replicas; return when their processes are gone."""
         for replica in replicas:
             if replica.state != "stopping":
                 self._stop(model_state, replica, cause)
@@ -246,7 +246,7 @@ class ModelManager:
     # ---- plans ---------------------------------------------------------------------------------
 
     def replan(self) -> None:
-        """Plan again soon: the facts have changed."""
+        """Plan again soon, because the facts have changed."""
         self._plan_timer.soon()
 
     def ledger(self) -> Ledger:
@@ -314,7 +314,7 @@ class ModelManager:
         self._unavailable(model_state, error)
 
     def _unavailable(self, model_state: ModelState, error: errors.BitingLipError) -> None:
-        """Fail all who wait for this model."""
+        """Fail all requests and callers that wait for this model."""
         model_state.asked = None
         model_state.tell_watchers(error)
         self._listener.on_unavailable(model_state.name, error)
@@ -365,7 +365,7 @@ class ModelManager:
         self.replan()
 
     def on_lost(self, worker: Worker, cause: str) -> None:
-        """A ready worker has died: start another, unless it dies too often."""
+        """Start another worker in place of one that has died, unless they die too often."""
         replica = self._by_worker.pop(worker, None)
         if replica is None:
             return

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from bitinglip import errors
 from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
@@ -17,8 +16,6 @@ from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
 from workers.pool import Worker, WorkerPool
-
-_SAMPLE_INTERVAL = 1.0  #: seconds between two samples of the devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +38,35 @@ class WorkerView:
     stderr: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device and its memory in bytes, as clients see it; None is unknown."""
+
+    id: str
+    name: str
+    kind: str
+    memory_bytes: int
+    used_bytes: int
+    foreign_bytes: int  #: used by other programs
+    reserved_bytes: int
+    free_bytes: int
+    utilisation: float | None
+    temperature_c: float | None
+    power_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationView:
+    """Memory that one worker holds on one device."""
+
+    worker: str
+    model: str
+    device: str
+    bytes: int
+
+
 class Operations:
-    """It shows models, workers and devices, and hands changes to their owners."""
+    """Shows models, workers and devices, and hands changes to their owners."""
 
     def __init__(
         self,
@@ -68,18 +92,18 @@ class Operations:
         return model_state.cause if model_state else None
 
     def ready(self, name: str) -> protocol.Ready | None:
-        """The worker's report on a loaded model; context and dtype may differ from its files'."""
+        """Return the worker's report on a model; context and dtype may differ from its files'."""
         model_state = self._manager.models.get(name)
         return model_state.ready if model_state else None
 
     def progress(self, name: str) -> float | None:
-        """The progress of a model's load from 0 to 1; None if no load runs."""
+        """Return the progress of a model's load from 0 to 1; None if no load runs."""
         model_state = self._manager.models.get(name)
         loading = model_state.loading if model_state else []
         return max((replica.progress for replica in loading), default=None)
 
     def idle_seconds(self, name: str) -> float | None:
-        """Seconds since a loaded model was used; None if it is in use or not loaded."""
+        """Return the seconds since a loaded model was used; None if it is in use or not loaded."""
         model_state = self._manager.models.get(name)
         return model_state.idle_seconds(self._manager.clock()) if model_state else None
 
@@ -88,7 +112,7 @@ class Operations:
         return list(model_state.replicas.values()) if model_state else []
 
     async def load(self, name: str) -> None:
-        """Load a model, also one that was given up; returns when it is ready.
+        """Load a model, also one that was given up; return when it is ready.
 
         Raises what the load failed with, or ModelDoesNotFit.
         """
@@ -100,7 +124,7 @@ class Operations:
         await self._manager.unload(name)
 
     def in_use(self, name: str) -> bool:
-        """True if the model has workers or requests."""
+        """Return True if the model has workers or requests."""
         return bool(self.replicas(name)) or self._manager.busy(name) > 0
 
     # ---- workers -------------------------------------------------------------------------------
@@ -179,26 +203,26 @@ class Operations:
         """Answer where a model fits, after which evictions, or with which settings."""
         return self._manager.fit(manifest)
 
-    def devices(self) -> list[dict[str, Any]]:
-        """List the devices with their memory, as JSON."""
+    def devices(self) -> list[DeviceView]:
+        """List the devices with their memory."""
         facts, ledger = self._manager.facts, self._manager.ledger()
         found = []
         for device in facts.devices:
             reading = facts.reading(device.id)
             found.append(
-                {
-                    "id": device.id,
-                    "name": device.name,
-                    "kind": device.kind,
-                    "memory_bytes": device.memory_bytes,
-                    "used_bytes": reading.used_bytes if reading else 0,
-                    "foreign_bytes": facts.other_bytes(device.id),
-                    "reserved_bytes": sum(h.devices[device.id] for h in ledger.on(device.id)),
-                    "free_bytes": max(0, ledger.free(device.id)),
-                    "utilisation": reading and reading.utilisation,
-                    "temperature_c": reading and reading.temperature_c,
-                    "power_w": reading and reading.power_w,
-                }
+                DeviceView(
+                    id=device.id,
+                    name=device.name,
+                    kind=device.kind,
+                    memory_bytes=device.memory_bytes,
+                    used_bytes=reading.used_bytes if reading else 0,
+                    foreign_bytes=facts.other_bytes(device.id),
+                    reserved_bytes=sum(h.devices[device.id] for h in ledger.on(device.id)),
+                    free_bytes=max(0, ledger.free(device.id)),
+                    utilisation=reading.utilisation if reading else None,
+                    temperature_c=reading.temperature_c if reading else None,
+                    power_w=reading.power_w if reading else None,
+                )
             )
         return found
 
@@ -206,19 +230,19 @@ class Operations:
         """List the devices for the metrics."""
         return [
             DeviceSample(
-                device=each["id"],
-                total=each["memory_bytes"],
-                used=each["used_bytes"],
-                reserved=each["reserved_bytes"],
-                utilisation=each["utilisation"],
+                device=each.id,
+                total=each.memory_bytes,
+                used=each.used_bytes,
+                reserved=each.reserved_bytes,
+                utilisation=each.utilisation,
             )
             for each in self.devices()
         ]
 
-    def reservations(self) -> list[dict[str, Any]]:
-        """List the memory that workers hold by device, as JSON."""
+    def reservations(self) -> list[ReservationView]:
+        """List the memory that workers hold, by device."""
         return [
-            {"worker": each.id, "model": each.model, "device": device, "bytes": size}
+            ReservationView(worker=each.id, model=each.model, device=device, bytes=size)
             for each in self._manager.replicas()
             for device, size in each.devices.items()
         ]
@@ -234,16 +258,17 @@ class Operations:
         self._pool.warm_spare()
 
     async def watch(self) -> None:
-        """Kill silent workers."""
+        """Kill workers without heartbeat, for as long as the server runs."""
         await self._pool.watch()
 
     async def sample_devices(self) -> None:
-        """Sample the devices again and again: other programs take and free memory."""
-        while True:
-            pids = {worker.id: worker.pid for worker in self._pool.workers}
-            sample = await asyncio.to_thread(self._manager.facts.sample, list(pids.values()))
-            self._manager.refresh(sample, pids)
-            await asyncio.sleep(_SAMPLE_INTERVAL)
+        """Sample the devices once: other programs take and free memory.
+
+        Raises OSError or psutil.Error if the kernel's figures cannot be read; the last ones stay.
+        """
+        pids = {worker.id: worker.pid for worker in self._pool.workers}
+        sample = await asyncio.to_thread(self._manager.facts.sample, list(pids.values()))
+        self._manager.refresh(sample, pids)
 
     async def close(self) -> None:
         await self._manager.close()

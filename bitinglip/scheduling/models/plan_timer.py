@@ -9,7 +9,7 @@ _LATE = 0.001  #: added, so that the moment has passed when the plan is made
 
 
 class PlanTimer:
-    """It calls ``work`` on the event loop, once for all requests in between."""
+    """Calls ``work`` on the event loop, once for all requests in between."""
 
     def __init__(self, work: Callable[[], None], clock: Callable[[], float]) -> None:
         self._work = work

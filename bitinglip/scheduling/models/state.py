@@ -1,4 +1,4 @@
-"""The state of models and their replicas. The model manager writes it.
+"""Models and their replicas have this state; only the model manager writes it.
 
 The dispatcher books jobs on replicas through ``took``, ``gave_back`` and ``measured`` only.
 """
@@ -18,7 +18,7 @@ _SMOOTHING = 0.2
 
 @dataclass(eq=False, slots=True)
 class Replica:
-    """A replica has a worker and work; it holds its memory until its process is gone."""
+    """A replica is a worker and its jobs; it holds its memory until its process is gone."""
 
     model: str
     index: int
@@ -30,8 +30,8 @@ class Replica:
     progress: float = 0.0  #: of the load
     slots: int = 0
     in_flight: int = 0
-    work: float = 0.0  #: sent to it and not ended, in the jobs' own units
-    speed: float | None = None  #: work per second of a job on it
+    cost: float = 0.0  #: of the jobs that were sent to it and have not ended
+    speed: float | None = None  #: cost per second of a job on it
     silent: bool = False  #: its heartbeat is overdue: nothing new goes to it
     loaded_at: float = 0.0
     used_at: float = 0.0
@@ -43,26 +43,26 @@ class Replica:
 
     @property
     def free_slots(self) -> int:
-        """The number of further jobs that it takes now."""
+        """Count the further jobs that it takes now."""
         return self.slots - self.in_flight if self.state == "ready" and not self.silent else 0
 
     @property
     def health(self) -> float:
         return self.speed or 1.0
 
-    def took(self, work: float) -> None:
+    def took(self, cost: float) -> None:
         self.in_flight += 1
-        self.work += work
+        self.cost += cost
 
-    def gave_back(self, work: float, now: float) -> None:
+    def gave_back(self, cost: float, now: float) -> None:
         self.in_flight -= 1
-        self.work = max(0.0, self.work - work) if self.in_flight else 0.0
+        self.cost = max(0.0, self.cost - cost) if self.in_flight else 0.0
         self.used_at = now
 
-    def measured(self, work: float, seconds: float) -> None:
+    def measured(self, cost: float, seconds: float) -> None:
         """Learn its speed from a job that has ended."""
-        if seconds > 0 and work > 0:
-            speed = work / seconds
+        if seconds > 0 and cost > 0:
+            speed = cost / seconds
             self.speed = (
                 speed if self.speed is None else self.speed + _SMOOTHING * (speed - self.speed)
             )
@@ -103,7 +103,7 @@ class ModelState:
 
     @property
     def status(self) -> str:
-        """The contract's word: available, loading, ready or error."""
+        """Return the status in the contract's words: available, loading, ready or error."""
         if self.serving:
             return "ready"
         if self.loading:
@@ -111,7 +111,7 @@ class ModelState:
         return "error" if self.given_up or self.failed else "available"
 
     def load_eta(self, now: float) -> float | None:
-        """Seconds until a running load ends; None if there is none, or nothing is known of it."""
+        """Estimate the seconds until a running load ends; None if there is none, or unknown."""
         left: list[float] = []
         for replica in self.loading:
             passed = now - replica.began
@@ -122,14 +122,14 @@ class ModelState:
         return round(min(left), 3) if left else None
 
     def idle_seconds(self, now: float) -> float | None:
-        """Seconds since it was used; None if it is in use or not loaded."""
+        """Return the seconds since it was used; None if it is in use or not loaded."""
         replicas = self.replicas.values()
         if not replicas or any(each.state != "ready" or each.in_flight for each in replicas):
             return None
         return now - max(each.used_at for each in replicas)
 
     def loaded(self, replica: Replica, worker: Worker, slots: int, now: float) -> None:
-        """A replica has become ready."""
+        """Note that a replica has become ready."""
         replica.worker, replica.slots = worker, slots
         replica.state, replica.progress = "ready", 1.0
         replica.loaded_at = replica.used_at = now
@@ -139,17 +139,17 @@ class ModelState:
         self.loads += 1
 
     def load_failed(self, cause: str, now: float) -> None:
-        """No replica is left or loading: pause before the next try, or give the model up."""
+        """Pause before the next try, or give the model up: no replica is left or loading."""
         self.cause, self.failed = cause, True
         self.given_up = not self.budget.spend(now)
         self.retry_at = now + self.budget.pause(now)
 
     def give_up(self, cause: str) -> None:
-        """Its workers have died too often: load it again only when an operator asks."""
+        """Load it again only when an operator asks: its workers have died too often."""
         self.cause, self.given_up, self.target = cause, True, 0
 
     def check(self) -> None:
-        """Raises ModelLoadFailed if the model was given up."""
+        """Raise ModelLoadFailed if the model was given up."""
         if self.given_up:
             raise errors.ModelLoadFailed(
                 f"The model is out of service: {self.cause} Load it again to retry.",
@@ -169,7 +169,7 @@ class ModelState:
         self.budget.reset()
 
     def tell_watchers(self, error: BaseException | None = None) -> None:
-        """End the waits for its load: it is ready, or ``error`` is why it is not."""
+        """End all waits for its load, with ``error`` if it has failed."""
         for watcher in self.watchers:
             if watcher.done():
                 continue
@@ -181,7 +181,7 @@ class ModelState:
 
     @property
     def ready(self) -> protocol.Ready | None:
-        """The report of its first serving replica about the loaded model."""
+        """Return the report of its first serving replica about the loaded model."""
         for replica in self.serving:
             if replica.worker:
                 return replica.worker.ready

@@ -17,7 +17,7 @@ class Placement:
 
     @property
     def device(self) -> str:
-        """The devices' ids, as the API joins them."""
+        """Join the devices' ids as the API does."""
         return ", ".join(self.devices)
 
 
@@ -71,7 +71,7 @@ def _run(demand: planner.Demand, snapshot: Snapshot) -> Placement | None:
 
 
 def _later(snapshot: Snapshot) -> Snapshot:
-    """The same facts once loads have ended and no model has a right to stay."""
+    """Return the facts as they are once loads have ended and every model may be evicted."""
     now = snapshot.now
     reservations = [
         replace(each, state="ready", loaded_at=now, used_at=now)

@@ -1,4 +1,4 @@
-"""Estimates of the memory that a model will take, from its files and settings, before it is loaded.
+"""The memory of a model is estimated from its files and settings before it is loaded.
 
 ``footprints`` learns what a model really took. The rules are those of the engines: where an engine
 changes its own, this changes too; their numbers are in workers/engines/defaults.py.
@@ -43,7 +43,7 @@ _OTHERS = 1.2  #: for kinds that no engine here runs: what weights alone do not 
 
 @dataclass(frozen=True, slots=True)
 class LoadConfig:
-    """The settings that decide how much memory a model takes."""
+    """A model takes memory as these settings say."""
 
     device: str  #: "cpu", "cuda" or "fake"
     dtype: str | None = None
@@ -57,7 +57,7 @@ class LoadConfig:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes by what they are for."""
+    """The bytes of a model by their use."""
 
     weights: int
     cache: int = 0
@@ -93,12 +93,12 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
 
 
 def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:
-    """Give the bytes of one token in the KV cache, over all layers; 0 if they are not known."""
+    """Return the bytes of one token in the KV cache, over all layers; 0 if they are not known."""
     return (manifest.kv_bytes_per_token or 0) * _element(manifest, load_config) // 2
 
 
 def _of_sound(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footprint:
-    """Weights as they are computed, and caches of a fixed size for each row."""
+    """Add up weights in the dtype of the computation, and caches of a fixed size for each row."""
     halved = kind == "cuda" and manifest.model_type in ("bark", "whisper")
     element = _BYTES.get(load_config.dtype or "", 2 if halved else 4)
     row = manifest.cache_positions * (manifest.kv_bytes_per_token or 0) * element // 2
@@ -120,8 +120,8 @@ def _of_sound(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
 
 
 def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footprint:
-    """Weights, of which offload leaves only a part on the device, and the larger of what the
-    denoiser and the decoder hold at their peak; the decoder takes one image at a time. On a CPU
+    """Add up the weights that offload leaves on the device, and the larger of the peaks of denoiser
+    and decoder; the decoder takes one image at a time. On a CPU
     the heap keeps what the denoiser gave back, so there the two add up."""
     element = _image_element(manifest, load_config, kind)
     parts = [size * element // _stored(manifest) for size in manifest.components.values()]
@@ -140,14 +140,15 @@ def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
 
 
 def _image_element(manifest: Manifest, load_config: LoadConfig, kind: str) -> int:
-    """As the image engine chooses: float32 on a CPU; on a card float32 becomes bfloat16."""
+    """Return the bytes of a number as the image engine chooses: float32 on a CPU; on a card float32
+    becomes bfloat16."""
     if load_config.dtype is not None:
         return _BYTES.get(load_config.dtype, 2)
     return 4 if kind == "cpu" else min(2, _stored(manifest))
 
 
 def _cache(manifest: Manifest, load_config: LoadConfig, kind: str, rows: int) -> int:
-    """The grant, but never more than all rows at their longest need."""
+    """Return the budget of the cache, but never more than all rows at their longest need."""
     grant = (
         TEXT_CACHE_BYTES[kind] if load_config.kv_cache_bytes is None else load_config.kv_cache_bytes
     )
@@ -157,8 +158,8 @@ def _cache(manifest: Manifest, load_config: LoadConfig, kind: str, rows: int) ->
 
 
 def _element(manifest: Manifest, load_config: LoadConfig) -> int:
-    """Bytes of one number as it will be computed; float16 becomes bfloat16 on a CPU, and text
-    models stored in float32 run in half precision on a card."""
+    """Return the bytes of a number as it will be computed; float16 becomes bfloat16 on a CPU, and
+    text models stored in float32 run in half precision on a card."""
     stored = _stored(manifest)
     if manifest.kind == "text" and load_config.device == "cuda":
         stored = min(2, stored)

@@ -10,7 +10,7 @@ _BUSY = 1000.0  #: makes evicting any model in use dearer than evicting any idle
 
 @dataclass(frozen=True, slots=True)
 class EvictionRules:
-    """The operator sets how long models keep their memory."""
+    """Models keep their memory for as long as the operator sets here."""
 
     min_residency: float = 20.0  #: seconds that a model in use stays loaded at most
     residency_factor: float = 4.0  #: ... or this many times its load time, if that is less
@@ -44,7 +44,7 @@ def may_leave_at(
 
 
 def cost(reservation: Reservation, now: float) -> float:
-    """Eviction cost: the load time, divided by the time since last use."""
+    """Return the eviction cost: the load time, divided by the time since last use."""
     if reservation.idle:
         return reservation.load_seconds / (1.0 + max(0.0, now - reservation.used_at))
     return _BUSY + reservation.load_seconds * (1 + reservation.in_flight + reservation.waiting)

@@ -1,4 +1,4 @@
-"""Does a model fit: where, after which evictions, or else with which settings? Pure."""
+"""A fit says where a model fits, after which evictions, or else with which settings. Pure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from bitinglip.scheduling.placement.estimate import (
 )
 from bitinglip.scheduling.placement.footprints import MemoryEstimate
 from model_store.manifest import Manifest
+from model_store.sizes import size_text
 from workers.engines.defaults import IMAGE_BATCH, TEXT_ROWS
 
 _CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048)
@@ -44,7 +45,7 @@ class Suggestion:
 
 @dataclass(frozen=True, slots=True)
 class FitAnswer:
-    """The verdict on one model, with the numbers behind it."""
+    """The answer for one model, with the numbers behind it."""
 
     model: str
     verdict: str  #: loaded, fits, fits_after_eviction or does_not_fit
@@ -125,7 +126,7 @@ class _Fit:
     def _shortfall(self, load_config: LoadConfig) -> str:
         needed = self._need(load_config).bytes
         most = dry_run.obtainable(load_config.device, needed, self._snapshot, spread=self._spread)
-        return f"{self._manifest.name} needs {_size(needed)}, and {_size(most)} can be had."
+        return f"{self._manifest.name} needs {size_text(needed)}, and {size_text(most)} can be had."
 
     def _answer(
         self, verdict: str, message: str, load_config: LoadConfig, placement: Placement | None
@@ -176,12 +177,8 @@ class _Fit:
         return None
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def _setting(kind: str) -> str:
-    """The value of models.<name>.device that means this kind."""
+    """Return the value of models.<name>.device that means this kind."""
     return "cpu" if kind == "cpu" else "cuda"
 
 

@@ -1,4 +1,4 @@
-"""Footprints: the memory that models take, estimated first, then measured, kept over restarts."""
+"""Footprints hold the memory that models take: estimated, then measured, kept over restarts."""
 
 import dataclasses
 import hashlib
@@ -7,17 +7,12 @@ from datetime import UTC, datetime
 from typing import Self
 
 import msgspec
-import structlog
-from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import select
 
-from bitinglip import errors
 from bitinglip.db.database import Database
 from bitinglip.db.tables import LearnedFootprint
 from bitinglip.scheduling.placement.estimate import Footprint, LoadConfig, estimate
 from model_store.manifest import Manifest
-
-log = structlog.get_logger(__name__)
 
 _MARGIN = 1.02  #: above the highest that was seen
 _SMOOTHING = 0.3
@@ -44,7 +39,7 @@ class _Learned:
 
 
 class Footprints:
-    """They are held in memory; ``flush`` writes changes to the database."""
+    """Holds footprints in memory; ``flush`` writes changes to the database."""
 
     def __init__(self, db: Database | None = None) -> None:
         self._db = db
@@ -97,23 +92,19 @@ class Footprints:
             found.changed = True
 
     def raise_minimum(self, manifest: Manifest, load_config: LoadConfig, at_least: int) -> None:
-        """The model ran out of memory: plan with more the next time."""
+        """Plan with more memory the next time: the model ran out of it."""
         if load_config.fake_bytes is None:
             found = self._of(manifest, load_config)
             found.floor_bytes, found.changed = max(found.floor_bytes, at_least), True
 
     async def flush(self) -> None:
-        """Write what has changed. A full disk only makes the next start know less."""
+        """Write what has changed. Raises DiskFull or DatabaseUnavailable; then it is kept."""
         if self._db is None or not any(found.changed for found in self._learned.values()):
             return
         changed = {key: found for key, found in self._learned.items() if found.changed}
-        try:
-            async with self._db.write() as session:
-                for key, found in changed.items():
-                    await session.merge(_row(key, found))
-        except (errors.DiskFull, SQLAlchemyError):
-            log.warning("what was learned of memory could not be written")
-            return
+        async with self._db.write() as session:
+            for key, found in changed.items():
+                await session.merge(_row(key, found))
         for found in changed.values():
             found.changed = False
 
@@ -122,7 +113,7 @@ class Footprints:
 
 
 def _key(manifest: Manifest, load_config: LoadConfig) -> str:
-    """The same files under the same settings on the same kind of device."""
+    """Return the same key for the same files under the same settings on the same kind of device."""
     facts = (manifest.name, [f.sha256 for f in manifest.files], dataclasses.astuple(load_config))
     return hashlib.blake2b(msgspec.json.encode(facts), digest_size=16).hexdigest()
 

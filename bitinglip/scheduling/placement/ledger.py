@@ -18,13 +18,13 @@ class DeviceCapacity:
 
     @property
     def usable(self) -> int:
-        """Bytes that all our models together may hold now."""
+        """Return the bytes that all our models together may hold now."""
         physical = self.physical or self.memory
         return max(0, min(self.memory, physical - self.other_bytes) - self.headroom)
 
     @property
     def largest(self) -> int:
-        """Bytes that our models could hold if no other program ran."""
+        """Return the bytes that our models could hold if no other program ran."""
         return max(0, min(self.memory, self.physical or self.memory) - self.headroom)
 
 
@@ -55,7 +55,7 @@ class Reservation:
 
 @dataclass(slots=True)
 class Ledger:
-    """The sums per device. ``free`` is negative when another program has taken our memory."""
+    """Adds up memory by device. ``free`` is negative when another program has taken our memory."""
 
     devices: Sequence[DeviceCapacity]
     reservations: Sequence[Reservation]
@@ -86,10 +86,10 @@ class Ledger:
         return [h for h in self.reservations if h.idle and not h.pinned and there & set(h.devices)]
 
     def leaving(self, device: str) -> int:
-        """Bytes that running drains and stops will free on a device."""
+        """Return the bytes that running drains and stops will free on a device."""
         return sum(h.devices[device] for h in self.on(device) if h.leaving)
 
     def obtainable(self, device: DeviceCapacity) -> int:
-        """Bytes that could be free on a device once every model that may be evicted has left."""
+        """Return the bytes of a device that could be free without models that may be evicted."""
         pinned = (h.devices[device.id] for h in self.on(device.id) if h.pinned and not h.leaving)
         return device.usable - sum(pinned)

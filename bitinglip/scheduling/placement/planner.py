@@ -57,7 +57,7 @@ class Refuse:
 
 @dataclass(slots=True)
 class Plan:
-    """The planner's answer."""
+    """What the planner decides to do."""
 
     loads: list[Load] = field(default_factory=list)
     evictions: list[Evict] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Plan:
 
 
 def plan(ledger: Ledger, demands: Iterable[Demand], now: float, rules: EvictionRules) -> Plan:
-    """Decide what to do now. ``ledger`` is used up: what the plan promises is taken from it."""
+    """Decide what to do now. It changes ``ledger``: what the plan promises is taken from it."""
     planner = _Planner(ledger, now, rules)
     planner.expire()
     planner.evict_for_external_use()
@@ -155,7 +155,7 @@ class _Planner:
         return True
 
     def _await_leaving(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
-        """Running evictions will free enough memory: reserve it."""
+        """Reserve the memory of running evictions, if they will free enough."""
         for device in devices:
             need = demand.needs[device.kind]
             if need <= self._ledger.free(device.id) + self._coming[device.id]:
@@ -212,7 +212,7 @@ class _Planner:
         return demand.needs[device.kind] - self._ledger.free(device.id) - self._coming[device.id]
 
     def _could_free(self, demand: Demand, device: DeviceCapacity) -> bool:
-        """True if the demand would fit once every model that may be evicted has left."""
+        """Return True if the demand would fit once every model that may be evicted has left."""
         return demand.needs[device.kind] <= self._ledger.obtainable(device)
 
     def _place_split(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> None:

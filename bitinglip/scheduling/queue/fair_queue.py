@@ -1,9 +1,9 @@
 """The fair queue orders jobs by level, then by key in proportion to weight, then by arrival.
 
 Start-time fair queueing: each key has a tag, the virtual time up to which it has been served; the
-key with the lowest tag goes next, and its tag moves on by the work of what it sent, divided by its
-weight. A key that was idle starts at the present virtual time: it has saved up nothing and owes
-nothing. Pure: the clock is the caller's.
+key with the lowest tag goes next, and its tag moves on by the cost of what it sent, divided by its
+weight. A key that was idle starts at the present virtual time: it has neither credit nor
+debt. Pure: the clock is the caller's.
 """
 
 from collections import Counter, deque
@@ -33,7 +33,7 @@ class _KeyQueue(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """``ageing``: seconds without service that raise a key by one level, so that none starves."""
+    """Orders items. ``ageing``: seconds without service that raise a key by one level."""
 
     def __init__(self, ageing: float) -> None:
         self._ageing = ageing
@@ -59,12 +59,12 @@ class FairQueue(Generic[T]):
             found[queue.share.key] += len(queue.entries)
         return found
 
-    def push(self, item: T, share: FairShare, work: float, now: float) -> int:
-        """Add an item; returns roughly how many go before it if nothing else comes."""
+    def push(self, item: T, share: FairShare, cost: float, now: float) -> int:
+        """Add an item; return roughly how many go before it if nothing else comes."""
         queue = self._queues.get((share.level, share.key))
         if queue is None:
             queue = self._queues[share.level, share.key] = _KeyQueue(share, now)
-        queue.entries.append((item, work))
+        queue.entries.append((item, cost))
         self._length += 1
         if len(self._queues) == 1:
             return self._length - 1
@@ -76,26 +76,26 @@ class FairQueue(Generic[T]):
         if not self._queues:
             raise IndexError("nothing waits")
         queue = self._next(now)
-        item, work = queue.entries.popleft()
+        item, cost = queue.entries.popleft()
         self._length -= 1
         queue.since = now
         key = queue.share.key
         start = self._start(key)
         self._virtual = start
-        self._tags[key] = start + work / queue.share.weight
+        self._tags[key] = start + cost / queue.share.weight
         if not queue.entries:
             del self._queues[queue.share.level, key]
         if len(self._tags) > 2 * len(self._queues) + 64:
             self._forget_served()
         return item
 
-    def charge(self, share: FairShare, work: float) -> None:
-        """Correct what a key was charged, once its real work is known; may be negative."""
+    def charge(self, share: FairShare, cost: float) -> None:
+        """Correct what a key was charged, once the real cost is known; may be negative."""
         if share.key in self._tags:
-            self._tags[share.key] += work / share.weight
+            self._tags[share.key] += cost / share.weight
 
     def remove(self, item: T) -> bool:
-        """Take an item out wherever it stands; False if it is not here."""
+        """Remove an item; return False if it is not here."""
         for place, queue in self._queues.items():
             for entry in queue.entries:
                 if entry[0] is item:
@@ -111,14 +111,14 @@ class FairQueue(Generic[T]):
         ranked: list[tuple[int, float, int, T]] = []
         for queue in self._queues.values():
             tag = self._start(queue.share.key)
-            for item, work in queue.entries:
+            for item, cost in queue.entries:
                 ranked.append((-self._level(queue, now), tag, len(ranked), item))
-                tag += work / queue.share.weight
+                tag += cost / queue.share.weight
         ranked.sort(key=lambda entry: entry[:3])
         return [entry[3] for entry in ranked]
 
     def top_level(self, now: float) -> int:
-        """The highest level that waits, ageing included; 0 if nothing does."""
+        """Return the highest level that waits, ageing included; 0 if nothing does."""
         return max((self._level(queue, now) for queue in self._queues.values()), default=0)
 
     def _next(self, now: float) -> _KeyQueue[T]:

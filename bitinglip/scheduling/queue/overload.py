@@ -1,4 +1,4 @@
-"""Overload: one smoothed number for the load, and the limits that shrink because of it. Pure."""
+"""Overload is one smoothed number, and the limits shrink with it. Pure."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ SHED_BATCH = 0.8  #: from here on work of low priority is refused
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """The parts of the load, each from 0 (none) to 1 (all there is) or beyond."""
+    """A measurement of the load; each part is from 0 (none) to 1 (all there is) or beyond."""
 
     lag_seconds: float = 0.0
     wait: float = 0.0  #: the longest wait in a queue, in parts of what is bearable
@@ -23,7 +23,7 @@ class Pressure:
 
 
 class OverloadController:
-    """Smoothed load: 0 idle, 1 all that the server can bear."""
+    """Smooths the load: 0 is idle, 1 all that the server can bear."""
 
     def __init__(self) -> None:
         self.value = 0.0
@@ -35,7 +35,7 @@ class OverloadController:
     def share(self, level: int, top: int) -> float:
         """Return the part of its limits that a tier of this level keeps; ``top`` is the highest.
 
-        All of it while the load is easy; then the lowest tier gives up first and most.
+        A tier keeps all of it below half load; then the lowest tier gives up first and most.
         """
         excess = min(1.0, max(0.0, self.value - _EASY) / (1.0 - _EASY))
         below = max(0, top - level) / (top + 1)

@@ -1,4 +1,4 @@
-"""Priority: a job's queue level, weight and limits, from its tier and its request."""
+"""The priority of a job is its queue level, weight and limits, from its tier and its request."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,14 +20,13 @@ class Priority:
     batch: bool = False  #: of low priority: the first to be refused under load
 
 
-def priority_of(tiers: Tiers, tier: str, priority: RequestPriority = "normal") -> Priority:
-    """Return the priority of a request; an unknown tier counts as the lowest."""
-    own = tier_of(tiers, tier)
+def priority_of(tier: Tier, priority: RequestPriority = "normal") -> Priority:
+    """Return the priority of a request of a key of this tier."""
     return Priority(
-        rank=own.priority,
-        level=2 * own.priority + _STEPS[priority],
-        weight=own.weight,
-        max_waiting=own.max_queue,
+        rank=tier.priority,
+        level=2 * tier.priority + _STEPS[priority],
+        weight=tier.weight,
+        max_waiting=tier.max_queue,
         batch=priority == "low",
     )
 

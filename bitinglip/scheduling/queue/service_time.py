@@ -1,23 +1,23 @@
-"""The service time of a model: the smoothed duration of its jobs, from which ETAs follow."""
+"""The service time of a model is the smoothed duration of its jobs, from which ETAs follow."""
 
 _SMOOTHING = 0.2
 
 
 class ServiceTime:
-    """The mean seconds of one job on one slot. Pure: times are the caller's."""
+    """Averages the seconds of one job on one slot. Pure: times are the caller's."""
 
     def __init__(self) -> None:
         self._seconds: float | None = None
 
     def ended(self, seconds: float) -> None:
-        """A job has run for so long."""
+        """Learn that a job has run for so long."""
         if self._seconds is None:
             self._seconds = seconds
         else:
             self._seconds += _SMOOTHING * (seconds - self._seconds)
 
     def wait(self, ahead: int, slots: int) -> float | None:
-        """Seconds until a job with so many before it begins; None while nothing has ended yet.
+        """Estimate the seconds until a job with so many before it begins; None at first.
 
         With all slots busy, one comes free every ``seconds / slots``.
         """

@@ -1,17 +1,16 @@
-"""The image job that both surfaces ask for, within the limits of server, model and key."""
+"""Both surfaces make image jobs here, within the limits of server, model and key."""
 
 import secrets
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import ImageJob, new_task_id
-from bitinglip.scheduling.queue.priority import Priority
+from bitinglip.scheduling.cost import megapixels
+from bitinglip.scheduling.job import Job, Output, new_task_id
 from bitinglip.settings import ImageLimits, ImageModel, Tier
-from bitinglip.wire.body import Body, ModelName, first
+from bitinglip.wire.body import Body, ModelName, coalesce
+from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
 SIDE, STEPS = 1024, 50  #: the design's defaults
@@ -34,21 +33,8 @@ Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 Format = Literal["png", "jpeg", "webp"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageTerms:
-    """What the server, the model and the caller's key give a request for images."""
-
-    own: ImageModel
-    limits: ImageLimits
-    tier: Tier
-    key_id: str
-    timeout: float
-    priority: Priority
-    folder: Path  #: where uploads are read from, and images written to
-
-
 class ImageFields(Body):
-    """What all surfaces share. ``null`` is the same as leaving a field out."""
+    """The fields of all requests for images; ``null`` means the same as no value."""
 
     model: ModelName
     prompt: Prompt
@@ -60,58 +46,67 @@ class ImageFields(Body):
     scheduler: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
     def image_job(
-        self, terms: ImageTerms, size: tuple[int | None, int | None], uploads: set[str], **more: Any
-    ) -> ImageJob:
-        """The job, within its bounds; ``uploads`` are to be written where it says they are."""
-        own, task_id = terms.own, new_task_id()
+        self,
+        context: JobContext,
+        size: tuple[int | None, int | None],
+        uploads: set[str],
+        *,
+        timeout: float | None = None,
+        output: Output = "b64",
+        **more: Any,
+    ) -> Job:
+        """Make the job, within its bounds; ``uploads`` are to be written where it says they are.
+
+        Raises InvalidRequest for one beyond the bounds.
+        """
+        own, task_id = context.model_settings.image, new_task_id()
         defaults: dict[str, Any] = {
-            "timeout": terms.timeout,
             "metadata": own.metadata,
             "adapters": tuple(protocol.Lora(*each) for each in own.default_loras.items()),
         }
-        paths = {name: str(terms.folder / f"{task_id}-{name}") for name in uploads}
-        job = ImageJob(
+        paths = {name: str(context.uploads / f"{task_id}-{name}") for name in uploads}
+        limits = context.limits.images
+        work = protocol.ImageJob(
             id=task_id,
-            model=self.model,
-            key_id=terms.key_id,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or None,
-            width=first(size[0], own.width, SIDE),
-            height=first(size[1], own.height, SIDE),
-            steps=first(self.steps, own.steps, STEPS),
-            guidance_scale=first(self.guidance_scale, own.guidance_scale, None),
-            seeds=_seeds(self.seed, terms.limits.max_images, first(self.n, None, 1)),
+            width=coalesce(size[0], own.width, SIDE),
+            height=coalesce(size[1], own.height, SIDE),
+            steps=coalesce(self.steps, own.steps, STEPS),
+            guidance_scale=coalesce(self.guidance_scale, own.guidance_scale, None),
+            seeds=_seeds(self.seed, limits.max_images, coalesce(self.n, None, 1)),
             scheduler=self.scheduler or own.scheduler,
-            folder=str(terms.folder),
-            priority=terms.priority,
+            folder=str(context.folder),
             **(defaults | paths | more),
         )
-        _check_bounds(job, terms.limits, own, terms.tier)
-        return job
+        _check_bounds(work, limits, own, context.tier)
+        return context.job(work, timeout=timeout, output=output)
 
 
 class Lora(Body):
-    """One of the adapters that the model's settings name."""
+    """A LoRA that the model's settings name, and its scale."""
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
     scale: Annotated[float, Field(ge=-4, le=4)] = 1.0
 
 
-def _check_bounds(job: ImageJob, limits: ImageLimits, own: ImageModel, tier: Tier) -> None:
-    """Raises InvalidRequest for a job beyond what the operator allows."""
+def _check_bounds(
+    work: protocol.ImageJob, limits: ImageLimits, own: ImageModel, tier: Tier
+) -> None:
+    """Raise InvalidRequest for a job beyond the limits of the operator."""
     for name in ("width", "height"):
-        _within(name, getattr(job, name), limits.min_side, limits.max_side)
-        if getattr(job, name) % SIDE_MULTIPLE:
+        _within(name, getattr(work, name), limits.min_side, limits.max_side)
+        if getattr(work, name) % SIDE_MULTIPLE:
             raise InvalidRequest(f"'{name}' must be a multiple of {SIDE_MULTIPLE}.", param=name)
-    _within("steps", job.steps, 1, limits.max_steps)
-    if job.guidance_scale is not None:
-        _within("guidance_scale", job.guidance_scale, 0, limits.max_guidance)
-    each = job.width * job.height / _MILLION
+    _within("steps", work.steps, 1, limits.max_steps)
+    if work.guidance_scale is not None:
+        _within("guidance_scale", work.guidance_scale, 0, limits.max_guidance)
+    each = work.width * work.height / _MILLION
     if own.max_megapixels is not None and each > own.max_megapixels:
         raise InvalidRequest(
             f"This model makes images of at most {own.max_megapixels:g} megapixels.", param="width"
         )
-    if tier.image.max_megapixels is not None and job.megapixels > tier.image.max_megapixels:
+    if tier.image.max_megapixels is not None and megapixels(work) > tier.image.max_megapixels:
         raise InvalidRequest(
             f"A request of this key may ask for {tier.image.max_megapixels:g} megapixels in all.",
             param="n" if each <= tier.image.max_megapixels else "width",
@@ -119,7 +114,7 @@ def _check_bounds(job: ImageJob, limits: ImageLimits, own: ImageModel, tier: Tie
 
 
 def _seeds(first: int | None, most: int, count: int) -> tuple[int, ...]:
-    """One for each image, counted up from the first, so that each can be made again alone."""
+    """Count seeds up from the first, so that each image can be made again alone."""
     _within("n", count, 1, most)
     start = secrets.randbelow(_RANDOM_SEEDS) if first is None else first
     return tuple((start + number) % _SEEDS for number in range(count))

@@ -1,21 +1,22 @@
-"""The native API's request for images, and how its result looks."""
+"""The native API takes this request for images."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import RequestPriority
-from bitinglip.wire.body import Timeout, first
-from bitinglip.wire.image.job import Format, ImageFields, ImageTerms, Lora
+from bitinglip.wire.body import Timeout, coalesce
+from bitinglip.wire.image.job import Format, ImageFields, Lora
+from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
 _PREVIEW_EVERY = 5
 
 
 class ImageGenerationRequest(ImageFields):
-    """Images from a prompt; with ``image`` from that one, with ``mask`` only where it is white."""
+    """Asks for images from a prompt; from ``image`` if given, only where ``mask`` is white."""
 
     width: int | None = None
     height: int | None = None
@@ -32,34 +33,34 @@ class ImageGenerationRequest(ImageFields):
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, terms: ImageTerms) -> ImageJob:
-        """The work that this request asks for."""
+    def to_job(self, context: JobContext) -> Job:
+        """Make the job that this request asks for. Raises InvalidRequest."""
         if self.image is None and self.mask is not None:
             raise InvalidRequest("'mask' needs 'image'.", param="mask")
         if self.image is None and self.strength is not None:
             raise UnsupportedParameter("'strength' needs 'image'.", param="strength")
         return self.image_job(
-            terms,
+            context,
             (self.width, self.height),
             set(self.uploads()),
             format=self.format,
-            metadata=first(self.metadata, None, terms.own.metadata),
+            metadata=coalesce(self.metadata, None, context.model_settings.image.metadata),
             preview_every=_preview_every(self.preview),
             **self._adapters(),
             strength=self.strength,
             output=self.output,
             stream=self.stream,
-            timeout=self.timeout or terms.timeout,
+            timeout=self.timeout,
         )
 
     def _adapters(self) -> dict[str, Any]:
-        """Those that it names; the model's default ones where it leaves that open."""
+        """Return the LoRAs that the request names; without any, the model's defaults apply."""
         if self.loras is None:
             return {}
         return {"adapters": tuple(protocol.Lora(e.name, e.scale) for e in self.loras)}
 
     def uploads(self) -> dict[str, str]:
-        """The pictures that came with it, in base64, by their field."""
+        """Return the images of the request in base64, by field."""
         given = {"image": self.image, "mask": self.mask}
         return {name: text for name, text in given.items() if text is not None}
 

@@ -1,29 +1,28 @@
-"""OpenAI's requests for images, and how a job looks there.
+"""OpenAI's surface takes these requests for images.
 
-Beside OpenAI's own fields: ``negative_prompt, steps, guidance_scale, seed, scheduler``, and
-``strength`` of edits. ``user`` promises nothing and is not kept.
+Our additional fields are ``negative_prompt, steps, guidance_scale, seed, scheduler``, and
+``strength`` for edits. ``user`` has no effect and is not stored.
 """
 
 import re
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import Field
 
 from bitinglip.errors import (
     InvalidRequest,
     UnsupportedParameter,
 )
-from bitinglip.scheduling.job import ImageJob
-from bitinglip.wire.body import Only
-from bitinglip.wire.image.job import Format, ImageFields, ImageTerms
+from bitinglip.scheduling.job import Job
+from bitinglip.wire.body import AllowedValues
+from bitinglip.wire.image.job import Format, ImageFields
+from bitinglip.wire.job_context import JobContext
 
 _SIZE = re.compile(r"([0-9]{2,5})x([0-9]{2,5})", re.ASCII)
-_json = msgspec.json.Encoder()
 
 
 class _ImagesRequest(ImageFields):
-    """What generations and edits share."""
+    """The fields that generations and edits share."""
 
     size: Annotated[str, Field(max_length=16)] | None = None
     response_format: Literal["b64_json", "url"] | None = None
@@ -31,18 +30,18 @@ class _ImagesRequest(ImageFields):
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
-    background: Annotated[Any, Only((None, "auto", "opaque"))] = None
-    quality: Annotated[Any, Only((None, "auto", "standard"))] = None
+    background: Annotated[Any, AllowedValues((None, "auto", "opaque"))] = None
+    quality: Annotated[Any, AllowedValues((None, "auto", "standard"))] = None
 
-    def job(
+    def to_job(
         self,
-        terms: ImageTerms,
+        context: JobContext,
         *,
         uploads: set[str],
         size: tuple[int, int] | None = None,
         strength: float | None = None,
-    ) -> ImageJob:
-        """The work that this request asks for; ``size`` where it leaves that open."""
+    ) -> Job:
+        """Make the job; ``size`` is the default of the request's. Raises InvalidRequest."""
         if self.partial_images and not self.stream:
             raise InvalidRequest("'partial_images' needs 'stream'.", param="partial_images")
         if self.stream and (self.n or 1) > 1:
@@ -51,9 +50,9 @@ class _ImagesRequest(ImageFields):
             raise UnsupportedParameter(
                 "'response_format' is not supported with 'stream'.", param="response_format"
             )
-        steps = self.steps or terms.own.steps or 50
+        steps = self.steps or context.model_settings.image.steps or 50
         return self.image_job(
-            terms,
+            context,
             self._asked_size() or size or (None, None),
             uploads,
             strength=strength,
@@ -73,16 +72,16 @@ class _ImagesRequest(ImageFields):
 
 
 class ImagesRequest(_ImagesRequest):
-    """``POST /v1/images/generations``"""
+    """The body of ``POST /v1/images/generations``."""
 
-    moderation: Annotated[Any, Only((None, "auto"))] = None
-    style: Annotated[Any, Only((None,))] = None
-    output_compression: Annotated[Any, Only((None, 100))] = None
+    moderation: Annotated[Any, AllowedValues((None, "auto"))] = None
+    style: Annotated[Any, AllowedValues((None,))] = None
+    output_compression: Annotated[Any, AllowedValues((None, 100))] = None
 
 
 class ImageEditRequest(_ImagesRequest):
-    """``POST /v1/images/edits``, the fields beside the files."""
+    """The fields of ``POST /v1/images/edits``, without its files."""
 
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
-    input_fidelity: Annotated[Any, Only((None,))] = None
-    output_compression: Annotated[Any, Only((None, 100))] = None
+    input_fidelity: Annotated[Any, AllowedValues((None,))] = None
+    output_compression: Annotated[Any, AllowedValues((None, 100))] = None

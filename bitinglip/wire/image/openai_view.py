@@ -1,33 +1,25 @@
-"""How OpenAI's surface shows an image job: whole images, or partial ones as events."""
+"""OpenAI's surface shows an image job as finished images, or as events with partial ones."""
 
 from base64 import b64encode
 from typing import Any
 
 import msgspec
 
-from bitinglip.errors import (
-    BitingLipError,
-    TaskCancelled,
-)
+from bitinglip.errors import BitingLipError
 from bitinglip.results.files import PREFIX, Files, outputs_of
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.scheduling.job import ImageJob
-from bitinglip.wire.errors import error_body
+from bitinglip.scheduling.event_log import Event, EventLog
+from bitinglip.wire.openai_view import OpenAIView
 from workers import protocol
 
 _json = msgspec.json.Encoder()
 
 
-class ImagesView:
-    """A job as OpenAI's images look: one object, or partial images and a last one.
+class ImagesView(OpenAIView):
+    """Shows a job as one object, or as partial images and a last one.
 
-    ``kind``: image_generation or image_edit; ``base_url``: where the client reached us.
+    ``kind``: image_generation or image_edit; ``base_url``: the server's URL for the client.
     """
-
-    starts_immediately = False
-    stream_media_type = None
-    media_type = "application/json"
 
     def __init__(
         self,
@@ -39,54 +31,50 @@ class ImagesView:
         base_url: str,
         partial: int,
     ) -> None:
-        assert isinstance(event_log.job, ImageJob)
-        self._event_log = event_log
+        super().__init__(event_log, request_id)
+        assert isinstance(event_log.job.work, protocol.ImageJob)
         self._job = event_log.job
-        self._request_id = request_id
+        self._work = event_log.job.work
         self._files = files
         self._kind = kind
         self._base_url = base_url
         self._partial_left = partial
         self._partial_sent = 0
         self._data: list[dict[str, Any]] = []
-        self._trouble: BitingLipError | None = None
+        self._error: BitingLipError | None = None
 
-    async def settle(self) -> None:
-        """Have the images kept, or read."""
+    async def prepare_final(self) -> None:
+        """Register the images (url), or read them into the answer."""
         try:
             if self._job.output == "url":
-                await self._files.keep(self._event_log)
+                await self._files.register(self._event_log)
             for made in outputs_of(self._event_log):
                 if self._job.output == "url":
                     self._data.append({"url": f"{self._base_url}{PREFIX}{made.id}"})
                 else:
                     self._data.append({"b64_json": await self._files.base64(made.id)})
         except BitingLipError as error:
-            self._trouble = error
+            self._error = error
 
     def render(self, event: Event) -> bytes:
         match event:
             case protocol.Progress(preview=preview) if preview and self._partial_left:
                 return self._partial(preview)
-            case protocol.ImageDone() if self._trouble is not None:
-                return sse(error_body(self._trouble, self._request_id))
+            case protocol.ImageDone() if self._error is not None:
+                return self.error_event(self._error)
             case protocol.ImageDone():
-                return self._event("completed", self._data[0], self._job.format)
-            case protocol.Failed():
-                return sse(error_body(error_of(event), self._request_id))
-            case protocol.Cancelled():
-                return sse(error_body(TaskCancelled(), self._request_id))
+                return self._event("completed", self._data[0], self._work.format)
             case _:
-                return b""
+                return super().render(event)
 
-    def whole(self) -> bytes:
-        if self._trouble is not None:
-            raise self._trouble
+    def body(self) -> bytes:
+        if self._error is not None:
+            raise self._error
         return _json.encode(
             {
                 "created": int(self._job.created_at.timestamp()),
                 "data": self._data,
-                "output_format": self._job.format,
+                "output_format": self._work.format,
                 "size": self._size,
             }
         )
@@ -113,4 +101,4 @@ class ImagesView:
 
     @property
     def _size(self) -> str:
-        return f"{self._job.width}x{self._job.height}"
+        return f"{self._work.width}x{self._work.height}"

@@ -1,26 +1,27 @@
-"""The native API's request for speech, and how its result looks."""
+"""The native API takes this request for speech."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitinglip.scheduling.job import SpeechJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import Body, ModelName, Timeout
+from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.speech.job import (
     _MOST_CHARACTERS,
     Language,
     SampleRate,
-    SpeechTerms,
     Speed,
     Voice,
+    speech_job,
 )
 
 Format = Literal["wav", "flac", "ogg", "mp3"]
 
 
 class SpeechRequest(Body):
-    """A text to say. ``voice`` is one of the model's, or ``speaker_1`` with a ``language``."""
+    """Asks to speak a text in one of the model's voices, or ``speaker_1`` with a ``language``."""
 
     model: ModelName
     text: Annotated[str, Field(max_length=_MOST_CHARACTERS)]
@@ -36,10 +37,10 @@ class SpeechRequest(Body):
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, terms: SpeechTerms) -> SpeechJob:
-        """The work that this request asks for."""
-        return terms.job(
-            model=self.model,
+    def to_job(self, context: JobContext) -> Job:
+        """Make the job that this request asks for. Raises InvalidRequest."""
+        return speech_job(
+            context,
             text=self.text,
             param="text",
             voice=self.voice,

@@ -1,25 +1,24 @@
-"""OpenAI's request for speech, and how a job looks there: the sound itself.
+"""OpenAI's surface takes this request for speech.
 
-Beside OpenAI's own fields: ``language, seed, sample_rate``.
+Our additional fields are ``language, seed, sample_rate``.
 """
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import Field
 
 from bitinglip.errors import UnsupportedParameter
-from bitinglip.scheduling.job import SpeechJob
-from bitinglip.wire.body import Body, ModelName, Only
-from bitinglip.wire.speech.job import Language, SampleRate, SpeechTerms, Speed, Voice
+from bitinglip.scheduling.job import Job
+from bitinglip.wire.body import AllowedValues, Body, ModelName
+from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.speech.job import Language, SampleRate, Speed, Voice, speech_job
 
 _FORMATS = {"mp3": "mp3", "opus": "ogg", "flac": "flac", "wav": "wav", "pcm": "wav"}
 _PCM_RATE = 24_000
-_json = msgspec.json.Encoder()
 
 
 class SpeechRequest(Body):
-    """``POST /v1/audio/speech``; ``pcm`` comes while it is made, the others whole."""
+    """The body of ``POST /v1/audio/speech``; ``pcm`` is streamed, other formats are not."""
 
     model: ModelName
     input: Annotated[str, Field(max_length=1_000_000)]
@@ -27,20 +26,20 @@ class SpeechRequest(Body):
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
     speed: Speed | None = None
     stream_format: Literal["audio", "sse"] = "audio"
-    instructions: Annotated[Any, Only((None, ""))] = None
+    instructions: Annotated[Any, AllowedValues((None, ""))] = None
     language: Language | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     sample_rate: SampleRate | None = None
 
-    def to_job(self, terms: SpeechTerms) -> SpeechJob:
-        """The work that this request asks for."""
+    def to_job(self, context: JobContext) -> Job:
+        """Make the job that this request asks for. Raises InvalidRequest."""
         if self.stream_format == "sse" and self.response_format != "pcm":
             raise UnsupportedParameter(
                 "'response_format' must be pcm with stream_format sse.", param="response_format"
             )
         is_pcm = self.response_format == "pcm"
-        return terms.job(
-            model=self.model,
+        return speech_job(
+            context,
             text=self.input,
             param="input",
             voice=self.voice,

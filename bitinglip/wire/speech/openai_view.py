@@ -1,4 +1,4 @@
-"""How OpenAI's surface shows a speech job: the audio itself, whole or streamed."""
+"""OpenAI's surface shows a speech job as audio: one file, or a stream."""
 
 from base64 import b64encode
 from typing import Any
@@ -9,45 +9,41 @@ from bitinglip.errors import BitingLipError, FileGone, TaskCancelled
 from bitinglip.results.files import MEDIA_TYPES, Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.scheduling.job import SpeechJob
-from bitinglip.wire.errors import error_body
+from bitinglip.wire.openai_view import OpenAIView
 from workers import protocol
 
 _json = msgspec.json.Encoder()
 
 
-class SpeechView:
-    """A job as sound: a file as one body, samples as they come, or these in events."""
-
-    starts_immediately = False
+class SpeechView(OpenAIView):
+    """Shows a job as a file in one body, as a stream of samples, or as events with samples."""
 
     def __init__(self, event_log: EventLog, request_id: str, files: Files, *, events: bool) -> None:
-        assert isinstance(event_log.job, SpeechJob)
-        self._event_log = event_log
-        self._job = event_log.job
-        self._request_id = request_id
+        super().__init__(event_log, request_id)
+        assert isinstance(event_log.job.work, protocol.SpeechJob)
+        self._work = event_log.job.work
         self._files = files
         self._events = events
         self._body = b""
-        self._trouble: BitingLipError | None = None
+        self._error: BitingLipError | None = None
 
     @property
     def stream_media_type(self) -> str | None:
-        """Samples have no header."""
+        """Return the type of bare samples; None for events."""
         return None if self._events else "audio/pcm"
 
     @property
     def media_type(self) -> str:
-        return MEDIA_TYPES[self._job.format]
+        return MEDIA_TYPES[self._work.format]
 
-    async def settle(self) -> None:
-        """Read the file, where it is the answer."""
-        if self._job.stream:
+    async def prepare_final(self) -> None:
+        """Read the file, unless its samples were streamed."""
+        if self._work.stream:
             return
         for made in outputs_of(self._event_log):
             body = await self._files.read(made.id)
             if body is None:
-                self._trouble = FileGone()
+                self._error = FileGone()
             self._body = body or b""
 
     def render(self, event: Event) -> bytes:
@@ -58,20 +54,16 @@ class SpeechView:
                 return samples
             case protocol.SpeechDone() if self._events:
                 return self._event("done")
-            case protocol.Failed() if self._events:
-                return sse(error_body(error_of(event), self._request_id))
-            case protocol.Cancelled() if self._events:
-                return sse(error_body(TaskCancelled(), self._request_id))
-            case protocol.Failed():
-                raise error_of(event)  # an error, or once sound was sent, an end in the middle
-            case protocol.Cancelled():
+            case protocol.Failed() if not self._events:
+                raise error_of(event)  # an error response, or an end in the middle of the audio
+            case protocol.Cancelled() if not self._events:
                 raise TaskCancelled()
             case _:
-                return b""
+                return super().render(event)
 
-    def whole(self) -> bytes:
-        if self._trouble is not None:
-            raise self._trouble
+    def body(self) -> bytes:
+        if self._error is not None:
+            raise self._error
         return self._body
 
     def _event(self, name: str, **data: Any) -> bytes:

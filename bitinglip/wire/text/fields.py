@@ -1,4 +1,4 @@
-"""The fields that both text surfaces share: every number has bounds, every name one meaning."""
+"""Both text surfaces share these fields; every number has bounds."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from bitinglip.settings import SamplingDefaults
-from bitinglip.wire.body import Body, Only, first
+from bitinglip.wire.body import AllowedValues, Body, coalesce
 from workers import protocol
 
 MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 4096
+MAX_PARTS = 4096  #: of a message
 _SEEDS = 2**64
 
 
@@ -36,27 +37,29 @@ class TextPart(Body):
 
 
 class Message(Body):
-    """One turn of a conversation. The last three members are what our own answers hold beside."""
+    """A turn of a conversation; the last three fields let our own answers be sent back."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])
+        list[TextPart],
+        Field(max_length=MAX_PARTS, fail_fast=True),
+        BeforeValidator(_parts, json_schema_input_type=str | list[TextPart]),
     ]
-    refusal: Annotated[Any, Only((None,))] = None
-    annotations: Annotated[Any, Only((None, []))] = None
-    tool_calls: Annotated[Any, Only((None, []))] = None
+    refusal: Annotated[Any, AllowedValues((None,))] = None
+    annotations: Annotated[Any, AllowedValues((None, []))] = None
+    tool_calls: Annotated[Any, AllowedValues((None, []))] = None
 
     def to_job(self) -> protocol.ChatMessage:
         role = "system" if self.role == "developer" else self.role
         return protocol.ChatMessage(role, "".join(part.text for part in self.content))
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 @dataclass(frozen=True)
 class ApiDefaults:
-    """What an API says a request means that leaves these open."""
+    """Defaults of one API for fields that the request omits."""
 
     max_tokens: int
     temperature: float
@@ -64,7 +67,7 @@ class ApiDefaults:
 
 
 class SamplingFields(Body):
-    """``null`` is the same as leaving a field out: the model's default, then the API's."""
+    """Sampling parameters; ``null`` means no value: the model's default applies, then the API's."""
 
     max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -90,16 +93,16 @@ class SamplingFields(Body):
         stop: list[str] | None,
         logprobs: int | None,
     ) -> protocol.Sampling:
-        """The request's values, else the model's own defaults, else the API's."""
+        """Take the request's values, else the model's defaults, else the API's."""
         return protocol.Sampling(
-            max_tokens=first(max_tokens, own.max_tokens, api.max_tokens),
-            temperature=first(self.temperature, own.temperature, api.temperature),
-            top_p=first(self.top_p, own.top_p, api.top_p),
-            top_k=first(self.top_k, own.top_k, None),
-            min_p=first(self.min_p, None, 0.0),
-            repetition_penalty=first(self.repetition_penalty, None, 1.0),
-            presence_penalty=first(self.presence_penalty, None, 0.0),
-            frequency_penalty=first(self.frequency_penalty, None, 0.0),
+            max_tokens=coalesce(max_tokens, own.max_tokens, api.max_tokens),
+            temperature=coalesce(self.temperature, own.temperature, api.temperature),
+            top_p=coalesce(self.top_p, own.top_p, api.top_p),
+            top_k=coalesce(self.top_k, own.top_k, None),
+            min_p=coalesce(self.min_p, None, 0.0),
+            repetition_penalty=coalesce(self.repetition_penalty, None, 1.0),
+            presence_penalty=coalesce(self.presence_penalty, None, 0.0),
+            frequency_penalty=coalesce(self.frequency_penalty, None, 0.0),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             logprobs=logprobs,
             seed=None if self.seed is None else self.seed % _SEEDS,

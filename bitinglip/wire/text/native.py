@@ -1,43 +1,43 @@
-"""The native API's request for text."""
+"""The native API takes this request for text."""
 
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.queue.priority import Priority, RequestPriority
-from bitinglip.settings import Model
-from bitinglip.wire.body import ModelName, Only, Timeout
+from bitinglip.scheduling.job import Job, new_task_id
+from bitinglip.scheduling.queue.priority import RequestPriority
+from bitinglip.wire.body import AllowedValues, ModelName, Timeout
+from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stop
+from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
 
 class TextGenerationRequest(SamplingFields):
-    """Text to generate: from a ``prompt``, or from ``messages`` through the model's template."""
+    """Asks for text from a ``prompt``, or from ``messages`` through the model's chat template."""
 
     model: ModelName
     prompt: str | None = None
     messages: Messages | None = None
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
     logprobs: Logprobs | None = None
-    response_format: Annotated[Any, Only((None, {"type": "text"}))] = None
+    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     timeout: Timeout | None = None
     stream: bool = False
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
-        """The work that this request asks for; ``timeout`` is the server's, unless it has one."""
+    def to_job(self, context: JobContext) -> Job:
+        """Make the job that this request asks for. Raises InvalidRequest."""
         self._check_one_input()
-        return TextJob(
-            model=self.model,
-            key_id=key_id,
+        work = protocol.TextJob(
+            id=new_task_id(),
             prompt=self.prompt,
             messages=tuple(m.to_job() for m in self.messages) if self.messages else None,
             sampling=self.sampling(
-                own.sampling,
+                context.model_settings.sampling,
                 DEFAULTS,
                 max_tokens=self.max_tokens,
                 stop=self.stop_sequences,
@@ -45,9 +45,8 @@ class TextGenerationRequest(SamplingFields):
             ),
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
-            timeout=self.timeout or timeout,
-            priority=priority,
         )
+        return context.job(work, timeout=self.timeout)
 
     def _check_one_input(self) -> None:
         if self.prompt is not None and self.messages is not None:

@@ -1,8 +1,8 @@
-"""The OpenAI-compatible requests. A field that is not here is refused by name.
+"""OpenAI's surface takes these requests for text. A field that is not here is refused by name.
 
-Beside OpenAI's own: ``top_k, min_p, repetition_penalty, ignore_eos``. ``user`` is a label for the
-provider's own records, promises nothing and is not kept. Fields typed ``Only`` may say what we do
-anyway (``n: 1``, ``store: false``) and nothing else.
+Our additional fields are ``top_k, min_p, repetition_penalty, ignore_eos``. ``user`` has no effect
+and is not stored. A field typed ``AllowedValues`` takes
+the values that change nothing (``n: 1``, ``store: false``), and no other.
 """
 
 from typing import Annotated, Any
@@ -11,10 +11,9 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import TextJob
-from bitinglip.scheduling.queue.priority import Priority
-from bitinglip.settings import Model
-from bitinglip.wire.body import Body, ModelName, Only
+from bitinglip.scheduling.job import Job, new_task_id
+from bitinglip.wire.body import AllowedValues, Body, ModelName
+from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import (
     MAX_TOKENS,
     ApiDefaults,
@@ -25,6 +24,7 @@ from bitinglip.wire.text.fields import (
     SamplingFields,
     Stop,
 )
+from workers import protocol
 
 CHAT_DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
 COMPLETION_DEFAULTS = ApiDefaults(max_tokens=16, temperature=1.0, top_p=1.0)
@@ -32,18 +32,18 @@ COMPLETION_DEFAULTS = ApiDefaults(max_tokens=16, temperature=1.0, top_p=1.0)
 
 class StreamOptions(Body):
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, Only((None, False))] = None
+    include_obfuscation: Annotated[Any, AllowedValues((None, False))] = None
 
 
 class _OpenAIFields(SamplingFields):
-    """What chat and completions share."""
+    """The fields that chat and completions share."""
 
     model: ModelName
     stop: Annotated[list[Stop], Field(max_length=4), OneOrMore] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
-    n: Annotated[Any, Only((None, 1))] = None
+    n: Annotated[Any, AllowedValues((None, 1))] = None
 
     @property
     def include_usage(self) -> bool:
@@ -61,21 +61,20 @@ class ChatCompletionRequest(_OpenAIFields):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    response_format: Annotated[Any, Only((None, {"type": "text"}))] = None
-    modalities: Annotated[Any, Only((None, ["text"]))] = None
-    service_tier: Annotated[Any, Only((None, "auto", "default"))] = None
-    store: Annotated[Any, Only((None, False))] = None
+    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
+    modalities: Annotated[Any, AllowedValues((None, ["text"]))] = None
+    service_tier: Annotated[Any, AllowedValues((None, "auto", "default"))] = None
+    store: Annotated[Any, AllowedValues((None, False))] = None
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
-        """The work that this request asks for."""
+    def to_job(self, context: JobContext) -> Job:
+        """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
         asked = self._asked_tokens()
-        return TextJob(
-            model=self.model,
-            key_id=key_id,
+        work = protocol.TextJob(
+            id=new_task_id(),
             messages=tuple(message.to_job() for message in self.messages),
             sampling=self.sampling(
-                own.sampling,
+                context.model_settings.sampling,
                 CHAT_DEFAULTS,
                 max_tokens=asked,
                 stop=self.stop,
@@ -83,9 +82,8 @@ class ChatCompletionRequest(_OpenAIFields):
             ),
             clip_max_tokens=asked is None,
             stream=bool(self.stream),
-            timeout=timeout,
-            priority=priority,
         )
+        return context.job(work)
 
     def _asked_tokens(self) -> int | None:
         old, new = self.max_tokens, self.max_completion_tokens
@@ -104,7 +102,7 @@ class ChatCompletionRequest(_OpenAIFields):
 
 
 def _one_prompt(value: Any) -> Any:
-    """A string, or a list with one string."""
+    """Take a string, or the only string of a list."""
     if not isinstance(value, list):
         return value
     if len(value) == 1 and isinstance(value[0], str):
@@ -117,19 +115,18 @@ def _one_prompt(value: Any) -> Any:
 class CompletionRequest(_OpenAIFields):
     prompt: Annotated[str, BeforeValidator(_one_prompt, json_schema_input_type=str | list[str])]
     logprobs: Logprobs | None = None
-    best_of: Annotated[Any, Only((None, 1))] = None
-    echo: Annotated[Any, Only((None, False))] = None
-    suffix: Annotated[Any, Only((None, ""))] = None
+    best_of: Annotated[Any, AllowedValues((None, 1))] = None
+    echo: Annotated[Any, AllowedValues((None, False))] = None
+    suffix: Annotated[Any, AllowedValues((None, ""))] = None
 
-    def to_job(self, own: Model, *, key_id: str, timeout: float, priority: Priority) -> TextJob:
-        """The work that this request asks for."""
+    def to_job(self, context: JobContext) -> Job:
+        """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
-        return TextJob(
-            model=self.model,
-            key_id=key_id,
+        work = protocol.TextJob(
+            id=new_task_id(),
             prompt=self.prompt,
             sampling=self.sampling(
-                own.sampling,
+                context.model_settings.sampling,
                 COMPLETION_DEFAULTS,
                 max_tokens=self.max_tokens,
                 stop=self.stop,
@@ -137,6 +134,5 @@ class CompletionRequest(_OpenAIFields):
             ),
             clip_max_tokens=self.max_tokens is None,
             stream=bool(self.stream),
-            timeout=timeout,
-            priority=priority,
         )
+        return context.job(work)

@@ -1,15 +1,13 @@
-"""How OpenAI's two text surfaces show a job: chunks with a prebuilt frame, or one object."""
+"""OpenAI's two text surfaces show a job as chunks with a prebuilt frame, or as one object."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import msgspec
 
-from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import DONE, sse
-from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.scheduling.job import TextJob
-from bitinglip.wire.errors import error_body
+from bitinglip.scheduling.event_log import Event, EventLog
+from bitinglip.wire.openai_view import OpenAIView
 from workers import protocol
 
 Logprobs = tuple[protocol.TokenLogprob, ...]
@@ -17,12 +15,9 @@ Logprobs = tuple[protocol.TokenLogprob, ...]
 _json = msgspec.json.Encoder()
 
 
-class _OpenAIView(ABC):
-    """What both surfaces do alike: chunks, the last chunk, usage, ``[DONE]`` or an error."""
+class _TextView(OpenAIView):
+    """Shows chunks, the last chunk, usage and ``[DONE]``; the surfaces differ in their choices."""
 
-    starts_immediately = False
-    stream_media_type = None
-    media_type = "application/json"
     prefix: str
     kind: str
     chunk_kind: str
@@ -30,12 +25,11 @@ class _OpenAIView(ABC):
     def __init__(
         self, event_log: EventLog, request_id: str, *, include_usage: bool = False
     ) -> None:
+        super().__init__(event_log, request_id)
         job = event_log.job
-        assert isinstance(job, TextJob)
-        self._event_log = event_log
-        self._request_id = request_id
+        assert isinstance(job.work, protocol.TextJob)
         self._include_usage = include_usage
-        self._wants_logprobs = job.sampling.logprobs is not None
+        self._wants_logprobs = job.work.sampling.logprobs is not None
         self._frame = {
             "id": self.prefix + job.id.removeprefix("task-"),
             "created": int(job.created_at.timestamp()),
@@ -53,31 +47,23 @@ class _OpenAIView(ABC):
                 return self._begin() + self._chunk(self.token_choice(event))
             case protocol.TextDone():
                 return self._begin() + self._end(event)
-            case protocol.Failed():
-                return sse(error_body(error_of(event), self._request_id))
-            case protocol.Cancelled():
-                return sse(error_body(TaskCancelled(), self._request_id))
             case _:
-                return b""
+                return super().render(event)
 
-    async def settle(self) -> None:
-        """Nothing to do: text is in the event itself."""
-        assert self._event_log.final is not None
-
-    def whole(self) -> bytes:
+    def body(self) -> bytes:
         done = self._event_log.final
         assert isinstance(done, protocol.TextDone)
         return _json.encode(
             {
                 **self._frame,
                 "object": self.kind,
-                "choices": [self.whole_choice(done)],
+                "choices": [self.body_choice(done)],
                 "usage": _usage(done),
             }
         )
 
     def first_choice(self) -> dict[str, Any] | None:
-        """What a stream begins with, before any text."""
+        """Return the choice that a stream begins with, before any text, if there is one."""
         return None
 
     @abstractmethod
@@ -87,7 +73,7 @@ class _OpenAIView(ABC):
     def last_choice(self, done: protocol.TextDone) -> dict[str, Any]: ...
 
     @abstractmethod
-    def whole_choice(self, done: protocol.TextDone) -> dict[str, Any]: ...
+    def body_choice(self, done: protocol.TextDone) -> dict[str, Any]: ...
 
     def _begin(self) -> bytes:
         if self._begun:
@@ -107,7 +93,7 @@ class _OpenAIView(ABC):
         return last + DONE
 
 
-class ChatView(_OpenAIView):
+class ChatView(_TextView):
     prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def first_choice(self) -> dict[str, Any]:
@@ -119,7 +105,7 @@ class ChatView(_OpenAIView):
     def last_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return self._delta({}, finish_reason=done.finish_reason)
 
-    def whole_choice(self, done: protocol.TextDone) -> dict[str, Any]:
+    def body_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return {
             "index": 0,
             "message": {"role": "assistant", "content": done.text, "refusal": None},
@@ -146,7 +132,7 @@ class ChatView(_OpenAIView):
         return {"content": [_chat_logprob(each) for each in sampled], "refusal": None}
 
 
-class CompletionView(_OpenAIView):
+class CompletionView(_TextView):
     prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
     def __init__(
@@ -161,7 +147,7 @@ class CompletionView(_OpenAIView):
     def last_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return self._choice("", (), done.finish_reason)
 
-    def whole_choice(self, done: protocol.TextDone) -> dict[str, Any]:
+    def body_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return self._choice(done.text, done.logprobs, done.finish_reason)
 
     def _choice(self, text: str, sampled: Logprobs, reason: str | None) -> dict[str, Any]:

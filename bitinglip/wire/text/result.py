@@ -1,8 +1,7 @@
-"""The result and the usage of text in an InferenceResponse."""
+"""These functions describe text and its usage in an InferenceResponse."""
 
 from typing import Any
 
-from bitinglip.scheduling.job import TextJob
 from workers import protocol
 
 
@@ -15,16 +14,16 @@ def logprob_info(sampled: protocol.TokenLogprob) -> dict[str, Any]:
     }
 
 
-def text_result(job: TextJob, done: protocol.TextDone) -> dict[str, Any]:
-    """``result`` of an InferenceResponse."""
+def text_result(work: protocol.TextJob, done: protocol.TextDone) -> dict[str, Any]:
+    """Describe the text, with log-probabilities if they were asked for."""
     result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
-    if job.sampling.logprobs is not None:
+    if work.sampling.logprobs is not None:
         result["logprobs"] = [logprob_info(each) for each in done.logprobs]
     return result
 
 
 def text_usage(final: protocol.TextDone | protocol.Cancelled) -> dict[str, Any]:
-    """What is charged: tokens."""
+    """Count what is charged: tokens."""
     return {
         "prompt_tokens": final.prompt_tokens,
         "completion_tokens": final.completion_tokens,

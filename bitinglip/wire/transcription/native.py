@@ -1,17 +1,18 @@
-"""The native API's request for transcription, and how its result looks."""
+"""The native API takes this request for transcription."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitinglip.scheduling.job import TranscriptionJob
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import Body, ModelName, Timeout
-from bitinglip.wire.transcription.job import Language, Prompt, Temperature, TranscriptionTerms
+from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.transcription.job import Language, Prompt, Temperature, transcription_job
 
 
 class TranscriptionFields(Body):
-    """Beside the ``file`` of a form."""
+    """The fields of a form with a ``file``."""
 
     model: ModelName
     language: Language | None = None
@@ -24,11 +25,11 @@ class TranscriptionFields(Body):
     priority: RequestPriority = "normal"
     asynchronous: Annotated[bool, Field(alias="async")] = False
 
-    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
-        """The work that this request asks for, of a file of so many bytes."""
-        return terms.job(
-            model=self.model,
-            size=size,
+    def to_job(self, context: JobContext, file_bytes: int) -> Job:
+        """Make the job for a file of so many bytes. Raises PayloadTooLarge."""
+        return transcription_job(
+            context,
+            file_bytes,
             language=self.language,
             task=self.task,
             prompt=self.prompt,
@@ -40,6 +41,6 @@ class TranscriptionFields(Body):
 
 
 class TranscriptionRequest(TranscriptionFields):
-    """The same as JSON: the file in base64."""
+    """The same fields as JSON, with the file in base64."""
 
     audio: str

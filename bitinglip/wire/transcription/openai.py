@@ -1,21 +1,19 @@
-"""OpenAI's requests for transcription, and how a job looks there."""
+"""OpenAI's surface takes these requests for transcription."""
 
 from typing import Annotated, Any, Literal
 
-import msgspec
-
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
-from bitinglip.scheduling.job import TranscriptionJob
-from bitinglip.wire.body import Body, ModelName, Only
-from bitinglip.wire.transcription.job import Language, Prompt, Temperature, TranscriptionTerms
+from bitinglip.scheduling.job import Job
+from bitinglip.wire.body import AllowedValues, Body, ModelName
+from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.transcription.job import Language, Prompt, Temperature, transcription_job
 
 Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
 _TIMED = ("srt", "vtt", "verbose_json")
-_json = msgspec.json.Encoder()
 
 
 class _Fields(Body):
-    """What both routes share, beside the file."""
+    """The fields that both routes share."""
 
     model: ModelName
     prompt: Prompt | None = None
@@ -24,15 +22,15 @@ class _Fields(Body):
 
 
 class TranscriptionRequest(_Fields):
-    """``POST /v1/audio/transcriptions``"""
+    """The fields of ``POST /v1/audio/transcriptions``, without its file."""
 
     language: Language | None = None
     timestamp_granularities: list[Literal["word", "segment"]] | None = None
     stream: bool = False
-    chunking_strategy: Annotated[Any, Only((None, "auto"))] = None
+    chunking_strategy: Annotated[Any, AllowedValues((None, "auto"))] = None
 
-    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
-        """The work that this request asks for."""
+    def to_job(self, context: JobContext, file_bytes: int) -> Job:
+        """Make the job for a file of so many bytes. Raises InvalidRequest or PayloadTooLarge."""
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise InvalidRequest(
                 "'timestamp_granularities' needs the response_format verbose_json.",
@@ -44,9 +42,9 @@ class TranscriptionRequest(_Fields):
             )
         words = "word" in (self.timestamp_granularities or ())
         timed = "segment" if self.response_format in _TIMED else "none"
-        return terms.job(
-            model=self.model,
-            size=size,
+        return transcription_job(
+            context,
+            file_bytes,
             language=self.language,
             prompt=self.prompt,
             temperature=self.temperature,
@@ -56,18 +54,19 @@ class TranscriptionRequest(_Fields):
 
 
 class TranslationRequest(_Fields):
-    """``POST /v1/audio/translations``: into English."""
+    """The fields of ``POST /v1/audio/translations``, which translates into English."""
 
-    timestamp_granularities: Annotated[Any, Only((None,))] = None
-    stream: Annotated[Any, Only((None, False))] = None
+    timestamp_granularities: Annotated[Any, AllowedValues((None,))] = None
+    stream: Annotated[Any, AllowedValues((None, False))] = None
 
-    def to_job(self, terms: TranscriptionTerms, size: int) -> TranscriptionJob:
-        """The work that this request asks for."""
-        return terms.job(
-            model=self.model,
-            size=size,
+    def to_job(self, context: JobContext, file_bytes: int) -> Job:
+        """Make the job for a file of so many bytes. Raises InvalidRequest or PayloadTooLarge."""
+        return transcription_job(
+            context,
+            file_bytes,
             task="translate",
             prompt=self.prompt,
             temperature=self.temperature,
             timestamps="segment" if self.response_format in _TIMED else "none",
+            stream=False,
         )

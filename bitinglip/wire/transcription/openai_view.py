@@ -1,14 +1,12 @@
-"""How OpenAI's surface shows a transcription: text, subtitles, JSON or events."""
+"""OpenAI's surface shows a transcription as text, subtitles, JSON or events."""
 
 from typing import Any
 
 import msgspec
 
-from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.scheduling.job import TranscriptionJob
-from bitinglip.wire.errors import error_body
+from bitinglip.scheduling.event_log import Event, EventLog
+from bitinglip.wire.openai_view import OpenAIView
 from bitinglip.wire.transcription.openai import Form
 from bitinglip.wire.transcription.result import segment_info
 from bitinglip.wire.transcription.subtitles import srt, vtt
@@ -17,19 +15,15 @@ from workers import protocol
 _json = msgspec.json.Encoder()
 
 
-class TranscriptionView:
-    """A job as OpenAI's transcriptions look, in the form that was asked for."""
-
-    starts_immediately = False
-    stream_media_type = None
+class TranscriptionView(OpenAIView):
+    """Shows a transcription in the format that the request names."""
 
     def __init__(
         self, event_log: EventLog, request_id: str, *, form: Form, granularities: tuple[str, ...]
     ) -> None:
-        assert isinstance(event_log.job, TranscriptionJob)
-        self._event_log = event_log
-        self._job = event_log.job
-        self._request_id = request_id
+        super().__init__(event_log, request_id)
+        assert isinstance(event_log.job.work, protocol.TranscriptionJob)
+        self._work = event_log.job.work
         self._form = form
         self._granularities = granularities
 
@@ -38,24 +32,16 @@ class TranscriptionView:
         json = self._form in ("json", "verbose_json")
         return "application/json" if json else "text/plain; charset=utf-8"
 
-    async def settle(self) -> None:
-        """Nothing to do: the text is in the event itself."""
-        assert self._event_log.final is not None
-
     def render(self, event: Event) -> bytes:
         match event:
             case protocol.SegmentDelta(segment=segment):
                 return _event("delta", delta=segment.text)
             case protocol.TranscriptionDone(text=text):
                 return _event("done", text=text)
-            case protocol.Failed():
-                return sse(error_body(error_of(event), self._request_id))
-            case protocol.Cancelled():
-                return sse(error_body(TaskCancelled(), self._request_id))
             case _:
-                return b""
+                return super().render(event)
 
-    def whole(self) -> bytes:
+    def body(self) -> bytes:
         done = self._event_log.final
         assert isinstance(done, protocol.TranscriptionDone)
         match self._form:
@@ -71,7 +57,7 @@ class TranscriptionView:
 
     def _verbose(self, done: protocol.TranscriptionDone) -> dict[str, Any]:
         answer: dict[str, Any] = {
-            "task": self._job.task,
+            "task": self._work.task,
             "language": done.language,
             "duration": done.duration,
             "text": done.text,

@@ -1,4 +1,4 @@
-"""The result and the usage of a transcription in an InferenceResponse."""
+"""These functions describe a transcription and its usage in an InferenceResponse."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from workers import protocol
 
 
 def transcription_result(done: protocol.TranscriptionDone) -> dict[str, Any]:
-    """``result`` of an InferenceResponse."""
+    """Describe the transcription and its segments."""
     return {
         "text": done.text,
         "language": done.language,
@@ -22,6 +22,6 @@ def segment_info(number: int, segment: protocol.Segment) -> dict[str, Any]:
 
 
 def transcription_usage(final: protocol.TranscriptionDone | protocol.Cancelled) -> dict[str, Any]:
-    """What is charged: seconds of sound."""
+    """Count what is charged: seconds of audio."""
     seconds = final.duration if isinstance(final, protocol.TranscriptionDone) else 0.0
     return {"audio_seconds": round(seconds, 3)}

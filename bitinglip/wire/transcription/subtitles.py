@@ -1,4 +1,4 @@
-"""A transcription as subtitles: SubRip and WebVTT, of segments.
+"""Subtitles show the segments of a transcription as SubRip or WebVTT.
 
 Players show what overlaps at the same time, and drop cues that end before they begin; so times
 are rounded once, to milliseconds, and put in order after that.
@@ -14,7 +14,7 @@ _SHORTEST = 1  #: millisecond, of a cue; players never show one without any
 
 @dataclass(frozen=True, slots=True)
 class _Cue:
-    """``start`` and ``end`` in milliseconds."""
+    """A cue of subtitles; ``start`` and ``end`` are in milliseconds."""
 
     start: int
     end: int
@@ -37,7 +37,7 @@ def vtt(segments: Iterable[Segment]) -> str:
 
 
 def _cues(segments: Iterable[Segment]) -> list[_Cue]:
-    """One for each segment with text; none lasts into the next one."""
+    """Make a cue of each segment with text; none overlaps the next."""
     cues: list[_Cue] = []
     for segment in segments:
         text = " ".join(segment.text.split())  # a blank line would end the cue
@@ -64,7 +64,7 @@ def _time(milliseconds: int, point: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """SubRip has no escapes; only what looks like a line of times would end the cue."""
+    """Replace arrows, which would end a cue: SubRip has no escapes."""
     return text.replace("-->", "->")
 
 

@@ -1,16 +1,18 @@
-"""What does not get in, and what every answer carries."""
+"""The edge: requests that are refused before any route, and headers of every response."""
 
 import json
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
-from tests.support.fake_services import Served
-from tests.support.http_client import ADMIN, MAX_BODY, NATIVE, PROMPT, error_of
+from tests.support.api_server import Served, serve
+from tests.support.http_client import MAX_BODY, NATIVE, PROMPT, error_of
 
 
-def test_bad_bodies(client: httpx.Client) -> None:
+def test_body_that_is_not_valid_json_is_refused(client: httpx.Client) -> None:
     for raw in (b"", b"[]", b"{", b"\xff", b"[" * 5000, b'{"model":"demo","prompt":NaN}'):
         response = client.post(NATIVE, content=raw, headers={"content-type": "application/json"})
         error_of(response, 400, "INVALID_REQUEST")
@@ -19,18 +21,18 @@ def test_bad_bodies(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
-def test_only_json(client: httpx.Client, kind: str | None) -> None:
+def test_content_type_must_be_json(client: httpx.Client, kind: str | None) -> None:
     headers = {"content-type": kind} if kind else {}
     response = client.post(NATIVE, content=json.dumps(PROMPT), headers=headers)
     error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
 
 
-def test_encoded_bodies_are_refused(client: httpx.Client) -> None:
+def test_content_encoding_is_refused(client: httpx.Client) -> None:
     response = client.post(NATIVE, json=PROMPT, headers={"content-encoding": "gzip"})
     error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
 
 
-def test_large_bodies(client: httpx.Client) -> None:
+def test_body_over_the_limit_is_refused(client: httpx.Client) -> None:
     at_limit = json.dumps(PROMPT).encode().ljust(MAX_BODY)
     headers = {"content-type": "application/json"}
     assert client.post(NATIVE, content=at_limit, headers=headers).status_code == 200
@@ -41,7 +43,7 @@ def test_large_bodies(client: httpx.Client) -> None:
     error_of(chunked, 413, "PAYLOAD_TOO_LARGE")
 
 
-def test_a_huge_body_is_refused_before_it_is_read(served: Served) -> None:
+def test_body_over_the_limit_is_refused_before_it_is_read(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=5) as sock:
         sock.sendall(
             b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n\r\nxx"
@@ -50,7 +52,7 @@ def test_a_huge_body_is_refused_before_it_is_read(served: Served) -> None:
         assert sock.recv(65536).startswith(b"HTTP/1.1 413")
 
 
-def test_length_and_chunks_exclude_each_other(served: Served) -> None:
+def test_content_length_and_chunks_exclude_each_other(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=5) as sock:
         sock.sendall(
             b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
@@ -59,34 +61,126 @@ def test_length_and_chunks_exclude_each_other(served: Served) -> None:
         assert sock.recv(65536).startswith(b"HTTP/1.1 400")
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:99", "[::1]:80", "box.lan", "BOX.lan"])
-def test_hosts_that_are_ours(client: httpx.Client, host: str) -> None:
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "127.0.0.1:99", "[::1]:80", "[0::1]", "box.lan", "BOX.lan:443"],
+)
+def test_host_of_ours_is_served(client: httpx.Client, host: str) -> None:
     assert client.get("/health", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.com", "0.0.0.0", "localhost.evil.com", "", "box.lan.", "a:b:c"]
+    "host",
+    [
+        "evil.com",
+        "0.0.0.0",
+        "localhost.evil.com",
+        "",
+        "box.lan.",
+        "a:b:c",
+        "[::1]evil",
+        "[::1]evil:80",
+        "localhost:evil.com",
+        "localhost:80@evil.com",
+        "localhost:70000",
+        "localhost:0",
+        "127.0.0.1:",
+    ],
 )
-def test_hosts_that_are_not(client: httpx.Client, host: str) -> None:
+def test_host_that_is_foreign_is_refused(client: httpx.Client, host: str) -> None:
     error_of(client.get("/health", headers={"host": host}), 400, "INVALID_REQUEST")
 
 
-def test_no_credentials_in_addresses(client: httpx.Client) -> None:
+FOREIGN_PAGES: list[dict[str, str]] = [
+    {"origin": "https://evil.example"},
+    {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+    {"origin": "http://localhost:3000", "sec-fetch-site": "same-site"},
+    {"origin": "null"},
+    {"origin": "http://[::1"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+]
+
+
+@pytest.mark.parametrize("page", FOREIGN_PAGES)
+def test_origin_that_is_foreign_may_not_change_anything(
+    served: Served, client: httpx.Client, page: dict[str, str]
+) -> None:
+    before = len(served.workers.jobs)
+    for method, path in [
+        ("POST", NATIVE),
+        ("POST", "/api/v1/models/demo/load"),
+        ("DELETE", "/api/v1/tasks/x"),
+        ("PATCH", "/api/v1/keys/x"),
+        ("PUT", "/nope"),
+    ]:
+        # Text and forms are what a page can send without being asked first.
+        headers = {"content-type": "text/plain", **page}
+        refused = client.request(method, path, content=json.dumps(PROMPT), headers=headers)
+        assert error_of(refused, 403, "INSUFFICIENT_SCOPE")["param"] == "Origin"
+    assert len(served.workers.jobs) == before
+    assert client.get("/health", headers=page).status_code == 200
+
+
+def test_origin_of_our_own_may_use_the_api(served: Served, client: httpx.Client) -> None:
+    for page in (
+        {"origin": served.url, "sec-fetch-site": "same-origin"},
+        {"origin": served.url},
+        {"sec-fetch-site": "none"},
+    ):
+        assert client.post(NATIVE, json=PROMPT, headers=page).status_code == 200
+
+
+def test_origin_in_the_settings_may_use_the_api(tmp_path: Path) -> None:
+    page = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
+    with serve(tmp_path, server={"cors_origins": ["https://app.example"]}) as served:
+        headers = {**served.headers("inference:text"), **page}
+        answer = httpx.post(served.url + NATIVE, json=PROMPT, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        asked = {**page, "access-control-request-method": "POST"}
+        assert httpx.options(served.url + NATIVE, headers=asked).status_code == 200
+        other = {**headers, "origin": "https://evil.example"}
+        refused = httpx.post(served.url + NATIVE, json=PROMPT, headers=other)
+        error_of(refused, 403, "INSUFFICIENT_SCOPE")
+
+
+def test_origin_is_checked_where_keys_are_off(tmp_path: Path) -> None:
+    with serve(tmp_path, security={"require_api_key": False}) as served:
+        page = {"origin": "https://evil.example"}
+        for path in ("/api/v1/models/demo/load", "/api/v1/workers/demo/0/restart"):
+            refused = httpx.post(served.url + path, headers=page)
+            error_of(refused, 403, "INSUFFICIENT_SCOPE")
+        assert served.services.operations.status("demo") == "available"
+
+
+def test_cache_control_is_no_store_on_every_answer(
+    client: httpx.Client, admin: httpx.Client
+) -> None:
+    answers = [admin.get(path) for path in ("/v1/models", "/api/v1/tasks", "/api/v1/keys")]
+    answers += [client.get("/livez"), client.get("/nope"), client.post(NATIVE, json=PROMPT)]
+    answers += [client.post(NATIVE, json={**PROMPT, "stream": True})]
+    answers += [client.post(NATIVE, json={**PROMPT, "model": "gpt"})]
+    for answer in answers:
+        assert answer.headers.get_list("cache-control") == ["no-store"], answer.url
+
+
+def test_credential_in_an_address_is_refused(client: httpx.Client) -> None:
     key = "blk_live_" + "a" * 12 + "_" + "b" * 49
     for query in (f"x={key}", "api_key=1", "token=x", "access_token", f"{key}=1"):
         error = error_of(client.get(f"/health?{query}"), 400, "INVALID_REQUEST")
         assert key not in error["message"]
 
 
-def test_unknown_addresses_and_methods(client: httpx.Client) -> None:
+def test_route_that_does_not_exist_is_refused(client: httpx.Client, admin: httpx.Client) -> None:
     error_of(client.get("/nope"), 404, "NOT_FOUND")
-    error_of(client.get("/api/v1/models/", headers=ADMIN), 404, "INVALID_MODEL")
+    error_of(admin.get("/api/v1/models/"), 404, "INVALID_MODEL")
     response = client.get(NATIVE)
     error_of(response, 405, "INVALID_REQUEST")
     assert response.headers["allow"] == "POST"
 
 
-def test_request_ids(client: httpx.Client) -> None:
+def test_request_id_is_the_client_s_if_it_is_valid(client: httpx.Client) -> None:
     given = client.get("/livez", headers={"x-request-id": "my.id-1"})
     assert given.headers["x-request-id"] == "my.id-1"
     for bad in (b"a b", b"x" * 129, "ä".encode(), b""):
@@ -94,21 +188,25 @@ def test_request_ids(client: httpx.Client) -> None:
         assert made.startswith("req-")
 
 
-def test_security_headers(client: httpx.Client) -> None:
+def test_security_headers_are_on_every_response(client: httpx.Client) -> None:
     for path in ("/livez", "/nope"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
 
 
-def test_anything_unforeseen_is_a_500_that_says_nothing(
+def test_exception_that_is_unforeseen_is_a_500_without_details(
     served: Served, client: httpx.Client
 ) -> None:
-    served.store.manifests["broken"] = None  # type: ignore[assignment]
+    async def fail() -> None:
+        raise RuntimeError("a secret")
+
+    route = APIRoute("/fail", fail)
+    served.app.router.routes.append(route)
     try:
-        response = client.get("/api/v1/models", headers=ADMIN)
+        response = client.get("/fail")
         error = error_of(response, 500, "INTERNAL_ERROR")
-        assert "NoneType" not in response.text
+        assert "secret" not in response.text
         assert error["details"] == {}
     finally:
-        del served.store.manifests["broken"]
+        served.app.router.routes.remove(route)

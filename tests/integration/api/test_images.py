@@ -1,9 +1,10 @@
-"""Images over real sockets: bounds, uploads, events, both surfaces; the painter plays a part."""
+"""Images over real sockets: bounds, uploads, events, both surfaces; the engine is a script."""
 
+import asyncio
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,8 @@ import openai
 import pytest
 from PIL import Image
 
-from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import ImageJob
-from bitinglip.settings import Settings
-from tests.support.fake_services import Served, serve
+from tests.support.api_server import Served, serve
 from tests.support.http_client import error_of, events
-from tests.support.wait import eventually
 from workers import protocol
 
 NATIVE = "/api/v1/inference/image-generation"
@@ -25,7 +22,6 @@ GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
 ASKED = {"model": "painter", "prompt": "a fox", "width": 64, "height": 64, "steps": 4}
 PIXELS = b"the bytes of a picture"
-HEADERS = {"authorization": "Bearer k-inference:image"}
 
 
 PAINTER = {
@@ -36,19 +32,22 @@ PAINTER = {
     "default_loras": {"bold": 0.5},
 }
 
+UPLOADED: dict[str, bytes] = {}  #: what the worker found at the paths of its jobs
 
-async def paint(event_log: EventLog) -> None:
+
+async def paint(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     """Draw as the prompt says; previews are the step's number."""
-    job = event_log.job
-    assert isinstance(job, ImageJob)
-    event_log.put(protocol.Started(id=job.id))
+    assert isinstance(job, protocol.ImageJob)
+    yield protocol.Started(id=job.id)
+    if job.image is not None:
+        UPLOADED[job.image] = await asyncio.to_thread(Path(job.image).read_bytes)
     if job.prompt == "!fail":
-        event_log.put(protocol.Failed(id=job.id, code="OUT_OF_MEMORY", message="no"))
+        yield protocol.Failed(id=job.id, code="OUT_OF_MEMORY", message="no")
         return
     for step in range(1, job.steps + 1):
         due = job.preview_every and step % job.preview_every == 0 and step < job.steps
         preview = b"%d" % step if due else b""
-        event_log.put(protocol.Progress(id=job.id, step=step, steps=job.steps, preview=preview))
+        yield protocol.Progress(id=job.id, step=step, steps=job.steps, preview=preview)
     for index in range(len(job.seeds)):
         name = protocol.image_file_name(job.id, index, job.format)
         (Path(job.folder) / name).write_bytes(PIXELS)
@@ -58,41 +57,41 @@ async def paint(event_log: EventLog) -> None:
         )
         for seed in job.seeds
     )
-    event_log.put(
-        protocol.ImageDone(
-            id=job.id, pictures=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
-        )
+    yield protocol.ImageDone(
+        id=job.id, images=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
     )
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    settings = Settings.model_validate(
-        {
-            "server": {"max_body_bytes": 100_000, "max_upload_bytes": 200_000},
-            "limits": {"tiers": {"free": {"image": {"max_megapixels": 5}}}},
-            "models": {"painter": {"image": PAINTER}},
-        }
-    )
-    with serve(settings, paint, tmp_path_factory.mktemp("files")) as served:
+    with serve(
+        tmp_path_factory.mktemp("images"),
+        paint,
+        server={"max_body_bytes": 100_000, "max_upload_bytes": 200_000},
+        limits={"tiers": {"free": {"image": {"max_megapixels": 5}}}},
+        models={"painter": {"image": PAINTER}},
+    ) as served:
         yield served
 
 
 @pytest.fixture
 def client(studio: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=studio.url, headers=HEADERS, timeout=10) as client:
+    headers = studio.headers("inference:image")
+    with httpx.Client(base_url=studio.url, headers=headers, timeout=10) as client:
         yield client
-    eventually(lambda: studio.dispatcher.in_flight == 0, 5)
+    studio.wait_idle()
 
 
 @pytest.fixture
 def official(studio: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{studio.url}/v1", api_key="k-inference:image", max_retries=0)
+    key = studio.keys["inference:image"]
+    return openai.OpenAI(base_url=f"{studio.url}/v1", api_key=key, max_retries=0)
 
 
-def last_job(studio: Served) -> ImageJob:
-    job = studio.dispatcher.jobs[-1]
-    assert isinstance(job, ImageJob)
+def last_job(studio: Served) -> protocol.ImageJob:
+    """Return the last message to the worker."""
+    job = studio.workers.jobs[-1]
+    assert isinstance(job, protocol.ImageJob)
     return job
 
 
@@ -109,7 +108,7 @@ def animation() -> bytes:
     return out.getvalue()
 
 
-def test_the_design_s_request_and_what_it_leaves_open(client: httpx.Client, studio: Served) -> None:
+def test_image_request_of_the_design_and_its_defaults(client: httpx.Client, studio: Served) -> None:
     body = client.post(NATIVE, json={**ASKED, "seed": 5, "n": 2}).json()
     assert body["status"] == "completed"
     assert [image["seed"] for image in body["result"]["images"]] == [5, 6]
@@ -121,12 +120,12 @@ def test_the_design_s_request_and_what_it_leaves_open(client: httpx.Client, stud
     assert (job.format, job.preview_every, len(job.seeds)) == ("png", 0, 1)
 
 
-def test_without_a_seed_each_request_has_another(client: httpx.Client) -> None:
+def test_seed_differs_between_requests_without_one(client: httpx.Client) -> None:
     answers = [client.post(NATIVE, json=ASKED).json() for _ in range(3)]
     assert len({answer["result"]["images"][0]["seed"] for answer in answers}) == 3
 
 
-def test_a_stream_shows_each_step_and_previews_now_and_then(client: httpx.Client) -> None:
+def test_image_stream_shows_each_step_and_some_previews(client: httpx.Client) -> None:
     seen = events(client.post(NATIVE, json={**ASKED, "stream": True, "preview": 2}).text)
     assert [name for name, _ in seen] == ["started", *["progress"] * 4, "completed"]
     steps = [data for name, data in seen if name == "progress"]
@@ -160,44 +159,46 @@ def test_a_stream_shows_each_step_and_previews_now_and_then(client: httpx.Client
         ({"prompt": "x" * 20_000}, "prompt"),
     ],
 )
-def test_what_is_out_of_bounds(client: httpx.Client, change: dict[str, Any], param: str) -> None:
+def test_image_field_out_of_bounds_is_refused(
+    client: httpx.Client, change: dict[str, Any], param: str
+) -> None:
     error = error_of(client.post(NATIVE, json={**ASKED, **change}), 400, "INVALID_REQUEST")
     assert error["param"] == param
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
-def test_numbers_that_are_none(client: httpx.Client, text: str) -> None:
+def test_image_number_that_is_not_finite_is_refused(client: httpx.Client, text: str) -> None:
     body = json.dumps(ASKED)[:-1] + f', "guidance_scale": {text}}}'
     headers = {"content-type": "application/json"}
     answer = client.post(NATIVE, content=body, headers=headers)
     assert error_of(answer, 400, "INVALID_REQUEST")["param"] in (None, "guidance_scale")
 
 
-def test_fields_that_need_others_are_refused_by_name(client: httpx.Client) -> None:
+def test_image_field_that_needs_another_is_refused_by_name(client: httpx.Client) -> None:
     for param, value in [("strength", 0.5), ("cfg", 3)]:
         answer = client.post(NATIVE, json={**ASKED, param: value})
         assert error_of(answer, 400, "UNSUPPORTED_PARAMETER")["param"] == param
 
 
-def test_a_text_model_makes_no_images(client: httpx.Client) -> None:
+def test_image_request_for_a_text_model_is_refused(client: httpx.Client) -> None:
     error = error_of(client.post(NATIVE, json={**ASKED, "model": "demo"}), 400, "INVALID_REQUEST")
     assert error["param"] == "model"
     error_of(client.post(NATIVE, json={**ASKED, "model": "none"}), 404, "INVALID_MODEL")
 
 
-def test_pictures_reach_the_worker_as_they_came(client: httpx.Client, studio: Served) -> None:
+def test_upload_reaches_the_worker_unchanged(client: httpx.Client, studio: Served) -> None:
     sent = picture()
     text = "data:image/png;base64," + base64.b64encode(sent).decode()
     mask = base64.b64encode(picture(kind="webp")).decode()
     client.post(NATIVE, json={**ASKED, "image": text, "mask": mask, "strength": 0.5})
     job = last_job(studio)
     assert job.image is not None
-    assert Path(job.image).read_bytes() == sent
+    assert UPLOADED[job.image] == sent
     assert job.mask is not None
     assert job.strength == 0.5
 
 
-def test_loras_are_those_asked_for_else_the_model_s_own(
+def test_loras_are_the_request_s_or_else_the_model_s_own(
     client: httpx.Client, studio: Served
 ) -> None:
     for loras, expected in [
@@ -209,7 +210,7 @@ def test_loras_are_those_asked_for_else_the_model_s_own(
         assert last_job(studio).adapters == expected
 
 
-def test_the_official_client_generates(official: openai.OpenAI, studio: Served) -> None:
+def test_openai_client_generates_images(official: openai.OpenAI, studio: Served) -> None:
     made = official.images.generate(model="painter", prompt="a fox", size="64x128", n=2)
     assert made.data is not None
     assert [base64.b64decode(each.b64_json or "") for each in made.data] == [PIXELS, PIXELS]
@@ -224,7 +225,7 @@ def test_the_official_client_generates(official: openai.OpenAI, studio: Served) 
     assert (job.steps, job.seeds, job.format, job.negative_prompt) == (3, (9,), "webp", "x")
 
 
-def test_the_official_client_streams_partial_images(official: openai.OpenAI) -> None:
+def test_openai_client_streams_partial_images(official: openai.OpenAI) -> None:
     stream = official.images.generate(
         model="painter", prompt="a fox", stream=True, partial_images=2, extra_body={"steps": 10}
     )
@@ -236,14 +237,14 @@ def test_the_official_client_streams_partial_images(official: openai.OpenAI) -> 
     assert base64.b64decode(final.b64_json) == PIXELS
 
 
-def test_the_official_client_edits(official: openai.OpenAI, studio: Served) -> None:
+def test_openai_client_edits_images(official: openai.OpenAI, studio: Served) -> None:
     made = official.images.edit(
         model="painter", image=picture(), mask=picture(), prompt="a dog", extra_body={"steps": 2}
     )
     assert made.size == "96x72"  # the picture's own, in multiples of eight
     job = last_job(studio)
     assert (job.steps, job.prompt) == (2, "a dog")
-    assert Path(job.image or "").read_bytes() == picture()
+    assert UPLOADED[job.image or ""] == picture()
     [last] = [
         event
         for event in official.images.edit(
@@ -267,7 +268,7 @@ def test_the_official_client_edits(official: openai.OpenAI, studio: Served) -> N
         ({"image": picture(), "partial_images": 1}, "INVALID_REQUEST", "partial_images"),
     ],
 )
-def test_edits_that_are_refused(
+def test_image_edit_that_is_not_valid_is_refused(
     official: openai.OpenAI, given: dict[str, Any], code: str, param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
@@ -275,7 +276,7 @@ def test_edits_that_are_refused(
     assert (refused.value.code, refused.value.param) == (code, param)
 
 
-def test_forms_that_are_none(client: httpx.Client) -> None:
+def test_form_that_is_not_valid_is_refused(client: httpx.Client) -> None:
     error_of(client.post(EDITS, json={"model": "painter"}), 415, "UNSUPPORTED_MEDIA_TYPE")
     form = {"content-type": "multipart/form-data; boundary=x"}
     error_of(client.post(EDITS, content=b"nonsense", headers=form), 400, "INVALID_REQUEST")
@@ -290,7 +291,7 @@ def test_forms_that_are_none(client: httpx.Client) -> None:
     error_of(client.post(EDITS, data=fields, files=large), 413, "PAYLOAD_TOO_LARGE")
 
 
-def test_a_job_that_fails_is_an_error_on_both_surfaces(client: httpx.Client) -> None:
+def test_image_job_that_fails_is_an_error_on_both_surfaces(client: httpx.Client) -> None:
     error_of(client.post(NATIVE, json={**ASKED, "prompt": "!fail"}), 500, "OUT_OF_MEMORY")
     asked = {"model": "painter", "prompt": "!fail"}
     error_of(client.post(GENERATIONS, json=asked), 500, "OUT_OF_MEMORY")

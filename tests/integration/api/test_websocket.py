@@ -1,18 +1,18 @@
-"""A watcher that does not read is given up; the task and the others are not."""
+"""WebSockets: a watcher that does not read is disconnected; the task and the others go on."""
 
 import json
+import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from bitinglip.api import websocket
 from bitinglip.api.tasks import watch
-from bitinglip.scheduling.event_log import EventLog
-from bitinglip.settings import Settings
-from tests.support.fake_services import Served, serve
-from tests.support.http_client import NATIVE, PROMPT, TEXT
+from bitinglip.http import websocket
+from tests.support.api_server import Served, serve
+from tests.support.http_client import NATIVE, PROMPT
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch
 from workers import protocol
@@ -20,27 +20,26 @@ from workers import protocol
 PIECES = 300
 
 
-async def gush(event_log: EventLog) -> None:
-    """More than the buffers of any connection hold: 30 MB, then the end."""
-    job = event_log.job
-    event_log.put(protocol.Started(id=job.id))
+async def gush(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
+    """Yield more than the buffers of any connection hold: 30 MB, then the end."""
+    yield protocol.Started(id=job.id)
     for index in range(PIECES):
-        event_log.put(protocol.TextDelta(id=job.id, text="x" * 100_000, index=index))
-    event_log.put(
-        protocol.TextDone(
-            id=job.id, text="", finish_reason="length", prompt_tokens=1, completion_tokens=PIECES
-        )
+        yield protocol.TextDelta(id=job.id, text="x" * 100_000, index=index)
+    yield protocol.TextDone(
+        id=job.id, text="", finish_reason="length", prompt_tokens=1, completion_tokens=PIECES
     )
 
 
 @pytest.fixture
-def gushing() -> Iterator[Served]:
-    with serve(Settings(), gush) as served:
+def gushing(tmp_path: Path) -> Iterator[Served]:
+    with serve(tmp_path, gush) as served:
         yield served
 
 
-def shake_hands(served: Served, task_id: str, host: str = "localhost") -> socket.socket:
-    """A watcher who says hello and then reads no more than a little."""
+def shake_hands(
+    served: Served, task_id: str, host: str = "localhost", more: bytes = b""
+) -> socket.socket:
+    """Connect a watcher that reads no more than the test reads."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(20)
@@ -48,54 +47,85 @@ def shake_hands(served: Served, task_id: str, host: str = "localhost") -> socket
     sock.sendall(
         b"GET /ws/inference/%b HTTP/1.1\r\nHost: %b\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-API-Key: k-inference:text\r\n\r\n"
-        % (task_id.encode(), host.encode())
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-API-Key: %b\r\n%b\r\n"
+        % (task_id.encode(), host.encode(), served.keys["inference:text"].encode(), more)
     )
     return sock
 
 
-def test_a_stalled_watcher_is_closed_with_1013_and_nobody_else_notices(
+def test_watcher_that_stalls_is_closed_with_1013_and_others_read_on(
     gushing: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "SEND_TIMEOUT", 0.3)
     monkeypatch.setattr(websocket, "LINGER_SECONDS", 2.0)
-    answer = httpx.post(gushing.url + NATIVE, json=PROMPT, headers=TEXT)
+    answer = httpx.post(
+        gushing.url + NATIVE, json=PROMPT, headers=gushing.headers("inference:text")
+    )
     assert answer.status_code == 200
     task_id = json.loads(answer.text)["task_id"]
     with shake_hands(gushing, task_id) as stalled:
         assert stalled.recv(12) == b"HTTP/1.1 101"
-        with open_watch(gushing.url, task_id, **TEXT) as reader:
+        with open_watch(gushing.url, task_id, **gushing.headers("inference:text")) as reader:
             messages, code = heard(reader)
-        assert (len(messages), code) == (PIECES + 2, 1000)
+        tokens = [data for name, data in messages if name == "token"]
+        assert (len(tokens), code) == (PIECES, 1000)
         eventually(lambda: any(each.close_sent for each in gushing.websockets()), 5)
         taken = b""
-        store_uploads = 0
+        received = 0
         while chunk := stalled.recv(1 << 16):
-            store_uploads += len(chunk)
+            received += len(chunk)
             taken = (taken + chunk)[-4096:]
     # 0x88: a close frame; then its length and the code.
     assert b"\x88" in taken
     frame = taken[taken.rindex(b"\x88") :]
     assert int.from_bytes(frame[2:4], "big") == 1013
-    assert store_uploads < 100_000 * PIECES / 2
+    assert received < 100_000 * PIECES / 2
 
 
-def test_a_watcher_that_never_reads_is_cut_off(
+def test_watcher_that_never_reads_is_cut_off(
     gushing: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "SEND_TIMEOUT", 0.2)
     monkeypatch.setattr(websocket, "LINGER_SECONDS", 0.2)
-    answer = httpx.post(gushing.url + NATIVE, json=PROMPT, headers=TEXT)
+    answer = httpx.post(
+        gushing.url + NATIVE, json=PROMPT, headers=gushing.headers("inference:text")
+    )
     task_id = json.loads(answer.text)["task_id"]
     with shake_hands(gushing, task_id):
         eventually(lambda: len(gushing.websockets()) == 1, 5)
         eventually(lambda: not gushing.websockets(), 5)
 
 
-def test_a_handshake_under_a_foreign_host_is_refused(gushing: Served) -> None:
-    with shake_hands(gushing, "task-x", host="evil.example") as sock:
-        answer = b""
-        while chunk := sock.recv(65536):
-            answer += chunk
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert b"INVALID_REQUEST" in answer
+def answer_to(sock: socket.socket) -> bytes:
+    answer = b""
+    while chunk := sock.recv(65536):
+        answer += chunk
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "status", "code"),
+    [
+        ("evil.example", b"", 400, b"INVALID_REQUEST"),
+        ("localhost", b"Origin: https://evil.example\r\n", 403, b"INSUFFICIENT_SCOPE"),
+        ("localhost", b"Origin: http://[::1\r\n", 403, b"INSUFFICIENT_SCOPE"),
+        ("localhost", b"Origin: null\r\n", 403, b"INSUFFICIENT_SCOPE"),
+        ("localhost", b"Sec-Fetch-Site: cross-site\r\n", 403, b"INSUFFICIENT_SCOPE"),
+        ("localhost", b"X-API-Key: other\r\n", 400, b"INVALID_REQUEST"),
+        ("localhost", b"Content-Encoding: gzip\r\n", 415, b"UNSUPPORTED_MEDIA_TYPE"),
+        ("localhost", b"Origin: http://localhost\r\n", 404, b"TASK_NOT_FOUND"),
+    ],
+)
+def test_handshake_that_is_refused_has_its_error_and_no_log_line(
+    served: Served,
+    caplog: pytest.LogCaptureFixture,
+    host: str,
+    more: bytes,
+    status: int,
+    code: bytes,
+) -> None:
+    with caplog.at_level(logging.WARNING), shake_hands(served, "task-x", host, more) as sock:
+        answer = answer_to(sock)
+    assert answer.startswith(b"HTTP/1.1 %d" % status), answer
+    assert code in answer
+    assert not caplog.records

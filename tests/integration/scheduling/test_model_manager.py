@@ -8,6 +8,7 @@ import pytest
 
 from bitinglip import errors
 from bitinglip.scheduling.queue.priority import Priority
+from model_store.store import ModelStore
 from tests.support.scheduling_rig import ECHO, Rig, answer, bootstrapped, job, until, with_settings
 from workers.devices import DeviceUsage
 
@@ -233,3 +234,19 @@ def test_restart_of_a_loading_worker_is_refused(tmp_path: Path) -> None:
         assert await waiting == "a b c"
 
     with_settings(tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}}}))
+
+
+def test_load_is_refused_after_a_file_changed_until_it_was_verified(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        store = ModelStore(tmp_path / "models")
+        (entry,) = store.get("a").files
+        (store.path("a") / entry.path).touch()
+        with pytest.raises(errors.ModelLoadFailed, match=f"{entry.path} changed.*models verify a"):
+            await answer(rig, job(model="a"))
+        assert rig.operations.status("a") == "error"
+        assert rig.reserved() == 0
+        assert store.verify("a") == []
+        await rig.operations.load("a")
+        assert await answer(rig, job(model="a")) == "a b c"
+
+    with_settings(tmp_path, test, settings({"a": {}}))

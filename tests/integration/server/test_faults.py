@@ -96,7 +96,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "devices.fake=[{name: card, memory_bytes: 24000000000}]",
         "models.demo-echo.fake={faults: true, memory_bytes: 10000000000, tokens_per_second: 50}",
         "models.other={engine: fake, fake: {memory_bytes: 10000000000, tokens_per_second: 50}}",
-        "workers={heartbeat_timeout: 2, max_restarts: 100, restart_window: 5, spare: false}",
+        "workers={heartbeat_timeout: 2, max_restarts: 100, restart_window: 5}",
     ]
     home = tmp_path_factory.mktemp("faulty") / "home"
     with running_server(home, *(word for value in sets for word in ("--set", value))) as server:

@@ -74,6 +74,22 @@ def test_every_format_holds_the_parameters(server: Server) -> None:
                 assert not found.getexif()
 
 
+def test_edit_in_one_step_is_an_image(server: Server) -> None:
+    """The default strength of 0.8 rounds to no step, and so does a low one with few steps."""
+    source = io.BytesIO()
+    Image.effect_noise((64, 64), 60).convert("RGB").save(source, "png")
+    form = {"model": "demo-image", "prompt": "a red fox", "steps": "1"}
+    with server.client() as client:
+        edit = client.post("/v1/images/edits", data=form, files={"image": source.getvalue()})
+        assert edit.status_code == 200, edit.text
+        assert pixels(base64.b64decode(edit.json()["data"][0]["b64_json"])).shape == (64, 64, 3)
+        image = base64.b64encode(source.getvalue()).decode()
+        low = {**ASKED, "image": image, "steps": 2, "strength": 0.3}
+        assert pixels(image_of(client.post(ROUTE, json=low).json())).shape == (64, 64, 3)
+        none = client.post(ROUTE, json={**low, "strength": 1e-9})
+    assert (none.status_code, none.json()["error"]["param"]) == (400, "strength")
+
+
 def test_a_file_is_for_its_owner_only(server: Server) -> None:
     with server.client() as admin:
         with new_client(server, ["inference:image"]) as owner:

@@ -1,18 +1,22 @@
 """The store on a real disk: taking in, listing, removing and verifying, also by two processes."""
 
+import asyncio
 import errno
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from model_store.demo import DEMO_MODELS, make_demo_models
-from model_store.errors import BadFiles, BadName, NameTaken, UnknownModel
+from model_store.disk import lock
+from model_store.errors import BadFiles, BadName, ChangedFiles, NameTaken, UnknownModel
 from model_store.manifest import Manifest
 from model_store.progress import Counter
 from model_store.store import ModelStore, sha256_of
@@ -217,12 +221,96 @@ def test_looking_costs_next_to_nothing(store: ModelStore, source: Path) -> None:
 def test_what_a_killed_import_left_is_swept(store: ModelStore, source: Path) -> None:
     old = store.partial / "draft-old"
     young = store.partial / "draft-young"
-    for folder in (old, young):
+    removed = store.partial / "removed-1"
+    for folder in (old, young, removed):
         folder.mkdir()
     os.utime(old, (1, 1))
-    store.import_folder(source, "mine")
+    with held(store.partial / "removed-2") as busy:
+        store.import_folder(source, "mine")
+        assert busy.exists()
     assert not old.exists()
+    assert not removed.exists()
     assert young.exists()
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """A folder that another process is just removing."""
+    folder.mkdir()
+    handle = lock(folder)
+    assert handle is not None
+    yield folder
+    os.close(handle)
+
+
+def check(store: ModelStore, name: str = "mine") -> None:
+    asyncio.run(store.check(name))
+
+
+def appended(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b" ")
+
+
+def one_bit(path: Path) -> None:
+    with path.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+
+
+@pytest.mark.parametrize("change", [appended, one_bit, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_check_finds_a_file_that_changed_where_it_came_from(
+    store: ModelStore, source: Path, change: Callable[[Path], None], name: str
+) -> None:
+    store.import_folder(source, "mine")
+    check(store)
+    # A link to a file that is unlinked where it came from stays whole.
+    change((store.path("mine") if change is Path.unlink else source) / name)
+    with pytest.raises(ChangedFiles, match=f"{name} changed.*models verify mine") as caught:
+        check(store)
+    assert str(source.parent) not in caught.value.message
+    assert store.verify("mine") == [name]
+    with pytest.raises(ChangedFiles):
+        check(store)
+
+
+def test_check_passes_what_verify_has_found_whole(store: ModelStore, source: Path) -> None:
+    store.import_folder(source, "mine")
+    for path in store.path("mine").iterdir():
+        path.touch()
+    with pytest.raises(ChangedFiles, match="and 2 more"):
+        check(store)
+    write(store.path("mine") / "new.json", "{}")
+    assert store.verify("mine") == ["new.json"]
+    with pytest.raises(ChangedFiles):
+        check(store)
+    (store.path("mine") / "new.json").unlink()
+    # By another process, as from the command line while a server runs.
+    assert ModelStore(store.path("mine").parents[1]).verify("mine") == []
+    check(store)
+
+
+def test_check_passes_copies_that_keep_whole_seconds(store: ModelStore, source: Path) -> None:
+    store.import_folder(source, "mine")
+    for path in store.path("mine").iterdir():
+        os.utime(path, (path.stat().st_mtime_ns // 10**9,) * 2)
+    check(store)
+
+
+def test_check_of_a_manifest_of_old_knows_sizes_only(store: ModelStore, source: Path) -> None:
+    store.import_folder(source, "mine")
+    folder = store.path("mine").parent
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    for entry in manifest["files"]:
+        del entry["mtime_ns"]
+    write(folder / "manifest.json", json.dumps(manifest))
+    one_bit(source / "config.json")
+    check(store)
+    appended(source / "config.json")
+    with pytest.raises(ChangedFiles):
+        check(store)
 
 
 DEMO = (

@@ -15,7 +15,13 @@ from bitinglip.access.keys import KeyRing
 from bitinglip.access.scopes import DEFAULT, Scope
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
-from bitinglip.errors import ExpiredApiKey, InvalidApiKey, InvalidRequest, KeyNotFound
+from bitinglip.errors import (
+    DatabaseUnavailable,
+    ExpiredApiKey,
+    InvalidApiKey,
+    InvalidRequest,
+    KeyNotFound,
+)
 from bitinglip.home import Home
 
 PEPPER = b"p" * 32
@@ -123,11 +129,11 @@ def test_a_failing_disk_does_not_keep_a_revoked_key_alive(home: Home) -> None:
         async with database.write() as session:
             connection = await session.connection()
             await connection.exec_driver_sql("PRAGMA query_only = ON")
-        with pytest.raises(Exception, match="readonly"):
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
             await ring.revoke(record.id)
         with pytest.raises(InvalidApiKey):
             ring.authenticate(key)
-        with pytest.raises(Exception, match="readonly"):
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
             await ring.create(name="b")
         assert [held.name for held in ring.list()] == ["a"]
         await database.close()

@@ -35,7 +35,7 @@ def test_the_commands_of_the_contract_are_there() -> None:
     expected |= {f"workers {name}" for name in ("list", "show", "restart", "stop", "drain")}
     expected |= {f"generate {name}" for name in ("text", "image", "speech")}
     expected |= {"config check", "config show"}
-    expected |= {"serve", "chat", "transcribe", "status", "top", "doctor"}
+    expected |= {"serve", "chat", "transcribe", "status", "top", "doctor", "backup"}
     assert set(COMMANDS) == expected
 
 

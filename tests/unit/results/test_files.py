@@ -11,14 +11,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlmodel import update
+from sqlmodel import select, update
 
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredFile
-from bitinglip.errors import DiskFull, FileGone
+from bitinglip.errors import FileGone
 from bitinglip.results.files import PREFIX, Files
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import ImageJob
+from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.wire.response import inference_response
 from workers import protocol
 
@@ -42,19 +42,20 @@ def using(
     asyncio.run(run())
 
 
-def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -> EventLog:
+def drawn(
+    files: Files, count: int = 1, output: Any = "url", age: float = 0.0, key_id: str = "k"
+) -> EventLog:
     """A job that has made so many pictures, which are on the disk."""
-    job = ImageJob(
-        model="m",
-        key_id="k",
+    work = protocol.ImageJob(
+        id=new_task_id(),
         prompt="p",
         width=64,
         height=64,
         steps=2,
         seeds=tuple(range(count)),
         folder=str(files.folder),
-        output=output,
     )
+    job = Job(work=work, model="m", key_id=key_id, output=output)
     event_log = EventLog(job)
     for index in range(count):
         path = files.folder / protocol.image_file_name(job.id, index, "png")
@@ -62,7 +63,7 @@ def drawn(files: Files, count: int = 1, output: Any = "url", age: float = 0.0) -
         os.utime(path, (time.time() - age,) * 2)
     picture = protocol.ImageFile(width=64, height=64, seed=0, format="png", bytes=len(PICTURE))
     event_log.put(
-        protocol.ImageDone(id=job.id, pictures=(picture,) * count, steps=2, scheduler="ddim")
+        protocol.ImageDone(id=job.id, images=(picture,) * count, steps=2, scheduler="ddim")
     )
     return event_log
 
@@ -80,8 +81,8 @@ def test_a_kept_file_is_its_owners_until_it_expires(tmp_path: Path) -> None:
         event_log = drawn(files, 2)
         with pytest.raises(FileGone):
             await files.get(name_of(event_log))
-        await files.keep(event_log)
-        await files.keep(event_log)
+        await files.register(event_log)
+        await files.register(event_log)
         row = await files.get(name_of(event_log, 1))
         assert (row.key_id, row.media_type, row.kind) == ("k", "image/png", "image")
         assert files.path(row).read_bytes() == PICTURE
@@ -106,14 +107,14 @@ def test_no_name_leads_elsewhere(tmp_path: Path, name: str) -> None:
 def test_an_answer_holds_the_bytes_or_where_they_are(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
         event_log = drawn(files, output="b64")
-        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
+        [image] = (await files.inline_bytes(inference_response(event_log)))["result"]["images"]
         assert base64.b64decode(msgspec.json.decode(image["b64"])) == PICTURE
         assert "file" not in image
         (files.folder / name_of(event_log)).unlink()
-        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
+        [image] = (await files.inline_bytes(inference_response(event_log)))["result"]["images"]
         assert image["b64"] is None
         event_log = drawn(files)
-        [image] = (await files.fill(inference_response(event_log)))["result"]["images"]
+        [image] = (await files.inline_bytes(inference_response(event_log)))["result"]["images"]
         assert image["url"] == PREFIX + name_of(event_log)
 
     using(tmp_path, act)
@@ -123,7 +124,7 @@ def test_what_nobody_may_fetch_is_removed_unless_its_task_is_open(tmp_path: Path
     async def act(files: Files, _db: Database) -> None:
         kept, new = drawn(files, age=500), drawn(files)
         answered, running = drawn(files, age=500), drawn(files, age=500)
-        await files.keep(kept)
+        await files.register(kept)
         await files.clean(lambda task: task == running.job.id)
         left = {path.name for path in files.folder.iterdir()}
         assert left == {name_of(kept), name_of(new), name_of(running)}
@@ -136,7 +137,7 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
         event_logs = [drawn(files, age=500) for _ in range(3)]
         for event_log in event_logs:
-            await files.keep(event_log)
+            await files.register(event_log)
         await files.clean(nothing_is_open)
         left = {path.name for path in files.folder.iterdir()}
         assert left == {name_of(event_log) for event_log in event_logs[1:]}
@@ -149,7 +150,7 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
 def test_expired_rows_take_their_files_along(tmp_path: Path) -> None:
     async def act(files: Files, db: Database) -> None:
         event_log = drawn(files, age=500)
-        await files.keep(event_log)
+        await files.register(event_log)
         async with db.write() as session:
             old = datetime.now(UTC) - timedelta(seconds=61)
             await session.execute(update(StoredFile).values(created_at=old))
@@ -159,13 +160,33 @@ def test_expired_rows_take_their_files_along(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-def test_an_upload_is_written_once_or_refused(tmp_path: Path) -> None:
+def test_files_beyond_the_bound_are_taken_from_the_key_that_holds_most(tmp_path: Path) -> None:
+    async def act(files: Files, db: Database) -> None:
+        small = drawn(files, key_id="small")
+        await files.register(small)
+        large = [drawn(files, key_id="large") for _ in range(5)]
+        for event_log in large:
+            await files.register(event_log)
+        await files.clean(nothing_is_open)
+        async with db.read() as session:
+            left = set(await session.scalars(select(StoredFile.task_id)))
+        assert left == {small.job.id, large[3].job.id, large[4].job.id}
+
+    using(tmp_path, act, max_bytes=3 * len(PICTURE))
+
+
+def test_file_that_is_registered_while_others_are_removed_stays(tmp_path: Path) -> None:
+    """A row that comes after the files were listed is seen: the names are read first."""
+
     async def act(files: Files, _db: Database) -> None:
-        path = await files.receive("task-1-image", PICTURE)
-        assert path.read_bytes() == PICTURE
-        path.unlink()
-        files.folder.rmdir()
-        with pytest.raises(DiskFull):
-            await files.receive("task-2-image", PICTURE)
+        event_log = drawn(files, age=500)
+
+        def register_now(_task_id: str) -> bool:
+            asyncio.run_coroutine_threadsafe(files.register(event_log), loop).result(5)
+            return False
+
+        loop = asyncio.get_running_loop()
+        await files.clean(register_now)
+        assert list(files.folder.iterdir())
 
     using(tmp_path, act)

@@ -7,7 +7,7 @@ import pytest
 
 from bitinglip.results.streams import DONE, chunks, sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
-from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.job import Job
 from bitinglip.wire.events import NativeView
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
 from workers import protocol
@@ -16,16 +16,10 @@ LOGPROB = protocol.TokenLogprob(token="hé", id=5, logprob=-0.5, top=(("a", 6, -
 
 
 def event_log(**sampling: Any) -> EventLog:
-    return EventLog(
-        TextJob(
-            model="m",
-            key_id="k",
-            prompt="p",
-            stream=True,
-            id="task-1",
-            sampling=protocol.Sampling(max_tokens=5, **sampling),
-        )
+    work = protocol.TextJob(
+        id="task-1", prompt="p", sampling=protocol.Sampling(max_tokens=5, **sampling)
     )
+    return EventLog(Job(work=work, model="m", key_id="k"))
 
 
 def done(**more: Any) -> protocol.TextDone:
@@ -100,7 +94,7 @@ def test_native_logprobs() -> None:
     }
     assert events(view.render(token("x", logprobs=(LOGPROB,))))[0][1]["logprobs"] == [expected]
     box.put(done(logprobs=(LOGPROB,)))
-    assert json.loads(view.whole())["result"]["logprobs"] == [expected]
+    assert json.loads(view.body())["result"]["logprobs"] == [expected]
 
 
 def test_native_ends() -> None:
@@ -154,7 +148,7 @@ def test_a_failed_openai_stream_has_no_done() -> None:
 def test_chat_whole() -> None:
     box = event_log(logprobs=1)
     box.put(done(logprobs=(LOGPROB,)))
-    body = json.loads(ChatView(box, "r-1").whole())
+    body = json.loads(ChatView(box, "r-1").body())
     choice = body["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "a b", "refusal": None}
     [logprob] = choice["logprobs"]["content"]
@@ -176,7 +170,7 @@ def test_completions() -> None:
     }
     box = event_log()
     box.put(done())
-    whole = json.loads(CompletionView(box, "r-1").whole())
+    whole = json.loads(CompletionView(box, "r-1").body())
     assert whole["object"] == "text_completion"
     assert whole["choices"][0]["text"] == "a b"
     assert whole["choices"][0]["logprobs"] is None

@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
 
 from bitinglip.scheduling.dispatch.quarantine import Quarantine, fingerprint
 from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
-from bitinglip.scheduling.job import TextJob
-from workers.protocol import Cancelled, Sampling, Started, TextDelta, TextDone
+from bitinglip.scheduling.job import Job
+from tests.support.jobs import text_job
+from workers.protocol import Cancelled, Started, TextDelta, TextDone, TextJob
 
 
-def job(name: str = "j", **fields: object) -> TextJob:
-    fields = {"model": "m", "key_id": "k", "prompt": "p", **fields}
-    return TextJob(id=name, sampling=Sampling(max_tokens=3), **fields)  # type: ignore[arg-type]
+def job(name: str = "j", **fields: Any) -> Job:
+    return text_job(name=name, max_tokens=3, **fields)
 
 
 def token(index: int) -> TextDelta:
@@ -123,6 +126,28 @@ def test_recent_jobs_forget_the_oldest_first() -> None:
     assert [event_log.job.id for event_log in recent] == ["2", "1"]
 
 
+def test_recent_jobs_are_bounded_in_bytes_by_the_key_that_holds_most() -> None:
+    recent = RecentJobs(100, most_bytes=20_000)
+    small = EventLog(job("small", key_id="other"))
+    recent.add(small)
+    for number in range(50):
+        event_log = EventLog(job(str(number)))
+        event_log.put(msgspec.structs.replace(DONE, text="x" * 1000))
+        recent.add(event_log)
+        assert recent.bytes <= 20_000
+    assert recent.get("small") is small
+    assert recent.get("49") is not None
+    assert recent.get("0") is None
+
+
+def test_recent_jobs_hold_no_prompt() -> None:
+    recent = RecentJobs(2)
+    event_log = EventLog(job("a", prompt="long " * 1000))
+    recent.add(event_log)
+    assert isinstance(event_log.job.work, TextJob)
+    assert event_log.job.work.prompt is None
+
+
 def test_quarantine_fingerprint_is_the_same_for_the_same_work() -> None:
     one = fingerprint(job("a", stream=True, key_id="x"))
     assert one == fingerprint(job("b", stream=False, key_id="y"))
@@ -141,9 +166,3 @@ def test_quarantine_is_by_model_and_bounded() -> None:
     assert job(prompt="1999") in held
     held.release("m")
     assert job(prompt="1999") not in held
-
-
-def test_affinity_is_the_same_for_jobs_that_begin_alike() -> None:
-    same = job(prompt="s" * 2000 + "a").affinity()
-    assert same == job(prompt="s" * 2000 + "b").affinity()
-    assert same != job(prompt="s" * 2000 + "a", key_id="other").affinity()

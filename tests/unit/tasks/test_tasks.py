@@ -12,52 +12,63 @@ from typing import Any, cast
 import msgspec
 import pytest
 from sqlalchemy import text
+from sqlmodel import select
 
 from bitinglip import errors
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredTask
+from bitinglip.disk_space import DiskSpace
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import TextJob
+from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.tasks.store import Filter, TaskStore, job_of, row_of
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.wire.response import inference_response
+from tests.support.jobs import text_job
 from workers import protocol
 
-FULL = TextJob(
+FULL = Job(
+    work=protocol.TextJob(
+        id="task-full",
+        prompt="p",
+        messages=(protocol.ChatMessage("user", "hé"),),
+        sampling=protocol.Sampling(
+            max_tokens=7,
+            temperature=0.5,
+            top_k=3,
+            top_p=0.25,
+            min_p=0.125,
+            repetition_penalty=1.5,
+            presence_penalty=-1.0,
+            frequency_penalty=1.0,
+            logit_bias={5: -2.5},
+            logprobs=2,
+            seed=2**64 - 1,
+            stop=("a", "b"),
+            ignore_eos=True,
+        ),
+        clip_max_tokens=True,
+        stream=False,
+    ),
     model="m",
     key_id="k",
-    prompt="p",
-    messages=(protocol.ChatMessage("user", "hé"),),
-    sampling=protocol.Sampling(
-        max_tokens=7,
-        temperature=0.5,
-        top_k=3,
-        top_p=0.25,
-        min_p=0.125,
-        repetition_penalty=1.5,
-        presence_penalty=-1.0,
-        frequency_penalty=1.0,
-        logit_bias={5: -2.5},
-        logprobs=2,
-        seed=2**64 - 1,
-        stop=("a", "b"),
-        ignore_eos=True,
-    ),
-    clip_max_tokens=True,
-    stream=True,
     timeout=12.5,
-    id="task-full",
+    priority=Priority(level=3),
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
+    output="url",
+    file_bytes=9,
 )
 
 
 def test_each_field_of_a_job_comes_back_from_its_row(tmp_path: Path) -> None:
-    defaults = {each.name: (getattr(FULL, each.name), each.default) for each in fields(FULL)}
-    for each in msgspec.structs.fields(FULL.sampling):
-        defaults[f"sampling.{each.name}"] = (getattr(FULL.sampling, each.name), each.default)
-    for name, (value, default) in defaults.items():
-        if default is not MISSING and default is not msgspec.NODEFAULT:
-            assert value != default, f"{name} is not put to the test"
+    assert isinstance(FULL.work, protocol.TextJob)
+    for each in fields(FULL):
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        assert getattr(FULL, each.name) != default, f"{each.name} is not put to the test"
+    for message in (FULL.work, FULL.work.sampling):
+        for one in msgspec.structs.fields(message):
+            value = getattr(message, one.name)
+            assert value != one.default, f"{one.name} is not put to the test"
 
     async def act(db: Database) -> None:
         async with db.write() as session:
@@ -75,9 +86,10 @@ class Desk:
         self.open_now: dict[str, EventLog] = {}
         self.ended: dict[str, EventLog] = {}
         self.refuse: errors.BitingLipError | None = None
+        self.discarded: list[Job] = []
 
     @contextmanager
-    def open(self, job: TextJob) -> Iterator[EventLog]:
+    def open(self, job: Job) -> Iterator[EventLog]:
         if self.refuse:
             raise self.refuse
         event_log = self.open_now[job.id] = EventLog(job)
@@ -106,17 +118,26 @@ def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
 
 
 def tasks_of(db: Database, desk: Desk) -> Tasks:
-    return Tasks(db, cast("Any", desk), inference_response, made_nothing, retention=60)
+    return Tasks(
+        rows_of(db),
+        cast("Any", desk),
+        register_files=made_nothing,
+        discard_uploads=desk.discarded.append,
+        retention=60,
+    )
+
+
+def rows_of(db: Database, retention: float = 60, max_bytes: int = 10**6) -> TaskStore:
+    space = DiskSpace(Path(), 0)
+    return TaskStore(db, inference_response, retention=retention, max_bytes=max_bytes, space=space)
 
 
 async def made_nothing(_event_log: EventLog) -> None:
     """What a text job leaves to be kept."""
 
 
-def job(**more: Any) -> TextJob:
-    return TextJob(
-        model="m", key_id="k", prompt="p", sampling=protocol.Sampling(max_tokens=1), **more
-    )
+def job(**more: Any) -> Job:
+    return text_job(**more)
 
 
 def done(event_log: EventLog) -> None:
@@ -134,14 +155,14 @@ def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
         task = await tasks.accept(job())
         async with db.write():  # the one writer is busy
             done(desk.open_now[task.id])
-            over = asyncio.create_task(tasks.over(task.id))
+            ended = asyncio.create_task(tasks.finished(task.id))
             for _ in range(50):
                 await asyncio.sleep(0)
-            assert not over.done()
+            assert not ended.done()
             assert (await tasks.get(task.id)).status == "queued"
-        assert await over
+        assert await ended
         assert (await tasks.get(task.id)).status == "completed"
-        stored = await TaskStore(db, inference_response, 60).get(task.id)
+        stored = await rows_of(db).get(task.id)
         assert stored is not None
         assert stored.answer is not None
         assert stored.answer["result"]["text"] == "t"
@@ -162,7 +183,7 @@ def test_task_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
         async with db.write() as session:
             await session.execute(text("PRAGMA max_page_count = 1"))
         with pytest.raises(errors.DiskFull):
-            await tasks.accept(job(timeout=1.0, id="task-big" + "x" * 5000))
+            await tasks.accept(job(timeout=1.0, name="task-big" + "x" * 5000))
         assert not desk.open_now
         async with db.read() as session:
             assert (await session.execute(text("SELECT count(*) FROM tasks"))).scalar() == 0
@@ -175,11 +196,11 @@ def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
 
     async def act(db: Database) -> None:
         desk = Desk()
-        tasks, rows = tasks_of(db, desk), TaskStore(db, inference_response, 3600)
+        tasks, rows = tasks_of(db, desk), rows_of(db, 3600)
         now = datetime.now(UTC)
         ids = []
         for n in range(23):
-            one = job(created_at=now - timedelta(seconds=n), id=f"task-{n}")
+            one = job(created_at=now - timedelta(seconds=n), name=f"task-{n}")
             ids.append(one.id)
             event_log = EventLog(one)
             where = chance.choice(["memory", "database", "both"])
@@ -202,10 +223,10 @@ def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
 
 def test_task_row_that_cannot_be_read_any_more_fails_the_task(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        rows = TaskStore(db, inference_response, 60)
+        rows = rows_of(db)
         async with db.write() as session:
-            session.add(row_of(job(id="task-good")))
-            broken = row_of(job(id="task-broken"))
+            session.add(row_of(job(name="task-good")))
+            broken = row_of(job(name="task-broken"))
             broken.request = b"\xc1"
             session.add(broken)
         assert [each.id for each in await rows.recover()] == ["task-good"]
@@ -218,7 +239,7 @@ def test_task_row_that_cannot_be_read_any_more_fails_the_task(tmp_path: Path) ->
 
 def test_task_ends_once(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        rows, one = TaskStore(db, inference_response, 60), job()
+        rows, one = rows_of(db), job()
         await rows.add(one)
         failed = protocol.Failed(id=one.id, code="TIMEOUT", message="late")
         for final in (protocol.Cancelled(id=one.id), failed):
@@ -246,3 +267,50 @@ def test_retry_of_an_unseen_task_shows_its_watchers_one_run_only() -> None:
 
     tokens = [event.text for event in asyncio.run(read()) if isinstance(event, protocol.TextDelta)]
     assert tokens == ["one", " two"]
+
+
+def test_ended_tasks_beyond_the_bound_go_from_the_key_that_holds_most(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        rows = rows_of(db, max_bytes=20_000)
+        jobs = [job(key_id="small"), *(job(key_id="large", name=f"task-{n}") for n in range(4))]
+        for one in jobs:
+            await rows.add(one)
+            event_log = EventLog(one)
+            final = protocol.TextDone(
+                id=one.id,
+                text="x" * 5000,
+                finish_reason="stop",
+                prompt_tokens=1,
+                completion_tokens=1,
+            )
+            event_log.put(final)
+            await rows.end(event_log)
+        waiting = job(key_id="large", name="task-waiting", prompt="y" * 100_000)
+        await rows.add(waiting)
+        await rows.expire()
+        async with db.read() as session:
+            left = set(await session.scalars(select(StoredTask.id)))
+        assert left == {jobs[0].id, jobs[3].id, jobs[4].id, waiting.id}
+
+    using(tmp_path, act)
+
+
+def test_task_is_refused_where_it_would_fill_the_disk(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        space = DiskSpace(tmp_path, 2**62)
+        rows = TaskStore(db, inference_response, retention=60, max_bytes=1, space=space)
+        desk = Desk()
+        tasks = Tasks(
+            rows,
+            cast("Any", desk),
+            register_files=made_nothing,
+            discard_uploads=desk.discarded.append,
+            retention=60,
+        )
+        one = job()
+        with pytest.raises(errors.DiskFull):
+            await tasks.accept(one)
+        assert desk.discarded == [one]
+        assert not desk.open_now
+
+    using(tmp_path, act)

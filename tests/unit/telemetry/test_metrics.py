@@ -1,9 +1,12 @@
 """What is exported, under which names, with which labels."""
 
+import re
 import time
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bitinglip.telemetry import metrics as metrics_module
 from bitinglip.telemetry.metrics import MAX_LABEL_VALUES, DeviceSample, Metrics
@@ -139,3 +142,23 @@ def test_open_metrics_when_asked_for() -> None:
     assert body.endswith(b"# EOF\n")
     assert content_type.startswith("application/openmetrics-text")
     assert Metrics().render("")[1].startswith("text/plain; version=0.0.4")
+    asked = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,*/*;q=0.1"
+    assert Metrics().render(asked)[1].startswith("application/openmetrics-text; version=1.0.0")
+
+
+_WORDS = (
+    "application/openmetrics-text text/plain */* ; , = version escaping 1.0.0 0.0.4 2.0.0 abc 1. . "
+    '1 ² 1_0.0.0 -1.0.0 1.0.0.0 allow-utf-8 dots values q 0.5 " é'
+)
+
+
+@given(accept=st.lists(st.sampled_from(_WORDS.split()), max_size=12).map("".join))
+@example("application/openmetrics-text;version=abc")
+@example("text/plain;version=1.x")
+@example("application/openmetrics-text;version=1.0.0;version=²")
+def test_format_of_metrics_is_a_known_one_whatever_is_asked_for(accept: str) -> None:
+    body, content_type = Metrics().render(accept)
+    assert b"gateway_active_users" in body
+    version = re.search(r"version=\s*([^;]*)", content_type)
+    assert version
+    assert version[1] in ("0.0.1", "0.0.4", "1.0.0")

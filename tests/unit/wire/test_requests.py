@@ -1,17 +1,20 @@
 """Requests: every bound, every path of an error, and no field lost on the way to a worker."""
 
+import contextlib
 import json
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitinglip import errors
-from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model, SamplingDefaults
-from bitinglip.wire.parse import check_depth, param_path, parse
+from bitinglip.wire.parse import MAX_DEPTH, MAX_ELEMENTS, check_shape, param_path, parse
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from tests.support.jobs import job_context
 from workers import framing, protocol
 
 NATIVE = {"model": "m", "prompt": "p"}
@@ -30,12 +33,12 @@ def read(model: Any, body: dict[str, Any], **more: Any) -> Any:
 
 def refused(model: Any, body: dict[str, Any], **more: Any) -> errors.InvalidRequest:
     with pytest.raises(errors.InvalidRequest) as caught:
-        job_of(read(model, body, **more))
+        message_of(read(model, body, **more))
     return caught.value
 
 
-def job_of(request: Any, own: Model | None = None) -> Any:
-    return request.to_job(own or Model(), key_id="k", timeout=600.0, priority=Priority())
+def message_of(request: Any, own: Model | None = None) -> Any:
+    return request.to_job(job_context(own)).work
 
 
 BOUNDS = [
@@ -78,21 +81,21 @@ def test_stop_sequences() -> None:
 
 @pytest.mark.parametrize(("model", "body"), SURFACES[1:])
 def test_openai_stop(model: Any, body: dict[str, Any]) -> None:
-    assert job_of(read(model, body, stop="end")).sampling.stop == ("end",)
-    assert job_of(read(model, body, stop=["a"] * 4)).sampling.stop == ("a",) * 4
+    assert message_of(read(model, body, stop="end")).sampling.stop == ("end",)
+    assert message_of(read(model, body, stop=["a"] * 4)).sampling.stop == ("a",) * 4
     assert refused(model, body, stop=["a"] * 5).param == "stop"
     assert refused(model, body, stop="").param == "stop[0]"
 
 
 def test_logprobs() -> None:
     for good in (0, 20):
-        job = job_of(read(TextGenerationRequest, NATIVE, logprobs=good))
-        assert job.sampling.logprobs == good
+        message = message_of(read(TextGenerationRequest, NATIVE, logprobs=good))
+        assert message.sampling.logprobs == good
     for bad in (-1, 21, True):
         assert refused(TextGenerationRequest, NATIVE, logprobs=bad).param == "logprobs"
-    assert job_of(read(ChatCompletionRequest, CHAT, logprobs=True)).sampling.logprobs == 0
+    assert message_of(read(ChatCompletionRequest, CHAT, logprobs=True)).sampling.logprobs == 0
     chat = read(ChatCompletionRequest, CHAT, logprobs=True, top_logprobs=20)
-    assert job_of(chat).sampling.logprobs == 20
+    assert message_of(chat).sampling.logprobs == 20
     assert refused(ChatCompletionRequest, CHAT, top_logprobs=3).param == "top_logprobs"
     assert refused(ChatCompletionRequest, CHAT, logprobs=True, top_logprobs=21).param == (
         "top_logprobs"
@@ -183,8 +186,8 @@ def test_one_input() -> None:
 def test_content_may_come_in_parts() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]
-    job = job_of(read(ChatCompletionRequest, {"model": "m", "messages": messages}))
-    assert job.messages == (
+    message = message_of(read(ChatCompletionRequest, {"model": "m", "messages": messages}))
+    assert message.messages == (
         protocol.ChatMessage("system", "s"),
         protocol.ChatMessage("user", "ab"),
     )
@@ -222,19 +225,71 @@ def test_values_are_never_echoed() -> None:
         assert "hunter2" not in refused(TextGenerationRequest, NATIVE, **more).message
 
 
-def test_depth() -> None:
-    check_depth(b"[" * 64 + b"]" * 64)
-    check_depth(b'{"a":[' * 32 + b"]}" * 32)
-    check_depth(b"[[],{}]" * 1000)
-    check_depth(b'"' + b"[" * 1000 + b'"')
-    check_depth(b'["\\"' + b"[" * 1000 + b'"]')
+def test_depth_of_json_has_a_bound() -> None:
+    check_shape(b"[" * 64 + b"]" * 64)
+    check_shape(b'{"a":[' * 32 + b"]}" * 32)
+    check_shape(b"[[],{}]" * 1000)
+    check_shape(b'"' + b"[" * 1000 + b'"')
+    check_shape(b'["\\"' + b"[" * 1000 + b'"]')
     for deep in (b"[" * 65 + b"]" * 65, b'{"a":[' * 33 + b"]}" * 33, b"[1,[2]," * 65 + b"]" * 65):
         with pytest.raises(errors.InvalidRequest):
-            check_depth(deep)
+            check_shape(deep)
 
 
-def test_depth_of_hostile_strings_is_linear() -> None:
-    check_depth(b"[]," * 65 + b'"' + b'\\"' * 2_000_000)
+def _padded(elements: int) -> bytes:
+    """A body of so many elements and more than a megabyte."""
+    return b'{"x":"' + b'\\"[,{' * 200_000 + b'","y":[' + b"1," * (elements - 3) + b"1]}"
+
+
+def test_number_of_elements_has_a_bound() -> None:
+    check_shape(_padded(MAX_ELEMENTS))
+    check_shape(b"[" + b"1," * (MAX_ELEMENTS - 1) + b"1]")
+    many = b"the body has more than 100000 elements"
+    for raw in (
+        _padded(MAX_ELEMENTS + 1),
+        b"[" + b"1," * MAX_ELEMENTS + b"1]",
+        b"[" + b"[]," * MAX_ELEMENTS + b"1]",
+        b'{"model": "m", "prompt": ["x"' + (b", " + b"[" * 60 + b"]" * 60) * 80_000 + b"]}",
+    ):
+        with pytest.raises(errors.InvalidRequest) as refusal:
+            check_shape(raw)
+        assert refusal.value.message.encode().lower().startswith(many)
+
+
+@pytest.mark.parametrize("size", [0, 300_000])
+@given(text=st.text(st.sampled_from('"\\[]{},:a')))
+def test_shape_of_any_text_is_what_the_parser_says(size: int, text: str) -> None:
+    """What stands in strings does not count; the long bodies are read in another way."""
+    deep = "[" * MAX_DEPTH + json.dumps(text + "a" * size) + "]" * MAX_DEPTH
+    check_shape(deep.encode())
+    with pytest.raises(errors.InvalidRequest):
+        check_shape(f"[{deep}]".encode())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[]," * 65 + b'"' + b'\\"' * 2_000_000,
+        b"[" * 65 + b'"' + b"\\n" * 2_000_000 + b'"' + b"]" * 4_000_000,
+        b"[]," * 65 + b'"",' * 2_000_000,
+        b"[]," * 65 + b'""' * 2_000_000,
+        b"[]," * 65 + b'"' * 4_000_001,
+        b"\\" * 6_000_000 + b"[" * 65,
+    ],
+)
+def test_shape_of_hostile_text_is_found_in_linear_time(raw: bytes) -> None:
+    with contextlib.suppress(errors.InvalidRequest):
+        check_shape(raw)
+
+
+def test_errors_of_a_body_are_not_all_made() -> None:
+    keys = {f"k{i}": 1 for i in range(50_000)}
+    error = refused(TextGenerationRequest, NATIVE, **keys)
+    assert error.message == "The body is not valid: 50000 of its values are."
+    few = refused(TextGenerationRequest, NATIVE, **dict(list(keys.items())[:100]))
+    assert few.param == "k0"
+    parts = refused(ChatCompletionRequest, CHAT, messages=[{"role": "user", "content": [1] * 9000}])
+    assert parts.param == "messages[0].content[0]"
 
 
 def test_param_path() -> None:
@@ -285,12 +340,13 @@ ROUND_TRIPS = [
 
 @pytest.mark.parametrize(("model", "body"), ROUND_TRIPS)
 def test_no_field_is_lost_on_the_way_to_the_worker(model: Any, body: dict[str, Any]) -> None:
-    job = job_of(read(model, body, stream=True, **ALL_SAMPLING))
+    job = read(model, body, stream=True, **ALL_SAMPLING).to_job(job_context())
+    sent = job.work
     for name in protocol.Sampling.__struct_fields__:
-        assert getattr(job.sampling, name) == getattr(EXPECTED, name), name
+        assert getattr(sent.sampling, name) == getattr(EXPECTED, name), name
         assert getattr(EXPECTED, name) != getattr(protocol.Sampling(max_tokens=1), name), name
-    [message] = framing.decode_commands(framing.encode_commands([job.message()]))
-    assert msgspec.structs.asdict(message) == msgspec.structs.asdict(job.message())
+    [message] = framing.decode_commands(framing.encode_commands([sent]))
+    assert msgspec.structs.asdict(message) == msgspec.structs.asdict(sent)
     assert isinstance(message, protocol.TextJob)
     assert message.sampling == EXPECTED
     assert (message.stream, message.clip_max_tokens) == (True, False)
@@ -299,15 +355,15 @@ def test_no_field_is_lost_on_the_way_to_the_worker(model: Any, body: dict[str, A
 
 
 def test_defaults_of_the_apis() -> None:
-    native = job_of(read(TextGenerationRequest, NATIVE))
-    chat = job_of(read(ChatCompletionRequest, CHAT))
+    native = message_of(read(TextGenerationRequest, NATIVE))
+    chat = message_of(read(ChatCompletionRequest, CHAT))
     assert (native.sampling.max_tokens, native.sampling.temperature, native.sampling.top_p) == (
         512,
         0.7,
         0.9,
     )
     assert (chat.sampling.temperature, chat.sampling.top_p) == (1.0, 1.0)
-    assert job_of(read(CompletionRequest, COMPLETION)).sampling.max_tokens == 16
+    assert message_of(read(CompletionRequest, COMPLETION)).sampling.max_tokens == 16
     assert native.clip_max_tokens
     assert chat.clip_max_tokens
     assert not native.stream
@@ -315,24 +371,24 @@ def test_defaults_of_the_apis() -> None:
 
 def test_the_models_defaults_come_between() -> None:
     own = Model(sampling=SamplingDefaults(max_tokens=5, temperature=0, top_p=0.2, top_k=3))
-    job = job_of(read(TextGenerationRequest, NATIVE, top_p=0.4), own)
-    sampling = job.sampling
+    message = message_of(read(TextGenerationRequest, NATIVE, top_p=0.4), own)
+    sampling = message.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (
         5,
         0.0,
         0.4,
         3,
     )
-    assert job.clip_max_tokens
+    assert message.clip_max_tokens
 
 
 def test_a_negative_seed_is_taken_modulo_two_to_the_64() -> None:
-    assert job_of(read(ChatCompletionRequest, CHAT, seed=-1)).sampling.seed == 2**64 - 1
+    assert message_of(read(ChatCompletionRequest, CHAT, seed=-1)).sampling.seed == 2**64 - 1
 
 
 def test_max_completion_tokens() -> None:
-    job = job_of(read(ChatCompletionRequest, CHAT, max_completion_tokens=4))
-    assert (job.sampling.max_tokens, job.clip_max_tokens) == (4, False)
+    message = message_of(read(ChatCompletionRequest, CHAT, max_completion_tokens=4))
+    assert (message.sampling.max_tokens, message.clip_max_tokens) == (4, False)
     both = {"max_completion_tokens": 4, "max_tokens": 5}
     assert refused(ChatCompletionRequest, CHAT, **both).param == "max_completion_tokens"
 

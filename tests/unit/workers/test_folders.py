@@ -29,10 +29,10 @@ def work(tmp_path: Path) -> Path:
 
 
 def images(*sizes: int, image_format: str = "png") -> ImageDone:
-    pictures = tuple(
+    made = tuple(
         ImageFile(width=8, height=8, seed=1, format=image_format, bytes=size) for size in sizes
     )
-    return ImageDone(id=JOB, pictures=pictures, steps=1, scheduler="ddim")
+    return ImageDone(id=JOB, images=made, steps=1, scheduler="ddim")
 
 
 def speech(size: int) -> SpeechDone:

@@ -1,4 +1,4 @@
-"""Schedulers by the names that people know; each run gets a fresh one, since they hold state."""
+"""Makes schedulers by their usual names; each call gets its own, since they hold state."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import diffusers
 
 from workers.engines.base import Refused
 
-#: short name -> class, and what is set beside the model's own configuration
+#: short name -> class, and settings beside the model's own configuration
 _NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
@@ -30,11 +30,12 @@ _NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+_WARM_UP = 4  #: steps of a pseudo numerical method that begins with Runge-Kutta
 _NEED_SCIPY = frozenset({"LMSDiscreteScheduler"})
 
 
 class Schedulers:
-    """The schedulers that one pipeline can use."""
+    """Knows the schedulers that one pipeline can use."""
 
     def __init__(self, own: Any) -> None:
         self._own = own
@@ -49,12 +50,12 @@ class Schedulers:
 
     @property
     def own_name(self) -> str:
-        """The short name of the model's own scheduler, else its class."""
+        """Return the short name of the model's own scheduler, else its class."""
         mine = type(self._own).__name__
         return next((name for name, (kind, _) in _NAMES.items() if kind == mine), mine)
 
     def check(self, name: str) -> None:
-        """Raise Refused, with the names that there are, for one that is not among them."""
+        """Raise Refused, with the known names, for a name that is not among them."""
         if name in self.names or name in self._classes:
             return
         raise Refused(
@@ -64,8 +65,18 @@ class Schedulers:
             details={"schedulers": self.names},
         )
 
+    def check_steps(self, name: str | None, steps: int) -> None:
+        """Raise Refused for fewer steps than the scheduler warms up with."""
+        warm_up = _WARM_UP if self.fresh(name).config.get("skip_prk_steps") is False else 1
+        if steps < warm_up:
+            raise Refused(
+                "INVALID_REQUEST",
+                f"'steps' must be {warm_up} at least with this scheduler.",
+                param="steps",
+            )
+
     def fresh(self, name: str | None) -> Any:
-        """A scheduler that nobody else uses; None is the model's own."""
+        """Make a scheduler for one call; None names the model's own class."""
         if name is None:
             return type(self._own).from_config(self._own.config)
         kind, settings = _NAMES.get(name, (name, {}))

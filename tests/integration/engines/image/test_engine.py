@@ -58,7 +58,7 @@ def test_the_images_of_one_job_are_those_of_their_seeds(studio: Studio) -> None:
     job = studio.job(seeds=(3, 4, 5))
     [drawn] = ends(studio.run(job)).values()
     assert isinstance(drawn, ImageDone)
-    assert [picture.seed for picture in drawn.pictures] == [3, 4, 5]
+    assert [image.seed for image in drawn.images] == [3, 4, 5]
     for index, seed in enumerate(job.seeds):
         assert np.abs(studio.pixels(job, index) - studio.expected(job, seed)).max() <= 1
 
@@ -105,6 +105,41 @@ def test_from_an_image_and_inside_a_mask(studio: Studio, tmp_path: Path) -> None
         pipe.set_progress_bar_config(disable=True)
         expected = studio.expected(job, pipe=pipe, strength=0.7, **uploads)
         assert np.array_equal(studio.pixels(job), expected)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["image", "mask"])
+@pytest.mark.parametrize(
+    ("steps", "strength"), [(1, None), (1, 0.5), (2, 0.3), (6, 0.15), (3, 0.02), (1, 1.0)]
+)
+def test_edit_makes_at_least_one_step(
+    studio: Studio, tmp_path: Path, steps: int, strength: float | None, masked: bool
+) -> None:
+    source = tmp_path / "source.png"
+    Image.effect_noise((64, 64), 60).convert("RGB").save(source)
+    more: dict[str, Any] = {"mask": str(source)} if masked else {}
+    job = studio.job(image=str(source), steps=steps, strength=strength, **more)
+    events = studio.run(job)
+    assert isinstance(events[-1], ImageDone), events
+    assert [event.steps for event in events if isinstance(event, Progress)] == [1]
+
+
+def test_steps_fewer_than_the_scheduler_warms_up_with_are_refused(studio: Studio) -> None:
+    if studio.name not in ("sd", "sdxl"):
+        return
+    with pytest.raises(Refused) as refused:
+        studio.engine.prepare(studio.job(steps=3, scheduler="pndm"))
+    assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "steps")
+    assert isinstance(studio.run(studio.job(steps=4, scheduler="pndm"))[-1], ImageDone)
+
+
+def test_edit_of_a_strength_at_which_nothing_happens_is_refused(
+    studio: Studio, tmp_path: Path
+) -> None:
+    source = tmp_path / "source.png"
+    Image.effect_noise((64, 64), 60).convert("RGB").save(source)
+    with pytest.raises(Refused) as refused:
+        studio.engine.prepare(studio.job(image=str(source), strength=1e-30))
+    assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "strength")
 
 
 def test_a_clear_mask_is_a_white_one(studio: Studio, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from bitinglip.scheduling.dispatch.balancer import Balancer
 @dataclass
 class Candidate:
     id: str
-    work: float = 0.0
+    cost: float = 0.0
     health: float = 1.0
 
 
@@ -39,8 +39,8 @@ def test_balancer_weighted_gives_the_faster_replica_more() -> None:
     balancer = Balancer("weighted")
     found = [Candidate("slow", health=10.0), Candidate("quick", health=30.0)]
     for _ in range(40):
-        found[balancer.choose(found, nobody, 0.0)].work += 1
-    assert (found[0].work, found[1].work) == (10, 30)
+        found[balancer.choose(found, nobody, 0.0)].cost += 1
+    assert (found[0].cost, found[1].cost) == (10, 30)
 
 
 def test_balancer_sticky_keeps_a_replica_until_it_is_too_full() -> None:
@@ -49,7 +49,7 @@ def test_balancer_sticky_keeps_a_replica_until_it_is_too_full() -> None:
     assert {homes[key] for key in homes} == {0, 1, 2, 3}
     assert homes == {key: balancer.choose(found, _affinity(key), 0.0) for key in _keys(200)}
     key = next(iter(homes))
-    found[homes[key]].work = 100.0
+    found[homes[key]].cost = 100.0
     assert balancer.choose(found, lambda: key, 25.0) != homes[key]
 
 

@@ -109,7 +109,7 @@ class LaneMachine(RuleBasedStateMachine):
         each = entry(str(self.number), key)
         self.number += 1
         self.alive[each.id] = each
-        self.model_queue.waiting.push(each, each.share, each.work, 0.0)
+        self.model_queue.waiting.push(each, each.share, each.cost, 0.0)
 
     @rule()
     def begin(self) -> None:

@@ -8,7 +8,7 @@ from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
 from bitinglip.scheduling.queue.fair_queue import FairQueue, FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
-from bitinglip.scheduling.queue.priority import Priority, priority_of
+from bitinglip.scheduling.queue.priority import Priority, RequestPriority, priority_of, tier_of
 from bitinglip.scheduling.queue.service_time import ServiceTime
 from bitinglip.settings import Settings
 from tests.support.in_flight import entry
@@ -121,10 +121,10 @@ def test_admission_refuses_low_priority_first() -> None:
 
 def test_priority_does_not_pass_the_next_tier() -> None:
     tiers = Settings().limits.tiers
-    order = [("free", "low"), ("free", "normal"), ("free", "high"), ("pro", "normal")]
-    levels = [priority_of(tiers, tier, priority).level for tier, priority in order]  # type: ignore[arg-type]
-    assert levels == [-1, 0, 1, 2]
-    assert priority_of(tiers, "unheard of") == priority_of(tiers, "free")
+    steps: tuple[RequestPriority, ...] = ("low", "normal", "high")
+    assert [priority_of(tiers.free, step).level for step in steps] == [-1, 0, 1]
+    assert priority_of(tiers.pro).level == 2
+    assert tier_of(tiers, "unheard of") is tiers.free
 
 
 def test_admission_tells_the_eta_once_it_is_known() -> None:

@@ -1,0 +1,82 @@
+"""Reads Host and Origin headers strictly: which names they give, and whether those are ours."""
+
+import ipaddress
+import re
+from collections.abc import Collection
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
+_MAX_PORT = 65535
+_LONGEST = 260  #: longer ones fill no cache
+
+
+def normal_name(name: str) -> str:
+    """Return a host name in lower case, and an IPv6 address without brackets in its short form."""
+    name = name.strip().lower().removeprefix("[").removesuffix("]")
+    return _short_ipv6(name) or name
+
+
+def parse_host(value: str) -> str | None:
+    """Return the name in a Host header without its port; None if the header is malformed."""
+    return _parse(value) if len(value) <= _LONGEST else None
+
+
+@lru_cache(maxsize=256)
+def _parse(value: str) -> str | None:
+    found = _HOST.fullmatch(value.lower())
+    if found is None:
+        return None
+    address, name, port = found.groups()
+    if port is not None and not 0 < int(port) <= _MAX_PORT:
+        return None
+    return name if address is None else _short_ipv6(address)
+
+
+def _short_ipv6(text: str) -> str | None:
+    if ":" not in text:
+        return None
+    try:
+        return str(ipaddress.IPv6Address(text))
+    except ValueError:
+        return None
+
+
+def is_loopback(name: str) -> bool:
+    """Return whether a host name or an address means this machine only."""
+    if name == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+class Origins:
+    """The web origins whose pages may use the server: its own, and those in the settings."""
+
+    def __init__(self, allowed: Collection[str]) -> None:
+        self._all = "*" in allowed
+        self._allowed = frozenset(allowed)
+
+    def accept(self, origin: str | None, host: str, *, other_site: bool) -> bool:
+        """Return whether a page may use the server that it calls ``host``.
+
+        ``origin`` is None if the browser does not tell it; ``other_site``: the browser says that
+        the page is not of the server's own origin.
+        """
+        if self._all or origin in self._allowed:
+            return True
+        if other_site:
+            return False
+        return origin is None or _is_own(origin, host)
+
+
+def _is_own(origin: str, host: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()

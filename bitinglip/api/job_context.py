@@ -1,0 +1,26 @@
+"""What the server, the model's settings and the caller's key give a request."""
+
+from starlette.requests import Request
+
+from bitinglip.api.auth import caller_of
+from bitinglip.api.services import services_of
+from bitinglip.scheduling.queue.priority import RequestPriority, priority_of, tier_of
+from bitinglip.wire.job_context import JobContext
+
+
+def job_context(request: Request, model: str, priority: RequestPriority = "normal") -> JobContext:
+    """Gather what a request for this model needs to become a job."""
+    services, caller = services_of(request), caller_of(request)
+    settings = services.settings
+    tier = tier_of(settings.limits.tiers, caller.tier)
+    return JobContext(
+        model=model,
+        model_settings=settings.model(model),
+        limits=settings.limits,
+        tier=tier,
+        key_id=caller.key_id,
+        timeout=settings.server.request_timeout,
+        priority=priority_of(tier, priority),
+        folder=services.files.folder,
+        uploads=services.uploads.folder,
+    )

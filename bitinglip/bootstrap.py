@@ -1,0 +1,40 @@
+"""What a start does once the server answers: it makes the first models, then lets work in.
+
+It may take seconds, so no request waits for it but those for models.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from bitinglip.api.services import Services
+from bitinglip.settings import Settings
+from model_store.store import ModelStore
+
+#: Called once the server can do all it is meant to: its services, and the admin key if it is new.
+Opened = Callable[[Services, str | None], None]
+
+
+async def bootstrap(services: Services, admin_key: str | None, on_open: Opened) -> None:
+    """Make the models that the settings ask for, and let requests for models in.
+
+    Raises OSError or NoSpace if a model could not be made: the server is open all the same, and a
+    further call makes the rest.
+    """
+    try:
+        await asyncio.to_thread(_make_models, services.settings, services.store)
+    finally:
+        if not services.operations.bootstrapped:
+            on_open(services, admin_key)
+            services.operations.open()
+            services.tasks.resume()
+    await asyncio.to_thread(services.store.sweep)
+
+
+def _make_models(settings: Settings, store: ModelStore) -> None:
+    from model_store.demo import make_demo_models, make_fake_models
+
+    if settings.demo == "always" or (settings.demo == "auto" and not store.names()):
+        make_demo_models(store)
+    # A model that the settings call fake needs no files: it only pretends.
+    fakes = [name for name, own in settings.models.items() if own.engine == "fake"]
+    make_fake_models(store, fakes)

@@ -1,0 +1,248 @@
+"""How uvicorn speaks HTTP/1.1 for us: bounded headers, bounded times, refusals in our own words."""
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from bitinglip import errors
+from bitinglip.api.errors import headers_of
+from bitinglip.api.request_context import new_request_id
+from bitinglip.http.connections import BODY_BYTES, Connection, Connections
+from bitinglip.wire.errors import error_body
+
+if TYPE_CHECKING:
+    from bitinglip.http.websocket import WebSocketProtocol
+
+MAX_HEADER_BYTES = 32_768  #: of a request's first line and headers together
+MAX_HEADERS = 100
+MAX_PIPELINED = 64  #: requests that a client may send ahead
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection. What a client does wrong is answered once, and then nothing is read."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        connection: Connection,
+        config: Config,
+        server_state: ServerState,
+    ) -> None:
+        super().__init__(config, server_state, {})
+        self._connections = connections
+        self._times = connections.times
+        self._connection = connection
+        self._in_head = True  #: the next bytes belong to a request's first line or headers
+        self._head_bytes = 0
+        self._begun = False  #: some bytes of the next request are here
+        self._uncounted = False  #: they came together with the end of the request before
+        self._receiving = False  #: the present request's body is not complete
+        self._body_seen = False
+        self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
+        self._refusal: tuple[errors.BitingLipError, str] | None = None
+        self._refused = False
+
+    # ---- the transport's side --------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._connection.transport = transport
+        self._connection.handler = self
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.remove(self._connection)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        while data and not self.transport.is_closing():
+            piece = data
+            if self._in_head:
+                room = MAX_HEADER_BYTES - self._head_bytes
+                if room <= 0:
+                    self._refuse(errors.HeadersTooLarge(), "headers")
+                    return
+                if len(data) > room:
+                    piece = data[:room]
+                self._head_bytes += len(piece)
+            if not self._feed(piece):
+                return
+            if len(piece) == len(data):
+                return
+            data = data[len(piece) :]
+
+    def _feed(self, data: bytes) -> bool:
+        """Give bytes to the parser; False if this protocol reads no more of the connection."""
+        self._body_seen = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            return False
+        except httptools.HttpParserError:
+            error = errors.InvalidRequest("This is not a valid HTTP request.")
+            self._refuse(*(self._refusal or (error, "invalid")))
+            return False
+        if self._receiving and not self._body_seen:
+            self._bodiless += len(data)
+            if self._bodiless > MAX_HEADER_BYTES:
+                self._refuse(errors.HeadersTooLarge(), "headers")
+                return False
+        return True
+
+    def expire(self) -> None:
+        """Close, or say why: the time that this connection had is over."""
+        connection = self._connection
+        if self._refused or self.transport.is_closing():
+            self.transport.abort()
+        elif self._responding() and self._receiving:
+            if self.flow.read_paused:
+                connection.began += self._times.tick  # the application is slow, not the client
+            due = connection.began + self._times.body + connection.received / BODY_BYTES
+            if due > self._connections.now:
+                connection.deadline = due
+            else:
+                self._refuse(errors.RequestTimeout(), "body_time")
+        elif self._begun:
+            self._refuse(errors.RequestTimeout(), "header_time")
+        else:
+            self.transport.close()
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        protocol: WebSocketProtocol = self.transport.get_protocol()  # type: ignore[assignment]
+        protocol.take_over(self._connections, self._connection)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Such a request is answered as if it asked for no upgrade; no log line for each."""
+
+    # ---- the parser's side -----------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begun = True
+        self._uncounted = self._head_bytes == 0
+        # The first request's time runs since the connection was made.
+        if self.cycle is not None and not self._responding():
+            self._connection.deadline = self._connections.now + self._times.header
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer comes after all checks, so nobody may take it for a header
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._refusal is None:
+            self._refusal = self._objection()
+        if self._refusal is not None:
+            raise self._refusal[0]  # the parser stops; see ``_feed``
+        self._in_head = self._begun = False
+        self._receiving = True
+        connection = self._connection
+        self._connections.busy(connection)
+        if not self._responding():
+            self._await_body()
+        super().on_headers_complete()
+
+    def _objection(self) -> tuple[errors.BitingLipError, str] | None:
+        """Say what is wrong with a request whose headers are complete, and under which reason."""
+        if len(self.headers) > MAX_HEADERS:
+            message = f"The request has more than {MAX_HEADERS} headers."
+            return errors.HeadersTooLarge(message), "headers"
+        if self._uncounted:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > MAX_HEADER_BYTES:
+                return errors.HeadersTooLarge(), "headers"
+        if len(self.pipeline) >= MAX_PIPELINED:
+            return errors.InvalidRequest("Too many requests at once on a connection."), "pipelined"
+        if self._connection.guest and self.url.partition(b"?")[0] != b"/livez":
+            return errors.Unavailable("The server has too many connections."), "guests"
+        return None
+
+    def on_body(self, body: bytes) -> None:
+        self._body_seen = True
+        self._bodiless = 0
+        self._connection.received += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        self._receiving = False
+        super().on_message_complete()
+        if self.cycle is None or not self.cycle.response_complete:
+            self._connection.deadline = math.inf
+        else:
+            self._connections.rest(self._connection, self.timeout_keep_alive)
+
+    # ---- the application's side ------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        """A response is written: begin the next request that is here, or rest."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        connection = self._connection
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            if self._receiving and not self.pipeline:
+                self._await_body()
+        elif self._receiving:  # a body that nobody wants any more
+            connection.deadline = self._connections.now + self.timeout_keep_alive
+        else:
+            seconds = self._times.header if self._begun else self.timeout_keep_alive
+            self._connections.rest(connection, seconds)
+
+    def _await_body(self) -> None:
+        connection = self._connection
+        connection.received = 0
+        connection.began = self._connections.now
+        connection.deadline = connection.began + self._times.body
+
+    def _responding(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, error: errors.BitingLipError, reason: str) -> None:
+        """Answer with an error and read no more; where a response is under way, cut it off."""
+        self._refused = True
+        self._connections.refused[reason] += 1
+        cycle = self.cycle if self._responding() else None
+        if cycle is not None and (not self._receiving or cycle.response_started or self.pipeline):
+            self.transport.abort()
+            return
+        if cycle is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.write(self._refusal_bytes(error))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._connections.rest(self._connection, self._times.linger)
+
+    def _refusal_bytes(self, error: errors.BitingLipError) -> bytes:
+        request_id = new_request_id()
+        status, body = errors.answer(error).status, error_body(error, request_id)
+        headers: dict[str, Any] = {
+            "content-type": "application/json",
+            "content-length": len(body),
+            "connection": "close",
+            "x-request-id": request_id,
+            "x-content-type-options": "nosniff",
+            **headers_of(error, status),
+        }
+        lines = [STATUS_LINE[status]]
+        lines += [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
+        lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
+        return b"".join([*lines, b"\r\n", body])

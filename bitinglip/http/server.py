@@ -1,0 +1,76 @@
+"""uvicorn's server with our own acceptor and protocols."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from bitinglip.http import websocket
+from bitinglip.http.acceptor import Acceptor, Factory
+from bitinglip.http.connections import Connection, Connections
+from bitinglip.http.protocol import HttpProtocol
+
+
+class HttpServer(uvicorn.Server):
+    """Serves an application on sockets that are bound already; ``connections`` are its books."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        connections: Connections,
+        *,
+        tls: ssl.SSLContext | None = None,
+        **options: Any,
+    ) -> None:
+        """``options`` are uvicorn's."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",  # see ``serve``
+                http="httptools",
+                **websocket.OPTIONS,
+                proxy_headers=False,
+                **options,
+            )
+        )
+        self._app = app
+        self._connections = connections
+        self._tls = tls
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the application, serve, close it. What keeps it from opening is raised as it is."""
+        with self.capture_signals():
+            async with self._app.router.lifespan_context(self._app):
+                await self._serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.servers = []
+        for sock in sockets or ():
+            self.listen(sock, self._protocol, self._tls)
+        self.started = True
+
+    def listen(self, sock: socket.socket, protocol: Factory, tls: ssl.SSLContext | None) -> None:
+        """Serve this socket too, from now on; it is closed with the others."""
+        acceptor = Acceptor(sock, self._connections, protocol, tls)
+        self.servers.append(cast("asyncio.Server", acceptor))  # it does all that uvicorn asks
+
+    def listen_locally(self, sock: socket.socket, wrap: Callable[[Any], ASGIApp]) -> None:
+        """Serve a Unix socket, with an application that ``wrap`` makes of the usual one."""
+
+        def protocol(connection: Connection) -> HttpProtocol:
+            made = self._protocol(connection)
+            made.app = cast("Any", wrap(made.app))
+            return made
+
+        self.listen(sock, protocol, None)
+
+    def _protocol(self, connection: Connection) -> HttpProtocol:
+        return HttpProtocol(self._connections, connection, self.config, self.server_state)

@@ -1,0 +1,46 @@
+"""What the server does without for now: declared in /health and the metrics, said once in the log.
+
+The parts of the server report here when something that they need fails, and when it works again.
+Nothing here decides anything.
+"""
+
+from collections.abc import Callable, Mapping
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+#: the checks of /health that can be degraded
+CHECKS = ("database", "cluster_manager", "model_manager", "task_manager")
+
+
+class Health:
+    """The problems of the server, by check of /health and by the part that has them."""
+
+    def __init__(self) -> None:
+        self._problems: dict[tuple[str, str], str] = {}
+        self.on_change: Callable[[], None] = lambda: None
+
+    def degrade(self, check: str, part: str, detail: str) -> None:
+        """Note a problem. ``detail`` is public: it holds no path, no secret, no traceback."""
+        if self._problems.get((check, part)) != detail:
+            self._problems[check, part] = detail
+            log.warning("degraded", check=check, part=part, detail=detail)
+            self.on_change()
+
+    def recover(self, check: str, part: str) -> None:
+        """Note that a part works; nothing happens if it had no problem."""
+        if self._problems.pop((check, part), None) is not None:
+            log.info("recovered", check=check, part=part)
+            self.on_change()
+
+    def has_problem(self, check: str, part: str) -> bool:
+        return (check, part) in self._problems
+
+    def problems(self) -> Mapping[str, str]:
+        """Map each degraded check to its problems in words."""
+        found: dict[str, str] = {}
+        for (check, part), detail in self._problems.items():
+            text = f"{part}: {detail}"
+            found[check] = f"{found[check]}; {text}" if check in found else text
+        return found

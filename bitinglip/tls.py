@@ -1,0 +1,95 @@
+"""Checks the certificate and key of HTTPS before the server listens, and watches its expiry."""
+
+import asyncio
+import os
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from bitinglip.settings import Server
+from bitinglip.settings_loader import SettingsError
+
+log = structlog.get_logger(__name__)
+
+_WARN_BEFORE = timedelta(days=30)
+CHECK_SECONDS = 12 * 3600.0  #: between two checks of a running server
+
+
+def check_tls(server: Server) -> list[str]:
+    """Check that the files of HTTPS can be used, and return warnings about them.
+
+    Raises SettingsError, which names the setting and the file. There is nothing to check without
+    HTTPS.
+    """
+    if server.tls_cert is None or server.tls_key is None:
+        return []
+    cert, key = Path(server.tls_cert), Path(server.tls_key)
+    _check_readable("server.tls_cert", cert)
+    _check_readable("server.tls_key", key)
+    ends = _expiry(cert)
+    _check_pair(cert, key)
+    return [*_readable_by_others(key), *_expiring(cert, ends)]
+
+
+async def warn(server: Server) -> None:
+    """Log what is wrong, or soon will be, with the files of HTTPS."""
+    try:
+        warnings = await asyncio.to_thread(check_tls, server)
+    except SettingsError as error:
+        warnings = error.problems
+    for warning in warnings:
+        log.warning(warning)
+
+
+def _check_readable(setting: str, path: Path) -> None:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SettingsError([f"{setting}: {path} cannot be read ({reason})"]) from error
+
+
+def _expiry(cert: Path) -> datetime:
+    """Return when the certificate, the first of its file, expires. Raises SettingsError."""
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificates(cert.read_bytes())[0].not_valid_after_utc
+    except ValueError as error:
+        problem = f"server.tls_cert: {cert} holds no certificate in PEM format"
+        raise SettingsError([problem]) from error
+
+
+def _check_pair(cert: Path, key: Path) -> None:
+    def refuse_password() -> str:
+        raise ValueError("the key is encrypted")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key, refuse_password)
+    except ssl.SSLError as error:
+        problem = f"server.tls_key: {key} holds no private key in PEM format"
+        if error.reason == "KEY_VALUES_MISMATCH":
+            problem = f"server.tls_key: {key} is not the key of the certificate in {cert}"
+        raise SettingsError([problem]) from error
+    except ValueError as error:
+        problem = f"server.tls_key: {key} is encrypted; the server can only use an open key"
+        raise SettingsError([problem]) from error
+
+
+def _readable_by_others(key: Path) -> list[str]:
+    mode = os.stat(key).st_mode & 0o777
+    if not mode & 0o077:
+        return []
+    return [f"others may read the TLS key {key} (mode {mode:04o}); chmod 600 it"]
+
+
+def _expiring(cert: Path, ends: datetime) -> list[str]:
+    left = ends - datetime.now(UTC)
+    if left <= timedelta():
+        return [f"the TLS certificate {cert} has expired on {ends:%Y-%m-%d}; renew it"]
+    if left <= _WARN_BEFORE:
+        return [f"the TLS certificate {cert} expires on {ends:%Y-%m-%d}; renew it"]
+    return []

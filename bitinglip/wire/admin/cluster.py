@@ -1,0 +1,54 @@
+"""The state of the whole server: devices, reservations, and each model's queue and replicas."""
+
+from typing import Any
+
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.models.operations import DeviceView, Operations, ReservationView
+from bitinglip.settings import Model
+
+
+def device_info(view: DeviceView) -> dict[str, Any]:
+    """Describe a device and its memory."""
+    return {
+        "id": view.id,
+        "name": view.name,
+        "kind": view.kind,
+        "memory_bytes": view.memory_bytes,
+        "used_bytes": view.used_bytes,
+        "foreign_bytes": view.foreign_bytes,
+        "reserved_bytes": view.reserved_bytes,
+        "free_bytes": view.free_bytes,
+        "utilisation": view.utilisation,
+        "temperature_c": view.temperature_c,
+        "power_w": view.power_w,
+    }
+
+
+def reservation_info(view: ReservationView) -> dict[str, Any]:
+    """Describe the memory that one worker holds on one device."""
+    return {
+        "worker": view.worker,
+        "model": view.model,
+        "device": view.device,
+        "bytes": view.bytes,
+    }
+
+
+def model_state_info(
+    name: str, own: Model, dispatcher: Dispatcher, operations: Operations
+) -> dict[str, Any]:
+    """Describe a model at work: its queue, its replicas and how its load goes on."""
+    return {
+        "model_id": name,
+        "status": operations.status(name),
+        "cause": operations.cause(name),
+        "queued": dispatcher.depth(name),
+        "running": dispatcher.running(name),
+        "replicas": own.replicas,
+        "ready": sum(each.state == "ready" for each in operations.replicas(name)),
+        "oldest_wait": dispatcher.oldest_wait(name),
+        "eta": dispatcher.eta(name),
+        "progress": operations.progress(name),
+        "pinned": own.pin,
+        "idle_seconds": operations.idle_seconds(name),
+    }

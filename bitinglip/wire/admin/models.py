@@ -1,0 +1,114 @@
+"""Models as the native and OpenAI's list show them, and the request that imports one."""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from bitinglip.wire.body import Body
+from bitinglip.wire.kinds import KINDS
+from bitinglip.wire.schema import schema_of
+from model_store.manifest import Manifest
+from model_store.sizes import size_text
+from model_store.voices import voices_of
+from workers import protocol
+
+#: parameters that the fake engine refuses
+_NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
+#: parameters that models of these families do not have, although others of their kind do
+_NOT_OF = {"bark": {"speed"}, "speecht5": {"speed", "language"}}
+_NOT_PARAMETERS = frozenset({"model", "stream", "timeout", "async", "priority"})
+
+
+class ImportModelRequest(Body):
+    """The body of ``POST /models/import``: a folder of the server's machine."""
+
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    allow_pickles: bool = False
+
+
+def model_type(manifest: Manifest) -> str:
+    """Name what a model makes, in the design's words: text, image, audio or embedding."""
+    kind = _kind(manifest)
+    if kind in KINDS:
+        return KINDS[kind].api_type
+    return "audio" if kind == "vocoder" else kind
+
+
+def _kind(manifest: Manifest) -> str:
+    return "text" if manifest.engine == "fake" else manifest.kind
+
+
+def model_info(
+    manifest: Manifest,
+    *,
+    status: str,
+    cause: str | None,
+    ready: protocol.Ready | None,
+    progress: float | None,
+    replicas: int,
+    more_voices: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Describe a model as the design's ModelInfo, with more fields of ours.
+
+    Context and dtype of a loaded model are those that its worker reports (``ready``).
+    """
+    kind = model_type(manifest)
+    voices = voices_of(manifest, more_voices)
+    return {
+        "model_id": manifest.name,
+        "name": manifest.name,
+        "type": kind,
+        "description": manifest.description,
+        "size": size_text(manifest.total_bytes),
+        "status": status,
+        "cause": cause,
+        "progress": progress,
+        "replicas": replicas,
+        "capabilities": list(manifest.capabilities),
+        "supported_parameters": supported_parameters(
+            _kind(manifest), manifest.engine, manifest.model_type
+        ),
+        **({"voices": voices} if voices else {}),
+        "engine": manifest.engine,
+        "architecture": manifest.architecture,
+        "max_context": (ready and ready.max_context) or manifest.max_context,
+        "dtype": (ready and ready.dtype) or manifest.dtype,
+        "device": ready and ready.device,
+        "parameters": manifest.parameters,
+        "bytes": manifest.total_bytes,
+        "source": manifest.source,
+        "revision": manifest.revision,
+    }
+
+
+def openai_model(manifest: Manifest) -> dict[str, Any]:
+    """Describe a model as OpenAI's list does."""
+    return {
+        "id": manifest.name,
+        "object": "model",
+        "created": int(manifest.created_at.timestamp()),
+        "owned_by": "bitinglip",
+    }
+
+
+@cache
+def supported_parameters(kind: str, engine: str, model_type: str | None) -> Mapping[str, Any]:
+    """List the parameters of a model's requests: type, bounds and default, from their schema."""
+    if kind not in KINDS:
+        return {}
+    own = KINDS[kind]
+    never = _NOT_PARAMETERS | own.inputs | _NOT_OF.get(model_type or "", set())
+    if engine == "fake":
+        never |= _NEED_A_MODEL
+    properties = schema_of(own.request)["properties"]
+    return {
+        name: {
+            **schema.get("anyOf", [schema])[0],
+            "default": own.defaults.get(name, schema.get("default")),
+        }
+        for name, schema in properties.items()
+        if name not in never
+    }

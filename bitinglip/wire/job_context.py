@@ -1,0 +1,44 @@
+"""The context holds all that a request needs besides its body to become a job."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitinglip.scheduling.job import Job, Output
+from bitinglip.scheduling.queue.priority import Priority
+from bitinglip.settings import Model, Tier
+from bitinglip.settings.limits import Limits
+from workers import protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """The settings of the server and the model, and the caller's key, tier and priority."""
+
+    model: str
+    model_settings: Model
+    limits: Limits
+    tier: Tier
+    key_id: str
+    timeout: float  #: seconds; a request may ask for less
+    priority: Priority
+    folder: Path  #: where workers write images and audio to
+    uploads: Path  #: where the files are that clients send
+
+    def job(
+        self,
+        work: protocol.Job,
+        *,
+        timeout: float | None = None,
+        output: Output = "b64",
+        file_bytes: int = 0,
+    ) -> Job:
+        """Put a message into its envelope."""
+        return Job(
+            work=work,
+            model=self.model,
+            key_id=self.key_id,
+            timeout=min(timeout or self.timeout, self.timeout),
+            priority=self.priority,
+            output=output,
+            file_bytes=file_bytes,
+        )

@@ -1,0 +1,47 @@
+"""``bitinglip backup`` copies the database, whether a server runs or not."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.context import CliContext
+from cli.errors import Failure
+from cli.options import ConfigOption, HomeOption
+from cli.show.output import print_note, size
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the copy goes.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Copy the database to FILE, also while the server runs, and check the copy."""
+    from bitinglip.db import files
+
+    place = CliContext.of(home, config).home
+    target = file.expanduser().absolute()
+    _check_target(target, place.database, force=force)
+    files.backup(place.database, target)
+    rows = ", ".join(f"{name} {count}" for name, count in files.row_counts(target).items())
+    print_note(f"Copied the database to {target}: {size(target.stat().st_size)}, checked.")
+    print_note(f"It holds these rows: {rows}.")
+    print_note(
+        f"Its keys work only together with {place.secret_key}, which is not in it: keep a copy of "
+        "that file too, in another place. Models and made files are not in it either."
+    )
+
+
+def _check_target(target: Path, database: Path, *, force: bool) -> None:
+    if not database.is_file():
+        raise Failure(f"there is no database at {database}; the first start makes it")
+    if not target.parent.is_dir():
+        raise Failure(f"{target.parent} is not a folder")
+    if target.is_dir():
+        raise Failure(f"{target} is a folder; name a file in it")
+    if target.exists() and target.samefile(database):
+        raise Failure(f"{target} is the database itself")
+    if os.path.lexists(target) and not force:
+        raise Failure(f"{target} exists already; --force replaces it")

@@ -1,0 +1,68 @@
+"""Large bodies on a real server: nobody else waits for them, and they do not multiply in memory."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.server import Server
+
+NATIVE = "/api/v1/inference/text-generation"
+MB = 2**20
+AT_ONCE = 4
+LONGEST_WAIT = 2.0  #: seconds: milliseconds on a quiet machine, and four to eight without bounds
+
+
+def _many_keys() -> bytes:
+    keys = ",".join(f'"{i:x}":1' for i in range(1_000_000))
+    return b'{"model":"demo-echo","prompt":"p",' + keys.encode() + b"}"
+
+
+def _many_biases() -> bytes:
+    biases = ",".join(f'"{i}":1' for i in range(700_000))
+    return b'{"model":"demo-echo","prompt":"p","logit_bias":{' + biases.encode() + b"}}"
+
+
+BODIES = {
+    "deep lists": b'{"model":"m","prompt":["x"' + (b"," + b"[" * 60 + b"]" * 60) * 80_000 + b"]}",
+    "unknown keys": _many_keys(),
+    "biases": _many_biases(),
+    "wrong values, as many as may be": json.dumps(
+        {"model": "m", "prompt": "p", **{f"k{i}": 1 for i in range(99_000)}}
+    ).encode(),
+}
+
+
+def _post(server: Server, body: bytes) -> httpx.Response:
+    headers = {**server.headers, "content-type": "application/json"}
+    return httpx.post(server.url + NATIVE, content=body, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_large_body_holds_nobody_up(server: Server, body: bytes) -> None:
+    assert len(body) < 10 * MB
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    most, longest = 0, 0.0
+    with httpx.Client(base_url=server.url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+        client.get("/livez")
+        sent = [pool.submit(_post, server, body) for _ in range(AT_ONCE)]
+        while wait(sent, timeout=0.01).not_done:
+            started = time.monotonic()
+            assert client.get("/livez", timeout=30).status_code == 200
+            longest = max(longest, time.monotonic() - started)
+            most = max(most, process.memory_info().rss)
+    for answer in sent:
+        assert answer.result().status_code == 400, answer.result().text
+        assert answer.result().json()["error"]["code"] == "INVALID_REQUEST"
+    assert longest < LONGEST_WAIT
+    assert most - before < 400 * MB
+
+
+def test_large_body_that_is_good_is_answered(server: Server) -> None:
+    body = json.dumps({"model": "demo-echo", "prompt": "a, [b]", "max_tokens": 2})
+    answer = _post(server, body.encode().ljust(MB))
+    assert answer.json()["result"]["text"] == "a, [b]"

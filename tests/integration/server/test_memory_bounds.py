@@ -1,0 +1,62 @@
+"""The gateway's memory is bounded: large requests leave nothing behind, and wait within a bound."""
+
+import asyncio
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.support.server import Server, running_server
+
+GENERATE = "/api/v1/inference/text-generation"
+MB = 2**20
+WORD = "\N{GRINNING FACE}" + "x" * (4 * MB)  # 4 MB as JSON, 16 MB as Python keeps it
+WORDS = WORD[:1] + "x " * (2 * MB)  # the same, and longer than any context
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("bounds") / "home"
+    settings = ("demo=never", "queue.max_input_bytes=100000000")
+    fake = "{tokens_per_second: 2, batch_size: 1}"
+    slow = f"models.slow={{engine: fake, fake: {fake}}}"
+    quick = "models.quick={engine: fake}"
+    with running_server(
+        home, *(part for each in (*settings, slow, quick) for part in ("--set", each))
+    ) as server:
+        yield server
+
+
+def resident(server: Server) -> int:
+    return psutil.Process(server.process.pid).memory_info().rss
+
+
+@pytest.mark.parametrize(("prompt", "status"), [(WORD, 200), (WORDS, 400)])
+def test_ended_requests_leave_no_input_behind(server: Server, prompt: str, status: int) -> None:
+    body = {"model": "quick", "prompt": prompt, "max_tokens": 1}
+    with server.client() as client:
+        for _ in range(4):  # recent results, and the allocator's own reserve
+            assert client.post(GENERATE, json=body).status_code == status
+        before = resident(server)
+        for _ in range(12):
+            assert client.post(GENERATE, json=body).status_code == status
+    assert resident(server) - before < 100 * MB  # 192 MB if ended jobs kept their prompts
+
+
+def test_waiting_requests_of_a_key_hold_half_of_the_bound(server: Server) -> None:
+    body = {"model": "slow", "prompt": WORD, "max_tokens": 1000}
+
+    async def test() -> None:
+        async with server.async_client() as client:
+            posts = [asyncio.create_task(client.post(GENERATE, json=body)) for _ in range(6)]
+            done, waiting = await asyncio.wait(posts, timeout=4)
+            refused = [post.result() for post in done]
+            assert len(waiting) == 2  # 16 MB each, where the bound is 50 MB: the third is over it
+            assert {answer.status_code for answer in refused} == {503}
+            assert {answer.json()["error"]["code"] for answer in refused} == {"QUEUE_FULL"}
+            assert all("retry-after" in answer.headers for answer in refused)
+            for post in waiting:
+                post.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(test())

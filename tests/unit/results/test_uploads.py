@@ -1,0 +1,99 @@
+"""Uploads are bounded by key and in all, and go with their job."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from bitinglip.disk_space import DiskSpace
+from bitinglip.errors import DiskFull, QueueFull
+from bitinglip.results.uploads import Uploads
+from bitinglip.scheduling.job import Job, new_task_id
+from tests.support.scheduling_rig import until
+from workers import protocol
+
+FILE = b"x" * 40
+
+
+def audio(folder: Path, key_id: str = "k") -> Job:
+    name = new_task_id()
+    work = protocol.TranscriptionJob(id=name, path=str(folder / f"{name}-file"), max_seconds=1)
+    return Job(work=work, model="m", key_id=key_id)
+
+
+def uploads_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def using(
+    folder: Path, act: Callable[[Uploads], Awaitable[None]], *, min_free: int | None = 0
+) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(20):
+            await act(Uploads(folder, max_bytes=100, space=DiskSpace(folder, min_free)))
+
+    asyncio.run(run())
+
+
+def test_upload_is_removed_when_its_job_is_over(tmp_path: Path) -> None:
+    async def act(uploads: Uploads) -> None:
+        job = audio(tmp_path)
+        await uploads.save(job, {"path": FILE})
+        assert [path.read_bytes() for path in uploads_in(tmp_path)] == [FILE]
+        uploads.discard(job)
+        uploads.discard(job)
+        assert uploads.bytes == 0
+        await until(lambda: not uploads_in(tmp_path))
+
+    using(tmp_path, act)
+
+
+def test_uploads_are_bounded_by_key_and_in_all(tmp_path: Path) -> None:
+    async def act(uploads: Uploads) -> None:
+        first = audio(tmp_path)
+        await uploads.save(first, {"path": FILE})
+        with pytest.raises(QueueFull, match="this key"):
+            await uploads.save(audio(tmp_path), {"path": FILE})
+        await uploads.save(audio(tmp_path, "other"), {"path": FILE})
+        with pytest.raises(DiskFull):
+            await uploads.save(audio(tmp_path, "third"), {"path": FILE})
+        uploads.discard(first)
+        await uploads.save(audio(tmp_path), {"path": FILE})
+
+    using(tmp_path, act)
+
+
+def test_upload_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    async def act(uploads: Uploads) -> None:
+        with pytest.raises(DiskFull):
+            await uploads.save(audio(tmp_path), {"path": FILE})
+        assert uploads.bytes == 0
+        assert not uploads_in(tmp_path)
+
+    using(tmp_path, act, min_free=2**62)
+
+
+def test_upload_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    async def act(uploads: Uploads) -> None:
+        gone = tmp_path / "gone"
+        with pytest.raises(DiskFull):
+            await uploads.save(audio(gone), {"path": FILE})
+        assert uploads.bytes == 0
+
+    using(tmp_path, act)
+
+
+def test_uploads_that_a_crash_left_are_removed(tmp_path: Path) -> None:
+    async def act(uploads: Uploads) -> None:
+        lost, new = tmp_path / "task-lost-file", tmp_path / "task-new-file"
+        open_ = tmp_path / "task-open-file"
+        for path in (lost, new, open_):
+            path.write_bytes(FILE)
+        for path in (lost, open_):
+            os.utime(path, (1, 1))
+        await uploads.clean(lambda job_id: job_id == "task-open")
+        assert set(uploads_in(tmp_path)) == {new, open_}
+
+    using(tmp_path, act)
