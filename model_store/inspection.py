@@ -30,6 +30,7 @@ from model_store.selection import (
     one_set,
     required,
 )
+from model_store.tokenizers import longest_token
 
 _CONTEXT_FIELDS = (
     "max_position_embeddings",
@@ -78,6 +79,7 @@ class Inspection:
     parameters: int = 0
     weight_bytes: int = 0
     vocab_size: int | None = None
+    longest_token: int | None = None
     has_chat_template: bool = False
     kv_bytes_per_token: int | None = None
     cache_positions: int = 0
@@ -255,6 +257,7 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Ins
     if kind == "text":
         _check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)
+        found.longest_token = longest_token(folder)
         found.capabilities = ("completion", "chat") if found.has_chat_template else ("completion",)
     return _with_weights(found, tensors)
 

@@ -34,6 +34,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int = 0
     total_bytes: int = 0
     vocab_size: int | None = None
+    longest_token: int | None = None  #: text: characters
     has_chat_template: bool = False
     kv_bytes_per_token: int | None = None  #: all layers that keep any, at 2 bytes an element
     cache_positions: int = 0  #: speech and transcription: of one row in the attention caches

@@ -16,6 +16,7 @@ from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
+from bitinglip.wire.text.length import check_length
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
@@ -29,9 +30,11 @@ openai = APIRouter(prefix="/v1", tags=["openai"])
 async def generate_text(request: Request) -> Response:
     """Generate text, as one answer or as a stream of events."""
     body = await read_body(request, TextGenerationRequest)
-    find_model_of(services_of(request), body.model, "text")
+    manifest = find_model_of(services_of(request), body.model, "text")
     background = wants_background(request, body)
-    job = body.to_job(job_context(request, body.model, body.priority))
+    context = job_context(request, body.model, body.priority)
+    job = body.to_job(context)
+    check_length(job, manifest, context.model_settings.max_context)
     return await respond(request, job, background=background)
 
 
@@ -55,8 +58,10 @@ def _respond(
     view: type[ChatView] | type[CompletionView],
 ) -> Response:
     services = services_of(request)
-    find_model_of(services, body.model, "text")
-    job = body.to_job(job_context(request, body.model))
+    manifest = find_model_of(services, body.model, "text")
+    context = job_context(request, body.model)
+    job = body.to_job(context)
+    check_length(job, manifest, context.model_settings.max_context)
     return JobResponse(
         services.dispatcher,
         services.uploads,

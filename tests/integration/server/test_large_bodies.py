@@ -62,6 +62,22 @@ def test_large_body_holds_nobody_up(server: Server, body: bytes) -> None:
     assert most - before < 400 * MB
 
 
+@pytest.mark.parametrize("surface", [NATIVE, "/v1/chat/completions"])
+def test_prompt_beyond_any_context_is_refused_before_the_model_is_loaded(
+    server: Server, surface: str
+) -> None:
+    text = "a" * 9_000_000
+    native = {"model": "demo-text", "prompt": text}
+    chat = {"model": "demo-text", "messages": [{"role": "user", "content": text}]}
+    body = native if surface == NATIVE else chat
+    with server.client() as client:
+        client.post("/api/v1/models/demo-text/unload")
+        error = client.post(surface, json=body).json()["error"]
+        assert client.get("/api/v1/models/demo-text").json()["status"] == "available"
+    assert error["code"].upper() == "CONTEXT_LENGTH_EXCEEDED"
+    assert error["details"]["prompt_tokens"] > error["details"]["max_context"]
+
+
 def test_large_body_that_is_good_is_answered(server: Server) -> None:
     body = json.dumps({"model": "demo-echo", "prompt": "a, [b]", "max_tokens": 2})
     answer = _post(server, body.encode().ljust(MB))

@@ -215,3 +215,23 @@ def test_odd_but_harmless(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/x.json").write_bytes(struct.pack("<Q", 1))
     assert inspect(tmp_path).model_type is None
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [
+        ({"model": {"vocab": {"a": 0, "long": 1}}, "added_tokens": [{"content": "<end>"}]}, 5),
+        ({"model": {"vocab": [["a", 0.0], ["longest", -1.5]]}, "added_tokens": []}, 7),
+        ({"model": {"vocab": [7, [], [3]]}, "added_tokens": [7, {}]}, None),
+        ({"model": 3, "added_tokens": None}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_longest_token_is_read_from_the_tokenizer(
+    tmp_path: Path, tokenizer: object, expected: int | None
+) -> None:
+    folder = llama(tmp_path / "m")
+    if tokenizer is not None:
+        write(folder / "tokenizer.json", tokenizer)
+    assert inspect(folder).longest_token == expected

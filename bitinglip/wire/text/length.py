@@ -1,0 +1,32 @@
+"""Refuses texts that are longer than a model's context, as far as the store knows its tokens."""
+
+from bitinglip.errors import ContextLengthExceeded
+from bitinglip.scheduling.job import Job
+from model_store.manifest import Manifest
+from workers.protocol import TextJob
+
+
+def check_length(job: Job, manifest: Manifest, max_context: int | None) -> None:
+    """Raise ContextLengthExceeded for a text that cannot fit, whatever its tokens are.
+
+    It would wait and be sent to a worker for nothing. ``max_context``: the model's setting.
+    """
+    work = job.work
+    known = [tokens for tokens in (max_context, manifest.max_context) if tokens]
+    longest = manifest.longest_token
+    if not isinstance(work, TextJob) or not known or not longest:
+        return
+    if work.messages is None:
+        characters, param = len(work.prompt or ""), "prompt"
+    else:
+        characters, param = sum(len(each.content) for each in work.messages), "messages"
+    context = min(known)
+    if characters > context * longest:
+        tokens = -(-characters // longest)
+        wanted = work.sampling.max_tokens
+        raise ContextLengthExceeded(
+            f"The prompt has {tokens} tokens at least; together with max_tokens it may have "
+            f"{context}.",
+            param=param,
+            details={"max_context": context, "prompt_tokens": tokens, "max_tokens": wanted},
+        )
