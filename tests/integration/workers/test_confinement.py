@@ -36,9 +36,10 @@ class Place:
         self.home = root / "home"
         self.work = self.home / "work"
         self.model = self.home / "models" / "m" / "files"
-        for folder in (self.work, self.home / "files", self.home / "cache", self.model):
+        parts = [self.home / name for name in ("files", "uploads", "cache")]
+        for folder in (self.work, self.model, *parts):
             folder.mkdir(parents=True)
-        for name in ("admin.key", "secret.key", "bitinglip.db", "files/upload", "files/theirs"):
+        for name in ("admin.key", "secret.key", "bitinglip.db", "files/theirs", "uploads/mine"):
             (self.home / name).write_text("secret")
         (self.model / "config.json").write_text("{}")
         (self.model.parent / "manifest.json").write_text("{}")
@@ -59,8 +60,8 @@ class Place:
         }
 
     def confinement(self, mode: Any) -> Confinement:
-        files, cache = str(self.home / "files"), str(self.home / "cache")
-        return Confinement(mode, files, cache, (str(self.home),), MEMORY)
+        uploads, cache = str(self.home / "uploads"), str(self.home / "cache")
+        return Confinement(mode, uploads, cache, (str(self.home),), MEMORY)
 
     def spec(self, **options: Any) -> Load:
         return Load(**{"model": "m", "engine": "probe", "path": str(self.model)} | options)
@@ -102,7 +103,10 @@ TRIALS = {
     "the admin key": ("read(HOME + '/admin.key')", "EACCES", "6 bytes"),
     "the secret of the keys": ("read(HOME + '/secret.key')", "EACCES", "6 bytes"),
     "the database": ("read(HOME + '/bitinglip.db')", "EACCES", "6 bytes"),
-    "the names of results": ("len(os.listdir(HOME + '/files'))", "EACCES", "2"),
+    "a result": ("read(HOME + '/files/theirs')", "EACCES", "6 bytes"),
+    "the names of results": ("len(os.listdir(HOME + '/files'))", "EACCES", "1"),
+    "the names of uploads": ("len(os.listdir(HOME + '/uploads'))", "EACCES", "1"),
+    "an upload rewritten": ("write(HOME + '/uploads/mine')", "EACCES", "written"),
     "a model's manifest": ("read(MODEL + '/../manifest.json')", "EACCES", "2 bytes"),
     "the gateway's command line": ("bool(read(f'/proc/{GATEWAY}/cmdline'))", "EACCES", "True"),
     "the gateway's environment": ("bool(read(f'/proc/{GATEWAY}/environ'))", "EACCES", "True"),
@@ -148,7 +152,7 @@ TRIALS = {
 NEEDED = {
     "its model": ("read(MODEL + '/config.json')", "2 bytes"),
     "the model's folder": ("os.listdir(MODEL)", "['config.json']"),
-    "an upload whose name it was told": ("read(HOME + '/files/upload')", "6 bytes"),
+    "an upload whose name it was told": ("read(HOME + '/uploads/mine')", "6 bytes"),
     "temporary files": ("in_new_folder(OWN + '/folder')", "done"),
     "the place of temporary files": (
         "__import__('tempfile').gettempdir() == OWN or __import__('tempfile').gettempdir()",
