@@ -33,10 +33,17 @@ def pickled(paths: Iterable[str]) -> list[str]:
 
 
 def convert(
-    folder: Path, progress: Progress | None, cancelled: Callable[[], bool] = lambda: False
+    folder: Path,
+    progress: Progress | None,
+    cancelled: Callable[[], bool] = lambda: False,
+    *,
+    confine: str = "auto",
 ) -> None:
-    """Put safetensors in the place of a folder's pickled weights. Raises BadFiles, NoSpace or
-    PullCancelled; the folder is of no use then."""
+    """Put safetensors in the place of a folder's pickled weights, by a process that is confined
+    as workers are (``workers.confine``).
+
+    Raises BadFiles, NoSpace or PullCancelled; the folder is of no use then.
+    """
     names = pickled(path.name for path in folder.iterdir())
     sizes = {name: (folder / name).stat().st_size for name in names}
     check_room(folder, sum(sizes.values()))
@@ -44,7 +51,7 @@ def convert(
     made = []
     for name in names:
         made.append(folder / _target(name))
-        _convert(folder / name, made[-1], cancelled)
+        _convert(folder / name, made[-1], cancelled, confine)
         (folder / name).unlink()
         counter.add(name, sizes[name])
     if len(made) > 1:
@@ -55,10 +62,11 @@ def _target(name: str) -> str:
     return "model" + name.removeprefix("pytorch_model").removesuffix(".bin") + WEIGHTS
 
 
-def _convert(source: Path, target: Path, cancelled: Callable[[], bool]) -> None:
+def _convert(source: Path, target: Path, cancelled: Callable[[], bool], confine: str) -> None:
     with tempfile.TemporaryDirectory() as empty:
+        files = [str(source.absolute()), str(target.absolute())]
         process = subprocess.Popen(
-            [sys.executable, "-I", "-m", _READER, str(source.absolute()), str(target.absolute())],
+            [sys.executable, "-I", "-m", _READER, *files, confine],
             cwd=empty,
             env={},
             stdin=subprocess.DEVNULL,

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from workers.exit_watch import ExitWatch, has_ended
+from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
-from workers.protocol import Import
+from workers.protocol import Confinement, Import
 
 _ENTRY = "workers.process:worker_main"
 #: The whole program of a worker: the gateway's import path, then the entry and its descriptors.
@@ -41,6 +43,9 @@ _OFFLINE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # NumPy's own threads: nobody here multiplies matrices by it, and they begin at the import,
+    # before a worker is confined.
+    "OPENBLAS_NUM_THREADS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 #: The driver's library counts cards in this order; CUDA by itself takes the fastest first.
@@ -58,6 +63,11 @@ class Handle(Protocol):
 
     @property
     def pid(self) -> int: ...
+    @property
+    def folder(self) -> Path | None:
+        """The only folder that it writes to; None if it has none of its own."""
+        ...
+
     @property
     def events_fd(self) -> int:
         """The non-blocking reading end of its event pipe."""
@@ -106,9 +116,20 @@ class SpawnLauncher:
     so whatever a worker starts can be ended with it.
     """
 
-    def __init__(self, entry: str = _ENTRY) -> None:
-        """``entry``: "module:function" that a worker runs, called with its descriptors."""
+    def __init__(
+        self,
+        entry: str = _ENTRY,
+        *,
+        folders: WorkFolders | None = None,
+        confinement: Confinement | None = None,
+    ) -> None:
+        """``entry``: "module:function" that a worker runs, called with its descriptors.
+
+        With ``folders`` each has one of its own; with a ``confinement`` it can write nowhere else.
+        """
         self._module, _, self._function = entry.partition(":")
+        self._folders = folders
+        self._confinement = confinement
 
     def launch(
         self, name: str, imports: Sequence[str], visible_devices: str | None
@@ -116,8 +137,13 @@ class SpawnLauncher:
         environ = worker_environment(dict(os.environ), platform.release())
         if visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
+        folder = self._folders.make() if self._folders is not None else None
+        if folder is not None:
+            environ["TMPDIR"] = str(folder)
         _fill_standard_streams()
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            if self._folders is not None and folder is not None:
+                ours.callback(self._folders.remove, folder)
             jobs_child, jobs = _pipe(theirs, ours)
             events, events_child = _pipe(ours, theirs)
             death_child, death = _pipe(theirs, ours)
@@ -133,8 +159,16 @@ class SpawnLauncher:
                 start_new_session=True,
             )
             ours.pop_all()
-        worker = SpawnedWorker(process, jobs, events, death, output)
-        worker.send(encode_commands([Import(gateway=os.getpid(), modules=tuple(imports))]))
+        worker = SpawnedWorker(
+            process, jobs, events, death, output, folders=self._folders, folder=folder
+        )
+        first = Import(
+            gateway=os.getpid(),
+            modules=tuple(imports),
+            confinement=self._confinement,
+            folder=str(folder) if folder is not None else None,
+        )
+        worker.send(encode_commands([first]))
         return worker
 
     def _command(self, name: str, descriptors: tuple[int, ...]) -> list[str]:
@@ -150,7 +184,15 @@ class SpawnLauncher:
 
 class SpawnedWorker:
     def __init__(
-        self, process: "subprocess.Popen[bytes]", jobs: int, events: int, death: int, output: int
+        self,
+        process: "subprocess.Popen[bytes]",
+        jobs: int,
+        events: int,
+        death: int,
+        output: int,
+        *,
+        folders: WorkFolders | None = None,
+        folder: Path | None = None,
     ) -> None:
         os.set_blocking(events, False)
         os.set_blocking(output, False)
@@ -161,6 +203,8 @@ class SpawnedWorker:
         self._jobs = JobPipe(jobs, self.kill)
         self._death = death
         self._exit: ExitWatch | None = None
+        self._folders = folders
+        self.folder = folder
 
     def watch(self, on_exit: Callable[[], None]) -> None:
         self._exit = ExitWatch(self.pid, on_exit)
@@ -186,6 +230,8 @@ class SpawnedWorker:
         self._jobs.close()
         for fd in (self.events_fd, self.output_fd, self._death):
             os.close(fd)
+        if self._folders is not None and self.folder is not None:
+            self._folders.remove(self.folder)
 
 
 def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:

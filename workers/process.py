@@ -4,25 +4,28 @@ import contextlib
 import ctypes
 import importlib
 import os
+import select
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from workers.codes import DRIVER_STARTED
+from workers.confinement import NotConfined, confine
 from workers.engines.base import Engine, Refused
 from workers.engines.registry import engine_info, make_engine
 from workers.framing import read_commands, write_events
 from workers.protocol import (
     Cancel,
     Command,
+    Confined,
     Event,
     Failed,
     Heartbeat,
@@ -60,20 +63,22 @@ def worker_main(jobs: int, events: int, death: int) -> None:
     """
     for fd in (jobs, events, death):
         os.set_inheritable(fd, False)
-    command = _first(read_commands(jobs))
-    if not isinstance(command, Import):
+    first = _first(read_commands(jobs))
+    if not isinstance(first, Import):
         return
-    _die_with_gateway(command.gateway, death)
+    death_watch = _die_with_gateway(first.gateway, death)
     _raise_oom_score()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for module in command.modules:
+    for module in first.modules:
         importlib.import_module(module)
     write_events(events, [Imported()])
     command = _first(read_commands(jobs))
     if not isinstance(command, Load):
         return
-    # The place to give up rights: the libraries are there, the model's files are not open yet.
-    engine = _load(events, command)
+    # Rules for files bind the thread that takes them on, and those that it starts afterwards.
+    with death_watch.paused():
+        confined = _confine(events, command, first)
+    engine = _load(events, command, confined)
     Loop(engine, jobs, events, command.heartbeat_seconds).run()
     engine.close()
 
@@ -82,7 +87,17 @@ def _first(commands: Sequence[Command]) -> Command | None:
     return commands[0] if commands else None
 
 
-def _load(fd: int, spec: Load) -> Engine:
+def _confine(fd: int, spec: Load, first: Import) -> Confined:
+    if first.confinement is None or first.folder is None:
+        return Confined()
+    try:
+        return confine(spec, first.confinement, first.folder)
+    except NotConfined as error:
+        write_events(fd, [LoadFailed(code="MODEL_LOAD_FAILED", message=str(error))])
+        sys.exit(1)
+
+
+def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     if not _choose_cards(spec.visible_devices):
         message = "The worker's libraries started the driver before its cards were chosen."
         write_events(fd, [LoadFailed(code=DRIVER_STARTED, message=message)])
@@ -103,7 +118,10 @@ def _load(fd: int, spec: Load) -> Engine:
         raise
     seconds = time.monotonic() - started
     held = _held_bytes(engine)
-    write_events(fd, [msgspec.structs.replace(ready, load_seconds=seconds, memory_bytes=held)])
+    ready = msgspec.structs.replace(
+        ready, load_seconds=seconds, memory_bytes=held, confined=confined
+    )
+    write_events(fd, [ready])
     return engine
 
 
@@ -248,18 +266,45 @@ def _raise_oom_score() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
 
 
-def _die_with_gateway(gateway: int, death: int) -> None:
+def _die_with_gateway(gateway: int, death: int) -> "_DeathWatch":
     """Outlive no gateway: by the kernel's signal where there is one, and by the pipe's end."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != gateway:  # it died before the signal was asked for
             os._exit(1)
-    threading.Thread(target=_watch, args=(death,), name="death", daemon=True).start()
+    return _DeathWatch(death)
 
 
-def _watch(death: int) -> NoReturn:
-    with contextlib.suppress(OSError):
-        os.read(death, 1)
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)  # and all that it has started
-    os._exit(1)
+class _DeathWatch:
+    """A thread that ends the process when the pipe to the gateway has ended."""
+
+    def __init__(self, death: int) -> None:
+        self._death = death
+        self._paused, self._pause = os.pipe()
+        self._start()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """End the thread for a while, so that the caller's may be the only one."""
+        os.write(self._pause, b"x")
+        self._thread.join()
+        os.read(self._paused, 1)
+        try:
+            yield
+        finally:
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._watch, name="death", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        for fd in (self._death, self._paused):
+            poll.register(fd, select.POLLIN)
+        if all(fd != self._death for fd, _ in poll.poll()):
+            return
+        with contextlib.suppress(OSError):  # confined, it may signal itself only
+            if os.getpgrp() == os.getpid():
+                os.killpg(os.getpid(), signal.SIGKILL)  # and all that it has started
+        os._exit(1)

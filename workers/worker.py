@@ -4,6 +4,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from workers.framing import FrameReader, encode_commands
 from workers.launcher import Handle
@@ -42,6 +43,11 @@ class Worker:
     @property
     def pid(self) -> int:
         return self.handle.pid
+
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder that it writes to; None if it has none of its own."""
+        return self.handle.folder
 
     def send(self, command: Command) -> None:
         """Send a command to the worker; nothing happens if it has ended.

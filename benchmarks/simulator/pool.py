@@ -119,6 +119,7 @@ class _Process:
 
     worker: Worker
     events_fd = output_fd = -1
+    folder = None
 
     def __init__(
         self, pid: int, pool: SimulatedPool, fake: protocol.FakeOptions, slots: int

@@ -48,6 +48,7 @@ def fake(**options: object) -> Load:
 
 def with_pool(
     test: Callable[[WorkerPool, Recorder], Awaitable[None]],
+    launcher: SpawnLauncher | None = None,
     *,
     heartbeat_timeout: float = 10,
     load_timeout: float = 20,
@@ -59,7 +60,7 @@ def with_pool(
     async def run() -> None:
         recorder = Recorder(seconds)
         pool = WorkerPool(
-            SpawnLauncher(entry) if entry else SpawnLauncher(),
+            launcher or (SpawnLauncher(entry) if entry else SpawnLauncher()),
             recorder,
             heartbeat_timeout=heartbeat_timeout,
             load_timeout=load_timeout,

@@ -41,6 +41,8 @@ class ScriptedLauncher:
 class ScriptedWorker:
     """A thread with an event loop of its own, as seen through the pool's handle."""
 
+    folder = None  #: it makes no files
+
     def __init__(self, launcher: ScriptedLauncher, name: str) -> None:
         self._launcher = launcher
         self._events, self._own_events = socket.socketpair()

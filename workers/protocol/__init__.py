@@ -5,6 +5,7 @@ import msgspec
 from workers.protocol.events import (
     AudioDelta,
     Cancelled,
+    Confined,
     Event,
     Failed,
     Final,
@@ -41,6 +42,8 @@ from workers.protocol.jobs import (
     TranscriptionJob,
 )
 from workers.protocol.load import (
+    Confinement,
+    ConfineMode,
     DeviceKind,
     FakeOptions,
     ImageOptions,
@@ -56,6 +59,9 @@ __all__ = [
     "Cancelled",
     "ChatMessage",
     "Command",
+    "ConfineMode",
+    "Confined",
+    "Confinement",
     "DeviceKind",
     "Event",
     "Failed",

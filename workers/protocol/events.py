@@ -33,6 +33,13 @@ class LoadProgress(msgspec.Struct, tag="load_progress", frozen=True):
     fraction: Fraction
 
 
+class Confined(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker has confined itself, by the names of measures; what is missing says why."""
+
+    measures: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
 class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     """The model answers from now on. What the engine found out about it."""
 
@@ -46,6 +53,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     step_timeout: StepSeconds = (
         0.0  #: seconds that one step may take, where that is longer than silence may
     )
+    confined: Confined = Confined()
 
 
 class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):

@@ -7,11 +7,26 @@ import msgspec
 DeviceKind = Literal["cpu", "cuda"]
 
 
+ConfineMode = Literal["auto", "require", "off"]
+
+
+class Confinement(msgspec.Struct, frozen=True, kw_only=True):
+    """How the gateway wants a worker confined. It holds paths of secrets, but none of them."""
+
+    mode: ConfineMode
+    inputs: str  #: the folder of uploads: a worker reads those whose names it is told
+    caches: str  #: the folder of compilers' caches, one for each model
+    hidden: tuple[str, ...] = ()  #: paths that no rule for the system or for Python may cover
+    memory_bytes: int | None = None  #: bound on a CPU worker's memory
+
+
 class Import(msgspec.Struct, tag="import", frozen=True, kw_only=True):
     """The first message to every process: it says Imported when it has done so."""
 
     gateway: int  #: process id
     modules: tuple[str, ...]
+    confinement: Confinement | None = None
+    folder: str | None = None  #: the only folder that it may write to, once confined
 
 
 class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):

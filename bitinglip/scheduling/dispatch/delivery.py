@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,12 +15,14 @@ from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InF
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Loading, Queued
+from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.models.listener import Waiting
 from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
 from bitinglip.settings import Settings
 from workers import protocol
+from workers.folders import placed, take_results
 from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -110,7 +113,7 @@ class Delivery:
         for entry, replica in model_queue.begin(replicas, self._clock()):
             assert replica.worker is not None
             entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(entry.event_log.job.work)
+            replica.worker.send(placed(entry.event_log.job.work, replica.worker.folder))
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
@@ -149,12 +152,13 @@ class Delivery:
         """Raises BadFrame for an event that does not fit its job."""
         ended: set[str] = set()
         try:
-            for event in events:
-                entry = self.entries.get(event.id)
+            for sent in events:
+                entry = self.entries.get(sent.id)
                 if entry is None or entry.replica is None or entry.replica.worker is not worker:
                     continue
                 if entry.events is not None:
-                    entry.events.take(event)
+                    entry.events.take(sent)
+                event = _with_results(worker, entry.event_log.job, sent)
                 if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
                     continue
                 entry.event_log.put(event)
@@ -298,6 +302,14 @@ class Delivery:
         if doubtful:
             model_queue.isolate(doubtful)
         return 0
+
+
+def _with_results(worker: Worker, job: Job, event: protocol.JobEvent) -> protocol.JobEvent:
+    """Take the files of a job that succeeded from its worker's folder, which ends with it."""
+    if not isinstance(event, protocol.ImageDone | protocol.SpeechDone) or worker.folder is None:
+        return event
+    assert isinstance(job.work, protocol.ImageJob | protocol.SpeechJob)
+    return take_results(event, worker.folder, Path(job.work.folder))
 
 
 def _crashed(cause: str, *, quarantined: bool) -> errors.WorkerCrashed:

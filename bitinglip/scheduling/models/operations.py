@@ -35,6 +35,7 @@ class WorkerView:
     started_at: datetime
     last_heartbeat: datetime | None
     cause: str | None
+    confined: protocol.Confined | None = None  #: None until it is ready
     stderr: list[str] = field(default_factory=list)
 
 
@@ -193,6 +194,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
+            confined=ready.confined if ready else None,
             stderr=worker.output.tail,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.confinement import check_whole
 from tests.support.http_client import NATIVE
 from tests.support.server import Server, running_server
 from tests.support.sse import events_of
@@ -296,3 +297,10 @@ def test_a_loaded_model_says_what_it_really_runs_as(tmp_path: Path) -> None:
     assert (model["dtype"], model["device"], model["max_context"]) == ("bfloat16", "cpu", 99)
     assert "logprobs" in model["supported_parameters"]
     assert "logprobs" not in echo["supported_parameters"]
+
+
+def test_confinement_of_a_text_worker_is_whole(server: Server) -> None:
+    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
+    with server.client() as client:
+        client.post("/api/v1/models/demo-text/load").raise_for_status()
+    check_whole(server.worker("demo-text"))
