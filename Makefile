@@ -8,7 +8,7 @@ PORT ?= 8080
 # A file's tests stay together, so that those that share a server start it once.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: serve test test-fast check format clean
+.PHONY: serve test test-fast check format config clean
 
 serve: $(VENV)/.serve  ## start the server on http://127.0.0.1:8080
 	$(BIN)/bitinglip serve --host $(HOST) --port $(PORT)
@@ -28,6 +28,9 @@ check: $(VENV)/.test  ## lint, formatting, import rules, types
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+config: $(VENV)/.test  ## write config.yaml anew from the settings
+	$(BIN)/python -m scripts.config_text > config.yaml.part && mv config.yaml.part config.yaml
 
 clean:
 	rm -rf $(VENV)

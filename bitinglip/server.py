@@ -58,8 +58,6 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)
-        if settings.server.trust_loopback:
-            log.info(_LOOPBACK_IS_LOCAL)
         try:
             with local_socket.listen(home) as local:
                 return _Runner(settings, home, sock, local).run()
@@ -176,6 +174,8 @@ class _Runner(HttpServer):
     def _opened(self, services: Services, admin_key: str | None) -> None:
         self._services = services
         services.health.on_change = self._tell_manager
+        if self._settings.server.trust_loopback:
+            log.info(_LOOPBACK_IS_LOCAL)
         # What is here now stays; looking at it again and again costs a fifth of each request.
         gc.collect()
         gc.freeze()

@@ -15,7 +15,7 @@ DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
 def sources() -> Iterator[Path]:
-    for folder in (*PACKAGES, "tests", "benchmarks"):
+    for folder in (*PACKAGES, "tests", "benchmarks", "scripts"):
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
 _MAX_PORT = 65535
+_LONGEST = 260  #: longer ones fill no cache
 
 
 def normal_name(name: str) -> str:
@@ -16,9 +17,13 @@ def normal_name(name: str) -> str:
     return _short_ipv6(name) or name
 
 
-@lru_cache(maxsize=256)
 def parse_host(value: str) -> str | None:
     """Return the name in a Host header without its port; None if the header is malformed."""
+    return _parse(value) if len(value) <= _LONGEST else None
+
+
+@lru_cache(maxsize=256)
+def _parse(value: str) -> str | None:
     found = _HOST.fullmatch(value.lower())
     if found is None:
         return None

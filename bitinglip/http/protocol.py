@@ -79,7 +79,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> bool:
         """Give bytes to the parser; False if this protocol reads no more of the connection."""
-        self._body_seen = False
+        self._body_seen = not self._receiving  # a head is counted elsewhere
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -148,6 +148,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise self._refusal[0]  # the parser stops; see ``_feed``
         self._in_head = self._begun = False
         self._receiving = True
+        self._bodiless = 0
         connection = self._connection
         self._connections.busy(connection)
         if not self._responding():

@@ -51,16 +51,16 @@ class Output:
 
     @property
     def media_type(self) -> str:
-        return MEDIA_TYPES[self.format]
+        return MEDIA_TYPES.get(self.format, "application/octet-stream")
 
 
 def outputs_of(event_log: EventLog) -> Iterator[Output]:
     """Yield the files that a job has made, in order; none while it runs."""
     match event_log.final:
-        case protocol.ImageDone(pictures=pictures):
-            for index, picture in enumerate(pictures):
-                name = protocol.image_file_name(event_log.job.id, index, picture.format)
-                yield Output(name, picture.format, picture.bytes)
+        case protocol.ImageDone(images=images):
+            for index, image in enumerate(images):
+                name = protocol.image_file_name(event_log.job.id, index, image.format)
+                yield Output(name, image.format, image.bytes)
         case protocol.SpeechDone(format=audio, bytes=size):
             yield Output(protocol.audio_file_name(event_log.job.id, audio), audio, size)
 

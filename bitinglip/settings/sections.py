@@ -93,7 +93,9 @@ class Workers(Section):
         3, description="worker crashes within restart_window before a model is taken out of service"
     )
     restart_window: Seconds = Field(
-        60, description="length in seconds of the window in which max_restarts counts crashes"
+        60,
+        description="length in seconds of the window in which max_restarts counts crashes; a model "
+        "out of service is tried again after as long, then after twice as long each time",
     )
     spare: bool = Field(
         True,

@@ -166,7 +166,7 @@ def test_sampling_waits_for_the_device_only_to_take_the_tokens() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         found = collect(pending)
-        for slots, tokens in pending.said():
+        for slots, tokens in pending.counted():
             there.penalties.count(slots, tokens)
         expected = here.sample(values, rows, positions)
         pairs = list(zip(found, expected, strict=True))

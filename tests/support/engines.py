@@ -110,8 +110,7 @@ class Subject:
     def undo_fallbacks(self) -> None:
         """Take back what an engine does for a while to save memory: images look different then."""
         if isinstance(self.engine, ImageEngine):
-            while self.engine._ladder.taken:
-                self.engine._ladder._take_last_back()
+            self.engine._fallbacks.revert_all()
 
     def fill_with_nan(self, patch: pytest.MonkeyPatch) -> None:
         """Let the part of the model compute nothing but NaN."""

@@ -14,6 +14,7 @@ from tests.support.models.pipelines import make
 from workers.engines.image.engine import ImageEngine
 from workers.protocol import (
     Cancelled,
+    DeviceKind,
     Event,
     Failed,
     ImageDone,
@@ -95,7 +96,7 @@ def check_alone(studio: Studio, tolerance: int) -> None:
     for job in jobs:
         [drawn] = ends(studio.run(job)).values()
         assert isinstance(drawn, ImageDone)
-        assert (drawn.pictures[0].seed, drawn.pictures[0].width) == (job.seeds[0], job.width)
+        assert (drawn.images[0].seed, drawn.images[0].width) == (job.seeds[0], job.width)
         assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance
 
 
@@ -104,7 +105,7 @@ def check_together(studio: Studio, tolerance: int) -> None:
     jobs = [studio.job(f"number {seed}", (seed,)) for seed in range(3)]
     studio.submit(*jobs)
     studio.engine.step()
-    assert studio.engine.books()["runs"] == 1
+    assert studio.engine.books()["calls"] == 1
     studio.finish()
     for job in jobs:
         assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance
@@ -115,7 +116,7 @@ def open_studio(
     folder: Path,
     options: ImageOptions | None = None,
     *,
-    device: str = "cpu",
+    device: DeviceKind = "cpu",
     dtype: str | None = None,
 ) -> Studio:
     repository = make(name, folder / "repository")

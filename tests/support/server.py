@@ -67,10 +67,14 @@ class Server:
 
 @contextlib.contextmanager
 def running_server(
-    home: Path, *args: str, environ: dict[str, str] | None = None, shell: str = ""
+    home: Path,
+    *args: str,
+    environ: dict[str, str] | None = None,
+    shell: str = "",
+    spare: bool = False,
 ) -> Iterator[Server]:
     """Start ``bitinglip serve`` on a free port and wait until it is ready; stop it after."""
-    server = start_server(home, args, environ, shell)
+    server = start_server(home, args, environ, shell, spare=spare)
     try:
         await_ready(server)
         yield server
@@ -87,8 +91,13 @@ def start_server(
     args: Sequence[str] = (),
     environ: dict[str, str] | None = None,
     shell: str = "",
+    *,
+    spare: bool = False,
 ) -> Server:
-    """Start it, by a line of the shell that ends in ``exec "$@"`` where one is given."""
+    """Start ``bitinglip serve``; without a spare, whose imports cost more than most tests.
+
+    ``shell``: a line of the shell that ends in ``exec "$@"``, by which it is started.
+    """
     home.mkdir(parents=True, exist_ok=True)
     log = home.with_suffix(".log")
     command = [sys.executable, "-m", "cli", "serve", "--home", str(home), "--port", "0", *args]
@@ -99,7 +108,11 @@ def start_server(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environ or {})},
+            env={
+                **os.environ,
+                "BITINGLIP_WORKERS__SPARE": str(spare).lower(),
+                **(environ or {}),
+            },
         )
     return Server(home, process, log)
 

@@ -82,7 +82,12 @@ def test_the_secret_stays_and_each_purpose_has_its_own(home: Home) -> None:
     assert Home(home.root).secret("keys") == first
     assert home.secret("tokens") != first
     assert first != home.secret_key.read_bytes()
-    assert {path.name for path in home.root.iterdir()} == {"models", "files", "secret.key"}
+    assert {path.name for path in home.root.iterdir()} == {
+        "models",
+        "files",
+        "uploads",
+        "secret.key",
+    }
 
 
 def test_a_secret_that_cannot_be_trusted_is_refused(home: Home) -> None:

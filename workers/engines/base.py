@@ -1,17 +1,12 @@
-"""The engine: the one interface between the worker's loop and a model."""
+"""Defines the engine, the one interface between the worker's loop and a model."""
 
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from workers.codes import Code
-from workers.protocol import (
-    Event,
-    Failed,
-    Job,
-    Load,
-    Ready,
-)
+from workers.protocol import Event, Failed, Job, Load, Ready
+from workers.protocol.bounds import MOST_MESSAGE
 
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
 
@@ -29,12 +24,12 @@ class Refused(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = message[:MOST_MESSAGE]
         self.param = param
         self.details = details or {}
 
     def final(self, job_id: str) -> Failed:
-        """The end of the job that it refuses."""
+        """Return the final event of the job that is refused."""
         return Failed(
             id=job_id,
             code=self.code,
@@ -45,7 +40,7 @@ class Refused(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of a library's error, without the folders of paths in it."""
+    """Return the first line of a library's error, without the folders of its paths."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return _FOLDERS.sub("", line)[:300]
 
@@ -58,12 +53,14 @@ class Engine(Protocol):
     """
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
-        """Load the model, warm it up; raises :class:`Refused` with MODEL_LOAD_FAILED or
-        OUT_OF_MEMORY when it cannot."""
+        """Load the model and warm it up.
+
+        Raises :class:`Refused` with MODEL_LOAD_FAILED or OUT_OF_MEMORY.
+        """
         ...
 
     def prepare(self, job: Job) -> Any:
-        """Check and tokenise a job off the loop's thread; raises :class:`Refused`."""
+        """Check and tokenise a job, off the loop's thread. Raises :class:`Refused`."""
         ...
 
     def submit(self, prepared: Any) -> None:
@@ -75,17 +72,19 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Event]:
-        """One step of all running jobs: the events of all of them."""
+        """Compute a step of the running jobs; returns the events of all of them."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """Jobs that were submitted and have not ended; the loop sleeps while it is 0."""
+        """Count the jobs that have not ended; the loop sleeps while it is 0."""
         ...
 
     def device_bytes(self) -> int | None:
-        """Bytes of its device's memory that it holds, the highest since it was last asked; None
-        where it is the process's own memory, as on a CPU."""
+        """Return the bytes of its device's memory that it holds, the highest since the last call.
+
+        None if that is the process's own memory, as on a CPU.
+        """
         ...
 
     def books(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The limit on the sequences of one pass of a model, lower for a while after memory ran out."""
+"""Limits the sequences of one pass of a model, for a while after memory ran out."""
 
 CAUTIOUS_PASSES = 32  #: a failed pass is computed again, so trying costs 3 % at most
 
@@ -19,7 +19,7 @@ class BatchLimit:
 
     @property
     def now(self) -> int:
-        """The number of sequences that the next pass may hold, at least 1."""
+        """Return how many sequences the next pass may hold, at least 1."""
         return self._now
 
     def halve(self, failed: int) -> int:

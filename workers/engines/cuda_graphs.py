@@ -1,4 +1,4 @@
-"""Steps of a decoder as CUDA graphs: a launch each, instead of hundreds from Python.
+"""Runs steps of a decoder as CUDA graphs: a launch each, instead of hundreds from Python.
 
 A graph has fixed shapes, so there is one for each of a few sizes, captured when the model is
 loaded; a step runs in the smallest that holds it.
@@ -23,7 +23,7 @@ Capture = Callable[[Replay], Replay]
 
 
 class Graphs:
-    """The replays of a decoder's steps, one for each of a few sizes."""
+    """Holds the replays of a decoder's steps, one for each of a few sizes."""
 
     def __init__(
         self, advance: Advance, rows: int, longest: int, device: torch.device, capture: Capture
@@ -80,11 +80,11 @@ def cuda_capture() -> Capture:
 
 
 def sizes(most: int) -> list[int]:
-    """1, 2, 4, .. and the most."""
+    """Return the powers of two up to the most, and the most."""
     powers = [1 << power for power in range(most.bit_length()) if 1 << power < most]
     return [*powers, most]
 
 
 def at_least(ordered: list[int], wanted: int) -> int:
-    """The smallest that suffices."""
+    """Return the smallest that suffices."""
     return ordered[bisect_left(ordered, wanted)]

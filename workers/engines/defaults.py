@@ -1,4 +1,4 @@
-"""The engines' numbers where the settings of a model leave them open; free of torch.
+"""Holds the engines' numbers for settings that a model leaves open; free of torch.
 
 The gateway estimates memory with the very numbers that the engines run with.
 """

@@ -1,7 +1,7 @@
-"""An engine without a model: answers with the prompt's words, one a token.
+"""The fake engine has no model: it answers with the prompt's words, one a token.
 
-It runs through the very same loop, process and protocol as the others; it is what the scheduler
-is tested with, and a demo that needs no weights. With ``faults`` it fails as it is told.
+It runs through the very same loop, process and protocol as the others; the scheduler is tested
+with it, and it is a demo that needs no weights. With ``faults`` prompts make it fail.
 """
 
 import os
@@ -44,11 +44,13 @@ class _Request:
     stops: StopFinder
     due: float = 0.0
     started: bool = False
-    text: str = ""  #: what may be shown
+    text: str = ""  #: sent so far
     produced: int = 0
 
 
 class FakeEngine:
+    """Runs text jobs without a model; see ``workers.engines.base``."""
+
     def __init__(self) -> None:
         self._options = FakeOptions()
         self._max_context = MAX_CONTEXT
@@ -83,7 +85,7 @@ class FakeEngine:
         return _Request(job, words, max_tokens, pause, fault, StopFinder(job.sampling.stop))
 
     def _fit(self, job: TextJob, prompt_tokens: int) -> int:
-        """The tokens to make, cut to the context if the client left the number open."""
+        """Return how many tokens to make, cut to the context if the client left it open."""
         left = self._max_context - prompt_tokens
         wanted = job.sampling.max_tokens
         if wanted <= left:
@@ -134,7 +136,7 @@ class FakeEngine:
         )
 
     def _advance(self, request: _Request) -> list[Event]:
-        """The next token; all of them at once for a fast request that nobody watches."""
+        """Make the next token; all of them at once for a fast request without a stream."""
         request.due += request.seconds_per_token
         events: list[Event] = []
         whole = not request.job.stream and not request.seconds_per_token
@@ -189,7 +191,7 @@ def _refuse_what_needs_a_model(job: TextJob) -> None:
 
 
 def _next(request: _Request) -> str:
-    """One more word; what of it may be shown now."""
+    """Make one more word; returns the text that may be sent now."""
     words = request.words or ["..."]
     word = words[request.produced % len(words)]
     text = request.stops.push(f" {word}" if request.produced else word)

@@ -1,4 +1,4 @@
-"""The jobs that an engine runs, and those of them that are to be cancelled at the next step."""
+"""Holds the jobs that an engine runs, and those of them to cancel at the next step."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,7 +9,7 @@ Request = TypeVar("Request")
 
 
 class JobTable(dict[str, Request]):
-    """Requests by the ids of their jobs, from their submission to their final event."""
+    """Holds requests by the ids of their jobs, from their submission to their final event."""
 
     def __init__(self) -> None:
         super().__init__()

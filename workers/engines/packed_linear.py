@@ -1,4 +1,4 @@
-"""Linear layers in the form that the device computes fastest.
+"""Stores linear layers in the form that the device computes fastest.
 
 On a CPU that is a layout of oneDNN's own, a copy of the weights. Elsewhere the layers that share
 an input become one over the same bytes, so that the model lies in the device's memory once.
@@ -15,7 +15,7 @@ _ROWS_HINT = 16
 
 
 class PackedLinear(nn.Module):
-    """``x @ weight.T + bias`` with the weight laid out once, at load.
+    """Computes ``x @ weight.T + bias`` with the weight laid out once, at load.
 
     On a CPU, oneDNN's blocked layout saves it from reordering the weight in every call: 2x at one
     row in bfloat16, with the same result bit for bit. In float32 it takes the place of another
@@ -24,7 +24,7 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: [out, in], bias: [out] or None."""
+        """Lay the weight out; weight: [out, in], bias: [out] or None."""
         super().__init__()
         self._out = weight.shape[0]
         self._packed = can_pack(weight.dtype, weight.device)
@@ -38,7 +38,7 @@ class PackedLinear(nn.Module):
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [..., in] -> [..., out]; in the place of ``forward``, as no hook is ever set here."""
+        """Compute [..., in] -> [..., out]. It stands for ``forward``: no hook is ever set here."""
         if not x.numel():  # oneDNN does not take an empty input
             return x.new_empty(*x.shape[:-1], self._out)
         if not self._packed:
@@ -80,7 +80,7 @@ def join(*layers: nn.Linear, device: torch.device) -> None:
 
 
 def pack_all(model: nn.Module) -> None:
-    """Put packed layers in the place of a model's linear ones, whose weights are let go."""
+    """Put packed layers in the place of a model's linear ones, whose weights are freed."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
@@ -88,7 +88,7 @@ def pack_all(model: nn.Module) -> None:
 
 
 def unmap(model: nn.Module) -> None:
-    """Copy what was not packed: as long as one tensor is where its file is mapped, all of it is."""
+    """Copy the tensors that were not packed: one that is left keeps its whole file mapped."""
     copies: dict[Tensor, Tensor] = {}  # tied ones stay tied
     for module in model.modules():
         own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -116,7 +116,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _parts(layers: Sequence[nn.Linear]) -> tuple[list[Tensor], list[Tensor] | None]:
-    """The weights of some layers, and their biases; None if they have none."""
+    """Return the weights of some layers, and their biases; None if they have none."""
     weights = [layer.weight.detach() for layer in layers]
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     if biases and len(biases) != len(layers):
@@ -125,13 +125,13 @@ def _parts(layers: Sequence[nn.Linear]) -> tuple[list[Tensor], list[Tensor] | No
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor:
-    """The parts as one tensor: without a copy, if they lie one after the other."""
+    """Return the parts as one tensor: without a copy, if they lie one after the other."""
     whole = _as_one(parts)
     return torch.cat(list(parts)) if whole is None else whole
 
 
 def _as_one(parts: Sequence[Tensor]) -> Tensor | None:
-    """The tensor whose rows the parts are, one after the other; None if they lie apart."""
+    """Return the tensor whose rows the parts are, one after the other; None if they lie apart."""
     first = parts[0]
     end = first.storage_offset()
     for part in parts:

@@ -1,4 +1,4 @@
-"""The table of engines: their modules, imported on use so that only a worker pays for torch."""
+"""Lists the engines; their modules are imported on use, so that only workers import torch."""
 
 import importlib
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from workers.engines.base import Engine, Refused
 
 @dataclass(slots=True, frozen=True)
 class EngineInfo:
-    """Facts about an engine for those who must not import it: the gateway, a worker's start."""
+    """Describes an engine for the gateway and a worker's start, which must not import it."""
 
     module: str  #: "package.module:Class"
-    preimport: tuple[str, ...] = ()  #: modules that a spare imports, for libraries that take long
+    preimport: tuple[str, ...] = ()  #: modules that a spare imports: their libraries take seconds
     multi_device: bool = False  #: it can split one model over several devices
     low_priority: bool = False  #: its steps are long: on a CPU it gives way to those that stream
 
@@ -44,12 +44,12 @@ _UNKNOWN = EngineInfo("")
 
 
 def engine_info(kind: str) -> EngineInfo:
-    """Return the row of an engine; for one that there is not, a row of defaults."""
+    """Return the row of an engine; a row of defaults if it does not exist."""
     return ENGINES.get(kind, _UNKNOWN)
 
 
 def make_engine(kind: str) -> Engine:
-    """Make an engine of that kind. Raises Refused for one that there is not."""
+    """Make an engine of that kind. Raises Refused if it does not exist."""
     if kind not in ENGINES:
         raise Refused("MODEL_LOAD_FAILED", f"There is no engine for models of the kind '{kind}'.")
     module, _, name = ENGINES[kind].module.partition(":")

@@ -1,10 +1,10 @@
-"""Stop strings: found across token borders, and never shown, not even in part."""
+"""Finds stop strings across token borders, before any part of them is sent."""
 
 from collections.abc import Sequence
 
 
 class StopFinder:
-    """Lets text through up to a stop string; holds back what could be the beginning of one."""
+    """Passes text on up to a stop string; holds back what could be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
@@ -13,7 +13,7 @@ class StopFinder:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Take more text, give what may be shown now; sets ``stopped`` at a stop string."""
+        """Take more text; returns what may be sent now, and sets ``stopped`` at a stop string."""
         if not self._stops:
             return text
         self._held += text
@@ -24,7 +24,7 @@ class StopFinder:
         return self._give(len(self._held) - self._possible_beginning())
 
     def flush(self) -> str:
-        """The text that was held back; call it when no more text will come."""
+        """Return the text that was held back, when no more text will come."""
         return "" if self.stopped else self._give(len(self._held))
 
     def _give(self, count: int) -> str:
@@ -32,7 +32,7 @@ class StopFinder:
         return given
 
     def _possible_beginning(self) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
+        """Return the length of the longest end of the held text that begins a stop string."""
         for length in range(min(self._longest - 1, len(self._held)), 0, -1):
             tail = self._held[-length:]
             if any(stop.startswith(tail) for stop in self._stops):

@@ -1,14 +1,16 @@
-"""Torch as all engines use it: devices and their memory, number formats, attention, refusals.
+"""Sets torch up as all engines use it: devices, memory, number formats, attention, refusals.
 
 Only engines import this module; the gateway never imports torch.
 """
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+from safetensors import SafetensorError
 
-from workers.engines.base import Refused
+from workers.engines.base import Refused, reason
 from workers.protocol import Load
 
 #: The number formats that a setting can name.
@@ -28,6 +30,56 @@ _OUT_OF_MEMORY = (
     "HOST_ALLOCATION_FAILED",
     "can't allocate memory",
 )
+
+#: What the libraries and safetensors raise for files that do not fit together.
+_LIBRARY_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SafetensorError,
+)
+
+
+@contextmanager
+def loading(
+    spec: Load, what: str = "this model", *, cudnn_attention: bool = False
+) -> Iterator[None]:
+    """Set torch up for an engine's load, and free what only the load needed.
+
+    Raises Refused with OUT_OF_MEMORY if memory runs out; the message names ``what`` did not fit.
+    ``cudnn_attention`` leaves cuDNN's attention on, for models whose lengths seldom change.
+    """
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    # For good, and not around each call: calls of several jobs take turns on one thread.
+    torch.set_grad_enabled(False)
+    if not cudnn_attention:
+        _avoid_cudnn_attention()
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(what) from error
+    _finish_load(spec.device)
+
+
+@contextmanager
+def library_errors(message: str) -> Iterator[None]:
+    """Raise Refused with a message and the library's reason if a library cannot read the files.
+
+    Errors that mean that memory ran out pass through: ``loading`` refuses the load for them.
+    """
+    try:
+        yield
+    except _LIBRARY_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise load_failed(f"{message}: {reason(error)}") from error
 
 
 def load_failed(message: str) -> Refused:
@@ -73,8 +125,8 @@ def release_cached(device: torch.device | str) -> None:
         torch.cuda.empty_cache()
 
 
-def finish_load(device: torch.device | str) -> None:
-    """End an engine's load: what the load needed for a moment is neither kept nor reported."""
+def _finish_load(device: torch.device | str) -> None:
+    """Release what a load needed for a moment, and begin to measure from here."""
     release_cached(device)
     if torch.device(device).type == "cuda":
         for card in range(torch.cuda.device_count()):
@@ -82,7 +134,7 @@ def finish_load(device: torch.device | str) -> None:
 
 
 def held_bytes(device: torch.device | str) -> int | None:
-    """Bytes that this process holds on its cards, the highest since the last call.
+    """Return the bytes that this process holds on its cards, the highest since the last call.
 
     None on a CPU, where an engine holds the process's own memory.
     """
@@ -103,7 +155,12 @@ def half_precision(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16
 
 
-def avoid_cudnn_attention() -> None:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name by which settings and answers call a number format."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _avoid_cudnn_attention() -> None:
     """Take cuDNN out of the backends of scaled_dot_product_attention in this process.
 
     cuDNN builds a plan for every new combination of batch and lengths, which takes the host 25 ms

@@ -1,4 +1,4 @@
-"""The headers of a folder's weights, read before a library reads them."""
+"""Checks the headers of a folder's weights before a library reads them."""
 
 import json
 import struct
@@ -42,7 +42,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
-    """Tensor names and shapes of a .safetensors file, from its header."""
+    """Return the names and shapes of a .safetensors file's tensors, from its header."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

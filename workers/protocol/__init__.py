@@ -29,7 +29,7 @@ from workers.protocol.events import (
     Word,
     WorkerEvent,
 )
-from workers.protocol.files import audio_file_name, image_file_name
+from workers.protocol.files import AudioFormat, ImageFormat, audio_file_name, image_file_name
 from workers.protocol.jobs import (
     ChatMessage,
     ImageJob,
@@ -40,14 +40,23 @@ from workers.protocol.jobs import (
     TextJob,
     TranscriptionJob,
 )
-from workers.protocol.load import FakeOptions, ImageOptions, Load, SpeechOptions
+from workers.protocol.load import (
+    DeviceKind,
+    FakeOptions,
+    ImageOptions,
+    Import,
+    Load,
+    SpeechOptions,
+)
 
 __all__ = [
     "AudioDelta",
+    "AudioFormat",
     "Cancel",
     "Cancelled",
     "ChatMessage",
     "Command",
+    "DeviceKind",
     "Event",
     "Failed",
     "FakeOptions",
@@ -55,8 +64,10 @@ __all__ = [
     "Heartbeat",
     "ImageDone",
     "ImageFile",
+    "ImageFormat",
     "ImageJob",
     "ImageOptions",
+    "Import",
     "Imported",
     "Job",
     "JobEvent",
@@ -96,4 +107,4 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Leave the loop, close the engine, exit with 0."""
 
 
-Command = Load | TextJob | ImageJob | SpeechJob | TranscriptionJob | Cancel | Stop
+Command = Import | Load | TextJob | ImageJob | SpeechJob | TranscriptionJob | Cancel | Stop

@@ -1,6 +1,17 @@
-"""The first message to a worker: which model to load, and how."""
+"""The first messages to a worker: what to import, then which model to load, and how."""
+
+from typing import Literal
 
 import msgspec
+
+DeviceKind = Literal["cpu", "cuda"]
+
+
+class Import(msgspec.Struct, tag="import", frozen=True, kw_only=True):
+    """The first message to every process: it says Imported when it has done so."""
+
+    gateway: int  #: process id
+    modules: tuple[str, ...]
 
 
 class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,12 +42,12 @@ class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
-    """The first message of every worker: which model to become. Holds no secret."""
+    """Which model to become. Holds no secret."""
 
     model: str
     engine: str  #: a key of ``workers.engines.registry.ENGINES``
     path: str
-    device: str = "cpu"  #: "cpu" or "cuda"
+    device: DeviceKind = "cpu"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
     dtype: str | None = None  #: None: the files' own, where the device computes it well
     max_context: int | None = None  #: None: the model's own

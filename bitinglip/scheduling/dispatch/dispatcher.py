@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import structlog
+
 from bitinglip import errors
 from bitinglip.scheduling.cost import cost
 from bitinglip.scheduling.dispatch import admission
@@ -23,6 +25,8 @@ from bitinglip.scheduling.queue.overload import OverloadController, Pressure
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
+
+log = structlog.get_logger(__name__)
 
 _TICK_SECONDS = 0.5  #: between two measurements of the overload
 
@@ -225,9 +229,12 @@ class Dispatcher:
         if entry.event_log.final is None:
             self.delivery.cancel_on_worker(entry)
             entry.event_log.put(protocol.Cancelled(id=entry.id))
-        self._account(entry)
         if entry.replica is None:
             self.delivery.release(entry)
+        try:
+            self._account(entry)
+        except Exception:  # the job is over and its answer stands
+            log.exception("a job could not be counted", task=entry.id)
 
     def _expire(self, entry: InFlightJob) -> None:
         seconds = entry.event_log.job.timeout
@@ -253,7 +260,7 @@ class Dispatcher:
             completion_tokens=tokens.completion_tokens if tokens else 0,
         )
         if isinstance(final, protocol.ImageDone):
-            self._metrics.images_made(model=event_log.job.model, count=len(final.pictures))
+            self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
 

@@ -15,7 +15,8 @@ from model_store.manifest import Manifest
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers import protocol
-from workers.pool import StartFailed, Worker
+from workers.pool import StartFailed
+from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 

@@ -8,16 +8,16 @@ from bitinglip.scheduling.job import Job
 from workers import protocol
 
 
-def image_result(job: Job, drawn: protocol.ImageDone) -> dict[str, Any]:
+def image_result(job: Job, done: protocol.ImageDone) -> dict[str, Any]:
     """Describe the images; ``results.files`` puts in their bytes."""
     result: dict[str, Any] = {
-        "images": [_image(job, index, each) for index, each in enumerate(drawn.pictures)],
-        "steps": drawn.steps,
-        "scheduler": drawn.scheduler,
-        "guidance_scale": drawn.guidance_scale,
+        "images": [_image(job, index, each) for index, each in enumerate(done.images)],
+        "steps": done.steps,
+        "scheduler": done.scheduler,
+        "guidance_scale": done.guidance_scale,
     }
-    if drawn.memory_fallbacks:
-        result["measures"] = list(drawn.memory_fallbacks)
+    if done.memory_fallbacks:
+        result["measures"] = list(done.memory_fallbacks)
     return result
 
 
@@ -25,7 +25,7 @@ def image_usage(
     job: Job, work: protocol.ImageJob, final: protocol.ImageDone | protocol.Cancelled
 ) -> dict[str, Any]:
     """Count what is charged: megapixels times steps."""
-    made = len(final.pictures) if isinstance(final, protocol.ImageDone) else 0
+    made = len(final.images) if isinstance(final, protocol.ImageDone) else 0
     return {
         "images": made,
         "megapixels": round(megapixels(work), 6) if made else 0.0,

@@ -58,7 +58,7 @@ async def paint(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
         for seed in job.seeds
     )
     yield protocol.ImageDone(
-        id=job.id, pictures=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
+        id=job.id, images=pictures, steps=job.steps, scheduler="ddim", guidance_scale=7.5
     )
 
 

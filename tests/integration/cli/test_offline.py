@@ -136,7 +136,7 @@ def test_a_wrong_key_is_one_clear_line(home: Path, option: list[str]) -> None:
 def test_keys_made_without_a_server_open_the_server(home: Path) -> None:
     """The same secret.key, the same purpose; and the first start still has its admin key."""
     secret = run(home, "keys", "create", "--name", "ann").stdout.strip()
-    settings = ("--set", "demo=never", "--set", "workers.spare=false")
+    settings = ("--set", "demo=never")
     with running_server(home, *settings) as server:
         listed = run(home, "keys", "list", "--json")
         assert [row["name"] for row in json.loads(listed.stdout)] == ["admin", "ann"]

@@ -16,7 +16,7 @@ GB = 1_000_000_000
 def card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A made-up card of 24 GB, and models of 10, 20 and 30 GB."""
     sizes = {"small": 10, "large": 20, "huge": 30}
-    sets = ["devices.fake=[{name: card, memory_bytes: 24000000000}]", "workers.spare=false"]
+    sets = ["devices.fake=[{name: card, memory_bytes: 24000000000}]"]
     sets += [f"models.{name}.engine=fake" for name in sizes]
     sets += [f"models.{name}.fake.memory_bytes={size * GB}" for name, size in sizes.items()]
     home = tmp_path_factory.mktemp("card") / "home"

@@ -62,13 +62,15 @@ def test_retry_after_a_kill_under_load_loses_nothing_that_had_not_streamed(tmp_p
         assert server.worker("demo-echo")["restarts"] == 1
 
 
-def test_worker_ends_when_its_gateway_is_killed(tmp_path: Path) -> None:
-    with running_server(tmp_path / "home", *SLOW_ECHO) as server:
+def test_spare_and_workers_end_when_their_gateway_is_killed(tmp_path: Path) -> None:
+    with running_server(tmp_path / "home", *SLOW_ECHO, spare=True) as server:
         with server.client() as client:
+            [spare] = client.get("/api/v1/workers").json()["data"]
             client.post(NATIVE, json={"model": "demo-echo", "prompt": "x", "max_tokens": 1})
             client.post(NATIVE, json={"model": "demo-text", "prompt": "x", "max_tokens": 1})
+        assert server.worker("demo-text")["pid"] == spare["pid"], "the spare became the worker"
         children = descendants(server.process.pid)
-        assert len(children) >= 2
+        assert len(children) >= 3  # two workers, and the next spare
         server.process.kill()
         server.process.wait()
         eventually(lambda: not any(alive(child) for child in children), 5)

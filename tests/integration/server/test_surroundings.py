@@ -109,6 +109,36 @@ def test_descriptors_are_not_used_up_by_idle_connections(plain: Server) -> None:
     assert plain.process.poll() is None
 
 
+def test_descriptors_that_are_missing_are_taken_from_idle_connections(plain: Server) -> None:
+    pid = plain.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    address = ("127.0.0.1", port(plain))
+    try:
+        with (
+            socket.create_connection(address, timeout=30) as idle,
+            socket.create_connection(address, timeout=30) as other,
+        ):
+            eventually(lambda: connections(pid, address) >= 2)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, limits[1]))
+            with socket.create_connection(address, timeout=30) as new:
+                new.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert idle.recv(1) == b""  # closed for it
+                assert other.recv(1) == b""
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+                assert new.recv(12) == b"HTTP/1.1 200"
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    with plain.client() as client:
+        assert 'connections_refused_total{reason="descriptors"}' in client.get("/metrics").text
+        eventually(lambda: client.get("/health").json()["status"] == "healthy", 20)
+
+
+def connections(pid: int, address: tuple[str, int]) -> int:
+    """Count the connections that a process has accepted at an address."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return sum(each.laddr == address and each.status == "ESTABLISHED" for each in found)
+
+
 def test_headers_without_end_take_no_memory(plain: Server) -> None:
     process = psutil.Process(plain.process.pid)
     before = process.memory_info().rss

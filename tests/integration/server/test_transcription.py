@@ -17,7 +17,7 @@ import soundfile
 from model_store.store import ModelStore
 from tests.support.audio import wav
 from tests.support.cli_process import run, terminal
-from tests.support.models.whisper import make
+from tests.support.models.whisper import LENIENT, make
 from tests.support.server import Server, running_server
 from tests.support.sse import events_of
 from tests.support.wait import eventually
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("transcription")
     home = folder / "home"
     home.mkdir(mode=0o700)
-    ModelStore(home / "models").import_folder(make(folder / "whisper"), MODEL)
+    ModelStore(home / "models").import_folder(make(folder / "whisper", **LENIENT), MODEL)
     sets = (
         "workers.threads=1",
         "demo=never",
@@ -218,12 +218,19 @@ def test_uploads_do_not_stay(server: Server, client: httpx.Client) -> None:
 # ---- bitinglip transcribe ----------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def transcript(server: Server) -> str:
+    """The text of the file that commands transcribe."""
+    with server.client() as client:
+        return str(ask(client, sound(35)).json()["result"]["text"])
+
+
 @pytest.fixture
-def heard(server: Server, client: httpx.Client, tmp_path: Path) -> tuple[Path, str]:
-    """A folder beside a home, with a sound in it, and what is heard there."""
+def heard(server: Server, transcript: str, tmp_path: Path) -> tuple[Path, str]:
+    """A folder beside the home, with an audio file in it, and the file's text."""
     (tmp_path / "home").symlink_to(server.home)
     (tmp_path / "a.wav").write_bytes(sound(35))
-    return tmp_path, ask(client, sound(35)).json()["result"]["text"]
+    return tmp_path, transcript
 
 
 def test_the_command_writes_down_a_file(heard: tuple[Path, str]) -> None:

@@ -63,7 +63,7 @@ def drawn(
         os.utime(path, (time.time() - age,) * 2)
     picture = protocol.ImageFile(width=64, height=64, seed=0, format="png", bytes=len(PICTURE))
     event_log.put(
-        protocol.ImageDone(id=job.id, pictures=(picture,) * count, steps=2, scheduler="ddim")
+        protocol.ImageDone(id=job.id, images=(picture,) * count, steps=2, scheduler="ddim")
     )
     return event_log
 

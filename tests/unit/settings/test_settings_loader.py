@@ -14,7 +14,7 @@ from bitinglip.settings_loader import (
     every_setting,
     load_settings,
 )
-from tests.config_text import config_text
+from scripts.config_text import config_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -204,7 +204,7 @@ def test_an_open_server_without_keys_is_refused(host: str) -> None:
 
 def test_config_yaml_says_what_settings_py_says() -> None:
     text = (ROOT / "config.yaml").read_text()
-    assert text == config_text(), "run: .venv/bin/python -m tests.config_text > config.yaml"
+    assert text == config_text(), "run: make config"
     assert load(text) == Settings()
 
 

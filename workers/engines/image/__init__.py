@@ -1,1 +1,1 @@
-"""The image engine: diffusers' pipelines, stepwise, batched and interleaved."""
+"""The image engine runs diffusers' pipelines stepwise, batched and interleaved."""

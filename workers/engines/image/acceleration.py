@@ -1,4 +1,4 @@
-"""Compilation and step caches of a denoiser, each tried out before it is relied on."""
+"""Compiles a denoiser or caches its steps; what does not work refuses the load."""
 
 import inspect
 from typing import Any
@@ -9,12 +9,12 @@ from workers.engines.torch_env import is_out_of_memory, load_failed
 from workers.protocol import ImageOptions
 
 _WARM_UP_STEPS = 2
-_LEAST_SIDE = 64
+_MIN_SIDE = 64
 _THRESHOLD = 0.08  #: change of the first block below which the others' result is taken again
 
 
 def speed_up(pipe: Any, options: ImageOptions, most_images: int) -> None:
-    """Compile the denoiser's blocks, cache steps. Raises Refused where the model cannot."""
+    """Compile the denoiser's blocks or cache its steps. Raises Refused if the model cannot."""
     denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if options.step_cache == "first_block":
         _cache_steps(denoiser)
@@ -31,7 +31,7 @@ def _cache_steps(denoiser: Any) -> None:
 
 
 def _compile(pipe: Any, denoiser: Any, most_images: int) -> None:
-    """Block by block, since those are alike: a small part of the time that a whole model takes."""
+    """Compile block by block: blocks are alike, so it takes a part of a model's time."""
     if not getattr(denoiser, "_repeated_blocks", None):
         raise load_failed("compile is not possible with this model: it has no repeated blocks.")
     denoiser.compile_repeated_blocks(fullgraph=True, dynamic=True)
@@ -51,7 +51,7 @@ def _warm_up(pipe: Any, most_images: int) -> None:
     is one image without guidance; two images stand for all larger batches.
     """
     factor = int(pipe.vae_scale_factor)
-    side = max(int(getattr(pipe, "default_sample_size", 0) or 0) * factor, _LEAST_SIDE)
+    side = max(int(getattr(pipe, "default_sample_size", 0) or 0) * factor, _MIN_SIDE)
     has_guidance = "guidance_scale" in inspect.signature(type(pipe).__call__).parameters
     for images in range(1, min(most_images, 2) + 1):
         pipe(

@@ -1,4 +1,4 @@
-"""Pixels to files: png, jpeg or webp, with the parameters where people's tools look for them."""
+"""Writes pixels to png, jpeg or webp, with the parameters where image tools look for them."""
 
 import os
 from pathlib import Path
@@ -52,7 +52,7 @@ def write(
 
 
 def describe(job: ImageJob, model: str, seed: int, scheduler: str, guidance: float | None) -> str:
-    """The parameters as one text, in the form that image tools have agreed on."""
+    """Return the parameters as one text, in the form that image tools have agreed on."""
     lines = [job.prompt]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
@@ -62,13 +62,13 @@ def describe(job: ImageJob, model: str, seed: int, scheduler: str, guidance: flo
         facts["Denoising strength"] = job.strength
     if job.adapters:
         facts["LoRA"] = " ".join(f"{each.name}:{each.scale:g}" for each in job.adapters)
-    told = [f"{name}: {value}" for name, value in facts.items() if value is not None]
-    lines.append(", ".join(told))
+    named = [f"{name}: {value}" for name, value in facts.items() if value is not None]
+    lines.append(", ".join(named))
     return "\n".join(lines)
 
 
 def _metadata(image_format: str, description: str) -> dict[str, Any]:
-    """PNG has text of its own; the others take it as the comment of EXIF."""
+    """Return the options that write the text: as PNG's own, or as the comment of EXIF."""
     if image_format == "png":
         info = PngImagePlugin.PngInfo()
         info.add_itxt("parameters", description)

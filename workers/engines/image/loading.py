@@ -1,6 +1,6 @@
-"""Loading of an image pipeline: nothing is fetched, unpickled or executed.
+"""Loads an image pipeline; nothing is fetched, unpickled or executed.
 
-Whatever is wrong with the files becomes :class:`Refused` with MODEL_LOAD_FAILED.
+Any fault of the files raises :class:`Refused` with MODEL_LOAD_FAILED.
 """
 
 import json
@@ -13,17 +13,15 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from workers.engines import torch_env
-from workers.engines.base import Refused, reason
 from workers.engines.torch_env import (
     DTYPES,
     check_missing,
     half_precision,
-    is_out_of_memory,
+    library_errors,
     load_failed,
-    out_of_memory,
 )
 from workers.protocol import Load
 
@@ -33,8 +31,6 @@ _DENOISERS = ("transformer", "unet")
 #: name of a file of weights: the variant that it holds, and its number where there are several
 _WEIGHTS = re.compile(r"[^.]+(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
-#: What the libraries raise for files that do not fit.
-_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,8 +41,7 @@ class LoadedPipeline:
 
 
 def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
-    """Load the pipeline of ``spec`` into host memory. Raises :class:`Refused`, with OUT_OF_MEMORY
-    where that does not suffice."""
+    """Load the pipeline of ``spec`` into host memory. Raises :class:`Refused`."""
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -55,21 +50,12 @@ def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
     index = _index(folder)
     dtype = _dtype(spec.dtype, folder, device)
     parts = _models(folder, index, dtype, progress)
-    try:
+    with library_errors("The pipeline does not load"):
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
-    except _ERRORS as error:
-        raise _refusal(error, "The pipeline does not load") from error
     pipe.set_progress_bar_config(disable=True)
     return LoadedPipeline(pipe, dtype, device)
-
-
-def _refusal(error: Exception, message: str) -> Refused:
-    """The refusal of a load that a library's error ended."""
-    if is_out_of_memory(error):
-        return out_of_memory()
-    return load_failed(f"{message}: {reason(error)}")
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -83,10 +69,13 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _dtype(wanted: str | None, folder: Path, device: torch.device) -> torch.dtype:
-    """The wanted one; else float32 on a CPU, which is slow at all others; else that of the
-    denoiser's files, where float32 becomes the 16 bits that the card is fast at: nobody sees
-    the difference, and it takes half of the memory and of the time. float16 stays, since some
-    models that come in it overflow in nothing but their decoder, which is cast for that."""
+    """Return the wanted format; else float32 on a CPU, which is slow at all others; else that of
+    the denoiser's files.
+
+    There float32 becomes the 16 bits that the card is fast at: nobody sees the difference, and it
+    takes half of the memory and of the time. float16 stays, since some models that come in it
+    overflow in nothing but their decoder, which is cast for that.
+    """
     if wanted is not None:
         return DTYPES[wanted]
     if device.type == "cpu":
@@ -96,7 +85,7 @@ def _dtype(wanted: str | None, folder: Path, device: torch.device) -> torch.dtyp
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """The number format of those of the denoiser's files that will be loaded."""
+    """Return the number format of those of the denoiser's files that will be loaded."""
     for part in _DENOISERS:
         for path in _weights(folder / part).get(_variant(folder / part), []):
             with safe_open(path, "pt") as weights:
@@ -108,8 +97,10 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 def _models(
     folder: Path, index: dict[str, Any], dtype: torch.dtype, progress: Callable[[float], None]
 ) -> dict[str, Any]:
-    """The pipeline's models, each loaded by itself: only so does the library say which tensors
-    were missing, in place of which it puts random ones."""
+    """Load the pipeline's models, each by itself.
+
+    Only so does the library say which tensors were missing; in their place it puts random ones.
+    """
     classes = {name: _class_of(value) for name, value in index.items() if not name.startswith("_")}
     known = {name: found for name, found in classes.items() if found is not None}
     models = {}
@@ -120,7 +111,7 @@ def _models(
 
 
 def _class_of(value: Any) -> Any:
-    """The class of a model of the two libraries; None for schedulers, tokenizers and the rest."""
+    """Return the class of a model of the two libraries; None for schedulers, tokenizers, etc."""
     if not isinstance(value, list) or len(value) != 2 or value[0] not in _LIBRARIES:
         return None
     found = getattr(_LIBRARIES[value[0]], str(value[1]), None)
@@ -130,7 +121,7 @@ def _class_of(value: Any) -> Any:
 
 def _model(folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
     own = {"trust_remote_code": False} if model_class.__module__.startswith("transformers") else {}
-    try:
+    with library_errors(f"The weights of {folder.name} do not load"):
         model, info = model_class.from_pretrained(
             folder,
             dtype=dtype,
@@ -140,20 +131,18 @@ def _model(folder: Path, model_class: Any, dtype: torch.dtype) -> Any:
             variant=_variant(folder),
             **own,
         )
-    except _ERRORS as error:
-        raise _refusal(error, f"The weights of {folder.name} do not load") from error
     check_missing(info["missing_keys"], f"the weights of {folder.name}")
     return model.eval().requires_grad_(False)
 
 
 def _variant(folder: Path) -> str | None:
-    """``fp16`` where the weights are there in half precision only."""
+    """Return ``fp16`` if the weights are there in half precision only."""
     found = _weights(folder)
     return "fp16" if "fp16" in found and None not in found else None
 
 
 def _weights(folder: Path) -> dict[str | None, list[Path]]:
-    """The files of weights by their variant, in the order of their names."""
+    """Return the files of weights by their variant, in the order of their names."""
     found: dict[str | None, list[Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if match := _WEIGHTS.fullmatch(path.name):

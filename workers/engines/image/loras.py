@@ -1,6 +1,6 @@
-"""LoRAs: loaded with the model, switched on for the runs that ask for them.
+"""Loads LoRAs with the model, and switches them on for the calls that ask for them.
 
-Which are on is state of the weights that all runs share, so it is set before each step of a run
+Which are on is state of the weights that all calls share, so it is set before each step of a call
 that wants others than the step before it.
 """
 
@@ -14,6 +14,8 @@ from workers.protocol import ImageJob, Lora
 
 
 class Loras:
+    """Owns which LoRAs of a pipeline are on."""
+
     def __init__(self, pipe: Any, files: dict[str, str]) -> None:
         """Load all of ``files``, by name. Raises Refused for one that does not fit the model."""
         self._pipe = pipe
@@ -26,7 +28,7 @@ class Loras:
 
     def check(self, job: ImageJob) -> None:
         """Raise Refused if a job names a LoRA that there is not, or names one of them twice."""
-        wanted = [adapter.name for adapter in job.adapters]
+        wanted = [lora.name for lora in job.adapters]
         if len(set(wanted)) < len(wanted):
             raise Refused("INVALID_REQUEST", "'loras' names one of them twice.", param="loras")
         for name in wanted:
@@ -40,7 +42,7 @@ class Loras:
                 )
 
     def activate(self, wanted: tuple[Lora, ...]) -> None:
-        """Have just these on; without any, the model is as if it had none."""
+        """Switch just these on; without any, the model computes as if it had none."""
         if wanted == self._active:
             return
         if wanted:

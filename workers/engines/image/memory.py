@@ -12,9 +12,9 @@ from workers.engines.image.loading import LoadedPipeline
 
 
 def place(loaded: LoadedPipeline, offload: str) -> None:
-    """Bring the pipeline to its device: whole, a model at a time, or a group of layers at a time.
+    """Move the pipeline to its device: whole, a model at a time, or a group of layers at a time.
 
-    Raises Refused where the settings ask for what the device cannot do.
+    Raises Refused if the settings ask for what the device cannot do.
     """
     pipe, device = loaded.pipe, loaded.device
     if offload != "none" and device.type == "cpu":
@@ -41,69 +41,75 @@ def place(loaded: LoadedPipeline, offload: str) -> None:
                 getattr(pipe, name).to(memory_format=torch.channels_last)
 
 
-class Measure(Protocol):
-    """Something that saves memory, at the cost of time or of a slightly different image."""
+class Fallback(Protocol):
+    """Saves memory, at the cost of time or of a slightly different image."""
 
     name: str
 
-    def take(self) -> bool:
-        """Switch it on; False where the pipeline has no such thing."""
+    def apply(self) -> bool:
+        """Switch it on; returns False if the pipeline has no such thing."""
         ...
 
-    def take_back(self) -> None: ...
+    def revert(self) -> None: ...
 
 
 class OomFallbacks:
-    """Measures that are tried in turn: from those that cost nothing to those that change the image.
+    """Applies fallbacks in turn, from one that costs nothing to one that changes the image.
 
-    After a while everything is taken back, one measure after another: what took the memory may be
-    gone by then. What did not help an image is taken back at once.
+    After a while they are reverted, one after another: what took the memory may be gone by then.
+    If all of them together do not help, they are reverted at once.
     """
 
     def __init__(self, pipe: Any, most: int) -> None:
         """``most`` is how many images the settings allow in one pass."""
         self.batch = BatchLimit(most)
-        self._left: list[Measure] = [_Tiling(pipe), _AttentionSlicing(pipe)]
-        self._taken: list[Measure] = []
-        self._good = 0  #: runs that fitted since the last measure
+        self._steps: list[Fallback] = [_VaeTiling(pipe), _AttentionSlicing(pipe)]  #: left to apply
+        self._applied: list[Fallback] = []
+        self._good = 0  #: calls that fitted since the last fallback
 
     @property
-    def taken(self) -> tuple[str, ...]:
-        """The names of the measures under which images are made now."""
-        return tuple(measure.name for measure in self._taken)
+    def applied(self) -> tuple[str, ...]:
+        """Return the names of the fallbacks under which images are made now."""
+        return tuple(fallback.name for fallback in self._applied)
 
-    def climb(self, images: int) -> str | None:
-        """Take the next measure, after a run of so many images failed; None if there is none."""
+    def next(self, images: int) -> str | None:
+        """Apply the next fallback after a call of so many images ran out of memory.
+
+        Returns its name; None if there is no other.
+        """
         if images > 1:
             return f"batch_of_{self.batch.halve(images)}"
         self._good = 0
-        while self._left:
-            measure = self._left.pop(0)
-            if measure.take():
-                self._taken.append(measure)
-                return measure.name
-        while self._taken:
-            self._take_last_back()
+        while self._steps:
+            fallback = self._steps.pop(0)
+            if fallback.apply():
+                self._applied.append(fallback)
+                return fallback.name
+        self.revert_all()
         return None
 
     def passed(self) -> None:
-        """Count a run that fitted into memory."""
+        """Count a call that fitted into memory."""
         self.batch.passed()
         self._good += 1
-        if self._taken and self._good >= CAUTIOUS_PASSES:
-            self._take_last_back()
+        if self._applied and self._good >= CAUTIOUS_PASSES:
+            self._revert_last()
             self._good = 0
 
-    def _take_last_back(self) -> None:
-        measure = self._taken.pop()
-        measure.take_back()
-        self._left.insert(0, measure)
+    def revert_all(self) -> None:
+        while self._applied:
+            self._revert_last()
+
+    def _revert_last(self) -> None:
+        fallback = self._applied.pop()
+        fallback.revert()
+        self._steps.insert(0, fallback)
 
 
-class _Tiling:
-    """The decoder works in tiles of half the size that it is made for.
+class _VaeTiling:
+    """Lets the decoder work in tiles of half the size that it is made for.
 
-    They are of its full size by default, so that an image of the usual size would be one tile.
+    Its tiles have the full size by default, so that an image of the usual size would be one tile.
     """
 
     name = "vae_tiling"
@@ -111,14 +117,14 @@ class _Tiling:
     def __init__(self, pipe: Any) -> None:
         self._decoder: Any = getattr(pipe, "vae", None)
 
-    def take(self) -> bool:
+    def apply(self) -> bool:
         if not hasattr(self._decoder, "enable_tiling"):
             return False
         self._decoder.enable_tiling()
         self._scale_tiles(0.5)
         return True
 
-    def take_back(self) -> None:
+    def revert(self) -> None:
         self._decoder.disable_tiling()
         self._scale_tiles(2.0)
 
@@ -129,25 +135,25 @@ class _Tiling:
 
 
 class _AttentionSlicing:
-    """Attention is computed in slices, where it is not in blocks anyway: in a UNet's processors."""
+    """Computes attention in slices, where it is not in blocks anyway: in a UNet's processors."""
 
     name = "attention_slicing"
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
 
-    def take(self) -> bool:
+    def apply(self) -> bool:
         if getattr(self._pipe, "unet", None) is None:
             return False
         self._pipe.enable_attention_slicing()
         return True
 
-    def take_back(self) -> None:
+    def revert(self) -> None:
         self._pipe.disable_attention_slicing()
 
 
 class StoredDtypes:
-    """The number formats that the tensors of a pipeline's models had when it was loaded.
+    """Remembers the number formats that the tensors of a pipeline's models were loaded in.
 
     Pipelines cast a decoder to float32 for a call and back after it, but not after a call that
     failed; then the next call would meet latents and weights of different formats.
@@ -165,7 +171,7 @@ class StoredDtypes:
                 tensor.data = tensor.data.to(dtype)
 
     def _tensors(self) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
-        """All parameters and buffers, each with the names of its model and of itself."""
+        """Yield all parameters and buffers, each with the names of its model and of itself."""
         for part, model in self._pipe.components.items():
             if isinstance(model, torch.nn.Module):
                 for name, tensor in chain(model.named_parameters(), model.named_buffers()):

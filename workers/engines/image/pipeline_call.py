@@ -1,4 +1,4 @@
-"""One call of a pipeline, halted after each step.
+"""A call of a pipeline that halts after each step.
 
 The library's call runs from its first line to its image. Here it runs on a greenlet of its own,
 whose step callback hands control back: so calls can be interleaved, and ended between two steps,
@@ -17,7 +17,7 @@ from workers.engines.image.request import ImageSample
 
 @dataclass(slots=True, frozen=True)
 class Step:
-    """After so many of ``steps``: the latents of all drawings, as the pipeline keeps them."""
+    """A call has made ``number`` of ``steps``; its latents are as the pipeline keeps them."""
 
     number: int
     steps: int
@@ -26,19 +26,19 @@ class Step:
 
 @dataclass(slots=True, frozen=True)
 class Images:
-    """The end: float32 of shape (drawings, height, width, 3), 0 to 1, and what was filtered."""
+    """A call has ended with these images."""
 
-    pixels: Any
-    filtered: list[bool]
+    pixels: Any  #: float32 of shape (images, height, width, 3), from 0 to 1
+    filtered: list[bool]  #: those that the safety checker made black
 
 
 class PipelineCall:
-    """Some drawings of the same shape, in one call of ``pipe``, which belongs to this run."""
+    """Computes images of the same shape in one call of ``pipe``, which belongs to this call."""
 
     def __init__(self, pipe: Any, arguments: dict[str, Any], samples: list[ImageSample]) -> None:
         self.pipe = pipe
         self.samples = samples
-        self.spent = 0.0  #: seconds of computing for each drawing: who had least goes next
+        self.seconds_per_image = 0.0  #: of computing; the call that had least goes next
         self.steps_done = 0
         self._arguments = arguments
         self._call = greenlet.greenlet(self._work)
@@ -52,7 +52,7 @@ class PipelineCall:
         return self.samples[0].request.job
 
     def advance(self) -> Step | Images:
-        """Compute the next step, or the images after the last one; raises what the call raises."""
+        """Compute the next step, or the images after the last one. Raises what the call raises."""
         began = time.monotonic()
         self._call.parent = greenlet.getcurrent()
         try:
@@ -61,7 +61,7 @@ class PipelineCall:
             self.pipe.maybe_free_model_hooks()
             raise
         finally:
-            self.spent += (time.monotonic() - began) / len(self.samples)
+            self.seconds_per_image += (time.monotonic() - began) / len(self.samples)
         if isinstance(outcome, Step):
             self.steps_done = outcome.number
             for sample in self.samples:
@@ -69,7 +69,7 @@ class PipelineCall:
         return outcome
 
     def end(self) -> None:
-        """Leave the call where it stands; what it held is free afterwards."""
+        """End the call where it stands; what it held is free afterwards."""
         self._call.throw()
         # What a finished call does itself: parts go back to host memory, caches are emptied.
         self.pipe.maybe_free_model_hooks()

@@ -1,4 +1,4 @@
-"""One loaded pipeline, and a fresh one for each run that shares its weights.
+"""Makes a pipeline for each call out of the loaded one, with which it shares its weights.
 
 A pipeline keeps the state of its call in its scheduler and its own attributes, so two calls may
 not share either. What is heavy (models, tokenizers) is shared.
@@ -18,17 +18,19 @@ from workers.engines.image.request import ImageSample
 from workers.engines.image.schedulers import Schedulers
 from workers.protocol import ImageJob
 
-_CLASSIC = 7.5  #: guidance of classic pipelines where nobody asks for another
+_CLASSIC_GUIDANCE = 7.5  #: of classic pipelines, if the request names none
 _DEFAULT_SEQUENCE = 512
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
 
 
 class Pipelines:
+    """Knows what one loaded pipeline can do, and prepares its calls."""
+
     def __init__(self, loaded: LoadedPipeline) -> None:
         self.device = loaded.device
         self._pipes = {"text": loaded.pipe}
         self.schedulers = Schedulers(loaded.pipe.scheduler)
-        self.prompts = PromptCache()
+        self.prompt_cache = PromptCache()
 
     @property
     def base(self) -> Any:
@@ -36,14 +38,14 @@ class Pipelines:
 
     @property
     def side_multiple(self) -> int:
-        """Width and height are multiples of so many pixels; some pipelines would round them."""
+        """Return the pixels that width and height are multiples of; some pipelines round them."""
         factor = int(getattr(self.base, "vae_scale_factor", 8))
         packs = hasattr(self.base, "_pack_latents") or "ZImage" in type(self.base).__name__
         return 2 * factor if packs else factor
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens that the encoder reads which reads most; beside it CLIP's see the start only."""
+        """Return the tokens that the longest encoder reads; CLIP's beside it see the start only."""
         sequence = self._parameters("text").get("max_sequence_length")
         limit = sequence.default if sequence is not None else _DEFAULT_SEQUENCE
         tokenizers = [getattr(self.base, name, None) for name in TOKENIZERS]
@@ -51,14 +53,14 @@ class Pipelines:
         return max(lengths, default=limit)
 
     def guidance(self, job: ImageJob) -> float | None:
-        """The guidance that a job runs with; None where the pipeline has none."""
+        """Return the guidance that a job runs with; None if the pipeline has none."""
         parameter = self._parameters("text").get("guidance_scale")
         if parameter is None:
             return None
         if job.guidance_scale is not None:
             return job.guidance_scale
         if type(self.base).__name__.startswith("StableDiffusion"):
-            return _CLASSIC
+            return _CLASSIC_GUIDANCE
         own = parameter.default
         return float(own) if isinstance(own, int | float) else None
 
@@ -85,12 +87,12 @@ class Pipelines:
         self.schedulers.check_steps(job.scheduler, self._scheduled_steps(job))
 
     def prepare(self, samples: list[ImageSample]) -> tuple[Any, dict[str, Any]]:
-        """A pipeline of its own for one run, and what to call it with."""
+        """Return a pipeline for one call of these samples, and the arguments of the call."""
         request = samples[0].request
         job, mode = request.job, _mode(request.job)
         pipe = copy.copy(self._pipe(mode))
         pipe.scheduler = self.schedulers.fresh(job.scheduler)
-        self.prompts.attach(pipe, job.adapters)
+        self.prompt_cache.attach(pipe, job.adapters)
         arguments: dict[str, Any] = {
             "prompt": [sample.request.job.prompt for sample in samples],
             "num_inference_steps": self._scheduled_steps(job),
@@ -99,7 +101,7 @@ class Pipelines:
             "callback_on_step_end_tensor_inputs": ["latents"],
         }
         if job.negative_prompt is not None:
-            arguments["negative_prompt"] = [d.request.job.negative_prompt for d in samples]
+            arguments["negative_prompt"] = [s.request.job.negative_prompt for s in samples]
         guidance = self.guidance(job)
         if guidance is not None:
             arguments["guidance_scale"] = guidance
@@ -145,7 +147,7 @@ class Pipelines:
         return bool(made > 0)
 
     def _takes_negative(self) -> bool:
-        """Distilled pipelines read a negative prompt only beside a second, true guidance."""
+        """True if a negative prompt has an effect: distilled pipelines need a second guidance."""
         parameters = self._parameters("text")
         return "negative_prompt" in parameters and "true_cfg_scale" not in parameters
 
@@ -159,7 +161,7 @@ class Pipelines:
             raise _unsupported("image" if mode == "image" else "mask") from error
 
     def _pipe(self, mode: str) -> Any:
-        """The pipeline that makes images from text, from an image, or inside a mask."""
+        """Return the pipeline that makes images from text, from an image, or inside a mask."""
         if mode not in self._pipes:
             kinds = {
                 "image": diffusers.AutoPipelineForImage2Image,

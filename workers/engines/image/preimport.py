@@ -1,4 +1,4 @@
-"""Imported by a worker that will draw: the libraries whose import costs seconds."""
+"""Imports the libraries of the image engine, which takes seconds; a spare worker imports this."""
 
 import diffusers
 import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion

@@ -1,4 +1,4 @@
-"""Checks a job, and decodes what was uploaded, off the thread that computes."""
+"""Checks jobs and decodes their uploads, off the thread that computes."""
 
 import copy
 from pathlib import Path
@@ -11,11 +11,13 @@ from workers.engines.image.pipelines import TOKENIZERS, Pipelines
 from workers.engines.image.request import Request, Sources
 from workers.protocol import ImageJob
 
-MOST_PIXELS = 64_000_000  #: of an upload; a larger one is not decoded
+MAX_PIXELS = 64_000_000  #: of an upload; a larger one is not decoded
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 class Preprocessor:
+    """Checks the jobs of one pipeline, and opens their images."""
+
     def __init__(self, pipelines: Pipelines) -> None:
         self._pipelines = pipelines
         # Copies: two threads that use one fast tokenizer get each other's results.
@@ -23,7 +25,7 @@ class Preprocessor:
         self._tokenizers = [copy.deepcopy(each) for each in found if each is not None]
 
     def prepare(self, job: ImageJob) -> Request:
-        """Check a job, decode its images. Raises Refused for what would be cut or ignored."""
+        """Check a job and decode its images. Raises Refused for what would be cut or ignored."""
         self._pipelines.check(job)
         self._check_length(job.prompt, "prompt")
         if job.negative_prompt is not None:
@@ -31,8 +33,10 @@ class Preprocessor:
         return Request(job, _sources(job) if job.image is not None else None)
 
     def _check_length(self, text: str, param: str) -> None:
-        """Encoders cut a longer prompt and say nothing. A text counts with its marks at both
-        ends, by the encoder that can read most of it."""
+        """Raise Refused for a text that all encoders would cut without a word.
+
+        It counts with its marks at both ends.
+        """
         if not self._tokenizers:
             return
         counts = [len(tokenizer(text).input_ids) for tokenizer in self._tokenizers]
@@ -59,18 +63,18 @@ def _sources(job: ImageJob) -> Sources:
 
 
 def _mask(image: Any) -> Any:
-    """White where the picture is to be made anew; of one with transparency, where it is clear."""
+    """Return a mask that is white where pixels are to be made; an RGBA image's clear pixels are."""
     if image.has_transparency_data:
         return ImageChops.invert(image.convert("RGBA").getchannel("A"))
     return image.convert("L")
 
 
 def _open(path: str, param: str) -> Any:
-    """The image of one frame in a file; its header is read before anything is decoded."""
+    """Decode a file of one frame. Raises Refused; its size is checked before it is decoded."""
     try:
         with Image.open(Path(path), formats=_FORMATS) as found:
-            if found.width * found.height > MOST_PIXELS:
-                raise _bad(param, f"has more than {MOST_PIXELS // 1_000_000} megapixels")
+            if found.width * found.height > MAX_PIXELS:
+                raise _bad(param, f"has more than {MAX_PIXELS // 1_000_000} megapixels")
             if getattr(found, "n_frames", 1) != 1:
                 raise _bad(param, "must be a single picture, not an animation")
             found.load()

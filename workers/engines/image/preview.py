@@ -1,6 +1,6 @@
-"""Previews: they show an image before it is done, for next to nothing.
+"""Previews show an image before it is done, for a few milliseconds.
 
-The latents, averaged down to a small picture, go through the model's own decoder: a sixteenth of
+The latents, averaged down to a small image, go through the model's own decoder: a sixteenth of
 the decoder's work for 1024 pixels, and right for every model that keeps latents as images.
 """
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-_SIDE = 32  #: latents of the longer side that are decoded
+_MAX_SIDE = 32  #: latents of the longer side that are decoded
 _QUALITY = 70
-#: those whose latents are images that they take one by one
+#: decoders that take latents image by image
 _DECODERS = ("AutoencoderKL", "AutoencoderTiny")
 
 
-def why_no_preview(pipe: Any, offload: str) -> str | None:
-    """The reason for which previews are refused; None where they are possible."""
+def preview_refusal(pipe: Any, offload: str) -> str | None:
+    """Return the reason for which previews are refused; None if they are possible."""
     kind = type(pipe.vae).__name__ if getattr(pipe, "vae", None) is not None else ""
     if kind not in _DECODERS:
         return "This model has no previews."
@@ -29,12 +29,12 @@ def why_no_preview(pipe: Any, offload: str) -> str | None:
 
 @torch.inference_mode()
 def preview(pipe: Any, latents: torch.Tensor, width: int, height: int) -> bytes:
-    """A small JPEG of the image whose latents these are, with one batch dimension."""
+    """Decode the latents of one image, with their batch dimension, to a small JPEG."""
     if latents.ndim == 3:  # packed in patches of two by two
         latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
     longest = max(latents.shape[-2:])
-    if longest > _SIDE:
-        rows, columns = (max(1, side * _SIDE // longest) for side in latents.shape[-2:])
+    if longest > _MAX_SIDE:
+        rows, columns = (max(1, side * _MAX_SIDE // longest) for side in latents.shape[-2:])
         latents = torch.nn.functional.adaptive_avg_pool2d(latents.float(), (rows, columns))
     config = pipe.vae.config
     latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
@@ -47,7 +47,7 @@ def preview(pipe: Any, latents: torch.Tensor, width: int, height: int) -> bytes:
 
 
 def _decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Some decoders overflow in half precision, as their configuration says."""
+    """Decode latents, in float32 if the configuration says that half precision overflows."""
     dtype = vae.dtype
     upcast = dtype is torch.float16 and getattr(vae.config, "force_upcast", False)
     if upcast:

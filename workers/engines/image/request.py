@@ -1,4 +1,4 @@
-"""One job on its way through the engine: its drawings, how far they are, what becomes of them."""
+"""A job in the engine: its images, the steps that they have made, its events."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,13 +26,13 @@ class Sources:
 
 @dataclass(slots=True, eq=False)
 class ImageSample:
-    """One image to be made."""
+    """One image that a job asks for."""
 
     request: "Request"
     index: int
     seed: int
     step: int = 0
-    picture: ImageFile | None = None
+    image: ImageFile | None = None  #: None until it is written
 
     @property
     def wanted(self) -> bool:
@@ -41,21 +41,26 @@ class ImageSample:
 
 @dataclass(slots=True, eq=False)
 class Request:
+    """The state of a job between its submission and its final event."""
+
     job: ImageJob
     sources: Sources | None = None
     samples: list[ImageSample] = field(default_factory=list)
-    begun: bool = False
+    has_started: bool = False
     ended: bool = False
-    reported: int = 0  #: steps that the client was told of
-    steps: int = 0  #: as the scheduler counts them
+    reported: int = 0  #: the last step that was reported to the client
+    steps: int = 0  #: all steps of an image, as the scheduler counts them
     memory_fallbacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.samples = [ImageSample(self, i, seed) for i, seed in enumerate(self.job.seeds)]
 
     @property
-    def shape(self) -> tuple[Any, ...]:
-        """The key that all samples of one run share; images made from others run by themselves."""
+    def batch_key(self) -> tuple[Any, ...]:
+        """Return the key that all samples of one call share.
+
+        Samples that are made from uploaded images share a call with their own request only.
+        """
         job = self.job
         return (
             job.width,
@@ -68,15 +73,15 @@ class Request:
             id(self) if self.sources else None,
         )
 
-    def started(self) -> list[Started]:
-        """The event that work on it has begun, the first time."""
-        if self.begun:
+    def start(self) -> list[Started]:
+        """Note that work on the job begins; returns an event the first time."""
+        if self.has_started:
             return []
-        self.begun = True
+        self.has_started = True
         return [Started(id=self.job.id)]
 
-    def advanced(self, steps: int, preview: bytes) -> list[Progress]:
-        """The progress of the slowest of its drawings, if that is news and anybody looks."""
+    def progress(self, steps: int, preview: bytes) -> list[Progress]:
+        """Return the progress of the slowest image, if it is new and the client streams."""
         self.steps = steps
         step = min(sample.step for sample in self.samples)
         if step <= self.reported or not self.job.stream:
@@ -85,18 +90,18 @@ class Request:
         return [Progress(id=self.job.id, step=step, steps=steps, preview=preview)]
 
     def note_memory_fallbacks(self, names: Iterable[str]) -> None:
-        """Note what was done to save memory while it was drawn; each is told once."""
+        """Note what is done to save memory while the job runs; each is reported once."""
         self.memory_fallbacks = tuple(dict.fromkeys((*self.memory_fallbacks, *names)))
 
     @property
-    def whole(self) -> bool:
-        return all(sample.picture for sample in self.samples)
+    def is_complete(self) -> bool:
+        return all(sample.image for sample in self.samples)
 
-    def drawn(self, scheduler: str, guidance_scale: float | None) -> ImageDone:
+    def done(self, scheduler: str, guidance_scale: float | None) -> ImageDone:
         self.ended = True
         return ImageDone(
             id=self.job.id,
-            pictures=tuple(sample.picture for sample in self.samples if sample.picture),
+            images=tuple(sample.image for sample in self.samples if sample.image),
             steps=self.steps,
             scheduler=scheduler,
             guidance_scale=guidance_scale,

@@ -1,4 +1,4 @@
-"""Schedulers by the names that people know; each run gets a fresh one, since they hold state."""
+"""Makes schedulers by their usual names; each call gets its own, since they hold state."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import diffusers
 
 from workers.engines.base import Refused
 
-#: short name -> class, and what is set beside the model's own configuration
+#: short name -> class, and settings beside the model's own configuration
 _NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
@@ -35,7 +35,7 @@ _NEED_SCIPY = frozenset({"LMSDiscreteScheduler"})
 
 
 class Schedulers:
-    """The schedulers that one pipeline can use."""
+    """Knows the schedulers that one pipeline can use."""
 
     def __init__(self, own: Any) -> None:
         self._own = own
@@ -50,12 +50,12 @@ class Schedulers:
 
     @property
     def own_name(self) -> str:
-        """The short name of the model's own scheduler, else its class."""
+        """Return the short name of the model's own scheduler, else its class."""
         mine = type(self._own).__name__
         return next((name for name, (kind, _) in _NAMES.items() if kind == mine), mine)
 
     def check(self, name: str) -> None:
-        """Raise Refused, with the names that there are, for one that is not among them."""
+        """Raise Refused, with the known names, for a name that is not among them."""
         if name in self.names or name in self._classes:
             return
         raise Refused(
@@ -76,7 +76,7 @@ class Schedulers:
             )
 
     def fresh(self, name: str | None) -> Any:
-        """A scheduler that nobody else uses; None is the model's own."""
+        """Make a scheduler for one call; None names the model's own class."""
         if name is None:
             return type(self._own).from_config(self._own.config)
         kind, settings = _NAMES.get(name, (name, {}))

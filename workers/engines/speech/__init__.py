@@ -1,1 +1,1 @@
-"""The speech engine: Bark, sentence by sentence, many sentences in each step."""
+"""The speech engine speaks texts sentence by sentence, many sentences in each step."""

@@ -1,4 +1,4 @@
-"""Samples to sound files, at the rate that was asked for."""
+"""Writes samples to audio files at the rate that a job wants."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ _KINDS = {
     "ogg": ("OGG", "OPUS"),
     "mp3": ("MP3", "MPEG_LAYER_III"),
 }
-#: formats that have some rates only
+#: formats that have only some sample rates
 _RATES = {
     "ogg": (8000, 12_000, 16_000, 24_000, 48_000),
     "mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
@@ -30,9 +30,12 @@ _RATES = {
 Samples = NDArray[np.float32]
 
 
-def rate_of(job: SpeechJob, own: int) -> int:
-    """The rate of a job's sound where the model's ``own`` may do; else what was asked for, or the
-    next higher one that the format has. Raises Refused for one that it has not."""
+def choose_rate(job: SpeechJob, own: int) -> int:
+    """Return the sample rate of a job's audio.
+
+    A job that names none gets the model's ``own``, or the next higher one that the format has.
+    Raises Refused for a rate that the format does not have.
+    """
     rates = _RATES.get(job.format)
     if job.sample_rate is None:
         return own if rates is None else next((r for r in rates if r >= own), rates[-1])
@@ -44,7 +47,7 @@ def rate_of(job: SpeechJob, own: int) -> int:
 
 
 class Resampler:
-    """Samples of one rate to another, piece by piece."""
+    """Converts samples from one rate to another, piece by piece."""
 
     def __init__(self, source: int, target: int) -> None:
         self._source = source
@@ -61,7 +64,7 @@ class Resampler:
         return self._joined(self._inner.resample(frame))
 
     def finish(self, samples: Samples) -> Samples:
-        """The last samples, and the rest."""
+        """Resample the last samples; returns all that is left."""
         ready = self.push(samples)
         if self._inner is None:
             return ready
@@ -72,8 +75,8 @@ class Resampler:
         return np.concatenate([np.zeros(0, np.float32), *pieces])
 
 
-class SoundFile:
-    """A job's file, written as its sound comes; it appears when it is whole."""
+class AudioFile:
+    """Writes a job's file while its audio is made; the file appears when it is complete."""
 
     def __init__(self, job: SpeechJob, sample_rate: int) -> None:
         """Open the file. Raises OSError if the disk does not take it."""
@@ -94,12 +97,12 @@ class SoundFile:
         self._file.write(np.clip(samples, -1, 1))
 
     def finish(self) -> int:
-        """Its size in bytes."""
+        """Publish the file; returns its size in bytes."""
         self._file.close()
         size = self._draft.stat().st_size
         os.replace(self._draft, self._path)
         return size
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         self._file.close()
         self._draft.unlink(missing_ok=True)

@@ -1,26 +1,25 @@
-"""The speech engine: sentences of all requests together, each request's sound in its own order."""
+"""The speech engine computes sentences of all requests together, and joins each request's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from workers.codes import Code
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.job_table import JobTable
-from workers.engines.speech.encoding import Resampler, SoundFile, rate_of
-from workers.engines.speech.joining import Joiner, pcm16
+from workers.engines.speech.encoding import AudioFile, Resampler, choose_rate
+from workers.engines.speech.joining import Joiner, pcm16, pieces
 from workers.engines.speech.loading import load
 from workers.engines.speech.model import SpeechModel, Utterance
-from workers.engines.speech.sentences import sentences
+from workers.engines.speech.sentences import split_sentences
 from workers.engines.torch_env import (
-    avoid_cudnn_attention,
-    finish_load,
+    dtype_name,
     held_bytes,
     is_out_of_memory,
+    loading,
     release_cached,
 )
 from workers.protocol import (
@@ -37,34 +36,36 @@ from workers.protocol import (
 )
 
 _STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
-_ALL = 1 << 20  #: sentences of a step: as many as there are, but where memory is short
+_ALL = 1 << 20  #: sentences of a step: no limit until memory runs out
 _CAUTIOUS_STEPS = 512  #: most steps are a token of each sentence
 _NOT_A_NUMBER = "The model's output is not a number."
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
+    """The state of a job between its submission and its final event."""
+
     job: SpeechJob
     voice: str | None
     waiting: list[Utterance]
     sentences: int
     joiner: Joiner
     resampler: Resampler
-    sample_rate: int  #: of the sound that goes out
-    file: SoundFile | None = None
+    sample_rate: int  #: of the audio that the client gets
+    file: AudioFile | None = None
     running: list[Utterance] = field(default_factory=list)
-    spoken: int = 0  #: sentences whose sound was given out
+    done: int = 0  #: sentences whose audio is written
     chunks: int = 0
     samples: int = 0
-    begun: bool = False
-    turn: int = 0  #: the step at which it came, or a sentence of it was done
+    has_started: bool = False
+    served_at: int = 0  #: the step at which it came, or a sentence of it was done
 
 
 class SpeechEngine:
     """Runs speech jobs of one model; see ``workers.engines.base``.
 
-    A request's first sentence goes alone, so that its sound comes as soon as it can; the others
-    follow together. Sound is given out in the order of the text.
+    A request's first sentence runs alone, so that its audio comes as soon as it can; the others
+    follow together. Audio is sent in the order of the text.
     """
 
     _model: SpeechModel
@@ -76,31 +77,27 @@ class SpeechEngine:
         self._batch = BatchLimit(_ALL, _CAUTIOUS_STEPS)
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
-        if spec.threads is not None:
-            torch.set_num_threads(spec.threads)
-        torch.set_grad_enabled(False)
-        avoid_cudnn_attention()
         self._device = spec.device
         progress(0.0)
-        self._model, slots = load(spec)
-        finish_load(spec.device)
+        with loading(spec):
+            self._model, slots = load(spec)
         progress(1.0)
         return Ready(
             slots=slots,
-            dtype=str(self._model.dtype).removeprefix("torch."),
+            dtype=dtype_name(self._model.dtype),
             device=spec.device,
             step_timeout=_STEP_TIMEOUT[spec.device],
         )
 
     def prepare(self, job: SpeechJob) -> _Request:
-        voice = self._model.voice_of(job)
+        voice = self._model.resolve_voice(job)
         own = self._model.sample_rate
-        sample_rate = rate_of(job, own)
-        pieces = sentences(job.text, self._model.fits)
+        sample_rate = choose_rate(job, own)
+        pieces = split_sentences(job.text, self._model.fits)
         if not pieces:
             raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
         utterances = [
-            self._model.utter(piece, voice, job.speed, job.seed + number)
+            self._model.start(piece, voice, job.speed, job.seed + number)
             for number, piece in enumerate(pieces)
         ]
         return _Request(
@@ -114,7 +111,7 @@ class SpeechEngine:
         )
 
     def submit(self, prepared: _Request) -> None:
-        prepared.turn = self._steps
+        prepared.served_at = self._steps
         self._requests[prepared.job.id] = prepared
 
     def cancel(self, job_id: str) -> None:
@@ -125,36 +122,36 @@ class SpeechEngine:
         self._steps += 1
         for request in self._requests.values():
             events += self._begin(request)
-        # Who was served longest ago comes first, for models that say one sentence at a time.
-        in_turn = sorted(self._requests.values(), key=lambda request: request.turn)
+        # Served longest ago comes first, for models that speak one sentence at a time.
+        in_turn = sorted(self._requests.values(), key=lambda request: request.served_at)
         running = [each for request in in_turn for each in request.running]
         busy = [each for each in running if each.samples is None]
         if busy:
-            events += self._compute(self._limited(busy))
+            events += self._compute(self._within_limit(busy))
         for request in list(self._requests.values()):
-            events += self._give_out(request)
+            events += self._collect(request)
         return events
 
-    def _limited(self, busy: list[Utterance]) -> list[Utterance]:
-        """Return as many as may be computed together; those that others wait for come first."""
+    def _within_limit(self, busy: list[Utterance]) -> list[Utterance]:
+        """Return as many as fit into memory together; those that hold resources come first."""
         if len(busy) <= self._batch.now:
             return busy
         return sorted(busy, key=lambda utterance: not utterance.is_held)[: self._batch.now]
 
     def _compute(self, batch: list[Utterance]) -> list[Event]:
-        """Go on with these; returns the ends of requests that cannot go on."""
+        """Step some utterances; returns the final events of requests that cannot go on."""
         error: Exception | None = None
         try:
             self._model.step(batch)
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)  # it holds on to all that was computed
         if error is not None:
-            return self._failed(batch, error)
+            return self._handle_error(batch, error)
         self._batch.passed()
         return []
 
-    def _failed(self, batch: list[Utterance], error: Exception) -> list[Event]:
-        """Out of memory: the same again with fewer sentences. All else ends their requests."""
+    def _handle_error(self, batch: list[Utterance], error: Exception) -> list[Event]:
+        """Repeat with fewer sentences if memory ran out; any other error ends their requests."""
         code: Code = "INFERENCE_FAILED"
         message = f"The model failed on this request ({type(error).__name__})."
         if is_out_of_memory(error):
@@ -173,64 +170,68 @@ class SpeechEngine:
         return [self._end(request, code, message) for request in ended]
 
     def _begin(self, request: _Request) -> list[Event]:
-        """Let its next sentences run: the first by itself, then all."""
+        """Let a request's next sentences run: the first by itself, then all others."""
         started: list[Event] = []
-        if not request.begun:
-            request.begun = True
+        if not request.has_started:
+            request.has_started = True
             started.append(Started(id=request.job.id))
-        if not request.running and not request.spoken:
+        if not request.running and not request.done:
             request.running.append(request.waiting.pop(0))
-        elif request.spoken and request.waiting:
+        elif request.done and request.waiting:
             request.running += request.waiting
             request.waiting.clear()
         return started
 
-    def _give_out(self, request: _Request) -> list[Event]:
+    def _collect(self, request: _Request) -> list[Event]:
+        """Write the audio of the sentences that are done, in the order of the text."""
         events: list[Event] = []
         try:
             while request.running and (samples := request.running[0].samples) is not None:
                 if not np.isfinite(samples).all():
                     return [*events, self._end(request, "INFERENCE_FAILED", _NOT_A_NUMBER)]
                 request.running.pop(0)
-                events += self._speak(request, samples)
+                events += self._add(request, samples)
             if not request.running and not request.waiting:
                 events += self._finish(request)
         except OSError:
-            return [*events, self._end(request, "DISK_FULL", "The sound could not be written.")]
+            return [*events, self._end(request, "DISK_FULL", "The audio could not be written.")]
         return events
 
     def _end(self, request: _Request, code: Code, message: str) -> Failed:
-        """Forget a request; its final event says why."""
+        """Forget a request; returns its final event."""
         self._forget(request)
         return Failed(id=request.job.id, code=code, message=message)
 
-    def _speak(self, request: _Request, samples: Any) -> list[Event]:
-        """Give out the sound that a sentence makes playable, and the request's progress."""
-        request.spoken += 1
-        request.turn = self._steps
+    def _add(self, request: _Request, samples: Any) -> list[Event]:
+        """Add a sentence to a request; returns the audio that is playable now, and its progress."""
+        request.done += 1
+        request.served_at = self._steps
         ready = request.resampler.push(request.joiner.push(samples))
         events = self._write(request, ready)
         if request.job.stream:
-            step, steps = request.spoken, request.sentences
+            step, steps = request.done, request.sentences
             events.append(Progress(id=request.job.id, step=step, steps=steps))
         return events
 
     def _write(self, request: _Request, samples: Any) -> list[Event]:
         if request.file is None:
-            request.file = SoundFile(request.job, request.sample_rate)
+            request.file = AudioFile(request.job, request.sample_rate)
         request.file.write(samples)
         request.samples += len(samples)
         if not request.job.stream or not len(samples):
             return []
-        request.chunks += 1
-        return [
+        first = request.chunks
+        told = [
             AudioDelta(
                 id=request.job.id,
-                index=request.chunks - 1,
-                samples=pcm16(samples),
+                index=first + number,
+                samples=piece,
                 sample_rate=request.sample_rate,
             )
+            for number, piece in enumerate(pieces(pcm16(samples)))
         ]
+        request.chunks += len(told)
+        return [*told]
 
     def _finish(self, request: _Request) -> list[Event]:
         job = request.job
@@ -238,7 +239,7 @@ class SpeechEngine:
         assert request.file is not None
         size = request.file.finish()
         del self._requests[job.id]
-        spoken = SpeechDone(
+        done = SpeechDone(
             id=job.id,
             format=job.format,
             bytes=size,
@@ -247,17 +248,17 @@ class SpeechEngine:
             sentences=request.sentences,
             voice=request.voice,
         )
-        return [*last, spoken]
+        return [*last, done]
 
     def _end_cancelled(self, request: _Request) -> Event:
         self._forget(request)
-        return Cancelled(id=request.job.id, steps=request.spoken)
+        return Cancelled(id=request.job.id, steps=request.done)
 
     def _forget(self, request: _Request) -> None:
         for utterance in request.running:
-            self._model.leave(utterance)
+            self._model.release(utterance)
         if request.file is not None:
-            request.file.drop()
+            request.file.discard()
         del self._requests[request.job.id]
 
     @property

@@ -1,4 +1,4 @@
-"""Sentences into one sound: silence at their edges shortened, joined without clicks. Pure."""
+"""Joins sentences without clicks, and shortens the silence at their edges. Pure."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,10 +8,11 @@ Samples = NDArray[np.float32]
 _SILENT = 0.004  #: of full scale
 _KEPT_SECONDS = 0.12  #: of the silence at an edge
 _FADE_SECONDS = 0.02
+_PIECE_BYTES = 1 << 19  #: of a piece of sound: 5 to 11 s
 
 
 class Joiner:
-    """Takes sentences one by one; gives out all but the end that the next one fades into."""
+    """Takes sentences one by one; returns all samples but the end that fades into the next one."""
 
     def __init__(self, sample_rate: int) -> None:
         self._kept = int(_KEPT_SECONDS * sample_rate)
@@ -20,17 +21,17 @@ class Joiner:
 
     def push(self, sentence: Samples) -> Samples:
         """Return the samples that can be played now that this sentence has come."""
-        joined = _crossed(self._tail, self._trimmed(sentence))
+        joined = _crossfade(self._tail, self._trim(sentence))
         ready = max(0, len(joined) - self._fade)
         self._tail = joined[ready:]
         return joined[:ready]
 
     def finish(self) -> Samples:
-        """Return the rest of the sound."""
+        """Return the remaining samples."""
         rest, self._tail = self._tail, np.zeros(0, np.float32)
         return rest
 
-    def _trimmed(self, samples: Samples) -> Samples:
+    def _trim(self, samples: Samples) -> Samples:
         loud = np.flatnonzero(np.abs(samples) > _SILENT)
         if not len(loud):
             return samples[: self._kept]
@@ -38,8 +39,8 @@ class Joiner:
         return samples[begin:end]
 
 
-def _crossed(before: Samples, after: Samples) -> Samples:
-    """One fading out while the other fades in, over as much as both have."""
+def _crossfade(before: Samples, after: Samples) -> Samples:
+    """Fade from one piece to the other, over as much as both have."""
     length = min(len(before), len(after))
     if not length:
         return np.concatenate([before, after])
@@ -49,5 +50,10 @@ def _crossed(before: Samples, after: Samples) -> Samples:
 
 
 def pcm16(samples: Samples) -> bytes:
-    """16-bit little-endian; what is beyond full scale is cut."""
+    """Return samples as 16-bit little-endian integers, clipped to full scale."""
     return (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
+
+
+def pieces(sound: bytes) -> list[bytes]:
+    """Cut sound into as much as one event holds."""
+    return [sound[begin : begin + _PIECE_BYTES] for begin in range(0, len(sound), _PIECE_BYTES)]

@@ -1,4 +1,4 @@
-"""Loading of speech models from a folder: nothing is fetched or unpickled."""
+"""Loads speech models from a folder; nothing is fetched or unpickled."""
 
 import json
 from collections.abc import Callable
@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from workers.engines.base import reason
 from workers.engines.defaults import SPEECH_CACHE_BYTES, SPEECH_ROWS
 from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.speech.bark.speaker import BarkSpeaker
@@ -22,24 +20,19 @@ from workers.engines.torch_env import (
     check_missing,
     device,
     half_precision,
-    is_out_of_memory,
+    library_errors,
     load_failed,
-    out_of_memory,
 )
 from workers.protocol import Load
 
-#: What the libraries raise for files that do not fit.
-_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
-
 
 def load(spec: Load) -> tuple[SpeechModel, int]:
-    """Load a model; the number is how many sentences it speaks at once.
+    """Load a model; returns it, and how many sentences it speaks at once.
 
-    Raises Refused: with MODEL_LOAD_FAILED if anything is wrong with its files, with OUT_OF_MEMORY
-    if the device's memory does not suffice.
+    Raises Refused with MODEL_LOAD_FAILED if anything is wrong with its files.
     """
     device(spec)  # refused before any file is read
-    try:
+    with library_errors("The model does not load"):
         config = json.loads((Path(spec.path) / "config.json").read_text())
         model_type = config.get("model_type")
         if model_type not in _FAMILIES:
@@ -50,15 +43,11 @@ def load(spec: Load) -> tuple[SpeechModel, int]:
         if model_type != "speecht5" and spec.speech and (spec.speech.vocoder or spec.speech.voices):
             raise load_failed("Only SpeechT5 takes the settings speech.vocoder and speech.voices.")
         return _FAMILIES[model_type](spec)
-    except _ERRORS as error:
-        if is_out_of_memory(error):
-            raise out_of_memory() from error
-        raise load_failed(f"The model does not load: {reason(error)}") from error
 
 
 def _bark(spec: Load) -> tuple[SpeechModel, int]:
     # Half precision where a device is fast at it; a CPU is not. The codec is small, and its
-    # output is what is heard.
+    # output is what people hear.
     usual = half_precision("cuda") if spec.device == "cuda" else torch.float32
     model = _model(transformers.BarkModel, spec, Path(spec.path), usual)
     model.codec_model.float()
@@ -69,11 +58,11 @@ def _bark(spec: Load) -> tuple[SpeechModel, int]:
     codes = model.generation_config.codebook_size
     semantic = model.generation_config.semantic_config["semantic_vocab_size"]
     voices = Voices(Path(spec.path), semantic, codes)
-    rows = min(spec.max_batch or SPEECH_ROWS, _rows_granted(model, spec))
+    rows = min(spec.max_batch or SPEECH_ROWS, _rows_in_budget(model, spec))
     return BarkSpeaker(model, _tokenizer(spec), voices, rows), rows
 
 
-def _rows_granted(model: Any, spec: Load) -> int:
+def _rows_in_budget(model: Any, spec: Load) -> int:
     """Count the rows that fit into the memory for attention caches; at least one."""
     stages = (model.semantic, model.coarse_acoustics)
     positions = sum(
@@ -81,8 +70,8 @@ def _rows_granted(model: Any, spec: Load) -> int:
         for stage in stages
     )
     row: int = 2 * positions * model.semantic.lm_head.weight.element_size()
-    grant = SPEECH_CACHE_BYTES[spec.device] if spec.kv_cache_bytes is None else spec.kv_cache_bytes
-    return max(1, grant // row)
+    budget = SPEECH_CACHE_BYTES[spec.device] if spec.kv_cache_bytes is None else spec.kv_cache_bytes
+    return max(1, budget // row)
 
 
 def _vits(spec: Load) -> tuple[SpeechModel, int]:

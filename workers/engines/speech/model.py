@@ -1,4 +1,4 @@
-"""The interface between the engine and a speech model, whatever its family."""
+"""Defines the interface between the engine and a speech model of any family."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +17,10 @@ _SHOWN = 12  #: voices that a message names
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Utterance:
-    """One sentence on its way; it is done once it has ``samples`` (one channel, full scale 1).
+    """One sentence that a model speaks; it is done once it has ``samples``.
 
-    Samples that are not finite say that the model's output is not a number.
+    Samples have one channel and full scale 1; those that are not finite say that the model's
+    output is not a number.
     """
 
     generator: torch.Generator  #: its own, so that what runs beside it changes nothing
@@ -27,58 +28,62 @@ class Utterance:
 
     @property
     def is_held(self) -> bool:
-        """True if the model keeps something for it that others may be waiting for."""
+        """True if the model holds a resource for it that others may wait for."""
         return False
 
 
 class SpeechModel(Protocol):
-    """Says sentences, several at a time where the model can.
+    """Speaks sentences, several at a time if the model can.
 
-    ``voice_of``, ``fits`` and ``utter`` are called by the worker's intake thread.
+    ``resolve_voice``, ``fits`` and ``start`` are called by the worker's intake thread.
     """
 
     sample_rate: int
     dtype: torch.dtype
 
-    def voice_of(self, job: SpeechJob) -> str | None:
-        """The voice that a job means; raises Refused for all that this model cannot do."""
+    def resolve_voice(self, job: SpeechJob) -> str | None:
+        """Return the voice that a job means. Raises Refused for all that this model cannot do."""
         ...
 
     def fits(self, text: str) -> bool:
-        """True if the model can say the text in one piece."""
+        """True if the model can speak the text in one piece."""
         ...
 
-    def utter(self, text: str, voice: str | None, speed: float | None, seed: int) -> Utterance:
-        """A piece of text as something to step; raises Refused where nothing of it can be said."""
+    def start(self, text: str, voice: str | None, speed: float | None, seed: int) -> Utterance:
+        """Make an utterance of a piece of text. Raises Refused if nothing of it can be spoken."""
         ...
 
     def step(self, utterances: Sequence[Any]) -> None:
-        """Go on with these, which are not done, for a while. A step that raised may be made again
-        with fewer of them."""
+        """Compute a part of some utterances that are not done.
+
+        A step that raised may be repeated with fewer of them.
+        """
         ...
 
-    def leave(self, utterance: Any) -> None:
-        """Give back what is held for it."""
+    def release(self, utterance: Any) -> None:
+        """Free what is held for an utterance."""
         ...
 
     @property
     def rows_used(self) -> int:
-        """Count the cache rows that utterances hold: 0 when none is on its way."""
+        """Count the cache rows that utterances hold: 0 when none is under way."""
         ...
 
 
 @contextmanager
 def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Let a library that knows only the global generator draw from this one, which is as it was
-    if that fails."""
-    places: Any = torch.cuda if generator.device.type == "cuda" else torch.random
-    kept = places.get_rng_state()
-    places.set_rng_state(generator.get_state())
+    """Let a library that knows only the global generator draw from this one.
+
+    If the library fails, the generator is as it was.
+    """
+    owner: Any = torch.cuda if generator.device.type == "cuda" else torch.random
+    kept = owner.get_rng_state()
+    owner.set_rng_state(generator.get_state())
     try:
         yield
-        generator.set_state(places.get_rng_state())
+        generator.set_state(owner.get_rng_state())
     finally:
-        places.set_rng_state(kept)
+        owner.set_rng_state(kept)
 
 
 def unknown_voice(names: Sequence[str]) -> Refused:

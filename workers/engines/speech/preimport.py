@@ -1,4 +1,4 @@
-"""Imported by a worker that will speak: the libraries whose import costs seconds."""
+"""Imports the libraries of the speech engine, which takes seconds; a spare worker imports this."""
 
 import transformers.models.bark.modeling_bark
 import transformers.models.encodec.modeling_encodec  # noqa: F401

@@ -1,7 +1,7 @@
-"""Long texts into pieces that can each be spoken in one breath. Pure.
+"""Splits texts into pieces that a model can speak at once. Pure.
 
-Cut at the ends of sentences; what is too long still, at clauses, then between words, then
-anywhere: nothing is lost, and no piece is longer than the model reads.
+Texts are cut at the ends of sentences; pieces that are too long still, at clauses, then between
+words, then anywhere. Nothing is lost, and no piece is longer than the model reads.
 """
 
 import re
@@ -17,8 +17,8 @@ _SHORT = re.compile(
 )
 
 
-def sentences(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """The text's sentences, each of which ``fits``; short ones stay by themselves."""
+def split_sentences(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Return the text's sentences, each of which ``fits``; short ones are not joined."""
     found = []
     for sentence in _sentences(text):
         found += list(_fitting(sentence, fits, (_CLAUSE, _WORD)))
@@ -40,7 +40,7 @@ def _sentences(text: str) -> Iterator[str]:
 def _fitting(
     piece: str, fits: Callable[[str], bool], cuts: tuple[re.Pattern[str], ...]
 ) -> Iterator[str]:
-    """The piece, or parts of it as long as they may be, cut where that hurts least."""
+    """Yield the piece, or the longest parts of it that fit, cut at the best of ``cuts``."""
     if fits(piece):
         yield piece
         return
@@ -67,7 +67,7 @@ def _parts(piece: str, cut: re.Pattern[str]) -> Iterator[str]:
 
 
 def _anywhere(piece: str, fits: Callable[[str], bool]) -> Iterator[str]:
-    """Letters, as many as fit: text without blanks, or a word beyond all measure."""
+    """Yield as many letters as fit at a time: of a very long word, or of text without blanks."""
     while piece:
         length = len(piece)
         while length > 1 and not fits(piece[:length]):

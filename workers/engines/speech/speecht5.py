@@ -1,7 +1,7 @@
-"""SpeechT5: text to a spectrogram, token by token, and a vocoder that makes it sound.
+"""Speaks with SpeechT5: it makes a spectrogram token by token, and a vocoder makes that sound.
 
-Its voices are vectors of what is typical for a speaker, each a file of the repository or named
-in the settings.
+Its voices are vectors that describe a speaker, each a file of the repository or named in the
+settings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from workers.engines.base import Refused
 from workers.engines.speech.model import Utterance, drawing_from, not_supported, unknown_voice
 from workers.protocol import SpeechJob
 
-_LONGEST = 200  #: tokens of a piece; what it says of longer ones loses its way
+_LONGEST = 200  #: tokens of a piece; the speech of longer ones goes wrong
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -26,6 +26,8 @@ class _Utterance(Utterance):
 
 
 class SpeechT5:
+    """Speaks with one SpeechT5 and its vocoder."""
+
     rows_used = 0
 
     def __init__(
@@ -39,7 +41,7 @@ class SpeechT5:
         self._longest: int = min(_LONGEST, model.config.max_text_positions)
         self.sample_rate: int = vocoder.config.sampling_rate
 
-    def voice_of(self, job: SpeechJob) -> str | None:
+    def resolve_voice(self, job: SpeechJob) -> str | None:
         for name in ("speed", "language"):
             if getattr(job, name) is not None:
                 raise not_supported(name)
@@ -53,7 +55,7 @@ class SpeechT5:
         length = len(self._tokens(text))
         return length <= self._longest
 
-    def utter(self, text: str, voice: str | None, _speed: float | None, seed: int) -> _Utterance:
+    def start(self, text: str, voice: str | None, _speed: float | None, seed: int) -> _Utterance:
         assert voice is not None
         device = self._model.device
         return _Utterance(
@@ -67,18 +69,18 @@ class SpeechT5:
         return tokens
 
     def step(self, utterances: Sequence[_Utterance]) -> None:
-        """Compute the first one, whole. Parts of the model stay random on purpose: hence a seed."""
+        """Compute the first utterance, whole; parts of the model are random, hence its seed."""
         one = utterances[0]
         with drawing_from(one.generator):
             made = self._model.generate_speech(one.tokens, one.speaker, vocoder=self._vocoder)
         one.samples = made.float().cpu().numpy()
 
-    def leave(self, utterance: _Utterance) -> None:
-        """It held nothing."""
+    def release(self, utterance: _Utterance) -> None:
+        """Do nothing: an utterance holds nothing."""
 
 
 def read_voices(files: Mapping[str, Path], width: int) -> dict[str, torch.Tensor]:
-    """Speaker vectors from .npy files by name. Raises Refused for one that is none."""
+    """Read speaker vectors from .npy files by name. Raises Refused for a file that is none."""
     voices = {}
     for name, path in files.items():
         try:

@@ -1,4 +1,4 @@
-"""VITS, of which MMS's models of a thousand languages are: a sentence in one pass."""
+"""Speaks with VITS models, such as MMS's of a thousand languages: a sentence in one pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ _LONGEST = 600  #: tokens of a piece, every other of which is a blank; memory gr
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Utterance(Utterance):
     tokens: torch.Tensor
-    speaker: int | None  #: its number
+    speaker: int | None  #: the number of its voice
     rate: float
 
 
 class Vits:
-    """Voices are the numbers of a model's speakers, where it has several."""
+    """Speaks with one VITS model, whose voices are the numbers of its speakers."""
 
     rows_used = 0
 
@@ -45,17 +45,17 @@ class Vits:
         count = model.config.num_speakers
         self._voices = [f"speaker_{number}" for number in range(count)] if count > 1 else []
 
-    def voice_of(self, job: SpeechJob) -> str | None:
+    def resolve_voice(self, job: SpeechJob) -> str | None:
         if job.language is not None:
-            self._check(job.language)
+            self._check_language(job.language)
         if job.voice is None:
             return self._voices[0] if self._voices else None
         if job.voice not in self._voices:
             raise unknown_voice(self._voices)
         return job.voice
 
-    def _check(self, language: str) -> None:
-        """Models say theirs in three letters; two that these begin with are understood."""
+    def _check_language(self, language: str) -> None:
+        """Raise Refused for a language that is not the model's, by its three letters or two."""
         if self._language is None:
             raise not_supported("language")
         if language not in (self._language, self._language[:2]):
@@ -64,7 +64,7 @@ class Vits:
     def fits(self, text: str) -> bool:
         return len(self._tokens(text)) <= _LONGEST
 
-    def utter(self, text: str, voice: str | None, speed: float | None, seed: int) -> _Utterance:
+    def start(self, text: str, voice: str | None, speed: float | None, seed: int) -> _Utterance:
         tokens = self._tokens(text)
         if len(tokens) <= 1:  # a blank at most
             message = "'text' has a sentence that this model has no letters for."
@@ -84,7 +84,7 @@ class Vits:
         return tokens
 
     def step(self, utterances: Sequence[_Utterance]) -> None:
-        """Compute the first of them, whole."""
+        """Compute the first utterance, whole."""
         one = utterances[0]
         with drawing_from(one.generator):
             made = self._model(
@@ -92,13 +92,13 @@ class Vits:
             ).waveform[0]
         one.samples = made.float().cpu().numpy()
 
-    def leave(self, utterance: _Utterance) -> None:
-        """It held nothing."""
+    def release(self, utterance: _Utterance) -> None:
+        """Do nothing: an utterance holds nothing."""
 
 
 @cache
 def _romanizer() -> Any:
-    """Letters of other scripts to Latin ones, as MMS's models want them; it reads its tables."""
+    """Return what writes other scripts in Latin letters, as MMS's models want; it reads tables."""
     import uroman
 
     return uroman.Uroman()

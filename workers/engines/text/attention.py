@@ -1,4 +1,4 @@
-"""Attention over the paged cache, for decode rows and pieces of prompts in one step."""
+"""Computes attention over the paged cache, for decode rows and pieces of prompts in one step."""
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def _prefill(
 
 
 def _share(rows: Tensor, group: int) -> Tensor:
-    """[tokens, kv_heads, dim] -> [kv_heads, group, tokens, dim] without a copy."""
+    """Expand [tokens, kv_heads, dim] to [kv_heads, group, tokens, dim] without a copy."""
     return rows.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
 
 
@@ -87,7 +87,7 @@ def _attention(
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
-    """mask: added to the scores; None: causal from the first token on."""
+    """Compute attention; the mask is added to the scores, None is causal from the first token."""
     if softcap is not None:
         return _softcapped(query, key, value, mask, scaling, softcap)
     if mask is not None and mask.dim() == 2:
@@ -100,7 +100,10 @@ def _attention(
 def _softcapped(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, cap: float
 ) -> Tensor:
-    """Scores squeezed into (-cap, cap), as Gemma 2 does; no fused kernel knows this."""
+    """Compute attention with scores squeezed into (-cap, cap), as Gemma 2 does.
+
+    No fused kernel knows this.
+    """
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     scores = torch.tanh(scores / cap) * cap
     if mask is None:

@@ -1,4 +1,4 @@
-"""The tensors of one step, built once and used by every layer."""
+"""Builds the tensors of one step, which every layer uses."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ class PromptPiece:
 
 @dataclass(slots=True, frozen=True)
 class Batch:
-    """All tokens of one step, one after the other."""
+    """Holds all tokens of one step, one after the other."""
 
     ids: Tensor  #: [tokens]
     positions: Tensor  #: [tokens]
@@ -157,7 +157,7 @@ class BatchBuilder:
         return self._mask(places, keys, window)
 
     def _mask(self, places: Tensor, keys: Tensor, window: int | None) -> Tensor:
-        """places: [rows, 1] of the queries, keys: [tokens] -> [rows, tokens], 0 where seen."""
+        """Return a mask [rows, tokens], 0 where seen; places: [rows, 1], keys: [tokens]."""
         hidden = keys > places
         if window is not None:
             hidden |= keys <= places - window
@@ -170,7 +170,7 @@ def _moved(masks: Masks, device: torch.device) -> Masks:
 
 
 def _last_rows(start: int, chunks: Sequence[Chunk]) -> list[int]:
-    """The row of the last token of each chunk that samples."""
+    """Return the row of the last token of each chunk that samples."""
     rows = []
     for chunk in chunks:
         start += chunk.end - chunk.start

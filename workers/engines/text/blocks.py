@@ -1,4 +1,4 @@
-"""Allocation of the KV cache's blocks. Pure: knows numbers, not tensors.
+"""Allocates the KV cache's blocks. Pure: knows numbers, not tensors.
 
 Blocks are handed out oldest-freed first, so that a later prefix cache can leave the contents of
 freed blocks in place and evict them in that very order.
@@ -55,5 +55,5 @@ class BlockAllocator:
             self._free.append(block)
 
     def books(self) -> dict[str, int]:
-        """``free``, ``used`` and ``total``; the first two add up to the third at any time."""
+        """Count the blocks: ``free`` and ``used`` add up to ``total`` at any time."""
         return {"free": self.free_count, "used": self.used_count, "total": self.total}

@@ -1,4 +1,4 @@
-"""The keys and values of all running sequences, in pages of fixed size on the device."""
+"""Keeps the keys and values of all running sequences, in blocks of fixed size on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +21,13 @@ class LayerShape:
 
     @property
     def width(self) -> int:
-        """Numbers per token: all keys, then all values."""
+        """Return how many numbers a token takes: all keys, then all values."""
         return self.kv_heads * (self.key_dim + self.value_dim)
 
 
 @dataclass(slots=True, frozen=True)
 class BlockTable:
-    """The blocks of some sequences, padded with block 0 to the same number each."""
+    """Lists the blocks of some sequences, padded with block 0 to the same number each."""
 
     sequences: int
     blocks: Tensor  #: [sequences * blocks]
@@ -48,8 +48,9 @@ class BlockTable:
 
 
 class PagedCache:
-    """One tensor of pages per layer: [(blocks + 1) * block_size, width], keys beside values, on
-    the device of that layer.
+    """Holds a tensor of pages per layer, on the layer's device.
+
+    Its shape is [(blocks + 1) * block_size, width], keys beside values.
 
     Side by side, one copy writes a token and one gather reads it. Block 0 pads block tables: it
     is never written, so it stays zero, and a masked zero disturbs nothing.
@@ -73,11 +74,11 @@ class PagedCache:
         self._workspaces: dict[torch.device, Tensor] = {}
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
-        """slots: [tokens] places in the cache; rows: [tokens, width]"""
+        """Write rows [tokens, width] to slots [tokens] of the cache."""
         self.pages[layer].index_copy_(0, slots, rows)
 
     def read(self, layer: int, table: BlockTable) -> tuple[Tensor, Tensor]:
-        """The blocks of some sequences, in order.
+        """Read the blocks of some sequences, in order.
 
         -> keys [sequences, tokens, kv_heads, key_dim], values [.., value_dim]; views of the
         device's workspace, valid until the next read there, or of the cache itself.
@@ -96,7 +97,7 @@ class PagedCache:
         return keys, values
 
     def release_workspace(self) -> None:
-        """Give the workspaces' memory back; the next read takes what it needs."""
+        """Free the workspaces' memory; the next read takes what it needs."""
         self._workspaces.clear()
 
     def _gather(self, pages: Tensor, blocks: Tensor) -> Tensor:

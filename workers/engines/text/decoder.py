@@ -1,4 +1,4 @@
-"""Forward passes over a batch: the library's own class, or a fused one for Llama's relatives.
+"""Computes a batch with the library's own class, or a fused one for Llama's relatives.
 
 Both take the weights from a model that transformers loaded, and both end in its own head.
 """
@@ -22,9 +22,10 @@ _HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache",
 
 
 class Decoder(Protocol):
+    """Computes logits of a batch."""
+
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
-        """Write the batch's keys and values, and give the logits of its sampled tokens:
-        [rows, vocab]."""
+        """Write the batch's keys and values. -> logits of its sampled tokens, [rows, vocab]"""
         ...
 
     def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""Token ids to text, one id at a time, never half a character."""
+"""Turns token ids to text, one id at a time, never half a character."""
 
 import codecs
 import json
@@ -14,16 +14,16 @@ class Detokenizer(Protocol):
     """Turns the ids of one sequence into text as they come."""
 
     def push(self, token: int) -> str:
-        """The text that is complete with this id; may be empty."""
+        """Return the text that is complete with this id, which may be none."""
         ...
 
     def flush(self) -> str:
-        """Return what is left at the end; bytes that make no character become U+FFFD."""
+        """Return the rest at the end; bytes that make no character become U+FFFD."""
         ...
 
 
 class DetokenizerFactory:
-    """Knows how one tokenizer's ids become text. Used by one thread only."""
+    """Knows how one tokenizer's ids become text. One thread may use it."""
 
     def __init__(self, tokenizer: Any) -> None:
         """``tokenizer`` is a fast tokenizer of transformers, not shared with another thread."""
@@ -37,13 +37,13 @@ class DetokenizerFactory:
         return _WindowDetokenizer(self._tokenizer, self._special)
 
     def token_text(self, token: int) -> str:
-        """One id alone as text, special ones too; for log-probabilities."""
+        """Return the text of one id alone, special ones too, for log-probabilities."""
         text: str = self._tokenizer.decode([token])
         return text
 
 
 class _ByteDetokenizer:
-    """For byte-level vocabularies: every id is some bytes, and UTF-8 says where text may end."""
+    """Detokenizes byte-level vocabularies: ids are bytes, and UTF-8 says where text may end."""
 
     def __init__(self, table: "_ByteTable", special: frozenset[int]) -> None:
         self._table = table
@@ -60,7 +60,7 @@ class _ByteDetokenizer:
 
 
 class _WindowDetokenizer:
-    """For any other vocabulary: decode a few ids with and without the new ones, and compare.
+    """Detokenizes any other vocabulary: compares a few ids' text with and without the new ones.
 
     The ids before the new ones are decoded too, because many decoders treat the first id
     differently (they strip its space).
@@ -98,7 +98,7 @@ class _WindowDetokenizer:
 
 
 class _ByteTable(dict[int, bytes]):
-    """The bytes of each id of a byte-level vocabulary, looked up when first needed."""
+    """Holds the bytes of each id of a byte-level vocabulary, looked up when first needed."""
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class _ByteTable(dict[int, bytes]):
 
 @lru_cache(maxsize=1)
 def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level BPE writes for each byte, turned round.
+    """Return the byte of each letter that byte-level BPE writes.
 
     Printable bytes stand for themselves, the others for the letters from U+0100 on, in order.
     """

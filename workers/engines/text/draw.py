@@ -1,4 +1,4 @@
-"""Draws of random tokens for many rows at once, by the Gumbel trick."""
+"""Draws random tokens for many rows at once, by the Gumbel trick."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ UNDECIDED = -2
 
 @dataclass(slots=True, frozen=True)
 class Draw:
-    """The arg max of scaled logits plus Gumbel noise, over the tokens that may be drawn.
+    """Draws the arg max of scaled logits plus Gumbel noise, over the tokens that may be drawn.
 
-    What is ruled out for good becomes -inf in ``noisy``; an undecided row can be chosen again.
+    Tokens that are ruled out become -inf in ``noisy``; an undecided row can be chosen again.
     """
 
     scaled: Tensor  #: [rows, vocab] float32, the largest of each row is 0
@@ -30,7 +30,7 @@ class Draw:
     def of(
         cls, logits: Tensor, temperature: Tensor, keys: Tensor, truncation: Truncation
     ) -> "Draw":
-        """logits: [rows, vocab] float32; temperature: [rows]; keys: [rows, 2]"""
+        """Set a draw up; logits: [rows, vocab] float32, temperature: [rows], keys: [rows, 2]."""
         scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature.unsqueeze(1)
         noisy = gumbel_noise(keys.int(), logits.shape[-1]).add_(scaled)
         return cls(scaled, noisy, truncation)
@@ -62,7 +62,7 @@ class Draw:
         return list(tokens.values())
 
     def _thresholds(self, groups: dict[int, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        """-> the smallest value that stays in each row, and the rows undecided; [rows, 1] both"""
+        """Return the smallest value that stays in each row, and which are undecided, [rows, 1]."""
         if None in groups.values():
             (candidates,) = groups
             return self.truncation.thresholds(self.scaled, candidates)

@@ -1,4 +1,4 @@
-"""The text engine: continuous batching over transformers' model classes, on CPU and CUDA."""
+"""The text engine batches continuously over transformers' model classes, on CPU and CUDA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ _BLOCK_SIZE = 16
 class TextEngine:
     """Runs text jobs of one model, all of them in each step; see ``workers.engines.base``."""
 
-    _intake: Preprocessor
+    _preprocessor: Preprocessor
     _runner: Runner
     _scheduler: Scheduler
     _allocator: BlockAllocator
@@ -42,7 +42,7 @@ class TextEngine:
         block_size: int = _BLOCK_SIZE,
         load_model: Callable[[Load], LoadedModel] = load,
     ) -> None:
-        """``step_tokens`` per step over all rows; None: the device's default."""
+        """``step_tokens`` limits a step over all rows; None takes the device's default."""
         self._load_model = load_model
         self._step_tokens = step_tokens
         self._block_size = block_size
@@ -50,16 +50,9 @@ class TextEngine:
         self._requests: JobTable[Request] = JobTable()
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
-        if spec.threads is not None:
-            torch.set_num_threads(spec.threads)
-        torch_env.avoid_cudnn_attention()
         progress(0.0)
-        try:
+        with torch_env.loading(spec, "this model and its cache"):
             return self._load(spec, progress)
-        except RuntimeError as error:
-            if not torch_env.is_out_of_memory(error):
-                raise
-            raise torch_env.out_of_memory("this model and its cache") from error
 
     def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         loaded = self._load_model(spec)
@@ -67,26 +60,25 @@ class TextEngine:
         rows = spec.max_batch or defaults.TEXT_ROWS
         context = min(spec.max_context or loaded.max_positions, loaded.max_positions)
         device = loaded.device.type
-        grant = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
-        self._runner = Runner(loaded, CachePlan(grant, self._block_size, rows * context))
+        budget = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
+        self._runner = Runner(loaded, CachePlan(budget, self._block_size, rows * context))
         progress(0.9)
         rows = min(rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
         self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         template = _template(loaded.tokenizer)
-        self._intake = Preprocessor(
+        self._preprocessor = Preprocessor(
             private_copy(loaded.tokenizer),
             template,
             max_context=context,
             vocab_size=loaded.vocab_size,
         )
-        torch_env.finish_load(loaded.device)
         progress(1.0)
         return Ready(
             slots=rows,
             max_context=context,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            device=device,
+            dtype=torch_env.dtype_name(loaded.dtype),
+            device=spec.device,
             has_chat_template=isinstance(template, ChatTemplate),
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
         )
@@ -98,7 +90,7 @@ class TextEngine:
         self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=step_tokens)
 
     def prepare(self, job: TextJob) -> PreparedJob:
-        return self._intake.prepare(job)
+        return self._preprocessor.prepare(job)
 
     def submit(self, prepared: PreparedJob) -> None:
         request = Request(
@@ -124,7 +116,7 @@ class TextEngine:
         return events + self._run(plan)
 
     def _run(self, plan: Plan) -> list[Event]:
-        """Compute a plan; what does not fit into memory in smaller and smaller parts."""
+        """Compute a plan, in smaller and smaller parts if it does not fit into memory."""
         computed = self._try(plan)
         if computed is None:
             return self._run_in_parts(plan)
@@ -136,8 +128,11 @@ class TextEngine:
         return events
 
     def _try(self, plan: Plan) -> tuple[list[Chunk], list[Choice]] | None:
-        """None if memory does not suffice. The error ends here: its traceback holds on to all
-        that the failed step had computed, so nothing may be tried again while it is alive."""
+        """Compute a plan; returns None if memory does not suffice.
+
+        The error ends here: its traceback holds on to all that the failed step had computed, so
+        nothing may be tried again while it is alive.
+        """
         try:
             return self._compute(plan)
         except RuntimeError as error:
@@ -146,7 +141,7 @@ class TextEngine:
             return None
 
     def _run_in_parts(self, plan: Plan) -> list[Event]:
-        """The device ran out of memory: give back what is cached, then try with half of it.
+        """Compute a plan that ran out of memory: free what is cached, then try half of it.
 
         Nothing of the plan was committed, so it can be computed again; a request fails only when
         one token of it alone is too much.

@@ -1,4 +1,4 @@
-"""A decoder of few large operations for the exact classes that are shaped like Llama.
+"""Computes the exact classes that are shaped like Llama in few large operations.
 
 On a CPU a step of a small model is mostly the number of operations. Here the projections that
 share an input are one, the rotation is three operations over queries and keys together, and one
@@ -27,21 +27,21 @@ _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCaus
 
 
 class _Norm:
-    """Root mean square norm over the last dimension.
+    """Computes the root mean square norm over the last dimension.
 
     On a CPU the library's is a dozen operations. The mean of x and -x together is zero and their
     variance is the mean square of x, so a layer norm over both is the same norm, in three.
     """
 
     def __init__(self, weight: Tensor, epsilon: float) -> None:
-        """weight: [size]"""
+        """Take a weight of [size]."""
         self._size = weight.shape[0]
         self._epsilon = epsilon
         self._mirror = weight.device.type == "cpu"
         self._weight = torch.cat((weight, weight)) if self._mirror else weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [tokens, size] -> the same"""
+        """Normalise x, [tokens, size]."""
         if not self._mirror:
             return functional.rms_norm(x, (self._size,), self._weight, self._epsilon)
         both = torch.cat((x, -x), dim=-1)
@@ -51,11 +51,13 @@ class _Norm:
 
 @dataclass(slots=True, frozen=True)
 class _HeadNorm:
+    """Computes the norm of each query and key head."""
+
     weight: Tensor  #: [heads, head_dim], a row per query head and per key head
     epsilon: float
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """heads: [tokens, heads, head_dim] -> the same"""
+        """Normalise each head of [tokens, heads, head_dim]."""
         size = self.weight.shape[-1]
         return functional.rms_norm(heads, (size,), None, self.epsilon).mul_(self.weight)
 
@@ -116,8 +118,11 @@ class FusedDecoder:
         self._layers.clear()
 
     def _rotation(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Each [tokens, 1, head_dim]. The first half of the sine is negative, so that turning a
-        pair is ``x * cos + roll(x) * sin``."""
+        """Return cosine and sine, [tokens, 1, head_dim] each.
+
+        The first half of the sine is negative, so that turning a pair is
+        ``x * cos + roll(x) * sin``.
+        """
         cos, sin = self._rotary(x[None], positions[None])  # [1, tokens, head_dim]
         sin = sin[0].clone()
         sin[:, : sin.shape[1] // 2].neg_()
@@ -139,8 +144,8 @@ def can_fuse(model: Any) -> bool:
 def join_projections(model: Any, device: torch.device) -> None:
     """Move the projections that the fused decoder computes as one to the device, joined there.
 
-    To be called before the model is on the device: joined afterwards, the parts would leave gaps
-    there that are too small for the next joined ones.
+    Call it before the model is on the device: joined afterwards, the parts would leave gaps there
+    that are too small for the next joined ones.
     """
     if can_pack(model.lm_head.weight.dtype, device):
         return
@@ -158,7 +163,7 @@ def _attend(
     batch: Batch,
     cache: PagedCache,
 ) -> Tensor:
-    """The attention block of one layer. x: [tokens, hidden] -> the same"""
+    """Compute the attention block of one layer. x: [tokens, hidden] -> the same"""
     qkv = layer.qkv(layer.attention_norm(x))  # [tokens, queries | keys | values]
     heads = qkv[:, : layer.rotated_width].view(len(x), -1, layer.head_dim)
     source = heads if layer.head_norm is None else layer.head_norm(heads)
@@ -200,7 +205,7 @@ def _norm(module: Any) -> _Norm:
 
 
 def _head_norm(attention: Any, queries: int, keys: int) -> _HeadNorm | None:
-    """The norms of query heads and of key heads as one, a row of weights per head."""
+    """Return the norms of query heads and of key heads as one, a row of weights per head."""
     if not hasattr(attention, "q_norm"):
         return None
     rows = [attention.q_norm.weight.detach()] * queries + [attention.k_norm.weight.detach()] * keys
@@ -208,7 +213,7 @@ def _head_norm(attention: Any, queries: int, keys: int) -> _HeadNorm | None:
 
 
 def _drop_weights(module: nn.Module) -> None:
-    """Give the memory of weights back that live on in packed form."""
+    """Free weights that are kept in packed form."""
     for parameter in module.parameters():
         parameter.data = parameter.data.new_empty(0)
 

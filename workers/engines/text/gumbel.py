@@ -1,4 +1,4 @@
-"""Gumbel noise from a counter-based generator, the same on every device.
+"""Makes Gumbel noise with a counter-based generator, the same on every device.
 
 Each number is a hash of (seed, position, token id) instead of the next of a stream, so a row's
 noise depends on nothing beside it.
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gumbel_noise(keys: Tensor, vocab: int) -> Tensor:
-    """Gumbel noise. keys: [rows, 2] int32 -> [rows, vocab] float32.
+    """Make Gumbel noise. keys: [rows, 2] int32 -> [rows, vocab] float32.
 
     The hash is MurmurHash3's finaliser over the token ids, twice; int32 products wrap.
     """

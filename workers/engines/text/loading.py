@@ -1,6 +1,6 @@
-"""Loading of a text model and its tokenizer: nothing is fetched, unpickled or executed.
+"""Loads a text model and its tokenizer; nothing is fetched, unpickled or executed.
 
-Whatever is wrong with the files becomes :class:`Refused` with MODEL_LOAD_FAILED.
+Any fault of the files raises :class:`Refused` with MODEL_LOAD_FAILED.
 """
 
 import copy
@@ -58,26 +58,24 @@ def load(spec: Load) -> LoadedModel:
 
 
 def private_copy(tokenizer: Any) -> Any:
-    """A tokenizer that shares no state: the Rust objects are not safe between threads."""
+    """Copy a tokenizer with its state: the Rust objects are not safe between threads."""
     return copy.deepcopy(tokenizer)
 
 
 def _config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise load_failed("The model's folder has no config.json.")
-    try:
+    with torch_env.library_errors("The model's config.json is not valid"):
         raw = json.loads((folder / "config.json").read_text())
         if "auto_map" in raw:
             raise load_failed("The model brings its own code, which is not run.")
         return transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise load_failed(f"The model's config.json is not valid: {reason(error)}") from error
 
 
 def _dtype(wanted: str | None, config: Any, device: torch.device) -> torch.dtype:
-    """The wanted dtype, else the files' own where the device computes it well.
+    """Return the wanted dtype, else the files' own if the device computes it well.
 
     float16 on a CPU becomes bfloat16: CPUs have no fast float16 products, and float32 would take
     twice the memory that the files promise. On a card float32 takes several times longer than the
@@ -113,8 +111,8 @@ def _check_files(folder: Path, config: Any) -> None:
 def _model(
     folder: Path, config: Any, dtype: torch.dtype, device: torch.device, *, spread: bool
 ) -> Any:
-    """The model on its device, or its layers in even parts over all that this process sees."""
-    try:
+    """Load the model to its device, or its layers in even parts to all that the process sees."""
+    with torch_env.library_errors("The weights do not load"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -125,11 +123,6 @@ def _model(
             output_loading_info=True,
             device_map="balanced" if spread else None,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        if torch_env.is_out_of_memory(error):
-            raise torch_env.out_of_memory() from error
-        # The library and safetensors raise nearly every kind for files that do not fit.
-        raise load_failed(f"The weights do not load: {reason(error)}") from error
     torch_env.check_missing(info["missing_keys"])
     if spread:
         # Where all of it is on one device, the library makes no map.
@@ -144,8 +137,8 @@ def _model(
 def check_placement(device_map: Mapping[str, Any]) -> None:
     """Refuse a model of which a part is not on a card.
 
-    device_map: the devices of the model's modules, as the library chose them. What does not fit
-    the cards it puts into the host's memory or on the disk without a word.
+    device_map: the devices of the model's modules, as the library chose them. Modules that do not
+    fit the cards it puts into the host's memory or on the disk without a word.
     """
     on_cards = (isinstance(where, int) or "cuda" in str(where) for where in device_map.values())
     if not all(on_cards):
@@ -158,7 +151,7 @@ def _tokenizer(folder: Path) -> Any:
             folder, trust_remote_code=False, local_files_only=True
         )
         backend = tokenizer.backend_tokenizer
-        # What tokenizer.json may hold as defaults would cut or fill prompts in silence.
+        # Defaults in tokenizer.json would cut or fill prompts in silence.
         backend.no_truncation()
         backend.no_padding()
         tokenizer.decode(backend.encode("A try.").ids)
@@ -186,7 +179,7 @@ def _check_vocabulary(tokenizer: Any, model: Any, vocab: int) -> None:
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """All ids that end an answer: the generation config's one or many, and the tokenizer's."""
+    """Return all ids that end an answer: those of the configurations and the tokenizer's."""
     ids: set[Any] = set()
     for source in (model.generation_config, model.config, tokenizer):
         found = getattr(source, "eos_token_id", None)

@@ -1,7 +1,7 @@
-"""Repetition, presence and frequency penalties of many rows at once.
+"""Applies repetition, presence and frequency penalties to many rows at once.
 
-They need to know which tokens a request has seen: that stays on the device for as long as the
-request runs, a row of a table for each one that asks for it.
+They depend on the tokens that a request has seen: those stay on the device for as long as the
+request runs, in a row of a table for each request that has penalties.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from workers.engines.text.sampling_params import SamplingParams, upload
 
 @dataclass(slots=True, frozen=True)
 class Penalties:
-    """The settings of some rows on the device, [rows, 1] float32; None for one that is off."""
+    """Holds the settings of some rows on the device, [rows, 1] float32; None is off."""
 
     repetition: Tensor | None
     presence: Tensor | None
@@ -33,18 +33,18 @@ class PenaltyTable:
 
     @property
     def used(self) -> int:
-        """The number of requests that hold a row."""
+        """Return how many requests hold a row."""
         return len(self._slots)
 
     def slots(self, rows: Sequence[SamplingParams], logits: Tensor) -> list[int]:
-        """The row of each request in the table; new ones get one, with their prompt in it."""
+        """Return each request's row of the table; a new request gets one, with its prompt."""
         new = [row for row in rows if row not in self._slots]
         if new:
             self._add(new, logits)
         return [self._slots[row] for row in rows]
 
     def release(self, row: SamplingParams) -> None:
-        """Forget a request; with the last one the table's memory is given back."""
+        """Forget a request; with the last one the table's memory is freed."""
         slot = self._slots.pop(row, None)
         if slot is not None:
             self._free.append(slot)
@@ -53,7 +53,7 @@ class PenaltyTable:
             self._counts = self._seen = None
 
     def penalise(self, logits: Tensor, slots: Tensor, by: Penalties) -> Tensor:
-        """-> the penalised logits, [rows, vocab], as ``logits`` are; slots: [rows] int64"""
+        """Penalise logits [rows, vocab], which are not changed; slots: [rows] int64."""
         counts, seen = self._tables()
         if by.repetition is not None:
             weaker = torch.where(logits > 0, logits / by.repetition, logits * by.repetition)

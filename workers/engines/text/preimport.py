@@ -1,4 +1,4 @@
-"""Imported by a spare worker: the libraries whose import costs seconds, nothing of a model."""
+"""Imports the libraries of the text engine, which takes seconds; a spare worker imports this."""
 
 import torch  # noqa: F401
 import transformers.models.auto.modeling_auto

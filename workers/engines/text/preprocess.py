@@ -1,4 +1,4 @@
-"""Checking and tokenising of jobs, off the loop's thread."""
+"""Checks and tokenises jobs, off the loop's thread."""
 
 import secrets
 import threading
@@ -32,7 +32,7 @@ class Preprocessor:
         max_context: int,
         vocab_size: int,
     ) -> None:
-        """``tokenizer`` belongs to this object alone."""
+        """Set up; no other thread may use ``tokenizer``."""
         self._tokenizer = tokenizer
         self._template = template
         self._max_context = max_context
@@ -81,7 +81,7 @@ class Preprocessor:
         return ids
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
-        """A template writes the special tokens itself; a second BOS would be wrong."""
+        """Tokenise a text; a template has written the special tokens itself."""
         try:
             with self._lock:
                 encoded = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=special)
@@ -103,7 +103,7 @@ class Preprocessor:
         return [bos]
 
     def _fit(self, job: TextJob, prompt_tokens: int, param: str) -> int:
-        """The tokens to make, cut to the context if the client left the number open."""
+        """Return how many tokens to make, cut to the context if the client left it open."""
         left = self._max_context - prompt_tokens
         wanted = job.sampling.max_tokens
         if wanted <= left:

@@ -1,4 +1,6 @@
-"""One running request: takes sampled tokens in, gives events out."""
+"""A running request takes sampled tokens and returns events."""
+
+from typing import Literal
 
 from workers.codes import Code
 from workers.engines.stop_strings import StopFinder
@@ -45,7 +47,7 @@ class Request:
         self._stops = StopFinder(sampling.stop)
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._logprobs_told = 0
+        self._logprobs_sent = 0
 
     def started(self) -> Started:
         return Started(id=self.job.id, prompt_tokens=self._prompt_tokens)
@@ -59,7 +61,7 @@ class Request:
         return Failed(id=self.job.id, code=code, message=message)
 
     def accept(self, choice: Choice) -> list[Event]:
-        """Take a sampled token. The events: perhaps text, and Done if it was the last."""
+        """Take a sampled token; returns its text, if any, and the final event at the end."""
         self.sequence.tokens.append(choice.token)
         self.produced += 1
         if choice.logprobs is not None:
@@ -81,17 +83,17 @@ class Request:
             events.append(self._done("stop" if self._stops.stopped else reason))
         return events
 
-    def _reason(self, ended: bool) -> str | None:
+    def _reason(self, ended: bool) -> Literal["stop", "length"] | None:
         if ended or self._stops.stopped:
             return "stop"
         return "length" if self.produced >= self._max_tokens else None
 
     def _token(self, text: str) -> TextDelta:
-        new = tuple(self._logprobs[self._logprobs_told :])
-        self._logprobs_told = len(self._logprobs)
+        new = tuple(self._logprobs[self._logprobs_sent :])
+        self._logprobs_sent = len(self._logprobs)
         return TextDelta(id=self.job.id, text=text, index=self.produced - 1, logprobs=new)
 
-    def _done(self, reason: str) -> TextDone:
+    def _done(self, reason: Literal["stop", "length"]) -> TextDone:
         return TextDone(
             id=self.job.id,
             text="".join(self._text),

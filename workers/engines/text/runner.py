@@ -1,4 +1,4 @@
-"""The model, its cache and the way between a plan and logits. Pure scheduling ends here."""
+"""Computes a plan's logits with the model and its cache. Pure scheduling ends here."""
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from workers.engines.torch_env import load_failed
 #: latter. Rounding stays well below, also where it sends a token to another expert; a mask or a
 #: scale that we do not know of goes beyond.
 _TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
-_TRIAL_TOKENS = 12
+_CHECK_TOKENS = 12
 
 
 @dataclass(slots=True, frozen=True)
 class CachePlan:
-    """The limits of the KV cache."""
+    """Limits the KV cache."""
 
-    grant_bytes: int
+    budget_bytes: int
     block_size: int
-    max_tokens: int  #: more than all rows at their longest is never needed
+    max_tokens: int  #: all rows at their longest
 
 
 class Runner:
@@ -38,8 +38,8 @@ class Runner:
     def __init__(self, loaded: LoadedModel, cache_plan: CachePlan) -> None:
         """Set up the cache and check the model. Raises Refused if it would be computed wrongly."""
         self._vocab = loaded.vocab_size
-        trial = _trial_ids(loaded)
-        expected = _library_logits(loaded, trial)
+        check = _check_ids(loaded)
+        expected = _library_logits(loaded, check)
         library = LibraryDecoder(loaded.model)
         shapes = library.probe()
         self.blocks = _block_count(shapes, cache_plan, loaded.dtype)
@@ -54,33 +54,33 @@ class Runner:
             dtype=loaded.dtype,
             device=loaded.device,
         )
-        self._self_check(trial, expected, _TOLERANCE[loaded.dtype])
+        self._self_check(check, expected, _TOLERANCE[loaded.dtype])
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
-        """Compute a plan: the chunks that sample, and their logits, [chunks, vocab]."""
+        """Compute a plan; returns the chunks that sample, and their logits, [chunks, vocab]."""
         batch = self._builder.build(plan)
         logits = self._decoder.forward(batch, self._cache)
         return batch.order, logits
 
     @torch.inference_mode()
     def scrub(self, blocks: Rows[int]) -> None:
-        """Zero what a broken sequence left, before its blocks are freed."""
+        """Zero the blocks of a broken sequence, before they are freed."""
         if blocks:
             self._cache.scrub(blocks)
 
     def release_workspace(self) -> None:
-        """Give back the memory that steps share and that the next one takes again."""
+        """Free the memory that steps share; the next one takes it again."""
         self._cache.release_workspace()
 
     def close(self) -> None:
         self._decoder.close()
 
     def _self_check(self, ids: list[int], expected: Tensor, tolerance: float) -> None:
-        """Warm up: a prompt in two pieces, then single tokens, against the library's own logits."""
+        """Compare logits with the library's: of a prompt in two pieces, then of single tokens."""
         allocator = BlockAllocator(self.blocks, self._cache.block_size)
         scheduler = Scheduler(allocator, max_rows=1, step_tokens=len(ids) // 3, watermark=0.0)
-        sequence = Sequence("trial", ids[:-2], len(ids) - 2)
+        sequence = Sequence("self check", ids[:-2], len(ids) - 2)
         scheduler.add(sequence)
         worst = 0.0
         for token in (*ids[-2:], None):
@@ -97,14 +97,14 @@ class Runner:
             raise load_failed("The text engine does not compute this model as its library does.")
 
 
-def _trial_ids(loaded: LoadedModel) -> list[int]:
-    count = min(_TRIAL_TOKENS, loaded.max_positions)
+def _check_ids(loaded: LoadedModel) -> list[int]:
+    count = min(_CHECK_TOKENS, loaded.max_positions)
     return [(17 + 31 * place) % loaded.vocab_size for place in range(count)]
 
 
 @torch.inference_mode()
 def _library_logits(loaded: LoadedModel, ids: list[int]) -> Tensor:
-    """-> [tokens, vocab] float32, by the model's own attention"""
+    """Compute logits by the model's own attention. -> [tokens, vocab] float32"""
     tokens = torch.tensor([ids], device=loaded.device)
     output = loaded.model(input_ids=tokens, use_cache=False)
     logits: Tensor = output.logits[0].float().to(loaded.device)
@@ -112,13 +112,13 @@ def _library_logits(loaded: LoadedModel, ids: list[int]) -> Tensor:
 
 
 def _block_count(shapes: Rows[LayerShape], plan: CachePlan, dtype: torch.dtype) -> int:
-    """The blocks that the grant pays for, one of them for padding."""
+    """Count the blocks that fit into the budget, beside one for padding."""
     each = block_bytes(shapes, plan.block_size, dtype)
-    paid = plan.grant_bytes // each - 1
+    affordable = plan.budget_bytes // each - 1
     useful = -(-plan.max_tokens // plan.block_size)
-    if paid < 1:
+    if affordable < 1:
         raise Refused(
             "MODEL_LOAD_FAILED",
-            f"kv_cache_bytes is {plan.grant_bytes}; this model needs at least {2 * each}.",
+            f"kv_cache_bytes is {plan.budget_bytes}; this model needs at least {2 * each}.",
         )
-    return min(paid, useful)
+    return min(affordable, useful)

@@ -1,4 +1,4 @@
-"""The next token of many rows at once, each row by its own settings.
+"""Chooses the next token of many rows at once, each row by its own settings.
 
 Everything up to the tokens is queued on the device for all rows together, without a read in
 between; then one read brings the tokens to the host.
@@ -22,13 +22,14 @@ T = TypeVar("T", int, float)
 _BROKEN = -1  #: the token of a row whose logits are not finite
 #: Logits to sample from at once on a CPU, so that what is computed stays in its cache.
 _CPU_ELEMENTS = 1 << 18
-#: Alternatives that are sought at least, so that ties among them do not depend on other rows.
+#: Alternatives that are computed at least, so that ties do not depend on other rows.
 _TOP_LOGPROBS = 20
+_LEAST_LOGPROB = -9999.0  #: of tokens that a model rules out: infinity is no number in JSON
 
 
 @dataclass(slots=True, frozen=True)
 class Logprobs:
-    """Natural logarithms of the model's own probabilities, before any setting."""
+    """Holds natural logarithms of the model's own probabilities, before any setting."""
 
     chosen: float
     top: list[tuple[int, float]]  #: (token, logprob), best first
@@ -36,13 +37,15 @@ class Logprobs:
 
 @dataclass(slots=True, frozen=True)
 class Choice:
+    """The token that a row chose; -1 if its logits are not finite."""
+
     token: int
     logprobs: Logprobs | None = None
 
 
 @dataclass(slots=True, frozen=True)
 class PendingSample:
-    """A step's choices, queued on the device."""
+    """Holds a step's choices, which are queued on the device."""
 
     rows: Sequence[SamplingParams]
     logits: Tensor  #: [rows, vocab], as the model gave them
@@ -52,8 +55,8 @@ class PendingSample:
     penalised: tuple[Tensor, Tensor] | None  #: their indices and their slots in the table
     wanted: Tensor | None  #: the indices of the rows whose logprobs are asked for
 
-    def said(self) -> list[tuple[Tensor, Tensor]]:
-        """Slots in the penalty table and the tokens to count there; empty if there are none."""
+    def counted(self) -> list[tuple[Tensor, Tensor]]:
+        """Return slots of the penalty table and the tokens to count there, if there are any."""
         if self.penalised is None:
             return []
         rows, slots = self.penalised
@@ -62,7 +65,7 @@ class PendingSample:
 
 
 class Sampler:
-    """Chooses tokens. Holds what running requests have said, where their penalties ask for it."""
+    """Chooses tokens. Holds the tokens of running requests that have penalties."""
 
     def __init__(self) -> None:
         self.penalties = PenaltyTable()
@@ -78,14 +81,14 @@ class Sampler:
         if logits.device.type == "cpu":
             at_once = max(1, _CPU_ELEMENTS // logits.shape[-1])
         choices: list[Choice] = []
-        said: list[tuple[Tensor, Tensor]] = []
+        counted: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(rows), at_once):
             part = slice(start, start + at_once)
             pending = self.enqueue(logits[part], rows[part], positions[part])
             choices += collect(pending)
-            said += pending.said()
+            counted += pending.counted()
         # Last, when memory cannot run out any more: a step that failed is computed again.
-        for slots, tokens in said:
+        for slots, tokens in counted:
             self.penalties.count(slots, tokens)
         return choices
 
@@ -149,7 +152,7 @@ class Sampler:
 
 
 def collect(pending: PendingSample) -> list[Choice]:
-    """Wait for the choices; rows whose nucleus is large are decided here."""
+    """Wait for the choices, and decide rows whose nucleus is large."""
     tokens = pending.tokens
     chosen: list[int] = tokens.tolist()
     undecided = [index for index, token in enumerate(chosen) if token == UNDECIDED]
@@ -208,17 +211,17 @@ def _send(
 
 
 def _unless(values: list[T], off: T) -> list[T]:
-    """The values, or none if the setting is off for all."""
+    """Return the values, or none if the setting is off for all."""
     return [] if all(value == off for value in values) else values
 
 
 def _pick(logits: Tensor, rows: Tensor) -> Tensor:
-    """Some rows of the logits; the logits themselves, where these are all."""
+    """Return some rows of the logits; the logits themselves, if these are all."""
     return logits if len(rows) == len(logits) else logits.index_select(0, rows)
 
 
 def _draw(logits: Tensor, sent: dict[str, Tensor]) -> Draw:
-    """logits: [rows that are drawn, vocab]"""
+    """Set up the draw of logits [rows that are drawn, vocab]."""
     truncation = Truncation(*_columns(sent, "top_k", "top_p", "min_p"))
     return Draw.of(logits, sent["temperature"], sent["keys"].view(-1, 2), truncation)
 
@@ -228,7 +231,7 @@ def _penalties(sent: dict[str, Tensor]) -> Penalties:
 
 
 def _columns(sent: dict[str, Tensor], *names: str) -> list[Tensor | None]:
-    """Settings as [rows, 1]; None for one that is off for all rows."""
+    """Return settings as [rows, 1]; None for one that is off for all rows."""
     return [sent[name].unsqueeze(1) if len(sent[name]) else None for name in names]
 
 
@@ -241,7 +244,8 @@ def _logprobs(pending: PendingSample) -> dict[int, Logprobs]:
     counts = {i: row.logprobs for i, row in enumerate(pending.rows) if row.logprobs is not None}
     most = min(max(_TOP_LOGPROBS, *counts.values()), logprobs.shape[1])
     values, ids = logprobs.topk(most, dim=-1)
-    chosen = logprobs.gather(1, tokens.unsqueeze(1))
+    values = values.clamp_(min=_LEAST_LOGPROB)
+    chosen = logprobs.gather(1, tokens.unsqueeze(1)).clamp_(min=_LEAST_LOGPROB)
     found = torch.cat((chosen.view(torch.int32), values.view(torch.int32), ids.int()), 1).cpu()
     numbers = found[:, : most + 1].contiguous().view(torch.float32).tolist()
     names = found[:, most + 1 :].tolist()

@@ -1,4 +1,4 @@
-"""The sampling settings of one request, and how a step's settings get to the device."""
+"""Holds the sampling settings of requests, and copies those of a step to the device."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class SamplingParams:
         self._seed = seed
 
     def keys(self, position: int) -> tuple[int, int]:
-        """Two signed 32-bit numbers that are this row's own at this position."""
+        """Return two signed 32-bit numbers that are this row's own at this position."""
         data = f"{self._seed}:{position}".encode()
         digest = hashlib.blake2b(data, digest_size=8).digest()
         first, second = digest[:4], digest[4:]

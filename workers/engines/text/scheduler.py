@@ -1,8 +1,8 @@
-"""Scheduling of a step: the tokens of the sequences that it computes. Pure: no torch, no clock.
+"""Plans which tokens of which sequences a step computes. Pure: no torch, no clock.
 
 One token budget per step: first the sequences that wait for one token only (decode), then the
 prompts, in pieces that fill what is left. When blocks run out, the youngest sequence loses its
-blocks and is computed again later from its prompt and what it has said (a soft reset).
+blocks (preemption) and is computed again later from its prompt and its own tokens.
 """
 
 from collections import deque
@@ -44,7 +44,7 @@ class Plan:
     decodes: list[Chunk]
     prefills: list[Chunk]
     started: list[Sequence]  #: those that are in a plan for the first time
-    reset: list[Sequence]  #: those that lost their blocks to make room
+    preempted: list[Sequence]  #: those that lost their blocks to make room
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -55,8 +55,11 @@ class Plan:
         return sum(chunk.end - chunk.start for chunk in self.chunks)
 
     def halves(self) -> "list[Plan]":
-        """The same in smaller plans: half of the chunks each, or the first half of a single one,
-        whose rest stays for a later step. Empty if one token cannot be divided."""
+        """Split into two plans of half the chunks each.
+
+        Of a single chunk only the first half is planned; the rest stays for a later step. Returns
+        nothing for a single token.
+        """
         if len(self.chunks) > 1:
             middle = len(self.chunks) // 2
             decodes, prefills = self.decodes, self.prefills
@@ -82,8 +85,11 @@ class Scheduler:
     def __init__(
         self, allocator: BlockAllocator, *, max_rows: int, step_tokens: int, watermark: float = 0.05
     ) -> None:
-        """``step_tokens`` per step over all rows; ``margin`` of all blocks stays free when a
-        prompt is admitted beside others, so that they can grow for a while."""
+        """``step_tokens`` limits a step over all rows.
+
+        ``watermark`` is the share of all blocks that stays free when a prompt is admitted beside
+        others, so that they can grow for a while.
+        """
         self._allocator = allocator
         self._max_rows = min(max_rows, step_tokens)
         self._most_tokens = self._step_tokens = step_tokens
@@ -127,19 +133,19 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Plan a step, and reserve the blocks that it writes to."""
-        reset: list[Sequence] = []
-        decodes = self._plan_decodes(reset)
+        preempted: list[Sequence] = []
+        decodes = self._plan_decodes(preempted)
         budget = self._step_tokens - len(decodes)
         prefills = self._plan_running_prefills(budget)
         if not decodes and not prefills and len(self._running) > 1:
-            prefills = self._unblock_oldest(reset)
+            prefills = self._unblock_oldest(preempted)
         budget -= sum(chunk.end - chunk.start for chunk in prefills)
-        if not reset:
+        if not preempted:
             prefills += self._admit(budget)
         started = [c.sequence for c in prefills if not c.sequence.started]
         for sequence in started:
             sequence.started = True
-        return Plan(decodes, prefills, started, reset)
+        return Plan(decodes, prefills, started, preempted)
 
     def commit(self, plan: Plan) -> None:
         """Note that the plan's tokens are in the cache."""
@@ -147,21 +153,21 @@ class Scheduler:
             chunk.sequence.computed = chunk.end
         self._recover()
 
-    def _plan_decodes(self, reset: list[Sequence]) -> list[Chunk]:
+    def _plan_decodes(self, preempted: list[Sequence]) -> list[Chunk]:
         chunks = []
         for sequence in list(self._running):
             if sequence.pending != 1 or not sequence.blocks:
                 continue
-            if self._make_room(sequence, reset):
+            if self._make_room(sequence, preempted):
                 chunks.append(_chunk(sequence, 1))
         return chunks
 
-    def _make_room(self, sequence: Sequence, reset: list[Sequence]) -> bool:
-        """Reserve the block of the next token, at the cost of younger sequences if need be."""
+    def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
+        """Reserve the block of the next token; preempt younger sequences if need be."""
         while not self._grow(sequence, 1):
             youngest = self._running[-1]
             self._preempt(youngest)
-            reset.append(youngest)
+            preempted.append(youngest)
             if youngest is sequence:
                 return False
         return True
@@ -176,11 +182,11 @@ class Scheduler:
                     chunks.append(chunk)
         return chunks
 
-    def _unblock_oldest(self, reset: list[Sequence]) -> list[Chunk]:
-        """Nobody can go on: take blocks from the youngest until the oldest can."""
+    def _unblock_oldest(self, preempted: list[Sequence]) -> list[Chunk]:
+        """Preempt the youngest sequences until the oldest can go on."""
         oldest = self._running[0]
         while len(self._running) > 1:
-            reset.append(self._running[-1])
+            preempted.append(self._running[-1])
             self._preempt(self._running[-1])
             chunk = self._prefill(oldest, self._step_tokens)
             if chunk:
@@ -202,7 +208,7 @@ class Scheduler:
         return chunks
 
     def _fits(self, sequence: Sequence) -> bool:
-        """True if all of its tokens fit beside what the running prompts have still to take."""
+        """True if all of its tokens fit beside those that the running prompts still need."""
         if not self._running:
             return True
         promised = sum(self._missing_blocks(running) for running in self._running)

@@ -19,7 +19,7 @@ _LONGEST_SOURCE = 1_000_000
 
 
 class BrokenTemplate:
-    """Stands for a template that does not compile: chats are refused, completions work."""
+    """Stands for a template that does not compile: it refuses chats, completions work."""
 
     def __init__(self, error: jinja2.TemplateError) -> None:
         line = (error.message or type(error).__name__).splitlines()[0][:300]
@@ -31,7 +31,7 @@ class BrokenTemplate:
 
 
 class ChatTemplate:
-    """One model's template, compiled once. Raises jinja2.TemplateError if it does not compile."""
+    """Renders one model's template. Raises jinja2.TemplateError if it does not compile."""
 
     def __init__(self, source: str, special_tokens: dict[str, Any]) -> None:
         self._special_tokens = {name: str(token) for name, token in special_tokens.items()}
@@ -45,7 +45,7 @@ class ChatTemplate:
             raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
 
     def render(self, messages: tuple[ChatMessage, ...], max_characters: int) -> str:
-        """The prompt for these messages, up to where the model's answer begins.
+        """Return the prompt for these messages, up to where the model's answer begins.
 
         Raises :class:`Refused` with INVALID_REQUEST when the template refuses the messages, and
         with CONTEXT_LENGTH_EXCEEDED when more than ``max_characters`` come out.

@@ -1,4 +1,4 @@
-"""Truncation of many rows at once: top_k, then top_p of what is left, then min_p.
+"""Truncates many rows at once: by top_k, then top_p of what is left, then min_p.
 
 Everything is a threshold on the value, so equal logits share their fate and the outcome does not
 depend on how a sort breaks ties.
@@ -21,14 +21,14 @@ _NUCLEUS_CANDIDATES = 256
 
 @dataclass(slots=True, frozen=True)
 class Truncation:
-    """The settings of some rows on the device; None for one that is off for all of them."""
+    """Holds the settings of some rows on the device; None for one that is off for all."""
 
     top_k: Tensor | None  #: [rows, 1] int64; 0: off
     top_p: Tensor | None  #: [rows, 1] float32; infinite: off
     min_p: Tensor | None  #: [rows, 1] float32; 0: off
 
     def of(self, rows: Tensor) -> "Truncation":
-        """The settings of the rows with these indices. rows: [some]"""
+        """Return the settings of the rows with these indices. rows: [some]"""
         columns = (self.top_k, self.top_p, self.min_p)
         return Truncation(*(None if each is None else each[rows] for each in columns))
 
@@ -83,7 +83,7 @@ def by_candidates(rows: Sequence[SamplingParams], vocab: int) -> dict[int, list[
 
 
 def more_candidates(vocab: int) -> list[int]:
-    """The numbers of candidates to look at, one after the other, for undecided rows."""
+    """Return the numbers of candidates to look at for undecided rows, one after the other."""
     return [count for count in _counts(vocab) if count > _NUCLEUS_CANDIDATES or count == vocab]
 
 

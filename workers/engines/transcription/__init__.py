@@ -1,1 +1,1 @@
-"""The transcription engine: Whisper's windows, of several files together."""
+"""The transcription engine runs Whisper on windows of several files together."""

@@ -1,4 +1,4 @@
-"""Sound files of any usual format to samples: one channel, a known rate, a block at a time."""
+"""Decodes audio files of any usual format to blocks of samples of one channel and a known rate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from workers.engines.base import Refused
 
-MOST_BYTES = 4 << 30
-LOWEST_RATE = 1_000  #: samples in a second
+MAX_BYTES = 4 << 30
+MIN_RATE = 1_000  #: samples in a second
 #: Files that name other files or addresses to open (playlists, lists to join) are none of these.
 _CONTAINERS = "wav,w64,flac,ogg,mp3,aac,mov,matroska,aiff,au,caf,amr,asf"
 _CODECS = (
@@ -29,7 +29,7 @@ Samples = NDArray[np.float32]
 
 @dataclass(slots=True, frozen=True)
 class Bounds:
-    """The limits of a file."""
+    """Limits what a file may hold."""
 
     seconds: float
     channels: int
@@ -37,12 +37,14 @@ class Bounds:
 
 
 def read(path: Path, rate: int, most: Bounds, *, block: int) -> Iterator[Samples]:
-    """Blocks of so many samples, the last one shorter. Raises Refused for what is no sound, or
-    too much of it; at no time is more than a block held."""
+    """Yield blocks of so many samples, the last one shorter; no more than a block is held.
+
+    Raises Refused for what is no audio, or more than ``most``.
+    """
     try:
         with path.open("rb") as file:
-            if path.stat().st_size > MOST_BYTES:
-                raise _bad(f"has more than {MOST_BYTES >> 30} GiB")
+            if path.stat().st_size > MAX_BYTES:
+                raise _bad(f"has more than {MAX_BYTES >> 30} GiB")
             blocks = _blocks(_decoded(file, rate, most), block)
             yield from _limited(blocks, rate, most.seconds)
     except (OSError, ValueError, FFmpegError) as error:
@@ -50,7 +52,7 @@ def read(path: Path, rate: int, most: Bounds, *, block: int) -> Iterator[Samples
 
 
 def _limited(blocks: Iterator[Samples], rate: int, max_seconds: float) -> Iterator[Samples]:
-    """Counted, and not asked of the file, whose header may say anything."""
+    """Yield the blocks while they are short enough: a file's header may say anything."""
     count = 0
     for block in blocks:
         count += len(block)
@@ -96,12 +98,12 @@ def _check(context: Any, most: Bounds) -> None:
     if not 1 <= context.channels <= most.channels:
         raise _bad(f"has {context.channels} channels, not 1 to {most.channels}")
     rate = context.sample_rate
-    if not LOWEST_RATE <= rate <= most.sample_rate:
-        raise _bad(f"has {rate} samples in a second, not {LOWEST_RATE} to {most.sample_rate}")
+    if not MIN_RATE <= rate <= most.sample_rate:
+        raise _bad(f"has {rate} samples in a second, not {MIN_RATE} to {most.sample_rate}")
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decode all frames; a damaged piece is left out, as players do, a damaged file is refused."""
+    """Decode all frames; damaged ones are left out, as players do, a damaged file is refused."""
     good = broken = 0
     for packet in container.demux(stream):
         try:

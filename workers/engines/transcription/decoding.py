@@ -1,7 +1,7 @@
-"""Windows to tokens: some attempts at windows together, a token of each at a step.
+"""Decodes windows to tokens: several attempts together, a token of each at a step.
 
-The rules are the library's own logits processors, in the library's order. Not its loop: that one
-encodes a window anew for each attempt, knows one file at a time, and cannot be left in between.
+The rules are the library's own logits processors, in the library's order. Its loop is not used: it
+encodes a window again for each attempt, knows one file at a time, and cannot be interrupted.
 """
 
 import math
@@ -25,7 +25,7 @@ from workers.engines.transcription.loading import LoadedWhisper
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One try at a window. ``prompt`` is what the decoder reads before its first own token."""
+    """One attempt to decode a window; the decoder reads ``prompt`` before its first own token."""
 
     prompt: list[int]
     timestamps: bool
@@ -40,18 +40,17 @@ class Attempt:
         return self.logprobs / len(self.tokens)
 
     def compression_ratio(self, vocabulary: int) -> float:
-        """Return the ratio of the tokens as bytes: text that repeats itself has a high one."""
+        """Return how well the tokens' bytes compress: text that repeats itself does very well."""
         size = int(math.log2(vocabulary) / 8) + 1
         raw = b"".join(token.to_bytes(size, "little") for token in self.tokens)
         return len(raw) / len(zlib.compress(raw))
 
 
 class DecodeBatch:
-    """Attempts whose prompts are of one length and which all have timestamps, or none."""
+    """Decodes attempts whose prompts are of one length and which all have timestamps, or none."""
 
     def __init__(self, loaded: LoadedWhisper, encoded: torch.Tensor, attempts: list[Attempt]):
-        """``encoded`` is what the encoder made of each attempt's window: (attempts, positions,
-        size)."""
+        """``encoded`` is the encoder's output of each window: (attempts, positions, size)."""
         self.attempts = list(attempts)
         self._loaded = loaded
         self._decoding_config = loaded.decoding
@@ -77,15 +76,15 @@ class DecodeBatch:
         return found
 
     def step(self) -> list[Attempt]:
-        """One more token of each; the attempts that came to an end are in it no longer."""
+        """Decode one more token of each attempt; removes and returns those that have ended."""
         first = not self.attempts[0].tokens
         logits = self._forward(self._ids if first else self._ids[:, -1:])
         if first:
-            self._note_speech(logits)
+            self._set_no_speech_prob(logits)
         scores = self._processors(self._ids, logits[:, -1].to(torch.float32, copy=True))
         tokens = self._choose(scores)
         self._ids = torch.cat((self._ids, torch.tensor(tokens, device=scores.device)[:, None]), 1)
-        ended = self._ids.shape[1] >= self._decoding_config.longest
+        ended = self._ids.shape[1] >= self._decoding_config.max_tokens
         staying = (
             [] if ended else [i for i, t in enumerate(tokens) if t != self._decoding_config.end]
         )
@@ -101,8 +100,8 @@ class DecodeBatch:
         logits: torch.Tensor = output.logits
         return logits
 
-    def _note_speech(self, logits: torch.Tensor) -> None:
-        """Right after the start of the transcript the model says whether anybody speaks."""
+    def _set_no_speech_prob(self, logits: torch.Tensor) -> None:
+        """Read how likely it is that nobody speaks, off the token after the transcript's start."""
         at = self.attempts[0].prompt.index(self._decoding_config.start)
         probs = logits[:, at].float().softmax(dim=-1)[:, self._decoding_config.no_speech_token]
         for attempt, prob in zip(self.attempts, probs.tolist(), strict=True):
@@ -119,7 +118,7 @@ class DecodeBatch:
         return list(tokens)
 
     def _draw(self, scores: torch.Tensor, attempt: Attempt) -> tuple[int, float]:
-        """Draw by the attempt's own generator, on the CPU: neighbours and cards change nothing."""
+        """Draw by the attempt's own generator, on the CPU, so that no other attempt matters."""
         warped = scores.cpu() / attempt.temperature
         if self._decoding_config.top_k:
             warped = TopKLogitsWarper(self._decoding_config.top_k)(torch.empty(0), warped)
@@ -129,12 +128,12 @@ class DecodeBatch:
         token = int(torch.multinomial(chances, 1, generator=attempt.random))
         return token, float((warped * attempt.temperature).log_softmax(-1)[0, token])
 
-    def leave(self, attempt: Attempt) -> None:
-        """Take an attempt out whose result nobody wants."""
+    def remove(self, attempt: Attempt) -> None:
+        """Remove an attempt whose result is not wanted any more."""
         self._keep([i for i, each in enumerate(self.attempts) if each is not attempt])
 
     def _keep(self, rows: list[int]) -> list[Attempt]:
-        """Go on with these rows; those of the others."""
+        """Keep only these rows; returns the attempts of the others."""
         left = [each for i, each in enumerate(self.attempts) if i not in rows]
         if left and rows:
             index = torch.tensor(rows, device=self._ids.device)

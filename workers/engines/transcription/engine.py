@@ -1,4 +1,4 @@
-"""The transcription engine: windows of all requests, a token of each at a step."""
+"""The transcription engine decodes windows of all requests, a token of each at a step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,11 +12,10 @@ from workers.engines.batch_limit import BatchLimit
 from workers.engines.defaults import TRANSCRIPTION_BATCH
 from workers.engines.job_table import JobTable
 from workers.engines.torch_env import (
-    avoid_cudnn_attention,
-    finish_load,
+    dtype_name,
     held_bytes,
     is_out_of_memory,
-    out_of_memory,
+    loading,
     release_cached,
 )
 from workers.engines.transcription.decoding import Attempt, DecodeBatch
@@ -34,9 +33,9 @@ from workers.protocol import (
     TranscriptionJob,
 )
 
-_MAX_BATCHES = 2  #: more would be smaller ones, and each costs a run through the weights
+_MAX_BATCHES = 2  #: more would be smaller, and each costs a pass through the weights
 _STEP_TIMEOUT = {"cpu": 300.0, "cuda": 60.0}  #: seconds that one step may take
-_POLL_SECONDS = 0.05  #: for a file to be decoded, between two looks at what has come in
+_POLL_SECONDS = 0.05  #: longest wait for a file to be decoded in a step
 
 
 class TranscriptionEngine:
@@ -47,7 +46,7 @@ class TranscriptionEngine:
     """
 
     _loaded: LoadedWhisper
-    _intake: Preprocessor
+    _preprocessor: Preprocessor
     _segment_builder: SegmentBuilder
 
     def __init__(self) -> None:
@@ -58,33 +57,23 @@ class TranscriptionEngine:
         self._batches: list[DecodeBatch] = []
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
-        if spec.threads is not None:
-            torch.set_num_threads(spec.threads)
-        torch.set_grad_enabled(False)
-        avoid_cudnn_attention()
         slots = spec.max_batch or TRANSCRIPTION_BATCH
         self._batch = BatchLimit(slots)
         progress(0.0)
-        try:
+        with loading(spec):
             self._loaded = load(spec)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise out_of_memory() from error
         self._segment_builder = SegmentBuilder(self._loaded)
-        self._intake = Preprocessor(self._loaded)
-        finish_load(self._loaded.device)
+        self._preprocessor = Preprocessor(self._loaded)
         progress(1.0)
-        device = self._loaded.device.type
         return Ready(
             slots=slots,
-            dtype=str(self._loaded.dtype).removeprefix("torch."),
-            device=device,
-            step_timeout=_STEP_TIMEOUT[device],
+            dtype=dtype_name(self._loaded.dtype),
+            device=spec.device,
+            step_timeout=_STEP_TIMEOUT[spec.device],
         )
 
     def prepare(self, job: TranscriptionJob) -> Decoding:
-        return self._intake.prepare(job)
+        return self._preprocessor.prepare(job)
 
     def submit(self, prepared: Decoding) -> None:
         self._decoding[prepared.job.id] = prepared
@@ -96,8 +85,8 @@ class TranscriptionEngine:
     # ---- one step --------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
-        """A token of one pass; passes take turns. A step that begins a pass encodes first."""
-        events = self._decoding.end_cancelled(self._give_up)
+        """Decode a token of one batch; batches take turns. A new batch is encoded first."""
+        events = self._decoding.end_cancelled(self._cancel_decoding)
         events += self._requests.end_cancelled(self._end_cancelled)
         events += self._take_decoded()
         if self._waiting and len(self._batches) < _MAX_BATCHES:
@@ -107,8 +96,10 @@ class TranscriptionEngine:
         return events
 
     def _take_decoded(self) -> list[Event]:
-        """Files that are ready to be listened to, and those that never will be. Waits a little
-        where there is nothing else to do."""
+        """Take files that are decoded; returns the final events of those that cannot be.
+
+        It waits a little if there is nothing else to do.
+        """
         futures = [each.recording for each in self._decoding.values()]
         if futures and not self._waiting and not self._batches:
             wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -130,24 +121,24 @@ class TranscriptionEngine:
         return events
 
     def _begin(self) -> list[Event]:
-        """Begin a pass with the file that waits longest, and with those that are like it."""
+        """Begin a batch with the file that waits longest, and with others of its key."""
         first = self._waiting[0]
-        group = [each for each in self._waiting if _shape(each) == _shape(first)]
+        group = [each for each in self._waiting if _batch_key(each) == _batch_key(first)]
         group = group[: self._batch.now]
         self._waiting = [each for each in self._waiting if each not in group]
-        events: list[Event] = [event for each in group for event in each.started()]
+        events: list[Event] = [event for each in group for event in each.start()]
         error: Exception | None = None
         try:
             self._encode([each for each in group if each.encoded is None])
             encoded = torch.stack([each.encoded for each in group if each.encoded is not None])
-            attempts = [each.begin(self._loaded.decoding) for each in group]
+            attempts = [each.next_attempt(self._loaded.decoding) for each in group]
             self._batches.append(DecodeBatch(self._loaded, encoded, attempts))
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)  # it holds on to all that was computed
-        return [*events, *self._trouble(group, error)] if error else events
+        return [*events, *self._handle_error(group, error)] if error else events
 
     def _encode(self, group: list[Request]) -> None:
-        """Have their windows read by the encoder, and the language told where nobody said it."""
+        """Encode the windows of these requests, and detect the languages that are not given."""
         if not group:
             return
         model, decoding = self._loaded.model, self._loaded.decoding
@@ -157,11 +148,11 @@ class TranscriptionEngine:
         for request, found in zip(group, encoded, strict=True):
             if request.language is None:
                 request.language = self._language(found)
-            # Last: what has this is not encoded again, should memory run out on the way here.
+            # Last: what is encoded is not encoded again if memory runs out on the way here.
             request.encoded = found
 
     def _language(self, encoded: torch.Tensor) -> str:
-        """Return the language whose token is the likeliest after the start of a transcript."""
+        """Return the language whose token is the likeliest after a transcript's start."""
         decoding = self._loaded.decoding
         start = torch.tensor([[decoding.start]], device=encoded.device)
         hidden = self._loaded.model.model.decoder(
@@ -176,13 +167,13 @@ class TranscriptionEngine:
         events: list[Event] = []
         error: Exception | None = None
         try:
-            for request in self._of(running.step()):
+            for request in self._requests_of(running.step()):
                 events += self._end_attempt(request)
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)
         if error is not None:
             del running
-            return [*events, *self._trouble(self._of(attempts), error)]
+            return [*events, *self._handle_error(self._requests_of(attempts), error)]
         if running.attempts:
             self._batches.append(running)
         else:
@@ -190,13 +181,13 @@ class TranscriptionEngine:
         return events
 
     def _end_attempt(self, request: Request) -> list[Event]:
-        """Take an attempt that has ended: make another, freer one, or go on to the next window."""
+        """Handle an ended attempt: retry at a higher temperature, or go on to the next window."""
         attempt, decoding = request.attempt, self._loaded.decoding
         assert attempt is not None
         if not math.isfinite(attempt.avg_logprob):
             return self._fail(request, "INFERENCE_FAILED", "The model's output is not a number.")
         if request.retries(attempt, decoding, self._loaded.model.config.vocab_size):
-            request.tries += 1
+            request.attempts += 1
             request.attempt = None
             self._waiting.append(request)
             return []
@@ -204,23 +195,23 @@ class TranscriptionEngine:
         advance = min(decoding.window, request.frames)
         if not request.is_silent(attempt, decoding):
             segments, advance = self._segment_builder.build(request, attempt, advance)
-        request.move(advance)
-        events: list[Event] = list(request.heard(segments))
+        request.advance(advance)
+        events: list[Event] = list(request.add(segments))
         if not request.ended:
             self._waiting.append(request)
             return events
         del self._requests[request.job.id]
-        return [*events, request.transcribed()]
+        return [*events, request.done()]
 
-    def _of(self, attempts: Iterable[Attempt]) -> list[Request]:
-        """Return the requests that these attempts are made for and that have not ended."""
+    def _requests_of(self, attempts: Iterable[Attempt]) -> list[Request]:
+        """Return the requests of these attempts that have not ended."""
         wanted = {id(attempt) for attempt in attempts}
         return [each for each in self._requests.values() if id(each.attempt) in wanted]
 
-    # ---- what goes wrong -------------------------------------------------------------------------
+    # ---- errors ----------------------------------------------------------------------------------
 
-    def _trouble(self, requests: list[Request], error: Exception) -> list[Event]:
-        """Out of memory: the same again in smaller passes. All else ends these jobs."""
+    def _handle_error(self, requests: list[Request], error: Exception) -> list[Event]:
+        """Repeat in smaller batches if memory ran out; any other error ends these jobs."""
         code: Code = "INFERENCE_FAILED"
         message = f"The model failed on this file ({type(error).__name__})."
         if is_out_of_memory(error):
@@ -228,7 +219,7 @@ class TranscriptionEngine:
             if len(requests) > 1:
                 self._batch.halve(len(requests))
                 for request in requests:
-                    request.take_back()
+                    request.undo_attempt()
                 self._waiting = requests + self._waiting
                 return []
             code, message = "OUT_OF_MEMORY", "The device ran out of memory on this file."
@@ -240,9 +231,9 @@ class TranscriptionEngine:
         self._forget(request)
         return [request.failed(code, message)]
 
-    def _give_up(self, decoding: Decoding) -> Event:
+    def _cancel_decoding(self, decoding: Decoding) -> Event:
         del self._decoding[decoding.job.id]
-        decoding.give_up()
+        decoding.abort()
         return Cancelled(id=decoding.job.id)
 
     def _end_cancelled(self, request: Request) -> Event:
@@ -254,10 +245,10 @@ class TranscriptionEngine:
         self._waiting = [each for each in self._waiting if each is not request]
         for running in self._batches:
             if request.attempt in running.attempts:
-                running.leave(request.attempt)
+                running.remove(request.attempt)
         self._batches = [each for each in self._batches if each.attempts]
 
-    # ---- what is held ----------------------------------------------------------------------------
+    # ---- resources -------------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
@@ -276,13 +267,13 @@ class TranscriptionEngine:
 
     def close(self) -> None:
         for decoding in self._decoding.values():
-            decoding.give_up()
+            decoding.abort()
         self._decoding.clear()
         for request in list(self._requests.values()):
             self._forget(request)
-        self._intake.close()
+        self._preprocessor.close()
 
 
-def _shape(request: Request) -> tuple[int, bool]:
-    """Return the key that all files of one pass share."""
+def _batch_key(request: Request) -> tuple[int, bool]:
+    """Return the key that all files of one batch share."""
     return len(request.prompt), request.timestamps

@@ -1,7 +1,7 @@
-"""Samples to what Whisper's encoder reads: the library's log-mel features, block by block.
+"""Computes the log-mel features that Whisper's encoder reads, block by block.
 
 The library computes them of a whole file at once, which takes gigabytes for an hour. Only one
-number needs the whole: the loudest value, below which all is cut off at a fixed distance.
+number needs the whole file: the loudest value; quieter ones are cut off at a fixed distance.
 """
 
 from collections.abc import Iterable
@@ -20,16 +20,16 @@ Samples = NDArray[np.float32]
 
 @dataclass(slots=True, frozen=True)
 class Recording:
-    """A file's features: frames of log10 of the mel powers, in blocks of (bins, frames)."""
+    """Holds a file's features: log10 of the mel powers, in blocks of (bins, frames)."""
 
     blocks: list[torch.Tensor]
     peak: float
     frames: int  #: with the silence that a short file is filled up with
-    spoken: int  #: frames of the file itself
+    file_frames: int  #: frames of the file itself
     seconds: float
 
     def window(self, start: int, length: int) -> torch.Tensor:
-        """``length`` frames from ``start`` on, with zeros after the end, as (bins, length)."""
+        """Return ``length`` frames from ``start`` on, zeros after the end, as (bins, length)."""
         pieces = []
         begin = 0
         for block in self.blocks:
@@ -42,7 +42,7 @@ class Recording:
 
 
 class LogMel:
-    """``extractor`` is a WhisperFeatureExtractor."""
+    """Computes features by the settings of a WhisperFeatureExtractor."""
 
     def __init__(self, extractor: Any) -> None:
         self.rate = int(extractor.sampling_rate)
@@ -53,8 +53,11 @@ class LogMel:
         self._window = torch.hann_window(self._size)
 
     def record(self, blocks: Iterable[Samples]) -> Recording:
-        """All blocks but the last have ``block`` samples; a single one that is shorter is filled
-        up with silence, as the library does. There must be a sample."""
+        """Compute the features of a file that has a sample at least.
+
+        All blocks but the last have ``block`` samples; a file that is shorter is filled up with
+        silence, as the library does.
+        """
         half = self._size // 2
         count = total = 0
         powers: list[torch.Tensor] = []
@@ -76,12 +79,12 @@ class LogMel:
             blocks=powers,
             peak=max(float(each.max()) for each in powers),
             frames=frames,
-            spoken=max(1, count // self._hop),
+            file_frames=max(1, count // self._hop),
             seconds=count / self.rate,
         )
 
     def _transform(self, samples: Samples, powers: list[torch.Tensor]) -> Samples:
-        """Adds the frames that are whole; returns the samples that the next one begins with."""
+        """Add the complete frames; returns the samples that the next one begins with."""
         count = max(0, 1 + (len(samples) - self._size) // self._hop)
         if count:
             used = torch.from_numpy(samples[: (count - 1) * self._hop + self._size].copy())
@@ -98,7 +101,7 @@ class LogMel:
 
 
 def _cut(powers: list[torch.Tensor], frames: int) -> list[torch.Tensor]:
-    """The last frame stands for no time of its own; the library leaves it out."""
+    """Leave out the last frame, which stands for no time of its own, as the library does."""
     *first, last = powers
     surplus = sum(each.shape[1] for each in powers) - frames
     kept = last[:, : last.shape[1] - surplus]

@@ -1,4 +1,4 @@
-"""Loading of a Whisper with its tokenizer: nothing is fetched or unpickled."""
+"""Loads a Whisper with its tokenizer; nothing is fetched or unpickled."""
 
 import json
 from dataclasses import dataclass
@@ -7,36 +7,23 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from workers.engines import torch_env
-from workers.engines.base import reason
 from workers.engines.packed_linear import pack_all, unmap
-from workers.engines.torch_env import DTYPES, check_missing, is_out_of_memory, load_failed
+from workers.engines.torch_env import DTYPES, check_missing, library_errors, load_failed
 from workers.engines.weight_files import check_sizes
 from workers.protocol import Load
 
-#: What the libraries raise for files that do not fit.
-_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    SafetensorError,
-)
-#: Where a model's own generation_config.json does not say, what Whisper's authors use; the
-#: first in the library's own measure, which is of tokens.
+#: Thresholds of Whisper's authors, for a generation_config.json without them; the first in the
+#: library's own measure, which is of tokens.
 _COMPRESSION, _LOGPROB, _NO_SPEECH = 1.35, -1.0, 0.6
 _TOP_K = 50  #: the library's, of tokens that are drawn
 
 
 @dataclass(slots=True, frozen=True)
 class DecodingConfig:
-    """The decoding rules of the model's files; numbers are token ids, unless they say else."""
+    """Holds the decoding rules of the model's files; numbers are token ids unless noted."""
 
     start: int  #: of a transcript
     end: int
@@ -46,9 +33,9 @@ class DecodingConfig:
     tasks: dict[str, int]
     suppressed: list[int]
     suppressed_first: list[int]
-    alignment_heads: list[tuple[int, int]]  #: (layer, head); empty where word times cannot be had
+    alignment_heads: list[tuple[int, int]]  #: (layer, head); empty: word times are not possible
     top_k: int  #: how many tokens are drawn from
-    longest: int  #: tokens of a window, with those before it
+    max_tokens: int  #: of a window, with those of its prompt
     compression: float  #: thresholds of an attempt that is good enough
     logprob: float
     no_speech: float
@@ -83,7 +70,7 @@ def load(spec: Load) -> LoadedWhisper:
     dtype = DTYPES[spec.dtype] if spec.dtype else torch.float32
     if spec.dtype is None and device.type == "cuda":
         dtype = torch.float16
-    try:
+    with library_errors("The model does not load"):
         _check_files(folder)
         model, missing = _model(folder, dtype)
         tokenizer = transformers.WhisperTokenizer.from_pretrained(folder, local_files_only=True)
@@ -91,10 +78,6 @@ def load(spec: Load) -> LoadedWhisper:
             folder, local_files_only=True
         )
         decoding = _decoding_config(model)
-    except _ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        raise load_failed(f"The model does not load: {reason(error)}") from error
     check_missing(missing)
     _check_fit(model.config, extractor, decoding)
     model = model.eval().requires_grad_(False).to(device)
@@ -107,7 +90,7 @@ def load(spec: Load) -> LoadedWhisper:
 
 
 def language_code(name: str) -> str | None:
-    """The code of a language given as a code or an English name; None for neither."""
+    """Return the code of a language given as a code or an English name; None for neither."""
     name = name.strip().lower()
     return name if name in LANGUAGES else TO_LANGUAGE_CODE.get(name)
 
@@ -152,7 +135,7 @@ def _decoding_config(model: Any) -> DecodingConfig:
         suppressed_first=list(found.begin_suppress_tokens or []),
         alignment_heads=[(a, b) for a, b in getattr(found, "alignment_heads", None) or []],
         top_k=_TOP_K if found.top_k is None else int(found.top_k),
-        longest=int(config.max_target_positions),
+        max_tokens=int(config.max_target_positions),
         compression=_threshold(found, "compression_ratio_threshold", _COMPRESSION),
         logprob=_threshold(found, "logprob_threshold", _LOGPROB),
         no_speech=_threshold(found, "no_speech_threshold", _NO_SPEECH),
@@ -167,8 +150,11 @@ def _threshold(found: Any, name: str, default: float) -> float:
 
 
 def _check_fit(config: Any, extractor: Any, decoding: DecodingConfig) -> None:
-    """Check that the parts of the model belong together: an id beyond the embedding would end the
-    process of a GPU, and a wrong number of bins every request."""
+    """Check that the parts of the model fit together. Raises Refused.
+
+    An id beyond the embedding would end the process of a GPU, and a wrong number of bins every
+    request.
+    """
     if extractor.feature_size != config.num_mel_bins or extractor.nb_max_frames != decoding.window:
         raise load_failed("The model's preprocessor_config.json does not fit its config.json.")
     used = [decoding.start, decoding.end, decoding.previous or 0, decoding.no_timestamps + 1]

@@ -1,4 +1,4 @@
-"""Imported by a worker that will listen: the libraries whose import costs seconds."""
+"""Imports the transcription engine's libraries, which takes seconds; a spare worker does."""
 
 import transformers.models.whisper.modeling_whisper  # noqa: F401
 

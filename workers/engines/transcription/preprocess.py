@@ -1,6 +1,6 @@
-"""Checks a job, and has its file turned into features off the threads that compute and listen.
+"""Checks jobs, and turns their files into features on threads of its own.
 
-An hour of sound takes seconds to decode; neither a short file nor a cancel waits for that.
+An hour of audio takes seconds to decode; neither a short file nor a cancel waits for that.
 """
 
 import copy
@@ -17,19 +17,19 @@ from workers.engines.transcription.loading import LoadedWhisper, language_code
 from workers.engines.transcription.request import Request
 from workers.protocol import TranscriptionJob
 
-_AT_ONCE = 2  #: files that are decoded; others wait
+_DECODERS = 2  #: files that are decoded at once; others wait
 
 
 @dataclass(slots=True, eq=False)
 class Decoding:
-    """A file on its way to a request. ``result`` raises Refused for what is no sound."""
+    """A file that is being decoded; ``result`` raises Refused for what is no audio."""
 
     job: TranscriptionJob
     prompt: list[int]
     language: str | None
     window: int  #: frames
     recording: Future[Recording]
-    given_up: Event = field(default_factory=Event)
+    aborted: Event = field(default_factory=Event)
 
     def result(self) -> Request:
         recording = self.recording.result()
@@ -37,40 +37,42 @@ class Decoding:
         timestamps = self.job.timestamps != "none" or recording.frames > self.window
         return Request(self.job, recording, self.prompt, self.language, timestamps)
 
-    def give_up(self) -> None:
-        """Nobody wants it any more; the file is read no further."""
-        self.given_up.set()
+    def abort(self) -> None:
+        """Read the file no further: its job was cancelled."""
+        self.aborted.set()
         self.recording.cancel()
 
 
 class Preprocessor:
+    """Checks the jobs of one model, and decodes their files."""
+
     def __init__(self, loaded: LoadedWhisper) -> None:
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
         self._decoding_config = loaded.decoding
         self._mel = LogMel(loaded.extractor)
         # A copy: two threads that use one fast tokenizer get each other's results.
         self._tokenizer = copy.deepcopy(loaded.tokenizer)
 
     def prepare(self, job: TranscriptionJob) -> Decoding:
-        """Begin with a file. Raises Refused for all that can be told without it."""
+        """Check a job and begin to decode its file. Raises Refused for what the job shows."""
         language = self._language(job)
         self._check_task(job)
         if job.timestamps == "word" and not self._decoding_config.alignment_heads:
             raise _unsupported("timestamps", "This model cannot tell when a word was said.")
         prompt = self._prompt(job.prompt) if job.prompt and job.prompt.strip() else []
-        given_up = Event()
-        recording = self._threads.submit(self._record, job, given_up)
-        return Decoding(job, prompt, language, self._decoding_config.window, recording, given_up)
+        aborted = Event()
+        recording = self._threads.submit(self._record, job, aborted)
+        return Decoding(job, prompt, language, self._decoding_config.window, recording, aborted)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def _record(self, job: TranscriptionJob, given_up: Event) -> Recording:
+    def _record(self, job: TranscriptionJob, aborted: Event) -> Recording:
         most = Bounds(job.max_seconds, job.max_channels, job.max_sample_rate)
 
         def blocks() -> Iterator[Samples]:
             for block in read(Path(job.path), self._mel.rate, most, block=self._mel.block):
-                if given_up.is_set():
+                if aborted.is_set():
                     return
                 yield block
 
@@ -95,7 +97,7 @@ class Preprocessor:
             raise _unsupported("task", f"This model cannot {job.task}.")
 
     def _prompt(self, text: str) -> list[int]:
-        """Its last tokens, which are as many as the model was trained to read before a window."""
+        """Return the text's last tokens, as many as the model was trained to read."""
         if self._decoding_config.previous is None:
             raise _unsupported("prompt", "This model reads no prompt.")
         try:
@@ -103,7 +105,8 @@ class Preprocessor:
         except ValueError as error:
             message = "'prompt' holds a token that is the model's own."
             raise Refused("INVALID_REQUEST", message, param="prompt") from error
-        return [self._decoding_config.previous, *tokens[1 - self._decoding_config.longest // 2 :]]
+        most = self._decoding_config.max_tokens // 2 - 1
+        return [self._decoding_config.previous, *tokens[-most:]]
 
 
 def _unsupported(param: str, message: str) -> Refused:

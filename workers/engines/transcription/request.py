@@ -1,4 +1,4 @@
-"""One file on its way through the engine: where in it we are, and what was heard so far."""
+"""A file in the engine: its position, its attempts, its segments so far."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,13 +20,16 @@ from workers.protocol import (
     TranscriptionJob,
 )
 
-_WARMER = 0.2  #: by how much each attempt at a window is freer than the one before
+_TEMPERATURE_STEP = 0.2  #: from one attempt at a window to the next
 _SEED = 0
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """``prompt``: the tokens before the start of the transcript. ``language``: the code."""
+    """The state of a job between its decoding and its final event.
+
+    ``prompt`` holds the tokens before the start of the transcript, ``language`` is a code.
+    """
 
     job: TranscriptionJob
     recording: Recording
@@ -34,17 +37,17 @@ class Request:
     language: str | None
     timestamps: bool
     random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(_SEED))
-    encoded: torch.Tensor | None = None  #: the window that it is at
-    seek: int = 0  #: the frame where that begins
+    encoded: torch.Tensor | None = None  #: the encoder's output of the present window
+    seek: int = 0  #: the frame where the window begins
     attempt: Attempt | None = None
     state: torch.Tensor | None = None  #: of ``random`` when the attempt began
-    tries: int = 0
+    attempts: int = 0  #: at this window that have ended
     segments: list[Segment] = field(default_factory=list)
     steps: int = 0  #: windows that are done
-    begun: bool = False
+    has_started: bool = False
 
-    def begin(self, decoding: DecodingConfig) -> Attempt:
-        """The next attempt at its window."""
+    def next_attempt(self, decoding: DecodingConfig) -> Attempt:
+        """Begin the next attempt at the present window."""
         tokens = [*self.prompt, decoding.start]
         if decoding.languages:
             assert self.language is not None
@@ -53,13 +56,13 @@ class Request:
             tokens.append(decoding.tasks[self.job.task])
         if not self.timestamps:
             tokens.append(decoding.no_timestamps)
-        temperature = self.temperatures[self.tries]
+        temperature = self.temperatures[self.attempts]
         self.attempt = Attempt(tokens, self.timestamps, temperature, self.random)
         self.state = self.random.get_state()
         return self.attempt
 
-    def take_back(self) -> None:
-        """Let the present attempt be made again, with the same tokens."""
+    def undo_attempt(self) -> None:
+        """Let the present attempt be repeated, with the same tokens."""
         if self.attempt is not None and self.state is not None:
             self.random.set_state(self.state)
         self.attempt = None
@@ -68,21 +71,21 @@ class Request:
     def temperatures(self) -> list[float]:
         """Return the temperatures of a window's attempts, from the job's own up to 1."""
         first = self.job.temperature
-        count = 1 + max(0, math.floor((1.0 - first) / _WARMER + 1e-6))
-        return [round(first + number * _WARMER, 6) for number in range(count)]
+        count = 1 + max(0, math.floor((1.0 - first) / _TEMPERATURE_STEP + 1e-6))
+        return [round(first + number * _TEMPERATURE_STEP, 6) for number in range(count)]
 
     @property
     def frames(self) -> int:
-        """Count the frames from here on, with those of the silence that fills up the file."""
+        """Count the frames from the window on, with the silence that fills up the file."""
         return self.recording.frames - self.seek
 
     @property
     def ended(self) -> bool:
-        return self.seek >= self.recording.spoken
+        return self.seek >= self.recording.file_frames
 
     def retries(self, attempt: Attempt, decoding: DecodingConfig, vocabulary: int) -> bool:
         """True if the attempt is too bad to be taken, and another one is left."""
-        if self.tries + 1 >= len(self.temperatures) or self.is_silent(attempt, decoding):
+        if self.attempts + 1 >= len(self.temperatures) or self.is_silent(attempt, decoding):
             return False
         return (
             attempt.avg_logprob < decoding.logprob
@@ -90,34 +93,35 @@ class Request:
         )
 
     def is_silent(self, attempt: Attempt, decoding: DecodingConfig) -> bool:
-        """True if nobody speaks in the window, so that what was written down is made up."""
+        """True if nobody speaks in the window, so that its text is made up."""
         return (
             attempt.avg_logprob < decoding.logprob and attempt.no_speech_prob > decoding.no_speech
         )
 
-    def move(self, frames: int) -> None:
+    def advance(self, frames: int) -> None:
         """Go on to the next window."""
         self.seek += frames
         self.steps += 1
-        self.tries = 0
+        self.attempts = 0
         self.encoded = self.attempt = None
 
-    # ---- what the client is told -----------------------------------------------------------------
+    # ---- events ----------------------------------------------------------------------------------
 
-    def started(self) -> list[Started]:
-        if self.begun:
+    def start(self) -> list[Started]:
+        """Note that work on the job begins; returns an event the first time."""
+        if self.has_started:
             return []
-        self.begun = True
+        self.has_started = True
         return [Started(id=self.job.id)]
 
-    def heard(self, segments: list[Segment]) -> list[SegmentDelta | Progress]:
-        """Take the window's segments in, and tell of them and of the seconds that are done."""
+    def add(self, segments: list[Segment]) -> list[SegmentDelta | Progress]:
+        """Add a window's segments; returns the events of them and of the seconds that are done."""
         first = len(self.segments)
         self.segments += segments
         if not self.job.stream:
             return []
         steps = math.ceil(self.recording.seconds)
-        done = math.floor(self.recording.seconds * self.seek / self.recording.spoken)
+        done = math.floor(self.recording.seconds * self.seek / self.recording.file_frames)
         return [
             *(
                 SegmentDelta(id=self.job.id, segment=segment, index=first + number)
@@ -126,7 +130,7 @@ class Request:
             Progress(id=self.job.id, step=min(done, steps), steps=steps),
         ]
 
-    def transcribed(self) -> TranscriptionDone:
+    def done(self) -> TranscriptionDone:
         return TranscriptionDone(
             id=self.job.id,
             text="".join(segment.text for segment in self.segments).strip(),

@@ -1,4 +1,4 @@
-"""A window's tokens to the segments that the client sees."""
+"""Builds the segments that the client sees from a window's tokens."""
 
 import copy
 
@@ -13,6 +13,8 @@ _TIMESTAMP_SECONDS = 0.02  #: in all models of the family
 
 
 class SegmentBuilder:
+    """Builds segments with the tokenizer and the rules of one model."""
+
     def __init__(self, loaded: LoadedWhisper) -> None:
         self._loaded = loaded
         self._decoding_config = loaded.decoding
@@ -21,7 +23,7 @@ class SegmentBuilder:
         self._tokenizer = copy.deepcopy(loaded.tokenizer)
 
     def build(self, request: Request, attempt: Attempt, frames: int) -> tuple[list[Segment], int]:
-        """The segments with text in a window of so many ``frames``, and how far to go on."""
+        """Return the segments with text in a window of ``frames``, and how far to advance."""
         decoding = self._decoding_config
         tokens = attempt.tokens[:-1] if attempt.tokens[-1] == decoding.end else attempt.tokens
         if request.timestamps:
@@ -30,16 +32,16 @@ class SegmentBuilder:
             found = whole(tokens, frames, decoding.stride)
         times = self._times(request, attempt)
         segments = [self._segment(request, attempt, piece, times) for piece in found.pieces]
-        length = request.recording.seconds  # what is said after it is made up
+        length = request.recording.seconds  # text after the end is made up
         kept = [each for each in segments if each.text.strip() and each.start < length]
         return kept, found.advance
 
     def _times(self, request: Request, attempt: Attempt) -> list[float]:
-        """When the window begins and each of its tokens ends; empty where nobody wants words."""
+        """Return when the window begins and each token ends; empty if no words are wanted."""
         if request.job.timestamps != "word":
             return []
         assert request.encoded is not None
-        left = request.recording.spoken - request.seek
+        left = request.recording.file_frames - request.seek
         ends = token_times(self._loaded, request.encoded, attempt.prompt, attempt.tokens, left)
         return [0.0, *ends]
 
@@ -69,7 +71,7 @@ class SegmentBuilder:
     def _words(
         self, request: Request, attempt: Attempt, piece: Piece, times: list[float]
     ) -> tuple[Word, ...]:
-        """Ids below that of the end token are text."""
+        """Return the words of a piece; ids below that of the end token are text."""
         offset = request.seek * _TIMESTAMP_SECONDS / self._decoding_config.stride
         length = request.recording.seconds
         places = [

@@ -1,8 +1,8 @@
-"""Segments of a window's tokens, and where the next window begins.
+"""Splits a window's tokens into segments, and finds where the next window begins. Pure.
 
-Whisper marks the start and the end of what is said by timestamps. Two in a row are a segment's
-end and the next one's start; what comes after the last pair was cut by the window's end, and is
-heard again.
+Whisper marks the start and the end of speech by timestamps. Two in a row are a segment's end and
+the next one's start; speech after the last pair was cut by the window's end, and belongs to the
+next window.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,14 @@ class Piece:
 
 @dataclass(slots=True, frozen=True)
 class Cut:
+    """The segments of a window, and how far to advance."""
+
     pieces: list[Piece]
     advance: int  #: frames to the next window
 
 
 def cut(tokens: Sequence[int], first_timestamp: int, frames: int, stride: int) -> Cut:
-    """``tokens`` without the end token; ``frames`` is how many the window has of the file."""
+    """Split ``tokens``, which have no end token; ``frames`` is how many the file has there."""
     marks = [token >= first_timestamp for token in tokens]
     pairs = [i + 1 for i in range(len(marks) - 1) if marks[i] and marks[i + 1]]
     if not pairs:
@@ -49,10 +51,10 @@ def cut(tokens: Sequence[int], first_timestamp: int, frames: int, stride: int) -
 
 
 def whole(tokens: Sequence[int], frames: int, stride: int) -> Cut:
-    """Make one piece of a window that was asked for no timestamps, also if it wrote some."""
+    """Make one piece of a window that was to have no timestamps, even if it has some."""
     return Cut([Piece(0, len(tokens), 0, frames // stride)], frames)
 
 
 def _last_mark(tokens: Sequence[int], first_timestamp: int) -> int:
-    """Return the last timestamp; 0 where there is none, or it is the window's own start."""
+    """Return the last timestamp; 0 if there is none, or it is the window's own start."""
     return next((t - first_timestamp for t in reversed(tokens) if t >= first_timestamp), 0)

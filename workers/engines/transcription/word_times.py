@@ -1,4 +1,4 @@
-"""Times of words, from what the decoder attended to while it wrote each word."""
+"""Computes the times of words from what the decoder attends to at each token."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ from workers.protocol import Word
 def token_times(
     loaded: LoadedWhisper, encoded: torch.Tensor, prompt: list[int], tokens: list[int], frames: int
 ) -> list[float]:
-    """The end of each of ``tokens`` in seconds of its window, as the library's generate() gives
-    them; ``encoded`` is the window's, ``frames`` how many of it hold sound of the file.
+    """Return the end of each of ``tokens`` in seconds of its window, as generate() does.
 
-    The tokens are read once more, with the plain attention, which alone shows its weights. So no
-    other window pays for it.
+    ``encoded`` is the encoder's output of the window, of which ``frames`` hold audio of the file.
+    The tokens are read once more, with the plain attention, which alone shows its weights; no other
+    window pays for it.
     """
     read = torch.tensor([[*prompt, *tokens[:-1]]], device=loaded.device)
     attentions = _attentions(loaded, encoded, read)
@@ -39,19 +39,19 @@ def token_times(
 def _attentions(
     loaded: LoadedWhisper, encoded: torch.Tensor, read: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Return attentions by layer; those of layers that align nothing, being large, are dropped."""
+    """Return attentions by layer; those of layers that align nothing are dropped as too large."""
     model = loaded.model
     layers = model.model.decoder.layers
     found = [torch.empty(1, 1, read.shape[1], 0) for _ in layers]
 
-    def note(number: int) -> Any:
+    def record(number: int) -> Any:
         def hook(_module: Any, _inputs: Any, outputs: Any) -> None:
             found[number] = outputs[1].float()
 
         return hook
 
     wanted = sorted({layer for layer, _ in loaded.decoding.alignment_heads})
-    hooks = [layers[i].encoder_attn.register_forward_hook(note(i)) for i in wanted]
+    hooks = [layers[i].encoder_attn.register_forward_hook(record(i)) for i in wanted]
     usual = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -66,8 +66,10 @@ def _attentions(
 def words_of(
     tokenizer: Any, tokens: list[int], spans: list[tuple[float, float]], language: str | None
 ) -> tuple[Word, ...]:
-    """The words of text ``tokens``, each of which has its span of time; in languages without
-    spaces, the characters."""
+    """Return the words of text ``tokens``, each of which has its span of time.
+
+    In languages without spaces, words are characters.
+    """
     if not tokens:
         return ()
     name = LANGUAGES.get(language or "en", "english")

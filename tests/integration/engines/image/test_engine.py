@@ -58,7 +58,7 @@ def test_the_images_of_one_job_are_those_of_their_seeds(studio: Studio) -> None:
     job = studio.job(seeds=(3, 4, 5))
     [drawn] = ends(studio.run(job)).values()
     assert isinstance(drawn, ImageDone)
-    assert [picture.seed for picture in drawn.pictures] == [3, 4, 5]
+    assert [image.seed for image in drawn.images] == [3, 4, 5]
     for index, seed in enumerate(job.seeds):
         assert np.abs(studio.pixels(job, index) - studio.expected(job, seed)).max() <= 1
 

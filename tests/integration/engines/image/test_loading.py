@@ -138,5 +138,5 @@ def test_what_the_safety_checker_sees_is_black_and_marked(repository: Path, tmp_
     job = studio.job()
     [drawn] = ends(studio.run(job)).values()
     assert isinstance(drawn, ImageDone)
-    assert drawn.pictures[0].filtered
+    assert drawn.images[0].filtered
     assert not studio.pixels(job).any()

@@ -123,7 +123,7 @@ def test_out_of_memory_limits_the_batch_for_a_while_only(
     for _ in range(CAUTIOUS_PASSES // 2 + 1):
         painter.submit(painter.job(seeds=(1, 2, 3, 4), steps=1))
         painter.engine.step()
-        runs.append(painter.engine.books()["runs"])
+        runs.append(painter.engine.books()["calls"])
         painter.finish()
     # Each job counts as two passes, as the one that ran out of memory did in the end.
     assert runs == [2] * (CAUTIOUS_PASSES // 2 - 1) + [1, 1]

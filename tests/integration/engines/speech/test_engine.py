@@ -15,7 +15,7 @@ from workers.engines.base import Refused
 from workers.engines.speech.bark.model import Bark, BarkUtterance
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.joining import Joiner
-from workers.engines.speech.sentences import sentences
+from workers.engines.speech.sentences import split_sentences
 from workers.protocol import (
     AudioDelta,
     Cancelled,
@@ -57,7 +57,7 @@ def trimmed(samples: Any) -> Any:
 
 
 def utterance(booth: Booth, text: str, voice: str | None, seed: int) -> BarkUtterance:
-    made = booth.engine._model.utter(text, voice, None, seed)
+    made = booth.engine._model.start(text, voice, None, seed)
     assert isinstance(made, BarkUtterance)
     return made
 
@@ -120,7 +120,7 @@ def test_a_text_of_2000_characters_is_one_file_of_all_its_sentences(booth: Booth
     text = " ".join(f"This is sentence number {number} of many." for number in range(49))
     text += " " + "x" * (1998 - len(text)) + "."
     assert len(text) == 2000
-    pieces = sentences(text, booth.engine._model.fits)
+    pieces = split_sentences(text, booth.engine._model.fits)
     job = booth.job(text)
     [spoken] = ends(booth.run(job)).values()
     assert isinstance(spoken, SpeechDone)
@@ -212,11 +212,11 @@ def test_the_design_s_names_mean_presets(booth: Booth) -> None:
     model = booth.engine._model
     assert isinstance(model, BarkSpeaker)
     voices = model.voices
-    assert voices.name_of("speaker_1", "en") == "v2/en_speaker_1"
-    assert voices.name_of("speaker_0", "de") == "v2/de_speaker_0"
-    assert voices.name_of("en_speaker_0", None) == "v2/en_speaker_0"
-    assert voices.name_of(None, "de") == "v2/de_speaker_0"
-    assert voices.name_of(None, None) is None
+    assert voices.resolve("speaker_1", "en") == "v2/en_speaker_1"
+    assert voices.resolve("speaker_0", "de") == "v2/de_speaker_0"
+    assert voices.resolve("en_speaker_0", None) == "v2/en_speaker_0"
+    assert voices.resolve(None, "de") == "v2/de_speaker_0"
+    assert voices.resolve(None, None) is None
 
 
 def test_a_long_text_is_said_whole(booth: Booth) -> None:

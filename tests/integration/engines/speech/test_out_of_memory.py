@@ -197,7 +197,7 @@ def test_out_of_memory_limits_no_sentence_that_holds_what_others_wait_for(
         booth.engine._requests.values(), key=lambda request: request.running[0].is_held
     )
     assert [request.running[0].is_held for request in (waiting, *holding)] == [False, True, True]
-    waiting.turn = -1  # it is the next in turn, and the only one that a limit of 1 would leave
+    waiting.served_at = -1  # it is the next in turn, and the only one that a limit of 1 would leave
     booth.engine._batch = BatchLimit(1000, cautious=1_000_000)
     booth.engine._batch.halve(2)
     booth.run()

@@ -1,5 +1,7 @@
 """The text engine's memory: weights lie on a device once, and running out of it is survived."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import done, finish, job, load, run
-from workers.engines import torch_env
 from workers.engines.base import Refused
 from workers.engines.text import loading
 from workers.engines.text.batch import BatchBuilder
@@ -288,13 +289,29 @@ def test_a_load_takes_cudnn_out_of_attention(models: dict[str, Path]) -> None:
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_a_load_ends_without_what_it_needed_for_a_moment(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finished: list[str] = []
-    monkeypatch.setattr(torch_env, "finish_load", lambda device: finished.append(str(device)))
-    engine, ready = load(models["llama"])
-    assert finished == ["cpu"]
+class Garbage:
+    """An object that only the collector of reference cycles can free."""
+
+    def __init__(self) -> None:
+        self.cycle = self
+
+
+def test_load_frees_what_it_needed_for_a_moment(models: dict[str, Path]) -> None:
+    left: list[weakref.ref[Garbage]] = []
+
+    def make(spec: Load) -> LoadedModel:
+        loaded = loading.load(spec)
+        left.append(weakref.ref(Garbage()))
+        return loaded
+
+    engine = TextEngine(load_model=make, block_size=4)
+    spec = Load(model="m", engine="text", path=str(models["llama"]), kv_cache_bytes=1 << 20)
+    gc.disable()
+    try:
+        ready = engine.load(spec, lambda _fraction: None)
+    finally:
+        gc.enable()
+    assert left[0]() is None
     assert ready.step_timeout == 0.0
     assert engine.device_bytes() is None
     engine.close()

@@ -93,7 +93,7 @@ def test_out_of_memory_for_one_file_is_its_end_and_the_next_is_right(
 def test_out_of_memory_while_a_file_is_decoded_is_named_as_such(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(desk.engine._intake._mel, "record", raises(error))
+    monkeypatch.setattr(desk.engine._preprocessor._mel, "record", raises(error))
     (final,) = desk.run(desk.job(SOUNDS[0]))
     assert isinstance(final, Failed)
     assert final.code == "OUT_OF_MEMORY"

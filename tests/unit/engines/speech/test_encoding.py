@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workers.engines.base import Refused
-from workers.engines.speech.encoding import Resampler, rate_of
+from workers.engines.speech.encoding import Resampler, choose_rate
 from workers.protocol import SpeechJob
 
 
@@ -29,12 +29,12 @@ def job(**fields: Any) -> SpeechJob:
 def test_the_model_s_own_rate_where_nobody_asks_and_the_format_has_it(
     fields: dict[str, Any], own: int, rate: int
 ) -> None:
-    assert rate_of(job(**fields), own) == rate
+    assert choose_rate(job(**fields), own) == rate
 
 
 def test_a_rate_that_a_format_has_not_is_refused_with_those_that_it_has() -> None:
     with pytest.raises(Refused, match="8000, 12000, 16000, 24000, 48000") as refused:
-        rate_of(job(format="ogg", sample_rate=44_100), 24_000)
+        choose_rate(job(format="ogg", sample_rate=44_100), 24_000)
     assert refused.value.param == "sample_rate"
 
 

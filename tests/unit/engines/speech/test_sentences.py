@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engines.speech.sentences import sentences
+from workers.engines.speech.sentences import split_sentences
 
 
 def cut(text: str, longest: int = 1000) -> list[str]:
-    return sentences(text, lambda piece: len(piece) <= longest)
+    return split_sentences(text, lambda piece: len(piece) <= longest)
 
 
 @pytest.mark.parametrize(

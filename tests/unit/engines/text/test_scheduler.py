@@ -97,7 +97,7 @@ def test_under_pressure_the_youngest_is_reset_and_later_computed_again() -> None
     scheduler.add(young)
     run(scheduler)
     plan = run(scheduler)
-    assert plan.reset == [young]
+    assert plan.preempted == [young]
     assert [c.sequence.id for c in plan.chunks] == ["old"]
     assert young.blocks == []
     scheduler.remove(old)

@@ -210,7 +210,7 @@ def test_features_are_the_librarys(seconds: float) -> None:
     found = LogMel(extractor).record(in_blocks(samples, BLOCK))
     assert found.frames == expected.shape[1]
     assert found.seconds == len(samples) / RATE
-    assert found.spoken == max(1, len(samples) // 160)
+    assert found.file_frames == max(1, len(samples) // 160)
     assert (found.window(0, found.frames) - expected).abs().max() < 1e-5
     start = min(found.frames - 1, 2950)
     window = found.window(start, 3000)

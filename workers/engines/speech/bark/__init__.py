@@ -1,1 +1,1 @@
-"""Bark, a speech model of three transformers and a codec."""
+"""Bark is a speech model of three transformers and a codec."""

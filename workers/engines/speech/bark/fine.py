@@ -1,8 +1,8 @@
-"""Bark's third stage: the finer tokens of sound, one codebook after another.
+"""Computes Bark's third stage: the fine acoustic tokens, one codebook after another.
 
-A window of the sound is read whole and without a mask, once for each codebook to fill; long
-sounds take several windows, each half of which is there already. The library does one sentence
-at a time with attention written out; here windows of several sentences go together.
+A window of the tokens is read whole and without a mask, once for each codebook to fill; long
+sentences take several windows, half of each of which is filled already. The library does one
+sentence at a time with attention written out; here windows of several sentences go together.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from workers.engines.speech.bark.sampling import draw
 
 @dataclass(slots=True, eq=False)
 class FineState:
-    """A sentence's tokens (length, codebooks), of which the finer ones are being filled in."""
+    """The tokens (length, codebooks) of a sentence, of which the fine ones are being filled in."""
 
     codes: torch.Tensor
     history: int  #: positions of the voice at its beginning
@@ -37,13 +37,13 @@ class FineState:
         return self.total is None or bool(self.total.isfinite())
 
     @property
-    def sound(self) -> torch.Tensor:
-        """The sentence's own tokens, (codebooks, length)."""
+    def own_codes(self) -> torch.Tensor:
+        """Return the sentence's own tokens, (codebooks, length)."""
         return self.codes[self.history : self.history + self.length].T
 
 
 class FineStage:
-    """``model``: a BarkFineModel; ``config``: its generation config."""
+    """Runs a BarkFineModel by its generation config."""
 
     def __init__(self, model: Any, config: Any, coarse_codebooks: int, codebook: int) -> None:
         self._model = model
@@ -53,7 +53,10 @@ class FineStage:
         self._span, self._stride = config.max_fine_input_length, config.max_fine_history_length
 
     def begin(self, coarse: torch.Tensor, voice: torch.Tensor | None) -> FineState:
-        """``coarse``: (length, coarse codebooks); ``voice``: (all codebooks, its length)."""
+        """Begin a sentence.
+
+        ``coarse`` has the shape (length, coarse codebooks), ``voice`` (all codebooks, its length).
+        """
         length = len(coarse)
         codes = functional.pad(coarse, (0, self._all - self._coarse), value=self._size)
         history = 0
@@ -66,44 +69,44 @@ class FineStage:
         windows = max(0, -(-beyond // self._stride)) + 1
         return FineState(codes, history, length, windows, self._coarse)
 
-    def step(self, sketches: list[FineState], generators: list[torch.Generator]) -> None:
-        """Fill the next codebook of each one's window."""
-        hidden = torch.stack([self._embedded(each) for each in sketches])
+    def step(self, states: list[FineState], generators: list[torch.Generator]) -> None:
+        """Fill the next codebook of each sentence's window."""
+        hidden = torch.stack([self._embedded(each) for each in states])
         hidden = forward_blocks(self._model.layers, self._model.config.num_heads, hidden, _attend)
         hidden = self._model.layernorm_final(hidden)
-        for row, (sketch, generator) in enumerate(zip(sketches, generators, strict=True)):
-            self._fill(sketch, hidden[row], generator)
+        for row, (state, generator) in enumerate(zip(states, generators, strict=True)):
+            self._fill(state, hidden[row], generator)
 
-    def _embedded(self, sketch: FineState) -> torch.Tensor:
-        """The window's tokens up to the codebook to fill, laid over each other."""
-        start, _ = self._place(sketch)
-        codes = sketch.codes[start : start + self._span]
-        layers = self._model.input_embeds_layers[: sketch.codebook + 1]
+    def _embedded(self, state: FineState) -> torch.Tensor:
+        """Return the sum of the embeddings of the window's codebooks up to the one to fill."""
+        start, _ = self._window(state)
+        codes = state.codes[start : start + self._span]
+        layers = self._model.input_embeds_layers[: state.codebook + 1]
         embeds = [layer(codes[:, number]) for number, layer in enumerate(layers)]
         positions = torch.arange(self._span, device=codes.device)
         position: torch.Tensor = self._model.position_embeds_layer(positions)
         return torch.stack(embeds, dim=-1).sum(dim=-1) + position
 
-    def _fill(self, sketch: FineState, hidden: torch.Tensor, generator: torch.Generator) -> None:
-        start, first = self._place(sketch)
-        head = self._model.lm_heads[sketch.codebook - self._model.config.n_codes_given]
+    def _fill(self, state: FineState, hidden: torch.Tensor, generator: torch.Generator) -> None:
+        start, first = self._window(state)
+        head = self._model.lm_heads[state.codebook - self._model.config.n_codes_given]
         logits = head(hidden[first:])[:, : self._size].float()
         total = logits.mean()
-        sketch.total = total if sketch.total is None else sketch.total + total
+        state.total = total if state.total is None else state.total + total
         if self._temperature in (None, 1.0):
             chosen = logits.argmax(-1)
         else:
             chosen = draw(torch.softmax(logits / self._temperature, dim=-1), [generator])
-        sketch.codes[start + first : start + self._span, sketch.codebook] = chosen
-        sketch.codebook += 1
-        if sketch.codebook == self._all:
-            sketch.window, sketch.codebook = sketch.window + 1, self._coarse
+        state.codes[start + first : start + self._span, state.codebook] = chosen
+        state.codebook += 1
+        if state.codebook == self._all:
+            state.window, state.codebook = state.window + 1, self._coarse
 
-    def _place(self, sketch: FineState) -> tuple[int, int]:
+    def _window(self, state: FineState) -> tuple[int, int]:
         """Return where the window begins, and the first of its positions to fill."""
-        ahead = sketch.window * self._stride
-        start = min(ahead, len(sketch.codes) - self._span)
-        fill = min(sketch.history + ahead, len(sketch.codes) - self._stride)
+        ahead = state.window * self._stride
+        start = min(ahead, len(state.codes) - self._span)
+        fill = min(state.history + ahead, len(state.codes) - self._stride)
         return start, fill - start
 
 

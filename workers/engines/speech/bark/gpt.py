@@ -1,4 +1,4 @@
-"""One autoregressive stage of Bark with a cache of fixed size, a row for each sentence.
+"""Computes an autoregressive stage of Bark with a cache of fixed size, a row for each sentence.
 
 The library's loop runs one voice a batch with attention written out. The stages are plain GPTs
 with learned positions, so this computes the same over the library's own weights: prompts of one
@@ -21,18 +21,18 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(slots=True, eq=False)
 class CacheSlot:
-    """A sentence's place in the cache; ``length`` positions of it are filled."""
+    """The row of a sentence in the cache; ``length`` positions of it are filled."""
 
     slot: int
     length: int = 0
 
 
 class Stage:
-    """``model``: a BarkCausalModel; up to ``rows`` sentences at once.
+    """Runs a BarkCausalModel for up to ``rows`` sentences at once.
 
-    ``answers``: the part of the vocabulary that can follow; only its logits are computed.
+    ``answers`` is the part of the vocabulary that can follow; only its logits are computed.
     ``capture`` makes the replays of steps, which then have fixed sizes; without it, a step
-    computes exactly what is asked for.
+    computes exactly the rows that it is given.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Stage:
         return self._keys.shape[1] - len(self._free)
 
     def open(self) -> CacheSlot | None:
-        """A place for a sentence; None while all are taken."""
+        """Return a free row for a sentence; None while all are taken."""
         if not self._free:
             return None
         row = CacheSlot(self._free.pop(0))
@@ -86,7 +86,7 @@ class Stage:
         return embedded
 
     def read(self, rows: list[CacheSlot], embeds: torch.Tensor) -> torch.Tensor:
-        """Begin rows anew with prompts (rows, length, hidden); logits after their last tokens."""
+        """Fill rows with prompts (rows, length, hidden); returns the logits after their ends."""
         length = embeds.shape[1]
         hidden = embeds + self._model.position_embeds_layer(
             torch.arange(length, device=self.device)
@@ -107,10 +107,11 @@ class Stage:
         return logits
 
     def step(self, rows: list[CacheSlot], tokens: list[int]) -> torch.Tensor:
-        """Logits (rows, answers) after one more token each.
+        """Return logits (rows, answers) after one more token each.
 
-        Computed for the whole span of slots up to the last of these: a view of the cache, where
-        picking rows would copy it. What the others write lies behind what they have filled.
+        They are computed for the whole span of slots up to the last of these: a view of the
+        cache, where picking rows would copy it. What the others write lies behind what they have
+        filled.
         """
         capacity = self._keys.shape[1]
         fed, filled = [0] * capacity, [0] * capacity
@@ -129,8 +130,11 @@ class Stage:
         return logits[[row.slot for row in rows]]
 
     def _advance(self, tokens: torch.Tensor, filled: torch.Tensor, longest: int) -> torch.Tensor:
-        """Write a token behind the ``filled`` positions of each of the first rows, and look at
-        the first ``longest`` positions. Reads nothing back, so that it can be captured."""
+        """Compute a token of each of the first rows.
+
+        It is written behind the row's ``filled`` positions, and looks at the first ``longest``.
+        Nothing is read back, so that the step can be captured.
+        """
         top = len(tokens)
         embeds = self.embed(tokens) + self._model.position_embeds_layer(filled)
         mask = torch.arange(longest, device=self.device)[None] <= filled[:, None]
@@ -149,7 +153,7 @@ class Stage:
         return self._forward(embeds[:, None], attend)
 
     def _forward(self, hidden: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Through all layers; the logits of the last position of each row."""
+        """Return the logits of the last position of each row, after all layers."""
         hidden = forward_blocks(self._model.layers, self._heads, hidden, attend, last=True)
         last = self._model.layernorm_final(hidden[:, -1])
         return self._head(last).float()
@@ -158,8 +162,11 @@ class Stage:
 def forward_blocks(
     layers: Any, heads: int, hidden: torch.Tensor, attend: Attend, *, last: bool = False
 ) -> torch.Tensor:
-    """Hidden states (rows, length, size) through the blocks of a stage; ``last``: only those of
-    the last position come out, for which the last block need not compute the others."""
+    """Put hidden states (rows, length, size) through the blocks of a stage.
+
+    With ``last``, only those of the last position are returned, and the last block computes no
+    others.
+    """
     size = hidden.shape[2]
     for number, block in enumerate(layers):
         joined = block.attn.att_proj(block.layernorm_1(hidden))

@@ -1,4 +1,4 @@
-"""Bark: text to tokens of meaning, to coarse and then fine tokens of sound, to samples.
+"""Bark turns text to semantic tokens, these to coarse and then fine acoustic tokens, to samples.
 
 Each sentence has a voice and a generator of its own, so what runs beside it changes nothing.
 Alone and with the same seed it is what ``BarkModel.generate`` makes.
@@ -30,7 +30,7 @@ _TOGETHER = {"cpu": 1, "cuda": 8}
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class BarkUtterance(Utterance):
-    """``text`` are token ids without padding."""
+    """A sentence in Bark; ``text`` are token ids without padding."""
 
     text: list[int]
     voice: Voice | None
@@ -39,26 +39,26 @@ class BarkUtterance(Utterance):
     semantic: list[int] = field(default_factory=list)
     history: torch.Tensor | None = None  #: coarse: the voice's tokens, then our own
     history_length: int = 0
-    meaning: torch.Tensor | None = None  #: coarse: the voice's semantic tokens, then our own
-    meaning_start: int = 0
-    wanted: int = 0  #: coarse tokens to make
+    known_semantic: torch.Tensor | None = None  #: coarse: the voice's tokens, then our own
+    semantic_start: int = 0  #: coarse: where our own begin
+    target: int = 0  #: coarse tokens to make
     near_start: int = 0  #: the first of the semantic tokens in the present window's prompt
     in_window: int = 0  #: coarse tokens of the present window
     pending: int | None = None  #: the token that the next step reads
-    sketch: FineState | None = None
+    fine: FineState | None = None
 
     @property
     def is_held(self) -> bool:
-        return self.row is not None or self.sketch is not None
+        return self.row is not None or self.fine is not None
 
     @property
     def made(self) -> int:
-        """Coarse tokens so far."""
+        """Return how many coarse tokens are made so far."""
         return 0 if self.history is None else len(self.history) - self.history_length
 
 
 class Bark:
-    """``rows``: sentences at once in each of the two autoregressive stages."""
+    """Computes sentences, up to ``rows`` at once in each of the two autoregressive stages."""
 
     def __init__(self, model: Any, rows: int) -> None:
         self._model = model
@@ -91,7 +91,7 @@ class Bark:
 
     @property
     def longest_text(self) -> int:
-        """Tokens of text that a sentence may have."""
+        """Return how many tokens of text a sentence may have."""
         longest: int = self._semantic.max_input_semantic_length
         return longest
 
@@ -100,10 +100,10 @@ class Bark:
         return sum(stage.used for stage in self._stages.values())
 
     def step(self, utterances: Sequence[BarkUtterance]) -> None:
-        """One token for each that is in an autoregressive stage and has a row there; the next
-        codebook for some of those past them, the longest there first.
+        """Compute a token of each utterance that has a row in an autoregressive stage.
 
-        A step that fails can be made again, with these or fewer: nothing is lost or drawn twice.
+        Of those past these stages, it computes the next codebook of some, the longest there first.
+        A step that fails can be repeated, with these or fewer: nothing is lost or drawn twice.
         """
         self._advance("semantic", [each for each in utterances if each.stage == "semantic"])
         for each in utterances:
@@ -112,10 +112,10 @@ class Bark:
         self._advance("coarse", [each for each in utterances if each.stage == "coarse"])
         fine = [each for each in utterances if each.stage == "fine"]
         if fine:
-            self._refine(fine[: self._together])
+            self._compute_fine(fine[: self._together])
 
-    def leave(self, utterance: BarkUtterance) -> None:
-        """Give its row back, wherever it is."""
+    def release(self, utterance: BarkUtterance) -> None:
+        """Free an utterance's row, in whichever stage it is."""
         if utterance.row is not None:
             self._stages[utterance.stage].close(utterance.row)
             utterance.row = None
@@ -144,17 +144,17 @@ class Bark:
                 take(each, token)
 
     def _break(self, utterance: BarkUtterance) -> None:
-        """End a sentence whose logits are not finite, as one whose samples are not."""
+        """End a sentence whose logits are not finite: its samples become NaN."""
         if utterance.row is not None:
             self._stages[utterance.stage].scrub(utterance.row)
-        self.leave(utterance)
-        utterance.stage, utterance.sketch = "done", None
+        self.release(utterance)
+        utterance.stage, utterance.fine = "done", None
         utterance.samples = np.full(1, np.nan, np.float32)
 
     def _compute(
         self, name: str, present: list[BarkUtterance]
     ) -> list[tuple[list[BarkUtterance], torch.Tensor]]:
-        """Logits (sentences, answers) of the next token, by groups of sentences."""
+        """Return the logits (sentences, answers) of the next token, by groups of sentences."""
         running = [each for each in present if each.pending is not None]
         ready = self._read(name, [each for each in present if each.pending is None])
         if running:
@@ -166,7 +166,7 @@ class Bark:
     def _read(
         self, name: str, utterances: list[BarkUtterance]
     ) -> list[tuple[list[BarkUtterance], torch.Tensor]]:
-        """Prompts of one length together, and the logits that follow them."""
+        """Read prompts, those of one length together; returns the logits that follow them."""
         prompt = self._semantic_prompt if name == "semantic" else self._coarse_prompt
         by_length: dict[int, list[tuple[BarkUtterance, torch.Tensor]]] = {}
         for each in utterances:
@@ -185,7 +185,7 @@ class Bark:
     def _choose(
         self, name: str, ready: list[tuple[list[BarkUtterance], torch.Tensor]]
     ) -> list[int]:
-        """The next token of each sentence, in the order of the groups."""
+        """Choose the next token of each sentence, in the order of the groups."""
         if not ready:
             return []
         utterances = [each for group, _ in ready for each in group]
@@ -209,7 +209,7 @@ class Bark:
             logits[vocabulary : vocabulary + self._codebook] = -torch.inf
 
     def _semantic_prompt(self, utterance: BarkUtterance) -> torch.Tensor:
-        """Text and voice laid over each other, position by position."""
+        """Return the sum of the text's and the voice's embeddings, position by position."""
         config, stage = self._semantic, self._stages["semantic"]
         length = config.max_input_semantic_length
         text = torch.full((length,), config.text_pad_token, dtype=torch.long)
@@ -228,11 +228,11 @@ class Bark:
             utterance.pending = token
             if len(utterance.semantic) < self._semantic.max_new_tokens:
                 return
-        self.leave(utterance)
+        self.release(utterance)
         utterance.stage, utterance.pending = "coarse", None
 
     def _begin_coarse(self, utterance: BarkUtterance) -> None:
-        meaning, history = self._model.coarse_acoustics.preprocess_histories(
+        semantic, history = self._model.coarse_acoustics.preprocess_histories(
             max_coarse_history=self._coarse.max_coarse_history,
             semantic_to_coarse_ratio=self._ratio,
             batch_size=1,
@@ -242,21 +242,21 @@ class Bark:
         )
         own = torch.tensor(utterance.semantic, dtype=torch.long)
         before = history[0].cpu().long()
-        utterance.meaning = torch.cat([meaning[0].cpu().long(), own])
-        utterance.meaning_start = meaning.shape[1]
+        utterance.known_semantic = torch.cat([semantic[0].cpu().long(), own])
+        utterance.semantic_start = semantic.shape[1]
         utterance.history, utterance.history_length = before, len(before)
         frames = int(np.floor(len(utterance.semantic) * self._ratio / self._codebooks))
-        utterance.wanted = frames * self._codebooks
-        if utterance.wanted == 0:
+        utterance.target = frames * self._codebooks
+        if utterance.target == 0:
             utterance.stage, utterance.samples = "done", np.zeros(0, np.float32)
 
     def _coarse_prompt(self, utterance: BarkUtterance) -> torch.Tensor:
-        """The part of the meaning that is near, then the sound so far: a window of both."""
+        """Return a window of the nearest semantic tokens, then of the coarse tokens so far."""
         config, stage = self._coarse, self._stages["coarse"]
-        assert utterance.meaning is not None
+        assert utterance.known_semantic is not None
         assert utterance.history is not None
         utterance.near_start = self._near_start(utterance)
-        near = utterance.meaning[utterance.near_start :][: config.max_coarse_input_length]
+        near = utterance.known_semantic[utterance.near_start :][: config.max_coarse_input_length]
         missing = config.max_coarse_input_length - len(near)
         near = functional.pad(near, (0, missing), value=config.coarse_semantic_pad_token)
         infer = torch.tensor([config.coarse_infer_token])
@@ -268,14 +268,14 @@ class Bark:
         utterance.history = torch.cat([utterance.history, torch.tensor([token])])
         utterance.in_window += 1
         utterance.pending = token
-        if utterance.made >= utterance.wanted:
-            self.leave(utterance)
+        if utterance.made >= utterance.target:
+            self.release(utterance)
             utterance.stage, utterance.pending = "fine", None
         elif utterance.in_window >= self._coarse.sliding_window_len:
             self._next_window(utterance)
 
     def _next_window(self, utterance: BarkUtterance) -> None:
-        """Its prompt is read anew, unless it is this window's with what was made since."""
+        """Begin a window; its prompt is read unless it only continues the present one's."""
         assert utterance.history is not None
         utterance.in_window = 0
         moved = self._near_start(utterance) != utterance.near_start
@@ -284,7 +284,7 @@ class Bark:
 
     def _near_start(self, utterance: BarkUtterance) -> int:
         most: int = int(np.floor(self._coarse.max_coarse_history / self._ratio))
-        at: int = utterance.meaning_start + round(utterance.made / self._ratio)
+        at: int = utterance.semantic_start + round(utterance.made / self._ratio)
         return max(0, at - most)
 
     # ---- the rest --------------------------------------------------------------------------------
@@ -296,15 +296,15 @@ class Bark:
         voice = utterance.voice["fine_prompt"] if utterance.voice is not None else None
         return self._fine.begin(coarse.to(self._model.device), voice)
 
-    def _refine(self, utterances: list[BarkUtterance]) -> None:
+    def _compute_fine(self, utterances: list[BarkUtterance]) -> None:
         for each in utterances:
-            each.sketch = each.sketch or self._begin_fine(each)
+            each.fine = each.fine or self._begin_fine(each)
         # One that is done already could not be decoded the last time.
-        rest = [(u.sketch, u.generator) for u in utterances if u.sketch and not u.sketch.done]
+        rest = [(u.fine, u.generator) for u in utterances if u.fine and not u.fine.done]
         if rest:
-            self._fine.step([sketch for sketch, _ in rest], [generator for _, generator in rest])
-        ended = [each for each in utterances if each.sketch is not None and each.sketch.done]
-        whole = [each for each in ended if each.sketch is not None and each.sketch.is_finite]
+            self._fine.step([state for state, _ in rest], [generator for _, generator in rest])
+        ended = [each for each in utterances if each.fine is not None and each.fine.done]
+        whole = [each for each in ended if each.fine is not None and each.fine.is_finite]
         for each in ended:
             if each not in whole:
                 self._break(each)
@@ -312,24 +312,24 @@ class Bark:
             self._decode(whole)
 
     def _decode(self, utterances: list[BarkUtterance]) -> None:
-        """Samples of the finished sentences, in one go where the codec never looks ahead."""
-        sounds = [each.sketch.sound for each in utterances if each.sketch is not None]
+        """Decode finished sentences to samples, together if the codec never looks ahead."""
+        sounds = [each.fine.own_codes for each in utterances if each.fine is not None]
         longest = max(sound.shape[1] for sound in sounds)
         if not self._model.codec_model.config.use_causal_conv:
             for each, sound in zip(utterances, sounds, strict=True):
-                self._give(each, self._samples(sound[None])[0])
+                self._finish(each, self._samples(sound[None])[0])
             return
         padded = [functional.pad(sound, (0, longest - sound.shape[1])) for sound in sounds]
         samples = self._samples(torch.stack(padded))
         each_token = samples.shape[1] // longest
         for number, (each, sound) in enumerate(zip(utterances, sounds, strict=True)):
-            self._give(each, samples[number, : sound.shape[1] * each_token])
+            self._finish(each, samples[number, : sound.shape[1] * each_token])
 
     def _samples(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(sentences, codebooks, length) to (sentences, samples)."""
+        """Decode (sentences, codebooks, length) to (sentences, samples)."""
         samples: torch.Tensor = self._model.codec_decode(tokens)
         return samples
 
-    def _give(self, utterance: BarkUtterance, samples: torch.Tensor) -> None:
+    def _finish(self, utterance: BarkUtterance, samples: torch.Tensor) -> None:
         utterance.samples = samples.float().cpu().numpy()
-        utterance.stage, utterance.sketch = "done", None
+        utterance.stage, utterance.fine = "done", None

@@ -1,4 +1,4 @@
-"""The next token of each row, drawn as the library draws it, each row from its own generator."""
+"""Draws the next token of each row as the library does, each row from its own generator."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ NOT_A_NUMBER = -1  #: the token of a row whose logits are not finite
 
 
 class Sampler:
-    """``config``: the stage's generation config; ``processors``: the library's own for it."""
+    """Samples by a stage's generation config, with the library's own processors for it."""
 
     def __init__(self, model: Any, config: Any) -> None:
         prepared, _ = model._prepare_generation_config(config)
@@ -40,9 +40,9 @@ class Sampler:
 
 
 def draw(chances: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """One of each row of (rows, choices); the generators share the rows evenly, in order.
+    """Draw one choice of each row of (rows, choices).
 
-    A draw that fails leaves the generators as they were.
+    The generators share the rows evenly, in order. A draw that fails leaves them as they were.
     """
     states = [generator.get_state() for generator in generators]
     try:
@@ -54,9 +54,11 @@ def draw(chances: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.
 
 
 def _draw(chances: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Draw, on a CPU, exactly what ``torch.multinomial`` does: the greatest of the chances over
-    exponential noise. That takes its logarithms one by one, which is most of its time; these are
-    vectorised."""
+    """Draw, on a CPU, exactly what ``torch.multinomial`` does.
+
+    That takes the greatest of the chances over exponential noise, whose logarithms it computes one
+    by one, which is most of its time; these are vectorised.
+    """
     even = torch.empty(chances.shape, dtype=torch.float64, device=chances.device)
     for part, generator in zip(even.chunk(len(generators)), generators, strict=True):
         part.uniform_(generator=generator)

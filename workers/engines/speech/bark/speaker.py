@@ -1,4 +1,4 @@
-"""A Bark as the engine knows it: with its tokenizer and its voices."""
+"""Presents a Bark to the engine, with its tokenizer and its voices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from workers.protocol import SpeechJob
 
 
 class BarkSpeaker:
-    """``rows``: sentences at once."""
+    """Speaks with one Bark; ``rows`` is how many sentences it computes at once."""
 
     def __init__(self, model: Any, tokenizer: Any, voices: Voices, rows: int) -> None:
         self._device: torch.device = model.device
@@ -23,15 +23,15 @@ class BarkSpeaker:
         self.bark = Bark(model, rows)
         self.sample_rate = self.bark.sample_rate
 
-    def voice_of(self, job: SpeechJob) -> str | None:
+    def resolve_voice(self, job: SpeechJob) -> str | None:
         if job.speed is not None:
             raise not_supported("speed")
-        return self.voices.name_of(job.voice, job.language)
+        return self.voices.resolve(job.voice, job.language)
 
     def fits(self, text: str) -> bool:
         return len(self._tokens(text)) <= self.bark.longest_text
 
-    def utter(self, text: str, voice: str | None, _speed: float | None, seed: int) -> BarkUtterance:
+    def start(self, text: str, voice: str | None, _speed: float | None, seed: int) -> BarkUtterance:
         tokens = self._tokens(text)
         if not tokens:
             raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
@@ -48,8 +48,8 @@ class BarkSpeaker:
     def step(self, utterances: Sequence[BarkUtterance]) -> None:
         self.bark.step(utterances)
 
-    def leave(self, utterance: BarkUtterance) -> None:
-        self.bark.leave(utterance)
+    def release(self, utterance: BarkUtterance) -> None:
+        self.bark.release(utterance)
 
     @property
     def rows_used(self) -> int:

@@ -1,4 +1,4 @@
-"""The voices of a Bark repository: a closed list, since the library opens other names as files."""
+"""Lists the voices of a Bark repository; the library would open other names as files."""
 
 import json
 import re
@@ -19,10 +19,13 @@ _NAME = re.compile(r"(?:v2/)?(?P<language>[a-z]{2})_(?P<speaker>speaker_\d+)")
 
 
 class Voices:
-    """``semantic`` and ``codes``: how many tokens of meaning, and in a codebook, there are."""
+    """Knows the voices of one repository.
+
+    ``semantic`` and ``codes`` are how many tokens of meaning, and in a codebook, there are.
+    """
 
     def __init__(self, folder: Path, semantic: int, codes: int) -> None:
-        """Take the voices whose files are all there; the index may name others."""
+        """Read the index; voices of which a file is missing are left out."""
         self._folder = folder.resolve()
         self._limits = {"semantic_prompt": semantic, "coarse_prompt": codes, "fine_prompt": codes}
         self._known: dict[str, Voice] = {}
@@ -39,10 +42,10 @@ class Voices:
         found = {match["language"] for name in self._paths if (match := _NAME.fullmatch(name))}
         return sorted(found)
 
-    def name_of(self, voice: str | None, language: str | None) -> str | None:
-        """The preset that a request means; None is no voice at all. Raises Refused.
+    def resolve(self, voice: str | None, language: str | None) -> str | None:
+        """Return the preset that a request means, None for no voice at all. Raises Refused.
 
-        ``v2/en_speaker_1`` by itself, or ``speaker_1`` with the language ``en``.
+        A request names ``v2/en_speaker_1`` by itself, or ``speaker_1`` with the language ``en``.
         """
         if language is not None and not self.languages:
             raise not_supported("language")
@@ -57,7 +60,7 @@ class Voices:
         raise unknown_voice(self.names)
 
     def load(self, name: str) -> Voice:
-        """A preset's tokens, on the CPU; read once."""
+        """Return a preset's tokens, on the CPU; they are read once."""
         if name not in self._known:
             self._known[name] = {part: torch.from_numpy(self._read(name, part)) for part in _PARTS}
         return self._known[name]
@@ -76,7 +79,7 @@ class Voices:
         return array.astype(np.int64)
 
     def _is_whole(self, paths: Any) -> bool:
-        """All parts named, and each a file of this repository."""
+        """True if the index names all parts, and each is a file of this repository."""
         if not isinstance(paths, dict):
             return False
         files = [self._folder / str(paths.get(part, "")) for part in _PARTS]

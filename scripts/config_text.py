@@ -1,7 +1,4 @@
-"""The text that config.yaml must have, made from settings.py.
-
-``.venv/bin/python -m tests.config_text > config.yaml`` writes it anew.
-"""
+"""Makes the text of config.yaml from the settings; ``make config`` writes it anew."""
 
 import json
 import sys
@@ -19,7 +16,7 @@ HEAD = """\
 #
 # Order: defaults < this file (--config, else ./config.yaml, else $BITINGLIP_HOME/config.yaml)
 # < environment (BITINGLIP_SERVER__PORT=8081) < --set server.port=8081 < flags.
-# Made from bitinglip/settings/ by tests/config_text.py.
+# Made from bitinglip/settings/ by scripts/config_text.py.
 """
 MODEL = "demo-echo"
 
