@@ -5,12 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.recorder import Recorder
-from benchmarks.gpu.supervisor import read_ceilings
+from benchmarks.gpu.recorder import Recorder, read_ceilings
 
 
-def main() -> None:
-    function, device, shape, folder, path = sys.argv[1:]
+def run(arguments: list[str]) -> None:
+    """Run a part: its FUNCTION, DEVICE, SHAPE, FOLDER and PATH."""
+    function, device, shape, folder, path = arguments
     recorder = Recorder(device, shape, Path(folder), Path(path), read_ceilings(Path(folder)))
     module, name = function.split(":")
     getattr(importlib.import_module(module), name)(recorder)
@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(sys.argv[1:])
