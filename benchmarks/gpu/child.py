@@ -5,13 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.recorder import Recorder
-from benchmarks.gpu.supervisor import read_ceilings
+from benchmarks.gpu.recorder import Recorder, read_ceilings
 from workers.protocol import DeviceKind
 
 
-def main() -> None:
-    function, device, shape, folder, path = sys.argv[1:]
+def run(arguments: list[str]) -> None:
+    """Run a part: its FUNCTION, DEVICE, SHAPE, FOLDER and PATH."""
+    function, device, shape, folder, path = arguments
     kind: DeviceKind = "cuda" if device == "cuda" else "cpu"
     recorder = Recorder(kind, shape, Path(folder), Path(path), read_ceilings(Path(folder)))
     module, name = function.split(":")
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(sys.argv[1:])

@@ -37,10 +37,11 @@ def check(record: Recorder) -> None:
     own.pop("CUDA_VISIBLE_DEVICES", None)
     plain = {key: value for key, value in own.items() if key != "PYTORCH_NVML_BASED_CUDA_CHECK"}
     kinds = ["text"] if record.tiny else [kind for kind in ENGINES if ENGINES[kind].preimport]
+    environs = {"": own} if record.tiny else {"": own, ", without the NVML switch": plain}
     runs = {
         (kind, label): _start(ENGINES[kind].preimport[0], environ)
         for kind in kinds
-        for label, environ in (("", own), (", without the NVML switch", plain))
+        for label, environ in environs.items()
     }
     wrong = []
     for (kind, label), process in runs.items():

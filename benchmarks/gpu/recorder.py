@@ -86,3 +86,9 @@ def read_figures(path: Path) -> list[Figure]:
         except json.JSONDecodeError:
             break
     return figures
+
+
+def read_ceilings(folder: Path) -> dict[str, float]:
+    """Read the rates that the part ``ceilings`` measured; empty if it has not run."""
+    path = folder / "ceilings.json"
+    return json.loads(path.read_text()) if path.exists() else {}

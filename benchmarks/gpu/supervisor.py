@@ -1,6 +1,5 @@
 """Runs one part of the check in a process of its own, and outlives whatever happens to it."""
 
-import json
 import os
 import platform
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.gpu.parts import Part
+from benchmarks.gpu.preloaded import ForkedPart
 from benchmarks.gpu.recorder import Figure, read_figures
 from workers.launcher import worker_environment
 
@@ -37,28 +37,37 @@ class Outcome:
     error: str = ""  #: the end of its output, where it did not pass
 
 
-def run_part(part: Part, device: str, shape: str, folder: Path, limit: float) -> Outcome:
-    """Run a part for ``limit`` seconds at most; its output goes to ``<folder>/<part>.log``."""
+def run_part(
+    part: Part, device: str, shape: str, folder: Path, limit: float, *, preload: bool = False
+) -> Outcome:
+    """Run a part for ``limit`` seconds at most; its output goes to ``<folder>/<part>.log``.
+
+    With ``preload`` it is a fork of a process that has imported the libraries.
+    """
     figures, log = folder / f"{part.name}.jsonl", folder / f"{part.name}.log"
     figures.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu.child", part.function]
-    command += [device, shape, str(folder), str(figures)]
+    arguments = [part.function, device, shape, str(folder), str(figures)]
     began = time.monotonic()
+    log.write_bytes(b"")
+    process = ForkedPart(arguments, log) if preload else _start(arguments, log)
+    code = _wait(process, limit)
+    seconds = time.monotonic() - began
+    tail = _tail(log)
+    state = "passed" if code == 0 else "timed out" if code is None else _failure(code, tail)
+    error = "" if state == "passed" else tail
+    return Outcome(part.name, part.question, state, seconds, read_figures(figures), error)
+
+
+def _start(arguments: list[str], log: Path) -> "subprocess.Popen[bytes]":
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.gpu.child", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=_environment(),
             start_new_session=True,
         )
-        code = _wait(process, limit)
-    seconds = time.monotonic() - began
-    tail = _tail(log)
-    state = "passed" if code == 0 else "timed out" if code is None else _failure(code, tail)
-    error = "" if state == "passed" else tail
-    return Outcome(part.name, part.question, state, seconds, read_figures(figures), error)
 
 
 def _environment() -> dict[str, str]:
@@ -77,13 +86,7 @@ def end_of_log(folder: Path, part: str) -> bytes:
     return path.read_bytes()[-_LOG_BYTES:] if path.exists() else b""
 
 
-def read_ceilings(folder: Path) -> dict[str, float]:
-    """Read the rates that the part ``ceilings`` measured; empty if it has not run."""
-    path = folder / "ceilings.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _wait(process: "subprocess.Popen[bytes]", limit: float) -> int | None:
+def _wait(process: "subprocess.Popen[bytes] | ForkedPart", limit: float) -> int | None:
     """The exit code, or None for a process that took longer. None of its descendants stays.
 
     They are noted while it runs: a server leads a session of its own, and nobody can tell whose

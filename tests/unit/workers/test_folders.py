@@ -85,7 +85,8 @@ def test_results_that_are_no_files_of_the_worker_fail_the_job(work: Path, trick:
 def test_results_cannot_be_named_out_of_their_folder(work: Path) -> None:
     (work / f"{JOB}-0.x").mkdir()
     for name in ("x/../../../admin.key", "png\0"):
-        done = images(6, image_format=name)  # type: ignore[arg-type]  as a broken worker might say
+        # as a broken worker might say
+        done = images(6, image_format=name)  # type: ignore[arg-type]
         found = take_results(done, work, work.parent / "files")
         assert isinstance(found, Failed)
     assert (work.parent / "admin.key").read_text() == "secret"
