@@ -1,6 +1,7 @@
 """Starts worker processes. The seam for another way to start them (on a cluster, say)."""
 
 import contextlib
+import logging
 import os
 import platform
 import signal
@@ -15,6 +16,8 @@ from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
 from workers.protocol import Confinement, Import
+
+log = logging.getLogger(__name__)
 
 _ENTRY = "workers.process:worker_main"
 #: The whole program of a worker: the gateway's import path, then the entry and its descriptors.
@@ -137,7 +140,7 @@ class SpawnLauncher:
         environ = worker_environment(dict(os.environ), platform.release())
         if visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
-        folder = self._folders.make() if self._folders is not None else None
+        folder = self._make_folder(name)
         if folder is not None:
             environ["TMPDIR"] = str(folder)
         _fill_standard_streams()
@@ -170,6 +173,16 @@ class SpawnLauncher:
         )
         worker.send(encode_commands([first]))
         return worker
+
+    def _make_folder(self, name: str) -> Path | None:
+        """Make the folder of a worker. On a full disk it has none, and can write nowhere at all."""
+        if self._folders is None:
+            return None
+        try:
+            return self._folders.make()
+        except OSError as error:
+            log.warning("%s: it has no folder to write to: %s", name, error.strerror)
+            return None
 
     def _command(self, name: str, descriptors: tuple[int, ...]) -> list[str]:
         program = _PROGRAM.format(
