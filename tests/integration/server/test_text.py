@@ -189,8 +189,7 @@ def test_neither_the_key_nor_a_prompt_is_ever_logged(server: Server) -> None:
         client.get(f"/api/v1/models?key={server.key}")
     log = server.log.read_text()
     assert "canary-words" not in log
-    # The first start shows the key on a terminal only.
-    assert server.key not in log
+    assert server.key not in log  # the first start shows it on a terminal only
 
 
 def test_a_client_that_goes_away_cancels_its_request(server: Server) -> None:
