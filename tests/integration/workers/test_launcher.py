@@ -1,5 +1,6 @@
 """How worker processes are started: what they take from the gateway, and what they leave to it."""
 
+import asyncio
 import os
 import resource
 import subprocess
@@ -13,7 +14,10 @@ import psutil
 import pytest
 
 from tests.support.pool_harness import Recorder, fake, with_pool
+from tests.support.wait import eventually
+from workers.folders import WorkFolders
 from workers.framing import command_frame, encode_commands
+from workers.launcher import SpawnLauncher
 from workers.pool import StartFailed, WorkerPool
 from workers.protocol import Import
 
@@ -113,16 +117,19 @@ def descriptors(spare: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("spare", [0, 3, 7, 9])
-def test_load_without_descriptors_fails_and_the_next_one_works(spare: int) -> None:
+def test_load_without_descriptors_fails_and_the_next_one_works(spare: int, tmp_path: Path) -> None:
+    folders = WorkFolders(tmp_path / "work")
+
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
         before = len(os.listdir("/proc/self/fd"))
         with descriptors(spare), pytest.raises(StartFailed, match="Too many open files"):
             await pool.start("echo/0", fake())
         assert pool.workers == []
-        assert len(os.listdir("/proc/self/fd")) == before
+        await asyncio.to_thread(eventually, lambda: not list(tmp_path.glob("work/*")))
+        await asyncio.to_thread(eventually, lambda: len(os.listdir("/proc/self/fd")) == before)
         await pool.start("echo/0", fake())
 
-    with_pool(test)
+    with_pool(test, SpawnLauncher(folders=folders))
 
 
 def test_spare_that_cannot_be_started_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
