@@ -137,13 +137,13 @@ class SpawnLauncher:
         environ = worker_environment(dict(os.environ), platform.release())
         if visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
-        folder = self._folders.make() if self._folders is not None else None
-        if folder is not None:
-            environ["TMPDIR"] = str(folder)
         _fill_standard_streams()
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            if self._folders is not None and folder is not None:
+            folder: Path | None = None
+            if self._folders is not None:
+                folder = self._folders.make()
                 ours.callback(self._folders.remove, folder)
+                environ["TMPDIR"] = str(folder)
             jobs_child, jobs = _pipe(theirs, ours)
             events, events_child = _pipe(ours, theirs)
             death_child, death = _pipe(theirs, ours)
