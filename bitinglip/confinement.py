@@ -16,10 +16,7 @@ _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "BITINGLIP_API_KEY")
 
 
 def spawn_launcher(settings: Settings, home: Home) -> SpawnLauncher:
-    """Return what starts this server's workers, confined; sweeps what an earlier server left.
-
-    Raises OSError if the home does not take their folders.
-    """
+    """Return what starts this server's workers, confined; sweeps what an earlier server left."""
     folders = WorkFolders(home.work)
     folders.sweep()
     secrets = (settings.hub.token_file, settings.server.tls_key)

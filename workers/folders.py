@@ -40,9 +40,9 @@ class WorkFolders:
 
     def sweep(self) -> None:
         """Remove what workers of an earlier gateway left; none of this one's may run yet."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for entry in self._root.iterdir():
-            _remove(entry)
+        with contextlib.suppress(OSError):  # there is nothing, or it stays
+            for entry in self._root.iterdir():
+                _remove(entry)
 
     def make(self) -> Path:
         """Make a folder for the owner only. Raises OSError."""

@@ -1,6 +1,7 @@
 """Starts worker processes. The seam for another way to start them (on a cluster, say)."""
 
 import contextlib
+import logging
 import os
 import platform
 import signal
@@ -15,6 +16,8 @@ from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
 from workers.protocol import Confinement, Import
+
+log = logging.getLogger(__name__)
 
 _ENTRY = "workers.process:worker_main"
 #: The whole program of a worker: the gateway's import path, then the entry and its descriptors.
@@ -139,9 +142,8 @@ class SpawnLauncher:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
         _fill_standard_streams()
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            folder: Path | None = None
-            if self._folders is not None:
-                folder = self._folders.make()
+            folder = self._make_folder(name)
+            if self._folders is not None and folder is not None:
                 ours.callback(self._folders.remove, folder)
                 environ["TMPDIR"] = str(folder)
             jobs_child, jobs = _pipe(theirs, ours)
@@ -170,6 +172,16 @@ class SpawnLauncher:
         )
         worker.send(encode_commands([first]))
         return worker
+
+    def _make_folder(self, name: str) -> Path | None:
+        """Make the folder of a worker. On a full disk it has none, and can write nowhere at all."""
+        if self._folders is None:
+            return None
+        try:
+            return self._folders.make()
+        except OSError as error:
+            log.warning("%s: it has no folder to write to: %s", name, error.strerror)
+            return None
 
     def _command(self, name: str, descriptors: tuple[int, ...]) -> list[str]:
         program = _PROGRAM.format(

@@ -88,7 +88,7 @@ def _first(commands: Sequence[Command]) -> Command | None:
 
 
 def _confine(fd: int, spec: Load, first: Import) -> Confined:
-    if first.confinement is None or first.folder is None:
+    if first.confinement is None:
         return Confined()
     try:
         return confine(spec, first.confinement, first.folder)

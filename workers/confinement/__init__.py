@@ -77,8 +77,8 @@ class _Report:
         )
 
 
-def confine(spec: Load, confinement: Confinement, folder: str) -> Confined:
-    """Confine this process to a model and to the folder of its own, for good.
+def confine(spec: Load, confinement: Confinement, folder: str | None) -> Confined:
+    """Confine this process to a model and to the folder of its own, if it has one, for good.
 
     To be called while the caller's thread is the only one. Raises NotConfined.
     """
@@ -123,7 +123,7 @@ def _take_harmless(report: _Report) -> None:
 
 
 def _take_all(
-    report: _Report, kernel: Kernel, spec: Load, confinement: Confinement, folder: str
+    report: _Report, kernel: Kernel, spec: Load, confinement: Confinement, folder: str | None
 ) -> None:
     if spec.device == "cuda":
         with contextlib.suppress(OSError):
@@ -137,14 +137,15 @@ def _take_all(
     _take_seccomp(report, kernel, programs=runs_programs(spec), unix_sockets=spec.device == "cuda")
 
 
-def rules(spec: Load, confinement: Confinement, folder: str) -> Iterator[Rule]:
+def rules(spec: Load, confinement: Confinement, folder: str | None) -> Iterator[Rule]:
     """Yield the rules for the files of a worker that runs a model."""
     yield from paths.system(confinement.hidden, programs=runs_programs(spec))
     if spec.device == "cuda":
         yield from paths.cuda()
     yield from paths.model(model_files(spec))
     yield Rule(confinement.inputs, Access.READ_FILE)
-    yield Rule(folder, OWN)
+    if folder is not None:
+        yield Rule(folder, OWN)
     for cache in paths.caches():
         yield Rule(cache, OWN)
 
@@ -169,14 +170,24 @@ def _take_landlock(report: _Report, kernel: Kernel, wanted: Iterable[Rule]) -> N
         return
     if threads := _other_threads():
         report.missing["threads"] = f"{threads} that libraries began are not bound by file rules"
+    elif threads is None:
+        report.missing["threads"] = (
+            "/proc cannot be read, so it is not known whether there are more"
+        )
     report.take("files", lambda: landlock.restrict(wanted, kernel.landlock))
 
 
-def _other_threads() -> int:
-    """Count the threads beside the caller's; one that was joined is there for a moment longer."""
+def _other_threads() -> int | None:
+    """Count the threads beside the caller's; None where that cannot be known.
+
+    One that was joined is there for a moment longer.
+    """
     end = time.monotonic() + _THREAD_SECONDS
-    while (others := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < end:
-        time.sleep(0.001)
+    try:
+        while (others := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < end:
+            time.sleep(0.001)
+    except OSError:
+        return None
     return others
 
 

@@ -131,7 +131,7 @@ def caches() -> list[str]:
     return [path for path in named if path]
 
 
-def choose_caches(names: Iterable[str], root: str, model_path: str, temporary: str) -> None:
+def choose_caches(names: Iterable[str], root: str, model_path: str, temporary: str | None) -> None:
     """Make and name caches that outlive this process, unless the operator chose some.
 
     A cache in the folder of temporary files is a library's choice, made when it was imported. Each
@@ -140,7 +140,8 @@ def choose_caches(names: Iterable[str], root: str, model_path: str, temporary: s
     """
     for name in names:
         chosen = os.environ.get(name)
-        if chosen is None or Path(chosen).is_relative_to(temporary):
+        mine = temporary is not None and Path(chosen or "").is_relative_to(temporary)
+        if not chosen or mine:
             own = Path(root, Path(model_path).parent.name, name.lower())
             own.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.environ[name] = str(own)

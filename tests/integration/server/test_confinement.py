@@ -59,7 +59,7 @@ def test_confinement_hides_the_gateway_from_processes_of_its_user(confined: Serv
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look")
 def test_confinement_leaves_no_token_to_the_gateways_children(confined: Server) -> None:
     children = descendants(confined.process.pid)
-    assert len(children) >= 2  # a worker, and the tracker of multiprocessing
+    assert children
     for child in children:
         assert CANARY not in child.environ().values(), child.cmdline()
 

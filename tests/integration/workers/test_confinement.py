@@ -72,10 +72,14 @@ class Place:
     def spec(self, **options: Any) -> Load:
         return Load(**{"model": "m", "engine": "probe", "path": str(self.model)} | options)
 
-    def launcher(self, mode: Any) -> SpawnLauncher:
-        return SpawnLauncher(folders=WorkFolders(self.work), confinement=self.confinement(mode))
+    def launcher(self, mode: Any, work: Path | None = None) -> SpawnLauncher:
+        return SpawnLauncher(
+            folders=WorkFolders(work or self.work), confinement=self.confinement(mode)
+        )
 
-    def ask(self, code: dict[str, str], mode: Any, **options: Any) -> dict[str, str]:
+    def ask(
+        self, code: dict[str, str], mode: Any, *, work: Path | None = None, **options: Any
+    ) -> dict[str, str]:
         """The outcomes of code in a worker, by the names that were given them."""
         found: dict[str, str] = {}
 
@@ -91,7 +95,7 @@ class Place:
             found["measures"] = " ".join(worker.ready.confined.measures)
             found["missing"] = "; ".join(worker.ready.confined.missing)
 
-        with_pool(test, self.launcher(mode))
+        with_pool(test, self.launcher(mode, work))
         return found
 
 
@@ -288,3 +292,13 @@ def test_work_folder_lives_as_long_as_its_worker(place: Place) -> None:
         await asyncio.to_thread(eventually, lambda: not worker.folder.exists())
 
     with_pool(test, place.launcher("auto"))
+
+
+def test_work_folder_that_cannot_be_made_loosens_nothing(place: Place) -> None:
+    """On a full disk, say: models that write no files go on."""
+    blocked = place.home / "blocked"
+    blocked.touch()
+    code = {"key": "read(HOME + '/admin.key')", "results": "write(HOME + '/files/new')"}
+    found = place.ask(code, "auto", work=blocked)
+    assert (found["key"], found["results"]) == ("EACCES", "EACCES")
+    assert (found["measures"], found["missing"]) == (MEASURES, "")
