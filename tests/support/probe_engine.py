@@ -120,6 +120,21 @@ def fork() -> str:
     return "forked"
 
 
+def leave_session() -> str:
+    """Start a child that is not ended with its worker."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+        except OSError as error:
+            os._exit(error.errno or 1)
+        os._exit(0)
+    number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if number:
+        raise OSError(number, os.strerror(number))
+    return "left"
+
+
 def send_signal(pid: int) -> str:
     os.kill(pid, signal.SIGCONT)
     return "sent"

@@ -27,6 +27,10 @@ _FORBIDDEN: dict[str, dict[str, tuple[int | None, int | None]]] = {
         "process_mrelease": (448, 448),
         "tkill": (200, 130),
     },
+    "the group of processes, which is ended with the worker": {
+        "setsid": (112, 157),
+        "setpgid": (109, 154),
+    },
     "parts of the kernel that engines do not use, and that were often its holes": {
         "bpf": (321, 280),
         "userfaultfd": (323, 282),

@@ -36,8 +36,8 @@ class LoadProgress(msgspec.Struct, tag="load_progress", frozen=True):
 class Confined(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker has confined itself, by the names of measures; what is missing says why."""
 
-    measures: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
+    measures: tuple[Name, ...] = ()
+    missing: tuple[Message, ...] = ()
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):

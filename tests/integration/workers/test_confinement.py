@@ -144,6 +144,7 @@ TRIALS = {
     "listening": ("bool(socket.socket(socket.AF_INET6))", "EPERM", "True"),
     "a program": ("start_program()", "EPERM", "started"),
     "a process": ("fork()", "EPERM", "forked"),
+    "a child of another session": ("leave_session()", "EPERM", "left"),
     "the gateway's signals": ("send_signal(GATEWAY)", "EPERM", "sent"),
     "the gateway's limits": (
         "ctypes.CDLL(None).prlimit(GATEWAY, 7, None, ctypes.create_string_buffer(16))",
@@ -228,6 +229,7 @@ def test_confinement_lets_a_compiler_run_and_nothing_else(
     code = {
         "compiler": "start_program()",
         "own signal": "send_signal(os.getpid())",
+        "session": "leave_session()",
         "cache": "in_new_folder(os.environ['TORCHINDUCTOR_CACHE_DIR'] + '/folder')",
         "where": "os.environ['TORCHINDUCTOR_CACHE_DIR'].startswith(HOME + '/cache/m/')",
         "key": "read(HOME + '/admin.key')",
@@ -241,6 +243,7 @@ def test_confinement_lets_a_compiler_run_and_nothing_else(
     assert {name: found[name] for name in code} == {
         "compiler": "started",
         "own signal": "sent",
+        "session": "EPERM",
         "cache": "done",
         "where": "True",
         "key": "EACCES",
