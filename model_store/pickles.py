@@ -5,7 +5,9 @@ then looked at as all others are.
 """
 
 import json
+import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -63,11 +65,12 @@ def _target(name: str) -> str:
 
 
 def _convert(source: Path, target: Path, cancelled: Callable[[], bool], confine: str) -> None:
-    with tempfile.TemporaryDirectory() as empty:
-        files = [str(source.absolute()), str(target.absolute())]
+    # A folder of its own, beside the target: the only one that it writes to.
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder).absolute() / target.name
         process = subprocess.Popen(
-            [sys.executable, "-I", "-m", _READER, *files, confine],
-            cwd=empty,
+            [sys.executable, "-I", "-m", _READER, str(source.absolute()), str(made), confine],
+            cwd=folder,
             env={},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -79,9 +82,12 @@ def _convert(source: Path, target: Path, cancelled: Callable[[], bool], confine:
         finally:
             process.kill()
             said, _ = process.communicate()
-    if process.returncode != 0:
-        why = said.strip() or "its reader died of it"
-        raise BadFiles(f"{source.name} is not taken: {why[:200]}.")
+        if process.returncode != 0:
+            why = said.strip() or "its reader died of it"
+            raise BadFiles(f"{source.name} is not taken: {why[:200]}.")
+        if not stat.S_ISREG(made.lstat().st_mode):
+            raise BadFiles(f"{source.name} is not taken: its reader made no file of it.")
+        os.replace(made, target)
 
 
 def _await(process: "subprocess.Popen[str]", cancelled: Callable[[], bool]) -> None:

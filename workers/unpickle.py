@@ -3,7 +3,7 @@
     python -I -m workers.unpickle SOURCE TARGET MODE
 
 Only tensors are read (``weights_only``), under limits of memory, time and file size, by a process
-that can open the one file, write the other, and nothing else; MODE is ``workers.confine``. What is
+that can open the one file, and write into the other's folder; MODE is ``workers.confine``. What is
 wrong comes as one line on stdout and exit code 1; nothing of the file's own text is repeated.
 """
 
@@ -23,9 +23,8 @@ _SPACE_BYTES = 16 << 30
 
 def main(source: Path, target: Path, mode: ConfineMode) -> int:
     _limit(source.stat().st_size)
-    target.touch(mode=0o600)
     try:
-        confine_reader(str(source), str(target), mode)
+        confine_reader(str(source), str(target.parent), mode)
         _convert(source, target)
     except (_Unfit, NotConfined) as error:
         print(error)  # noqa: T201  the answer

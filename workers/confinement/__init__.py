@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from workers.confinement import landlock, limits, paths, seccomp
-from workers.confinement.landlock import OWN, READ, WRITE, Access, Rule
+from workers.confinement.landlock import OWN, READ, Access, Rule
 from workers.protocol import Confined, Confinement, ConfineMode, Load
 
 _THREAD_SECONDS = 0.2
@@ -98,8 +98,8 @@ def confine(spec: Load, confinement: Confinement, folder: str | None) -> Confine
     return report.checked(confinement.mode)
 
 
-def confine_reader(source: str, target: str, mode: ConfineMode) -> Confined:
-    """Confine this process to reading one file and writing another. Raises NotConfined.
+def confine_reader(source: str, folder: str, mode: ConfineMode) -> Confined:
+    """Confine this process to reading one file and writing into one folder. Raises NotConfined.
 
     To be called before anything starts a thread.
     """
@@ -109,7 +109,7 @@ def confine_reader(source: str, target: str, mode: ConfineMode) -> Confined:
     report = _Report(missing=kernel.lacks())
     _take_harmless(report)
     report.take("capabilities", limits.drop_capabilities)
-    files = (Rule(source, READ), Rule(target, WRITE))
+    files = (Rule(source, READ), Rule(folder, OWN))
     _take_landlock(report, kernel, chain(paths.system([], programs=False), files))
     _take_seccomp(report, kernel, programs=False, unix_sockets=False)
     return report.checked(mode)

@@ -182,10 +182,10 @@ def test_the_reader_knows_no_secret_and_ends_when_told(
 READER = """
 import sys
 from workers.confinement import confine_reader
-source, target, mode, beside, key = sys.argv[1:]
-confine_reader(source, target, mode)
+source, folder, mode, beside, key = sys.argv[1:]
+confine_reader(source, folder, mode)
 from tests.support.probe_engine import connect, read, run, socket, start_program, write
-trials = [(read, source), (write, target), (write, beside), (read, key)]
+trials = [(read, source), (write, folder + '/new'), (write, beside), (read, key)]
 trials += [(connect, socket.AF_INET, ("127.0.0.1", 9)), (start_program,)]
 print([run("function(*rest)", {"function": each[0], "rest": each[1:]}) for each in trials])
 """
@@ -199,14 +199,15 @@ print([run("function(*rest)", {"function": each[0], "rest": each[1:]}) for each 
         ("off", ["6 bytes", "written", "written", "6 bytes", "ECONNREFUSED", "started"]),
     ],
 )
-def test_the_reader_is_confined_to_its_two_files(
+def test_the_reader_is_confined_to_its_file_and_folder(
     tmp_path: Path, mode: str, found: list[str]
 ) -> None:
-    paths = [tmp_path / name for name in ("source", "target", "beside", "admin.key")]
+    paths = [tmp_path / name for name in ("source", "beside", "admin.key")]
     for path in paths:
         path.write_text("secret")
-    source, target, beside, key = map(str, paths)
-    command = [sys.executable, "-c", READER, source, target, mode, beside, key]
+    (tmp_path / "folder").mkdir()
+    source, beside, key = map(str, paths)
+    command = [sys.executable, "-c", READER, source, str(tmp_path / "folder"), mode, beside, key]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(found), done.stderr
 
