@@ -18,6 +18,7 @@ from workers.launcher import SpawnLauncher
 from workers.pool import SPARE_IMPORTS, Worker, WorkerPool
 from workers.protocol import Load
 
+pytestmark = pytest.mark.long_file
 KINDS = ("text", "speech", "transcription")
 
 #: Imports modules in a process in which all that would start CUDA's driver raises, and prints
