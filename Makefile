@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8080
 
-# A file's tests stay together, so that those that share a server start it once.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+# A file's tests stay together, so that those that share a server start it once. Files run in the
+# order of tests/conftest.py, the long ones first, so that all processes end at the same time.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+FAST := tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
-.PHONY: serve test test-fast check format config clean
+.PHONY: serve test test-fast coverage check format config clean
 
 serve: $(VENV)/.serve  ## start the server on http://127.0.0.1:8080
 	$(BIN)/bitinglip serve --host $(HOST) --port $(PORT)
@@ -17,7 +19,11 @@ test: $(VENV)/.test  ## all tests that this machine can run
 	$(BIN)/pytest $(PARALLEL)
 
 test-fast: $(VENV)/.test  ## unit and contract tests only, in under a minute
-	$(BIN)/pytest $(PARALLEL) tests/unit tests/contract tests/test_layout.py tests/test_docs.py
+	$(BIN)/pytest $(PARALLEL) $(FAST)
+
+coverage: $(VENV)/.test  ## all tests, and which lines and branches they run, in servers and workers too
+	$(BIN)/pytest $(PARALLEL) --cov --cov-report=
+	$(BIN)/coverage report --sort=cover | sed -n '1,27p; /^TOTAL/p'
 
 check: $(VENV)/.test  ## lint, formatting, import rules, types
 	$(BIN)/ruff check .

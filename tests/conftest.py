@@ -1,4 +1,4 @@
-"""Fixtures that start a real server, which tests share where they leave it as they found it."""
+"""Starts a real server, which tests share if they leave it as they found it."""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +11,11 @@ from tests.support.wait import eventually
 #: One CPU thread per process, set before any of them imports torch: tests run in parallel, models
 #: are tiny, and threads that wait for each other take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let long files begin first: one that began last would be waited for."""
+    items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
 
 
 @pytest.fixture(scope="session")

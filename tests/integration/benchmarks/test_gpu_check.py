@@ -12,6 +12,7 @@ import pytest
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.parts import PARTS, Part
 
+pytestmark = pytest.mark.long_file
 ROOT = Path(__file__).parents[3]
 MODULE = "tests.support.gpu_check_parts"
 

@@ -19,6 +19,7 @@ from workers.pool import SPARE_IMPORTS, WorkerPool
 from workers.protocol import Load
 from workers.worker import Worker
 
+pytestmark = pytest.mark.long_file
 KINDS = ("text", "speech", "transcription")
 
 #: Imports modules in a process in which all that would start CUDA's driver raises, and prints

@@ -22,6 +22,7 @@ from benchmarks.simulator.scenario import settings_for, sizes
 from benchmarks.simulator.traces import Arrival, Crash, Mix, Trace
 from bitinglip.settings import Settings
 
+pytestmark = pytest.mark.long_file
 ROOT = Path(__file__).parents[3]
 GB = 10**9
 LOAD = 1 + 10 / 3  #: seconds that a model of 10 GB takes

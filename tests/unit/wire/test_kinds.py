@@ -14,6 +14,7 @@ from bitinglip.scheduling.job import kind_of
 from bitinglip.wire.kinds import KINDS
 from workers import protocol
 
+pytestmark = pytest.mark.long_file
 ROOT = Path(__file__).parents[3]
 
 #: a kind that nothing knows of, in the unions of the protocol: its job and one of its events
@@ -54,6 +55,8 @@ def test_kind_that_is_not_handled_does_not_type_check(tmp_path: Path) -> None:
     for package in ("bitinglip", "workers", "model_store", "cli"):
         shutil.copytree(ROOT / package, tmp_path / package)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    if (cache := ROOT / ".mypy_cache").is_dir():  # what it knows of the libraries saves seconds
+        shutil.copytree(cache, tmp_path / ".mypy_cache")
     replace_union(tmp_path / "workers/protocol/jobs.py", "Job", JOBS)
     replace_union(tmp_path / "workers/protocol/events.py", "JobEvent", EVENTS)
     environ = {**os.environ, "MYPYPATH": str(tmp_path)}
