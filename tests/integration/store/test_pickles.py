@@ -182,9 +182,9 @@ def test_the_reader_knows_no_secret_and_ends_when_told(
 READER = """
 import sys
 from workers.confinement import confine_reader
+from tests.support.probe_engine import connect, read, run, socket, start_program, write
 source, folder, mode, beside, key = sys.argv[1:]
 confine_reader(source, folder, mode)
-from tests.support.probe_engine import connect, read, run, socket, start_program, write
 trials = [(read, source), (write, folder + '/new'), (write, beside), (read, key)]
 trials += [(connect, socket.AF_INET, ("127.0.0.1", 9)), (start_program,)]
 print([run("function(*rest)", {"function": each[0], "rest": each[1:]}) for each in trials])
