@@ -6,14 +6,11 @@ from workers.protocol.events import (
     AudioDelta,
     Cancelled,
     Confined,
-    Event,
     Failed,
-    Final,
     Heartbeat,
     ImageDone,
     ImageFile,
     Imported,
-    JobEvent,
     LoadFailed,
     LoadProgress,
     Progress,
@@ -22,19 +19,16 @@ from workers.protocol.events import (
     SegmentDelta,
     SpeechDone,
     Started,
-    Success,
     TextDelta,
     TextDone,
     TokenLogprob,
     TranscriptionDone,
     Word,
-    WorkerEvent,
 )
 from workers.protocol.files import AudioFormat, ImageFormat, audio_file_name, image_file_name
 from workers.protocol.jobs import (
     ChatMessage,
     ImageJob,
-    Job,
     Lora,
     Sampling,
     SpeechJob,
@@ -113,4 +107,11 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Leave the loop, close the engine, exit with 0."""
 
 
-Command = Import | Load | TextJob | ImageJob | SpeechJob | TranscriptionJob | Cancel | Stop
+Job = TextJob | ImageJob | SpeechJob | TranscriptionJob
+Command = Import | Load | Job | Cancel | Stop
+
+Success = TextDone | ImageDone | SpeechDone | TranscriptionDone
+Final = Success | Failed | Cancelled
+JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
+WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat
+Event = JobEvent | WorkerEvent

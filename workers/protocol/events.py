@@ -213,18 +213,3 @@ class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
     steps: Count = 0
-
-
-Success = TextDone | ImageDone | SpeechDone | TranscriptionDone
-
-
-Final = Success | Failed | Cancelled
-
-
-JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
-
-
-WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat
-
-
-Event = JobEvent | WorkerEvent

@@ -106,6 +106,3 @@ class TranscriptionJob(
     max_channels: int = 8
     max_sample_rate: int = 768_000
     stream: bool = True  #: without it, only the final event is sent
-
-
-Job = TextJob | ImageJob | SpeechJob | TranscriptionJob

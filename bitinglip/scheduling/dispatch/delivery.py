@@ -8,7 +8,6 @@ from typing import Any
 import structlog
 
 from bitinglip import errors
-from bitinglip.scheduling.cost import cost_done
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
@@ -16,6 +15,7 @@ from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Loading, Queued
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.kinds import cost_done
 from bitinglip.scheduling.models.listener import Waiting
 from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
 from bitinglip.scheduling.models.state import Replica

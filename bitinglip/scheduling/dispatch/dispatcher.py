@@ -12,13 +12,12 @@ from contextlib import contextmanager
 import structlog
 
 from bitinglip import errors
-from bitinglip.scheduling.cost import cost
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.memory import input_bytes
+from bitinglip.scheduling.kinds import cost, input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure

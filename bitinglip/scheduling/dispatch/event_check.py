@@ -3,42 +3,27 @@
 The protocol's types bound each event; what they cannot know is the job.
 """
 
-from bitinglip.scheduling.job import kind_of
+from bitinglip.scheduling.kinds import event_types, most_event_bytes
 from workers import protocol
 from workers.framing import BadFrame
 
-_OF_ANY = (protocol.Started, protocol.Progress, protocol.Failed, protocol.Cancelled)
-_OF_KIND: dict[str, frozenset[type]] = {
-    "text": frozenset({*_OF_ANY, protocol.TextDelta, protocol.TextDone}),
-    "image": frozenset({*_OF_ANY, protocol.ImageDone}),
-    "speech": frozenset({*_OF_ANY, protocol.AudioDelta, protocol.SpeechDone}),
-    "transcription": frozenset({*_OF_ANY, protocol.SegmentDelta, protocol.TranscriptionDone}),
-}
 _EVENT_BYTES = 256  #: about what an event takes beside its text or sound
 _LOGPROB_BYTES = 64
-_MAX_BYTES = 64 << 20  #: of a job's events, and beside it for each unit of its cost:
-_MAX_BYTES_PER_COST = {
-    "text": 1 << 10,
-    "image": 1 << 20,
-    "speech": 1 << 20,
-    "transcription": 1 << 16,
-}
 
 
 class EventCheck:
     """Takes the events of one job from one worker."""
 
-    __slots__ = ("_job", "_kinds", "_left")
+    __slots__ = ("_job", "_left", "_types")
 
     def __init__(self, job: protocol.Job, cost: float) -> None:
         self._job = job
-        kind = kind_of(type(job))
-        self._kinds = _OF_KIND[kind]
-        self._left = _MAX_BYTES + cost * _MAX_BYTES_PER_COST[kind]
+        self._types = event_types(job)
+        self._left = most_event_bytes(job, cost)
 
     def take(self, event: protocol.JobEvent) -> None:
         """Raise BadFrame for an event that a sound worker does not send."""
-        if type(event) not in self._kinds:
+        if type(event) not in self._types:
             raise BadFrame(f"{type(event).__name__} for a {type(self._job).__name__}")
         if isinstance(event, protocol.TextDelta) and not event.logprobs:
             self._left -= _EVENT_BYTES + len(event.text)  # quick: it comes for each token

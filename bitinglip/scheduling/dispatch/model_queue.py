@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from bitinglip.scheduling.cost import affinity
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.event_check import EventCheck
 from bitinglip.scheduling.event_log import EventLog
+from bitinglip.scheduling.kinds import affinity
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue, FairShare
 from bitinglip.scheduling.queue.service_time import ServiceTime

@@ -2,9 +2,9 @@
 
 import pytest
 
-from bitinglip.scheduling.cost import cost
 from bitinglip.scheduling.dispatch.event_check import EventCheck
 from bitinglip.scheduling.job import Job, kind_of
+from bitinglip.scheduling.kinds import cost
 from workers import protocol
 from workers.framing import BadFrame
 
