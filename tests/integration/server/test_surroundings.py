@@ -349,6 +349,8 @@ def test_watchdog_and_state_are_told_to_the_service_manager(
     assert manager.heard("READY=1") == 1
     before = manager.heard("WATCHDOG=1")
     eventually(lambda: manager.heard("WATCHDOG=1") > before + 2)
+    with plain.client() as client:
+        assert client.post(NATIVE, json=BODY).status_code == 200
     workers = psutil.Process(plain.process.pid).children()
     assert workers
     assert not any("NOTIFY_SOCKET" in worker.environ() for worker in workers)
