@@ -83,6 +83,11 @@ def test_models_by_name() -> None:
     assert (slashed.preload, slashed.max_batch, slashed.fake.faults) == (True, 3, True)
 
 
+def test_settings_of_models_without_any_are_made_once() -> None:
+    settings = load("models:\n  one:\n    pin: true\n")
+    assert settings.model("two") is settings.model("three") is not settings.model("one")
+
+
 def test_sections_in_a_list() -> None:
     text = "devices:\n  fake:\n    - {name: a, memory_bytes: 5}\n    - {name: b, memory_bytes: 6}\n"
     for got in (
