@@ -4,8 +4,10 @@
 
 Three fake models of 10 GB (one with two replicas) share a made-up card of 24 GB; requests are
 plain, streamed, asynchronous, cancelled, abandoned, and some are poison. Meanwhile workers are
-killed, stopped, restarted, drained and unloaded. At the end nothing may be in flight or reserved,
-each task has one final state, memory was never over-committed, and the log holds no traceback.
+killed, stopped, restarted, drained and unloaded; the gateway is stopped, its database locked, idle
+connections and bodies of 10 MB come in, keys are revoked under their streams. At the end nothing
+may be in flight or reserved, each task has one final state, memory was never over-committed, the
+gateway's own memory and descriptors are flat, and the log holds no traceback.
 Exit code 1 if not.
 """
 
@@ -14,11 +16,13 @@ import asyncio
 import os
 import random
 import signal
+import socket
+import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,13 @@ _SETTINGS = (
     "models.a.replicas=2",
 )
 _POISON = ("!crash", "!oom", "!garbage")
+_LARGE = {"prompt": "\N{GRINNING FACE}" + "x" * 10_000_000, "max_tokens": 1}
+_PAUSE_SECONDS = 4.0  #: longer than a worker may be silent
+_LOCK_SECONDS = 6.0  #: longer than a write waits for its turn
+_END_SECONDS = 1.5  #: in which a revoked key's stream has to end
+_MOST_GROWTH = 100 * 2**20
+_MOST_DESCRIPTORS = 40  #: more than at the start: workers and clients' connections come and go
+_QUIET_SECONDS = 12.0
 _SETTLE_SECONDS = 30.0
 
 
@@ -52,6 +63,7 @@ class Soak:
     counts: Counter[str] = field(default_factory=Counter)
     tasks: list[str] = field(default_factory=list)
     over_committed: int = 0
+    late_ends: int = 0  #: streams that outlived their key
 
     async def client(self, chance: random.Random) -> None:
         """Ask for one thing after another, in whatever way comes up."""
@@ -124,6 +136,54 @@ class Soak:
             case _:
                 await self.http.post(f"/api/v1/workers/{worker['id']}/{act}")
 
+    async def surroundings(self, server: BitingLip, chance: random.Random) -> None:
+        """Do something to the gateway or around it, now and then."""
+        acts = [self._pause, self._lock, self._idle, self._large, self._revoke]
+        while time.monotonic() < self.ends:
+            await asyncio.sleep(chance.uniform(1.0, 4.0))
+            act = chance.choice(acts)
+            await act(server)
+            self.counts[f"gateway {act.__name__.strip('_')}"] += 1
+
+    async def _pause(self, server: BitingLip) -> None:
+        os.kill(server.pid, signal.SIGSTOP)
+        await asyncio.sleep(_PAUSE_SECONDS)
+        os.kill(server.pid, signal.SIGCONT)
+
+    async def _lock(self, server: BitingLip) -> None:
+        with closing(sqlite3.connect(server.home / "bitinglip.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await asyncio.sleep(_LOCK_SECONDS)
+            other.execute("ROLLBACK")
+
+    async def _idle(self, _server: BitingLip) -> None:
+        address = (self.http.base_url.host, self.http.base_url.port)
+        with ExitStack() as stack:
+            for _ in range(300):
+                stack.enter_context(closing(socket.create_connection(address)))
+            await asyncio.sleep(1)
+
+    async def _large(self, _server: BitingLip) -> None:
+        answer = await self.http.post(GENERATE, json={"model": "a", **_LARGE})
+        self.counts[f"large {answer.status_code}"] += 1
+
+    async def _revoke(self, _server: BitingLip) -> None:
+        """Revoke a key whose stream runs; it has to end."""
+        made = await self.http.post(
+            "/api/v1/keys", json={"name": "k", "scopes": ["inference:text"]}
+        )
+        if not made.is_success:  # the database is locked
+            return
+        key = made.json()
+        body = {"model": "b", "prompt": "a b", "max_tokens": 2000, "stream": True}
+        headers = {"Authorization": f"Bearer {key['key']}"}
+        async with self.http.stream("POST", GENERATE, json=body, headers=headers) as stream:
+            if (await self.http.delete(f"/api/v1/keys/{key['id']}")).is_success:
+                revoked = time.monotonic()
+                async for _ in stream.aiter_lines():
+                    pass
+                self.late_ends += time.monotonic() - revoked > _END_SECONDS
+
     async def watch(self) -> None:
         while time.monotonic() < self.ends:
             (card,) = (await self.status())["devices"]
@@ -153,6 +213,7 @@ class Soak:
             await self.http.post(f"/api/v1/models/{name}/unload")
         found.append(("nothing is reserved", not (await self.status())["reservations"]))
         found.append(("memory was never over-committed", not self.over_committed))
+        found.append(("revoked keys end their streams", not self.late_ends))
         return found
 
     async def _state(self, task: str) -> str:
@@ -167,19 +228,35 @@ async def soak(server: BitingLip, asked: argparse.Namespace) -> list[tuple[str, 
     async with httpx.AsyncClient(
         base_url=server.url, headers=headers, timeout=60, limits=limits
     ) as http:
+        gateway = psutil.Process(server.pid)
+        await warm_up(http)
+        before = gateway.memory_info().rss, gateway.num_fds()
         day = Soak(http, time.monotonic() + asked.seconds)
         seeds = (random.Random(asked.seed * 1000 + number) for number in range(asked.clients))
         async with asyncio.timeout(asked.seconds + 60), asyncio.TaskGroup() as group:
             group.create_task(day.watch())
             group.create_task(day.vandal(random.Random(asked.seed)))
+            group.create_task(day.surroundings(server, random.Random(asked.seed + 1)))
             for seed in seeds:
                 group.create_task(day.client(seed))
         verdicts = await day.verdicts()
+        await asyncio.sleep(_QUIET_SECONDS)  # idle connections end
+        after = gateway.memory_info().rss, gateway.num_fds()
+    verdicts.append(("memory is flat", after[0] - before[0] < _MOST_GROWTH))
+    verdicts.append(("descriptors are flat", after[1] - before[1] < _MOST_DESCRIPTORS))
     for what, count in sorted(day.counts.items()):
         print(f"{count:7}  {what}")
-    process = psutil.Process(server.pid)
-    print(f"{process.num_fds():7}  descriptors, {process.num_threads()} threads at the end")
+    for name, then, now in zip(("bytes", "descriptors"), before, after, strict=True):
+        print(f"{now:12,}  {name} of the gateway at the end, {then:,} at the start")
     return verdicts
+
+
+async def warm_up(http: httpx.AsyncClient) -> None:
+    """Fill what the gateway keeps on purpose: recent jobs, and the allocator's own reserve."""
+    for model in MODELS:
+        for _ in range(100):
+            await http.post(GENERATE, json={"model": model, "prompt": "warm", "max_tokens": 4})
+    await http.post(GENERATE, json={"model": "a", **_LARGE})
 
 
 def main(words: list[str] | None = None) -> int:

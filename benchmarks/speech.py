@@ -24,7 +24,7 @@ from benchmarks.machine import describe, load_average
 from benchmarks.random_bark import VOICE, make_bark
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.engine import SpeechEngine
-from workers.protocol import AudioDelta, Failed, Load, SpeechDone, SpeechJob
+from workers.protocol import AudioDelta, DeviceKind, Failed, Load, SpeechDone, SpeechJob
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _PROMPT = 257  #: positions of the first stage's prompt
@@ -35,7 +35,7 @@ class Studio:
     """Both sides, over one model."""
 
     def __init__(
-        self, folder: Path, out: str, device: str, threads: int, voice: str | None, rows: int
+        self, folder: Path, out: str, device: DeviceKind, threads: int, voice: str | None, rows: int
     ) -> None:
         self._voice, self._out, self._device = voice, out, device
         dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -15,6 +15,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
+from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
 from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
@@ -40,7 +41,7 @@ from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.devices.host import Host
-from workers.launcher import Launcher, SpawnLauncher
+from workers.launcher import Launcher
 from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
@@ -71,9 +72,10 @@ def build(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services, admin_key = await _open(
-                settings, home, launcher or SpawnLauncher(), books, stack
-            )
+            own: Launcher | None = launcher
+            if own is None:
+                own = await asyncio.to_thread(spawn_launcher, settings, home)
+            services, admin_key = await _open(settings, home, own, books, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -107,7 +109,7 @@ async def _open(
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
     metrics = Metrics()
-    store = ModelStore(home.models)
+    store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
     devices = await asyncio.to_thread(_devices, settings.devices)

@@ -58,6 +58,16 @@ class Home:
         return self.root / "uploads"
 
     @property
+    def work(self) -> Path:
+        """Folders of worker processes, while they run."""
+        return self.root / "work"
+
+    @property
+    def caches(self) -> Path:
+        """What compilers made for models."""
+        return self.root / "cache"
+
+    @property
     def admin_key(self) -> Path:
         return self.root / "admin.key"
 
@@ -100,6 +110,7 @@ class Home:
     def _foreign_names(self) -> set[str]:
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
         ours |= {path.name for path in (self.lock, self.server_json, self.socket, self.uploads)}
+        ours |= {path.name for path in (self.work, self.caches)}
         ours |= {"config.yaml"}
         names = {path.name for path in self.root.iterdir()}
         return {name for name in names - ours if not name.startswith(self.database.name)}

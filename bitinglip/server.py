@@ -16,6 +16,7 @@ import structlog
 from bitinglip import local_socket, standard_streams
 from bitinglip.api.services import Services
 from bitinglip.app import build
+from bitinglip.confinement import hide_secrets
 from bitinglip.db.files import DatabaseError
 from bitinglip.errors import DatabaseUnavailable
 from bitinglip.home import Home, HomeLock
@@ -55,6 +56,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
     check_tls(settings.server)
+    hide_secrets(os.environ)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)

@@ -1,7 +1,7 @@
 """The ``bitinglip`` command: what it is made of.
 
-Nothing of the product is imported before a command runs: every spawned worker imports this
-module again.
+Nothing of the product is imported before a command runs, so that help and mistakes are answered
+at once.
 """
 
 from typing import Annotated

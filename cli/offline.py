@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def store(home: "Home") -> "ModelStore":
+def store(home: "Home", *, confine: str = "auto") -> "ModelStore":
     from model_store.store import ModelStore
 
-    return ModelStore(home.models)
+    return ModelStore(home.models, confine=confine)
 
 
 # ---- models: looking needs no lock, changing does ------------------------------------------------
@@ -45,12 +45,14 @@ def manifest(home: "Home", name: str) -> "Manifest":
     return store(home).get(name)
 
 
-def import_model(home: "Home", folder: Path, name: str, *, allow_pickles: bool) -> dict[str, Any]:
+def import_model(
+    home: "Home", folder: Path, name: str, *, allow_pickles: bool, confine: str
+) -> dict[str, Any]:
     from bitinglip.home import HomeLock
 
     home.create()
     with HomeLock(home):
-        store(home).import_folder(folder, name, allow_pickles=allow_pickles)
+        store(home, confine=confine).import_folder(folder, name, allow_pickles=allow_pickles)
     return model(home, name)
 
 

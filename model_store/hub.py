@@ -92,7 +92,7 @@ def pull(
             source = f"hub:{repo}"
             try:
                 if any(file.path in pickles for file in wanted):
-                    convert(folder / FILES, progress, cancelled)
+                    convert(folder / FILES, progress, cancelled, confine=store.confine)
                 manifest = store.finish(
                     folder, name or repo, source=source, revision=sha, known=known
                 )

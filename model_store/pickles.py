@@ -5,7 +5,9 @@ then looked at as all others are.
 """
 
 import json
+import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -33,10 +35,17 @@ def pickled(paths: Iterable[str]) -> list[str]:
 
 
 def convert(
-    folder: Path, progress: Progress | None, cancelled: Callable[[], bool] = lambda: False
+    folder: Path,
+    progress: Progress | None,
+    cancelled: Callable[[], bool] = lambda: False,
+    *,
+    confine: str = "auto",
 ) -> None:
-    """Put safetensors in the place of a folder's pickled weights. Raises BadFiles, NoSpace or
-    PullCancelled; the folder is of no use then."""
+    """Put safetensors in the place of a folder's pickled weights, by a process that is confined
+    as workers are (``workers.confine``).
+
+    Raises BadFiles, NoSpace or PullCancelled; the folder is of no use then.
+    """
     names = pickled(path.name for path in folder.iterdir())
     sizes = {name: (folder / name).stat().st_size for name in names}
     check_room(folder, sum(sizes.values()))
@@ -44,7 +53,7 @@ def convert(
     made = []
     for name in names:
         made.append(folder / _target(name))
-        _convert(folder / name, made[-1], cancelled)
+        _convert(folder / name, made[-1], cancelled, confine)
         (folder / name).unlink()
         counter.add(name, sizes[name])
     if len(made) > 1:
@@ -55,11 +64,13 @@ def _target(name: str) -> str:
     return "model" + name.removeprefix("pytorch_model").removesuffix(".bin") + WEIGHTS
 
 
-def _convert(source: Path, target: Path, cancelled: Callable[[], bool]) -> None:
-    with tempfile.TemporaryDirectory() as empty:
+def _convert(source: Path, target: Path, cancelled: Callable[[], bool], confine: str) -> None:
+    # A folder of its own, beside the target: the only one that it writes to.
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder).absolute() / target.name
         process = subprocess.Popen(
-            [sys.executable, "-I", "-m", _READER, str(source.absolute()), str(target.absolute())],
-            cwd=empty,
+            [sys.executable, "-I", "-m", _READER, str(source.absolute()), str(made), confine],
+            cwd=folder,
             env={},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -71,9 +82,12 @@ def _convert(source: Path, target: Path, cancelled: Callable[[], bool]) -> None:
         finally:
             process.kill()
             said, _ = process.communicate()
-    if process.returncode != 0:
-        why = said.strip() or "its reader died of it"
-        raise BadFiles(f"{source.name} is not taken: {why[:200]}.")
+        if process.returncode != 0:
+            why = said.strip() or "its reader died of it"
+            raise BadFiles(f"{source.name} is not taken: {why[:200]}.")
+        if not stat.S_ISREG(made.lstat().st_mode):
+            raise BadFiles(f"{source.name} is not taken: its reader made no file of it.")
+        os.replace(made, target)
 
 
 def _await(process: "subprocess.Popen[str]", cancelled: Callable[[], bool]) -> None:

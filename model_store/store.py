@@ -51,10 +51,14 @@ Names = list[str]  #: inside the class, ``list`` is a method
 
 
 class ModelStore:
-    """Holds the models; safe for several processes, since every change is one rename."""
+    """Holds the models; safe for several processes, since every change is one rename.
 
-    def __init__(self, root: Path) -> None:
+    ``confine`` is the setting ``workers.confine``, for the process that reads pickles.
+    """
+
+    def __init__(self, root: Path, *, confine: str = "auto") -> None:
         self._root = Path(root)
+        self.confine = confine
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._seen: tuple[int | None, dict[str, Manifest]] = (None, {})
 
@@ -137,7 +141,7 @@ class ModelStore:
             for path, real in chosen.items():
                 link_or_copy(real, folder / FILES / path)
             if pickles:
-                convert(folder / FILES, progress)
+                convert(folder / FILES, progress, confine=self.confine)
             return self.finish(folder, name, source="import", progress=progress)
 
     def finish(

@@ -1,23 +1,27 @@
-"""Messages as bytes, both ways.
+"""Messages as bytes: what goes down the pipe to a worker, and what comes up from it.
 
-Commands go down a ``multiprocessing`` queue as msgpack arrays; events come up a pipe as frames: a
-4-byte big-endian length, then one msgpack array of events. Both decode against the schemas of
-workers.protocol, so a worker that writes nonsense causes a :class:`BadFrame`, never code execution.
+A frame is its length, big-endian, and one msgpack array of messages. Both sides decode against the
+schemas of workers.protocol, so a worker that writes nonsense causes a :class:`BadFrame`, never code
+execution.
 """
 
 import os
 import struct
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from workers.protocol import Command, Event
+from workers.protocol import Command, Event, Failed, JobEvent
 
-MAX_FRAME_BYTES = 16 * 1024 * 1024
+MAX_FRAME_BYTES = 16 << 20  #: of one event; a worker that claims more is broken
+_FULL = 1 << 20  #: a frame of events is written once it has so many bytes
+_MOST_EXPLAINED = 200  #: characters of a decoder's error, which may quote the worker
 _LENGTH = struct.Struct("!I")
+_COMMANDS_LENGTH = struct.Struct("!Q")
 
 
 class BadFrame(Exception):
-    """A worker wrote something that is not a frame of this protocol."""
+    """A worker wrote something that this protocol does not allow."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -25,7 +29,10 @@ _commands: msgspec.msgpack.Decoder[list[Command]] = msgspec.msgpack.Decoder(list
 _events: msgspec.msgpack.Decoder[list[Event]] = msgspec.msgpack.Decoder(list[Event])
 
 
-def encode_commands(commands: list[Command]) -> bytes:
+# ---- down to a worker ----------------------------------------------------------------------------
+
+
+def encode_commands(commands: Sequence[Command]) -> bytes:
     return _encoder.encode(commands)
 
 
@@ -33,14 +40,90 @@ def decode_commands(data: bytes) -> list[Command]:
     return _commands.decode(data)
 
 
-def encode_frame(events: list[Event]) -> bytes:
+def command_frame(data: bytes) -> bytes:
+    """Return encoded commands as ``read_commands`` expects them."""
+    return _COMMANDS_LENGTH.pack(len(data)) + data
+
+
+def read_commands(fd: int) -> list[Command]:
+    """Wait for the next commands; none once the gateway has closed the pipe."""
+    head = _read(fd, _COMMANDS_LENGTH.size)
+    if head is None:
+        return []
+    (length,) = _COMMANDS_LENGTH.unpack(head)
+    data = _read(fd, length)
+    return [] if data is None else decode_commands(data)
+
+
+def _read(fd: int, size: int) -> bytes | None:
+    """Read so many bytes; None if the pipe ends before."""
+    data = os.read(fd, size)
+    if len(data) == size:
+        return data
+    parts = bytearray(data)
+    while data and len(parts) < size:
+        data = os.read(fd, size - len(parts))
+        parts += data
+    return bytes(parts) if len(parts) == size else None
+
+
+# ---- up to the gateway ---------------------------------------------------------------------------
+
+
+def encode_frame(events: Sequence[Event]) -> bytes:
+    return _framed(_encoder.encode(events))
+
+
+def write_events(fd: int, events: Sequence[Event]) -> list[str]:
+    """Write events in as many frames as they need; blocks while the pipe is full, which is the
+    back-pressure.
+
+    Returns the ids of jobs with an event that no frame may hold. It is written as the job's
+    failure, and what follows about that job is left out.
+    """
     payload = _encoder.encode(events)
+    if len(payload) <= _FULL:
+        _write(fd, _framed(payload))
+        return []
+    failed: dict[str, None] = {}
+    for payload in _packed(events, failed):
+        _write(fd, _framed(payload))
+    return list(failed)
+
+
+def _packed(events: Sequence[Event], failed: dict[str, None]) -> Iterator[bytes]:
+    batch: list[msgspec.Raw] = []
+    size = 0
+    for event in events:
+        if failed and getattr(event, "id", None) in failed:
+            continue
+        data = _encoder.encode(event)
+        if len(data) + 1 > MAX_FRAME_BYTES:  # 1: the array around it
+            failure = _too_large(event)
+            failed[failure.id] = None
+            data = _encoder.encode(failure)
+        if batch and size + len(data) > _FULL:
+            yield _encoder.encode(batch)
+            batch, size = [], 0
+        batch.append(msgspec.Raw(data))
+        size += len(data)
+    if batch:
+        yield _encoder.encode(batch)
+
+
+def _too_large(event: Event) -> Failed:
+    if not isinstance(event, JobEvent):
+        raise ValueError(f"a message of the type {type(event).__name__} is too large to be sent")
+    text = "The answer is too large to be sent; ask for fewer tokens, or for less about each."
+    return Failed(id=event.id, code="INFERENCE_FAILED", message=text)
+
+
+def _framed(payload: bytes) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
-def write_frame(fd: int, events: list[Event]) -> None:
-    """Write one frame whole; blocks while the pipe is full, which is the back-pressure."""
-    view = memoryview(encode_frame(events))
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
@@ -52,7 +135,20 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events of all frames that ``data`` completes. Raises :class:`BadFrame`."""
+        """Return the events of all frames that ``data`` completes.
+
+        Raises :class:`BadFrame`, and nothing else; then it holds nothing any more.
+        """
+        try:
+            return self._feed(data)
+        except BadFrame:
+            self._buffer.clear()
+            raise
+        except Exception as error:  # nonsense has many names: RecursionError, UnicodeDecodeError...
+            self._buffer.clear()
+            raise BadFrame(f"a frame does not decode: {_explain(error)}") from error
+
+    def _feed(self, data: bytes) -> list[Event]:
         self._buffer += data
         events: list[Event] = []
         while len(self._buffer) >= _LENGTH.size:
@@ -62,9 +158,11 @@ class FrameReader:
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            try:
-                events += _events.decode(self._buffer[_LENGTH.size : end])
-            except msgspec.DecodeError as error:
-                raise BadFrame(f"a frame does not decode: {error}") from error
+            events += _events.decode(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
         return events
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)[:_MOST_EXPLAINED]
+    return "".join(each if each.isprintable() else "?" for each in text) or type(error).__name__

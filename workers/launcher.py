@@ -1,20 +1,27 @@
 """Starts worker processes. The seam for another way to start them (on a cluster, say)."""
 
-import multiprocessing
+import contextlib
+import logging
 import os
 import platform
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from multiprocessing.queues import Queue
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from workers.process import worker_main
+from workers.exit_watch import ExitWatch, has_ended
+from workers.folders import WorkFolders
+from workers.framing import encode_commands
+from workers.job_pipe import JobPipe
+from workers.protocol import Confinement, Import
 
-_REAP_SECONDS = 1.0
+log = logging.getLogger(__name__)
+
+_ENTRY = "workers.process:worker_main"
+#: The whole program of a worker: the gateway's import path, then the entry and its descriptors.
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import {name}; {name}{descriptors!r}"
 #: What a worker may inherit. Everything else stays behind: keys, tokens, the operator's secrets.
 _INHERITED = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
 _INHERITED |= {"LD_PRELOAD"}  # how another allocator is brought in
@@ -39,6 +46,9 @@ _OFFLINE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # NumPy's own threads: nobody here multiplies matrices by it, and they begin at the import,
+    # before a worker is confined.
+    "OPENBLAS_NUM_THREADS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 #: The driver's library counts cards in this order; CUDA by itself takes the fastest first.
@@ -52,10 +62,15 @@ _ALLOCATOR_NAMES = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
 
 
 class Handle(Protocol):
-    """A running worker process, as much of it as the pool needs."""
+    """A running worker process, as much of it as the pool needs. No call blocks."""
 
     @property
     def pid(self) -> int: ...
+    @property
+    def folder(self) -> Path | None:
+        """The only folder that it writes to; None if it has none of its own."""
+        ...
+
     @property
     def events_fd(self) -> int:
         """The non-blocking reading end of its event pipe."""
@@ -66,20 +81,22 @@ class Handle(Protocol):
         """The non-blocking reading end of what it writes to its standard streams."""
         ...
 
-    @property
-    def sentinel(self) -> int:
-        """Becomes readable when the process has ended."""
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        """Have ``on_exit`` called on the event loop once the process has ended."""
         ...
 
     def send(self, command: bytes) -> None: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """End it and all that it has started; again is no harm."""
+        ...
+
     def reap(self) -> int | None:
-        """The exit code (negative: the signal), or None while it runs."""
+        """End what it has started and left behind; return its exit code (negative: the signal), or
+        None while it runs."""
         ...
 
     def close(self) -> None:
-        """Free the pipes, the queue and the process record; the process has ended."""
+        """Free the pipes; the process has ended."""
         ...
 
 
@@ -88,109 +105,161 @@ class Launcher(Protocol):
         """Start a process that imports those modules, says Warm and waits for its Load.
 
         ``visible_devices`` is its CUDA_VISIBLE_DEVICES, in force before the first import; None
-        for a spare, whose cards are chosen with its Load.
+        for a spare, whose cards are chosen with its Load. Raises OSError.
         """
         ...
 
 
 class SpawnLauncher:
-    """Workers as child processes of this one, by ``multiprocessing``'s spawn."""
+    """Workers as child processes of this one: fresh interpreters, each in a session of its own.
+
+    ``multiprocessing`` is not used. Its spawn takes the child's environment from this process's,
+    which other threads read; it flushes this process's standard streams, which may be closed; and
+    it shares semaphores with the child. A session of its own is also a process group of its own,
+    so whatever a worker starts can be ended with it.
+    """
+
+    def __init__(
+        self,
+        entry: str = _ENTRY,
+        *,
+        folders: WorkFolders | None = None,
+        confinement: Confinement | None = None,
+    ) -> None:
+        """``entry``: "module:function" that a worker runs, called with its descriptors.
+
+        With ``folders`` each has one of its own; with a ``confinement`` it can write nowhere else.
+        """
+        self._module, _, self._function = entry.partition(":")
+        self._folders = folders
+        self._confinement = confinement
 
     def launch(
         self, name: str, imports: Sequence[str], visible_devices: str | None
     ) -> "SpawnedWorker":
-        context = multiprocessing.get_context("spawn")
-        # A queue and pipes of its own for each process: those of a killed one may stay locked.
-        jobs: Queue[bytes] = context.Queue()
-        events, events_child = context.Pipe(duplex=False)
-        death_child, death = context.Pipe(duplex=False)
-        output, output_child = context.Pipe(duplex=False)
-        process = context.Process(
-            target=worker_main,
-            args=(jobs, events_child, death_child, output_child, tuple(imports)),
-            name=f"bitinglip {name}",
-            daemon=True,
-        )
         environ = worker_environment(dict(os.environ), platform.release())
         if visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
-        with _environment(environ), _interrupts_held():
-            process.start()
-        _close_reader(jobs)
-        events_child.close()
-        death_child.close()
-        output_child.close()
-        os.set_blocking(events.fileno(), False)
-        os.set_blocking(output.fileno(), False)
-        return SpawnedWorker(process, jobs, events, death, output)
+        _fill_standard_streams()
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            folder = self._make_folder(name)
+            if self._folders is not None and folder is not None:
+                ours.callback(self._folders.remove, folder)
+                environ["TMPDIR"] = str(folder)
+            jobs_child, jobs = _pipe(theirs, ours)
+            events, events_child = _pipe(ours, theirs)
+            death_child, death = _pipe(theirs, ours)
+            output, output_child = _pipe(ours, theirs)
+            inherited = (jobs_child, events_child, death_child)
+            process = subprocess.Popen(
+                self._command(name, inherited),
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output_child,
+                stderr=output_child,
+                pass_fds=inherited,
+                start_new_session=True,
+            )
+            ours.pop_all()
+        worker = SpawnedWorker(
+            process, jobs, events, death, output, folders=self._folders, folder=folder
+        )
+        first = Import(
+            gateway=os.getpid(),
+            modules=tuple(imports),
+            confinement=self._confinement,
+            folder=str(folder) if folder is not None else None,
+        )
+        worker.send(encode_commands([first]))
+        return worker
+
+    def _make_folder(self, name: str) -> Path | None:
+        """Make the folder of a worker. On a full disk it has none, and can write nowhere at all."""
+        if self._folders is None:
+            return None
+        try:
+            return self._folders.make()
+        except OSError as error:
+            log.warning("%s: it has no folder to write to: %s", name, error.strerror)
+            return None
+
+    def _command(self, name: str, descriptors: tuple[int, ...]) -> list[str]:
+        program = _PROGRAM.format(
+            path=[entry or os.getcwd() for entry in sys.path],
+            module=self._module,
+            name=self._function,
+            descriptors=descriptors,
+        )
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        return [sys.executable, *flags, "-u", "-c", program, f"bitinglip worker {name}"]
 
 
 class SpawnedWorker:
     def __init__(
         self,
-        process: SpawnProcess,
-        jobs: "Queue[bytes]",
-        events: Connection,
-        death: Connection,
-        output: Connection,
+        process: "subprocess.Popen[bytes]",
+        jobs: int,
+        events: int,
+        death: int,
+        output: int,
+        *,
+        folders: WorkFolders | None = None,
+        folder: Path | None = None,
     ) -> None:
-        assert process.pid is not None
+        os.set_blocking(events, False)
+        os.set_blocking(output, False)
         self.pid = process.pid
-        self.events_fd = events.fileno()
-        self.output_fd = output.fileno()
-        self._pidfd = _pidfd(process.pid)
-        self.sentinel = process.sentinel if self._pidfd is None else self._pidfd
+        self.events_fd = events
+        self.output_fd = output
         self._process = process
-        self._jobs = jobs
-        self._events = events
+        self._jobs = JobPipe(jobs, self.kill)
         self._death = death
-        self._output = output
+        self._exit: ExitWatch | None = None
+        self._folders = folders
+        self.folder = folder
+
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        self._exit = ExitWatch(self.pid, on_exit)
 
     def send(self, command: bytes) -> None:
-        self._jobs.put(command)
-
-    def terminate(self) -> None:
-        self._process.terminate()
+        self._jobs.write(command)
 
     def kill(self) -> None:
-        self._process.kill()
+        # Until it is waited for, its number is nobody else's, and nor is its group's.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self) -> int | None:
-        # Where there is no pidfd, the sentinel comes before the process can be waited for.
-        self._process.join(_REAP_SECONDS)
-        return self._process.exitcode
+        if self._process.returncode is None and has_ended(self.pid):
+            self.kill()
+            self._process.poll()
+        return self._process.returncode
 
     def close(self) -> None:
-        self._jobs.cancel_join_thread()
+        if self._exit is not None:
+            self._exit.close()
         self._jobs.close()
-        self._events.close()
-        self._death.close()
-        self._output.close()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-        if self.reap() is not None:
-            self._process.close()
+        for fd in (self.events_fd, self.output_fd, self._death):
+            os.close(fd)
+        if self._folders is not None and self.folder is not None:
+            self._folders.remove(self.folder)
 
 
-def _pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process can be waited for; None where the
-    system has none.
-
-    multiprocessing's own sentinel is one of the child's files. The kernel closes those before it
-    frees a card's memory, so a wait that begins then stops the event loop for seconds.
-    """
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
+def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """Make a pipe; each stack closes its end."""
+    read, write = os.pipe()
+    reader.callback(os.close, read)
+    writer.callback(os.close, write)
+    return read, write
 
 
-def _close_reader(jobs: "Queue[bytes]") -> None:
-    """Close our copy of the queue's reading end: with it open, the queue's thread would write for
-    ever to a worker that died with a full pipe. Without it, the write ends, and the thread too.
-    """
-    jobs._reader.close()  # type: ignore[attr-defined]
-    jobs._ignore_epipe = True  # type: ignore[attr-defined]
+def _fill_standard_streams() -> None:
+    """Let no pipe get the number of a standard stream that this process was started without: in
+    the child that number is the stream's."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def worker_environment(environ: dict[str, str], kernel: str) -> dict[str, str]:
@@ -206,29 +275,3 @@ def worker_environment(environ: dict[str, str], kernel: str) -> dict[str, str]:
     chosen = not _ALLOCATOR_NAMES.isdisjoint(kept) or "microsoft" in kernel.lower()
     allocator = {} if chosen else _ALLOCATOR
     return _CARD_CHECK | allocator | kept | _OFFLINE | _CARD_ORDER
-
-
-@contextmanager
-def _environment(environ: dict[str, str]) -> Iterator[None]:
-    """Run with another environment: spawn has no parameter for its child's."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Start the child with SIGINT blocked: a Ctrl-C must not end it before it ignores them."""
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

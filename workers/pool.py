@@ -1,27 +1,24 @@
 """The pool owns worker processes, on the gateway's event loop. Only it writes a Worker or ends one.
 
-A start ends in Ready or in :class:`StartFailed`, never in waiting. Death is seen through the
-sentinel and the pipe's end, silence through heartbeats; both end in one call of ``lost``.
+A start ends in Ready or in :class:`StartFailed`, never in waiting. The end of a process is told by
+the system, silence by the watchdog, nonsense by the reader of its pipe; all end in one call of
+``on_lost``. Whatever a worker does, no call here waits for it, and none raises.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
 from workers.codes import DRIVER_STARTED, LoadCode
 from workers.engines.registry import ENGINES, engine_info
-from workers.framing import BadFrame, FrameReader, encode_commands
-from workers.launcher import Handle, Launcher
-from workers.output import Output
+from workers.framing import BadFrame
+from workers.launcher import Launcher
 from workers.protocol import (
-    Command,
     Event,
     Heartbeat,
     Imported,
@@ -33,13 +30,24 @@ from workers.protocol import (
     Stop,
     WorkerEvent,
 )
+from workers.watchdog import Watchdog
+from workers.worker import SERVING, Worker
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 16  #: in one turn of the event loop: a worker that floods leaves it to others
+_OUTPUT_BYTES = 1 << 14  #: likewise, of what it writes to its standard streams
+_LAST_BYTES = 1 << 20  #: of its last words, of each pipe
 _MOST_ENDED = 64  #: workers that ended badly and are still shown
-_SERVING = ("ready", "draining")  #: states in which a worker runs jobs
-_ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it
+_ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it, and until that is given up
+
+#: The state in which a worker may say so: what it says at another time would undo what is known.
+_EXPECTED: dict[type[WorkerEvent], str] = {
+    Imported: "starting",
+    LoadProgress: "loading",
+    LoadFailed: "loading",
+    Ready: "loading",
+}
 
 #: The spare imports what most workers need; other engines' libraries are imported on top of it.
 SPARE_IMPORTS = ENGINES["text"].preimport
@@ -57,56 +65,14 @@ class StartFailed(Exception):
 class Listener(Protocol):
     """Receives the events of workers; called on the event loop, so it must not block."""
 
-    def on_events(self, worker: "Worker", events: list[JobEvent]) -> None: ...
-    def on_progress(self, worker: "Worker", fraction: float) -> None: ...
-    def on_lost(self, worker: "Worker", cause: str) -> None:
-        """A ready worker has ended, whatever ended it; it is told once."""
+    def on_events(self, worker: Worker, events: list[JobEvent]) -> None:
+        """Raises BadFrame for an event that does not fit its job; then the worker is ended."""
         ...
 
-
-@dataclass(eq=False)
-class Worker:
-    """One incarnation of a worker process."""
-
-    handle: Handle
-    state: str = "starting"  #: starting, warm, loading, ready, draining, stopped, failed
-    id: str = "spare"
-    spec: Load | None = None
-    ready: Ready | None = None
-    heartbeat: Heartbeat | None = None
-    cause: str | None = None
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    last_seen: float = field(default_factory=time.monotonic)
-    last_heartbeat: datetime | None = None
-    reader: FrameReader = field(default_factory=FrameReader)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    load_failure: LoadFailed | None = None
-    output: Output = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.output = Output(lambda line: log.warning("%s: %s", self.id, line))
-
-    outbox: list[Command] = field(default_factory=list)
-
-    @property
-    def pid(self) -> int:
-        return self.handle.pid
-
-    def send(self, command: Command) -> None:
-        """Put a command on the worker's queue; nothing happens if it has ended.
-
-        What is sent in one turn of the event loop goes as one message: each costs a wake-up of
-        the queue's thread, and of the worker.
-        """
-        if not self.outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self.outbox.append(command)
-
-    def _flush(self) -> None:
-        if not self.ended.is_set():
-            self.handle.send(encode_commands(self.outbox))
-        self.outbox.clear()
+    def on_progress(self, worker: Worker, fraction: float) -> None: ...
+    def on_lost(self, worker: Worker, cause: str) -> None:
+        """A ready worker has ended, whatever ended it; it is told once."""
+        ...
 
 
 class WorkerPool:
@@ -121,8 +87,7 @@ class WorkerPool:
     ) -> None:
         self._launcher = launcher
         self._listener = listener
-        self._heartbeat_timeout = heartbeat_timeout
-        self._load_timeout = load_timeout
+        self._watchdog = Watchdog(heartbeat_timeout, load_timeout)
         self._keep_spare = spare
         self._spare: Worker | None = None
         self._workers: set[Worker] = set()
@@ -148,23 +113,23 @@ class WorkerPool:
                     raise
                 log.warning("%s: %s Another process is started.", worker_id, failure.message)
         imports = engine_info(spec.engine).preimport
-        worker = self._launch(worker_id, imports, spec.visible_devices)
+        try:
+            worker = self._launch(worker_id, imports, spec.visible_devices)
+        except OSError as error:
+            text = f"No worker process could be started ({error.strerror})."
+            raise StartFailed("MODEL_LOAD_FAILED", text) from error
         return await self._load(worker, worker_id, spec)
 
     async def _load(self, worker: Worker, worker_id: str, spec: Load) -> Worker:
         """Have a process become the worker of ``spec``. Raises :class:`StartFailed`."""
         worker.id, worker.spec = worker_id, spec
         try:
-            async with asyncio.timeout(self._load_timeout):
-                await self._until(worker, {"warm"})
-                worker.state = "loading"
-                worker.send(spec)
-                await self._until(worker, {"ready"})
-        except TimeoutError:
-            await self._end(worker, f"did not load within {self._load_timeout:g} s")
-            raise StartFailed("MODEL_LOAD_FAILED", f"The model {worker.cause}.") from None
+            await self._until(worker, {"warm"})
+            worker.state = "loading"
+            worker.send(spec)
+            await self._until(worker, {"ready"})
         except asyncio.CancelledError:
-            await self._end(worker, "the load was given up", state="stopped")
+            await self._end(worker, "the load was given up")
             raise
         return worker
 
@@ -173,7 +138,7 @@ class WorkerPool:
         if worker.state in ("stopped", "failed"):
             await worker.ended.wait()
             return
-        listening = worker.state in _SERVING
+        listening = worker.state in SERVING
         worker.state, worker.cause = "stopped", cause
         if listening:
             worker.send(Stop())
@@ -198,31 +163,34 @@ class WorkerPool:
         await worker.ended.wait()
 
     async def close(self) -> None:
-        """Stop all workers, the spare too."""
+        """Stop all workers, the spare too. One that the system does not end is left to it."""
         self._keep_spare = False
-        await asyncio.gather(*(self.stop(worker, "shutdown") for worker in self.workers))
+        stops = [asyncio.ensure_future(self.stop(each, "shutdown")) for each in self.workers]
+        if not stops:
+            return
+        _, stuck = await asyncio.wait(stops, timeout=2 * _ENDING_SECONDS)
+        for stop in stuck:
+            stop.cancel()
+        for worker in self.workers:
+            log.error("%s: process %d was killed and has not ended", worker.id, worker.pid)
 
     def warm_spare(self) -> None:
         """Start the process that becomes the next worker, if one is kept and there is none."""
-        if self._keep_spare and self._spare is None:
+        if not self._keep_spare or self._spare is not None:
+            return
+        try:
             self._spare = self._launch("spare", SPARE_IMPORTS, None)
+        except OSError as error:
+            log.warning("no spare worker could be started: %s", error.strerror)
 
     async def watch(self) -> None:
-        """Kill workers that have gone silent; runs as long as the pool."""
+        """Kill workers that have gone silent or do not load; runs as long as the pool."""
         while True:
-            await asyncio.sleep(min(1.0, self._heartbeat_timeout / 4))
-            now = time.monotonic()
+            await asyncio.sleep(self._watchdog.interval)
             for worker in self.workers:
-                step_timeout = self._step_timeout(worker)
-                if worker.state in _SERVING and worker.last_seen < now - step_timeout:
+                if cause := self._watchdog.look(worker):
                     # SIGKILL: a stopped or spinning process does not obey anything less.
-                    worker.cause = f"silent for {step_timeout:g} s"
-                    worker.handle.kill()
-
-    def _step_timeout(self, worker: Worker) -> float:
-        """Seconds for which a worker may be silent: some engines' steps are long."""
-        own = worker.ready.step_timeout if worker.ready else 0.0
-        return max(self._heartbeat_timeout, own)
+                    self._kill(worker, cause)
 
     # ---- processes ---------------------------------------------------------------------------
 
@@ -238,7 +206,7 @@ class WorkerPool:
         loop = asyncio.get_running_loop()
         loop.add_reader(worker.handle.events_fd, self._on_readable, worker)
         loop.add_reader(worker.handle.output_fd, self._on_output, worker)
-        loop.add_reader(worker.handle.sentinel, self._on_exit, worker)
+        worker.handle.watch(lambda: self._on_exit(worker))
         return worker
 
     async def _until(self, worker: Worker, states: set[str]) -> None:
@@ -246,36 +214,46 @@ class WorkerPool:
             if worker.ended.is_set():
                 failure = worker.load_failure
                 code = failure.code if failure else "MODEL_LOAD_FAILED"
-                text = failure.message if failure else f"The worker {worker.cause} while loading."
+                text = failure.message if failure else f"The model's worker {worker.cause}."
                 raise StartFailed(code, text)
             worker.changed.clear()
             await worker.changed.wait()
 
-    async def _end(self, worker: Worker, cause: str, state: str = "failed") -> None:
-        worker.state, worker.cause = state, cause
-        worker.handle.kill()
+    async def _end(self, worker: Worker, cause: str) -> None:
+        worker.state = "stopped"
+        self._kill(worker, cause)
         await worker.ended.wait()
+
+    def _kill(self, worker: Worker, cause: str) -> None:
+        worker.cause = cause
+        worker.handle.kill()
 
     # ---- what a worker says ------------------------------------------------------------------
 
     def _on_readable(self, worker: Worker) -> None:
-        """Take what is in the pipe; its end or nonsense in it ends the worker."""
+        """Take what is in the pipe; its end, or nonsense in it, ends the worker."""
         try:
             data = os.read(worker.handle.events_fd, _READ_BYTES)
-            events = worker.reader.feed(data)
+            self._take(worker, data)
         except BlockingIOError:
             return
         except BadFrame as error:
-            worker.cause = f"wrote a malformed frame ({error})"
             self._stop_reading(worker)
-            worker.handle.kill()
-            return
-        if not data:
+            self._kill(worker, f"wrote a malformed frame ({error})")
+        except Exception:  # whatever went wrong here, its jobs are run again or failed
+            log.exception("%s: its events could not be processed", worker.id)
             self._stop_reading(worker)
-            worker.handle.kill()
-            return
-        worker.last_seen = time.monotonic()
-        self._deliver(worker, events)
+            self._kill(worker, "wrote what could not be processed")
+        else:
+            if not data:
+                self._stop_reading(worker)
+                worker.handle.kill()
+
+    def _take(self, worker: Worker, data: bytes) -> None:
+        events = worker.reader.feed(data)
+        if events:
+            worker.silence = 0.0
+            self._deliver(worker, events)
 
     def _deliver(self, worker: Worker, events: list[Event]) -> None:
         """Pass on what is about jobs; take note of what is about the worker."""
@@ -289,6 +267,12 @@ class WorkerPool:
             self._listener.on_events(worker, jobs)
 
     def _note(self, worker: Worker, event: WorkerEvent) -> None:
+        """Raises BadFrame for an event that is out of order."""
+        expected = _EXPECTED.get(type(event), worker.state)
+        if worker.state == "stopped":
+            return  # it is told to go, whatever it has become
+        if worker.state != expected:
+            raise BadFrame(f"{type(event).__name__} while {worker.state}")
         match event:
             case Heartbeat():
                 worker.heartbeat = event
@@ -311,15 +295,9 @@ class WorkerPool:
 
     def _on_exit(self, worker: Worker) -> None:
         """The process has ended: hear its last words, then let everybody know, once."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(worker.handle.sentinel)
-        if loop.remove_reader(worker.handle.output_fd):
-            self._drain_output(worker)
-        worker.output.end()
-        if loop.remove_reader(worker.handle.events_fd):
-            self._drain(worker)
-        was_ready = worker.state in _SERVING
         code = worker.handle.reap()
+        self._hear_out(worker)
+        was_ready = worker.state in SERVING
         if worker.state != "stopped":
             worker.state = "failed"
             worker.cause = worker.cause or describe_exit(code)
@@ -333,20 +311,30 @@ class WorkerPool:
         if was_ready:
             self._listener.on_lost(worker, worker.cause or "stopped")
 
+    def _hear_out(self, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.remove_reader(worker.handle.output_fd):
+            for data in _last_bytes(worker.handle.output_fd):
+                worker.output.feed(data)
+        worker.output.end()
+        if loop.remove_reader(worker.handle.events_fd):
+            try:
+                for data in _last_bytes(worker.handle.events_fd):
+                    self._take(worker, data)
+            except BadFrame as error:
+                worker.cause = worker.cause or f"wrote a malformed frame ({error})"
+            except Exception:  # as above
+                log.exception("%s: its last events could not be processed", worker.id)
+
     def _on_output(self, worker: Worker) -> None:
         try:
-            data = os.read(worker.handle.output_fd, _READ_BYTES)
+            data = os.read(worker.handle.output_fd, _OUTPUT_BYTES)
         except BlockingIOError:
             return
         if data:
             worker.output.feed(data)
         else:
             asyncio.get_running_loop().remove_reader(worker.handle.output_fd)
-
-    def _drain_output(self, worker: Worker) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(worker.handle.output_fd, _READ_BYTES):
-                worker.output.feed(data)
 
     def _remember(self, worker: Worker) -> None:
         self._ended[worker.id] = worker
@@ -360,10 +348,15 @@ class WorkerPool:
             if worker.spec is not None and worker.spec.model == model:
                 del self._ended[worker.id]
 
-    def _drain(self, worker: Worker) -> None:
-        with contextlib.suppress(BlockingIOError, BadFrame):
-            while data := os.read(worker.handle.events_fd, _READ_BYTES):
-                self._deliver(worker, worker.reader.feed(data))
+
+def _last_bytes(fd: int) -> Iterator[bytes]:
+    """Read what is left in a non-blocking pipe, but no more than a pipe holds: what the worker has
+    left behind may go on to write."""
+    left = _LAST_BYTES
+    with contextlib.suppress(BlockingIOError):
+        while left > 0 and (data := os.read(fd, _READ_BYTES)):
+            left -= len(data)
+            yield data
 
 
 def describe_exit(code: int | None) -> str:

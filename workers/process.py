@@ -4,29 +4,32 @@ import contextlib
 import ctypes
 import importlib
 import os
+import select
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from workers.codes import DRIVER_STARTED
+from workers.confinement import NotConfined, confine
 from workers.engines.base import Engine, Refused
 from workers.engines.registry import engine_info, make_engine
-from workers.framing import decode_commands, write_frame
+from workers.framing import read_commands, write_events
 from workers.protocol import (
     Cancel,
+    Command,
+    Confined,
     Event,
     Failed,
     Heartbeat,
+    Import,
     Imported,
     Job,
     Load,
@@ -52,55 +55,78 @@ class _Prepared:
 _Item = _Prepared | Failed | Cancel | Stop
 
 
-def worker_main(
-    jobs: "Queue[bytes]",
-    events: Connection,
-    death: Connection,
-    output: Connection,
-    imports: Sequence[str],
-) -> None:
-    """Import, say Warm, take a Load, say Ready or LoadFailed, run jobs until Stop."""
-    _write_to(output)
-    _die_with_parent(death)
+def worker_main(jobs: int, events: int, death: int) -> None:
+    """Import, say Imported, take a Load, say Ready or LoadFailed, run jobs until Stop.
+
+    The descriptors are ends of pipes: commands come in by ``jobs``, events go out by ``events``,
+    and ``death`` ends with the gateway. Standard output and error go to the gateway's log.
+    """
+    for fd in (jobs, events, death):
+        os.set_inheritable(fd, False)
+    first = _first(read_commands(jobs))
+    if not isinstance(first, Import):
+        return
+    death_watch = _die_with_gateway(first.gateway, death)
     _raise_oom_score()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    for module in imports:
+    for module in first.modules:
         importlib.import_module(module)
-    fd = events.fileno()
-    write_frame(fd, [Imported()])
-    command = decode_commands(jobs.get())[0]
+    write_events(events, [Imported()])
+    command = _first(read_commands(jobs))
     if not isinstance(command, Load):
         return
-    engine = _load(fd, command)
-    Loop(engine, jobs, fd, command.heartbeat_seconds).run()
+    # Rules for files bind the thread that takes them on, and those that it starts afterwards.
+    with death_watch.paused():
+        confined = _confine(events, command, first)
+    engine = _load(events, command, confined)
+    Loop(engine, jobs, events, command.heartbeat_seconds).run()
     engine.close()
 
 
-def _load(fd: int, spec: Load) -> Engine:
+def _first(commands: Sequence[Command]) -> Command | None:
+    return commands[0] if commands else None
+
+
+def _confine(fd: int, spec: Load, first: Import) -> Confined:
+    if first.confinement is None:
+        return Confined()
+    try:
+        return confine(spec, first.confinement, first.folder)
+    except NotConfined as error:
+        write_events(fd, [LoadFailed(code="MODEL_LOAD_FAILED", message=str(error))])
+        sys.exit(1)
+
+
+def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     if not _choose_cards(spec.visible_devices):
         message = "The worker's libraries started the driver before its cards were chosen."
-        write_frame(fd, [LoadFailed(code=DRIVER_STARTED, message=message)])
+        write_events(fd, [LoadFailed(code=DRIVER_STARTED, message=message)])
         sys.exit(1)
     if spec.device != "cuda" and engine_info(spec.engine).low_priority:
         os.nice(_YIELD)
     started = time.monotonic()
     try:
         engine = make_engine(spec.engine)
-        ready = engine.load(spec, lambda fraction: write_frame(fd, [LoadProgress(fraction)]))
+        ready = engine.load(spec, lambda fraction: _tell_progress(fd, fraction))
     except Refused as refused:
-        write_frame(fd, [LoadFailed(code=refused.code, message=refused.message)])
+        write_events(fd, [LoadFailed(code=refused.code, message=refused.message)])
         sys.exit(1)
     except BaseException as error:
         # Whatever ends a load, the gateway must hear of it: panics of native tokenizers are
         # BaseExceptions. The traceback goes to stderr with the re-raise.
-        write_frame(fd, [LoadFailed(code="MODEL_LOAD_FAILED", message=_summary(error))])
+        write_events(fd, [LoadFailed(code="MODEL_LOAD_FAILED", message=_summary(error))])
         raise
     seconds = time.monotonic() - started
     held = _held_bytes(engine)
-    write_frame(fd, [msgspec.structs.replace(ready, load_seconds=seconds, memory_bytes=held)])
+    ready = msgspec.structs.replace(
+        ready, load_seconds=seconds, memory_bytes=held, confined=confined
+    )
+    write_events(fd, [ready])
     return engine
+
+
+def _tell_progress(fd: int, fraction: float) -> None:
+    write_events(fd, [LoadProgress(fraction)])
 
 
 def _choose_cards(visible_devices: str) -> bool:
@@ -130,17 +156,17 @@ def _summary(error: BaseException) -> str:
 
 
 class Loop:
-    """Takes jobs in, steps the engine, sends out one frame per step and a heartbeat per interval.
+    """Takes jobs in, steps the engine, writes each step's events and a heartbeat per interval.
 
-    Two threads: the intake blocks on the queue, checks and tokenises; the loop steps. So neither
-    a long prompt nor an empty queue holds up running requests.
+    Two threads: the intake blocks on the pipe, checks and tokenises; the loop steps. So neither
+    a long prompt nor an empty pipe holds up running requests.
     """
 
     def __init__(
-        self, engine: Engine, jobs: "Queue[bytes]", events_fd: int, heartbeat_seconds: float
+        self, engine: Engine, jobs_fd: int, events_fd: int, heartbeat_seconds: float
     ) -> None:
         self._engine = engine
-        self._jobs = jobs
+        self._jobs_fd = jobs_fd
         self._fd = events_fd
         self._interval = heartbeat_seconds
         self._wake = threading.Condition()
@@ -160,12 +186,16 @@ class Loop:
                 self._steps += 1
             events += self._heartbeat()
             if events:
-                write_frame(self._fd, events)
+                for job_id in write_events(self._fd, events):
+                    self._engine.cancel(job_id)  # its failure is told
 
     def _intake(self) -> None:
-        while True:
-            commands = decode_commands(self._jobs.get())
-            items = [self._item(command) for command in commands if not isinstance(command, Load)]
+        while commands := read_commands(self._jobs_fd):
+            items = [
+                self._item(command)
+                for command in commands
+                if not isinstance(command, Import | Load)
+            ]
             with self._wake:
                 self._incoming += items
                 self._wake.notify()
@@ -230,27 +260,51 @@ def _resident_bytes() -> int:
         return 0
 
 
-def _write_to(output: Connection) -> None:
-    """Standard output and error, also of native code, go to the gateway."""
-    for stream in (1, 2):
-        os.dup2(output.fileno(), stream)
-    output.close()
-
-
 def _raise_oom_score() -> None:
     """When the machine runs out of memory, a worker is the lesser loss."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
 
 
-def _die_with_parent(death: Connection) -> None:
+def _die_with_gateway(gateway: int, death: int) -> "_DeathWatch":
     """Outlive no gateway: by the kernel's signal where there is one, and by the pipe's end."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_watch, args=(death,), name="death", daemon=True).start()
+        if os.getppid() != gateway:  # it died before the signal was asked for
+            os._exit(1)
+    return _DeathWatch(death)
 
 
-def _watch(death: Connection) -> NoReturn:
-    with contextlib.suppress(EOFError, OSError):
-        death.recv_bytes()
-    os._exit(1)
+class _DeathWatch:
+    """A thread that ends the process when the pipe to the gateway has ended."""
+
+    def __init__(self, death: int) -> None:
+        self._death = death
+        self._paused, self._pause = os.pipe()
+        self._start()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """End the thread for a while, so that the caller's may be the only one."""
+        os.write(self._pause, b"x")
+        self._thread.join()
+        os.read(self._paused, 1)
+        try:
+            yield
+        finally:
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._watch, name="death", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        for fd in (self._death, self._paused):
+            poll.register(fd, select.POLLIN)
+        if all(fd != self._death for fd, _ in poll.poll()):
+            return
+        with contextlib.suppress(OSError):  # confined, it may signal itself only
+            if os.getpgrp() == os.getpid():
+                os.killpg(os.getpid(), signal.SIGKILL)  # and all that it has started
+        os._exit(1)

@@ -1,27 +1,32 @@
 """A process of its own that turns one file of pickled tensors into safetensors, and ends.
 
-    python -I -m workers.unpickle SOURCE TARGET
+    python -I -m workers.unpickle SOURCE TARGET MODE
 
-Only tensors are read (``weights_only``), under limits of memory, time and file size. What is wrong
-comes as one line on stdout and exit code 1; nothing of the file's own text is repeated.
+Only tensors are read (``weights_only``), under limits of memory, time and file size, by a process
+that can open the one file, and write into the other's folder; MODE is ``workers.confine``. What is
+wrong comes as one line on stdout and exit code 1; nothing of the file's own text is repeated.
 """
 
 import pickle
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from workers.confinement import NotConfined, confine_reader
+from workers.protocol import ConfineMode
 
 _CPU_SECONDS = 1800
 #: Beside the weights, of address space: the libraries' own, and what they map without using it.
 _SPACE_BYTES = 16 << 30
 
 
-def main(source: Path, target: Path) -> int:
+def main(source: Path, target: Path, mode: ConfineMode) -> int:
     _limit(source.stat().st_size)
     try:
+        confine_reader(str(source), str(target.parent), mode)
         _convert(source, target)
-    except _Unfit as error:
+    except (_Unfit, NotConfined) as error:
         print(error)  # noqa: T201  the answer
         return 1
     return 0
@@ -79,4 +84,4 @@ def _read(torch: Any, source: Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), cast("ConfineMode", sys.argv[3])))

@@ -69,6 +69,12 @@ PARTS = (
         "What does loading from files take, in seconds and in memory that stays?",
     ),
     Part(
+        "confinement",
+        "benchmarks.gpu.confinement:check",
+        70,
+        "Does a worker work on the card while it can open nothing but its own files?",
+    ),
+    Part(
         "attention",
         "benchmarks.gpu.attention:measure",
         30,

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from workers.protocol import DeviceKind
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -25,7 +27,7 @@ class Figure:
 class Recorder:
     """Appends each figure to a file at once, so that a part that is killed keeps those it had."""
 
-    device: str  #: "cuda" or "cpu"
+    device: DeviceKind
     shape: str  #: "real" or "tiny": the size of the models
     folder: Path  #: work files that the parts share: models, sockets, logs
     path: Path  #: one figure a line, as JSON

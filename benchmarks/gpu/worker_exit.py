@@ -1,7 +1,7 @@
 """How soon a process that held memory of the card is gone, and its memory free: by kill, by exit.
 
-The gateway hears of a worker's end through the sentinel of ``multiprocessing``, which is one of the
-process's files; it may only wait for the process, and count on its memory, some time later.
+The gateway hears of a worker's end by a pidfd. The sentinel of ``multiprocessing`` comes earlier:
+it is one of the process's files, and at its end the process's memory is held still.
 """
 
 import multiprocessing

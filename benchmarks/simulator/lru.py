@@ -19,7 +19,8 @@ from bitinglip.scheduling.job import Job
 from bitinglip.settings import Settings
 from workers import protocol
 from workers.codes import Code
-from workers.pool import StartFailed, Worker
+from workers.pool import StartFailed
+from workers.worker import Worker
 
 
 @dataclass(eq=False, slots=True)

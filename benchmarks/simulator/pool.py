@@ -5,14 +5,14 @@ The answer to a prompt has as many tokens as its first word says; ``!crash`` end
 
 import asyncio
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from benchmarks.simulator.batch import Batch
 from benchmarks.simulator.books import Books
 from workers import framing, protocol
-from workers.pool import Listener, StartFailed, Worker
+from workers.pool import Listener, StartFailed
+from workers.worker import Worker
 
 CRASH = "!crash"
 _STEPS = 10  #: of a load
@@ -54,8 +54,7 @@ class SimulatedPool:
         """A worker that serves the model of ``spec``, after its load time. Raises StartFailed."""
         fake = spec.fake or protocol.FakeOptions()
         process = _Process(next(self._numbers), self, fake, spec.max_batch or fake.batch_size)
-        # Never silent: it has no heartbeat.
-        worker = Worker(process, "loading", worker_id, spec, last_seen=math.inf)
+        worker = Worker(process, "loading", worker_id, spec)
         process.worker = self._workers[process.pid] = worker
         self._books.take(process, _parts(fake.memory_bytes, self._placed(worker_id)))
         began = asyncio.get_running_loop().time()
@@ -76,9 +75,7 @@ class SimulatedPool:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds / _STEPS):
                     await worker.ended.wait()
-                    raise StartFailed(
-                        "MODEL_LOAD_FAILED", f"The worker {worker.cause} while loading."
-                    )
+                    raise StartFailed("MODEL_LOAD_FAILED", f"The model's worker {worker.cause}.")
             self._listener.on_progress(worker, step / _STEPS)
 
     async def stop(self, worker: Worker, cause: str = "stopped") -> None:
@@ -121,7 +118,8 @@ class _Process:
     """The ``Handle`` of a worker that has no process."""
 
     worker: Worker
-    events_fd = output_fd = sentinel = -1
+    events_fd = output_fd = -1
+    folder = None
 
     def __init__(
         self, pid: int, pool: SimulatedPool, fake: protocol.FakeOptions, slots: int
@@ -184,8 +182,8 @@ class _Process:
             self._pool.works(self, begins=False)
         return found
 
-    def terminate(self) -> None:
-        self.kill()
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        """The pool itself tells of the end."""
 
     def kill(self) -> None:
         self._pool.end(self.worker, "was ended by signal 9")

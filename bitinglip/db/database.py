@@ -154,19 +154,19 @@ def _ours(error: exc.SQLAlchemyError) -> BitingLipError | None:
         return None
     for prefix, reason in _REASONS.items():
         if name.startswith(prefix):
-            return DatabaseUnavailable(f"The database {reason}; try again later.")
+            return DatabaseUnavailable(f"The database {reason}.")
     return DatabaseUnavailable()
 
 
 _REASONS = {
-    "SQLITE_BUSY": "is locked by another program",
-    "SQLITE_LOCKED": "is locked by another program",
-    "SQLITE_READONLY": "is read-only",
-    "SQLITE_PERM": "is read-only",
-    "SQLITE_IOERR": "cannot be written or read, the disk reports an error",
-    "SQLITE_CANTOPEN": "cannot be opened",
-    "SQLITE_CORRUPT": "is damaged",
-    "SQLITE_NOTADB": "is damaged",
+    "SQLITE_BUSY": "is locked by another program; try again later",
+    "SQLITE_LOCKED": "is locked by another program; try again later",
+    "SQLITE_READONLY": "is read-only; changes are refused",
+    "SQLITE_PERM": "is read-only; changes are refused",
+    "SQLITE_IOERR": "cannot be written or read: the disk reports an error",
+    "SQLITE_CANTOPEN": "cannot be opened; try again later",
+    "SQLITE_CORRUPT": "is damaged; restore a backup (see README, Backups)",
+    "SQLITE_NOTADB": "is damaged; restore a backup (see README, Backups)",
 }
 
 

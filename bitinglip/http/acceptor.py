@@ -14,6 +14,7 @@ log = structlog.get_logger(__name__)
 
 _BATCH = 64  #: connections that one turn of the loop accepts, so that others get their turn
 _PAUSE_SECONDS = 0.1  #: without accepting, when there are no descriptors
+_SAY_SECONDS = 60.0  #: between two log lines about that
 _SHUTDOWN_SECONDS = 5.0  #: in which a client of TLS says goodbye
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -25,7 +26,7 @@ class Acceptor:
     """Serves one listening socket, like asyncio's own server, from its making until ``close``.
 
     The event loop's own server would make a connection before anyone can refuse it, would not know
-    of those that never finish their TLS handshake, and ends when accepting fails.
+    of those that never finish their TLS handshake, and may end when accepting fails.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._paused: asyncio.TimerHandle | None = None
+        self._said_at = -_SAY_SECONDS
         listener.setblocking(False)
         listener.listen(connections.capacity.backlog)
         self._loop.add_reader(listener, self._accept)
@@ -100,10 +102,10 @@ class Acceptor:
 
     def _pause(self) -> None:
         """Stop accepting for a moment: the kernel would report the same socket again at once."""
-        if self._paused is None:
+        now = self._loop.time()
+        if now - self._said_at > _SAY_SECONDS:
+            self._said_at = now
             log.warning("no descriptors are left; idle connections are closed")
-        else:
-            self._paused.cancel()
         self._connections.make_room()
         self._loop.remove_reader(self._listener)
         self._paused = self._loop.call_later(_PAUSE_SECONDS, self._resume)

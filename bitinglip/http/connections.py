@@ -288,7 +288,7 @@ def _taken(connection: Connection) -> int:
         info = connection.transport.get_extra_info("socket").getsockopt(
             socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop
         )
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, ValueError):
         info = b""
     if len(info) < _BYTES_ACKED.stop:  # a Unix socket, or another kernel
         return -connection.unsent()

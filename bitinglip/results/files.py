@@ -51,7 +51,7 @@ class Output:
 
     @property
     def media_type(self) -> str:
-        return MEDIA_TYPES[self.format]
+        return MEDIA_TYPES.get(self.format, "application/octet-stream")
 
 
 def outputs_of(event_log: EventLog) -> Iterator[Output]:

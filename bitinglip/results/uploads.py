@@ -6,12 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import assert_never
 
 from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import DiskFull, QueueFull
 from bitinglip.scheduling.job import Job
-from workers import protocol
+from bitinglip.scheduling.kinds import upload_paths
 
 _SHARE_OF_A_KEY = 0.5  #: the rest is left to other keys
 _LOST_SECONDS = 120  #: after which a file without a job is one that a crash has left
@@ -93,20 +92,6 @@ class Uploads:
             job_id = entry.name.rpartition("-")[0]
             if not is_open(job_id) and entry.stat().st_mtime < before:
                 Path(entry.path).unlink(missing_ok=True)
-
-
-def upload_paths(work: protocol.Job) -> dict[str, str]:
-    """Return the paths of the files that a client sent, by the message's fields."""
-    match work:
-        case protocol.ImageJob():
-            found = {"image": work.image, "mask": work.mask}
-            return {name: path for name, path in found.items() if path is not None}
-        case protocol.TranscriptionJob():
-            return {"path": work.path}
-        case protocol.TextJob() | protocol.SpeechJob():
-            return {}
-        case _:
-            assert_never(work)
 
 
 def _remove(paths: list[Path]) -> None:

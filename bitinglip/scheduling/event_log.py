@@ -9,7 +9,8 @@ from typing import assert_never
 
 from bitinglip import errors
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.memory import event_bytes, input_bytes, without_input
+from bitinglip.scheduling.kinds import input_bytes, without_input
+from bitinglip.scheduling.memory import event_bytes
 from workers import protocol
 
 

@@ -27,6 +27,12 @@ def _seconds(value: object) -> object:
 #: how long something unused is kept: seconds, a span such as 30m, or forever
 KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(_seconds)]
 
+#: YAML reads a plain ``off`` as false
+Confine = Annotated[
+    Literal["auto", "require", "off"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
+
 
 class Server(Section):
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -93,7 +99,9 @@ class Workers(Section):
         3, description="worker crashes within restart_window before a model is taken out of service"
     )
     restart_window: Seconds = Field(
-        60, description="length in seconds of the window in which max_restarts counts crashes"
+        60,
+        description="length in seconds of the window in which max_restarts counts crashes; a model "
+        "out of service is tried again after as long, then after twice as long each time",
     )
     spare: bool = Field(
         True,
@@ -101,6 +109,10 @@ class Workers(Section):
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="CPU threads per worker; null uses one per core"
+    )
+    confine: Confine = Field(
+        "auto",
+        description="confine workers: auto (what is safe here), require (all, or no load) or off",
     )
 
 

@@ -258,8 +258,12 @@ class Tasks:
         run.queued.set()
 
     async def _finish(self, run: AsyncTask, event_log: EventLog) -> None:
-        await self._retry_write(lambda: self._register_files(event_log))
-        await self._retry_write(lambda: self._rows.end(event_log))
+        try:
+            await self._retry_write(lambda: self._register_files(event_log))
+            await self._retry_write(lambda: self._rows.end(event_log))
+        except Exception:  # it must end all the same: its client waits
+            log.exception("a task's answer could not be written", task=run.job.id)
+            await self._retry_write(lambda: self._rows.end(_unwritable(run.job)))
         del self._runs[run.job.id]
         self._discard_uploads(run.job)
         run.finished.set()
@@ -285,6 +289,13 @@ class Tasks:
 
     def _expired(self, event_log: EventLog) -> bool:
         return event_log.ended is not None and time.monotonic() - event_log.ended > self._retention
+
+
+def _unwritable(job: Job) -> EventLog:
+    """Return the end of a task whose own end cannot be described."""
+    event_log = EventLog(job)
+    event_log.put(failed_with(job, errors.InternalError()))
+    return event_log
 
 
 def _has_ended(run: AsyncTask) -> bool:

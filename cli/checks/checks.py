@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.checks.accelerator import every_device
+from cli.checks.confinement import confinement
 from cli.checks.doors import every_door
 from cli.checks.findings import Finding
 from cli.context import CliContext
@@ -28,6 +29,7 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
     settings, finding = _config(place)
     yield from every_device(settings or Settings())
     yield finding
+    yield confinement(settings or Settings())
     yield _home(place)
     yield _disk(place)
     if settings is not None:

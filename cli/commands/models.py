@@ -86,7 +86,11 @@ def import_model(
             found = server.post("/api/v1/models/import", body, patience=None)
         else:
             found = offline.import_model(
-                place.home, folder, name, allow_pickles=allow_pickles or place.allows_pickles(name)
+                place.home,
+                folder,
+                name,
+                allow_pickles=allow_pickles or place.allows_pickles(name),
+                confine=place.settings().workers.confine,
             )
     print_note(f"Imported {found['model_id']}: {found['type']}, {size(found['bytes'])}.")
 

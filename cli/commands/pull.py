@@ -36,7 +36,7 @@ def pull_model(
     try:
         with transfer(repo) as progress:
             manifest = pull(
-                offline.store(place.home),
+                offline.store(place.home, confine=place.settings().workers.confine),
                 repo,
                 revision=revision,
                 name=name,

@@ -14,6 +14,7 @@ from tests.support.models.pipelines import make
 from workers.engines.image.engine import ImageEngine
 from workers.protocol import (
     Cancelled,
+    DeviceKind,
     Event,
     Failed,
     ImageDone,
@@ -115,7 +116,7 @@ def open_studio(
     folder: Path,
     options: ImageOptions | None = None,
     *,
-    device: str = "cpu",
+    device: DeviceKind = "cpu",
     dtype: str | None = None,
 ) -> Studio:
     repository = make(name, folder / "repository")

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from workers.launcher import SpawnLauncher
-from workers.pool import Worker, WorkerPool
+from workers.pool import WorkerPool
 from workers.protocol import FakeOptions, JobEvent, Load
+from workers.worker import Worker
 
 
 class Recorder:
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 20) -> None:
+        """``seconds``: as long as a condition is waited for."""
+        self._seconds = seconds
         self.events: list[JobEvent] = []
         self.progress: list[float] = []
         self.lost: list[str] = []
@@ -27,7 +30,7 @@ class Recorder:
         self.changed.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(self._seconds):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
@@ -45,14 +48,19 @@ def fake(**options: object) -> Load:
 
 def with_pool(
     test: Callable[[WorkerPool, Recorder], Awaitable[None]],
+    launcher: SpawnLauncher | None = None,
     *,
     heartbeat_timeout: float = 10,
     load_timeout: float = 20,
+    entry: str | None = None,
+    seconds: float = 20,
 ) -> None:
+    """Run a test on a pool; ``entry`` plays the worker in place of the product's own."""
+
     async def run() -> None:
-        recorder = Recorder()
+        recorder = Recorder(seconds)
         pool = WorkerPool(
-            SpawnLauncher(),
+            launcher or (SpawnLauncher(entry) if entry else SpawnLauncher()),
             recorder,
             heartbeat_timeout=heartbeat_timeout,
             load_timeout=load_timeout,

@@ -30,7 +30,8 @@ ECHO = "demo-echo"
 class Rig:
     """All parts between HTTP and the workers, for fake models."""
 
-    def __init__(self, root: Path, values: dict[str, Any]) -> None:
+    def __init__(self, root: Path, values: dict[str, Any], entry: str | None = None) -> None:
+        """``entry`` plays the workers in place of the product's own."""
         settings = Settings.model_validate(values)
         store = ModelStore(root / "models")
         make_fake_models(store, list(settings.models))
@@ -40,7 +41,7 @@ class Rig:
         self.manager = ModelManager(settings, store, facts, metrics)
         self.dispatcher = Dispatcher(settings, self.manager, metrics)
         pool = WorkerPool(
-            SpawnLauncher(),
+            SpawnLauncher(entry) if entry else SpawnLauncher(),
             self.dispatcher.delivery,
             heartbeat_timeout=settings.workers.heartbeat_timeout,
             load_timeout=settings.workers.load_timeout,
@@ -65,11 +66,17 @@ def job(prompt: str = "a b c", max_tokens: int = 3, **fields: Any) -> Job:
 
 
 def with_rig(
-    path: Path, test: Callable[[Rig], Awaitable[None]], *, max_waiting: int = 100, **fake: object
+    path: Path,
+    test: Callable[[Rig], Awaitable[None]],
+    *,
+    max_waiting: int = 100,
+    entry: str | None = None,
+    **fake: object,
 ) -> None:
     """Run a test on one fake model that is set so."""
     models = {ECHO: {"fake": {"faults": True, **fake}}}
-    with_settings(path, test, {"queue": {"max_waiting": max_waiting}, "models": models})
+    values = {"queue": {"max_waiting": max_waiting}, "models": models}
+    with_settings(path, test, values, entry=entry)
 
 
 def with_settings(
@@ -78,6 +85,7 @@ def with_settings(
     values: dict[str, Any],
     *,
     facts: bool = True,
+    entry: str | None = None,
 ) -> None:
     """Run a test on any settings; when it is over, the books must balance. Without ``survey``
     nobody reads the devices, so what a test says of them stays."""
@@ -85,7 +93,7 @@ def with_settings(
     values = {**values, "workers": {**workers, **values.get("workers", {})}}
 
     async def run() -> None:
-        rig = Rig(path, values)
+        rig = Rig(path, values, entry)
         watch = [asyncio.create_task(rig.operations.watch())]
         if facts:
             watch.append(asyncio.create_task(rig.operations.sample_devices()))

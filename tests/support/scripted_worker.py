@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
 from workers import protocol
-from workers.framing import decode_commands, write_frame
+from workers.framing import decode_commands, write_events
 
 #: yields the events of one job; cancelled with the job, and when its worker is killed
 Script = Callable[[protocol.Job], AsyncIterator[protocol.JobEvent]]
@@ -41,6 +41,8 @@ class ScriptedLauncher:
 class ScriptedWorker:
     """A thread with an event loop of its own, as seen through the pool's handle."""
 
+    folder = None  #: it makes no files
+
     def __init__(self, launcher: ScriptedLauncher, name: str) -> None:
         self._launcher = launcher
         self._events, self._own_events = socket.socketpair()
@@ -69,15 +71,17 @@ class ScriptedWorker:
     def output_fd(self) -> int:
         return self._output
 
-    @property
-    def sentinel(self) -> int:
-        return self._sentinel
-
     def send(self, command: bytes) -> None:
         self._put(command)
 
-    def terminate(self) -> None:
-        self._put(None)
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            loop.remove_reader(self._sentinel)
+            on_exit()
+
+        loop.add_reader(self._sentinel, ended)
 
     def kill(self) -> None:
         with suppress(OSError):
@@ -119,6 +123,8 @@ class ScriptedWorker:
                     match command:
                         case protocol.Stop():
                             return
+                        case protocol.Import():
+                            pass  # nothing is needed
                         case protocol.Cancel(id=job_id):
                             self._launcher.cancelled.append(job_id)
                             if task := running.pop(job_id, None):
@@ -158,4 +164,4 @@ class ScriptedWorker:
             self._write(protocol.Cancelled(id=job.id))
 
     def _write(self, event: protocol.Event) -> None:
-        write_frame(self._own_events.fileno(), [event])
+        write_events(self._own_events.fileno(), [event])

@@ -13,6 +13,7 @@ from tests.support.models.bark import VOICES, make
 from workers.engines.speech.engine import SpeechEngine
 from workers.protocol import (
     Cancelled,
+    DeviceKind,
     Event,
     Failed,
     Load,
@@ -70,7 +71,7 @@ def open_booth(
     *,
     sampled: bool,
     tokens: int = 40,
-    device: str = "cpu",
+    device: DeviceKind = "cpu",
     dtype: str | None = None,
     max_batch: int | None = None,
 ) -> Booth:

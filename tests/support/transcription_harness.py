@@ -13,7 +13,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from tests.support import audio
 from tests.support.models import whisper
 from workers.engines.transcription.engine import TranscriptionEngine
-from workers.protocol import Event, Load, Segment, TranscriptionDone, TranscriptionJob
+from workers.protocol import DeviceKind, Event, Load, Segment, TranscriptionDone, TranscriptionJob
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -142,7 +142,7 @@ def open_desk(
     folder: Path,
     *,
     several: bool = True,
-    device: str = "cpu",
+    device: DeviceKind = "cpu",
     dtype: str | None = None,
     **thresholds: float,
 ) -> Desk:

@@ -5,13 +5,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from workers.codes import Code
-from workers.protocol import (
-    Event,
-    Failed,
-    Job,
-    Load,
-    Ready,
-)
+from workers.protocol import Event, Failed, Job, Load, Ready
+from workers.protocol.bounds import MOST_MESSAGE
 
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
 
@@ -29,7 +24,7 @@ class Refused(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = message[:MOST_MESSAGE]
         self.param = param
         self.details = details or {}
 

@@ -5,14 +5,12 @@ import msgspec
 from workers.protocol.events import (
     AudioDelta,
     Cancelled,
-    Event,
+    Confined,
     Failed,
-    Final,
     Heartbeat,
     ImageDone,
     ImageFile,
     Imported,
-    JobEvent,
     LoadFailed,
     LoadProgress,
     Progress,
@@ -21,33 +19,44 @@ from workers.protocol.events import (
     SegmentDelta,
     SpeechDone,
     Started,
-    Success,
     TextDelta,
     TextDone,
     TokenLogprob,
     TranscriptionDone,
     Word,
-    WorkerEvent,
 )
-from workers.protocol.files import audio_file_name, image_file_name
+from workers.protocol.files import AudioFormat, ImageFormat, audio_file_name, image_file_name
 from workers.protocol.jobs import (
     ChatMessage,
     ImageJob,
-    Job,
     Lora,
     Sampling,
     SpeechJob,
     TextJob,
     TranscriptionJob,
 )
-from workers.protocol.load import FakeOptions, ImageOptions, Load, SpeechOptions
+from workers.protocol.load import (
+    Confinement,
+    ConfineMode,
+    DeviceKind,
+    FakeOptions,
+    ImageOptions,
+    Import,
+    Load,
+    SpeechOptions,
+)
 
 __all__ = [
     "AudioDelta",
+    "AudioFormat",
     "Cancel",
     "Cancelled",
     "ChatMessage",
     "Command",
+    "ConfineMode",
+    "Confined",
+    "Confinement",
+    "DeviceKind",
     "Event",
     "Failed",
     "FakeOptions",
@@ -55,8 +64,10 @@ __all__ = [
     "Heartbeat",
     "ImageDone",
     "ImageFile",
+    "ImageFormat",
     "ImageJob",
     "ImageOptions",
+    "Import",
     "Imported",
     "Job",
     "JobEvent",
@@ -96,4 +107,11 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Leave the loop, close the engine, exit with 0."""
 
 
-Command = Load | TextJob | ImageJob | SpeechJob | TranscriptionJob | Cancel | Stop
+Job = TextJob | ImageJob | SpeechJob | TranscriptionJob
+Command = Import | Load | Job | Cancel | Stop
+
+Success = TextDone | ImageDone | SpeechDone | TranscriptionDone
+Final = Success | Failed | Cancelled
+JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
+WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat
+Event = JobEvent | WorkerEvent

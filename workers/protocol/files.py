@@ -1,5 +1,10 @@
 """Names of the files that jobs write; both sides build them without being told."""
 
+from typing import Literal
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+AudioFormat = Literal["wav", "flac", "ogg", "mp3"]
+
 
 def image_file_name(job_id: str, index: int, image_format: str) -> str:
     """The file of one image of a job; both sides know it without being told."""

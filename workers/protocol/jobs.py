@@ -2,6 +2,8 @@
 
 import msgspec
 
+from workers.protocol.files import AudioFormat, ImageFormat
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The sampling parameters. ``None`` means off; every number is checked before it gets here."""
@@ -61,7 +63,7 @@ class ImageJob(msgspec.Struct, tag="image", frozen=True, kw_only=True, omit_defa
     guidance_scale: float | None = None  #: None: the pipeline's own
     seeds: tuple[int, ...]
     scheduler: str | None = None  #: None: the model's own
-    format: str = "png"  #: png, jpeg or webp
+    format: ImageFormat = "png"
     metadata: bool = True  #: write the parameters into the files
     preview_every: int = 0  #: steps between two previews; 0 is none
     folder: str
@@ -81,7 +83,7 @@ class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_de
     language: str | None = None
     seed: int
     speed: float | None = None
-    format: str = "wav"  #: wav, flac, ogg (Opus) or mp3
+    format: AudioFormat = "wav"  #: ogg holds Opus
     sample_rate: int | None = None  #: None: the model's own, or the next that the format has
     metadata: bool = True  #: label the file as made by a machine
     folder: str
@@ -104,6 +106,3 @@ class TranscriptionJob(
     max_channels: int = 8
     max_sample_rate: int = 768_000
     stream: bool = True  #: without it, only the final event is sent
-
-
-Job = TextJob | ImageJob | SpeechJob | TranscriptionJob

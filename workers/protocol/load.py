@@ -1,6 +1,32 @@
-"""The first message to a worker: which model to load, and how."""
+"""The first messages to a worker: what to import, then which model to load, and how."""
+
+from typing import Literal
 
 import msgspec
+
+DeviceKind = Literal["cpu", "cuda"]
+
+
+ConfineMode = Literal["auto", "require", "off"]
+
+
+class Confinement(msgspec.Struct, frozen=True, kw_only=True):
+    """How the gateway wants a worker confined. It holds paths of secrets, but none of them."""
+
+    mode: ConfineMode
+    inputs: str  #: the folder of uploads: a worker reads those whose names it is told
+    caches: str  #: the folder of compilers' caches, one for each model
+    hidden: tuple[str, ...] = ()  #: paths that no rule for the system or for Python may cover
+    memory_bytes: int | None = None  #: bound on a CPU worker's memory
+
+
+class Import(msgspec.Struct, tag="import", frozen=True, kw_only=True):
+    """The first message to every process: it says Imported when it has done so."""
+
+    gateway: int  #: process id
+    modules: tuple[str, ...]
+    confinement: Confinement | None = None
+    folder: str | None = None  #: the only folder that it may write to, once confined
 
 
 class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,12 +57,12 @@ class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
-    """The first message of every worker: which model to become. Holds no secret."""
+    """Which model to become. Holds no secret."""
 
     model: str
     engine: str  #: a key of ``workers.engines.registry.ENGINES``
     path: str
-    device: str = "cpu"  #: "cpu" or "cuda"
+    device: DeviceKind = "cpu"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
     dtype: str | None = None  #: None: the files' own, where the device computes it well
     max_context: int | None = None  #: None: the model's own

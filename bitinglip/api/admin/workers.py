@@ -1,5 +1,7 @@
 """Routes of the worker processes and of the state of the cluster."""
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +14,7 @@ from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
 from bitinglip.wire.admin.cluster import device_info, model_state_info, reservation_info
 from bitinglip.wire.admin.workers import worker_info
+from workers.confinement import Kernel
 
 router = APIRouter(prefix="/api/v1", tags=["cluster"])
 
@@ -69,5 +72,6 @@ async def cluster_status(request: Request) -> Response:
                 for name in services.store.names()
             ],
             "workers": [worker_info(view) for view in operations.workers()],
+            "confinement": {"mode": services.settings.workers.confine, **asdict(Kernel.find())},
         }
     )

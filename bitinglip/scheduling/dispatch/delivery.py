@@ -2,24 +2,28 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import structlog
 
 from bitinglip import errors
-from bitinglip.scheduling.cost import cost_done
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Loading, Queued
+from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.kinds import cost_done
 from bitinglip.scheduling.models.listener import Waiting
 from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
 from bitinglip.settings import Settings
 from workers import protocol
-from workers.pool import Worker
+from workers.folders import placed, take_results
+from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +113,7 @@ class Delivery:
         for entry, replica in model_queue.begin(replicas, self._clock()):
             assert replica.worker is not None
             entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(entry.event_log.job.work)
+            replica.worker.send(placed(entry.event_log.job.work, replica.worker.folder))
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
@@ -145,31 +149,42 @@ class Delivery:
     # ---- events of workers -----------------------------------------------------------------------
 
     def on_events(self, worker: Worker, events: list[protocol.JobEvent]) -> None:
+        """Raises BadFrame for an event that does not fit its job."""
         ended: set[str] = set()
-        for event in events:
-            entry = self.entries.get(event.id)
-            if entry is None or entry.replica is None or entry.replica.worker is not worker:
-                continue
-            if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
-                continue
-            entry.event_log.put(event)
-            if isinstance(event, protocol.Final):
-                ended.add(entry.event_log.job.model)
-                self._measure(entry, event)
-                self._release_slot(entry)
-        for model in ended:
-            self.dispatch_waiting(self.model_queues[model])
-            self._manager.on_jobs_finished(model)
+        try:
+            for sent in events:
+                entry = self.entries.get(sent.id)
+                if entry is None or entry.replica is None or entry.replica.worker is not worker:
+                    continue
+                if entry.events is not None:
+                    entry.events.take(sent)
+                event = _with_results(worker, entry.event_log.job, sent)
+                if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
+                    continue
+                entry.event_log.put(event)
+                if isinstance(event, protocol.Final):
+                    ended.add(entry.event_log.job.model)
+                    self._end(entry, entry.replica, event)
+        finally:
+            for model in ended:
+                self.dispatch_waiting(self.model_queues[model])
+                self._manager.on_jobs_finished(model)
 
-    def _measure(self, entry: InFlightJob, final: protocol.Final) -> None:
+    def _end(self, entry: InFlightJob, replica: Replica, final: protocol.Final) -> None:
+        """Release the job's slot, whatever comes of the figures."""
+        self._release_slot(entry)
+        if not isinstance(final, protocol.Failed):
+            self._measure(entry, replica, final)
+
+    def _measure(
+        self, entry: InFlightJob, replica: Replica, final: protocol.Success | protocol.Cancelled
+    ) -> None:
         """Correct the charge of its key, and learn the speed of the replica."""
-        if isinstance(final, protocol.Failed) or entry.replica is None:
-            return
         done = cost_done(entry.event_log.job, final)
         model_queue = self.model_queues[entry.event_log.job.model]
         model_queue.waiting.charge(entry.share, done - entry.cost)
         seconds = self._clock() - (entry.event_log.dispatched or self._clock())
-        entry.replica.measured(done, seconds)
+        replica.measured(done, seconds)
         if isinstance(final, protocol.Success):
             model_queue.service_time.ended(seconds)
 
@@ -185,7 +200,8 @@ class Delivery:
             return False
         if entry.short_of_memory or entry.replica is None:
             failed.details["tried"] = ["unused models beside it evicted", "alone on its worker"]
-            failed.details["ways_out"] = self._manager.memory_suggestions(entry.event_log.job.model)
+            ways_out: list[Any] = self._manager.memory_suggestions(entry.event_log.job.model)
+            failed.details["ways_out"] = ways_out
             return False
         entry.short_of_memory += 1
         replica, model_queue = entry.replica, self.model_queues[entry.event_log.job.model]
@@ -208,9 +224,10 @@ class Delivery:
         """Run jobs without output again, end the rest, and have the model restarted."""
         replica = self._manager.replica_of(worker)
         model_queue = self.model_queues.get(replica.model) if replica is not None else None
+        forgiven = 0
         if replica is not None and model_queue is not None:
-            self._handle_lost_jobs(model_queue, replica, cause)
-        self._manager.on_lost(worker, cause)
+            forgiven = self._handle_lost_jobs(model_queue, replica, cause)
+        self._manager.on_lost(worker, cause, forgiven=forgiven)
         if model_queue is not None:
             self.dispatch_waiting(
                 model_queue
@@ -245,7 +262,8 @@ class Delivery:
 
     # ---- quarantine ------------------------------------------------------------------------------
 
-    def _handle_lost_jobs(self, model_queue: ModelQueue, replica: Replica, cause: str) -> None:
+    def _handle_lost_jobs(self, model_queue: ModelQueue, replica: Replica, cause: str) -> int:
+        """Return the deaths of a request that was found to cause them; 0 if none was."""
         lost = [entry for entry in model_queue.running.values() if entry.replica is replica]
         now = self._clock()
         retry_queue: list[InFlightJob] = []
@@ -262,13 +280,13 @@ class Delivery:
                 entry.ran_for = min(MAX_ISOLATION_SECONDS, now - began)
             entry.event_log.reset_output()
             retry_queue.append(entry)
-        self._retry_or_quarantine(model_queue, retry_queue, cause, alone=len(lost) == 1)
+        return self._retry_or_quarantine(model_queue, retry_queue, cause, alone=len(lost) == 1)
 
     def _retry_or_quarantine(
         self, model_queue: ModelQueue, entries: list[InFlightJob], cause: str, *, alone: bool
-    ) -> None:
+    ) -> int:
         """Run jobs again after one death; after two, quarantine a job that ran alone, else isolate
-        the suspects."""
+        the suspects. Return the deaths of the one in quarantine."""
         doubtful = [entry for entry in entries if entry.deaths >= _MOST_DEATHS]
         model_queue.retry_queue.extendleft(f for f in reversed(entries) if f.deaths < _MOST_DEATHS)
         if alone and doubtful:
@@ -280,8 +298,18 @@ class Delivery:
             )  # so that it can be taken out like any that waits
             self.fail(offender, _crashed(cause, quarantined=True))
             model_queue.clear_suspects()
-        elif doubtful:
+            return offender.deaths
+        if doubtful:
             model_queue.isolate(doubtful)
+        return 0
+
+
+def _with_results(worker: Worker, job: Job, event: protocol.JobEvent) -> protocol.JobEvent:
+    """Take the files of a job that succeeded from its worker's folder, which ends with it."""
+    if not isinstance(event, protocol.ImageDone | protocol.SpeechDone) or worker.folder is None:
+        return event
+    assert isinstance(job.work, protocol.ImageJob | protocol.SpeechJob)
+    return take_results(event, worker.folder, Path(job.work.folder))
 
 
 def _crashed(cause: str, *, quarantined: bool) -> errors.WorkerCrashed:

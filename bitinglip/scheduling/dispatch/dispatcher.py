@@ -9,20 +9,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import structlog
+
 from bitinglip import errors
-from bitinglip.scheduling.cost import cost
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.memory import input_bytes
+from bitinglip.scheduling.kinds import cost, input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
+
+log = structlog.get_logger(__name__)
 
 _TICK_SECONDS = 0.5  #: between two measurements of the overload
 
@@ -225,9 +228,12 @@ class Dispatcher:
         if entry.event_log.final is None:
             self.delivery.cancel_on_worker(entry)
             entry.event_log.put(protocol.Cancelled(id=entry.id))
-        self._account(entry)
         if entry.replica is None:
             self.delivery.release(entry)
+        try:
+            self._account(entry)
+        except Exception:  # the job is over and its answer stands
+            log.exception("a job could not be counted", task=entry.id)
 
     def _expire(self, entry: InFlightJob) -> None:
         seconds = entry.event_log.job.timeout

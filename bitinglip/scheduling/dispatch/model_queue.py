@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from bitinglip.scheduling.cost import affinity
 from bitinglip.scheduling.dispatch.balancer import Balancer
+from bitinglip.scheduling.dispatch.event_check import EventCheck
 from bitinglip.scheduling.event_log import EventLog
+from bitinglip.scheduling.kinds import affinity
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue, FairShare
 from bitinglip.scheduling.queue.service_time import ServiceTime
@@ -31,6 +32,7 @@ class InFlightJob:
     replica: Replica | None = None
     deaths: int = 0  #: workers that died while they ran it
     ran_for: float = 0.0  #: how long it had run when the last one died
+    events: EventCheck | None = None  #: of the worker that runs it
     short_of_memory: int = 0  #: times that a worker ran out of memory on it
     abandoned: bool = False  #: its caller has left
 
@@ -100,6 +102,7 @@ class ModelQueue:
     def _start(self, entry: InFlightJob, replica: Replica) -> tuple[InFlightJob, Replica]:
         self.running[entry.id] = entry
         entry.replica = replica
+        entry.events = EventCheck(entry.event_log.job.work, entry.cost)
         replica.took(entry.cost)
         return entry, replica
 

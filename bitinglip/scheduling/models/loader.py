@@ -15,7 +15,8 @@ from model_store.manifest import Manifest
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers import protocol
-from workers.pool import StartFailed, Worker
+from workers.pool import StartFailed
+from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -103,6 +104,7 @@ class ReplicaLoader:
             unknown = StartFailed("MODEL_LOAD_FAILED", "No worker could be started.")
             self._listener.on_load_failed(model_state, replica, unknown)
         else:
+            _log_confinement(worker)
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
             if self._page_cache is not None:
@@ -164,4 +166,16 @@ class ReplicaLoader:
             ),
             speech=self._speech_options(own.speech),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
+        )
+
+
+def _log_confinement(worker: Worker) -> None:
+    """Say what confines a worker that has loaded, and what does not."""
+    if worker.ready is not None:
+        confined = worker.ready.confined
+        log.info(
+            "worker confined",
+            worker=worker.id,
+            confined=", ".join(confined.measures) or "not at all",
+            missing=list(confined.missing),
         )

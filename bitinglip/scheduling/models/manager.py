@@ -29,7 +29,8 @@ from model_store.manifest import Manifest
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import DeviceUsage
-from workers.pool import StartFailed, Worker
+from workers.pool import StartFailed
+from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -84,8 +85,8 @@ class ModelManager:
         return model_state.serving if model_state else []
 
     def check(self, name: str) -> None:
-        """Raise UnknownModel, or ModelLoadFailed for a model that was given up."""
-        self.model_state(name).check()
+        """Raise UnknownModel, or ModelLoadFailed for a model that rests after its failures."""
+        self.model_state(name).check(self.clock())
 
     def request_load(self, name: str) -> None:
         """Load the model, or more replicas of it, for a waiting request."""
@@ -207,12 +208,11 @@ class ModelManager:
         freed memory.
         """
         self.facts.update(sample, self.replicas(), pids)
-        silent_since = self.clock() - self._overdue
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest
             replica.devices = self.facts.observe(manifest, replica)
             if replica.worker is not None and replica.state == "ready":
-                was_silent, replica.silent = replica.silent, replica.worker.last_seen < silent_since
+                was_silent, replica.silent = replica.silent, replica.worker.silence > self._overdue
                 if was_silent and not replica.silent:
                     self._listener.on_ready(replica.model)
         ledger = self.ledger()
@@ -282,7 +282,7 @@ class ModelManager:
             since = waiting.since if waiting else model_state.asked
             if since is not None:
                 model_state.target = self._settings.model(model_state.name).replicas
-            if model_state.given_up or not model_state.target:
+            if not model_state.target:
                 continue
             if model_state.retry_at > now:
                 self._plan_timer.at(model_state.retry_at)
@@ -349,7 +349,9 @@ class ModelManager:
             if model_state.short_of_memory == 1:
                 self._evict_idle_near(replica)
                 return  # once more, with more room
-        model_state.target = len(model_state.serving) + len(model_state.loading)
+        own = self._settings.model(model_state.name)
+        others = len(model_state.serving) + len(model_state.loading)
+        model_state.target = max(others, own.replicas if own.preload else 0)
         if model_state.serving or model_state.loading:
             return  # the others go on
         model_state.load_failed(why.message, self.clock())
@@ -364,8 +366,11 @@ class ModelManager:
             self._loader.keep_files(model_state.manifest)
         self.replan()
 
-    def on_lost(self, worker: Worker, cause: str) -> None:
-        """Start another worker in place of one that has died, unless they die too often."""
+    def on_lost(self, worker: Worker, cause: str, *, forgiven: int = 0) -> None:
+        """Start another worker in place of one that has died; later if they die too often.
+
+        ``forgiven``: deaths, this one among them, of a request that is not run again.
+        """
         replica = self._by_worker.pop(worker, None)
         if replica is None:
             return
@@ -374,14 +379,13 @@ class ModelManager:
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])
         log.warning("worker lost", worker=replica.id, cause=cause)
-        now = self.clock()
-        # A restart that an operator asked for is no failure of the model.
-        if cause != RESTARTED_BY_OPERATOR and not model_state.budget.spend(now):
-            model_state.give_up(f"Its worker {cause}.")
-            log.error("model given up", model=model_state.name, cause=model_state.cause)
-            gone = errors.ModelLoadFailed(model_state.cause, param="model")
-            self._unavailable(model_state, gone)
-        model_state.retry_at = now + model_state.budget.pause(now)
+        if cause != RESTARTED_BY_OPERATOR:  # which is no failure of the model
+            now = self.clock()
+            model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven)
+            if rest := model_state.rests(now):
+                log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
+                gone = errors.ModelLoadFailed(model_state.explain(now), param="model")
+                self._unavailable(model_state, gone)
         self.replan()
 
     def _evict_idle_near(self, replica: Replica) -> None:

@@ -15,7 +15,8 @@ from bitinglip.telemetry.metrics import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
-from workers.pool import Worker, WorkerPool
+from workers.pool import WorkerPool
+from workers.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class WorkerView:
     started_at: datetime
     last_heartbeat: datetime | None
     cause: str | None
+    confined: protocol.Confined | None = None  #: None until it is ready
     stderr: list[str] = field(default_factory=list)
 
 
@@ -88,7 +90,7 @@ class Operations:
 
     def cause(self, name: str) -> str | None:
         model_state = self._manager.models.get(name)
-        return model_state.cause if model_state else None
+        return model_state.explain(self._manager.clock()) if model_state else None
 
     def ready(self, name: str) -> protocol.Ready | None:
         """Return the worker's report on a model; context and dtype may differ from its files'."""
@@ -192,6 +194,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
+            confined=ready.confined if ready else None,
             stderr=worker.output.tail,
         )
 

@@ -11,7 +11,7 @@ from bitinglip import errors
 from bitinglip.scheduling.models.restarts import RestartBudget
 from model_store.manifest import Manifest
 from workers import protocol
-from workers.pool import Worker
+from workers.worker import Worker
 
 _SMOOTHING = 0.2
 
@@ -81,7 +81,7 @@ class ModelState:
     loads: int = 0  #: that succeeded
     restarts: int = 0
     cause: str | None = None
-    given_up: bool = False
+    given_up: bool = False  #: it has failed too often; it stays so until a load succeeds
     failed: bool = False  #: its last load did not succeed
     retry_at: float = 0.0  #: it is not loaded again before this moment
     short_of_memory: int = 0  #: loads in a row that ran out of memory
@@ -135,26 +135,52 @@ class ModelState:
         replica.loaded_at = replica.used_at = now
         replica.load_seconds = self.load_seconds = now - replica.began
         self.cause, self.failed, self.asked = None, False, None
+        self.given_up = False
         self.short_of_memory = 0
         self.loads += 1
 
     def load_failed(self, cause: str, now: float) -> None:
         """Pause before the next try, or give the model up: no replica is left or loading."""
-        self.cause, self.failed = cause, True
-        self.given_up = not self.budget.spend(now)
-        self.retry_at = now + self.budget.pause(now)
+        self.failed = True
+        self._failed(cause, now)
 
-    def give_up(self, cause: str) -> None:
-        """Load it again only when an operator asks: its workers have died too often."""
-        self.cause, self.given_up, self.target = cause, True, 0
+    def lost(self, cause: str, now: float, *, forgiven: int) -> None:
+        """Pause before the next start, or give the model up: a worker has died.
 
-    def check(self) -> None:
-        """Raise ModelLoadFailed if the model was given up."""
-        if self.given_up:
+        ``forgiven``: deaths, this one among them, of a request that is not run again.
+        """
+        if forgiven:
+            self.budget.give_back(forgiven - 1)
+            self.retry_at = now
+        else:
+            self._failed(cause, now)
+
+    def _failed(self, cause: str, now: float) -> None:
+        within = self.budget.spend(now)
+        # One that is tried again after a rest has no failures to spend.
+        self.given_up = self.given_up or not within
+        if self.failed or self.given_up:
+            self.cause = cause
+        wait = self.budget.rest(now) if self.given_up else self.budget.pause(now)
+        self.retry_at = now + wait
+
+    def rests(self, now: float) -> float:
+        """Return the seconds until a given-up model is tried again; 0 if it may be used."""
+        return max(0.0, self.retry_at - now) if self.given_up and not self.serving else 0.0
+
+    def explain(self, now: float) -> str | None:
+        """Say why the model does not serve, and when it is tried again."""
+        rest = self.rests(now)
+        return f"{self.cause} It is tried again in {rest:.0f} s." if rest else self.cause
+
+    def check(self, now: float) -> None:
+        """Raise ModelLoadFailed while the model rests after too many failures."""
+        if rest := self.rests(now):
             raise errors.ModelLoadFailed(
-                f"The model is out of service: {self.cause} Load it again to retry.",
+                f"The model is out of service: {self.explain(now)} Load it to retry at once.",
                 param="model",
                 details={"model": self.name},
+                retry_after=rest,
             )
 
     def remove(self, replica: Replica) -> None:

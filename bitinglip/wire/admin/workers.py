@@ -4,6 +4,7 @@ from typing import Any
 
 from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.wire.errors import timestamp
+from workers import protocol
 
 
 def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any]:
@@ -23,5 +24,13 @@ def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any
         "started_at": timestamp(view.started_at),
         "last_heartbeat": timestamp(beat) if beat else None,
         "cause": view.cause,
+        "confinement": _confinement(view.confined),
         **output,
     }
+
+
+def _confinement(confined: protocol.Confined | None) -> dict[str, Any] | None:
+    """Tell what a worker gave up, and what it did not, with the reasons."""
+    if confined is None:
+        return None
+    return {"measures": list(confined.measures), "missing": list(confined.missing)}

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.cost import megapixels
 from bitinglip.scheduling.job import Job, Output, new_task_id
+from bitinglip.scheduling.kinds import megapixels
 from bitinglip.settings import ImageLimits, ImageModel, Tier
 from bitinglip.wire.body import Body, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext

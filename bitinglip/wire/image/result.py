@@ -3,8 +3,8 @@
 from typing import Any
 
 from bitinglip.results.files import PREFIX
-from bitinglip.scheduling.cost import cost_done, megapixels
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.kinds import cost_done, megapixels
 from workers import protocol
 
 

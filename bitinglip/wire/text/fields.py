@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
 from bitinglip.wire.body import AllowedValues, Body, coalesce
 from workers import protocol
@@ -12,6 +13,8 @@ from workers import protocol
 MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  #: of a message
+#: Logprobs of one answer, those of alternatives included: they come in one piece in the end.
+MAX_LOGPROBS = 350_000
 _SEEDS = 2**64
 
 
@@ -84,6 +87,11 @@ class SamplingFields(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     ignore_eos: bool | None = None
 
+    @property
+    def max_tokens_field(self) -> str:
+        """The name by which the request has set it."""
+        return "max_tokens"
+
     def sampling(
         self,
         own: SamplingDefaults,
@@ -93,9 +101,20 @@ class SamplingFields(Body):
         stop: list[str] | None,
         logprobs: int | None,
     ) -> protocol.Sampling:
-        """Take the request's values, else the model's defaults, else the API's."""
+        """Take the request's values, else the model's defaults, else the API's.
+
+        Raise InvalidRequest for more logprobs than an answer may hold.
+        """
+        most = MAX_TOKENS if logprobs is None else MAX_LOGPROBS // (1 + logprobs)
+        if max_tokens is not None and max_tokens > most:
+            raise InvalidRequest(
+                f"With logprobs of {logprobs} alternatives an answer has {most} tokens at most; "
+                "ask for fewer tokens or alternatives.",
+                param=self.max_tokens_field,
+                details={"max_tokens": most},
+            )
         return protocol.Sampling(
-            max_tokens=coalesce(max_tokens, own.max_tokens, api.max_tokens),
+            max_tokens=min(most, coalesce(max_tokens, own.max_tokens, api.max_tokens)),
             temperature=coalesce(self.temperature, own.temperature, api.temperature),
             top_p=coalesce(self.top_p, own.top_p, api.top_p),
             top_k=coalesce(self.top_k, own.top_k, None),

@@ -85,6 +85,10 @@ class ChatCompletionRequest(_OpenAIFields):
         )
         return context.job(work)
 
+    @property
+    def max_tokens_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
     def _asked_tokens(self) -> int | None:
         old, new = self.max_tokens, self.max_completion_tokens
         if old is not None and new is not None and old != new:

@@ -132,21 +132,6 @@ def test_out_of_memory_fails_the_request_and_the_worker_lives(tmp_path: Path) ->
     with_rig(tmp_path, test)
 
 
-def test_restart_of_a_crash_loop_ends_in_error_and_a_load_mends_it(tmp_path: Path) -> None:
-    async def test(rig: Rig) -> None:
-        for number in range(2):
-            with pytest.raises(errors.BitingLipError):
-                await answer(rig, job(f"!crash {number}"))
-        assert rig.operations.status("demo-echo") == "error"
-        assert "exited with code 13" in (rig.operations.cause("demo-echo") or "")
-        with pytest.raises(errors.ModelLoadFailed):
-            await answer(rig, job())
-        await rig.operations.load("demo-echo")
-        assert await answer(rig, job()) == "a b c"
-
-    with_rig(tmp_path, test)
-
-
 def test_restart_by_the_operator_is_no_failure_of_the_model(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("demo-echo")

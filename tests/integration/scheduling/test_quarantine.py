@@ -26,6 +26,20 @@ def test_quarantine_takes_a_request_that_kills_two_workers(tmp_path: Path) -> No
     with_rig(tmp_path, test)
 
 
+def test_quarantine_gives_the_restart_budget_back(tmp_path: Path) -> None:
+    """Each takes two workers along, and three restarts are all that the model has."""
+
+    async def test(rig: Rig) -> None:
+        for poison in ("!crash one", "!crash two", "!crash three"):
+            with pytest.raises(errors.WorkerCrashed) as caught:
+                await answer(rig, job(poison))
+            assert caught.value.details == {"quarantined": True}
+        assert await answer(rig, job()) == "a b c"
+        assert rig.manager.models[ECHO].restarts == 6
+
+    with_rig(tmp_path, test)
+
+
 def test_quarantine_ends_when_the_model_is_loaded_again(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         with pytest.raises(errors.WorkerCrashed):

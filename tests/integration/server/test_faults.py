@@ -96,6 +96,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "devices.fake=[{name: card, memory_bytes: 24000000000}]",
         "models.demo-echo.fake={faults: true, memory_bytes: 10000000000, tokens_per_second: 50}",
         "models.other={engine: fake, fake: {memory_bytes: 10000000000, tokens_per_second: 50}}",
+        "models.late={engine: fake, fake: {load_seconds: 2}}",
         "workers={heartbeat_timeout: 2, max_restarts: 100, restart_window: 5}",
     ]
     home = tmp_path_factory.mktemp("faulty") / "home"
@@ -103,14 +104,14 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
         eventually(server.bootstrapped)
         with server.client() as client:
-            for name in (ECHO, "other"):
+            for name in (ECHO, "other", "late"):
                 client.post(f"/api/v1/models/{name}/unload").raise_for_status()
         assert server.status()["reservations"] == []
         assert all(each["reserved_bytes"] == 0 for each in server.status()["devices"])
 
 
 def body(prompt: str, max_tokens: int = 5, **fields: Any) -> dict[str, Any]:
-    return {"model": ECHO, "prompt": prompt, "max_tokens": max_tokens, **fields}
+    return {"model": ECHO, "prompt": prompt, "max_tokens": max_tokens} | fields
 
 
 def events_of(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
@@ -173,6 +174,19 @@ def test_out_of_memory_fails_one_request_only(faulty: Server) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "OUT_OF_MEMORY")
         assert faulty.worker(ECHO)["pid"] == pid
         client.post(GENERATE, json=body("and on")).raise_for_status()
+
+
+def test_answers_larger_than_a_frame_arrive_together(faulty: Server) -> None:
+    """Both wait for the load, so both end in one step."""
+
+    async def ask() -> list[int]:
+        async with faulty.async_client() as client:
+            asked = [body(letter * 9_000_000, 1, model="late") for letter in "xy"]
+            answers = await asyncio.gather(*(client.post(GENERATE, json=each) for each in asked))
+            return [len(answer.json()["result"]["text"]) for answer in answers]
+
+    assert asyncio.run(ask()) == [9_000_000] * 2
+    assert faulty.worker("late")["restarts"] == 0
 
 
 def test_retry_after_many_kills_under_load_loses_nothing_that_had_not_streamed(

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from tests.support.confinement import check_whole
 from tests.support.server import Server, running_server
 from tests.support.sse import events_of
 from tests.support.task_client import TASKS, await_status, new_client, task
@@ -188,3 +189,10 @@ def test_files_outlive_a_restart_and_unclaimed_ones_do_not_stay(tmp_path: Path) 
         eventually(lambda: len(files_of(second)) == 2)
         assert client.get(kept["result"]["images"][0]["url"]).status_code == 200
         assert image_of(task(client, task_id)) == whole
+
+
+def test_confinement_of_an_image_worker_is_whole(server: Server) -> None:
+    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
+    with server.client() as client:
+        client.post("/api/v1/models/demo-image/load").raise_for_status()
+    check_whole(server.worker("demo-image"))

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from tests.support.cli_process import run, terminal
+from tests.support.confinement import check_whole
 from tests.support.server import Server
 from tests.support.sse import events_of
 from tests.support.task_client import await_status, new_client, task
@@ -200,3 +201,10 @@ def test_the_command_writes_a_file_and_shows_the_sentences(server: Server, tmp_p
         shell.wait_for(r"speaking .*sentence +[0-9]+/5")
         shell.wait_for("Wrote b.wav")
         assert shell.wait_for_end() == 0
+
+
+def test_confinement_of_a_speech_worker_is_whole(server: Server) -> None:
+    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
+    with server.client() as client:
+        client.post("/api/v1/models/demo-speech/load").raise_for_status()
+    check_whole(server.worker("demo-speech"))

@@ -17,6 +17,7 @@ import soundfile
 from model_store.store import ModelStore
 from tests.support.audio import wav
 from tests.support.cli_process import run, terminal
+from tests.support.confinement import check_whole
 from tests.support.models.whisper import LENIENT, make
 from tests.support.server import Server, running_server
 from tests.support.sse import events_of
@@ -310,3 +311,10 @@ def test_upload_is_gone_once_its_request_has_ended(server: Server, client: httpx
     path = f"/api/v1/tasks/{task.json()['task_id']}"
     eventually(lambda: client.get(path).json()["status"] == "completed")
     eventually(lambda: not list((server.home / "uploads").iterdir()))
+
+
+def test_confinement_of_a_transcription_worker_is_whole(server: Server) -> None:
+    """No library has a thread by the time that the worker is confined, on a kernel that has all."""
+    with server.client() as client:
+        client.post(f"/api/v1/models/{MODEL}/load").raise_for_status()
+    check_whole(server.worker(MODEL))

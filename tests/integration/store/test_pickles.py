@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from tests.support.hub import REPO, fake_hub
 from tests.support.models.bark import make as make_bark
 from tests.support.models.voices import make_vits
 from tests.support.wait import eventually
+from workers.confinement import Kernel
 
 
 @pytest.fixture
@@ -174,6 +176,59 @@ def test_the_reader_knows_no_secret_and_ends_when_told(
     watcher.join()
     assert seen == [{}]
     assert set(psutil.Process().children()) <= set(before)
+
+
+#: Runs the reader's confinement, then what a pickle could try; prints how each trial ends.
+READER = """
+import sys
+from workers.confinement import confine_reader
+from tests.support.probe_engine import connect, read, run, socket, start_program, write
+source, folder, mode, beside, key = sys.argv[1:]
+confine_reader(source, folder, mode)
+trials = [(read, source), (write, folder + '/new'), (write, beside), (read, key)]
+trials += [(connect, socket.AF_INET, ("127.0.0.1", 9)), (start_program,)]
+print([run("function(*rest)", {"function": each[0], "rest": each[1:]}) for each in trials])
+"""
+
+
+@pytest.mark.skipif(Kernel.find().landlock < 3, reason="this kernel has not all that confines")
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [
+        ("require", ["6 bytes", "written", "EACCES", "EACCES", "EPERM", "EPERM"]),
+        ("off", ["6 bytes", "written", "written", "6 bytes", "ECONNREFUSED", "started"]),
+    ],
+)
+def test_the_reader_is_confined_to_its_file_and_folder(
+    tmp_path: Path, mode: str, found: list[str]
+) -> None:
+    paths = [tmp_path / name for name in ("source", "beside", "admin.key")]
+    for path in paths:
+        path.write_text("secret")
+    (tmp_path / "folder").mkdir()
+    source, beside, key = map(str, paths)
+    command = [sys.executable, "-c", READER, source, str(tmp_path / "folder"), mode, beside, key]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(found), done.stderr
+
+
+#: The reader with a thread that began before it could be confined.
+THREADED_READER = """
+import sys, threading
+from pathlib import Path
+from workers.unpickle import main
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), "require"))
+"""
+
+
+def test_the_reader_refuses_where_confinement_is_required_and_not_whole(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(9)}, tmp_path / "source")
+    files = [str(tmp_path / "source"), str(tmp_path / "target")]
+    command = [sys.executable, "-c", THREADED_READER, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "'require', and this machine lacks: threads" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -348,7 +348,7 @@ def test_the_disk_has_a_floor(
     usage = namedtuple("usage", "free")
     free = iter([10**12] * 45)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(next(free, 2**28)))
-    assert "GB more" in refused(store, hub, NoSpace)
+    assert "This needs" in refused(store, hub, NoSpace)
     assert 0 < parts(store) < len(hub.files[WEIGHTS])
     monkeypatch.undo()
     pulled(store, hub)

@@ -10,10 +10,11 @@ import pytest
 from bitinglip.home import Home
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import FakeDevice, Settings
-from cli.checks import accelerator, checks
+from cli.checks import accelerator, checks, confinement
 from cli.checks.findings import Finding
 from cli.context import CliContext
 from tests.support.nvml import NVMLError, StandInCard, StandInNvml
+from workers.confinement import Kernel
 from workers.devices import Devices
 from workers.devices.host import Host
 from workers.devices.nvml import Cards
@@ -157,3 +158,22 @@ def test_disk_space(
 class _Usage:
     def __init__(self, free: int) -> None:
         self.free = free
+
+
+@pytest.mark.parametrize(
+    ("mode", "kernel", "level", "words"),
+    [
+        ("auto", Kernel(7, True), "ok", "Landlock 7 and a filter of system calls"),
+        ("require", Kernel(3, True), "ok", "Landlock 3"),
+        ("auto", Kernel(0, True), "warning", "without files: this kernel has no Landlock"),
+        ("require", Kernel(2, False), "error", "without truncation: needs Landlock 3"),
+        ("off", Kernel(7, True), "warning", "may do what the server's user may"),
+    ],
+)
+def test_confinement_is_told_as_the_machine_has_it(
+    mode: str, kernel: Kernel, level: str, words: str
+) -> None:
+    finding = confinement.judge(mode, kernel)
+    assert (finding.check, finding.level) == ("confinement", level)
+    assert words in finding.detail
+    assert bool(finding.advice) == (level != "ok")

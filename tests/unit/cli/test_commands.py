@@ -88,7 +88,7 @@ def test_version() -> None:
 
 @pytest.mark.parametrize("module", ["cli.main", "cli.__main__"])
 def test_importing_the_commands_imports_no_product(module: str) -> None:
-    """Every spawned worker imports the console script again."""
+    """Help and mistakes are answered at once."""
     heavy = "torch transformers fastapi starlette sqlmodel pydantic httpx rich yaml bitinglip"
     code = (
         f"import sys, {module}; "

@@ -22,11 +22,12 @@ from sqlalchemy.pool import NullPool
 from sqlmodel import select
 
 from bitinglip.db import files, migrations
-from bitinglip.db.database import Database
+from bitinglip.db.database import PATIENCE, Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.migrations.upgrade import upgrade
 from bitinglip.db.tables import Table
-from bitinglip.errors import DiskFull
+from bitinglip.errors import DatabaseUnavailable, DiskFull
+from bitinglip.telemetry.health import Health
 
 WRITER = """
 import asyncio, sys
@@ -178,6 +179,50 @@ def test_a_full_disk_has_a_name(path: Path) -> None:
 
     with pytest.raises(DiskFull):
         using(path, act)
+
+
+def test_damage_that_is_found_later_has_a_name_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large file is not read as a whole at the start."""
+    monkeypatch.setattr(files, "_QUICK", 0)
+    data = path.read_bytes()
+    (page,) = query(path, "SELECT rootpage FROM sqlite_master WHERE name = 'api_keys'")[0]
+    at = (int(str(page)) - 1) * 4096
+    path.write_bytes(data[:at] + bytes(4096) + data[at + 4096 :])
+
+    async def act(database: Database) -> None:
+        with pytest.raises(DatabaseUnavailable, match="restore a backup"):
+            async with database.read() as session:
+                await session.execute(text("SELECT * FROM api_keys"))
+
+    using(path, act)
+
+
+def test_locked_database_is_given_up_after_a_while_and_reported(path: Path) -> None:
+    health = Health()
+
+    async def act() -> None:
+        database = await Database.open(path, health)
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            began = time.monotonic()
+            writes = [write_down(database) for _ in range(4)]  # they wait together, not in turn
+            found = await asyncio.gather(*writes, return_exceptions=True)
+            assert time.monotonic() - began < 3 * PATIENCE
+            assert [type(each) for each in found] == [DatabaseUnavailable] * 4
+            assert "locked by another program" in health.problems()["database"]
+            await database.check()
+        await database.probe()
+        assert not health.problems()
+        await write_down(database)
+        await database.close()
+
+    async def write_down(database: Database) -> None:
+        async with database.write() as session:
+            await session.execute(text("UPDATE api_keys SET name = 'x'"))
+
+    asyncio.run(act())
 
 
 @pytest.mark.parametrize(

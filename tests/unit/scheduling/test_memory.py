@@ -7,7 +7,8 @@ import pytest
 from bitinglip.errors import QueueFull
 from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.memory import event_bytes, input_bytes, without_input
+from bitinglip.scheduling.kinds import input_bytes, without_input
+from bitinglip.scheduling.memory import event_bytes
 from tests.support.jobs import text_job
 from workers import protocol
 

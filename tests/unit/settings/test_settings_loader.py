@@ -88,6 +88,13 @@ def test_settings_of_models_without_any_are_made_once() -> None:
     assert settings.model("two") is settings.model("three") is not settings.model("one")
 
 
+def test_confine_off_may_be_written_plainly_though_yaml_reads_it_as_false() -> None:
+    assert load("workers: {confine: off}").workers.confine == "off"
+    assert load(sets=("workers.confine=off",)).workers.confine == "off"
+    assert load(env={"BITINGLIP_WORKERS__CONFINE": "require"}).workers.confine == "require"
+    assert "workers.confine should be" in "\n".join(problems("workers: {confine: on}"))
+
+
 def test_sections_in_a_list() -> None:
     text = "devices:\n  fake:\n    - {name: a, memory_bytes: 5}\n    - {name: b, memory_bytes: 6}\n"
     for got in (

@@ -172,6 +172,21 @@ def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
+def test_task_whose_answer_cannot_be_described_ends_all_the_same(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        desk = Desk()
+        tasks = tasks_of(db, desk)
+        task = await tasks.accept(job())
+        event_log = desk.open_now[task.id]
+        event_log.put(protocol.ImageDone(id=task.id, images=(), steps=1, scheduler="s"))
+        assert await tasks.finished(task.id)
+        stored = await rows_of(db).get(task.id)
+        assert stored is not None
+        assert (stored.status, type(stored.error)) == ("failed", errors.InternalError)
+
+    using(tmp_path, act)
+
+
 def test_task_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         desk = Desk()

@@ -87,11 +87,11 @@ class ImageEngine:
         self._max_calls = 1 if alone else _MAX_CALLS
         self._no_preview = preview_refusal(loaded.pipe, options.offload)
         progress(1.0)
-        step_timeout = _STEP_TIMEOUT[loaded.device.type]
+        step_timeout = _STEP_TIMEOUT[spec.device]
         return Ready(
             slots=self._batch,
             dtype=dtype_name(loaded.dtype),
-            device=loaded.device.type,
+            device=spec.device,
             step_timeout=_COMPILE_STEP_TIMEOUT if options.compile else step_timeout,
         )
 

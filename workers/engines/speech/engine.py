@@ -11,7 +11,7 @@ from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.job_table import JobTable
 from workers.engines.speech.encoding import AudioFile, Resampler, choose_rate
-from workers.engines.speech.joining import Joiner, pcm16
+from workers.engines.speech.joining import Joiner, pcm16, pieces
 from workers.engines.speech.loading import load
 from workers.engines.speech.model import SpeechModel, Utterance
 from workers.engines.speech.sentences import split_sentences
@@ -220,15 +220,18 @@ class SpeechEngine:
         request.samples += len(samples)
         if not request.job.stream or not len(samples):
             return []
-        request.chunks += 1
-        return [
+        first = request.chunks
+        told = [
             AudioDelta(
                 id=request.job.id,
-                index=request.chunks - 1,
-                samples=pcm16(samples),
+                index=first + number,
+                samples=piece,
                 sample_rate=request.sample_rate,
             )
+            for number, piece in enumerate(pieces(pcm16(samples)))
         ]
+        request.chunks += len(told)
+        return [*told]
 
     def _finish(self, request: _Request) -> list[Event]:
         job = request.job

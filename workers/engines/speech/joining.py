@@ -8,6 +8,7 @@ Samples = NDArray[np.float32]
 _SILENT = 0.004  #: of full scale
 _KEPT_SECONDS = 0.12  #: of the silence at an edge
 _FADE_SECONDS = 0.02
+_PIECE_BYTES = 1 << 19  #: of a piece of sound: 5 to 11 s
 
 
 class Joiner:
@@ -51,3 +52,8 @@ def _crossfade(before: Samples, after: Samples) -> Samples:
 def pcm16(samples: Samples) -> bytes:
     """Return samples as 16-bit little-endian integers, clipped to full scale."""
     return (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
+
+
+def pieces(sound: bytes) -> list[bytes]:
+    """Cut sound into as much as one event holds."""
+    return [sound[begin : begin + _PIECE_BYTES] for begin in range(0, len(sound), _PIECE_BYTES)]

@@ -78,7 +78,7 @@ class TextEngine:
             slots=rows,
             max_context=context,
             dtype=torch_env.dtype_name(loaded.dtype),
-            device=device,
+            device=spec.device,
             has_chat_template=isinstance(template, ChatTemplate),
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
         )

@@ -1,5 +1,7 @@
 """A running request takes sampled tokens and returns events."""
 
+from typing import Literal
+
 from workers.codes import Code
 from workers.engines.stop_strings import StopFinder
 from workers.engines.text.detokenizer import DetokenizerFactory
@@ -81,7 +83,7 @@ class Request:
             events.append(self._done("stop" if self._stops.stopped else reason))
         return events
 
-    def _reason(self, ended: bool) -> str | None:
+    def _reason(self, ended: bool) -> Literal["stop", "length"] | None:
         if ended or self._stops.stopped:
             return "stop"
         return "length" if self.produced >= self._max_tokens else None
@@ -91,7 +93,7 @@ class Request:
         self._logprobs_sent = len(self._logprobs)
         return TextDelta(id=self.job.id, text=text, index=self.produced - 1, logprobs=new)
 
-    def _done(self, reason: str) -> TextDone:
+    def _done(self, reason: Literal["stop", "length"]) -> TextDone:
         return TextDone(
             id=self.job.id,
             text="".join(self._text),

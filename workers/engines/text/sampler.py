@@ -24,6 +24,7 @@ _BROKEN = -1  #: the token of a row whose logits are not finite
 _CPU_ELEMENTS = 1 << 18
 #: Alternatives that are computed at least, so that ties do not depend on other rows.
 _TOP_LOGPROBS = 20
+_LEAST_LOGPROB = -9999.0  #: of tokens that a model rules out: infinity is no number in JSON
 
 
 @dataclass(slots=True, frozen=True)
@@ -243,7 +244,8 @@ def _logprobs(pending: PendingSample) -> dict[int, Logprobs]:
     counts = {i: row.logprobs for i, row in enumerate(pending.rows) if row.logprobs is not None}
     most = min(max(_TOP_LOGPROBS, *counts.values()), logprobs.shape[1])
     values, ids = logprobs.topk(most, dim=-1)
-    chosen = logprobs.gather(1, tokens.unsqueeze(1))
+    values = values.clamp_(min=_LEAST_LOGPROB)
+    chosen = logprobs.gather(1, tokens.unsqueeze(1)).clamp_(min=_LEAST_LOGPROB)
     found = torch.cat((chosen.view(torch.int32), values.view(torch.int32), ids.int()), 1).cpu()
     numbers = found[:, : most + 1].contiguous().view(torch.float32).tolist()
     names = found[:, most + 1 :].tolist()

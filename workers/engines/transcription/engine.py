@@ -65,12 +65,11 @@ class TranscriptionEngine:
         self._segment_builder = SegmentBuilder(self._loaded)
         self._preprocessor = Preprocessor(self._loaded)
         progress(1.0)
-        device = self._loaded.device.type
         return Ready(
             slots=slots,
             dtype=dtype_name(self._loaded.dtype),
-            device=device,
-            step_timeout=_STEP_TIMEOUT[device],
+            device=spec.device,
+            step_timeout=_STEP_TIMEOUT[spec.device],
         )
 
     def prepare(self, job: TranscriptionJob) -> Decoding:

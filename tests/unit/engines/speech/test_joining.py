@@ -4,7 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engines.speech.joining import Joiner, pcm16
+from workers.engines.speech.joining import Joiner, pcm16, pieces
+from workers.framing import FrameReader, encode_frame
+from workers.protocol import AudioDelta
 
 RATE = 24_000
 FADE, KEPT = 480, 2880
@@ -50,3 +52,13 @@ def test_any_lengths_can_be_joined(lengths: list[int]) -> None:
 
 def test_samples_become_bytes_and_too_loud_ones_are_cut() -> None:
     assert pcm16(np.array([0, 1, -1, 2], np.float32)) == b"\x00\x00\xff\x7f\x01\x80\xff\x7f"
+
+
+def test_sound_is_cut_into_events_of_whole_samples() -> None:
+    """One sentence of a minute, as high as a model samples: more than an event may hold."""
+    sound = pcm16(np.zeros(60 * 48_000, np.float32)) + pcm16(np.ones(1, np.float32))
+    cut = pieces(sound)
+    assert b"".join(cut) == sound
+    assert all(len(piece) % 2 == 0 for piece in cut)
+    events = [AudioDelta(id="j", index=0, samples=piece, sample_rate=48_000) for piece in cut]
+    assert FrameReader().feed(b"".join(encode_frame([each]) for each in events)) == events

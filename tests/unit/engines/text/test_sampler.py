@@ -180,6 +180,15 @@ def test_logprobs_are_the_model_s_own() -> None:
     assert [logprob for _, logprob in found.top] == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
+def test_logprobs_of_tokens_that_a_model_rules_out_are_numbers() -> None:
+    values = logits(1)
+    values[0, 3:] = float("-inf")
+    found = sample(values, [row(logprobs=5, logit_bias={2: 100.0})], [0])[0].logprobs
+    assert found is not None
+    assert [logprob for _, logprob in found.top[3:]] == [-9999.0] * 2
+    assert found.top[2][1] > -9999.0
+
+
 def test_a_row_that_is_not_a_number_fails_alone() -> None:
     values = logits(3)
     values[1, 5] = float("nan")

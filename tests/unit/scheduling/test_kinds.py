@@ -2,8 +2,8 @@
 
 import pytest
 
-from bitinglip.scheduling.cost import affinity, cost, cost_done
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.kinds import affinity, cost, cost_done
 from tests.support.jobs import text_job
 from workers import protocol
 

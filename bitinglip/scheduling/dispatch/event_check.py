@@ -1,0 +1,52 @@
+"""The check of what a worker says of a job: events of the job's kind, and no more than it can be.
+
+The protocol's types bound each event; what they cannot know is the job.
+"""
+
+from bitinglip.scheduling.kinds import event_types, most_event_bytes
+from workers import protocol
+from workers.framing import BadFrame
+
+_EVENT_BYTES = 256  #: about what an event takes beside its text or sound
+_LOGPROB_BYTES = 64
+
+
+class EventCheck:
+    """Takes the events of one job from one worker."""
+
+    __slots__ = ("_job", "_left", "_types")
+
+    def __init__(self, job: protocol.Job, cost: float) -> None:
+        self._job = job
+        self._types = event_types(job)
+        self._left = most_event_bytes(job, cost)
+
+    def take(self, event: protocol.JobEvent) -> None:
+        """Raise BadFrame for an event that a sound worker does not send."""
+        if type(event) not in self._types:
+            raise BadFrame(f"{type(event).__name__} for a {type(self._job).__name__}")
+        if isinstance(event, protocol.TextDelta) and not event.logprobs:
+            self._left -= _EVENT_BYTES + len(event.text)  # quick: it comes for each token
+        else:
+            self._left -= _EVENT_BYTES + self._size(event)
+        if self._left < 0:
+            raise BadFrame("more events for one job than it can have")
+
+    def _size(self, event: protocol.JobEvent) -> int:
+        match event:
+            case protocol.TextDelta(text=text, logprobs=logprobs):
+                return len(text) + sum(_LOGPROB_BYTES * (1 + len(each.top)) for each in logprobs)
+            case protocol.AudioDelta(samples=samples):
+                return len(samples)
+            case protocol.Progress(preview=preview):
+                return len(preview)
+            case protocol.SegmentDelta(segment=segment):
+                return (
+                    len(segment.text) + 8 * len(segment.tokens) + _EVENT_BYTES * len(segment.words)
+                )
+            case protocol.ImageDone(images=images):
+                if isinstance(self._job, protocol.ImageJob) and len(images) > len(self._job.seeds):
+                    raise BadFrame(f"{len(images)} images for one job")
+                return _EVENT_BYTES * len(images)
+            case _:
+                return 0

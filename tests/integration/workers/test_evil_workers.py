@@ -1,0 +1,152 @@
+"""Workers that are broken or hostile: none stops, fills or ends the gateway, and all are ended."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psutil
+import pytest
+
+from tests.support import evil_workers
+from tests.support.evil_workers import Entry, entry
+from tests.support.pool_harness import Recorder, fake, with_pool
+from tests.support.server import alive
+from workers import exit_watch
+from workers.pool import StartFailed, WorkerPool
+from workers.protocol import Sampling, TextJob
+from workers.worker import Worker
+
+JOB = TextJob(id="j", prompt="x", sampling=Sampling(max_tokens=1))
+_MOST_LAG = 2.0  #: seconds that the loop may stand still, on a busy machine
+
+
+@asynccontextmanager
+async def responsive() -> AsyncIterator[None]:
+    """Fail if the event loop stands still meanwhile, or if a callback of it raises."""
+    loop = asyncio.get_running_loop()
+    raised: list[object] = []
+    loop.set_exception_handler(lambda _, context: raised.append(context))
+    worst = 0.0
+
+    async def tick() -> None:
+        nonlocal worst
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            worst = max(worst, time.monotonic() - before)
+
+    ticks = asyncio.create_task(tick())
+    yield
+    ticks.cancel()
+    assert worst < _MOST_LAG
+    assert raised == []
+
+
+async def left_behind(worker: Worker) -> psutil.Process | None:
+    """The child that an evil worker has left, by what it has printed."""
+    (pid,) = worker.output.tail
+    try:
+        return psutil.Process(int(pid))
+    except psutil.NoSuchProcess:
+        return None
+
+
+async def gone(process: psutil.Process | None) -> None:
+    async with asyncio.timeout(10):
+        while process is not None and alive(process):  # noqa: ASYNC110  nobody announces it
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+@pytest.mark.parametrize(
+    "evil", [evil_workers.closes_all_once_ready, evil_workers.forks_and_exits_once_ready]
+)
+def test_worker_that_hides_its_end_is_lost_and_stops_nothing(
+    evil: Entry, pidfd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not pidfd:
+        monkeypatch.setattr(exit_watch, "_pidfd", lambda _pid: None)
+
+    async def test(pool: WorkerPool, seen: Recorder) -> None:
+        async with responsive():
+            worker = await pool.start("evil/0", fake())
+            worker.send(JOB)
+            await seen.until(lambda: seen.lost)
+        assert len(seen.lost) == 1
+        assert pool.workers == []
+        assert not psutil.pid_exists(worker.pid)
+        if evil is evil_workers.forks_and_exits_once_ready:
+            assert seen.lost == ["exited with code 0"]
+            await gone(await left_behind(worker))
+
+    with_pool(test, entry=entry(evil))
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [evil_workers.closes_all_while_it_starts, evil_workers.forks_and_exits_while_it_starts],
+)
+def test_load_fails_when_its_worker_hides_its_end(evil: Entry) -> None:
+    async def test(pool: WorkerPool, seen: Recorder) -> None:
+        async with responsive():
+            with pytest.raises(StartFailed, match=r"exited with code 0|ended by signal 9"):
+                await pool.start("evil/0", fake())
+        assert pool.workers == []
+        assert seen.lost == []
+        (worker,) = pool.ended
+        if evil is evil_workers.forks_and_exits_while_it_starts:
+            await gone(await left_behind(worker))
+
+    with_pool(test, entry=entry(evil), load_timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("evil", "cause"),
+    [
+        (evil_workers.nests_deeply, "wrote a malformed frame"),
+        (evil_workers.holds_more_than_can_be_counted, "wrote a malformed frame"),
+        (evil_workers.says_again_that_it_is_imported, "wrote a malformed frame (Imported while"),
+        (evil_workers.says_again_that_it_is_ready, "wrote a malformed frame (Ready while ready)"),
+        (evil_workers.sends_one_frame_that_does_not_end, "wrote a malformed frame"),
+        (evil_workers.trickles, "silent for 1 s"),
+        (evil_workers.leaves_a_child_that_floods, "exited with code 0"),
+    ],
+)
+def test_worker_that_writes_nonsense_is_ended(evil: Entry, cause: str) -> None:
+    async def test(pool: WorkerPool, seen: Recorder) -> None:
+        async with responsive():
+            worker = await pool.start("evil/0", fake())
+            worker.send(JOB)
+            await seen.until(lambda: seen.lost)
+        assert seen.lost[0].startswith(cause)
+        assert len(seen.lost[0]) < 300
+        assert not psutil.pid_exists(worker.pid)
+
+    with_pool(test, entry=entry(evil), heartbeat_timeout=1)
+
+
+@pytest.mark.parametrize("evil", [evil_workers.floods, evil_workers.floods_its_output])
+def test_worker_that_floods_takes_neither_the_loop_nor_memory(evil: Entry) -> None:
+    async def test(pool: WorkerPool, _seen: Recorder) -> None:
+        process = psutil.Process()
+        async with responsive():
+            worker = await pool.start("evil/0", fake())
+            before = process.memory_info().rss
+            worker.send(JOB)
+            await asyncio.sleep(1.5)
+            assert process.memory_info().rss - before < 100_000_000
+            await pool.kill(worker, "was flooding")
+
+    with_pool(test, entry=entry(evil))
+
+
+def test_worker_that_takes_no_jobs_is_ended() -> None:
+    async def test(pool: WorkerPool, seen: Recorder) -> None:
+        worker = await pool.start("evil/0", fake())
+        async with asyncio.timeout(10):
+            while not seen.lost:
+                worker.send(JOB)
+                await asyncio.sleep(0.02)
+
+    with_pool(test, entry=entry(evil_workers.reads_no_jobs))

@@ -1,0 +1,32 @@
+"""How large what a worker says may be, so that nothing computed of it can overflow or raise.
+
+The bounds are far above anything lawful: a value beyond one means that the worker is broken.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+MOST_MESSAGE = 4096  #: characters
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, Meta(ge=0, le=2**50)]  #: bytes
+Slots = Annotated[int, Meta(ge=1, le=2**16)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+StepSeconds = Annotated[float, Meta(ge=0, le=7200)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Number = Annotated[float, Meta(ge=-1e30, le=1e30)]  #: finite
+SampleRate = Annotated[int, Meta(ge=1, le=768_000)]
+
+JobId = Annotated[str, Meta(max_length=64)]
+Name = Annotated[str, Meta(max_length=256)]
+Message = Annotated[str, Meta(max_length=MOST_MESSAGE)]
+
+Preview = Annotated[bytes, Meta(max_length=1 << 20)]
+Samples = Annotated[bytes, Meta(max_length=1 << 20)]
+
+#: What ``details`` may hold: plain values, three levels deep. JSON and the database take them all.
+Plain = str | int | Number | bool | None
+Shallow = Plain | list[Plain] | dict[str, Plain]
+Detail = Plain | list[Shallow] | dict[str, Shallow]
+Details = Annotated[dict[str, Detail], Meta(max_length=64)]

@@ -1,0 +1,64 @@
+"""One incarnation of a worker process, as the gateway knows it. Only the pool writes it."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from workers.framing import FrameReader, encode_commands
+from workers.launcher import Handle
+from workers.output import Output
+from workers.protocol import Command, Heartbeat, Load, LoadFailed, Ready
+
+log = logging.getLogger(__name__)
+
+LOADING = ("starting", "warm", "loading")
+SERVING = ("ready", "draining")  #: states in which a worker runs jobs
+
+
+@dataclass(eq=False)
+class Worker:
+    handle: Handle
+    state: str = "starting"  #: starting, warm, loading, ready, draining, stopped, failed
+    id: str = "spare"
+    spec: Load | None = None
+    ready: Ready | None = None
+    heartbeat: Heartbeat | None = None
+    cause: str | None = None
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    last_heartbeat: datetime | None = None
+    silence: float = 0.0  #: seconds since it said something, while the gateway listened
+    waited: float = 0.0  #: seconds that its load has taken, counted alike
+    reader: FrameReader = field(default_factory=FrameReader)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    load_failure: LoadFailed | None = None
+    output: Output = field(init=False)
+    outbox: list[Command] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.output = Output(lambda line: log.warning("%s: %s", self.id, line))
+
+    @property
+    def pid(self) -> int:
+        return self.handle.pid
+
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder that it writes to; None if it has none of its own."""
+        return self.handle.folder
+
+    def send(self, command: Command) -> None:
+        """Send a command to the worker; nothing happens if it has ended.
+
+        What is sent in one turn of the event loop goes as one message: each wakes the worker.
+        """
+        if not self.outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self.outbox.append(command)
+
+    def _flush(self) -> None:
+        if not self.ended.is_set():
+            self.handle.send(encode_commands(self.outbox))
+        self.outbox.clear()
