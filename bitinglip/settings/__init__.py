@@ -59,6 +59,10 @@ __all__ = [
 ]
 
 
+#: Made once: each takes 0.1 ms, and scheduling asks for the settings of every model at each plan.
+_DEFAULT_MODEL = Model()
+
+
 class Settings(Section):
     server: Server = Server()
     security: Security = Security()
@@ -78,7 +82,8 @@ class Settings(Section):
     models: dict[str, Model] = Field({}, description="per-model settings, by model name")
 
     def model(self, name: str) -> Model:
-        return self.models.get(name, Model())
+        """Return the settings of a model; those of one that is not named are the defaults."""
+        return self.models.get(name, _DEFAULT_MODEL)
 
     def keep_alive(self, name: str) -> float | None:
         """Seconds for which an unused model stays loaded; None: until its memory is needed."""

@@ -7,6 +7,7 @@ import pytest
 
 from model_store.demo import make_demo_models
 from model_store.store import ModelStore
+from tests.support.engine_runs import step_until
 from workers.engines.base import Engine, Refused
 from workers.engines.registry import make_engine
 from workers.protocol import (
@@ -55,12 +56,7 @@ class Loaded:
 
     def run(self, until: Callable[[list[Event]], bool] | None = None) -> list[Event]:
         """Step until nothing runs, or until the events so far say stop."""
-        events: list[Event] = []
-        for _ in range(10_000):
-            if not self.engine.in_flight or (until and until(events)):
-                return events
-            events += self.engine.step()
-        raise AssertionError("the engine does not come to an end")
+        return step_until(self.engine, until or (lambda _: False))
 
 
 @pytest.fixture(scope="module", params=sorted(MODELS))

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.engine_runs import finals
 from tests.support.image_harness import (
-    Studio,
+    ImageHarness,
     check_alone,
     check_together,
-    ends,
-    open_studio,
+    open_image_harness,
 )
 from tests.support.models.pipelines import PIPELINES
 from workers.engines.torch_env import release_cached
@@ -44,31 +44,31 @@ def all_memory() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", sorted(PIPELINES))
 def test_float32_pictures_are_the_library_s(tmp_path: Path, name: str) -> None:
-    studio = open_studio(name, tmp_path, device="cuda", dtype="float32")
-    check_alone(studio, TOLERANCE)
-    check_together(studio, TOLERANCE)
-    assert studio.engine.device_bytes()
-    studio.engine.close()
+    harness = open_image_harness(name, tmp_path, device="cuda", dtype="float32")
+    check_alone(harness, TOLERANCE)
+    check_together(harness, TOLERANCE)
+    assert harness.engine.device_bytes()
+    harness.engine.close()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["sd", "sdxl", "flux"])
 def test_half_precision_draws_several_pictures(tmp_path: Path, name: str, dtype: str) -> None:
-    studio = open_studio(name, tmp_path, device="cuda", dtype=dtype)
-    job = studio.job(seeds=(1, 2, 3))
-    [drawn] = ends(studio.run(job)).values()
+    harness = open_image_harness(name, tmp_path, device="cuda", dtype=dtype)
+    job = harness.job(seeds=(1, 2, 3))
+    [drawn] = finals(harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
-    assert all(studio.pixels(job, index).std() > 1 for index in range(3))
-    studio.engine.close()
+    assert all(harness.pixels(job, index).std() > 1 for index in range(3))
+    harness.engine.close()
 
 
 @pytest.mark.parametrize("offload", ["model", "group"])
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_offload_draws_the_same_picture(tmp_path: Path, name: str, offload: str) -> None:
     options = ImageOptions(offload=offload)
-    studio = open_studio(name, tmp_path, options, device="cuda", dtype="float32")
-    check_alone(studio, TOLERANCE)
-    studio.engine.close()
+    harness = open_image_harness(name, tmp_path, options, device="cuda", dtype="float32")
+    check_alone(harness, TOLERANCE)
+    harness.engine.close()
 
 
 @pytest.mark.usefixtures("all_memory")
@@ -76,27 +76,29 @@ def test_offload_draws_the_same_picture(tmp_path: Path, name: str, offload: str)
 def test_out_of_memory_ends_in_a_picture_or_by_name_and_the_engine_lives_on(
     tmp_path: Path, name: str, dtype: str
 ) -> None:
-    studio = open_studio(name, tmp_path, device="cuda", dtype=dtype)
-    before = studio.job()
-    studio.run(before)
+    harness = open_image_harness(name, tmp_path, device="cuda", dtype=dtype)
+    before = harness.job()
+    harness.run(before)
     release_cached("cuda")
     total = torch.cuda.get_device_properties(0).total_memory
     small = torch.cuda.memory_reserved() + (4 << 20)
     torch.cuda.set_per_process_memory_fraction(small / total)
-    [final] = ends(studio.run(studio.job(width=512, height=512, seeds=(1, 2), steps=2))).values()
+    [final] = finals(
+        harness.run(harness.job(width=512, height=512, seeds=(1, 2), steps=2))
+    ).values()
     if isinstance(final, Failed):
         assert final.code == "OUT_OF_MEMORY"
     else:
         assert isinstance(final, ImageDone)
         assert final.memory_fallbacks
     torch.cuda.set_per_process_memory_fraction(1.0)
-    check_lives_on(studio, before_pixels=studio.pixels(before))
-    studio.engine.close()
+    check_lives_on(harness, before_pixels=harness.pixels(before))
+    harness.engine.close()
 
 
-def check_lives_on(studio: Studio, before_pixels: np.ndarray) -> None:
+def check_lives_on(harness: ImageHarness, before_pixels: np.ndarray) -> None:
     """The picture is nearly that of before; the decoder may work in tiles, attention in slices."""
-    again = studio.job()
-    [drawn] = ends(studio.run(again)).values()
+    again = harness.job()
+    [drawn] = finals(harness.run(again)).values()
     assert isinstance(drawn, ImageDone)
-    assert np.abs(studio.pixels(again) - before_pixels).mean() < TOLERANCE
+    assert np.abs(harness.pixels(again) - before_pixels).mean() < TOLERANCE

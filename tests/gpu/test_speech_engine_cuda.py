@@ -9,12 +9,13 @@ import soundfile
 import torch
 from transformers import AutoProcessor, BarkModel
 
+from tests.support.engine_runs import run_to_end
 from tests.support.models.bark import VOICES, make
 from workers.engines.cuda_graphs import cuda_capture
 from workers.engines.speech.bark.gpt import CacheSlot, Stage
 from workers.engines.speech.engine import SpeechEngine
 from workers.engines.torch_env import half_precision
-from workers.protocol import Event, Failed, Load, SpeechDone, SpeechJob, audio_file_name
+from workers.protocol import Failed, Load, SpeechDone, SpeechJob, audio_file_name
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,13 +36,11 @@ def load(path: Path, dtype: str | None) -> SpeechEngine:
 
 def speak(engine: SpeechEngine, folder: Path, lines: list[tuple[str, str | None]]) -> list[Any]:
     """Samples of each line, all submitted at once."""
-    for n, (text, voice) in enumerate(lines):
-        job = SpeechJob(id=f"job{n}", text=text, voice=voice, seed=n, folder=str(folder))
-        engine.submit(engine.prepare(job))
-    events: list[Event] = []
-    while engine.in_flight:
-        events += engine.step()
-    assert not any(engine.books().values())
+    jobs = [
+        SpeechJob(id=f"job{n}", text=text, voice=voice, seed=n, folder=str(folder))
+        for n, (text, voice) in enumerate(lines)
+    ]
+    events = run_to_end(engine, *jobs)
     assert not [each for each in events if isinstance(each, Failed)]
     assert len([each for each in events if isinstance(each, SpeechDone)]) == len(lines)
     names = [audio_file_name(f"job{n}", "wav") for n in range(len(lines))]

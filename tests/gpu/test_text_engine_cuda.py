@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from tests.support.engine_runs import run_to_end
 from tests.support.models.text import FAMILIES, VOCAB, make_tiny_model, train_tokenizer
 from tests.support.text_harness import distance_from_library
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.sampler import Sampler, collect
 from workers.engines.text.sampling_params import SamplingParams
-from workers.protocol import Cancelled, Event, Load, Sampling, TextDone, TextJob
+from workers.protocol import Cancelled, Load, Sampling, TextDone, TextJob
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,14 +38,6 @@ def load(path: Path, dtype: str) -> TextEngine:
     return engine
 
 
-def finish(engine: TextEngine) -> list[Event]:
-    events: list[Event] = []
-    while engine.in_flight:
-        events += engine.step()
-    assert not any(engine.books().values())
-    return events
-
-
 def job(name: str, prompt: str, **sampling: object) -> TextJob:
     settings = Sampling(**{"max_tokens": 24, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
     return TextJob(id=name, prompt=prompt, sampling=settings)
@@ -66,7 +59,7 @@ def test_greedy_output_is_that_of_generate(tmp_path: Path, family: str) -> None:
         ids = output[0, inputs["input_ids"].shape[1] :].tolist()
         expected[str(number)] = tokenizer.decode(ids, skip_special_tokens=True)
         engine.submit(engine.prepare(job(str(number), prompt)))
-    found = {event.id: event.text for event in finish(engine) if isinstance(event, TextDone)}
+    found = {event.id: event.text for event in run_to_end(engine) if isinstance(event, TextDone)}
     engine.close()
     assert found == expected
 
@@ -77,7 +70,7 @@ def test_bfloat16_samples_repeat_with_their_seed_and_cancel_in_one_step(tmp_path
     texts = []
     for _ in range(2):
         engine.submit(engine.prepare(one))
-        texts += [event.text for event in finish(engine) if isinstance(event, TextDone)]
+        texts += [event.text for event in run_to_end(engine) if isinstance(event, TextDone)]
     assert texts[0] == texts[1]
     engine.submit(engine.prepare(one))
     engine.step()
@@ -99,7 +92,7 @@ def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
         prepared = engine.prepare(one)
         prompts[one.id] = prepared.prompt
         engine.submit(prepared)
-    ends = [event for event in finish(engine) if isinstance(event, TextDone)]
+    ends = [event for event in run_to_end(engine) if isinstance(event, TextDone)]
     engine.close()
     assert len(ends) == len(jobs)
     for end in ends:

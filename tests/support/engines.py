@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.support import audio
+from tests.support.engine_runs import run_to_end
 from tests.support.models import bark, pipelines, text, whisper
 from workers.engines.base import Engine, Refused
 from workers.engines.image.engine import ImageEngine
@@ -70,13 +71,7 @@ class Subject:
 
     def run(self, *jobs: Job) -> list[Event]:
         """Run jobs to their ends; afterwards nothing is held."""
-        events = self.submit(*jobs)
-        for _ in range(_MAX_STEPS):
-            if not self.engine.in_flight:
-                assert not any(self.engine.books().values()), "something is still held"
-                return events
-            events += self.engine.step()
-        raise AssertionError("the engine does not come to an end")
+        return self.submit(*jobs) + run_to_end(self.engine)
 
     def output(self, job: Job) -> Any:
         """Run a job that succeeds, and return what the client gets."""

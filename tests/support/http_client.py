@@ -1,6 +1,5 @@
-"""Requests that tests of the HTTP API send, and readers of the responses."""
+"""Requests that tests of the HTTP API send, and what error responses hold."""
 
-import json
 from typing import Any
 
 import httpx
@@ -27,12 +26,3 @@ def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]
         "timestamp",
     }
     return error
-
-
-def events(text: str) -> list[tuple[str, Any]]:
-    seen = []
-    for block in text.split("\n\n")[:-1]:
-        fields = dict(line.split(": ", 1) for line in block.split("\n"))
-        data = fields["data"]
-        seen.append((fields.get("event", ""), data if data == "[DONE]" else json.loads(data)))
-    return seen

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.support.engine_runs import finals, run_to_end, step_until, submit
 from tests.support.models.pipelines import make
 from workers.engines.image.engine import ImageEngine
 from workers.protocol import (
-    Cancelled,
     DeviceKind,
     Event,
-    Failed,
     ImageDone,
     ImageJob,
     ImageOptions,
@@ -30,7 +29,7 @@ STEPS = 6
 
 
 @dataclass
-class Studio:
+class ImageHarness:
     """An engine, the same pipeline bare, and where images go."""
 
     name: str
@@ -45,28 +44,20 @@ class Studio:
         return ImageJob(id=name, prompt=prompt, seeds=seeds, folder=str(self.folder), **fields)
 
     def submit(self, *jobs: ImageJob) -> None:
-        for job in jobs:
-            self.engine.submit(self.engine.prepare(job))
-
-    def finish(self) -> list[Event]:
-        events: list[Event] = []
-        for _ in range(10_000):
-            if not self.engine.in_flight:
-                assert not any(self.engine.books().values()), "something is still held"
-                return events
-            events += self.engine.step()
-        raise AssertionError("the engine does not come to an end")
+        submit(self.engine, *jobs)
 
     def run(self, *jobs: ImageJob) -> list[Event]:
-        self.submit(*jobs)
-        return self.finish()
+        """Run jobs, and those that run already, to their ends."""
+        return run_to_end(self.engine, *jobs)
 
     def step_until(self, step: int, job: ImageJob) -> None:
-        for _ in range(1000):
-            for event in self.engine.step():
-                if isinstance(event, Progress) and (event.id, event.step) == (job.id, step):
-                    return
-        raise AssertionError("that step never came")
+        """Step the engine until a job has reported a step."""
+
+        def reported(event: Event) -> bool:
+            return isinstance(event, Progress) and (event.id, event.step) == (job.id, step)
+
+        events = step_until(self.engine, lambda events: any(map(reported, events)))
+        assert any(map(reported, events)), "that step never came"
 
     def pixels(self, job: ImageJob, index: int = 0) -> Any:
         with Image.open(self.folder / image_file_name(job.id, index, job.format)) as found:
@@ -90,35 +81,35 @@ class Studio:
         return np.asarray((pipe or self.bare)(**asked).images[0]).astype(int)
 
 
-def check_alone(studio: Studio, tolerance: int) -> None:
+def check_alone(harness: ImageHarness, tolerance: int) -> None:
     """Pictures that are drawn alone differ from the library's by no more than so many levels."""
-    jobs = [studio.job(), studio.job("another", (8,), width=128, steps=3, guidance_scale=2.0)]
+    jobs = [harness.job(), harness.job("another", (8,), width=128, steps=3, guidance_scale=2.0)]
     for job in jobs:
-        [drawn] = ends(studio.run(job)).values()
+        [drawn] = finals(harness.run(job)).values()
         assert isinstance(drawn, ImageDone)
         assert (drawn.images[0].seed, drawn.images[0].width) == (job.seeds[0], job.width)
-        assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance
+        assert np.abs(harness.pixels(job) - harness.expected(job)).max() <= tolerance
 
 
-def check_together(studio: Studio, tolerance: int) -> None:
+def check_together(harness: ImageHarness, tolerance: int) -> None:
     """So do pictures of several jobs that are drawn in one pass."""
-    jobs = [studio.job(f"number {seed}", (seed,)) for seed in range(3)]
-    studio.submit(*jobs)
-    studio.engine.step()
-    assert studio.engine.books()["calls"] == 1
-    studio.finish()
+    jobs = [harness.job(f"number {seed}", (seed,)) for seed in range(3)]
+    harness.submit(*jobs)
+    harness.engine.step()
+    assert harness.engine.books()["calls"] == 1
+    harness.run()
     for job in jobs:
-        assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= tolerance
+        assert np.abs(harness.pixels(job) - harness.expected(job)).max() <= tolerance
 
 
-def open_studio(
+def open_image_harness(
     name: str,
     folder: Path,
     options: ImageOptions | None = None,
     *,
     device: DeviceKind = "cpu",
     dtype: str | None = None,
-) -> Studio:
+) -> ImageHarness:
     repository = make(name, folder / "repository")
     engine = ImageEngine()
     spec = Load(
@@ -138,10 +129,4 @@ def open_studio(
     bare.to(device)
     out = folder / "out"
     out.mkdir(parents=True)
-    return Studio(name, out, engine, bare)
-
-
-def ends(events: list[Event]) -> dict[str, Event]:
-    finals = [each for each in events if isinstance(each, ImageDone | Failed | Cancelled)]
-    assert len({each.id for each in finals}) == len(finals), "exactly one final event each"
-    return {each.id: each for each in finals}
+    return ImageHarness(name, out, engine, bare)

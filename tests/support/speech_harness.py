@@ -9,15 +9,13 @@ import soundfile
 import torch
 from transformers import AutoProcessor, BarkModel
 
+from tests.support.engine_runs import run_to_end, submit
 from tests.support.models.bark import VOICES, make
 from workers.engines.speech.engine import SpeechEngine
 from workers.protocol import (
-    Cancelled,
     DeviceKind,
     Event,
-    Failed,
     Load,
-    SpeechDone,
     SpeechJob,
     audio_file_name,
 )
@@ -26,7 +24,7 @@ LINES = [("Hello there.", VOICES[1]), ("Something else", VOICES[0]), ("No voice"
 
 
 @dataclass
-class Booth:
+class SpeechHarness:
     """An engine, the library's model, and where sounds go."""
 
     folder: Path
@@ -41,18 +39,11 @@ class Booth:
         return SpeechJob(id=name, text=text, **fields)
 
     def submit(self, *jobs: SpeechJob) -> None:
-        for job in jobs:
-            self.engine.submit(self.engine.prepare(job))
+        submit(self.engine, *jobs)
 
     def run(self, *jobs: SpeechJob) -> list[Event]:
-        self.submit(*jobs)
-        events: list[Event] = []
-        for _ in range(10_000):
-            if not self.engine.in_flight:
-                assert not any(self.engine.books().values())
-                return events
-            events += self.engine.step()
-        raise AssertionError("the engine does not come to an end")
+        """Run jobs, and those that run already, to their ends."""
+        return run_to_end(self.engine, *jobs)
 
     def library(self, text: str, voice: str | None, seed: int) -> Any:
         asked = self.processor(text, voice_preset=voice, max_length=48).to(self.model.device)
@@ -66,7 +57,7 @@ class Booth:
         return samples
 
 
-def open_booth(
+def open_speech_harness(
     folder: Path,
     *,
     sampled: bool,
@@ -74,7 +65,7 @@ def open_booth(
     device: DeviceKind = "cpu",
     dtype: str | None = None,
     max_batch: int | None = None,
-) -> Booth:
+) -> SpeechHarness:
     repository = make(folder / "bark", sampled=sampled, tokens=tokens)
     engine = SpeechEngine()
     spec = Load(
@@ -90,10 +81,4 @@ def open_booth(
     model = BarkModel.from_pretrained(repository, dtype=torch.float32, use_safetensors=True)
     model = model.eval().to(device)
     (folder / "out").mkdir()
-    return Booth(folder / "out", engine, model, AutoProcessor.from_pretrained(repository))
-
-
-def ends(events: list[Event]) -> dict[str, Event]:
-    finals = [each for each in events if isinstance(each, SpeechDone | Failed | Cancelled)]
-    assert len({each.id for each in finals}) == len(finals), "exactly one final event each"
-    return {each.id: each for each in finals}
+    return SpeechHarness(folder / "out", engine, model, AutoProcessor.from_pretrained(repository))

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.support.engine_runs import finals, run_to_end
 from workers.engines.text.engine import TextEngine
-from workers.protocol import Cancelled, Event, Failed, Load, Ready, Sampling, TextDone, TextJob
+from workers.protocol import Event, Load, Ready, Sampling, TextDone, TextJob
 
 BLOCK_SIZE = 4
 
@@ -28,26 +29,12 @@ def job(name: str, prompt: str = "one two", *, stream: bool = True, **sampling: 
 
 def run(engine: TextEngine, *jobs: TextJob) -> dict[str, TextDone]:
     """All to their ends, at once; afterwards nothing is held."""
-    for one in jobs:
-        engine.submit(engine.prepare(one))
-    return done(finish(engine))
-
-
-def finish(engine: TextEngine) -> list[Event]:
-    events: list[Event] = []
-    for _ in range(5000):
-        if not engine.in_flight:
-            break
-        events += engine.step()
-    assert engine.in_flight == 0
-    assert not any(engine.books().values())
-    return events
+    return done(run_to_end(engine, *jobs))
 
 
 def done(events: list[Event]) -> dict[str, TextDone]:
-    finals = [event for event in events if isinstance(event, TextDone | Failed | Cancelled)]
-    assert len({event.id for event in finals}) == len(finals), "one final event each"
-    return {event.id: event for event in finals if isinstance(event, TextDone)}
+    """The answers of the jobs that succeeded."""
+    return {name: final for name, final in finals(events).items() if isinstance(final, TextDone)}
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from tests.support import audio
+from tests.support.engine_runs import run_to_end
 from tests.support.models import whisper
 from workers.engines.transcription.engine import TranscriptionEngine
 from workers.protocol import DeviceKind, Event, Load, Segment, TranscriptionDone, TranscriptionJob
@@ -19,7 +20,7 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass
-class Desk:
+class TranscriptionHarness:
     folder: Path
     engine: TranscriptionEngine
     model: Any
@@ -41,14 +42,9 @@ class Desk:
             self.engine.submit(each)
 
     def run(self, *jobs: TranscriptionJob) -> list[Event]:
+        """Run jobs, and those that run already, to their ends."""
         self.submit(*jobs)
-        events: list[Event] = []
-        for _ in range(10_000):
-            if not self.engine.in_flight:
-                assert not any(self.engine.books().values()), "something is still held"
-                return events
-            events += self.engine.step()
-        raise AssertionError("the engine does not come to an end")
+        return run_to_end(self.engine)
 
     def transcribe(self, samples: Any, **fields: Any) -> TranscriptionDone:
         final = self.run(self.job(samples, **fields))[-1]
@@ -104,10 +100,10 @@ def tokens_of(segments: tuple[Segment, ...]) -> list[tuple[int, ...]]:
     return [segment.tokens for segment in segments]
 
 
-def check_segments(desk: Desk, sound: Any) -> None:
+def check_segments(harness: TranscriptionHarness, sound: Any) -> None:
     """Tokens and times of a file's segments are those of the library's generate()."""
-    expected = desk.segments(sound)
-    heard = desk.transcribe(sound, timestamps="segment")
+    expected = harness.segments(sound)
+    heard = harness.transcribe(sound, timestamps="segment")
     assert len(expected) >= 1
     assert tokens_of(heard.segments) == [each["tokens"] for each in expected]
     length = len(sound) / audio.RATE
@@ -117,35 +113,35 @@ def check_segments(desk: Desk, sound: Any) -> None:
         assert segment.end == pytest.approx(min(length, float(found["end"])))
 
 
-def check_together(desk: Desk) -> None:
+def check_together(harness: TranscriptionHarness) -> None:
     """Files that run together have the tokens that each of them has alone."""
     recordings = [audio.melody(length, seed) for seed, length in enumerate((3, 40, 9, 62, 5, 31))]
     jobs = [
-        desk.job(
+        harness.job(
             sound, timestamps=("segment", "none")[number % 2], prompt=(None, "abc")[number % 3 == 0]
         )
         for number, sound in enumerate(recordings)
     ]
     alone = {}
     for job in jobs:
-        final = desk.run(job)[-1]
+        final = harness.run(job)[-1]
         assert isinstance(final, TranscriptionDone)
         alone[job.id] = final
-    together = {e.id: e for e in desk.run(*jobs) if isinstance(e, TranscriptionDone)}
+    together = {e.id: e for e in harness.run(*jobs) if isinstance(e, TranscriptionDone)}
     assert together.keys() == alone.keys()
     for name, final in alone.items():
         assert tokens_of(together[name].segments) == tokens_of(final.segments)
         assert together[name].text == final.text
 
 
-def open_desk(
+def open_transcription_harness(
     folder: Path,
     *,
     several: bool = True,
     device: DeviceKind = "cpu",
     dtype: str | None = None,
     **thresholds: float,
-) -> Desk:
+) -> TranscriptionHarness:
     """``thresholds``: of an attempt that is good enough; without any, all are."""
     thresholds = {**whisper.LENIENT, **thresholds}
     repository = whisper.make(folder / "whisper", several=several, **thresholds)
@@ -162,4 +158,6 @@ def open_desk(
     model = WhisperForConditionalGeneration.from_pretrained(repository, dtype=torch.float32)
     processor = WhisperProcessor.from_pretrained(repository)
     (folder / "in").mkdir()
-    return Desk(folder / "in", engine, model.eval().to(device), processor, thresholds)
+    return TranscriptionHarness(
+        folder / "in", engine, model.eval().to(device), processor, thresholds
+    )

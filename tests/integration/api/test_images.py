@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.support.api_server import Served, serve
-from tests.support.http_client import error_of, events
+from tests.support.http_client import error_of
+from tests.support.sse import events_of
 from workers import protocol
 
 NATIVE = "/api/v1/inference/image-generation"
@@ -126,7 +127,7 @@ def test_seed_differs_between_requests_without_one(client: httpx.Client) -> None
 
 
 def test_image_stream_shows_each_step_and_some_previews(client: httpx.Client) -> None:
-    seen = events(client.post(NATIVE, json={**ASKED, "stream": True, "preview": 2}).text)
+    seen = events_of(client.post(NATIVE, json={**ASKED, "stream": True, "preview": 2}).text)
     assert [name for name, _ in seen] == ["started", *["progress"] * 4, "completed"]
     steps = [data for name, data in seen if name == "progress"]
     assert [data["step"] for data in steps] == [1, 2, 3, 4]

@@ -11,7 +11,8 @@ import pytest
 
 from bitinglip.api import job_response
 from tests.support.api_server import Served, serve
-from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of, events
+from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of
+from tests.support.sse import STREAM_END, events_of
 from tests.support.wait import eventually
 
 
@@ -30,7 +31,7 @@ def test_native_answer(client: httpx.Client) -> None:
 def test_native_stream(client: httpx.Client) -> None:
     response = client.post(NATIVE, json={**PROMPT, "stream": True})
     assert response.headers["content-type"].startswith("text/event-stream")
-    seen = events(response.text)
+    seen = events_of(response.text)
     names = [name for name, _ in seen if name not in ("queued", "loading")]
     assert names == ["started", "token", "token", "completed"]
     assert seen[-1][1]["result"]["text"] == "one two"
@@ -40,7 +41,7 @@ def test_native_stream_reports_errors_in_band(client: httpx.Client) -> None:
     for prompt, last in [("!refuse", "failed"), ("!crash", "failed"), ("!cancel", "cancelled")]:
         response = client.post(NATIVE, json={**PROMPT, "prompt": prompt, "stream": True})
         assert response.status_code == 200
-        assert events(response.text)[-1][0] == last
+        assert events_of(response.text)[-1][0] == last
 
 
 def test_chat_answers_whole_and_as_a_stream(client: httpx.Client) -> None:
@@ -48,7 +49,7 @@ def test_chat_answers_whole_and_as_a_stream(client: httpx.Client) -> None:
     assert body["object"] == "chat.completion"
     assert body["choices"][0]["message"]["content"] == "one two"
     stream = client.post(CHAT, json={**MESSAGES, "stream": True})
-    assert events(stream.text)[-1] == ("", "[DONE]")
+    assert events_of(stream.text)[-1] == STREAM_END
 
 
 def test_completion_answers(client: httpx.Client) -> None:
@@ -66,7 +67,7 @@ def test_openai_stream_that_fails_later_ends_without_done(client: httpx.Client) 
     response = client.post(CHAT, json=body)
     assert response.status_code == 200
     assert "[DONE]" not in response.text
-    assert events(response.text)[-1][1]["error"]["code"] == "WORKER_CRASHED"
+    assert events_of(response.text)[-1][1]["error"]["code"] == "WORKER_CRASHED"
 
 
 def test_error_of_a_whole_answer_has_its_status(client: httpx.Client) -> None:

@@ -1,7 +1,6 @@
 """Faults on the real process tree: each ends as it should, and the made-up card's books balance."""
 
 import asyncio
-import json
 import os
 import signal
 import time
@@ -9,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from bitinglip import errors
 from tests.support.scheduling_rig import ECHO, Rig, answer, job, until, with_settings
 from tests.support.server import Server, alive, descendants, running_server
+from tests.support.sse import iter_events
 from tests.support.wait import eventually
 
 GB = 1_000_000_000
@@ -114,15 +113,6 @@ def body(prompt: str, max_tokens: int = 5, **fields: Any) -> dict[str, Any]:
     return {"model": ECHO, "prompt": prompt, "max_tokens": max_tokens} | fields
 
 
-def events_of(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
-    name = ""
-    for line in answer.iter_lines():
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            yield name, json.loads(line.removeprefix("data: "))
-
-
 def test_worker_crash_ends_a_stream_in_an_error(faulty: Server) -> None:
     with faulty.client() as client, faulty.client() as beside:
         asked = {"model": "other", "prompt": "x", "max_tokens": 100, "stream": True}
@@ -130,7 +120,7 @@ def test_worker_crash_ends_a_stream_in_an_error(faulty: Server) -> None:
             beside.stream("POST", GENERATE, json=asked) as other,
             client.stream("POST", GENERATE, json=body("y", 500, stream=True)) as answer,
         ):
-            events = events_of(answer)
+            events = iter_events(answer.iter_lines())
             next(event for event in events if event[0] == "token")
             os.kill(faulty.worker(ECHO)["pid"], signal.SIGKILL)
             killed = time.monotonic()
@@ -138,7 +128,7 @@ def test_worker_crash_ends_a_stream_in_an_error(faulty: Server) -> None:
             assert time.monotonic() - killed < 2
             assert [name for name, _ in rest if name != "token"] == ["failed"]
             assert rest[-1][1]["error"]["code"] == "WORKER_CRASHED"
-            assert list(events_of(other))[-1][0] == "completed"
+            assert list(iter_events(other.iter_lines()))[-1][0] == "completed"
 
 
 def test_heartbeat_that_stops_has_the_worker_replaced_and_its_request_answered(

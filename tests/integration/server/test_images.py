@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.support.confinement import check_whole
 from tests.support.server import Server, running_server
-from tests.support.sse import events_of
+from tests.support.sse import SseEvent, events_of, iter_events
 from tests.support.task_client import TASKS, await_status, new_client, task
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch
@@ -130,8 +130,8 @@ def test_a_client_that_leaves_frees_the_worker(server: Server) -> None:
     with server.client() as client:
         body = {**SEEDED, "steps": 150, "width": 256, "height": 256, "stream": True}
         with client.stream("POST", ROUTE, json=body) as stream:
-            for line in stream.iter_lines():
-                if '"step":5' in line:
+            for _, data in iter_events(stream.iter_lines()):
+                if data.get("step") == 5:
                     break
         eventually(server.bootstrapped)
         before = client.post(ROUTE, json=SEEDED).json()
@@ -157,14 +157,13 @@ def test_a_worker_killed_at_step_20_costs_nothing_but_time(server: Server) -> No
     with server.client() as client:
         whole = image_of(client.post(ROUTE, json=body).json())
         killed = False
-        seen = []
+        events: list[SseEvent] = []
         with client.stream("POST", ROUTE, json={**body, "stream": True}) as stream:
-            for line in stream.iter_lines():
-                seen.append(line)
-                if '"step":20,' in line and not killed:
+            for event in iter_events(stream.iter_lines()):
+                events.append(event)
+                if event[1].get("step") == 20 and not killed:
                     killed = True
                     os.kill(server.worker("demo-image")["pid"], signal.SIGKILL)
-        events = events_of("\n".join(seen))
         assert killed
         assert events[-1][0] == "completed"
         assert image_of(events[-1][1]) == whole

@@ -23,7 +23,7 @@ from tests.support.server import (
     running_server,
     start_server,
 )
-from tests.support.sse import events_of
+from tests.support.sse import events_of, iter_events
 from tests.support.wait import eventually
 
 SLOW_ECHO = (
@@ -85,8 +85,8 @@ def test_drain_on_sigterm_then_exit_with_0(tmp_path: Path) -> None:
     with running_server(tmp_path / "home", *SLOW_ECHO) as server, server.client() as client:
         children: list[psutil.Process] = []
         with client.stream("POST", NATIVE, json=body) as answer:
-            lines = answer.iter_lines()
-            while next(lines) != "event: token":
+            events = iter_events(answer.iter_lines())
+            while next(events)[0] != "token":
                 pass
             children = descendants(server.process.pid)
             server.process.send_signal(signal.SIGTERM)
@@ -94,7 +94,7 @@ def test_drain_on_sigterm_then_exit_with_0(tmp_path: Path) -> None:
             refused = httpx.post(server.url + NATIVE, json=body, headers=server.headers)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "SHUTTING_DOWN"
-            assert "event: completed" in list(lines)
+            assert "completed" in [name for name, _ in events]
         assert server.process.wait(10) == 0
         eventually(lambda: not any(alive(child) for child in children), 5)
         assert not (server.home / "server.json").exists()

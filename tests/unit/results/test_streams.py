@@ -10,6 +10,7 @@ from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
 from bitinglip.scheduling.job import Job
 from bitinglip.wire.events import NativeView
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
+from tests.support.sse import events_of
 from workers import protocol
 
 LOGPROB = protocol.TokenLogprob(token="hé", id=5, logprob=-0.5, top=(("a", 6, -1.0),))
@@ -37,16 +38,6 @@ def token(text: str, **more: Any) -> protocol.TextDelta:
     return protocol.TextDelta(id="task-1", text=text, index=0, **more)
 
 
-def events(data: bytes) -> list[tuple[str, Any]]:
-    """What an SSE client sees."""
-    seen = []
-    for block in data.decode().split("\n\n")[:-1]:
-        fields = dict(line.split(": ", 1) for line in block.split("\n"))
-        body = fields["data"]
-        seen.append((fields.get("event", ""), body if body == "[DONE]" else json.loads(body)))
-    return seen
-
-
 def native(box: EventLog) -> NativeView:
     """A view of a job that makes no files."""
     return NativeView(box, "r-1", cast("Any", None))
@@ -71,7 +62,7 @@ def test_native_events() -> None:
     for event in history:
         box.put(event)
         data += view.render(event)
-    seen = events(data)
+    seen = events_of(data)
     assert [name for name, _ in seen] == ["queued", "loading", "started", "token", "completed"]
     assert seen[0][1] == {"position": 2, "eta": 1.5}
     assert seen[1][1] == {"progress": 0.5}
@@ -92,7 +83,7 @@ def test_native_logprobs() -> None:
         "logprob": -0.5,
         "top": [{"token": "a", "id": 6, "logprob": -1.0}],
     }
-    assert events(view.render(token("x", logprobs=(LOGPROB,))))[0][1]["logprobs"] == [expected]
+    assert events_of(view.render(token("x", logprobs=(LOGPROB,))))[0][1]["logprobs"] == [expected]
     box.put(done(logprobs=(LOGPROB,)))
     assert json.loads(view.body())["result"]["logprobs"] == [expected]
 
@@ -100,11 +91,11 @@ def test_native_logprobs() -> None:
 def test_native_ends() -> None:
     view = native(event_log())
     failed = protocol.Failed(id="task-1", code="OUT_OF_MEMORY", message="no")
-    [(name, body)] = events(view.render(failed))
+    [(name, body)] = events_of(view.render(failed))
     assert name == "failed"
     assert body["error"]["code"] == "OUT_OF_MEMORY"
     assert body["error"]["request_id"] == "r-1"
-    [(name, body)] = events(view.render(protocol.Cancelled(id="task-1")))
+    [(name, body)] = events_of(view.render(protocol.Cancelled(id="task-1")))
     assert (name, body["status"]) == ("cancelled", "cancelled")
 
 
@@ -114,7 +105,7 @@ def test_chat_chunks() -> None:
     assert view.render(protocol.Started(id="task-1")) == b""
     data = view.render(token("a")) + view.render(token(" b")) + view.render(done())
     assert data.endswith(DONE)
-    bodies = [body for _, body in events(data)][:-1]
+    bodies = [body for _, body in events_of(data)][:-1]
     choices = [body["choices"][0] for body in bodies]
     assert [choice["delta"] for choice in choices] == [
         {"role": "assistant", "content": ""},
@@ -130,7 +121,7 @@ def test_chat_chunks() -> None:
 
 def test_chat_usage_chunk() -> None:
     view = ChatView(event_log(), "r-1", include_usage=True)
-    bodies = [body for _, body in events(view.render(token("a")) + view.render(done()))]
+    bodies = [body for _, body in events_of(view.render(token("a")) + view.render(done()))]
     assert bodies[-1] == "[DONE]"
     assert bodies[-2]["choices"] == []
     assert bodies[-2]["usage"]["total_tokens"] == 5
@@ -142,7 +133,7 @@ def test_a_failed_openai_stream_has_no_done() -> None:
     data = view.render(token("a"))
     data += view.render(protocol.Failed(id="task-1", code="WORKER_CRASHED", message="no"))
     assert DONE not in data
-    assert events(data)[-1][1]["error"]["code"] == "WORKER_CRASHED"
+    assert events_of(data)[-1][1]["error"]["code"] == "WORKER_CRASHED"
 
 
 def test_chat_whole() -> None:
@@ -160,7 +151,7 @@ def test_completions() -> None:
     view = CompletionView(event_log(logprobs=1), "r-1")
     data = view.render(token("hé", logprobs=(LOGPROB,)))
     data += view.render(token("hé", logprobs=(LOGPROB,))) + view.render(done())
-    bodies = [body for _, body in events(data)][:-1]
+    bodies = [body for _, body in events_of(data)][:-1]
     assert [body["choices"][0]["text"] for body in bodies] == ["hé", "hé", ""]
     assert bodies[1]["choices"][0]["logprobs"] == {
         "tokens": ["hé"],
@@ -194,5 +185,5 @@ def test_events_that_came_together_are_written_together() -> None:
 
 @pytest.mark.parametrize("text", ["\u2028", "\r\n", "\n\nevent: x", "\0"])
 def test_text_cannot_end_an_event(text: str) -> None:
-    [(_, body)] = events(native(event_log()).render(token(text)))
+    [(_, body)] = events_of(native(event_log()).render(token(text)))
     assert body["text"] == text

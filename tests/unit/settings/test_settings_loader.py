@@ -83,6 +83,11 @@ def test_models_by_name() -> None:
     assert (slashed.preload, slashed.max_batch, slashed.fake.faults) == (True, 3, True)
 
 
+def test_settings_of_models_without_any_are_made_once() -> None:
+    settings = load("models:\n  one:\n    pin: true\n")
+    assert settings.model("two") is settings.model("three") is not settings.model("one")
+
+
 def test_confine_off_may_be_written_plainly_though_yaml_reads_it_as_false() -> None:
     assert load("workers: {confine: off}").workers.confine == "off"
     assert load(sets=("workers.confine=off",)).workers.confine == "off"

@@ -3,29 +3,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.image_harness import Studio, open_studio
+from tests.support.image_harness import ImageHarness, open_image_harness
 from tests.support.models.pipelines import PIPELINES
 
 
 @pytest.fixture(scope="module", params=sorted(PIPELINES))
-def module_studio(
+def module_harness(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Studio]:
+) -> Iterator[ImageHarness]:
     name = request.param
-    studio = open_studio(name, tmp_path_factory.mktemp(name))
-    yield studio
-    studio.engine.close()
+    harness = open_image_harness(name, tmp_path_factory.mktemp(name))
+    yield harness
+    harness.engine.close()
 
 
 @pytest.fixture
-def studio(module_studio: Studio) -> Iterator[Studio]:
-    yield module_studio
-    assert module_studio.engine.in_flight == 0
+def harness(module_harness: ImageHarness) -> Iterator[ImageHarness]:
+    yield module_harness
+    assert module_harness.engine.in_flight == 0
 
 
 @pytest.fixture
-def painter(tmp_path: Path) -> Iterator[Studio]:
+def own_harness(tmp_path: Path) -> Iterator[ImageHarness]:
     """One of a test's own, to be broken."""
-    studio = open_studio("sd", tmp_path)
-    yield studio
-    studio.engine.close()
+    harness = open_image_harness("sd", tmp_path)
+    yield harness
+    harness.engine.close()

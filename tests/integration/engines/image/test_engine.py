@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.image_harness import Studio, check_alone, check_together, ends
+from tests.support.engine_runs import finals
+from tests.support.image_harness import ImageHarness, check_alone, check_together
 from workers.engines.base import Refused
 from workers.protocol import (
     Cancelled,
@@ -26,66 +27,66 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 # ---- each image is the one that it gives alone ---------------------------------------------------
 
 
-def test_alone_it_is_the_library_s_image_bit_for_bit(studio: Studio) -> None:
-    check_alone(studio, tolerance=0)
+def test_alone_it_is_the_library_s_image_bit_for_bit(harness: ImageHarness) -> None:
+    check_alone(harness, tolerance=0)
 
 
-def test_between_steps_of_others_it_is_the_same_bit_for_bit(studio: Studio) -> None:
-    jobs = [studio.job("a cat"), studio.job("a dog", width=128), studio.job("a fox", steps=9)]
-    studio.run(*jobs)
+def test_between_steps_of_others_it_is_the_same_bit_for_bit(harness: ImageHarness) -> None:
+    jobs = [harness.job("a cat"), harness.job("a dog", width=128), harness.job("a fox", steps=9)]
+    harness.run(*jobs)
     for job in jobs:
-        assert np.array_equal(studio.pixels(job), studio.expected(job))
+        assert np.array_equal(harness.pixels(job), harness.expected(job))
 
 
-def test_after_a_cancelled_neighbour_it_is_the_same_bit_for_bit(studio: Studio) -> None:
-    gone, job = studio.job(steps=30), studio.job()
-    studio.submit(gone)
-    studio.step_until(5, gone)
-    studio.submit(job)
-    studio.engine.step()
-    studio.engine.cancel(gone.id)
-    final = ends(studio.finish())
+def test_after_a_cancelled_neighbour_it_is_the_same_bit_for_bit(harness: ImageHarness) -> None:
+    gone, job = harness.job(steps=30), harness.job()
+    harness.submit(gone)
+    harness.step_until(5, gone)
+    harness.submit(job)
+    harness.engine.step()
+    harness.engine.cancel(gone.id)
+    final = finals(harness.run())
     assert isinstance(final[gone.id], Cancelled)
-    assert np.array_equal(studio.pixels(job), studio.expected(job))
-    assert not (studio.folder / image_file_name(gone.id, 0, "png")).exists()
+    assert np.array_equal(harness.pixels(job), harness.expected(job))
+    assert not (harness.folder / image_file_name(gone.id, 0, "png")).exists()
 
 
-def test_in_one_pass_with_others_it_is_the_same_within_rounding(studio: Studio) -> None:
-    check_together(studio, tolerance=1)
+def test_in_one_pass_with_others_it_is_the_same_within_rounding(harness: ImageHarness) -> None:
+    check_together(harness, tolerance=1)
 
 
-def test_the_images_of_one_job_are_those_of_their_seeds(studio: Studio) -> None:
-    job = studio.job(seeds=(3, 4, 5))
-    [drawn] = ends(studio.run(job)).values()
+def test_the_images_of_one_job_are_those_of_their_seeds(harness: ImageHarness) -> None:
+    job = harness.job(seeds=(3, 4, 5))
+    [drawn] = finals(harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
     assert [image.seed for image in drawn.images] == [3, 4, 5]
     for index, seed in enumerate(job.seeds):
-        assert np.abs(studio.pixels(job, index) - studio.expected(job, seed)).max() <= 1
+        assert np.abs(harness.pixels(job, index) - harness.expected(job, seed)).max() <= 1
 
 
-def test_a_prompt_that_is_known_gives_the_same_image(studio: Studio) -> None:
-    first, second = studio.job("once more"), studio.job("once more")
-    studio.run(first)
-    studio.run(second)
-    assert np.array_equal(studio.pixels(first), studio.pixels(second))
+def test_a_prompt_that_is_known_gives_the_same_image(harness: ImageHarness) -> None:
+    first, second = harness.job("once more"), harness.job("once more")
+    harness.run(first)
+    harness.run(second)
+    assert np.array_equal(harness.pixels(first), harness.pixels(second))
 
 
-def test_negative_prompts_are_honoured_or_refused(studio: Studio) -> None:
-    job = studio.job(negative_prompt="a dog")
-    if studio.name == "flux":
+def test_negative_prompts_are_honoured_or_refused(harness: ImageHarness) -> None:
+    job = harness.job(negative_prompt="a dog")
+    if harness.name == "flux":
         with pytest.raises(Refused) as refused:
-            studio.engine.prepare(job)
+            harness.engine.prepare(job)
         assert (refused.value.code, refused.value.param) == (
             "UNSUPPORTED_PARAMETER",
             "negative_prompt",
         )
         return
-    studio.run(job)
-    assert np.array_equal(studio.pixels(job), studio.expected(job))
-    assert not np.array_equal(studio.pixels(job), studio.expected(studio.job()))
+    harness.run(job)
+    assert np.array_equal(harness.pixels(job), harness.expected(job))
+    assert not np.array_equal(harness.pixels(job), harness.expected(harness.job()))
 
 
-def test_from_an_image_and_inside_a_mask(studio: Studio, tmp_path: Path) -> None:
+def test_from_an_image_and_inside_a_mask(harness: ImageHarness, tmp_path: Path) -> None:
     source = Image.effect_noise((64, 64), 60).convert("RGB")
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
@@ -97,14 +98,14 @@ def test_from_an_image_and_inside_a_mask(studio: Studio, tmp_path: Path) -> None
     ]
     for pipeline, uploads in cases:
         masked: dict[str, Any] = {"mask": str(tmp_path / "mask.png")} if len(uploads) == 2 else {}
-        job = studio.job(image=str(tmp_path / "source.png"), strength=0.7, **masked)
-        studio.run(job)
+        job = harness.job(image=str(tmp_path / "source.png"), strength=0.7, **masked)
+        harness.run(job)
         # A twin: the scheduler of the bare pipeline keeps its state for the other tests.
-        pipe = pipeline.from_pipe(studio.bare)
+        pipe = pipeline.from_pipe(harness.bare)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
-        expected = studio.expected(job, pipe=pipe, strength=0.7, **uploads)
-        assert np.array_equal(studio.pixels(job), expected)
+        expected = harness.expected(job, pipe=pipe, strength=0.7, **uploads)
+        assert np.array_equal(harness.pixels(job), expected)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["image", "mask"])
@@ -112,37 +113,37 @@ def test_from_an_image_and_inside_a_mask(studio: Studio, tmp_path: Path) -> None
     ("steps", "strength"), [(1, None), (1, 0.5), (2, 0.3), (6, 0.15), (3, 0.02), (1, 1.0)]
 )
 def test_edit_makes_at_least_one_step(
-    studio: Studio, tmp_path: Path, steps: int, strength: float | None, masked: bool
+    harness: ImageHarness, tmp_path: Path, steps: int, strength: float | None, masked: bool
 ) -> None:
     source = tmp_path / "source.png"
     Image.effect_noise((64, 64), 60).convert("RGB").save(source)
     more: dict[str, Any] = {"mask": str(source)} if masked else {}
-    job = studio.job(image=str(source), steps=steps, strength=strength, **more)
-    events = studio.run(job)
+    job = harness.job(image=str(source), steps=steps, strength=strength, **more)
+    events = harness.run(job)
     assert isinstance(events[-1], ImageDone), events
     assert [event.steps for event in events if isinstance(event, Progress)] == [1]
 
 
-def test_steps_fewer_than_the_scheduler_warms_up_with_are_refused(studio: Studio) -> None:
-    if studio.name not in ("sd", "sdxl"):
+def test_steps_fewer_than_the_scheduler_warms_up_with_are_refused(harness: ImageHarness) -> None:
+    if harness.name not in ("sd", "sdxl"):
         return
     with pytest.raises(Refused) as refused:
-        studio.engine.prepare(studio.job(steps=3, scheduler="pndm"))
+        harness.engine.prepare(harness.job(steps=3, scheduler="pndm"))
     assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "steps")
-    assert isinstance(studio.run(studio.job(steps=4, scheduler="pndm"))[-1], ImageDone)
+    assert isinstance(harness.run(harness.job(steps=4, scheduler="pndm"))[-1], ImageDone)
 
 
 def test_edit_of_a_strength_at_which_nothing_happens_is_refused(
-    studio: Studio, tmp_path: Path
+    harness: ImageHarness, tmp_path: Path
 ) -> None:
     source = tmp_path / "source.png"
     Image.effect_noise((64, 64), 60).convert("RGB").save(source)
     with pytest.raises(Refused) as refused:
-        studio.engine.prepare(studio.job(image=str(source), strength=1e-30))
+        harness.engine.prepare(harness.job(image=str(source), strength=1e-30))
     assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "strength")
 
 
-def test_a_clear_mask_is_a_white_one(studio: Studio, tmp_path: Path) -> None:
+def test_a_clear_mask_is_a_white_one(harness: ImageHarness, tmp_path: Path) -> None:
     source, white, clear = (tmp_path / f"{name}.png" for name in ("source", "white", "clear"))
     Image.effect_noise((64, 64), 60).convert("RGB").save(source)
     mask = Image.new("L", (64, 64), 0)
@@ -151,17 +152,17 @@ def test_a_clear_mask_is_a_white_one(studio: Studio, tmp_path: Path) -> None:
     picture = Image.new("RGBA", (64, 64), "red")
     picture.paste((0, 0, 0, 0), (0, 0, 32, 64))
     picture.save(clear)
-    jobs = [studio.job(image=str(source), mask=str(each)) for each in (white, clear)]
-    studio.run(*jobs)
-    assert np.array_equal(studio.pixels(jobs[0]), studio.pixels(jobs[1]))
+    jobs = [harness.job(image=str(source), mask=str(each)) for each in (white, clear)]
+    harness.run(*jobs)
+    assert np.array_equal(harness.pixels(jobs[0]), harness.pixels(jobs[1]))
 
 
 # ---- steps ---------------------------------------------------------------------------------------
 
 
-def test_every_step_is_told_once(studio: Studio) -> None:
-    job = studio.job(steps=30)
-    events = studio.run(job)
+def test_every_step_is_told_once(harness: ImageHarness) -> None:
+    job = harness.job(steps=30)
+    events = harness.run(job)
     assert isinstance(events[0], Started)
     steps = [(each.step, each.steps) for each in events if isinstance(each, Progress)]
     assert steps == [(number, 30) for number in range(1, 31)]
@@ -169,27 +170,27 @@ def test_every_step_is_told_once(studio: Studio) -> None:
     assert events[-1].steps == 30
 
 
-def test_nobody_looks_nobody_is_told(studio: Studio) -> None:
-    events = studio.run(studio.job(stream=False, preview_every=1))
+def test_nobody_looks_nobody_is_told(harness: ImageHarness) -> None:
+    events = harness.run(harness.job(stream=False, preview_every=1))
     assert [type(each) for each in events] == [Started, ImageDone]
 
 
-def test_previews_come_every_so_many_steps(studio: Studio) -> None:
-    events = studio.run(studio.job(steps=10, preview_every=3, width=128))
+def test_previews_come_every_so_many_steps(harness: ImageHarness) -> None:
+    events = harness.run(harness.job(steps=10, preview_every=3, width=128))
     shown = {each.step: each.preview for each in events if isinstance(each, Progress)}
     assert [step for step, preview in shown.items() if preview] == [3, 6, 9]
     with Image.open(io.BytesIO(shown[9])) as preview:
         assert (preview.format, preview.width, preview.height) == ("JPEG", 128, 64)
 
 
-def test_a_short_job_is_not_held_up_by_a_long_one(studio: Studio) -> None:
-    long, short = studio.job(steps=50), studio.job(steps=4)
-    studio.submit(long)
-    studio.step_until(5, long)
-    events = studio.run(short)
+def test_a_short_job_is_not_held_up_by_a_long_one(harness: ImageHarness) -> None:
+    long, short = harness.job(steps=50), harness.job(steps=4)
+    harness.submit(long)
+    harness.step_until(5, long)
+    events = harness.run(short)
     order = [each.id for each in events if isinstance(each, ImageDone)]
     assert order == [short.id, long.id]
-    end = events.index(ends(events)[short.id])
+    end = events.index(finals(events)[short.id])
     meanwhile = [each for each in events[:end] if isinstance(each, Progress) and each.id == long.id]
     assert len(meanwhile) < 30
 
@@ -197,31 +198,31 @@ def test_a_short_job_is_not_held_up_by_a_long_one(studio: Studio) -> None:
 # ---- cancel --------------------------------------------------------------------------------------
 
 
-def test_cancel_ends_within_a_step(studio: Studio) -> None:
-    job = studio.job(steps=30)
-    studio.submit(job)
-    studio.step_until(5, job)
-    studio.engine.cancel(job.id)
-    studio.engine.cancel(job.id)
-    studio.engine.cancel("nobody")
-    assert studio.engine.step() == [Cancelled(id=job.id, steps=5)]
-    assert not any(studio.engine.books().values())
+def test_cancel_ends_within_a_step(harness: ImageHarness) -> None:
+    job = harness.job(steps=30)
+    harness.submit(job)
+    harness.step_until(5, job)
+    harness.engine.cancel(job.id)
+    harness.engine.cancel(job.id)
+    harness.engine.cancel("nobody")
+    assert harness.engine.step() == [Cancelled(id=job.id, steps=5)]
+    assert not any(harness.engine.books().values())
 
 
-def test_one_of_a_pass_can_leave(studio: Studio) -> None:
-    jobs = [studio.job(f"number {seed}", (seed,)) for seed in range(3)]
-    studio.submit(*jobs)
-    studio.step_until(2, jobs[0])
-    studio.engine.cancel(jobs[1].id)
-    final = ends(studio.finish())
+def test_one_of_a_pass_can_leave(harness: ImageHarness) -> None:
+    jobs = [harness.job(f"number {seed}", (seed,)) for seed in range(3)]
+    harness.submit(*jobs)
+    harness.step_until(2, jobs[0])
+    harness.engine.cancel(jobs[1].id)
+    final = finals(harness.run())
     assert [type(final[job.id]) for job in jobs] == [ImageDone, Cancelled, ImageDone]
-    assert np.abs(studio.pixels(jobs[2]) - studio.expected(jobs[2])).max() <= 1
+    assert np.abs(harness.pixels(jobs[2]) - harness.expected(jobs[2])).max() <= 1
 
 
-def test_one_that_waits_can_leave(studio: Studio) -> None:
-    jobs = [studio.job(steps=9, width=64 + 16 * number) for number in range(6)]
-    studio.submit(*jobs)
-    studio.engine.step()
-    studio.engine.cancel(jobs[5].id)
-    final = ends(studio.finish())
+def test_one_that_waits_can_leave(harness: ImageHarness) -> None:
+    jobs = [harness.job(steps=9, width=64 + 16 * number) for number in range(6)]
+    harness.submit(*jobs)
+    harness.engine.step()
+    harness.engine.cancel(jobs[5].id)
+    final = finals(harness.run())
     assert [type(final[job.id]) for job in jobs] == [*[ImageDone] * 5, Cancelled]

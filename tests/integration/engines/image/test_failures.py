@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.image_harness import Studio, ends
+from tests.support.engine_runs import finals
+from tests.support.image_harness import ImageHarness
 from workers.protocol import (
     Failed,
     ImageDone,
@@ -21,104 +22,109 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 
 def decoder_fails(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch, when: Callable[[Any], bool], error: Exception
+    harness: ImageHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    when: Callable[[Any], bool],
+    error: Exception,
 ) -> None:
     """The device does not do some decodes."""
-    decode = studio.bare.vae.__class__.decode
+    decode = harness.bare.vae.__class__.decode
 
     def decode_or_fail(self: Any, latents: Any, *values: Any, **named: Any) -> Any:
         if when(latents):
             raise error
         return decode(self, latents, *values, **named)
 
-    monkeypatch.setattr(studio.bare.vae.__class__, "decode", decode_or_fail)
+    monkeypatch.setattr(harness.bare.vae.__class__, "decode", decode_or_fail)
 
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_what_does_not_fit_together_is_drawn_in_parts(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = painter.job(seeds=(1, 2, 3, 4))
-    expected = [painter.expected(job, seed) for seed in job.seeds]
-    decoder_fails(painter, monkeypatch, lambda latents: latents.shape[0] > 1, NO_MEMORY)
-    [drawn] = ends(painter.run(job)).values()
+    job = own_harness.job(seeds=(1, 2, 3, 4))
+    expected = [own_harness.expected(job, seed) for seed in job.seeds]
+    decoder_fails(own_harness, monkeypatch, lambda latents: latents.shape[0] > 1, NO_MEMORY)
+    [drawn] = finals(own_harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.memory_fallbacks == ("batch_of_2", "batch_of_1")
     for index, each in enumerate(expected):
-        assert np.array_equal(painter.pixels(job, index), each)
+        assert np.array_equal(own_harness.pixels(job, index), each)
 
 
 def test_a_large_image_is_decoded_in_tiles(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vae = painter.engine._pipelines.base.vae
-    decoder_fails(painter, monkeypatch, lambda _: not vae.use_tiling, NO_MEMORY)
-    [drawn] = ends(painter.run(painter.job())).values()
+    vae = own_harness.engine._pipelines.base.vae
+    decoder_fails(own_harness, monkeypatch, lambda _: not vae.use_tiling, NO_MEMORY)
+    [drawn] = finals(own_harness.run(own_harness.job())).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.memory_fallbacks == ("vae_tiling",)
 
 
 def test_what_never_fits_fails_and_the_next_is_right(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, next_job = painter.job(), painter.job("the next")
-    expected = painter.expected(next_job)
+    job, next_job = own_harness.job(), own_harness.job("the next")
+    expected = own_harness.expected(next_job)
     with monkeypatch.context() as patch:
-        decoder_fails(painter, patch, lambda _: True, NO_MEMORY)
-        [failed] = ends(painter.run(job)).values()
+        decoder_fails(own_harness, patch, lambda _: True, NO_MEMORY)
+        [failed] = finals(own_harness.run(job)).values()
     assert isinstance(failed, Failed)
     assert failed.code == "OUT_OF_MEMORY"
-    painter.run(next_job)
-    assert np.abs(painter.pixels(next_job) - expected).max() <= 1  # attention is in slices now
+    own_harness.run(next_job)
+    assert np.abs(own_harness.pixels(next_job) - expected).max() <= 1  # attention is in slices now
 
 
-def test_nothing_of_a_failed_call_is_held(painter: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_a_failed_call_is_held(
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held: list[Any] = []
 
     def too_much(latents: Any) -> bool:
         held.append(weakref.ref(latents))
         return True
 
-    decoder_fails(painter, monkeypatch, too_much, torch.OutOfMemoryError("CUDA out of memory"))
-    painter.run(painter.job())
+    decoder_fails(own_harness, monkeypatch, too_much, torch.OutOfMemoryError("CUDA out of memory"))
+    own_harness.run(own_harness.job())
     gc.collect()
     assert held
     assert not any(each() is not None for each in held[:-1])
 
 
 def test_an_error_of_the_pipeline_fails_its_jobs_only(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, good = painter.job(width=128), painter.job()
-    expected = painter.expected(good)
-    decoder_fails(painter, monkeypatch, lambda z: z.shape[-1] == 16, ValueError("no"))
-    final = ends(painter.run(bad, good))
+    bad, good = own_harness.job(width=128), own_harness.job()
+    expected = own_harness.expected(good)
+    decoder_fails(own_harness, monkeypatch, lambda z: z.shape[-1] == 16, ValueError("no"))
+    final = finals(own_harness.run(bad, good))
     assert isinstance(final[bad.id], Failed)
     assert final[bad.id].code == "INFERENCE_FAILED"  # type: ignore[union-attr]
-    assert np.array_equal(painter.pixels(good), expected)
+    assert np.array_equal(own_harness.pixels(good), expected)
 
 
 def test_an_image_that_is_not_a_number_fails(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = painter.job()
-    expected = painter.expected(job)
-    unet = painter.engine._pipelines.base.unet
+    job = own_harness.job()
+    expected = own_harness.expected(job)
+    unet = own_harness.engine._pipelines.base.unet
     with monkeypatch.context() as patch:
         patch.setattr(unet.conv_out.bias, "data", torch.full((4,), float("nan")))
-        [failed] = ends(painter.run(painter.job())).values()
+        [failed] = finals(own_harness.run(own_harness.job())).values()
     assert isinstance(failed, Failed)
     assert failed.code == "INFERENCE_FAILED"
-    painter.run(job)
-    assert np.array_equal(painter.pixels(job), expected)
+    own_harness.run(job)
+    assert np.array_equal(own_harness.pixels(job), expected)
 
 
-def test_a_disk_that_takes_nothing(painter: Studio) -> None:
-    painter.submit(msgspec.structs.replace(painter.job(), folder="/nowhere"))
-    [failed] = ends(painter.finish()).values()
+def test_a_disk_that_takes_nothing(own_harness: ImageHarness) -> None:
+    own_harness.submit(msgspec.structs.replace(own_harness.job(), folder="/nowhere"))
+    [failed] = finals(own_harness.run()).values()
     assert isinstance(failed, Failed)
     assert failed.code == "DISK_FULL"
-    [drawn] = ends(painter.run(painter.job())).values()
+    [drawn] = finals(own_harness.run(own_harness.job())).values()
     assert isinstance(drawn, ImageDone)

@@ -13,7 +13,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from tests.support.image_harness import Studio, ends
+from tests.support.engine_runs import finals
+from tests.support.image_harness import ImageHarness
 from tests.support.models.pipelines import make
 from workers.engines.base import Refused
 from workers.engines.image.engine import ImageEngine
@@ -106,16 +107,16 @@ def test_weights_that_are_there_in_half_precision_only(repository: Path, tmp_pat
     for part in ("unet", "vae", "text_encoder"):
         [path] = (repository / part).glob("*.safetensors")
         path.rename(path.with_suffix(".fp16.safetensors"))
-    studio = Studio("sd", tmp_path, load(repository), None)
-    [drawn] = ends(studio.run(studio.job())).values()
+    harness = ImageHarness("sd", tmp_path, load(repository), None)
+    [drawn] = finals(harness.run(harness.job())).values()
     assert isinstance(drawn, ImageDone)
 
 
 def test_another_dtype_is_obeyed(repository: Path, tmp_path: Path) -> None:
     engine = load(repository, dtype="bfloat16")
     assert engine._pipelines.base.unet.dtype is torch.bfloat16
-    studio = Studio("sd", tmp_path, engine, None)
-    [drawn] = ends(studio.run(studio.job())).values()
+    harness = ImageHarness("sd", tmp_path, engine, None)
+    [drawn] = finals(harness.run(harness.job())).values()
     assert isinstance(drawn, ImageDone)
 
 
@@ -134,9 +135,9 @@ def test_what_the_safety_checker_sees_is_black_and_marked(repository: Path, tmp_
         feature_extractor=CLIPImageProcessor(size=16, crop_size=16),
     )
     pipe.save_pretrained(tmp_path / "checked")
-    studio = Studio("sd", tmp_path, load(tmp_path / "checked"), None)
-    job = studio.job()
-    [drawn] = ends(studio.run(job)).values()
+    harness = ImageHarness("sd", tmp_path, load(tmp_path / "checked"), None)
+    job = harness.job()
+    [drawn] = finals(harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.images[0].filtered
-    assert not studio.pixels(job).any()
+    assert not harness.pixels(job).any()

@@ -13,7 +13,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch._dynamo.utils import counters
 
-from tests.support.image_harness import Studio, ends, open_studio
+from tests.support.engine_runs import finals
+from tests.support.image_harness import ImageHarness, open_image_harness
 from tests.support.models.pipelines import make
 from workers.engines.base import Refused
 from workers.engines.image import engine as engine_module
@@ -40,54 +41,54 @@ def make_lora(repository: Path, folder: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def styled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+def lora_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageHarness]:
     """An engine with two LoRAs; the bare pipeline has them too, switched off."""
-    folder = tmp_path_factory.mktemp("styled")
+    folder = tmp_path_factory.mktemp("lora_harness")
     repository = make("sd", folder / "model")
     files = {
         name: str(make_lora(repository, folder / name, seed)) for seed, name in enumerate(NAMES)
     }
-    studio = open_studio("sd", folder / "studio", ImageOptions(loras=files))
+    harness = open_image_harness("sd", folder / "harness", ImageOptions(loras=files))
     for name, path in files.items():
-        studio.bare.load_lora_weights(path, adapter_name=name)
-    studio.bare.disable_lora()
-    yield studio
-    studio.engine.close()
+        harness.bare.load_lora_weights(path, adapter_name=name)
+    harness.bare.disable_lora()
+    yield harness
+    harness.engine.close()
 
 
-def expected(studio: Studio, job: Any) -> Any:
+def expected(harness: ImageHarness, job: Any) -> Any:
     """The library's image with the job's LoRAs."""
     if job.adapters:
-        studio.bare.enable_lora()
+        harness.bare.enable_lora()
         names, scales = zip(*[(each.name, each.scale) for each in job.adapters], strict=True)
-        studio.bare.set_adapters(list(names), list(scales))
+        harness.bare.set_adapters(list(names), list(scales))
     try:
-        return studio.expected(job)
+        return harness.expected(job)
     finally:
-        studio.bare.disable_lora()
+        harness.bare.disable_lora()
 
 
-def test_loras_change_only_the_images_that_ask_for_them(styled: Studio) -> None:
-    plain = styled.job()
-    bold = styled.job(adapters=(Lora("bold", 1.0),), steps=9)
-    both = styled.job(adapters=(Lora("bold", 0.5), Lora("soft", 0.8)), steps=7)
-    styled.run(plain, bold, both)
-    images = [styled.pixels(job) for job in (plain, bold, both)]
+def test_loras_change_only_the_images_that_ask_for_them(lora_harness: ImageHarness) -> None:
+    plain = lora_harness.job()
+    bold = lora_harness.job(adapters=(Lora("bold", 1.0),), steps=9)
+    both = lora_harness.job(adapters=(Lora("bold", 0.5), Lora("soft", 0.8)), steps=7)
+    lora_harness.run(plain, bold, both)
+    images = [lora_harness.pixels(job) for job in (plain, bold, both)]
     for job, image in zip((plain, bold, both), images, strict=True):
-        assert np.array_equal(image, expected(styled, job))
-    assert not np.array_equal(images[1], styled.expected(styled.job(steps=9)))
-    again = styled.job()
-    styled.run(again)
-    assert np.array_equal(styled.pixels(again), images[0])
+        assert np.array_equal(image, expected(lora_harness, job))
+    assert not np.array_equal(images[1], lora_harness.expected(lora_harness.job(steps=9)))
+    again = lora_harness.job()
+    lora_harness.run(again)
+    assert np.array_equal(lora_harness.pixels(again), images[0])
 
 
-def test_a_lora_that_there_is_not(styled: Studio) -> None:
+def test_a_lora_that_there_is_not(lora_harness: ImageHarness) -> None:
     for adapters in ((Lora("loud"),), (Lora("bold"), Lora("bold"))):
         with pytest.raises(Refused) as refused:
-            styled.engine.prepare(styled.job(adapters=adapters))
+            lora_harness.engine.prepare(lora_harness.job(adapters=adapters))
         assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "loras")
     with pytest.raises(Refused) as refused:
-        styled.engine.prepare(styled.job(adapters=(Lora("../x"),)))
+        lora_harness.engine.prepare(lora_harness.job(adapters=(Lora("../x"),)))
     assert refused.value.details == {"loras": sorted(NAMES)}
 
 
@@ -124,41 +125,41 @@ def test_what_a_model_or_device_cannot_do_is_refused_by_name(repository: Path) -
 
 
 def test_cached_steps_draw_one_job_after_another(tmp_path: Path) -> None:
-    studio = open_studio("flux", tmp_path, ImageOptions(step_cache="first_block"))
-    jobs = [studio.job("a cat", steps=8), studio.job("a dog", steps=5)]
+    harness = open_image_harness("flux", tmp_path, ImageOptions(step_cache="first_block"))
+    jobs = [harness.job("a cat", steps=8), harness.job("a dog", steps=5)]
     alone = {}
     for job in jobs:
-        studio.run(job)
-        alone[job.id] = studio.pixels(job)
-    gone = studio.job(steps=8)
-    studio.submit(gone)
-    studio.step_until(3, gone)
-    studio.engine.cancel(gone.id)
-    final = ends(studio.run(*jobs))
+        harness.run(job)
+        alone[job.id] = harness.pixels(job)
+    gone = harness.job(steps=8)
+    harness.submit(gone)
+    harness.step_until(3, gone)
+    harness.engine.cancel(gone.id)
+    final = finals(harness.run(*jobs))
     assert all(isinstance(final[job.id], ImageDone) for job in jobs)
     for job in jobs:
-        assert np.array_equal(studio.pixels(job), alone[job.id]), "nothing is left of other runs"
-    studio.engine.close()
+        assert np.array_equal(harness.pixels(job), alone[job.id]), "nothing is left of other runs"
+    harness.engine.close()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_blocks_draw_the_same_in_all_sizes_without_compiling_again(tmp_path: Path) -> None:
-    studio = open_studio("sd", tmp_path, ImageOptions(compile=True))
+    harness = open_image_harness("sd", tmp_path, ImageOptions(compile=True))
     compiled = counters["stats"]["unique_graphs"]
     assert compiled
     jobs = [
-        studio.job(),
-        studio.job(guidance_scale=1.0),
-        studio.job(seeds=(1, 2, 3, 4)),
-        studio.job(width=128, seeds=(5,)),
-        studio.job(width=96, height=160, seeds=(6, 7)),
+        harness.job(),
+        harness.job(guidance_scale=1.0),
+        harness.job(seeds=(1, 2, 3, 4)),
+        harness.job(width=128, seeds=(5,)),
+        harness.job(width=96, height=160, seeds=(6, 7)),
     ]
     for job in jobs:
-        studio.run(job)
-        assert np.abs(studio.pixels(job) - studio.expected(job)).max() <= 2
+        harness.run(job)
+        assert np.abs(harness.pixels(job) - harness.expected(job)).max() <= 2
     assert counters["stats"]["unique_graphs"] == compiled
-    studio.engine.close()
+    harness.engine.close()
 
 
 def test_compile_gives_a_step_the_time_of_the_compiler(
@@ -179,15 +180,15 @@ def test_preview_is_refused_while_whole_models_are_offloaded(
 ) -> None:
     monkeypatch.setattr(engine_module, "place", lambda *_: None)  # there is no card to offload from
     for offload, refused in (("model", True), ("group", False)):
-        studio = Studio("sd", tmp_path, ImageEngine(), None)
+        harness = ImageHarness("sd", tmp_path, ImageEngine(), None)
         options = ImageOptions(offload=offload)
-        studio.engine.load(
+        harness.engine.load(
             Load(model="m", engine="image", path=str(repository), image=options), lambda _: None
         )
-        studio.engine.prepare(studio.job())
+        harness.engine.prepare(harness.job())
         if not refused:
-            studio.engine.prepare(studio.job(preview_every=1))
+            harness.engine.prepare(harness.job(preview_every=1))
             continue
         with pytest.raises(Refused) as found:
-            studio.engine.prepare(studio.job(preview_every=1))
+            harness.engine.prepare(harness.job(preview_every=1))
         assert (found.value.code, found.value.param) == ("UNSUPPORTED_PARAMETER", "preview")

@@ -10,7 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from tests.support.image_harness import Studio, ends, open_studio
+from tests.support.engine_runs import finals
+from tests.support.image_harness import ImageHarness, open_image_harness
 from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.pipelines import make
 from workers.engines.base import Refused
@@ -48,18 +49,18 @@ def fail_when(
     monkeypatch.setattr(owner, name, call)
 
 
-def open_half(folder: Path) -> Studio:
+def open_half_harness(folder: Path) -> ImageHarness:
     """A tiny SDXL in float16, whose decoder is cast to float32 for each call."""
-    studio = open_studio("sdxl", folder, dtype="float16")
-    assert studio.engine._pipelines.base.vae.dtype is torch.float16
-    return studio
+    harness = open_image_harness("sdxl", folder, dtype="float16")
+    assert harness.engine._pipelines.base.vae.dtype is torch.float16
+    return harness
 
 
 @pytest.fixture
-def half(tmp_path: Path) -> Iterator[Studio]:
-    studio = open_half(tmp_path)
-    yield studio
-    studio.engine.close()
+def half_harness(tmp_path: Path) -> Iterator[ImageHarness]:
+    harness = open_half_harness(tmp_path)
+    yield harness
+    harness.engine.close()
 
 
 @shapes
@@ -88,136 +89,136 @@ def test_out_of_memory_at_load_is_named_as_such(
 
 @shapes
 def test_out_of_memory_in_a_step_draws_fewer_images_together(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch, error: Exception
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    job = painter.job(seeds=(1, 2, 3))
-    expected = [painter.expected(job, seed) for seed in job.seeds]
-    unet = painter.engine._pipelines.base.unet
+    job = own_harness.job(seeds=(1, 2, 3))
+    expected = [own_harness.expected(job, seed) for seed in job.seeds]
+    unet = own_harness.engine._pipelines.base.unet
     fail_when(monkeypatch, unet, "forward", error, lambda latents, *_: len(latents) > 2)
-    [drawn] = ends(painter.run(job)).values()
+    [drawn] = finals(own_harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.memory_fallbacks == ("batch_of_1",)
     for index, each in enumerate(expected):
-        assert np.array_equal(painter.pixels(job, index), each)
+        assert np.array_equal(own_harness.pixels(job, index), each)
 
 
 @shapes
 def test_out_of_memory_in_a_preview_leaves_the_image(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch, error: Exception
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    job = painter.job(preview_every=1)
-    expected = painter.expected(job)
-    fail_when(monkeypatch, painter.engine._pipelines.base.vae, "decode", error, _once())
-    painter.run(job)
-    assert np.array_equal(painter.pixels(job), expected)
+    job = own_harness.job(preview_every=1)
+    expected = own_harness.expected(job)
+    fail_when(monkeypatch, own_harness.engine._pipelines.base.vae, "decode", error, _once())
+    own_harness.run(job)
+    assert np.array_equal(own_harness.pixels(job), expected)
 
 
 def test_out_of_memory_limits_the_batch_for_a_while_only(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        unet = painter.engine._pipelines.base.unet
+        unet = own_harness.engine._pipelines.base.unet
         fail_when(patch, unet, "forward", NO_MEMORY, lambda latents, *_: len(latents) > 4)
-        painter.run(painter.job(seeds=(1, 2, 3, 4), steps=1))
+        own_harness.run(own_harness.job(seeds=(1, 2, 3, 4), steps=1))
     runs = []
     for _ in range(CAUTIOUS_PASSES // 2 + 1):
-        painter.submit(painter.job(seeds=(1, 2, 3, 4), steps=1))
-        painter.engine.step()
-        runs.append(painter.engine.books()["calls"])
-        painter.finish()
+        own_harness.submit(own_harness.job(seeds=(1, 2, 3, 4), steps=1))
+        own_harness.engine.step()
+        runs.append(own_harness.engine.books()["calls"])
+        own_harness.run()
     # Each job counts as two passes, as the one that ran out of memory did in the end.
     assert runs == [2] * (CAUTIOUS_PASSES // 2 - 1) + [1, 1]
 
 
 @pytest.mark.parametrize("side", [64, 128])
 def test_out_of_memory_in_the_decoder_makes_tiles_smaller_than_the_image(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch, side: int
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch, side: int
 ) -> None:
     """Also for an image of the size that the decoder is made for, which is 64 here."""
-    vae = painter.engine._pipelines.base.vae
+    vae = own_harness.engine._pipelines.base.vae
     assert vae.config.sample_size == 64
     fail_when(monkeypatch, vae.decoder, "forward", NO_MEMORY, lambda z, *_: z.shape[-1] > 4)
-    [drawn] = ends(painter.run(painter.job(width=side, height=side))).values()
+    [drawn] = finals(own_harness.run(own_harness.job(width=side, height=side))).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.memory_fallbacks == ("vae_tiling",)
 
 
 def test_out_of_memory_measures_are_told_while_they_last_and_then_taken_back(
-    painter: Studio, monkeypatch: pytest.MonkeyPatch
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = painter.job(steps=1)
-    expected = painter.expected(job)
-    vae = painter.engine._pipelines.base.vae
+    job = own_harness.job(steps=1)
+    expected = own_harness.expected(job)
+    vae = own_harness.engine._pipelines.base.vae
     with monkeypatch.context() as patch:
         fail_when(patch, vae.decoder, "forward", NO_MEMORY, lambda z, *_: z.shape[-1] > 4)
-        painter.run(job)
+        own_harness.run(job)
     told = []
     for _ in range(CAUTIOUS_PASSES):
-        again = painter.job(steps=1)
-        [drawn] = ends(painter.run(again)).values()
+        again = own_harness.job(steps=1)
+        [drawn] = finals(own_harness.run(again)).values()
         assert isinstance(drawn, ImageDone)
         told.append(drawn.memory_fallbacks)
     assert told == [("vae_tiling",)] * (CAUTIOUS_PASSES - 1) + [()]
-    assert np.array_equal(painter.pixels(again), expected)
+    assert np.array_equal(own_harness.pixels(again), expected)
 
 
 # ---- a decoder that is cast for its call ---------------------------------------------------------
 
 
 def test_out_of_memory_in_a_cast_decoder_is_followed_by_the_same_image(
-    half: Studio, monkeypatch: pytest.MonkeyPatch
+    half_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vae = half.engine._pipelines.base.vae
-    job = half.job(width=128)
+    vae = half_harness.engine._pipelines.base.vae
+    job = half_harness.job(width=128)
     with monkeypatch.context() as patch:
         fail_when(patch, vae, "decode", NO_MEMORY, lambda *_: not vae.use_tiling)
-        [drawn] = ends(half.run(job)).values()
+        [drawn] = finals(half_harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.memory_fallbacks == ("vae_tiling",)
     assert vae.dtype is torch.float16
-    again = half.job(width=128)  # undisturbed, and in tiles as well
-    half.run(again)
-    assert half.pixels(again).std() > 1
-    assert np.array_equal(half.pixels(job), half.pixels(again))
+    again = half_harness.job(width=128)  # undisturbed, and in tiles as well
+    half_harness.run(again)
+    assert half_harness.pixels(again).std() > 1
+    assert np.array_equal(half_harness.pixels(job), half_harness.pixels(again))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_out_of_memory_in_a_cast_encoder_is_followed_by_the_same_image(
-    half: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masked: bool
+    half_harness: ImageHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masked: bool
 ) -> None:
-    vae = half.engine._pipelines.base.vae
-    job = from_picture(half, tmp_path, masked=masked)
+    vae = half_harness.engine._pipelines.base.vae
+    job = from_picture(half_harness, tmp_path, masked=masked)
     with monkeypatch.context() as patch:
         fail_when(patch, vae, "encode", NO_MEMORY, lambda *_: not vae.use_tiling)
-        [drawn] = ends(half.run(job)).values()
+        [drawn] = finals(half_harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.memory_fallbacks == ("vae_tiling",)
     assert vae.dtype is torch.float16
-    again = from_picture(half, tmp_path, masked=masked)
-    half.run(again)
-    assert np.array_equal(half.pixels(job), half.pixels(again))
+    again = from_picture(half_harness, tmp_path, masked=masked)
+    half_harness.run(again)
+    assert np.array_equal(half_harness.pixels(job), half_harness.pixels(again))
 
 
 def test_a_failed_decoder_has_its_format_back_for_the_next_job(
-    half: Studio, monkeypatch: pytest.MonkeyPatch
+    half_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = half.job()
-    half.run(good)
+    good = half_harness.job()
+    half_harness.run(good)
     with monkeypatch.context() as patch:
-        fail_when(patch, half.engine._pipelines.base.vae, "decode", ValueError("no"))
-        half.run(half.job())
-    again = half.job()
-    half.run(again)
-    assert np.array_equal(half.pixels(good), half.pixels(again))
+        fail_when(patch, half_harness.engine._pipelines.base.vae, "decode", ValueError("no"))
+        half_harness.run(half_harness.job())
+    again = half_harness.job()
+    half_harness.run(again)
+    assert np.array_equal(half_harness.pixels(good), half_harness.pixels(again))
 
 
-def from_picture(studio: Studio, folder: Path, *, masked: bool) -> ImageJob:
+def from_picture(harness: ImageHarness, folder: Path, *, masked: bool) -> ImageJob:
     source, mask = folder / "source.png", folder / "mask.png"
     if not source.exists():  # noise, each time another
         Image.effect_noise((128, 64), 60).convert("RGB").save(source)
         Image.new("L", (128, 64), 255).save(mask)
     paths: dict[str, Any] = {"mask": str(mask)} if masked else {}
-    return studio.job(width=128, image=str(source), **paths)
+    return harness.job(width=128, image=str(source), **paths)
 
 
 def _once() -> Callable[..., bool]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.support.image_harness import Studio, ends
+from tests.support.engine_runs import finals
+from tests.support.image_harness import ImageHarness
 from workers.engines.base import Refused
 from workers.protocol import (
     ImageDone,
@@ -16,37 +17,37 @@ from workers.protocol import (
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 
-def refusal(studio: Studio, **fields: Any) -> Refused:
+def refusal(harness: ImageHarness, **fields: Any) -> Refused:
     with pytest.raises(Refused) as refused:
-        studio.engine.prepare(studio.job(**fields))
+        harness.engine.prepare(harness.job(**fields))
     return refused.value
 
 
-def test_a_scheduler_that_there_is_not(studio: Studio) -> None:
-    found = refusal(studio, scheduler="magic")
+def test_a_scheduler_that_there_is_not(harness: ImageHarness) -> None:
+    found = refusal(harness, scheduler="magic")
     assert (found.code, found.param) == ("INVALID_REQUEST", "scheduler")
-    assert found.details["schedulers"] == studio.engine._pipelines.schedulers.names != []
+    assert found.details["schedulers"] == harness.engine._pipelines.schedulers.names != []
 
 
-def test_every_scheduler_that_is_offered_works(studio: Studio) -> None:
-    for name in studio.engine._pipelines.schedulers.names:
-        job = studio.job(scheduler=name, steps=4)
-        [final] = ends(studio.run(job)).values()
+def test_every_scheduler_that_is_offered_works(harness: ImageHarness) -> None:
+    for name in harness.engine._pipelines.schedulers.names:
+        job = harness.job(scheduler=name, steps=4)
+        [final] = finals(harness.run(job)).values()
         assert isinstance(final, ImageDone), (name, final)
         assert final.scheduler == name
 
 
-def test_a_prompt_that_would_be_cut(studio: Studio) -> None:
-    longest = studio.engine._pipelines.longest_prompt
-    studio.engine.prepare(studio.job("x" * (longest - 2)))
-    found = refusal(studio, prompt="x" * (longest + 1))
+def test_a_prompt_that_would_be_cut(harness: ImageHarness) -> None:
+    longest = harness.engine._pipelines.longest_prompt
+    harness.engine.prepare(harness.job("x" * (longest - 2)))
+    found = refusal(harness, prompt="x" * (longest + 1))
     assert (found.code, found.param) == ("CONTEXT_LENGTH_EXCEEDED", "prompt")
     assert found.details["max_context"] == longest < found.details["prompt_tokens"]
 
 
-def test_a_size_that_would_be_rounded(studio: Studio) -> None:
-    multiple = 16 if studio.name in ("flux", "z-image") else 8
-    found = refusal(studio, width=64 + multiple // 2)
+def test_a_size_that_would_be_rounded(harness: ImageHarness) -> None:
+    multiple = 16 if harness.name in ("flux", "z-image") else 8
+    found = refusal(harness, width=64 + multiple // 2)
     assert (found.code, found.param) == ("INVALID_REQUEST", "width")
     assert found.details == {"multiple": multiple}
 
@@ -56,7 +57,7 @@ def saved(path: Path, image: Any, kind: str = "PNG", **more: Any) -> str:
     return str(path)
 
 
-def test_uploads_that_are_no_pictures(studio: Studio, tmp_path: Path) -> None:
+def test_uploads_that_are_no_pictures(harness: ImageHarness, tmp_path: Path) -> None:
     red = Image.new("RGB", (64, 64), "red")
     good = saved(tmp_path / "good", red)
     (tmp_path / "empty").write_bytes(b"")
@@ -66,8 +67,8 @@ def test_uploads_that_are_no_pictures(studio: Studio, tmp_path: Path) -> None:
         tmp_path / "moving", red, "WEBP", save_all=True, append_images=[Image.new("RGB", red.size)]
     )
     for name in ("empty", "cut", "gif", "moving", "missing"):
-        found = refusal(studio, image=str(tmp_path / name))
+        found = refusal(harness, image=str(tmp_path / name))
         assert (found.code, found.param) == ("INVALID_REQUEST", "image"), name
         assert str(tmp_path) not in found.message
     small = saved(tmp_path / "small", Image.new("L", (32, 32)))
-    assert refusal(studio, image=good, mask=small).param == "mask"
+    assert refusal(harness, image=good, mask=small).param == "mask"

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.support.engine_runs import finals
 from tests.support.models.bark import VOICES
-from tests.support.speech_harness import LINES, Booth, ends, open_booth
+from tests.support.speech_harness import LINES, SpeechHarness, open_speech_harness
 from workers.engines.base import Refused
 from workers.engines.speech.bark.model import Bark, BarkUtterance
 from workers.engines.speech.bark.speaker import BarkSpeaker
@@ -35,21 +36,23 @@ def sampled(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="module")
-def module_booth(sampled: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booth]:
-    booth = open_booth(tmp_path_factory.mktemp("speech"), sampled=sampled)
-    yield booth
-    booth.engine.close()
+def module_harness(
+    sampled: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SpeechHarness]:
+    harness = open_speech_harness(tmp_path_factory.mktemp("speech"), sampled=sampled)
+    yield harness
+    harness.engine.close()
 
 
 @pytest.fixture
-def booth(module_booth: Booth) -> Iterator[Booth]:
-    yield module_booth
-    assert module_booth.engine.in_flight == 0
+def harness(module_harness: SpeechHarness) -> Iterator[SpeechHarness]:
+    yield module_harness
+    assert module_harness.engine.in_flight == 0
 
 
-def said(booth: Booth, text: str, seed: int) -> Any:
+def said(harness: SpeechHarness, text: str, seed: int) -> Any:
     try:
-        return booth.library(text, VOICES[0], seed)
+        return harness.library(text, VOICES[0], seed)
     except RuntimeError:  # a sentence of no tokens, which the library's codec does not take
         return np.zeros(0, np.float32)
 
@@ -60,60 +63,60 @@ def trimmed(samples: Any) -> Any:
     return np.concatenate([joiner.push(samples), joiner.finish()])
 
 
-def utterance(booth: Booth, text: str, voice: str | None, seed: int) -> BarkUtterance:
-    made = booth.engine._model.start(text, voice, None, seed)
+def utterance(harness: SpeechHarness, text: str, voice: str | None, seed: int) -> BarkUtterance:
+    made = harness.engine._model.start(text, voice, None, seed)
     assert isinstance(made, BarkUtterance)
     return made
 
 
-def test_text_voice_and_tokens_are_heard_in_the_library_s_own_sound(booth: Booth) -> None:
+def test_text_voice_and_tokens_are_heard_in_the_library_s_own_sound(harness: SpeechHarness) -> None:
     """Else all that follows would compare nothing."""
     asked = [
         ("Hello there.", VOICES[0]),
         ("Something else", VOICES[0]),
         ("Hello there.", VOICES[1]),
     ]
-    sounds = [booth.library(text, voice, 3) for text, voice in asked]
+    sounds = [harness.library(text, voice, 3) for text, voice in asked]
     for n, one in enumerate(sounds):
         for other in sounds[:n]:
             length = min(len(one), len(other))
             assert np.abs(one[:length] - other[:length]).max() > 0.001
 
 
-def test_alone_each_stage_is_the_library_s_bit_for_bit(booth: Booth) -> None:
-    model = booth.engine._model
+def test_alone_each_stage_is_the_library_s_bit_for_bit(harness: SpeechHarness) -> None:
+    model = harness.engine._model
     assert isinstance(model, BarkSpeaker)
     bark = model.bark  # its layers packed, as they are served
     for seed, (text, voice) in enumerate(LINES):
-        one = utterance(booth, text, voice, seed)
+        one = utterance(harness, text, voice, seed)
         while one.stage != "done":
             bark.step([one])
         assert one.samples is not None
-        assert np.array_equal(one.samples, booth.library(text, voice, seed))
+        assert np.array_equal(one.samples, harness.library(text, voice, seed))
     assert bark.rows_used == 0
 
 
-def test_beside_others_with_other_voices_and_seeds_it_is_the_same(booth: Booth) -> None:
-    bark = Bark(booth.model, 2)  # fewer rows than sentences: some wait
-    lines = [utterance(booth, text, voice, seed) for seed, (text, voice) in enumerate(LINES)]
+def test_beside_others_with_other_voices_and_seeds_it_is_the_same(harness: SpeechHarness) -> None:
+    bark = Bark(harness.model, 2)  # fewer rows than sentences: some wait
+    lines = [utterance(harness, text, voice, seed) for seed, (text, voice) in enumerate(LINES)]
     while any(each.stage != "done" for each in lines):
         bark.step([each for each in lines if each.stage != "done"])
     for seed, ((text, voice), one) in enumerate(zip(LINES, lines, strict=True)):
-        expected = booth.library(text, voice, seed)
+        expected = harness.library(text, voice, seed)
         assert one.samples is not None
         assert one.samples.shape == expected.shape
         assert np.abs(one.samples - expected).max() < 1e-5
 
 
-def test_a_file_is_its_sentences_joined(booth: Booth) -> None:
-    job = booth.job("Hello there. How are you? Fine!")
-    [spoken] = ends(booth.run(job)).values()
+def test_a_file_is_its_sentences_joined(harness: SpeechHarness) -> None:
+    job = harness.job("Hello there. How are you? Fine!")
+    [spoken] = finals(harness.run(job)).values()
     assert isinstance(spoken, SpeechDone)
     joiner = Joiner(24_000)
     parts = ["Hello there.", "How are you?", "Fine!"]
-    alone = [booth.library(text, VOICES[0], 3 + n) for n, text in enumerate(parts)]
+    alone = [harness.library(text, VOICES[0], 3 + n) for n, text in enumerate(parts)]
     expected = np.concatenate([*(joiner.push(each) for each in alone), joiner.finish()])
-    assert np.abs(booth.sound(job) - expected * 32767).max() <= 2
+    assert np.abs(harness.sound(job) - expected * 32767).max() <= 2
     assert spoken.duration == pytest.approx(len(expected) / 24_000)
     assert (spoken.sentences, spoken.voice) == (3, VOICES[0])
     longest = sum(map(len, alone)) / 24_000
@@ -123,58 +126,58 @@ def test_a_file_is_its_sentences_joined(booth: Booth) -> None:
 def test_a_text_of_2000_characters_is_one_file_of_all_its_sentences(
     sampled: bool, tmp_path: Path
 ) -> None:
-    booth = open_booth(tmp_path, sampled=sampled, tokens=8)
+    harness = open_speech_harness(tmp_path, sampled=sampled, tokens=8)
     text = " ".join(f"This is sentence number {number} of many." for number in range(49))
     text += " " + "x" * (1998 - len(text)) + "."
     assert len(text) == 2000
-    pieces = split_sentences(text, booth.engine._model.fits)
-    job = booth.job(text)
-    [spoken] = ends(booth.run(job)).values()
+    pieces = split_sentences(text, harness.engine._model.fits)
+    job = harness.job(text)
+    [spoken] = finals(harness.run(job)).values()
     assert isinstance(spoken, SpeechDone)
     assert spoken.sentences == len(pieces) >= 50
     rate, fade = spoken.sample_rate, 0.02
-    alone = [trimmed(said(booth, piece, 3 + n)) for n, piece in enumerate(pieces)]
+    alone = [trimmed(said(harness, piece, 3 + n)) for n, piece in enumerate(pieces)]
     total = sum(map(len, alone)) / rate
     assert total - fade * len(alone) <= spoken.duration <= total
-    assert len(booth.sound(job)) == round(spoken.duration * rate)
-    booth.engine.close()
+    assert len(harness.sound(job)) == round(spoken.duration * rate)
+    harness.engine.close()
 
 
-def test_the_first_sound_comes_before_the_second_sentence_begins(booth: Booth) -> None:
-    job = booth.job("Hello there. How are you? Fine!")
-    booth.submit(job)
+def test_the_first_sound_comes_before_the_second_sentence_begins(harness: SpeechHarness) -> None:
+    job = harness.job("Hello there. How are you? Fine!")
+    harness.submit(job)
     events: list[Event] = []
     while not any(isinstance(each, AudioDelta) for each in events):
-        assert len(booth.engine._requests[job.id].waiting) >= 2
-        events += booth.engine.step()
-    events += booth.run()
+        assert len(harness.engine._requests[job.id].waiting) >= 2
+        events += harness.engine.step()
+    events += harness.run()
     assert isinstance(events[0], Started)
     sounds = [each for each in events if isinstance(each, AudioDelta)]
     assert [each.index for each in sounds] == list(range(len(sounds)))
     streamed = np.frombuffer(b"".join(each.samples for each in sounds), "<i2").astype(int)
-    assert np.abs(streamed - booth.sound(job)).max() <= 1
+    assert np.abs(streamed - harness.sound(job)).max() <= 1
     steps = [(each.step, each.steps) for each in events if isinstance(each, Progress)]
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_seed_gives_the_same_sound_whoever_else_speaks(booth: Booth) -> None:
-    alone, beside = booth.job(seed=9), booth.job(seed=9)
-    booth.run(alone)
-    booth.run(booth.job("Other words", voice=VOICES[2]), beside, booth.job("More. Of it."))
-    assert np.array_equal(booth.sound(alone), booth.sound(beside))
+def test_a_seed_gives_the_same_sound_whoever_else_speaks(harness: SpeechHarness) -> None:
+    alone, beside = harness.job(seed=9), harness.job(seed=9)
+    harness.run(alone)
+    harness.run(harness.job("Other words", voice=VOICES[2]), beside, harness.job("More. Of it."))
+    assert np.array_equal(harness.sound(alone), harness.sound(beside))
 
 
-def test_nobody_listens_nobody_is_told(booth: Booth) -> None:
-    events = booth.run(booth.job("Hello there. Fine!", stream=False))
+def test_nobody_listens_nobody_is_told(harness: SpeechHarness) -> None:
+    events = harness.run(harness.job("Hello there. Fine!", stream=False))
     assert [type(each) for each in events] == [Started, SpeechDone]
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3"])
-def test_every_format_holds_the_sound(booth: Booth, form: str) -> None:
-    job = booth.job(format=form)
-    [spoken] = ends(booth.run(job)).values()
+def test_every_format_holds_the_sound(harness: SpeechHarness, form: str) -> None:
+    job = harness.job(format=form)
+    [spoken] = finals(harness.run(job)).values()
     assert isinstance(spoken, SpeechDone)
-    path = booth.folder / audio_file_name(job.id, form)
+    path = harness.folder / audio_file_name(job.id, form)
     assert path.stat().st_size == spoken.bytes
     with soundfile.SoundFile(io.BytesIO(path.read_bytes())) as found:
         assert (found.channels, found.samplerate) == (1, 24_000)
@@ -183,20 +186,20 @@ def test_every_format_holds_the_sound(booth: Booth, form: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 20, 60, 130])
-def test_cancel_ends_within_a_step_and_leaves_nothing(booth: Booth, steps: int) -> None:
-    job = booth.job("Hello there. How are you? Fine!")
-    booth.submit(job)
+def test_cancel_ends_within_a_step_and_leaves_nothing(harness: SpeechHarness, steps: int) -> None:
+    job = harness.job("Hello there. How are you? Fine!")
+    harness.submit(job)
     for _ in range(steps):
-        booth.engine.step()
-    booth.engine.cancel(job.id)
-    booth.engine.cancel("nobody")
-    [cancelled] = booth.engine.step()
+        harness.engine.step()
+    harness.engine.cancel(job.id)
+    harness.engine.cancel("nobody")
+    [cancelled] = harness.engine.step()
     assert isinstance(cancelled, Cancelled)
-    assert not any(booth.engine.books().values())
-    assert not list(booth.folder.glob(f"{job.id}*"))
-    again, expected = booth.job(), booth.library("Hello there.", VOICES[0], 3)
-    booth.run(again)
-    assert np.abs(booth.sound(again) - expected * 32767).max() <= 2
+    assert not any(harness.engine.books().values())
+    assert not list(harness.folder.glob(f"{job.id}*"))
+    again, expected = harness.job(), harness.library("Hello there.", VOICES[0], 3)
+    harness.run(again)
+    assert np.abs(harness.sound(again) - expected * 32767).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -208,16 +211,18 @@ def test_cancel_ends_within_a_step_and_leaves_nothing(booth: Booth, steps: int) 
         ({"speed": 2.0}, "UNSUPPORTED_PARAMETER", "speed"),
     ],
 )
-def test_what_is_refused(booth: Booth, fields: dict[str, Any], code: str, param: str) -> None:
+def test_what_is_refused(
+    harness: SpeechHarness, fields: dict[str, Any], code: str, param: str
+) -> None:
     with pytest.raises(Refused) as refused:
-        booth.engine.prepare(booth.job(**fields))
+        harness.engine.prepare(harness.job(**fields))
     assert (refused.value.code, refused.value.param) == (code, param)
     if param == "voice":
         assert refused.value.details["voices"] == sorted(VOICES)
 
 
-def test_the_design_s_names_mean_presets(booth: Booth) -> None:
-    model = booth.engine._model
+def test_the_design_s_names_mean_presets(harness: SpeechHarness) -> None:
+    model = harness.engine._model
     assert isinstance(model, BarkSpeaker)
     voices = model.voices
     assert voices.resolve("speaker_1", "en") == "v2/en_speaker_1"
@@ -227,14 +232,16 @@ def test_the_design_s_names_mean_presets(booth: Booth) -> None:
     assert voices.resolve(None, None) is None
 
 
-def test_a_long_text_is_said_whole(booth: Booth) -> None:
+def test_a_long_text_is_said_whole(harness: SpeechHarness) -> None:
     words = "a word and another one, " * 10
-    [spoken] = ends(booth.run(booth.job(words))).values()
+    [spoken] = finals(harness.run(harness.job(words))).values()
     assert isinstance(spoken, SpeechDone)
     assert spoken.sentences > 3
 
 
-def test_a_disk_that_takes_nothing(booth: Booth) -> None:
-    [failed] = ends(booth.run(msgspec.structs.replace(booth.job(), folder="/nowhere"))).values()
+def test_a_disk_that_takes_nothing(harness: SpeechHarness) -> None:
+    [failed] = finals(
+        harness.run(msgspec.structs.replace(harness.job(), folder="/nowhere"))
+    ).values()
     assert isinstance(failed, Failed)
     assert failed.code == "DISK_FULL"

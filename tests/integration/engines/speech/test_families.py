@@ -16,6 +16,7 @@ from transformers import (
     VitsModel,
 )
 
+from tests.support.engine_runs import run_to_end
 from tests.support.models.voices import WIDTH, make_speecht5, make_vits, make_vocoder
 from workers.engines.base import Refused
 from workers.engines.speech.engine import SpeechEngine
@@ -35,7 +36,7 @@ RATE = 16_000
 
 
 @dataclass
-class Booth:
+class FamilyHarness:
     folder: Path
     engine: SpeechEngine
     jobs: int = field(default=0)
@@ -46,13 +47,7 @@ class Booth:
         return SpeechJob(id=f"job{self.jobs}", text=text, **fields)
 
     def run(self, *jobs: SpeechJob) -> list[Event]:
-        for job in jobs:
-            self.engine.submit(self.engine.prepare(job))
-        events: list[Event] = []
-        while self.engine.in_flight:
-            events += self.engine.step()
-        assert not any(self.engine.books().values())
-        return events
+        return run_to_end(self.engine, *jobs)
 
     def sound(self, job: SpeechJob) -> Any:
         [spoken] = [each for each in self.run(job) if isinstance(each, SpeechDone)]
@@ -63,11 +58,11 @@ class Booth:
         return samples
 
 
-def booth_of(folder: Path, spec: Load) -> Booth:
+def open_family(folder: Path, spec: Load) -> FamilyHarness:
     engine = SpeechEngine()
     engine.load(spec, lambda _: None)
     folder.mkdir(exist_ok=True)
-    return Booth(folder, engine)
+    return FamilyHarness(folder, engine)
 
 
 def spec_of(path: Path, **fields: Any) -> Load:
@@ -80,10 +75,10 @@ def joined(*sentences: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def vits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Booth]:
+def vits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FamilyHarness]:
     folder = tmp_path_factory.mktemp("vits")
     path = make_vits(folder / "vits", speakers=3)
-    return path, booth_of(folder / "out", spec_of(path))
+    return path, open_family(folder / "out", spec_of(path))
 
 
 def vits_sound(path: Path, text: str, seed: int, speaker: int, rate: float = 1.0) -> Any:
@@ -96,10 +91,10 @@ def vits_sound(path: Path, text: str, seed: int, speaker: int, rate: float = 1.0
 
 @pytest.mark.parametrize(("voice", "number"), [("speaker_2", 2), (None, 0)])
 def test_vits_is_the_library_s_with_each_voice(
-    vits: tuple[Path, Booth], voice: str | None, number: int
+    vits: tuple[Path, FamilyHarness], voice: str | None, number: int
 ) -> None:
-    path, booth = vits
-    found = booth.sound(booth.job("hello there. how are you", voice=voice))
+    path, harness = vits
+    found = harness.sound(harness.job("hello there. how are you", voice=voice))
     sentences = ["hello there.", "how are you"]
     alone = [vits_sound(path, text, 3 + n, number) for n, text in enumerate(sentences)]
     expected = joined(*alone)
@@ -107,33 +102,38 @@ def test_vits_is_the_library_s_with_each_voice(
     assert np.abs(found - expected).max() < 1 / 32_000
 
 
-def test_vits_beside_others_is_the_same(vits: tuple[Path, Booth]) -> None:
-    path, booth = vits
-    ours, others = booth.job(voice="speaker_1", seed=9), booth.job("more. of it. and more", seed=1)
-    booth.run(others, ours)
-    found, _ = soundfile.read(booth.folder / audio_file_name(ours.id, "wav"), dtype="float32")
+def test_vits_beside_others_is_the_same(vits: tuple[Path, FamilyHarness]) -> None:
+    path, harness = vits
+    ours, others = (
+        harness.job(voice="speaker_1", seed=9),
+        harness.job("more. of it. and more", seed=1),
+    )
+    harness.run(others, ours)
+    found, _ = soundfile.read(harness.folder / audio_file_name(ours.id, "wav"), dtype="float32")
     assert np.abs(found - joined(vits_sound(path, ours.text, 9, 1))).max() < 1 / 32_000
 
 
-def test_short_requests_do_not_wait_for_the_end_of_long_ones(vits: tuple[Path, Booth]) -> None:
-    _, booth = vits
-    long, short = booth.job("one. " * 20), booth.job("two.")
-    ended = [each.id for each in booth.run(long, short) if isinstance(each, SpeechDone)]
+def test_short_requests_do_not_wait_for_the_end_of_long_ones(
+    vits: tuple[Path, FamilyHarness],
+) -> None:
+    _, harness = vits
+    long, short = harness.job("one. " * 20), harness.job("two.")
+    ended = [each.id for each in harness.run(long, short) if isinstance(each, SpeechDone)]
     assert ended == [short.id, long.id]
 
 
-def test_speed_is_the_model_s_own(vits: tuple[Path, Booth]) -> None:
-    path, booth = vits
-    fast = booth.sound(booth.job(voice="speaker_0", speed=2.0))
+def test_speed_is_the_model_s_own(vits: tuple[Path, FamilyHarness]) -> None:
+    path, harness = vits
+    fast = harness.sound(harness.job(voice="speaker_0", speed=2.0))
     assert np.abs(fast - joined(vits_sound(path, "hello there", 3, 0, rate=2.0))).max() < 1 / 32_000
-    slow = booth.sound(booth.job(voice="speaker_0", speed=0.5))
+    slow = harness.sound(harness.job(voice="speaker_0", speed=0.5))
     assert len(slow) > 1.5 * len(fast)
 
 
 @pytest.mark.parametrize("language", ["eng", "en"])
-def test_its_language_may_be_named(vits: tuple[Path, Booth], language: str) -> None:
-    _, booth = vits
-    assert len(booth.sound(booth.job(language=language)))
+def test_its_language_may_be_named(vits: tuple[Path, FamilyHarness], language: str) -> None:
+    _, harness = vits
+    assert len(harness.sound(harness.job(language=language)))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_its_language_may_be_named(vits: tuple[Path, Booth], language: str) -> N
     ],
 )
 def test_what_vits_refuses(
-    vits: tuple[Path, Booth], fields: dict[str, Any], param: str, details: dict[str, Any]
+    vits: tuple[Path, FamilyHarness], fields: dict[str, Any], param: str, details: dict[str, Any]
 ) -> None:
     with pytest.raises(Refused) as refused:
         vits[1].engine.prepare(vits[1].job(**fields))
@@ -160,8 +160,10 @@ def test_other_scripts_are_written_in_latin_letters_where_the_model_wants_that(
     path = make_vits(tmp_path / "m", language="kor")
     config = path / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"is_uroman": false', '"is_uroman": true'))
-    booth = booth_of(tmp_path / "out", spec_of(path))
-    assert np.array_equal(booth.sound(booth.job("안녕")), booth.sound(booth.job("annyeong")))
+    harness = open_family(tmp_path / "out", spec_of(path))
+    assert np.array_equal(
+        harness.sound(harness.job("안녕")), harness.sound(harness.job("annyeong"))
+    )
 
 
 def test_a_model_that_reads_phonemes_is_refused(tmp_path: Path) -> None:
@@ -176,11 +178,11 @@ def test_a_model_that_reads_phonemes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [8000, 24_000, 44_100])
-def test_the_rate_that_was_asked_for(vits: tuple[Path, Booth], rate: int) -> None:
-    _, booth = vits
-    own = booth.sound(booth.job("hello there. how are you"))
-    job = booth.job("hello there. how are you", sample_rate=rate)
-    found = booth.sound(job)
+def test_the_rate_that_was_asked_for(vits: tuple[Path, FamilyHarness], rate: int) -> None:
+    _, harness = vits
+    own = harness.sound(harness.job("hello there. how are you"))
+    job = harness.job("hello there. how are you", sample_rate=rate)
+    found = harness.sound(job)
     assert len(found) == pytest.approx(len(own) * rate / RATE, abs=2)
 
 
@@ -188,18 +190,18 @@ def test_the_rate_that_was_asked_for(vits: tuple[Path, Booth], rate: int) -> Non
 
 
 @pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Booth]:
+def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, FamilyHarness]:
     folder = tmp_path_factory.mktemp("t5")
     path, vocoder = make_speecht5(folder / "t5"), make_vocoder(folder / "vocoder")
     more = folder / "carl.npy"
     np.save(more, np.ones(WIDTH, np.float32))
     options = SpeechOptions(vocoder=str(vocoder), voices={"carl": str(more)})
-    return path, vocoder, booth_of(folder / "out", spec_of(path, speech=options))
+    return path, vocoder, open_family(folder / "out", spec_of(path, speech=options))
 
 
 @pytest.mark.parametrize("voice", ["anna", "bert", "carl", None])
-def test_speecht5_is_the_library_s(t5: tuple[Path, Path, Booth], voice: str | None) -> None:
-    path, vocoder, booth = t5
+def test_speecht5_is_the_library_s(t5: tuple[Path, Path, FamilyHarness], voice: str | None) -> None:
+    path, vocoder, harness = t5
     model = SpeechT5ForTextToSpeech.from_pretrained(path).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     torch.manual_seed(5)
@@ -211,13 +213,13 @@ def test_speecht5_is_the_library_s(t5: tuple[Path, Path, Booth], voice: str | No
         torch.from_numpy(vector)[None],
         vocoder=SpeechT5HifiGan.from_pretrained(vocoder).eval(),
     ).numpy()
-    found = booth.sound(booth.job(voice=voice, seed=5))
+    found = harness.sound(harness.job(voice=voice, seed=5))
     assert np.abs(found - joined(expected)).max() < 1 / 32_000
 
 
 @pytest.mark.parametrize("name", ["speed", "language"])
 def test_what_speecht5_does_not_have_is_refused_by_name(
-    t5: tuple[Path, Path, Booth], name: str
+    t5: tuple[Path, Path, FamilyHarness], name: str
 ) -> None:
     value: Any = {"speed": 2.0, "language": "en"}[name]
     with pytest.raises(Refused) as refused:
@@ -226,7 +228,7 @@ def test_what_speecht5_does_not_have_is_refused_by_name(
 
 
 def test_an_unknown_voice_lists_those_of_the_files_and_of_the_settings(
-    t5: tuple[Path, Path, Booth],
+    t5: tuple[Path, Path, FamilyHarness],
 ) -> None:
     with pytest.raises(Refused) as refused:
         t5[2].engine.prepare(t5[2].job(voice="../anna"))
@@ -259,7 +261,7 @@ def test_settings_of_speecht5_are_refused_for_others(
 
 @pytest.mark.parametrize("fault", ["no vocoder", "no voices", "bad voice", "other model"])
 def test_what_does_not_load_says_what_to_do(
-    t5: tuple[Path, Path, Booth], tmp_path: Path, fault: str
+    t5: tuple[Path, Path, FamilyHarness], tmp_path: Path, fault: str
 ) -> None:
     path, vocoder, _ = t5
     copied = shutil.copytree(path, tmp_path / "copy")
@@ -278,6 +280,6 @@ def test_what_does_not_load_says_what_to_do(
     assert refused.value.code == "MODEL_LOAD_FAILED"
 
 
-def test_nothing_is_lost_where_the_disk_takes_nothing(t5: tuple[Path, Path, Booth]) -> None:
+def test_nothing_is_lost_where_the_disk_takes_nothing(t5: tuple[Path, Path, FamilyHarness]) -> None:
     [failed] = [e for e in t5[2].run(t5[2].job(folder="/nowhere")) if isinstance(e, Failed)]
     assert failed.code == "DISK_FULL"

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.engine_runs import finals, run_to_end
 from tests.support.models.voices import make_vits
-from tests.support.speech_harness import Booth, ends, open_booth
+from tests.support.speech_harness import SpeechHarness, open_speech_harness
 from workers.engines.speech.engine import SpeechEngine
 from workers.protocol import Event, Failed, Load, SpeechDone, SpeechJob
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["drawn", "greedy"])
-def booth(
+def harness(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Booth]:
-    booth = open_booth(tmp_path_factory.mktemp("speech"), sampled=request.param)
-    yield booth
-    booth.engine.close()
+) -> Iterator[SpeechHarness]:
+    harness = open_speech_harness(tmp_path_factory.mktemp("speech"), sampled=request.param)
+    yield harness
+    harness.engine.close()
 
 
 def nan_of(usual: Any, once: list[bool] | None = None) -> Any:
@@ -36,9 +37,9 @@ def nan_of(usual: Any, once: list[bool] | None = None) -> Any:
 
 @pytest.mark.parametrize("place", ["semantic", "semantic cache", "coarse", "fine", "codec"])
 def test_nan_in_bark_ends_its_job_and_the_next_sounds_the_same(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch, place: str
+    harness: SpeechHarness, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    bark = booth.engine._model.bark  # type: ignore[attr-defined]
+    bark = harness.engine._model.bark  # type: ignore[attr-defined]
     owner, name = {
         "semantic": (bark._stages["semantic"]._model.layernorm_final, "forward"),
         "semantic cache": (bark._stages["semantic"]._model.layers[0].mlp, "forward"),
@@ -46,45 +47,45 @@ def test_nan_in_bark_ends_its_job_and_the_next_sounds_the_same(
         "fine": (bark._fine._model.layernorm_final, "forward"),
         "codec": (bark._model, "codec_decode"),
     }[place]
-    before = booth.job()
-    booth.run(before)
+    before = harness.job()
+    harness.run(before)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, nan_of(getattr(owner, name)))
-        (failed,) = ends(booth.run(booth.job())).values()
+        (failed,) = finals(harness.run(harness.job())).values()
     assert isinstance(failed, Failed)
     assert (failed.code, failed.message) == (
         "INFERENCE_FAILED",
         "The model's output is not a number.",
     )
-    after = booth.job()
-    booth.run(after)
-    assert np.array_equal(booth.sound(after), booth.sound(before))
+    after = harness.job()
+    harness.run(after)
+    assert np.array_equal(harness.sound(after), harness.sound(before))
 
 
 def test_nan_in_one_sentence_leaves_its_neighbour_s_sound(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch
+    harness: SpeechHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = booth.engine._model.bark._stages["semantic"]  # type: ignore[attr-defined]
-    neighbour = booth.job("Something else")
-    booth.run(neighbour)
-    broken, again = booth.job(), booth.job("Something else")
+    stage = harness.engine._model.bark._stages["semantic"]  # type: ignore[attr-defined]
+    neighbour = harness.job("Something else")
+    harness.run(neighbour)
+    broken, again = harness.job(), harness.job("Something else")
     with monkeypatch.context() as patch:
         # Prompts are read one by one, the broken one's first.
         patch.setattr(stage, "read", nan_of(stage.read, once=[True]))
-        final = ends(booth.run(broken, again))
+        final = finals(harness.run(broken, again))
     assert isinstance(final[broken.id], Failed)
     assert isinstance(final[again.id], SpeechDone)
-    assert np.array_equal(booth.sound(again), booth.sound(neighbour))
+    assert np.array_equal(harness.sound(again), harness.sound(neighbour))
 
 
 def test_nan_in_the_cache_does_not_reach_the_next_sentence_of_the_slot(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch
+    harness: SpeechHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A neighbour that is further on has the positions looked at at which the NaN were written."""
-    undisturbed = booth.job()
-    booth.run(undisturbed)
-    broken, neighbour, following = booth.job(), booth.job("Something else"), booth.job()
-    mlp = booth.engine._model.bark._stages["semantic"]._model.layers[0].mlp  # type: ignore[attr-defined]
+    undisturbed = harness.job()
+    harness.run(undisturbed)
+    broken, neighbour, following = harness.job(), harness.job("Something else"), harness.job()
+    mlp = harness.engine._model.bark._stages["semantic"]._model.layers[0].mlp  # type: ignore[attr-defined]
     usual, steps = mlp.forward, 0
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
@@ -98,16 +99,16 @@ def test_nan_in_the_cache_does_not_reach_the_next_sentence_of_the_slot(
 
     with monkeypatch.context() as patch:
         patch.setattr(mlp, "forward", forward)
-        booth.submit(broken, neighbour)
+        harness.submit(broken, neighbour)
         events: list[Event] = []
         while not any(isinstance(event, Failed) for event in events):
-            events += booth.engine.step()
-        events += booth.run(following)
-    final = ends(events)
+            events += harness.engine.step()
+        events += harness.run(following)
+    final = finals(events)
     assert isinstance(final[broken.id], Failed)
     assert isinstance(final[neighbour.id], SpeechDone)
     assert isinstance(final[following.id], SpeechDone)
-    assert booth.sound(following).shape == booth.sound(undisturbed).shape
+    assert harness.sound(following).shape == harness.sound(undisturbed).shape
 
 
 def test_nan_in_vits_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +117,8 @@ def test_nan_in_vits_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     engine.load(Load(model="v", engine="speech", path=str(path), threads=1), lambda _: None)
     decoder = engine._model._model.decoder  # type: ignore[attr-defined]
     monkeypatch.setattr(decoder, "forward", nan_of(decoder.forward))
-    engine.submit(engine.prepare(SpeechJob(id="j", text="hello", seed=1, folder=str(tmp_path))))
-    events: list[Any] = []
-    while engine.in_flight:
-        events += engine.step()
-    (failed,) = ends(events).values()
+    job = SpeechJob(id="j", text="hello", seed=1, folder=str(tmp_path))
+    (failed,) = finals(run_to_end(engine, job)).values()
     assert isinstance(failed, Failed)
     assert failed.code == "INFERENCE_FAILED"
     engine.close()

@@ -9,10 +9,11 @@ import pytest
 import soundfile
 import torch
 
+from tests.support.engine_runs import finals, run_to_end
 from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.bark import make
 from tests.support.models.voices import make_vits
-from tests.support.speech_harness import Booth, ends, open_booth
+from tests.support.speech_harness import SpeechHarness, open_speech_harness
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.speech.bark import sampling
@@ -27,27 +28,27 @@ shapes = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def module_booth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booth]:
-    booth = open_booth(tmp_path_factory.mktemp("speech"), sampled=True)
-    yield booth
-    booth.engine.close()
+def module_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpeechHarness]:
+    harness = open_speech_harness(tmp_path_factory.mktemp("speech"), sampled=True)
+    yield harness
+    harness.engine.close()
 
 
 @pytest.fixture
-def booth(module_booth: Booth, monkeypatch: pytest.MonkeyPatch) -> Booth:
-    monkeypatch.setattr(module_booth.engine, "_batch", BatchLimit(1000))
-    return module_booth
+def harness(module_harness: SpeechHarness, monkeypatch: pytest.MonkeyPatch) -> SpeechHarness:
+    monkeypatch.setattr(module_harness.engine, "_batch", BatchLimit(1000))
+    return module_harness
 
 
 @pytest.fixture(scope="module")
-def undisturbed(module_booth: Booth) -> list[Any]:
-    jobs = jobs_of(module_booth)
-    module_booth.run(*jobs)
-    return [module_booth.sound(job) for job in jobs]
+def undisturbed(module_harness: SpeechHarness) -> list[Any]:
+    jobs = jobs_of(module_harness)
+    module_harness.run(*jobs)
+    return [module_harness.sound(job) for job in jobs]
 
 
-def jobs_of(booth: Booth) -> list[SpeechJob]:
-    return [booth.job(text, seed=number) for number, text in enumerate(TEXTS)]
+def jobs_of(harness: SpeechHarness) -> list[SpeechJob]:
+    return [harness.job(text, seed=number) for number, text in enumerate(TEXTS)]
 
 
 def raises(error: Exception) -> Any:
@@ -96,24 +97,30 @@ def test_out_of_memory_at_load_is_named_as_such(
 
 @shapes
 def test_out_of_memory_for_each_sentence_ends_the_jobs_and_the_next_is_right(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch, undisturbed: list[Any], error: Exception
+    harness: SpeechHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: list[Any],
+    error: Exception,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(booth.engine._model, "step", raises(error))
-        final = ends(booth.run(*jobs_of(booth)))
+        patch.setattr(harness.engine._model, "step", raises(error))
+        final = finals(harness.run(*jobs_of(harness)))
     assert [each.code for each in final.values() if isinstance(each, Failed)] == [
         "OUT_OF_MEMORY"
     ] * 3
-    jobs = jobs_of(booth)
-    booth.run(*jobs)
-    assert all(map(np.array_equal, map(booth.sound, jobs), undisturbed))
+    jobs = jobs_of(harness)
+    harness.run(*jobs)
+    assert all(map(np.array_equal, map(harness.sound, jobs), undisturbed))
 
 
 @shapes
 def test_out_of_memory_has_fewer_sentences_computed_together(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch, undisturbed: list[Any], error: Exception
+    harness: SpeechHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: list[Any],
+    error: Exception,
 ) -> None:
-    usual, sizes = booth.engine._model.step, []
+    usual, sizes = harness.engine._model.step, []
 
     def step(utterances: Any) -> None:
         sizes.append(len(utterances))
@@ -121,11 +128,11 @@ def test_out_of_memory_has_fewer_sentences_computed_together(
             raise error
         usual(utterances)
 
-    monkeypatch.setattr(booth.engine._model, "step", step)
-    jobs = jobs_of(booth)
-    assert all(isinstance(each, SpeechDone) for each in ends(booth.run(*jobs)).values())
+    monkeypatch.setattr(harness.engine._model, "step", step)
+    jobs = jobs_of(harness)
+    assert all(isinstance(each, SpeechDone) for each in finals(harness.run(*jobs)).values())
     assert sizes[:2] == [3, 1]
-    assert all(map(np.array_equal, map(booth.sound, jobs), undisturbed))
+    assert all(map(np.array_equal, map(harness.sound, jobs), undisturbed))
 
 
 @pytest.mark.parametrize(
@@ -141,15 +148,15 @@ def test_out_of_memory_has_fewer_sentences_computed_together(
     ],
 )
 def test_out_of_memory_anywhere_in_bark_changes_no_sound(
-    booth: Booth,
+    harness: SpeechHarness,
     monkeypatch: pytest.MonkeyPatch,
     undisturbed: list[Any],
     place: str,
     calls: set[int],
 ) -> None:
     """A failed step is made again by fewer sentences, from where it began."""
-    assert isinstance(booth.engine._model, BarkSpeaker)
-    bark = booth.engine._model.bark
+    assert isinstance(harness.engine._model, BarkSpeaker)
+    bark = harness.engine._model.bark
     owner, name = {
         "semantic read": (bark._stages["semantic"], "read"),
         "semantic forward": (bark._stages["semantic"], "step"),
@@ -173,13 +180,13 @@ def test_out_of_memory_anywhere_in_bark_changes_no_sound(
     monkeypatch.setattr(owner, name, failing)
     monkeypatch.setattr(bark, "step", step)
     monkeypatch.setattr(bark, "_together", 8)
-    monkeypatch.setattr(booth.engine, "_batch", BatchLimit(1000, cautious=1))
-    jobs = jobs_of(booth)
-    final = ends(booth.run(*jobs))
+    monkeypatch.setattr(harness.engine, "_batch", BatchLimit(1000, cautious=1))
+    jobs = jobs_of(harness)
+    final = finals(harness.run(*jobs))
     assert all(isinstance(each, SpeechDone) for each in final.values())
     assert failing.failures == len(calls)
     for job, expected in zip(jobs, undisturbed, strict=True):
-        found = booth.sound(job)
+        found = harness.sound(job)
         assert found.shape == expected.shape
         assert np.abs(found.astype(int) - expected).max() <= 2  # several are rounded otherwise
 
@@ -188,50 +195,53 @@ def test_out_of_memory_limits_no_sentence_that_holds_what_others_wait_for(
     tmp_path: Path, undisturbed: list[Any]
 ) -> None:
     """With fewer rows than sentences, the first in turn may be without a row."""
-    booth = open_booth(tmp_path, sampled=True, max_batch=2)
-    jobs = jobs_of(booth)
-    booth.submit(*jobs)
-    while booth.engine.books()["rows"] < 2:
-        booth.engine.step()
+    harness = open_speech_harness(tmp_path, sampled=True, max_batch=2)
+    jobs = jobs_of(harness)
+    harness.submit(*jobs)
+    while harness.engine.books()["rows"] < 2:
+        harness.engine.step()
     waiting, *holding = sorted(
-        booth.engine._requests.values(), key=lambda request: request.running[0].is_held
+        harness.engine._requests.values(), key=lambda request: request.running[0].is_held
     )
     assert [request.running[0].is_held for request in (waiting, *holding)] == [False, True, True]
     waiting.served_at = -1  # it is the next in turn, and the only one that a limit of 1 would leave
-    booth.engine._batch = BatchLimit(1000, cautious=1_000_000)
-    booth.engine._batch.halve(2)
-    booth.run()
-    assert all(map(np.array_equal, map(booth.sound, jobs), undisturbed))
-    booth.engine.close()
+    harness.engine._batch = BatchLimit(1000, cautious=1_000_000)
+    harness.engine._batch.halve(2)
+    harness.run()
+    assert all(map(np.array_equal, map(harness.sound, jobs), undisturbed))
+    harness.engine.close()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), IndexError("out of range")])
 def test_error_of_a_library_ends_its_jobs_only(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch, undisturbed: list[Any], error: Exception
+    harness: SpeechHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: list[Any],
+    error: Exception,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(booth.engine._model, "step", raises(error))
-        final = ends(booth.run(*jobs_of(booth)))
+        patch.setattr(harness.engine._model, "step", raises(error))
+        final = finals(harness.run(*jobs_of(harness)))
     assert [each.code for each in final.values() if isinstance(each, Failed)] == [
         "INFERENCE_FAILED"
     ] * 3
-    jobs = jobs_of(booth)
-    booth.run(*jobs)
-    assert all(map(np.array_equal, map(booth.sound, jobs), undisturbed))
+    jobs = jobs_of(harness)
+    harness.run(*jobs)
+    assert all(map(np.array_equal, map(harness.sound, jobs), undisturbed))
 
 
 def test_error_on_a_card_that_is_not_memory_ends_the_worker(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch
+    harness: SpeechHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = booth.job()
-    booth.submit(job)
+    job = harness.job()
+    harness.submit(job)
     with monkeypatch.context() as patch:
-        patch.setattr(booth.engine, "_device", "cuda")
-        patch.setattr(booth.engine._model, "step", raises(RuntimeError("device-side assert")))
+        patch.setattr(harness.engine, "_device", "cuda")
+        patch.setattr(harness.engine._model, "step", raises(RuntimeError("device-side assert")))
         with pytest.raises(RuntimeError, match="device-side assert"):
-            booth.engine.step()
-    booth.engine.cancel(job.id)
-    booth.run()
+            harness.engine.step()
+    harness.engine.cancel(job.id)
+    harness.run()
 
 
 def test_out_of_memory_in_vits_ends_one_job_and_the_others_sound_the_same(
@@ -243,18 +253,15 @@ def test_out_of_memory_in_vits_ends_one_job_and_the_others_sound_the_same(
     vits = engine._model._model  # type: ignore[attr-defined]
 
     def run(prefix: str) -> dict[str, Any]:
-        for number, text in enumerate(("hello there", "how are you", "fine")):
-            job = SpeechJob(id=f"{prefix}{number}", text=text, seed=number, folder=str(tmp_path))
-            engine.submit(engine.prepare(job))
-        events: list[Any] = []
-        while engine.in_flight:
-            events += engine.step()
-        assert not any(engine.books().values())
-        return ends(events)
+        jobs = [
+            SpeechJob(id=f"{prefix}{number}", text=text, seed=number, folder=str(tmp_path))
+            for number, text in enumerate(("hello there", "how are you", "fine"))
+        ]
+        return finals(run_to_end(engine, *jobs))
 
     run("a")
     with monkeypatch.context() as patch:
-        # 3 sentences, 1, and that one again: its job ends, the other two are heard
+        # 3 sentences, 1, and that one again: its job finals, the other two are heard
         patch.setattr(vits, "forward", FailAt(vits.forward, {1, 2}, torch.OutOfMemoryError()))
         final = run("b")
     assert [type(final[f"b{number}"]) for number in range(3)] == [Failed, SpeechDone, SpeechDone]
@@ -276,7 +283,7 @@ def test_cudnn_attention_is_avoided(tmp_path: Path) -> None:
     kept = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(True)
     try:
-        open_booth(tmp_path, sampled=False).engine.close()
+        open_speech_harness(tmp_path, sampled=False).engine.close()
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(kept)

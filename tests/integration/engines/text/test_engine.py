@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.engine_runs import run_to_end
 from tests.support.models.text import (
     EOS,
     FAMILIES,
@@ -22,7 +23,6 @@ from tests.support.text_harness import (
     BLOCK_SIZE,
     distance_from_library,
     done,
-    finish,
     job,
     load,
     run,
@@ -148,7 +148,7 @@ def random_arrival(engine: TextEngine, jobs: list[TextJob], seed: int) -> list[E
         if one.id == "noise3":
             events += engine.step()
             engine.cancel(one.id)
-    return events + finish(engine)
+    return events + run_to_end(engine)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
@@ -200,7 +200,7 @@ def test_without_a_seed_two_answers_differ(llama: TextEngine) -> None:
 
 def test_events_of_one_request(llama: TextEngine) -> None:
     llama.submit(llama.prepare(job("a", "żółć 🦊", max_tokens=40, logprobs=2)))
-    events = finish(llama)
+    events = run_to_end(llama)
     assert isinstance(events[0], Started)
     end = events[-1]
     assert isinstance(end, TextDone)
@@ -238,7 +238,7 @@ def test_a_stop_string_across_tokens_is_found_and_never_shown(llama: TextEngine)
     whole = run(llama, job("a", max_tokens=30))["a"].text
     stop = whole[9:14]
     llama.submit(llama.prepare(job("a", max_tokens=30, stop=(stop, "never"))))
-    events = finish(llama)
+    events = run_to_end(llama)
     end = done(events)["a"]
     assert end.text == whole[: whole.index(stop)]
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == end.text
@@ -263,7 +263,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_end_token_ends_and_counts_and_is_not_shown(scripted: Path) -> None:
     engine, _ = load(scripted)
     engine.submit(engine.prepare(job("a", "!", ignore_eos=False)))
-    events = finish(engine)
+    events = run_to_end(engine)
     end = done(events)["a"]
     assert (end.text, end.finish_reason, end.completion_tokens) == ("A🦊", "stop", 6)
     shown = [(event.text, event.index) for event in events if isinstance(event, TextDelta)]
@@ -351,7 +351,7 @@ def test_a_row_whose_output_is_not_a_number_fails_alone(
     alone = run(engine, job("good"))["good"].text
     for one in (job("good"), job("bad", "Z Z Z")):
         engine.submit(engine.prepare(one))
-    events = finish(engine)
+    events = run_to_end(engine)
     assert [e.code for e in events if isinstance(e, Failed)] == ["INFERENCE_FAILED"]
     assert done(events)["good"].text == alone
     for number in range(6):

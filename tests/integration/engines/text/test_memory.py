@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.support.engine_runs import run_to_end
 from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.text import make_tiny_model
-from tests.support.text_harness import done, finish, job, load, run
+from tests.support.text_harness import done, job, load, run
 from workers.engines.base import Refused
 from workers.engines.text import loading
 from workers.engines.text.batch import BatchBuilder
@@ -210,7 +211,7 @@ def test_out_of_memory_halves_a_step_until_it_fits(
     out_of_memory_when(engine, monkeypatch, lambda plan: plan.tokens > most_tokens, error)
     for one in jobs:
         engine.submit(engine.prepare(one))
-    events = finish(engine)
+    events = run_to_end(engine)
     assert not [event for event in events if isinstance(event, Failed)]
     assert {name: end.text for name, end in done(events).items()} == alone
     engine.close()
@@ -227,7 +228,7 @@ def test_out_of_memory_fails_only_a_request_that_does_not_fit_by_itself(
     engine.submit(engine.prepare(job("small")))
     engine.step()
     engine.submit(engine.prepare(job("large", PROMPTS[3])))
-    events = finish(engine)
+    events = run_to_end(engine)
     failures = [event for event in events if isinstance(event, Failed)]
     assert [(event.id, event.code) for event in failures] == [("large", "OUT_OF_MEMORY")]
     assert done(events)["small"].text == alone

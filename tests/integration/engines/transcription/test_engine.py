@@ -10,10 +10,10 @@ import pytest
 from tests.support.audio import RATE, melody
 from tests.support.models.whisper import END, IDS, LANGUAGES
 from tests.support.transcription_harness import (
-    Desk,
+    TranscriptionHarness,
     check_segments,
     check_together,
-    open_desk,
+    open_transcription_harness,
     tokens_of,
 )
 from workers.engines.base import Refused
@@ -33,76 +33,80 @@ SHORT, WINDOW, LONG = melody(9, 1), melody(30), melody(75)
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    desk = open_desk(tmp_path_factory.mktemp("desk"))
-    yield desk
-    desk.engine.close()
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TranscriptionHarness]:
+    harness = open_transcription_harness(tmp_path_factory.mktemp("harness"))
+    yield harness
+    harness.engine.close()
 
 
 @pytest.mark.parametrize("sound", [SHORT, WINDOW, LONG], ids=["short", "window", "long"])
-def test_segments_are_the_librarys(desk: Desk, sound: Any) -> None:
-    check_segments(desk, sound)
+def test_segments_are_the_librarys(harness: TranscriptionHarness, sound: Any) -> None:
+    check_segments(harness, sound)
 
 
-def test_a_long_file_is_many_windows(desk: Desk) -> None:
-    heard = desk.transcribe(LONG, timestamps="segment")
+def test_a_long_file_is_many_windows(harness: TranscriptionHarness) -> None:
+    heard = harness.transcribe(LONG, timestamps="segment")
     assert heard.segments[0].start < 30 < 60 < heard.segments[-1].end
     assert heard.text == "".join(segment.text for segment in heard.segments).strip()
     starts = [segment.start for segment in heard.segments]
     assert starts == sorted(starts)
 
 
-def test_without_timestamps_a_short_file_is_read_in_one_go(desk: Desk) -> None:
-    heard = desk.transcribe(SHORT)
-    assert tokens_of(heard.segments) == [desk.one_go(SHORT)]
+def test_without_timestamps_a_short_file_is_read_in_one_go(harness: TranscriptionHarness) -> None:
+    heard = harness.transcribe(SHORT)
+    assert tokens_of(heard.segments) == [harness.one_go(SHORT)]
     assert heard.segments[0].start == 0
     assert heard.segments[0].end == heard.duration == 9
 
 
-def test_without_timestamps_a_long_file_needs_them_all_the_same(desk: Desk) -> None:
-    assert tokens_of(desk.transcribe(LONG).segments) == desk.expected(LONG)
+def test_without_timestamps_a_long_file_needs_them_all_the_same(
+    harness: TranscriptionHarness,
+) -> None:
+    assert tokens_of(harness.transcribe(LONG).segments) == harness.expected(LONG)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_language_and_the_task_can_be_said(desk: Desk, language: str) -> None:
+def test_the_language_and_the_task_can_be_said(
+    harness: TranscriptionHarness, language: str
+) -> None:
     options = {"language": language, "task": "translate"}
-    heard = desk.transcribe(SHORT, timestamps="segment", **options)
+    heard = harness.transcribe(SHORT, timestamps="segment", **options)
     assert heard.language == language
-    assert tokens_of(heard.segments) == desk.expected(SHORT, **options)
+    assert tokens_of(heard.segments) == harness.expected(SHORT, **options)
     named = {"de": "German", "en": "english", "zh": "Mandarin"}[language]
-    assert desk.transcribe(SHORT, language=named).language == language
+    assert harness.transcribe(SHORT, language=named).language == language
 
 
-def test_the_language_is_the_one_that_the_library_finds(desk: Desk) -> None:
+def test_the_language_is_the_one_that_the_library_finds(harness: TranscriptionHarness) -> None:
     found = set()
     for sound in (SHORT, WINDOW, *(melody(29, seed) for seed in range(2, 6))):
-        features = desk.processor(sound, sampling_rate=RATE, return_tensors="pt").input_features
-        (token,) = desk.model.detect_language(features).tolist()
-        language = desk.transcribe(sound).language
+        features = harness.processor(sound, sampling_rate=RATE, return_tensors="pt").input_features
+        (token,) = harness.model.detect_language(features).tolist()
+        language = harness.transcribe(sound).language
         assert language is not None
         assert IDS[f"<|{language}|>"] == token
         found.add(language)
     assert len(found) > 1
 
 
-def test_a_prompt_is_read_before_each_window(desk: Desk) -> None:
-    prompt = desk.processor.get_prompt_ids("a bad cab", return_tensors="pt")
-    heard = desk.transcribe(LONG, prompt="a bad cab", timestamps="segment")
-    assert tokens_of(heard.segments) == desk.expected(LONG, prompt_ids=prompt)
-    assert tokens_of(heard.segments) != desk.expected(LONG)
+def test_a_prompt_is_read_before_each_window(harness: TranscriptionHarness) -> None:
+    prompt = harness.processor.get_prompt_ids("a bad cab", return_tensors="pt")
+    heard = harness.transcribe(LONG, prompt="a bad cab", timestamps="segment")
+    assert tokens_of(heard.segments) == harness.expected(LONG, prompt_ids=prompt)
+    assert tokens_of(heard.segments) != harness.expected(LONG)
 
 
-def test_of_a_long_prompt_the_end_counts(desk: Desk) -> None:
+def test_of_a_long_prompt_the_end_counts(harness: TranscriptionHarness) -> None:
     end = "".join(chr(97 + number % 26) for number in range(23))
-    short = desk.transcribe(SHORT, prompt=f"x{end}")
-    long = desk.transcribe(SHORT, prompt=f"what was said {'before ' * 50} x{end}")
-    assert long.segments == short.segments != desk.transcribe(SHORT).segments
+    short = harness.transcribe(SHORT, prompt=f"x{end}")
+    long = harness.transcribe(SHORT, prompt=f"what was said {'before ' * 50} x{end}")
+    assert long.segments == short.segments != harness.transcribe(SHORT).segments
 
 
 @pytest.mark.parametrize("sound", [LONG, melody(40, 1)], ids=["long", "with a short end"])
-def test_words_have_the_librarys_times(desk: Desk, sound: Any) -> None:
-    expected = desk.segments(sound, return_token_timestamps=True, language="en")
-    heard = desk.transcribe(sound, timestamps="word", language="en")
+def test_words_have_the_librarys_times(harness: TranscriptionHarness, sound: Any) -> None:
+    expected = harness.segments(sound, return_token_timestamps=True, language="en")
+    heard = harness.transcribe(sound, timestamps="word", language="en")
     assert sum(len(segment.words) for segment in heard.segments) > len(heard.segments)
     for segment, found in zip(heard.segments, expected, strict=True):
         assert segment.tokens == found["tokens"]
@@ -119,20 +123,22 @@ def test_words_have_the_librarys_times(desk: Desk, sound: Any) -> None:
         assert all(word.start <= word.end <= heard.duration for word in segment.words)
 
 
-def test_asking_for_words_changes_nothing_for_those_who_come_later(desk: Desk) -> None:
-    before = desk.transcribe(SHORT, timestamps="segment").segments
-    desk.transcribe(SHORT, timestamps="word")
-    assert desk.transcribe(SHORT, timestamps="segment").segments == before
-    assert desk.engine._loaded.model.config._attn_implementation == "sdpa"
+def test_asking_for_words_changes_nothing_for_those_who_come_later(
+    harness: TranscriptionHarness,
+) -> None:
+    before = harness.transcribe(SHORT, timestamps="segment").segments
+    harness.transcribe(SHORT, timestamps="word")
+    assert harness.transcribe(SHORT, timestamps="segment").segments == before
+    assert harness.engine._loaded.model.config._attn_implementation == "sdpa"
 
 
-def test_files_that_run_together_do_not_disturb_each_other(desk: Desk) -> None:
-    check_together(desk)
+def test_files_that_run_together_do_not_disturb_each_other(harness: TranscriptionHarness) -> None:
+    check_together(harness)
 
 
-def test_segments_are_told_as_they_are_heard(desk: Desk) -> None:
-    job = desk.job(LONG, timestamps="segment")
-    events = desk.run(job)
+def test_segments_are_told_as_they_are_heard(harness: TranscriptionHarness) -> None:
+    job = harness.job(LONG, timestamps="segment")
+    events = harness.run(job)
     assert isinstance(events[0], Started)
     final = events[-1]
     assert isinstance(final, TranscriptionDone)
@@ -147,34 +153,38 @@ def test_segments_are_told_as_they_are_heard(desk: Desk) -> None:
     assert events.index(progress[0]) < events.index(heard[-1])
 
 
-def test_without_stream_only_the_end_is_told(desk: Desk) -> None:
-    events = desk.run(desk.job(LONG, timestamps="segment", stream=False))
+def test_without_stream_only_the_end_is_told(harness: TranscriptionHarness) -> None:
+    events = harness.run(harness.job(LONG, timestamps="segment", stream=False))
     assert [type(each) for each in events] == [Started, TranscriptionDone]
 
 
-def test_a_cancelled_file_ends_at_the_next_step_and_its_neighbour_goes_on(desk: Desk) -> None:
-    alone = desk.transcribe(WINDOW, timestamps="segment")
-    first, second = desk.job(LONG), desk.job(WINDOW, timestamps="segment")
-    desk.submit(first, second)
+def test_a_cancelled_file_ends_at_the_next_step_and_its_neighbour_goes_on(
+    harness: TranscriptionHarness,
+) -> None:
+    alone = harness.transcribe(WINDOW, timestamps="segment")
+    first, second = harness.job(LONG), harness.job(WINDOW, timestamps="segment")
+    harness.submit(first, second)
     for _ in range(5):
-        desk.engine.step()
-    assert desk.engine.books()["rows"] == 2
-    desk.engine.cancel(first.id)
-    desk.engine.cancel("nobody")
-    assert [e for e in desk.engine.step() if isinstance(e, Cancelled)] == [Cancelled(id=first.id)]
-    assert desk.engine.books()["rows"] == 1
-    events = desk.run()
+        harness.engine.step()
+    assert harness.engine.books()["rows"] == 2
+    harness.engine.cancel(first.id)
+    harness.engine.cancel("nobody")
+    assert [e for e in harness.engine.step() if isinstance(e, Cancelled)] == [
+        Cancelled(id=first.id)
+    ]
+    assert harness.engine.books()["rows"] == 1
+    events = harness.run()
     assert [type(each) for each in events if each.id != second.id] == []  # type: ignore[union-attr]
     final = events[-1]
     assert isinstance(final, TranscriptionDone)
     assert tokens_of(final.segments) == tokens_of(alone.segments)
 
 
-def test_a_file_can_be_cancelled_before_it_begins(desk: Desk) -> None:
-    job = desk.job(SHORT)
-    desk.submit(job)
-    desk.engine.cancel(job.id)
-    assert desk.run() == [Cancelled(id=job.id)]
+def test_a_file_can_be_cancelled_before_it_begins(harness: TranscriptionHarness) -> None:
+    job = harness.job(SHORT)
+    harness.submit(job)
+    harness.engine.cancel(job.id)
+    assert harness.run() == [Cancelled(id=job.id)]
 
 
 @pytest.mark.parametrize(
@@ -185,114 +195,122 @@ def test_a_file_can_be_cancelled_before_it_begins(desk: Desk) -> None:
         ({"prompt": "a <|transcribe|> b"}, "prompt"),
     ],
 )
-def test_what_it_cannot_do_is_refused(desk: Desk, fields: dict[str, Any], param: str) -> None:
+def test_what_it_cannot_do_is_refused(
+    harness: TranscriptionHarness, fields: dict[str, Any], param: str
+) -> None:
     with pytest.raises(Refused) as refusal:
-        desk.engine.prepare(desk.job(SHORT, **fields))
+        harness.engine.prepare(harness.job(SHORT, **fields))
     assert refusal.value.code == "INVALID_REQUEST"
     assert refusal.value.param == param
 
 
-def test_a_step_that_fails_ends_its_own_files(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = desk.job(SHORT)
+def test_a_step_that_fails_ends_its_own_files(
+    harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = harness.job(SHORT)
 
     def fail(*_: Any, **__: Any) -> None:
         raise IndexError("index 5 is out of bounds")
 
     with monkeypatch.context() as patch:
-        patch.setattr(desk.engine._loaded.model.model.encoder, "forward", fail)
-        (final,) = [each for each in desk.run(job) if isinstance(each, Failed)]
+        patch.setattr(harness.engine._loaded.model.model.encoder, "forward", fail)
+        (final,) = [each for each in harness.run(job) if isinstance(each, Failed)]
     assert (final.id, final.code) == (job.id, "INFERENCE_FAILED")
     assert "bounds" not in final.message
-    assert desk.transcribe(SHORT).text
+    assert harness.transcribe(SHORT).text
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_nan_from_the_model_ends_the_job(desk: Desk, temperature: float) -> None:
-    weight = desk.engine._loaded.model.model.decoder.layer_norm.weight
+def test_nan_from_the_model_ends_the_job(harness: TranscriptionHarness, temperature: float) -> None:
+    weight = harness.engine._loaded.model.model.decoder.layer_norm.weight
     kept = weight.clone()
-    job = desk.job(SHORT, temperature=temperature)
+    job = harness.job(SHORT, temperature=temperature)
     weight.fill_(float("nan"))
     try:
-        (final,) = [each for each in desk.run(job) if isinstance(each, Failed)]
+        (final,) = [each for each in harness.run(job) if isinstance(each, Failed)]
     finally:
         weight.copy_(kept)
     assert (final.id, final.code) == (job.id, "INFERENCE_FAILED")
     assert final.message == "The model's output is not a number."
 
 
-def test_jobs_and_events_pass_between_the_processes(desk: Desk) -> None:
-    job = desk.job(SHORT, timestamps="word", language="en", prompt="abc")
+def test_jobs_and_events_pass_between_the_processes(harness: TranscriptionHarness) -> None:
+    job = harness.job(SHORT, timestamps="word", language="en", prompt="abc")
     assert decode_commands(encode_commands([job])) == [job]
-    events = desk.run(job)
+    events = harness.run(job)
     assert FrameReader().feed(encode_frame(events)) == events
 
 
 def test_an_english_model_takes_no_other_language(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path, several=False)
-    heard = desk.transcribe(SHORT, timestamps="segment")
+    harness = open_transcription_harness(tmp_path, several=False)
+    heard = harness.transcribe(SHORT, timestamps="segment")
     assert heard.language == "en"
-    assert tokens_of(heard.segments) == desk.expected(SHORT, task=None)
-    (segment,) = desk.transcribe(SHORT, language="en").segments
-    assert segment.tokens == desk.one_go(SHORT, task=None)
+    assert tokens_of(heard.segments) == harness.expected(SHORT, task=None)
+    (segment,) = harness.transcribe(SHORT, language="en").segments
+    assert segment.tokens == harness.one_go(SHORT, task=None)
     for fields in ({"language": "de"}, {"task": "translate"}):
         with pytest.raises(Refused):
-            desk.engine.prepare(desk.job(SHORT, **fields))
+            harness.engine.prepare(harness.job(SHORT, **fields))
 
 
 # ---- attempts that are not good enough ---------------------------------------------------------
 
 
 def test_a_poor_attempt_is_made_again_with_more_freedom(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path, logprob_threshold=-0.85, compression_ratio_threshold=1.3)
-    heard = desk.transcribe(LONG, timestamps="segment")
-    assert tokens_of(heard.segments) == desk.expected(LONG)
+    harness = open_transcription_harness(
+        tmp_path, logprob_threshold=-0.85, compression_ratio_threshold=1.3
+    )
+    heard = harness.transcribe(LONG, timestamps="segment")
+    assert tokens_of(heard.segments) == harness.expected(LONG)
     assert len({segment.temperature for segment in heard.segments}) > 1
-    assert desk.transcribe(LONG, timestamps="segment").segments == heard.segments
+    assert harness.transcribe(LONG, timestamps="segment").segments == heard.segments
 
 
 def test_a_window_where_nobody_speaks_is_left_out(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path, logprob_threshold=0.0, no_speech_threshold=0.0)
-    events = desk.run(desk.job(LONG, timestamps="segment"))
-    assert desk.expected(LONG) == []
+    harness = open_transcription_harness(tmp_path, logprob_threshold=0.0, no_speech_threshold=0.0)
+    events = harness.run(harness.job(LONG, timestamps="segment"))
+    assert harness.expected(LONG) == []
     final = events[-1]
     assert isinstance(final, TranscriptionDone)
     assert (final.text, final.segments, final.duration) == ("", (), 75)
     assert [each.step for each in events if isinstance(each, Progress)] == [30, 60, 75]
 
 
-def test_the_first_attempt_can_be_free(desk: Desk) -> None:
-    heard = desk.transcribe(LONG, timestamps="segment", temperature=0.6)
+def test_the_first_attempt_can_be_free(harness: TranscriptionHarness) -> None:
+    heard = harness.transcribe(LONG, timestamps="segment", temperature=0.6)
     assert {segment.temperature for segment in heard.segments} == {0.6}
-    assert tokens_of(heard.segments) != desk.expected(LONG)
+    assert tokens_of(heard.segments) != harness.expected(LONG)
     assert all(END not in segment.tokens for segment in heard.segments)
 
 
 # ---- files that take long to decode ------------------------------------------------------------
 
 
-def test_a_short_file_does_not_wait_for_a_long_one(desk: Desk) -> None:
-    long, short = desk.job(np.tile(SHORT, 900), max_seconds=100_000.0), desk.job(SHORT)
-    prepared = [desk.engine.prepare(job) for job in (long, short)]
+def test_a_short_file_does_not_wait_for_a_long_one(harness: TranscriptionHarness) -> None:
+    long, short = harness.job(np.tile(SHORT, 900), max_seconds=100_000.0), harness.job(SHORT)
+    prepared = [harness.engine.prepare(job) for job in (long, short)]
     for each in prepared:
-        desk.engine.submit(each)
+        harness.engine.submit(each)
     events: list[Event] = []
     while not any(each.id == short.id for each in events if isinstance(each, TranscriptionDone)):
-        events += desk.engine.step()
+        events += harness.engine.step()
     assert not prepared[0].recording.done(), "the long one must take longer than that"
-    desk.engine.cancel(long.id)
-    assert [type(each) for each in desk.engine.step()] == [Cancelled]
-    assert not any(desk.engine.books().values())
+    harness.engine.cancel(long.id)
+    assert [type(each) for each in harness.engine.step()] == [Cancelled]
+    assert not any(harness.engine.books().values())
 
 
-def test_a_file_that_is_too_long_ends_by_its_name(desk: Desk) -> None:
-    [failed] = desk.run(desk.job(SHORT, max_seconds=8.9))
+def test_a_file_that_is_too_long_ends_by_its_name(harness: TranscriptionHarness) -> None:
+    [failed] = harness.run(harness.job(SHORT, max_seconds=8.9))
     assert isinstance(failed, Failed)
     assert (failed.code, failed.param) == ("INVALID_REQUEST", "file")
 
 
-def test_a_file_that_is_no_sound_ends_by_its_name(desk: Desk, tmp_path: Path) -> None:
+def test_a_file_that_is_no_sound_ends_by_its_name(
+    harness: TranscriptionHarness, tmp_path: Path
+) -> None:
     path = tmp_path / "text"
     path.write_text("not a sound")
-    [failed] = desk.run(TranscriptionJob(id="a", path=str(path), max_seconds=9))
+    [failed] = harness.run(TranscriptionJob(id="a", path=str(path), max_seconds=9))
     assert isinstance(failed, Failed)
     assert (failed.code, failed.param) == ("INVALID_REQUEST", "file")

@@ -10,7 +10,11 @@ import torch
 from tests.support.audio import melody
 from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models import whisper
-from tests.support.transcription_harness import Desk, open_desk, tokens_of
+from tests.support.transcription_harness import (
+    TranscriptionHarness,
+    open_transcription_harness,
+    tokens_of,
+)
 from workers.engines.base import Refused
 from workers.engines.batch_limit import CAUTIOUS_PASSES, BatchLimit
 from workers.engines.transcription.engine import TranscriptionEngine
@@ -23,16 +27,18 @@ shapes = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def module_desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    desk = open_desk(tmp_path_factory.mktemp("desk"))
-    yield desk
-    desk.engine.close()
+def module_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TranscriptionHarness]:
+    harness = open_transcription_harness(tmp_path_factory.mktemp("harness"))
+    yield harness
+    harness.engine.close()
 
 
 @pytest.fixture
-def desk(module_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(module_desk.engine, "_batch", BatchLimit(8))
-    return module_desk
+def harness(
+    module_harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch
+) -> TranscriptionHarness:
+    monkeypatch.setattr(module_harness.engine, "_batch", BatchLimit(8))
+    return module_harness
 
 
 def raises(error: Exception) -> Any:
@@ -57,10 +63,10 @@ def test_out_of_memory_at_load_is_named_as_such(
 
 @shapes
 def test_out_of_memory_lets_fewer_files_run_together(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
+    harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    alone = [desk.transcribe(sound).text for sound in SOUNDS]
-    model = desk.engine._loaded.model
+    alone = [harness.transcribe(sound).text for sound in SOUNDS]
+    model = harness.engine._loaded.model
     usual, batches = model.forward, []
 
     def forward(**inputs: Any) -> Any:
@@ -70,8 +76,8 @@ def test_out_of_memory_lets_fewer_files_run_together(
         return usual(**inputs)
 
     monkeypatch.setattr(model, "forward", forward)
-    jobs = [desk.job(sound) for sound in SOUNDS]
-    texts = {e.id: e.text for e in desk.run(*jobs) if isinstance(e, TranscriptionDone)}
+    jobs = [harness.job(sound) for sound in SOUNDS]
+    texts = {e.id: e.text for e in harness.run(*jobs) if isinstance(e, TranscriptionDone)}
     assert [texts[job.id] for job in jobs] == alone
     assert batches[0] == 5
     assert set(batches[1:]) <= {1, 2}
@@ -79,31 +85,31 @@ def test_out_of_memory_lets_fewer_files_run_together(
 
 @shapes
 def test_out_of_memory_for_one_file_is_its_end_and_the_next_is_right(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
+    harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    job, expected = desk.job(SOUNDS[0]), desk.transcribe(SOUNDS[0]).text
+    job, expected = harness.job(SOUNDS[0]), harness.transcribe(SOUNDS[0]).text
     with monkeypatch.context() as patch:
-        patch.setattr(desk.engine._loaded.model.model.encoder, "forward", raises(error))
-        (final,) = [each for each in desk.run(job) if isinstance(each, Failed)]
+        patch.setattr(harness.engine._loaded.model.model.encoder, "forward", raises(error))
+        (final,) = [each for each in harness.run(job) if isinstance(each, Failed)]
     assert (final.id, final.code) == (job.id, "OUT_OF_MEMORY")
-    assert desk.transcribe(SOUNDS[0]).text == expected
+    assert harness.transcribe(SOUNDS[0]).text == expected
 
 
 @shapes
 def test_out_of_memory_while_a_file_is_decoded_is_named_as_such(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
+    harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(desk.engine._preprocessor._mel, "record", raises(error))
-    (final,) = desk.run(desk.job(SOUNDS[0]))
+    monkeypatch.setattr(harness.engine._preprocessor._mel, "record", raises(error))
+    (final,) = harness.run(harness.job(SOUNDS[0]))
     assert isinstance(final, Failed)
     assert final.code == "OUT_OF_MEMORY"
 
 
 def test_out_of_memory_while_the_language_is_found_out_lets_fewer_files_run_together(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = desk.transcribe(SOUNDS[0]).text
-    decoder = desk.engine._loaded.model.model.decoder
+    alone = harness.transcribe(SOUNDS[0]).text
+    decoder = harness.engine._loaded.model.model.decoder
     usual, failures = decoder.forward, iter([True])
 
     def forward(*values: Any, **named: Any) -> Any:
@@ -114,16 +120,18 @@ def test_out_of_memory_while_the_language_is_found_out_lets_fewer_files_run_toge
     monkeypatch.setattr(decoder, "forward", forward)
     texts = [
         e.text
-        for e in desk.run(desk.job(SOUNDS[0]), desk.job(SOUNDS[0]))
+        for e in harness.run(harness.job(SOUNDS[0]), harness.job(SOUNDS[0]))
         if isinstance(e, TranscriptionDone)
     ]
     assert texts == [alone, alone]
 
 
-def test_out_of_memory_changes_no_drawn_token(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_changes_no_drawn_token(
+    harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free = {"timestamps": "segment", "temperature": 0.8}
-    alone = [tokens_of(desk.transcribe(sound, **free).segments) for sound in SOUNDS[:2]]
-    model = desk.engine._loaded.model
+    alone = [tokens_of(harness.transcribe(sound, **free).segments) for sound in SOUNDS[:2]]
+    model = harness.engine._loaded.model
     usual, calls = model.forward, 0
 
     def forward(**inputs: Any) -> Any:
@@ -134,15 +142,15 @@ def test_out_of_memory_changes_no_drawn_token(desk: Desk, monkeypatch: pytest.Mo
         return usual(**inputs)
 
     monkeypatch.setattr(model, "forward", forward)
-    jobs = [desk.job(sound, **free) for sound in SOUNDS[:2]]
-    final = {e.id: e for e in desk.run(*jobs) if isinstance(e, TranscriptionDone)}
+    jobs = [harness.job(sound, **free) for sound in SOUNDS[:2]]
+    final = {e.id: e for e in harness.run(*jobs) if isinstance(e, TranscriptionDone)}
     assert [tokens_of(final[job.id].segments) for job in jobs] == alone
 
 
 def test_out_of_memory_limits_the_batch_for_a_while_only(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = desk.engine._loaded.model.model.encoder
+    encoder = harness.engine._loaded.model.model.encoder
     usual, batches = encoder.forward, []
 
     def forward(features: Any, *values: Any, **named: Any) -> Any:
@@ -152,13 +160,13 @@ def test_out_of_memory_limits_the_batch_for_a_while_only(
         return usual(features, *values, **named)
 
     monkeypatch.setattr(encoder, "forward", forward)
-    desk.run(*(desk.job(sound) for sound in SOUNDS[:4]))
+    harness.run(*(harness.job(sound) for sound in SOUNDS[:4]))
     assert batches == [4, 2, 2]
     for _ in range(2 * CAUTIOUS_PASSES):
-        desk.transcribe(SOUNDS[0])
+        harness.transcribe(SOUNDS[0])
     batches.clear()
     batches.append(0)
-    desk.run(*(desk.job(sound) for sound in SOUNDS[:4]))
+    harness.run(*(harness.job(sound) for sound in SOUNDS[:4]))
     assert batches == [0, 4]
 
 
@@ -166,7 +174,7 @@ def test_cudnn_attention_is_avoided(tmp_path: Path) -> None:
     kept = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(True)
     try:
-        open_desk(tmp_path).engine.close()
+        open_transcription_harness(tmp_path).engine.close()
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(kept)
