@@ -40,7 +40,7 @@ _FAKE = (
 )
 _SETTINGS = (
     "devices.fake=[{name: card, memory_bytes: 24000000000}]",
-    "workers={heartbeat_timeout: 2, max_restarts: 10000, restart_window: 5}",
+    "workers={heartbeat_timeout: 2, load_timeout: 5, max_restarts: 10000, restart_window: 5}",
     "residency={min_seconds: 2, patience: 1}",
     *(f"models.{name}={{engine: fake, fake: {_FAKE}}}" for name in MODELS),
     "models.a.replicas=2",
