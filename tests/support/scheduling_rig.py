@@ -19,6 +19,7 @@ from bitinglip.telemetry.metrics import Metrics
 from model_store.demo import make_fake_models
 from model_store.store import ModelStore
 from tests.support.jobs import text_job
+from tests.support.wait import until
 from workers.devices import Devices
 from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
@@ -112,12 +113,6 @@ def with_settings(
 async def bootstrapped(rig: Rig) -> None:
     """The books balance when nothing runs."""
     await until(lambda: not any(rig.dispatcher.books().values()))
-
-
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  nobody announces it
-            await asyncio.sleep(0.01)
 
 
 async def answer(rig: Rig, one: Job) -> str:

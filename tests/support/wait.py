@@ -1,12 +1,23 @@
 """Waits for a condition that nothing announces."""
 
+import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
+
+_POLL_SECONDS = 0.02
 
 
 def eventually(condition: Any, seconds: float = 10) -> None:
-    """Wait until it holds; fail when it does not in time."""
+    """Wait until a condition holds. Raises AssertionError if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.05)
+        time.sleep(_POLL_SECONDS)
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait on the event loop until a condition holds. Raises TimeoutError if it does not."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  nobody announces it
+            await asyncio.sleep(_POLL_SECONDS / 2)

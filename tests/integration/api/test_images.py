@@ -64,7 +64,7 @@ async def paint(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def image_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serve(
         tmp_path_factory.mktemp("images"),
         paint,
@@ -76,22 +76,22 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def client(studio: Served) -> Iterator[httpx.Client]:
-    headers = studio.headers("inference:image")
-    with httpx.Client(base_url=studio.url, headers=headers, timeout=10) as client:
+def client(image_server: Served) -> Iterator[httpx.Client]:
+    headers = image_server.headers("inference:image")
+    with httpx.Client(base_url=image_server.url, headers=headers, timeout=10) as client:
         yield client
-    studio.wait_idle()
+    image_server.wait_idle()
 
 
 @pytest.fixture
-def official(studio: Served) -> openai.OpenAI:
-    key = studio.keys["inference:image"]
-    return openai.OpenAI(base_url=f"{studio.url}/v1", api_key=key, max_retries=0)
+def official(image_server: Served) -> openai.OpenAI:
+    key = image_server.keys["inference:image"]
+    return openai.OpenAI(base_url=f"{image_server.url}/v1", api_key=key, max_retries=0)
 
 
-def last_job(studio: Served) -> protocol.ImageJob:
+def last_job(image_server: Served) -> protocol.ImageJob:
     """Return the last message to the worker."""
-    job = studio.workers.jobs[-1]
+    job = image_server.workers.jobs[-1]
     assert isinstance(job, protocol.ImageJob)
     return job
 
@@ -109,14 +109,16 @@ def animation() -> bytes:
     return out.getvalue()
 
 
-def test_image_request_of_the_design_and_its_defaults(client: httpx.Client, studio: Served) -> None:
+def test_image_request_of_the_design_and_its_defaults(
+    client: httpx.Client, image_server: Served
+) -> None:
     body = client.post(NATIVE, json={**ASKED, "seed": 5, "n": 2}).json()
     assert body["status"] == "completed"
     assert [image["seed"] for image in body["result"]["images"]] == [5, 6]
     assert base64.b64decode(body["result"]["images"][0]["b64"]) == PIXELS
     assert body["usage"] == {"images": 2, "megapixels": 0.008192, "megapixel_steps": 0.032768}
     client.post(NATIVE, json={"model": "painter", "prompt": "a fox"})
-    job = last_job(studio)
+    job = last_job(image_server)
     assert (job.width, job.height, job.steps, job.guidance_scale) == (512, 1024, 7, None)
     assert (job.format, job.preview_every, len(job.seeds)) == ("png", 0, 1)
 
@@ -187,12 +189,12 @@ def test_image_request_for_a_text_model_is_refused(client: httpx.Client) -> None
     error_of(client.post(NATIVE, json={**ASKED, "model": "none"}), 404, "INVALID_MODEL")
 
 
-def test_upload_reaches_the_worker_unchanged(client: httpx.Client, studio: Served) -> None:
+def test_upload_reaches_the_worker_unchanged(client: httpx.Client, image_server: Served) -> None:
     sent = picture()
     text = "data:image/png;base64," + base64.b64encode(sent).decode()
     mask = base64.b64encode(picture(kind="webp")).decode()
     client.post(NATIVE, json={**ASKED, "image": text, "mask": mask, "strength": 0.5})
-    job = last_job(studio)
+    job = last_job(image_server)
     assert job.image is not None
     assert UPLOADED[job.image] == sent
     assert job.mask is not None
@@ -200,7 +202,7 @@ def test_upload_reaches_the_worker_unchanged(client: httpx.Client, studio: Serve
 
 
 def test_loras_are_the_request_s_or_else_the_model_s_own(
-    client: httpx.Client, studio: Served
+    client: httpx.Client, image_server: Served
 ) -> None:
     for loras, expected in [
         (None, (protocol.Lora("bold", 0.5),)),
@@ -208,21 +210,21 @@ def test_loras_are_the_request_s_or_else_the_model_s_own(
         ([{"name": "soft"}], (protocol.Lora("soft", 1.0),)),
     ]:
         client.post(NATIVE, json={**ASKED, "loras": loras})
-        assert last_job(studio).adapters == expected
+        assert last_job(image_server).adapters == expected
 
 
-def test_openai_client_generates_images(official: openai.OpenAI, studio: Served) -> None:
+def test_openai_client_generates_images(official: openai.OpenAI, image_server: Served) -> None:
     made = official.images.generate(model="painter", prompt="a fox", size="64x128", n=2)
     assert made.data is not None
     assert [base64.b64decode(each.b64_json or "") for each in made.data] == [PIXELS, PIXELS]
     assert made.size == "64x128"
-    job = last_job(studio)
+    job = last_job(image_server)
     assert (job.width, job.height, job.steps) == (64, 128, 7)
     extra = {"steps": 3, "seed": 9, "guidance_scale": 2, "negative_prompt": "x"}
     official.images.generate(
         model="painter", prompt="a fox", output_format="webp", extra_body=extra
     )
-    job = last_job(studio)
+    job = last_job(image_server)
     assert (job.steps, job.seeds, job.format, job.negative_prompt) == (3, (9,), "webp", "x")
 
 
@@ -238,12 +240,12 @@ def test_openai_client_streams_partial_images(official: openai.OpenAI) -> None:
     assert base64.b64decode(final.b64_json) == PIXELS
 
 
-def test_openai_client_edits_images(official: openai.OpenAI, studio: Served) -> None:
+def test_openai_client_edits_images(official: openai.OpenAI, image_server: Served) -> None:
     made = official.images.edit(
         model="painter", image=picture(), mask=picture(), prompt="a dog", extra_body={"steps": 2}
     )
     assert made.size == "96x72"  # the picture's own, in multiples of eight
-    job = last_job(studio)
+    job = last_job(image_server)
     assert (job.steps, job.prompt) == (2, "a dog")
     assert UPLOADED[job.image or ""] == picture()
     [last] = [

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from bitinglip import errors
-from tests.support.scheduling_rig import ECHO, Rig, answer, job, until, with_settings
+from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_settings
+from tests.support.wait import until
 
 
 def settings(max_restarts: int, **fake: Any) -> dict[str, Any]:

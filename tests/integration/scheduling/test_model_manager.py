@@ -9,7 +9,8 @@ import pytest
 from bitinglip import errors
 from bitinglip.scheduling.queue.priority import Priority
 from model_store.store import ModelStore
-from tests.support.scheduling_rig import ECHO, Rig, answer, bootstrapped, job, until, with_settings
+from tests.support.scheduling_rig import ECHO, Rig, answer, bootstrapped, job, with_settings
+from tests.support.wait import until
 from workers.devices import DeviceUsage
 
 GB = 1_000_000_000

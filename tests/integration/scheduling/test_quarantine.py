@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bitinglip import errors
-from tests.support.scheduling_rig import ECHO, Rig, answer, job, until, with_rig, with_settings
+from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_rig, with_settings
+from tests.support.wait import until
 
 
 def test_quarantine_takes_a_request_that_kills_two_workers(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from bitinglip import errors
-from tests.support.scheduling_rig import ECHO, Rig, answer, job, until, with_settings
+from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_settings
 from tests.support.server import Server, alive, descendants, running_server
 from tests.support.sse import iter_events
-from tests.support.wait import eventually
+from tests.support.wait import eventually, until
 
 GB = 1_000_000_000
 GENERATE = "/api/v1/inference/text-generation"

@@ -12,6 +12,7 @@ from tests.support import evil_workers
 from tests.support.evil_workers import Entry, entry
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.server import alive
+from tests.support.wait import until
 from workers import exit_watch
 from workers.pool import StartFailed, WorkerPool
 from workers.protocol import Sampling, TextJob
@@ -53,9 +54,8 @@ async def left_behind(worker: Worker) -> psutil.Process | None:
 
 
 async def gone(process: psutil.Process | None) -> None:
-    async with asyncio.timeout(10):
-        while process is not None and alive(process):  # noqa: ASYNC110  nobody announces it
-            await asyncio.sleep(0.02)
+    """Wait until a process does not run any more."""
+    await until(lambda: process is None or not alive(process))
 
 
 @pytest.mark.parametrize("pidfd", [True, False])

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.models.text import EOS, VOCAB, make_tiny_model
 from tests.support.pool_harness import Recorder, fake, with_pool
-from tests.support.scheduling_rig import ECHO, Rig, job, until, with_rig
+from tests.support.scheduling_rig import ECHO, Rig, job, with_rig
+from tests.support.wait import until
 from workers.framing import MAX_FRAME_BYTES
 from workers.pool import WorkerPool
 from workers.protocol import Event, Failed, Load, Sampling, TextDone, TextJob

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.pool_harness import Recorder, fake, with_pool
-from tests.support.scheduling_rig import ECHO, Rig, answer, job, until, with_rig
+from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_rig
+from tests.support.wait import until
 from workers.pool import StartFailed, WorkerPool
 
 

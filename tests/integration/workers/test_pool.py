@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import psutil
 import pytest
 
 from tests.support.pool_harness import Recorder, fake, with_pool
+from tests.support.server import alive
+from tests.support.wait import eventually, until
 from workers.launcher import worker_environment
 from workers.pool import StartFailed, WorkerPool
 from workers.protocol import Load, Sampling, TextDone, TextJob
@@ -89,9 +90,7 @@ def test_worker_kill_with_a_full_queue_leaves_no_thread() -> None:
         await asyncio.sleep(0.2)
         os.kill(worker.pid, signal.SIGKILL)
         await seen.until(lambda: seen.lost)
-        async with asyncio.timeout(5):
-            while threading.active_count() > before:  # noqa: ASYNC110  threads do not announce it
-                await asyncio.sleep(0.02)
+        await until(lambda: threading.active_count() <= before)
 
     with_pool(test)
 
@@ -166,14 +165,4 @@ def test_worker_does_not_outlive_its_gateway(tmp_path: "os.PathLike[str]") -> No
         assert psutil.pid_exists(pid)
         parent.kill()
         parent.wait()
-    deadline = time.monotonic() + 5
-    while any(alive(child) for child in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(alive(child) for child in children)
-
-
-def alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    eventually(lambda: not any(alive(child) for child in children), 5)

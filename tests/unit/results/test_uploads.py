@@ -11,7 +11,7 @@ from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import DiskFull, QueueFull
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.job import Job, new_task_id
-from tests.support.scheduling_rig import until
+from tests.support.wait import until
 from workers import protocol
 
 FILE = b"x" * 40

@@ -79,7 +79,7 @@ def test_each_field_of_a_job_comes_back_from_its_row(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-class Desk:
+class FakeDispatcher:
     """A dispatcher's side of jobs without any workers: the test puts the events."""
 
     def __init__(self) -> None:
@@ -117,12 +117,12 @@ def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def tasks_of(db: Database, desk: Desk) -> Tasks:
+def tasks_of(db: Database, dispatcher: FakeDispatcher) -> Tasks:
     return Tasks(
         rows_of(db),
-        cast("Any", desk),
+        cast("Any", dispatcher),
         register_files=made_nothing,
-        discard_uploads=desk.discarded.append,
+        discard_uploads=dispatcher.discarded.append,
         retention=60,
     )
 
@@ -150,11 +150,11 @@ def done(event_log: EventLog) -> None:
 
 def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        desk = Desk()
-        tasks = tasks_of(db, desk)
+        dispatcher = FakeDispatcher()
+        tasks = tasks_of(db, dispatcher)
         task = await tasks.accept(job())
         async with db.write():  # the one writer is busy
-            done(desk.open_now[task.id])
+            done(dispatcher.open_now[task.id])
             ended = asyncio.create_task(tasks.finished(task.id))
             for _ in range(50):
                 await asyncio.sleep(0)
@@ -174,10 +174,10 @@ def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
 
 def test_task_whose_answer_cannot_be_described_ends_all_the_same(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        desk = Desk()
-        tasks = tasks_of(db, desk)
+        dispatcher = FakeDispatcher()
+        tasks = tasks_of(db, dispatcher)
         task = await tasks.accept(job())
-        event_log = desk.open_now[task.id]
+        event_log = dispatcher.open_now[task.id]
         event_log.put(protocol.ImageDone(id=task.id, images=(), steps=1, scheduler="s"))
         assert await tasks.finished(task.id)
         stored = await rows_of(db).get(task.id)
@@ -189,17 +189,17 @@ def test_task_whose_answer_cannot_be_described_ends_all_the_same(tmp_path: Path)
 
 def test_task_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
-        desk = Desk()
-        tasks = tasks_of(db, desk)
-        desk.refuse = errors.QueueFull()
+        dispatcher = FakeDispatcher()
+        tasks = tasks_of(db, dispatcher)
+        dispatcher.refuse = errors.QueueFull()
         with pytest.raises(errors.QueueFull):
             await tasks.accept(job())
-        desk.refuse = None
+        dispatcher.refuse = None
         async with db.write() as session:
             await session.execute(text("PRAGMA max_page_count = 1"))
         with pytest.raises(errors.DiskFull):
             await tasks.accept(job(timeout=1.0, name="task-big" + "x" * 5000))
-        assert not desk.open_now
+        assert not dispatcher.open_now
         async with db.read() as session:
             assert (await session.execute(text("SELECT count(*) FROM tasks"))).scalar() == 0
 
@@ -210,8 +210,8 @@ def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
     chance = random.Random(3)
 
     async def act(db: Database) -> None:
-        desk = Desk()
-        tasks, rows = tasks_of(db, desk), rows_of(db, 3600)
+        dispatcher = FakeDispatcher()
+        tasks, rows = tasks_of(db, dispatcher), rows_of(db, 3600)
         now = datetime.now(UTC)
         ids = []
         for n in range(23):
@@ -224,7 +224,7 @@ def test_task_pages_join_rows_and_memory_in_one_list(tmp_path: Path) -> None:
                 done(event_log)
                 await rows.end(event_log)
             if where != "database":
-                desk.ended[one.id] = event_log
+                dispatcher.ended[one.id] = event_log
         for limit in (1, 4, 7, 50):
             found: list[str] = []
             for offset in range(0, 30, limit):
@@ -314,18 +314,18 @@ def test_task_is_refused_where_it_would_fill_the_disk(tmp_path: Path) -> None:
     async def act(db: Database) -> None:
         space = DiskSpace(tmp_path, 2**62)
         rows = TaskStore(db, inference_response, retention=60, max_bytes=1, space=space)
-        desk = Desk()
+        dispatcher = FakeDispatcher()
         tasks = Tasks(
             rows,
-            cast("Any", desk),
+            cast("Any", dispatcher),
             register_files=made_nothing,
-            discard_uploads=desk.discarded.append,
+            discard_uploads=dispatcher.discarded.append,
             retention=60,
         )
         one = job()
         with pytest.raises(errors.DiskFull):
             await tasks.accept(one)
-        assert desk.discarded == [one]
-        assert not desk.open_now
+        assert dispatcher.discarded == [one]
+        assert not dispatcher.open_now
 
     using(tmp_path, act)
