@@ -27,7 +27,7 @@ def test_files_are_short_and_named_for_what_they_hold(path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_nobody_else_has_installed_a_package_of_our_names(package: str) -> None:
+def test_packages_of_our_names_are_ours(package: str) -> None:
     owners = set(importlib.metadata.packages_distributions().get(package, ["bitinglip"]))
     assert owners == {"bitinglip"}, f"'{package}' is also brought by {owners}"
 
@@ -55,13 +55,13 @@ def test_todos_name_their_issue() -> None:
                 assert re.search(r"#\d+", line), f"{path.name}: {line.strip()}"
 
 
-def test_the_changelog_knows_the_version() -> None:
+def test_changelog_knows_the_version() -> None:
     from bitinglip import __version__
 
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_architecture_is_short_and_names_every_module_folder() -> None:
+def test_architecture_is_short_and_names_every_module_folder() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     assert text[: text.index("## Glossary")].count("\n") < 100
     for package in PACKAGES:

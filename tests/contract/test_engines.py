@@ -67,7 +67,7 @@ def test_job_starts_tells_of_its_progress_and_ends_once(subject: Subject) -> Non
     assert {getattr(event, "id", None) for event in events} == {job.id}
 
 
-def test_without_stream_only_the_end_of_a_job_is_told(subject: Subject, expected: Any) -> None:
+def test_stream_off_leaves_only_the_final_event(subject: Subject, expected: Any) -> None:
     job = subject.job(stream=False)
     events = subject.run(job)
     assert is_same(subject.read(events, job), expected)

@@ -91,7 +91,7 @@ def streamed(events: list[Event], name: str = "j") -> str:
     return "".join(e.text for e in events if isinstance(e, TextDelta) and e.id == name)
 
 
-def test_it_is_ready_with_room_and_a_context(loaded: Loaded) -> None:
+def test_load_tells_slots_and_context(loaded: Loaded) -> None:
     assert loaded.ready.slots >= 1
     assert loaded.ready.max_context is not None
     assert 0 < loaded.ready.max_context <= 512
@@ -99,7 +99,7 @@ def test_it_is_ready_with_room_and_a_context(loaded: Loaded) -> None:
     assert loaded.progress == sorted(loaded.progress)
 
 
-def test_a_job_starts_streams_and_ends_once(loaded: Loaded) -> None:
+def test_job_starts_streams_and_ends_once(loaded: Loaded) -> None:
     loaded.submit(job())
     events = loaded.run()
     assert isinstance(events[0], Started)
@@ -115,7 +115,7 @@ def test_a_job_starts_streams_and_ends_once(loaded: Loaded) -> None:
     assert indices[-1] <= 5
 
 
-def test_without_stream_only_the_end_is_told(loaded: Loaded) -> None:
+def test_stream_off_leaves_only_the_final_event(loaded: Loaded) -> None:
     loaded.submit(job())
     whole = done_of(loaded.run()).text
     loaded.submit(job(stream=False))
@@ -124,7 +124,7 @@ def test_without_stream_only_the_end_is_told(loaded: Loaded) -> None:
     assert done_of(events).text == whole
 
 
-def test_many_jobs_share_a_batch_and_do_not_disturb_each_other(loaded: Loaded) -> None:
+def test_batch_of_many_jobs_gives_each_its_own_answer(loaded: Loaded) -> None:
     jobs = [
         job(f"j{n}", prompt=f"number {n} " * (1 + n % 5), max_tokens=1 + n % 7) for n in range(12)
     ]
@@ -138,7 +138,7 @@ def test_many_jobs_share_a_batch_and_do_not_disturb_each_other(loaded: Loaded) -
     assert {one.id: done_of(events, one.id) for one in jobs} == alone
 
 
-def test_a_cancelled_job_ends_at_the_next_step_and_its_neighbour_goes_on(loaded: Loaded) -> None:
+def test_cancel_ends_a_job_at_the_next_step_and_its_neighbour_goes_on(loaded: Loaded) -> None:
     loaded.submit(job("a", max_tokens=100))
     loaded.submit(job("b", max_tokens=8))
     loaded.run(until=lambda events: len([e for e in events if isinstance(e, TextDelta)]) >= 2)
@@ -150,13 +150,13 @@ def test_a_cancelled_job_ends_at_the_next_step_and_its_neighbour_goes_on(loaded:
     assert done_of(rest, "b").completion_tokens == 8
 
 
-def test_cancelling_what_is_not_there_does_nothing(loaded: Loaded) -> None:
+def test_cancel_of_an_unknown_job_does_nothing(loaded: Loaded) -> None:
     loaded.engine.cancel("nobody")
     loaded.submit(job())
     assert done_of(loaded.run()).completion_tokens == 6
 
 
-def test_a_stop_sequence_ends_the_answer_and_is_not_in_it(loaded: Loaded) -> None:
+def test_stop_sequence_ends_the_answer_and_is_not_in_it(loaded: Loaded) -> None:
     loaded.submit(job(max_tokens=12))
     whole = done_of(loaded.run()).text
     stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
@@ -167,7 +167,7 @@ def test_a_stop_sequence_ends_the_answer_and_is_not_in_it(loaded: Loaded) -> Non
     assert done.text == whole[: whole.index(stop)] == streamed(events)
 
 
-def test_a_context_that_does_not_suffice_is_refused_or_clipped(loaded: Loaded) -> None:
+def test_context_that_does_not_suffice_is_refused_or_clipped(loaded: Loaded) -> None:
     context = loaded.ready.max_context or 0
     with pytest.raises(Refused) as refusal:
         loaded.engine.prepare(job(max_tokens=context))
@@ -204,6 +204,6 @@ def test_characters_of_several_bytes_are_never_halved(loaded: Loaded) -> None:
     assert streamed(events) == done_of(events).text
 
 
-def test_what_it_holds_is_told_in_bytes(module_engine: Loaded) -> None:
+def test_memory_of_the_device_is_told_in_bytes(module_engine: Loaded) -> None:
     held = module_engine.engine.device_bytes()
     assert held is None or held >= 0

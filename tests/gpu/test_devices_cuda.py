@@ -80,7 +80,7 @@ def test_cards_and_their_order_are_those_of_a_worker(devices: Devices) -> None:
     assert during.processes.get(pid, HOLD) >= HOLD  # a container may hide the process
 
 
-def test_asking_makes_no_context(devices: Devices) -> None:
+def test_device_reading_makes_no_cuda_context(devices: Devices) -> None:
     """A context takes hundreds of megabytes of a card."""
     cards = tuple(each for each in devices.list() if each.kind == "cuda")
     before = devices.read()[cards[0].id]

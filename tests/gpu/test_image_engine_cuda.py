@@ -43,7 +43,7 @@ def all_memory() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", sorted(PIPELINES))
-def test_float32_pictures_are_the_library_s(tmp_path: Path, name: str) -> None:
+def test_float32_images_are_the_library_s(tmp_path: Path, name: str) -> None:
     harness = open_image_harness(name, tmp_path, device="cuda", dtype="float32")
     check_alone(harness, TOLERANCE)
     check_together(harness, TOLERANCE)
@@ -53,7 +53,7 @@ def test_float32_pictures_are_the_library_s(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["sd", "sdxl", "flux"])
-def test_half_precision_draws_several_pictures(tmp_path: Path, name: str, dtype: str) -> None:
+def test_half_precision_computes_several_images(tmp_path: Path, name: str, dtype: str) -> None:
     harness = open_image_harness(name, tmp_path, device="cuda", dtype=dtype)
     job = harness.job(seeds=(1, 2, 3))
     [drawn] = finals(harness.run(job)).values()
@@ -64,7 +64,7 @@ def test_half_precision_draws_several_pictures(tmp_path: Path, name: str, dtype:
 
 @pytest.mark.parametrize("offload", ["model", "group"])
 @pytest.mark.parametrize("name", ["sd", "flux"])
-def test_offload_draws_the_same_picture(tmp_path: Path, name: str, offload: str) -> None:
+def test_offload_gives_the_same_image(tmp_path: Path, name: str, offload: str) -> None:
     options = ImageOptions(offload=offload)
     harness = open_image_harness(name, tmp_path, options, device="cuda", dtype="float32")
     check_alone(harness, TOLERANCE)
@@ -73,7 +73,7 @@ def test_offload_draws_the_same_picture(tmp_path: Path, name: str, offload: str)
 
 @pytest.mark.usefixtures("all_memory")
 @pytest.mark.parametrize(("name", "dtype"), [("sd", "float32"), ("sdxl", "float16")])
-def test_out_of_memory_ends_in_a_picture_or_by_name_and_the_engine_lives_on(
+def test_out_of_memory_ends_in_an_image_or_by_name_and_the_engine_lives_on(
     tmp_path: Path, name: str, dtype: str
 ) -> None:
     harness = open_image_harness(name, tmp_path, device="cuda", dtype=dtype)

@@ -62,14 +62,14 @@ def test_greedy_sounds_are_the_library_s(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_in_half_precision_a_seed_gives_the_same_sound_alone_again(tmp_path: Path) -> None:
+def test_seed_in_half_precision_gives_the_same_sound_alone_again(tmp_path: Path) -> None:
     engine = load(make(tmp_path / "bark"), None)
     first, again = (speak(engine, tmp_path, LINES[:1])[0] for _ in range(2))
     assert np.array_equal(first, again)
     engine.close()
 
 
-def test_graphs_compute_what_the_steps_without_them_do(tmp_path: Path) -> None:
+def test_cuda_graphs_compute_what_the_steps_without_them_do(tmp_path: Path) -> None:
     path = make(tmp_path / "bark")
     model = BarkModel.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
     stages = {

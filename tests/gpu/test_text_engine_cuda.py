@@ -64,7 +64,7 @@ def test_greedy_output_is_that_of_generate(tmp_path: Path, family: str) -> None:
     assert found == expected
 
 
-def test_bfloat16_samples_repeat_with_their_seed_and_cancel_in_one_step(tmp_path: Path) -> None:
+def test_seed_in_bfloat16_repeats_its_samples_and_cancel_takes_one_step(tmp_path: Path) -> None:
     engine = load(make_tiny_model("llama", tmp_path), "bfloat16")
     one = job("a", PROMPTS[1], temperature=0.9, top_k=40, top_p=0.95, seed=3, logprobs=2)
     texts = []
@@ -102,7 +102,7 @@ def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
         assert max(likelier, off) <= tolerance
 
 
-def test_a_load_reserves_no_more_than_it_holds(tmp_path: Path) -> None:
+def test_load_reserves_no_more_than_it_holds(tmp_path: Path) -> None:
     """Parts that are joined on the card would leave gaps of half the model's size."""
     tokenizer = train_tokenizer()
     config = LlamaConfig(

@@ -49,21 +49,21 @@ def said(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def test_which_home() -> None:
+def test_home_is_chosen_by_flag_environment_and_default() -> None:
     assert resolve_home(Path("/a"), {"BITINGLIP_HOME": "/b"}) == Path("/a")
     assert resolve_home(None, {"BITINGLIP_HOME": "/b"}) == Path("/b")
     assert resolve_home(None, {"BITINGLIP_HOME": ""}) == Path.home() / ".bitinglip"
     assert resolve_home(Path("x"), {}).is_absolute()
 
 
-def test_everything_is_private(home: Home) -> None:
+def test_home_is_private(home: Home) -> None:
     home.secret("x")
     replace_private(home.admin_key, b"key\n")
     assert [mode(path) for path in (home.root, home.models, home.files)] == [0o700] * 3
     assert [mode(path) for path in (home.secret_key, home.admin_key)] == [0o600] * 2
 
 
-def test_a_loose_folder_of_ours_is_closed_and_a_shared_one_is_not_touched(home: Home) -> None:
+def test_home_that_is_loose_is_closed_and_a_shared_folder_is_not_touched(home: Home) -> None:
     home.root.chmod(0o777)
     home.create()
     assert mode(home.root) == 0o700
@@ -76,7 +76,7 @@ def test_a_loose_folder_of_ours_is_closed_and_a_shared_one_is_not_touched(home: 
         home.create()
 
 
-def test_the_secret_stays_and_each_purpose_has_its_own(home: Home) -> None:
+def test_secret_stays_and_each_purpose_has_its_own(home: Home) -> None:
     first = home.secret("keys")
     assert len(home.secret_key.read_bytes()) == 32
     assert Home(home.root).secret("keys") == first
@@ -90,7 +90,7 @@ def test_the_secret_stays_and_each_purpose_has_its_own(home: Home) -> None:
     }
 
 
-def test_a_secret_that_cannot_be_trusted_is_refused(home: Home) -> None:
+def test_secret_that_cannot_be_trusted_is_refused(home: Home) -> None:
     home.secret_key.write_bytes(b"")
     home.secret_key.chmod(0o600)
     with pytest.raises(HomeError, match="too short"):
@@ -106,7 +106,7 @@ def test_a_secret_that_cannot_be_trusted_is_refused(home: Home) -> None:
             home.secret("keys")
 
 
-def test_replacing_does_not_follow_a_link(home: Home, tmp_path: Path) -> None:
+def test_secret_replacement_does_not_follow_a_link(home: Home, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
     home.admin_key.symlink_to(victim)
@@ -115,7 +115,7 @@ def test_replacing_does_not_follow_a_link(home: Home, tmp_path: Path) -> None:
     assert not home.admin_key.is_symlink()
 
 
-def test_of_eight_starts_one_wins_and_a_kill_frees_the_home(home: Home) -> None:
+def test_lock_of_the_home_goes_to_one_of_eight_starts_and_a_kill_frees_it(home: Home) -> None:
     processes = [holder(home) for _ in range(8)]
     try:
         words = {process.pid: said(process) for process in processes}
@@ -132,7 +132,7 @@ def test_of_eight_starts_one_wins_and_a_kill_frees_the_home(home: Home) -> None:
             process.communicate()
 
 
-def test_a_held_home_is_refused_within_one_process_too(home: Home) -> None:
+def test_lock_of_the_home_holds_within_one_process_too(home: Home) -> None:
     with HomeLock(home), pytest.raises(HomeInUse, match=f"pid {os.getpid()}"):
         HomeLock(home).acquire()
     with HomeLock(home):

@@ -16,7 +16,7 @@ def stub(tmp_path: Path) -> Iterator[Stub]:
         yield running
 
 
-def test_a_conversation_keeps_its_turns_and_obeys_its_commands(stub: Stub) -> None:
+def test_chat_keeps_its_turns_and_obeys_its_commands(stub: Stub) -> None:
     with terminal(stub.home, "chat", "demo-text") as chat:
         chat.wait_for("/exit leaves")
         chat.wait_for(">>> ")
@@ -48,7 +48,7 @@ def test_a_conversation_keeps_its_turns_and_obeys_its_commands(stub: Stub) -> No
     ]
 
 
-def test_ctrl_c_cancels_the_answer_then_leaves(stub: Stub) -> None:
+def test_interrupt_cancels_the_answer_then_leaves(stub: Stub) -> None:
     stub.pieces, stub.pause = ["word "] * 200, 0.05
     with terminal(stub.home, "chat", "demo-text") as chat:
         chat.wait_for(">>> ")
@@ -71,7 +71,7 @@ def test_ctrl_c_cancels_the_answer_then_leaves(stub: Stub) -> None:
     assert kept[1]["content"].startswith("word word")
 
 
-def test_a_failed_turn_leaves_no_trace_and_the_session_goes_on(stub: Stub) -> None:
+def test_chat_turn_that_failed_leaves_no_trace_and_the_session_goes_on(stub: Stub) -> None:
     stub.failure = {"code": "CONTEXT_LENGTH_EXCEEDED", "message": "Too long."}
     with terminal(stub.home, "chat", "demo-text") as chat:
         chat.wait_for(">>> ")
@@ -89,14 +89,14 @@ def test_a_failed_turn_leaves_no_trace_and_the_session_goes_on(stub: Stub) -> No
     assert stub.bodies()[1]["messages"] == [{"role": "user", "content": "two"}]
 
 
-def test_a_model_without_text_is_refused_before_the_first_prompt(stub: Stub) -> None:
+def test_chat_with_a_model_without_text_is_refused_before_the_first_prompt(stub: Stub) -> None:
     with terminal(stub.home, "chat", "org/painter") as chat:
         chat.wait_for("org/painter makes image, not text")
         assert chat.wait_for_end() == 1
     assert stub.bodies() == []
 
 
-def test_what_the_model_writes_cannot_command_the_terminal(stub: Stub) -> None:
+def test_terminal_is_not_commanded_by_what_the_model_writes(stub: Stub) -> None:
     stub.pieces = ["\x1b", "]0;owned\x07", "[red]text[/red]"]
     with terminal(stub.home, "chat", "demo-text") as chat:
         chat.wait_for(">>> ")
@@ -107,7 +107,7 @@ def test_what_the_model_writes_cannot_command_the_terminal(stub: Stub) -> None:
     assert "\x07" not in chat.shown
 
 
-def test_ctrl_c_ends_generate(stub: Stub) -> None:
+def test_interrupt_ends_generate(stub: Stub) -> None:
     stub.pieces, stub.pause = ["word "] * 200, 0.05
     with terminal(stub.home, "generate", "text", "demo-text", "x") as generate:
         generate.wait_for("word word")
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_generate(stub: Stub) -> None:
     assert stub.cancelled.wait(5)
 
 
-def test_nothing_is_coloured_where_there_is_no_terminal(stub: Stub) -> None:
+def test_colour_is_left_out_without_a_terminal(stub: Stub) -> None:
     for arguments in (["status"], ["doctor"], ["chat", "x"]):
         done = run(stub.home, *arguments)
         assert "\x1b" not in done.stdout + done.stderr, arguments

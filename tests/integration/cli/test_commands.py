@@ -35,7 +35,7 @@ def test_models_are_listed_as_a_table_and_as_json(stub: Stub) -> None:
     assert [row["model_id"] for row in rows] == ["demo-text", "org/painter"]
 
 
-def test_a_model_is_shown_and_its_text_is_only_text(stub: Stub) -> None:
+def test_models_show_prints_text_as_text(stub: Stub) -> None:
     shown = run(stub.home, "models", "show", "org/painter").stdout
     assert "[bold]a model[/bold][31m" in shown
     assert "\x1b" not in shown
@@ -55,7 +55,7 @@ def test_a_model_is_shown_and_its_text_is_only_text(stub: Stub) -> None:
         ("keys revoke AbC123", "DELETE", "/api/v1/keys/AbC123"),
     ],
 )
-def test_what_changes_something_asks_the_server(
+def test_commands_that_change_something_ask_the_server(
     stub: Stub, arguments: str, method: str, path: str
 ) -> None:
     done = run(stub.home, *arguments.split())
@@ -76,7 +76,7 @@ def test_import_sends_the_absolute_path(stub: Stub) -> None:
     assert "is not a folder" in missing.stderr
 
 
-def test_keys_through_the_server(stub: Stub) -> None:
+def test_keys_are_made_listed_and_revoked_through_the_server(stub: Stub) -> None:
     options = "--name ann --tier pro --scope inference:text --expires 30d"
     made = run(stub.home, "keys", "create", *options.split())
     assert made.stdout == "blk_live_secret\n"
@@ -103,7 +103,7 @@ def test_status_and_workers(stub: Stub) -> None:
     assert json.loads(run(stub.home, "workers", "list", "--json").stdout) == [WORKER]
 
 
-def test_text_is_generated_to_stdout_alone(stub: Stub) -> None:
+def test_generate_writes_only_the_text_to_stdout(stub: Stub) -> None:
     options = "--max-tokens 7 --temperature 0 --top-p 0.5 --seed 3 --stop END"
     done = run(stub.home, "generate", "text", "demo-text", "Say it", *options.split())
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hello, world\n", "")
@@ -121,13 +121,13 @@ def test_text_is_generated_to_stdout_alone(stub: Stub) -> None:
     ]
 
 
-def test_a_prompt_may_be_piped_in(stub: Stub) -> None:
+def test_generate_reads_a_piped_prompt(stub: Stub) -> None:
     run(stub.home, "generate", "text", "demo-text", stdin="one\ntwo")
     run(stub.home, "generate", "text", "demo-text", "-", stdin=b"\xff\x00")
     assert [body["prompt"] for body in stub.bodies()] == ["one\ntwo", "\ufffd\x00"]
 
 
-def test_a_file_holds_exactly_what_the_model_wrote(stub: Stub) -> None:
+def test_generate_to_a_file_holds_exactly_what_the_model_wrote(stub: Stub) -> None:
     stub.pieces = ["\x1b[31m", "red\r\n"]
     done = run(stub.home, "generate", "text", "demo-text", "x", "-o", "out.txt")
     assert (done.returncode, done.stdout) == (0, "")
@@ -137,7 +137,7 @@ def test_a_file_holds_exactly_what_the_model_wrote(stub: Stub) -> None:
     assert answer["result"]["text"] == "\x1b[31mred\r\n"
 
 
-def test_a_chat_with_a_piped_prompt_is_one_turn(stub: Stub) -> None:
+def test_chat_with_a_piped_prompt_is_one_turn(stub: Stub) -> None:
     done = run(stub.home, "chat", "demo-text", "--system", "Be short.", stdin="Hi\nyou")
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hello, world\n", "")
     [body] = stub.bodies()
@@ -147,7 +147,7 @@ def test_a_chat_with_a_piped_prompt_is_one_turn(stub: Stub) -> None:
     ]
 
 
-def test_characters_that_the_output_lacks_are_no_crash(stub: Stub) -> None:
+def test_output_encoding_that_lacks_characters_is_no_crash(stub: Stub) -> None:
     stub.pieces = ["a🚀\u2028x"]
     done = run(stub.home, "generate", "text", "demo-text", "x", PYTHONIOENCODING="latin-1")
     assert done.stdout == "a??x\n"
@@ -157,7 +157,7 @@ def test_characters_that_the_output_lacks_are_no_crash(stub: Stub) -> None:
 
 
 @pytest.mark.parametrize("command", ["chat", "generate text"])
-def test_a_failed_answer_is_one_line_and_1(stub: Stub, command: str) -> None:
+def test_error_of_an_answer_is_one_line_and_exit_code_1(stub: Stub, command: str) -> None:
     stub.failure = {"code": "OUT_OF_MEMORY", "message": "The device ran out of memory."}
     done = run(stub.home, *command.split(), "demo-text", stdin="x")
     assert done.returncode == 1
@@ -165,20 +165,20 @@ def test_a_failed_answer_is_one_line_and_1(stub: Stub, command: str) -> None:
     assert done.stderr == "Error: The device ran out of memory.\n"
 
 
-def test_a_stream_that_breaks_off_is_a_failure(stub: Stub) -> None:
+def test_stream_that_breaks_off_is_a_failure(stub: Stub) -> None:
     stub.cuts_off = True
     done = run(stub.home, "generate", "text", "demo-text", "x")
     assert done.returncode == 1
     assert "broke off" in done.stderr
 
 
-def test_an_unknown_model_lists_what_there_is(stub: Stub) -> None:
+def test_model_that_is_unknown_lists_the_known_ones(stub: Stub) -> None:
     done = run(stub.home, "generate", "text", "nope", "x")
     assert done.returncode == 1
     assert done.stderr == "Error: No such model. Available: demo-echo, demo-text.\n"
 
 
-def test_the_key_comes_from_the_environment_first(stub: Stub) -> None:
+def test_api_key_comes_from_the_environment_first(stub: Stub) -> None:
     wrong = run(stub.home, "models", "list", BITINGLIP_API_KEY="blk_wrong")
     assert wrong.returncode == 1
     assert "does not accept the API key" in wrong.stderr
@@ -187,7 +187,7 @@ def test_the_key_comes_from_the_environment_first(stub: Stub) -> None:
     assert run(stub.home, "models", "list", BITINGLIP_API_KEY=KEY).returncode == 0
 
 
-def test_another_server_by_its_url(stub: Stub, tmp_path: Path) -> None:
+def test_url_of_another_server_is_used(stub: Stub, tmp_path: Path) -> None:
     other = tmp_path / "other"
     done = run(other, "models", "list", BITINGLIP_URL=stub.url + "/", BITINGLIP_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
@@ -198,7 +198,7 @@ def test_another_server_by_its_url(stub: Stub, tmp_path: Path) -> None:
     assert "BITINGLIP_URL is" in run(stub.home, "status", BITINGLIP_URL="localhost:80").stderr
 
 
-def test_the_admin_key_of_this_home_is_not_sent_elsewhere(stub: Stub) -> None:
+def test_admin_key_of_this_home_is_not_sent_elsewhere(stub: Stub) -> None:
     """``127.1`` is this machine too, but the client does not know it."""
     url = stub.url.replace("127.0.0.1", "127.1")
     done = run(stub.home, "models", "list", BITINGLIP_URL=url, no_proxy="127.1")
@@ -215,7 +215,7 @@ def test_the_admin_key_of_this_home_is_not_sent_elsewhere(stub: Stub) -> None:
         "models load m",
     ],
 )
-def test_without_a_server_it_says_how_to_start_one(home: Path, arguments: str) -> None:
+def test_server_that_is_missing_is_said_with_how_to_start_one(home: Path, arguments: str) -> None:
     done = run(home, *arguments.split())
     assert done.returncode == 1
     assert done.stderr == (
@@ -224,7 +224,7 @@ def test_without_a_server_it_says_how_to_start_one(home: Path, arguments: str) -
     assert not home.exists()
 
 
-def test_names_lead_nowhere_else(stub: Stub) -> None:
+def test_model_names_lead_to_no_other_path(stub: Stub) -> None:
     done = run(stub.home, "models", "remove", "../keys/AbC123")
     assert done.returncode == 1
     assert "not a valid name" in done.stderr

@@ -22,7 +22,7 @@ def work(server: Server, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_file_is_named_for_the_prompt_and_nothing_is_overwritten(work: Path) -> None:
+def test_output_file_is_named_for_the_prompt_and_overwrites_nothing(work: Path) -> None:
     first = run(work / "home", *DRAW, "A red fox!", *SMALL, "--seed", "7")
     assert first.returncode == 0, first.stderr
     assert first.stdout == ""
@@ -34,7 +34,7 @@ def test_the_file_is_named_for_the_prompt_and_nothing_is_overwritten(work: Path)
     assert one == two
 
 
-def test_an_output_says_the_format_and_several_are_numbered(work: Path) -> None:
+def test_output_name_says_the_format_and_several_are_numbered(work: Path) -> None:
     done = run(work / "home", *DRAW, "x", *SMALL, "-o", "out.jpg", "-n", "2")
     assert done.returncode == 0, done.stderr
     for name in ("out-1.jpg", "out-2.jpg"):
@@ -45,7 +45,7 @@ def test_an_output_says_the_format_and_several_are_numbered(work: Path) -> None:
     assert (work / "out.webp").exists()
 
 
-def test_stdout_takes_one_image(work: Path) -> None:
+def test_output_to_stdout_is_one_image(work: Path) -> None:
     command = [*COMMAND, *DRAW, "x", *SMALL, "-o", "-"]
     env = environ(work / "home")
     done = subprocess.run(command, capture_output=True, env=env, cwd=work, check=False)
@@ -56,7 +56,7 @@ def test_stdout_takes_one_image(work: Path) -> None:
     assert "stdout takes one image" in two.stderr
 
 
-def test_one_picture_leads_to_another(work: Path) -> None:
+def test_input_image_leads_to_another(work: Path) -> None:
     run(work / "home", *DRAW, "x", *SMALL, "-o", "a.png")
     more = ("--image", "a.png", "--mask", "a.png", "--strength", "0.5")
     done = run(work / "home", *DRAW, "y", *SMALL, *more, "-o", "b.png")
@@ -76,7 +76,7 @@ def test_one_picture_leads_to_another(work: Path) -> None:
         (("x", *SMALL, "-o", "no/such/a.png"), 1, "cannot be written"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
+def test_error_of_generate_image_is_one_line(
     work: Path, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     done = run(work / "home", *DRAW, *arguments)
@@ -84,7 +84,7 @@ def test_what_is_wrong_is_said_in_a_line(
     assert words in " ".join(done.stderr.split())
 
 
-def test_a_terminal_shows_the_steps_and_the_picture(work: Path) -> None:
+def test_terminal_shows_the_steps_and_the_image(work: Path) -> None:
     large = ("--width", "256", "--height", "256", "--steps", "60", "--seed", "1")
     with terminal(work / "home", *DRAW, "a fox", *large, "--show") as shell:
         shell.wait_for(r"drawing .*step +[0-9]+/60")
@@ -96,7 +96,7 @@ def test_a_terminal_shows_the_steps_and_the_picture(work: Path) -> None:
         assert shell.wait_for_end() == 0
 
 
-def test_ctrl_c_cancels_it(work: Path, server: Server) -> None:
+def test_interrupt_cancels_the_image(work: Path, server: Server) -> None:
     endless = ("--width", "512", "--height", "512", "--steps", "150")
     with terminal(work / "home", *DRAW, "a fox", *endless) as shell:
         shell.wait_for(r"step +[0-9]+/150")

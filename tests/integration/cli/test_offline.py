@@ -35,7 +35,7 @@ def locked(stocked: Home) -> Iterator[Home]:
         yield stocked
 
 
-def test_looking_makes_nothing(home: Path) -> None:
+def test_offline_looks_make_nothing(home: Path) -> None:
     for arguments in (["models", "list"], ["keys", "list"], ["models", "show", "x"]):
         assert run(home, *arguments).stderr
     assert run(home, "models", "list", "--json").stdout == "[]\n"
@@ -43,7 +43,7 @@ def test_looking_makes_nothing(home: Path) -> None:
     assert not home.exists()
 
 
-def test_models_are_looked_at_without_a_server(stocked: Home) -> None:
+def test_models_are_listed_without_a_server(stocked: Home) -> None:
     home = stocked.root
     rows = {
         row["model_id"]: row for row in json.loads(run(home, "models", "list", "--json").stdout)
@@ -71,7 +71,7 @@ def test_voices_are_shown_by_language_and_gender(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_is_imported_verified_and_removed(stocked: Home) -> None:
+def test_import_of_a_folder_is_verified_and_removed(stocked: Home) -> None:
     home = stocked.root
     files = str(stocked.models / "demo-text" / "files")
     done = run(home, "models", "import", files, "--name", "org/mine")
@@ -83,7 +83,7 @@ def test_a_folder_is_imported_verified_and_removed(stocked: Home) -> None:
     assert run(home, "models", "remove", "org/mine").returncode == 1
 
 
-def test_damage_is_found_by_verify_and_what_is_missing_by_doctor(stocked: Home) -> None:
+def test_verify_finds_damage_and_doctor_what_is_missing(stocked: Home) -> None:
     weights = stocked.models / "demo-text" / "files" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -100,7 +100,7 @@ def test_damage_is_found_by_verify_and_what_is_missing_by_doctor(stocked: Home) 
     assert "stray" in models[0][1]
 
 
-def test_a_held_home_is_not_changed(locked: Home) -> None:
+def test_home_of_a_running_server_is_not_changed(locked: Home) -> None:
     for arguments in (["models", "remove", "demo-text"], ["keys", "create", "--name", "x"]):
         done = run(locked.root, *arguments)
         assert done.returncode == 1
@@ -127,7 +127,7 @@ def test_keys_are_made_shown_and_revoked(home: Path) -> None:
 
 
 @pytest.mark.parametrize("option", [["--scope", "all"], ["--expires", "soon"]])
-def test_a_wrong_key_is_one_clear_line(home: Path, option: list[str]) -> None:
+def test_keys_error_is_one_clear_line(home: Path, option: list[str]) -> None:
     done = run(home, "keys", "create", "--name", "ann", *option)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1].startswith("Error: ")

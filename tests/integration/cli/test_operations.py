@@ -37,7 +37,7 @@ def test_fit_says_whether_where_and_after_whom(card: Server) -> None:
     assert found["needs"]["total_bytes"] == 20 * GB
 
 
-def test_what_cannot_fit_is_refused_with_the_numbers(card: Server) -> None:
+def test_fit_refuses_what_cannot_fit_with_the_numbers(card: Server) -> None:
     done = run(card.home, "models", "fit", "huge")
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "huge needs 30.0 GB, and 24.0 GB can be had."
@@ -46,7 +46,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(card: Server) -> None:
     assert "huge needs 30.0 GB" in refused.stderr
 
 
-def test_fit_without_a_server(tmp_path: Path) -> None:
+def test_fit_works_without_a_server(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with running_server(home):
         pass
@@ -58,7 +58,7 @@ def test_fit_without_a_server(tmp_path: Path) -> None:
     assert "--set models.demo-text.dtype=bfloat16" in done.stdout
 
 
-def test_a_worker_is_shown_and_drained(card: Server) -> None:
+def test_workers_are_shown_and_drained(card: Server) -> None:
     assert run(card.home, "models", "load", "small").returncode == 0
     shown = run(card.home, "workers", "show", "small/0")
     assert ["state", "ready"] in [line.split() for line in shown.stdout.splitlines()]

@@ -106,7 +106,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def test_a_model_is_pulled_under_a_name_of_its_own(hub: Hub, home: Path) -> None:
+def test_pull_takes_a_model_under_another_name(hub: Hub, home: Path) -> None:
     pulled = run(home, "models", "pull", f"{REPO}@v1", "--name", "tiny", **hub.environ)
     assert (pulled.returncode, pulled.stdout) == (0, ""), pulled.stderr
     first, *_, last = pulled.stderr.splitlines()
@@ -118,7 +118,9 @@ def test_a_model_is_pulled_under_a_name_of_its_own(hub: Hub, home: Path) -> None
     assert Home(home).models.is_dir()
 
 
-def test_the_token_comes_from_the_settings_file_or_the_environment(hub: Hub, home: Path) -> None:
+def test_token_of_the_hub_comes_from_the_settings_file_or_the_environment(
+    hub: Hub, home: Path
+) -> None:
     token = home.parent / "token"
     token.write_text("hf_from_file\n")
     environ = {**hub.environ, "HF_TOKEN": "hf_from_environment"}
@@ -139,7 +141,7 @@ def test_the_token_comes_from_the_settings_file_or_the_environment(hub: Hub, hom
         ([REPO, "--name", "a b"], "name"),
     ],
 )
-def test_a_refused_pull_is_one_clear_line(
+def test_pull_that_is_refused_is_one_clear_line(
     hub: Hub, home: Path, arguments: list[str], told: str
 ) -> None:
     done = run(home, "models", "pull", *arguments, **hub.environ)
@@ -149,7 +151,7 @@ def test_a_refused_pull_is_one_clear_line(
     assert told in last
 
 
-def test_an_interrupted_pull_goes_on_where_it_stopped(hub: Hub, home: Path) -> None:
+def test_pull_that_was_interrupted_goes_on_where_it_stopped(hub: Hub, home: Path) -> None:
     hub.pause = 0.2
     with terminal(home, "models", "pull", REPO, **hub.environ) as pull:
         pull.wait_for(r"[1-9]\d*%|[1-9][\d.]*/\d+")

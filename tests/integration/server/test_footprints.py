@@ -69,7 +69,7 @@ def test_footprint_of_a_fake_model_is_what_it_pretends() -> None:
 
 
 @pytest.mark.parametrize("model", ["demo-text", "demo-speech"])
-def test_the_estimate_of_a_real_model_is_near_what_it_takes(server: Server, model: str) -> None:
+def test_estimate_of_a_real_model_is_near_what_it_takes(server: Server, model: str) -> None:
     with server.client() as client:
         client.post(f"/api/v1/models/{model}/load").raise_for_status()
         answer = client.get(f"/api/v1/models/{model}/fit").json()
@@ -84,7 +84,7 @@ def test_the_estimate_of_a_real_model_is_near_what_it_takes(server: Server, mode
     assert measured() == pytest.approx(estimated, rel=0.25)
 
 
-def test_weights_are_counted_from_the_files(tmp_path: Path) -> None:
+def test_estimate_counts_weights_from_the_files(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     make_demo_models(store, ["demo-text"])
     manifest = store.get("demo-text")

@@ -42,7 +42,7 @@ def files_of(server: Server) -> set[str]:
     return {path.name for path in (server.home / "files").iterdir()}
 
 
-def test_thirty_steps_are_thirty_events_and_the_image_is_the_same_each_time(
+def test_image_stream_tells_each_step_and_a_seed_gives_the_same_image(
     server: Server,
 ) -> None:
     with server.client() as client:
@@ -55,7 +55,7 @@ def test_thirty_steps_are_thirty_events_and_the_image_is_the_same_each_time(
     assert pixels(image_of(again)).shape == (64, 64, 3)
 
 
-def test_every_format_holds_the_parameters(server: Server) -> None:
+def test_image_formats_hold_the_parameters(server: Server) -> None:
     with server.client() as client:
         for form in ("png", "jpeg", "webp"):
             answer = client.post(ROUTE, json={**SEEDED, "steps": 2, "format": form}).json()
@@ -90,7 +90,7 @@ def test_edit_in_one_step_is_an_image(server: Server) -> None:
     assert (none.status_code, none.json()["error"]["param"]) == (400, "strength")
 
 
-def test_a_file_is_for_its_owner_only(server: Server) -> None:
+def test_file_of_an_image_is_for_its_owner_only(server: Server) -> None:
     with server.client() as admin:
         with new_client(server, ["inference:image"]) as owner:
             body = {**SEEDED, "steps": 2, "output": "url", "n": 2}
@@ -107,7 +107,7 @@ def test_a_file_is_for_its_owner_only(server: Server) -> None:
     assert httpx.get(server.url + urls[0]).status_code == 401
 
 
-def test_a_task_keeps_its_image_and_a_late_watcher_sees_every_step(server: Server) -> None:
+def test_task_keeps_its_image_and_a_late_watcher_sees_every_step(server: Server) -> None:
     with server.client() as client:
         task_id = begin(client, {**SEEDED, "preview": True})
         await_status(client, task_id, "completed")
@@ -126,7 +126,7 @@ def test_a_task_keeps_its_image_and_a_late_watcher_sees_every_step(server: Serve
     assert image_of(messages[-1][1]) == image_of(direct)
 
 
-def test_a_client_that_leaves_frees_the_worker(server: Server) -> None:
+def test_disconnect_of_the_client_frees_the_worker(server: Server) -> None:
     with server.client() as client:
         body = {**SEEDED, "steps": 150, "width": 256, "height": 256, "stream": True}
         with client.stream("POST", ROUTE, json=body) as stream:
@@ -138,7 +138,7 @@ def test_a_client_that_leaves_frees_the_worker(server: Server) -> None:
         assert image_of(before) == image_of(client.post(ROUTE, json=SEEDED).json())
 
 
-def test_requests_together_are_what_each_is_alone(server: Server) -> None:
+def test_batch_of_images_gives_what_each_is_alone(server: Server) -> None:
     bodies = [{**ASKED, "seed": seed, "prompt": f"fox {seed}"} for seed in range(3)]
 
     def ask(body: dict[str, Any]) -> Any:
@@ -152,7 +152,7 @@ def test_requests_together_are_what_each_is_alone(server: Server) -> None:
         assert np.abs(one - other).max() <= 1
 
 
-def test_a_worker_killed_at_step_20_costs_nothing_but_time(server: Server) -> None:
+def test_retry_after_a_kill_at_step_20_costs_nothing_but_time(server: Server) -> None:
     body = {**SEEDED, "steps": 40, "width": 256, "height": 256}
     with server.client() as client:
         whole = image_of(client.post(ROUTE, json=body).json())

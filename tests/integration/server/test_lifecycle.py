@@ -157,7 +157,7 @@ def test_health_answers_before_the_models_are_there(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_the_gateway_and_the_command_line_leave_torch_out() -> None:
+def test_imports_of_gateway_and_command_line_leave_torch_out() -> None:
     code = (
         "import sys, bitinglip.app, bitinglip.server, cli.main\n"
         "heavy = {'torch', 'transformers', 'diffusers', 'numpy'} & set(sys.modules)\n"

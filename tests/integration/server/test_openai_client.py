@@ -16,14 +16,14 @@ def client(server: Any) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_models(client: openai.OpenAI) -> None:
+def test_models_are_listed(client: openai.OpenAI) -> None:
     names = {model.id for model in client.models.list()}
     assert names >= set(MODELS)
     assert client.models.retrieve("demo-echo").object == "model"
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_chat(client: openai.OpenAI, model: str) -> None:
+def test_chat_answers(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": "a b c"}], max_tokens=6, temperature=0
     )
@@ -35,7 +35,7 @@ def test_chat(client: openai.OpenAI, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_chat_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: str) -> None:
+def test_chat_stream_is_the_whole_answer(client: openai.OpenAI, model: str) -> None:
     asked: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": "a b c"}],
@@ -57,7 +57,7 @@ def test_a_chat_stream_says_what_the_whole_answer_says(client: openai.OpenAI, mo
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_completions(client: openai.OpenAI, model: str) -> None:
+def test_completions_answer(client: openai.OpenAI, model: str) -> None:
     whole = client.completions.create(model=model, prompt="a b c", max_tokens=5, temperature=0)
     stream = client.completions.create(
         model=model, prompt="a b c", max_tokens=5, temperature=0, stream=True
@@ -65,7 +65,7 @@ def test_completions(client: openai.OpenAI, model: str) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
 
 
-def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
+def test_chat_takes_an_answer_back_as_a_message(client: openai.OpenAI) -> None:
     messages: list[Any] = [{"role": "user", "content": "a b"}]
     first = client.chat.completions.create(model="demo-echo", messages=messages, max_tokens=2)
     messages += [first.choices[0].message, {"role": "user", "content": "again"}]
@@ -73,7 +73,7 @@ def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
     assert second.choices[0].message.content == "again again"
 
 
-def test_logprobs(client: openai.OpenAI) -> None:
+def test_logprobs_are_answered(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="demo-text",
         messages=[{"role": "user", "content": "a"}],
@@ -87,7 +87,7 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert all(len(each.top_logprobs) == 2 for each in logprobs.content)
 
 
-def test_errors(client: openai.OpenAI) -> None:
+def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:
     ask = client.chat.completions.create
     messages: list[Any] = [{"role": "user", "content": "a"}]
     with pytest.raises(openai.NotFoundError) as missing:
@@ -100,7 +100,7 @@ def test_errors(client: openai.OpenAI) -> None:
         client.with_options(api_key="nonsense").models.list()
 
 
-def test_a_stream_that_is_refused_raises_before_it_begins(client: openai.OpenAI) -> None:
+def test_stream_that_is_refused_raises_before_it_begins(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(
             model="demo-text", prompt="a " * 50, max_tokens=1_000_000, stream=True

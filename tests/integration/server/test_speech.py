@@ -39,7 +39,7 @@ def sound_of(answer: dict[str, Any]) -> bytes:
     return base64.b64decode(answer["result"]["audio"])
 
 
-def test_the_design_s_request(server: Server) -> None:
+def test_speech_request_answers_the_same_file_for_a_seed(server: Server) -> None:
     with server.client() as client:
         answer = client.post(ROUTE, json=ASKED).json()
         again = client.post(ROUTE, json=ASKED).json()
@@ -51,7 +51,7 @@ def test_the_design_s_request(server: Server) -> None:
     assert sound_of(answer) == sound_of(again)
 
 
-def test_a_stream_is_the_file_sentence_by_sentence(server: Server) -> None:
+def test_speech_stream_is_the_file_sentence_by_sentence(server: Server) -> None:
     with server.client() as client:
         events = events_of(client.post(ROUTE, json={**ASKED, "stream": True}).text)
     names = [name for name, _ in events if name not in ("queued", "loading")]
@@ -64,7 +64,7 @@ def test_a_stream_is_the_file_sentence_by_sentence(server: Server) -> None:
     assert np.abs(np.frombuffer(streamed, "<i2") - whole).max() <= 1
 
 
-def test_many_at_once_are_what_each_is_alone(server: Server) -> None:
+def test_batch_of_speech_gives_what_each_is_alone(server: Server) -> None:
     bodies = [{**ASKED, "seed": seed, "voice": f"speaker_{seed % 2}"} for seed in range(3)]
 
     def ask(body: dict[str, Any]) -> Any:
@@ -78,7 +78,7 @@ def test_many_at_once_are_what_each_is_alone(server: Server) -> None:
         assert np.array_equal(one, other)
 
 
-def test_a_task_keeps_its_file_for_its_owner(server: Server) -> None:
+def test_task_keeps_its_file_for_its_owner(server: Server) -> None:
     with new_client(server, ["inference:audio"]) as owner:
         answer = owner.post(ROUTE, json={**ASKED, "output": "url", "format": "mp3", "async": True})
         assert answer.status_code == 202
@@ -111,7 +111,9 @@ def test_a_task_keeps_its_file_for_its_owner(server: Server) -> None:
         ({"pitch": 1}, "UNSUPPORTED_PARAMETER", "pitch"),
     ],
 )
-def test_what_is_refused(server: Server, change: dict[str, Any], code: str, param: str) -> None:
+def test_speech_request_that_is_wrong_is_refused(
+    server: Server, change: dict[str, Any], code: str, param: str
+) -> None:
     with server.client() as client:
         answer = client.post(ROUTE, json={**ASKED, **change})
     assert answer.status_code == 400
@@ -121,7 +123,7 @@ def test_what_is_refused(server: Server, change: dict[str, Any], code: str, para
         assert "v2/en_speaker_1" in error["details"]["voices"]
 
 
-def test_the_official_client(server: Server) -> None:
+def test_openai_client_gets_speech_in_each_format(server: Server) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
     extra = {"language": "en", "seed": 3}
 
@@ -151,7 +153,7 @@ def test_the_official_client(server: Server) -> None:
     assert refused.value.param == "response_format"
 
 
-def test_events_of_the_official_surface(server: Server) -> None:
+def test_openai_stream_has_the_events_of_its_surface(server: Server) -> None:
     body = {
         "model": "demo-speech",
         "input": ASKED["text"],
@@ -166,7 +168,7 @@ def test_events_of_the_official_surface(server: Server) -> None:
     assert mp3.json()["error"]["param"] == "response_format"
 
 
-def test_a_worker_that_dies_unheard_is_replaced(server: Server) -> None:
+def test_retry_after_a_kill_gives_the_same_file(server: Server) -> None:
     with server.client() as client, ThreadPoolExecutor() as pool:
         whole = client.post(ROUTE, json={**ASKED, "text": "Hello there. " * 6}).json()
         asked = pool.submit(client.post, ROUTE, json={**ASKED, "text": "Hello there. " * 6})
@@ -175,7 +177,7 @@ def test_a_worker_that_dies_unheard_is_replaced(server: Server) -> None:
         assert sound_of(asked.result().json()) == sound_of(whole)
 
 
-def test_the_voices_are_listed(server: Server) -> None:
+def test_voices_are_listed(server: Server) -> None:
     with server.client() as client:
         found = client.get("/api/v1/models/demo-speech").json()
     assert found["type"] == "audio"
@@ -184,7 +186,7 @@ def test_the_voices_are_listed(server: Server) -> None:
     assert "v2/fr_speaker_1" in shown.stdout
 
 
-def test_the_command_writes_a_file_and_shows_the_sentences(server: Server, tmp_path: Path) -> None:
+def test_command_writes_a_file_and_shows_the_sentences(server: Server, tmp_path: Path) -> None:
     (tmp_path / "home").symlink_to(server.home)
     say = ("generate", "speech", "demo-speech")
     done = run(tmp_path / "home", *say, "Hello there!", "--seed", "3", "--language", "en")

@@ -30,7 +30,7 @@ from tests.support.wait import eventually
         ({}, {"async": True}),
     ],
 )
-def test_an_accepted_task_ends_with_its_result(
+def test_task_ends_with_its_result(
     server: Server, headers: dict[str, str], body: dict[str, Any]
 ) -> None:
     with server.client() as client:
@@ -51,14 +51,14 @@ def test_an_accepted_task_ends_with_its_result(
         assert set(ended) == set(plain) | {"kind", "error", "position", "eta"}
 
 
-def test_a_stream_of_its_own_is_refused(server: Server) -> None:
+def test_task_with_a_stream_is_refused(server: Server) -> None:
     with server.client() as client:
         answer = client.post(NATIVE, json={**ECHO, "async": True, "stream": True})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "stream"
 
 
-def test_a_task_that_fails_says_why(server: Server) -> None:
+def test_task_that_fails_says_why(server: Server) -> None:
     with server.client() as client:
         ended = await_status(client, begin(client, {**ECHO, "prompt": "!oom"}), "failed")
     assert ended["error"]["code"] == "OUT_OF_MEMORY"
@@ -66,7 +66,7 @@ def test_a_task_that_fails_says_why(server: Server) -> None:
     assert ended["result"] is None
 
 
-def test_a_running_task_is_cancelled_by_delete(server: Server) -> None:
+def test_task_that_runs_is_cancelled_by_delete(server: Server) -> None:
     with server.client() as client:
         task_id = begin(client, SLOW)
         await_status(client, task_id, "running")
@@ -77,7 +77,7 @@ def test_a_running_task_is_cancelled_by_delete(server: Server) -> None:
         assert (again.status_code, again.json()["status"]) == (202, "cancelled")
 
 
-def test_a_plain_request_cancelled_by_somebody_is_a_409(server: Server) -> None:
+def test_cancel_of_a_plain_request_is_a_409(server: Server) -> None:
     answers: list[httpx.Response] = []
 
     def ask() -> None:
@@ -123,7 +123,7 @@ def test_tasks_are_their_owners_and_the_admins(server: Server) -> None:
         assert len(ids) == len(set(ids))
 
 
-def test_a_list_is_cut_into_pages_and_filtered(server: Server) -> None:
+def test_task_list_is_cut_into_pages_and_filtered(server: Server) -> None:
     with new_client(server, ["inference:text"]) as client:
         made = []
         for n in range(6):  # every other one is plain, and is in memory only
@@ -143,7 +143,7 @@ def test_a_list_is_cut_into_pages_and_filtered(server: Server) -> None:
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "status")
 
 
-def test_a_waiting_task_says_where_it_stands_and_can_be_cancelled(tmp_path: Path) -> None:
+def test_task_that_waits_says_its_position_and_can_be_cancelled(tmp_path: Path) -> None:
     full = (*ONE_AT_A_TIME, "--set", "queue.max_waiting=2")
     with running_server(tmp_path / "home", *full) as server, server.client() as client:
         running = begin(client, SLOW)
@@ -163,7 +163,7 @@ def test_a_waiting_task_says_where_it_stands_and_can_be_cancelled(tmp_path: Path
         eventually(server.bootstrapped)
 
 
-def test_an_ended_task_is_gone_after_its_retention(tmp_path: Path) -> None:
+def test_task_that_ended_is_gone_after_its_retention(tmp_path: Path) -> None:
     brief = ("--set", "tasks.retention=1")
     with running_server(tmp_path / "home", *brief) as server, server.client() as client:
         task_id = begin(client, ECHO)

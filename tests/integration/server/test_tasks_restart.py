@@ -26,7 +26,7 @@ def started_again(server: Server, *args: str) -> Server:
     return again
 
 
-def test_a_killed_server_fails_what_ran_and_runs_what_waited(tmp_path: Path) -> None:
+def test_restart_after_a_kill_fails_what_ran_and_runs_what_waited(tmp_path: Path) -> None:
     with running_server(tmp_path / "home", *ONE_AT_A_TIME) as server:
         with server.client() as client:
             running, waiting = one_runs_and_one_waits(client)
@@ -52,7 +52,7 @@ def test_a_killed_server_fails_what_ran_and_runs_what_waited(tmp_path: Path) -> 
             assert again.stop() == 0
 
 
-def test_draining_leaves_waiting_tasks_to_the_next_start(tmp_path: Path) -> None:
+def test_drain_leaves_waiting_tasks_to_the_next_start(tmp_path: Path) -> None:
     args = (*ONE_AT_A_TIME, "--set", "server.drain_timeout=1")
     with running_server(tmp_path / "home", *args) as server:
         with server.client() as client:
@@ -74,7 +74,7 @@ def test_draining_leaves_waiting_tasks_to_the_next_start(tmp_path: Path) -> None
             again.stop()
 
 
-def test_a_running_task_may_end_while_the_server_drains(tmp_path: Path) -> None:
+def test_drain_lets_a_running_task_end(tmp_path: Path) -> None:
     with running_server(tmp_path / "home", *ONE_AT_A_TIME) as server:
         with server.client() as client:
             task_id = begin(client, {**SLOW, "max_tokens": 2})
@@ -93,7 +93,7 @@ def test_a_running_task_may_end_while_the_server_drains(tmp_path: Path) -> None:
             again.stop()
 
 
-def test_a_task_whose_model_is_gone_fails_at_the_next_start(tmp_path: Path) -> None:
+def test_task_whose_model_is_gone_fails_at_the_next_start(tmp_path: Path) -> None:
     with running_server(tmp_path / "home", *ONE_AT_A_TIME) as server:
         with server.client() as client:
             _, waiting = one_runs_and_one_waits(client)

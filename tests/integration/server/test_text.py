@@ -37,7 +37,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]
     return parsed
 
 
-def test_forty_mixed_chats_at_once_equal_the_same_alone(server: Server) -> None:
+def test_batch_of_forty_mixed_chats_gives_what_each_is_alone(server: Server) -> None:
     async def run() -> None:
         async with server.async_client() as client:
             bodies = [chat(n) for n in range(40)]
@@ -51,7 +51,7 @@ def test_forty_mixed_chats_at_once_equal_the_same_alone(server: Server) -> None:
     asyncio.run(run())
 
 
-def test_a_native_stream_tells_its_way_and_ends_once(server: Server) -> None:
+def test_stream_of_text_tells_its_way_and_ends_once(server: Server) -> None:
     with server.client() as client:
         body = {"model": "demo-echo", "prompt": "one two three", "max_tokens": 5, "stream": True}
         answer = client.post(NATIVE, json=body)
@@ -77,7 +77,7 @@ def test_stream_and_plain_answer_are_the_same_text(server: Server) -> None:
     assert text == plain["result"]["text"]
 
 
-def test_the_same_seed_gives_the_same_text_beside_others(server: Server) -> None:
+def test_seed_gives_the_same_text_beside_others(server: Server) -> None:
     body = {"model": "demo-text", "prompt": "seeded", "max_tokens": 24, "temperature": 1, "seed": 7}
 
     async def run() -> None:
@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_text_beside_others(server: Server) -> None
         (b"[" * 100_000, 400, "INVALID_REQUEST", None),
     ],
 )
-def test_bad_requests_get_the_contracts_error_and_are_not_repeated_back(
+def test_requests_that_are_wrong_get_the_error_of_the_contract_without_their_text(
     server: Server, body: Any, status: int, code: str, param: str | None
 ) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -156,7 +156,7 @@ def test_bad_requests_get_the_contracts_error_and_are_not_repeated_back(
         ]
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_read(server: Server) -> None:
+def test_body_over_the_limit_is_refused_before_it_is_read(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as sock:
         sock.sendall(
@@ -172,7 +172,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(server: Server) -> N
 
 
 @pytest.mark.parametrize("key", ["?", "nonsense", "blk_live_" + "A" * 61, "' OR 1=1--", "é" * 20])
-def test_a_bad_key_is_a_401_and_never_logged(server: Server, key: str) -> None:
+def test_key_that_is_wrong_is_a_401_and_never_logged(server: Server, key: str) -> None:
     headers = {b"Authorization": f"Bearer {key}".encode()}
     with server.client(headers=headers) as client:
         answer = client.post(NATIVE, json={"model": "demo-echo", "prompt": "x"})
@@ -182,7 +182,7 @@ def test_a_bad_key_is_a_401_and_never_logged(server: Server, key: str) -> None:
         assert key not in server.log.read_text()
 
 
-def test_neither_the_key_nor_a_prompt_is_ever_logged(server: Server) -> None:
+def test_log_holds_neither_a_key_nor_a_prompt(server: Server) -> None:
     with server.client() as client:
         for body in ({"model": "demo-echo", "prompt": "canary-words"}, {"prompt": "canary-words"}):
             client.post(NATIVE, json=body)
@@ -192,7 +192,7 @@ def test_neither_the_key_nor_a_prompt_is_ever_logged(server: Server) -> None:
     assert server.key not in log  # the first start shows it on a terminal only
 
 
-def test_a_client_that_goes_away_cancels_its_request(server: Server) -> None:
+def test_disconnect_of_the_client_cancels_its_request(server: Server) -> None:
     body = {"model": "demo-echo", "prompt": "!slow a b", "max_tokens": 1000, "stream": True}
     with (
         server.client() as client,
@@ -204,7 +204,7 @@ def test_a_client_that_goes_away_cancels_its_request(server: Server) -> None:
     eventually(server.bootstrapped, 5)
 
 
-def test_a_client_that_goes_away_without_a_stream_cancels_too(server: Server) -> None:
+def test_disconnect_without_a_stream_cancels_too(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({"model": "demo-echo", "prompt": "!slow a", "max_tokens": 1000}).encode()
     with socket.create_connection((host, int(port)), timeout=10) as sock:
@@ -220,7 +220,7 @@ def test_a_client_that_goes_away_without_a_stream_cancels_too(server: Server) ->
     eventually(server.bootstrapped, 5)
 
 
-def test_a_new_key_works_within_its_scopes_and_not_after_its_end(server: Server) -> None:
+def test_key_works_within_its_scopes_and_not_after_its_end(server: Server) -> None:
     with server.client() as admin:
         made = admin.post("/api/v1/keys", json={"name": "reader", "scopes": ["models:read"]})
         assert made.status_code == 201
@@ -263,7 +263,7 @@ def test_health_answers_without_a_key(server: Server) -> None:
     assert all(check["ok"] for check in body["checks"].values())
 
 
-def test_two_hundred_streams_at_once(server: Server) -> None:
+def test_streams_of_two_hundred_clients_at_once(server: Server) -> None:
     body = {"model": "demo-echo", "prompt": "a b c d", "max_tokens": 50, "stream": True}
 
     async def one(client: httpx.AsyncClient) -> str:
@@ -280,7 +280,7 @@ def test_two_hundred_streams_at_once(server: Server) -> None:
     asyncio.run(run())
 
 
-def test_a_loaded_model_says_what_it_really_runs_as(tmp_path: Path) -> None:
+def test_model_that_is_loaded_says_what_it_really_runs_as(tmp_path: Path) -> None:
     changed = (
         "--set",
         "models.demo-text.dtype=bfloat16",

@@ -67,7 +67,7 @@ def ask(client: httpx.Client, data: bytes, **fields: Any) -> httpx.Response:
     return client.post(ROUTE, data={"model": MODEL, **fields}, files={"file": ("a.wav", data)})
 
 
-def test_what_a_request_may_set_is_listed(client: httpx.Client) -> None:
+def test_parameters_that_a_request_may_set_are_listed(client: httpx.Client) -> None:
     model = client.get(f"/api/v1/models/{MODEL}").json()
     assert set(model["supported_parameters"]) == {
         "language",
@@ -78,7 +78,7 @@ def test_what_a_request_may_set_is_listed(client: httpx.Client) -> None:
     }
 
 
-def test_a_form_and_json_say_the_same(client: httpx.Client) -> None:
+def test_form_and_json_give_the_same(client: httpx.Client) -> None:
     form = ask(client, sound(), language="en").json()
     body = {"model": MODEL, "language": "en", "audio": base64.b64encode(sound()).decode()}
     json = client.post(ROUTE, json=body).json()
@@ -101,7 +101,7 @@ def test_metrics_count_the_audio_seconds_that_were_transcribed(client: httpx.Cli
     assert counted() - before == pytest.approx(1.5)
 
 
-def test_a_stream_tells_each_segment(client: httpx.Client) -> None:
+def test_stream_tells_each_segment(client: httpx.Client) -> None:
     events = events_of(ask(client, sound(35), stream="true").text)
     names = [name for name, _ in events if name not in ("queued", "loading", "progress")]
     assert names[0] == "started"
@@ -112,7 +112,7 @@ def test_a_stream_tells_each_segment(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
-def test_every_usual_format_is_read(client: httpx.Client, kind: str) -> None:
+def test_format_that_is_usual_is_read(client: httpx.Client, kind: str) -> None:
     answer = ask(client, sound(kind=kind)).json()
     assert answer["result"]["duration"] == pytest.approx(2.0, abs=0.1)
 
@@ -130,7 +130,7 @@ def test_every_usual_format_is_read(client: httpx.Client, kind: str) -> None:
     ],
     ids=["empty", "text", "cut", "long", "an hour", "0 Hz", "100 channels"],
 )
-def test_what_is_no_sound_is_refused_and_the_worker_lives(
+def test_file_that_is_no_audio_is_refused_and_the_worker_lives(
     client: httpx.Client, data: bytes
 ) -> None:
     answer = ask(client, data)
@@ -152,7 +152,7 @@ def test_tiers_bound_files(server: Server, client: httpx.Client) -> None:
     assert ask(client, sound(8)).status_code == 200
 
 
-def test_more_channels_than_the_settings_allow(client: httpx.Client) -> None:
+def test_channels_beyond_the_settings_are_refused(client: httpx.Client) -> None:
     def with_channels(count: int) -> bytes:
         out = io.BytesIO()
         soundfile.write(out, np.zeros((16_000, count)), 16_000, format="WAV")
@@ -164,7 +164,7 @@ def test_more_channels_than_the_settings_allow(client: httpx.Client) -> None:
     assert "3 channels" in refused.json()["error"]["message"]
 
 
-def test_what_else_is_refused(client: httpx.Client) -> None:
+def test_transcription_request_that_is_wrong_is_refused(client: httpx.Client) -> None:
     assert client.post(ROUTE, data={"model": MODEL}).status_code == 415
     missing = client.post(ROUTE, data={"model": MODEL}, files={"other": b"x"}).json()["error"]
     assert (missing["code"], missing["param"]) == ("UNSUPPORTED_PARAMETER", "other")
@@ -174,7 +174,7 @@ def test_what_else_is_refused(client: httpx.Client) -> None:
     assert base["param"] == "audio"
 
 
-def test_the_official_client(official: openai.OpenAI) -> None:
+def test_openai_client_gets_transcripts_in_each_format(official: openai.OpenAI) -> None:
     def write_down(**more: Any) -> Any:
         return official.audio.transcriptions.create(
             model=MODEL, file=("a.wav", sound()), language="en", **more
@@ -210,7 +210,7 @@ def test_translations_are_into_english(client: httpx.Client) -> None:
     assert refused.json()["error"]["param"] == "language"
 
 
-def test_uploads_do_not_stay(server: Server, client: httpx.Client) -> None:
+def test_uploads_of_ended_requests_are_removed(server: Server, client: httpx.Client) -> None:
     ask(client, sound())
     left = {path.name for path in Path(server.home / "files").iterdir()}
     assert all(name.startswith("task-") and name.endswith("-file") for name in left)
@@ -234,7 +234,7 @@ def heard(server: Server, transcript: str, tmp_path: Path) -> tuple[Path, str]:
     return tmp_path, transcript
 
 
-def test_the_command_writes_down_a_file(heard: tuple[Path, str]) -> None:
+def test_command_transcribes_a_file(heard: tuple[Path, str]) -> None:
     folder, text = heard
     done = run(folder / "home", "transcribe", "a.wav")
     assert (done.returncode, done.stderr) == (0, "")
@@ -251,7 +251,7 @@ def test_the_command_writes_down_a_file(heard: tuple[Path, str]) -> None:
         (("-o", "a.txt", "--format", "srt"), "1\n00:00:0"),
     ],
 )
-def test_the_command_writes_subtitles(
+def test_command_writes_subtitles(
     heard: tuple[Path, str], words: tuple[str, ...], start: str
 ) -> None:
     folder, _ = heard
@@ -261,14 +261,14 @@ def test_the_command_writes_subtitles(
     assert (folder / words[1]).read_text().startswith(start)
 
 
-def test_the_command_speaks_json_with_words(heard: tuple[Path, str]) -> None:
+def test_command_prints_json_with_words(heard: tuple[Path, str]) -> None:
     folder, _ = heard
     done = run(folder / "home", "transcribe", "a.wav", "--json", "--words", "-m", MODEL)
     result = json.loads(done.stdout)["result"]
     assert any(segment.get("words") for segment in result["segments"])
 
 
-def test_on_a_terminal_the_text_comes_as_it_is_heard(heard: tuple[Path, str]) -> None:
+def test_terminal_shows_the_text_as_it_comes(heard: tuple[Path, str]) -> None:
     folder, text = heard
     with terminal(folder / "home", "transcribe", "a.wav") as shell:
         shell.wait_for(re.escape(text.split()[0]))
@@ -290,7 +290,7 @@ def test_on_a_terminal_the_text_comes_as_it_is_heard(heard: tuple[Path, str]) ->
         (("a.wav", "--words"), "--json", 2),
     ],
 )
-def test_the_command_says_what_is_wrong(
+def test_command_says_what_is_wrong(
     heard: tuple[Path, str], words: tuple[str, ...], said: str, code: int
 ) -> None:
     done = run(heard[0] / "home", "transcribe", *words)

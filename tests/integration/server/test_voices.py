@@ -58,7 +58,7 @@ def sound_of(answer: httpx.Response) -> tuple[Any, int]:
     return samples, rate
 
 
-def test_each_model_speaks_at_its_own_rate_or_at_the_one_asked_for(client: httpx.Client) -> None:
+def test_sample_rate_is_the_model_s_own_or_that_of_the_request(client: httpx.Client) -> None:
     for model in ("mms", "t5"):
         asked = {"model": model, "text": "hello there", "seed": 1}
         own, rate = sound_of(client.post(SAY, json=asked))
@@ -77,7 +77,7 @@ def test_speed_where_the_model_has_one(client: httpx.Client) -> None:
     assert (refused["code"], refused["param"]) == ("UNSUPPORTED_PARAMETER", "speed")
 
 
-def test_what_a_model_can_do_is_listed(client: httpx.Client) -> None:
+def test_parameters_of_a_speech_model_are_listed(client: httpx.Client) -> None:
     mms = client.get("/api/v1/models/mms").json()
     assert [voice["id"] for voice in mms["voices"]] == ["speaker_0", "speaker_1"]
     assert "speed" in mms["supported_parameters"]
@@ -86,14 +86,14 @@ def test_what_a_model_can_do_is_listed(client: httpx.Client) -> None:
     assert not {"speed", "language"} & set(t5["supported_parameters"])
 
 
-def test_a_voice_of_the_settings_speaks(client: httpx.Client) -> None:
+def test_voice_of_the_settings_speaks(client: httpx.Client) -> None:
     asked = {"model": "t5", "text": "hello there", "seed": 1}
     carl, _ = sound_of(client.post(SAY, json={**asked, "voice": "carl"}))
     anna, _ = sound_of(client.post(SAY, json={**asked, "voice": "anna"}))
     assert carl.shape != anna.shape or np.abs(carl - anna).max() > 0
 
 
-def test_raw_samples_come_as_the_official_clients_play_them(server: Server) -> None:
+def test_pcm_comes_as_the_openai_clients_play_it(server: Server) -> None:
     official = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
 
     def speak(form: Any) -> bytes:
@@ -112,7 +112,7 @@ def test_raw_samples_come_as_the_official_clients_play_them(server: Server) -> N
     assert len(raw) == pytest.approx(len(own) * 24_000 / rate, abs=3)
 
 
-def test_a_model_without_its_vocoder_says_what_to_do(client: httpx.Client) -> None:
+def test_vocoder_that_is_missing_is_said_with_what_to_do(client: httpx.Client) -> None:
     answer = client.post(SAY, json={"model": "mute", "text": "hello"})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (502, "MODEL_LOAD_FAILED")
@@ -121,7 +121,7 @@ def test_a_model_without_its_vocoder_says_what_to_do(client: httpx.Client) -> No
 
 
 @pytest.mark.parametrize("model", ["lost", "stray"])
-def test_a_vocoder_that_is_not_in_the_store_is_named(client: httpx.Client, model: str) -> None:
+def test_vocoder_that_is_not_in_the_store_is_named(client: httpx.Client, model: str) -> None:
     answer = client.post(SAY, json={"model": model, "text": "hello"})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (502, "MODEL_LOAD_FAILED")
@@ -139,7 +139,7 @@ def test_tiers_bound_texts_and_files(server: Server, client: httpx.Client) -> No
     assert client.post(SAY, json={"model": "mms", "text": "a" * 21}).status_code == 200
 
 
-def test_the_command_resamples_too(server: Server, tmp_path: Path) -> None:
+def test_command_resamples_too(server: Server, tmp_path: Path) -> None:
     from tests.support.cli_process import run
 
     path = tmp_path / "out.flac"

@@ -34,7 +34,7 @@ def ticket_for(client: httpx.Client, task_id: str) -> str:
     return str(answer.json()["ticket"])
 
 
-def test_early_and_late_watchers_get_every_event_once_and_in_order(server: Server) -> None:
+def test_watchers_early_and_late_get_every_event_once_and_in_order(server: Server) -> None:
     body = {"model": "demo-text", "prompt": "Once upon a time", "max_tokens": 60, "temperature": 0}
     with server.client() as client, ThreadPoolExecutor() as pool:
         streamed = events_of(client.post(NATIVE, json={**body, "stream": True}).text)
@@ -52,7 +52,7 @@ def test_early_and_late_watchers_get_every_event_once_and_in_order(server: Serve
     assert heard_late[-1][1]["result"] == ended["result"] == streamed[-1][1]["result"]
 
 
-def test_failed_and_cancelled_tasks_end_their_watchers(server: Server) -> None:
+def test_watchers_of_failed_and_cancelled_tasks_are_ended(server: Server) -> None:
     with server.client() as client:
         failed = watched(server, begin(client, {**ECHO, "prompt": "!oom"}))
         assert failed[-1][0] == "failed"
@@ -66,7 +66,7 @@ def test_failed_and_cancelled_tasks_end_their_watchers(server: Server) -> None:
         assert messages[-1] == ("cancelled", {"task_id": task_id, "status": "cancelled"})
 
 
-def test_a_watcher_that_leaves_or_talks_changes_nothing(server: Server) -> None:
+def test_watcher_that_leaves_or_talks_changes_nothing(server: Server) -> None:
     with server.client() as client:
         task_id = begin(client, {**SLOW, "max_tokens": 3})
         with open_watch(server.url, task_id, **server.headers) as socket:
@@ -77,13 +77,13 @@ def test_a_watcher_that_leaves_or_talks_changes_nothing(server: Server) -> None:
         assert await_status(client, task_id, "completed")["usage"]["completion_tokens"] == 3
 
 
-def test_a_plain_request_can_be_watched_too(server: Server) -> None:
+def test_watch_of_a_plain_request(server: Server) -> None:
     with server.client() as client:
         task_id = client.post(NATIVE, json=ECHO).json()["task_id"]
     assert [name for name, _ in plain(watched(server, task_id))] == ["started", "completed"]
 
 
-def test_a_ticket_is_good_once_for_its_task(server: Server) -> None:
+def test_ticket_is_good_once_for_its_task(server: Server) -> None:
     with (
         new_client(server, ["inference:text"]) as client,
         new_client(server, ["inference:text"]) as other,
@@ -110,7 +110,7 @@ def test_a_ticket_is_good_once_for_its_task(server: Server) -> None:
         assert both[0] == 400
 
 
-def test_a_ticket_dies_with_its_key(server: Server) -> None:
+def test_ticket_dies_with_its_key(server: Server) -> None:
     with server.client() as admin, new_client(server, ["inference:text"]) as client:
         task_id = begin(client, ECHO)
         query = f"?ticket={ticket_for(client, task_id)}"
@@ -121,7 +121,7 @@ def test_a_ticket_dies_with_its_key(server: Server) -> None:
     assert (status, error["code"]) == (401, "INVALID_TOKEN")
 
 
-def test_who_may_not_watch_is_told_at_the_handshake(server: Server) -> None:
+def test_watch_without_the_right_is_refused_at_the_handshake(server: Server) -> None:
     def code(task_id: str, **how: Any) -> tuple[int, str]:
         status, error = refusal(server.url, task_id, **how)
         return status, error["code"]
@@ -141,7 +141,7 @@ def test_who_may_not_watch_is_told_at_the_handshake(server: Server) -> None:
         assert watched(server, task_id, Origin=server.url)[-1][0] == "completed"
 
 
-def test_pages_of_an_allowed_origin_may_watch(tmp_path: Path) -> None:
+def test_origin_that_is_allowed_may_watch(tmp_path: Path) -> None:
     allowed = ("--set", 'server.cors_origins=["https://ours.example"]')
     with running_server(tmp_path / "home", *allowed) as server, server.client() as client:
         task_id = begin(client, ECHO)
@@ -150,7 +150,7 @@ def test_pages_of_an_allowed_origin_may_watch(tmp_path: Path) -> None:
         assert status == 403
 
 
-def test_after_a_restart_a_finished_task_sends_its_end(tmp_path: Path) -> None:
+def test_watch_of_a_finished_task_after_a_restart_sends_its_end(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with running_server(home) as server, server.client() as client:
         done = begin(client, ECHO)

@@ -46,7 +46,9 @@ def only_pickles(folder: Path, *, shards: int = 1) -> Path:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_model_is_the_same_as_before(tmp_path: Path, store: ModelStore, shards: int) -> None:
+def test_conversion_of_pickles_gives_the_same_model(
+    tmp_path: Path, store: ModelStore, shards: int
+) -> None:
     source = make_vits(tmp_path / "m")
     before = VitsModel.from_pretrained(source).state_dict()
     only_pickles(source, shards=shards)
@@ -61,7 +63,7 @@ def test_a_model_is_the_same_as_before(tmp_path: Path, store: ModelStore, shards
     assert not store.verify("m")
 
 
-def test_a_bark_is_pulled_as_its_repositories_are(tmp_path: Path, store: ModelStore) -> None:
+def test_pull_of_a_bark_takes_its_pickles(tmp_path: Path, store: ModelStore) -> None:
     """Beside the weights lie those of another library, which nobody needs."""
     source = make_bark(tmp_path / "bark")
     before = BarkModel.from_pretrained(source).state_dict()
@@ -79,7 +81,7 @@ def test_a_bark_is_pulled_as_its_repositories_are(tmp_path: Path, store: ModelSt
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_better_weights_are_taken_even_where_pickles_are_allowed(
+def test_pull_prefers_safetensors_even_where_pickles_are_allowed(
     tmp_path: Path, store: ModelStore
 ) -> None:
     source = make_vits(tmp_path / "m")
@@ -127,7 +129,7 @@ def _huge(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_code, _old_format, _list, _nested, _sparse, _cut, _text, _huge])
-def test_what_is_not_just_tensors_is_refused_and_nothing_runs(
+def test_pickle_that_is_not_just_tensors_is_refused_and_runs_nothing(
     tmp_path: Path, store: ModelStore, spoil: Callable[[Path], None]
 ) -> None:
     source = only_pickles(make_vits(tmp_path / "m"))
@@ -140,7 +142,7 @@ def test_what_is_not_just_tensors_is_refused_and_nothing_runs(
     assert not list(store.partial.iterdir())
 
 
-def test_one_memory_under_two_names_is_kept_under_both(tmp_path: Path) -> None:
+def test_conversion_keeps_one_memory_under_two_names(tmp_path: Path) -> None:
     shared = torch.arange(6.0).reshape(2, 3)
     torch.save({"a": shared, "b": shared, "c": shared.T}, tmp_path / "pytorch_model.bin")
     convert(tmp_path, None)
@@ -151,7 +153,7 @@ def test_one_memory_under_two_names_is_kept_under_both(tmp_path: Path) -> None:
     assert not (tmp_path / "pytorch_model.bin").exists()
 
 
-def test_the_reader_knows_no_secret_and_ends_when_told(
+def test_unpickler_knows_no_secret_and_ends_when_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -199,7 +201,7 @@ print([run("function(*rest)", {"function": each[0], "rest": each[1:]}) for each 
         ("off", ["6 bytes", "written", "written", "6 bytes", "ECONNREFUSED", "started"]),
     ],
 )
-def test_the_reader_is_confined_to_its_file_and_folder(
+def test_unpickler_is_confined_to_its_file_and_folder(
     tmp_path: Path, mode: str, found: list[str]
 ) -> None:
     paths = [tmp_path / name for name in ("source", "beside", "admin.key")]
@@ -222,7 +224,7 @@ sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), "require"))
 """
 
 
-def test_the_reader_refuses_where_confinement_is_required_and_not_whole(tmp_path: Path) -> None:
+def test_unpickler_refuses_where_confinement_is_required_and_not_whole(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(9)}, tmp_path / "source")
     files = [str(tmp_path / "source"), str(tmp_path / "target")]
     command = [sys.executable, "-c", THREADED_READER, *files]
@@ -246,11 +248,11 @@ def test_the_reader_refuses_where_confinement_is_required_and_not_whole(tmp_path
         ),
     ],
 )
-def test_which_pickles_are_a_model_s(names: list[str], taken: list[str]) -> None:
+def test_selection_of_the_pickles_of_a_model(names: list[str], taken: list[str]) -> None:
     assert pickled(names) == taken
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_commands_pull_pickles_only_when_told_to(tmp_path: Path) -> None:
     """By the flag for once, or by the setting of the name that it is to have."""
     source, home = only_pickles(make_vits(tmp_path / "m")), tmp_path / "home"
     words = ("models", "import", str(source), "--name")

@@ -99,7 +99,7 @@ def parts(store: ModelStore) -> int:
     return sum(path.stat().st_size for path in store.partial.rglob("*") if path.is_file())
 
 
-def test_a_pull(store: ModelStore, hub: FakeHub) -> None:
+def test_pull_brings_a_model(store: ModelStore, hub: FakeHub) -> None:
     told = Told()
     made = pulled(store, hub, progress=told, token=TOKEN)
     assert (made.name, made.source, made.revision) == (REPO, f"hub:{REPO}", SHA)
@@ -113,7 +113,7 @@ def test_a_pull(store: ModelStore, hub: FakeHub) -> None:
     assert not [path for path, _ in hub.requests if "agent-harnesses" in path]
 
 
-def test_the_token_never_reaches_the_second_host(store: ModelStore, hub: FakeHub) -> None:
+def test_token_never_reaches_the_second_host(store: ModelStore, hub: FakeHub) -> None:
     pulled(store, hub, token=TOKEN)
     assert all(token == f"Bearer {TOKEN}" for _, token in hub.requests)
     assert hub.far_headers
@@ -124,7 +124,7 @@ def test_the_token_never_reaches_the_second_host(store: ModelStore, hub: FakeHub
 
 
 @pytest.mark.parametrize("cut", [1, 100_000, 1_500_001])
-def test_a_reset_goes_on_where_it_stopped(
+def test_resume_after_a_reset_goes_on_where_it_stopped(
     store: ModelStore, hub: FakeHub, quick: list[float], cut: int
 ) -> None:
     told = Told()
@@ -135,7 +135,7 @@ def test_a_reset_goes_on_where_it_stopped(
     assert quick
 
 
-def test_a_second_pull_fetches_only_what_is_missing(store: ModelStore, hub: FakeHub) -> None:
+def test_resume_fetches_only_what_is_missing(store: ModelStore, hub: FakeHub) -> None:
     refused(store, hub, PullCancelled, cancelled=after_some())
     kept = next(store.partial.glob("pull-*/*.part")).stat().st_size
     assert kept > 500_000
@@ -145,7 +145,7 @@ def test_a_second_pull_fetches_only_what_is_missing(store: ModelStore, hub: Fake
     assert store.verify(REPO) == []
 
 
-def test_a_killed_pull_goes_on(store: ModelStore, hub: FakeHub, tmp_path: Path) -> None:
+def test_resume_after_a_kill_goes_on(store: ModelStore, hub: FakeHub, tmp_path: Path) -> None:
     hub.slow = 0.02
     code = (
         "import sys; from pathlib import Path; from model_store.hub import *\n"
@@ -167,7 +167,7 @@ def test_a_killed_pull_goes_on(store: ModelStore, hub: FakeHub, tmp_path: Path) 
     assert store.verify(REPO) == []
 
 
-def test_a_corrupt_body_is_fetched_once_more(store: ModelStore, hub: FakeHub) -> None:
+def test_retry_of_a_corrupt_body(store: ModelStore, hub: FakeHub) -> None:
     told = Told()
     hub.faults[WEIGHTS] = Fault(corrupt=True)
     hub.faults["config.json"] = Fault(corrupt=True)
@@ -178,13 +178,15 @@ def test_a_corrupt_body_is_fetched_once_more(store: ModelStore, hub: FakeHub) ->
 
 
 @pytest.mark.parametrize("path", [WEIGHTS, "config.json"])
-def test_a_body_that_is_always_corrupt(store: ModelStore, hub: FakeHub, path: str) -> None:
+def test_retry_ends_for_a_body_that_is_always_corrupt(
+    store: ModelStore, hub: FakeHub, path: str
+) -> None:
     hub.faults[path] = Fault(times=-1, corrupt=True)
     assert "came damaged twice" in refused(store, hub, DownloadError)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "long"])
-def test_what_was_whole_is_hashed_again(store: ModelStore, hub: FakeHub, damage: str) -> None:
+def test_resume_hashes_again_what_was_whole(store: ModelStore, hub: FakeHub, damage: str) -> None:
     """A disk may damage what an interrupted pull had finished."""
     true = hub.files[WEIGHTS]
     flipped = true[:-1] + bytes([true[-1] ^ 1])
@@ -197,7 +199,7 @@ def test_what_was_whole_is_hashed_again(store: ModelStore, hub: FakeHub, damage:
     assert told.done == sorted(told.done)
 
 
-def test_what_is_whole_is_not_fetched_again(store: ModelStore, hub: FakeHub) -> None:
+def test_resume_does_not_fetch_again_what_is_whole(store: ModelStore, hub: FakeHub) -> None:
     with store.pulling(REPO) as blobs:
         (blobs / hashlib.sha256(hub.files[WEIGHTS]).hexdigest()).write_bytes(hub.files[WEIGHTS])
     pulled(store, hub)
@@ -205,7 +207,9 @@ def test_what_is_whole_is_not_fetched_again(store: ModelStore, hub: FakeHub) -> 
 
 
 @pytest.mark.parametrize("where", ["faults", "near_faults"])
-def test_a_busy_hub(store: ModelStore, hub: FakeHub, quick: list[float], where: str) -> None:
+def test_retry_while_the_hub_is_busy(
+    store: ModelStore, hub: FakeHub, quick: list[float], where: str
+) -> None:
     getattr(hub, where)[WEIGHTS] = Fault(status=503)
     getattr(hub, where)["config.json"] = Fault(status=429, headers={"Retry-After": "7"})
     hub.info_faults = [(503, {})]
@@ -213,7 +217,9 @@ def test_a_busy_hub(store: ModelStore, hub: FakeHub, quick: list[float], where: 
     assert sum(quick) > 7
 
 
-def test_a_hub_that_stays_busy(store: ModelStore, hub: FakeHub, quick: list[float]) -> None:
+def test_retry_ends_while_the_hub_stays_busy(
+    store: ModelStore, hub: FakeHub, quick: list[float]
+) -> None:
     hub.near_faults[WEIGHTS] = Fault(times=-1, status=503)
     assert "HTTP status 503" in refused(store, hub, DownloadError)
     assert sum(quick) < 60
@@ -221,7 +227,7 @@ def test_a_hub_that_stays_busy(store: ModelStore, hub: FakeHub, quick: list[floa
     assert "HTTP status 503" in refused(store, hub, DownloadError)
 
 
-def test_an_expired_link_is_asked_for_anew(
+def test_retry_asks_again_for_an_expired_link(
     store: ModelStore, hub: FakeHub, quick: list[float]
 ) -> None:
     hub.faults[WEIGHTS] = Fault(times=2, status=403)
@@ -229,7 +235,7 @@ def test_an_expired_link_is_asked_for_anew(
     assert quick
 
 
-def test_a_server_that_knows_no_ranges(store: ModelStore, hub: FakeHub) -> None:
+def test_resume_from_a_server_that_knows_no_ranges(store: ModelStore, hub: FakeHub) -> None:
     told = Told()
     refused(store, hub, PullCancelled, cancelled=after_some())
     hub.faults[WEIGHTS] = Fault(ranges=False)
@@ -240,7 +246,9 @@ def test_a_server_that_knows_no_ranges(store: ModelStore, hub: FakeHub) -> None:
     assert told.done == sorted(told.done)
 
 
-def test_connections_that_are_reset(store: ModelStore, hub: FakeHub, quick: list[float]) -> None:
+def test_retry_of_connections_that_are_reset(
+    store: ModelStore, hub: FakeHub, quick: list[float]
+) -> None:
     hub.faults[WEIGHTS] = Fault(times=3, cut_after=800_000, reset=True)
     hub.faults["config.json"] = Fault(times=3, cut_after=0, reset=True)
     pulled(store, hub)
@@ -248,12 +256,14 @@ def test_connections_that_are_reset(store: ModelStore, hub: FakeHub, quick: list
     assert store.verify(REPO) == []
 
 
-def test_more_than_was_announced(store: ModelStore, hub: FakeHub) -> None:
+def test_size_that_exceeds_the_listing_is_refused(store: ModelStore, hub: FakeHub) -> None:
     hub.faults[WEIGHTS] = Fault(times=-1, more=b"x")
     assert "more of model.safetensors" in refused(store, hub, DownloadError)
 
 
-def test_less_than_was_announced(store: ModelStore, hub: FakeHub, quick: list[float]) -> None:
+def test_size_below_the_listing_is_refused(
+    store: ModelStore, hub: FakeHub, quick: list[float]
+) -> None:
     hub.listing = hub.siblings()
     for entry in hub.listing:
         if entry["rfilename"] == WEIGHTS:
@@ -263,7 +273,7 @@ def test_less_than_was_announced(store: ModelStore, hub: FakeHub, quick: list[fl
 
 
 @pytest.mark.parametrize("path", ["../../evil.json", "/abs.json", "C:\\x.json", "a/../../b.json"])
-def test_a_path_that_leads_elsewhere(
+def test_listing_with_a_path_that_leads_elsewhere_is_refused(
     store: ModelStore, hub: FakeHub, tmp_path: Path, path: str
 ) -> None:
     hub.listing = [*hub.siblings(), {"rfilename": path, "size": 1, "blobId": "1" * 40}]
@@ -273,18 +283,24 @@ def test_a_path_that_leads_elsewhere(
 
 
 @pytest.mark.parametrize("blob_id", ["../../evil", "", None, "1" * 39, "/etc/passwd", 7])
-def test_a_hash_that_is_none(store: ModelStore, hub: FakeHub, blob_id: Any) -> None:
+def test_listing_with_a_hash_that_is_none_is_refused(
+    store: ModelStore, hub: FakeHub, blob_id: Any
+) -> None:
     hub.listing = [*hub.siblings(), {"rfilename": "x.json", "size": 1, "blobId": blob_id}]
     assert "no size or hash" in refused(store, hub, DownloadError)
 
 
 @pytest.mark.parametrize("listing", [[], [{}], {"a": 1}, [7], "x"])
-def test_a_listing_that_makes_no_sense(store: ModelStore, hub: FakeHub, listing: Any) -> None:
+def test_listing_that_makes_no_sense_is_refused(
+    store: ModelStore, hub: FakeHub, listing: Any
+) -> None:
     hub.listing = listing
     refused(store, hub, (DownloadError, BadFiles))  # type: ignore[arg-type]
 
 
-def test_refused_before_any_weights(store: ModelStore, hub: FakeHub) -> None:
+def test_pull_that_cannot_run_is_refused_before_any_weights(
+    store: ModelStore, hub: FakeHub
+) -> None:
     hub.files["config.json"] = hub.files["config.json"].replace(b"{", b'{"auto_map": {}, ', 1)
     refused(store, hub, BadFiles)
     assert WEIGHTS not in hub.sent
@@ -299,7 +315,7 @@ def test_include_takes_no_index_that_leads_elsewhere(store: ModelStore, hub: Fak
     assert WEIGHTS not in hub.sent
 
 
-def test_a_disk_that_fails_is_named_without_its_paths(
+def test_disk_that_fails_is_named_without_its_paths(
     store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path, *_: Any) -> None:
@@ -310,13 +326,13 @@ def test_a_disk_that_fails_is_named_without_its_paths(
     assert parts(store) > BIG, "what came is of use to the next pull"
 
 
-def test_weights_that_lie_are_not_kept(store: ModelStore, hub: FakeHub) -> None:
+def test_headers_that_lie_are_not_kept(store: ModelStore, hub: FakeHub) -> None:
     hub.files[WEIGHTS] += b"x"
     assert "do not cover" in refused(store, hub, BadFiles)
     assert parts(store) == 0
 
 
-def test_gated(store: ModelStore, hub: FakeHub) -> None:
+def test_pull_of_a_gated_repository_says_so(store: ModelStore, hub: FakeHub) -> None:
     hub.gated = "manual"
     assert "HF_TOKEN" in refused(store, hub, DownloadError)
     gate = {"X-Error-Code": "GatedRepo"}
@@ -328,23 +344,21 @@ def test_gated(store: ModelStore, hub: FakeHub) -> None:
     assert not hub.sent
 
 
-def test_missing(store: ModelStore, hub: FakeHub) -> None:
+def test_pull_of_a_missing_repository_says_so(store: ModelStore, hub: FakeHub) -> None:
     assert "no public repository" in refused(store, hub, DownloadError, repo="org/other")
     assert "no revision 'v9'" in refused(store, hub, DownloadError, revision="v9")
     hub.info_faults = [(401, {"X-Error-Message": "Invalid credentials in Authorization header"})]
     assert "token is refused" in refused(store, hub, DownloadError, token=TOKEN)
 
 
-def test_nobody_there(store: ModelStore) -> None:
+def test_pull_without_a_hub_says_so(store: ModelStore) -> None:
     with pytest.raises(DownloadError, match="cannot be reached"):
         pull(store, REPO, hub=HubOptions("http://127.0.0.1:9"))
     with pytest.raises(DownloadError, match="offline"):
         pull(store, REPO, hub=HubOptions("http://127.0.0.1:9", offline=True))
 
 
-def test_the_disk_has_a_floor(
-    store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_has_a_floor(store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")
     free = iter([10**12] * 45)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(next(free, 2**28)))
@@ -354,7 +368,9 @@ def test_the_disk_has_a_floor(
     pulled(store, hub)
 
 
-def test_a_pipeline_takes_the_folders_of_its_index(store: ModelStore, tmp_path: Path) -> None:
+def test_pull_of_a_pipeline_takes_the_folders_of_its_index(
+    store: ModelStore, tmp_path: Path
+) -> None:
     folder = pipeline(tmp_path / "origin")
     shutil.copytree(folder / "unet", folder / "unet_1_0")
     shutil.copy(folder / "unet/diffusion_pytorch_model.safetensors", folder / "whole.safetensors")
@@ -366,7 +382,7 @@ def test_a_pipeline_takes_the_folders_of_its_index(store: ModelStore, tmp_path: 
     assert store.verify("sd") == []
 
 
-def test_ctrl_c_keeps_what_came(store: ModelStore, hub: FakeHub, tmp_path: Path) -> None:
+def test_interrupt_keeps_what_came(store: ModelStore, hub: FakeHub, tmp_path: Path) -> None:
     hub.slow = 0.02
     code = (
         "import sys; from pathlib import Path; from model_store.hub import *\n"

@@ -58,7 +58,7 @@ def test_import_copies_where_links_cannot_be(
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
-def test_what_is_no_file_of_the_folder_is_refused(
+def test_import_refuses_what_is_no_file_of_the_folder(
     store: ModelStore, source: Path, tmp_path: Path, kind: str
 ) -> None:
     extra = source / "extra.json"
@@ -77,7 +77,9 @@ def test_what_is_no_file_of_the_folder_is_refused(
     assert not list(store.partial.iterdir())
 
 
-def test_a_snapshot_of_the_hub_cache(store: ModelStore, source: Path, tmp_path: Path) -> None:
+def test_import_of_a_snapshot_of_the_hub_cache(
+    store: ModelStore, source: Path, tmp_path: Path
+) -> None:
     repo = tmp_path / "hub/models--org--name"
     snapshot = repo / "snapshots" / ("5" * 40)
     (repo / "blobs").mkdir(parents=True)
@@ -89,7 +91,7 @@ def test_a_snapshot_of_the_hub_cache(store: ModelStore, source: Path, tmp_path: 
     assert not any(path.is_symlink() for path in store.path("mine").iterdir())
 
 
-def test_names(store: ModelStore, source: Path) -> None:
+def test_names_are_checked(store: ModelStore, source: Path) -> None:
     store.import_folder(source, "Mine")
     for taken in ("Mine", "mine"):
         with pytest.raises(NameTaken):
@@ -103,7 +105,7 @@ def test_names(store: ModelStore, source: Path) -> None:
         store.import_folder(source / "nothing", "x")
 
 
-def test_remove(store: ModelStore, source: Path) -> None:
+def test_remove_deletes_the_model_s_files(store: ModelStore, source: Path) -> None:
     store.import_folder(source, "mine")
     store.remove("mine")
     assert store.names() == []
@@ -138,7 +140,7 @@ def test_verify_names_what_cannot_be_read(
     assert store.verify("mine") == ["config.json"]
 
 
-def test_what_is_incomplete_is_not_listed_but_can_be_removed(
+def test_list_leaves_out_what_is_incomplete_but_can_be_removed(
     store: ModelStore, source: Path, tmp_path: Path
 ) -> None:
     store.import_folder(source, "mine")
@@ -156,7 +158,9 @@ def test_what_is_incomplete_is_not_listed_but_can_be_removed(
     store.import_folder(source, "mine")
 
 
-def test_another_process_is_seen_at_once(store: ModelStore, source: Path, tmp_path: Path) -> None:
+def test_list_sees_the_changes_of_another_process_at_once(
+    store: ModelStore, source: Path, tmp_path: Path
+) -> None:
     other = ModelStore(tmp_path / "store")
     for turn in range(20):
         assert other.names() == []
@@ -165,7 +169,7 @@ def test_another_process_is_seen_at_once(store: ModelStore, source: Path, tmp_pa
         store.remove(f"m{turn}")
 
 
-def test_two_changes_within_one_tick_of_the_clock(
+def test_list_sees_two_changes_within_one_tick_of_the_clock(
     store: ModelStore, source: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "store"
@@ -193,7 +197,7 @@ class SlowStore(ModelStore):
         return super()._read()
 
 
-def test_a_thread_never_sees_the_half_of_another_thread_s_look(
+def test_list_in_a_thread_is_never_half_of_another_thread_s(
     store: ModelStore, source: Path, tmp_path: Path
 ) -> None:
     store.import_folder(source, "mine")
@@ -208,7 +212,7 @@ def test_a_thread_never_sees_the_half_of_another_thread_s_look(
     assert slow.names() == ["mine"]
 
 
-def test_looking_costs_next_to_nothing(store: ModelStore, source: Path) -> None:
+def test_list_costs_next_to_nothing(store: ModelStore, source: Path) -> None:
     store.import_folder(source, "mine")
     time.sleep(0.15)
     store.names()
@@ -218,7 +222,7 @@ def test_looking_costs_next_to_nothing(store: ModelStore, source: Path) -> None:
     assert time.perf_counter() - begun < 0.1
 
 
-def test_what_a_killed_import_left_is_swept(store: ModelStore, source: Path) -> None:
+def test_sweep_removes_what_a_killed_import_left(store: ModelStore, source: Path) -> None:
     old = store.partial / "draft-old"
     young = store.partial / "draft-young"
     removed = store.partial / "removed-1"
@@ -322,7 +326,7 @@ DEMO = (
 )
 
 
-def test_the_demo_models_are_the_same_each_time(tmp_path: Path) -> None:
+def test_demo_models_are_the_same_each_time(tmp_path: Path) -> None:
     told = set()
     for seed in ("1", "2"):
         command = [sys.executable, "-c", DEMO, str(tmp_path / seed)]

@@ -99,7 +99,7 @@ def test_cards_are_hidden_from_a_worker_on_the_cpu(monkeypatch: pytest.MonkeyPat
     with_pool(test)
 
 
-def test_a_spare_whose_driver_has_started_makes_way_for_a_fresh_process(
+def test_spare_whose_driver_has_started_makes_way_for_a_fresh_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(STARTED_DRIVER)

@@ -15,24 +15,24 @@ from bitinglip.errors import InvalidRequest
 KEY = "blk_live_0123456789Ab_ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ4e2mHB"
 
 
-def test_a_made_key_parses_to_its_id() -> None:
+def test_key_that_is_made_parses_to_its_id() -> None:
     for _ in range(200):
         key = credentials.make()
         assert credentials.parse(key.text) == key.id
         assert len(key.text) == credentials.LENGTH
 
 
-def test_the_format_stays() -> None:
+def test_key_format_stays() -> None:
     """Keys that people hold must parse for ever."""
     assert credentials.parse(KEY) == "0123456789Ab"
 
 
-def test_no_two_keys_are_alike() -> None:
+def test_keys_are_all_different() -> None:
     assert len({credentials.make().text[22:] for _ in range(1000)}) == 1000
 
 
 @given(st.integers(0, credentials.LENGTH - 1), st.sampled_from(string.printable + "é٣\x00"))
-def test_one_wrong_character_is_refused(place: int, character: str) -> None:
+def test_key_with_a_wrong_character_is_refused(place: int, character: str) -> None:
     text = KEY[:place] + character + KEY[place + 1 :]
     assert text == KEY or credentials.parse(text) is None
 
@@ -52,11 +52,11 @@ def test_one_wrong_character_is_refused(place: int, character: str) -> None:
         "\ud800" * credentials.LENGTH,
     ],
 )
-def test_other_text_is_refused(text: str) -> None:
+def test_key_of_another_form_is_refused(text: str) -> None:
     assert credentials.parse(text) is None
 
 
-def test_the_digest_depends_on_pepper_and_on_the_whole_key() -> None:
+def test_digest_depends_on_pepper_and_on_the_whole_key() -> None:
     digests = {
         credentials.digest(b"a", KEY),
         credentials.digest(b"b", KEY),
@@ -65,7 +65,7 @@ def test_the_digest_depends_on_pepper_and_on_the_whole_key() -> None:
     assert len(digests) == 3
 
 
-def test_scopes() -> None:
+def test_scopes_are_parsed() -> None:
     assert frozenset(Scope) - DEFAULT == {Scope.ADMIN, Scope.CLUSTER_WRITE}
     assert parse_scopes(["inference:text", "models:read"]) == {Scope.TEXT, Scope.MODELS_READ}
     for wrong in (["inference:txt"], [], ["admin", ""]):
@@ -78,11 +78,11 @@ def test_scopes() -> None:
     ("text", "span"),
     [("30d", timedelta(days=30)), ("12h", timedelta(hours=12)), ("2w", timedelta(weeks=2))],
 )
-def test_an_expiry_as_a_span(text: str, span: timedelta) -> None:
+def test_expiry_as_a_span(text: str, span: timedelta) -> None:
     assert abs(parse_expiry(text) - datetime.now(UTC) - span) < timedelta(seconds=5)
 
 
-def test_an_expiry_as_a_time() -> None:
+def test_expiry_as_a_time() -> None:
     noon = datetime(2130, 1, 31, 12, tzinfo=UTC)
     for text in ("2130-01-31T12:00:00Z", "2130-01-31T12:00:00", "2130-01-31T13:00:00+01:00"):
         assert parse_expiry(text) == noon
@@ -92,7 +92,7 @@ def test_an_expiry_as_a_time() -> None:
     "text",
     ["", "soon", "0d", "-1d", "30", "٣d", "999999999w", "2001-01-01", "9999-12-31T23:59:59-10:00"],
 )
-def test_a_useless_expiry_is_refused(text: str) -> None:
+def test_expiry_that_is_useless_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_expiry(text)
     assert caught.value.param == "expires"

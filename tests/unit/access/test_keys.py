@@ -48,7 +48,7 @@ def using(home: Home, act: Act, pepper: bytes = PEPPER) -> None:
     asyncio.run(run())
 
 
-def test_a_new_key_works_at_once_and_after_a_restart(home: Home) -> None:
+def test_key_works_at_once_and_after_a_restart(home: Home) -> None:
     made: list[str] = []
 
     async def first(ring: KeyRing) -> None:
@@ -73,7 +73,7 @@ def test_a_new_key_works_at_once_and_after_a_restart(home: Home) -> None:
         assert file.is_dir() or made[1].encode() not in file.read_bytes()
 
 
-def test_admin_implies_every_scope(home: Home) -> None:
+def test_scope_admin_implies_every_other(home: Home) -> None:
     async def act(ring: KeyRing) -> None:
         _, key = await ring.create(name="a", scopes=["admin"])
         assert all(ring.authenticate(key).may(scope) for scope in Scope)
@@ -81,7 +81,7 @@ def test_admin_implies_every_scope(home: Home) -> None:
     using(home, act)
 
 
-def test_what_is_no_key_is_refused(home: Home) -> None:
+def test_key_that_is_none_is_refused(home: Home) -> None:
     async def act(ring: KeyRing) -> None:
         record, key = await ring.create(name="a")
         stranger = credentials.make().text
@@ -97,7 +97,7 @@ def test_what_is_no_key_is_refused(home: Home) -> None:
     using(home, act)
 
 
-def test_revoked_is_revoked_at_once_and_for_ever(home: Home) -> None:
+def test_revocation_holds_at_once_and_for_ever(home: Home) -> None:
     keys: list[str] = []
 
     async def first(ring: KeyRing) -> None:
@@ -121,7 +121,7 @@ def test_revoked_is_revoked_at_once_and_for_ever(home: Home) -> None:
     using(home, second)
 
 
-def test_a_failing_disk_does_not_keep_a_revoked_key_alive(home: Home) -> None:
+def test_revocation_holds_although_the_disk_fails(home: Home) -> None:
     async def run() -> None:
         database = await Database.open(home.database)
         ring = await KeyRing.open(database, PEPPER)
@@ -141,7 +141,7 @@ def test_a_failing_disk_does_not_keep_a_revoked_key_alive(home: Home) -> None:
     asyncio.run(run())
 
 
-def test_a_key_expires(home: Home) -> None:
+def test_key_expires(home: Home) -> None:
     async def act(ring: KeyRing) -> None:
         soon = datetime.now(UTC) + timedelta(seconds=0.3)
         _, key = await ring.create(name="a", expires_at=soon)
@@ -166,7 +166,9 @@ def test_a_key_expires(home: Home) -> None:
         ("expires", datetime(2001, 1, 1, tzinfo=UTC)),
     ],
 )
-def test_a_bad_wish_is_refused_and_leaves_nothing(home: Home, field: str, value: object) -> None:
+def test_key_with_wrong_fields_is_refused_and_leaves_nothing(
+    home: Home, field: str, value: object
+) -> None:
     async def act(ring: KeyRing) -> None:
         load_config = {"name": "a", {"expires": "expires_at"}.get(field, field): value}
         with pytest.raises(InvalidRequest) as caught:
@@ -177,7 +179,7 @@ def test_a_bad_wish_is_refused_and_leaves_nothing(home: Home, field: str, value:
     using(home, act)
 
 
-def test_the_first_start_makes_the_operators_key_once(home: Home) -> None:
+def test_admin_key_is_made_once_at_the_first_start(home: Home) -> None:
     async def first(ring: KeyRing) -> None:
         home.admin_key.write_text("left by a start that was cut short")
         key = await ring.ensure_admin_key(home)
@@ -196,7 +198,7 @@ def test_the_first_start_makes_the_operators_key_once(home: Home) -> None:
     using(home, second)
 
 
-def test_the_last_use_is_kept_in_batches(home: Home) -> None:
+def test_last_use_is_kept_in_batches(home: Home) -> None:
     async def first(ring: KeyRing) -> None:
         (a, key), (b, _) = await ring.create(name="a"), await ring.create(name="b")
         ring.authenticate(key)
@@ -214,7 +216,7 @@ def test_the_last_use_is_kept_in_batches(home: Home) -> None:
     using(home, second)
 
 
-def test_without_the_pepper_no_key_works_and_the_log_says_so(
+def test_pepper_that_is_lost_ends_all_keys_and_the_log_says_so(
     home: Home, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys: list[str] = []
@@ -234,7 +236,7 @@ def test_without_the_pepper_no_key_works_and_the_log_says_so(
 @pytest.mark.parametrize(
     "damage", ["scopes = '[\"adm'", "created_at = 'once'", "name = CAST(x'ff' AS TEXT)"]
 )
-def test_a_damaged_record_stops_the_start(home: Home, damage: str) -> None:
+def test_record_that_is_damaged_stops_the_start(home: Home, damage: str) -> None:
     async def make(ring: KeyRing) -> None:
         await ring.create(name="a")
 
@@ -245,7 +247,7 @@ def test_a_damaged_record_stops_the_start(home: Home, damage: str) -> None:
         using(home, make)
 
 
-def test_flipped_bytes_end_in_one_clear_message_or_in_nothing(home: Home) -> None:
+def test_database_with_flipped_bytes_ends_in_one_clear_message_or_in_nothing(home: Home) -> None:
     async def make(ring: KeyRing) -> None:
         for number in range(20):
             await ring.create(name=f"key {number}")

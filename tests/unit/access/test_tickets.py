@@ -21,7 +21,7 @@ def good(office: Tickets, ticket: str, task_id: str = "t") -> bool:
     return True
 
 
-def test_a_ticket_names_its_caller_once() -> None:
+def test_ticket_names_its_caller_once() -> None:
     office = Tickets()
     ticket = office.issue(ANNA, "t")
     assert office.redeem(ticket, "t") is ANNA
@@ -29,7 +29,7 @@ def test_a_ticket_names_its_caller_once() -> None:
     assert not good(office, "")
 
 
-def test_a_ticket_shown_for_another_task_is_used_up() -> None:
+def test_ticket_shown_for_another_task_is_used_up() -> None:
     office = Tickets()
     ticket = office.issue(ANNA, "t")
     assert not good(office, ticket, "other")
@@ -37,7 +37,7 @@ def test_a_ticket_shown_for_another_task_is_used_up() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "valid"), [(LIFETIME - 1, True), (LIFETIME, False)])
-def test_a_ticket_expires(monkeypatch: pytest.MonkeyPatch, seconds: float, valid: bool) -> None:
+def test_ticket_expires(monkeypatch: pytest.MonkeyPatch, seconds: float, valid: bool) -> None:
     office = Tickets()
     ticket = office.issue(ANNA, "t")
     later = time.monotonic() + seconds
@@ -45,7 +45,7 @@ def test_a_ticket_expires(monkeypatch: pytest.MonkeyPatch, seconds: float, valid
     assert good(office, ticket) is valid
 
 
-def test_a_key_has_no_more_than_a_hundred_and_cannot_push_others_out() -> None:
+def test_tickets_of_a_key_are_a_hundred_at_most_and_push_no_others_out() -> None:
     office = Tickets()
     berts = office.issue(BERT, "t")
     annas = [office.issue(ANNA, "t") for _ in range(150)]

@@ -58,7 +58,7 @@ def all_served(run: Run) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_mixed_load_on_too_small_a_device(seed: int) -> None:
+def test_eviction_under_mixed_load_on_too_small_a_device(seed: int) -> None:
     settings = three_on_one()
     run = simulate(settings, traces.make("mixed", mix_of(settings, rate=3, seed=seed)))
     assert len(run.samples) > 1500
@@ -67,7 +67,7 @@ def test_mixed_load_on_too_small_a_device(seed: int) -> None:
     assert longest(run.samples) <= bound(longest_answer=512 + 4000 / 20)
 
 
-def test_clients_that_alternate_share_loads_where_plain_lru_loads_for_each() -> None:
+def test_eviction_shares_loads_of_alternating_clients_where_plain_lru_loads_for_each() -> None:
     settings = three_on_one()
     trace = traces.make("alternating", mix_of(settings, rate=0.5))
     ours, lru = simulate(settings, trace, "ours"), simulate(settings, trace, "lru")
@@ -80,7 +80,7 @@ def test_clients_that_alternate_share_loads_where_plain_lru_loads_for_each() -> 
     assert longest(ours.samples) < longest(lru.samples) / 10
 
 
-def test_one_key_with_two_hundred_waiting_costs_another_one_batch() -> None:
+def test_fairness_of_a_key_with_two_hundred_waiting_costs_another_one_batch() -> None:
     settings = settings_for([24 * GB], 1, [10 * GB], ["models.m0.fake.batch_size=8"])
     warm = Arrival(at=0, model="m0", tokens=1)
     light = Arrival(at=11, model="m0", key="light", tokens=50)
@@ -94,7 +94,7 @@ def test_one_key_with_two_hundred_waiting_costs_another_one_batch() -> None:
     assert by_arrival.wait > 20 * batch
 
 
-def test_higher_tiers_wait_less_and_the_lowest_is_not_starved() -> None:
+def test_tiers_that_are_higher_wait_less_and_the_lowest_is_not_starved() -> None:
     settings = settings_for([24 * GB], 1, [10 * GB], ["models.m0.fake.batch_size=8"])
     run = simulate(settings, traces.make("tiers", mix_of(settings, rate=2, seconds=180)))
     waits = {tier: found["p95"] for tier, found in facts(run)["waits"].items()}
@@ -117,7 +117,7 @@ def test_replicas_share_the_work() -> None:
     assert longest(two.samples) < longest(one.samples) / 2
 
 
-def test_what_a_dead_worker_ran_is_run_again() -> None:
+def test_retry_runs_again_what_a_dead_worker_ran() -> None:
     settings = three_on_one()
     trace: Trace = [Arrival(at=n / 4, model="m0", key=f"k{n}") for n in range(80)]
     run = simulate(settings, sorted([*trace, Crash(10.1, "m0")], key=lambda event: event.at))
@@ -126,7 +126,7 @@ def test_what_a_dead_worker_ran_is_run_again() -> None:
     assert run.over_commits == 0
 
 
-def test_a_model_larger_than_any_device_is_split() -> None:
+def test_multi_device_model_is_split() -> None:
     settings = settings_for([24 * GB] * 2, 1, [30 * GB])
     run = simulate(settings, [Arrival(at=n, model="m0") for n in range(60)])
     assert all_served(run)
@@ -135,7 +135,7 @@ def test_a_model_larger_than_any_device_is_split() -> None:
     assert run.use["fake0"].memory == pytest.approx(15 / 24, rel=0.01)
 
 
-def test_small_models_do_not_keep_a_large_one_out() -> None:
+def test_placement_lets_small_models_keep_no_large_one_out() -> None:
     """All in steady use; the large one fits only if all small ones have left."""
     settings = settings_for([48 * GB], 6, [40 * GB, *[14 * GB] * 5])
     run = simulate(settings, traces.make("alternating", mix_of(settings, rate=0.6)))
@@ -143,7 +143,7 @@ def test_small_models_do_not_keep_a_large_one_out() -> None:
     assert longest(run.samples) <= 6 * bound(longest_answer=105)  # a turn of each at the worst
 
 
-def test_the_most_crowded_machine_is_served_without_over_commitment() -> None:
+def test_placement_on_the_most_crowded_machine_never_over_commits() -> None:
     settings = settings_for(sizes("8x80GB"), 50, sizes("6GB,14GB,28GB,45GB"))
     mix = Mix(list(settings.models), clients=1000, seconds=60, rate=1000 / 30)
     run = simulate(settings, traces.make("mixed", mix))
@@ -155,7 +155,7 @@ def test_the_most_crowded_machine_is_served_without_over_commitment() -> None:
 # ---- the simulator itself ----------------------------------------------------------------------
 
 
-def test_the_same_words_print_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulator_prints_the_same_figures_each_time(capsys: pytest.CaptureFixture[str]) -> None:
     words = "--trace burst --devices 24GB --models 3 --sizes 10GB --clients 30 --minutes 3"
     asked = [*words.split(), "--policy", "both", "--json"]
 
@@ -183,7 +183,7 @@ def _without_speed(text: str | bytes) -> list[dict[str, object]]:
     return runs
 
 
-def test_the_table_is_aligned_and_says_what_was_asked_for() -> None:
+def test_simulator_table_is_aligned_and_says_what_was_asked_for() -> None:
     settings = three_on_one()
     trace: Trace = [Arrival(at=0, model="m0"), Arrival(at=1, model="m1", tier="pro")]
     runs = [simulate(settings, trace, policy) for policy in ("ours", "lru")]
@@ -197,7 +197,7 @@ def test_the_table_is_aligned_and_says_what_was_asked_for() -> None:
     "words",
     ["--trace nobody", "--devices 8x80", "--set residency.nonsense=1", "--set models.m0.pin=7"],
 )
-def test_wrong_words_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulator_refuses_wrong_arguments(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == 2
     assert capsys.readouterr().err
 
@@ -211,7 +211,7 @@ def test_plain_lru_evicts_what_was_used_longest_ago() -> None:
     assert (run.loads, run.evictions) == (4, 2)
 
 
-def test_time_jumps_and_a_standstill_is_told() -> None:
+def test_virtual_clock_jumps_and_a_standstill_is_told() -> None:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         loop = runner.get_loop()
         seen: list[tuple[str, float]] = []
@@ -238,7 +238,7 @@ def test_time_jumps_and_a_standstill_is_told() -> None:
     loop.close()
 
 
-def test_a_batch_slows_down_beyond_its_knee() -> None:
+def test_batch_slows_down_beyond_its_knee() -> None:
     ended: dict[str, float] = {}
 
     async def three(knee: int) -> None:
@@ -261,7 +261,7 @@ def test_a_batch_slows_down_beyond_its_knee() -> None:
         assert ended == pytest.approx({"a": 3.0, "b": 3.0, "c": 3.0})
 
 
-def test_the_books_see_what_holds_too_much_or_promises_it() -> None:
+def test_books_see_what_holds_too_much_or_promises_it() -> None:
     now = [0.0]
     books = Books({"fake0": 10}, lambda: now[0])
     books.take("one", {"fake0": 6})
@@ -281,7 +281,7 @@ def test_the_books_see_what_holds_too_much_or_promises_it() -> None:
 
 
 @pytest.mark.parametrize("name", traces.TRACES)
-def test_a_trace_depends_on_its_seed_alone(name: str) -> None:
+def test_trace_depends_on_its_seed_alone(name: str) -> None:
     mix = Mix(["m0", "m1", "m2"], clients=10, seconds=180, rate=2)
     trace = traces.make(name, mix)
     assert trace == traces.make(name, mix)
@@ -292,7 +292,7 @@ def test_a_trace_depends_on_its_seed_alone(name: str) -> None:
     assert len(trace) == pytest.approx(360, rel=0.25)
 
 
-def test_a_trace_file_is_read_by_time_and_told_where_it_is_wrong(tmp_path: Path) -> None:
+def test_trace_file_is_read_by_time_and_told_where_it_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "trace.jsonl"
     file.write_text('{"at": 5, "crash": "m0"}\n\n{"at": 1, "model": "m0", "tier": "pro"}\n')
     arrival = Arrival(at=1, model="m0", tier="pro")

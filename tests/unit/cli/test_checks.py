@@ -41,7 +41,7 @@ def card() -> StandInCard:
     return StandInCard(memory=SimpleNamespace(total=85_000_000_000, used=1_000_000_000))
 
 
-def test_a_machine_without_a_driver_is_a_cpu_machine_and_it_is_said_once() -> None:
+def test_driver_that_is_missing_makes_a_cpu_machine_and_is_said_once() -> None:
     for torch_cuda in (None, "13.0"):
         found = look(StandInNvml(init=StandInNvml.NVML_ERROR_LIBRARY_NOT_FOUND), torch_cuda)
         assert levels(found) == [("gpu", "ok"), ("cpu", "ok"), ("torch", "ok")]
@@ -51,11 +51,11 @@ def test_a_machine_without_a_driver_is_a_cpu_machine_and_it_is_said_once() -> No
 @pytest.mark.parametrize(
     "nvml", [StandInNvml(), StandInNvml(StandInCard(memory=NVMLError(15))), StandInNvml(init=18)]
 )
-def test_a_driver_that_shows_no_card_is_a_warning(nvml: StandInNvml) -> None:
+def test_driver_that_shows_no_card_is_a_warning(nvml: StandInNvml) -> None:
     assert levels(look(nvml)) == [("gpu", "warning"), ("cpu", "ok"), ("torch", "ok")]
 
 
-def test_each_card_is_told_with_its_memory() -> None:
+def test_cards_are_told_with_their_memory() -> None:
     found = look(StandInNvml(card(), card()), "13.0")
     assert levels(found) == [("gpu", "ok")] * 2 + [("cpu", "ok"), ("torch", "ok")]
     assert found[1].detail == "1: NVIDIA H100, 85.0 GB, 268.4 MB kept free, 1.0 GB in use"
@@ -70,11 +70,11 @@ def test_each_card_is_told_with_its_memory() -> None:
         (13000, None, "error"),
     ],
 )
-def test_torch_must_go_with_the_driver(driver: int, torch_cuda: str | None, level: str) -> None:
+def test_torch_build_must_fit_the_driver(driver: int, torch_cuda: str | None, level: str) -> None:
     assert levels(look(StandInNvml(card(), cuda=driver), torch_cuda))[-1] == ("torch", level)
 
 
-def test_the_processor_has_a_budget_that_ram_can_hold() -> None:
+def test_cpu_budget_fits_into_ram() -> None:
     def cpu(**values: int) -> Finding:
         settings = Settings(devices=DeviceSettings(**values))
         return next(
@@ -87,7 +87,7 @@ def test_the_processor_has_a_budget_that_ram_can_hold() -> None:
     assert cpu(cpu_memory_bytes=10**18).level == "warning"
 
 
-def test_devices_that_are_made_up_are_told_as_such() -> None:
+def test_fake_devices_are_told_as_such() -> None:
     settings = Settings(devices=DeviceSettings(fake=[FakeDevice(name="big", memory_bytes=10**9)]))
     found = list(accelerator.every_device(settings))
     assert levels(found)[:2] == [("gpu", "ok"), ("gpu", "ok")]
@@ -104,7 +104,7 @@ def test_devices_that_are_made_up_are_told_as_such() -> None:
         ("hip: Optional[str] = '6.2'", None),
     ],
 )
-def test_the_build_is_read_from_torchs_version_file(line: str, found: str | None) -> None:
+def test_torch_build_is_read_from_its_version_file(line: str, found: str | None) -> None:
     match = accelerator._CUDA.search(f"debug = False\n{line}\n")
     assert (match[1] if match else None) == found
 
@@ -124,7 +124,7 @@ def database(place: CliContext, version: str) -> None:
 
 
 @pytest.mark.parametrize(("version", "level"), [("0001", "ok"), ("9999", "error")])
-def test_a_database_is_only_looked_at(place: CliContext, version: str, level: str) -> None:
+def test_database_check_only_reads(place: CliContext, version: str, level: str) -> None:
     database(place, version)
     before = place.home.database.read_bytes()
     assert checks._database(place).level == level
@@ -133,13 +133,13 @@ def test_a_database_is_only_looked_at(place: CliContext, version: str, level: st
 
 
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\0 and then nothing", b"junk" * 500])
-def test_a_damaged_database_is_an_error(place: CliContext, content: bytes) -> None:
+def test_database_that_is_damaged_is_an_error(place: CliContext, content: bytes) -> None:
     place.home.database.write_bytes(content)
     finding = checks._database(place)
     assert (finding.level, finding.advice) == ("error", "restore a backup, or move it away")
 
 
-def test_a_home_that_others_may_write_to_is_an_error(place: CliContext) -> None:
+def test_home_that_others_may_write_to_is_an_error(place: CliContext) -> None:
     assert checks._home(place).level == "ok"
     place.home.root.chmod(0o777)
     assert "chmod 700" in checks._home(place).advice
@@ -148,7 +148,7 @@ def test_a_home_that_others_may_write_to_is_an_error(place: CliContext) -> None:
 @pytest.mark.parametrize(
     ("free", "level"), [(10**8, "error"), (5 * 10**9, "warning"), (10**12, "ok")]
 )
-def test_disk_space(
+def test_disk_space_is_checked(
     place: CliContext, free: int, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(free))

@@ -21,13 +21,13 @@ def test_events_come_whole_however_the_bytes_are_cut(step: int, end: str) -> Non
 
 
 @pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\x0c"])
-def test_only_line_feeds_end_lines(inside: str) -> None:
+def test_events_end_lines_by_line_feeds_only(inside: str) -> None:
     """Python's splitlines() takes these for line ends; JSON may hold them as they are."""
     data = json.dumps({"text": f"a{inside}b"}, ensure_ascii=ord(inside) < 0x20)
     assert events(f"event: token\ndata: {data}\n\n") == [("token", {"text": f"a{inside}b"})]
 
 
-def test_what_is_no_json_is_one_clear_error() -> None:
+def test_events_that_are_no_json_are_one_clear_error() -> None:
     with pytest.raises(Failure, match="cannot be read"):
         events("event: token\ndata: {\n\n")
     assert events("event: token\ndata: [1]\n\n") == [("token", {})]
@@ -54,11 +54,11 @@ def test_what_is_no_json_is_one_clear_error() -> None:
         ({"code": "INTERNAL_ERROR", "message": "Oh.", "request_id": "req-1"}, "Oh. (req-1)"),
     ],
 )
-def test_an_error_is_one_line_that_says_what_to_do(error: dict[str, object], line: str) -> None:
+def test_error_is_one_line_that_says_what_to_do(error: dict[str, object], line: str) -> None:
     assert failure_line(error) == line
 
 
-def test_a_refused_key_says_where_keys_come_from() -> None:
+def test_key_that_is_refused_says_where_keys_come_from() -> None:
     error = {"code": "INVALID_API_KEY", "message": "x"}
     assert "BITINGLIP_API_KEY" in failure_line(error, has_key=False)
     assert "does not accept" in failure_line(error)

@@ -28,7 +28,7 @@ def options(command: str) -> set[str]:
     return {flag for param in COMMANDS[command].params for flag in param.opts}
 
 
-def test_the_commands_of_the_contract_are_there() -> None:
+def test_commands_of_the_contract_are_there() -> None:
     models = ["pull", "import", "list", "show", "remove", "verify", "load", "unload", "fit"]
     expected = {f"models {name}" for name in models}
     expected |= {f"keys {name}" for name in ("create", "list", "show", "revoke")}
@@ -40,7 +40,7 @@ def test_the_commands_of_the_contract_are_there() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_takes_home_and_config_and_says_what_it_does(command: str) -> None:
+def test_commands_take_home_and_config_and_say_what_they_do(command: str) -> None:
     assert options(command) >= {"--home", "--config"}
     assert COMMANDS[command].help
     for param in COMMANDS[command].params:
@@ -50,7 +50,7 @@ def test_every_command_takes_home_and_config_and_says_what_it_does(command: str)
 @pytest.mark.parametrize(
     "command", [name for name in COMMANDS if name.endswith((" list", " show"))] + ["status"]
 )
-def test_what_shows_something_speaks_json(command: str) -> None:
+def test_commands_that_show_something_have_json(command: str) -> None:
     assert "--json" in options(command)
 
 
@@ -68,18 +68,18 @@ def test_what_shows_something_speaks_json(command: str) -> None:
         ["keys", "list", "--json=maybe"],
     ],
 )
-def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+def test_usage_that_is_wrong_ends_with_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert result.stderr
     assert not result.stdout
 
 
-def test_a_near_command_is_suggested() -> None:
+def test_command_that_is_near_is_suggested() -> None:
     assert "models" in CliRunner().invoke(app, ["modles"]).stderr
 
 
-def test_version() -> None:
+def test_version_is_printed() -> None:
     from bitinglip import __version__
 
     result = CliRunner().invoke(app, ["--version"])
@@ -87,7 +87,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("module", ["cli.main", "cli.__main__"])
-def test_importing_the_commands_imports_no_product(module: str) -> None:
+def test_imports_of_the_commands_leave_the_product_out(module: str) -> None:
     """Help and mistakes are answered at once."""
     heavy = "torch transformers fastapi starlette sqlmodel pydantic httpx rich yaml bitinglip"
     code = (

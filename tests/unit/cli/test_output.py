@@ -20,7 +20,7 @@ from cli.show.output import amount, clean, moment, show_json, show_pairs, show_t
         ("Grüße 世界 🚀", "Grüße 世界 🚀"),
     ],
 )
-def test_nothing_that_a_terminal_obeys_is_printed(text: str, shown: str) -> None:
+def test_control_characters_are_not_printed(text: str, shown: str) -> None:
     assert clean(text) == shown
 
 
@@ -37,7 +37,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(text: str, shown: str) -> None
         (3 * 10**15, "3.0 PB"),
     ],
 )
-def test_sizes(count: int | None, shown: str) -> None:
+def test_sizes_are_written_in_units(count: int | None, shown: str) -> None:
     assert size(count) == shown
 
 
@@ -52,17 +52,17 @@ def test_sizes(count: int | None, shown: str) -> None:
         (999900000, "1.0B"),
     ],
 )
-def test_amounts(count: int | None, shown: str) -> None:
+def test_amounts_are_written_with_their_noun(count: int | None, shown: str) -> None:
     assert amount(count) == shown
 
 
-def test_moments() -> None:
+def test_moments_are_written_as_ages() -> None:
     assert moment(None) == "-"
     assert moment("not a time\x1b") == "not a time"
     assert moment("2026-11-23T03:24:20.123Z").startswith("2026-11-2")
 
 
-def test_a_table_is_aligned_and_never_cut_where_there_is_no_terminal(
+def test_table_is_aligned_and_never_cut_without_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     long = "x" * 300

@@ -55,20 +55,20 @@ def shown(found: dict[str, Any], width: int = 120, rates: Rates | None = None) -
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+def test_table_lines_are_no_wider_than_the_terminal(width: int) -> None:
     lines = shown(status(models=[model("a" * 20, status="ready", running=2)]), width)
     assert all(len(line) <= width for line in lines)
     assert any("42%" in line for line in lines)
 
 
-def test_the_bar_is_in_proportion() -> None:
+def test_bar_is_in_proportion() -> None:
     (line,) = [line for line in shown(status()) if "█" in line]
     ours, theirs, free = (line.count(each) for each in "█▒·")
     assert ours == pytest.approx(2 * theirs, abs=1)
     assert free == pytest.approx(theirs, abs=1)
 
 
-def test_what_does_something_comes_first_and_the_rest_is_counted() -> None:
+def test_top_shows_active_workers_first_and_counts_the_rest() -> None:
     models = [model(f"idle{n}") for n in range(20)]
     models += [model("waiting", queued=4, status="loading", progress=0.4, oldest_wait=2.0, eta=3.2)]
     lines = shown(status(models=models))
@@ -78,7 +78,7 @@ def test_what_does_something_comes_first_and_the_rest_is_counted() -> None:
     assert "... 16 more" in lines
 
 
-def test_rates_are_shown_once_they_are_known() -> None:
+def test_top_shows_rates_once_they_are_known() -> None:
     assert "requests/s" not in shown(status())[0]
     assert (
         "12.5 requests/s, tokens/s 10 in 1,000 out"
@@ -86,7 +86,7 @@ def test_rates_are_shown_once_they_are_known() -> None:
     )
 
 
-def test_an_older_server_lacks_much() -> None:
+def test_top_works_with_an_older_server() -> None:
     old = status(models=[{"model_id": "a", "status": "ready", "cause": None, "queued": 0}])
     del old["devices"], old["load"]
     assert any(line.startswith("a ") for line in shown(old))

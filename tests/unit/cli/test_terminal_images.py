@@ -30,11 +30,13 @@ def picture(width: int = 2, height: int = 2, kind: str = "PNG") -> bytes:
         ({}, None),
     ],
 )
-def test_a_terminal_says_what_it_speaks(environ: dict[str, str], protocol: str | None) -> None:
+def test_terminal_kind_is_told_by_its_environment(
+    environ: dict[str, str], protocol: str | None
+) -> None:
     assert protocol_of(environ) == protocol
 
 
-def test_kitty_gets_a_small_picture_in_one_piece() -> None:
+def test_kitty_gets_a_small_image_in_one_piece() -> None:
     assert kitty(b"abc") == "\x1b_Ga=T,f=100,m=0;YWJj\x1b\\"
 
 

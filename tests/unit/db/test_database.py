@@ -98,7 +98,7 @@ def refused(path: Path, *words: str) -> None:
         assert word in message
 
 
-def test_the_pragmas_and_the_file_mode(path: Path) -> None:
+def test_pragmas_and_the_file_mode(path: Path) -> None:
     wanted = {
         "journal_mode": "wal",
         "synchronous": 2,
@@ -131,7 +131,7 @@ def test_readers_cannot_write_and_see_what_was_committed(path: Path) -> None:
     using(path, act)
 
 
-def test_an_exception_rolls_back_and_writers_take_turns(path: Path) -> None:
+def test_rollback_follows_an_exception_and_writers_take_turns(path: Path) -> None:
     async def add(database: Database, *, fail: bool) -> None:
         async with database.write() as session:
             count = (await session.execute(text("SELECT count(*) FROM t"))).scalar()
@@ -151,7 +151,7 @@ def test_an_exception_rolls_back_and_writers_take_turns(path: Path) -> None:
     using(path, act)
 
 
-def test_a_cancelled_writer_leaves_the_database_usable(path: Path) -> None:
+def test_cancel_of_a_writer_leaves_the_database_usable(path: Path) -> None:
     async def add(database: Database) -> None:
         async with database.write() as session:
             await session.execute(text("INSERT INTO t VALUES (1)"))
@@ -171,7 +171,7 @@ def test_a_cancelled_writer_leaves_the_database_usable(path: Path) -> None:
     using(path, act)
 
 
-def test_a_full_disk_has_a_name(path: Path) -> None:
+def test_disk_that_is_full_has_a_name(path: Path) -> None:
     async def act(database: Database) -> None:
         async with database.write() as session:
             await session.execute(text("PRAGMA max_page_count = 1"))
@@ -181,9 +181,7 @@ def test_a_full_disk_has_a_name(path: Path) -> None:
         using(path, act)
 
 
-def test_damage_that_is_found_later_has_a_name_too(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damage_found_later_has_a_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large file is not read as a whole at the start."""
     monkeypatch.setattr(files, "_QUICK", 0)
     data = path.read_bytes()
@@ -199,7 +197,7 @@ def test_damage_that_is_found_later_has_a_name_too(
     using(path, act)
 
 
-def test_locked_database_is_given_up_after_a_while_and_reported(path: Path) -> None:
+def test_lock_of_another_program_is_given_up_after_a_while_and_reported(path: Path) -> None:
     health = Health()
 
     async def act() -> None:
@@ -237,12 +235,12 @@ def test_locked_database_is_given_up_after_a_while_and_reported(path: Path) -> N
         lambda _: b"hello\n",
     ],
 )
-def test_a_damaged_file_is_refused(path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damage_of_the_file_is_refused(path: Path, damage: Callable[[bytes], bytes]) -> None:
     path.write_bytes(damage(path.read_bytes()))
     refused(path, "damaged", "restore a backup")
 
 
-def test_another_database_and_a_future_one_are_refused(path: Path) -> None:
+def test_database_of_another_kind_or_a_future_version_is_refused(path: Path) -> None:
     query(path, "UPDATE alembic_version SET version_num = '0999'")
     refused(path, "schema 0999", migrations.HEAD)
     query(path, "DROP TABLE alembic_version")
@@ -250,7 +248,7 @@ def test_another_database_and_a_future_one_are_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "-wal", "-shm"])
-def test_a_link_is_refused(path: Path, tmp_path: Path, end: str) -> None:
+def test_link_in_the_place_of_the_database_is_refused(path: Path, tmp_path: Path, end: str) -> None:
     link = path.with_name(path.name + end)
     link.unlink(missing_ok=True)
     link.symlink_to(tmp_path / "elsewhere")
@@ -259,19 +257,19 @@ def test_a_link_is_refused(path: Path, tmp_path: Path, end: str) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_log_without_its_database_is_not_replayed_into_a_new_one(path: Path) -> None:
+def test_wal_without_its_database_is_not_replayed_into_a_new_one(path: Path) -> None:
     path.rename(path.with_name(path.name + "-wal"))
     with pytest.raises(DatabaseError, match="is missing but"):
         using(path, nothing)
     assert not path.exists()
 
 
-def test_a_folder_that_is_missing_is_one_clear_message(tmp_path: Path) -> None:
+def test_folder_that_is_missing_is_one_clear_message(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="No such file"):
         using(tmp_path / "missing" / "bitinglip.db", nothing)
 
 
-def test_the_migrations_make_just_what_the_tables_say(tmp_path: Path, path: Path) -> None:
+def test_migrations_make_just_what_the_tables_say(tmp_path: Path, path: Path) -> None:
     grown = tmp_path / "grown.db"
     upgrade(grown)
     options = {"compare_type": True, "compare_server_default": True, "render_as_batch": True}
@@ -285,9 +283,7 @@ def test_the_migrations_make_just_what_the_tables_say(tmp_path: Path, path: Path
     assert query(grown, "SELECT * FROM alembic_version") == [(migrations.HEAD,)]
 
 
-def test_an_older_schema_is_backed_up_and_migrated(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_migration_backs_an_older_schema_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     query(path, "DROP TABLE api_keys")
     query(path, "DROP TABLE tasks")
     query(path, "DROP TABLE footprints")
@@ -304,7 +300,7 @@ def test_an_older_schema_is_backed_up_and_migrated(
     assert query(path, "SELECT count(*) FROM api_keys") == [(0,)]
 
 
-def test_a_database_of_the_first_version_keeps_its_keys(tmp_path: Path) -> None:
+def test_migration_of_the_first_version_keeps_its_keys(tmp_path: Path) -> None:
     file = tmp_path / "bitinglip.db"
     upgrade(file, "0001")
     columns = "id, name, digest, pepper_id, last_four, scopes, tier, created_at"
@@ -321,7 +317,7 @@ def _from_nothing(path: Path) -> None:
     upgrade(path)
 
 
-def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+def test_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "x.db"
     query(file, "CREATE TABLE api_keys_rest AS SELECT 1 AS x")
     query(file, "CREATE TABLE api_keys AS SELECT 1 AS x")  # in the way of 0001
@@ -335,7 +331,7 @@ def test_alembic_stays_out_of_an_ordinary_start(path: Path) -> None:
     subprocess.run([sys.executable, "-c", START, str(path)], check=True, timeout=30)
 
 
-def test_what_was_acknowledged_survives_a_power_cut(path: Path, tmp_path: Path) -> None:
+def test_power_cut_loses_nothing_that_was_acknowledged(path: Path, tmp_path: Path) -> None:
     """A stopped process is a cut at a random instant: its files are what a new start finds."""
     answers = tmp_path / "answers"
     with (

@@ -51,7 +51,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     return captures
 
 
-def test_captures_of_several_stages_share_one_stream_and_one_pool(
+def test_cuda_graphs_of_several_stages_share_one_stream_and_one_pool(
     used: list[tuple[Any, Any]],
 ) -> None:
     def advance(tokens: torch.Tensor, _filled: torch.Tensor, _longest: int) -> torch.Tensor:

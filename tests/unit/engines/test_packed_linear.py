@@ -33,7 +33,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("rows", [0, 1, 10, 300])
-def test_each_number_format_is_computed_as_before(dtype: torch.dtype, rows: int) -> None:
+def test_packed_linear_computes_each_number_format_as_before(dtype: torch.dtype, rows: int) -> None:
     layer = nn.Linear(24, 40).to(dtype).requires_grad_(False)
     x = torch.randn(rows, 3, 24, dtype=dtype)
     packed = pack(layer)(x)
@@ -42,7 +42,7 @@ def test_each_number_format_is_computed_as_before(dtype: torch.dtype, rows: int)
 
 
 @torch.no_grad()
-def test_a_packed_model_says_the_same_and_lets_go_of_its_file(tmp_path: Path) -> None:
+def test_packed_model_computes_the_same_and_lets_go_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "mapped.safetensors"
     torch.manual_seed(0)
     tensors = Model().state_dict()
@@ -84,7 +84,7 @@ def test_joined_layers_are_views_of_one_storage_and_compute_the_same(bias: bool)
     assert layers[0].weight is first, "what is joined stays as it is"
 
 
-def test_layers_that_are_not_packed_share_their_bytes_with_the_joined_one() -> None:
+def test_joined_layers_share_their_bytes_with_those_that_are_not_packed() -> None:
     """float64 is packed on no processor; every format is computed so on a card."""
     layers = [nn.Linear(24, out).double().requires_grad_(False) for out in (40, 8)]
     x = torch.randn(5, 24, dtype=torch.float64)
@@ -95,6 +95,6 @@ def test_layers_that_are_not_packed_share_their_bytes_with_the_joined_one() -> N
     assert torch.equal(joined(x)[:, 40:], torch.full((5, 8), 7.0, dtype=torch.float64))
 
 
-def test_layers_with_and_without_bias_are_not_joined() -> None:
+def test_joined_layers_all_have_a_bias_or_none() -> None:
     with pytest.raises(ValueError, match="bias"):
         join(nn.Linear(4, 4), nn.Linear(4, 4, bias=False), device=CPU)

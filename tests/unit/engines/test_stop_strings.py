@@ -39,14 +39,14 @@ def cuts(text: str) -> list[list[str]]:
         (["🦊🦊"], "a🦊b🦊🦊", "a🦊b"),
     ],
 )
-def test_the_text_ends_before_the_first_stop_however_it_is_cut(
+def test_stop_string_ends_the_text_however_it_is_cut(
     stops: list[str], text: str, shown: str | None
 ) -> None:
     for pieces in cuts(text):
         assert feed(stops, pieces) == (text if shown is None else shown, shown is not None)
 
 
-def test_what_could_be_a_stop_is_held_back_and_no_more() -> None:
+def test_stop_string_beginnings_are_held_back_and_no_more() -> None:
     finder = StopFinder(["STOP"])
     assert finder.push("ab ST") == "ab "
     assert finder.push("A") == "STA"
@@ -54,7 +54,7 @@ def test_what_could_be_a_stop_is_held_back_and_no_more() -> None:
     assert finder.flush() == "S"
 
 
-def test_after_a_stop_nothing_is_left() -> None:
+def test_stop_string_leaves_nothing_after_it() -> None:
     finder = StopFinder(["."])
     assert finder.push("a.b") == "a"
     assert finder.stopped

@@ -76,7 +76,7 @@ def nothing_is_open(_task: str) -> bool:
     return False
 
 
-def test_a_kept_file_is_its_owners_until_it_expires(tmp_path: Path) -> None:
+def test_file_is_its_owner_s_until_it_expires(tmp_path: Path) -> None:
     async def act(files: Files, db: Database) -> None:
         event_log = drawn(files, 2)
         with pytest.raises(FileGone):
@@ -96,7 +96,7 @@ def test_a_kept_file_is_its_owners_until_it_expires(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../bitinglip.db", "nothing", "", "task-1-0.png/../x"])
-def test_no_name_leads_elsewhere(tmp_path: Path, name: str) -> None:
+def test_file_names_lead_nowhere_else(tmp_path: Path, name: str) -> None:
     async def act(files: Files, _db: Database) -> None:
         with pytest.raises(FileGone):
             await files.get(name)
@@ -104,7 +104,7 @@ def test_no_name_leads_elsewhere(tmp_path: Path, name: str) -> None:
     using(tmp_path, act)
 
 
-def test_an_answer_holds_the_bytes_or_where_they_are(tmp_path: Path) -> None:
+def test_answer_holds_the_bytes_of_files_or_their_urls(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
         event_log = drawn(files, output="b64")
         [image] = (await files.inline_bytes(inference_response(event_log)))["result"]["images"]
@@ -120,7 +120,7 @@ def test_an_answer_holds_the_bytes_or_where_they_are(tmp_path: Path) -> None:
     using(tmp_path, act)
 
 
-def test_what_nobody_may_fetch_is_removed_unless_its_task_is_open(tmp_path: Path) -> None:
+def test_cleanup_removes_unregistered_files_unless_their_task_is_open(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
         kept, new = drawn(files, age=500), drawn(files)
         answered, running = drawn(files, age=500), drawn(files, age=500)
@@ -133,7 +133,7 @@ def test_what_nobody_may_fetch_is_removed_unless_its_task_is_open(tmp_path: Path
     using(tmp_path, act)
 
 
-def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
+def test_cleanup_removes_the_oldest_files_beyond_the_bound(tmp_path: Path) -> None:
     async def act(files: Files, _db: Database) -> None:
         event_logs = [drawn(files, age=500) for _ in range(3)]
         for event_log in event_logs:
@@ -147,7 +147,7 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
     using(tmp_path, act, max_bytes=2 * len(PICTURE))
 
 
-def test_expired_rows_take_their_files_along(tmp_path: Path) -> None:
+def test_cleanup_removes_files_of_expired_rows(tmp_path: Path) -> None:
     async def act(files: Files, db: Database) -> None:
         event_log = drawn(files, age=500)
         await files.register(event_log)

@@ -43,12 +43,12 @@ def native(box: EventLog) -> NativeView:
     return NativeView(box, "r-1", cast("Any", None))
 
 
-def test_an_event_is_one_data_line() -> None:
+def test_sse_event_is_one_data_line() -> None:
     assert sse(b"{}") == b"data: {}\n\n"
     assert sse(b"{}", "token") == b"event: token\ndata: {}\n\n"
 
 
-def test_native_events() -> None:
+def test_native_stream_has_its_events() -> None:
     box = event_log()
     view = native(box)
     data = b""
@@ -74,7 +74,7 @@ def test_native_events() -> None:
     assert answer["created_at"].endswith("Z")
 
 
-def test_native_logprobs() -> None:
+def test_native_stream_has_logprobs() -> None:
     box = event_log(logprobs=1)
     view = native(box)
     expected = {
@@ -88,7 +88,7 @@ def test_native_logprobs() -> None:
     assert json.loads(view.body())["result"]["logprobs"] == [expected]
 
 
-def test_native_ends() -> None:
+def test_native_stream_ends_by_its_final_event() -> None:
     view = native(event_log())
     failed = protocol.Failed(id="task-1", code="OUT_OF_MEMORY", message="no")
     [(name, body)] = events_of(view.render(failed))
@@ -99,7 +99,7 @@ def test_native_ends() -> None:
     assert (name, body["status"]) == ("cancelled", "cancelled")
 
 
-def test_chat_chunks() -> None:
+def test_chat_stream_has_chunks() -> None:
     view = ChatView(event_log(), "r-1")
     assert view.render(Queued(1)) == b""
     assert view.render(protocol.Started(id="task-1")) == b""
@@ -119,7 +119,7 @@ def test_chat_chunks() -> None:
     assert "usage" not in bodies[0]
 
 
-def test_chat_usage_chunk() -> None:
+def test_chat_stream_ends_with_usage_when_asked() -> None:
     view = ChatView(event_log(), "r-1", include_usage=True)
     bodies = [body for _, body in events_of(view.render(token("a")) + view.render(done()))]
     assert bodies[-1] == "[DONE]"
@@ -128,7 +128,7 @@ def test_chat_usage_chunk() -> None:
     assert all(body["usage"] is None for body in bodies[:-2])
 
 
-def test_a_failed_openai_stream_has_no_done() -> None:
+def test_openai_stream_that_failed_has_no_done() -> None:
     view = ChatView(event_log(), "r-1")
     data = view.render(token("a"))
     data += view.render(protocol.Failed(id="task-1", code="WORKER_CRASHED", message="no"))
@@ -136,7 +136,7 @@ def test_a_failed_openai_stream_has_no_done() -> None:
     assert events_of(data)[-1][1]["error"]["code"] == "WORKER_CRASHED"
 
 
-def test_chat_whole() -> None:
+def test_chat_answer_is_whole() -> None:
     box = event_log(logprobs=1)
     box.put(done(logprobs=(LOGPROB,)))
     body = json.loads(ChatView(box, "r-1").body())
@@ -147,7 +147,7 @@ def test_chat_whole() -> None:
     assert logprob["top_logprobs"] == [{"token": "a", "logprob": -1.0, "bytes": [97]}]
 
 
-def test_completions() -> None:
+def test_completion_stream_has_chunks() -> None:
     view = CompletionView(event_log(logprobs=1), "r-1")
     data = view.render(token("hé", logprobs=(LOGPROB,)))
     data += view.render(token("hé", logprobs=(LOGPROB,))) + view.render(done())
@@ -171,7 +171,7 @@ async def collect(box: EventLog) -> list[tuple[bytes, bool]]:
     return [chunk async for chunk in chunks(box, ChatView(box, "r-1"))]
 
 
-def test_events_that_came_together_are_written_together() -> None:
+def test_sse_events_that_came_together_are_written_together() -> None:
     import asyncio
 
     box = event_log()
@@ -184,6 +184,6 @@ def test_events_that_came_together_are_written_together() -> None:
 
 
 @pytest.mark.parametrize("text", ["\u2028", "\r\n", "\n\nevent: x", "\0"])
-def test_text_cannot_end_an_event(text: str) -> None:
+def test_sse_event_is_not_ended_by_its_text(text: str) -> None:
     [(_, body)] = events_of(native(event_log()).render(token(text)))
     assert body["text"] == text

@@ -48,12 +48,12 @@ def problems(*args: Any, **more: Any) -> list[str]:
     return caught.value.problems
 
 
-def test_nothing_said_gives_the_defaults() -> None:
+def test_defaults_hold_where_nothing_is_set() -> None:
     assert load() == Settings()
     assert load("") == load("server:\nmodels:\n") == load("# nothing\n") == Settings()
 
 
-def test_each_layer_wins_over_the_one_before() -> None:
+def test_layers_win_over_those_before() -> None:
     text = "server: {port: 1, host: a, drain_timeout: 1.5, request_timeout: 1}"
     env = {"BITINGLIP_SERVER__PORT": "2", "BITINGLIP_SERVER__HOST": "b", "HOME": "/x"}
     sets = ("server.port=3", "server.host=c", "server.allowed_hosts=[x, y]")
@@ -63,7 +63,7 @@ def test_each_layer_wins_over_the_one_before() -> None:
     )
 
 
-def test_the_file_in_the_working_directory_comes_before_the_one_at_home() -> None:
+def test_config_file_of_the_working_directory_comes_before_the_home_s() -> None:
     Path("home").mkdir()
     Path("home/config.yaml").write_text("server: {port: 1}")
     assert load().server.port == 1
@@ -72,7 +72,7 @@ def test_the_file_in_the_working_directory_comes_before_the_one_at_home() -> Non
     assert load("queue: {max_waiting: 1}").server.host == "127.0.0.1"
 
 
-def test_models_by_name() -> None:
+def test_settings_of_models_by_name() -> None:
     env = {"BITINGLIP_MODELS__Demo-Echo__FAKE__FAULTS": "true"}
     dotted_name = 'models."a.b/c".dtype=float16'
     sets = (dotted_name, "models.x/y.preload=true", "models.x/y.fake={faults: on}")
@@ -95,7 +95,7 @@ def test_confine_off_may_be_written_plainly_though_yaml_reads_it_as_false() -> N
     assert "workers.confine should be" in "\n".join(problems("workers: {confine: on}"))
 
 
-def test_sections_in_a_list() -> None:
+def test_settings_in_a_list() -> None:
     text = "devices:\n  fake:\n    - {name: a, memory_bytes: 5}\n    - {name: b, memory_bytes: 6}\n"
     for got in (
         load(text),
@@ -125,16 +125,16 @@ def test_sections_in_a_list() -> None:
         ("devices: {headroom_bytes: -1}\n", "devices.headroom_bytes should be greater"),
     ],
 )
-def test_problems_of_the_devices(text: str, problem: str) -> None:
+def test_problems_of_devices_are_told(text: str, problem: str) -> None:
     assert problem in "\n".join(problems(text))
 
 
-def test_reserved_names_are_no_settings() -> None:
+def test_environment_names_that_are_reserved_are_no_settings() -> None:
     names = ("BITINGLIP_HOME", "BITINGLIP_URL", "BITINGLIP_API_KEY")
     assert load(env=dict.fromkeys(names, "x")) == Settings()
 
 
-def test_every_problem_is_told_with_its_place_and_the_nearest_name() -> None:
+def test_problems_are_told_with_their_place_and_the_nearest_name() -> None:
     text = (
         "server:\n  prot: 1\n  tls_cert: 7\n"
         "sever: {port: 1}\nqueue:\n  max_waiting: -1\nserver:\n  port: 5\n3: x\n"
@@ -175,14 +175,14 @@ def test_every_problem_is_told_with_its_place_and_the_nearest_name() -> None:
         ("a: 1\n---\nb: 1\n", "given.yaml:2: this is not YAML"),
     ],
 )
-def test_one_problem(text: str, problem: str) -> None:
+def test_problem_of_one_setting_is_told(text: str, problem: str) -> None:
     assert problem in "\n".join(problems(text))
 
 
 @pytest.mark.parametrize(
     "value", ["\udcff", "\x00", "\x1b[2J", "[" * 5000, "*x", "!!binary é", "'"]
 )
-def test_no_value_breaks_the_reader(value: str) -> None:
+def test_values_of_any_kind_do_not_break_the_reader(value: str) -> None:
     for told in (
         problems(env={"BITINGLIP_SERVER__PORT": value}),
         problems(sets=(f"server.port={value}",)),
@@ -191,7 +191,7 @@ def test_no_value_breaks_the_reader(value: str) -> None:
         assert "\n" not in told[0]
 
 
-def test_a_file_that_cannot_be_read() -> None:
+def test_config_file_that_cannot_be_read_is_a_problem() -> None:
     file = Path("bad.yaml")
     with pytest.raises(SettingsError, match=r"bad\.yaml: No such file"):
         load_settings(config=file, home=Path(), environ={}, sets=[], flags={})
@@ -206,7 +206,7 @@ def test_loopback_needs_no_keys(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.2", "example.org", "127.1"])
-def test_an_open_server_without_keys_is_refused(host: str) -> None:
+def test_host_that_is_public_needs_keys(host: str) -> None:
     sets = (f'server.host="{host}"', "security.require_api_key=false")
     with pytest.raises(SettingsError, match=r"security\.allow_insecure"):
         check_bind(load(sets=sets))

@@ -36,7 +36,7 @@ def tensor(dtype: str, shape: list[Any], *offsets: Any) -> dict[str, Any]:
         ({"a": tensor("U8", [1] * 64, 0, 1)}, 1),
     ],
 )
-def test_true_headers(tmp_path: Path, entries: Any, data: int) -> None:
+def test_headers_that_are_true_are_read(tmp_path: Path, entries: Any, data: int) -> None:
     names = set(entries) - {"__metadata__"}
     assert set(read_header(made(tmp_path / "m.safetensors", entries, data))) == names
 
@@ -68,12 +68,12 @@ def test_true_headers(tmp_path: Path, entries: Any, data: int) -> None:
         (b"[" * 100_000, 0),
     ],
 )
-def test_lies(tmp_path: Path, entries: Any, data: int) -> None:
+def test_headers_that_lie_are_refused(tmp_path: Path, entries: Any, data: int) -> None:
     with pytest.raises(BadFiles, match=r"^m\.safetensors is not a whole"):
         read_header(made(tmp_path / "m.safetensors", entries, data))
 
 
-def test_a_length_is_believed_up_to_the_file_and_the_cap(
+def test_header_length_is_believed_up_to_the_file_and_the_cap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "m.safetensors"
@@ -88,7 +88,7 @@ def test_a_length_is_believed_up_to_the_file_and_the_cap(
 
 
 @pytest.mark.parametrize("size", range(8))
-def test_a_file_too_short_for_its_length(tmp_path: Path, size: int) -> None:
+def test_header_in_a_file_too_short_for_it_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(bytes(size))
     with pytest.raises(BadFiles):

@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(tmp_path: Path, case: str) -> None:
+def test_inspection_refuses_what_cannot_run(tmp_path: Path, case: str) -> None:
     make, why = REFUSED[case]
     folder = tmp_path / "files"
     folder.mkdir()
@@ -130,7 +130,7 @@ def test_refused(tmp_path: Path, case: str) -> None:
     assert str(tmp_path) not in caught.value.message
 
 
-def test_a_text_model(tmp_path: Path) -> None:
+def test_inspection_of_a_text_model(tmp_path: Path) -> None:
     found = inspect(llama(tmp_path))
     assert (found.kind, found.engine, found.architecture) == ("text", "text", "LlamaForCausalLM")
     assert (found.model_type, found.dtype, found.max_context) == ("llama", "float16", 128)
@@ -141,12 +141,12 @@ def test_a_text_model(tmp_path: Path) -> None:
     assert found.capabilities == ("completion", "chat")
 
 
-def test_as_many_layers_as_there_are_by_any_name(tmp_path: Path) -> None:
+def test_inspection_counts_layers_by_any_name(tmp_path: Path) -> None:
     edited(n_layers=2, a={"b": [{"num_decoder_layers": 2}]})(tmp_path)
     assert inspect(tmp_path).kind == "text"
 
 
-def test_other_families_name_their_sizes_otherwise(tmp_path: Path) -> None:
+def test_inspection_knows_the_names_of_other_families(tmp_path: Path) -> None:
     config = {"architectures": ["MptForCausalLM"], "model_type": "mpt", "vocab_size": 64}
     sizes = {"d_model": 8, "n_heads": 4, "n_layers": 2, "max_seq_len": 77}
     write(llama(tmp_path) / "config.json", {**config, **sizes})
@@ -154,14 +154,14 @@ def test_other_families_name_their_sizes_otherwise(tmp_path: Path) -> None:
     assert (found.max_context, found.kv_bytes_per_token) == (77, 2 * 2 * 4 * 2 * 2)
 
 
-def test_a_model_without_attention_has_no_cache_of_keys(tmp_path: Path) -> None:
+def test_inspection_of_a_model_without_attention_has_no_kv_cache(tmp_path: Path) -> None:
     config = {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "vocab_size": 64}
     sizes = {"hidden_size": 8, "num_heads": 4, "head_dim": 4, "num_hidden_layers": 2}
     write(llama(tmp_path) / "config.json", {**config, **sizes})
     assert inspect(tmp_path).kv_bytes_per_token is None
 
 
-def test_the_parts_of_an_embedding_model_are_counted(tmp_path: Path) -> None:
+def test_inspection_counts_the_parts_of_an_embedding_model(tmp_path: Path) -> None:
     whole = inspect(llama(tmp_path)).weight_bytes
     write(tmp_path / "modules.json", [])
     llama(tmp_path / "2_Dense")
@@ -173,17 +173,17 @@ def test_the_parts_of_an_embedding_model_are_counted(tmp_path: Path) -> None:
     ("name", "kind"),
     [("BarkModel", "speech"), ("WhisperForConditionalGeneration", "transcription")],
 )
-def test_kinds_of_sound(tmp_path: Path, name: str, kind: str) -> None:
+def test_inspection_of_audio_models(tmp_path: Path, name: str, kind: str) -> None:
     edited(architectures=[name])(tmp_path)
     found = inspect(tmp_path)
     assert (found.kind, found.engine) == (kind, kind)
 
 
-def test_shards_say_what_the_whole_says(tmp_path: Path) -> None:
+def test_inspection_of_shards_is_that_of_the_whole(tmp_path: Path) -> None:
     assert inspect(sharded(tmp_path / "a")) == inspect(llama(tmp_path / "b"))
 
 
-def test_twins_are_not_counted_twice(tmp_path: Path) -> None:
+def test_inspection_does_not_count_twins_twice(tmp_path: Path) -> None:
     whole = inspect(llama(tmp_path))
     weights = (tmp_path / "model.safetensors").read_bytes()
     for twin in ("model.fp16.safetensors", "consolidated.safetensors"):
@@ -191,7 +191,7 @@ def test_twins_are_not_counted_twice(tmp_path: Path) -> None:
     assert inspect(tmp_path) == whole
 
 
-def test_a_config_with_the_text_model_inside(tmp_path: Path) -> None:
+def test_inspection_of_a_config_with_the_text_model_inside(tmp_path: Path) -> None:
     inner = {name: LLAMA[name] for name in ("vocab_size", "num_hidden_layers", "hidden_size")}
     inner |= {"num_attention_heads": 2, "max_position_embeddings": 99}
     config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
@@ -201,13 +201,13 @@ def test_a_config_with_the_text_model_inside(tmp_path: Path) -> None:
     assert found.kv_bytes_per_token == 2 * 2 * 2 * 4 * 2
 
 
-def test_a_pipeline(tmp_path: Path) -> None:
+def test_inspection_of_a_pipeline(tmp_path: Path) -> None:
     found = inspect(pipeline(tmp_path))
     assert (found.kind, found.architecture) == ("image", "StableDiffusionPipeline")
     assert (found.parameters, found.dtype) == (32, "float32")
 
 
-def test_odd_but_harmless(tmp_path: Path) -> None:
+def test_inspection_takes_odd_but_harmless_files(tmp_path: Path) -> None:
     write(llama(tmp_path) / "vocab.json", {"auto_map": 7})
     write(tmp_path / "added_tokens.json", [])
     write(tmp_path / "config.json", json.dumps({**LLAMA, "limit": float("inf"), "model_type": 7}))
@@ -228,7 +228,7 @@ def test_odd_but_harmless(tmp_path: Path) -> None:
         (None, None),
     ],
 )
-def test_longest_token_is_read_from_the_tokenizer(
+def test_inspection_reads_the_longest_token_from_the_tokenizer(
     tmp_path: Path, tokenizer: object, expected: int | None
 ) -> None:
     folder = llama(tmp_path / "m")

@@ -7,7 +7,7 @@ from model_store.names import check_file, check_files, check_name, check_revisio
 
 
 @pytest.mark.parametrize("name", ["a", "gpt2", "org/Model-7B_v1.0", "a" * 96, "a-/b"])
-def test_names(name: str) -> None:
+def test_names_are_accepted(name: str) -> None:
     assert check_name(name) == name
 
 
@@ -38,17 +38,17 @@ def test_names(name: str) -> None:
         "hf://a/b",
     ],
 )
-def test_bad_names(name: str) -> None:
+def test_names_that_are_bad_are_refused(name: str) -> None:
     with pytest.raises(BadName):
         check_name(name)
 
 
-def test_two_names_never_share_a_folder() -> None:
+def test_names_never_share_a_folder() -> None:
     names = ["a/b", "a-/b", "a-b", "ab", "a/b-c", "a-b/c"]
     assert len({folder_name(check_name(name)) for name in names}) == len(names)
 
 
-def test_revisions() -> None:
+def test_revisions_are_checked() -> None:
     for good in ("main", "v1.0", "refs/pr/12", "0" * 40):
         assert check_revision(good) == good
     for bad in ("", "../main", "a..b", "-x", "a b", "main\n", "x" * 129):
@@ -57,7 +57,7 @@ def test_revisions() -> None:
 
 
 @pytest.mark.parametrize("path", ["config.json", "a/b c/d.txt", "ä.txt", "x" * 255, "...", "a/.b"])
-def test_files(path: str) -> None:
+def test_file_names_are_accepted(path: str) -> None:
     assert check_file(path) == path
 
 
@@ -85,14 +85,14 @@ def test_files(path: str) -> None:
         "/".join("a" * 600),
     ],
 )
-def test_bad_files(path: str) -> None:
+def test_file_names_that_are_bad_are_refused(path: str) -> None:
     with pytest.raises(BadFiles) as caught:
         check_file(path)
     assert len(caught.value.message) < 350
     assert caught.value.message.isascii()
 
 
-def test_a_listing_as_a_whole() -> None:
+def test_listing_is_checked_as_a_whole() -> None:
     check_files(["a", "b/a", "b/c"])
     for bad in (["a/B", "a/b"], ["é", "e\u0301"], ["ß", "ss"], ["A", "a/b"]):
         with pytest.raises(BadFiles):

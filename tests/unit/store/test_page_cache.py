@@ -61,14 +61,14 @@ def evicted(*paths: Path) -> None:
             pytest.skip("this file system keeps its pages")
 
 
-def test_the_budget_is_a_quarter_of_the_ram_unless_it_is_set() -> None:
+def test_page_cache_budget_is_a_quarter_of_the_ram_unless_it_is_set() -> None:
     assert budget(None, 1000) == 250
     assert budget(0, 1000) == 0
     assert budget(7, 1000) == 7
 
 
 @linux
-def test_what_is_kept_is_in_ram(tmp_path: Path) -> None:
+def test_page_cache_keeps_files_in_ram(tmp_path: Path) -> None:
     folder = model(tmp_path, "a", SIZE, 20 * SIZE)
     evicted(*files(folder))
     cache = PageCache(30 * SIZE)
@@ -78,7 +78,7 @@ def test_what_is_kept_is_in_ram(tmp_path: Path) -> None:
 
 
 @linux
-def test_the_pages_of_a_displaced_model_are_given_back_and_those_of_a_dropped_one_stay(
+def test_page_cache_gives_pages_of_displaced_models_back_and_leaves_those_of_dropped_ones(
     tmp_path: Path,
 ) -> None:
     one, two = model(tmp_path, "one", SIZE), model(tmp_path, "two", SIZE)
@@ -94,7 +94,7 @@ def test_the_pages_of_a_displaced_model_are_given_back_and_those_of_a_dropped_on
     assert model_state(files(two)[0]) == 1
 
 
-def test_the_least_recently_kept_go_first(tmp_path: Path) -> None:
+def test_page_cache_drops_the_least_recently_kept_first(tmp_path: Path) -> None:
     folders = {name: model(tmp_path, name, SIZE) for name in "abcd"}
     cache = PageCache(3 * SIZE)
     for name in "abca":
@@ -106,14 +106,14 @@ def test_the_least_recently_kept_go_first(tmp_path: Path) -> None:
     assert list(cache.held) == ["e"]
 
 
-def test_a_model_larger_than_the_budget_is_not_kept_and_displaces_nobody(tmp_path: Path) -> None:
+def test_page_cache_does_not_keep_a_model_larger_than_the_budget(tmp_path: Path) -> None:
     cache = PageCache(2 * SIZE)
     cache.keep("small", model(tmp_path, "small", SIZE))
     cache.keep("large", model(tmp_path, "large", 2 * SIZE, 1))
     assert cache.held == {"small": SIZE}
 
 
-def test_a_model_that_outgrew_the_budget_is_no_longer_held(tmp_path: Path) -> None:
+def test_page_cache_drops_a_model_that_outgrew_the_budget(tmp_path: Path) -> None:
     folder = model(tmp_path, "a", SIZE)
     cache = PageCache(SIZE)
     cache.keep("a", folder)
@@ -123,14 +123,14 @@ def test_a_model_that_outgrew_the_budget_is_no_longer_held(tmp_path: Path) -> No
     assert cache.held == {}
 
 
-def test_a_budget_of_nothing_keeps_nothing(tmp_path: Path) -> None:
+def test_page_cache_with_a_budget_of_nothing_keeps_nothing(tmp_path: Path) -> None:
     cache = PageCache(0)
     cache.keep("a", model(tmp_path, "a", 1))
     cache.keep("empty", model(tmp_path, "empty", 0))
     assert cache.held == {}
 
 
-def test_files_that_are_not_there_or_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+def test_page_cache_passes_over_files_that_cannot_be_read(tmp_path: Path) -> None:
     cache = PageCache(10 * SIZE)
     cache.keep("missing", tmp_path / "missing")
     folder = model(tmp_path, "a", SIZE)
@@ -142,7 +142,7 @@ def test_files_that_are_not_there_or_cannot_be_read_are_passed_over(tmp_path: Pa
     cache.drop("never seen")
 
 
-def test_a_file_that_is_shorter_than_it_was(tmp_path: Path) -> None:
+def test_page_cache_takes_a_file_that_is_shorter_than_it_was(tmp_path: Path) -> None:
     """Its size is taken first, and it may be cut off before it is read to the end."""
     (path,) = files(model(tmp_path, "a", SIZE))
     kept = _Kept([(path, 50 * SIZE)], 50 * SIZE)
@@ -151,7 +151,7 @@ def test_a_file_that_is_shorter_than_it_was(tmp_path: Path) -> None:
     assert _read(path, 50 * SIZE, kept) == 0
 
 
-def test_a_removed_model_is_forgotten_when_it_is_kept_again(tmp_path: Path) -> None:
+def test_page_cache_forgets_a_removed_model_when_it_is_kept_again(tmp_path: Path) -> None:
     folder = model(tmp_path, "a", SIZE)
     cache = PageCache(SIZE)
     cache.keep("a", folder)
@@ -162,7 +162,7 @@ def test_a_removed_model_is_forgotten_when_it_is_kept_again(tmp_path: Path) -> N
     assert list(cache.held) == ["b"]
 
 
-def test_many_threads_stay_within_the_budget(tmp_path: Path) -> None:
+def test_page_cache_stays_within_the_budget_in_many_threads(tmp_path: Path) -> None:
     folders = [model(tmp_path, str(number), SIZE) for number in range(6)]
     cache = PageCache(3 * SIZE)
     most = []
@@ -183,7 +183,7 @@ def test_many_threads_stay_within_the_budget(tmp_path: Path) -> None:
     assert max(most) <= 3 * SIZE
 
 
-def test_closing_drops_all_and_ends_what_is_under_way(tmp_path: Path) -> None:
+def test_page_cache_close_drops_all_and_ends_what_is_under_way(tmp_path: Path) -> None:
     cache = PageCache(200 * SIZE)
     cache.keep("a", model(tmp_path, "a", SIZE))
     large = model(tmp_path, "large", 100 * SIZE)

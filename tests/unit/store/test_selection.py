@@ -12,7 +12,7 @@ def shards(stem: str, end: str, count: int = 2) -> list[str]:
     return [f"{stem}-{n:05}-of-{count:05}{end}" for n in range(1, count + 1)]
 
 
-def test_sharded_llama_with_its_twins() -> None:
+def test_selection_of_a_sharded_llama_with_its_twins() -> None:
     index = "model.safetensors.index.json"
     wanted = [*TEXTS, index, *shards("model", ".safetensors"), "README.md", "LICENSE.txt"]
     twins = [*shards("pytorch_model", ".bin"), "pytorch_model.bin.index.json", ".gitattributes"]
@@ -21,14 +21,14 @@ def test_sharded_llama_with_its_twins() -> None:
     assert sorted(select([*wanted, *twins, *original, *more])) == sorted(wanted)
 
 
-def test_gpt2_with_everything() -> None:
+def test_selection_of_a_gpt2_with_everything() -> None:
     wanted = [*TEXTS, "model.safetensors", "merges.txt", "vocab.json"]
     others = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "a.png"]
     folders = ["onnx/decoder_model.onnx", "onnx/config.json", "64.tflite", "coreml/a.mlpackage/x"]
     assert sorted(select([*wanted, *others, *folders])) == sorted(wanted)
 
 
-def test_stable_diffusion_with_its_twins() -> None:
+def test_selection_of_a_stable_diffusion_with_its_twins() -> None:
     model = "diffusion_pytorch_model"
     wanted = ["model_index.json", "unet/config.json", f"unet/{model}.safetensors"]
     wanted += ["vae/config.json", f"vae/{model}.safetensors", "scheduler/scheduler_config.json"]
@@ -60,11 +60,13 @@ def test_stable_diffusion_with_its_twins() -> None:
         ),
     ],
 )
-def test_one_set_of_weights(there: list[str], index: str | None, weights: list[str]) -> None:
+def test_selection_takes_one_set_of_weights(
+    there: list[str], index: str | None, weights: list[str]
+) -> None:
     assert one_set(there) == (index, weights)
 
 
-def test_voices_and_parts_in_folders_are_taken() -> None:
+def test_selection_takes_voices_and_parts_in_folders() -> None:
     voices = ["speaker_embeddings/v2/en_speaker_1_fine_prompt.npy"]
     pooling = ["1_Pooling/config.json", "modules.json"]
     wanted = ["config.json", "model.safetensors", *voices, *pooling]
@@ -82,18 +84,18 @@ def test_voices_and_parts_in_folders_are_taken() -> None:
         ([], "no safetensors"),
     ],
 )
-def test_nothing_to_take(paths: list[str], why: str) -> None:
+def test_selection_of_nothing_is_refused(paths: list[str], why: str) -> None:
     with pytest.raises(BadFiles, match=why):
         select(paths)
 
 
 @pytest.mark.parametrize("end", [".py", ".pkl", ".BIN", ".md.py"])
-def test_a_licence_is_no_way_in_for_code(end: str) -> None:
+def test_selection_takes_no_code_named_as_a_licence(end: str) -> None:
     wanted = [*TEXTS, "LICENSE", "LICENSE.txt", "README.md", "model.safetensors"]
     assert sorted(select([*wanted, f"LICENSE{end}", f"README.md{end}"])) == sorted(wanted)
 
 
-def test_include_never_takes_code_or_pickles() -> None:
+def test_selection_include_never_takes_code_or_pickles() -> None:
     paths = ["config.json", "model.safetensors", "modeling.py", "pytorch_model.BIN", "a/b.json"]
     assert select(paths, ["*"]) == ["a/b.json", "config.json", "model.safetensors"]
     assert select(paths, ["*.json"]) == ["a/b.json", "config.json"]

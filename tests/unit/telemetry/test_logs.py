@@ -63,7 +63,7 @@ def say_it_everywhere() -> None:
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
-def test_the_canary_never_appears(style: Literal["json", "console"]) -> None:
+def test_redaction_hides_secrets_everywhere(style: Literal["json", "console"]) -> None:
     with logged(style, "debug") as text:
         say_it_everywhere()
     said = text()
@@ -77,14 +77,14 @@ def test_the_canary_never_appears(style: Literal["json", "console"]) -> None:
         assert all(isinstance(json.loads(line), dict) for line in said.splitlines())
 
 
-def test_masking_leaves_other_text() -> None:
+def test_redaction_leaves_other_text() -> None:
     for text in ("", "blk_live_ is the prefix", "nothing", "blk_live_abc"):
         assert mask(text) == text
     assert mask(f"a {CANARY.text} b") == f"a blk_live_{CANARY.id}_*** b"
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
-def test_no_text_can_forge_a_line_or_move_the_cursor(style: Literal["json", "console"]) -> None:
+def test_log_text_cannot_forge_a_line_or_move_the_cursor(style: Literal["json", "console"]) -> None:
     evil = 'x\n{"event": "forged"}\r\x1b[2J\x00\x7f\x9b\u2028\u202e\ud800'
     with logged(style) as text:
         structlog.get_logger("ours").info(evil, **{"k\n": evil})
@@ -95,7 +95,7 @@ def test_no_text_can_forge_a_line_or_move_the_cursor(style: Literal["json", "con
     assert said.encode("utf-8")
 
 
-def test_json_lines_carry_the_request_id_and_what_was_bound() -> None:
+def test_log_lines_in_json_carry_the_request_id_and_what_was_bound() -> None:
     with logged() as text:
         structlog.contextvars.bind_contextvars(request_id="r1")
         structlog.get_logger("ours").warning("it happened", count=3, what=object)
@@ -116,7 +116,7 @@ def test_json_lines_carry_the_request_id_and_what_was_bound() -> None:
     assert (second["event"], second["request_id"], second["level"]) == ("it too x", "r1", "info")
 
 
-def test_a_traceback_in_the_console_is_indented() -> None:
+def test_log_traceback_in_the_console_is_indented() -> None:
     with logged("console") as text:
         try:
             raise ValueError("first\n12:00:00 info    forged")
@@ -140,7 +140,7 @@ class Stuck(io.StringIO):
         return super().write(text)
 
 
-def test_a_stuck_stderr_blocks_nobody_and_fills_no_memory(
+def test_log_to_a_stuck_stderr_blocks_nothing_and_fills_no_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logs, "_MAX_WAITING", 10)
@@ -160,7 +160,7 @@ def test_a_stuck_stderr_blocks_nobody_and_fills_no_memory(
     assert "after" in lines[-1]
 
 
-def test_stopping_leaves_the_root_logger_as_it_was() -> None:
+def test_log_stop_leaves_the_root_logger_as_it_was() -> None:
     root = logging.getLogger()
     before = (list(root.handlers), root.level)
     with logged("auto", "debug"):

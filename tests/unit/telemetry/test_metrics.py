@@ -30,7 +30,7 @@ def finish(metrics: Metrics, **more: Any) -> None:
     metrics.job_finished(**{**values, **more})
 
 
-def test_requests() -> None:
+def test_metrics_count_requests() -> None:
     metrics = Metrics()
     metrics.request_finished(method="GET", endpoint="/health", status=200, seconds=0.01)
     metrics.request_finished(method="BREW", endpoint="_other", status=405, seconds=0.01)
@@ -40,7 +40,7 @@ def test_requests() -> None:
     assert "gateway_request_duration_seconds_count 2.0" in shown
 
 
-def test_jobs() -> None:
+def test_metrics_count_jobs() -> None:
     metrics = Metrics()
     finish(metrics)
     shown = text(metrics)
@@ -56,7 +56,7 @@ def test_jobs() -> None:
         assert line in shown
 
 
-def test_a_job_without_tokens_has_no_token_times() -> None:
+def test_metrics_of_a_job_without_tokens_have_no_token_times() -> None:
     metrics = Metrics()
     finish(metrics, first_token_seconds=None, completion_tokens=0, status="failed")
     finish(metrics, completion_tokens=1)
@@ -65,7 +65,7 @@ def test_a_job_without_tokens_has_no_token_times() -> None:
     assert "bitinglip_inter_token_seconds_count" not in shown
 
 
-def test_model_labels_are_bounded() -> None:
+def test_metrics_have_a_bounded_number_of_model_labels() -> None:
     metrics = Metrics()
     for number in range(MAX_LABEL_VALUES + 50):
         finish(metrics, model=f"m{number}")
@@ -73,7 +73,7 @@ def test_model_labels_are_bounded() -> None:
     assert 'inference_requests_total{model="_other",type="text"} 50.0' in shown
 
 
-def test_live_gauges() -> None:
+def test_metrics_have_live_gauges() -> None:
     metrics = Metrics()
     depths = {"m": 3}
     metrics.watch(in_flight=lambda: 4, depth=lambda: depths, workers=lambda: {"ready": 2})
@@ -86,7 +86,7 @@ def test_live_gauges() -> None:
     assert 'bitinglip_info{version="' in shown
 
 
-def test_devices_are_read_at_each_scrape() -> None:
+def test_metrics_read_devices_at_each_scrape() -> None:
     metrics = Metrics()
     samples = [DeviceSample("0", total=80, used=30, reserved=20, utilisation=0.5)]
     metrics.watch(lambda: 0, dict, dict, devices=lambda: samples)
@@ -105,7 +105,7 @@ def test_devices_are_read_at_each_scrape() -> None:
         assert gone not in shown
 
 
-def test_loads_and_restarts() -> None:
+def test_metrics_count_loads_and_restarts() -> None:
     metrics = Metrics()
     metrics.load_finished(model="m", seconds=2, ok=True)
     metrics.load_finished(model="m", seconds=1, ok=False)
@@ -117,7 +117,7 @@ def test_loads_and_restarts() -> None:
     assert 'bitinglip_worker_restarts_total{model="m",reason="exited"} 1.0' in shown
 
 
-def test_active_users_are_distinct_keys_of_the_last_minutes(
+def test_metrics_count_distinct_keys_of_the_last_minutes_as_active_users(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = time.monotonic()
@@ -132,12 +132,12 @@ def test_active_users_are_distinct_keys_of_the_last_minutes(
     assert "gateway_active_users 1.0" in text(metrics)
 
 
-def test_each_instance_has_its_own_registry() -> None:
+def test_metrics_of_each_instance_have_their_own_registry() -> None:
     finish(Metrics())
     assert 'model="m"' not in text(Metrics())
 
 
-def test_open_metrics_when_asked_for() -> None:
+def test_metrics_are_in_openmetrics_when_asked_for() -> None:
     body, content_type = Metrics().render("application/openmetrics-text; version=1.0.0")
     assert body.endswith(b"# EOF\n")
     assert content_type.startswith("application/openmetrics-text")
@@ -156,7 +156,7 @@ _WORDS = (
 @example("application/openmetrics-text;version=abc")
 @example("text/plain;version=1.x")
 @example("application/openmetrics-text;version=1.0.0;version=²")
-def test_format_of_metrics_is_a_known_one_whatever_is_asked_for(accept: str) -> None:
+def test_metrics_format_is_a_known_one_whatever_is_asked_for(accept: str) -> None:
     body, content_type = Metrics().render(accept)
     assert b"gateway_active_users" in body
     version = re.search(r"version=\s*([^;]*)", content_type)

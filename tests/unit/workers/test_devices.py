@@ -33,7 +33,7 @@ def ids(visible: str | None, nvml: StandInNvml | None = None) -> list[str]:
     return [card.id for card in Cards.find(visible, nvml or two()).list]
 
 
-def test_the_stand_in_has_the_names_of_the_real_one() -> None:
+def test_nvml_stand_in_has_the_names_of_the_real_one() -> None:
     names = [name for name in vars(StandInNvml) if name.lower().startswith("nvml")]
     assert len(names) > 20
     for name in names:
@@ -42,7 +42,7 @@ def test_the_stand_in_has_the_names_of_the_real_one() -> None:
             assert stands_for == getattr(StandInNvml, name)
 
 
-def test_the_processor_is_a_device_with_most_of_the_ram() -> None:
+def test_cpu_is_a_device_with_most_of_the_ram() -> None:
     devices = Devices(host=Host())
     (cpu,) = devices.list()
     assert (cpu.id, cpu.kind) == ("cpu", "cpu")
@@ -52,12 +52,12 @@ def test_the_processor_is_a_device_with_most_of_the_ram() -> None:
     devices.close()
 
 
-def test_the_processors_budget_can_be_set() -> None:
+def test_cpu_budget_can_be_set() -> None:
     (cpu,) = Devices(host=Host(), cpu_memory_bytes=1000).list()
     assert cpu.memory_bytes == 1000 < cpu.physical_bytes
 
 
-def test_a_reading_of_the_processor_tells_of_the_processes_asked_about() -> None:
+def test_cpu_reading_tells_of_the_processes_asked_about() -> None:
     code = "held = b'x' * 50_000_000; print(flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -73,7 +73,7 @@ def test_a_reading_of_the_processor_tells_of_the_processes_asked_about() -> None
     assert 0 < reading.used_bytes <= devices.list()[0].physical_bytes
 
 
-def test_utilisation_is_that_since_the_last_look() -> None:
+def test_cpu_utilisation_is_that_since_the_last_reading() -> None:
     devices = Devices(host=Host())
     assert devices.read()["cpu"].utilisation is None
     idle_or_busy = time.monotonic() + 10
@@ -82,7 +82,7 @@ def test_utilisation_is_that_since_the_last_look() -> None:
     assert 0 <= share <= 1
 
 
-def test_made_up_devices_replace_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fake_devices_replace_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     devices = Devices.find([("big", 1000), ("small", 10)], cpu_memory_bytes=5)
     found = [(each.id, each.name, each.kind, each.memory_bytes) for each in devices.list()]
@@ -96,7 +96,7 @@ def test_made_up_devices_replace_the_machines(monkeypatch: pytest.MonkeyPatch) -
     devices.close()
 
 
-def test_this_machine_always_has_its_processor_last() -> None:
+def test_devices_end_with_the_cpu() -> None:
     devices = Devices.find()
     assert devices.list()[-1].id == "cpu"
     assert "cpu" in devices.read()
@@ -111,13 +111,13 @@ def test_this_machine_always_has_its_processor_last() -> None:
         (18, f"the NVIDIA driver does not answer (error 18): {ON_CPU}"),
     ],
 )
-def test_without_a_driver_there_are_no_cards_and_a_note(init: int, note: str) -> None:
+def test_driver_that_is_missing_leaves_no_cards_and_a_note(init: int, note: str) -> None:
     cards = Cards.find(None, StandInNvml(StandInCard(), init=init))
     assert (cards.list, cards.driver, cards.note) == ((), None, note)
     cards.close()
 
 
-def test_cards_come_first_with_what_the_driver_says_of_them() -> None:
+def test_devices_begin_with_the_cards_as_the_driver_tells_them() -> None:
     nvml = two()
     devices = Devices(Cards.find(None, nvml), Host())
     assert [(each.id, each.name, each.kind) for each in devices.list()[:2]] == [
@@ -135,7 +135,7 @@ def test_cards_come_first_with_what_the_driver_says_of_them() -> None:
     assert list(devices.read()) == ["cpu"]
 
 
-def test_a_reading_has_what_the_card_tells() -> None:
+def test_card_reading_has_what_the_card_tells() -> None:
     told = [process(7, 3), process(7, 2), process(8, None), process(9, 1)]
     nvml = StandInNvml(StandInCard(processes=told))
     reading = Cards.find(None, nvml).read()["0"]
@@ -143,7 +143,7 @@ def test_a_reading_has_what_the_card_tells() -> None:
     assert (reading.utilisation, reading.temperature_c, reading.power_w) == (0.25, 41.0, 120.5)
 
 
-def test_what_a_card_does_not_tell_is_none() -> None:
+def test_card_reading_is_none_where_the_card_tells_nothing() -> None:
     nvml = StandInNvml(
         StandInCard(
             processes=NOT_SUPPORTED,
@@ -157,7 +157,7 @@ def test_what_a_card_does_not_tell_is_none() -> None:
     assert (reading.utilisation, reading.temperature_c, reading.power_w) == (None, None, None)
 
 
-def test_a_card_that_is_lost_is_left_out_of_the_reading_and_comes_back() -> None:
+def test_card_that_is_lost_is_left_out_of_the_reading_and_comes_back() -> None:
     nvml = two()
     cards = Cards.find(None, nvml)
     was, nvml.cards[0].memory = nvml.cards[0].memory, LOST
@@ -166,7 +166,7 @@ def test_a_card_that_is_lost_is_left_out_of_the_reading_and_comes_back() -> None
     assert list(cards.read()) == ["0", "1"]
 
 
-def test_a_card_that_is_lost_at_the_start_is_no_device_and_told_of() -> None:
+def test_card_that_is_lost_at_the_start_is_no_device_and_told_of() -> None:
     cards = Cards.find(None, StandInNvml(StandInCard(), StandInCard(memory=LOST)))
     assert [card.id for card in cards.list] == ["0"]
     assert cards.note == "these cards do not answer and are left out: 1 (error 15)"
@@ -189,11 +189,11 @@ def test_a_card_that_is_lost_at_the_start_is_no_device_and_told_of() -> None:
         ("GPU-none", []),
     ],
 )
-def test_only_the_cards_that_are_left_to_us(visible: str | None, found: list[str]) -> None:
+def test_cards_are_only_those_that_are_visible(visible: str | None, found: list[str]) -> None:
     assert ids(visible) == found
 
 
-def test_a_note_says_why_there_is_no_card() -> None:
+def test_note_says_why_there_is_no_card() -> None:
     for nvml, visible, why in (
         (two(), "", "CUDA_VISIBLE_DEVICES='' leaves no card to us"),
         (StandInNvml(), None, "the NVIDIA driver shows no card"),
@@ -206,7 +206,7 @@ def test_a_note_says_why_there_is_no_card() -> None:
         assert cards.note.endswith(ON_CPU)
 
 
-def test_a_partitioned_card_is_its_instances() -> None:
+def test_card_that_is_partitioned_is_its_instances() -> None:
     instances = [StandInCard(uuid="MIG-1"), None, StandInCard(uuid="MIG-2", utilisation=LOST)]
     nvml = StandInNvml(StandInCard(uuid="GPU-aa", instances=instances), StandInCard(uuid="GPU-b"))
     assert ids(None, nvml) == ["MIG-1", "MIG-2", "1"]
@@ -215,6 +215,6 @@ def test_a_partitioned_card_is_its_instances() -> None:
     assert Cards.find(None, nvml).read()["MIG-2"].utilisation is None
 
 
-def test_workers_count_cards_as_the_driver_does() -> None:
+def test_cards_are_counted_by_workers_as_by_the_driver() -> None:
     environ = worker_environment({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, "6.1.0")
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

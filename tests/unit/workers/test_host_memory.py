@@ -78,7 +78,7 @@ def test_cgroup_without_files_means_the_ram(tmp_path: Path) -> None:
     assert host.name
 
 
-def test_the_processors_name_is_the_kernels(tmp_path: Path) -> None:
+def test_cpu_name_is_the_kernel_s(tmp_path: Path) -> None:
     folder = proc(tmp_path, "", "")
     (folder / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU: 8 cores\n")
     assert Host(folder).name == "Some CPU: 8 cores"

@@ -27,18 +27,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 # ---- each image is the one that it gives alone ---------------------------------------------------
 
 
-def test_alone_it_is_the_library_s_image_bit_for_bit(harness: ImageHarness) -> None:
+def test_image_alone_is_the_library_s_bit_for_bit(harness: ImageHarness) -> None:
     check_alone(harness, tolerance=0)
 
 
-def test_between_steps_of_others_it_is_the_same_bit_for_bit(harness: ImageHarness) -> None:
+def test_interleaved_calls_give_the_same_images_bit_for_bit(harness: ImageHarness) -> None:
     jobs = [harness.job("a cat"), harness.job("a dog", width=128), harness.job("a fox", steps=9)]
     harness.run(*jobs)
     for job in jobs:
         assert np.array_equal(harness.pixels(job), harness.expected(job))
 
 
-def test_after_a_cancelled_neighbour_it_is_the_same_bit_for_bit(harness: ImageHarness) -> None:
+def test_cancel_of_a_neighbour_leaves_the_image_the_same_bit_for_bit(harness: ImageHarness) -> None:
     gone, job = harness.job(steps=30), harness.job()
     harness.submit(gone)
     harness.step_until(5, gone)
@@ -51,11 +51,11 @@ def test_after_a_cancelled_neighbour_it_is_the_same_bit_for_bit(harness: ImageHa
     assert not (harness.folder / image_file_name(gone.id, 0, "png")).exists()
 
 
-def test_in_one_pass_with_others_it_is_the_same_within_rounding(harness: ImageHarness) -> None:
+def test_batch_gives_the_same_images_within_rounding(harness: ImageHarness) -> None:
     check_together(harness, tolerance=1)
 
 
-def test_the_images_of_one_job_are_those_of_their_seeds(harness: ImageHarness) -> None:
+def test_seeds_of_one_job_give_their_images(harness: ImageHarness) -> None:
     job = harness.job(seeds=(3, 4, 5))
     [drawn] = finals(harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
@@ -64,7 +64,7 @@ def test_the_images_of_one_job_are_those_of_their_seeds(harness: ImageHarness) -
         assert np.abs(harness.pixels(job, index) - harness.expected(job, seed)).max() <= 1
 
 
-def test_a_prompt_that_is_known_gives_the_same_image(harness: ImageHarness) -> None:
+def test_prompt_cache_gives_the_same_image(harness: ImageHarness) -> None:
     first, second = harness.job("once more"), harness.job("once more")
     harness.run(first)
     harness.run(second)
@@ -86,7 +86,9 @@ def test_negative_prompts_are_honoured_or_refused(harness: ImageHarness) -> None
     assert not np.array_equal(harness.pixels(job), harness.expected(harness.job()))
 
 
-def test_from_an_image_and_inside_a_mask(harness: ImageHarness, tmp_path: Path) -> None:
+def test_edit_from_an_image_and_inside_a_mask_is_the_library_s(
+    harness: ImageHarness, tmp_path: Path
+) -> None:
     source = Image.effect_noise((64, 64), 60).convert("RGB")
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
@@ -143,7 +145,7 @@ def test_edit_of_a_strength_at_which_nothing_happens_is_refused(
     assert (refused.value.code, refused.value.param) == ("INVALID_REQUEST", "strength")
 
 
-def test_a_clear_mask_is_a_white_one(harness: ImageHarness, tmp_path: Path) -> None:
+def test_mask_that_is_transparent_is_a_white_one(harness: ImageHarness, tmp_path: Path) -> None:
     source, white, clear = (tmp_path / f"{name}.png" for name in ("source", "white", "clear"))
     Image.effect_noise((64, 64), 60).convert("RGB").save(source)
     mask = Image.new("L", (64, 64), 0)
@@ -160,7 +162,7 @@ def test_a_clear_mask_is_a_white_one(harness: ImageHarness, tmp_path: Path) -> N
 # ---- steps ---------------------------------------------------------------------------------------
 
 
-def test_every_step_is_told_once(harness: ImageHarness) -> None:
+def test_progress_tells_every_step_once(harness: ImageHarness) -> None:
     job = harness.job(steps=30)
     events = harness.run(job)
     assert isinstance(events[0], Started)
@@ -170,7 +172,7 @@ def test_every_step_is_told_once(harness: ImageHarness) -> None:
     assert events[-1].steps == 30
 
 
-def test_nobody_looks_nobody_is_told(harness: ImageHarness) -> None:
+def test_stream_off_leaves_only_start_and_final_event(harness: ImageHarness) -> None:
     events = harness.run(harness.job(stream=False, preview_every=1))
     assert [type(each) for each in events] == [Started, ImageDone]
 
@@ -183,7 +185,7 @@ def test_previews_come_every_so_many_steps(harness: ImageHarness) -> None:
         assert (preview.format, preview.width, preview.height) == ("JPEG", 128, 64)
 
 
-def test_a_short_job_is_not_held_up_by_a_long_one(harness: ImageHarness) -> None:
+def test_fairness_lets_a_short_job_end_before_a_long_one(harness: ImageHarness) -> None:
     long, short = harness.job(steps=50), harness.job(steps=4)
     harness.submit(long)
     harness.step_until(5, long)
@@ -209,7 +211,7 @@ def test_cancel_ends_within_a_step(harness: ImageHarness) -> None:
     assert not any(harness.engine.books().values())
 
 
-def test_one_of_a_pass_can_leave(harness: ImageHarness) -> None:
+def test_cancel_of_one_of_a_batch_leaves_the_others(harness: ImageHarness) -> None:
     jobs = [harness.job(f"number {seed}", (seed,)) for seed in range(3)]
     harness.submit(*jobs)
     harness.step_until(2, jobs[0])
@@ -219,7 +221,7 @@ def test_one_of_a_pass_can_leave(harness: ImageHarness) -> None:
     assert np.abs(harness.pixels(jobs[2]) - harness.expected(jobs[2])).max() <= 1
 
 
-def test_one_that_waits_can_leave(harness: ImageHarness) -> None:
+def test_cancel_of_a_waiting_job_leaves_the_others(harness: ImageHarness) -> None:
     jobs = [harness.job(steps=9, width=64 + 16 * number) for number in range(6)]
     harness.submit(*jobs)
     harness.engine.step()

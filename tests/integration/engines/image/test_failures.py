@@ -41,7 +41,7 @@ def decoder_fails(
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_what_does_not_fit_together_is_drawn_in_parts(
+def test_out_of_memory_halves_the_batch_until_it_fits(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = own_harness.job(seeds=(1, 2, 3, 4))
@@ -54,7 +54,7 @@ def test_what_does_not_fit_together_is_drawn_in_parts(
         assert np.array_equal(own_harness.pixels(job, index), each)
 
 
-def test_a_large_image_is_decoded_in_tiles(
+def test_out_of_memory_in_the_decoder_turns_on_tiling(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae = own_harness.engine._pipelines.base.vae
@@ -64,7 +64,7 @@ def test_a_large_image_is_decoded_in_tiles(
     assert drawn.memory_fallbacks == ("vae_tiling",)
 
 
-def test_what_never_fits_fails_and_the_next_is_right(
+def test_out_of_memory_at_every_fallback_ends_the_job_and_the_next_is_right(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, next_job = own_harness.job(), own_harness.job("the next")
@@ -78,7 +78,7 @@ def test_what_never_fits_fails_and_the_next_is_right(
     assert np.abs(own_harness.pixels(next_job) - expected).max() <= 1  # attention is in slices now
 
 
-def test_nothing_of_a_failed_call_is_held(
+def test_error_of_a_call_leaves_nothing_of_it_held(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Any] = []
@@ -94,7 +94,7 @@ def test_nothing_of_a_failed_call_is_held(
     assert not any(each() is not None for each in held[:-1])
 
 
-def test_an_error_of_the_pipeline_fails_its_jobs_only(
+def test_error_of_the_pipeline_fails_its_jobs_only(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = own_harness.job(width=128), own_harness.job()
@@ -106,7 +106,7 @@ def test_an_error_of_the_pipeline_fails_its_jobs_only(
     assert np.array_equal(own_harness.pixels(good), expected)
 
 
-def test_an_image_that_is_not_a_number_fails(
+def test_nan_in_an_image_fails_its_job(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = own_harness.job()
@@ -121,7 +121,7 @@ def test_an_image_that_is_not_a_number_fails(
     assert np.array_equal(own_harness.pixels(job), expected)
 
 
-def test_a_disk_that_takes_nothing(own_harness: ImageHarness) -> None:
+def test_disk_that_takes_nothing_fails_the_job_by_name(own_harness: ImageHarness) -> None:
     own_harness.submit(msgspec.structs.replace(own_harness.job(), folder="/nowhere"))
     [failed] = finals(own_harness.run()).values()
     assert isinstance(failed, Failed)

@@ -92,7 +92,7 @@ def garble_the_index(folder: Path) -> None:
         (garble_the_index, "not valid"),
     ],
 )
-def test_files_that_do_not_load(
+def test_load_of_damaged_files_is_refused_with_the_reason(
     repository: Path, defect: Callable[[Path], None], words: str
 ) -> None:
     defect(repository)
@@ -103,7 +103,7 @@ def test_files_that_do_not_load(
     assert str(repository) not in refused.value.message
 
 
-def test_weights_that_are_there_in_half_precision_only(repository: Path, tmp_path: Path) -> None:
+def test_load_takes_weights_in_half_precision_only(repository: Path, tmp_path: Path) -> None:
     for part in ("unet", "vae", "text_encoder"):
         [path] = (repository / part).glob("*.safetensors")
         path.rename(path.with_suffix(".fp16.safetensors"))
@@ -112,7 +112,7 @@ def test_weights_that_are_there_in_half_precision_only(repository: Path, tmp_pat
     assert isinstance(drawn, ImageDone)
 
 
-def test_another_dtype_is_obeyed(repository: Path, tmp_path: Path) -> None:
+def test_dtype_of_the_settings_is_obeyed(repository: Path, tmp_path: Path) -> None:
     engine = load(repository, dtype="bfloat16")
     assert engine._pipelines.base.unet.dtype is torch.bfloat16
     harness = ImageHarness("sd", tmp_path, engine, None)
@@ -120,7 +120,7 @@ def test_another_dtype_is_obeyed(repository: Path, tmp_path: Path) -> None:
     assert isinstance(drawn, ImageDone)
 
 
-def test_what_the_safety_checker_sees_is_black_and_marked(repository: Path, tmp_path: Path) -> None:
+def test_safety_checker_makes_images_black_and_marks_them(repository: Path, tmp_path: Path) -> None:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     vision = {**small, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8}
     config = CLIPConfig(

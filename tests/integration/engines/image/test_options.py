@@ -82,7 +82,7 @@ def test_loras_change_only_the_images_that_ask_for_them(lora_harness: ImageHarne
     assert np.array_equal(lora_harness.pixels(again), images[0])
 
 
-def test_a_lora_that_there_is_not(lora_harness: ImageHarness) -> None:
+def test_lora_that_is_unknown_is_refused(lora_harness: ImageHarness) -> None:
     for adapters in ((Lora("loud"),), (Lora("bold"), Lora("bold"))):
         with pytest.raises(Refused) as refused:
             lora_harness.engine.prepare(lora_harness.job(adapters=adapters))
@@ -105,7 +105,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make("sd", tmp_path_factory.mktemp("sd"))
 
 
-def test_a_lora_that_does_not_load_is_a_refused_load(repository: Path, tmp_path: Path) -> None:
+def test_lora_that_does_not_load_refuses_the_load(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     for path in (tmp_path / "broken.safetensors", tmp_path / "missing.safetensors"):
         found = refusal(repository, ImageOptions(loras={"x": str(path)}))
@@ -113,7 +113,7 @@ def test_a_lora_that_does_not_load_is_a_refused_load(repository: Path, tmp_path:
         assert str(tmp_path) not in found.message
 
 
-def test_what_a_model_or_device_cannot_do_is_refused_by_name(repository: Path) -> None:
+def test_options_that_model_or_device_cannot_do_are_refused_by_name(repository: Path) -> None:
     for options, name in [
         (ImageOptions(offload="model"), "offload"),
         (ImageOptions(offload="group"), "offload"),
@@ -124,7 +124,7 @@ def test_what_a_model_or_device_cannot_do_is_refused_by_name(repository: Path) -
         assert name in found.message
 
 
-def test_cached_steps_draw_one_job_after_another(tmp_path: Path) -> None:
+def test_step_cache_runs_one_job_after_another(tmp_path: Path) -> None:
     harness = open_image_harness("flux", tmp_path, ImageOptions(step_cache="first_block"))
     jobs = [harness.job("a cat", steps=8), harness.job("a dog", steps=5)]
     alone = {}
@@ -144,7 +144,7 @@ def test_cached_steps_draw_one_job_after_another(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_blocks_draw_the_same_in_all_sizes_without_compiling_again(tmp_path: Path) -> None:
+def test_compile_gives_the_same_in_all_sizes_without_compiling_again(tmp_path: Path) -> None:
     harness = open_image_harness("sd", tmp_path, ImageOptions(compile=True))
     compiled = counters["stats"]["unique_graphs"]
     assert compiled

@@ -88,7 +88,7 @@ def test_out_of_memory_at_load_is_named_as_such(
 
 
 @shapes
-def test_out_of_memory_in_a_step_draws_fewer_images_together(
+def test_out_of_memory_in_a_step_computes_fewer_images_together(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     job = own_harness.job(seeds=(1, 2, 3))
@@ -143,7 +143,7 @@ def test_out_of_memory_in_the_decoder_makes_tiles_smaller_than_the_image(
     assert drawn.memory_fallbacks == ("vae_tiling",)
 
 
-def test_out_of_memory_measures_are_told_while_they_last_and_then_taken_back(
+def test_out_of_memory_fallbacks_are_told_while_they_last_and_then_reverted(
     own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = own_harness.job(steps=1)
@@ -199,7 +199,7 @@ def test_out_of_memory_in_a_cast_encoder_is_followed_by_the_same_image(
     assert np.array_equal(half_harness.pixels(job), half_harness.pixels(again))
 
 
-def test_a_failed_decoder_has_its_format_back_for_the_next_job(
+def test_error_in_a_cast_decoder_leaves_its_format_for_the_next_job(
     half_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = half_harness.job()

@@ -23,13 +23,13 @@ def refusal(harness: ImageHarness, **fields: Any) -> Refused:
     return refused.value
 
 
-def test_a_scheduler_that_there_is_not(harness: ImageHarness) -> None:
+def test_scheduler_that_is_unknown_is_refused(harness: ImageHarness) -> None:
     found = refusal(harness, scheduler="magic")
     assert (found.code, found.param) == ("INVALID_REQUEST", "scheduler")
     assert found.details["schedulers"] == harness.engine._pipelines.schedulers.names != []
 
 
-def test_every_scheduler_that_is_offered_works(harness: ImageHarness) -> None:
+def test_scheduler_that_is_offered_works(harness: ImageHarness) -> None:
     for name in harness.engine._pipelines.schedulers.names:
         job = harness.job(scheduler=name, steps=4)
         [final] = finals(harness.run(job)).values()
@@ -37,7 +37,7 @@ def test_every_scheduler_that_is_offered_works(harness: ImageHarness) -> None:
         assert final.scheduler == name
 
 
-def test_a_prompt_that_would_be_cut(harness: ImageHarness) -> None:
+def test_prompt_that_would_be_cut_is_refused(harness: ImageHarness) -> None:
     longest = harness.engine._pipelines.longest_prompt
     harness.engine.prepare(harness.job("x" * (longest - 2)))
     found = refusal(harness, prompt="x" * (longest + 1))
@@ -45,7 +45,7 @@ def test_a_prompt_that_would_be_cut(harness: ImageHarness) -> None:
     assert found.details["max_context"] == longest < found.details["prompt_tokens"]
 
 
-def test_a_size_that_would_be_rounded(harness: ImageHarness) -> None:
+def test_size_that_would_be_rounded_is_refused(harness: ImageHarness) -> None:
     multiple = 16 if harness.name in ("flux", "z-image") else 8
     found = refusal(harness, width=64 + multiple // 2)
     assert (found.code, found.param) == ("INVALID_REQUEST", "width")
@@ -57,7 +57,7 @@ def saved(path: Path, image: Any, kind: str = "PNG", **more: Any) -> str:
     return str(path)
 
 
-def test_uploads_that_are_no_pictures(harness: ImageHarness, tmp_path: Path) -> None:
+def test_uploads_that_are_no_images_are_refused(harness: ImageHarness, tmp_path: Path) -> None:
     red = Image.new("RGB", (64, 64), "red")
     good = saved(tmp_path / "good", red)
     (tmp_path / "empty").write_bytes(b"")

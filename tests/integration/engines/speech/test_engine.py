@@ -69,7 +69,7 @@ def utterance(harness: SpeechHarness, text: str, voice: str | None, seed: int) -
     return made
 
 
-def test_text_voice_and_tokens_are_heard_in_the_library_s_own_sound(harness: SpeechHarness) -> None:
+def test_library_sounds_differ_by_text_and_voice(harness: SpeechHarness) -> None:
     """Else all that follows would compare nothing."""
     asked = [
         ("Hello there.", VOICES[0]),
@@ -83,7 +83,7 @@ def test_text_voice_and_tokens_are_heard_in_the_library_s_own_sound(harness: Spe
             assert np.abs(one[:length] - other[:length]).max() > 0.001
 
 
-def test_alone_each_stage_is_the_library_s_bit_for_bit(harness: SpeechHarness) -> None:
+def test_bark_alone_is_the_library_s_bit_for_bit(harness: SpeechHarness) -> None:
     model = harness.engine._model
     assert isinstance(model, BarkSpeaker)
     bark = model.bark  # its layers packed, as they are served
@@ -96,7 +96,7 @@ def test_alone_each_stage_is_the_library_s_bit_for_bit(harness: SpeechHarness) -
     assert bark.rows_used == 0
 
 
-def test_beside_others_with_other_voices_and_seeds_it_is_the_same(harness: SpeechHarness) -> None:
+def test_bark_beside_other_voices_and_seeds_gives_the_same(harness: SpeechHarness) -> None:
     bark = Bark(harness.model, 2)  # fewer rows than sentences: some wait
     lines = [utterance(harness, text, voice, seed) for seed, (text, voice) in enumerate(LINES)]
     while any(each.stage != "done" for each in lines):
@@ -108,7 +108,7 @@ def test_beside_others_with_other_voices_and_seeds_it_is_the_same(harness: Speec
         assert np.abs(one.samples - expected).max() < 1e-5
 
 
-def test_a_file_is_its_sentences_joined(harness: SpeechHarness) -> None:
+def test_file_is_its_sentences_joined(harness: SpeechHarness) -> None:
     job = harness.job("Hello there. How are you? Fine!")
     [spoken] = finals(harness.run(job)).values()
     assert isinstance(spoken, SpeechDone)
@@ -123,7 +123,7 @@ def test_a_file_is_its_sentences_joined(harness: SpeechHarness) -> None:
     assert longest - 0.05 * len(alone) <= spoken.duration <= longest
 
 
-def test_a_text_of_2000_characters_is_one_file_of_all_its_sentences(
+def test_text_of_2000_characters_is_one_file_of_all_its_sentences(
     sampled: bool, tmp_path: Path
 ) -> None:
     harness = open_speech_harness(tmp_path, sampled=sampled, tokens=8)
@@ -143,7 +143,7 @@ def test_a_text_of_2000_characters_is_one_file_of_all_its_sentences(
     harness.engine.close()
 
 
-def test_the_first_sound_comes_before_the_second_sentence_begins(harness: SpeechHarness) -> None:
+def test_first_audio_comes_before_the_second_sentence_begins(harness: SpeechHarness) -> None:
     job = harness.job("Hello there. How are you? Fine!")
     harness.submit(job)
     events: list[Event] = []
@@ -160,20 +160,20 @@ def test_the_first_sound_comes_before_the_second_sentence_begins(harness: Speech
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_seed_gives_the_same_sound_whoever_else_speaks(harness: SpeechHarness) -> None:
+def test_seed_gives_the_same_sound_beside_any_other_job(harness: SpeechHarness) -> None:
     alone, beside = harness.job(seed=9), harness.job(seed=9)
     harness.run(alone)
     harness.run(harness.job("Other words", voice=VOICES[2]), beside, harness.job("More. Of it."))
     assert np.array_equal(harness.sound(alone), harness.sound(beside))
 
 
-def test_nobody_listens_nobody_is_told(harness: SpeechHarness) -> None:
+def test_stream_off_leaves_only_start_and_final_event(harness: SpeechHarness) -> None:
     events = harness.run(harness.job("Hello there. Fine!", stream=False))
     assert [type(each) for each in events] == [Started, SpeechDone]
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3"])
-def test_every_format_holds_the_sound(harness: SpeechHarness, form: str) -> None:
+def test_format_of_every_kind_holds_the_sound(harness: SpeechHarness, form: str) -> None:
     job = harness.job(format=form)
     [spoken] = finals(harness.run(job)).values()
     assert isinstance(spoken, SpeechDone)
@@ -211,7 +211,7 @@ def test_cancel_ends_within_a_step_and_leaves_nothing(harness: SpeechHarness, st
         ({"speed": 2.0}, "UNSUPPORTED_PARAMETER", "speed"),
     ],
 )
-def test_what_is_refused(
+def test_job_that_the_model_cannot_do_is_refused(
     harness: SpeechHarness, fields: dict[str, Any], code: str, param: str
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -221,7 +221,7 @@ def test_what_is_refused(
         assert refused.value.details["voices"] == sorted(VOICES)
 
 
-def test_the_design_s_names_mean_presets(harness: SpeechHarness) -> None:
+def test_voice_names_mean_presets(harness: SpeechHarness) -> None:
     model = harness.engine._model
     assert isinstance(model, BarkSpeaker)
     voices = model.voices
@@ -232,14 +232,14 @@ def test_the_design_s_names_mean_presets(harness: SpeechHarness) -> None:
     assert voices.resolve(None, None) is None
 
 
-def test_a_long_text_is_said_whole(harness: SpeechHarness) -> None:
+def test_long_sentence_is_spoken_in_pieces(harness: SpeechHarness) -> None:
     words = "a word and another one, " * 10
     [spoken] = finals(harness.run(harness.job(words))).values()
     assert isinstance(spoken, SpeechDone)
     assert spoken.sentences > 3
 
 
-def test_a_disk_that_takes_nothing(harness: SpeechHarness) -> None:
+def test_disk_that_takes_nothing_fails_the_job_by_name(harness: SpeechHarness) -> None:
     [failed] = finals(
         harness.run(msgspec.structs.replace(harness.job(), folder="/nowhere"))
     ).values()

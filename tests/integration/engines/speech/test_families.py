@@ -113,7 +113,7 @@ def test_vits_beside_others_is_the_same(vits: tuple[Path, FamilyHarness]) -> Non
     assert np.abs(found - joined(vits_sound(path, ours.text, 9, 1))).max() < 1 / 32_000
 
 
-def test_short_requests_do_not_wait_for_the_end_of_long_ones(
+def test_fairness_lets_a_short_request_end_before_a_long_one(
     vits: tuple[Path, FamilyHarness],
 ) -> None:
     _, harness = vits
@@ -131,7 +131,9 @@ def test_speed_is_the_model_s_own(vits: tuple[Path, FamilyHarness]) -> None:
 
 
 @pytest.mark.parametrize("language", ["eng", "en"])
-def test_its_language_may_be_named(vits: tuple[Path, FamilyHarness], language: str) -> None:
+def test_language_of_the_model_may_be_named(
+    vits: tuple[Path, FamilyHarness], language: str
+) -> None:
     _, harness = vits
     assert len(harness.sound(harness.job(language=language)))
 
@@ -145,7 +147,7 @@ def test_its_language_may_be_named(vits: tuple[Path, FamilyHarness], language: s
         ({"format": "ogg", "sample_rate": 11_025}, "sample_rate", {}),
     ],
 )
-def test_what_vits_refuses(
+def test_vits_refuses_what_it_cannot_do(
     vits: tuple[Path, FamilyHarness], fields: dict[str, Any], param: str, details: dict[str, Any]
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -154,7 +156,7 @@ def test_what_vits_refuses(
     assert refused.value.details == details
 
 
-def test_other_scripts_are_written_in_latin_letters_where_the_model_wants_that(
+def test_romanisation_of_other_scripts_where_the_model_wants_it(
     tmp_path: Path,
 ) -> None:
     path = make_vits(tmp_path / "m", language="kor")
@@ -166,7 +168,7 @@ def test_other_scripts_are_written_in_latin_letters_where_the_model_wants_that(
     )
 
 
-def test_a_model_that_reads_phonemes_is_refused(tmp_path: Path) -> None:
+def test_load_of_a_model_that_reads_phonemes_is_refused(tmp_path: Path) -> None:
     path = make_vits(tmp_path / "m")
     config = path / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"phonemize": false', '"phonemize": true'))
@@ -178,7 +180,7 @@ def test_a_model_that_reads_phonemes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [8000, 24_000, 44_100])
-def test_the_rate_that_was_asked_for(vits: tuple[Path, FamilyHarness], rate: int) -> None:
+def test_sample_rate_is_the_one_of_the_request(vits: tuple[Path, FamilyHarness], rate: int) -> None:
     _, harness = vits
     own = harness.sound(harness.job("hello there. how are you"))
     job = harness.job("hello there. how are you", sample_rate=rate)
@@ -218,7 +220,7 @@ def test_speecht5_is_the_library_s(t5: tuple[Path, Path, FamilyHarness], voice: 
 
 
 @pytest.mark.parametrize("name", ["speed", "language"])
-def test_what_speecht5_does_not_have_is_refused_by_name(
+def test_speecht5_refuses_by_name_what_it_does_not_have(
     t5: tuple[Path, Path, FamilyHarness], name: str
 ) -> None:
     value: Any = {"speed": 2.0, "language": "en"}[name]
@@ -227,7 +229,7 @@ def test_what_speecht5_does_not_have_is_refused_by_name(
     assert (refused.value.code, refused.value.param) == ("UNSUPPORTED_PARAMETER", name)
 
 
-def test_an_unknown_voice_lists_those_of_the_files_and_of_the_settings(
+def test_voice_that_is_unknown_lists_those_of_the_files_and_of_the_settings(
     t5: tuple[Path, Path, FamilyHarness],
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -243,7 +245,7 @@ def test_an_unknown_voice_lists_those_of_the_files_and_of_the_settings(
         (130, "v11 and 118 more, which details lists."),
     ],
 )
-def test_a_message_names_as_many_voices_as_can_be_read(count: int, said: str) -> None:
+def test_voice_error_names_as_many_voices_as_can_be_read(count: int, said: str) -> None:
     names = [f"v{number}" for number in range(count)]
     refused = unknown_voice(names)
     assert refused.message.endswith(said)
@@ -260,7 +262,7 @@ def test_settings_of_speecht5_are_refused_for_others(
 
 
 @pytest.mark.parametrize("fault", ["no vocoder", "no voices", "bad voice", "other model"])
-def test_what_does_not_load_says_what_to_do(
+def test_load_that_fails_says_what_to_do(
     t5: tuple[Path, Path, FamilyHarness], tmp_path: Path, fault: str
 ) -> None:
     path, vocoder, _ = t5
@@ -280,6 +282,8 @@ def test_what_does_not_load_says_what_to_do(
     assert refused.value.code == "MODEL_LOAD_FAILED"
 
 
-def test_nothing_is_lost_where_the_disk_takes_nothing(t5: tuple[Path, Path, FamilyHarness]) -> None:
+def test_disk_that_takes_nothing_fails_the_job_by_name(
+    t5: tuple[Path, Path, FamilyHarness],
+) -> None:
     [failed] = [e for e in t5[2].run(t5[2].job(folder="/nowhere")) if isinstance(e, Failed)]
     assert failed.code == "DISK_FULL"

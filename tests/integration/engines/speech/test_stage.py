@@ -47,14 +47,14 @@ def play(stage: Stage) -> list[torch.Tensor]:
     return made
 
 
-def test_fixed_sizes_change_nothing(new_stage: MakeStage) -> None:
+def test_cuda_graph_sizes_change_nothing(new_stage: MakeStage) -> None:
     exact, padded = play(new_stage()), play(new_stage(compute_again))
     for n, (one, other) in enumerate(zip(exact, padded, strict=True)):
         assert one.shape == other.shape
         assert torch.allclose(one, other, atol=1e-5), n
 
 
-def test_a_row_that_was_only_read_is_not_written_to_by_its_neighbours(
+def test_cache_row_that_was_only_read_is_not_written_to_by_its_neighbours(
     new_stage: MakeStage,
 ) -> None:
     stage = new_stage(compute_again)
@@ -68,7 +68,7 @@ def test_a_row_that_was_only_read_is_not_written_to_by_its_neighbours(
     assert torch.equal(stage._keys[:, late.slot, :, : late.length], before)
 
 
-def test_sizes_hold_all_that_is_asked_for() -> None:
+def test_cuda_graph_sizes_hold_every_number_of_rows() -> None:
     assert sizes(1) == [1]
     assert sizes(6) == [1, 2, 4, 6]
     assert sizes(8) == [1, 2, 4, 8]

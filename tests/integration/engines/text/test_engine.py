@@ -152,7 +152,9 @@ def random_arrival(engine: TextEngine, jobs: list[TextJob], seed: int) -> list[E
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
-def test_a_cache_too_small_for_all_changes_no_answer(models: dict[str, Path], family: str) -> None:
+def test_preemption_in_a_small_cache_changes_no_answer(
+    models: dict[str, Path], family: str
+) -> None:
     reference = Reference(models[family])
     per_block = {"llama": 3 * 64, "mistral": 3 * 64, "gpt2": 3 * 96}[family] * 4 * BLOCK_SIZE
     engine, ready = load(models[family], step_tokens=24, kv_cache_bytes=31 * per_block)
@@ -175,7 +177,7 @@ def test_a_cache_too_small_for_all_changes_no_answer(models: dict[str, Path], fa
     engine.close()
 
 
-def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(llama: TextEngine) -> None:
+def test_seed_gives_the_same_tokens_alone_and_in_a_batch(llama: TextEngine) -> None:
     settings: list[dict[str, Any]] = [
         {"temperature": 1.0, "seed": 7},
         {"temperature": 0.8, "top_p": 0.9, "seed": 7},
@@ -190,7 +192,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(llama: TextEngine) ->
     assert alone["0"] != run(llama, job("0", PROMPTS[0], temperature=1.0, seed=6))["0"].text
 
 
-def test_without_a_seed_two_answers_differ(llama: TextEngine) -> None:
+def test_seed_left_open_gives_different_answers(llama: TextEngine) -> None:
     ends = run(llama, *(job(str(n), temperature=1.0, max_tokens=20) for n in range(2)))
     assert ends["0"].text != ends["1"].text
 
@@ -214,7 +216,7 @@ def test_events_of_one_request(llama: TextEngine) -> None:
     assert [p for event in tokens for p in event.logprobs] == list(end.logprobs[: indices[-1] + 1])
 
 
-def test_a_cancel_takes_effect_in_the_next_step_wherever_the_request_is(
+def test_cancel_takes_effect_in_the_next_step_wherever_the_request_is(
     models: dict[str, Path],
 ) -> None:
     engine, _ = load(models["llama"], step_tokens=8, max_batch=2)
@@ -234,7 +236,7 @@ def test_a_cancel_takes_effect_in_the_next_step_wherever_the_request_is(
     engine.close()
 
 
-def test_a_stop_string_across_tokens_is_found_and_never_shown(llama: TextEngine) -> None:
+def test_stop_string_across_tokens_is_found_and_never_shown(llama: TextEngine) -> None:
     whole = run(llama, job("a", max_tokens=30))["a"].text
     stop = whole[9:14]
     llama.submit(llama.prepare(job("a", max_tokens=30, stop=(stop, "never"))))
@@ -260,7 +262,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_end_token_ends_and_counts_and_is_not_shown(scripted: Path) -> None:
+def test_end_token_ends_and_counts_and_is_not_shown(scripted: Path) -> None:
     engine, _ = load(scripted)
     engine.submit(engine.prepare(job("a", "!", ignore_eos=False)))
     events = run_to_end(engine)
@@ -285,7 +287,9 @@ def refusal(engine: TextEngine, one: TextJob) -> Refused:
     return caught.value
 
 
-def test_what_does_not_fit_is_refused_with_the_numbers_or_clipped(llama: TextEngine) -> None:
+def test_context_that_does_not_suffice_is_refused_with_the_numbers_or_clipped(
+    llama: TextEngine,
+) -> None:
     refused = refusal(llama, job("a", max_tokens=1000))
     assert (refused.code, refused.param) == ("CONTEXT_LENGTH_EXCEEDED", "max_tokens")
     assert refused.details["max_context"] == 256
@@ -304,11 +308,11 @@ def test_parameters_that_would_harm_the_device_are_refused(llama: TextEngine) ->
     assert run(llama, job("a", top_k=10**9, temperature=1.0))["a"].completion_tokens == 12
 
 
-def test_an_empty_prompt_begins_with_the_models_beginning(llama: TextEngine) -> None:
+def test_prompt_that_is_empty_begins_with_the_bos_token(llama: TextEngine) -> None:
     assert run(llama, job("a", ""))["a"].prompt_tokens == 1
 
 
-def test_messages_go_through_the_template(llama: TextEngine) -> None:
+def test_chat_messages_go_through_the_template(llama: TextEngine) -> None:
     chat = TextJob(
         id="a",
         messages=(ChatMessage("user", "one two"),),
@@ -321,7 +325,7 @@ def test_messages_go_through_the_template(llama: TextEngine) -> None:
     assert llama.prepare(chat).prompt == rendered["input_ids"]
 
 
-def test_a_model_without_a_template_refuses_messages(tmp_path: Path) -> None:
+def test_chat_with_a_model_without_a_template_is_refused(tmp_path: Path) -> None:
     engine, ready = load(make_tiny_model("gpt2", tmp_path, template=None))
     assert not ready.has_chat_template
     chat = TextJob(id="a", messages=(ChatMessage("user", "x"),), sampling=Sampling(max_tokens=1))
@@ -333,9 +337,7 @@ def test_a_model_without_a_template_refuses_messages(tmp_path: Path) -> None:
 # ---- faults ----------------------------------------------------------------------------------
 
 
-def test_a_row_whose_output_is_not_a_number_fails_alone(
-    models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_nan_in_a_row_fails_it_alone(models: dict[str, Path], tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     poison = train_tokenizer().convert_tokens_to_ids("Z")
@@ -359,7 +361,7 @@ def test_a_row_whose_output_is_not_a_number_fails_alone(
     engine.close()
 
 
-def test_an_error_of_the_device_ends_the_worker(
+def test_error_of_the_device_ends_the_worker(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its context is poisoned: going on would give garbage with a good face."""

@@ -27,7 +27,7 @@ def load_refusal(path: Path, **spec: Any) -> str:
     return caught.value.message
 
 
-def test_missing_tensors_are_refused(tmp_path: Path) -> None:
+def test_load_with_missing_tensors_is_refused(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["model.layers.1.mlp.down_proj.weight"]
@@ -35,7 +35,7 @@ def test_missing_tensors_are_refused(tmp_path: Path) -> None:
     assert "missing" in load_refusal(tmp_path)
 
 
-def test_a_config_larger_than_its_weights_is_refused_at_once(tmp_path: Path) -> None:
+def test_config_larger_than_its_weights_is_refused_at_once(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path)
     config = (tmp_path / "config.json").read_text()
     config = config.replace('"num_hidden_layers": 3', '"num_hidden_layers": 100000')
@@ -57,7 +57,7 @@ def test_template_that_does_not_compile_refuses_chats_and_leaves_completions(
     engine.close()
 
 
-def test_an_index_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+def test_index_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
     index = '{"weight_map": {"a": "../model.safetensors"}}'
@@ -65,7 +65,7 @@ def test_an_index_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     assert "out of the model's folder" in load_refusal(tmp_path)
 
 
-def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path)
     tokenizer = train_tokenizer()
     tokenizer.add_tokens([f"<extra{n}>" for n in range(100)])
@@ -74,7 +74,7 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_file_that_is_not_what_it_should_be_is_refused(tmp_path: Path, name: str) -> None:
+def test_load_of_damaged_files_is_refused(tmp_path: Path, name: str) -> None:
     make_tiny_model("llama", tmp_path)
     (tmp_path / name).write_bytes(b"\xff\xff nonsense" * 10)
     load_refusal(tmp_path)
@@ -100,7 +100,7 @@ def test_attention_that_the_engine_does_not_know_is_refused(tmp_path: Path) -> N
     load_refusal(tmp_path)
 
 
-def test_a_hybrid_model_is_refused(tmp_path: Path) -> None:
+def test_attention_of_a_hybrid_model_is_refused(tmp_path: Path) -> None:
     """Layers with a state of their own keep it outside of the cache."""
     config = Qwen3NextConfig(
         vocab_size=VOCAB,

@@ -263,7 +263,7 @@ def test_out_of_memory_while_sampling_counts_no_token_twice(
 
 
 @pytest.mark.parametrize("elsewhere", ["cpu", "disk", CPU])
-def test_a_spread_model_with_a_part_off_the_cards_is_out_of_memory(elsewhere: Any) -> None:
+def test_multi_device_model_with_a_part_off_the_cards_is_out_of_memory(elsewhere: Any) -> None:
     check_placement({"model.embed_tokens": 0, "model.layers.0": 1, "lm_head": "cuda:1"})
     check_placement({"": torch.device("cuda", 0)})
     with pytest.raises(Refused) as caught:
@@ -272,7 +272,7 @@ def test_a_spread_model_with_a_part_off_the_cards_is_out_of_memory(elsewhere: An
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the library would find a card")
-def test_a_spread_load_looks_at_where_the_library_has_put_the_layers(
+def test_multi_device_load_checks_where_the_library_has_put_the_layers(
     models: dict[str, Path],
 ) -> None:
     path = models["llama"]
@@ -284,7 +284,7 @@ def test_a_spread_load_looks_at_where_the_library_has_put_the_layers(
 # ---- the device ------------------------------------------------------------------------------
 
 
-def test_a_load_takes_cudnn_out_of_attention(models: dict[str, Path]) -> None:
+def test_load_takes_cudnn_out_of_attention(models: dict[str, Path]) -> None:
     torch.backends.cuda.enable_cudnn_sdp(True)
     load(models["llama"])[0].close()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
@@ -329,7 +329,7 @@ def test_load_frees_what_it_needed_for_a_moment(models: dict[str, Path]) -> None
         ("float16", (7, 5), "float16"),
     ],
 )
-def test_the_dtype_on_a_card_is_one_that_it_computes_fast(
+def test_dtype_on_a_card_is_one_that_it_computes_fast(
     monkeypatch: pytest.MonkeyPatch, stored: str, capability: tuple[int, int], computed: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
@@ -342,7 +342,7 @@ def test_the_dtype_on_a_card_is_one_that_it_computes_fast(
     assert loading._dtype("float32", Config, card) is torch.float32
 
 
-def test_a_model_can_be_made_without_files(models: dict[str, Path]) -> None:
+def test_load_takes_a_model_that_is_made_without_files(models: dict[str, Path]) -> None:
     made: list[Load] = []
 
     def make(spec: Load) -> LoadedModel:

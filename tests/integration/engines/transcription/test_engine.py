@@ -44,7 +44,7 @@ def test_segments_are_the_librarys(harness: TranscriptionHarness, sound: Any) ->
     check_segments(harness, sound)
 
 
-def test_a_long_file_is_many_windows(harness: TranscriptionHarness) -> None:
+def test_windows_of_a_long_file_are_the_library_s(harness: TranscriptionHarness) -> None:
     heard = harness.transcribe(LONG, timestamps="segment")
     assert heard.segments[0].start < 30 < 60 < heard.segments[-1].end
     assert heard.text == "".join(segment.text for segment in heard.segments).strip()
@@ -52,23 +52,21 @@ def test_a_long_file_is_many_windows(harness: TranscriptionHarness) -> None:
     assert starts == sorted(starts)
 
 
-def test_without_timestamps_a_short_file_is_read_in_one_go(harness: TranscriptionHarness) -> None:
+def test_timestamps_off_reads_a_short_file_in_one_go(harness: TranscriptionHarness) -> None:
     heard = harness.transcribe(SHORT)
     assert tokens_of(heard.segments) == [harness.one_go(SHORT)]
     assert heard.segments[0].start == 0
     assert heard.segments[0].end == heard.duration == 9
 
 
-def test_without_timestamps_a_long_file_needs_them_all_the_same(
+def test_timestamps_off_uses_them_in_a_long_file_all_the_same(
     harness: TranscriptionHarness,
 ) -> None:
     assert tokens_of(harness.transcribe(LONG).segments) == harness.expected(LONG)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_language_and_the_task_can_be_said(
-    harness: TranscriptionHarness, language: str
-) -> None:
+def test_language_and_task_can_be_given(harness: TranscriptionHarness, language: str) -> None:
     options = {"language": language, "task": "translate"}
     heard = harness.transcribe(SHORT, timestamps="segment", **options)
     assert heard.language == language
@@ -77,7 +75,7 @@ def test_the_language_and_the_task_can_be_said(
     assert harness.transcribe(SHORT, language=named).language == language
 
 
-def test_the_language_is_the_one_that_the_library_finds(harness: TranscriptionHarness) -> None:
+def test_language_is_the_one_that_the_library_finds(harness: TranscriptionHarness) -> None:
     found = set()
     for sound in (SHORT, WINDOW, *(melody(29, seed) for seed in range(2, 6))):
         features = harness.processor(sound, sampling_rate=RATE, return_tensors="pt").input_features
@@ -89,14 +87,14 @@ def test_the_language_is_the_one_that_the_library_finds(harness: TranscriptionHa
     assert len(found) > 1
 
 
-def test_a_prompt_is_read_before_each_window(harness: TranscriptionHarness) -> None:
+def test_prompt_is_read_before_each_window(harness: TranscriptionHarness) -> None:
     prompt = harness.processor.get_prompt_ids("a bad cab", return_tensors="pt")
     heard = harness.transcribe(LONG, prompt="a bad cab", timestamps="segment")
     assert tokens_of(heard.segments) == harness.expected(LONG, prompt_ids=prompt)
     assert tokens_of(heard.segments) != harness.expected(LONG)
 
 
-def test_of_a_long_prompt_the_end_counts(harness: TranscriptionHarness) -> None:
+def test_prompt_that_is_long_counts_by_its_end(harness: TranscriptionHarness) -> None:
     end = "".join(chr(97 + number % 26) for number in range(23))
     short = harness.transcribe(SHORT, prompt=f"x{end}")
     long = harness.transcribe(SHORT, prompt=f"what was said {'before ' * 50} x{end}")
@@ -104,7 +102,7 @@ def test_of_a_long_prompt_the_end_counts(harness: TranscriptionHarness) -> None:
 
 
 @pytest.mark.parametrize("sound", [LONG, melody(40, 1)], ids=["long", "with a short end"])
-def test_words_have_the_librarys_times(harness: TranscriptionHarness, sound: Any) -> None:
+def test_word_times_are_the_library_s(harness: TranscriptionHarness, sound: Any) -> None:
     expected = harness.segments(sound, return_token_timestamps=True, language="en")
     heard = harness.transcribe(sound, timestamps="word", language="en")
     assert sum(len(segment.words) for segment in heard.segments) > len(heard.segments)
@@ -123,7 +121,7 @@ def test_words_have_the_librarys_times(harness: TranscriptionHarness, sound: Any
         assert all(word.start <= word.end <= heard.duration for word in segment.words)
 
 
-def test_asking_for_words_changes_nothing_for_those_who_come_later(
+def test_word_times_change_nothing_for_later_jobs(
     harness: TranscriptionHarness,
 ) -> None:
     before = harness.transcribe(SHORT, timestamps="segment").segments
@@ -132,11 +130,11 @@ def test_asking_for_words_changes_nothing_for_those_who_come_later(
     assert harness.engine._loaded.model.config._attn_implementation == "sdpa"
 
 
-def test_files_that_run_together_do_not_disturb_each_other(harness: TranscriptionHarness) -> None:
+def test_batch_of_files_gives_each_its_own_text(harness: TranscriptionHarness) -> None:
     check_together(harness)
 
 
-def test_segments_are_told_as_they_are_heard(harness: TranscriptionHarness) -> None:
+def test_segments_are_streamed_as_they_are_done(harness: TranscriptionHarness) -> None:
     job = harness.job(LONG, timestamps="segment")
     events = harness.run(job)
     assert isinstance(events[0], Started)
@@ -153,12 +151,12 @@ def test_segments_are_told_as_they_are_heard(harness: TranscriptionHarness) -> N
     assert events.index(progress[0]) < events.index(heard[-1])
 
 
-def test_without_stream_only_the_end_is_told(harness: TranscriptionHarness) -> None:
+def test_stream_off_leaves_only_start_and_final_event(harness: TranscriptionHarness) -> None:
     events = harness.run(harness.job(LONG, timestamps="segment", stream=False))
     assert [type(each) for each in events] == [Started, TranscriptionDone]
 
 
-def test_a_cancelled_file_ends_at_the_next_step_and_its_neighbour_goes_on(
+def test_cancel_ends_a_file_at_the_next_step_and_its_neighbour_goes_on(
     harness: TranscriptionHarness,
 ) -> None:
     alone = harness.transcribe(WINDOW, timestamps="segment")
@@ -180,7 +178,7 @@ def test_a_cancelled_file_ends_at_the_next_step_and_its_neighbour_goes_on(
     assert tokens_of(final.segments) == tokens_of(alone.segments)
 
 
-def test_a_file_can_be_cancelled_before_it_begins(harness: TranscriptionHarness) -> None:
+def test_cancel_of_a_file_that_has_not_begun(harness: TranscriptionHarness) -> None:
     job = harness.job(SHORT)
     harness.submit(job)
     harness.engine.cancel(job.id)
@@ -195,7 +193,7 @@ def test_a_file_can_be_cancelled_before_it_begins(harness: TranscriptionHarness)
         ({"prompt": "a <|transcribe|> b"}, "prompt"),
     ],
 )
-def test_what_it_cannot_do_is_refused(
+def test_job_that_the_model_cannot_do_is_refused(
     harness: TranscriptionHarness, fields: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(Refused) as refusal:
@@ -204,7 +202,7 @@ def test_what_it_cannot_do_is_refused(
     assert refusal.value.param == param
 
 
-def test_a_step_that_fails_ends_its_own_files(
+def test_error_in_a_step_ends_its_own_files(
     harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = harness.job(SHORT)
@@ -234,14 +232,14 @@ def test_nan_from_the_model_ends_the_job(harness: TranscriptionHarness, temperat
     assert final.message == "The model's output is not a number."
 
 
-def test_jobs_and_events_pass_between_the_processes(harness: TranscriptionHarness) -> None:
+def test_protocol_carries_jobs_and_events_of_transcription(harness: TranscriptionHarness) -> None:
     job = harness.job(SHORT, timestamps="word", language="en", prompt="abc")
     assert decode_commands(encode_commands([job])) == [job]
     events = harness.run(job)
     assert FrameReader().feed(encode_frame(events)) == events
 
 
-def test_an_english_model_takes_no_other_language(tmp_path: Path) -> None:
+def test_language_other_than_that_of_an_english_model_is_refused(tmp_path: Path) -> None:
     harness = open_transcription_harness(tmp_path, several=False)
     heard = harness.transcribe(SHORT, timestamps="segment")
     assert heard.language == "en"
@@ -256,7 +254,7 @@ def test_an_english_model_takes_no_other_language(tmp_path: Path) -> None:
 # ---- attempts that are not good enough ---------------------------------------------------------
 
 
-def test_a_poor_attempt_is_made_again_with_more_freedom(tmp_path: Path) -> None:
+def test_temperature_rises_after_a_poor_attempt(tmp_path: Path) -> None:
     harness = open_transcription_harness(
         tmp_path, logprob_threshold=-0.85, compression_ratio_threshold=1.3
     )
@@ -266,7 +264,7 @@ def test_a_poor_attempt_is_made_again_with_more_freedom(tmp_path: Path) -> None:
     assert harness.transcribe(LONG, timestamps="segment").segments == heard.segments
 
 
-def test_a_window_where_nobody_speaks_is_left_out(tmp_path: Path) -> None:
+def test_silence_in_a_window_is_left_out(tmp_path: Path) -> None:
     harness = open_transcription_harness(tmp_path, logprob_threshold=0.0, no_speech_threshold=0.0)
     events = harness.run(harness.job(LONG, timestamps="segment"))
     assert harness.expected(LONG) == []
@@ -276,7 +274,9 @@ def test_a_window_where_nobody_speaks_is_left_out(tmp_path: Path) -> None:
     assert [each.step for each in events if isinstance(each, Progress)] == [30, 60, 75]
 
 
-def test_the_first_attempt_can_be_free(harness: TranscriptionHarness) -> None:
+def test_temperature_of_the_request_is_that_of_the_first_attempt(
+    harness: TranscriptionHarness,
+) -> None:
     heard = harness.transcribe(LONG, timestamps="segment", temperature=0.6)
     assert {segment.temperature for segment in heard.segments} == {0.6}
     assert tokens_of(heard.segments) != harness.expected(LONG)
@@ -286,7 +286,7 @@ def test_the_first_attempt_can_be_free(harness: TranscriptionHarness) -> None:
 # ---- files that take long to decode ------------------------------------------------------------
 
 
-def test_a_short_file_does_not_wait_for_a_long_one(harness: TranscriptionHarness) -> None:
+def test_fairness_lets_a_short_file_end_before_a_long_one(harness: TranscriptionHarness) -> None:
     long, short = harness.job(np.tile(SHORT, 900), max_seconds=100_000.0), harness.job(SHORT)
     prepared = [harness.engine.prepare(job) for job in (long, short)]
     for each in prepared:
@@ -300,15 +300,13 @@ def test_a_short_file_does_not_wait_for_a_long_one(harness: TranscriptionHarness
     assert not any(harness.engine.books().values())
 
 
-def test_a_file_that_is_too_long_ends_by_its_name(harness: TranscriptionHarness) -> None:
+def test_file_that_is_too_long_fails_by_name(harness: TranscriptionHarness) -> None:
     [failed] = harness.run(harness.job(SHORT, max_seconds=8.9))
     assert isinstance(failed, Failed)
     assert (failed.code, failed.param) == ("INVALID_REQUEST", "file")
 
 
-def test_a_file_that_is_no_sound_ends_by_its_name(
-    harness: TranscriptionHarness, tmp_path: Path
-) -> None:
+def test_file_that_is_no_audio_fails_by_name(harness: TranscriptionHarness, tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("not a sound")
     [failed] = harness.run(TranscriptionJob(id="a", path=str(path), max_seconds=9))

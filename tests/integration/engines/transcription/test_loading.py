@@ -24,7 +24,7 @@ def load(folder: Path, **fields: Any) -> Ready:
     return ready
 
 
-def test_what_it_says_about_itself(tmp_path: Path) -> None:
+def test_load_tells_slots_device_and_dtype(tmp_path: Path) -> None:
     ready = load(whisper.make(tmp_path), max_batch=3, dtype="bfloat16")
     assert (ready.slots, ready.dtype, ready.device) == (3, "bfloat16", "cpu")
     assert ready.step_timeout > 0
@@ -84,7 +84,7 @@ def index_out_of_the_folder(folder: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_what_cannot_be_run_is_refused(
+def test_load_of_damaged_files_is_refused(
     tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = whisper.make(tmp_path / "whisper")
@@ -95,7 +95,7 @@ def test_what_cannot_be_run_is_refused(
     assert str(tmp_path) not in refusal.value.message
 
 
-def test_the_bins_of_both_parts_must_agree(tmp_path: Path) -> None:
+def test_feature_bins_of_both_parts_must_agree(tmp_path: Path) -> None:
     folder = whisper.make(tmp_path)
     (preprocessor,) = (p for p in folder.glob("*processor_config.json"))
     found = json.loads(preprocessor.read_text())
@@ -105,7 +105,7 @@ def test_the_bins_of_both_parts_must_agree(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_without_alignment_heads_words_are_refused(tmp_path: Path) -> None:
+def test_word_times_without_alignment_heads_are_refused(tmp_path: Path) -> None:
     engine = TranscriptionEngine()
     repository = whisper.make(tmp_path / "whisper", alignment_heads=None)
     spec = Load(model="w", engine="transcription", path=str(repository), threads=1)

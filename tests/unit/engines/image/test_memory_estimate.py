@@ -40,13 +40,13 @@ def total(**changes: Any) -> int:
     return estimate(SDXL, LoadConfig(**{"device": "cuda", "pixels": 1024 * 1024, **changes})).total
 
 
-def test_the_whole_is_its_weights_and_the_larger_peak() -> None:
+def test_estimate_is_the_weights_and_the_larger_peak() -> None:
     found = estimate(SDXL, CARD)
     assert found.weights == SDXL.weight_bytes
     assert 1 * GB < found.activations < 6 * GB
 
 
-def test_more_pixels_images_and_bytes_take_more() -> None:
+def test_estimate_grows_with_pixels_images_and_bytes() -> None:
     assert total() < total(pixels=2048 * 2048)
     assert total(max_batch=1) < total(max_batch=8)
     assert total() < total(dtype="float32")
@@ -59,7 +59,7 @@ def test_offload_leaves_only_the_part_that_works_on_the_card() -> None:
     assert sizes[1] == SDXL.components["unet"]
 
 
-def test_a_manifest_of_before_has_an_estimate_too() -> None:
+def test_estimate_of_an_old_manifest() -> None:
     old = Manifest(
         name="old",
         kind="image",
@@ -72,7 +72,7 @@ def test_a_manifest_of_before_has_an_estimate_too() -> None:
     assert estimate(old, CARD).weights == 2 * GB
 
 
-def test_the_files_say_what_the_estimate_needs(tmp_path: Path) -> None:
+def test_estimate_reads_what_it_needs_from_the_files(tmp_path: Path) -> None:
     make_image_model(tmp_path)
     found = inspect(tmp_path)
     sizes = {
@@ -92,21 +92,21 @@ def survey(card_bytes: int, **image: Any) -> ResourceFacts:
 @pytest.mark.parametrize(
     ("card", "mode"), [(40 * GB, "none"), (20 * GB, "model"), (10 * GB, "group")]
 )
-def test_as_little_is_offloaded_as_the_card_makes_needed(card: int, mode: str) -> None:
+def test_offload_is_as_little_as_the_card_makes_needed(card: int, mode: str) -> None:
     assert survey(card).load_config(SDXL, "fake").offload == mode
 
 
-def test_what_is_set_is_obeyed_and_a_cpu_has_nothing_to_offload_from() -> None:
+def test_offload_of_the_settings_is_obeyed_and_a_cpu_has_none() -> None:
     assert survey(100 * GB, offload="group").load_config(SDXL, "fake").offload == "group"
     assert survey(1, offload="none").load_config(SDXL, "fake").offload == "none"
     assert survey(1).load_config(SDXL, "cpu").offload == "none"
 
 
-def test_the_usual_size_is_the_settings_own() -> None:
+def test_estimate_takes_the_size_of_the_settings() -> None:
     assert survey(1, width=512, height=768).load_config(SDXL, "cpu").pixels == 512 * 768
 
 
-def test_what_would_make_it_fit_is_named_and_true() -> None:
+def test_fit_suggestions_are_named_and_true() -> None:
     def need(load_config: LoadConfig) -> MemoryEstimate:
         footprint = estimate(SDXL, load_config)
         return MemoryEstimate(footprint.total, None, False, footprint)

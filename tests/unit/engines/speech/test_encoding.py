@@ -26,20 +26,20 @@ def job(**fields: Any) -> SpeechJob:
         ({"format": "mp3", "sample_rate": 44_100}, 24_000, 44_100),
     ],
 )
-def test_the_model_s_own_rate_where_nobody_asks_and_the_format_has_it(
+def test_sample_rate_is_the_model_s_own_where_the_format_has_it(
     fields: dict[str, Any], own: int, rate: int
 ) -> None:
     assert choose_rate(job(**fields), own) == rate
 
 
-def test_a_rate_that_a_format_has_not_is_refused_with_those_that_it_has() -> None:
+def test_sample_rate_that_a_format_lacks_is_refused_with_those_that_it_has() -> None:
     with pytest.raises(Refused, match="8000, 12000, 16000, 24000, 48000") as refused:
         choose_rate(job(format="ogg", sample_rate=44_100), 24_000)
     assert refused.value.param == "sample_rate"
 
 
 @pytest.mark.parametrize("target", [8000, 22_050, 24_000, 48_000])
-def test_a_tone_stays_the_tone_that_it_is_piece_by_piece(target: int) -> None:
+def test_resampler_keeps_a_tone_piece_by_piece(target: int) -> None:
     source = 16_000
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * source) / source).astype(np.float32)
     resampler = Resampler(source, target)
@@ -53,7 +53,7 @@ def test_a_tone_stays_the_tone_that_it_is_piece_by_piece(target: int) -> None:
     assert np.abs(found - expected)[inner].max() < 0.01
 
 
-def test_the_same_rate_changes_nothing() -> None:
+def test_resampler_of_the_same_rate_changes_nothing() -> None:
     samples = np.linspace(-1, 1, 100, dtype=np.float32)
     resampler = Resampler(24_000, 24_000)
     assert resampler.push(samples) is samples

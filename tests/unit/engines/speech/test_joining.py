@@ -23,38 +23,38 @@ def joined(*parts: np.ndarray) -> np.ndarray:
     return np.concatenate([*(joiner.push(part) for part in parts), joiner.finish()])
 
 
-def test_one_sentence_is_itself() -> None:
+def test_joiner_leaves_one_sentence_as_it_is() -> None:
     assert np.array_equal(joined(tone(1)), tone(1))
 
 
-def test_long_silence_at_the_edges_is_shortened() -> None:
+def test_joiner_shortens_silence_at_the_edges() -> None:
     whole = joined(tone(1, before=2, after=2))
     assert abs(len(whole) - (RATE + 2 * KEPT)) < 100
 
 
-def test_the_whole_is_as_long_as_its_parts_less_the_cross_fades() -> None:
+def test_joiner_gives_the_length_of_the_parts_less_the_cross_fades() -> None:
     parts = [tone(0.5), tone(0.7), tone(0.3)]
     assert abs(len(joined(*parts)) - (sum(map(len, parts)) - 2 * FADE)) < 10
 
 
-def test_a_joint_does_not_click() -> None:
+def test_joiner_makes_no_click() -> None:
     steps = np.abs(np.diff(joined(tone(0.5), -tone(0.5))))
     assert steps.max() < 1.5 * np.abs(np.diff(tone(0.5))).max() + 1 / FADE
 
 
 @given(st.lists(st.integers(0, 2000), max_size=6))
-def test_any_lengths_can_be_joined(lengths: list[int]) -> None:
+def test_joiner_takes_any_lengths(lengths: list[int]) -> None:
     parts = [np.ones(length, np.float32) for length in lengths]
     whole = joined(*parts)
     assert len(whole) <= sum(lengths)
     assert np.isfinite(whole).all()
 
 
-def test_samples_become_bytes_and_too_loud_ones_are_cut() -> None:
+def test_pcm_clips_samples_beyond_full_scale() -> None:
     assert pcm16(np.array([0, 1, -1, 2], np.float32)) == b"\x00\x00\xff\x7f\x01\x80\xff\x7f"
 
 
-def test_sound_is_cut_into_events_of_whole_samples() -> None:
+def test_pcm_events_hold_whole_samples() -> None:
     """One sentence of a minute, as high as a model samples: more than an event may hold."""
     sound = pcm16(np.zeros(60 * 48_000, np.float32)) + pcm16(np.ones(1, np.float32))
     cut = pieces(sound)

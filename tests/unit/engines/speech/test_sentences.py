@@ -25,18 +25,18 @@ def cut(text: str, longest: int = 1000) -> list[str]:
         ("  \n ", []),
     ],
 )
-def test_a_text_ends_where_people_breathe(text: str, expected: list[str]) -> None:
+def test_sentences_end_at_marks_but_not_after_abbreviations(text: str, expected: list[str]) -> None:
     assert cut(text) == expected
 
 
-def test_what_is_too_long_is_cut_at_clauses_then_words_then_anywhere() -> None:
+def test_sentences_that_are_too_long_are_cut_at_clauses_then_words_then_anywhere() -> None:
     assert cut("aaa bbb, ccc ddd, eee", 10) == ["aaa bbb,", "ccc ddd,", "eee"]
     assert cut("aaa bbb ccc ddd", 8) == ["aaa bbb", "ccc ddd"]
     assert "".join(cut("a" * 25, 10)) == "a" * 25
 
 
 @given(st.text(alphabet="ab ,.!?;:\n\"'。！，漢字-", max_size=300), st.integers(1, 40))
-def test_nothing_is_lost_and_every_piece_fits(text: str, longest: int) -> None:
+def test_sentences_lose_nothing_and_every_piece_fits(text: str, longest: int) -> None:
     pieces = cut(text, longest)
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert all(0 < len(piece) <= longest for piece in pieces)

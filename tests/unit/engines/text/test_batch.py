@@ -12,7 +12,7 @@ def plan() -> Plan:
     return Plan([Chunk(old, 8, 9, samples=True)], [Chunk(new, 2, 6, samples=True)], [], [])
 
 
-def test_a_step_follows_the_layers_over_the_devices() -> None:
+def test_batch_follows_the_layers_over_the_devices() -> None:
     here, there = torch.device("cpu"), torch.device("meta")
     batch = BatchBuilder(4, {None, 5}, dtype=torch.float32, device=here).build(plan())
     assert batch.on(here) is batch

@@ -23,7 +23,7 @@ def scattered(blocks: int) -> BlockTable:
     return BlockTable.of([list(range(BLOCKS, BLOCKS - blocks, -1))], CPU)
 
 
-def test_the_workspace_takes_few_sizes_while_a_sequence_grows(cache: PagedCache) -> None:
+def test_cache_workspace_takes_few_sizes_while_a_sequence_grows(cache: PagedCache) -> None:
     sizes = set()
     for blocks in range(2, 201):
         for layer in range(2):
@@ -36,7 +36,7 @@ def test_the_workspace_takes_few_sizes_while_a_sequence_grows(cache: PagedCache)
     assert max(sizes) < 2 * 4 * elements
 
 
-def test_reads_through_the_workspace_are_the_blocks_whatever_was_read_before(
+def test_cache_reads_are_the_blocks_whatever_was_read_before(
     cache: PagedCache,
 ) -> None:
     for layer, rows in ((0, [[5, 1], [9, 0]]), (1, [[2, 8]]), (0, [[7, 3], [1, 6], [4, 2]])):
@@ -47,7 +47,7 @@ def test_reads_through_the_workspace_are_the_blocks_whatever_was_read_before(
         assert torch.equal(values.flatten(2), expected[..., 8:])
 
 
-def test_the_workspace_is_given_back(cache: PagedCache) -> None:
+def test_cache_workspace_is_given_back(cache: PagedCache) -> None:
     cache.read(0, scattered(9))
     assert cache._workspaces
     cache.release_workspace()

@@ -50,7 +50,7 @@ def stream(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_character_split_at_every_byte_comes_whole(
+def test_detokenizer_gives_a_character_split_at_every_byte_whole(
     byte_level: PreTrainedTokenizerFast, text: str
 ) -> None:
     letters = dict(zip(_byte_order(), range(256), strict=True))
@@ -69,13 +69,15 @@ def _byte_order() -> list[int]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_byte_level_text_is_the_library_s(byte_level: PreTrainedTokenizerFast, text: str) -> None:
+def test_detokenizer_of_byte_level_text_is_the_library_s(
+    byte_level: PreTrainedTokenizerFast, text: str
+) -> None:
     ids = byte_level.encode(text, add_special_tokens=False)
     assert "".join(stream(byte_level, ids)) == byte_level.decode(ids) == text
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_ids_give_what_the_library_decodes(
+def test_detokenizer_of_random_ids_is_the_library_s(
     byte_level: PreTrainedTokenizerFast, seed: int
 ) -> None:
     ids = [random.Random(seed * 50 + place).randrange(VOCAB) for place in range(50)]
@@ -83,13 +85,13 @@ def test_random_ids_give_what_the_library_decodes(
     assert "".join(stream(byte_level, ids)) == whole
 
 
-def test_special_tokens_are_not_shown(byte_level: PreTrainedTokenizerFast) -> None:
+def test_detokenizer_leaves_special_tokens_out(byte_level: PreTrainedTokenizerFast) -> None:
     ids = [byte_level.convert_tokens_to_ids(EOS), *byte_level.encode("a")]
     assert "".join(stream(byte_level, ids)) == "a"
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_byte_fallback_gives_whole_characters_and_keeps_inner_spaces(
+def test_detokenizer_with_byte_fallback_gives_whole_characters_and_inner_spaces(
     sentencepiece: PreTrainedTokenizerFast, text: str
 ) -> None:
     ids = [sentencepiece.convert_tokens_to_ids("▁one")]
@@ -100,7 +102,7 @@ def test_byte_fallback_gives_whole_characters_and_keeps_inner_spaces(
     assert all("�" not in piece for piece in pieces)
 
 
-def test_bytes_that_never_make_a_character_do_not_hold_the_text_for_ever(
+def test_detokenizer_does_not_hold_text_back_for_bytes_that_are_no_character(
     sentencepiece: PreTrainedTokenizerFast,
 ) -> None:
     ids = [sentencepiece.convert_tokens_to_ids("<0xFF>")] * 100

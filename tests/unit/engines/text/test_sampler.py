@@ -58,7 +58,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_draws_follow_the_reference_distribution(settings: dict[str, Any]) -> None:
+def test_sampling_follows_the_reference_distribution(settings: dict[str, Any]) -> None:
     draws = 4000
     one = logits(1)
     expected = reference_support(one[0].tolist(), settings)
@@ -73,7 +73,7 @@ def test_draws_follow_the_reference_distribution(settings: dict[str, Any]) -> No
         assert abs(counts[token] - draws * probability) <= spread
 
 
-def test_a_row_depends_on_nothing_beside_it() -> None:
+def test_sampling_of_a_row_depends_on_nothing_beside_it() -> None:
     many = logits(len(SETTINGS), seed=2)
     for position in range(5):
         rows = [row(seed, **settings) for seed, settings in enumerate(SETTINGS)]
@@ -85,7 +85,7 @@ def test_a_row_depends_on_nothing_beside_it() -> None:
         assert together == alone
 
 
-def test_seed_and_position_change_the_draw() -> None:
+def test_sampling_depends_on_seed_and_position() -> None:
     flat = torch.zeros(1, VOCAB)
     by_position = {sample(flat, [row(5, temperature=1.0)], [p])[0].token for p in range(40)}
     by_seed = {sample(flat, [row(s, temperature=1.0)], [0])[0].token for s in range(40)}
@@ -157,7 +157,7 @@ def test_penalties_of_a_released_row_do_not_reach_its_successor() -> None:
     assert sampler.penalties.used == 2
 
 
-def test_a_bias_forbids_and_forces() -> None:
+def test_logit_bias_forbids_and_forces() -> None:
     values = logits(1)
     best = int(values.argmax())
     assert sample(values, [row(logit_bias={best: -100.0})], [0])[0].token != best
@@ -189,7 +189,7 @@ def test_logprobs_of_tokens_that_a_model_rules_out_are_numbers() -> None:
     assert found.top[2][1] > -9999.0
 
 
-def test_a_row_that_is_not_a_number_fails_alone() -> None:
+def test_nan_in_a_row_fails_it_alone() -> None:
     values = logits(3)
     values[1, 5] = float("nan")
     rows = [row(), row(temperature=1.0), row(temperature=1.0)]

@@ -141,7 +141,7 @@ def drawn_logits(shape: str, rows: int, seed: int) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(some, shapes), min_size=1, max_size=24), st.integers(0, 1000))
-def test_mixed_rows_are_sampled_as_each_by_itself(
+def test_sampling_of_mixed_rows_is_that_of_each_by_itself(
     wanted: list[tuple[dict[str, Any], str]], seed: int
 ) -> None:
     rows = [params(index, one, VOCAB) for index, (one, _) in enumerate(wanted)]
@@ -171,7 +171,7 @@ def _check_logprobs(found: Any, count: int | None, logits: torch.Tensor, token: 
     assert [expected[name].item() for name, _ in found.top] == pytest.approx(best, abs=1e-5)
 
 
-def test_a_nucleus_larger_than_the_first_candidates_is_exact_beside_small_ones() -> None:
+def test_top_p_beyond_the_first_candidates_is_exact_beside_small_ones() -> None:
     vocab = 9000
     wide = {"temperature": 1.0, "top_p": 0.9}
     rows = [params(index, wide, vocab) for index in range(5)]
@@ -243,7 +243,7 @@ def test_sampling_with_penalties_takes_few_operations() -> None:
     assert found.total() < 80, found
 
 
-def test_an_upload_keeps_names_kinds_and_values() -> None:
+def test_upload_keeps_names_kinds_and_values() -> None:
     sent = upload(
         torch.device("cpu"),
         floats={"half": [0.5, -1.25], "none": []},

@@ -28,7 +28,7 @@ def test_blocks_are_handed_out_once_and_come_back() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (16, 1), (17, 2)])
-def test_tokens_take_whole_blocks(tokens: int, blocks: int) -> None:
+def test_blocks_are_taken_whole(tokens: int, blocks: int) -> None:
     assert BlockAllocator(1, 16).blocks_for(tokens) == blocks
 
 
@@ -54,7 +54,7 @@ def run(scheduler: Scheduler) -> Plan:
     return plan
 
 
-def test_a_long_prompt_is_cut_to_the_budget_and_samples_at_its_end() -> None:
+def test_prefill_of_a_long_prompt_is_cut_to_the_budget_and_samples_at_its_end() -> None:
     scheduler, _ = make()
     scheduler.add(sequence("a", 40))
     plans = [run(scheduler) for _ in range(4)]
@@ -73,7 +73,7 @@ def test_decodes_come_first_and_prompts_fill_the_rest() -> None:
     assert [(c.sequence.id, c.end - c.start) for c in plan.prefills] == [("b", 15)]
 
 
-def test_no_more_rows_than_allowed_run_at_once() -> None:
+def test_rows_beyond_the_limit_wait() -> None:
     scheduler, _ = make(rows=2)
     for name in "abc":
         scheduler.add(sequence(name, 2))
@@ -83,14 +83,14 @@ def test_no_more_rows_than_allowed_run_at_once() -> None:
     assert [c.sequence.id for c in run(scheduler).prefills] == ["c"]
 
 
-def test_a_margin_stays_free_when_a_prompt_is_admitted_beside_others() -> None:
+def test_watermark_stays_free_when_a_prompt_is_admitted_beside_others() -> None:
     scheduler, _ = make(blocks=10, step_tokens=64, watermark=0.2)
     scheduler.add(sequence("a", 20))  # 5 of 10 blocks
     scheduler.add(sequence("b", 16))  # 4 more would leave 1, the margin is 2
     assert [c.sequence.id for c in run(scheduler).chunks] == ["a"]
 
 
-def test_under_pressure_the_youngest_is_reset_and_later_computed_again() -> None:
+def test_preemption_takes_the_youngest_which_is_computed_again_later() -> None:
     scheduler, allocator = make(blocks=4, step_tokens=32, watermark=0.0)
     old, young = sequence("old", 8), sequence("young", 7)
     scheduler.add(old)
@@ -107,7 +107,7 @@ def test_under_pressure_the_youngest_is_reset_and_later_computed_again() -> None
     assert books_add_up(allocator)
 
 
-def test_after_out_of_memory_steps_are_small_for_a_while_and_grow_again() -> None:
+def test_out_of_memory_makes_steps_small_for_a_while() -> None:
     scheduler, _ = make(blocks=4096, rows=1)
     scheduler.add(sequence("long", 8_000))
     assert run(scheduler).tokens == 16
@@ -118,7 +118,7 @@ def test_after_out_of_memory_steps_are_small_for_a_while_and_grow_again() -> Non
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_play_always_ends_within_budget_and_with_the_books_right(seed: int) -> None:
+def test_scheduler_always_ends_within_budget_and_with_balanced_books(seed: int) -> None:
     chance = random.Random(seed)
     blocks = chance.randint(8, 20)
     scheduler, allocator = make(

@@ -42,11 +42,11 @@ def coded(path: Path, codec: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.aiff", "a.au", "a.w64", "a.caf"])
-def test_lossless_formats_are_read_bit_for_bit(tmp_path: Path, name: str) -> None:
+def test_audio_of_lossless_formats_is_read_bit_for_bit(tmp_path: Path, name: str) -> None:
     assert np.array_equal(whole(write(tmp_path / name, SOUND)), SOUND)
 
 
-def test_the_name_of_a_file_says_nothing(tmp_path: Path) -> None:
+def test_audio_format_is_not_told_by_the_file_s_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", SOUND).rename(tmp_path / "upload")
     assert np.array_equal(whole(path), SOUND)
 
@@ -63,20 +63,20 @@ def test_the_name_of_a_file_says_nothing(tmp_path: Path) -> None:
         ("alac.m4a", "alac"),
     ],
 )
-def test_other_formats_sound_alike(tmp_path: Path, name: str, codec: str) -> None:
+def test_audio_of_other_formats_sounds_alike(tmp_path: Path, name: str, codec: str) -> None:
     found = whole(coded(tmp_path / name, codec))
     assert abs(len(found) - len(SOUND)) < RATE / 5
     loudness = [float(np.sqrt(np.mean(each**2))) for each in (found, SOUND)]
     assert loudness[0] == pytest.approx(loudness[1], rel=0.1)
 
 
-def test_vorbis_sounds_alike(tmp_path: Path) -> None:
+def test_audio_of_vorbis_sounds_alike(tmp_path: Path) -> None:
     found = whole(write(tmp_path / "a.ogg", SOUND, format="OGG", subtype="VORBIS"))
     assert len(found) == len(SOUND)
     assert float(np.abs(found - SOUND).mean()) < float(np.abs(SOUND).mean()) / 4
 
 
-def test_channels_become_one_and_rates_the_models(tmp_path: Path) -> None:
+def test_audio_becomes_one_channel_of_the_model_s_rate(tmp_path: Path) -> None:
     time = np.arange(48_000) / 48_000
     tone = np.sin(2 * np.pi * 440 * time) * 0.5
     path = write(tmp_path / "a.wav", np.stack([tone, tone], axis=1), 48_000)
@@ -87,26 +87,26 @@ def test_channels_become_one_and_rates_the_models(tmp_path: Path) -> None:
     assert float(np.abs(found).max()) == pytest.approx(0.5, rel=0.05)
 
 
-def test_loud_channels_together_are_not_too_loud(tmp_path: Path) -> None:
+def test_audio_of_loud_channels_is_not_too_loud(tmp_path: Path) -> None:
     loud = np.stack([SOUND / np.abs(SOUND).max() * 0.9] * 6, axis=1)
     found = whole(write(tmp_path / "a.wav", loud))
     assert 0.5 < float(np.abs(found).max()) < 0.95
 
 
-def test_floats_that_are_no_numbers_do_no_harm(tmp_path: Path) -> None:
+def test_audio_with_floats_that_are_no_numbers_does_no_harm(tmp_path: Path) -> None:
     strange = np.array([0.5, np.nan, np.inf, -np.inf, 7.0, -0.5], np.float32)
     found = whole(write(tmp_path / "a.wav", strange, subtype="FLOAT"))
     assert (found[0], found[-1]) == (0.5, -0.5)
     assert (np.abs(found) <= 1).all()
 
 
-def test_a_damaged_end_is_left_out(tmp_path: Path) -> None:
+def test_audio_with_a_damaged_end_is_read_up_to_it(tmp_path: Path) -> None:
     path = coded(tmp_path / "a.mp3", "libmp3lame")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert RATE / 2 < len(whole(path)) < len(SOUND)
 
 
-def test_blocks_are_of_the_size_asked_for(tmp_path: Path) -> None:
+def test_audio_blocks_are_of_the_size_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", SOUND)
     assert [len(each) for each in read(path, RATE, bounds(), block=9000)] == [
         9000,
@@ -136,7 +136,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_sound_is_refused(tmp_path: Path, kind: str) -> None:
+def test_audio_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
     data, message = BROKEN[kind]
     (tmp_path / "upload").write_bytes(data)
     write(tmp_path / "other.wav", SOUND)
@@ -147,12 +147,12 @@ def test_what_is_no_sound_is_refused(tmp_path: Path, kind: str) -> None:
     assert str(tmp_path) not in refusal.value.message
 
 
-def test_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:
+def test_audio_file_that_is_gone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="can be read"):
         whole(tmp_path / "nothing")
 
 
-def test_a_film_without_sound_is_refused(tmp_path: Path) -> None:
+def test_audio_of_a_film_without_sound_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(path, "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -164,14 +164,14 @@ def test_a_film_without_sound_is_refused(tmp_path: Path) -> None:
         whole(path)
 
 
-def test_length_counts_and_not_what_the_header_says(tmp_path: Path) -> None:
+def test_audio_length_is_counted_and_not_read_from_the_header(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", SOUND)
     assert len(whole(path, 2.0)) == len(SOUND)
     with pytest.raises(Refused, match=r"longer than 1\.9 seconds"):
         whole(path, 1.9)
 
 
-def test_a_bomb_is_left_at_the_limit(tmp_path: Path) -> None:
+def test_audio_bomb_is_read_up_to_the_limit(tmp_path: Path) -> None:
     """Hours of silence take few bytes; neither time nor memory may go to what is refused."""
     path = write(tmp_path / "a.flac", np.zeros(3600 * RATE, np.int16))
     assert path.stat().st_size < 1_000_000
@@ -181,7 +181,7 @@ def test_a_bomb_is_left_at_the_limit(tmp_path: Path) -> None:
         next(blocks)
 
 
-def test_an_hour_is_never_held_as_samples(tmp_path: Path) -> None:
+def test_audio_of_an_hour_is_never_held_as_samples(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", np.zeros(1200 * RATE, np.int16))
     process = psutil.Process()
     for _ in read(path, RATE, bounds(), block=BLOCK):
@@ -200,7 +200,7 @@ def in_blocks(samples: Samples, size: int) -> Iterator[Samples]:
 
 
 @pytest.mark.parametrize("seconds", [0.0001, 0.01, 3, 29.99, 30, 30.003, 59.99, 60, 61.2345])
-def test_features_are_the_librarys(seconds: float) -> None:
+def test_features_are_the_library_s(seconds: float) -> None:
     extractor = WhisperFeatureExtractor()
     samples = melody(65)[: max(1, round(seconds * RATE))]
     longer = len(samples) > BLOCK
@@ -219,7 +219,7 @@ def test_features_are_the_librarys(seconds: float) -> None:
     assert not window[:, rest.shape[1] :].any()
 
 
-def test_other_numbers_of_bins_are_the_extractors() -> None:
+def test_features_have_the_bins_of_the_extractor() -> None:
     extractor = WhisperFeatureExtractor(feature_size=128)
     expected = extractor(SOUND, sampling_rate=RATE, return_tensors="pt").input_features[0]
     found = LogMel(extractor).record(iter([SOUND])).window(0, 3000)

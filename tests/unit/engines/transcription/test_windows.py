@@ -34,17 +34,17 @@ def at(seconds: float) -> int:
         ([], [Piece(0, 0, 0, 1500)], WINDOW),
     ],
 )
-def test_segments_and_the_next_window(tokens: list[int], pieces: list[Piece], advance: int) -> None:
+def test_window_is_cut_into_segments(tokens: list[int], pieces: list[Piece], advance: int) -> None:
     assert cut(tokens, MARK, WINDOW, 2) == Cut(pieces, advance)
 
 
-def test_the_last_window_has_fewer_frames() -> None:
+def test_window_at_the_end_has_fewer_frames() -> None:
     assert cut([at(0), 1], MARK, 700, 2) == Cut([Piece(0, 2, 0, 350)], 700)
 
 
-def test_there_is_always_a_next_window() -> None:
+def test_window_always_advances() -> None:
     assert cut([at(0), 1, at(0), at(0)], MARK, WINDOW, 2).advance == WINDOW
 
 
-def test_without_timestamps_the_window_is_one_segment() -> None:
+def test_window_without_timestamps_is_one_segment() -> None:
     assert whole([1, at(3), at(3), 2], WINDOW, 2) == Cut([Piece(0, 4, 0, 1500)], WINDOW)
