@@ -60,7 +60,7 @@ FULL = Job(
 )
 
 
-def test_each_field_of_a_job_comes_back_from_its_row(tmp_path: Path) -> None:
+def test_row_gives_each_field_of_a_job_back(tmp_path: Path) -> None:
     assert isinstance(FULL.work, protocol.TextJob)
     for each in fields(FULL):
         default = each.default if each.default_factory is MISSING else each.default_factory()

@@ -58,7 +58,7 @@ BOUNDS = [
 
 @pytest.mark.parametrize(("model", "body"), SURFACES)
 @pytest.mark.parametrize(("field", "good", "bad"), BOUNDS, ids=[bound[0] for bound in BOUNDS])
-def test_each_number_has_bounds(
+def test_numbers_have_bounds(
     model: Any, body: dict[str, Any], field: str, good: list[Any], bad: list[Any]
 ) -> None:
     for value in [None, *good]:
@@ -130,7 +130,7 @@ def test_unknown_fields_are_refused_by_name(model: Any, body: dict[str, Any]) ->
         (CompletionRequest, COMPLETION, "prompt", ["a", "b"]),
     ],
 )
-def test_what_is_not_honoured_is_refused(
+def test_fields_that_are_not_honoured_are_refused(
     model: Any, body: dict[str, Any], field: str, value: Any
 ) -> None:
     error = refused(model, body, **{field: value})
@@ -138,7 +138,7 @@ def test_what_is_not_honoured_is_refused(
     assert error.param == field
 
 
-def test_what_asks_for_nothing_else_is_taken() -> None:
+def test_fields_that_ask_for_nothing_else_are_taken() -> None:
     read(TextGenerationRequest, NATIVE, response_format={"type": "text"})
     read(
         ChatCompletionRequest,
@@ -177,7 +177,7 @@ def test_param_is_a_path(body: dict[str, Any], param: str) -> None:
     assert caught.value.param == param
 
 
-def test_one_input() -> None:
+def test_input_is_exactly_one() -> None:
     assert refused(TextGenerationRequest, {"model": "m"}).param == "prompt"
     assert refused(TextGenerationRequest, NATIVE, messages=CHAT["messages"]).param == "messages"
     assert refused(TextGenerationRequest, {"prompt": "x"}).param == "model"
@@ -339,7 +339,7 @@ ROUND_TRIPS = [
 
 
 @pytest.mark.parametrize(("model", "body"), ROUND_TRIPS)
-def test_no_field_is_lost_on_the_way_to_the_worker(model: Any, body: dict[str, Any]) -> None:
+def test_fields_all_reach_the_worker(model: Any, body: dict[str, Any]) -> None:
     job = read(model, body, stream=True, **ALL_SAMPLING).to_job(job_context())
     sent = job.work
     for name in protocol.Sampling.__struct_fields__:
@@ -369,7 +369,7 @@ def test_defaults_of_the_apis() -> None:
     assert not native.stream
 
 
-def test_the_models_defaults_come_between() -> None:
+def test_defaults_of_the_model_come_between() -> None:
     own = Model(sampling=SamplingDefaults(max_tokens=5, temperature=0, top_p=0.2, top_k=3))
     message = message_of(read(TextGenerationRequest, NATIVE, top_p=0.4), own)
     sampling = message.sampling
@@ -382,7 +382,7 @@ def test_the_models_defaults_come_between() -> None:
     assert message.clip_max_tokens
 
 
-def test_a_negative_seed_is_taken_modulo_two_to_the_64() -> None:
+def test_seed_that_is_negative_is_taken_modulo_two_to_the_64() -> None:
     assert message_of(read(ChatCompletionRequest, CHAT, seed=-1)).sampling.seed == 2**64 - 1
 
 

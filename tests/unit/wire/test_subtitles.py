@@ -35,7 +35,7 @@ def test_both_forms_of_a_transcription() -> None:
     )
 
 
-def test_nothing_said_is_an_empty_file_of_its_kind() -> None:
+def test_subtitles_of_silence_are_an_empty_file_of_their_kind() -> None:
     assert srt([]) == ""
     assert vtt([segment(0, 1, "  ")]) == "WEBVTT\n\n"
 
@@ -45,7 +45,7 @@ def test_times_are_rounded_and_carried() -> None:
     assert "100:00:00,000 --> 100:00:01,000" in srt([segment(360_000, 360_001, "x")])
 
 
-def test_a_cue_ends_where_the_next_begins() -> None:
+def test_cue_ends_where_the_next_begins() -> None:
     lines = srt([segment(0, 9, "a"), segment(4, 6, "b"), segment(6, 6, "c")]).splitlines()
     assert [line for line in lines if "-->" in line] == [
         "00:00:00,000 --> 00:00:04,000",

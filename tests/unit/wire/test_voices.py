@@ -41,6 +41,6 @@ def test_language_and_gender_where_they_are_known(
     assert told(voice) == [(language, gender)]
 
 
-def test_other_models_and_demos_claim_nothing() -> None:
+def test_voices_of_other_models_and_demos_are_unknown() -> None:
     assert told("v2/en_speaker_9", model_type="vits") == [(None, None)]
     assert told("v2/en_speaker_9", source="demo") == [("en", None)]

@@ -24,13 +24,13 @@ def replica(index: int = 0) -> Replica:
     return Replica("m", index, {"fake0": 40}, 0.0)
 
 
-def test_what_the_driver_says_of_our_processes_is_ours() -> None:
+def test_memory_that_the_driver_counts_for_our_processes_is_ours() -> None:
     ours = facts()
     ours.update({"fake0": DeviceUsage(60, {7: 35, 8: 25})}, [replica()], {"m/0": 7})
     assert ours.other_bytes("fake0") == 25
 
 
-def test_a_worker_that_loads_is_no_stranger() -> None:
+def test_memory_of_a_worker_that_loads_is_not_another_program_s() -> None:
     """It has said nothing yet; the driver knows its process all the same."""
     ours = facts()
     for used in (0, 10, 40):
@@ -39,7 +39,7 @@ def test_a_worker_that_loads_is_no_stranger() -> None:
 
 
 @pytest.mark.parametrize(("told", "other"), [(19, 21), (22, 18), (3, 20), (32, 20)])
-def test_a_driver_s_figure_counts_only_near_the_worker_s_own(told: int, other: int) -> None:
+def test_memory_by_the_driver_counts_only_near_the_worker_s_own(told: int, other: int) -> None:
     """In a container the driver's process numbers may be those of other programs. In GiB."""
     ours = facts()
     loaded = replica()
@@ -50,7 +50,7 @@ def test_a_driver_s_figure_counts_only_near_the_worker_s_own(told: int, other: i
 
 
 @pytest.mark.parametrize("before", [0, 30])
-def test_where_the_driver_tells_no_processes_a_load_is_not_taken_for_a_stranger(
+def test_memory_of_a_load_is_ours_where_the_driver_tells_no_processes(
     before: int,
 ) -> None:
     ours = facts()
@@ -61,7 +61,7 @@ def test_where_the_driver_tells_no_processes_a_load_is_not_taken_for_a_stranger(
     assert device.usable == 100 - before
 
 
-def test_a_model_goes_to_the_accelerator_unless_it_is_told_otherwise() -> None:
+def test_device_of_a_model_is_the_accelerator_unless_set() -> None:
     ours = facts()
     assert ours.kinds(Settings().model("m")) == ["fake"]
     machine = ResourceFacts(Settings(), Devices.find(), Footprints())

@@ -50,7 +50,7 @@ def test_replicas_keep_apart() -> None:
     assert [load.devices for load in found.loads] == [{"0": 10}, {"1": 10}]
 
 
-def test_the_unused_leave_the_cheapest_first() -> None:
+def test_eviction_takes_the_cheapest_unused_model_first() -> None:
     reservations = [
         held("slow", used_at=0.0, load_seconds=60),
         held("quick", used_at=0.0, load_seconds=2),
@@ -60,12 +60,12 @@ def test_the_unused_leave_the_cheapest_first() -> None:
     assert not found.loads  # not before the memory is free
 
 
-def test_who_was_used_a_moment_ago_stays_if_another_will_do() -> None:
+def test_eviction_spares_a_model_used_a_moment_ago_if_another_will_do() -> None:
     reservations = [held("recent", used_at=NOW - 5), held("stale", used_at=NOW - 500)]
     assert evicted(planned([card()], reservations, wanted())) == ["stale/0"]
 
 
-def test_only_as_many_leave_as_have_to() -> None:
+def test_eviction_takes_only_as_many_as_needed() -> None:
     reservations = [held("s1", 2), held("s2", 2), held("large", 16)]
     assert evicted(planned([card(memory=20)], reservations, wanted(size=12))) == ["large/0"]
 
@@ -81,7 +81,7 @@ def test_only_as_many_leave_as_have_to() -> None:
         {"loaded_at": NOW - 1, "used_at": NOW - 1},  # idle for less than it takes to load
     ],
 )
-def test_who_has_a_right_to_stay_stays(why: dict[str, Any]) -> None:
+def test_eviction_spares_models_with_a_right_to_stay(why: dict[str, Any]) -> None:
     reservations = [held("a", 20, **why)]
     found = planned([card()], reservations, wanted())
     assert not found.evictions
@@ -91,19 +91,19 @@ def test_who_has_a_right_to_stay_stays(why: dict[str, Any]) -> None:
         assert found.replan_at > NOW
 
 
-def test_a_model_in_use_is_drained_when_it_had_its_time_and_the_wait_is_long() -> None:
+def test_drain_of_a_model_in_use_follows_its_residency_and_a_long_wait() -> None:
     busy = held("busy", 20, in_flight=3, waiting=9, loaded_at=NOW - 8)
     assert evicted(planned([card()], [busy], wanted(since=NOW - 6))) == ["busy/0"]
 
 
-def test_what_is_on_its_way_out_is_waited_for() -> None:
+def test_eviction_under_way_is_waited_for() -> None:
     leaving = held("leaving", 20, state="draining", in_flight=1)
     found = planned([card()], [leaving, held("kept", 4)], wanted())
     assert not found.evictions
     assert found.waiting == [Load("new", 0, {"0": 10})]
 
 
-def test_a_large_model_is_not_overtaken_by_small_ones() -> None:
+def test_placement_lets_small_models_overtake_no_large_one() -> None:
     """Its room is being made; what is free of it meanwhile is not given away."""
     reservations = [held("leaving", 14, state="draining", in_flight=1)]
     found = planned([card()], reservations, wanted(size=22), wanted("small", 5, since=NOW))
@@ -117,12 +117,12 @@ def test_higher_levels_and_longer_waits_come_first() -> None:
     assert [load.model for load in planned([card()], [], *demands).loads] == ["c"]
 
 
-def test_what_nobody_waits_for_evicts_nobody() -> None:
+def test_eviction_follows_only_from_waiting_requests() -> None:
     found = planned([card()], [held("old", 20)], wanted(urgent=False))
     assert found == Plan()
 
 
-def test_what_can_never_fit_is_refused_and_what_others_block_may_be_tried_again() -> None:
+def test_placement_refuses_what_never_fits_and_retries_what_others_block() -> None:
     (refusal,) = planned([card()], [], wanted(size=25)).refusals
     assert refusal.forever
     (refusal,) = planned([card()], [held("p", 20, pinned=True)], wanted()).refusals
@@ -205,7 +205,7 @@ rooms_ = st.tuples(
 
 @settings(max_examples=400)
 @given(rooms_, holdings_, demands_)
-def test_what_holds_of_every_plan(
+def test_placement_plans_hold_their_invariants(
     rooms: tuple[DeviceCapacity, ...], reservations: list[Reservation], demands: list[Demand]
 ) -> None:
     before = Ledger(rooms, reservations)
