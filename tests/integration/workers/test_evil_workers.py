@@ -1,6 +1,7 @@
 """Workers that are broken or hostile: none stops, fills or ends the gateway, and all are ended."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,6 @@ from tests.support.evil_workers import Entry, entry
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.server import alive
 from tests.support.wait import until
-from workers import exit_watch
 from workers.pool import StartFailed, WorkerPool
 from workers.protocol import Sampling, TextJob
 from workers.worker import Worker
@@ -66,7 +66,7 @@ def test_worker_that_hides_its_end_is_lost_and_stops_nothing(
     evil: Entry, pidfd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not pidfd:
-        monkeypatch.setattr(exit_watch, "_pidfd", lambda _pid: None)
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
 
     async def test(pool: WorkerPool, seen: Recorder) -> None:
         async with responsive():

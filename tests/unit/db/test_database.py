@@ -283,38 +283,29 @@ def test_migrations_make_just_what_the_tables_say(tmp_path: Path, path: Path) ->
     assert query(grown, "SELECT * FROM alembic_version") == [(migrations.HEAD,)]
 
 
-def test_migration_backs_an_older_schema_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    query(path, "DROP TABLE api_keys")
-    query(path, "DROP TABLE tasks")
-    query(path, "DROP TABLE footprints")
-    query(path, "DROP TABLE files")
-    query(path, "UPDATE alembic_version SET version_num = '0000'")
-    query(path, "CREATE TABLE old AS SELECT 1 AS x")
-    monkeypatch.setattr(files, "VERSIONS", ["0000", *migrations.VERSIONS])
-    monkeypatch.setattr("bitinglip.db.migrations.upgrade.upgrade", _from_nothing)
-    using(path, nothing)
-    saved = path.with_name(f"{path.name}.before-{migrations.HEAD}")
-    assert query(saved, "SELECT version_num, x FROM alembic_version, old") == [("0000", 1)]
-    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
-    assert query(path, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
-    assert query(path, "SELECT count(*) FROM api_keys") == [(0,)]
-
-
-def test_migration_of_the_first_version_keeps_its_keys(tmp_path: Path) -> None:
+@pytest.fixture
+def first_version(tmp_path: Path) -> Path:
+    """A database of the first version, with a key in it."""
     file = tmp_path / "bitinglip.db"
     upgrade(file, "0001")
     columns = "id, name, digest, pepper_id, last_four, scopes, tier, created_at"
     values = "'k', 'n', x'00', 'p', 'abcd', '[]', 'free', '2026-01-01 00:00:00'"
     query(file, f"INSERT INTO api_keys ({columns}) VALUES ({values})")
-    using(file, nothing)
-    assert query(file, "SELECT id FROM api_keys") == [("k",)]
-    assert query(file, "SELECT count(*) FROM tasks") == [(0,)]
+    return file
 
 
-def _from_nothing(path: Path) -> None:
-    """There is no version before the first, so we begin before it."""
-    query(path, "DELETE FROM alembic_version")
-    upgrade(path)
+def test_migration_backs_an_older_schema_up(first_version: Path) -> None:
+    using(first_version, nothing)
+    saved = first_version.with_name(f"{first_version.name}.before-{migrations.HEAD}")
+    assert query(saved, "SELECT version_num, id FROM alembic_version, api_keys") == [("0001", "k")]
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    assert query(first_version, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
+
+
+def test_migration_of_the_first_version_keeps_its_keys(first_version: Path) -> None:
+    using(first_version, nothing)
+    assert query(first_version, "SELECT id FROM api_keys") == [("k",)]
+    assert query(first_version, "SELECT count(*) FROM tasks") == [(0,)]
 
 
 def test_migration_that_fails_changes_nothing(tmp_path: Path) -> None:

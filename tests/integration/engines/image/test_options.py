@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.support.models.pipelines import make
 from workers.engines.base import Refused
 from workers.engines.image import engine as engine_module
 from workers.engines.image.engine import ImageEngine
+from workers.engines.image.preview import preview_refusal
 from workers.protocol import ImageDone, ImageOptions, Load, Lora
 
 #: what diffusers' schedulers do with numpy, and what peft says of a second adapter
@@ -165,7 +167,8 @@ def test_compile_gives_the_same_in_all_sizes_without_compiling_again(tmp_path: P
 def test_compile_gives_a_step_the_time_of_the_compiler(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "speed_up", lambda *_: None)
+    unet = diffusers.UNet2DConditionModel
+    monkeypatch.setattr(unet, "compile_repeated_blocks", lambda *_, **__: None)
     monkeypatch.setattr(engine_module, "_STEP_TIMEOUT", {"cpu": 120.0})
     step_timeout = {}
     for compiled in (False, True):
@@ -176,19 +179,16 @@ def test_compile_gives_a_step_the_time_of_the_compiler(
 
 
 def test_preview_is_refused_while_whole_models_are_offloaded(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engine_module, "place", lambda *_: None)  # there is no card to offload from
-    for offload, refused in (("model", True), ("group", False)):
-        harness = ImageHarness("sd", tmp_path, ImageEngine(), None)
-        options = ImageOptions(offload=offload)
-        harness.engine.load(
-            Load(model="m", engine="image", path=str(repository), image=options), lambda _: None
-        )
-        harness.engine.prepare(harness.job())
-        if not refused:
-            harness.engine.prepare(harness.job(preview_every=1))
-            continue
-        with pytest.raises(Refused) as found:
-            harness.engine.prepare(harness.job(preview_every=1))
-        assert (found.value.code, found.value.param) == ("UNSUPPORTED_PARAMETER", "preview")
+    """There is no card to offload from, so the engine is told what its load would tell it."""
+    harness = ImageHarness("sd", tmp_path, ImageEngine(), None)
+    harness.engine.load(Load(model="m", engine="image", path=str(repository)), lambda _: None)
+    pipe = harness.engine._pipelines.base
+    assert preview_refusal(pipe, "none") is preview_refusal(pipe, "group") is None
+    harness.engine.prepare(harness.job(preview_every=1))
+    harness.engine._no_preview = preview_refusal(pipe, "model")
+    harness.engine.prepare(harness.job())
+    with pytest.raises(Refused, match=r"image\.offload") as found:
+        harness.engine.prepare(harness.job(preview_every=1))
+    assert (found.value.code, found.value.param) == ("UNSUPPORTED_PARAMETER", "preview")
