@@ -1,1 +1,1 @@
-"""The engines, one model each: ``registry`` lists them, ``base`` says what all of them promise."""
+"""Engines run one model each: ``registry`` lists them, ``base`` says what all of them promise."""

@@ -4,7 +4,7 @@ CAUTIOUS_PASSES = 32  #: a failed pass is computed again, so trying costs 3 % at
 
 
 class BatchLimit:
-    """A limit that halves when a pass runs out of memory and doubles again after good passes.
+    """Halves a limit when a pass runs out of memory, and doubles it again after good passes.
 
     What took the memory may be gone by then: another model, or one very large request.
     """

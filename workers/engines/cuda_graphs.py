@@ -39,7 +39,7 @@ class Graphs:
                 self._captured[count, length] = capture(step)
 
     def run(self, tokens: list[int], filled: list[int], top: int) -> torch.Tensor:
-        """Logits of the first ``top`` rows; they are overwritten by the next run.
+        """Return the logits of the first ``top`` rows; they are overwritten by the next run.
 
         ``tokens`` and ``filled`` are of all rows: a graph may be larger than the step, and
         writes behind what each of its rows has filled.

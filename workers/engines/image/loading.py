@@ -72,7 +72,7 @@ def _dtype(wanted: str | None, folder: Path, device: torch.device) -> torch.dtyp
     """Return the wanted format; else float32 on a CPU, which is slow at all others; else that of
     the denoiser's files.
 
-    There float32 becomes the 16 bits that the card is fast at: nobody sees the difference, and it
+    There float32 becomes the 16 bits that the card is fast at: the difference is not seen, and it
     takes half of the memory and of the time. float16 stays, since some models that come in it
     overflow in nothing but their decoder, which is cast for that.
     """

@@ -1,4 +1,4 @@
-"""A call of a pipeline that halts after each step.
+"""Runs a call of a pipeline that halts after each step.
 
 The library's call runs from its first line to its image. Here it runs on a greenlet of its own,
 whose step callback hands control back: so calls can be interleaved, and ended between two steps,

@@ -117,7 +117,7 @@ class Pipelines:
         return pipe, arguments
 
     def _scheduled_steps(self, job: ImageJob) -> int:
-        """The steps to schedule, so that one at least is made.
+        """Return the steps to schedule, so that one at least is made.
 
         From an image a pipeline makes only the last of them: the share that ``strength`` says,
         which may round to none. Raises Refused for a strength at which no step can be made.

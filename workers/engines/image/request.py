@@ -1,4 +1,4 @@
-"""A job in the engine: its images, the steps that they have made, its events."""
+"""Keeps a job in the engine: its images, the steps that they have made, its events."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from workers.protocol import (
 
 @dataclass(slots=True, frozen=True)
 class Sources:
-    """The uploaded images, decoded and of the job's size (PIL)."""
+    """Holds the uploaded images, decoded and of the job's size (PIL)."""
 
     image: Any
     mask: Any = None
@@ -26,7 +26,7 @@ class Sources:
 
 @dataclass(slots=True, eq=False)
 class ImageSample:
-    """One image that a job asks for."""
+    """Holds one image that a job asks for."""
 
     request: "Request"
     index: int
@@ -41,7 +41,7 @@ class ImageSample:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """The state of a job between its submission and its final event."""
+    """Holds the state of a job between its submission and its final event."""
 
     job: ImageJob
     sources: Sources | None = None

@@ -43,7 +43,7 @@ _NOT_A_NUMBER = "The model's output is not a number."
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """The state of a job between its submission and its final event."""
+    """Holds the state of a job between its submission and its final event."""
 
     job: SpeechJob
     voice: str | None

@@ -17,7 +17,7 @@ _SHOWN = 12  #: voices that a message names
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Utterance:
-    """One sentence that a model speaks; it is done once it has ``samples``.
+    """Holds one sentence that a model speaks; it is done once it has ``samples``.
 
     Samples have one channel and full scale 1; those that are not finite say that the model's
     output is not a number.

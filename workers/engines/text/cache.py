@@ -11,7 +11,7 @@ from workers.engines.text.blocks import NULL_BLOCK
 
 @dataclass(slots=True, frozen=True)
 class LayerShape:
-    """The numbers that one attention layer keeps per token, and how far back it looks."""
+    """Counts the numbers that one attention layer keeps per token, and how far back it looks."""
 
     kv_heads: int
     key_dim: int

@@ -22,7 +22,7 @@ from workers.protocol import (
 
 
 class Request:
-    """The state of a job between its submission and its final event."""
+    """Holds the state of a job between its submission and its final event."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class Logprobs:
 
 @dataclass(slots=True, frozen=True)
 class Choice:
-    """The token that a row chose; -1 if its logits are not finite."""
+    """Holds the token that a row chose; -1 if its logits are not finite."""
 
     token: int
     logprobs: Logprobs | None = None

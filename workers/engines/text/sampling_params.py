@@ -11,7 +11,7 @@ from workers.protocol import Sampling
 
 
 class SamplingParams:
-    """The settings of one request, in the form that a step needs them."""
+    """Holds the settings of one request, in the form that a step needs them."""
 
     def __init__(self, sampling: Sampling, seed: int, prompt: Sequence[int], vocab: int) -> None:
         self.temperature = sampling.temperature

@@ -13,7 +13,7 @@ from workers.engines.text.blocks import BlockAllocator
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The tokens of one request and how far they are in the cache."""
+    """Holds the tokens of one request and how far they are in the cache."""
 
     id: str
     tokens: list[int]  #: the prompt, then every sampled token
@@ -29,7 +29,7 @@ class Sequence:
 
 @dataclass(slots=True, frozen=True)
 class Chunk:
-    """The piece ``tokens[start:end]`` of a sequence; ``samples`` if the next token follows it."""
+    """Names the piece ``tokens[start:end]`` of a sequence; ``samples`` if a token follows it."""
 
     sequence: Sequence
     start: int
@@ -39,7 +39,7 @@ class Chunk:
 
 @dataclass(slots=True, frozen=True)
 class Plan:
-    """One step: one-token chunks first, then pieces of prompts."""
+    """Lists a step's chunks: those of one token first, then pieces of prompts."""
 
     decodes: list[Chunk]
     prefills: list[Chunk]

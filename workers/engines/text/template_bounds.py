@@ -1,4 +1,4 @@
-"""How large the values of a chat template may be, and what one rendering may make in all.
+"""Bounds the values of a chat template, and what one rendering may make in all.
 
 A time limit cannot interrupt C code, so C code must never get a large task. Every container that a
 template builds is measured as a tree: a list that holds another one twice counts it twice, as
@@ -101,7 +101,7 @@ class Meter:
 
 
 class Meters(threading.local):
-    """The meter of the rendering that runs in this thread."""
+    """Holds the meter of the rendering that runs in a thread."""
 
     def __init__(self) -> None:
         self.meter = Meter()

@@ -1,4 +1,4 @@
-"""The filters and methods that a chat template may use, each with a bound on what it makes.
+"""Lists the filters and methods of chat templates, each with a bound on what it makes.
 
 The lists hold what published templates use. What can multiply a value is checked before the work;
 the rest makes at most a few times what it was given, so its result is checked afterwards.
@@ -71,7 +71,7 @@ Filter = Callable[..., Any]
 
 
 def bounded_filters(library: Mapping[str, Filter], meters: Meters) -> dict[str, Filter]:
-    """The library's filters by name: those of the list bounded, the others refused at use."""
+    """Return the library's filters by name: those of the list bounded, the others refuse use."""
 
     def listed(values: Iterable[Any]) -> list[Any]:
         return meters.meter.listed(values)
@@ -130,7 +130,7 @@ Keywords = Mapping[str, Any]
 
 
 def _argument(args: Arguments, kwargs: Keywords, place: int, name: str, default: Any) -> Any:
-    """What a filter was given in this place or under this name."""
+    """Return what a filter was given in this place or under this name."""
     return args[place] if len(args) > place else kwargs.get(name, default)
 
 

@@ -1,4 +1,4 @@
-"""The environment of chat templates: the library's sandbox, and bounds on what is made in it.
+"""Makes the environment of chat templates: the library's sandbox with bounds on its values.
 
 Everything that a template can make goes through one of the hooks here: operators, calls, filters,
 containers written out, and the joining of output.
@@ -82,7 +82,7 @@ class _BoundedCode(CodeGenerator):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """The sandbox with bounds; ``meters`` holds the meter of the rendering in each thread."""
+    """Bounds the sandbox; ``meters`` holds the meter of the rendering in each thread."""
 
     code_generator_class = _BoundedCode
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
@@ -150,7 +150,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self.meters.meter.check(value)
 
     def concatenated(self, values: Iterable[Any]) -> str:
-        """What the operator ~ gives."""
+        """Return what the operator ~ gives."""
         return self.concat(map(str, values))
 
     def concat(self, pieces: Iterable[str]) -> str:
@@ -165,7 +165,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def library_environment() -> ImmutableSandboxedEnvironment:
-    """The environment in which the library renders chat templates."""
+    """Return the environment in which the library renders chat templates."""
     # The library compiles without a way to pass an environment in, so it is taken from a template
     # of its making.
     environment: ImmutableSandboxedEnvironment = chat_template_utils._compile_jinja_template(
@@ -183,7 +183,7 @@ def _may_call(owner: Any, name: str) -> bool:
 
 
 def _quiet(namespace: Any) -> Any:
-    """The library's namespace, which does not print what it holds: that may be itself."""
+    """Return the library's namespace, which does not print what it holds: that may be itself."""
 
     class Namespace(namespace):  # type: ignore[misc]
         def __repr__(self) -> str:

@@ -25,7 +25,7 @@ from workers.engines.transcription.loading import LoadedWhisper
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt to decode a window; the decoder reads ``prompt`` before its first own token."""
+    """Holds one attempt to decode a window; the decoder reads ``prompt`` first."""
 
     prompt: list[int]
     timestamps: bool
@@ -101,7 +101,7 @@ class DecodeBatch:
         return logits
 
     def _set_no_speech_prob(self, logits: torch.Tensor) -> None:
-        """Read how likely it is that nobody speaks, off the token after the transcript's start."""
+        """Read how likely it is that no one speaks, off the token after the transcript's start."""
         at = self.attempts[0].prompt.index(self._decoding_config.start)
         probs = logits[:, at].float().softmax(dim=-1)[:, self._decoding_config.no_speech_token]
         for attempt, prob in zip(self.attempts, probs.tolist(), strict=True):

@@ -22,7 +22,7 @@ _DECODERS = 2  #: files that are decoded at once; others wait
 
 @dataclass(slots=True, eq=False)
 class Decoding:
-    """A file that is being decoded; ``result`` raises Refused for what is no audio."""
+    """Holds a file that is being decoded; ``result`` raises Refused for what is no audio."""
 
     job: TranscriptionJob
     prompt: list[int]

@@ -1,4 +1,4 @@
-"""A file in the engine: its position, its attempts, its segments so far."""
+"""Keeps a file in the engine: its position, its attempts, its segments so far."""
 
 import math
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ _SEED = 0
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """The state of a job between its decoding and its final event.
+    """Holds the state of a job between its decoding and its final event.
 
     ``prompt`` holds the tokens before the start of the transcript, ``language`` is a code.
     """
@@ -93,7 +93,7 @@ class Request:
         )
 
     def is_silent(self, attempt: Attempt, decoding: DecodingConfig) -> bool:
-        """True if nobody speaks in the window, so that its text is made up."""
+        """True if no one speaks in the window, so that its text is made up."""
         return (
             attempt.avg_logprob < decoding.logprob and attempt.no_speech_prob > decoding.no_speech
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, frozen=True)
 class Piece:
-    """A segment: ``tokens[first:last]`` of its window. Times count timestamps of the window."""
+    """Names a segment: ``tokens[first:last]`` of its window. Times are in timestamps."""
 
     first: int
     last: int
@@ -21,7 +21,7 @@ class Piece:
 
 @dataclass(slots=True, frozen=True)
 class Cut:
-    """The segments of a window, and how far to advance."""
+    """Holds the segments of a window, and how far to advance."""
 
     pieces: list[Piece]
     advance: int  #: frames to the next window
@@ -45,7 +45,7 @@ def cut(tokens: Sequence[int], first_timestamp: int, frames: int, stride: int) -
         pieces.append(Piece(first, last, start - first_timestamp, end - first_timestamp))
         first = last
     if ends_with_one:
-        return Cut(pieces, frames)  # nobody speaks after the last timestamp
+        return Cut(pieces, frames)  # no one speaks after the last timestamp
     advance = (tokens[first - 2] - first_timestamp) * stride
     return Cut(pieces, advance if advance > 0 else frames)
 

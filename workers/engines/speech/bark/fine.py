@@ -17,7 +17,7 @@ from workers.engines.speech.bark.sampling import draw
 
 @dataclass(slots=True, eq=False)
 class FineState:
-    """The tokens (length, codebooks) of a sentence, of which the fine ones are being filled in."""
+    """Holds the tokens (length, codebooks) of a sentence while the fine ones are filled in."""
 
     codes: torch.Tensor
     history: int  #: positions of the voice at its beginning

@@ -21,7 +21,7 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(slots=True, eq=False)
 class CacheSlot:
-    """The row of a sentence in the cache; ``length`` positions of it are filled."""
+    """Names a sentence's row in the cache; ``length`` positions of it are filled."""
 
     slot: int
     length: int = 0

@@ -30,7 +30,7 @@ _TOGETHER = {"cpu": 1, "cuda": 8}
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class BarkUtterance(Utterance):
-    """A sentence in Bark; ``text`` are token ids without padding."""
+    """Holds a sentence in Bark; ``text`` are token ids without padding."""
 
     text: list[int]
     voice: Voice | None
