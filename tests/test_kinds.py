@@ -15,7 +15,7 @@ from bitinglip.wire.kinds import KINDS
 from workers import protocol
 
 pytestmark = pytest.mark.long_file
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 
 #: a kind that nothing knows of, in the unions of the protocol: its job and one of its events
 JOBS = """
