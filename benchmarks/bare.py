@@ -1,4 +1,4 @@
-"""What the gateway is compared with: a FastAPI handler that answers as ``demo-echo`` does.
+"""Answer as ``demo-echo`` does by a bare FastAPI handler, to compare the gateway with.
 
 The body goes through a pydantic model, the answer has our fields and size; no key, no limits, no
 queue, no second process. The answer is a pydantic model, serialised in Rust: a plain dict without

@@ -27,7 +27,7 @@ FAILED_IN_STREAM = "failed in stream"
 
 @dataclass(slots=True)
 class Sample:
-    """What one request came to; times are of ``perf_counter``."""
+    """Holds what one request came to; times are of ``perf_counter``."""
 
     started: float  #: when it was sent, or was due in an open loop
     status: int = 0
@@ -46,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go and what they say: the bodies are sent in turn, ready made."""
+    """Says where requests go and what they say: the bodies are sent in turn, ready made."""
 
     host: str
     port: int
@@ -145,7 +145,7 @@ class _Answer:
         self._watch = False
 
     def feed(self, data: bytes, now: float) -> bool:
-        """Whether the answer is complete."""
+        """Tell whether the answer is complete."""
         if self._in_head:
             head, found, data = (self._rest + data).partition(b"\r\n\r\n")
             if not found:

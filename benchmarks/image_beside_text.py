@@ -1,4 +1,4 @@
-"""What images do to text on the same machine: time between tokens, alone and beside images.
+"""Measure what images do to text on the same machine: time between tokens, alone and beside them.
 
     python -m benchmarks.image_beside_text [--tokens 200] [--streams 2] [--rounds 3]
 

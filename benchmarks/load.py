@@ -33,7 +33,7 @@ PROMPT = "The quick brown fox jumps over the lazy dog while seven old owls look 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run of requests came to."""
+    """Holds what a run of requests came to."""
 
     seconds: float
     samples: list[Sample]

@@ -33,6 +33,8 @@ import psutil
 from benchmarks.servers import BitingLip
 
 MODELS = ("a", "b", "c")
+_REQUEST_SECONDS = 40  #: the server's own limit; a request without an answer after it is lost
+_CLIENT_SECONDS = 60
 GENERATE = "/api/v1/inference/text-generation"
 _FAKE = (
     "{memory_bytes: 10000000000, load_seconds: 0.3, tokens_per_second: 60, batch_size: 8,"
@@ -42,6 +44,7 @@ _SETTINGS = (
     "devices.fake=[{name: card, memory_bytes: 24000000000}]",
     "workers={heartbeat_timeout: 2, load_timeout: 5, max_restarts: 10000, restart_window: 5}",
     "residency={min_seconds: 2, patience: 1}",
+    f"server.request_timeout={_REQUEST_SECONDS}",
     *(f"models.{name}={{engine: fake, fake: {_FAKE}}}" for name in MODELS),
     "models.a.replicas=2",
 )
@@ -203,7 +206,7 @@ class Soak:
         return False
 
     async def verdicts(self) -> list[tuple[str, bool]]:
-        """What has to hold of the server when the day is over."""
+        """Judge what has to hold of the server when the day is over."""
         found = [("nothing is in flight", await self.bootstrapped())]
         states = Counter([await self._state(task) for task in self.tasks])
         self.counts |= Counter({f"task {state}": count for state, count in states.items()})
@@ -226,7 +229,7 @@ async def soak(server: BitingLip, asked: argparse.Namespace) -> list[tuple[str, 
     headers = {"Authorization": f"Bearer {server.key}"}
     limits = httpx.Limits(max_connections=500)
     async with httpx.AsyncClient(
-        base_url=server.url, headers=headers, timeout=60, limits=limits
+        base_url=server.url, headers=headers, timeout=_CLIENT_SECONDS, limits=limits
     ) as http:
         gateway = psutil.Process(server.pid)
         await warm_up(http)

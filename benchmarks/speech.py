@@ -134,7 +134,7 @@ class StageClock:
                 setattr(owner, name, self._timed(getattr(owner, name), stage))
 
     def seconds(self, run: Callable[[], Any]) -> dict[str, float]:
-        """How long each stage took in a run."""
+        """Return how long each stage took in a run."""
         for stage in self._spent:
             self._spent[stage] = 0.0
         run()

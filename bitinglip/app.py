@@ -80,8 +80,8 @@ def build(
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
             _start(background, services)
-            opening = lambda: bootstrap(services, admin_key, on_open)  # noqa: E731
-            background.run(opening, "first models", check="model_manager")
+            start = partial(bootstrap, services, admin_key, on_open)
+            background.run(start, "first models", check="model_manager")
             yield
 
     app = FastAPI(

@@ -1,4 +1,4 @@
-"""What a start does once the server answers: it makes the first models, then lets work in.
+"""Finish the start once the server answers: make the first models, then let work in.
 
 It may take seconds, so no request waits for it but those for models.
 """

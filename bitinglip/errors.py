@@ -214,7 +214,7 @@ class DiskFull(BitingLipError):
 
 
 class Answer(NamedTuple):
-    """How an error looks from outside."""
+    """Describes how an error looks from outside."""
 
     status: int
     code: Code

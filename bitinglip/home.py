@@ -64,7 +64,7 @@ class Home:
 
     @property
     def caches(self) -> Path:
-        """What compilers made for models."""
+        """Return the folder of what compilers made for models."""
         return self.root / "cache"
 
     @property

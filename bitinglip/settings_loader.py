@@ -93,7 +93,7 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass
 class _Layers:
-    """What was said so far, where, and what is wrong with it."""
+    """Collects what was set so far, where, and what is wrong with it."""
 
     tree: dict[Any, Any] = field(default_factory=dict)
     origins: dict[Keys, str] = field(default_factory=dict)

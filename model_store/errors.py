@@ -1,5 +1,7 @@
-"""What can go wrong in the store. ``code`` is the contract's error code; messages hold no paths
-of the server."""
+"""Name what can go wrong in the store.
+
+``code`` is the contract's error code; messages hold no paths of the server.
+"""
 
 from typing import Literal
 

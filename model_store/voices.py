@@ -1,4 +1,4 @@
-"""What is known of voices beside their names.
+"""Describe voices beside their names.
 
 Bark's second presets were published with a table of who speaks; the first ones were not.
 """

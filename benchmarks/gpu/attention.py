@@ -1,4 +1,4 @@
-"""Which attention backend torch takes for our shapes, and what the first call of a shape costs."""
+"""Find which attention backend torch takes for our shapes, and what a shape's first call costs."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How much memory is in use: of the card by NVML, without a context of its own; else of processes.
+"""Read how much memory is used: of the card by NVML, with no context of its own; else of processes.
 
 A part that looks at memory must not call ``torch.cuda`` itself: its context would be counted.
 """

@@ -92,7 +92,7 @@ def _held() -> list[str]:
 
 
 def _descriptors() -> list[str]:
-    """Those that are still open once the list of them has been read."""
+    """Return the descriptors that are still open once the list of them has been read."""
     found = os.listdir("/proc/self/fd")
     return [name for name in found if os.path.exists(f"/proc/self/fd/{name}")]
 

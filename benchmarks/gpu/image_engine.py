@@ -21,7 +21,7 @@ _seeds = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large the pictures of a run are."""
+    """Return how large the pictures of a run are."""
 
     pipeline: str
     side: int  #: pixels

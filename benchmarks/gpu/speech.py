@@ -149,7 +149,7 @@ def _measure_stages(record: Recorder, studio: Studio, engine_rate: float) -> Non
 
 
 def _seconds_of_sound(studio: Studio) -> float:
-    """How long a sentence is that comes to no end token, as with random weights."""
+    """Return how long a sentence is that comes to no end token, as with random weights."""
     semantic = studio.library.generation_config.semantic_config
     return float(semantic["max_new_tokens"] / semantic["semantic_rate_hz"])
 

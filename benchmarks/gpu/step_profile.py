@@ -1,4 +1,4 @@
-"""Where the time of one step goes: kernels, launches and the gaps between them."""
+"""Show where the time of one step goes: kernels, launches and the gaps between them."""
 
 import statistics
 from collections import Counter

@@ -27,7 +27,7 @@ _MEMORY_WORDS = ("out of memory", "OutOfMemoryError", "_ALLOC_FAILED", "can't al
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a part ended. ``state``: passed, failed, out of memory, timed out or not begun."""
+    """Tells how a part ended. ``state``: passed, failed, out of memory, timed out or not begun."""
 
     part: str
     question: str

@@ -1,4 +1,4 @@
-"""How soon a process that held memory of the card is gone, and its memory free: by kill, by exit.
+"""Time until a process that held memory of the card is gone and its memory free: by kill, by exit.
 
 The gateway hears of a worker's end by a pidfd. The sentinel of ``multiprocessing`` comes earlier:
 it is one of the process's files, and at its end the process's memory is held still.

@@ -1,4 +1,4 @@
-"""How fast a simulated engine gets through jobs that run at once."""
+"""Simulate how fast an engine gets through jobs that run at once."""
 
 import asyncio
 import heapq

@@ -1,4 +1,4 @@
-"""What really is on each device, at every moment: the measure of all policies."""
+"""Record what really is on each device at every moment, to measure all policies by."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ class _Jumping(selectors.SelectSelector):
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready at once; else the time moves on by what would have been waited."""
+        """Return what is ready at once; else move the time on by what would have been waited."""
         ready = super().select(0)
         if not ready:
             if timeout is None:

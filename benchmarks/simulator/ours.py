@@ -60,7 +60,7 @@ class Ours:
             return Outcome.of(event_log.queue_time, final)
 
     async def watch(self) -> None:
-        """What the server does at even intervals."""
+        """Do what the server does at even intervals."""
         await asyncio.gather(self._look(), self._survey_devices())
 
     async def _look(self) -> None:
@@ -76,7 +76,7 @@ class Ours:
             await asyncio.sleep(_READ_INTERVAL)
 
     def held(self) -> int:
-        """What the dispatcher's books hold; 0 when nothing runs."""
+        """Count what the dispatcher's books hold; 0 when nothing runs."""
         return sum(self.dispatcher.books().values())
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""How one simulated request went, whichever policy served it."""
+"""Record how one simulated request went, whichever policy served it."""
 
 from dataclasses import dataclass
 from typing import Self, assert_never

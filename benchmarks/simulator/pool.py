@@ -213,6 +213,6 @@ def _prompt_tokens(job: protocol.TextJob) -> int:
 
 
 def _parts(memory: int, reserved: Mapping[str, int]) -> dict[str, int]:
-    """What it really takes of each device: as much of the whole as was reserved there."""
+    """Return what it really takes of each device: as much of the whole as was reserved there."""
     whole = sum(reserved.values()) or 1
     return {device: memory * part // whole for device, part in reserved.items()}

@@ -45,7 +45,7 @@ POLICIES: dict[str, Callable[[Settings, Books, Callable[[], float]], Policy]] = 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of it."""
+    """Holds what came of a run."""
 
     policy: str
     samples: list[Sample]  #: as they arrived

@@ -45,7 +45,7 @@ Trace = list[Arrival | Crash]
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What the made-up traces are made of."""
+    """Holds what the made-up traces are made of."""
 
     models: Sequence[str]
     clients: int

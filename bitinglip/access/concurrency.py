@@ -1,4 +1,4 @@
-"""How many requests each key has at once: a cap that keeps one key from taking all there is.
+"""Count the requests of each key at once; a cap keeps one key from taking all there is.
 
 It is far above what a tier grants, and the operator's own keys have none.
 """

@@ -3,12 +3,11 @@
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
-from starlette.types import Receive, Send
-from starlette.types import Scope as HttpScope
+from starlette.types import Receive, Scope, Send
 
-from bitinglip.access.scopes import Scope
 from bitinglip.api import docs_page, documentation, errors, ops
 from bitinglip.api.admin import keys, models, workers
+from bitinglip.api.auth import declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
 from bitinglip.api.tasks import files, tasks, watch
@@ -64,14 +63,9 @@ def mount(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(RequestMiddleware)
 
 
-async def _not_found(_scope: HttpScope, _receive: Receive, _send: Send) -> None:
+async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
     """Raise NotFound where no route matches, for requests and WebSockets alike."""
     raise NotFound()
-
-
-def declared_scope(route: BaseRoute) -> Scope | None:
-    """Return the scope that a route declares; None if it declares none."""
-    return getattr(getattr(route, "endpoint", None), "needed_scope", None)
 
 
 def check_declared(routes: list[BaseRoute]) -> None:

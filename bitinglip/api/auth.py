@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.scopes import INFERENCE, Scope
@@ -23,6 +24,7 @@ _PROXY_HEADERS = frozenset(
 _PROXY_PREFIXES = ("x-forwarded-", "x-original-", "x-envoy-", "x-cluster-client-")
 Handler = Callable[..., Awaitable[Response]]
 H = TypeVar("H", bound=Callable[..., Any])
+_declared: dict[object, Scope] = {}  #: by handler; filled while the routes' modules are imported
 
 
 def requires_scope(scope: Scope) -> Callable[[Handler], Handler]:
@@ -65,8 +67,13 @@ def check_inference(caller: Caller) -> Caller:
 
 def declare_scope(handler: H, scope: Scope) -> H:
     """Record a handler's scope without enforcing it, for a handler with checks of its own."""
-    handler.needed_scope = scope  # type: ignore[attr-defined]
+    _declared[handler] = scope
     return handler
+
+
+def declared_scope(route: BaseRoute) -> Scope | None:
+    """Return the scope that a route's handler declares; None if it declares none."""
+    return _declared.get(getattr(route, "endpoint", None))
 
 
 def authorize(request: Request, scope: Scope) -> None:

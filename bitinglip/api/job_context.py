@@ -1,4 +1,4 @@
-"""What the server, the model's settings and the caller's key give a request."""
+"""Gather what the server, the model's settings and the caller's key give a request."""
 
 from starlette.requests import Request
 

@@ -59,7 +59,7 @@ class RequestMiddleware:
             await self._app(scope, receive, sender)
         except ClientDisconnect:
             return  # in the middle of its body, or because that took too long
-        except Exception as error:  # the outermost handler
+        except Exception as error:  # nothing above turns an exception into a response
             if not isinstance(error, BitingLipError):
                 log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
             if context.status != CLIENT_GONE:

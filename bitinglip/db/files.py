@@ -48,7 +48,7 @@ def prepare(path: Path) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is a database; a link in its place is refused, and a log that lost its file."""
+    """Tell whether there is a database; refuse a link in its place, or a log without its file."""
     names = [path.with_name(path.name + end) for end in ("", "-wal", "-shm", "-journal")]
     there = [name for name in names if os.path.lexists(name)]
     for name in there:

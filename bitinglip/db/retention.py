@@ -1,4 +1,4 @@
-"""How long rows and files are kept, judged by a clock that cannot jump.
+"""Decide how long rows and files are kept, by a clock that cannot jump.
 
 Rows carry wall-clock times, and a wall clock may jump: set by hand, corrected after a boot, wrong
 in a restored machine. A jump ahead must not make everything look old at once.
@@ -26,7 +26,7 @@ def _steady() -> float:
 
 
 class Retention:
-    """What is older than ``seconds`` has expired, once so much time has really passed.
+    """Expires what is older than ``seconds``, once so much time has really passed.
 
     After a jump ahead the time goes on as if there had been none, until everything from before the
     jump has lived its full time; then the new time is believed. After a jump back, things are kept

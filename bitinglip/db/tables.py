@@ -96,7 +96,7 @@ class StoredFile(Table, table=True):
 
 
 class LearnedFootprint(Table, table=True):
-    """What a model took of a kind of device, under the settings that ``id`` is made from."""
+    """Records what a model took of a kind of device under the settings that ``id`` is made from."""
 
     __tablename__ = "footprints"
 

@@ -1,4 +1,4 @@
-"""How many connections the server takes, from the descriptors that the process may have."""
+"""Derive how many connections the server takes from the descriptors that the process may have."""
 
 import resource
 from dataclasses import dataclass

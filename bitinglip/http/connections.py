@@ -25,7 +25,7 @@ _BYTES_ACKED = slice(120, 128)  #: ``tcpi_bytes_acked`` of Linux's struct tcp_in
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """What clients are given, in seconds."""
+    """Holds the time limits of connections, in seconds."""
 
     header: float = 10.0  #: from the connection, or a request's first byte, to its last header
     guest: float = 2.0  #: the same for a connection beyond the caps

@@ -1,8 +1,8 @@
-"""How uvicorn speaks HTTP/1.1 for us: bounded headers, bounded times, refusals in our own words."""
+"""Bound uvicorn's HTTP/1.1: the size of headers, all times, and refusals in our own words."""
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.config import Config
@@ -49,7 +49,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     # ---- the transport's side --------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(  # type: ignore[override]  # uvicorn narrows asyncio's BaseTransport
+        self, transport: asyncio.Transport
+    ) -> None:
         super().connection_made(transport)
         self._connection.transport = transport
         self._connection.handler = self
@@ -117,7 +119,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
-        protocol: WebSocketProtocol = self.transport.get_protocol()  # type: ignore[assignment]
+        protocol = cast("WebSocketProtocol", self.transport.get_protocol())
         protocol.take_over(self._connections, self._connection)
 
     def _unsupported_upgrade_warning(self) -> None:

@@ -1,4 +1,4 @@
-"""What differs between kinds of jobs for the scheduler: costs, inputs, events. Pure.
+"""Tell the scheduler how kinds of jobs differ: costs, inputs, events. Pure.
 
 A new kind gets a branch in each of these functions; the type checker finds one that is forgotten.
 Costs have a unit for each kind: tokens of text, megapixels times steps of images, seconds of audio.

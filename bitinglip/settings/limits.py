@@ -40,7 +40,7 @@ class TierTranscription(Section):
 
 
 class Tier(Section):
-    """What the tier of a key grants: its place in the queues, and limits by kind of request."""
+    """Grants the keys of a tier their place in the queues, and limits by kind of request."""
 
     priority: Annotated[int, Field(ge=0, le=100)] = Field(0, description=_TIER_PRIORITY)
     weight: Annotated[float, Field(gt=0, le=1000)] = Field(1, description=_TIER_WEIGHT)
@@ -75,7 +75,7 @@ class Tiers(Section):
 
 
 class ImageLimits(Section):
-    """What one request for images may ask for; sides in pixels."""
+    """Bounds what one request for images may ask for; sides in pixels."""
 
     min_side: Annotated[int, Field(ge=8)] = Field(
         64, description="minimum width and height of an image in pixels"

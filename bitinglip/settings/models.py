@@ -10,7 +10,7 @@ Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
 
 class SamplingDefaults(Section):
-    """What a request leaves open is taken from here, then from the API's own defaults."""
+    """Fills in what a request leaves open, before the API's own defaults do."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="default maximum tokens of an answer; null uses the API's default"
@@ -27,7 +27,7 @@ class SamplingDefaults(Section):
 
 
 class ImageModel(Section):
-    """How an image model runs, and what its requests mean that leave these open."""
+    """Sets how an image model runs, and fills in what its requests leave open."""
 
     width: Annotated[int, Field(ge=8)] | None = Field(
         None, description="default width of an image in pixels; null is 1024"
@@ -73,7 +73,7 @@ class ImageModel(Section):
 
 
 class SpeechModel(Section):
-    """What requests for speech mean that leave these open; what a model needs beside its files."""
+    """Fills in what requests for speech leave open; says what a model needs beside its files."""
 
     voice: str | None = Field(
         None, description="default voice; null uses the model without a voice"

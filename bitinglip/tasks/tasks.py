@@ -261,7 +261,7 @@ class Tasks:
         try:
             await self._retry_write(lambda: self._register_files(event_log))
             await self._retry_write(lambda: self._rows.end(event_log))
-        except Exception:  # it must end all the same: its client waits
+        except Exception:  # whatever the fault, a client waits for this task's end
             log.exception("a task's answer could not be written", task=run.job.id)
             await self._retry_write(lambda: self._rows.end(_unwritable(run.job)))
         del self._runs[run.job.id]

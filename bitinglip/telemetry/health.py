@@ -1,4 +1,4 @@
-"""What the server does without for now: declared in /health and the metrics, said once in the log.
+"""Hold what the server does without for now; /health and the metrics show it, the log says it once.
 
 The parts of the server report here when something that they need fails, and when it works again.
 Nothing here decides anything.

@@ -355,7 +355,7 @@ class _Live(Collector):
 
 
 class _Edge(Collector):
-    """What the server takes in and turns away, and what it does without."""
+    """Count what the server takes in and turns away, and show what it does without."""
 
     def __init__(
         self,

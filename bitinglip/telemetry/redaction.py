@@ -1,4 +1,4 @@
-"""What a BitingLip key looks like, and how text is cleared of it.
+"""Recognise BitingLip keys and clear text of them.
 
 It lives down here because the logs may not import access: the key check and secret scanners use
 this same expression.

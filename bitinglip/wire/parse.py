@@ -78,7 +78,7 @@ def check_shape(raw: bytes) -> None:
 
 
 def _structure(raw: bytes) -> bytes:
-    """What stands outside of strings, read in steps that other threads can come between."""
+    """Return what stands outside of strings, in steps that other threads can come between."""
     parts: list[bytes] = []
     position = 0
     while (opened := raw.find(b'"', position)) >= 0:
@@ -90,7 +90,7 @@ def _structure(raw: bytes) -> bytes:
 
 
 def _string_end(raw: bytes, position: int) -> int:
-    """Where what follows a string begins; the end if the string has none."""
+    """Return where what follows a string begins; the end if the string has none."""
     while True:
         found = _PIECE.match(raw, position)
         end = found.end() if found else len(raw)

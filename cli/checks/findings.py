@@ -1,4 +1,4 @@
-"""What one check of ``doctor`` found."""
+"""Hold what one check of ``doctor`` found."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What ``status`` and ``top`` show: the server's facts as tables. Only looks; asks nobody.
+"""Show the server's facts as the tables of ``status`` and ``top``. Only looks; asks nobody.
 
 Every field beyond the first releases' may be missing: the server may be older than this command.
 """

@@ -28,7 +28,7 @@ class NotConfined(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What this machine has for confinement."""
+    """Describes what this machine has for confinement."""
 
     landlock: int  #: the version of Landlock, 0 for none
     seccomp: bool

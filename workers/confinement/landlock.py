@@ -24,7 +24,7 @@ SCOPES_ABI = 6
 
 
 class Access(IntFlag):
-    """What may be done with a file, or beneath a folder."""
+    """Names what may be done with a file, or beneath a folder."""
 
     EXECUTE = 1 << 0
     WRITE_FILE = 1 << 1

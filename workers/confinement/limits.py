@@ -1,4 +1,4 @@
-"""What a process can give up by itself on any Linux: privileges, core dumps, room for files."""
+"""Give up what any Linux process can give up by itself: privileges, core dumps, room for files."""
 
 import ctypes
 import errno

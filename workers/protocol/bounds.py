@@ -1,4 +1,4 @@
-"""How large what a worker says may be, so that nothing computed of it can overflow or raise.
+"""Bound what a worker says, so that nothing computed of it can overflow or raise.
 
 The bounds are far above anything lawful: a value beyond one means that the worker is broken.
 """

@@ -34,14 +34,14 @@ class LoadProgress(msgspec.Struct, tag="load_progress", frozen=True):
 
 
 class Confined(msgspec.Struct, frozen=True, kw_only=True):
-    """How a worker has confined itself, by the names of measures; what is missing says why."""
+    """Tells how a worker has confined itself; ``missing`` says what it could not do, and why."""
 
     measures: tuple[Name, ...] = ()
     missing: tuple[Message, ...] = ()
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
-    """The model answers from now on. What the engine found out about it."""
+    """Tells that the model answers from now on, and what the engine found out about it."""
 
     slots: Slots  #: how many jobs it runs at once; more wait in the gateway
     max_context: Count | None = None

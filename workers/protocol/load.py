@@ -11,7 +11,7 @@ ConfineMode = Literal["auto", "require", "off"]
 
 
 class Confinement(msgspec.Struct, frozen=True, kw_only=True):
-    """How the gateway wants a worker confined. It holds paths of secrets, but none of them."""
+    """Says how the gateway wants a worker confined. Holds paths of secrets, but none of them."""
 
     mode: ConfineMode
     inputs: str  #: the folder of uploads: a worker reads those whose names it is told
@@ -57,7 +57,7 @@ class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
-    """Which model to become. Holds no secret."""
+    """Tells a worker which model to become. Holds no secret."""
 
     model: str
     engine: str  #: a key of ``workers.engines.registry.ENGINES``

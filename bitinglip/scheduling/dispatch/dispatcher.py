@@ -232,7 +232,7 @@ class Dispatcher:
             self.delivery.release(entry)
         try:
             self._account(entry)
-        except Exception:  # the job is over and its answer stands
+        except Exception:  # a fault in counting must not replace the answer, which stands
             log.exception("a job could not be counted", task=entry.id)
 
     def _expire(self, entry: InFlightJob) -> None:

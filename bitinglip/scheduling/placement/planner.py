@@ -57,7 +57,7 @@ class Refuse:
 
 @dataclass(slots=True)
 class Plan:
-    """What the planner decides to do."""
+    """Holds what the planner decided to do."""
 
     loads: list[Load] = field(default_factory=list)
     evictions: list[Evict] = field(default_factory=list)

@@ -7,6 +7,7 @@ from fastapi.routing import APIRoute
 
 from bitinglip import api
 from bitinglip.access.scopes import Scope
+from bitinglip.api.auth import declared_scope
 from tests.support.api_server import EXPIRED, Served, serve
 from tests.support.http_client import error_of
 
@@ -14,13 +15,13 @@ from tests.support.http_client import error_of
 def test_scope_is_declared_by_every_route_that_is_not_public(served: Served) -> None:
     for route in served.app.routes:
         path = getattr(route, "path", "")
-        assert (api.declared_scope(route) is None) == (path in api.PUBLIC), path
+        assert (declared_scope(route) is None) == (path in api.PUBLIC), path
 
 
 def _routes(served: Served) -> list[tuple[str, str, Scope]]:
     found = []
     for route in served.app.routes:
-        scope = api.declared_scope(route)
+        scope = declared_scope(route)
         if isinstance(route, APIRoute) and scope and not _has_own_rules(route):
             path = route.path_format.replace("{model_id}", "nobody")
             path = path.replace("{worker_id}", "w/0").replace("{key_id}", "x")

@@ -1,4 +1,4 @@
-"""What a hostile worker says of its jobs: no job stays open, no memory stays held, none is told."""
+"""A hostile worker's words about its jobs leave no job open, hold no memory, and tell nobody."""
 
 from pathlib import Path
 

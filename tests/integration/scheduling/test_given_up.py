@@ -44,8 +44,7 @@ def test_given_up_model_that_does_not_load_rests_longer_each_time(tmp_path: Path
             with pytest.raises(errors.ModelLoadFailed, match="out of service") as refused:
                 await answer(rig, job())
             rests.append(refused.value.retry_after or 0)
-            model_state = rig.manager.models[ECHO]
-            await until(lambda: not model_state.rests(rig.manager.clock()))  # noqa: B023
+            await until(lambda: not rig.manager.models[ECHO].rests(rig.manager.clock()))
             assert rig.operations.status(ECHO) == "error"  # nobody has asked for it since
         assert rests[0] <= 1 < rests[1] <= 2
 

@@ -139,7 +139,7 @@ class Pipelines:
         return next(steps for steps in range(1, most + 1) if steps * strength >= 1)
 
     def _makes_steps(self, job: ImageJob, mode: str, strength: float) -> bool:
-        """Whether this pipeline makes any step of these; kinds of them round differently."""
+        """Tell whether this pipeline makes any step of these; kinds of them round differently."""
         pipe = copy.copy(self._pipe(mode))
         pipe.scheduler = self.schedulers.fresh(job.scheduler)
         pipe.scheduler.timesteps = torch.arange(job.steps)  # only counted here

@@ -245,7 +245,7 @@ def check_percent(meter: Meter, text: str, values: Any) -> None:
 
 
 def _after_key(text: str, at: int) -> int:
-    """Where a field goes on after its key in round brackets, which may hold brackets itself."""
+    """Return where a field goes on after its key in brackets, which may hold brackets itself."""
     if not text.startswith("(", at):
         return at
     depth = 0

@@ -1,4 +1,4 @@
-"""What was learned of the memory that models take."""
+"""Add what was learned of the memory that models take."""
 
 import sqlalchemy as sa
 from alembic import op

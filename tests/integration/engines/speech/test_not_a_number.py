@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.engine_runs import finals, run_to_end
+from tests.support.engines import inside
 from tests.support.models.voices import make_vits
 from tests.support.speech_harness import SpeechHarness, open_speech_harness
 from workers.engines.speech.engine import SpeechEngine
@@ -39,7 +40,7 @@ def nan_of(usual: Any, once: list[bool] | None = None) -> Any:
 def test_nan_in_bark_ends_its_job_and_the_next_sounds_the_same(
     harness: SpeechHarness, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    bark = harness.engine._model.bark  # type: ignore[attr-defined]
+    bark = inside(harness.engine)._model.bark
     owner, name = {
         "semantic": (bark._stages["semantic"]._model.layernorm_final, "forward"),
         "semantic cache": (bark._stages["semantic"]._model.layers[0].mlp, "forward"),
@@ -65,7 +66,7 @@ def test_nan_in_bark_ends_its_job_and_the_next_sounds_the_same(
 def test_nan_in_one_sentence_leaves_its_neighbour_s_sound(
     harness: SpeechHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = harness.engine._model.bark._stages["semantic"]  # type: ignore[attr-defined]
+    stage = inside(harness.engine)._model.bark._stages["semantic"]
     neighbour = harness.job("Something else")
     harness.run(neighbour)
     broken, again = harness.job(), harness.job("Something else")
@@ -85,7 +86,7 @@ def test_nan_in_the_cache_does_not_reach_the_next_sentence_of_the_slot(
     undisturbed = harness.job()
     harness.run(undisturbed)
     broken, neighbour, following = harness.job(), harness.job("Something else"), harness.job()
-    mlp = harness.engine._model.bark._stages["semantic"]._model.layers[0].mlp  # type: ignore[attr-defined]
+    mlp = inside(harness.engine)._model.bark._stages["semantic"]._model.layers[0].mlp
     usual, steps = mlp.forward, 0
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
@@ -115,7 +116,7 @@ def test_nan_in_vits_ends_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     engine = SpeechEngine()
     path = make_vits(tmp_path / "vits")
     engine.load(Load(model="v", engine="speech", path=str(path), threads=1), lambda _: None)
-    decoder = engine._model._model.decoder  # type: ignore[attr-defined]
+    decoder = inside(engine)._model._model.decoder
     monkeypatch.setattr(decoder, "forward", nan_of(decoder.forward))
     job = SpeechJob(id="j", text="hello", seed=1, folder=str(tmp_path))
     (failed,) = finals(run_to_end(engine, job)).values()

@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from tests.support.engine_runs import finals, run_to_end
+from tests.support.engines import inside
 from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.bark import make
 from tests.support.models.voices import make_vits
@@ -250,7 +251,7 @@ def test_out_of_memory_in_vits_ends_one_job_and_the_others_sound_the_same(
     engine = SpeechEngine()
     path = make_vits(tmp_path / "vits")
     engine.load(Load(model="v", engine="speech", path=str(path), threads=1), lambda _: None)
-    vits = engine._model._model  # type: ignore[attr-defined]
+    vits = inside(engine)._model._model
 
     def run(prefix: str) -> dict[str, Any]:
         jobs = [
