@@ -20,6 +20,7 @@ from workers.framing import BadFrame
 from workers.launcher import Launcher
 from workers.protocol import (
     Event,
+    Final,
     Heartbeat,
     Imported,
     JobEvent,
@@ -261,6 +262,8 @@ class WorkerPool:
         for event in events:
             if isinstance(event, JobEvent):
                 jobs.append(event)
+                if worker.cancelled and isinstance(event, Final):
+                    worker.cancelled.pop(event.id, None)
             else:
                 self._note(worker, event)
         if jobs:

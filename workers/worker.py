@@ -9,7 +9,7 @@ from pathlib import Path
 from workers.framing import FrameReader, encode_commands
 from workers.launcher import Handle
 from workers.output import Output
-from workers.protocol import Command, Heartbeat, Load, LoadFailed, Ready
+from workers.protocol import Cancel, Command, Heartbeat, Load, LoadFailed, Ready
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Worker:
     load_failure: LoadFailed | None = None
     output: Output = field(init=False)
     outbox: list[Command] = field(default_factory=list)
+    #: by job that it was told to cancel and has not ended: seconds since, counted like ``silence``
+    cancelled: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.output = Output(lambda line: log.warning("%s: %s", self.id, line))
@@ -54,6 +56,8 @@ class Worker:
 
         What is sent in one turn of the event loop goes as one message: each wakes the worker.
         """
+        if isinstance(command, Cancel):
+            self.cancelled.setdefault(command.id, 0.0)
         if not self.outbox:
             asyncio.get_running_loop().call_soon(self._flush)
         self.outbox.append(command)

@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bitinglip.db.retention import Retention
 from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import DiskFull, QueueFull
 from bitinglip.scheduling.job import Job
@@ -23,6 +23,7 @@ class Uploads:
         self.folder = folder
         self._max_bytes = max_bytes
         self._space = space
+        self._retention = Retention(_LOST_SECONDS)
         self._held: dict[str, tuple[str, int]] = {}  #: by job: its key, and the bytes
         self._of_keys: Counter[str] = Counter()
         self.bytes = 0
@@ -55,7 +56,7 @@ class Uploads:
 
     async def clean(self, is_open: Callable[[str], bool]) -> None:
         """Remove files whose job is unknown, as a crash leaves them. Raises OSError."""
-        before = time.time() - _LOST_SECONDS
+        before = self._retention.oldest().timestamp()
         await asyncio.to_thread(self._remove_lost, before, is_open)
         for job_id in [each for each in self._held if not is_open(each)]:
             if not any(self.folder.glob(f"{job_id}-*")):

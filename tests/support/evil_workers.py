@@ -97,6 +97,14 @@ def floods_its_output(jobs: int, events: int, _death: int) -> None:
         os.write(1, b"\n" * 1000 + b"x\n" * 10_000 + b"y" * 100_000)
 
 
+def ends_no_job(jobs: int, events: int, _death: int) -> None:
+    """Look alive, take every command, and act on none."""
+    _load(jobs, events)
+    _beat(events)
+    while read_commands(jobs):
+        pass
+
+
 def floods_a_job(jobs: int, events: int, _death: int) -> None:
     """Answer the first job for ever, with indices that the protocol allows."""
     job = _load(jobs, events)

@@ -8,7 +8,8 @@ import pytest
 from bitinglip import errors
 from tests.support import evil_workers
 from tests.support.evil_workers import entry
-from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_rig
+from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_rig, with_settings
+from tests.support.wait import until
 from workers.protocol import Cancelled
 
 
@@ -29,6 +30,18 @@ def test_worker_that_answers_for_ever_fills_no_memory(tmp_path: Path) -> None:
         assert psutil.Process().memory_info().rss - before < 400_000_000
 
     with_rig(tmp_path, test, entry=entry(evil_workers.floods_a_job))
+
+
+def test_worker_that_ends_no_cancelled_job_is_ended_itself(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        with rig.dispatcher.open(job()) as event_log:
+            await until(lambda: event_log.dispatched is not None)
+        assert any(rig.dispatcher.books().values())  # its slot is taken until the worker says so
+        await until(lambda: not any(rig.dispatcher.books().values()))
+        await until(lambda: rig.operations.workers()[0].restarts == 1)
+
+    values = {"workers": {"heartbeat_timeout": 1}, "models": {ECHO: {}}}
+    with_settings(tmp_path, test, values, entry=entry(evil_workers.ends_no_job))
 
 
 def test_worker_that_forks_and_exits_gives_its_memory_back(tmp_path: Path) -> None:

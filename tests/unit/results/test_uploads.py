@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -96,4 +97,18 @@ def test_uploads_that_a_crash_left_are_removed(tmp_path: Path) -> None:
         await uploads.clean(lambda job_id: job_id == "task-open")
         assert set(uploads_in(tmp_path)) == {new, open_}
 
+    using(tmp_path, act)
+
+
+def test_upload_does_not_look_lost_because_the_clock_was_set_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act(uploads: Uploads) -> None:
+        new = tmp_path / "task-new-file"
+        new.write_bytes(FILE)
+        monkeypatch.setattr(time, "time", lambda: wall() + 1e6)
+        await uploads.clean(lambda _: False)
+        assert uploads_in(tmp_path) == [new]
+
+    wall = time.time
     using(tmp_path, act)

@@ -43,6 +43,28 @@ def test_silence_may_last_as_long_as_a_step_of_the_engine() -> None:
     assert looks(worker("ready", step_timeout=1.0)) == 2 + DOG.interval
 
 
+def test_cancelled_job_that_goes_on_ends_its_worker_however_much_it_says() -> None:
+    one = worker("ready")
+    one.cancelled["a"] = one.cancelled["b"] = 0.0
+    for number in range(1, 1000):
+        one.silence = 0.0
+        if number == 5:
+            del one.cancelled["a"]
+        if cause := DOG.look(one):
+            break
+    assert (number * DOG.interval, cause) == (8.5, "did not end a cancelled job within 8 s")
+
+
+def test_cancelled_job_may_take_some_of_the_longest_steps() -> None:
+    one = worker("ready", step_timeout=10.0)
+    one.cancelled["a"] = 0.0
+    for _ in range(80):
+        one.silence = 0.0
+        assert DOG.look(one) is None
+    one.silence = 0.0
+    assert DOG.look(one) == "did not end a cancelled job within 40 s"
+
+
 def test_load_ends_after_the_load_timeout_however_much_it_says() -> None:
     one = worker("loading", fake())
     assert DOG.look(one) is None
