@@ -9,6 +9,7 @@ import pytest
 from bitinglip import errors
 from bitinglip.scheduling.event_log import Queued
 from bitinglip.scheduling.queue.priority import Priority
+from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from tests.support.scheduling_rig import (
     ECHO,
@@ -281,3 +282,20 @@ def test_load_eta_is_as_long_as_the_last_load_took(tmp_path: Path) -> None:
     with_settings(
         tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}, "keep_alive": 0}})
     )
+
+
+def test_load_from_slow_storage_reads_the_files_in_sequence_first(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        weights = tmp_path / "models" / ECHO / "files" / "a.safetensors"
+        weights.write_bytes(bytes(1000))
+        for reads_first, held in ((True, {ECHO: 1000}), (False, {})):
+            cache = PageCache(10_000, reads_first=reads_first)
+            rig.manager._loader._page_cache = cache
+            load = asyncio.create_task(rig.operations.load(ECHO))
+            await until(lambda: any(each.model == ECHO for each in rig.operations.workers()))
+            assert cache.held == held
+            await load
+            assert cache.held == {}
+            await rig.operations.unload(ECHO)
+
+    with_settings(tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}}}))
