@@ -126,6 +126,11 @@ class FakeDevice(Section):
 
 
 class Devices(Section):
+    require: Literal["auto", "cuda"] = Field(
+        "auto",
+        description="cuda: without a usable card /readyz answers 503 with the reason and no model "
+        "runs on the CPU unless it is set to; auto: models may run on the CPU",
+    )
     fake: list[FakeDevice] = Field(
         [], description="simulated devices that replace the machine's, for tests"
     )

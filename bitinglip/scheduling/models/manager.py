@@ -74,7 +74,7 @@ class ModelManager:
         self._pool = pool
         self._listener = listener
         self._loader = ReplicaLoader(
-            self._settings, self._store, pool, self, self.facts.load_config, self._page_cache
+            self._settings, self._store, pool, self, self.facts, self._page_cache
         )
 
     # ---- for the dispatcher --------------------------------------------------------------------
