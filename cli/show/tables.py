@@ -3,7 +3,7 @@
 Every field beyond the first releases' may be missing: the server may be older than this command.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def board(
 
     parts: list[RenderableType] = [headline(found, rates)]
     if devices := found.get("devices"):
-        parts += ["", device_table(devices, width)]
+        parts += ["", device_table(devices, width), *_not_well(devices)]
     if models := found.get("models"):
         parts += ["", *model_table(models, most_models)]
     if workers := found.get("workers"):
@@ -87,6 +87,16 @@ def device_table(devices: Iterable[Mapping[str, Any]], width: int) -> "Table":
             _unit(each.get("power_w"), "W"),
         )
     return table
+
+
+def _not_well(devices: Iterable[Mapping[str, Any]]) -> "Iterator[Text]":
+    """Say what is wrong with the devices that take no new load."""
+    from rich.text import Text
+
+    for each in devices:
+        if reason := each.get("reason"):
+            colour = "red" if each["state"] == "lost" else "yellow"
+            yield Text(clean(f"{each['id']} is {each['state']}: {reason}"), style=colour)
 
 
 def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":

@@ -38,7 +38,8 @@ class Rig:
         make_fake_models(store, list(settings.models))
         metrics = Metrics()
         fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-        facts = ResourceFacts(settings, Devices.find(fakes), Footprints())
+        self.devices = Devices.find(fakes)
+        facts = ResourceFacts(settings, self.devices, Footprints())
         self.manager = ModelManager(settings, store, facts, metrics)
         self.dispatcher = Dispatcher(settings, self.manager, metrics)
         pool = WorkerPool(

@@ -4,14 +4,16 @@ Nothing here imports torch or makes a CUDA context: the gateway holds one of the
 """
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Self
 
-from workers.devices.device import Device, DeviceUsage
+from workers.devices.device import WELL, Condition, Device, DeviceUsage, State
 from workers.devices.host import Host
 from workers.devices.nvml import Card, Cards, Driver
 
-__all__ = ["Device", "DeviceUsage", "Devices", "Driver"]
+__all__ = ["WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
 
 CPU = "cpu"
 _CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set
@@ -34,6 +36,8 @@ class Devices:
             *(_card(card) for card in (cards.list if cards else ())),
             *([_processor(host, cpu_memory_bytes)] if host else []),
         )
+        self._marks: dict[tuple[str, str], Condition] = {}
+        self._marking = threading.Lock()
         self.note = cards.note if cards else None
         if fake:
             self.note = "made-up devices stand in for those of this machine"
@@ -59,6 +63,30 @@ class Devices:
     def list(self) -> tuple[Device, ...]:
         """Accelerators first, the processor last."""
         return self._list
+
+    def mark(self, device_id: str, state: State, reason: str, *, source: str) -> None:
+        """Say that a device is not well. Its state is the worst that any source says of it.
+
+        ``source`` names who says so ("faults", "suspend", ...); it alone can ``clear`` it again.
+        ``reason`` is for the operator: what is, and what to do. May be called in any thread.
+        """
+        with self._marking:
+            self._marks[device_id, source] = Condition(state, reason)
+            self._apply_marks()
+
+    def clear(self, device_id: str, *, source: str) -> None:
+        """Take back what this source said of a device; no harm if it said nothing."""
+        with self._marking:
+            if self._marks.pop((device_id, source), None) is not None:
+                self._apply_marks()
+
+    def _apply_marks(self) -> None:
+        conditions: dict[str, Condition] = {}
+        for (device_id, _), condition in self._marks.items():
+            conditions[device_id] = conditions.get(device_id, WELL).worse(condition)
+        self._list = tuple(
+            replace(device, condition=conditions.get(device.id, WELL)) for device in self._list
+        )
 
     def read(self, pids: Iterable[int] = ()) -> dict[str, DeviceUsage]:
         """A look at each device by id; one that fails to answer is left out.

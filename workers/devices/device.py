@@ -2,6 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+#: well; doubtful: it worked and is in question, nothing new is planned there, resident workers go
+#: on; lost: gone, or of no use to us.
+State = Literal["well", "doubtful", "lost"]
+_WORST = {"well": 0, "doubtful": 1, "lost": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """The state of a device, and what an operator should know of it and do."""
+
+    state: State = "well"
+    reason: str | None = None  #: one or two sentences; None if it is well
+
+    def worse(self, other: "Condition") -> "Condition":
+        """Return the worse of the two; this one if they are equally bad."""
+        return other if _WORST[other.state] > _WORST[self.state] else self
+
+
+WELL = Condition()
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +34,7 @@ class Device:
     kind: str  #: "cuda", "cpu" or "fake"
     memory_bytes: int  #: what may be planned with: all of a card's, the budget of the processor
     physical_bytes: int  #: what is there: RAM for the processor, else the same as memory_bytes
+    condition: Condition = WELL
 
 
 @dataclass(frozen=True, slots=True)

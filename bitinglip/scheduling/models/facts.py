@@ -15,7 +15,7 @@ from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Device, Devices, DeviceUsage
+from workers.devices import Condition, Device, Devices, DeviceUsage
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 
@@ -42,6 +42,7 @@ class ResourceFacts:
         self._devices = devices
         self._footprints = footprints
         self._clock = clock
+        self._conditions: dict[str, Condition] = {}
         self._readings: dict[str, DeviceUsage] = {}
         self._other_bytes: dict[str, int] = {}
 
@@ -63,10 +64,11 @@ class ResourceFacts:
         readings: Mapping[str, DeviceUsage],
         replicas: Iterable[Replica],
         pids: Mapping[str, int],
-    ) -> None:
+    ) -> bool:
         """Take over a sample; memory that is not ours belongs to other programs.
 
-        ``pids``: the process ids of our workers by worker id, loading ones included.
+        ``pids``: the process ids of our workers by worker id, loading ones included. Returns True
+        if there are other devices, or others are well, than at the last sample.
         """
         held: dict[str, list[int | None]] = {device: [] for device in readings}
         for replica in replicas:
@@ -81,6 +83,8 @@ class ResourceFacts:
                 other = min(other, self._other_bytes.get(device, 0))
             self._other_bytes[device] = other
         self._readings = dict(readings)
+        before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
+        return before != self._conditions
 
     def other_bytes(self, device: str) -> int:
         """Return the bytes on a device that other programs hold."""
@@ -97,6 +101,7 @@ class ResourceFacts:
                 other_bytes=self.other_bytes(device.id),
                 headroom=headroom if device.kind == "cuda" else 0,
                 name=device.name,
+                reason=device.condition.reason,
             )
             for device in self.devices
         ]
@@ -140,7 +145,7 @@ class ResourceFacts:
             (
                 each.memory - each.headroom
                 for each in self.capacities()
-                if each.kind == load_config.device
+                if each.kind == load_config.device and not each.reason
             ),
             default=0,
         )

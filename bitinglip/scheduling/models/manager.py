@@ -207,7 +207,7 @@ class ModelManager:
         Replicas whose heartbeat is overdue get nothing new, and other programs may have taken or
         freed memory.
         """
-        self.facts.update(sample, self.replicas(), pids)
+        changed = self.facts.update(sample, self.replicas(), pids)
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest
             replica.devices = self.facts.observe(manifest, replica)
@@ -216,7 +216,7 @@ class ModelManager:
                 if was_silent and not replica.silent:
                     self._listener.on_ready(replica.model)
         ledger = self.ledger()
-        if self._unmet or any(ledger.free(device.id) < 0 for device in ledger.devices):
+        if changed or self._unmet or any(ledger.free(device.id) < 0 for device in ledger.devices):
             self.replan()
 
     def model_state(self, name: str) -> ModelState:
@@ -260,7 +260,7 @@ class ModelManager:
     def _plan(self) -> None:
         now = self.clock()
         ledger = self.ledger()
-        usable = sum(device.usable for device in ledger.devices)
+        usable = sum(device.usable for device in ledger.devices if not device.reason)
         found = planner.plan(ledger, self._demands(now), now, self._rules)
         self.shortage = min(1.0, found.missing_bytes / usable) if usable else 0.0
         for load in found.loads:

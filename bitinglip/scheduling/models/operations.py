@@ -54,6 +54,8 @@ class DeviceView:
     utilisation: float | None
     temperature_c: float | None
     power_w: float | None
+    state: str = "well"  #: well, doubtful or lost
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,8 @@ class Operations:
                     utilisation=reading.utilisation if reading else None,
                     temperature_c=reading.temperature_c if reading else None,
                     power_w=reading.power_w if reading else None,
+                    state=device.condition.state,
+                    reason=device.condition.reason,
                 )
             )
         return found

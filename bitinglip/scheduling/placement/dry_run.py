@@ -49,7 +49,7 @@ def place(
 def obtainable(kind: str, needed: int, snapshot: Snapshot, *, spread: int = 1) -> int:
     """Return how much a model that needs so much could get at best on devices of a kind."""
     ledger = snapshot.ledger()
-    devices = [device for device in snapshot.devices if device.kind == kind]
+    devices = [each for each in snapshot.devices if each.kind == kind and not each.reason]
     if any(needed <= device.largest for device in devices):
         spread = 1  # only what is too large for every device is split
     sizes = sorted((ledger.obtainable(device) for device in devices), reverse=True)

@@ -126,7 +126,11 @@ class _Fit:
     def _shortfall(self, load_config: LoadConfig) -> str:
         needed = self._need(load_config).bytes
         most = dry_run.obtainable(load_config.device, needed, self._snapshot, spread=self._spread)
-        return f"{self._manifest.name} needs {size_text(needed)}, and {size_text(most)} can be had."
+        text = f"{self._manifest.name} needs {size_text(needed)}, and {size_text(most)} can be had."
+        for each in self._snapshot.devices:
+            if each.kind == load_config.device and each.reason:
+                text += f" {each.id} ({each.name}) takes no load: {each.reason}"
+        return text
 
     def _answer(
         self, verdict: str, message: str, load_config: LoadConfig, placement: Placement | None

@@ -84,6 +84,8 @@ class _Planner:
         self._now = now
         self._rules = rules
         self._coming = {device.id: ledger.leaving(device.id) for device in ledger.devices}
+        # What runs on a device that is not well could not be loaded there again.
+        self._in_question = {device.id for device in ledger.devices if device.reason}
         self._evicted: set[str] = set()  #: reservations that this plan evicts
         self._claimed = False
 
@@ -93,6 +95,8 @@ class _Planner:
         """Evict models that have been idle for their keep-alive time."""
         for reservation in self._ledger.reservations:
             if reservation.keep_alive is None or reservation.pinned or not reservation.idle:
+                continue
+            if not self._in_question.isdisjoint(reservation.devices):
                 continue
             ends = reservation.used_at + reservation.keep_alive
             if ends <= self._now:
@@ -104,7 +108,7 @@ class _Planner:
         """Evict idle models where another program has taken memory that was ours."""
         for device in self._ledger.devices:
             missing = -(self._ledger.free(device.id) + self._coming[device.id])
-            if missing <= 0:
+            if missing <= 0 or device.reason:
                 continue
             idle = [h for h in self._candidates(device.id) if h.idle and not h.pinned]
             freed = 0
@@ -117,10 +121,11 @@ class _Planner:
 
     def place(self, demand: Demand) -> None:
         """Load the model, or free memory for it, or refuse it."""
-        devices = [device for device in self._ledger.devices if device.kind in demand.needs]
+        of_kind = [device for device in self._ledger.devices if device.kind in demand.needs]
+        devices = [device for device in of_kind if not device.reason]
         fitting = [device for device in devices if demand.needs[device.kind] <= device.largest]
         if not fitting:
-            self._place_split(demand, devices)
+            self._place_split(demand, devices, blocked=len(devices) < len(of_kind))
             return
         if self._load_into_free(demand, fitting):
             return
@@ -215,9 +220,13 @@ class _Planner:
         """Return True if the demand would fit once every model that may be evicted has left."""
         return demand.needs[device.kind] <= self._ledger.obtainable(device)
 
-    def _place_split(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> None:
-        """Split a model that is too large for any one device evenly over several of a kind."""
-        blocked = False
+    def _place_split(
+        self, demand: Demand, devices: Sequence[DeviceCapacity], *, blocked: bool
+    ) -> None:
+        """Split a model that is too large for any one device evenly over several of a kind.
+
+        ``blocked``: there are devices that are not well; it may fit once they are.
+        """
         for kind, need in demand.needs.items():
             same = [device for device in devices if device.kind == kind]
             for parts in range(2, min(demand.spread, len(same)) + 1):

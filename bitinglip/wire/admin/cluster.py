@@ -21,6 +21,8 @@ def device_info(view: DeviceView) -> dict[str, Any]:
         "utilisation": view.utilisation,
         "temperature_c": view.temperature_c,
         "power_w": view.power_w,
+        "state": view.state,
+        "reason": view.reason,
     }
 
 

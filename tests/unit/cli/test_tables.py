@@ -96,3 +96,11 @@ def test_names_are_only_text() -> None:
     lines = shown(status(models=[model("[bold]x[/bold]\x1b[31m")]))
     assert any("[bold]x[/bold][31m" in line for line in lines)
     assert not any("\x1b[31m" in line for line in lines)
+
+
+def test_device_that_is_not_well_is_told_of_below_the_table() -> None:
+    lost = DEVICE | {"state": "lost", "reason": "The card fell off the bus: restart the machine."}
+    doubtful = DEVICE | {"id": "1", "state": "doubtful", "reason": "It does not answer."}
+    lines = shown(status(devices=[DEVICE | {"state": "well", "reason": None}, lost, doubtful]))
+    assert "0 is lost: The card fell off the bus: restart the machine." in lines
+    assert "1 is doubtful: It does not answer." in lines

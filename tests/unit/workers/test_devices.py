@@ -11,7 +11,7 @@ import pynvml
 import pytest
 
 from tests.support.nvml import NVMLError, StandInCard, StandInNvml
-from workers.devices import Devices
+from workers.devices import WELL, Condition, Devices
 from workers.devices.host import Host
 from workers.devices.nvml import Cards
 from workers.launcher import worker_environment
@@ -218,3 +218,18 @@ def test_card_that_is_partitioned_is_its_instances() -> None:
 def test_cards_are_counted_by_workers_as_by_the_driver() -> None:
     environ = worker_environment({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, "6.1.0")
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_device_state_is_the_worst_that_any_source_says() -> None:
+    devices = Devices.find([("card", 100), ("other", 100)])
+    devices.mark("fake0", "doubtful", "Two workers died there.", source="faults")
+    devices.mark("fake0", "lost", "It fell off the bus.", source="driver")
+    first, other = devices.list()
+    assert first.condition == Condition("lost", "It fell off the bus.")
+    assert other.condition == WELL
+    devices.clear("fake0", source="driver")
+    assert devices.list()[0].condition == Condition("doubtful", "Two workers died there.")
+    devices.clear("fake0", source="faults")
+    devices.clear("fake0", source="faults")
+    devices.mark("gone", "lost", "A device that is not there.", source="faults")
+    assert [each.condition for each in devices.list()] == [WELL, WELL]

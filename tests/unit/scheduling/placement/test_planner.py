@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bitinglip.scheduling.placement.eviction import EvictionRules
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
-from bitinglip.scheduling.placement.planner import Demand, Load, Plan, plan
+from bitinglip.scheduling.placement.planner import Demand, Load, Plan, Refuse, plan
 
 RULES = EvictionRules(min_residency=20, residency_factor=4, patience=5)
 NOW = 1000.0
@@ -233,3 +233,21 @@ def test_placement_plans_hold_their_invariants(
             # Nothing changes by itself: then a time is named, or somebody loads or is in use.
             busy = any(each.in_flight or each.state == "loading" for each in reservations)
             assert found.replan_at is not None or found.loads or busy
+
+
+def test_device_that_is_not_well_gets_nothing_new() -> None:
+    found = planned([card("0", 12, reason="lost"), card("1")], [], wanted())
+    assert [load.devices for load in found.loads] == [{"1": 10}]
+    found = planned([card("0", reason="lost")], [], wanted())
+    assert (found.loads, found.refusals) == ([], [Refuse("new", forever=False)])
+    parts = [card(name, 6, reason=why) for name, why in (("0", None), ("1", "lost"), ("2", None))]
+    found = planned(parts, [], wanted(spread=3))
+    assert [load.devices for load in found.loads] == [{"0": 5, "2": 5}]
+
+
+def test_device_that_is_not_well_keeps_its_models() -> None:
+    """They could not be loaded there again."""
+    device = card("0", other_bytes=20, reason="The driver was updated.")
+    resident = held("old", keep_alive=10.0)
+    assert not planned([device], [resident], wanted()).evictions
+    assert evicted(planned([replace(device, reason=None)], [resident])) == ["old/0"]

@@ -1,0 +1,36 @@
+"""What is loaded where when a device is not well, over real worker processes."""
+
+from pathlib import Path
+
+import pytest
+
+from bitinglip import errors
+from tests.support.scheduling_rig import Rig, answer, job, with_settings
+
+GB = 1_000_000_000
+WHY = "The card fell off the bus: restart the machine."
+
+
+def test_device_that_is_lost_takes_no_load_and_its_resident_model_goes_on(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        assert await answer(rig, job(model="a")) == "a b c"
+        first = next(each.device for each in rig.operations.reservations())
+        other = "fake1" if first == "fake0" else "fake0"
+        rig.devices.mark(first, "doubtful", WHY, source="test")
+        rig.devices.mark(other, "lost", WHY, source="test")
+        with pytest.raises(errors.ModelDoesNotFit) as refused:
+            await rig.operations.load("b")
+        assert refused.value.retry_after
+        assert WHY in refused.value.message
+        assert await answer(rig, job(model="a")) == "a b c"
+        assert [(each.state, each.reason) for each in rig.operations.devices()] == [
+            (each.condition.state, WHY) for each in rig.devices.list()
+        ]
+        rig.devices.clear(other, source="test")
+        assert await answer(rig, job(model="b")) == "a b c"
+        assert {each.device for each in rig.operations.reservations()} == {"fake0", "fake1"}
+
+    fake = {"memory_bytes": 10 * GB}
+    cards = [{"name": "card", "memory_bytes": 12 * GB} for _ in range(2)]
+    models = {name: {"engine": "fake", "fake": fake} for name in "ab"}
+    with_settings(tmp_path, test, {"models": models, "devices": {"fake": cards}})
