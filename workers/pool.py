@@ -16,9 +16,11 @@ from typing import Protocol, assert_never
 
 from workers.codes import DRIVER_STARTED, LoadCode
 from workers.engines.registry import ENGINES, engine_info
+from workers.faults import FAULTS, Fault
 from workers.framing import BadFrame
 from workers.launcher import Launcher
 from workers.protocol import (
+    Broken,
     Event,
     Final,
     Heartbeat,
@@ -42,12 +44,13 @@ _LAST_BYTES = 1 << 20  #: of its last words, of each pipe
 _MOST_ENDED = 64  #: workers that ended badly and are still shown
 _ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it, and until that is given up
 
-#: The state in which a worker may say so: what it says at another time would undo what is known.
-_EXPECTED: dict[type[WorkerEvent], str] = {
-    Imported: "starting",
-    LoadProgress: "loading",
-    LoadFailed: "loading",
-    Ready: "loading",
+#: The states in which a worker may say so: what it says at another time would undo what is known.
+_EXPECTED: dict[type[WorkerEvent], tuple[str, ...]] = {
+    Imported: ("starting",),
+    LoadProgress: ("loading",),
+    LoadFailed: ("loading",),
+    Ready: ("loading",),
+    Broken: SERVING,
 }
 
 #: The spare imports what most workers need; other engines' libraries are imported on top of it.
@@ -57,10 +60,12 @@ SPARE_IMPORTS = ENGINES["text"].preimport
 class StartFailed(Exception):
     """A worker did not become ready."""
 
-    def __init__(self, code: LoadCode, message: str) -> None:
+    def __init__(self, code: LoadCode, message: str, fault: Fault | None = None) -> None:
+        """``fault``: the class of what went wrong, if it has one."""
         super().__init__(message)
         self.code = code
         self.message = message
+        self.fault = fault
 
 
 class Listener(Protocol):
@@ -213,10 +218,7 @@ class WorkerPool:
     async def _until(self, worker: Worker, states: set[str]) -> None:
         while worker.state not in states:
             if worker.ended.is_set():
-                failure = worker.load_failure
-                code = failure.code if failure else "MODEL_LOAD_FAILED"
-                text = failure.message if failure else f"The model's worker {worker.cause}."
-                raise StartFailed(code, text)
+                raise _start_failed(worker)
             worker.changed.clear()
             await worker.changed.wait()
 
@@ -271,10 +273,9 @@ class WorkerPool:
 
     def _note(self, worker: Worker, event: WorkerEvent) -> None:
         """Raises BadFrame for an event that is out of order."""
-        expected = _EXPECTED.get(type(event), worker.state)
         if worker.state == "stopped":
             return  # it is told to go, whatever it has become
-        if worker.state != expected:
+        if worker.state not in _EXPECTED.get(type(event), (worker.state,)):
             raise BadFrame(f"{type(event).__name__} while {worker.state}")
         match event:
             case Heartbeat():
@@ -289,6 +290,11 @@ class WorkerPool:
                 self._ended.pop(worker.id, None)
             case LoadFailed():
                 worker.load_failure = event
+                worker.fault = FAULTS[event.fault] if event.fault else None
+            case Broken():
+                worker.fault = FAULTS[event.fault] if event.fault else None
+                log.error("%s: %s", worker.id, _explain(worker.fault, event.error))
+                self._kill(worker, _cause(worker.fault, event.error))
             case _:
                 assert_never(event)
         worker.changed.set()
@@ -360,6 +366,24 @@ def _last_bytes(fd: int) -> Iterator[bytes]:
         while left > 0 and (data := os.read(fd, _READ_BYTES)):
             left -= len(data)
             yield data
+
+
+def _start_failed(worker: Worker) -> StartFailed:
+    """Return why a worker that has ended did not become ready."""
+    if (failure := worker.load_failure) is not None:
+        return StartFailed(failure.code, failure.message, worker.fault)
+    return StartFailed("MODEL_LOAD_FAILED", f"The model's worker {worker.cause}.", worker.fault)
+
+
+def _cause(fault: Fault | None, error: str) -> str:
+    return f"{fault.cause if fault else 'failed'} ({error})"
+
+
+def _explain(fault: Fault | None, error: str) -> str:
+    """Return what the operator should know of the error that ended a worker."""
+    if fault is None:
+        return f"an error of the type {error} has ended it"
+    return f"an error of the class '{fault.name}' ({error}) has ended it. {fault.sentence}"
 
 
 def describe_exit(code: int | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from workers.faults import Fault
 from workers.framing import FrameReader, encode_commands
 from workers.launcher import Handle
 from workers.output import Output
@@ -34,6 +35,7 @@ class Worker:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     load_failure: LoadFailed | None = None
+    fault: Fault | None = None  #: the class of what ended it, if it has one
     output: Output = field(init=False)
     outbox: list[Command] = field(default_factory=list)
     #: by job that it was told to cancel and has not ended: seconds since, counted like ``silence``

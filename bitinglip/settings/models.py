@@ -101,8 +101,8 @@ class Fake(Section):
     memory_bytes: Bytes = Field(0, description="device memory in bytes that the engine claims")
     batch_size: Annotated[int, Field(ge=1)] = Field(64, description="maximum requests run at once")
     faults: bool = Field(False, description="obey fault prompts such as !crash and !hang")
-    load_fault: Literal["crash", "hang", "oom", "garbage", "error"] | None = Field(
-        None, description="how loading fails, if faults is true; null loads normally"
+    load_fault: Literal["crash", "device", "error", "garbage", "hang", "kill", "oom"] | None = (
+        Field(None, description="how loading fails, if faults is true; null loads normally")
     )
 
     @model_validator(mode="after")

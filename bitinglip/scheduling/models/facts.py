@@ -15,7 +15,7 @@ from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Condition, Device, Devices, DeviceUsage
+from workers.devices import Condition, Device, Devices, DeviceUsage, State
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 
@@ -52,6 +52,14 @@ class ResourceFacts:
     @property
     def devices(self) -> tuple[Device, ...]:
         return self._devices.list()
+
+    def mark(self, device: str, state: State, reason: str, *, source: str) -> None:
+        """Say that a device is not well; see ``Devices.mark``."""
+        self._devices.mark(device, state, reason, source=source)
+
+    def clear(self, device: str, *, source: str) -> None:
+        """Take back what this source said of a device."""
+        self._devices.clear(device, source=source)
 
     def reading(self, device: str) -> DeviceUsage | None:
         return self._readings.get(device)

@@ -6,7 +6,7 @@ The dispatcher books jobs on replicas through ``took``, ``gave_back`` and ``meas
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bitinglip import errors
@@ -169,21 +169,34 @@ class ModelState:
         self.short_of_memory = 0
         self.loads += 1
 
-    def load_failed(self, cause: str, now: float) -> None:
-        """Pause before the next try, or give the model up: no replica is left or loading."""
+    def load_failed(self, cause: str, now: float, *, hopeless: bool = False) -> None:
+        """Pause before the next try, or give the model up: no replica is left or loading.
+
+        ``hopeless``: another try now would fail as this one did.
+        """
         self.failed = True
+        self.given_up = self.given_up or hopeless
         self._failed(cause, now)
 
-    def lost(self, cause: str, now: float, *, forgiven: int) -> None:
+    def lost(self, cause: str, now: float, *, forgiven: int) -> Callable[[], None]:
         """Pause before the next start, or give the model up: a worker has died.
 
-        ``forgiven``: deaths, this one among them, of a request that is not run again.
+        ``forgiven``: deaths, this one among them, of a request that is not run again. Returns what
+        takes it back.
         """
+        before = (self.given_up, self.cause, self.retry_at)
         if forgiven:
             self.budget.give_back(forgiven - 1)
             self.retry_at = now
         else:
             self._failed(cause, now)
+
+        def undo() -> None:
+            if not forgiven:
+                self.budget.give_back(1)
+            self.given_up, self.cause, self.retry_at = before
+
+        return undo
 
     def _failed(self, cause: str, now: float) -> None:
         within = self.budget.spend(now)
