@@ -13,7 +13,7 @@ from workers.devices.device import WELL, Condition, Device, DeviceUsage, State
 from workers.devices.host import Host
 from workers.devices.nvml import Card, Cards, Driver
 
-__all__ = ["WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
+__all__ = ["CPU", "WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
 
 CPU = "cpu"
 _CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set

@@ -74,7 +74,7 @@ class ModelManager:
         self._pool = pool
         self._listener = listener
         self._loader = ReplicaLoader(
-            self._settings, self._store, pool, self, self.facts.load_config, self._page_cache
+            self._settings, self._store, pool, self, self.facts, self._page_cache
         )
 
     # ---- for the dispatcher --------------------------------------------------------------------
@@ -297,6 +297,7 @@ class ModelManager:
         replica = Replica(model_state.name, load.index, load.devices, self.clock())
         model_state.replicas[load.index] = replica
         kind = self.facts.kind_of(replica)
+        replica.ram = self.facts.ram(model_state.manifest, kind)
         replica.load_seconds = self.facts.load_seconds(model_state, kind)
         log.info("loading", worker=replica.id, devices=list(load.devices))
         replica.task = self._loader.start(model_state, replica, kind)
