@@ -232,6 +232,12 @@ class ResourceFacts:
         need = self.need(model_state.manifest, kind)
         return need.load_seconds or 1.0 + need.bytes / _BYTES_PER_SECOND
 
+    def load_eta(self, model_state: ModelState, now: float) -> float | None:
+        """Estimate the seconds until a model is loaded that is not; None if it never was."""
+        kinds = self.kinds(self._settings.model(model_state.name))
+        known = (self.need(model_state.manifest, kind).load_seconds for kind in kinds)
+        return model_state.load_eta(now, next(filter(None, known), None))
+
     def reservation(self, replica: Replica, waiting: int) -> Reservation:
         own = self._settings.model(replica.model)
         return Reservation(

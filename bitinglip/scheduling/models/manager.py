@@ -109,9 +109,9 @@ class ModelManager:
         return self._by_worker.get(worker)
 
     def load_eta(self, name: str) -> float | None:
-        """Estimate the seconds until the model is loaded; None if no load runs, or unknown."""
+        """Estimate the seconds until the model is loaded; None if unknown."""
         model_state = self.models.get(name)
-        return model_state.load_eta(self.clock()) if model_state else None
+        return self.facts.load_eta(model_state, self.clock()) if model_state else None
 
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
