@@ -167,6 +167,7 @@ class ReplicaLoader:
             path=str(self._store.path(manifest.name)),
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
+            device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
             dtype=own.dtype,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,

@@ -289,6 +289,7 @@ class ModelManager:
         replica = Replica(model_state.name, load.index, load.devices, self.clock())
         model_state.replicas[load.index] = replica
         kind = self.facts.kind_of(replica)
+        replica.ram = self.facts.ram(model_state.manifest, kind)
         replica.load_seconds = self.facts.load_seconds(model_state, kind)
         log.info("loading", worker=replica.id, devices=list(load.devices))
         replica.task = self._loader.start(model_state, replica, kind)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from bitinglip import errors
 from bitinglip.scheduling.models.restarts import RestartBudget
+from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed
 from model_store.manifest import Manifest
 from workers import protocol
 from workers.worker import Worker
@@ -36,6 +37,7 @@ class Replica:
     index: int
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
+    ram: RamNeed = NO_RAM  #: beside its devices
     state: str = "loading"  #: loading, ready, draining or stopping
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop
@@ -54,6 +56,11 @@ class Replica:
     @property
     def id(self) -> str:
         return f"{self.model}/{self.index}"
+
+    @property
+    def ram_bytes(self) -> int:
+        """Return the RAM that it holds beside its devices, as it is planned."""
+        return self.ram.loading if self.state == "loading" else self.ram.lasting
 
     @property
     def free_slots(self) -> int:

@@ -10,6 +10,7 @@ from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.restarts import RestartBudget
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.footprints import Footprints
+from bitinglip.scheduling.placement.ram import RamNeed
 from bitinglip.settings import Settings
 from model_store.manifest import Manifest
 from workers.devices import Devices, DeviceUsage
@@ -62,6 +63,40 @@ def test_memory_of_a_load_is_ours_where_the_driver_tells_no_processes(
     assert ours.other_bytes("fake0") == before
     (device,) = ours.capacities()
     assert device.usable == 100 - before
+
+
+def test_memory_of_a_worker_that_has_not_started_is_another_program_s() -> None:
+    """What is taken between the plan and the load, a game took, say, and not the load."""
+    ours = facts()
+    ours.update({"fake0": DeviceUsage(10, {})}, [], {})
+    ours.update({"fake0": DeviceUsage(40, {})}, [replica()], {})
+    assert ours.other_bytes("fake0") == 40
+
+
+@pytest.mark.parametrize(("resident", "other"), [(30, 20), (90, 10)])
+def test_ram_of_a_load_onto_a_card_is_ours_as_far_as_it_is_planned(
+    resident: int, other: int
+) -> None:
+    ours = facts()
+    loading = replica()
+    loading.ram = RamNeed(40)
+    ours.update({"cpu": DeviceUsage(50, {7: resident})}, [loading], {"m/0": 7})
+    assert ours.other_bytes("cpu") == other
+
+
+def test_weights_of_a_spread_model_are_bounded_by_its_shares() -> None:
+    ours = facts()
+    alone, spread = replica(), replica()
+    spread.devices = {"fake0": 60, "fake1": 30}
+    manifest = Manifest(
+        name="m",
+        kind="text",
+        engine="fake",
+        source="test",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    assert ours.device_weights(manifest, alone) == ()
+    assert ours.device_weights(manifest, spread) == (60, 30)
 
 
 def test_device_of_a_model_is_the_accelerator_unless_set() -> None:
