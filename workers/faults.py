@@ -218,8 +218,8 @@ RAM = Fault(
     "ram",
     "memory",
     "was ended by the kernel: the machine's RAM ran out",
-    "The kernel ended the worker because the machine's RAM ran out, not the card's memory. Use a "
-    "smaller model, stop other programs, or add RAM or swap.",
+    "It is RAM that is short, not a card's memory: use a smaller model, stop other programs, or "
+    "add RAM or swap.",
 )
 
 FAULTS: dict[FaultName, Fault] = {fault.name: fault for fault in (*_TABLE, LIBRARY, RAM)}

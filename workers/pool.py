@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
 from workers.codes import DRIVER_STARTED, LoadCode
+from workers.ends import cause_of, explain, note_end
 from workers.engines.registry import ENGINES, engine_info
 from workers.faults import FAULTS, Fault
 from workers.framing import BadFrame
 from workers.launcher import Launcher
+from workers.oom_kills import OomKills
 from workers.protocol import (
     Broken,
     Event,
@@ -90,11 +92,13 @@ class WorkerPool:
         heartbeat_timeout: float,
         load_timeout: float,
         spare: bool,
+        oom_kills: OomKills | None = None,
     ) -> None:
         self._launcher = launcher
         self._listener = listener
         self._watchdog = Watchdog(heartbeat_timeout, load_timeout)
         self._keep_spare = spare
+        self._oom_kills = oom_kills or OomKills()
         self._spare: Worker | None = None
         self._workers: set[Worker] = set()
         self._ended: OrderedDict[str, Worker] = OrderedDict()
@@ -193,6 +197,7 @@ class WorkerPool:
         """Kill workers that have gone silent or do not load; runs as long as the pool."""
         while True:
             await asyncio.sleep(self._watchdog.interval)
+            self._oom_kills.look()
             for worker in self.workers:
                 if cause := self._watchdog.look(worker):
                     # SIGKILL: a stopped or spinning process does not obey anything less.
@@ -293,8 +298,8 @@ class WorkerPool:
                 worker.fault = FAULTS[event.fault] if event.fault else None
             case Broken():
                 worker.fault = FAULTS[event.fault] if event.fault else None
-                log.error("%s: %s", worker.id, _explain(worker.fault, event.error))
-                self._kill(worker, _cause(worker.fault, event.error))
+                log.error("%s: %s", worker.id, explain(worker.fault, event.error))
+                self._kill(worker, cause_of(worker.fault, event.error))
             case _:
                 assert_never(event)
         worker.changed.set()
@@ -309,7 +314,7 @@ class WorkerPool:
         was_ready = worker.state in SERVING
         if worker.state != "stopped":
             worker.state = "failed"
-            worker.cause = worker.cause or describe_exit(code)
+            note_end(worker, code, self._oom_kills)
             self._remember(worker)
         self._workers.discard(worker)
         if worker is self._spare:
@@ -372,22 +377,6 @@ def _start_failed(worker: Worker) -> StartFailed:
     """Return why a worker that has ended did not become ready."""
     if (failure := worker.load_failure) is not None:
         return StartFailed(failure.code, failure.message, worker.fault)
-    return StartFailed("MODEL_LOAD_FAILED", f"The model's worker {worker.cause}.", worker.fault)
-
-
-def _cause(fault: Fault | None, error: str) -> str:
-    return f"{fault.cause if fault else 'failed'} ({error})"
-
-
-def _explain(fault: Fault | None, error: str) -> str:
-    """Return what the operator should know of the error that ended a worker."""
-    if fault is None:
-        return f"an error of the type {error} has ended it"
-    return f"an error of the class '{fault.name}' ({error}) has ended it. {fault.sentence}"
-
-
-def describe_exit(code: int | None) -> str:
-    """Say in words how a process ended; negative codes are signals."""
-    if code is not None and code < 0:
-        return f"was ended by signal {-code}"
-    return f"exited with code {code}"
+    advice = f" {worker.fault.sentence}" if worker.fault else ""
+    text = f"The model's worker {worker.cause}.{advice}"
+    return StartFailed("MODEL_LOAD_FAILED", text, worker.fault)

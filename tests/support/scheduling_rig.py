@@ -42,15 +42,15 @@ class Rig:
         facts = ResourceFacts(settings, self.devices, Footprints())
         self.manager = ModelManager(settings, store, facts, metrics)
         self.dispatcher = Dispatcher(settings, self.manager, metrics)
-        pool = WorkerPool(
+        self.pool = WorkerPool(
             SpawnLauncher(entry) if entry else SpawnLauncher(),
             self.dispatcher.delivery,
             heartbeat_timeout=settings.workers.heartbeat_timeout,
             load_timeout=settings.workers.load_timeout,
             spare=False,
         )
-        self.manager.connect(pool, self.dispatcher.delivery)
-        self.operations = Operations(settings, store, pool, self.manager)
+        self.manager.connect(self.pool, self.dispatcher.delivery)
+        self.operations = Operations(settings, store, self.pool, self.manager)
 
     def pid(self, worker_id: str = f"{ECHO}/0") -> int:
         return next(view.pid for view in self.operations.workers() if view.id == worker_id)
