@@ -132,7 +132,8 @@ class Delivery:
         """Estimate the seconds until a job with so many ahead of it begins; None if unknown."""
         replicas = self._manager.serving(model_queue.model)
         if not replicas:
-            return self._manager.load_eta(model_queue.model)
+            model_state = self._manager.models.get(model_queue.model)
+            return model_state.load_eta(self._clock()) if model_state else None
         if ahead < sum(replica.free_slots for replica in replicas):
             return 0.0
         wait = model_queue.service_time.wait(ahead, sum(replica.slots for replica in replicas))
@@ -202,7 +203,8 @@ class Delivery:
             return False
         if entry.short_of_memory or entry.replica is None:
             failed.details["tried"] = ["unused models beside it evicted", "alone on its worker"]
-            ways_out: list[Any] = self._manager.memory_suggestions(entry.event_log.job.model)
+            manifest = self._manager.model_state(entry.event_log.job.model).manifest
+            ways_out: list[Any] = self._manager.facts.memory_suggestions(manifest)
             failed.details["ways_out"] = ways_out
             return False
         entry.short_of_memory += 1

@@ -24,7 +24,7 @@ class Replica:
     index: int
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
-    state: str = "loading"  #: loading, ready, draining or stopping
+    state: str = "loading"  #: loading, ready, draining, stopping or stuck
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop
     progress: float = 0.0  #: of the load
