@@ -86,19 +86,11 @@ def test_load_that_is_given_up_returns_although_its_worker_does_not_end() -> Non
     with_pool(test, launcher, load_timeout=1)
 
 
-def one_card(**workers: Any) -> dict[str, Any]:
-    """Two fake models of which a made-up card holds one at a time."""
+def two_cards(**workers: Any) -> dict[str, Any]:
+    """Two fake models, and two made-up cards that hold one of them each."""
     own = {"engine": "fake", "fake": {"memory_bytes": 5 * GB, "faults": True}}
-    return {
-        "models": {"a": own, "b": own},
-        "devices": {
-            "fake": [
-                {"name": "card", "memory_bytes": 8 * GB},
-                {"name": "x", "memory_bytes": 8 * GB},
-            ]
-        },
-        "workers": workers,
-    }
+    cards = [{"name": "card", "memory_bytes": 8 * GB} for _ in range(2)]
+    return {"models": {"a": own, "b": own}, "devices": {"fake": cards}, "workers": workers}
 
 
 def states(rig: Rig) -> dict[str, str]:
@@ -116,7 +108,7 @@ def test_silent_worker_that_does_not_end_loses_its_jobs_and_keeps_its_memory(
         running = asyncio.create_task(answer(rig, job("!hang", model="a")))
         await until(lambda: len(rig.pool.workers) == 2)  # it runs again, on the other card
         assert states(rig) == {"fake0": "doubtful", "fake1": "well"}
-        assert [each.reason for each in rig.operations.devices()][0] == STUCK.sentence
+        assert next(each.reason for each in rig.operations.devices()) == STUCK.sentence
         held = {each.device: each.bytes for each in rig.operations.reservations()}
         assert held["fake0"] == 5 * GB
         running.cancel()
@@ -125,7 +117,7 @@ def test_silent_worker_that_does_not_end_loses_its_jobs_and_keeps_its_memory(
         await until(lambda: "fake0" not in {e.device for e in rig.operations.reservations()})
         assert states(rig)["fake0"] == "well"
 
-    with_settings(tmp_path, test, one_card(heartbeat_timeout=1), launcher=launcher)
+    with_settings(tmp_path, test, two_cards(heartbeat_timeout=1), launcher=launcher)
 
 
 def test_eviction_of_a_worker_that_does_not_end_lets_unload_return(tmp_path: Path) -> None:
@@ -149,4 +141,4 @@ def test_eviction_of_a_worker_that_does_not_end_lets_unload_return(tmp_path: Pat
         await until(lambda: rig.reserved() == 0)
         assert set(states(rig).values()) == {"well"}
 
-    with_settings(tmp_path, test, one_card(), launcher=launcher)
+    with_settings(tmp_path, test, two_cards(), launcher=launcher)
