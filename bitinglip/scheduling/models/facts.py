@@ -247,7 +247,7 @@ class ResourceFacts:
             state=replica.state,
             in_flight=replica.in_flight,
             waiting=waiting,
-            pinned=own.pin,
+            pinned=own.pin or replica.state == "stuck",
             loaded_at=replica.loaded_at,
             used_at=replica.used_at,
             load_seconds=replica.load_seconds,
