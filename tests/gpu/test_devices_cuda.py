@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from workers.devices import Device, Devices
-from workers.launcher import worker_environment
+from workers.environment import worker_environment
 
 pytestmark = [
     pytest.mark.gpu,

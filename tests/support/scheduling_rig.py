@@ -42,7 +42,7 @@ class Rig:
         facts = ResourceFacts(settings, self.devices, Footprints())
         self.manager = ModelManager(settings, store, facts, metrics)
         self.dispatcher = Dispatcher(settings, self.manager, metrics)
-        pool = WorkerPool(
+        self.pool = pool = WorkerPool(
             SpawnLauncher(entry) if entry else SpawnLauncher(),
             self.dispatcher.delivery,
             heartbeat_timeout=settings.workers.heartbeat_timeout,

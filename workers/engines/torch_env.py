@@ -4,23 +4,24 @@ Only engines import this module; the gateway never imports torch.
 """
 
 import gc
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
 
+from workers.engines import dtypes
 from workers.engines.base import Refused, reason
 from workers.protocol import Load
 
+log = logging.getLogger(__name__)
+
 #: The number formats that a setting can name.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in dtypes.DTYPE_BYTES}
 
 #: What a process takes of a card beside the allocator's memory: the context and its kernels.
 CONTEXT_BYTES = 500 * 1024 * 1024
-
-#: Compute capability from which tensor cores multiply bfloat16; older cards emulate it.
-_BFLOAT16_CAPABILITY = (8, 0)
 
 #: How running out of memory reads where torch raises no OutOfMemoryError: from the driver (no room
 #: for a context, a kernel or a graph), from cuBLAS and cuDNN, for pinned memory, and on a CPU.
@@ -121,6 +122,15 @@ def _check_cards(chosen: Sequence[str]) -> None:
         )
 
 
+def straight_to(device: torch.device) -> dict[str, torch.device] | None:
+    """Return the libraries' device map by which each weight goes to the card as it is read.
+
+    Otherwise all of them are gathered in RAM first, which may be smaller than the card. None on a
+    CPU, where weights stay mapped from their files until they are packed.
+    """
+    return None if device.type == "cpu" else {"": device}
+
+
 def check_missing(keys: Iterable[str], where: str = "the weights") -> None:
     """Raise Refused if a library found no weights for some tensors: it made random ones."""
     if missing := sorted(keys):
@@ -174,12 +184,34 @@ def held_bytes(device: torch.device | str) -> int | None:
     return total
 
 
-def half_precision(device: torch.device | str) -> torch.dtype:
-    """Return the 16-bit format that a device multiplies fast: float16 on old cards or bfloat16."""
-    device = torch.device(device)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _BFLOAT16_CAPABILITY:
-        return torch.float16
-    return torch.bfloat16
+def choose_dtype(
+    kind: str,
+    spec: Load,
+    device: torch.device,
+    stored: torch.dtype | None = None,
+    *,
+    model_type: str = "",
+) -> torch.dtype:
+    """Return the number format to compute in: the setting's, else the choice of ``dtypes``.
+
+    Raises Refused for a setting that names none. What is doubtful or not in the files' own format
+    goes to the log.
+    """
+    capability, name = None, ""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        name = torch.cuda.get_device_name(device)
+    if spec.dtype is not None:
+        if spec.dtype not in DTYPES:
+            raise load_failed(f"The dtype {spec.dtype} is none of {', '.join(DTYPES)}.")
+        if warning := dtypes.doubt(kind, spec.dtype, capability, name):
+            log.warning("%s: %s", spec.model, warning)
+        return DTYPES[spec.dtype]
+    own = dtype_name(stored) if stored is not None else None
+    chosen = dtypes.dtype_for(kind, own, capability, name, model_type=model_type)
+    if own is not None and own != chosen:
+        log.info("%s: its files are in %s; it computes in %s", spec.model, own, chosen)
+    return DTYPES[chosen]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

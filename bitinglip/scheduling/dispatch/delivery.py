@@ -274,7 +274,7 @@ class Delivery:
             if entry.event_log.output_seen:
                 self.fail(entry, _crashed(cause, quarantined=False))
                 continue
-            if cause != RESTARTED_BY_OPERATOR:
+            if cause != RESTARTED_BY_OPERATOR and not replica.slept:
                 entry.deaths += 1
                 began = entry.event_log.dispatched or now
                 entry.ran_for = min(MAX_ISOLATION_SECONDS, now - began)

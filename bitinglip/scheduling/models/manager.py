@@ -343,6 +343,8 @@ class ModelManager:
         self._metrics.load_finished(model=model_state.name, seconds=0.0, ok=False)
         del model_state.replicas[replica.index]
         self.replan()
+        if replica.slept:
+            return  # the machine was suspended meanwhile: once more
         if why.code == "OUT_OF_MEMORY":
             self.facts.raise_minimum(model_state.manifest, replica)
             model_state.short_of_memory += 1
@@ -379,7 +381,7 @@ class ModelManager:
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])
         log.warning("worker lost", worker=replica.id, cause=cause)
-        if cause != RESTARTED_BY_OPERATOR:  # which is no failure of the model
+        if cause != RESTARTED_BY_OPERATOR and not replica.slept:  # no failure of the model
             now = self.clock()
             model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven)
             if rest := model_state.rests(now):
