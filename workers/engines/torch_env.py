@@ -4,24 +4,25 @@ Only engines import this module; the gateway never imports torch.
 """
 
 import gc
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
 
+from workers.engines import dtypes
 from workers.engines.base import Refused, reason
 from workers.faults import Fault, classify, sentence
 from workers.protocol import Load
 
+log = logging.getLogger(__name__)
+
 #: The number formats that a setting can name.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in dtypes.DTYPE_BYTES}
 
 #: What a process takes of a card beside the allocator's memory: the context and its kernels.
 CONTEXT_BYTES = 500 * 1024 * 1024
-
-#: Compute capability from which tensor cores multiply bfloat16; older cards emulate it.
-_BFLOAT16_CAPABILITY = (8, 0)
 
 #: With more than this part of a card free, a library that gets no memory has another trouble.
 _ROOM = 0.25
@@ -84,11 +85,48 @@ def load_failed(message: str) -> Refused:
 
 
 def device(spec: Load) -> torch.device:
-    """Return the device that a load names. Raises Refused for CUDA where there is no card."""
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        text = "The model is to run on CUDA, but this process sees no CUDA device."
-        raise _without_card(text)
+    """Return the device that a load names.
+
+    Raises Refused for CUDA where there is no card, or the cards are not those that were chosen.
+    """
+    if spec.device == "cuda":
+        if not torch.cuda.is_available():
+            raise _without_card(
+                "The model is to run on CUDA, but this process sees no CUDA device."
+            )
+        _check_cards(spec.visible_devices.split(","))
     return torch.device(spec.device)
+
+
+def straight_to(device: torch.device) -> dict[str, torch.device] | None:
+    """Return the libraries' device map by which each weight goes to the card as it is read.
+
+    Otherwise all of them are gathered in RAM first, which may be smaller than the card. None on a
+    CPU, where weights stay mapped from their files until they are packed.
+    """
+    return None if device.type == "cpu" else {"": device}
+
+
+def _check_cards(chosen: Sequence[str]) -> None:
+    """Raise Refused if this process sees other cards than CUDA_VISIBLE_DEVICES names by UUID.
+
+    Libraries count cards when they are imported, and an index may mean another card by then.
+    """
+    if not all(entry.startswith("GPU-") for entry in chosen):
+        return  # of an instance (MIG) the library tells its card's UUID
+    count = torch.cuda.device_count()
+    seen = [
+        f"GPU-{uuid}"
+        for uuid in (
+            getattr(torch.cuda.get_device_properties(card), "uuid", None) for card in range(count)
+        )
+        if uuid is not None
+    ]
+    if count != len(chosen) or (seen and seen != list(chosen)):
+        raise load_failed(
+            f"The worker was given the cards {', '.join(chosen)} and sees {count}: "
+            f"{', '.join(seen) or 'of unknown UUID'}. Its model was not loaded."
+        )
 
 
 def _without_card(text: str) -> Refused:
@@ -176,12 +214,34 @@ def held_bytes(device: torch.device | str) -> int | None:
     return total
 
 
-def half_precision(device: torch.device | str) -> torch.dtype:
-    """Return the 16-bit format that a device multiplies fast: float16 on old cards or bfloat16."""
-    device = torch.device(device)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _BFLOAT16_CAPABILITY:
-        return torch.float16
-    return torch.bfloat16
+def choose_dtype(
+    kind: str,
+    spec: Load,
+    device: torch.device,
+    stored: torch.dtype | None = None,
+    *,
+    model_type: str = "",
+) -> torch.dtype:
+    """Return the number format to compute in: the setting's, else the choice of ``dtypes``.
+
+    Raises Refused for a setting that names none. What is doubtful or not in the files' own format
+    goes to the log.
+    """
+    capability, name = None, ""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        name = torch.cuda.get_device_name(device)
+    if spec.dtype is not None:
+        if spec.dtype not in DTYPES:
+            raise load_failed(f"The dtype {spec.dtype} is none of {', '.join(DTYPES)}.")
+        if warning := dtypes.doubt(kind, spec.dtype, capability, name):
+            log.warning("%s: %s", spec.model, warning)
+        return DTYPES[spec.dtype]
+    own = dtype_name(stored) if stored is not None else None
+    chosen = dtypes.dtype_for(kind, own, capability, name, model_type=model_type)
+    if own is not None and own != chosen:
+        log.info("%s: its files are in %s; it computes in %s", spec.model, own, chosen)
+    return DTYPES[chosen]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -123,7 +123,7 @@ class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True, omit_d
 
 
 class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An image that was made; its file is called as ``picture_name`` says."""
+    """An image that was made; its file is called as ``image_file_name`` says."""
 
     width: Count
     height: Count

@@ -67,6 +67,8 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     path: str
     device: DeviceKind = "cpu"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
+    #: bytes of weights that each visible device may hold, in their order; none: as they have room
+    device_weights: tuple[int, ...] = ()
     dtype: str | None = None  #: None: the files' own, where the device computes it well
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device

@@ -1,4 +1,4 @@
-"""Judges what a worker's death is blamed on: the request, memory, or the device. Pure.
+"""Judges what a worker's death is blamed on: the request, memory, the device or a suspension. Pure.
 
 A death that is not the request's counts neither towards its quarantine nor as a failure of the
 model. Those of a device count against the device: two in ten minutes make it doubtful.
@@ -13,7 +13,7 @@ from bitinglip.scheduling.models.state import Replica
 from workers.devices import CPU, Device, State
 from workers.faults import STUCK, Fault
 
-Blame = Literal["operator", "request", "memory", "device"]
+Blame = Literal["operator", "request", "memory", "device", "suspension"]
 
 RESTARTED_BY_OPERATOR = "was restarted on request"
 AFTER_DEVICE_FAULT = 1.0  #: seconds between a load that met a device's fault and the next
@@ -52,7 +52,7 @@ class Death:
     @property
     def is_excused(self) -> bool:
         """True if it counts neither against the request nor against the model."""
-        return self.blame in ("memory", "device")
+        return self.blame in ("memory", "device", "suspension")
 
     def blame_device(self) -> None:
         """Excuse a death that another one has shown to be the device's."""
@@ -82,6 +82,10 @@ class Deaths:
         death = Death(replica.id, replica.model, cards, now, "operator" if asked else "request")
         if not asked and fault is not None and fault.blame in ("memory", "device"):
             death.blame = "memory" if fault.blame == "memory" else "device"
+        if not asked and replica.slept:
+            death.blame = "suspension"
+            self._deaths.append(death)
+            return death
         neighbours = self._neighbours(death)
         if neighbours or self._in_question(cards):
             for each in (death, *neighbours):

@@ -25,6 +25,7 @@ _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
 #: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
 #: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
 _DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
+_UNIFIED_PART = 16  #: of memory that card and processor share, one such part stays free
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -42,7 +43,7 @@ class ResourceFacts:
         self._devices = devices
         self._footprints = footprints
         self._clock = clock
-        self._conditions: dict[str, Condition] = {}
+        self._conditions: dict[str, Condition] | None = None  #: at the last sample
         self._readings: dict[str, DeviceUsage] = {}
         self._other_bytes: dict[str, int] = {}
 
@@ -63,9 +64,27 @@ class ResourceFacts:
     def reading(self, device: str) -> DeviceUsage | None:
         return self._readings.get(device)
 
-    def sample(self, pids: Iterable[int]) -> dict[str, DeviceUsage]:
-        """Sample the devices; it blocks for some milliseconds, so call it in a thread."""
-        return self._devices.read(pids)
+    def sample(self, pids: Iterable[int], *, idle: bool = False) -> dict[str, DeviceUsage]:
+        """Sample the devices; it blocks for some milliseconds, so call it in a thread.
+
+        ``idle``: no model is loaded or about to be.
+        """
+        return self._devices.read(pids, idle=idle)
+
+    def device_problems(self) -> Mapping[str, str]:
+        """Map devices that are not well to their reasons, and "card" to why one is missing."""
+        return self._devices.problems()
+
+    def lacks_card(self) -> str | None:
+        """Say why there is no usable card although devices.require asks for one; else None."""
+        if self._settings.devices.require == "auto":
+            return None
+        cards = [device for device in self.devices if device.kind != "cpu"]
+        if any(device.condition.state != "lost" for device in cards):
+            return None
+        reasons = self.device_problems().values()
+        note = (self._devices.note or "no card was found").partition(": models run")[0]
+        return " ".join(reasons) or f"There is no usable card: {note}."
 
     def update(
         self,
@@ -80,7 +99,7 @@ class ResourceFacts:
         """
         held: dict[str, list[int | None]] = {device: [] for device in readings}
         for replica in replicas:
-            for device in replica.devices:
+            for device in self._with_sharing(replica.devices):
                 if device in readings:
                     pid = pids.get(replica.id)
                     held[device].append(_held_by(replica, readings[device], pid))
@@ -90,16 +109,24 @@ class ResourceFacts:
             if None in held[device]:  # one of ours takes memory, and nothing says how much
                 other = min(other, self._other_bytes.get(device, 0))
             self._other_bytes[device] = other
+        for device in self._other_bytes.keys() - readings.keys():
+            del self._other_bytes[device]  # it does not answer: its last figure says nothing
         self._readings = dict(readings)
         before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
-        return before != self._conditions
+        return before is not None and before != self._conditions
+
+    def _with_sharing(self, devices: Iterable[str]) -> set[str]:
+        """Add the devices whose memory is that of one of these."""
+        found = set(devices)
+        shared = {device.id for device in self.devices if device.unified or device.kind == "cpu"}
+        is_shared = any(device.unified for device in self.devices) and found & shared
+        return found | shared if is_shared else found
 
     def other_bytes(self, device: str) -> int:
         """Return the bytes on a device that other programs hold."""
         return self._other_bytes.get(device, 0)
 
     def capacities(self) -> list[DeviceCapacity]:
-        headroom = self._settings.devices.headroom_bytes
         return [
             DeviceCapacity(
                 id=device.id,
@@ -107,12 +134,21 @@ class ResourceFacts:
                 memory=device.memory_bytes,
                 physical=device.physical_bytes,
                 other_bytes=self.other_bytes(device.id),
-                headroom=headroom if device.kind == "cuda" else 0,
+                headroom=self._headroom(device),
                 name=device.name,
                 reason=device.condition.reason,
+                exclusive=device.exclusive,
+                shares="cpu" if device.unified else None,
             )
             for device in self.devices
         ]
+
+    def _headroom(self, device: Device) -> int:
+        """Return the bytes of a device that stay free; the system lives in unified memory, too."""
+        if device.kind != "cuda":
+            return 0
+        least = device.memory_bytes // _UNIFIED_PART if device.unified else 0
+        return max(self._settings.devices.headroom_bytes, least)
 
     # ---- models --------------------------------------------------------------------------------
 
@@ -122,7 +158,14 @@ class ResourceFacts:
         there = list(dict.fromkeys(device.kind for device in self.devices))
         if own.device is not None:
             return [kind for kind in there if kind in _KIND_OF[own.device]]
+        if self._settings.devices.require == "cuda":
+            return [kind for kind in there[:1] if kind != "cpu"]
         return there[:1]
+
+    def visible_devices(self, replica: Replica) -> str:
+        """Return CUDA_VISIBLE_DEVICES for a replica: its cards by what never changes of them."""
+        pins = {device.id: device.pin or device.id for device in self.devices}
+        return ",".join(pins.get(each, each) for each in replica.devices)
 
     def need(self, manifest: Manifest, kind: str) -> MemoryEstimate:
         return self._footprints.need(manifest, self.load_config(manifest, kind))
@@ -274,8 +317,11 @@ class ResourceFacts:
     ) -> errors.ModelDoesNotFit:
         """Make the error, with numbers and suggestions; it can be retried unless ``forever``."""
         answer = self.fit(manifest, reservations, rules)
+        message = answer.message
+        if answer.need is None and (missing := self._devices.missing):
+            message, forever = f"{message} {missing}", False
         return errors.ModelDoesNotFit(
-            answer.message,
+            message,
             param="model",
             details=fit_info(answer),
             retry_after=None if forever else _BLOCKED_SECONDS,

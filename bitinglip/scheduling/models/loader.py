@@ -2,13 +2,12 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
+from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.state import ModelState, Replica
-from bitinglip.scheduling.placement.estimate import LoadConfig
 from bitinglip.settings import Settings, SpeechModel
 from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import Manifest
@@ -55,14 +54,14 @@ class ReplicaLoader:
         store: ModelStore,
         pool: Pool,
         listener: LoadListener,
-        load_config: Callable[[Manifest, str], LoadConfig],
+        facts: ResourceFacts,
         page_cache: PageCache | None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._pool = pool
         self._listener = listener
-        self._load_config = load_config
+        self._facts = facts
         self._page_cache = page_cache
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -165,12 +164,13 @@ class ReplicaLoader:
     def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:
         own = self._settings.model(manifest.name)
         workers = self._settings.workers
+        offload = self._facts.load_config(manifest, kind).offload
         return protocol.Load(
             model=manifest.name,
             engine=own.engine or manifest.engine,
             path=str(self._store.path(manifest.name)),
             device="cuda" if kind == "cuda" else "cpu",
-            visible_devices=",".join(replica.devices) if kind == "cuda" else "",
+            visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             dtype=own.dtype,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
@@ -178,7 +178,7 @@ class ReplicaLoader:
             threads=workers.threads,
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             image=protocol.ImageOptions(
-                offload="none" if kind == "fake" else self._load_config(manifest, kind).offload,
+                offload="none" if kind == "fake" else offload,
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
                 loras=own.image.loras,

@@ -72,7 +72,7 @@ class ModelManager:
         self._pool = pool
         self._listener = listener
         self._loader = ReplicaLoader(
-            self._settings, self._store, pool, self, self.facts.load_config, self._page_cache
+            self._settings, self._store, pool, self, self.facts, self._page_cache
         )
 
     # ---- for the dispatcher --------------------------------------------------------------------
@@ -327,6 +327,8 @@ class ModelManager:
         if replica.state != "stuck":
             model_state.remove(replica)
         self.replan()
+        if replica.slept:
+            return  # the machine was suspended meanwhile: once more
         now = self.clock()
         if self.deaths.load_failed(replica.devices, why.fault, now):
             model_state.retry_at = now + AFTER_DEVICE_FAULT

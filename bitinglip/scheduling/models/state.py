@@ -1,9 +1,11 @@
-"""Models and their replicas have this state; only the model manager writes it.
+"""Models and their replicas have this state; only the model manager writes it, and ``resume``
+what a suspended machine does to replicas.
 
 The dispatcher books jobs on replicas through ``took``, ``gave_back`` and ``measured`` only.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +16,16 @@ from workers import protocol
 from workers.worker import Worker
 
 _SMOOTHING = 0.2
+JUMP_SECONDS = 3.0  #: the two clocks below differ by less while the machine runs
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def suspended_seconds() -> float:
+    """Return how long the machine was suspended since its boot."""
+    return _boottime() - time.monotonic()
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +45,8 @@ class Replica:
     cost: float = 0.0  #: of the jobs that were sent to it and have not ended
     speed: float | None = None  #: cost per second of a job on it
     silent: bool = False  #: its heartbeat is overdue: nothing new goes to it
+    held: bool = False  #: its card is probed after a suspension: nothing new goes to it
+    suspended_before: float = field(default_factory=suspended_seconds)
     loaded_at: float = 0.0
     used_at: float = 0.0
     load_seconds: float = 1.0
@@ -44,7 +58,18 @@ class Replica:
     @property
     def free_slots(self) -> int:
         """Count the further jobs that it takes now."""
-        return self.slots - self.in_flight if self.state == "ready" and not self.silent else 0
+        takes = self.state == "ready" and not self.silent and not self.held
+        return self.slots - self.in_flight if takes else 0
+
+    @property
+    def slept(self) -> bool:
+        """Return True if the machine was suspended while it was on a card.
+
+        Its end says nothing then, of the request that ran or of the model: what lay in the card's
+        memory may be gone. The clocks are asked, so that no worker dies before that is noticed.
+        """
+        on_card = "cpu" not in self.devices
+        return on_card and suspended_seconds() - self.suspended_before > JUMP_SECONDS
 
     @property
     def health(self) -> float:

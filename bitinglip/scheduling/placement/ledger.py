@@ -1,7 +1,7 @@
 """The ledger adds up memory by device: capacity, reservations and what is free. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class DeviceCapacity:
     headroom: int = 0  #: kept free, for the driver and fragments
     name: str = ""  #: the driver's name of it
     reason: str | None = None  #: why nothing new is planned there; None if it is well
+    exclusive: bool = False  #: it takes one worker at a time
+    shares: str | None = None  #: the device whose memory this one uses, too: they are one budget
 
     @property
     def usable(self) -> int:
@@ -61,9 +63,15 @@ class Ledger:
     devices: Sequence[DeviceCapacity]
     reservations: Sequence[Reservation]
     _free: dict[str, int] = field(init=False)
+    _special: list[DeviceCapacity] = field(init=False)
 
     def __post_init__(self) -> None:
         self._free = {device.id: device.usable for device in self.devices}
+        self._special = [device for device in self.devices if device.exclusive or device.shares]
+        if self._special:
+            self.reservations = [
+                replace(each, devices=self._taken(each.devices)) for each in self.reservations
+            ]
         for reservation in self.reservations:
             for device, taken in reservation.devices.items():
                 if device in self._free:
@@ -74,8 +82,20 @@ class Ledger:
 
     def take(self, devices: Mapping[str, int]) -> None:
         """Subtract the memory of a planned load."""
-        for device, taken in devices.items():
+        for device, taken in self._taken(devices).items():
             self._free[device] -= taken
+
+    def _taken(self, devices: Mapping[str, int]) -> Mapping[str, int]:
+        """Return what is taken where: all of an exclusive device, and of both that share memory."""
+        taken = dict(devices)
+        for device in self._special:
+            if device.exclusive and device.id in devices:
+                taken[device.id] = max(taken[device.id], device.usable)
+            if device.shares is not None:
+                size = devices.get(device.id, 0) + devices.get(device.shares, 0)
+                if size:
+                    taken[device.id] = taken[device.shares] = size
+        return taken
 
     def on(self, device: str) -> Iterable[Reservation]:
         """Iterate over the reservations on a device."""

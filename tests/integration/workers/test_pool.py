@@ -14,8 +14,8 @@ import pytest
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.server import alive
 from tests.support.wait import eventually, until
+from workers.environment import worker_environment
 from workers.faults import FAULTS
-from workers.launcher import worker_environment
 from workers.pool import StartFailed, WorkerPool
 from workers.protocol import Final, Load, Sampling, TextDone, TextJob
 
@@ -176,6 +176,8 @@ def test_load_of_nothing_fails_with_a_reason() -> None:
 def test_environment_of_a_worker_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary")
     monkeypatch.setenv("BITINGLIP_API_KEY", "canary")
+    monkeypatch.setenv("NVIDIA_API_KEY", "canary")
+    monkeypatch.setenv("TORCH_HUB_TOKEN", "canary")
     assert "canary" not in worker_environment(dict(os.environ), "6.1.0").values()
 
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
@@ -186,6 +188,31 @@ def test_environment_of_a_worker_holds_no_secret(monkeypatch: pytest.MonkeyPatch
         assert os.environ["HF_TOKEN"] == "canary"
 
     with_pool(test)
+
+
+def test_environment_of_a_worker_is_that_of_the_libraries_settings(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They reach the process itself, and what does not is said once, by name alone."""
+    given = {"NCCL_P2P_DISABLE": "1", "MALLOC_ARENA_MAX": "2", "CUDNN_LOGINFO_DBG": "0"}
+    for name, value in {**given, "TRANSFORMERS_CACHE": "elsewhere"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setattr("platform.release", lambda: "6.1.0-18-amd64")
+
+    async def test(pool: WorkerPool, _seen: Recorder) -> None:
+        for number in range(2):
+            worker = await pool.start(f"echo/{number}", fake())
+            environ = psutil.Process(worker.pid).environ()
+            assert given.items() <= environ.items()
+            assert environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+            assert "TRANSFORMERS_CACHE" not in environ
+
+    with_pool(test)
+    told = [each.message for each in caplog.records if "TRANSFORMERS_CACHE" in each.message]
+    assert len(told) == 1
+    assert "elsewhere" not in told[0]
+    assert "NCCL_P2P_DISABLE" not in told[0]
 
 
 PARENT = """

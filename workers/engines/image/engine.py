@@ -10,6 +10,7 @@ from workers.codes import Code
 from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up
+from workers.engines.image.compiler import missing_for_compile
 from workers.engines.image.encoding import describe, write
 from workers.engines.image.loading import load
 from workers.engines.image.loras import Loras
@@ -24,6 +25,7 @@ from workers.engines.torch_env import (
     dtype_name,
     held_bytes,
     is_out_of_memory,
+    load_failed,
     loading,
     must_end,
     release_cached,
@@ -73,6 +75,8 @@ class ImageEngine:
         self._model = spec.model
         self._batch = spec.max_batch or IMAGE_BATCH
         options = spec.image or ImageOptions()
+        if options.compile and (missing := missing_for_compile(spec.device)):
+            raise load_failed(missing)
         progress(0.0)
         with loading(spec, cudnn_attention=True):
             loaded = load(spec, lambda part: progress(0.8 * part))

@@ -17,7 +17,8 @@ from tests.support.models.pipelines import make
 from workers.engines.base import Refused
 from workers.engines.batch_limit import CAUTIOUS_PASSES
 from workers.engines.image.engine import ImageEngine
-from workers.engines.image.loading import _dtype
+from workers.engines.image.loading import _stored_dtype
+from workers.engines.torch_env import choose_dtype
 from workers.protocol import ImageDone, ImageJob, Load
 
 #: what diffusers' schedulers do with numpy, and what it says of a method of its own
@@ -250,6 +251,7 @@ def test_dtype_on_a_card_follows_the_files_that_are_loaded(
     expected: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "a card")
     pipe = DiffusionPipeline.from_pretrained(make("sd", tmp_path / "made"))
     for kind in files:
         name, _, variant = kind.partition(" ")
@@ -258,5 +260,6 @@ def test_dtype_on_a_card_follows_the_files_that_are_loaded(
             variant="fp16" if variant else None,
             max_shard_size="20KB" if variant == "shards" else "10GB",
         )
-    found = _dtype(None, tmp_path, torch.device("cuda"))
+    spec = Load(model="m", engine="image", path=str(tmp_path), device="cuda")
+    found = choose_dtype("image", spec, torch.device("cuda"), _stored_dtype(tmp_path))
     assert str(found) == f"torch.{expected}"
