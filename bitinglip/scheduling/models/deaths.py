@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from bitinglip.scheduling.models.state import Replica
 from workers.devices import CPU, Device, State
-from workers.faults import Fault
+from workers.faults import STUCK, Fault
 
 Blame = Literal["operator", "request", "memory", "device", "suspension"]
 
@@ -116,6 +116,16 @@ class Deaths:
         for device in [each for each, at in self._marked.items() if now - at >= _REMEMBERED]:
             del self._marked[device]
             self._states.clear(device, source="faults")
+
+    def stuck(self, replica: Replica) -> None:
+        """Put the devices in question of a process that was killed and does not end."""
+        for card in _cards(replica.devices):
+            self._states.mark(card, "doubtful", STUCK.sentence, source=f"stuck {replica.id}")
+
+    def gone(self, replica: Replica) -> None:
+        """Take that back: the process has ended after all."""
+        for card in _cards(replica.devices):
+            self._states.clear(card, source=f"stuck {replica.id}")
 
     def _neighbours(self, death: Death) -> list[Death]:
         """Return the deaths of other workers on its device a moment ago."""

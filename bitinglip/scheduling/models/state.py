@@ -38,7 +38,7 @@ class Replica:
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
     ram: RamNeed = NO_RAM  #: beside its devices
-    state: str = "loading"  #: loading, ready, draining or stopping
+    state: str = "loading"  #: loading, ready, draining, stopping or stuck
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop
     progress: float = 0.0  #: of the load
