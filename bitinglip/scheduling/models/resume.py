@@ -78,7 +78,12 @@ class Resume:
             self._next_probe = time.monotonic() + _RETRY_SECONDS
 
     def _question(self, slept: float) -> None:
-        cards = [each.id for each in self._devices.list() if each.kind == self._kind]
+        cards = [
+            each.id
+            for each in self._devices.list()
+            # A card that takes one process at a time cannot be probed beside its worker.
+            if each.kind == self._kind and not (each.exclusive and self._on({each.id}))
+        ]
         log.warning("the machine was suspended", seconds=round(slept), probed=cards)
         self._in_question |= set(cards)
         self._next_probe = 0.0
