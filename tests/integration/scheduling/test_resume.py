@@ -57,7 +57,8 @@ def conditions(rig: Rig) -> list[str]:
 
 def settings(**workers: Any) -> dict[str, Any]:
     cards = [{"name": "card", "memory_bytes": 12_000_000_000}]
-    models = {ECHO: {"engine": "fake", "fake": {"faults": True, "tokens_per_second": 100}}}
+    fake = {"engine": "fake", "fake": {"faults": True, "tokens_per_second": 100}}
+    models = {ECHO: fake, "other": fake}
     return {"models": models, "devices": {"fake": cards}, "workers": workers}
 
 
@@ -73,9 +74,10 @@ def test_resume_lets_work_go_on_once_the_probe_has_passed(tmp_path: Path, machin
         machine.answers.clear()
         looking = asyncio.create_task(resume.look())
         await until(lambda: machine.probed == [["fake0"]])
-        assert conditions(rig) == ["doubtful"]
         with rig.dispatcher.open(job()) as waiting:
-            assert rig.dispatcher.queued == 1, "nothing is sent to a card in question"
+            assert rig.dispatcher.queued == 1, "nothing is sent to a worker on a card in question"
+            assert await answer(rig, job(model="other")) == "a b c", "a load is a new process"
+            assert rig.dispatcher.queued == 1
             machine.answers.set()
             await looking
             assert isinstance(await waiting.result(), TextDone)
