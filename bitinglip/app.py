@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -38,6 +39,7 @@ from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.response import inference_response
+from model_store.file_systems import slow_storage
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
@@ -122,11 +124,7 @@ async def _open(
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
     facts = ResourceFacts(settings, devices, footprints)
-    ram = await asyncio.to_thread(lambda: Host().total_bytes)
-    cache_bytes = settings.devices.page_cache_bytes
-    if cache_bytes is None and any(device.unified for device in devices.list()):
-        cache_bytes = 0  # files in RAM would take a card's memory
-    page_cache = PageCache(budget(cache_bytes, ram))
+    page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
@@ -204,6 +202,17 @@ def _devices(settings: DeviceSettings) -> Devices:
     if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices
+
+
+def _page_cache(settings: DeviceSettings, devices: Devices, models: Path) -> PageCache:
+    cache_bytes = settings.page_cache_bytes
+    if cache_bytes is None and any(device.unified for device in devices.list()):
+        cache_bytes = 0  # files in RAM would take a card's memory
+    slow = slow_storage(models)
+    if slow is not None:
+        log.warning("models load slowly from where they lie", models=str(models), storage=slow)
+    size = budget(cache_bytes, Host().total_bytes)
+    return PageCache(size, reads_first=slow is not None)
 
 
 def _start(background: Background, services: Services) -> None:
