@@ -1,6 +1,7 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from email.utils import format_datetime
 from functools import partial, wraps
 from typing import Any, TypeVar
 
@@ -13,11 +14,12 @@ from bitinglip.access.scopes import INFERENCE, Scope
 from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest
+from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest, IpNotAllowed
 
 #: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
+_LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
     {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 )
@@ -92,7 +94,7 @@ def caller_of(request: Request) -> Caller:
 def identify(request: HTTPConnection) -> Caller:
     """Identify the caller by the credential, and count the request as theirs until it ends.
 
-    Raises InvalidApiKey, ExpiredApiKey or ConcurrencyLimitExceeded.
+    Raises InvalidApiKey, ExpiredApiKey, IpNotAllowed or ConcurrencyLimitExceeded.
     """
     services = services_of(request)
     credential = _credential(request)
@@ -101,12 +103,38 @@ def identify(request: HTTPConnection) -> Caller:
     if credential is None:
         raise InvalidApiKey()
     caller = services.keys.authenticate(credential)
-    services.metrics.user_seen(caller.key_id)
     context = context_of(request.scope)
+    context.notices = retirement_headers(caller)
+    check_address(request, caller)
+    services.metrics.user_seen(caller.key_id)
     if context.leave is None:
         services.concurrency.enter(caller)
         context.leave = partial(services.concurrency.leave, caller)
     return caller
+
+
+def check_address(connection: HTTPConnection, caller: Caller) -> None:
+    """Raise IpNotAllowed for a caller whose key is not for the address of the peer.
+
+    No header is believed. A program that comes over the home's socket has the loopback address.
+    """
+    if caller.ip_ranges is None:
+        return
+    peer = connection.client.host if connection.client else ""
+    address = _LOOPBACK if connection.scope.get(_LOCAL) else peer
+    if not caller.may_call_from(address):
+        raise IpNotAllowed(details={"address": address})
+
+
+def retirement_headers(caller: Caller) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that say that the caller's secret was replaced, and when it ends."""
+    if caller.retiring is None:
+        return ()
+    since, until = caller.retiring
+    return (
+        (b"deprecation", b"@%d" % since.timestamp()),
+        (b"sunset", format_datetime(until, usegmt=True).encode()),
+    )
 
 
 def has_credential(request: HTTPConnection) -> bool:

@@ -75,7 +75,10 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
     async def sender(message: Message) -> None:
         if message["type"] == "websocket.accept":
             context.status = 101
-            message["headers"] = [(b"x-request-id", context.request_id.encode())]
+            message["headers"] = [
+                (b"x-request-id", context.request_id.encode()),
+                *context.notices,
+            ]
         elif message["type"] in _STARTS:
             context.status = message["status"]
             own_seconds = max(0.0, context.elapsed - context.engine_seconds)
@@ -89,6 +92,7 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *_SECURITY_HEADERS,
+                *context.notices,
             ]
         await send(message)
 

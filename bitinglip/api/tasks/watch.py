@@ -14,6 +14,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.auth import (
     caller_of,
+    check_address,
     check_inference,
     declare_scope,
     has_credential,
@@ -53,7 +54,7 @@ async def watch(socket: WebSocket, task_id: str) -> None:
     check_query(socket, "ticket")
     watcher = _watcher(socket, task_id)
     await find_task(socket, watcher, task_id)
-    with services_of(socket).revocation.connection(watcher.key_id) as key_ended:
+    with services_of(socket).revocation.connection(watcher.credential) as key_ended:
         try:
             await socket.accept()
             await _run(socket, task_id, key_ended)
@@ -74,9 +75,11 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     caller = services.tickets.redeem(ticket, task_id)
-    if not services.keys.is_valid(caller.key_id):
+    present = services.keys.caller(caller.credential)
+    if present is None:
         raise InvalidToken()
-    return caller
+    check_address(socket, present)
+    return present
 
 
 async def _run(socket: WebSocket, task_id: str, key_ended: asyncio.Event) -> None:
