@@ -154,10 +154,14 @@ class KeyRing:
         return held.caller if current else held.former
 
     def caller(self, credential: Credential) -> Caller | None:
-        """Return who has this key, with what they may do now; None if the key or secret ended."""
+        """Return who has this key, with what they may do now, and count that as a use of the key.
+
+        None if the key or the secret has ended.
+        """
         held = self._keys.get(credential.key_id)
         if held is None or not self.is_valid(credential):
             return None
+        held.used = time.time()
         return held.former if credential.generation == held.former.generation else held.caller
 
     def is_valid(self, credential: Credential) -> bool:
