@@ -13,6 +13,8 @@ from bitinglip import __version__, api, tls
 from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
+from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
+from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
@@ -117,6 +119,7 @@ async def _open(
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
     keys = await KeyRing.open(db, home.secret(PEPPER))
+    tokens = await Tokens.open(db, keys, home.secret(SIGNING))
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
     metrics = Metrics()
@@ -161,7 +164,7 @@ async def _open(
         retention=settings.tasks.retention,
     )
     await tasks.recover()
-    revocation = Revocation(keys, dispatcher, tasks)
+    revocation = Revocation(tokens.is_valid, dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     metrics.watch(
@@ -178,6 +181,7 @@ async def _open(
         home=home,
         store=store,
         keys=keys,
+        tokens=tokens,
         dispatcher=dispatcher,
         operations=operations,
         footprints=footprints,
@@ -234,6 +238,8 @@ def _start(background: Background, services: Services) -> None:
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    forget = services.tokens.forget_expired
+    every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
 
