@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -24,7 +25,7 @@ from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
-from bitinglip.api.request_context import request_id_of
+from bitinglip.api.request_context import context_of, request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken
 from bitinglip.wire.admin.tickets import WatchTicketRequest
@@ -66,7 +67,7 @@ for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
 
 
 def _watcher(socket: WebSocket, task_id: str) -> Caller:
-    """Identify the watcher by key or by ticket."""
+    """Identify the watcher by key or by ticket, and count them among the requests of their key."""
     ticket = socket.query_params.get("ticket")
     if ticket is None:
         return check_inference(identify(socket))
@@ -76,6 +77,8 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
     caller = services.tickets.redeem(ticket, task_id)
     if not services.keys.is_valid(caller.key_id):
         raise InvalidToken()
+    services.concurrency.enter(caller)
+    context_of(socket.scope).leave = partial(services.concurrency.leave, caller)
     return caller
 
 
