@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from sqlalchemy import JSON, ColumnElement
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import QueryableAttribute, defer
 from sqlmodel import col, delete, func, select, update
 
 from bitinglip import errors
@@ -22,7 +22,7 @@ from bitinglip.scheduling.job import Job
 from workers import protocol
 
 _ROW_BYTES = 500  #: of the other columns and the indexes, roughly
-_REQUEST, _RESULT = col(StoredTask.request), col(StoredTask.result)  #: the large columns
+_LARGE = (StoredTask.request, StoredTask.result)  #: columns that may hold megabytes
 OPEN = ("queued", "running")  #: what a row says until its task has ended
 
 #: an ended job's answer, as clients get it
@@ -157,10 +157,12 @@ class TaskStore:
     ) -> list[Task]:
         """Return one page of them, the newest first, without results: each may hold megabytes."""
         newest = (col(StoredTask.created_at).desc(), col(StoredTask.id).desc())
-        rest = func.json_remove(_RESULT, "$.result", type_=JSON)
+        rest = func.json_remove(col(StoredTask.result), "$.result", type_=JSON)
         query = (
             select(StoredTask, rest)
-            .options(defer(_RESULT, raiseload=True), defer(_REQUEST, raiseload=True))
+            .options(
+                *(defer(cast("QueryableAttribute[Any]", each), raiseload=True) for each in _LARGE)
+            )
             .where(*self._where(wanted, excluding))
             .order_by(*newest)
         )
