@@ -96,6 +96,7 @@ class ReplicaLoader:
             spec = self._spec(model_state.manifest, replica, kind)
             for name in filter(None, (spec.model, self._settings.model(spec.model).speech.vocoder)):
                 await self._store.check(name)
+            await self._read_first(spec.model)
             worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
             if (stuck := self._pool.stuck(replica.id)) is not None:
@@ -115,6 +116,20 @@ class ReplicaLoader:
             self._pool.warm_spare()
             if self._page_cache is not None:
                 self._page_cache.drop(model_state.name)
+
+    async def _read_first(self, name: str) -> None:
+        """Read the files of a model on slow storage in sequence, as far as the RAM allows.
+
+        The load maps them, and would fetch them in small pieces in the order of its tensors.
+        """
+        cache = self._page_cache
+        if cache is None or not cache.reads_first or name in cache.held:
+            return
+        try:
+            await asyncio.to_thread(cache.keep, name, self._store.path(name))
+        except asyncio.CancelledError:
+            cache.drop(name)  # which ends the reading
+            raise
 
     async def _stop(
         self,
@@ -171,6 +186,7 @@ class ReplicaLoader:
             path=str(self._store.path(manifest.name)),
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
+            device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
             dtype=own.dtype,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,

@@ -33,7 +33,7 @@ _FAILED = (
     "30 s."
 )
 
-#: Blocks; maps each device that fails to what is wrong.
+#: Takes what CUDA_VISIBLE_DEVICES says, blocks, and maps each card that fails to what is wrong.
 Probe = Callable[[Sequence[str]], Mapping[str, str]]
 
 
@@ -88,7 +88,9 @@ class Resume:
             replica.held = True
 
     async def _prove(self, cards: list[str]) -> None:
-        failed = await asyncio.to_thread(self._probe, cards)
+        pins = {each.id: each.pin or each.id for each in self._devices.list()}
+        told = await asyncio.to_thread(self._probe, [pins[card] for card in cards])
+        failed = {card: told[pins[card]] for card in cards if pins[card] in told}
         for card in cards:
             if card in failed:
                 reason = _FAILED.format(why=failed[card])
