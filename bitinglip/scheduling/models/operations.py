@@ -258,6 +258,7 @@ class Operations:
                 used=each.used_bytes,
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
+                power_w=each.power_w,
             )
             for each in self.devices()
         ]
