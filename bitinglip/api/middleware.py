@@ -66,6 +66,8 @@ class RequestMiddleware:
                 raise  # the response has begun and can only be cut off
             await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
+            if context.release is not None:
+                context.release()
             if context.leave is not None:
                 context.leave()
             _count(scope, context)

@@ -26,6 +26,7 @@ class RequestContext:
     engine_seconds: float = 0.0  #: queueing and computing, which is not the gateway's own time
     status: int = CLIENT_GONE
     leave: Callable[[], None] | None = None  #: gives back the caller's place, once known
+    release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
     notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential
 
