@@ -68,6 +68,9 @@ class ScriptedWorker:
     def events_fd(self) -> int:
         return self._events.fileno()
 
+    def bytes_read(self) -> int | None:
+        return None
+
     @property
     def output_fd(self) -> int:
         return self._output

@@ -16,7 +16,7 @@ from workers.devices.nvml import Card, Driver
 from workers.devices.surroundings import Surroundings
 from workers.devices.torch_build import torch_build
 
-__all__ = ["WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
+__all__ = ["CPU", "WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
 
 CPU = "cpu"
 _CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set

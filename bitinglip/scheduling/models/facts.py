@@ -13,9 +13,10 @@ from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
+from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Condition, Device, Devices, DeviceUsage
+from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, State
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 
@@ -51,6 +52,14 @@ class ResourceFacts:
     @property
     def devices(self) -> tuple[Device, ...]:
         return self._devices.list()
+
+    def mark(self, device: str, state: State, reason: str, *, source: str) -> None:
+        """Say that a device is not well; see ``Devices.mark``."""
+        self._devices.mark(device, state, reason, source=source)
+
+    def clear(self, device: str, *, source: str) -> None:
+        """Take back what this source said of a device."""
+        self._devices.clear(device, source=source)
 
     def reading(self, device: str) -> DeviceUsage | None:
         return self._readings.get(device)
@@ -94,6 +103,9 @@ class ResourceFacts:
                 if device in readings:
                     pid = pids.get(replica.id)
                     held[device].append(_held_by(replica, readings[device], pid))
+            if CPU in readings and CPU not in replica.devices:
+                resident = readings[CPU].processes.get(pids.get(replica.id, 0), 0)
+                held[CPU].append(min(resident, replica.ram_bytes))
         for device, reading in readings.items():
             ours = [size or 0 for size in held[device]]
             other = max(0, reading.used_bytes - sum(ours))
@@ -154,6 +166,21 @@ class ResourceFacts:
     def need(self, manifest: Manifest, kind: str) -> MemoryEstimate:
         return self._footprints.need(manifest, self.load_config(manifest, kind))
 
+    def ram(self, manifest: Manifest, kind: str) -> RamNeed:
+        """Return the RAM that a model takes beside a device of that kind."""
+        return ram_need(manifest, self.load_config(manifest, kind))
+
+    def device_weights(self, manifest: Manifest, replica: Replica) -> tuple[int, ...]:
+        """Return the bytes of weights that each of several devices may hold, in their order.
+
+        What the plan reserves there, without the share of the cache, which lies with its layers.
+        """
+        if len(replica.devices) == 1:
+            return ()
+        footprint = self.need(manifest, self.kind_of(replica)).footprint
+        weights = 1.0 - footprint.cache / max(1, footprint.total)
+        return tuple(int(reserved * weights) for reserved in replica.devices.values())
+
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
         fake = (own.engine or manifest.engine) == "fake"
@@ -197,6 +224,12 @@ class ResourceFacts:
         need = self.need(model_state.manifest, kind)
         return need.load_seconds or 1.0 + need.bytes / _BYTES_PER_SECOND
 
+    def load_eta(self, model_state: ModelState, now: float) -> float | None:
+        """Estimate the seconds until a model is loaded that is not; None if it never was."""
+        kinds = self.kinds(self._settings.model(model_state.name))
+        known = (self.need(model_state.manifest, kind).load_seconds for kind in kinds)
+        return model_state.load_eta(now, next(filter(None, known), None))
+
     def reservation(self, replica: Replica, waiting: int) -> Reservation:
         own = self._settings.model(replica.model)
         return Reservation(
@@ -206,10 +239,12 @@ class ResourceFacts:
             state=replica.state,
             in_flight=replica.in_flight,
             waiting=waiting,
-            pinned=own.pin,
+            pinned=own.pin or replica.state == "stuck",
             loaded_at=replica.loaded_at,
             used_at=replica.used_at,
             load_seconds=replica.load_seconds,
+            ram=replica.ram_bytes,
+            lasting_ram=replica.ram.lasting,
             keep_alive=self._settings.keep_alive(replica.model),
         )
 
@@ -217,6 +252,11 @@ class ResourceFacts:
         """List the replicas that a model lacks; ``since``: when its oldest request came, if any."""
         own = self._settings.model(model_state.name)
         needs = {kind: self.need(model_state.manifest, kind).bytes for kind in self.kinds(own)}
+        ram = max(
+            (self.ram(model_state.manifest, kind) for kind in needs),
+            key=lambda need: need.loading,
+            default=NO_RAM,
+        )
         there = sum(
             replica.state in ("loading", "ready") for replica in model_state.replicas.values()
         )
@@ -230,6 +270,8 @@ class ResourceFacts:
                 urgent=since is not None and there == 0 and number == 0,
                 level=level,
                 spread=self._spread(model_state.manifest, own),
+                ram=ram.loading,
+                lasting_ram=ram.lasting,
             )
             for number in range(model_state.target - there)
         ]
@@ -329,6 +371,8 @@ def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | N
     In a container the driver may number processes as the host does, so that our number is
     another program's. Its figure counts only where it is near the worker's own.
     """
+    if pid is None and replica.worker is None:
+        return 0  # its process has not started
     told = reading.processes.get(pid) if pid is not None else None
     beat = replica.worker.heartbeat if replica.worker is not None else None
     if beat is None:

@@ -33,7 +33,7 @@ _FAILED = (
     "30 s."
 )
 
-#: Blocks; maps each device that fails to what is wrong.
+#: Takes what CUDA_VISIBLE_DEVICES says, blocks, and maps each card that fails to what is wrong.
 Probe = Callable[[Sequence[str]], Mapping[str, str]]
 
 

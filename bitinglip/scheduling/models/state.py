@@ -6,11 +6,12 @@ The dispatcher books jobs on replicas through ``took``, ``gave_back`` and ``meas
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bitinglip import errors
 from bitinglip.scheduling.models.restarts import RestartBudget
+from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed
 from model_store.manifest import Manifest
 from workers import protocol
 from workers.worker import Worker
@@ -36,7 +37,8 @@ class Replica:
     index: int
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
-    state: str = "loading"  #: loading, ready, draining or stopping
+    ram: RamNeed = NO_RAM  #: beside its devices
+    state: str = "loading"  #: loading, ready, draining, stopping or stuck
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop
     progress: float = 0.0  #: of the load
@@ -54,6 +56,11 @@ class Replica:
     @property
     def id(self) -> str:
         return f"{self.model}/{self.index}"
+
+    @property
+    def ram_bytes(self) -> int:
+        """Return the RAM that it holds beside its devices, as it is planned."""
+        return self.ram.loading if self.state == "loading" else self.ram.lasting
 
     @property
     def free_slots(self) -> int:
@@ -135,15 +142,20 @@ class ModelState:
             return "loading"
         return "error" if self.given_up or self.failed else "available"
 
-    def load_eta(self, now: float) -> float | None:
-        """Estimate the seconds until a running load ends; None if there is none, or unknown."""
-        left: list[float] = []
+    def load_eta(self, now: float, learned: float | None = None) -> float | None:
+        """Estimate the seconds until the model is loaded; None if unknown.
+
+        ``learned``: how long its loads took in earlier runs of the server. A load that has not
+        begun may have to wait for memory first, which is not in it.
+        """
+        usual = learned if self.load_seconds is None else self.load_seconds
+        left = [] if self.loading or usual is None else [usual]
         for replica in self.loading:
             passed = now - replica.began
             if replica.progress > 0.05:
                 left.append(passed / replica.progress * (1 - replica.progress))
-            elif self.load_seconds is not None:
-                left.append(max(0.0, self.load_seconds - passed))
+            elif usual is not None:
+                left.append(max(0.0, usual - passed))
         return round(min(left), 3) if left else None
 
     def idle_seconds(self, now: float) -> float | None:
@@ -164,21 +176,34 @@ class ModelState:
         self.short_of_memory = 0
         self.loads += 1
 
-    def load_failed(self, cause: str, now: float) -> None:
-        """Pause before the next try, or give the model up: no replica is left or loading."""
+    def load_failed(self, cause: str, now: float, *, hopeless: bool = False) -> None:
+        """Pause before the next try, or give the model up: no replica is left or loading.
+
+        ``hopeless``: another try now would fail as this one did.
+        """
         self.failed = True
+        self.given_up = self.given_up or hopeless
         self._failed(cause, now)
 
-    def lost(self, cause: str, now: float, *, forgiven: int) -> None:
+    def lost(self, cause: str, now: float, *, forgiven: int) -> Callable[[], None]:
         """Pause before the next start, or give the model up: a worker has died.
 
-        ``forgiven``: deaths, this one among them, of a request that is not run again.
+        ``forgiven``: deaths, this one among them, of a request that is not run again. Returns what
+        takes it back.
         """
+        before = (self.given_up, self.cause, self.retry_at)
         if forgiven:
             self.budget.give_back(forgiven - 1)
             self.retry_at = now
         else:
             self._failed(cause, now)
+
+        def undo() -> None:
+            if not forgiven:
+                self.budget.give_back(1)
+            self.given_up, self.cause, self.retry_at = before
+
+        return undo
 
     def _failed(self, cause: str, now: float) -> None:
         within = self.budget.spend(now)

@@ -27,6 +27,7 @@ from workers.engines.torch_env import (
     is_out_of_memory,
     load_failed,
     loading,
+    must_end,
     release_cached,
 )
 from workers.protocol import (
@@ -179,7 +180,7 @@ class ImageEngine:
         try:
             return preview(call.pipe, step.latents[row : row + 1], job.width, job.height)
         except RuntimeError as error:
-            if self._is_poisoned_by(error) and not is_out_of_memory(error):
+            if must_end(error, self._pipelines.device):
                 raise
             return b""  # the image itself may still come
 
@@ -235,14 +236,10 @@ class ImageEngine:
             release_cached(self._pipelines.device)
             self._dtypes.restore()
             return self._retry_with_fallback(wanted)
-        if self._is_poisoned_by(error):
+        if must_end(error, self._pipelines.device):
             raise error
         self._dtypes.restore()
         return self._fail(wanted, error)
-
-    def _is_poisoned_by(self, error: Exception) -> bool:
-        """True if the error may have damaged a CUDA context: going on would then give garbage."""
-        return self._pipelines.device.type == "cuda" and isinstance(error, RuntimeError)
 
     def _fail(self, samples: list[ImageSample], error: Exception) -> list[Event]:
         message = f"The pipeline failed on this request ({type(error).__name__})."
