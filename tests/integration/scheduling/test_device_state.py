@@ -35,7 +35,8 @@ def test_device_in_doubt_takes_no_load_and_its_resident_model_goes_on(tmp_path: 
     fake = {"memory_bytes": 10 * GB}
     cards = [{"name": "card", "memory_bytes": 12 * GB} for _ in range(2)]
     models = {name: {"engine": "fake", "fake": fake} for name in "ab"}
-    with_settings(tmp_path, test, {"models": models, "devices": {"fake": cards}})
+    values = {"models": models, "devices": {"fake": cards}, "residency": {"patience": 0.2}}
+    with_settings(tmp_path, test, values)
 
 
 def test_device_that_is_lost_loses_its_workers_and_their_jobs_run_elsewhere(tmp_path: Path) -> None:
