@@ -140,6 +140,7 @@ class ResourceFacts:
                 headroom=device.headroom(self._settings.devices.headroom_bytes),
                 name=device.name,
                 reason=device.condition.reason,
+                doubtful=device.condition.state == "doubtful",
                 exclusive=device.exclusive,
                 shares="cpu" if device.unified else None,
             )

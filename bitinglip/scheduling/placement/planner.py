@@ -131,7 +131,8 @@ class _Planner:
         if devices and not self._has_ram(demand, fitting or devices):
             return
         if not fitting:
-            self._place_split(demand, devices, blocked=len(devices) < len(of_kind))
+            if not self._await_doubtful(demand, of_kind):
+                self._place_split(demand, devices, blocked=len(devices) < len(of_kind))
             return
         if self._load_into_free(demand, fitting):
             return
@@ -209,6 +210,17 @@ class _Planner:
 
         device = min(free, key=rank)
         self._load(demand, {device.id: demand.needs[device.kind]})
+        return True
+
+    def _await_doubtful(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
+        """Wait a while for a device that would do, and may be well again in a moment."""
+        until = demand.since + self._rules.patience
+        would_do = any(
+            device.doubtful and demand.needs[device.kind] <= device.largest for device in devices
+        )
+        if not would_do or self._now >= until:
+            return False
+        self._replan_at(until)
         return True
 
     def _await_leaving(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:

@@ -336,3 +336,13 @@ def test_memory_that_card_and_processor_share_is_one_budget() -> None:
     assert [each.devices for each in found.waiting] == [{"0": 20}]
     pinned = planned(machine, [held("old", 20, "cpu", pinned=True)], wanted(size=20))
     assert pinned.refusals == [Refuse("new", forever=False)]
+
+
+def test_device_in_doubt_is_waited_for_a_while() -> None:
+    doubtful = card(reason="It is probed.", doubtful=True)
+    found = planned([doubtful], [], wanted())
+    assert (found.loads, found.refusals, found.replan_at) == ([], [], NOW + RULES.patience)
+    found = planned([doubtful], [], wanted(since=NOW - RULES.patience))
+    assert found.refusals == [Refuse("new", forever=False)]
+    assert planned([doubtful], [], wanted(size=30)).refusals  # it would not do
+    assert planned([doubtful, card("1")], [], wanted()).loads
