@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bitinglip import errors
+from bitinglip.scheduling.models.returns import MemoryReturns
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig
@@ -26,6 +27,7 @@ _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
 #: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
 #: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
 _DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
+_RISE = 256 * 1024 * 1024  #: of other programs' use, that tells why memory ran out
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -46,8 +48,13 @@ class ResourceFacts:
         self._conditions: dict[str, Condition] = {}
         self._readings: dict[str, DeviceUsage] = {}
         self._other_bytes: dict[str, int] = {}
+        self._returns = MemoryReturns(clock)
+        self._short_since: dict[str, float] = {}
 
     # ---- devices -------------------------------------------------------------------------------
+
+    def __contains__(self, device: str) -> bool:
+        return any(each.id == device for each in self.devices)
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -82,13 +89,43 @@ class ResourceFacts:
                 held[CPU].append(min(resident, replica.ram_bytes))
         for device, reading in readings.items():
             ours = [size or 0 for size in held[device]]
-            other = max(0, reading.used_bytes - sum(ours))
+            late = self._returns.outstanding(device, reading.used_bytes)
+            other = max(0, reading.used_bytes - sum(ours) - late)
             if None in held[device]:  # one of ours takes memory, and nothing says how much
                 other = min(other, self._other_bytes.get(device, 0))
             self._other_bytes[device] = other
         self._readings = dict(readings)
         before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
         return before != self._conditions
+
+    def expect_return(self, replica: Replica) -> None:
+        """Expect the memory of a worker that has just ended, for which the next load waits."""
+        pid = replica.worker.pid if replica.worker is not None else None
+        cards = {device.id for device in self.devices if device.kind == "cuda"}
+        for device in cards & replica.devices.keys() & self._readings.keys():
+            reading = self._readings[device]
+            held = _held_by(replica, reading, pid) or 0
+            self._returns.expect(device, reading.used_bytes, min(held, reading.used_bytes))
+
+    def awaits_memory(self, replica: Replica) -> bool:
+        """Return True if its devices are still to get memory of ended workers back."""
+        return self._returns.awaited(replica.devices)
+
+    def wait_again(self, replica: Replica) -> bool:
+        """Let the next load wait once more for memory that is late; False if none is."""
+        return self._returns.wait_again(replica.devices)
+
+    def foreign_use_rose(self, replica: Replica) -> bool:
+        """Return True if other programs have taken memory of its devices since its load began."""
+        return any(
+            self.other_bytes(device) > before + _RISE
+            for device, before in replica.other_bytes.items()
+        )
+
+    def note_short(self, devices: Sequence[str]) -> None:
+        """Note which devices lack memory that is reserved there, since other programs took it."""
+        now = self._clock()
+        self._short_since = {each: self._short_since.get(each, now) for each in devices}
 
     def other_bytes(self, device: str) -> int:
         """Return the bytes on a device that other programs hold."""
@@ -106,6 +143,7 @@ class ResourceFacts:
                 headroom=headroom if device.kind == "cuda" else 0,
                 name=device.name,
                 reason=device.condition.reason,
+                short_since=self._short_since.get(device.id, self._clock()),
             )
             for device in self.devices
         ]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import structlog
 
 from bitinglip import errors
+from bitinglip.scheduling.models.demands import list_demands
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.listener import ModelListener
 from bitinglip.scheduling.models.loader import Pool, ReplicaLoader
@@ -117,7 +118,8 @@ class ModelManager:
 
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
-        self.facts.raise_minimum(self.models[replica.model].manifest, replica)
+        if not self.facts.foreign_use_rose(replica):
+            self.facts.raise_minimum(self.models[replica.model].manifest, replica)
         self._evict_idle_near(replica)
 
     def memory_suggestions(self, name: str) -> list[dict[str, object]]:
@@ -261,7 +263,11 @@ class ModelManager:
         now = self.clock()
         ledger = self.ledger()
         usable = sum(device.usable for device in ledger.devices if not device.reason)
-        found = planner.plan(ledger, self._demands(now), now, self._rules)
+        demands = list_demands(
+            self.models, self._settings, self.facts, self._listener, now, self._plan_timer.at
+        )
+        self._unmet = any(demand.urgent for demand in demands)
+        found = planner.plan(ledger, demands, now, self._rules)
         self.shortage = min(1.0, found.missing_bytes / usable) if usable else 0.0
         for load in found.loads:
             self._begin(self.models[load.model], load)
@@ -273,25 +279,6 @@ class ModelManager:
             self._refuse(self.models[refusal.model], forever=refusal.forever)
         if found.replan_at is not None:
             self._plan_timer.at(found.replan_at)
-
-    def _demands(self, now: float) -> list[planner.Demand]:
-        demands: list[planner.Demand] = []
-        self._unmet = False
-        for model_state in self.models.values():
-            waiting = self._listener.waiting(model_state.name)
-            since = waiting.since if waiting else model_state.asked
-            if since is not None:
-                model_state.target = self._settings.model(model_state.name).replicas
-            if not model_state.target:
-                continue
-            if model_state.retry_at > now:
-                self._plan_timer.at(model_state.retry_at)
-                continue
-            level = waiting.level if waiting else 0
-            found = self.facts.demands(model_state, since, level)
-            self._unmet = self._unmet or any(demand.urgent for demand in found)
-            demands += found
-        return demands
 
     def _begin(self, model_state: ModelState, load: planner.Load) -> None:
         replica = Replica(model_state.name, load.index, load.devices, self.clock())
@@ -345,8 +332,10 @@ class ModelManager:
         del model_state.replicas[replica.index]
         self.replan()
         if why.code == "OUT_OF_MEMORY":
-            self.facts.raise_minimum(model_state.manifest, replica)
             model_state.short_of_memory += 1
+            late = model_state.short_of_memory == 1 and self.facts.wait_again(replica)
+            if not late and not self.facts.foreign_use_rose(replica):
+                self.facts.raise_minimum(model_state.manifest, replica)
             if model_state.short_of_memory == 1:
                 self._evict_idle_near(replica)
                 return  # once more, with more room
@@ -360,7 +349,19 @@ class ModelManager:
         error = errors.from_code(why.code, why.message, param="model", details=details)
         self._unavailable(model_state, error)
 
+    def fits_now(self, replica: Replica) -> bool:
+        """Return True if its devices have room for all that is reserved on them."""
+        ledger = self.ledger()
+        return all(ledger.free(each) >= 0 for each in replica.devices if each in self.facts)
+
+    def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
+        """Plan again for a load that has not begun: another program took its memory."""
+        log.info("load planned again: its memory was taken meanwhile", worker=replica.id)
+        model_state.remove(replica)
+        self.replan()
+
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
+        self.facts.expect_return(replica)
         model_state.remove(replica)
         if replica.worker is not None:
             self._by_worker.pop(replica.worker, None)
@@ -376,6 +377,7 @@ class ModelManager:
         if replica is None:
             return
         model_state = self.models[replica.model]
+        self.facts.expect_return(replica)
         model_state.remove(replica)
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])

@@ -26,6 +26,8 @@ class Replica:
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
     ram: RamNeed = NO_RAM  #: beside its devices
+    #: by device: what other programs held when its load began
+    other_bytes: Mapping[str, int] = field(default_factory=dict)
     state: str = "loading"  #: loading, ready, draining or stopping
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop

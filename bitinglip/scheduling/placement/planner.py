@@ -15,6 +15,9 @@ from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
 
 _RAM = "ram"  #: stands for the RAM of reservations on any device while models are chosen for it
+#: Seconds for which memory must be missing before models are evicted for another program: use that
+#: flaps, as a browser's does, would have them loaded and evicted in turn.
+_SHORT_SECONDS = 3.0
 _NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
 
 
