@@ -116,7 +116,10 @@ async def _open(
     stack.callback(devices.close)
     facts = ResourceFacts(settings, devices, footprints)
     ram = await asyncio.to_thread(lambda: Host().total_bytes)
-    page_cache = PageCache(budget(settings.devices.page_cache_bytes, ram))
+    cache_bytes = settings.devices.page_cache_bytes
+    if cache_bytes is None and any(device.unified for device in devices.list()):
+        cache_bytes = 0  # files in RAM would take a card's memory
+    page_cache = PageCache(budget(cache_bytes, ram))
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
@@ -190,7 +193,7 @@ def _devices(settings: DeviceSettings) -> Devices:
     devices = Devices.find(
         [(each.name, each.memory_bytes) for each in settings.fake], settings.cpu_memory_bytes
     )
-    if devices.note:
+    if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices
 
@@ -199,6 +202,10 @@ def _start(background: Background, services: Services) -> None:
     """Start what the server does beside requests."""
     operations, tasks, files = services.operations, services.tasks, services.files
 
+    async def sample() -> None:
+        await operations.sample_devices()
+        services.health.report("devices", operations.device_problems())
+
     async def flush() -> None:
         await services.keys.flush_last_used()
         await services.footprints.flush()
@@ -206,7 +213,7 @@ def _start(background: Background, services: Services) -> None:
     manager, every = "cluster_manager", background.every
     background.run(operations.watch, "watch workers", check=manager)
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
-    every(_SAMPLE_SECONDS, operations.sample_devices, "sample devices", check=manager)
+    every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")

@@ -126,6 +126,11 @@ class FakeDevice(Section):
 
 
 class Devices(Section):
+    require: Literal["auto", "cuda"] = Field(
+        "auto",
+        description="cuda: without a usable card /readyz answers 503 with the reason and no model "
+        "runs on the CPU unless it is set to; auto: models may run on the CPU",
+    )
     fake: list[FakeDevice] = Field(
         [], description="simulated devices that replace the machine's, for tests"
     )
@@ -135,6 +140,10 @@ class Devices(Section):
     headroom_bytes: Bytes = Field(
         268_435_456,
         description="bytes kept free on each accelerator for the driver and fragmentation",
+    )
+    display_headroom_bytes: Bytes = Field(
+        1_073_741_824,
+        description="bytes kept free instead on an accelerator that a screen hangs on, if more",
     )
     page_cache_bytes: Bytes | None = Field(
         None,

@@ -5,7 +5,7 @@ Only engines import this module; the gateway never imports torch.
 
 import gc
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -89,9 +89,14 @@ def load_failed(message: str) -> Refused:
 
 
 def device(spec: Load) -> torch.device:
-    """Return the device that a load names. Raises Refused for CUDA where there is no card."""
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise load_failed("The model is to run on CUDA, but this process sees no CUDA device.")
+    """Return the device that a load names.
+
+    Raises Refused for CUDA where there is no card, or the cards are not those that were chosen.
+    """
+    if spec.device == "cuda":
+        if not torch.cuda.is_available():
+            raise load_failed("The model is to run on CUDA, but this process sees no CUDA device.")
+        _check_cards(spec.visible_devices.split(","))
     return torch.device(spec.device)
 
 
@@ -102,6 +107,28 @@ def straight_to(device: torch.device) -> dict[str, torch.device] | None:
     CPU, where weights stay mapped from their files until they are packed.
     """
     return None if device.type == "cpu" else {"": device}
+
+
+def _check_cards(chosen: Sequence[str]) -> None:
+    """Raise Refused if this process sees other cards than CUDA_VISIBLE_DEVICES names by UUID.
+
+    Libraries count cards when they are imported, and an index may mean another card by then.
+    """
+    if not all(entry.startswith("GPU-") for entry in chosen):
+        return  # of an instance (MIG) the library tells its card's UUID
+    count = torch.cuda.device_count()
+    seen = [
+        f"GPU-{uuid}"
+        for uuid in (
+            getattr(torch.cuda.get_device_properties(card), "uuid", None) for card in range(count)
+        )
+        if uuid is not None
+    ]
+    if count != len(chosen) or (seen and seen != list(chosen)):
+        raise load_failed(
+            f"The worker was given the cards {', '.join(chosen)} and sees {count}: "
+            f"{', '.join(seen) or 'of unknown UUID'}. Its model was not loaded."
+        )
 
 
 def check_missing(keys: Iterable[str], where: str = "the weights") -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bitinglip import errors
-from bitinglip.scheduling.models.returns import MemoryReturns
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.models.use import MemoryUse
+from bitinglip.scheduling.placement import planner
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig
 from bitinglip.scheduling.placement.eviction import EvictionRules
@@ -17,17 +18,15 @@ from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import CPU, Condition, Device, Devices, DeviceUsage
+from workers.devices import Condition, Device, Devices, DeviceUsage
 from workers.engines.defaults import TEXT_ROWS
+from workers.engines.dtypes import HALVED, dtype_for
 from workers.engines.registry import engine_info
 
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
 _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
-#: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
-#: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
-_DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
-_RISE = 256 * 1024 * 1024  #: of other programs' use, that tells why memory ran out
+_UNIFIED_PART = 16  #: of memory that card and processor share, one such part stays free
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -45,11 +44,8 @@ class ResourceFacts:
         self._devices = devices
         self._footprints = footprints
         self._clock = clock
-        self._conditions: dict[str, Condition] = {}
-        self._readings: dict[str, DeviceUsage] = {}
-        self._other_bytes: dict[str, int] = {}
-        self._returns = MemoryReturns(clock)
-        self._short_since: dict[str, float] = {}
+        self._conditions: dict[str, Condition] | None = None  #: at the last sample
+        self.use = MemoryUse(clock)
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -61,11 +57,29 @@ class ResourceFacts:
         return self._devices.list()
 
     def reading(self, device: str) -> DeviceUsage | None:
-        return self._readings.get(device)
+        return self.use.reading(device)
 
-    def sample(self, pids: Iterable[int]) -> dict[str, DeviceUsage]:
-        """Sample the devices; it blocks for some milliseconds, so call it in a thread."""
-        return self._devices.read(pids)
+    def sample(self, pids: Iterable[int], *, idle: bool = False) -> dict[str, DeviceUsage]:
+        """Sample the devices; it blocks for some milliseconds, so call it in a thread.
+
+        ``idle``: no model is loaded or about to be.
+        """
+        return self._devices.read(pids, idle=idle)
+
+    def device_problems(self) -> Mapping[str, str]:
+        """Map devices that are not well to their reasons, and "card" to why one is missing."""
+        return self._devices.problems()
+
+    def lacks_card(self) -> str | None:
+        """Say why there is no usable card although devices.require asks for one; else None."""
+        if self._settings.devices.require == "auto":
+            return None
+        cards = [device for device in self.devices if device.kind != "cpu"]
+        if any(device.condition.state != "lost" for device in cards):
+            return None
+        reasons = self.device_problems().values()
+        note = (self._devices.note or "no card was found").partition(": models run")[0]
+        return " ".join(reasons) or f"There is no usable card: {note}."
 
     def update(
         self,
@@ -78,61 +92,15 @@ class ResourceFacts:
         ``pids``: the process ids of our workers by worker id, loading ones included. Returns True
         if there are other devices, or others are well, than at the last sample.
         """
-        held: dict[str, list[int | None]] = {device: [] for device in readings}
-        for replica in replicas:
-            for device in replica.devices:
-                if device in readings:
-                    pid = pids.get(replica.id)
-                    held[device].append(_held_by(replica, readings[device], pid))
-            if CPU in readings and CPU not in replica.devices:
-                resident = readings[CPU].processes.get(pids.get(replica.id, 0), 0)
-                held[CPU].append(min(resident, replica.ram_bytes))
-        for device, reading in readings.items():
-            ours = [size or 0 for size in held[device]]
-            late = self._returns.outstanding(device, reading.used_bytes)
-            other = max(0, reading.used_bytes - sum(ours) - late)
-            if None in held[device]:  # one of ours takes memory, and nothing says how much
-                other = min(other, self._other_bytes.get(device, 0))
-            self._other_bytes[device] = other
-        self._readings = dict(readings)
+        self.use.update(readings, replicas, pids, self.devices)
         before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
-        return before != self._conditions
-
-    def expect_return(self, replica: Replica) -> None:
-        """Expect the memory of a worker that has just ended, for which the next load waits."""
-        pid = replica.worker.pid if replica.worker is not None else None
-        cards = {device.id for device in self.devices if device.kind == "cuda"}
-        for device in cards & replica.devices.keys() & self._readings.keys():
-            reading = self._readings[device]
-            held = _held_by(replica, reading, pid) or 0
-            self._returns.expect(device, reading.used_bytes, min(held, reading.used_bytes))
-
-    def awaits_memory(self, replica: Replica) -> bool:
-        """Return True if its devices are still to get memory of ended workers back."""
-        return self._returns.awaited(replica.devices)
-
-    def wait_again(self, replica: Replica) -> bool:
-        """Let the next load wait once more for memory that is late; False if none is."""
-        return self._returns.wait_again(replica.devices)
-
-    def foreign_use_rose(self, replica: Replica) -> bool:
-        """Return True if other programs have taken memory of its devices since its load began."""
-        return any(
-            self.other_bytes(device) > before + _RISE
-            for device, before in replica.other_bytes.items()
-        )
-
-    def note_short(self, devices: Sequence[str]) -> None:
-        """Note which devices lack memory that is reserved there, since other programs took it."""
-        now = self._clock()
-        self._short_since = {each: self._short_since.get(each, now) for each in devices}
+        return before is not None and before != self._conditions
 
     def other_bytes(self, device: str) -> int:
         """Return the bytes on a device that other programs hold."""
-        return self._other_bytes.get(device, 0)
+        return self.use.other_bytes(device)
 
     def capacities(self) -> list[DeviceCapacity]:
-        headroom = self._settings.devices.headroom_bytes
         return [
             DeviceCapacity(
                 id=device.id,
@@ -140,13 +108,24 @@ class ResourceFacts:
                 memory=device.memory_bytes,
                 physical=device.physical_bytes,
                 other_bytes=self.other_bytes(device.id),
-                headroom=headroom if device.kind == "cuda" else 0,
+                headroom=self._headroom(device),
                 name=device.name,
                 reason=device.condition.reason,
-                short_since=self._short_since.get(device.id, self._clock()),
+                short_since=self.use.short_since(device.id),
+                exclusive=device.exclusive,
+                shares="cpu" if device.unified else None,
             )
             for device in self.devices
         ]
+
+    def _headroom(self, device: Device) -> int:
+        """Return the bytes of a device that stay free; the system lives in unified memory, too."""
+        if device.kind != "cuda":
+            return 0
+        least = device.memory_bytes // _UNIFIED_PART if device.unified else 0
+        own = self._settings.devices
+        least = max(least, own.display_headroom_bytes if device.display else 0)
+        return max(own.headroom_bytes, least)
 
     # ---- models --------------------------------------------------------------------------------
 
@@ -156,7 +135,14 @@ class ResourceFacts:
         there = list(dict.fromkeys(device.kind for device in self.devices))
         if own.device is not None:
             return [kind for kind in there if kind in _KIND_OF[own.device]]
+        if self._settings.devices.require == "cuda":
+            return [kind for kind in there[:1] if kind != "cpu"]
         return there[:1]
+
+    def visible_devices(self, replica: Replica) -> str:
+        """Return CUDA_VISIBLE_DEVICES for a replica: its cards by what never changes of them."""
+        pins = {device.id: device.pin or device.id for device in self.devices}
+        return ",".join(pins.get(each, each) for each in replica.devices)
 
     def need(self, manifest: Manifest, kind: str) -> MemoryEstimate:
         return self._footprints.need(manifest, self.load_config(manifest, kind))
@@ -181,13 +167,32 @@ class ResourceFacts:
         fake = (own.engine or manifest.engine) == "fake"
         load_config = LoadConfig(
             device=kind,
-            dtype=own.dtype,
+            dtype=own.dtype or self._dtype_of_cards(manifest, kind),
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
             fake_bytes=own.fake.memory_bytes if fake else None,
         )
         return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
+
+    def _dtype_of_cards(self, manifest: Manifest, kind: str) -> str | None:
+        """Return the format of a model that some card cannot compute in half precision; None where
+        all compute as the estimate takes for granted."""
+        family = manifest.kind if manifest.kind in ("text", "image") else manifest.model_type or ""
+        if family not in HALVED:
+            return None
+        chosen = {
+            dtype_for(
+                family,
+                manifest.dtype,
+                device.capability,
+                device.name,
+                model_type=manifest.model_type or "",
+            )
+            for device in self.devices
+            if device.kind == kind == "cuda" and device.capability is not None
+        }
+        return "float32" if "float32" in chosen else None
 
     def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
         """Plan for the usual image size, and for no more offload than the largest device needs."""
@@ -218,6 +223,14 @@ class ResourceFacts:
             return model_state.load_seconds
         need = self.need(model_state.manifest, kind)
         return need.load_seconds or 1.0 + need.bytes / _BYTES_PER_SECOND
+
+    def new_replica(self, model_state: ModelState, load: planner.Load) -> Replica:
+        """Return the replica that a planned load makes, with what it is expected to take."""
+        replica = Replica(model_state.name, load.index, load.devices, self._clock())
+        kind = self.kind_of(replica)
+        replica.ram = self.ram(model_state.manifest, kind)
+        replica.load_seconds = self.load_seconds(model_state, kind)
+        return replica
 
     def reservation(self, replica: Replica, waiting: int) -> Reservation:
         own = self._settings.model(replica.model)
@@ -332,8 +345,11 @@ class ResourceFacts:
     ) -> errors.ModelDoesNotFit:
         """Make the error, with numbers and suggestions; it can be retried unless ``forever``."""
         answer = self.fit(manifest, reservations, rules)
+        message = answer.message
+        if answer.need is None and (missing := self._devices.missing):
+            message, forever = f"{message} {missing}", False
         return errors.ModelDoesNotFit(
-            answer.message,
+            message,
             param="model",
             details=fit_info(answer),
             retry_after=None if forever else _BLOCKED_SECONDS,
@@ -348,22 +364,3 @@ class ResourceFacts:
     def kind_of(self, replica: Replica) -> str:
         kinds = {device.id: device.kind for device in self.devices}
         return next((kinds[device] for device in replica.devices if device in kinds), "cpu")
-
-
-def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | None:
-    """Return the bytes that a replica holds on a device: the driver's figure for its process,
-    else the worker's own; None if there is neither.
-
-    In a container the driver may number processes as the host does, so that our number is
-    another program's. Its figure counts only where it is near the worker's own.
-    """
-    if pid is None and replica.worker is None:
-        return 0  # its process has not started
-    told = reading.processes.get(pid) if pid is not None else None
-    beat = replica.worker.heartbeat if replica.worker is not None else None
-    if beat is None:
-        return told
-    own = beat.memory_bytes // len(replica.devices)
-    if told is None or not own - _DRIVER_LESS <= told <= own + _DRIVER_MORE:
-        return own
-    return told

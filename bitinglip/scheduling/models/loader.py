@@ -138,7 +138,7 @@ class ReplicaLoader:
     async def _has_room(self, replica: Replica) -> bool:
         """Wait for memory that ended workers have not given back; False if others took it."""
         await self._look()
-        while self._facts.awaits_memory(replica):
+        while self._facts.use.awaits_memory(replica):
             await asyncio.sleep(_LOOK_SECONDS)
             await self._look()
         replica.other_bytes = {each: self._facts.other_bytes(each) for each in replica.devices}
@@ -149,7 +149,7 @@ class ReplicaLoader:
         gone: its own memory comes back within these looks."""
         for _ in range(_LOOKS):
             await self._look()
-            if not self._facts.foreign_use_rose(replica):
+            if not self._facts.use.foreign_use_rose(replica):
                 return
             await asyncio.sleep(_LOOK_SECONDS)
 
@@ -206,7 +206,7 @@ class ReplicaLoader:
             engine=own.engine or manifest.engine,
             path=str(self._store.path(manifest.name)),
             device="cuda" if kind == "cuda" else "cpu",
-            visible_devices=",".join(replica.devices) if kind == "cuda" else "",
+            visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
             dtype=own.dtype,
             max_context=own.max_context,

@@ -118,7 +118,7 @@ class ModelManager:
 
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
-        if not self.facts.foreign_use_rose(replica):
+        if not self.facts.use.foreign_use_rose(replica):
             self.facts.raise_minimum(self.models[replica.model].manifest, replica)
         self._evict_idle_near(replica)
 
@@ -281,12 +281,10 @@ class ModelManager:
             self._plan_timer.at(found.replan_at)
 
     def _begin(self, model_state: ModelState, load: planner.Load) -> None:
-        replica = Replica(model_state.name, load.index, load.devices, self.clock())
+        replica = self.facts.new_replica(model_state, load)
         model_state.replicas[load.index] = replica
-        kind = self.facts.kind_of(replica)
-        replica.ram = self.facts.ram(model_state.manifest, kind)
-        replica.load_seconds = self.facts.load_seconds(model_state, kind)
         log.info("loading", worker=replica.id, devices=list(load.devices))
+        kind = self.facts.kind_of(replica)
         replica.task = self._loader.start(model_state, replica, kind)
 
     def _evict(self, eviction: planner.Evict) -> None:
@@ -333,8 +331,8 @@ class ModelManager:
         self.replan()
         if why.code == "OUT_OF_MEMORY":
             model_state.short_of_memory += 1
-            late = model_state.short_of_memory == 1 and self.facts.wait_again(replica)
-            if not late and not self.facts.foreign_use_rose(replica):
+            late = model_state.short_of_memory == 1 and self.facts.use.wait_again(replica)
+            if not late and not self.facts.use.foreign_use_rose(replica):
                 self.facts.raise_minimum(model_state.manifest, replica)
             if model_state.short_of_memory == 1:
                 self._evict_idle_near(replica)
@@ -361,7 +359,7 @@ class ModelManager:
         self.replan()
 
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
-        self.facts.expect_return(replica)
+        self.facts.use.expect_return(replica)
         model_state.remove(replica)
         if replica.worker is not None:
             self._by_worker.pop(replica.worker, None)
@@ -377,7 +375,7 @@ class ModelManager:
         if replica is None:
             return
         model_state = self.models[replica.model]
-        self.facts.expect_return(replica)
+        self.facts.use.expect_return(replica)
         model_state.remove(replica)
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])

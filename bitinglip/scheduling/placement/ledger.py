@@ -1,7 +1,7 @@
 """The ledger adds up memory by device: capacity, reservations and what is free. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class DeviceCapacity:
     name: str = ""  #: the driver's name of it
     short_since: float = float("-inf")  #: when reserved memory began to be missing, if it does
     reason: str | None = None  #: why nothing new is planned there; None if it is well
+    exclusive: bool = False  #: it takes one worker at a time
+    shares: str | None = None  #: the device whose memory this one uses, too: they are one budget
 
     @property
     def usable(self) -> int:
@@ -65,12 +67,18 @@ class Ledger:
     reservations: Sequence[Reservation]
     ram: int | None = field(init=False)  #: bytes of RAM that the machine has; None: not known
     _free: dict[str, int] = field(init=False)
+    _special: list[DeviceCapacity] = field(init=False)
     _ram_device: str | None = field(init=False)
     _ram_free: int = field(init=False)
     _ram_planned: int = field(init=False, default=0)  #: what planned loads take for their time only
 
     def __post_init__(self) -> None:
         self._free = {device.id: device.usable for device in self.devices}
+        self._special = [device for device in self.devices if device.exclusive or device.shares]
+        if self._special:
+            self.reservations = [
+                replace(each, devices=self._taken(each.devices)) for each in self.reservations
+            ]
         host = next((device for device in self.devices if device.kind == "cpu"), None)
         self._ram_device = host.id if host is not None else None
         self.ram = None if host is None else host.physical or host.memory
@@ -111,10 +119,23 @@ class Ledger:
 
     def take(self, devices: Mapping[str, int], ram: int = 0, lasting_ram: int = 0) -> None:
         """Subtract the memory of a planned load."""
+        all_taken = self._taken(devices)
         self._ram_planned += ram - lasting_ram
-        self._ram_free -= ram + devices.get(self._ram_device or "", 0)
-        for device, taken in devices.items():
+        self._ram_free -= ram + all_taken.get(self._ram_device or "", 0)
+        for device, taken in all_taken.items():
             self._free[device] -= taken
+
+    def _taken(self, devices: Mapping[str, int]) -> Mapping[str, int]:
+        """Return what is taken where: all of an exclusive device, and of both that share memory."""
+        taken = dict(devices)
+        for device in self._special:
+            if device.exclusive and device.id in devices:
+                taken[device.id] = max(taken[device.id], device.usable)
+            if device.shares is not None:
+                size = devices.get(device.id, 0) + devices.get(device.shares, 0)
+                if size:
+                    taken[device.id] = taken[device.shares] = size
+        return taken
 
     def on(self, device: str) -> Iterable[Reservation]:
         """Iterate over the reservations on a device."""
