@@ -49,9 +49,6 @@ class ResourceFacts:
 
     # ---- devices -------------------------------------------------------------------------------
 
-    def __contains__(self, device: str) -> bool:
-        return any(each.id == device for each in self.devices)
-
     @property
     def devices(self) -> tuple[Device, ...]:
         return self._devices.list()

@@ -10,6 +10,7 @@ import structlog
 
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.placement.ledger import Ledger
 from bitinglip.settings import Settings, SpeechModel
 from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import Manifest
@@ -46,8 +47,8 @@ class LoadListener(Protocol):
     def on_load_failed(
         self, model_state: ModelState, replica: Replica, why: StartFailed
     ) -> None: ...
-    def fits_now(self, replica: Replica) -> bool:
-        """Return True if its devices have room for all that is reserved on them."""
+    def ledger(self) -> Ledger:
+        """Return what is reserved and free now."""
         ...
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
@@ -142,7 +143,9 @@ class ReplicaLoader:
             await asyncio.sleep(_LOOK_SECONDS)
             await self._look()
         replica.other_bytes = {each: self._facts.other_bytes(each) for each in replica.devices}
-        return self._listener.fits_now(replica)
+        ledger = self._listener.ledger()
+        there = {device.id for device in ledger.devices} & replica.devices.keys()
+        return all(ledger.free(device) >= 0 for device in there)
 
     async def _look_for_others(self, replica: Replica) -> None:
         """Find out whether other programs took the memory that a load lacked, whose process is

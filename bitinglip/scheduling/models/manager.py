@@ -218,7 +218,9 @@ class ModelManager:
                 if was_silent and not replica.silent:
                     self._listener.on_ready(replica.model)
         ledger = self.ledger()
-        if changed or self._unmet or any(ledger.free(device.id) < 0 for device in ledger.devices):
+        short = [device.id for device in ledger.devices if ledger.free(device.id) < 0]
+        self.facts.use.note_short(short)
+        if changed or self._unmet or short:
             self.replan()
 
     def model_state(self, name: str) -> ModelState:
@@ -346,11 +348,6 @@ class ModelManager:
         details = {"model": model_state.name}
         error = errors.from_code(why.code, why.message, param="model", details=details)
         self._unavailable(model_state, error)
-
-    def fits_now(self, replica: Replica) -> bool:
-        """Return True if its devices have room for all that is reserved on them."""
-        ledger = self.ledger()
-        return all(ledger.free(each) >= 0 for each in replica.devices if each in self.facts)
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
         """Plan again for a load that has not begun: another program took its memory."""

@@ -117,6 +117,9 @@ class _Planner:
             missing = -(self._ledger.free(device.id) + self._coming[device.id])
             if missing <= 0 or device.reason:
                 continue
+            if self._now < device.short_since + _SHORT_SECONDS:
+                self._replan_at(device.short_since + _SHORT_SECONDS)
+                continue
             idle = [h for h in self._candidates(device.id) if h.idle and not h.pinned]
             freed = 0
             for reservation in sorted(idle, key=lambda h: eviction.cost(h, self._now)):

@@ -12,7 +12,9 @@ from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.scheduling.placement.ram import RamNeed
 from bitinglip.settings import Settings
 from model_store.manifest import Manifest
+from tests.support.nvml import StandInCard, StandInNvml
 from workers.devices import Devices, DeviceUsage
+from workers.devices.cards import Cards
 from workers.protocol import Heartbeat
 
 MODEL = {"engine": "fake", "device": "cuda"}
@@ -96,6 +98,56 @@ def test_weights_of_a_spread_model_are_bounded_by_its_shares() -> None:
     )
     assert ours.device_weights(manifest, alone) == ()
     assert ours.device_weights(manifest, spread) == (60, 30)
+
+
+def test_shortage_that_flaps_begins_anew_each_time() -> None:
+    now = [0.0]
+    settings = Settings.model_validate({"models": {"m": MODEL}})
+    devices = Devices.find([("card", 100)])
+    ours = ResourceFacts(settings, devices, Footprints(), clock=lambda: now[0])
+    for second in range(0, 10, 2):
+        now[0] = float(second)
+        ours.use.note_short(["fake0"])
+        now[0] += 0.9
+        assert ours.capacities()[0].short_since == second
+        ours.use.note_short([])
+    ours.use.note_short(["fake0"])
+    now[0] += 4
+    ours.use.note_short(["fake0"])
+    assert ours.capacities()[0].short_since == pytest.approx(now[0] - 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "kind", "model_type", "dtype"),
+    [
+        ("NVIDIA GeForce GTX 1660", (7, 5), "image", None, "float32"),
+        ("NVIDIA GeForce GTX 1660", (7, 5), "transcription", "whisper", "float32"),
+        ("NVIDIA GeForce GTX 1660", (7, 5), "text", "llama", None),
+        ("NVIDIA GeForce GTX 1660", (7, 5), "speech", "vits", None),
+        ("NVIDIA GeForce RTX 2060", (7, 5), "image", None, None),
+        ("NVIDIA GeForce RTX 2060", (7, 5), "text", "gemma3_text", "float32"),
+        ("NVIDIA GeForce RTX 4060", (8, 9), "text", "gemma3_text", None),
+    ],
+)
+def test_dtype_that_is_planned_is_the_one_that_the_card_computes(
+    name: str,
+    capability: tuple[int, int],
+    kind: str,
+    model_type: str | None,
+    dtype: str | None,
+) -> None:
+    nvml = StandInNvml(StandInCard(name=name, capability=capability))
+    machine = ResourceFacts(Settings(), Devices(Cards.find(None, nvml)), Footprints())
+    manifest = Manifest(
+        name="m",
+        kind=kind,
+        engine=kind,
+        model_type=model_type,
+        source="test",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    assert machine.load_config(manifest, "cuda").dtype == dtype
+    assert machine.load_config(manifest, "cpu").dtype is None
 
 
 def test_device_of_a_model_is_the_accelerator_unless_set() -> None:
