@@ -27,6 +27,7 @@ from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.resume import LOOK_SECONDS, Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
@@ -41,6 +42,7 @@ from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.devices.host import Host
+from workers.devices.probe import probe_cards
 from workers.launcher import Launcher
 from workers.pool import WorkerPool
 
@@ -183,6 +185,7 @@ async def _open(
         tickets=Tickets(),
         files=files,
         uploads=uploads,
+        resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
         health=health,
         concurrency=KeyConcurrency(connections.capacity.per_key),
     )
@@ -214,6 +217,7 @@ def _start(background: Background, services: Services) -> None:
     background.run(operations.watch, "watch workers", check=manager)
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
     every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
+    every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")

@@ -7,8 +7,9 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from workers.environment import ignored_variables, worker_environment
@@ -89,11 +90,14 @@ class SpawnLauncher:
         *,
         folders: WorkFolders | None = None,
         confinement: Confinement | None = None,
+        environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """``entry``: "module:function" that a worker runs, called with its descriptors.
 
         With ``folders`` each has one of its own; with a ``confinement`` it can write nowhere else.
+        ``environ``: variables that workers get unless the operator's environment has them.
         """
+        self._environ = environ
         self._module, _, self._function = entry.partition(":")
         self._folders = folders
         self._confinement = confinement
@@ -102,7 +106,7 @@ class SpawnLauncher:
     def launch(
         self, name: str, imports: Sequence[str], visible_devices: str | None
     ) -> "SpawnedWorker":
-        environ = worker_environment(os.environ, platform.release())
+        environ = {**self._environ, **worker_environment(os.environ, platform.release())}
         self._notice_ignored()
         if visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices

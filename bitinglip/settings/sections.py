@@ -145,6 +145,11 @@ class Devices(Section):
         1_073_741_824,
         description="bytes kept free instead on an accelerator that a screen hangs on, if more",
     )
+    perf_boost: bool = Field(
+        True,
+        description="let CUDA raise the clocks of a card as soon as a model is loaded there; false "
+        "sets CUDA_DISABLE_PERF_BOOST, which saves idle power with some drivers",
+    )
     page_cache_bytes: Bytes | None = Field(
         None,
         description="bytes of RAM that cache unloaded models' files; null is a quarter, 0 disables",
@@ -168,7 +173,9 @@ class Queue(Section):
 
 class ResidencyRules(Section):
     keep_alive: KeepAlive = Field(
-        1800, description="idle time after which a model is unloaded: seconds, 30m, or forever"
+        1800,
+        description="idle time after which a model is unloaded: seconds, 30m, or forever; longer "
+        "saves loads, shorter saves the power of a card",
     )
     min_seconds: Seconds = Field(
         20,

@@ -69,7 +69,7 @@ class Tasks:
         self._register_files = register_files
         self._discard_uploads = discard_uploads
         self._rows = rows
-        self._runs: dict[str, AsyncTask] = {}
+        self._open: dict[str, AsyncTask] = {}
         self._resumed = asyncio.Event()
         self._suspended = False
 
@@ -80,28 +80,28 @@ class Tasks:
 
         Raises what ``Dispatcher.open`` raises, or DiskFull; then there is no such task.
         """
-        run = AsyncTask(job)
+        open_task = AsyncTask(job)
         with ExitStack() as admission:
             admission.callback(self._discard_uploads, job)
             opened = admission.enter_context(ExitStack())
-            run.event_log = opened.enter_context(self._dispatcher.open(job))
+            open_task.event_log = opened.enter_context(self._dispatcher.open(job))
             await self._rows.add(job)
-            run.admission = opened.pop_all()
+            open_task.admission = opened.pop_all()
             admission.pop_all()
-        run.queued.set()
-        self._runs[job.id] = run
-        self._start(run, self._follow(run))
+        open_task.queued.set()
+        self._open[job.id] = open_task
+        self._start(open_task, self._follow(open_task))
         if self._suspended:
-            self._defer(run)
-        return _task_of_run(run)
+            self._defer(open_task)
+        return _describe_open(open_task)
 
     async def get(self, task_id: str) -> Task:
         """Return a task by its id. Raises TaskNotFound."""
-        if run := self._runs.get(task_id):
-            return _task_of_run(run)
+        if open_task := self._open.get(task_id):
+            return _describe_open(open_task)
         event_log = self._dispatcher.find(task_id)
         if event_log is not None and not self._expired(event_log):
-            return _task_of_log(event_log)
+            return _describe_log(event_log)
         if task := await self._rows.get(task_id):
             return task
         raise errors.TaskNotFound()
@@ -109,9 +109,10 @@ class Tasks:
     async def list(self, wanted: Filter, *, limit: int, offset: int) -> tuple[list[Task], int]:
         """Return one page, the newest first, and the number of all."""
         held = {
-            event_log.job.id: _task_of_log(event_log) for event_log in self._dispatcher.event_logs()
+            event_log.job.id: _describe_log(event_log)
+            for event_log in self._dispatcher.event_logs()
         }
-        held |= {run.job.id: _task_of_run(run) for run in self._runs.values()}
+        held |= {open_task.job.id: _describe_open(open_task) for open_task in self._open.values()}
         live = [
             task
             for task in held.values()
@@ -129,10 +130,10 @@ class Tasks:
 
     async def cancel(self, task_id: str) -> Task:
         """End a task as cancelled, if it has not ended. Raises TaskNotFound."""
-        run = self._runs.get(task_id)
-        if run is not None and run.event_log is None:
-            _stop(run)
-            await self._end_unqueued(run, protocol.Cancelled(id=task_id))
+        open_task = self._open.get(task_id)
+        if open_task is not None and open_task.event_log is None:
+            _stop(open_task)
+            await self._end_unqueued(open_task, protocol.Cancelled(id=task_id))
         else:
             self._dispatcher.cancel(task_id)
             await self.finished(task_id)
@@ -140,49 +141,57 @@ class Tasks:
 
     def key_ids(self) -> set[str]:
         """Return the keys whose tasks have not ended."""
-        return {run.job.key_id for run in self._runs.values()}
+        return {open_task.job.key_id for open_task in self._open.values()}
 
     def cancel_key(self, key_id: str) -> int:
         """End the tasks of a key that have no place in a queue yet; return how many.
 
         The dispatcher ends the others.
         """
-        runs = [run for run in self._runs.values() if run.job.key_id == key_id]
-        waiting = [run for run in runs if run.event_log is None and not run.deferred]
-        for run in waiting:
-            _stop(run)
-            self._start(run, self._end_unqueued(run, protocol.Cancelled(id=run.job.id)))
+        open_tasks = [
+            open_task for open_task in self._open.values() if open_task.job.key_id == key_id
+        ]
+        waiting = [
+            open_task
+            for open_task in open_tasks
+            if open_task.event_log is None and not open_task.deferred
+        ]
+        for open_task in waiting:
+            _stop(open_task)
+            self._start(
+                open_task, self._end_unqueued(open_task, protocol.Cancelled(id=open_task.job.id))
+            )
         return len(waiting)
 
     async def event_log(self, task_id: str) -> EventLog | None:
         """Return a task's event log once it is queued; None if it is no longer in memory."""
-        if run := self._runs.get(task_id):
-            await run.queued.wait()
-            return run.event_log
+        if open_task := self._open.get(task_id):
+            await open_task.queued.wait()
+            return open_task.event_log
         return self._dispatcher.find(task_id)
 
     def is_open(self, task_id: str) -> bool:
         """Return True until a task has ended and its end is in the database."""
-        if task_id in self._runs:
+        if task_id in self._open:
             return True
         event_log = self._dispatcher.find(task_id)
         return event_log is not None and event_log.final is None
 
     async def finished(self, task_id: str) -> bool:
         """Wait until a task's end is in the database; False if it is deferred to the next start."""
-        run = self._runs.get(task_id)
-        if run is None:
+        open_task = self._open.get(task_id)
+        if open_task is None:
             return True
-        await run.finished.wait()
-        return not run.deferred
+        await open_task.finished.wait()
+        return not open_task.deferred
 
     # ---- start and stop --------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Requeue the tasks that the last stop left open; called before the first request."""
         for job in await self._rows.recover():
-            run = self._runs[job.id] = AsyncTask(job)
-            self._start(run, self._requeue(run))
+            open_task = self._open[job.id] = AsyncTask(job)
+            self._start(open_task, self._requeue(open_task))
 
     def resume(self) -> None:
         """Let requeued tasks run, once the models are known."""
@@ -191,19 +200,26 @@ class Tasks:
     def suspend(self) -> None:
         """Defer tasks that have not begun to the next start, because the server drains."""
         self._suspended = True
-        for run in list(self._runs.values()):
-            self._defer(run)
+        for open_task in list(self._open.values()):
+            self._defer(open_task)
 
     async def close(self) -> None:
         """Write the ends that are known; the next start finds the other tasks."""
         self.suspend()
-        runs = [run for run in self._runs.values() if not run.deferred]
-        runners = [run.runner for run in runs if run.runner is not None and _has_ended(run)]
+        open_tasks = [open_task for open_task in self._open.values() if not open_task.deferred]
+        runners = [
+            open_task.runner
+            for open_task in open_tasks
+            if open_task.runner is not None and _has_ended(open_task)
+        ]
         if runners:
             await asyncio.wait(runners, timeout=_CLOSE_SECONDS)
-        for run in runs:
-            _stop(run)
-        await asyncio.gather(*(run.runner for run in runs if run.runner), return_exceptions=True)
+        for open_task in open_tasks:
+            _stop(open_task)
+        await asyncio.gather(
+            *(open_task.runner for open_task in open_tasks if open_task.runner),
+            return_exceptions=True,
+        )
 
     @property
     def cleanup_interval(self) -> float:
@@ -216,68 +232,70 @@ class Tasks:
 
     # ---- one task --------------------------------------------------------------------------------
 
-    def _start(self, run: AsyncTask, work: Coroutine[Any, Any, None]) -> None:
-        run.runner = asyncio.create_task(work, name=run.job.id)
-        run.runner.add_done_callback(_log_lost)
+    def _start(self, open_task: AsyncTask, work: Coroutine[Any, Any, None]) -> None:
+        open_task.runner = asyncio.create_task(work, name=open_task.job.id)
+        open_task.runner.add_done_callback(_log_lost)
 
-    async def _requeue(self, run: AsyncTask) -> None:
+    async def _requeue(self, open_task: AsyncTask) -> None:
         """Queue a task of the server's last run as soon as the queue has room."""
         await self._resumed.wait()
-        while run.event_log is None:
+        while open_task.event_log is None:
             try:
-                run.event_log = run.admission.enter_context(self._dispatcher.open(run.job))
+                open_task.event_log = open_task.admission.enter_context(
+                    self._dispatcher.open(open_task.job)
+                )
             except errors.QueueFull:
                 await asyncio.sleep(_RETRY_SECONDS)
             except errors.ShuttingDown:
                 return  # suspend() comes, or has come
             except errors.BitingLipError as error:
-                await self._end_unqueued(run, failed_with(run.job, error))
+                await self._end_unqueued(open_task, failed_with(open_task.job, error))
                 return
             except StoreError as error:
                 ours = errors.from_code(error.code, error.message)
-                await self._end_unqueued(run, failed_with(run.job, ours))
+                await self._end_unqueued(open_task, failed_with(open_task.job, ours))
                 return
-        run.queued.set()
-        await self._follow(run)
+        open_task.queued.set()
+        await self._follow(open_task)
 
-    async def _follow(self, run: AsyncTask) -> None:
-        event_log = run.event_log
+    async def _follow(self, open_task: AsyncTask) -> None:
+        event_log = open_task.event_log
         assert event_log is not None
-        with run.admission:
+        with open_task.admission:
             await event_log.started()
             if event_log.final is None:
-                await self._retry_write(lambda: self._rows.begin(run.job))
-                run.state = "running"
+                await self._retry_write(lambda: self._rows.begin(open_task.job))
+                open_task.state = "running"
             await event_log.end()
-            await self._finish(run, event_log)
+            await self._finish(open_task, event_log)
 
-    async def _end_unqueued(self, run: AsyncTask, final: protocol.Final) -> None:
-        run.event_log = EventLog(run.job)
-        run.event_log.put(final)
-        await self._finish(run, run.event_log)
-        run.queued.set()
+    async def _end_unqueued(self, open_task: AsyncTask, final: protocol.Final) -> None:
+        open_task.event_log = EventLog(open_task.job)
+        open_task.event_log.put(final)
+        await self._finish(open_task, open_task.event_log)
+        open_task.queued.set()
 
-    async def _finish(self, run: AsyncTask, event_log: EventLog) -> None:
+    async def _finish(self, open_task: AsyncTask, event_log: EventLog) -> None:
         try:
             await self._retry_write(lambda: self._register_files(event_log))
             await self._retry_write(lambda: self._rows.end(event_log))
         except Exception:  # whatever the fault, a client waits for this task's end
-            log.exception("a task's answer could not be written", task=run.job.id)
-            await self._retry_write(lambda: self._rows.end(_unwritable(run.job)))
-        del self._runs[run.job.id]
-        self._discard_uploads(run.job)
-        run.finished.set()
+            log.exception("a task's answer could not be written", task=open_task.job.id)
+            await self._retry_write(lambda: self._rows.end(_unwritable(open_task.job)))
+        del self._open[open_task.job.id]
+        self._discard_uploads(open_task.job)
+        open_task.finished.set()
 
-    def _defer(self, run: AsyncTask) -> None:
-        if run.deferred or run.state != "queued":
+    def _defer(self, open_task: AsyncTask) -> None:
+        if open_task.deferred or open_task.state != "queued":
             return
-        if run.event_log is not None and run.event_log.status not in _WAITING:
+        if open_task.event_log is not None and open_task.event_log.status not in _WAITING:
             return
-        run.deferred = True
-        _stop(run)
-        run.admission.close()
-        run.queued.set()
-        run.finished.set()
+        open_task.deferred = True
+        _stop(open_task)
+        open_task.admission.close()
+        open_task.queued.set()
+        open_task.finished.set()
 
     async def _retry_write(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write until it succeeds: a full disk delays what clients learn, it loses nothing."""
@@ -298,13 +316,13 @@ def _unwritable(job: Job) -> EventLog:
     return event_log
 
 
-def _has_ended(run: AsyncTask) -> bool:
-    return run.event_log is not None and run.event_log.final is not None
+def _has_ended(open_task: AsyncTask) -> bool:
+    return open_task.event_log is not None and open_task.event_log.final is not None
 
 
-def _stop(run: AsyncTask) -> None:
-    if run.runner is not None:
-        run.runner.cancel()
+def _stop(open_task: AsyncTask) -> None:
+    if open_task.runner is not None:
+        open_task.runner.cancel()
 
 
 def _log_lost(work: "asyncio.Task[None]") -> None:
@@ -312,22 +330,22 @@ def _log_lost(work: "asyncio.Task[None]") -> None:
         log.critical("a task is lost until the next start", task=work.get_name(), exc_info=error)
 
 
-def _task_of_run(run: AsyncTask) -> Task:
-    job, event_log = run.job, run.event_log
-    if run.deferred or _has_ended(run):
+def _describe_open(open_task: AsyncTask) -> Task:
+    job, event_log = open_task.job, open_task.event_log
+    if open_task.deferred or _has_ended(open_task):
         event_log = None
     return Task(
         id=job.id,
         key_id=job.key_id,
         kind=job.kind,
         model=job.model,
-        status=run.status,
+        status=open_task.status,
         created_at=job.created_at,
         event_log=event_log,
     )
 
 
-def _task_of_log(event_log: EventLog) -> Task:
+def _describe_log(event_log: EventLog) -> Task:
     job, final = event_log.job, event_log.final
     return Task(
         id=job.id,

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from workers.engines import dtypes
 from workers.engines.base import Refused, reason
+from workers.faults import Fault, classify, sentence
 from workers.protocol import Load
 
 log = logging.getLogger(__name__)
@@ -23,14 +24,8 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in dtypes.
 #: What a process takes of a card beside the allocator's memory: the context and its kernels.
 CONTEXT_BYTES = 500 * 1024 * 1024
 
-#: How running out of memory reads where torch raises no OutOfMemoryError: from the driver (no room
-#: for a context, a kernel or a graph), from cuBLAS and cuDNN, for pinned memory, and on a CPU.
-_OUT_OF_MEMORY = (
-    "CUDA error: out of memory",
-    "_STATUS_ALLOC_FAILED",
-    "HOST_ALLOCATION_FAILED",
-    "can't allocate memory",
-)
+#: With more than this part of a card free, a library that gets no memory has another trouble.
+_ROOM = 0.25
 
 #: What the libraries and safetensors raise for files that do not fit together.
 _LIBRARY_ERRORS = (
@@ -41,6 +36,7 @@ _LIBRARY_ERRORS = (
     TypeError,
     AttributeError,
     IndexError,
+    MemoryError,
     SafetensorError,
 )
 
@@ -62,7 +58,7 @@ def loading(
         _avoid_cudnn_attention()
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(what) from error
@@ -73,12 +69,12 @@ def loading(
 def library_errors(message: str) -> Iterator[None]:
     """Raise Refused with a message and the library's reason if a library cannot read the files.
 
-    Errors that mean that memory ran out pass through: ``loading`` refuses the load for them.
+    Errors of a class of faults pass through, since the files have no part in them.
     """
     try:
         yield
     except _LIBRARY_ERRORS as error:
-        if is_out_of_memory(error):
+        if fault_of(error) is not None:
             raise
         raise load_failed(f"{message}: {reason(error)}") from error
 
@@ -95,7 +91,9 @@ def device(spec: Load) -> torch.device:
     """
     if spec.device == "cuda":
         if not torch.cuda.is_available():
-            raise load_failed("The model is to run on CUDA, but this process sees no CUDA device.")
+            raise _without_card(
+                "The model is to run on CUDA, but this process sees no CUDA device."
+            )
         _check_cards(spec.visible_devices.split(","))
     return torch.device(spec.device)
 
@@ -131,20 +129,52 @@ def _check_cards(chosen: Sequence[str]) -> None:
         )
 
 
+def _without_card(text: str) -> Refused:
+    """Return the refusal of a load without a card, with the reason that the driver gives."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+        if (fault := classify(error)) is not None:
+            text = f"{text} {sentence(error, fault)}"
+            return Refused("MODEL_LOAD_FAILED", text, fault=fault.name)
+    return Refused("MODEL_LOAD_FAILED", text, fault="card lost")
+
+
 def check_missing(keys: Iterable[str], where: str = "the weights") -> None:
     """Raise Refused if a library found no weights for some tensors: it made random ones."""
     if missing := sorted(keys):
         raise load_failed(f"{len(missing)} tensors are missing from {where}, {missing[0]} first.")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True if an error of torch means that memory ran out, on a card or on a CPU.
+def fault_of(error: BaseException) -> Fault | None:
+    """Return the class of an error by the table of faults; None for an ordinary one."""
+    fault = classify(error)
+    if fault is not None and fault.name == "library memory":
+        return classify(error, room=_has_room())
+    return fault
 
-    None of these errors damages a CUDA context, so the process may go on.
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if an error means that memory ran out, on a card or in RAM: the process may go on."""
+    fault = fault_of(error)
+    return fault is not None and fault.blame == "memory"
+
+
+def must_end(error: BaseException, device: torch.device | str) -> bool:
+    """True if the process must end: an error may have spoilt its CUDA context, and going on would
+    give garbage. On a card that holds for each error of torch that has no class."""
+    fault = fault_of(error)
+    if fault is not None:
+        return fault.ends
+    return torch.device(device).type == "cuda" and isinstance(error, RuntimeError)
+
+
+def _has_room() -> bool:
+    """True if a card of this process has much memory left. Raises RuntimeError if it is lost."""
+    if not torch.cuda.is_initialized():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return free > _ROOM * total
 
 
 def out_of_memory(what: str = "this model") -> Refused:

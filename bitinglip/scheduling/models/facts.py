@@ -18,7 +18,7 @@ from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Condition, Device, Devices, DeviceUsage
+from workers.devices import Condition, Device, Devices, DeviceUsage, State
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.dtypes import HALVED, dtype_for
 from workers.engines.registry import engine_info
@@ -52,6 +52,14 @@ class ResourceFacts:
     @property
     def devices(self) -> tuple[Device, ...]:
         return self._devices.list()
+
+    def mark(self, device: str, state: State, reason: str, *, source: str) -> None:
+        """Say that a device is not well; see ``Devices.mark``."""
+        self._devices.mark(device, state, reason, source=source)
+
+    def clear(self, device: str, *, source: str) -> None:
+        """Take back what this source said of a device."""
+        self._devices.clear(device, source=source)
 
     def reading(self, device: str) -> DeviceUsage | None:
         return self.use.reading(device)
@@ -229,6 +237,12 @@ class ResourceFacts:
         replica.load_seconds = self.load_seconds(model_state, kind)
         return replica
 
+    def load_eta(self, model_state: ModelState, now: float) -> float | None:
+        """Estimate the seconds until a model is loaded that is not; None if it never was."""
+        kinds = self.kinds(self._settings.model(model_state.name))
+        known = (self.need(model_state.manifest, kind).load_seconds for kind in kinds)
+        return model_state.load_eta(now, next(filter(None, known), None))
+
     def reservation(self, replica: Replica, waiting: int) -> Reservation:
         own = self._settings.model(replica.model)
         return Reservation(
@@ -238,7 +252,7 @@ class ResourceFacts:
             state=replica.state,
             in_flight=replica.in_flight,
             waiting=waiting,
-            pinned=own.pin,
+            pinned=own.pin or replica.state == "stuck",
             loaded_at=replica.loaded_at,
             used_at=replica.used_at,
             load_seconds=replica.load_seconds,

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from bitinglip import errors
-from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
+from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
+from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
+from bitinglip.scheduling.placement.dry_run import Placement
 from bitinglip.scheduling.placement.fit import FitAnswer
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import DeviceSample
@@ -205,7 +207,11 @@ class Operations:
 
     def fit(self, manifest: Manifest) -> FitAnswer:
         """Answer where a model fits, after which evictions, or with which settings."""
-        return self._manager.fit(manifest)
+        manager = self._manager
+        held = self.replicas(manifest.name)
+        places = (Placement(tuple(each.devices)) for each in held if each.state != "stopping")
+        reservations = manager.reservations()
+        return manager.facts.fit(manifest, reservations, manager.rules, next(places, None))
 
     def devices(self) -> list[DeviceView]:
         """List the devices with their memory."""

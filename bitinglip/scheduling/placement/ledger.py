@@ -39,7 +39,7 @@ class Reservation:
     id: str
     model: str
     devices: Mapping[str, int]  #: device id -> bytes
-    state: str  #: loading, ready, draining (takes no work) or stopping
+    state: str  #: loading, ready, draining (takes no work), stopping or stuck (does not end)
     in_flight: int = 0
     waiting: int = 0  #: requests that wait for its model
     pinned: bool = False
@@ -119,10 +119,10 @@ class Ledger:
 
     def take(self, devices: Mapping[str, int], ram: int = 0, lasting_ram: int = 0) -> None:
         """Subtract the memory of a planned load."""
-        all_taken = self._taken(devices)
+        devices = self._taken(devices)
         self._ram_planned += ram - lasting_ram
-        self._ram_free -= ram + all_taken.get(self._ram_device or "", 0)
-        for device, taken in all_taken.items():
+        self._ram_free -= ram + devices.get(self._ram_device or "", 0)
+        for device, taken in devices.items():
             self._free[device] -= taken
 
     def _taken(self, devices: Mapping[str, int]) -> Mapping[str, int]:

@@ -53,7 +53,7 @@ class ImageFields(Body):
         *,
         timeout: float | None = None,
         output: Output = "b64",
-        **more: Any,
+        **job_fields: Any,
     ) -> Job:
         """Make the job, within its bounds; ``uploads`` are to be written where it says they are.
 
@@ -77,7 +77,7 @@ class ImageFields(Body):
             seeds=_seeds(self.seed, limits.max_images, coalesce(self.n, None, 1)),
             scheduler=self.scheduler or own.scheduler,
             folder=str(context.folder),
-            **(defaults | paths | more),
+            **(defaults | paths | job_fields),
         )
         _check_bounds(work, limits, own, context.tier)
         return context.job(work, timeout=timeout, output=output)

@@ -38,7 +38,7 @@ def speech_job(
     seed: int | None,
     timeout: float | None = None,
     output: Output = "b64",
-    **more: Any,
+    **job_fields: Any,
 ) -> Job:
     """Make the job; ``param`` is what the surface calls the text. Raises InvalidRequest."""
     own, most = context.model_settings.speech, context.limits.speech.max_characters
@@ -60,6 +60,6 @@ def speech_job(
         seed=secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed,
         folder=str(context.folder),
         metadata=own.metadata,
-        **more,
+        **job_fields,
     )
     return context.job(work, timeout=timeout, output=output)

@@ -19,7 +19,7 @@ Temperature = Annotated[float, Field(ge=0, le=1)]
 
 
 def transcription_job(
-    context: JobContext, file_bytes: int, *, timeout: float | None = None, **more: Any
+    context: JobContext, file_bytes: int, *, timeout: float | None = None, **job_fields: Any
 ) -> Job:
     """Make the job; the file, of so many bytes, is to be written where it says that it is.
 
@@ -37,6 +37,6 @@ def transcription_job(
         max_seconds=min(each for each in seconds if each is not None),
         max_channels=limits.max_channels,
         max_sample_rate=limits.max_sample_rate,
-        **more,
+        **job_fields,
     )
     return context.job(work, timeout=timeout, file_bytes=file_bytes)

@@ -10,9 +10,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from tests.support.cuda_errors import TWO_OUT_OF_MEMORY_ERRORS
 from tests.support.engine_runs import finals
 from tests.support.image_harness import ImageHarness, open_image_harness
-from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.pipelines import make
 from workers.engines.base import Refused
 from workers.engines.batch_limit import CAUTIOUS_PASSES
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 shapes = pytest.mark.parametrize(
-    "error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS)
+    "error", TWO_OUT_OF_MEMORY_ERRORS.values(), ids=list(TWO_OUT_OF_MEMORY_ERRORS)
 )
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 

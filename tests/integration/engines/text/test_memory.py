@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.support.cuda_errors import OUT_OF_MEMORY_ERRORS, TWO_OUT_OF_MEMORY_ERRORS
 from tests.support.engine_runs import run_to_end
-from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import done, job, load, run
 from workers.engines.base import Refused
@@ -33,7 +33,7 @@ FUSED = ("llama", "qwen2", "qwen3", "mistral")
 JOINED = torch.float64
 
 shapes = pytest.mark.parametrize(
-    "error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS)
+    "error", TWO_OUT_OF_MEMORY_ERRORS.values(), ids=list(TWO_OUT_OF_MEMORY_ERRORS)
 )
 
 

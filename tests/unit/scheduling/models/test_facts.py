@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bitinglip.scheduling.models.facts import ResourceFacts
-from bitinglip.scheduling.models.state import Replica
+from bitinglip.scheduling.models.restarts import RestartBudget
+from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.scheduling.placement.ram import RamNeed
 from bitinglip.settings import Settings
@@ -156,3 +157,24 @@ def test_device_of_a_model_is_the_accelerator_unless_set() -> None:
     machine = ResourceFacts(Settings(), Devices.find(), Footprints())
     told = Settings.model_validate({"models": {"m": {"device": "cpu"}}})
     assert machine.kinds(told.model("m")) == ["cpu"]
+
+
+def test_load_eta_after_a_restart_of_the_server_is_what_was_learned() -> None:
+    manifest = Manifest(
+        name="m",
+        kind="text",
+        engine="text",
+        weight_bytes=1,
+        source="test",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    learned = Footprints()
+    machine = ResourceFacts(Settings(), Devices.find(), learned)
+    model_state = ModelState(manifest, RestartBudget(1, 1.0))
+    assert machine.load_eta(model_state, 0.0) is None
+    [kind] = machine.kinds(Settings().model("m"))
+    config = machine.load_config(manifest, kind)
+    learned.observe(manifest, config, memory_bytes=1, load_seconds=270.0)
+    assert machine.load_eta(model_state, 0.0) == 270.0
+    model_state.replicas[0] = Replica("m", 0, {"cpu": 1}, began=10.0)
+    assert machine.load_eta(model_state, 40.0) == 240.0
