@@ -26,7 +26,6 @@ from workers.engines.registry import engine_info
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
 _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
-_UNIFIED_PART = 16  #: of memory that card and processor share, one such part stays free
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -124,13 +123,10 @@ class ResourceFacts:
         ]
 
     def _headroom(self, device: Device) -> int:
-        """Return the bytes of a device that stay free; the system lives in unified memory, too."""
-        if device.kind != "cuda":
-            return 0
-        least = device.memory_bytes // _UNIFIED_PART if device.unified else 0
+        """Return the bytes of a device that stay free: more where a screen hangs on it."""
         own = self._settings.devices
-        least = max(least, own.display_headroom_bytes if device.display else 0)
-        return max(own.headroom_bytes, least)
+        screen = own.display_headroom_bytes if device.display else 0
+        return max(device.headroom(own.headroom_bytes), screen)
 
     # ---- models --------------------------------------------------------------------------------
 
