@@ -61,11 +61,13 @@ def build(
     on_open: Opened = lambda _services, _key: None,
     on_fatal: Callable[[], None] = lambda: None,
     connections: Connections | None = None,
+    devices: Devices | None = None,
 ) -> FastAPI:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
+    ``devices`` are those of the machine by default.
     """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -77,7 +79,11 @@ def build(
             own: Launcher | None = launcher
             if own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
-            services, admin_key = await _open(settings, home, own, books, stack)
+            found = devices
+            if found is None:
+                found = await asyncio.to_thread(_devices, settings.devices)
+            stack.callback(found.close)
+            services, admin_key = await _open(settings, home, own, books, found, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -102,6 +108,7 @@ async def _open(
     home: Home,
     launcher: Launcher,
     connections: Connections,
+    devices: Devices,
     stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     health = Health()
@@ -114,8 +121,6 @@ async def _open(
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
-    devices = await asyncio.to_thread(_devices, settings.devices)
-    stack.callback(devices.close)
     facts = ResourceFacts(settings, devices, footprints)
     ram = await asyncio.to_thread(lambda: Host().total_bytes)
     cache_bytes = settings.devices.page_cache_bytes

@@ -129,6 +129,7 @@ class Devices:
             exclusive=card.exclusive,
             capability=card.capability,
             display=card.display,
+            note=self._cards.remark(card),
         )
 
     def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:
