@@ -26,6 +26,7 @@ from workers.engines.registry import engine_info
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
 _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
+_PROVEN_JOBS = 32  #: after which a model has shown what it takes
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -306,6 +307,9 @@ class ResourceFacts:
         if len(replica.devices) != 1:
             return replica.devices
         ((device, reserved),) = replica.devices.items()
+        if replica.ended_jobs >= _PROVEN_JOBS:
+            # The highest that was seen, so that it shrinks once and then follows what is new.
+            reserved = min(reserved, self.need(manifest, kind).bytes)
         return {device: max(reserved, worker.ready.memory_bytes, beat)}
 
     def fit(
