@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -14,6 +16,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.auth import (
     caller_of,
+    check_address,
     check_inference,
     declare_scope,
     has_credential,
@@ -24,7 +27,7 @@ from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
-from bitinglip.api.request_context import request_id_of
+from bitinglip.api.request_context import context_of, request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken
 from bitinglip.wire.admin.tickets import WatchTicketRequest
@@ -53,7 +56,7 @@ async def watch(socket: WebSocket, task_id: str) -> None:
     check_query(socket, "ticket")
     watcher = _watcher(socket, task_id)
     await find_task(socket, watcher, task_id)
-    with services_of(socket).revocation.connection(watcher.key_id) as key_ended:
+    with services_of(socket).revocation.connection(watcher.credential) as key_ended:
         try:
             await socket.accept()
             await _run(socket, task_id, key_ended)
@@ -66,7 +69,7 @@ for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
 
 
 def _watcher(socket: WebSocket, task_id: str) -> Caller:
-    """Identify the watcher by key or by ticket."""
+    """Identify the watcher by key or by ticket, and count them among the requests of their key."""
     ticket = socket.query_params.get("ticket")
     if ticket is None:
         return check_inference(identify(socket))
@@ -74,9 +77,14 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     caller = services.tickets.redeem(ticket, task_id)
-    if not services.keys.is_valid(caller.key_id):
+    present = services.keys.caller(caller.credential)
+    if present is None or not services.tokens.is_valid(caller.credential):
         raise InvalidToken()
-    return caller
+    check_address(socket, present)
+    services.concurrency.enter(present)
+    context_of(socket.scope).leave = partial(services.concurrency.leave, present)
+    scopes = frozenset(scope for scope in caller.scopes if present.may(scope))
+    return replace(present, scopes=scopes, token=caller.token)
 
 
 async def _run(socket: WebSocket, task_id: str, key_ended: asyncio.Event) -> None:
