@@ -135,6 +135,7 @@ def test_load_planned_again_where_memory_is_taken_before_it_begins(
         async def look_while_a_game_starts(loader: ReplicaLoader) -> None:
             if not looks:
                 memory.others = int(1.8 * GB)
+                await asyncio.sleep(0.3)  # looks that had begun are over
             looks.append(time.monotonic())
             await look(loader)
 
