@@ -15,6 +15,7 @@ from bitinglip.access.keys import Caller
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.auth import (
+    ANONYMOUS,
     caller_of,
     check_address,
     check_inference,
@@ -77,6 +78,8 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     caller = services.tickets.redeem(ticket, task_id)
+    if caller is ANONYMOUS:
+        return caller
     present = services.keys.caller(caller.credential)
     if present is None or not services.tokens.is_valid(caller.credential):
         raise InvalidToken()
