@@ -15,6 +15,9 @@ from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
 
 _RAM = "ram"  #: stands for the RAM of reservations on any device while models are chosen for it
+#: Seconds for which memory must be missing before models are evicted for another program: use that
+#: flaps, as a browser's does, would have them loaded and evicted in turn.
+_SHORT_SECONDS = 3.0
 _NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
 
 
@@ -113,6 +116,9 @@ class _Planner:
         for device in self._ledger.devices:
             missing = -(self._ledger.free(device.id) + self._coming[device.id])
             if missing <= 0 or device.reason:
+                continue
+            if self._now < device.short_since + _SHORT_SECONDS:
+                self._replan_at(device.short_since + _SHORT_SECONDS)
                 continue
             idle = [h for h in self._candidates(device.id) if h.idle and not h.pinned]
             freed = 0

@@ -143,6 +143,15 @@ def test_unused_models_give_way_to_other_programs() -> None:
     assert evicted(found) == ["a/0"]
 
 
+def test_eviction_for_another_program_follows_a_lasting_shortage() -> None:
+    """One that flaps, a second with and a second without, evicts nobody."""
+    taken = card(other_bytes=20, short_since=NOW - 1)
+    found = planned([taken], [held("a", 10)])
+    assert not found.evictions
+    assert found.replan_at == NOW + 2
+    assert evicted(planned([replace(taken, short_since=NOW - 3)], [held("a", 10)])) == ["a/0"]
+
+
 def test_keep_alive() -> None:
     brief = held("brief", used_at=NOW - 10, keep_alive=10.0)
     later = held("later", used_at=NOW - 10, keep_alive=15.0)
