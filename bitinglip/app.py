@@ -9,8 +9,9 @@ import structlog
 from fastapi import FastAPI
 
 from bitinglip import __version__, api, tls
-from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import PEPPER, KeyRing
+from bitinglip.access.limits.admission import Admission
+from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
@@ -181,7 +182,10 @@ async def _open(
         files=files,
         uploads=uploads,
         health=health,
-        concurrency=KeyConcurrency(connections.capacity.per_key),
+        admission=Admission(
+            settings.limits, per_key=connections.capacity.per_key, share=dispatcher.share
+        ),
+        logins=FailedLogins(settings.limits.failed_logins_per_minute),
     )
     return services, admin_key
 

@@ -67,7 +67,7 @@ class RequestMiddleware:
             await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
             if context.leave is not None:
-                context.leave()
+                context.leave(refund=context.status >= 500)
             _count(scope, context)
 
 
@@ -75,7 +75,10 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
     async def sender(message: Message) -> None:
         if message["type"] == "websocket.accept":
             context.status = 101
-            message["headers"] = [(b"x-request-id", context.request_id.encode())]
+            message["headers"] = [
+                (b"x-request-id", context.request_id.encode()),
+                *context.limit_headers,
+            ]
         elif message["type"] in _STARTS:
             context.status = message["status"]
             own_seconds = max(0.0, context.elapsed - context.engine_seconds)
@@ -88,6 +91,7 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
                 *headers,
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
+                *context.limit_headers,
                 *_SECURITY_HEADERS,
             ]
         await send(message)

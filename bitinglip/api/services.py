@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as HttpScope
 
-from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import KeyRing
+from bitinglip.access.limits.admission import Admission
+from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.db.database import Database
 from bitinglip.home import Home
@@ -41,8 +42,9 @@ class Services:
     tickets: Tickets
     files: Files
     uploads: Uploads
+    admission: Admission
+    logins: FailedLogins
     health: Health = field(default_factory=Health)
-    concurrency: KeyConcurrency = field(default_factory=KeyConcurrency)
 
 
 def services_of(request: HTTPConnection) -> Services:

@@ -66,6 +66,10 @@ class Dispatcher:
             timer.cancel()
             self._leave(entry)
 
+    def share(self, rank: int) -> float:
+        """Return the part of its limits that a tier of this priority keeps under the load."""
+        return self.overload.share(rank, self._top_rank)
+
     def check(self, job: Job) -> None:
         """Raise what ``open`` would raise for this job now; for work that comes before."""
         self._check(job)
