@@ -154,7 +154,7 @@ async def _open(
         retention=settings.tasks.retention,
     )
     await tasks.recover()
-    revocation = Revocation(keys, dispatcher, tasks)
+    revocation = Revocation(keys.is_valid, dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     metrics.watch(

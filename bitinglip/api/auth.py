@@ -1,6 +1,7 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from email.utils import format_datetime
 from functools import partial, wraps
 from typing import Any, TypeVar
 
@@ -20,11 +21,13 @@ from bitinglip.errors import (
     InsufficientScope,
     InvalidApiKey,
     InvalidRequest,
+    IpNotAllowed,
 )
 
 #: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
+_LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
     {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 )
@@ -116,7 +119,7 @@ def caller_of(request: Request) -> Caller:
 def identify(request: HTTPConnection) -> Caller:
     """Identify the caller by the credential; ``admit`` comes next.
 
-    Raises InvalidApiKey or ExpiredApiKey; RateLimitExceeded for a flood of them.
+    Raises InvalidApiKey, ExpiredApiKey or IpNotAllowed; RateLimitExceeded for a flood of them.
     """
     services = services_of(request)
     credential = _credential(request)
@@ -126,7 +129,9 @@ def identify(request: HTTPConnection) -> Caller:
         raise InvalidApiKey()
     try:
         caller = services.keys.authenticate(credential)
-    except (InvalidApiKey, ExpiredApiKey) as error:
+        context_of(request.scope).notices = retirement_headers(caller)
+        check_address(request, caller)
+    except (InvalidApiKey, ExpiredApiKey, IpNotAllowed) as error:
         raise failed_login(request, error) from None
     services.metrics.user_seen(caller.key_id)
     return caller
@@ -151,6 +156,30 @@ async def admit(request: HTTPConnection, caller: Caller, limits: LimitClass) -> 
     if admitted.refusal is not None:
         raise admitted.refusal
     context.leave = partial(admission.leave, admitted)
+
+
+def check_address(connection: HTTPConnection, caller: Caller) -> None:
+    """Raise IpNotAllowed for a caller whose key is not for the address of the peer.
+
+    No header is believed. A program that comes over the home's socket has the loopback address.
+    """
+    if caller.ip_ranges is None:
+        return
+    peer = connection.client.host if connection.client else ""
+    address = _LOOPBACK if connection.scope.get(_LOCAL) else peer
+    if not caller.may_call_from(address):
+        raise IpNotAllowed(details={"address": address})
+
+
+def retirement_headers(caller: Caller) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that say that the caller's secret was replaced, and when it ends."""
+    if caller.retiring is None:
+        return ()
+    since, until = caller.retiring
+    return (
+        (b"deprecation", b"@%d" % since.timestamp()),
+        (b"sunset", format_datetime(until, usegmt=True).encode()),
+    )
 
 
 def has_credential(request: HTTPConnection) -> bool:

@@ -78,6 +78,7 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
             message["headers"] = [
                 (b"x-request-id", context.request_id.encode()),
                 *context.limit_headers,
+                *context.notices,
             ]
         elif message["type"] in _STARTS:
             context.status = message["status"]
@@ -93,6 +94,7 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *context.limit_headers,
                 *_SECURITY_HEADERS,
+                *context.notices,
             ]
         await send(message)
 

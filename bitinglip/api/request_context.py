@@ -29,6 +29,8 @@ class RequestContext:
     leave: Callable[..., None] | None = None
     limit_headers: tuple[tuple[bytes, bytes], ...] = ()
 
+    notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential
+
     def attach(self, scope: MutableMapping[str, Any]) -> None:
         scope[_KEY] = self
 

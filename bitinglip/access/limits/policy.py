@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from bitinglip.access.keys import OPERATOR, TIERS
+from bitinglip.access.key_fields import OPERATOR, TIERS
 from bitinglip.access.limits.gcra import SECOND, Rate
 from bitinglip.settings import Tier
 from bitinglip.settings.limits import Endpoint, Limits

@@ -16,6 +16,7 @@ from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.auth import (
     admit,
     caller_of,
+    check_address,
     check_inference,
     declare_scope,
     failed_login,
@@ -57,7 +58,7 @@ async def watch(socket: WebSocket, task_id: str) -> None:
     watcher = _watcher(socket, task_id)
     await admit(socket, watcher, LimitClass.STREAM)
     await find_task(socket, check_inference(watcher), task_id)
-    with services_of(socket).revocation.connection(watcher.key_id) as key_ended:
+    with services_of(socket).revocation.connection(watcher.credential) as key_ended:
         try:
             await socket.accept()
             await _run(socket, task_id, key_ended)
@@ -81,9 +82,11 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         caller = services.tickets.redeem(ticket, task_id)
     except InvalidToken as error:
         raise failed_login(socket, error) from None
-    if not services.keys.is_valid(caller.key_id):
+    present = services.keys.caller(caller.credential)
+    if present is None:
         raise InvalidToken()
-    return caller
+    check_address(socket, present)
+    return present
 
 
 async def _run(socket: WebSocket, task_id: str, key_ended: asyncio.Event) -> None:
