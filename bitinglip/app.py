@@ -11,8 +11,12 @@ from fastapi import FastAPI
 from bitinglip import __version__, api, tls
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.limits.admission import Admission
+from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
+from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.tickets import Tickets
+from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
+from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
@@ -49,6 +53,7 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
@@ -107,8 +112,13 @@ async def _open(
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
     keys = await KeyRing.open(db, home.secret(PEPPER))
+    tokens = await Tokens.open(db, keys, home.secret(SIGNING))
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
+    counters = MemoryStore()
+    checkpoint = Checkpoint(db, counters)
+    await checkpoint.load()
+    stack.push_async_callback(_last, checkpoint.flush)
     metrics = Metrics()
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
@@ -154,7 +164,7 @@ async def _open(
         retention=settings.tasks.retention,
     )
     await tasks.recover()
-    revocation = Revocation(keys.is_valid, dispatcher, tasks)
+    revocation = Revocation(tokens.is_valid, dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     metrics.watch(
@@ -171,6 +181,7 @@ async def _open(
         home=home,
         store=store,
         keys=keys,
+        tokens=tokens,
         dispatcher=dispatcher,
         operations=operations,
         footprints=footprints,
@@ -183,8 +194,12 @@ async def _open(
         uploads=uploads,
         health=health,
         admission=Admission(
-            settings.limits, per_key=connections.capacity.per_key, share=dispatcher.share
+            settings.limits,
+            per_key=connections.capacity.per_key,
+            share=dispatcher.share,
+            store=counters,
         ),
+        checkpoint=checkpoint,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
     )
     return services, admin_key
@@ -213,6 +228,9 @@ def _start(background: Background, services: Services) -> None:
     every(_SAMPLE_SECONDS, operations.sample_devices, "sample devices", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")
+    forget = services.tokens.forget_expired
+    every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
 

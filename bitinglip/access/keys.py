@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
 
+from sqlalchemy.exc import OperationalError
 from sqlmodel import select, update
 
 from bitinglip.access import credentials
@@ -126,7 +127,13 @@ class KeyRing:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
             ring._keys = {row.id: _hold(row) for row in rows}
-        except (ValueError, TypeError, InvalidRequest, DatabaseUnavailable) as error:
+        except (
+            ValueError,
+            TypeError,
+            InvalidRequest,
+            DatabaseUnavailable,
+            OperationalError,  # a column
+        ) as error:
             raise DatabaseError(
                 "the table of keys is damaged; restore a backup (see README, Backups)"
             ) from error
@@ -154,10 +161,14 @@ class KeyRing:
         return held.caller if current else held.former
 
     def caller(self, credential: Credential) -> Caller | None:
-        """Return who has this key, with what they may do now; None if the key or secret ended."""
+        """Return who has this key, with what they may do now, and count that as a use of the key.
+
+        None if the key or the secret has ended.
+        """
         held = self._keys.get(credential.key_id)
         if held is None or not self.is_valid(credential):
             return None
+        held.used = time.time()
         return held.former if credential.generation == held.former.generation else held.caller
 
     def is_valid(self, credential: Credential) -> bool:

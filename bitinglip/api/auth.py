@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from email.utils import format_datetime
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute
 from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import INFERENCE, Scope
+from bitinglip.access.tokens import is_token
 from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
@@ -21,11 +22,15 @@ from bitinglip.errors import (
     InsufficientScope,
     InvalidApiKey,
     InvalidRequest,
+    InvalidToken,
     IpNotAllowed,
 )
 
 #: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
+#: in place of a scope: any valid key or token is enough
+ANY_KEY: Literal["any key"] = "any key"
+Required = Scope | Literal["any key"]
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
 _LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
@@ -34,11 +39,13 @@ _PROXY_HEADERS = frozenset(
 _PROXY_PREFIXES = ("x-forwarded-", "x-original-", "x-envoy-", "x-cluster-client-")
 Handler = Callable[..., Awaitable[Response]]
 H = TypeVar("H", bound=Callable[..., Any])
-_declared: dict[object, Scope] = {}  #: by handler; filled while the routes' modules are imported
+_declared: dict[object, Required] = {}  #: by handler; filled while the routes' modules are imported
 _limits: dict[object, LimitClass] = {}  #: the same for the classes of limits
 
 
-def requires_scope(scope: Scope, limits: LimitClass | None = None) -> Callable[[Handler], Handler]:
+def requires_scope(
+    scope: Required, limits: LimitClass | None = None
+) -> Callable[[Handler], Handler]:
     """Declare a route's scope and limits; they are checked before anything else of the request.
 
     A route with an inference scope says which limits it has; those of all others are LIGHT.
@@ -81,7 +88,7 @@ def check_inference(caller: Caller) -> Caller:
     return caller
 
 
-def declare_scope(handler: H, scope: Scope, limits: LimitClass | None = None) -> H:
+def declare_scope(handler: H, scope: Required, limits: LimitClass | None = None) -> H:
     """Record a handler's scope and limits; nothing is enforced where it has checks of its own."""
     _declared[handler] = scope
     if limits is not None:
@@ -89,7 +96,7 @@ def declare_scope(handler: H, scope: Scope, limits: LimitClass | None = None) ->
     return handler
 
 
-def declared_scope(route: BaseRoute) -> Scope | None:
+def declared_scope(route: BaseRoute) -> Required | None:
     """Return the scope that a route's handler declares; None if it declares none."""
     return _declared.get(getattr(route, "endpoint", None))
 
@@ -99,14 +106,14 @@ def declared_limits(route: BaseRoute) -> LimitClass | None:
     return _limits.get(getattr(route, "endpoint", None))
 
 
-async def authorize_limited(request: Request, scope: Scope, limits: LimitClass) -> None:
+async def authorize_limited(request: Request, scope: Required, limits: LimitClass) -> None:
     """Admit the caller and record them.
 
     Raises InsufficientScope, or what ``identify`` and ``admit`` raise.
     """
     caller = identify(request)
     await admit(request, caller, limits)
-    if not caller.may(scope):
+    if scope != ANY_KEY and not caller.may(scope):
         raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
     request.scope["bitinglip.caller"] = caller
 
@@ -119,7 +126,8 @@ def caller_of(request: Request) -> Caller:
 def identify(request: HTTPConnection) -> Caller:
     """Identify the caller by the credential; ``admit`` comes next.
 
-    Raises InvalidApiKey, ExpiredApiKey or IpNotAllowed; RateLimitExceeded for a flood of them.
+    Raises InvalidApiKey, ExpiredApiKey, InvalidToken or IpNotAllowed; RateLimitExceeded for a
+    flood of them.
     """
     services = services_of(request)
     credential = _credential(request)
@@ -127,11 +135,12 @@ def identify(request: HTTPConnection) -> Caller:
         return ANONYMOUS
     if credential is None:
         raise InvalidApiKey()
+    known = services.tokens if is_token(credential) else services.keys
     try:
-        caller = services.keys.authenticate(credential)
+        caller = known.authenticate(credential)
         context_of(request.scope).notices = retirement_headers(caller)
         check_address(request, caller)
-    except (InvalidApiKey, ExpiredApiKey, IpNotAllowed) as error:
+    except (InvalidApiKey, ExpiredApiKey, InvalidToken, IpNotAllowed) as error:
         raise failed_login(request, error) from None
     services.metrics.user_seen(caller.key_id)
     return caller

@@ -7,8 +7,10 @@ from starlette.types import Scope as HttpScope
 
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
+from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
+from bitinglip.access.tokens import Tokens
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
@@ -32,6 +34,7 @@ class Services:
     home: Home
     store: ModelStore
     keys: KeyRing
+    tokens: Tokens
     dispatcher: Dispatcher
     operations: Operations
     footprints: Footprints
@@ -43,6 +46,7 @@ class Services:
     files: Files
     uploads: Uploads
     admission: Admission
+    checkpoint: Checkpoint
     logins: FailedLogins
     health: Health = field(default_factory=Health)
 

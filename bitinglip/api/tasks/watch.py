@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -83,10 +84,11 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
     except InvalidToken as error:
         raise failed_login(socket, error) from None
     present = services.keys.caller(caller.credential)
-    if present is None:
+    if present is None or not services.tokens.is_valid(caller.credential):
         raise InvalidToken()
     check_address(socket, present)
-    return present
+    scopes = frozenset(scope for scope in caller.scopes if present.may(scope))
+    return replace(present, scopes=scopes, token=caller.token)
 
 
 async def _run(socket: WebSocket, task_id: str, key_ended: asyncio.Event) -> None:

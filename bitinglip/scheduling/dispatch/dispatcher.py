@@ -68,8 +68,8 @@ class Dispatcher:
             self._leave(entry)
 
     def share(self, rank: int) -> float:
-        """Return the part of its limits that a tier of this priority keeps under the load."""
-        return self.overload.share(rank, self._top_rank)
+        """Return the part of its rates that a tier of this priority keeps under lasting load."""
+        return self.overload.sustained_share(rank, self._top_rank)
 
     def check(self, job: Job) -> None:
         """Raise what ``open`` would raise for this job now; for work that comes before."""
