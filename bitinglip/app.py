@@ -32,6 +32,7 @@ from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.resume import LOOK_SECONDS, Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
@@ -46,6 +47,7 @@ from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
 from workers.devices.host import Host
+from workers.devices.probe import probe_cards
 from workers.launcher import Launcher
 from workers.pool import WorkerPool
 
@@ -127,7 +129,10 @@ async def _open(
     stack.callback(devices.close)
     facts = ResourceFacts(settings, devices, footprints)
     ram = await asyncio.to_thread(lambda: Host().total_bytes)
-    page_cache = PageCache(budget(settings.devices.page_cache_bytes, ram))
+    cache_bytes = settings.devices.page_cache_bytes
+    if cache_bytes is None and any(device.unified for device in devices.list()):
+        cache_bytes = 0  # files in RAM would take a card's memory
+    page_cache = PageCache(budget(cache_bytes, ram))
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
@@ -192,6 +197,7 @@ async def _open(
         tickets=Tickets(),
         files=files,
         uploads=uploads,
+        resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
         health=health,
         admission=Admission(
             settings.limits,
@@ -209,7 +215,7 @@ def _devices(settings: DeviceSettings) -> Devices:
     devices = Devices.find(
         [(each.name, each.memory_bytes) for each in settings.fake], settings.cpu_memory_bytes
     )
-    if devices.note:
+    if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices
 
@@ -218,6 +224,10 @@ def _start(background: Background, services: Services) -> None:
     """Start what the server does beside requests."""
     operations, tasks, files = services.operations, services.tasks, services.files
 
+    async def sample() -> None:
+        await operations.sample_devices()
+        services.health.report("devices", operations.device_problems())
+
     async def flush() -> None:
         await services.keys.flush_last_used()
         await services.footprints.flush()
@@ -225,7 +235,8 @@ def _start(background: Background, services: Services) -> None:
     manager, every = "cluster_manager", background.every
     background.run(operations.watch, "watch workers", check=manager)
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
-    every(_SAMPLE_SECONDS, operations.sample_devices, "sample devices", check=manager)
+    every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
+    every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")

@@ -5,10 +5,16 @@ It may take seconds, so no request waits for it but those for models.
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+
+import structlog
 
 from bitinglip.api.services import Services
 from bitinglip.settings import Settings
+from model_store.rights import unreadable_models
 from model_store.store import ModelStore
+
+log = structlog.get_logger(__name__)
 
 #: Called once the server can do all it is meant to: its services, and the admin key if it is new.
 Opened = Callable[[Services, str | None], None]
@@ -27,7 +33,13 @@ async def bootstrap(services: Services, admin_key: str | None, on_open: Opened) 
             on_open(services, admin_key)
             services.operations.open()
             services.tasks.resume()
+    await asyncio.to_thread(_warn_of_unreadable, services.home.models)
     await asyncio.to_thread(services.store.sweep)
+
+
+def _warn_of_unreadable(models: Path) -> None:
+    for name, why in unreadable_models(models):
+        log.warning("a model cannot be read", model=name, reason=why.detail, advice=why.advice)
 
 
 def _make_models(settings: Settings, store: ModelStore) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from model_store.rights import Refusal, refusal
+
 _SECRET_BYTES = 32
 #: a reader of server.json touches the lock for an instant; a start outwaits it
 _LOCK_PATIENCE = 0.25
@@ -30,8 +32,15 @@ class HomeInUse(HomeError):
 
 
 def resolve_home(flag: Path | None, environ: Mapping[str, str]) -> Path:
-    """--home, else BITINGLIP_HOME, else ~/.bitinglip; always absolute."""
-    return Path(flag or environ.get("BITINGLIP_HOME") or "~/.bitinglip").expanduser().absolute()
+    """--home, else BITINGLIP_HOME, else ~/.bitinglip; always absolute. Raises HomeError."""
+    chosen = Path(flag or environ.get("BITINGLIP_HOME") or "~/.bitinglip")
+    try:
+        return chosen.expanduser().absolute()
+    except RuntimeError as error:  # a user without an entry, in a container
+        uid = os.geteuid()
+        raise HomeError(
+            f"uid {uid} has no home folder of its own; choose one with --home or BITINGLIP_HOME"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,23 @@ class Home:
             for folder in (self.models, self.files, self.uploads):
                 folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise HomeError(f"{self.root}: {error.strerror}") from error
+            found = refusal(self.root, write=True)
+            text = str(found) if found is not None else f"{self.root}: {error.strerror}"
+            raise HomeError(text) from error
+        if (why := self.refusal()) is not None:
+            raise HomeError(str(why))
+
+    def refusal(self) -> Refusal | None:
+        """Say what of the home is another user's, or mounted read-only; None if it can be used.
+
+        Models may be read-only: they can be run all the same.
+        """
+        names = sorted(self._own_names()) if self.root.is_dir() else []
+        for path in (self.root, *(self.root / name for name in names)):
+            write = path.name not in (self.models.name, "config.yaml")
+            if (why := refusal(path, write=write)) is not None:
+                return why
+        return None
 
     def _close_to_others(self) -> None:
         """0700 for a folder of ours; one that holds other things too is left as it is."""
@@ -107,13 +132,17 @@ class Home:
         elif found.st_mode & 0o022:
             raise HomeError(f"{self.root}: others may write to this folder; chmod 700 it first")
 
-    def _foreign_names(self) -> set[str]:
+    def _own_names(self) -> set[str]:
+        """Return the names of ours that are there."""
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
         ours |= {path.name for path in (self.lock, self.server_json, self.socket, self.uploads)}
         ours |= {path.name for path in (self.work, self.caches)}
         ours |= {"config.yaml"}
         names = {path.name for path in self.root.iterdir()}
-        return {name for name in names - ours if not name.startswith(self.database.name)}
+        return {name for name in names if name in ours or name.startswith(self.database.name)}
+
+    def _foreign_names(self) -> set[str]:
+        return {path.name for path in self.root.iterdir()} - self._own_names()
 
     def secret(self, purpose: str) -> bytes:
         """A key for one purpose, derived from secret.key, which is made on first use."""

@@ -44,6 +44,12 @@ class ChangedFiles(StoreError):
     code = "MODEL_LOAD_FAILED"
 
 
+class UnreadableFiles(StoreError):
+    """The server's user may not read a model's files."""
+
+    code = "MODEL_LOAD_FAILED"
+
+
 class NameTaken(StoreError):
     code = "CONFLICT"
 

@@ -34,12 +34,14 @@ from model_store.errors import (
     NameTaken,
     PullRunning,
     UnknownModel,
+    UnreadableFiles,
 )
 from model_store.inspection import inspect, inspect_texts, model_files
 from model_store.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
 from model_store.pickles import convert, pickled
 from model_store.progress import Counter, Progress
+from model_store.rights import refusal
 from model_store.selection import WEIGHTS, required
 
 FILES = "files"
@@ -230,7 +232,7 @@ class ModelStore:
         """Compare the sizes and times of a model's files with its manifest's; reads no file.
 
         A file that was linked on import can change where it came from. Raises UnknownModel,
-        ChangedFiles, or BadFiles for a damaged manifest.
+        ChangedFiles, UnreadableFiles, or BadFiles for a damaged manifest.
         """
         await asyncio.to_thread(self._check, name)
 
@@ -239,6 +241,12 @@ class ModelStore:
         with store_errors("The manifest cannot be read"):
             manifest = read_manifest(self._folder(name))  # `models verify` may have written it
         files = self._folder(name) / FILES
+        barred = [e.path for e in manifest.files if refusal(files / e.path, write=False)]
+        if barred:
+            raise UnreadableFiles(
+                f"The server may not read the model's file {barred[0]}; 'bitinglip doctor', run as "
+                "the server's user, says whose it is and what to do."
+            )
         changed = [entry.path for entry in manifest.files if not _is_unchanged(files, entry)]
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -7,10 +7,12 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
+from workers.environment import ignored_variables, worker_environment
 from workers.exit_watch import ExitWatch, has_ended
 from workers.folders import WorkFolders
 from workers.framing import encode_commands
@@ -22,43 +24,6 @@ log = logging.getLogger(__name__)
 _ENTRY = "workers.process:worker_main"
 #: The whole program of a worker: the gateway's import path, then the entry and its descriptors.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import {name}; {name}{descriptors!r}"
-#: What a worker may inherit. Everything else stays behind: keys, tokens, the operator's secrets.
-_INHERITED = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
-_INHERITED |= {"LD_PRELOAD"}  # how another allocator is brought in
-_INHERITED |= {"CC", "CXX", "XDG_CACHE_HOME"}  # what kernels are compiled by, and kept in
-_INHERITED_PREFIXES: tuple[str, ...] = (
-    "LC_",
-    "CUDA_",
-    "NVIDIA_",
-    "PYTHON",
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "TORCH",
-)
-_INHERITED_PREFIXES += ("PYTORCH_", "TRITON_", "CUBLAS_", "CUDNN_", "NCCL_", "MALLOC_")
-#: Workers load from a local folder only; the libraries read most of these at import.
-_OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "DISABLE_SAFETENSORS_CONVERSION": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # NumPy's own threads: nobody here multiplies matrices by it, and they begin at the import,
-    # before a worker is confined.
-    "OPENBLAS_NUM_THREADS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-#: The driver's library counts cards in this order; CUDA by itself takes the fastest first.
-_CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-#: Whether there is a card is asked of NVML. CUDA's own answer starts the driver, which reads
-#: CUDA_VISIBLE_DEVICES there and then: a spare worker could not choose its card any more.
-_CARD_CHECK = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-#: Free memory of the allocator is joined, so that a larger request fits where smaller ones were.
-_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-_ALLOCATOR_NAMES = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
 
 
 class Handle(Protocol):
@@ -125,19 +90,24 @@ class SpawnLauncher:
         *,
         folders: WorkFolders | None = None,
         confinement: Confinement | None = None,
+        environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """``entry``: "module:function" that a worker runs, called with its descriptors.
 
         With ``folders`` each has one of its own; with a ``confinement`` it can write nowhere else.
+        ``environ``: variables that workers get unless the operator's environment has them.
         """
+        self._environ = environ
         self._module, _, self._function = entry.partition(":")
         self._folders = folders
         self._confinement = confinement
+        self._noticed = False  #: the operator was told which of his variables have no effect
 
     def launch(
         self, name: str, imports: Sequence[str], visible_devices: str | None
     ) -> "SpawnedWorker":
-        environ = worker_environment(dict(os.environ), platform.release())
+        environ = {**self._environ, **worker_environment(os.environ, platform.release())}
+        self._notice_ignored()
         if visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
         _fill_standard_streams()
@@ -172,6 +142,16 @@ class SpawnLauncher:
         )
         worker.send(encode_commands([first]))
         return worker
+
+    def _notice_ignored(self) -> None:
+        """Say once which variables of the operator's do not reach the workers."""
+        if not self._noticed and (names := ignored_variables(os.environ)):
+            log.warning(
+                "these environment variables do not reach the models' processes, which get fixed "
+                "values or none: %s",
+                ", ".join(names),
+            )
+        self._noticed = True
 
     def _make_folder(self, name: str) -> Path | None:
         """Make the folder of a worker. On a full disk it has none, and can write nowhere at all."""
@@ -260,18 +240,3 @@ def _fill_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
-
-
-def worker_environment(environ: dict[str, str], kernel: str) -> dict[str, str]:
-    """Give the environment of a worker: what it needs to run, and nothing that is secret.
-
-    ``kernel`` is the kernel's release: under WSL the driver has no expandable segments.
-    """
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
-    }
-    chosen = not _ALLOCATOR_NAMES.isdisjoint(kept) or "microsoft" in kernel.lower()
-    allocator = {} if chosen else _ALLOCATOR
-    return _CARD_CHECK | allocator | kept | _OFFLINE | _CARD_ORDER

@@ -13,16 +13,18 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
-from workers.codes import DRIVER_STARTED
+from workers.codes import DRIVER_STARTED, LoadCode
 from workers.confinement import NotConfined, confine
 from workers.engines.base import Engine, Refused
 from workers.engines.registry import engine_info, make_engine
+from workers.faults import FAULTS, classify, sentence
 from workers.framing import read_commands, write_events
 from workers.protocol import (
+    Broken,
     Cancel,
     Command,
     Confined,
@@ -40,6 +42,7 @@ from workers.protocol import (
 
 _PR_SET_PDEATHSIG = 1
 _CUDA_NOT_INITIALIZED = 3
+_MOST_NAME = 256  #: characters
 _SWITCH_SECONDS = 0.0005
 _YIELD = 10  #: niceness: a tenth of the CPU while others want all of it
 _OOM_SCORE = 500  #: of 1000; the gateway's is as it was started, usually 0
@@ -79,8 +82,16 @@ def worker_main(jobs: int, events: int, death: int) -> None:
     with death_watch.paused():
         confined = _confine(events, command, first)
     engine = _load(events, command, confined)
-    Loop(engine, jobs, events, command.heartbeat_seconds).run()
-    engine.close()
+    try:
+        Loop(engine, jobs, events, command.heartbeat_seconds).run()
+        engine.close()
+    except BaseException as error:  # noqa: BLE001  native libraries panic with BaseException
+        fault = classify(error)
+        _end_at_once(
+            events,
+            Broken(fault=fault.name if fault else None, error=type(error).__name__[:_MOST_NAME]),
+            error,
+        )
 
 
 def _first(commands: Sequence[Command]) -> Command | None:
@@ -100,8 +111,7 @@ def _confine(fd: int, spec: Load, first: Import) -> Confined:
 def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     if not _choose_cards(spec.visible_devices):
         message = "The worker's libraries started the driver before its cards were chosen."
-        write_events(fd, [LoadFailed(code=DRIVER_STARTED, message=message)])
-        sys.exit(1)
+        _end_at_once(fd, LoadFailed(code=DRIVER_STARTED, message=message))
     if spec.device != "cuda" and engine_info(spec.engine).low_priority:
         os.nice(_YIELD)
     started = time.monotonic()
@@ -109,13 +119,12 @@ def _load(fd: int, spec: Load, confined: Confined) -> Engine:
         engine = make_engine(spec.engine)
         ready = engine.load(spec, lambda fraction: _tell_progress(fd, fraction))
     except Refused as refused:
-        write_events(fd, [LoadFailed(code=refused.code, message=refused.message)])
-        sys.exit(1)
-    except BaseException as error:
+        failed = LoadFailed(code=refused.code, message=refused.message, fault=refused.fault)
+        _end_at_once(fd, failed)
+    except BaseException as error:  # noqa: BLE001
         # Whatever ends a load, the gateway must hear of it: panics of native tokenizers are
-        # BaseExceptions. The traceback goes to stderr with the re-raise.
-        write_events(fd, [LoadFailed(code="MODEL_LOAD_FAILED", message=_summary(error))])
-        raise
+        # BaseExceptions.
+        _end_at_once(fd, _load_failed(error), error)
     seconds = time.monotonic() - started
     held = _held_bytes(engine)
     ready = msgspec.structs.replace(
@@ -150,9 +159,32 @@ def _driver_has_started() -> bool:
     return bool(driver.cuDeviceGetCount(ctypes.byref(count)) != _CUDA_NOT_INITIALIZED)
 
 
-def _summary(error: BaseException) -> str:
-    """One line without the paths that library messages like to hold."""
-    return f"The model could not be loaded ({type(error).__name__}); the server's log says why."
+def _load_failed(error: BaseException) -> LoadFailed:
+    """Say in one line why a load failed, without the paths that library messages like to hold."""
+    if (fault := classify(error)) is None:
+        text = f"The model could not be loaded ({type(error).__name__}); the server's log says why."
+        return LoadFailed(code="MODEL_LOAD_FAILED", message=text)
+    code: LoadCode = "OUT_OF_MEMORY" if fault.blame == "memory" else "MODEL_LOAD_FAILED"
+    text = f"The model could not be loaded: its worker {fault.cause}. {sentence(error, fault)}"
+    return LoadFailed(code=code, message=text, fault=fault.name)
+
+
+def _end_at_once(
+    fd: int, last_word: Broken | LoadFailed, error: BaseException | None = None
+) -> NoReturn:
+    """Tell why the process ends, and end it without any clean-up: what would touch the card after
+    an error of CUDA hangs or fails again."""
+    with contextlib.suppress(Exception):
+        if error is not None:
+            traceback.print_exception(error)
+        if last_word.fault is not None:
+            fault = FAULTS[last_word.fault]
+            sys.stderr.write(f"fault of the class '{fault.name}': {fault.sentence}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+    with contextlib.suppress(Exception):
+        write_events(fd, [last_word])
+    os._exit(1)
 
 
 class Loop:
@@ -209,6 +241,10 @@ class Loop:
             return refused.final(command.id)
         except BaseException as error:  # noqa: BLE001  native tokenizers panic with BaseException
             traceback.print_exception(error)
+            fault = classify(error)
+            if fault is not None and fault.blame == "memory":
+                text = "The machine ran out of memory on this request."
+                return Failed(id=command.id, code="OUT_OF_MEMORY", message=text)
             text = "The model could not read this request."
             return Failed(id=command.id, code="INFERENCE_FAILED", message=text)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from workers.faults import Fault
 from workers.framing import FrameReader, encode_commands
 from workers.launcher import Handle
 from workers.output import Output
@@ -33,7 +34,10 @@ class Worker:
     reader: FrameReader = field(default_factory=FrameReader)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    killed: float | None = None  #: seconds since it was killed first, counted like ``silence``
+    stuck: bool = False  #: it was killed and has not ended in time; nobody waits for it any more
     load_failure: LoadFailed | None = None
+    fault: Fault | None = None  #: the class of what ended it, if it has one
     output: Output = field(init=False)
     outbox: list[Command] = field(default_factory=list)
     #: by job that it was told to cancel and has not ended: seconds since, counted like ``silence``
@@ -50,6 +54,15 @@ class Worker:
     def folder(self) -> Path | None:
         """Return the folder that it writes to; None if it has none of its own."""
         return self.handle.folder
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Wait for its end; return False if it has not come by then."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.ended.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def send(self, command: Command) -> None:
         """Send a command to the worker; nothing happens if it has ended.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
-from workers.devices.nvml import Cards
+from workers.devices.cards import Cards
 
 _POLL = 0.001
 

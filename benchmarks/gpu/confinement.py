@@ -15,8 +15,9 @@ from pathlib import Path
 from benchmarks.gpu.model_files import make_files
 from benchmarks.gpu.recorder import Recorder
 from workers.confinement import Kernel
+from workers.environment import worker_environment
 from workers.folders import WorkFolders
-from workers.launcher import SpawnLauncher, worker_environment
+from workers.launcher import SpawnLauncher
 from workers.pool import WorkerPool
 from workers.protocol import (
     Confinement,

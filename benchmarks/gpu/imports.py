@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.gpu.recorder import Recorder
 from workers.engines.registry import ENGINES
-from workers.launcher import worker_environment
+from workers.environment import worker_environment
 
 _PROGRAM = """
 import ctypes, importlib, json, os, sys, time

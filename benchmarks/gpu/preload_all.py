@@ -8,7 +8,7 @@ import os
 import platform
 
 from workers.engines.registry import ENGINES
-from workers.launcher import worker_environment
+from workers.environment import worker_environment
 
 os.environ.update(worker_environment(dict(os.environ), platform.release()))
 os.environ["PYTHONUNBUFFERED"] = "1"

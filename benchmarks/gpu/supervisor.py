@@ -15,7 +15,7 @@ import psutil
 from benchmarks.gpu.parts import Part
 from benchmarks.gpu.preloaded import ForkedPart
 from benchmarks.gpu.recorder import Figure, read_figures
-from workers.launcher import worker_environment
+from workers.environment import worker_environment
 
 _TAIL_LINES = 30
 _LOOK_SECONDS = 0.5

@@ -38,6 +38,8 @@ async def readyz(request: Request) -> Response:
         return json_response({"status": "draining"}, 503)
     if not services.operations.bootstrapped:
         return json_response({"status": "starting"}, 503)
+    if (reason := services.operations.lacks_card()) is not None:
+        return json_response({"status": "no usable card", "detail": reason}, 503)
     if (await _checked(services.db.check))["ok"]:
         return json_response({"status": "ready"})
     return json_response({"status": "database unavailable"}, 503)
@@ -53,6 +55,7 @@ async def health(request: Request) -> Response:
         "cluster_manager": _workers(services),
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
+        "devices": _found(True, f"{len(services.operations.devices())} devices"),
     }
     answers = checks["database"]["ok"]
     _add_problems(checks, services.health.problems())

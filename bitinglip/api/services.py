@@ -17,6 +17,7 @@ from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
 from bitinglip.tasks.revocation import Revocation
@@ -48,6 +49,7 @@ class Services:
     admission: Admission
     checkpoint: Checkpoint
     logins: FailedLogins
+    resume: Resume
     health: Health = field(default_factory=Health)
 
 

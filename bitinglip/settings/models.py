@@ -101,8 +101,8 @@ class Fake(Section):
     memory_bytes: Bytes = Field(0, description="device memory in bytes that the engine claims")
     batch_size: Annotated[int, Field(ge=1)] = Field(64, description="maximum requests run at once")
     faults: bool = Field(False, description="obey fault prompts such as !crash and !hang")
-    load_fault: Literal["crash", "hang", "oom", "garbage", "error"] | None = Field(
-        None, description="how loading fails, if faults is true; null loads normally"
+    load_fault: Literal["crash", "device", "error", "garbage", "hang", "kill", "oom"] | None = (
+        Field(None, description="how loading fails, if faults is true; null loads normally")
     )
 
     @model_validator(mode="after")
@@ -138,10 +138,13 @@ class Model(Section):
         False, description="convert weights that come as pickles only, on pull or import"
     )
     preload: bool = Field(False, description="load the model when the server starts")
-    pin: bool = Field(False, description="never evict or unload the model")
+    pin: bool = Field(
+        False, description="never evict or unload the model, however long nobody uses it"
+    )
     keep_alive: KeepAlive | None = Field(
         None,
-        description="idle time after which the model is unloaded; null uses residency.keep_alive",
+        description="idle time after which the model is unloaded: seconds, 30m, or forever (until "
+        "its memory is needed); null uses residency.keep_alive",
     )
     replicas: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="maximum workers that run the model at once, as far as memory allows"

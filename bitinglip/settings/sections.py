@@ -126,6 +126,11 @@ class FakeDevice(Section):
 
 
 class Devices(Section):
+    require: Literal["auto", "cuda"] = Field(
+        "auto",
+        description="cuda: without a usable card /readyz answers 503 with the reason and no model "
+        "runs on the CPU unless it is set to; auto: models may run on the CPU",
+    )
     fake: list[FakeDevice] = Field(
         [], description="simulated devices that replace the machine's, for tests"
     )
@@ -135,6 +140,11 @@ class Devices(Section):
     headroom_bytes: Bytes = Field(
         268_435_456,
         description="bytes kept free on each accelerator for the driver and fragmentation",
+    )
+    perf_boost: bool = Field(
+        True,
+        description="let CUDA raise the clocks of a card as soon as a model is loaded there; false "
+        "sets CUDA_DISABLE_PERF_BOOST, which saves idle power with some drivers",
     )
     page_cache_bytes: Bytes | None = Field(
         None,
@@ -159,7 +169,9 @@ class Queue(Section):
 
 class ResidencyRules(Section):
     keep_alive: KeepAlive = Field(
-        1800, description="idle time after which a model is unloaded: seconds, 30m, or forever"
+        1800,
+        description="idle time after which a model is unloaded: seconds, 30m, or forever; longer "
+        "saves loads, shorter saves the power of a card",
     )
     min_seconds: Seconds = Field(
         20,

@@ -11,7 +11,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 #: the checks of /health that can be degraded
-CHECKS = ("database", "cluster_manager", "model_manager", "task_manager")
+CHECKS = ("database", "cluster_manager", "model_manager", "task_manager", "devices")
 
 
 class Health:
@@ -33,6 +33,14 @@ class Health:
         if self._problems.pop((check, part), None) is not None:
             log.info("recovered", check=check, part=part)
             self.on_change()
+
+    def report(self, check: str, problems: Mapping[str, str]) -> None:
+        """Note all problems of a check, by part; parts that had others and are absent work."""
+        gone = [part for known, part in self._problems if known == check and part not in problems]
+        for part in gone:
+            self.recover(check, part)
+        for part, detail in problems.items():
+            self.degrade(check, part, detail)
 
     def has_problem(self, check: str, part: str) -> bool:
         return (check, part) in self._problems

@@ -3,39 +3,41 @@
 torch itself is never imported: that takes seconds, and only workers do it.
 """
 
-import importlib.util
-import re
 from collections.abc import Iterator
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.checks.findings import Finding
+from cli.checks.findings import Finding, Level
 from cli.show.output import size
 
 if TYPE_CHECKING:
     from bitinglip.settings import Settings
     from workers.devices import Device, Devices, Driver
-
-_CUDA = re.compile(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", re.MULTILINE)
+    from workers.devices.torch_build import TorchBuild
 
 
 def every_device(settings: "Settings") -> Iterator[Finding]:
     """Report the devices that the settings name, and whether torch goes with the driver."""
     from workers.devices import Devices
+    from workers.devices.torch_build import torch_build
 
     fake = [(each.name, each.memory_bytes) for each in settings.devices.fake]
     devices = Devices.find(fake, settings.devices.cpu_memory_bytes)
     try:
-        yield from findings(devices, settings, _cuda_of_torch())
+        yield from findings(devices, settings, torch_build())
     finally:
         devices.close()
 
 
-def findings(devices: "Devices", settings: "Settings", torch_cuda: str | None) -> Iterator[Finding]:
-    found, readings = devices.list(), devices.read()
+def findings(
+    devices: "Devices", settings: "Settings", build: "TorchBuild | None"
+) -> Iterator[Finding]:
+    """Report each device, a card that is missing, and the torch that is installed."""
+    readings = devices.read()
+    found = devices.list()
     cards = [device for device in found if device.kind == "cuda"]
-    if devices.note is not None:
+    if devices.missing is not None:
+        yield _missing(devices.missing, settings)
+    elif devices.note is not None:
         yield _note(devices)
     for device in found:
         reading = readings.get(device.id)
@@ -43,15 +45,35 @@ def findings(devices: "Devices", settings: "Settings", torch_cuda: str | None) -
         if device.kind == "cpu":
             yield _processor(device, used, settings)
         else:
-            kept = f"{size(settings.devices.headroom_bytes)} kept free"
-            detail = f"{device.id}: {device.name}, {size(device.memory_bytes)}, {kept}, {used}"
-            yield Finding("gpu", "ok", detail)
-    yield _torch(devices.driver if cards else None, torch_cuda)
+            yield _accelerator(device, used, settings)
+    yield _torch(devices.driver if cards else None, build)
+
+
+def _accelerator(device: "Device", used: str, settings: "Settings") -> Finding:
+    kept = f"{size(settings.devices.headroom_bytes)} kept free"
+    shared = " shared with the processor" if device.unified else ""
+    detail = f"{device.id}: {device.name}, {size(device.memory_bytes)}{shared}, {kept}, {used}"
+    if device.exclusive:
+        detail += ", one worker at a time (its compute mode is exclusive)"
+    state, reason = device.condition.state, device.condition.reason
+    if reason is None:
+        return Finding("gpu", "ok", detail)
+    level: Level = "error" if state == "lost" else "warning"
+    return Finding("gpu", level, f"{detail}; {state}: {reason}", "until then it takes no new load")
+
+
+def _missing(reason: str, settings: "Settings") -> Finding:
+    """Report a card that is there and no device."""
+    detail = f"an NVIDIA card is not used: {reason}"
+    if settings.devices.require == "cuda":
+        return Finding("gpu", "error", detail, "until then no model is loaded (devices.require)")
+    advice = "until then models run on the CPU; to do so on purpose, set CUDA_VISIBLE_DEVICES to -1"
+    return Finding("gpu", "warning", detail, advice)
 
 
 def _note(devices: "Devices") -> Finding:
     """Report why there are no cards; a machine without a driver needs none."""
-    from workers.devices.nvml import NO_DRIVER
+    from workers.devices.cards import NO_DRIVER
 
     note, driver = devices.note or "", devices.driver
     if note == NO_DRIVER or any(device.kind == "fake" for device in devices.list()):
@@ -74,38 +96,13 @@ def _processor(device: "Device", used: str, settings: "Settings") -> Finding:
     return Finding("cpu", "ok", f"{detail}, {size(cache)} for the files of unloaded models")
 
 
-def _torch(driver: "Driver | None", cuda: str | None) -> Finding:
-    try:
-        version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
+def _torch(driver: "Driver | None", build: "TorchBuild | None") -> Finding:
+    from workers.devices.torch_build import driver_unfit
+
+    if build is None:
         return Finding("torch", "error", "not installed", "run: pip install torch")
-    if driver is None:
-        return Finding("torch", "ok", f"{version}, for {f'CUDA {cuda}' if cuda else 'processors'}")
-    if cuda is None:
-        return Finding(
-            "torch",
-            "error",
-            f"{version} is built for processors and leaves the GPU unused",
-            "install a CUDA build of it: https://pytorch.org/get-started/locally",
-        )
-    if int(cuda.partition(".")[0]) > driver.cuda[0]:
-        newest = ".".join(map(str, driver.cuda))
-        return Finding(
-            "torch",
-            "error",
-            f"{version} needs CUDA {cuda}; driver {driver.version} runs {newest} at most",
-            "update the NVIDIA driver, or install a torch for an older CUDA",
-        )
-    return Finding("torch", "ok", f"{version}, for CUDA {cuda}")
-
-
-def _cuda_of_torch() -> str | None:
-    """Return the CUDA version that torch was built for, from torch's version file."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        text = Path(spec.origin).with_name("version.py").read_text()
-    except OSError:
-        return None
-    return found[1] if (found := _CUDA.search(text)) else None
+    if driver is not None and (reason := driver_unfit(build, driver.version, driver.cuda)):
+        what, _, advice = reason.rpartition(": install ")
+        return Finding("torch", "error", what, f"install {advice}")
+    made_for = f"CUDA {build.cuda}" if build.cuda else "processors"
+    return Finding("torch", "ok", f"{build.version}, for {made_for}")

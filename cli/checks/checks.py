@@ -10,6 +10,7 @@ from cli.checks.accelerator import every_device
 from cli.checks.confinement import confinement
 from cli.checks.doors import every_door
 from cli.checks.findings import Finding
+from cli.checks.surroundings import every_surrounding
 from cli.context import CliContext
 from cli.show.output import size
 
@@ -32,6 +33,7 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
     yield confinement(settings or Settings())
     yield _home(place)
     yield _disk(place)
+    yield from every_surrounding(settings or Settings(), place.home.models)
     if settings is not None:
         yield _port(place, settings)
         yield from every_door(settings.server)
@@ -63,15 +65,19 @@ def _config(place: CliContext) -> "tuple[Settings | None, Finding]":
 
 
 def _home(place: CliContext) -> Finding:
+    from model_store.rights import refusal
+
     root = place.home.root
+    if (why := refusal(root, write=True)) is not None:
+        return Finding("home", "error", why.detail, why.advice)
     if not root.exists():
         return Finding("home", "ok", f"{root} is made at the first start")
-    if not root.is_dir() or not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(
-            "home", "error", f"{root} cannot be written to", "choose another with --home"
-        )
+    if not root.is_dir():
+        return Finding("home", "error", f"{root} is not a folder", "choose another with --home")
     if root.stat().st_mode & 0o022:
         return Finding("home", "error", f"others may write to {root}", f"run: chmod 700 {root}")
+    if (why := place.home.refusal()) is not None:
+        return Finding("home", "error", why.detail, why.advice)
     return Finding("home", "ok", str(root))
 
 
@@ -150,13 +156,21 @@ def _models(place: CliContext) -> Iterator[Finding]:
     """Check that each file of each model exists in its size; `models verify` reads the files."""
     from cli import offline
     from model_store.names import folder_name
+    from model_store.rights import unreadable_models
 
-    if not place.home.models.is_dir():
+    if not os.path.isdir(place.home.models):
         yield Finding("models", "ok", "none yet")
         return
+    unreadable = dict(unreadable_models(place.home.models))
+    for name, why in unreadable.items():
+        yield Finding("models", "error", f"{name}: {why.detail}", why.advice)
+    if place.home.models.name in unreadable:
+        return
     store = offline.store(place.home)
-    problems = {found.name: _missing(found, store.path(found.name)) for found in store.list()}
+    readable = [each for each in store.list() if folder_name(each.name) not in unreadable]
+    problems = {each.name: _missing(each, store.path(each.name)) for each in readable}
     folders = {path.name for path in place.home.models.iterdir() if path.name[0] != "."}
+    folders -= unreadable.keys()
     for folder in sorted(folders - {folder_name(name) for name in problems}):
         problem = f"{place.home.models / folder} holds no model that can be read"
         yield Finding("models", "warning", problem, "move it away, and pull the model again")
@@ -164,7 +178,7 @@ def _models(place: CliContext) -> Iterator[Finding]:
         if missing:
             advice = f"bitinglip models remove {name}, then pull it again"
             yield Finding("models", "error", f"{name}: missing or cut off: {missing}", advice)
-    if not any(problems.values()):
+    if not any(problems.values()) and not unreadable:
         yield Finding("models", "ok", f"{len(problems)} in the store, all files there")
 
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Level = Literal["ok", "warning", "error"]
+
 
 @dataclass(frozen=True)
 class Finding:
     check: str
-    level: Literal["ok", "warning", "error"]
+    level: Level
     detail: str
     advice: str = ""  #: what to do about it

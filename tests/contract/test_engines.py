@@ -1,5 +1,6 @@
 """What every engine promises the worker's loop, asked of each of them alike."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from bitinglip import errors
+from tests.support.cuda_errors import OUT_OF_MEMORY_ERRORS, STICKY_ERRORS
 from tests.support.engines import SUBJECTS, Subject, final, is_same
-from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from workers.engines.base import Refused
 from workers.engines.registry import ENGINES, make_engine
 from workers.protocol import Cancelled, Event, Failed, FakeOptions, Final, Load, Started, Success
@@ -18,7 +19,6 @@ from workers.protocol import Cancelled, Event, Failed, FakeOptions, Final, Load,
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 CODES = {answer.code for answer in errors.TABLE.values()}
-#: The other shapes that an error of memory has are tested with each engine.
 NO_MEMORY = OUT_OF_MEMORY_ERRORS["cpu"]
 
 
@@ -48,6 +48,12 @@ def subject(module_subject: Subject) -> Iterator[Subject]:
 def partial(events: list[Event]) -> list[Event]:
     """The events between a job's start and its end."""
     return [event for event in events if not isinstance(event, Started | Final)]
+
+
+def step_to_end(subject: Subject, events: list[Event]) -> None:
+    """Add what each step tells, also of those before one that raises."""
+    while subject.engine.in_flight:
+        events += subject.engine.step()
 
 
 def test_load_tells_its_progress_and_how_many_jobs_run_at_once(subject: Subject) -> None:
@@ -103,11 +109,12 @@ def test_cancel_of_an_unknown_job_does_nothing(subject: Subject) -> None:
     assert isinstance(final(subject.run(job), job), Success)
 
 
+@pytest.mark.parametrize("error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS))
 def test_out_of_memory_ends_the_job_by_name_and_the_next_is_right(
-    subject: Subject, expected: Any, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, expected: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     with monkeypatch.context() as patch:
-        subject.raise_from_model(patch, NO_MEMORY)
+        subject.raise_from_model(patch, error)
         job = subject.job()
         failed = final(subject.run(job), job)
     assert isinstance(failed, Failed)
@@ -143,6 +150,23 @@ def test_nan_from_the_model_ends_the_job_and_the_next_is_right(
     assert failed.code == "INFERENCE_FAILED"
     assert failed.message == "The model's output is not a number."
     assert is_same(subject.output(subject.job()), expected)
+
+
+@pytest.mark.parametrize("error", STICKY_ERRORS.values(), ids=list(STICKY_ERRORS))
+def test_sticky_error_of_cuda_leaves_the_step_and_no_job_is_answered(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The worker's loop ends the process then; this one's CPU is well, so the engine goes on."""
+    with monkeypatch.context() as patch:
+        subject.raise_from_model(patch, error)
+        jobs = [subject.job(), subject.job()]
+        events = subject.submit(*jobs)
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            step_to_end(subject, events)
+    assert not [event for event in events if isinstance(event, Final)]
+    for job in jobs:
+        subject.engine.cancel(job.id)
+    subject.run()
 
 
 def test_refusal_has_a_code_of_the_table_of_errors(subject: Subject) -> None:

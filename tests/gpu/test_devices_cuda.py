@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from workers.devices import Device, Devices
-from workers.launcher import worker_environment
+from workers.environment import worker_environment
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,7 +42,7 @@ input()
 def running(code: str, cards: Sequence[Device]) -> Iterator[tuple[int, list[str]]]:
     """A process with a worker's environment: its id, and the lines that it prints at first."""
     environ = worker_environment(dict(os.environ), platform.release())
-    environ["CUDA_VISIBLE_DEVICES"] = ",".join(card.id for card in cards)
+    environ["CUDA_VISIBLE_DEVICES"] = ",".join(card.pin for card in cards)
     child = subprocess.Popen(
         [sys.executable, "-c", code],
         env=environ,

@@ -14,7 +14,7 @@ from tests.support.models.bark import VOICES, make
 from workers.engines.cuda_graphs import cuda_capture
 from workers.engines.speech.bark.gpt import CacheSlot, Stage
 from workers.engines.speech.engine import SpeechEngine
-from workers.engines.torch_env import half_precision
+from workers.engines.torch_env import choose_dtype, dtype_name
 from workers.protocol import Failed, Load, SpeechDone, SpeechJob, audio_file_name
 
 pytestmark = [
@@ -29,8 +29,8 @@ def load(path: Path, dtype: str | None) -> SpeechEngine:
     engine = SpeechEngine()
     spec = Load(model="bark", engine="speech", path=str(path), device="cuda", dtype=dtype)
     ready = engine.load(spec, lambda _fraction: None)
-    usual = str(half_precision("cuda")).removeprefix("torch.")
-    assert (ready.device, ready.dtype) == ("cuda", dtype or usual)
+    assert ready.device == "cuda"
+    assert ready.dtype == dtype_name(choose_dtype("bark", spec, torch.device("cuda")))
     return engine
 
 

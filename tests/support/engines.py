@@ -92,13 +92,13 @@ class Subject:
                 return soundfile.read(path, dtype="int16")[0].astype(int)
 
     def raise_from_model(self, patch: pytest.MonkeyPatch, error: Exception) -> None:
-        """Let the model raise the error; the fake engine, which has none, is told to pretend."""
+        """Let the model raise the error; the fake engine, which has none, is told to do it."""
 
         def forward(*_: Any, **__: Any) -> None:
             raise error
 
         if self.module is None:
-            patch.setattr(self, "fault", "!oom ")
+            patch.setattr(self, "fault", f"!raise {error}")
         else:
             patch.setattr(self.module, "forward", forward)
 
@@ -185,7 +185,7 @@ def _transcription(folder: Path) -> Subject:
 
 
 def _text_job(subject: Subject, name: str, fields: Mapping[str, Any]) -> Job:
-    prompt = subject.fault + fields.get("prompt", "one two three")
+    prompt = subject.fault or fields.get("prompt", "one two three")
     sampling = Sampling(max_tokens=12, ignore_eos=True)
     return TextJob(id=name, prompt=prompt, sampling=sampling, stream=fields.get("stream", True))
 

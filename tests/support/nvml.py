@@ -5,6 +5,7 @@ one.
 """
 # ruff: noqa: N802 - the names are pynvml's
 
+import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,16 @@ class StandInCard:
     """One card; an answer that is an exception is raised."""
 
     name: Any = "NVIDIA H100"
-    uuid: str = "GPU-0"
+    uuid: Any = "GPU-0"  #: an exception: no handle of it can be had
     memory: Any = field(default_factory=lambda: SimpleNamespace(total=80, used=8))
     processes: Any = ()
     utilisation: Any = field(default_factory=lambda: SimpleNamespace(gpu=25))
     temperature: Any = 41
     milliwatts: Any = 120_500
+    memory_v2: Any = None  #: the newer call's answer; None: the driver does not know it
+    capability: Any = (9, 0)
+    compute_mode: int = 0
+    bus_id: str = "00000000:01:00.0"
     instances: "list[StandInCard | None] | None" = None  #: of one that is partitioned
 
 
@@ -41,15 +46,23 @@ class StandInNvml:
     NVML_ERROR_GPU_IS_LOST = 15
     NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18
     NVML_DEVICE_MIG_ENABLE = 1
+    NVML_COMPUTEMODE_PROHIBITED = 2
+    NVML_COMPUTEMODE_EXCLUSIVE_PROCESS = 3
+    nvmlMemory_v2 = 33554472  # noqa: N815
     NVML_TEMPERATURE_GPU = 0
 
     def __init__(self, *cards: StandInCard, init: int = 0, cuda: int = 13000) -> None:
+        """``init`` is the error of nvmlInit; 0 if it connects."""
         self.cards = cards
+        self.version: str = "580.95"
+        self.calls = 0  #: of looks at cards
+        self.waits_for: threading.Event | None = None  #: each call hangs until it is set
         self.init = init
         self.cuda = cuda
         self.opened = 0
 
     def nvmlInit(self) -> None:
+        self._hang()
         if self.init:
             raise NVMLError(self.init)
         self.opened += 1
@@ -61,13 +74,18 @@ class StandInNvml:
         return self.cuda
 
     def nvmlSystemGetDriverVersion(self) -> str:
-        return "580.95"
+        return self.version
 
     def nvmlDeviceGetCount(self) -> int:
         return len(self.cards)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> StandInCard:
-        return self.cards[index]
+        if not 0 <= index < len(self.cards):
+            raise NVMLError(2)  # invalid argument
+        card = self.cards[index]
+        if isinstance(card.uuid, Exception):
+            raise card.uuid
+        return card
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> StandInCard:
         every = [*self.cards, *(one for card in self.cards for one in card.instances or () if one)]
@@ -85,13 +103,24 @@ class StandInNvml:
         return (card.instances or [])[index] or self._missing()
 
     def nvmlDeviceGetUUID(self, card: StandInCard) -> str:
-        return card.uuid
+        return str(card.uuid)
 
     def nvmlDeviceGetName(self, card: StandInCard) -> Any:
         return self._answer(card.name)
 
-    def nvmlDeviceGetMemoryInfo(self, card: StandInCard) -> Any:
-        return self._answer(card.memory)
+    def nvmlDeviceGetMemoryInfo(self, card: StandInCard, version: int | None = None) -> Any:
+        if version is not None and card.memory_v2 is None:
+            raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        return self._answer(card.memory if version is None else card.memory_v2)
+
+    def nvmlDeviceGetCudaComputeCapability(self, card: StandInCard) -> Any:
+        return self._answer(card.capability)
+
+    def nvmlDeviceGetComputeMode(self, card: StandInCard) -> Any:
+        return self._answer(card.compute_mode)
+
+    def nvmlDeviceGetPciInfo(self, card: StandInCard) -> Any:
+        return SimpleNamespace(busId=self._answer(card.bus_id))
 
     def nvmlDeviceGetComputeRunningProcesses_v3(self, card: StandInCard) -> Any:
         return self._answer(card.processes)
@@ -105,7 +134,13 @@ class StandInNvml:
     def nvmlDeviceGetPowerUsage(self, card: StandInCard) -> Any:
         return self._answer(card.milliwatts)
 
+    def _hang(self) -> None:
+        self.calls += 1
+        if self.waits_for is not None:
+            self.waits_for.wait()
+
     def _answer(self, value: Any) -> Any:
+        self._hang()
         if not self.opened:
             raise NVMLError(1)  # uninitialised
         if isinstance(value, Exception):

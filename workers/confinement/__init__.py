@@ -85,6 +85,10 @@ def confine(spec: Load, confinement: Confinement, folder: str | None) -> Confine
     if runs_programs(spec):
         with contextlib.suppress(OSError):  # it compiles all the same
             paths.choose_caches(paths.COMPILER_CACHES, confinement.caches, spec.path, folder)
+    if spec.device == "cuda":
+        with contextlib.suppress(OSError):  # kernels are built anew by each process
+            paths.choose_caches(paths.DRIVER_CACHES, confinement.caches, spec.path, folder)
+            os.environ.setdefault(paths.DRIVER_CACHE_SIZE, paths.DRIVER_CACHE_BYTES)
     if confinement.mode == "off":
         return Confined()
     kernel = Kernel.find()
@@ -125,9 +129,6 @@ def _take_harmless(report: _Report) -> None:
 def _take_all(
     report: _Report, kernel: Kernel, spec: Load, confinement: Confinement, folder: str | None
 ) -> None:
-    if spec.device == "cuda":
-        with contextlib.suppress(OSError):
-            paths.choose_caches([paths.DRIVER_CACHE], confinement.caches, spec.path, folder)
     report.take("file_size", limits.bounded_files)
     if confinement.memory_bytes is not None and spec.device != "cuda":
         size = confinement.memory_bytes

@@ -70,9 +70,12 @@ _CUDA_FACTS = (
 )
 _CUDA_MPS = "/tmp/nvidia-mps"
 
-#: Variables that name the caches of compilers: torch's and Triton's, and the driver's own.
+#: Variables that name the caches of compilers: torch's and Triton's; and of kernels that the
+#: driver and torch build at their first use, for a card that the wheels have no code for.
 COMPILER_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-DRIVER_CACHE = "CUDA_CACHE_PATH"
+DRIVER_CACHES = ("CUDA_CACHE_PATH", "PYTORCH_KERNEL_CACHE_PATH")
+#: torch's kernels alone are more than older drivers keep (256 MiB).
+DRIVER_CACHE_SIZE, DRIVER_CACHE_BYTES = "CUDA_CACHE_MAXSIZE", str(2**30)
 
 
 def system(secrets: Iterable[str], *, programs: bool) -> Iterator[Rule]:
@@ -127,7 +130,7 @@ def model(named: Iterable[str]) -> Iterator[Rule]:
 
 def caches() -> list[str]:
     """Return the folders of compilers' caches, as this process's environment names them."""
-    named = (os.environ.get(name, "") for name in (*COMPILER_CACHES, DRIVER_CACHE))
+    named = (os.environ.get(name, "") for name in (*COMPILER_CACHES, *DRIVER_CACHES))
     return [path for path in named if path]
 
 

@@ -5,22 +5,25 @@ Nothing here imports torch or makes a CUDA context: the gateway holds one of the
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
+from workers.devices.cards import Cards
 from workers.devices.device import WELL, Condition, Device, DeviceUsage, State
 from workers.devices.host import Host
-from workers.devices.nvml import Card, Cards, Driver
+from workers.devices.nvml import Card, Driver
+from workers.devices.surroundings import Surroundings
+from workers.devices.torch_build import torch_build
 
-__all__ = ["WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
+__all__ = ["CPU", "WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
 
 CPU = "cpu"
 _CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set
 
 
 class Devices:
-    """The devices that were found at the start, and what they do now."""
+    """The devices that were found so far, and what they do now."""
 
     def __init__(
         self,
@@ -31,34 +34,50 @@ class Devices:
     ) -> None:
         self._cards = cards
         self._host = host
-        self._list = (
-            *(_made_up(number, *each) for number, each in enumerate(fake)),
-            *(_card(card) for card in (cards.list if cards else ())),
-            *([_processor(host, cpu_memory_bytes)] if host else []),
-        )
+        self._made_up = tuple(_made_up(number, *each) for number, each in enumerate(fake))
+        self._processor = [_processor(host, cpu_memory_bytes)] if host else []
         self._marks: dict[tuple[str, str], Condition] = {}
         self._marking = threading.Lock()
-        self.note = cards.note if cards else None
-        if fake:
-            self.note = "made-up devices stand in for those of this machine"
+        self._list: tuple[Device, ...] = ()
+        self._rebuild()
 
     @classmethod
     def find(
         cls, fake: Sequence[tuple[str, int]] = (), cpu_memory_bytes: int | None = None
     ) -> Self:
-        """Asks the driver once; (name, memory_bytes) pairs replace what the machine has.
+        """Ask the driver; (name, memory_bytes) pairs replace what the machine has.
 
         Never raises: a machine without a driver has its processor, and a note that says so.
         """
         if fake:
             return cls(fake=fake)
-        cards = Cards.find(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        return cls(cards, Host(), cpu_memory_bytes)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        around = Surroundings(environ=dict(os.environ))
+        return cls(
+            Cards.find(visible, around=around, build=torch_build()), Host(), cpu_memory_bytes
+        )
 
     @property
     def driver(self) -> Driver | None:
         """The NVIDIA driver; None where there is none, or it was not asked."""
         return self._cards.driver if self._cards else None
+
+    @property
+    def note(self) -> str | None:
+        """What an operator should know of the devices that were found."""
+        if self._made_up:
+            return "made-up devices stand in for those of this machine"
+        return self._cards.note if self._cards else None
+
+    @property
+    def missing(self) -> str | None:
+        """Why a card that is there is no device, and what to do; None if nothing is missing."""
+        return self._cards.missing if self._cards else None
+
+    def problems(self) -> Mapping[str, str]:
+        """Map the devices that are not well to their reasons, and "card" to why one is missing."""
+        found = {each.id: each.condition.reason for each in self._list if each.condition.reason}
+        return found | ({"card": self.missing} if self.missing else {})
 
     def list(self) -> tuple[Device, ...]:
         """Accelerators first, the processor last."""
@@ -72,43 +91,67 @@ class Devices:
         """
         with self._marking:
             self._marks[device_id, source] = Condition(state, reason)
-            self._apply_marks()
+        self._rebuild()
 
     def clear(self, device_id: str, *, source: str) -> None:
         """Take back what this source said of a device; no harm if it said nothing."""
         with self._marking:
-            if self._marks.pop((device_id, source), None) is not None:
-                self._apply_marks()
+            self._marks.pop((device_id, source), None)
+        self._rebuild()
 
-    def _apply_marks(self) -> None:
-        conditions: dict[str, Condition] = {}
-        for (device_id, _), condition in self._marks.items():
-            conditions[device_id] = conditions.get(device_id, WELL).worse(condition)
-        self._list = tuple(
-            replace(device, condition=conditions.get(device.id, WELL)) for device in self._list
+    def _rebuild(self) -> None:
+        with self._marking:
+            cards = self._cards.list if self._cards else ()
+            unmarked = (*self._made_up, *map(self._card, cards), *self._processor)
+            self._list = tuple(map(self._marked, unmarked))
+
+    def _marked(self, device: Device) -> Device:
+        condition = device.condition
+        for (device_id, _), marked in self._marks.items():
+            if device_id == device.id:
+                condition = condition.worse(marked)
+        return device if condition == device.condition else replace(device, condition=condition)
+
+    def _card(self, card: Card) -> Device:
+        assert self._cards is not None
+        total = card.memory_bytes
+        if card.unified and self._host is not None:
+            total = self._host.total_bytes
+        return Device(
+            card.id,
+            card.name,
+            "cuda",
+            total,
+            total,
+            condition=self._cards.condition(card.id),
+            pin=card.pin,
+            unified=card.unified,
+            exclusive=card.exclusive,
         )
 
-    def read(self, pids: Iterable[int] = ()) -> dict[str, DeviceUsage]:
-        """A look at each device by id; one that fails to answer is left out.
+    def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:
+        """A look at each device by id; one that fails to answer is left out, and not well.
 
-        Blocks for some milliseconds a card: call it in a thread. ``pids`` are the processes whose
-        resident bytes the processor's reading tells; the driver tells a card's by itself.
+        Blocks for some milliseconds a card, for seconds if the driver hangs: call it in a thread.
+        ``pids`` are the processes whose resident bytes the processor's reading tells; the driver
+        tells a card's by itself. ``idle``: no model is loaded or about to be.
         """
-        readings = {device.id: DeviceUsage(0, {}) for device in self._list if device.kind == "fake"}
+        readings = {device.id: DeviceUsage(0, {}) for device in self._made_up}
         if self._cards is not None:
-            readings |= self._cards.read()
+            readings |= self._cards.read(idle=idle)
         if self._host is not None:
             readings[CPU] = self._host.read(pids)
+        self._rebuild()
+        for device in self._list:
+            if device.unified and device.id in readings and CPU in readings:
+                used = readings[CPU].used_bytes
+                readings[device.id] = replace(readings[device.id], used_bytes=used)
         return readings
 
     def close(self) -> None:
         """Lets go of the driver's library. Cards are left out of every reading after it."""
         if self._cards is not None:
             self._cards.close()
-
-
-def _card(card: Card) -> Device:
-    return Device(card.id, card.name, "cuda", card.memory_bytes, card.memory_bytes)
 
 
 def _made_up(number: int, name: str, memory_bytes: int) -> Device:

@@ -29,12 +29,15 @@ WELL = Condition()
 class Device:
     """One card, the processor, or one that is made up."""
 
-    id: str  #: what CUDA_VISIBLE_DEVICES of a worker must say; "cpu"; "fake0", "fake1", ...
+    id: str  #: a card's index, or its UUID; "cpu"; "fake0", "fake1", ...
     name: str
     kind: str  #: "cuda", "cpu" or "fake"
     memory_bytes: int  #: what may be planned with: all of a card's, the budget of the processor
     physical_bytes: int  #: what is there: RAM for the processor, else the same as memory_bytes
     condition: Condition = WELL
+    pin: str = ""  #: a card's full UUID: what CUDA_VISIBLE_DEVICES of a worker must say
+    unified: bool = False  #: its memory is the processor's RAM
+    exclusive: bool = False  #: it takes one worker at a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,17 @@
-"""The cards, asked of the NVIDIA driver's library (NVML): without torch, never with a context."""
+"""The NVIDIA driver's library (NVML), asked without torch and never with a context.
 
+Everything here may block for as long as the driver likes: ``cards`` asks it with a deadline.
+"""
+
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from workers.devices.device import DeviceUsage
 
 T = TypeVar("T")
-NO_DRIVER = "no NVIDIA driver: models run on the CPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,59 +24,113 @@ class Driver:
 class Card:
     """A card, or an instance of one that is partitioned (MIG)."""
 
-    id: str
+    id: str  #: its index, or as CUDA_VISIBLE_DEVICES names it; for people
+    pin: str  #: its full UUID: what CUDA_VISIBLE_DEVICES of a worker must say
     name: str
-    memory_bytes: int
+    memory_bytes: int  #: without what the driver keeps for itself; 0 where it shares the RAM
     handle: Any
+    bus_id: str | None = None  #: its folder's name below /sys/bus/pci/devices
+    capability: tuple[int, int] | None = None
+    unified: bool = False  #: it has no memory of its own
+    exclusive: bool = False  #: it takes one process at a time
+    prohibited: bool = False  #: it takes none
 
 
-class Cards:
-    """The cards that the driver shows and CUDA_VISIBLE_DEVICES leaves to us."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the driver shows, of what CUDA_VISIBLE_DEVICES leaves to us."""
 
-    def __init__(self, nvml: Any) -> None:
-        self._nvml = nvml
-        self._open = False
-        self.driver: Driver | None = None
-        self.list: tuple[Card, ...] = ()
-        self.note: str | None = None  #: what an operator should know
+    driver: Driver
+    count: int  #: of cards that it shows to everybody
+    cards: tuple[Card, ...]
+    silent: tuple[str, ...]  #: cards that do not answer, with the driver's words
 
-    @classmethod
-    def find(cls, visible: str | None, nvml: Any = None) -> "Cards":
-        """Asks the driver once. ``visible`` is CUDA_VISIBLE_DEVICES of this process, ``nvml`` what
-        stands in for pynvml. Never raises: without a driver there are no cards, and a note.
+
+class Nvml:
+    """A connection to the driver. Its functions raise ``NVMLError`` of the library."""
+
+    def __init__(
+        self, nvml: Any, libraries: Sequence[Path] = (), *, memory_v2: bool = True
+    ) -> None:
+        """``nvml`` is pynvml, or what stands in for it; ``libraries``: where NVML may lie outside
+        of the loader's path. ``memory_v2`` False: it is asked by the older call only (WSL).
         """
-        if nvml is None:
-            import pynvml
+        self._nvml = nvml
+        self._libraries = libraries
+        self._memory_v2 = memory_v2
+        self.is_open = False
+        self.error: type[Exception] = nvml.NVMLError
 
-            nvml = pynvml
-        cards = cls(nvml)
+    def open(self) -> None:
+        """Connect to the driver. Raises NVMLError."""
+        if self.is_open:
+            return
         try:
-            nvml.nvmlInit()
-            cards._open = True
-            cards._find(visible)
-        except nvml.NVMLError as error:
-            cards.close()
-            cards.driver, cards.list, cards.note = None, (), _no_driver(nvml, error)
-        return cards
+            self._nvml.nvmlInit()
+        except self.error as error:
+            if not self.is_absent(error) or not self._preload():
+                raise
+            self._nvml.nvmlInit()
+        self.is_open = True
 
-    def _find(self, visible: str | None) -> None:
+    def _preload(self) -> bool:
+        """Load NVML from where it lies, so that its name is known to the loader."""
+        for path in self._libraries:
+            try:
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                continue
+            return True
+        return False
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self.told(self._nvml.nvmlShutdown)
+
+    def is_absent(self, error: Exception) -> bool:
+        """True if NVML's library was not found."""
+        return self._value(error) == int(self._nvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    def is_no_driver(self, error: Exception) -> bool:
+        """True if there is no driver at all, or its kernel module is not loaded."""
+        not_loaded = self._value(error) == int(self._nvml.NVML_ERROR_DRIVER_NOT_LOADED)
+        return not_loaded or self.is_absent(error)
+
+    def is_mismatch(self, error: Exception) -> bool:
+        """True if the library and the kernel module are of different versions."""
+        return self._value(error) == int(self._nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+
+    def is_lost(self, error: Exception) -> bool:
+        return self._value(error) == int(self._nvml.NVML_ERROR_GPU_IS_LOST)
+
+    @staticmethod
+    def _value(error: Exception) -> int | None:
+        return getattr(error, "value", None)
+
+    # ---- finding ---------------------------------------------------------------------------------
+
+    def find(self, visible: str | None) -> Found:
+        """Ask for the driver and its cards. ``visible`` is CUDA_VISIBLE_DEVICES of this process."""
         nvml = self._nvml
         number = nvml.nvmlSystemGetCudaDriverVersion()
         version = str(nvml.nvmlSystemGetDriverVersion())
-        self.driver = Driver(version, (number // 1000, number % 1000 // 10))
+        driver = Driver(version, (number // 1000, number % 1000 // 10))
         silent: list[str] = []
         found: list[Card] = []
         count = nvml.nvmlDeviceGetCount()
-        for name in _names(visible, count):
+        for name in visible_names(visible, count):
             try:
                 found += self._cards(name)
-            except nvml.NVMLError as error:
+            except self.error as error:
                 silent.append(f"{name} ({error})")
-        self.list = tuple({card.id: card for card in found}.values())
-        self.note = _note(count, visible, self.list, silent)
+        once: dict[str, Card] = {}
+        for card in found:
+            once.setdefault(card.pin, card)
+        return Found(driver, count, tuple(once.values()), tuple(silent))
 
     def _cards(self, name: str) -> Iterator[Card]:
-        """Return the cards that one entry of CUDA_VISIBLE_DEVICES names. Raises NVMLError."""
+        """Return the cards that one entry of CUDA_VISIBLE_DEVICES names."""
         nvml = self._nvml
         if name.isdecimal():
             handle = nvml.nvmlDeviceGetHandleByIndex(int(name))
@@ -88,48 +146,86 @@ class Cards:
         for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
             try:
                 instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-            except nvml.NVMLError:
+            except self.error:
                 continue  # a place where no instance was made
             yield self._card(str(nvml.nvmlDeviceGetUUID(instance)), instance)
 
     def _by_uuid(self, start: str) -> tuple[Any, str]:
-        """The card whose UUID begins so: CUDA takes beginnings, NVML does not. Raises NVMLError."""
+        """The card whose UUID begins so: CUDA takes beginnings, NVML does not.
+
+        A lost card may raise at its index: the others are looked at all the same.
+        """
         nvml = self._nvml
+        why = nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
         for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            if str(uuid := nvml.nvmlDeviceGetUUID(handle)).startswith(start):
-                return handle, str(uuid)
-        raise nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                uuid = str(nvml.nvmlDeviceGetUUID(handle))
+            except self.error as error:
+                why = error
+                continue
+            if uuid.startswith(start):
+                return handle, uuid
+        raise why
 
     def _is_partitioned(self, handle: Any) -> bool:
-        mode = self._told(lambda: self._nvml.nvmlDeviceGetMigMode(handle)[0])
+        mode = self.told(lambda: self._nvml.nvmlDeviceGetMigMode(handle)[0])
         return bool(mode == self._nvml.NVML_DEVICE_MIG_ENABLE)
 
     def _card(self, name: str, handle: Any) -> Card:
-        memory = int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total)
-        return Card(name, str(self._nvml.nvmlDeviceGetName(handle)), memory, handle)
-
-    def read(self) -> dict[str, DeviceUsage]:
-        """One look at each card that answers, by id."""
-        looks = {card.id: self._read(card.handle) for card in self.list}
-        return {name: reading for name, reading in looks.items() if reading is not None}
-
-    def _read(self, handle: Any) -> DeviceUsage | None:
-        """None where the card does not tell its memory: it fell off the bus, say."""
         nvml = self._nvml
-        used = self._told(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
-        if used is None:
-            return None
-        share = self._told(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu))
+        memory = self._memory(handle)
+        bus = self.told(lambda: str(nvml.nvmlDeviceGetPciInfo(handle).busId))
+        mode = self.told(lambda: nvml.nvmlDeviceGetComputeMode(handle))
+        capability = self.told(lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
+        return Card(
+            id=name,
+            pin=self.told(lambda: str(nvml.nvmlDeviceGetUUID(handle))) or name,
+            name=str(nvml.nvmlDeviceGetName(handle)),
+            memory_bytes=memory[0] if memory else 0,
+            handle=handle,
+            bus_id=bus and bus.lower()[-12:],  # sysfs writes the domain with four digits
+            capability=capability and (int(capability[0]), int(capability[1])),
+            unified=memory is None,
+            exclusive=mode == nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
+            prohibited=mode == nvml.NVML_COMPUTEMODE_PROHIBITED,
+        )
+
+    # ---- looks -----------------------------------------------------------------------------------
+
+    def usage(self, card: Card) -> DeviceUsage:
+        """Look at a card. Raises NVMLError if it does not answer: it fell off the bus, say."""
+        nvml, handle = self._nvml, card.handle
+        memory = self._memory(handle)
+        # What cannot be is not told: under WSL the figures of some drivers have no bound.
+        used = memory[1] if memory and memory[1] <= card.memory_bytes else 0
+        share = self.told(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu))
         heat = nvml.NVML_TEMPERATURE_GPU
-        milliwatts = self._told(lambda: float(nvml.nvmlDeviceGetPowerUsage(handle)))
+        milliwatts = self.told(lambda: float(nvml.nvmlDeviceGetPowerUsage(handle)))
+        processes = self.told(lambda: self._processes(handle)) or {}
+        most = card.memory_bytes or None
         return DeviceUsage(
             used_bytes=used,
-            processes=self._told(lambda: self._processes(handle)) or {},
+            processes={pid: size for pid, size in processes.items() if not most or size <= most},
             utilisation=None if share is None else share / 100,
-            temperature_c=self._told(lambda: float(nvml.nvmlDeviceGetTemperature(handle, heat))),
+            temperature_c=self.told(lambda: float(nvml.nvmlDeviceGetTemperature(handle, heat))),
             power_w=None if milliwatts is None else milliwatts / 1000,
         )
+
+    def _memory(self, handle: Any) -> tuple[int, int] | None:
+        """Return (total, used) without what the driver keeps; None where the RAM is the card's."""
+        nvml = self._nvml
+        if self._memory_v2:
+            found = self.told(lambda: nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2))
+            if found is not None:
+                return int(found.total) - int(found.reserved), int(found.used)
+        try:
+            plain = nvml.nvmlDeviceGetMemoryInfo(handle)
+        except self.error as error:
+            if self._value(error) == nvml.NVML_ERROR_NOT_SUPPORTED:
+                return None
+            raise
+        return int(plain.total), int(plain.used)
 
     def _processes(self, handle: Any) -> dict[int, int]:
         found: dict[int, int] = {}
@@ -139,20 +235,15 @@ class Cards:
                 found[pid] = found.get(pid, 0) + int(process.usedGpuMemory)
         return found
 
-    def _told(self, ask: Callable[[], T]) -> T | None:
+    def told(self, ask: Callable[[], T]) -> T | None:
         """An answer, or None: drivers do not tell everything of every card."""
         try:
             return ask()
-        except self._nvml.NVMLError:
+        except self.error:
             return None
 
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            self._told(self._nvml.nvmlShutdown)
 
-
-def _names(visible: str | None, count: int) -> list[str]:
+def visible_names(visible: str | None, count: int) -> list[str]:
     """The entries of CUDA_VISIBLE_DEVICES as CUDA reads them: those after a wrong one are hidden.
 
     Indices mean the order of the bus here and in workers, which get CUDA_DEVICE_ORDER for it.
@@ -166,25 +257,3 @@ def _names(visible: str | None, count: int) -> list[str]:
             break
         names.append(str(int(entry)) if is_index else entry)
     return names
-
-
-def _note(count: int, visible: str | None, cards: Sequence[Card], silent: list[str]) -> str | None:
-    parts = []
-    if silent:
-        parts.append(f"these cards do not answer and are left out: {', '.join(silent)}")
-    elif not count:
-        parts.append("the NVIDIA driver shows no card")
-    elif not cards and visible is not None:
-        parts.append(f"CUDA_VISIBLE_DEVICES={visible!r} leaves no card to us")
-    elif not cards:
-        parts.append("the cards are partitioned (MIG), but have no instances")
-    if not cards:
-        parts.append("models run on the CPU")
-    return ": ".join(parts) or None
-
-
-def _no_driver(nvml: Any, error: Exception) -> str:
-    absent = {nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED}
-    if getattr(error, "value", None) in absent:
-        return NO_DRIVER
-    return f"the NVIDIA driver does not answer ({error}): models run on the CPU"

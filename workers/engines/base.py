@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from workers.codes import Code
+from workers.faults import FaultName
 from workers.protocol import Event, Failed, Job, Load, Ready
 from workers.protocol.bounds import MOST_MESSAGE
 
@@ -21,12 +22,15 @@ class Refused(Exception):
         *,
         param: str | None = None,
         details: dict[str, Any] | None = None,
+        fault: FaultName | None = None,
     ) -> None:
+        """``fault``: the class of what kept a model from being loaded, if it has one."""
         super().__init__(message)
         self.code = code
         self.message = message[:MOST_MESSAGE]
         self.param = param
         self.details = details or {}
+        self.fault = fault
 
     def final(self, job_id: str) -> Failed:
         """Return the final event of the job that is refused."""

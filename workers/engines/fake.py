@@ -5,6 +5,7 @@ with it, and it is a demo that needs no weights. With ``faults`` prompts make it
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ import msgspec
 from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
 from workers.engines.stop_strings import StopFinder
+from workers.faults import classify
 from workers.protocol import (
     Cancelled,
     Event,
+    Failed,
     FakeOptions,
     Load,
     Ready,
@@ -31,7 +34,7 @@ from workers.protocol import (
 MAX_CONTEXT = 8192
 _SLOW_SECONDS = 1.0
 _GARBAGE = msgspec.Raw(b"\xc1")  #: a byte that msgpack never uses: the frame will not decode
-_FAULTS = ("!crash", "!hang", "!oom", "!slow", "!garbage")
+_FAULTS = ("!crash", "!hang", "!oom", "!raise", "!slow", "!garbage")
 
 
 @dataclass(slots=True)
@@ -120,12 +123,25 @@ class FakeEngine:
                 events.append(Started(id=request.job.id, prompt_tokens=len(request.words)))
                 if request.fault == "!garbage":
                     return [_GARBAGE]  # type: ignore[list-item]
+                if request.fault == "!raise":
+                    events.append(self._raise(request))
+                    continue
                 _inject_fault(request.fault)
             if request.due <= now:
                 events += self._advance(request)
         if not events:
             self._sleep_until_due()
         return events
+
+    def _raise(self, request: _Request) -> Event:
+        """Meet the error whose text is the prompt's rest, as the other engines do."""
+        error = RuntimeError(" ".join(request.words[1:]))
+        fault = classify(error)
+        if fault is None or fault.ends:
+            raise error
+        del self._running[request.job.id]
+        message = "The device ran out of memory on this request."
+        return Failed(id=request.job.id, code="OUT_OF_MEMORY", message=message)
 
     def _end_cancelled(self, request: _Request) -> Event:
         del self._running[request.job.id]
@@ -208,8 +224,12 @@ def _fail_to_load(fault: str, progress: Callable[[float], None]) -> NoReturn:
     match fault:
         case "crash":
             _crash()
+        case "device":
+            raise RuntimeError("No CUDA GPUs are available")
         case "hang":
             time.sleep(3600)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "oom":
             raise Refused("OUT_OF_MEMORY", "The device has not enough memory for this model.")
         case "garbage":

@@ -61,8 +61,10 @@ def pack(*layers: nn.Linear) -> PackedLinear:
     return PackedLinear(_whole(weights), None if biases is None else _whole(biases))
 
 
-def join(*layers: nn.Linear, device: torch.device) -> None:
+def join(*layers: nn.Linear, device: torch.device, dtype: torch.dtype | None = None) -> None:
     """Move layers that share an input to a device, their weights side by side in one storage.
+
+    dtype: the number format that they get on the way; None keeps theirs.
 
     Each layer's weight (and bias) becomes a view of its rows there, so the layers still compute
     what they did, and nothing is left to free that would not fit what is allocated next. Layers
@@ -72,7 +74,7 @@ def join(*layers: nn.Linear, device: torch.device) -> None:
         if parts is None or (parts[0].device == device and _as_one(parts) is not None):
             continue
         shape = (sum(map(len, parts)), *parts[0].shape[1:])
-        joined = torch.empty(shape, dtype=parts[0].dtype, device=device)
+        joined = torch.empty(shape, dtype=dtype or parts[0].dtype, device=device)
         rows = joined.split_with_sizes([len(part) for part in parts])
         for layer, part, own in zip(layers, parts, rows, strict=True):
             own.copy_(part)

@@ -4,32 +4,28 @@ Only engines import this module; the gateway never imports torch.
 """
 
 import gc
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
 
+from workers.engines import dtypes
 from workers.engines.base import Refused, reason
+from workers.faults import Fault, classify, sentence
 from workers.protocol import Load
 
+log = logging.getLogger(__name__)
+
 #: The number formats that a setting can name.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in dtypes.DTYPE_BYTES}
 
 #: What a process takes of a card beside the allocator's memory: the context and its kernels.
 CONTEXT_BYTES = 500 * 1024 * 1024
 
-#: Compute capability from which tensor cores multiply bfloat16; older cards emulate it.
-_BFLOAT16_CAPABILITY = (8, 0)
-
-#: How running out of memory reads where torch raises no OutOfMemoryError: from the driver (no room
-#: for a context, a kernel or a graph), from cuBLAS and cuDNN, for pinned memory, and on a CPU.
-_OUT_OF_MEMORY = (
-    "CUDA error: out of memory",
-    "_STATUS_ALLOC_FAILED",
-    "HOST_ALLOCATION_FAILED",
-    "can't allocate memory",
-)
+#: With more than this part of a card free, a library that gets no memory has another trouble.
+_ROOM = 0.25
 
 #: What the libraries and safetensors raise for files that do not fit together.
 _LIBRARY_ERRORS = (
@@ -40,6 +36,7 @@ _LIBRARY_ERRORS = (
     TypeError,
     AttributeError,
     IndexError,
+    MemoryError,
     SafetensorError,
 )
 
@@ -61,7 +58,7 @@ def loading(
         _avoid_cudnn_attention()
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(what) from error
@@ -72,12 +69,12 @@ def loading(
 def library_errors(message: str) -> Iterator[None]:
     """Raise Refused with a message and the library's reason if a library cannot read the files.
 
-    Errors that mean that memory ran out pass through: ``loading`` refuses the load for them.
+    Errors of a class of faults pass through, since the files have no part in them.
     """
     try:
         yield
     except _LIBRARY_ERRORS as error:
-        if is_out_of_memory(error):
+        if fault_of(error) is not None:
             raise
         raise load_failed(f"{message}: {reason(error)}") from error
 
@@ -88,10 +85,59 @@ def load_failed(message: str) -> Refused:
 
 
 def device(spec: Load) -> torch.device:
-    """Return the device that a load names. Raises Refused for CUDA where there is no card."""
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise load_failed("The model is to run on CUDA, but this process sees no CUDA device.")
+    """Return the device that a load names.
+
+    Raises Refused for CUDA where there is no card, or the cards are not those that were chosen.
+    """
+    if spec.device == "cuda":
+        if not torch.cuda.is_available():
+            raise _without_card(
+                "The model is to run on CUDA, but this process sees no CUDA device."
+            )
+        _check_cards(spec.visible_devices.split(","))
     return torch.device(spec.device)
+
+
+def straight_to(device: torch.device) -> dict[str, torch.device] | None:
+    """Return the libraries' device map by which each weight goes to the card as it is read.
+
+    Otherwise all of them are gathered in RAM first, which may be smaller than the card. None on a
+    CPU, where weights stay mapped from their files until they are packed.
+    """
+    return None if device.type == "cpu" else {"": device}
+
+
+def _check_cards(chosen: Sequence[str]) -> None:
+    """Raise Refused if this process sees other cards than CUDA_VISIBLE_DEVICES names by UUID.
+
+    Libraries count cards when they are imported, and an index may mean another card by then.
+    """
+    if not all(entry.startswith("GPU-") for entry in chosen):
+        return  # of an instance (MIG) the library tells its card's UUID
+    count = torch.cuda.device_count()
+    seen = [
+        f"GPU-{uuid}"
+        for uuid in (
+            getattr(torch.cuda.get_device_properties(card), "uuid", None) for card in range(count)
+        )
+        if uuid is not None
+    ]
+    if count != len(chosen) or (seen and seen != list(chosen)):
+        raise load_failed(
+            f"The worker was given the cards {', '.join(chosen)} and sees {count}: "
+            f"{', '.join(seen) or 'of unknown UUID'}. Its model was not loaded."
+        )
+
+
+def _without_card(text: str) -> Refused:
+    """Return the refusal of a load without a card, with the reason that the driver gives."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+        if (fault := classify(error)) is not None:
+            text = f"{text} {sentence(error, fault)}"
+            return Refused("MODEL_LOAD_FAILED", text, fault=fault.name)
+    return Refused("MODEL_LOAD_FAILED", text, fault="card lost")
 
 
 def check_missing(keys: Iterable[str], where: str = "the weights") -> None:
@@ -100,14 +146,35 @@ def check_missing(keys: Iterable[str], where: str = "the weights") -> None:
         raise load_failed(f"{len(missing)} tensors are missing from {where}, {missing[0]} first.")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True if an error of torch means that memory ran out, on a card or on a CPU.
+def fault_of(error: BaseException) -> Fault | None:
+    """Return the class of an error by the table of faults; None for an ordinary one."""
+    fault = classify(error)
+    if fault is not None and fault.name == "library memory":
+        return classify(error, room=_has_room())
+    return fault
 
-    None of these errors damages a CUDA context, so the process may go on.
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OUT_OF_MEMORY)
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if an error means that memory ran out, on a card or in RAM: the process may go on."""
+    fault = fault_of(error)
+    return fault is not None and fault.blame == "memory"
+
+
+def must_end(error: BaseException, device: torch.device | str) -> bool:
+    """True if the process must end: an error may have spoilt its CUDA context, and going on would
+    give garbage. On a card that holds for each error of torch that has no class."""
+    fault = fault_of(error)
+    if fault is not None:
+        return fault.ends
+    return torch.device(device).type == "cuda" and isinstance(error, RuntimeError)
+
+
+def _has_room() -> bool:
+    """True if a card of this process has much memory left. Raises RuntimeError if it is lost."""
+    if not torch.cuda.is_initialized():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return free > _ROOM * total
 
 
 def out_of_memory(what: str = "this model") -> Refused:
@@ -147,12 +214,34 @@ def held_bytes(device: torch.device | str) -> int | None:
     return total
 
 
-def half_precision(device: torch.device | str) -> torch.dtype:
-    """Return the 16-bit format that a device multiplies fast: float16 on old cards or bfloat16."""
-    device = torch.device(device)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _BFLOAT16_CAPABILITY:
-        return torch.float16
-    return torch.bfloat16
+def choose_dtype(
+    kind: str,
+    spec: Load,
+    device: torch.device,
+    stored: torch.dtype | None = None,
+    *,
+    model_type: str = "",
+) -> torch.dtype:
+    """Return the number format to compute in: the setting's, else the choice of ``dtypes``.
+
+    Raises Refused for a setting that names none. What is doubtful or not in the files' own format
+    goes to the log.
+    """
+    capability, name = None, ""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        name = torch.cuda.get_device_name(device)
+    if spec.dtype is not None:
+        if spec.dtype not in DTYPES:
+            raise load_failed(f"The dtype {spec.dtype} is none of {', '.join(DTYPES)}.")
+        if warning := dtypes.doubt(kind, spec.dtype, capability, name):
+            log.warning("%s: %s", spec.model, warning)
+        return DTYPES[spec.dtype]
+    own = dtype_name(stored) if stored is not None else None
+    chosen = dtypes.dtype_for(kind, own, capability, name, model_type=model_type)
+    if own is not None and own != chosen:
+        log.info("%s: its files are in %s; it computes in %s", spec.model, own, chosen)
+    return DTYPES[chosen]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

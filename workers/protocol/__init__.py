@@ -4,6 +4,7 @@ import msgspec
 
 from workers.protocol.events import (
     AudioDelta,
+    Broken,
     Cancelled,
     Confined,
     Failed,
@@ -49,6 +50,7 @@ from workers.protocol.load import (
 __all__ = [
     "AudioDelta",
     "AudioFormat",
+    "Broken",
     "Cancel",
     "Cancelled",
     "ChatMessage",
@@ -113,5 +115,5 @@ Command = Import | Load | Job | Cancel | Stop
 Success = TextDone | ImageDone | SpeechDone | TranscriptionDone
 Final = Success | Failed | Cancelled
 JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
-WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat
+WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat | Broken
 Event = JobEvent | WorkerEvent

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from workers.codes import Code, LoadCode
+from workers.faults import FaultName
 from workers.protocol.bounds import (
     Count,
     Details,
@@ -61,6 +62,14 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
 
     code: LoadCode
     message: Message
+    fault: FaultName | None = None  #: the class of what went wrong, if it has one
+
+
+class Broken(msgspec.Struct, tag="broken", frozen=True, kw_only=True):
+    """The worker's last word: an error has ended its loop, and the process ends at once."""
+
+    fault: FaultName | None = None  #: None for an error of no class
+    error: Name  #: the type of the error
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True, kw_only=True):

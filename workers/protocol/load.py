@@ -36,8 +36,11 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_second: float = 0.0  #: per request; 0 is as fast as it can
     memory_bytes: int = 0
     batch_size: int = 64
-    faults: bool = False  #: obey prompts that begin with !crash, !hang, !oom, !slow, !garbage
-    load_fault: str | None = None  #: what loading does instead: crash, hang, oom, garbage, error
+    #: obey prompts that begin with !crash, !hang, !oom, !slow, !garbage, !raise
+    faults: bool = False
+    #: what loading does instead: crash, device (it meets a lost card), error, garbage, hang, kill
+    #: (as the kernel does it), oom
+    load_fault: str | None = None
 
 
 class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +67,8 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     path: str
     device: DeviceKind = "cpu"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
+    #: bytes of weights that each visible device may hold, in their order; none: as they have room
+    device_weights: tuple[int, ...] = ()
     dtype: str | None = None  #: None: the files' own, where the device computes it well
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device

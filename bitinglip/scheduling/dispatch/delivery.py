@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Loading, Queued
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import cost_done
+from bitinglip.scheduling.models.deaths import Death
 from bitinglip.scheduling.models.listener import Waiting
-from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
+from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
 from bitinglip.settings import Settings
@@ -130,11 +132,16 @@ class Delivery:
         """Estimate the seconds until a job with so many ahead of it begins; None if unknown."""
         replicas = self._manager.serving(model_queue.model)
         if not replicas:
-            return self._manager.load_eta(model_queue.model)
+            return self.load_eta(model_queue.model)
         if ahead < sum(replica.free_slots for replica in replicas):
             return 0.0
         wait = model_queue.service_time.wait(ahead, sum(replica.slots for replica in replicas))
         return None if wait is None else round(wait, 3)
+
+    def load_eta(self, model: str) -> float | None:
+        """Estimate the seconds until a model is loaded; None if unknown."""
+        model_state = self._manager.models.get(model)
+        return self._manager.facts.load_eta(model_state, self._clock()) if model_state else None
 
     def _time_isolation(self, model_queue: ModelQueue, entry: InFlightJob) -> None:
         """End isolation in time; a job that ran out of memory keeps the worker to its end."""
@@ -200,7 +207,8 @@ class Delivery:
             return False
         if entry.short_of_memory or entry.replica is None:
             failed.details["tried"] = ["unused models beside it evicted", "alone on its worker"]
-            ways_out: list[Any] = self._manager.memory_suggestions(entry.event_log.job.model)
+            manifest = self._manager.model_state(entry.event_log.job.model).manifest
+            ways_out: list[Any] = self._manager.facts.memory_suggestions(manifest)
             failed.details["ways_out"] = ways_out
             return False
         entry.short_of_memory += 1
@@ -223,15 +231,17 @@ class Delivery:
     def on_lost(self, worker: Worker, cause: str) -> None:
         """Run jobs without output again, end the rest, and have the model restarted."""
         replica = self._manager.replica_of(worker)
-        model_queue = self.model_queues.get(replica.model) if replica is not None else None
+        if replica is None:
+            return
+        model_queue = self.model_queues.get(replica.model)
+        death = self._manager.deaths.judge(replica, worker.fault, cause, self._clock())
         forgiven = 0
-        if replica is not None and model_queue is not None:
-            forgiven = self._handle_lost_jobs(model_queue, replica, cause)
-        self._manager.on_lost(worker, cause, forgiven=forgiven)
         if model_queue is not None:
-            self.dispatch_waiting(
-                model_queue
-            )  # another replica may have room for those that lost theirs
+            forgiven = self._handle_lost_jobs(model_queue, replica, cause, death)
+        self._manager.on_lost(worker, cause, death, forgiven=forgiven)
+        if model_queue is not None:
+            # Another replica may have room for those that lost theirs.
+            self.dispatch_waiting(model_queue)
 
     # ---- events of the model manager -------------------------------------------------------------
 
@@ -262,7 +272,9 @@ class Delivery:
 
     # ---- quarantine ------------------------------------------------------------------------------
 
-    def _handle_lost_jobs(self, model_queue: ModelQueue, replica: Replica, cause: str) -> int:
+    def _handle_lost_jobs(
+        self, model_queue: ModelQueue, replica: Replica, cause: str, death: Death
+    ) -> int:
         """Return the deaths of a request that was found to cause them; 0 if none was."""
         lost = [entry for entry in model_queue.running.values() if entry.replica is replica]
         now = self._clock()
@@ -274,16 +286,49 @@ class Delivery:
             if entry.event_log.output_seen:
                 self.fail(entry, _crashed(cause, quarantined=False))
                 continue
-            if cause != RESTARTED_BY_OPERATOR:
-                entry.deaths += 1
-                began = entry.event_log.dispatched or now
-                entry.ran_for = min(MAX_ISOLATION_SECONDS, now - began)
+            began = entry.event_log.dispatched or now
+            entry.ran_for = min(MAX_ISOLATION_SECONDS, now - began)
             entry.event_log.reset_output()
+            if death.blame == "request":
+                entry.deaths += 1
+                death.undo.append(partial(_excuse, entry))
             retry_queue.append(entry)
-        return self._retry_or_quarantine(model_queue, retry_queue, cause, alone=len(lost) == 1)
+        if death.is_excused:
+            self._retry_excused(model_queue, retry_queue, cause, death)
+            return 0
+        return self._retry_or_quarantine(
+            model_queue, retry_queue, cause, death, alone=len(lost) == 1
+        )
+
+    def _retry_excused(
+        self, model_queue: ModelQueue, entries: list[InFlightJob], cause: str, death: Death
+    ) -> None:
+        """Run jobs again whose worker did not die of them, but not for ever: those that memory
+        ran out on alone the second time, none a third time."""
+        again: list[InFlightJob] = []
+        for entry in entries:
+            entry.excused += 1
+            if entry.excused <= _MOST_DEATHS:
+                again.append(entry)
+                continue
+            model_queue.retry_queue.append(entry)  # so that it can be taken out like any that waits
+            self.fail(entry, _gave_up(cause, death))
+        if death.blame == "memory":
+            alone = [entry for entry in again if entry.excused == _MOST_DEATHS]
+            for entry in alone:
+                entry.short_of_memory += 1
+                again.remove(entry)
+            model_queue.isolate(alone)
+        model_queue.retry_queue.extendleft(reversed(again))
 
     def _retry_or_quarantine(
-        self, model_queue: ModelQueue, entries: list[InFlightJob], cause: str, *, alone: bool
+        self,
+        model_queue: ModelQueue,
+        entries: list[InFlightJob],
+        cause: str,
+        death: Death,
+        *,
+        alone: bool,
     ) -> int:
         """Run jobs again after one death; after two, quarantine a job that ran alone, else isolate
         the suspects. Return the deaths of the one in quarantine."""
@@ -292,6 +337,7 @@ class Delivery:
         if alone and doubtful:
             offender = doubtful[0]
             self.quarantine.add(offender.event_log.job)
+            death.undo.append(partial(self.quarantine.remove, offender.event_log.job))
             log.error("request quarantined", model=model_queue.model, task=offender.id, cause=cause)
             model_queue.retry_queue.append(
                 offender
@@ -310,6 +356,19 @@ def _with_results(worker: Worker, job: Job, event: protocol.JobEvent) -> protoco
         return event
     assert isinstance(job.work, protocol.ImageJob | protocol.SpeechJob)
     return take_results(event, worker.folder, Path(job.work.folder))
+
+
+def _excuse(entry: InFlightJob) -> None:
+    """Take back a death that turned out to be the device's."""
+    entry.deaths = max(0, entry.deaths - 1)
+    entry.excused += 1
+
+
+def _gave_up(cause: str, death: Death) -> errors.BitingLipError:
+    """Return the error of a request that is not run again though it is not to blame."""
+    if death.blame != "memory":
+        return _crashed(cause, quarantined=False)
+    return errors.OutOfMemory(f"The worker {cause} each time that it ran this request.")
 
 
 def _crashed(cause: str, *, quarantined: bool) -> errors.WorkerCrashed:

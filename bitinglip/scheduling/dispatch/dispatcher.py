@@ -228,6 +228,7 @@ class Dispatcher:
             overload=self.overload,
             top_rank=self._top_rank,
             slots=slots,
+            load_eta=lambda: self.delivery.load_eta(job.model),
         )
 
     def _leave(self, entry: InFlightJob) -> None:

@@ -31,6 +31,7 @@ class InFlightJob:
     input_bytes: int = 0  #: what its input holds in memory
     replica: Replica | None = None
     deaths: int = 0  #: workers that died while they ran it
+    excused: int = 0  #: workers that died while they ran it, by no fault of its own
     ran_for: float = 0.0  #: how long it had run when the last one died
     events: EventCheck | None = None  #: of the worker that runs it
     short_of_memory: int = 0  #: times that a worker ran out of memory on it

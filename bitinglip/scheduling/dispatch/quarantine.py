@@ -25,6 +25,10 @@ class Quarantine:
     def __contains__(self, job: Job) -> bool:
         return bool(self._held) and (job.model, fingerprint(job)) in self._held
 
+    def remove(self, job: Job) -> None:
+        """Let one request out; no harm if it is not held."""
+        self._held.pop((job.model, fingerprint(job)), None)
+
     def release(self, model: str) -> None:
         """Release a model's requests when an operator loads it again."""
         for entry in [entry for entry in self._held if entry[0] == model]:

@@ -13,9 +13,10 @@ from bitinglip.scheduling.placement.fit import FitAnswer, fit, fit_info
 from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
+from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Condition, Device, Devices, DeviceUsage
+from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, State
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 
@@ -25,6 +26,7 @@ _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
 #: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
 #: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
 _DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
+_UNIFIED_PART = 16  #: of memory that card and processor share, one such part stays free
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -42,7 +44,7 @@ class ResourceFacts:
         self._devices = devices
         self._footprints = footprints
         self._clock = clock
-        self._conditions: dict[str, Condition] = {}
+        self._conditions: dict[str, Condition] | None = None  #: at the last sample
         self._readings: dict[str, DeviceUsage] = {}
         self._other_bytes: dict[str, int] = {}
 
@@ -52,12 +54,38 @@ class ResourceFacts:
     def devices(self) -> tuple[Device, ...]:
         return self._devices.list()
 
+    def mark(self, device: str, state: State, reason: str, *, source: str) -> None:
+        """Say that a device is not well; see ``Devices.mark``."""
+        self._devices.mark(device, state, reason, source=source)
+
+    def clear(self, device: str, *, source: str) -> None:
+        """Take back what this source said of a device."""
+        self._devices.clear(device, source=source)
+
     def reading(self, device: str) -> DeviceUsage | None:
         return self._readings.get(device)
 
-    def sample(self, pids: Iterable[int]) -> dict[str, DeviceUsage]:
-        """Sample the devices; it blocks for some milliseconds, so call it in a thread."""
-        return self._devices.read(pids)
+    def sample(self, pids: Iterable[int], *, idle: bool = False) -> dict[str, DeviceUsage]:
+        """Sample the devices; it blocks for some milliseconds, so call it in a thread.
+
+        ``idle``: no model is loaded or about to be.
+        """
+        return self._devices.read(pids, idle=idle)
+
+    def device_problems(self) -> Mapping[str, str]:
+        """Map devices that are not well to their reasons, and "card" to why one is missing."""
+        return self._devices.problems()
+
+    def lacks_card(self) -> str | None:
+        """Say why there is no usable card although devices.require asks for one; else None."""
+        if self._settings.devices.require == "auto":
+            return None
+        cards = [device for device in self.devices if device.kind != "cpu"]
+        if any(device.condition.state != "lost" for device in cards):
+            return None
+        reasons = self.device_problems().values()
+        note = (self._devices.note or "no card was found").partition(": models run")[0]
+        return " ".join(reasons) or f"There is no usable card: {note}."
 
     def update(
         self,
@@ -72,26 +100,37 @@ class ResourceFacts:
         """
         held: dict[str, list[int | None]] = {device: [] for device in readings}
         for replica in replicas:
-            for device in replica.devices:
+            for device in self._with_sharing(replica.devices):
                 if device in readings:
                     pid = pids.get(replica.id)
                     held[device].append(_held_by(replica, readings[device], pid))
+            if CPU in readings and CPU not in replica.devices:
+                resident = readings[CPU].processes.get(pids.get(replica.id, 0), 0)
+                held[CPU].append(min(resident, replica.ram_bytes))
         for device, reading in readings.items():
             ours = [size or 0 for size in held[device]]
             other = max(0, reading.used_bytes - sum(ours))
             if None in held[device]:  # one of ours takes memory, and nothing says how much
                 other = min(other, self._other_bytes.get(device, 0))
             self._other_bytes[device] = other
+        for device in self._other_bytes.keys() - readings.keys():
+            del self._other_bytes[device]  # it does not answer: its last figure says nothing
         self._readings = dict(readings)
         before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
-        return before != self._conditions
+        return before is not None and before != self._conditions
+
+    def _with_sharing(self, devices: Iterable[str]) -> set[str]:
+        """Add the devices whose memory is that of one of these."""
+        found = set(devices)
+        shared = {device.id for device in self.devices if device.unified or device.kind == "cpu"}
+        is_shared = any(device.unified for device in self.devices) and found & shared
+        return found | shared if is_shared else found
 
     def other_bytes(self, device: str) -> int:
         """Return the bytes on a device that other programs hold."""
         return self._other_bytes.get(device, 0)
 
     def capacities(self) -> list[DeviceCapacity]:
-        headroom = self._settings.devices.headroom_bytes
         return [
             DeviceCapacity(
                 id=device.id,
@@ -99,12 +138,21 @@ class ResourceFacts:
                 memory=device.memory_bytes,
                 physical=device.physical_bytes,
                 other_bytes=self.other_bytes(device.id),
-                headroom=headroom if device.kind == "cuda" else 0,
+                headroom=self._headroom(device),
                 name=device.name,
                 reason=device.condition.reason,
+                exclusive=device.exclusive,
+                shares="cpu" if device.unified else None,
             )
             for device in self.devices
         ]
+
+    def _headroom(self, device: Device) -> int:
+        """Return the bytes of a device that stay free; the system lives in unified memory, too."""
+        if device.kind != "cuda":
+            return 0
+        least = device.memory_bytes // _UNIFIED_PART if device.unified else 0
+        return max(self._settings.devices.headroom_bytes, least)
 
     # ---- models --------------------------------------------------------------------------------
 
@@ -114,10 +162,32 @@ class ResourceFacts:
         there = list(dict.fromkeys(device.kind for device in self.devices))
         if own.device is not None:
             return [kind for kind in there if kind in _KIND_OF[own.device]]
+        if self._settings.devices.require == "cuda":
+            return [kind for kind in there[:1] if kind != "cpu"]
         return there[:1]
+
+    def visible_devices(self, replica: Replica) -> str:
+        """Return CUDA_VISIBLE_DEVICES for a replica: its cards by what never changes of them."""
+        pins = {device.id: device.pin or device.id for device in self.devices}
+        return ",".join(pins.get(each, each) for each in replica.devices)
 
     def need(self, manifest: Manifest, kind: str) -> MemoryEstimate:
         return self._footprints.need(manifest, self.load_config(manifest, kind))
+
+    def ram(self, manifest: Manifest, kind: str) -> RamNeed:
+        """Return the RAM that a model takes beside a device of that kind."""
+        return ram_need(manifest, self.load_config(manifest, kind))
+
+    def device_weights(self, manifest: Manifest, replica: Replica) -> tuple[int, ...]:
+        """Return the bytes of weights that each of several devices may hold, in their order.
+
+        What the plan reserves there, without the share of the cache, which lies with its layers.
+        """
+        if len(replica.devices) == 1:
+            return ()
+        footprint = self.need(manifest, self.kind_of(replica)).footprint
+        weights = 1.0 - footprint.cache / max(1, footprint.total)
+        return tuple(int(reserved * weights) for reserved in replica.devices.values())
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
@@ -162,6 +232,12 @@ class ResourceFacts:
         need = self.need(model_state.manifest, kind)
         return need.load_seconds or 1.0 + need.bytes / _BYTES_PER_SECOND
 
+    def load_eta(self, model_state: ModelState, now: float) -> float | None:
+        """Estimate the seconds until a model is loaded that is not; None if it never was."""
+        kinds = self.kinds(self._settings.model(model_state.name))
+        known = (self.need(model_state.manifest, kind).load_seconds for kind in kinds)
+        return model_state.load_eta(now, next(filter(None, known), None))
+
     def reservation(self, replica: Replica, waiting: int) -> Reservation:
         own = self._settings.model(replica.model)
         return Reservation(
@@ -171,10 +247,12 @@ class ResourceFacts:
             state=replica.state,
             in_flight=replica.in_flight,
             waiting=waiting,
-            pinned=own.pin,
+            pinned=own.pin or replica.state == "stuck",
             loaded_at=replica.loaded_at,
             used_at=replica.used_at,
             load_seconds=replica.load_seconds,
+            ram=replica.ram_bytes,
+            lasting_ram=replica.ram.lasting,
             keep_alive=self._settings.keep_alive(replica.model),
         )
 
@@ -182,6 +260,11 @@ class ResourceFacts:
         """List the replicas that a model lacks; ``since``: when its oldest request came, if any."""
         own = self._settings.model(model_state.name)
         needs = {kind: self.need(model_state.manifest, kind).bytes for kind in self.kinds(own)}
+        ram = max(
+            (self.ram(model_state.manifest, kind) for kind in needs),
+            key=lambda need: need.loading,
+            default=NO_RAM,
+        )
         there = sum(
             replica.state in ("loading", "ready") for replica in model_state.replicas.values()
         )
@@ -195,6 +278,8 @@ class ResourceFacts:
                 urgent=since is not None and there == 0 and number == 0,
                 level=level,
                 spread=self._spread(model_state.manifest, own),
+                ram=ram.loading,
+                lasting_ram=ram.lasting,
             )
             for number in range(model_state.target - there)
         ]
@@ -266,8 +351,11 @@ class ResourceFacts:
     ) -> errors.ModelDoesNotFit:
         """Make the error, with numbers and suggestions; it can be retried unless ``forever``."""
         answer = self.fit(manifest, reservations, rules)
+        message = answer.message
+        if answer.need is None and (missing := self._devices.missing):
+            message, forever = f"{message} {missing}", False
         return errors.ModelDoesNotFit(
-            answer.message,
+            message,
             param="model",
             details=fit_info(answer),
             retry_after=None if forever else _BLOCKED_SECONDS,
@@ -291,6 +379,8 @@ def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | N
     In a container the driver may number processes as the host does, so that our number is
     another program's. Its figure counts only where it is near the worker's own.
     """
+    if pid is None and replica.worker is None:
+        return 0  # its process has not started
     told = reading.processes.get(pid) if pid is not None else None
     beat = replica.worker.heartbeat if replica.worker is not None else None
     if beat is None:

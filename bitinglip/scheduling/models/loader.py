@@ -2,13 +2,12 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
+from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.state import ModelState, Replica
-from bitinglip.scheduling.placement.estimate import LoadConfig
 from bitinglip.settings import Settings, SpeechModel
 from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import Manifest
@@ -26,6 +25,7 @@ class Pool(Protocol):
 
     async def start(self, worker_id: str, spec: protocol.Load) -> Worker: ...
     async def stop(self, worker: Worker, cause: str = "stopped") -> None: ...
+    def stuck(self, worker_id: str) -> Worker | None: ...
     def drain(self, worker: Worker) -> None: ...
     def forget_model(self, model: str) -> None: ...
     def warm_spare(self) -> None: ...
@@ -42,6 +42,10 @@ class LoadListener(Protocol):
         """Take note that its process has ended and its memory is free."""
         ...
 
+    def on_stuck(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
+        """Take note that its process was killed and has not ended: it still holds its memory."""
+        ...
+
 
 class ReplicaLoader:
     def __init__(
@@ -50,14 +54,14 @@ class ReplicaLoader:
         store: ModelStore,
         pool: Pool,
         listener: LoadListener,
-        load_config: Callable[[Manifest, str], LoadConfig],
+        facts: ResourceFacts,
         page_cache: PageCache | None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._pool = pool
         self._listener = listener
-        self._load_config = load_config
+        self._facts = facts
         self._page_cache = page_cache
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -92,8 +96,11 @@ class ReplicaLoader:
             spec = self._spec(model_state.manifest, replica, kind)
             for name in filter(None, (spec.model, self._settings.model(spec.model).speech.vocoder)):
                 await self._store.check(name)
+            await self._read_first(spec.model)
             worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
+            if (stuck := self._pool.stuck(replica.id)) is not None:
+                self._listener.on_stuck(model_state, replica, stuck)
             self._listener.on_load_failed(model_state, replica, why)
         except StoreError as error:
             self._listener.on_load_failed(
@@ -110,6 +117,20 @@ class ReplicaLoader:
             if self._page_cache is not None:
                 self._page_cache.drop(model_state.name)
 
+    async def _read_first(self, name: str) -> None:
+        """Read the files of a model on slow storage in sequence, as far as the RAM allows.
+
+        The load maps them, and would fetch them in small pieces in the order of its tensors.
+        """
+        cache = self._page_cache
+        if cache is None or not cache.reads_first or name in cache.held:
+            return
+        try:
+            await asyncio.to_thread(cache.keep, name, self._store.path(name))
+        except asyncio.CancelledError:
+            cache.drop(name)  # which ends the reading
+            raise
+
     async def _stop(
         self,
         model_state: ModelState,
@@ -122,7 +143,19 @@ class ReplicaLoader:
             await asyncio.gather(loading, return_exceptions=True)
         if replica.worker is not None:
             await self._pool.stop(replica.worker, cause)
-        self._listener.on_gone(model_state, replica)
+        if (stuck := self._pool.stuck(replica.id)) is not None:
+            self._listener.on_stuck(model_state, replica, stuck)
+        else:
+            self._listener.on_gone(model_state, replica)
+
+    def await_end(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
+        """Tell the end of a process that is stuck, whenever it comes."""
+
+        async def wait() -> None:
+            await worker.ended.wait()
+            self._listener.on_gone(model_state, replica)
+
+        self._spawn(wait(), f"end of {replica.id}")
 
     def keep_files(self, manifest: Manifest) -> None:
         """Keep the files in RAM of a model that was just evicted, or will be loaded soon."""
@@ -146,12 +179,14 @@ class ReplicaLoader:
     def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:
         own = self._settings.model(manifest.name)
         workers = self._settings.workers
+        offload = self._facts.load_config(manifest, kind).offload
         return protocol.Load(
             model=manifest.name,
             engine=own.engine or manifest.engine,
             path=str(self._store.path(manifest.name)),
             device="cuda" if kind == "cuda" else "cpu",
-            visible_devices=",".join(replica.devices) if kind == "cuda" else "",
+            visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
+            device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
             dtype=own.dtype,
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
@@ -159,7 +194,7 @@ class ReplicaLoader:
             threads=workers.threads,
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             image=protocol.ImageOptions(
-                offload="none" if kind == "fake" else self._load_config(manifest, kind).offload,
+                offload="none" if kind == "fake" else offload,
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
                 loras=own.image.loras,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import structlog
 
 from bitinglip import errors
+from bitinglip.scheduling.models.deaths import AFTER_DEVICE_FAULT, Death, Deaths
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.listener import ModelListener
 from bitinglip.scheduling.models.loader import Pool, ReplicaLoader
@@ -19,22 +20,18 @@ from bitinglip.scheduling.models.plan_timer import PlanTimer
 from bitinglip.scheduling.models.restarts import RestartBudget
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement import planner
-from bitinglip.scheduling.placement.dry_run import Placement
 from bitinglip.scheduling.placement.eviction import EvictionRules
-from bitinglip.scheduling.placement.fit import FitAnswer
 from bitinglip.scheduling.placement.ledger import Ledger, Reservation
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
-from model_store.manifest import Manifest
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import DeviceUsage
+from workers.faults import RAM
 from workers.pool import StartFailed
 from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
-
-RESTARTED_BY_OPERATOR = "was restarted on request"
 
 
 class ModelManager:
@@ -59,22 +56,19 @@ class ModelManager:
         self._unmet = False  #: requests wait for a model that is not loaded
         self._plan_timer = PlanTimer(self._plan, clock)
         rules = settings.residency
-        self._rules = EvictionRules(min_residency=rules.min_seconds, patience=rules.patience)
+        self.rules = EvictionRules(min_residency=rules.min_seconds, patience=rules.patience)
         self._overdue = max(2.0, settings.workers.heartbeat_timeout / 4)
         self.facts = facts
+        self.deaths = Deaths(facts)
         self.models: dict[str, ModelState] = {}
         self.shortage = 0.0  #: missing memory for models with waiting requests, in parts of all
 
     def connect(self, pool: Pool, listener: ModelListener) -> None:
-        """Close the one cycle of the composition, before the first request.
-
-        The manager starts workers in the pool and wakes the dispatcher, and both are built with
-        what they call back: the pool with the dispatcher, the dispatcher with the manager.
-        """
+        """Close the one cycle of the composition: both are built with what they call back."""
         self._pool = pool
         self._listener = listener
         self._loader = ReplicaLoader(
-            self._settings, self._store, pool, self, self.facts.load_config, self._page_cache
+            self._settings, self._store, pool, self, self.facts, self._page_cache
         )
 
     # ---- for the dispatcher --------------------------------------------------------------------
@@ -110,19 +104,10 @@ class ModelManager:
     def replica_of(self, worker: Worker) -> Replica | None:
         return self._by_worker.get(worker)
 
-    def load_eta(self, name: str) -> float | None:
-        """Estimate the seconds until the model is loaded; None if no load runs, or unknown."""
-        model_state = self.models.get(name)
-        return model_state.load_eta(self.clock()) if model_state else None
-
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
         self.facts.raise_minimum(self.models[replica.model].manifest, replica)
         self._evict_idle_near(replica)
-
-    def memory_suggestions(self, name: str) -> list[dict[str, object]]:
-        """Suggest settings that leave more memory to the model's requests."""
-        return self.facts.memory_suggestions(self.model_state(name).manifest)
 
     # ---- for operators -------------------------------------------------------------------------
 
@@ -188,13 +173,6 @@ class ModelManager:
         if replica.in_flight == 0:
             self._stop(model_state, replica, reason)
 
-    def fit(self, manifest: Manifest) -> FitAnswer:
-        """Answer where a model fits, after which evictions, or with which settings."""
-        model_state = self.models.get(manifest.name)
-        held = model_state.replicas.values() if model_state else ()
-        places = (Placement(tuple(each.devices)) for each in held if each.state != "stopping")
-        return self.facts.fit(manifest, self.reservations(), self._rules, next(places, None))
-
     def busy(self, name: str) -> int:
         """Count the model's running and waiting jobs."""
         return self._listener.busy(name)
@@ -207,6 +185,7 @@ class ModelManager:
         Replicas whose heartbeat is overdue get nothing new, and other programs may have taken or
         freed memory.
         """
+        self.deaths.expire(self.clock())
         changed = self.facts.update(sample, self.replicas(), pids)
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest
@@ -238,7 +217,7 @@ class ModelManager:
     async def _end(self, model_state: ModelState, cause: str, *replicas: Replica) -> None:
         """Stop replicas; return when their processes are gone."""
         for replica in replicas:
-            if replica.state != "stopping":
+            if replica.state not in ("stopping", "stuck"):
                 self._stop(model_state, replica, cause)
         stops = [replica.task for replica in replicas if replica.task is not None]
         await asyncio.gather(*stops, return_exceptions=True)
@@ -261,7 +240,7 @@ class ModelManager:
         now = self.clock()
         ledger = self.ledger()
         usable = sum(device.usable for device in ledger.devices if not device.reason)
-        found = planner.plan(ledger, self._demands(now), now, self._rules)
+        found = planner.plan(ledger, self._demands(now), now, self.rules)
         self.shortage = min(1.0, found.missing_bytes / usable) if usable else 0.0
         for load in found.loads:
             self._begin(self.models[load.model], load)
@@ -297,6 +276,7 @@ class ModelManager:
         replica = Replica(model_state.name, load.index, load.devices, self.clock())
         model_state.replicas[load.index] = replica
         kind = self.facts.kind_of(replica)
+        replica.ram = self.facts.ram(model_state.manifest, kind)
         replica.load_seconds = self.facts.load_seconds(model_state, kind)
         log.info("loading", worker=replica.id, devices=list(load.devices))
         replica.task = self._loader.start(model_state, replica, kind)
@@ -309,7 +289,7 @@ class ModelManager:
     def _refuse(self, model_state: ModelState, *, forever: bool) -> None:
         model_state.target = len(model_state.serving)
         error = self.facts.does_not_fit(
-            model_state.manifest, self.reservations(), self._rules, forever=forever
+            model_state.manifest, self.reservations(), self.rules, forever=forever
         )
         self._unavailable(model_state, error)
 
@@ -341,8 +321,15 @@ class ModelManager:
     def on_load_failed(self, model_state: ModelState, replica: Replica, why: StartFailed) -> None:
         log.warning("load failed", model=model_state.name, cause=why.message)
         self._metrics.load_finished(model=model_state.name, seconds=0.0, ok=False)
-        del model_state.replicas[replica.index]
+        if replica.state != "stuck":
+            model_state.remove(replica)
         self.replan()
+        if replica.slept:
+            return  # the machine was suspended meanwhile: once more
+        now = self.clock()
+        if self.deaths.load_failed(replica.devices, why.fault, now):
+            model_state.retry_at = now + AFTER_DEVICE_FAULT
+            return  # once more: there, or elsewhere once the device is in question
         if why.code == "OUT_OF_MEMORY":
             self.facts.raise_minimum(model_state.manifest, replica)
             model_state.short_of_memory += 1
@@ -354,38 +341,50 @@ class ModelManager:
         model_state.target = max(others, own.replicas if own.preload else 0)
         if model_state.serving or model_state.loading:
             return  # the others go on
-        model_state.load_failed(why.message, self.clock())
+        model_state.load_failed(why.message, now, hopeless=why.fault is RAM)
         details = {"model": model_state.name}
         error = errors.from_code(why.code, why.message, param="model", details=details)
         self._unavailable(model_state, error)
 
+    def on_stuck(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
+        """Keep its memory reserved until the process ends after all."""
+        replica.state, replica.worker, replica.task = "stuck", worker, None
+        self.deaths.stuck(replica)
+        self._loader.await_end(model_state, replica, worker)
+
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
+        self.deaths.gone(replica)
         model_state.remove(replica)
         if replica.worker is not None:
             self._by_worker.pop(replica.worker, None)
             self._loader.keep_files(model_state.manifest)
         self.replan()
 
-    def on_lost(self, worker: Worker, cause: str, *, forgiven: int = 0) -> None:
+    def on_lost(self, worker: Worker, cause: str, death: Death, *, forgiven: int) -> None:
         """Start another worker in place of one that has died; later if they die too often.
 
         ``forgiven``: deaths, this one among them, of a request that is not run again.
         """
-        replica = self._by_worker.pop(worker, None)
-        if replica is None:
-            return
+        replica = self._by_worker.pop(worker)
         model_state = self.models[replica.model]
-        model_state.remove(replica)
+        if worker.stuck:
+            self.on_stuck(model_state, replica, worker)
+        else:
+            model_state.remove(replica)
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])
-        log.warning("worker lost", worker=replica.id, cause=cause)
-        if cause != RESTARTED_BY_OPERATOR:  # which is no failure of the model
-            now = self.clock()
-            model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven)
-            if rest := model_state.rests(now):
-                log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
-                gone = errors.ModelLoadFailed(model_state.explain(now), param="model")
-                self._unavailable(model_state, gone)
+        log.warning("worker lost", worker=replica.id, cause=cause, blamed_on=death.blame)
+        now = self.clock()
+        if death.blame == "memory" and worker.fault is not RAM:
+            self.facts.raise_minimum(model_state.manifest, replica)
+        if death.is_excused:
+            model_state.retry_at = now + self.deaths.pause(model_state.name, now)
+        elif death.blame == "request":
+            death.undo.append(model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven))
+        if death.blame == "request" and (rest := model_state.rests(now)):
+            log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
+            gone = errors.ModelLoadFailed(model_state.explain(now), param="model")
+            self._unavailable(model_state, gone)
         self.replan()
 
     def _evict_idle_near(self, replica: Replica) -> None:

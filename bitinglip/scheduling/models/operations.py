@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from bitinglip import errors
-from bitinglip.scheduling.models.manager import RESTARTED_BY_OPERATOR, ModelManager
+from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
+from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
+from bitinglip.scheduling.placement.dry_run import Placement
 from bitinglip.scheduling.placement.fit import FitAnswer
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import DeviceSample
@@ -82,6 +84,7 @@ class Operations:
         self._store = store
         self._pool = pool
         self._manager = manager
+        self._known_devices: set[str] = set()
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
     # ---- models --------------------------------------------------------------------------------
@@ -204,7 +207,11 @@ class Operations:
 
     def fit(self, manifest: Manifest) -> FitAnswer:
         """Answer where a model fits, after which evictions, or with which settings."""
-        return self._manager.fit(manifest)
+        manager = self._manager
+        held = self.replicas(manifest.name)
+        places = (Placement(tuple(each.devices)) for each in held if each.state != "stopping")
+        reservations = manager.reservations()
+        return manager.facts.fit(manifest, reservations, manager.rules, next(places, None))
 
     def devices(self) -> list[DeviceView]:
         """List the devices with their memory."""
@@ -230,6 +237,14 @@ class Operations:
                 )
             )
         return found
+
+    def device_problems(self) -> Mapping[str, str]:
+        """Map devices that are not well to their reasons, and "card" to why one is missing."""
+        return self._manager.facts.device_problems()
+
+    def lacks_card(self) -> str | None:
+        """Say why there is no usable card although devices.require asks for one; else None."""
+        return self._manager.facts.lacks_card()
 
     def samples(self) -> list[DeviceSample]:
         """List the devices for the metrics."""
@@ -257,10 +272,13 @@ class Operations:
     def open(self) -> None:
         """Begin to preload models, and start the spare."""
         self.bootstrapped = True
-        for name in self._store.names():
-            if self._settings.model(name).preload:
-                self._manager.preload(name)
+        self._preload()
         self._pool.warm_spare()
+
+    def _preload(self) -> None:
+        for name in self._store.names():
+            if self._settings.model(name).preload and not self.replicas(name):
+                self._manager.preload(name)
 
     async def watch(self) -> None:
         """Kill workers without heartbeat, for as long as the server runs."""
@@ -272,8 +290,22 @@ class Operations:
         Raises OSError or psutil.Error if the kernel's figures cannot be read; the last ones stay.
         """
         pids = {worker.id: worker.pid for worker in self._pool.workers}
-        sample = await asyncio.to_thread(self._manager.facts.sample, list(pids.values()))
+        idle = not any(self._manager.replicas())
+        facts = self._manager.facts
+        sample = await asyncio.to_thread(facts.sample, list(pids.values()), idle=idle)
+        known, self._known_devices = self._known_devices, {device.id for device in facts.devices}
         self._manager.refresh(sample, pids)
+        if known and self._known_devices - known:
+            self._use_found_cards()
+
+    def _use_found_cards(self) -> None:
+        """Move models that run on the CPU for want of a card, and preload those that could not."""
+        for replica in list(self._manager.replicas()):
+            own = self._settings.model(replica.model)
+            if own.device is None and set(replica.devices) == {"cpu"}:
+                self._manager.drain_replica(replica, "a card was found")
+        if self.bootstrapped:
+            self._preload()
 
     async def close(self) -> None:
         await self._manager.close()

@@ -1,19 +1,32 @@
-"""Models and their replicas have this state; only the model manager writes it.
+"""Models and their replicas have this state; only the model manager writes it, and ``resume``
+what a suspended machine does to replicas.
 
 The dispatcher books jobs on replicas through ``took``, ``gave_back`` and ``measured`` only.
 """
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bitinglip import errors
 from bitinglip.scheduling.models.restarts import RestartBudget
+from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed
 from model_store.manifest import Manifest
 from workers import protocol
 from workers.worker import Worker
 
 _SMOOTHING = 0.2
+JUMP_SECONDS = 3.0  #: the two clocks below differ by less while the machine runs
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def suspended_seconds() -> float:
+    """Return how long the machine was suspended since its boot."""
+    return _boottime() - time.monotonic()
 
 
 @dataclass(eq=False, slots=True)
@@ -24,7 +37,8 @@ class Replica:
     index: int
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
-    state: str = "loading"  #: loading, ready, draining or stopping
+    ram: RamNeed = NO_RAM  #: beside its devices
+    state: str = "loading"  #: loading, ready, draining, stopping or stuck
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop
     progress: float = 0.0  #: of the load
@@ -33,6 +47,8 @@ class Replica:
     cost: float = 0.0  #: of the jobs that were sent to it and have not ended
     speed: float | None = None  #: cost per second of a job on it
     silent: bool = False  #: its heartbeat is overdue: nothing new goes to it
+    held: bool = False  #: its card is probed after a suspension: nothing new goes to it
+    suspended_before: float = field(default_factory=suspended_seconds)
     loaded_at: float = 0.0
     used_at: float = 0.0
     load_seconds: float = 1.0
@@ -42,9 +58,25 @@ class Replica:
         return f"{self.model}/{self.index}"
 
     @property
+    def ram_bytes(self) -> int:
+        """Return the RAM that it holds beside its devices, as it is planned."""
+        return self.ram.loading if self.state == "loading" else self.ram.lasting
+
+    @property
     def free_slots(self) -> int:
         """Count the further jobs that it takes now."""
-        return self.slots - self.in_flight if self.state == "ready" and not self.silent else 0
+        takes = self.state == "ready" and not self.silent and not self.held
+        return self.slots - self.in_flight if takes else 0
+
+    @property
+    def slept(self) -> bool:
+        """Return True if the machine was suspended while it was on a card.
+
+        Its end says nothing then, of the request that ran or of the model: what lay in the card's
+        memory may be gone. The clocks are asked, so that no worker dies before that is noticed.
+        """
+        on_card = "cpu" not in self.devices
+        return on_card and suspended_seconds() - self.suspended_before > JUMP_SECONDS
 
     @property
     def health(self) -> float:
@@ -110,15 +142,20 @@ class ModelState:
             return "loading"
         return "error" if self.given_up or self.failed else "available"
 
-    def load_eta(self, now: float) -> float | None:
-        """Estimate the seconds until a running load ends; None if there is none, or unknown."""
-        left: list[float] = []
+    def load_eta(self, now: float, learned: float | None = None) -> float | None:
+        """Estimate the seconds until the model is loaded; None if unknown.
+
+        ``learned``: how long its loads took in earlier runs of the server. A load that has not
+        begun may have to wait for memory first, which is not in it.
+        """
+        usual = learned if self.load_seconds is None else self.load_seconds
+        left = [] if self.loading or usual is None else [usual]
         for replica in self.loading:
             passed = now - replica.began
             if replica.progress > 0.05:
                 left.append(passed / replica.progress * (1 - replica.progress))
-            elif self.load_seconds is not None:
-                left.append(max(0.0, self.load_seconds - passed))
+            elif usual is not None:
+                left.append(max(0.0, usual - passed))
         return round(min(left), 3) if left else None
 
     def idle_seconds(self, now: float) -> float | None:
@@ -139,21 +176,34 @@ class ModelState:
         self.short_of_memory = 0
         self.loads += 1
 
-    def load_failed(self, cause: str, now: float) -> None:
-        """Pause before the next try, or give the model up: no replica is left or loading."""
+    def load_failed(self, cause: str, now: float, *, hopeless: bool = False) -> None:
+        """Pause before the next try, or give the model up: no replica is left or loading.
+
+        ``hopeless``: another try now would fail as this one did.
+        """
         self.failed = True
+        self.given_up = self.given_up or hopeless
         self._failed(cause, now)
 
-    def lost(self, cause: str, now: float, *, forgiven: int) -> None:
+    def lost(self, cause: str, now: float, *, forgiven: int) -> Callable[[], None]:
         """Pause before the next start, or give the model up: a worker has died.
 
-        ``forgiven``: deaths, this one among them, of a request that is not run again.
+        ``forgiven``: deaths, this one among them, of a request that is not run again. Returns what
+        takes it back.
         """
+        before = (self.given_up, self.cause, self.retry_at)
         if forgiven:
             self.budget.give_back(forgiven - 1)
             self.retry_at = now
         else:
             self._failed(cause, now)
+
+        def undo() -> None:
+            if not forgiven:
+                self.budget.give_back(1)
+            self.given_up, self.cause, self.retry_at = before
+
+        return undo
 
     def _failed(self, cause: str, now: float) -> None:
         within = self.budget.spend(now)

@@ -35,14 +35,14 @@ class Snapshot:
 
 
 def place(
-    model: str, needs: Mapping[str, int], snapshot: Snapshot, *, spread: int = 1
+    model: str, needs: Mapping[str, int], snapshot: Snapshot, *, spread: int = 1, ram: int = 0
 ) -> Placement | None:
     """Return where the planner would load a model, or None if it would refuse it.
 
     The first run is what the planner does for a request that arrives now. That may be to wait
     until models have had their minimum residency; the second run assumes that they have had it.
     """
-    demand = planner.Demand(model, 0, needs, since=snapshot.now, spread=spread)
+    demand = planner.Demand(model, 0, needs, since=snapshot.now, spread=spread, ram=ram)
     return _run(demand, snapshot) or _run(replace(demand, since=float("-inf")), _later(snapshot))
 
 
@@ -65,7 +65,12 @@ def _run(demand: planner.Demand, snapshot: Snapshot) -> Placement | None:
         held = {each.id: each for each in snapshot.reservations}
         leaving = [each for each in snapshot.reservations if each.leaving]
         leaving += [held[evict.id] for evict in plan.evictions]
-        there = (each.model for each in leaving if set(each.devices) & set(load.devices))
+        there = (
+            each.model
+            for each in leaving
+            if set(each.devices) & set(load.devices)
+            or (load.ram and snapshot.ledger().ram_of(each))
+        )
         return Placement(tuple(load.devices), tuple(dict.fromkeys(there)))
     return None
 
@@ -74,7 +79,7 @@ def _later(snapshot: Snapshot) -> Snapshot:
     """Return the facts as they are once loads have ended and every model may be evicted."""
     now = snapshot.now
     reservations = [
-        replace(each, state="ready", loaded_at=now, used_at=now)
+        replace(each, state="ready", loaded_at=now, used_at=now, ram=each.lasting_ram)
         if each.state == "loading"
         else each
         for each in snapshot.reservations

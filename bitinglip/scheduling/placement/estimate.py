@@ -124,8 +124,7 @@ def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
     and decoder; the decoder takes one image at a time. On a CPU
     the heap keeps what the denoiser gave back, so there the two add up."""
     element = _image_element(manifest, load_config, kind)
-    parts = [size * element // _stored(manifest) for size in manifest.components.values()]
-    parts = parts or [manifest.weight_bytes * element // _stored(manifest)]
+    parts = image_parts(manifest, load_config)
     weights = {
         "none": sum(parts),
         "model": max(parts),
@@ -137,6 +136,16 @@ def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
     decoder = _DECODER_COPIES * load_config.pixels * manifest.decoder_width * element
     peak = denoiser + decoder if load_config.device == "cpu" else max(denoiser, decoder)
     return Footprint(weights, activations=peak, overhead=_OVERHEAD[kind])
+
+
+def image_parts(manifest: Manifest, load_config: LoadConfig, *, stored: bool = False) -> list[int]:
+    """Return the bytes of each of the pipeline's models as computed, or as ``stored``."""
+    sizes = list(manifest.components.values()) or [manifest.weight_bytes]
+    if stored:
+        return sizes
+    kind = "cuda" if load_config.device == "cuda" else "cpu"
+    element = _image_element(manifest, load_config, kind)
+    return [size * element // _stored(manifest) for size in sizes]
 
 
 def _image_element(manifest: Manifest, load_config: LoadConfig, kind: str) -> int:

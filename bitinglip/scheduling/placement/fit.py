@@ -13,6 +13,7 @@ from bitinglip.scheduling.placement.estimate import (
     estimate,
 )
 from bitinglip.scheduling.placement.footprints import MemoryEstimate
+from bitinglip.scheduling.placement.ram import ram_need
 from model_store.manifest import Manifest
 from model_store.sizes import size_text
 from workers.engines.defaults import IMAGE_BATCH, TEXT_ROWS
@@ -127,6 +128,14 @@ class _Fit:
         needed = self._need(load_config).bytes
         most = dry_run.obtainable(load_config.device, needed, self._snapshot, spread=self._spread)
         text = f"{self._manifest.name} needs {size_text(needed)}, and {size_text(most)} can be had."
+        ram = ram_need(self._manifest, load_config).loading
+        most_ram = self._snapshot.ledger().ram_obtainable()
+        if needed <= most and most_ram is not None and ram > most_ram:
+            text = (
+                f"{self._manifest.name} needs {size_text(ram)} of RAM to load, beside "
+                f"{size_text(needed)} of its device, and {size_text(max(0, most_ram))} of RAM can "
+                "be had."
+            )
         for each in self._snapshot.devices:
             if each.kind == load_config.device and each.reason:
                 text += f" {each.id} ({each.name}) takes no load: {each.reason}"
@@ -151,7 +160,10 @@ class _Fit:
 
     def _place(self, *load_configs: LoadConfig) -> Placement | None:
         needs = {each.device: self._need(each).bytes for each in load_configs}
-        return dry_run.place(self._manifest.name, needs, self._snapshot, spread=self._spread)
+        ram = max((ram_need(self._manifest, each).loading for each in load_configs), default=0)
+        return dry_run.place(
+            self._manifest.name, needs, self._snapshot, spread=self._spread, ram=ram
+        )
 
     def _kind_of(self, placement: Placement) -> str:
         return next(each.kind for each in self._snapshot.devices if each.id == placement.devices[0])

@@ -14,6 +14,7 @@ from bitinglip.scheduling.placement import eviction
 from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
 
+_RAM = "ram"  #: stands for the RAM of reservations on any device while models are chosen for it
 _NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
 
 
@@ -28,6 +29,8 @@ class Demand:
     urgent: bool = True  #: requests wait for it; otherwise it takes free memory only
     level: int = 0
     spread: int = 1  #: over how many devices of a kind it may be split
+    ram: int = 0  #: bytes of RAM that its load takes beside the device
+    lasting_ram: int = 0  #: what of that it keeps once it is loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Load:
     model: str
     index: int
     devices: Mapping[str, int]  #: device id -> bytes to reserve
+    ram: int = 0  #: bytes of RAM to reserve while it loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,8 @@ class _Planner:
         of_kind = [device for device in self._ledger.devices if device.kind in demand.needs]
         devices = [device for device in of_kind if not device.reason]
         fitting = [device for device in devices if demand.needs[device.kind] <= device.largest]
+        if devices and not self._has_ram(demand, fitting or devices):
+            return
         if not fitting:
             self._place_split(demand, devices, blocked=len(devices) < len(of_kind))
             return
@@ -140,6 +146,52 @@ class _Planner:
         device = min(possible, key=lambda device: self._missing(demand, device))
         self.plan.missing_bytes += self._missing(demand, device)
         self._claim(demand, device)
+
+    def _has_ram(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
+        """Return True if there is the RAM that the load takes; else wait or make room for it.
+
+        RAM that other loads take comes free when they end, so that two do not run at once that
+        need it all. Models are evicted for it only where the load could have its device.
+        """
+        free = self._ledger.ram_free
+        if free is None or demand.ram <= free:
+            return True
+        if not demand.urgent:
+            return False
+        self.plan.missing_bytes += demand.ram - free
+        if demand.ram > (self._ledger.ram_obtainable() or 0) or demand.ram > (
+            self._ledger.ram or 0
+        ):
+            forever = demand.ram > (self._ledger.ram or 0)
+            self.plan.refusals.append(Refuse(demand.model, forever=forever))
+            return False
+        device = max(devices, key=lambda device: self._ledger.free(device.id))
+        place = {device.id: demand.needs[device.kind]}
+        missing = demand.ram - free - self._ledger.ram_coming()
+        if missing <= 0 or self._evict_for_ram(demand, devices, missing):
+            self._await(demand, place)
+        else:
+            self._ledger.take(place, demand.ram, demand.lasting_ram)
+        return False
+
+    def _evict_for_ram(
+        self, demand: Demand, devices: Sequence[DeviceCapacity], missing: int
+    ) -> bool:
+        """Evict the cheapest set of models that frees enough RAM, if there is one."""
+        if not any(self._could_free(demand, device) for device in devices):
+            return False
+        holders = {
+            each.id: each
+            for each in self._ledger.reservations
+            if self._ledger.ram_of(each) and each.id not in self._evicted
+        }
+        as_ram = [
+            replace(each, devices={_RAM: self._ledger.ram_of(each)}) for each in holders.values()
+        ]
+        chosen = self._choose(demand, as_ram, _RAM, missing)
+        for reservation in chosen.reservations if chosen else ():
+            self._evict(holders[reservation.id], f"RAM to load {demand.model}")
+        return chosen is not None
 
     def _load_into_free(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
         """Load on the preferred kind, away from its other replicas, where least is left over."""
@@ -186,8 +238,14 @@ class _Planner:
 
     def _eviction_set(self, demand: Demand, device: DeviceCapacity) -> EvictionSet | None:
         """Choose the models to evict from this device now; note when the choice will change."""
+        missing = self._missing(demand, device)
+        return self._choose(demand, self._candidates(device.id), device.id, missing)
+
+    def _choose(
+        self, demand: Demand, candidates: Iterable[Reservation], device: str, missing: int
+    ) -> EvictionSet | None:
         ready: list[Reservation] = []
-        for reservation in self._candidates(device.id):
+        for reservation in candidates:
             if reservation.model == demand.model:
                 continue
             at = eviction.may_leave_at(reservation, demand.since, self._rules)
@@ -195,7 +253,7 @@ class _Planner:
                 ready.append(reservation)
             elif at is not None:
                 self._replan_at(at)
-        return eviction.choose(ready, device.id, self._missing(demand, device), self._now)
+        return eviction.choose(ready, device, missing, self._now)
 
     def _claim(self, demand: Demand, device: DeviceCapacity) -> None:
         """Keep what comes free on a device for the demand that has waited longest.
@@ -279,12 +337,12 @@ class _Planner:
     # ---- the plan's own bookkeeping --------------------------------------------------------------
 
     def _load(self, demand: Demand, devices: Mapping[str, int]) -> None:
-        self._ledger.take(devices)
-        self.plan.loads.append(Load(demand.model, demand.index, devices))
+        self._ledger.take(devices, demand.ram, demand.lasting_ram)
+        self.plan.loads.append(Load(demand.model, demand.index, devices, demand.ram))
 
     def _await(self, demand: Demand, devices: Mapping[str, int]) -> None:
-        self._ledger.take(devices)
-        self.plan.waiting.append(Load(demand.model, demand.index, devices))
+        self._ledger.take(devices, demand.ram, demand.lasting_ram)
+        self.plan.waiting.append(Load(demand.model, demand.index, devices, demand.ram))
 
     def _evict(self, reservation: Reservation, reason: str) -> None:
         if reservation.id in self._evicted:

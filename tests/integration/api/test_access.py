@@ -53,7 +53,7 @@ def test_scope_is_not_needed_where_any_key_is_enough(served: Served, client: htt
         (method, route.path)
         for route in served.app.routes
         if isinstance(route, APIRoute) and declared_scope(route) == ANY_KEY
-        for method in route.methods
+        for method in route.methods or ()
     ]
     assert len(routes) == 3
     for method, path in routes:

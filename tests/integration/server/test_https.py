@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -13,6 +16,7 @@ from tests.support.cli_process import run, terminal
 from tests.support.server import running_server, start_server
 from tests.support.wait import eventually
 
+ROOT = Path(__file__).parents[3]
 QUIET = ("--set", "demo=never", "--set", "workers.spare=false")
 
 
@@ -27,6 +31,13 @@ def answers(home: Path, trust: ssl.SSLContext) -> bool:
     return False
 
 
+def healthcheck(home: Path) -> "subprocess.CompletedProcess[bytes]":
+    """Run what the container image asks its server with."""
+    environ = {**os.environ, "BITINGLIP_HOME": str(home), "https_proxy": "http://127.0.0.1:9"}
+    command = [sys.executable, str(ROOT / "deploy/healthcheck.py")]
+    return subprocess.run(command, env=environ, capture_output=True, timeout=30, check=False)
+
+
 def test_https_serves_and_its_risks_are_in_the_log(tmp_path: Path) -> None:
     cert, key = make_certificate(tmp_path, days=10)
     key.chmod(0o640)
@@ -36,8 +47,10 @@ def test_https_serves_and_its_risks_are_in_the_log(tmp_path: Path) -> None:
         trust = ssl.create_default_context(cafile=cert)
         eventually(lambda: answers(home, trust), 60)
         assert run(home, "workers", "list").returncode == 0  # over the Unix socket, without TLS
+        assert healthcheck(home).returncode == 0
     finally:
         assert server.stop() == 0
+    assert healthcheck(home).returncode == 1
     log = server.log.read_text()
     assert f"others may read the TLS key {key}" in log
     assert f"the TLS certificate {cert} expires on" in log

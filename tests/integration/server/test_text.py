@@ -259,6 +259,7 @@ def test_health_answers_without_a_key(server: Server) -> None:
         "cluster_manager",
         "model_manager",
         "task_manager",
+        "devices",
     }
     assert all(check["ok"] for check in body["checks"].values())
 

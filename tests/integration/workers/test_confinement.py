@@ -210,14 +210,25 @@ def test_confinement_is_reported(confined: dict[str, str], unconfined: dict[str,
 
 
 def test_confinement_of_a_card_takes_only_what_hurts_no_driver_unless_all_is_required(
-    place: Place,
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = {"key": "read(HOME + '/admin.key')", "program": "start_program()"}
+    code = {
+        "key": "read(HOME + '/admin.key')",
+        "program": "start_program()",
+        "driver's cache": "in_new_folder(os.environ['CUDA_CACHE_PATH'] + '/folder')",
+        "torch's cache": "in_new_folder(os.environ['PYTORCH_KERNEL_CACHE_PATH'] + '/folder')",
+        "kept": "os.environ['CUDA_CACHE_PATH'].startswith(HOME + '/cache/m/')",
+    }
+    caches = {"driver's cache": "done", "torch's cache": "done", "kept": "True"}
+    for name in ("CUDA_CACHE_PATH", "PYTORCH_KERNEL_CACHE_PATH"):
+        monkeypatch.delenv(name, raising=False)
     found = place.ask(code, "auto", device="cuda")
+    assert {name: found[name] for name in caches} == caches
     assert found["measures"] == "no_new_privs no_core not_dumpable"
     assert "files: not tried on a card yet" in found["missing"]
     assert (found["key"], found["program"]) == ("6 bytes", "started")
     found = place.ask(code, "require", device="cuda")
+    assert {name: found[name] for name in caches} == caches
     assert found["measures"] == MEASURES.replace(" memory", "")
     assert (found["key"], found["program"], found["missing"]) == ("EACCES", "EPERM", "")
 

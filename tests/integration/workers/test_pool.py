@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,9 +14,10 @@ import pytest
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.server import alive
 from tests.support.wait import eventually, until
-from workers.launcher import worker_environment
+from workers.environment import worker_environment
+from workers.faults import FAULTS
 from workers.pool import StartFailed, WorkerPool
-from workers.protocol import Load, Sampling, TextDone, TextJob
+from workers.protocol import Final, Load, Sampling, TextDone, TextJob
 
 
 def job(prompt: str, max_tokens: int = 3) -> TextJob:
@@ -55,6 +57,61 @@ def test_worker_crash_is_reported_once_with_its_cause(prompt: str, cause: str) -
         assert pool.workers == []
 
     with_pool(test)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "cause"),
+    [
+        ("CUDA error: device-side assert triggered", "context lost", "lost its CUDA context"),
+        ("CUDA error: an illegal memory access", "context lost", "lost its CUDA context"),
+        ("CUDA error: unknown error", "unknown error", "met an unknown error of CUDA"),
+        ("mat1 and mat2 do not fit", None, "failed"),
+    ],
+)
+def test_worker_that_an_error_ends_tells_its_class_and_answers_nothing_of_the_step(
+    text: str, name: str | None, cause: str
+) -> None:
+    async def test(pool: WorkerPool, seen: Recorder) -> None:
+        worker = await pool.start("echo/0", fake(tokens_per_second=1000))
+        worker.send(job(f"!raise {text}"))
+        worker.send(TextJob(id="beside", prompt="a", sampling=Sampling(max_tokens=1)))
+        await seen.until(lambda: seen.lost)
+        assert seen.lost == [f"{cause} (RuntimeError)"]
+        assert (worker.fault.name if worker.fault else None) == name
+        assert [e for e in seen.events if isinstance(e, Final)] == []
+        assert any(text in line for line in worker.output.tail)
+        assert name is None or any(f"'{name}'" in line for line in worker.output.tail)
+
+    with_pool(test)
+
+
+def test_worker_whose_load_meets_a_lost_card_says_so() -> None:
+    async def test(pool: WorkerPool, _seen: Recorder) -> None:
+        with pytest.raises(StartFailed, match=r"lost its card.*does not answer") as failure:
+            await pool.start("echo/0", fake(load_fault="device"))
+        assert failure.value.fault is FAULTS["card lost"]
+
+    with_pool(test)
+
+
+def test_worker_ends_at_once_after_an_error_without_any_clean_up(tmp_path: Path) -> None:
+    """What would touch the card again, at exit or in threads that are waited for, is not run."""
+    trace = tmp_path / "cleaned"
+    program = (
+        "import atexit, os, threading, time\n"
+        "from workers.process import _end_at_once\n"
+        "from workers.protocol import Broken\n"
+        f"atexit.register(open, {str(trace)!r}, 'w')\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "error = RuntimeError('CUDA error: unknown error')\n"
+        "_end_at_once(1, Broken(fault='unknown error', error='RuntimeError'), error)\n"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert b"broken" in ended.stdout
+    assert b"RuntimeError: CUDA error: unknown error" in ended.stderr
+    assert not trace.exists()
 
 
 def test_worker_kill_is_noticed_at_once() -> None:
@@ -119,6 +176,8 @@ def test_load_of_nothing_fails_with_a_reason() -> None:
 def test_environment_of_a_worker_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary")
     monkeypatch.setenv("BITINGLIP_API_KEY", "canary")
+    monkeypatch.setenv("NVIDIA_API_KEY", "canary")
+    monkeypatch.setenv("TORCH_HUB_TOKEN", "canary")
     assert "canary" not in worker_environment(dict(os.environ), "6.1.0").values()
 
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
@@ -129,6 +188,31 @@ def test_environment_of_a_worker_holds_no_secret(monkeypatch: pytest.MonkeyPatch
         assert os.environ["HF_TOKEN"] == "canary"
 
     with_pool(test)
+
+
+def test_environment_of_a_worker_is_that_of_the_libraries_settings(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They reach the process itself, and what does not is said once, by name alone."""
+    given = {"NCCL_P2P_DISABLE": "1", "MALLOC_ARENA_MAX": "2", "CUDNN_LOGINFO_DBG": "0"}
+    for name, value in {**given, "TRANSFORMERS_CACHE": "elsewhere"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setattr("platform.release", lambda: "6.1.0-18-amd64")
+
+    async def test(pool: WorkerPool, _seen: Recorder) -> None:
+        for number in range(2):
+            worker = await pool.start(f"echo/{number}", fake())
+            environ = psutil.Process(worker.pid).environ()
+            assert given.items() <= environ.items()
+            assert environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+            assert "TRANSFORMERS_CACHE" not in environ
+
+    with_pool(test)
+    told = [each.message for each in caplog.records if "TRANSFORMERS_CACHE" in each.message]
+    assert len(told) == 1
+    assert "elsewhere" not in told[0]
+    assert "NCCL_P2P_DISABLE" not in told[0]
 
 
 PARENT = """

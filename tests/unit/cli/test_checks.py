@@ -16,8 +16,9 @@ from cli.context import CliContext
 from tests.support.nvml import NVMLError, StandInCard, StandInNvml
 from workers.confinement import Kernel
 from workers.devices import Devices
+from workers.devices.cards import Cards
 from workers.devices.host import Host
-from workers.devices.nvml import Cards
+from workers.devices.torch_build import TorchBuild, cuda_of
 
 GIB = 1024**3
 
@@ -27,7 +28,8 @@ def look(
 ) -> list[Finding]:
     chosen = settings or Settings()
     devices = Devices(Cards.find(None, nvml), Host(), chosen.devices.cpu_memory_bytes)
-    found = list(accelerator.findings(devices, chosen, torch_cuda))
+    build = TorchBuild("2.13.0", torch_cuda)
+    found = list(accelerator.findings(devices, chosen, build))
     devices.close()
     assert all(finding.advice for finding in found if finding.level != "ok")
     return found
@@ -37,8 +39,8 @@ def levels(found: list[Finding]) -> list[tuple[str, str]]:
     return [(finding.check, finding.level) for finding in found]
 
 
-def card() -> StandInCard:
-    return StandInCard(memory=SimpleNamespace(total=85_000_000_000, used=1_000_000_000))
+def card(uuid: str = "GPU-a") -> StandInCard:
+    return StandInCard(uuid=uuid, memory=SimpleNamespace(total=85_000_000_000, used=1_000_000_000))
 
 
 def test_driver_that_is_missing_makes_a_cpu_machine_and_is_said_once() -> None:
@@ -56,7 +58,7 @@ def test_driver_that_shows_no_card_is_a_warning(nvml: StandInNvml) -> None:
 
 
 def test_cards_are_told_with_their_memory() -> None:
-    found = look(StandInNvml(card(), card()), "13.0")
+    found = look(StandInNvml(card("GPU-a"), card("GPU-b")), "13.0")
     assert levels(found) == [("gpu", "ok")] * 2 + [("cpu", "ok"), ("torch", "ok")]
     assert found[1].detail == "1: NVIDIA H100, 85.0 GB, 268.4 MB kept free, 1.0 GB in use"
 
@@ -105,8 +107,7 @@ def test_fake_devices_are_told_as_such() -> None:
     ],
 )
 def test_torch_build_is_read_from_its_version_file(line: str, found: str | None) -> None:
-    match = accelerator._CUDA.search(f"debug = False\n{line}\n")
-    assert (match[1] if match else None) == found
+    assert cuda_of(f"debug = False\n{line}\n") == found
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 
 from tests.support.nvml import NVMLError, StandInCard, StandInNvml
 from workers.devices import WELL, Condition, Devices
+from workers.devices.cards import Cards
 from workers.devices.host import Host
-from workers.devices.nvml import Cards
-from workers.launcher import worker_environment
+from workers.environment import worker_environment
 
 LOST = NVMLError(StandInNvml.NVML_ERROR_GPU_IS_LOST)
 NOT_SUPPORTED = NVMLError(StandInNvml.NVML_ERROR_NOT_SUPPORTED)

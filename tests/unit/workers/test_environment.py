@@ -5,7 +5,7 @@ import os
 import pytest
 
 from workers import process
-from workers.launcher import worker_environment
+from workers.environment import ignored_variables, worker_environment
 
 LINUX = "6.1.0-18-amd64"
 
@@ -23,6 +23,9 @@ LINUX = "6.1.0-18-amd64"
         "MALLOC_ARENA_MAX",
         "XDG_CACHE_HOME",
         "CC",
+        "GLIBC_TUNABLES",
+        "GOMP_CPU_AFFINITY",
+        "ONEDNN_MAX_CPU_ISA",
     ],
 )
 def test_environment_settings_of_torch_and_its_libraries_reach_the_worker(name: str) -> None:
@@ -44,6 +47,31 @@ def test_environment_allocator_is_left_alone_under_wsl() -> None:
 
 def test_environment_asks_nvml_whether_there_is_a_card() -> None:
     assert worker_environment({}, LINUX)["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA_API_KEY", "TORCH_HUB_TOKEN", "PYTHON_KEYRING_PASSWORD", "CUDA_SECRET"]
+)
+def test_environment_secrets_stay_behind_whatever_their_prefix(name: str) -> None:
+    assert name not in worker_environment({name: "canary"}, LINUX)
+    assert ignored_variables({name: "canary"}) == []
+
+
+def test_environment_names_the_variables_that_have_no_effect() -> None:
+    environ = {
+        "VLLM_ATTENTION_BACKEND": "FLASHINFER",
+        "TOKENIZERS_PARALLELISM": "true",  # set otherwise for workers
+        "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
+        "TRANSFORMERS_OFFLINE": "1",  # as they have it anyway
+        "NCCL_DEBUG": "INFO",
+        "HF_HUB_OFFLINE": "0",  # the gateway's
+        "EDITOR": "vi",
+    }
+    assert ignored_variables(environ) == [
+        "CUDA_DEVICE_ORDER",
+        "TOKENIZERS_PARALLELISM",
+        "VLLM_ATTENTION_BACKEND",
+    ]
 
 
 class StandInDriver:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from workers.engines.torch_env import is_out_of_memory, load_failed
+from workers.engines.torch_env import fault_of, load_failed
 from workers.protocol import ImageOptions
 
 _WARM_UP_STEPS = 2
@@ -38,7 +38,7 @@ def _compile(pipe: Any, denoiser: Any, most_images: int) -> None:
     try:
         _warm_up(pipe, most_images)
     except Exception as error:
-        if is_out_of_memory(error):
+        if fault_of(error) is not None:
             raise
         raise load_failed(f"The model does not compile ({type(error).__name__}).") from error
 

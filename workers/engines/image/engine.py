@@ -10,6 +10,7 @@ from workers.codes import Code
 from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up
+from workers.engines.image.compiler import missing_for_compile
 from workers.engines.image.encoding import describe, write
 from workers.engines.image.loading import load
 from workers.engines.image.loras import Loras
@@ -24,7 +25,9 @@ from workers.engines.torch_env import (
     dtype_name,
     held_bytes,
     is_out_of_memory,
+    load_failed,
     loading,
+    must_end,
     release_cached,
 )
 from workers.protocol import (
@@ -72,6 +75,8 @@ class ImageEngine:
         self._model = spec.model
         self._batch = spec.max_batch or IMAGE_BATCH
         options = spec.image or ImageOptions()
+        if options.compile and (missing := missing_for_compile(spec.device)):
+            raise load_failed(missing)
         progress(0.0)
         with loading(spec, cudnn_attention=True):
             loaded = load(spec, lambda part: progress(0.8 * part))
@@ -175,7 +180,7 @@ class ImageEngine:
         try:
             return preview(call.pipe, step.latents[row : row + 1], job.width, job.height)
         except RuntimeError as error:
-            if self._is_poisoned_by(error) and not is_out_of_memory(error):
+            if must_end(error, self._pipelines.device):
                 raise
             return b""  # the image itself may still come
 
@@ -231,14 +236,10 @@ class ImageEngine:
             release_cached(self._pipelines.device)
             self._dtypes.restore()
             return self._retry_with_fallback(wanted)
-        if self._is_poisoned_by(error):
+        if must_end(error, self._pipelines.device):
             raise error
         self._dtypes.restore()
         return self._fail(wanted, error)
-
-    def _is_poisoned_by(self, error: Exception) -> bool:
-        """True if the error may have damaged a CUDA context: going on would then give garbage."""
-        return self._pipelines.device.type == "cuda" and isinstance(error, RuntimeError)
 
     def _fail(self, samples: list[ImageSample], error: Exception) -> list[Event]:
         message = f"The pipeline failed on this request ({type(error).__name__})."

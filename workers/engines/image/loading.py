@@ -17,9 +17,7 @@ from safetensors import safe_open
 
 from workers.engines import torch_env
 from workers.engines.torch_env import (
-    DTYPES,
     check_missing,
-    half_precision,
     library_errors,
     load_failed,
 )
@@ -41,15 +39,21 @@ class LoadedPipeline:
 
 
 def load(spec: Load, progress: Callable[[float], None]) -> LoadedPipeline:
-    """Load the pipeline of ``spec`` into host memory. Raises :class:`Refused`."""
+    """Load the pipeline of ``spec``: its models go to the device one by one, each before the next
+    is read, but to host memory where the settings offload them. Raises :class:`Refused`.
+    """
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     folder = Path(spec.path)
     device = torch_env.device(spec)
     index = _index(folder)
-    dtype = _dtype(spec.dtype, folder, device)
-    parts = _models(folder, index, dtype, progress)
+    dtype = torch_env.choose_dtype("image", spec, device, _stored_dtype(folder))
+    offload = spec.image.offload if spec.image is not None else "none"
+    keep = device.type == "cpu" or offload != "none"
+    parts = load_models(
+        folder, index, dtype, progress, lambda model: model if keep else model.to(device)
+    )
     with library_errors("The pipeline does not load"):
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
@@ -68,36 +72,25 @@ def _index(folder: Path) -> dict[str, Any]:
     return dict(index)
 
 
-def _dtype(wanted: str | None, folder: Path, device: torch.device) -> torch.dtype:
-    """Return the wanted format; else float32 on a CPU, which is slow at all others; else that of
-    the denoiser's files.
-
-    There float32 becomes the 16 bits that the card is fast at: the difference is not seen, and it
-    takes half of the memory and of the time. float16 stays, since some models that come in it
-    overflow in nothing but their decoder, which is cast for that.
-    """
-    if wanted is not None:
-        return DTYPES[wanted]
-    if device.type == "cpu":
-        return torch.float32
-    stored = _stored_dtype(folder)
-    return stored if stored is torch.float16 else half_precision(device)
-
-
 def _stored_dtype(folder: Path) -> torch.dtype:
     """Return the number format of those of the denoiser's files that will be loaded."""
     for part in _DENOISERS:
         for path in _weights(folder / part).get(_variant(folder / part), []):
-            with safe_open(path, "pt") as weights:
+            fault = f"The weights of {part} do not load"
+            with library_errors(fault), safe_open(path, "pt") as weights:
                 name = next(iter(weights.keys()))
                 return _STORED.get(weights.get_slice(name).get_dtype(), torch.bfloat16)
     return torch.bfloat16
 
 
-def _models(
-    folder: Path, index: dict[str, Any], dtype: torch.dtype, progress: Callable[[float], None]
+def load_models(
+    folder: Path,
+    index: dict[str, Any],
+    dtype: torch.dtype,
+    progress: Callable[[float], None],
+    place: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """Load the pipeline's models, each by itself.
+    """Load the pipeline's models, each by itself and placed before the next one is read.
 
     Only so does the library say which tensors were missing; in their place it puts random ones.
     """
@@ -105,7 +98,7 @@ def _models(
     known = {name: found for name, found in classes.items() if found is not None}
     models = {}
     for number, (name, model_class) in enumerate(known.items()):
-        models[name] = _model(folder / name, model_class, dtype)
+        models[name] = place(_model(folder / name, model_class, dtype))
         progress((number + 1) / (len(known) + 1))
     return models
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.engines.base import Refused
-from workers.engines.torch_env import is_out_of_memory, load_failed
+from workers.engines.torch_env import fault_of, load_failed
 from workers.protocol import ImageJob, Lora
 
 
@@ -65,7 +65,7 @@ def _load(pipe: Any, name: str, path: Path) -> None:
         known = {each for names in pipe.get_list_adapters().values() for each in names}
     except Exception as error:
         # The library raises nearly every kind for files that are none, or of another model.
-        if is_out_of_memory(error):
+        if fault_of(error) is not None:
             raise
         raise load_failed(f"The LoRA {name} does not load ({type(error).__name__}).") from error
     if name not in known:

@@ -13,6 +13,7 @@ from typing import Any
 import greenlet
 
 from workers.engines.image.request import ImageSample
+from workers.faults import classify
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,8 +58,10 @@ class PipelineCall:
         self._call.parent = greenlet.getcurrent()
         try:
             outcome: Step | Images = self._call.switch()
-        except Exception:
-            self.pipe.maybe_free_model_hooks()
+        except Exception as error:
+            fault = classify(error)
+            if fault is None or not fault.ends:  # else nothing may touch the card again
+                self.pipe.maybe_free_model_hooks()
             raise
         finally:
             self.seconds_per_image += (time.monotonic() - began) / len(self.samples)

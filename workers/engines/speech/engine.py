@@ -20,6 +20,7 @@ from workers.engines.torch_env import (
     held_bytes,
     is_out_of_memory,
     loading,
+    must_end,
     release_cached,
 )
 from workers.protocol import (
@@ -160,8 +161,8 @@ class SpeechEngine:
                 self._batch.halve(len(batch))
                 return []
             code, message = "OUT_OF_MEMORY", "The device ran out of memory on this request."
-        elif self._device == "cuda" and isinstance(error, RuntimeError):
-            raise error  # the context may be poisoned: going on would give garbage
+        elif must_end(error, self._device):
+            raise error
         ended = [
             request
             for request in self._requests.values()

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 from workers.engines.defaults import SPEECH_CACHE_BYTES, SPEECH_ROWS
@@ -16,12 +15,12 @@ from workers.engines.speech.model import SpeechModel
 from workers.engines.speech.speecht5 import SpeechT5, read_voices
 from workers.engines.speech.vits import Vits
 from workers.engines.torch_env import (
-    DTYPES,
     check_missing,
+    choose_dtype,
     device,
-    half_precision,
     library_errors,
     load_failed,
+    straight_to,
 )
 from workers.protocol import Load
 
@@ -46,11 +45,8 @@ def load(spec: Load) -> tuple[SpeechModel, int]:
 
 
 def _bark(spec: Load) -> tuple[SpeechModel, int]:
-    # Half precision where a device is fast at it; a CPU is not. The codec is small, and its
-    # output is what people hear.
-    usual = half_precision("cuda") if spec.device == "cuda" else torch.float32
-    model = _model(transformers.BarkModel, spec, Path(spec.path), usual)
-    model.codec_model.float()
+    model = _model(transformers.BarkModel, spec, Path(spec.path), "bark")
+    model.codec_model.float()  # it is small, and its output is what people hear
     if spec.device == "cpu":
         for part in (model.semantic.layers, model.coarse_acoustics.layers, model.fine_acoustics):
             pack_all(part)
@@ -75,7 +71,7 @@ def _rows_in_budget(model: Any, spec: Load) -> int:
 
 
 def _vits(spec: Load) -> tuple[SpeechModel, int]:
-    model = _model(transformers.VitsModel, spec, Path(spec.path), torch.float32)
+    model = _model(transformers.VitsModel, spec, Path(spec.path), "vits")
     return Vits(model, _tokenizer(spec)), spec.max_batch or SPEECH_ROWS
 
 
@@ -86,8 +82,8 @@ def _speecht5(spec: Load) -> tuple[SpeechModel, int]:
             "This model needs a vocoder: pull one (such as microsoft/speecht5_hifigan), and name "
             "it in this model's setting speech.vocoder."
         )
-    model = _model(transformers.SpeechT5ForTextToSpeech, spec, Path(spec.path), torch.float32)
-    vocoder = _model(transformers.SpeechT5HifiGan, spec, Path(options.vocoder), torch.float32)
+    model = _model(transformers.SpeechT5ForTextToSpeech, spec, Path(spec.path), "speecht5")
+    vocoder = _model(transformers.SpeechT5HifiGan, spec, Path(options.vocoder), "speecht5")
     files = {path.stem: path for path in Path(spec.path).glob("speaker_embeddings/*.npy")}
     files |= {name: Path(path) for name, path in options.voices.items()}
     voices = read_voices(files, model.config.speaker_embedding_dim)
@@ -106,16 +102,18 @@ _FAMILIES: dict[str, Callable[[Load], tuple[SpeechModel, int]]] = {
 }
 
 
-def _model(kind: Any, spec: Load, folder: Path, usual: torch.dtype) -> Any:
-    model, info = kind.from_pretrained(
+def _model(model_class: Any, spec: Load, folder: Path, family: str) -> Any:
+    place = device(spec)
+    model, info = model_class.from_pretrained(
         folder,
-        dtype=DTYPES[spec.dtype] if spec.dtype else usual,
+        dtype=choose_dtype(family, spec, place),
+        device_map=straight_to(place),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
     )
     check_missing(info["missing_keys"])
-    return model.eval().requires_grad_(False).to(device(spec))
+    return model.eval().requires_grad_(False).to(place)
 
 
 def _tokenizer(spec: Load) -> Any:

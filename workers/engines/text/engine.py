@@ -135,7 +135,7 @@ class TextEngine:
         """
         try:
             return self._compute(plan)
-        except RuntimeError as error:
+        except Exception as error:
             if not torch_env.is_out_of_memory(error):
                 raise
             return None

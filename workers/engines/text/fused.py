@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    AutoModelForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
     Qwen2ForCausalLM,
@@ -141,17 +142,34 @@ def can_fuse(model: Any) -> bool:
     )
 
 
-def join_projections(model: Any, device: torch.device) -> None:
-    """Move the projections that the fused decoder computes as one to the device, joined there.
+def may_fuse(config: Any) -> bool:
+    """True if a model of this configuration is likely to be one that :func:`can_fuse`."""
+    known: Any = AutoModelForCausalLM._model_mapping
+    kind = type(config)
+    quantized = getattr(config, "quantization_config", None) is not None
+    return not quantized and kind in known and known[kind] in _CLASSES
 
-    Call it before the model is on the device: joined afterwards, the parts would leave gaps there
-    that are too small for the next joined ones.
+
+def move(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a model to the device, tensor by tensor in the number format; buffers keep theirs.
+
+    The weights may be mapped from their files: no copy of the model is made in RAM. Projections
+    that the fused decoder computes as one are joined on the way: joined after it, the parts would
+    leave gaps there that are too small for the next joined ones.
     """
-    if can_pack(model.lm_head.weight.dtype, device):
-        return
-    for layer in model.model.layers:
-        join(*_qkv(layer.self_attn), device=device)
-        join(layer.mlp.gate_proj, layer.mlp.up_proj, device=device)
+    if can_fuse(model) and not can_pack(dtype, device):
+        for layer in model.model.layers:
+            join(*_qkv(layer.self_attn), device=device, dtype=dtype)
+            join(layer.mlp.gate_proj, layer.mlp.up_proj, device=device, dtype=dtype)
+    moved: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
+    for module in model.modules():
+        for name, own in list(module.named_parameters(recurse=False)):
+            if own not in moved:
+                there = own.detach().to(device, dtype)
+                moved[own] = nn.Parameter(there, requires_grad=False)
+            setattr(module, name, moved[own])
+    model.config.dtype = dtype
+    model.to(device)  # what is left: the buffers
 
 
 def _attend(

@@ -15,7 +15,7 @@ import transformers
 
 from workers.engines import torch_env
 from workers.engines.base import reason
-from workers.engines.text.fused import can_fuse, join_projections
+from workers.engines.text.fused import may_fuse, move
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes
 from workers.protocol import Load
@@ -39,10 +39,10 @@ def load(spec: Load) -> LoadedModel:
     config = _config(folder)
     _check_files(folder, config)
     device = torch_env.device(spec)
-    dtype = _dtype(spec.dtype, config, device)
+    dtype = _dtype(spec, config, device)
     tokenizer = _tokenizer(folder)
     cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
-    model = _model(folder, config, dtype, device, spread=cards > 1)
+    model = _model(folder, config, dtype, device, spec, spread=cards > 1)
     vocab = model.get_output_embeddings().weight.shape[0]
     _check_vocabulary(tokenizer, model, vocab)
     return LoadedModel(
@@ -74,26 +74,13 @@ def _config(folder: Path) -> Any:
         )
 
 
-def _dtype(wanted: str | None, config: Any, device: torch.device) -> torch.dtype:
-    """Return the wanted dtype, else the files' own if the device computes it well.
-
-    float16 on a CPU becomes bfloat16: CPUs have no fast float16 products, and float32 would take
-    twice the memory that the files promise. On a card float32 takes several times longer than the
-    half precision of its tensor cores, and cards that emulate bfloat16 compute in float16.
-    """
-    if wanted is not None:
-        if wanted not in DTYPES:
-            raise load_failed(f"The dtype {wanted} is none of {', '.join(DTYPES)}.")
-        return DTYPES[wanted]
+def _dtype(spec: Load, config: Any, device: torch.device) -> torch.dtype:
+    """Return the wanted dtype, else the files' own if the device computes it well."""
     own = getattr(config, "dtype", None) or torch.float32
-    if own not in DTYPES.values():
+    if spec.dtype is None and own not in DTYPES.values():
         raise load_failed(f"The model's own dtype {own} is not supported; set one.")
-    if own is torch.float16 and device.type == "cpu":
-        return torch.bfloat16
-    if own is not torch.float16 and device.type == "cuda":
-        return torch_env.half_precision(device)
-    dtype: torch.dtype = own
-    return dtype
+    model_type = getattr(config, "model_type", "")
+    return torch_env.choose_dtype("text", spec, device, own, model_type=model_type)
 
 
 def _check_files(folder: Path, config: Any) -> None:
@@ -109,28 +96,35 @@ def _check_files(folder: Path, config: Any) -> None:
 
 
 def _model(
-    folder: Path, config: Any, dtype: torch.dtype, device: torch.device, *, spread: bool
+    folder: Path, config: Any, dtype: torch.dtype, device: torch.device, spec: Load, *, spread: bool
 ) -> Any:
-    """Load the model to its device, or its layers in even parts to all that the process sees."""
+    """Load the model to its device, or its layers in even parts to all that the process sees.
+
+    No copy of it is made in RAM. Weights that the decoder joins stay mapped from their files, in
+    the files' format, until each is moved; all others go to the card as they are read.
+    """
+    where: Any = "balanced" if spread else torch_env.straight_to(device)
+    read_as = dtype
+    if not spread and where is not None and may_fuse(config):
+        where, read_as = None, getattr(config, "dtype", None) or dtype
     with torch_env.library_errors("The weights do not load"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype,
+            dtype=read_as,
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            device_map="balanced" if spread else None,
+            device_map=where,
+            max_memory=dict(enumerate(spec.device_weights)) or None,
         )
     torch_env.check_missing(info["missing_keys"])
     if spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
     else:
-        if can_fuse(model):
-            join_projections(model, device)
-        model.to(device)
+        move(model, device, dtype)
     return model.eval().requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ from workers.engines.torch_env import (
     held_bytes,
     is_out_of_memory,
     loading,
+    must_end,
     release_cached,
 )
 from workers.engines.transcription.decoding import Attempt, DecodeBatch
@@ -110,7 +111,9 @@ class TranscriptionEngine:
                 request = each.result()
             except Refused as refused:
                 events.append(refused.final(each.job.id))
-            except Exception as error:  # noqa: BLE001  a library's own failure ends this file only
+            except Exception as error:
+                if must_end(error, "cpu"):  # where files are read
+                    raise
                 no_memory = is_out_of_memory(error)
                 code: Code = "OUT_OF_MEMORY" if no_memory else "INFERENCE_FAILED"
                 message = "The sound file could not be read."
@@ -223,8 +226,8 @@ class TranscriptionEngine:
                 self._waiting = requests + self._waiting
                 return []
             code, message = "OUT_OF_MEMORY", "The device ran out of memory on this file."
-        elif self._loaded.device.type == "cuda" and isinstance(error, RuntimeError):
-            raise error  # the context may be poisoned: going on would give garbage
+        elif must_end(error, self._loaded.device):
+            raise error
         return [event for each in requests for event in self._fail(each, code, message)]
 
     def _fail(self, request: Request, code: Code, message: str) -> list[Event]:

@@ -11,7 +11,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 
 from workers.engines import torch_env
 from workers.engines.packed_linear import pack_all, unmap
-from workers.engines.torch_env import DTYPES, check_missing, library_errors, load_failed
+from workers.engines.torch_env import check_missing, library_errors, load_failed
 from workers.engines.weight_files import check_sizes
 from workers.protocol import Load
 
@@ -66,13 +66,10 @@ def load(spec: Load) -> LoadedWhisper:
     """Load a Whisper. Raises Refused with MODEL_LOAD_FAILED if anything is wrong with its files."""
     folder = Path(spec.path)
     device = torch_env.device(spec)
-    # Half precision where a device is fast at it; a CPU is not.
-    dtype = DTYPES[spec.dtype] if spec.dtype else torch.float32
-    if spec.dtype is None and device.type == "cuda":
-        dtype = torch.float16
+    dtype = torch_env.choose_dtype("whisper", spec, device)
     with library_errors("The model does not load"):
         _check_files(folder)
-        model, missing = _model(folder, dtype)
+        model, missing = _model(folder, dtype, device)
         tokenizer = transformers.WhisperTokenizer.from_pretrained(folder, local_files_only=True)
         extractor = transformers.WhisperFeatureExtractor.from_pretrained(
             folder, local_files_only=True
@@ -107,10 +104,11 @@ def _check_files(folder: Path) -> None:
     )
 
 
-def _model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
     model, info = transformers.WhisperForConditionalGeneration.from_pretrained(
         folder,
         dtype=dtype,
+        device_map=torch_env.straight_to(device),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,

@@ -17,6 +17,7 @@ from tests.support.engine_runs import finals
 from tests.support.image_harness import ImageHarness
 from tests.support.models.pipelines import make
 from workers.engines.base import Refused
+from workers.engines.image import loading
 from workers.engines.image.engine import ImageEngine
 from workers.protocol import ImageDone, Load
 
@@ -110,6 +111,23 @@ def test_load_takes_weights_in_half_precision_only(repository: Path, tmp_path: P
     harness = ImageHarness("sd", tmp_path, load(repository), None)
     [drawn] = finals(harness.run(harness.job())).values()
     assert isinstance(drawn, ImageDone)
+
+
+def test_parts_are_placed_one_by_one(repository: Path) -> None:
+    """Each goes to the card before the next is read, so that RAM holds one of them at most."""
+    read: list[float] = []
+    placed: list[str] = []
+
+    def place(model: torch.nn.Module) -> torch.nn.Module:
+        placed.append(type(model).__name__)
+        assert len(read) == len(placed) - 1, "another one was read before"
+        return model.to("meta")
+
+    index = loading._index(repository)
+    parts = loading.load_models(repository, index, torch.float32, read.append, place)
+    assert len(placed) == len(parts) == len(read) >= 3
+    for model in parts.values():
+        assert {each.device.type for each in model.parameters()} == {"meta"}
 
 
 def test_dtype_of_the_settings_is_obeyed(repository: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the settings of an image model do: LoRAs, cached steps, compiling, offload."""
 
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from tests.support.image_harness import ImageHarness, open_image_harness
 from tests.support.models.pipelines import make
 from workers.engines.base import Refused
 from workers.engines.image import engine as engine_module
+from workers.engines.image.compiler import missing_for_compile
 from workers.engines.image.engine import ImageEngine
 from workers.engines.image.preview import preview_refusal
-from workers.protocol import ImageDone, ImageOptions, Load, Lora
+from workers.protocol import DeviceKind, ImageDone, ImageOptions, Load, Lora
 
 #: what diffusers' schedulers do with numpy, and what peft says of a second adapter
 pytestmark = pytest.mark.filterwarnings(
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 NAMES = ("bold", "soft")
+NEEDS_COMPILER = pytest.mark.skipif(missing_for_compile("cpu") is not None, reason="no compiler")
 
 
 def make_lora(repository: Path, folder: Path, seed: int) -> Path:
@@ -145,7 +147,7 @@ def test_step_cache_runs_one_job_after_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@NEEDS_COMPILER
 def test_compile_gives_the_same_in_all_sizes_without_compiling_again(tmp_path: Path) -> None:
     harness = open_image_harness("sd", tmp_path, ImageOptions(compile=True))
     compiled = counters["stats"]["unique_graphs"]
@@ -164,6 +166,7 @@ def test_compile_gives_the_same_in_all_sizes_without_compiling_again(tmp_path: P
     harness.engine.close()
 
 
+@NEEDS_COMPILER
 def test_compile_gives_a_step_the_time_of_the_compiler(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +179,32 @@ def test_compile_gives_a_step_the_time_of_the_compiler(
         spec = Load(model="m", engine="image", path=str(repository), image=options)
         step_timeout[compiled] = ImageEngine().load(spec, lambda _: None).step_timeout
     assert step_timeout == {False: 120.0, True: 600.0}
+
+
+@pytest.mark.parametrize(("device", "language"), [("cuda", "C"), ("cpu", "C++")])
+def test_compile_without_a_compiler_is_refused_before_the_model_is_read(
+    device: DeviceKind, language: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    spec = Load(
+        model="m", engine="image", path="none", device=device, image=ImageOptions(compile=True)
+    )
+    with pytest.raises(Refused, match=re.escape(f"needs a {language} compiler")) as refused:
+        ImageEngine().load(spec, lambda _: pytest.fail("it began to load"))
+    assert refused.value.code == "MODEL_LOAD_FAILED"
+    assert "set image.compile to false" in refused.value.message
+
+
+def test_compile_needs_headers_and_the_compiler_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mycc").touch(mode=0o755)
+    path = {"PATH": str(tmp_path)}
+    assert "Python.h" in (missing_for_compile("cuda", {**path, "CC": "mycc"}, tmp_path) or "")
+    (tmp_path / "Python.h").touch()
+    assert missing_for_compile("cuda", {**path, "CC": "mycc"}, tmp_path) is None
+    assert "CC names" in (missing_for_compile("cuda", {**path, "CC": "lost"}, tmp_path) or "")
+    assert "g++ was not found" in (missing_for_compile("cpu", path, tmp_path) or "")
 
 
 def test_preview_is_refused_while_whole_models_are_offloaded(

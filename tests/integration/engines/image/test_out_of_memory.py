@@ -10,14 +10,15 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from tests.support.cuda_errors import TWO_OUT_OF_MEMORY_ERRORS
 from tests.support.engine_runs import finals
 from tests.support.image_harness import ImageHarness, open_image_harness
-from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.pipelines import make
 from workers.engines.base import Refused
 from workers.engines.batch_limit import CAUTIOUS_PASSES
 from workers.engines.image.engine import ImageEngine
-from workers.engines.image.loading import _dtype
+from workers.engines.image.loading import _stored_dtype
+from workers.engines.torch_env import choose_dtype
 from workers.protocol import ImageDone, ImageJob, Load
 
 #: what diffusers' schedulers do with numpy, and what it says of a method of its own
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 shapes = pytest.mark.parametrize(
-    "error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS)
+    "error", TWO_OUT_OF_MEMORY_ERRORS.values(), ids=list(TWO_OUT_OF_MEMORY_ERRORS)
 )
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -250,6 +251,7 @@ def test_dtype_on_a_card_follows_the_files_that_are_loaded(
     expected: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "a card")
     pipe = DiffusionPipeline.from_pretrained(make("sd", tmp_path / "made"))
     for kind in files:
         name, _, variant = kind.partition(" ")
@@ -258,5 +260,6 @@ def test_dtype_on_a_card_follows_the_files_that_are_loaded(
             variant="fp16" if variant else None,
             max_shard_size="20KB" if variant == "shards" else "10GB",
         )
-    found = _dtype(None, tmp_path, torch.device("cuda"))
+    spec = Load(model="m", engine="image", path=str(tmp_path), device="cuda")
+    found = choose_dtype("image", spec, torch.device("cuda"), _stored_dtype(tmp_path))
     assert str(found) == f"torch.{expected}"

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 
+from tests.support.cuda_errors import TWO_OUT_OF_MEMORY_ERRORS
 from tests.support.engine_runs import finals, run_to_end
 from tests.support.engines import inside
-from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.bark import make
 from tests.support.models.voices import make_vits
 from tests.support.speech_harness import SpeechHarness, open_speech_harness
@@ -24,7 +24,7 @@ from workers.protocol import Failed, Load, SpeechDone, SpeechJob, audio_file_nam
 
 TEXTS = ["Hello there. How are you? Fine!", "Other words. And more of it.", "One"]
 shapes = pytest.mark.parametrize(
-    "error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS)
+    "error", TWO_OUT_OF_MEMORY_ERRORS.values(), ids=list(TWO_OUT_OF_MEMORY_ERRORS)
 )
 
 

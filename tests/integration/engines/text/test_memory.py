@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.support.cuda_errors import OUT_OF_MEMORY_ERRORS, TWO_OUT_OF_MEMORY_ERRORS
 from tests.support.engine_runs import run_to_end
-from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
 from tests.support.models.text import make_tiny_model
 from tests.support.text_harness import done, job, load, run
 from workers.engines.base import Refused
@@ -21,7 +21,7 @@ from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import LayerShape, PagedCache
 from workers.engines.text.engine import TextEngine
-from workers.engines.text.fused import FusedDecoder, join_projections
+from workers.engines.text.fused import FusedDecoder, move
 from workers.engines.text.loading import LoadedModel, check_placement
 from workers.engines.text.scheduler import Plan, Scheduler, Sequence
 from workers.protocol import Failed, Load
@@ -33,7 +33,7 @@ FUSED = ("llama", "qwen2", "qwen3", "mistral")
 JOINED = torch.float64
 
 shapes = pytest.mark.parametrize(
-    "error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS)
+    "error", TWO_OUT_OF_MEMORY_ERRORS.values(), ids=list(TWO_OUT_OF_MEMORY_ERRORS)
 )
 
 
@@ -58,8 +58,12 @@ def library_model(path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=JOINED).eval().requires_grad_(False)
 
 
+def spec_of(path: Path, dtype: str | None = None) -> Load:
+    return Load(model="m", engine="text", path=str(path), device="cuda", dtype=dtype)
+
+
 def loaded_model(path: Path) -> Any:
-    return loading._model(path, loading._config(path), JOINED, CPU, spread=False)
+    return loading._model(path, loading._config(path), JOINED, CPU, spec_of(path), spread=False)
 
 
 def groups(layer: Any) -> list[list[nn.Linear]]:
@@ -101,7 +105,7 @@ def test_joined_projections_leave_no_bytes_beside_the_parameters(
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # out of the file's mapping, as a card's are
     total = sum(parameter.nbytes for parameter in model.parameters())
-    join_projections(model, CPU)
+    move(model, CPU, JOINED)
     assert sum(storages(list(model.parameters())).values()) == total
     if family == "llama":
         assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -277,8 +281,45 @@ def test_multi_device_load_checks_where_the_library_has_put_the_layers(
 ) -> None:
     path = models["llama"]
     with pytest.raises(Refused) as caught:
-        loading._model(path, loading._config(path), torch.float32, CPU, spread=True)
+        loading._model(path, loading._config(path), torch.float32, CPU, spec_of(path), spread=True)
     assert caught.value.code == "OUT_OF_MEMORY"
+
+
+def test_spread_load_is_bounded_by_the_plan(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library would look for free memory by itself, on each card."""
+    told: list[Any] = []
+
+    class Told(Exception):
+        pass
+
+    def choose(_model: Any, device_map: Any, max_memory: Any, _quantizer: Any) -> Any:
+        told.append((device_map, max_memory))
+        raise Told
+
+    monkeypatch.setattr("transformers.modeling_utils._get_device_map", choose)
+    path = models["llama"]
+    spec = Load(model="m", engine="text", path=str(path), device_weights=(3000, 2000))
+    with pytest.raises(Told):
+        loading._model(path, loading._config(path), JOINED, CPU, spec, spread=True)
+    assert told == [("balanced", {0: 3000, 1: 2000})]
+
+
+@pytest.mark.parametrize("family", FUSED)
+@torch.inference_mode()
+def test_move_converts_as_the_library_does(models: dict[str, Path], family: str) -> None:
+    """Read in the files' format and converted one by one, the weights are those that the library
+    would have gathered in RAM."""
+    ids = torch.tensor([[5, 9, 200, 31, 7]])
+    expected = AutoModelForCausalLM.from_pretrained(models[family], dtype=torch.bfloat16).eval()
+    model = library_model(models[family])
+    move(model, CPU, torch.bfloat16)
+    for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    for own, other in zip(model.buffers(), expected.buffers(), strict=True):
+        assert own.dtype is other.dtype
+    assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
 
 
 # ---- the device ------------------------------------------------------------------------------
@@ -333,13 +374,14 @@ def test_dtype_on_a_card_is_one_that_it_computes_fast(
     monkeypatch: pytest.MonkeyPatch, stored: str, capability: tuple[int, int], computed: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a card")
 
     class Config:
         dtype = getattr(torch, stored)
 
-    card = torch.device("cuda")
-    assert loading._dtype(None, Config, card) is getattr(torch, computed)
-    assert loading._dtype("float32", Config, card) is torch.float32
+    card, path = torch.device("cuda"), Path("m")
+    assert loading._dtype(spec_of(path), Config, card) is getattr(torch, computed)
+    assert loading._dtype(spec_of(path, "float32"), Config, card) is torch.float32
 
 
 def test_load_takes_a_model_that_is_made_without_files(models: dict[str, Path]) -> None:

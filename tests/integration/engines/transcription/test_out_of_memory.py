@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.audio import melody
-from tests.support.memory_errors import OUT_OF_MEMORY_ERRORS
+from tests.support.cuda_errors import OUT_OF_MEMORY_ERRORS, TWO_OUT_OF_MEMORY_ERRORS
 from tests.support.models import whisper
 from tests.support.transcription_harness import (
     TranscriptionHarness,
@@ -22,7 +22,7 @@ from workers.protocol import Failed, Load, TranscriptionDone
 
 SOUNDS = [melody(3, seed) for seed in range(5)]
 shapes = pytest.mark.parametrize(
-    "error", OUT_OF_MEMORY_ERRORS.values(), ids=list(OUT_OF_MEMORY_ERRORS)
+    "error", TWO_OUT_OF_MEMORY_ERRORS.values(), ids=list(TWO_OUT_OF_MEMORY_ERRORS)
 )
 
 

@@ -1,14 +1,18 @@
 """What other programs hold: what the driver shows, less what is ours, told or not."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bitinglip.scheduling.models.facts import ResourceFacts
-from bitinglip.scheduling.models.state import Replica
+from bitinglip.scheduling.models.restarts import RestartBudget
+from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.footprints import Footprints
+from bitinglip.scheduling.placement.ram import RamNeed
 from bitinglip.settings import Settings
+from model_store.manifest import Manifest
 from workers.devices import Devices, DeviceUsage
 from workers.protocol import Heartbeat
 
@@ -61,9 +65,64 @@ def test_memory_of_a_load_is_ours_where_the_driver_tells_no_processes(
     assert device.usable == 100 - before
 
 
+def test_memory_of_a_worker_that_has_not_started_is_another_program_s() -> None:
+    """What is taken between the plan and the load, a game took, say, and not the load."""
+    ours = facts()
+    ours.update({"fake0": DeviceUsage(10, {})}, [], {})
+    ours.update({"fake0": DeviceUsage(40, {})}, [replica()], {})
+    assert ours.other_bytes("fake0") == 40
+
+
+@pytest.mark.parametrize(("resident", "other"), [(30, 20), (90, 10)])
+def test_ram_of_a_load_onto_a_card_is_ours_as_far_as_it_is_planned(
+    resident: int, other: int
+) -> None:
+    ours = facts()
+    loading = replica()
+    loading.ram = RamNeed(40)
+    ours.update({"cpu": DeviceUsage(50, {7: resident})}, [loading], {"m/0": 7})
+    assert ours.other_bytes("cpu") == other
+
+
+def test_weights_of_a_spread_model_are_bounded_by_its_shares() -> None:
+    ours = facts()
+    alone, spread = replica(), replica()
+    spread.devices = {"fake0": 60, "fake1": 30}
+    manifest = Manifest(
+        name="m",
+        kind="text",
+        engine="fake",
+        source="test",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    assert ours.device_weights(manifest, alone) == ()
+    assert ours.device_weights(manifest, spread) == (60, 30)
+
+
 def test_device_of_a_model_is_the_accelerator_unless_set() -> None:
     ours = facts()
     assert ours.kinds(Settings().model("m")) == ["fake"]
     machine = ResourceFacts(Settings(), Devices.find(), Footprints())
     told = Settings.model_validate({"models": {"m": {"device": "cpu"}}})
     assert machine.kinds(told.model("m")) == ["cpu"]
+
+
+def test_load_eta_after_a_restart_of_the_server_is_what_was_learned() -> None:
+    manifest = Manifest(
+        name="m",
+        kind="text",
+        engine="text",
+        weight_bytes=1,
+        source="test",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    learned = Footprints()
+    machine = ResourceFacts(Settings(), Devices.find(), learned)
+    model_state = ModelState(manifest, RestartBudget(1, 1.0))
+    assert machine.load_eta(model_state, 0.0) is None
+    [kind] = machine.kinds(Settings().model("m"))
+    config = machine.load_config(manifest, kind)
+    learned.observe(manifest, config, memory_bytes=1, load_seconds=270.0)
+    assert machine.load_eta(model_state, 0.0) == 270.0
+    model_state.replicas[0] = Replica("m", 0, {"cpu": 1}, began=10.0)
+    assert machine.load_eta(model_state, 40.0) == 240.0

@@ -251,3 +251,67 @@ def test_device_that_is_not_well_keeps_its_models() -> None:
     resident = held("old", keep_alive=10.0)
     assert not planned([device], [resident], wanted()).evictions
     assert evicted(planned([replace(device, reason=None)], [resident])) == ["old/0"]
+
+
+# ---- RAM beside a card -----------------------------------------------------------------------
+
+SMALL_HOST = DeviceCapacity("cpu", "cpu", 6, physical=8)
+
+
+def test_ram_of_a_load_is_booked_beside_its_card() -> None:
+    found = planned([card(memory=80), SMALL_HOST], [], wanted(size=20, ram=5))
+    assert found.loads == [Load("new", 0, {"0": 20}, ram=5)]
+
+
+def test_ram_that_the_machine_does_not_have_refuses_the_load_for_good() -> None:
+    found = planned([card(memory=80), SMALL_HOST], [], wanted(size=20, ram=20))
+    assert found.refusals == [Refuse("new", forever=True)]
+
+
+def test_ram_of_other_programs_refuses_the_load_for_now() -> None:
+    host = replace(SMALL_HOST, other_bytes=6)
+    found = planned([card(memory=80), host], [], wanted(size=20, ram=5))
+    assert found.refusals == [Refuse("new", forever=False)]
+
+
+def test_ram_lets_one_of_two_loads_begin_and_the_other_follow_it() -> None:
+    rooms = [card(memory=80), SMALL_HOST]
+    first = wanted("a", 20, ram=5)
+    second = wanted("b", 20, ram=5, since=NOW + 1)
+    found = planned(rooms, [], first, second)
+    assert [load.model for load in found.loads] == ["a"]
+    assert not found.refusals
+    loading = held("a", 20, state="loading", ram=5)
+    found = planned(rooms, [loading], second)
+    assert not found.loads
+    assert not found.refusals
+    assert [load.model for load in planned(rooms, [held("a", 20)], second).loads] == ["b"]
+
+
+def test_ram_of_offloaded_weights_stays_taken() -> None:
+    rooms = [card(memory=80), SMALL_HOST]
+    offloaded = held("a", 20, ram=5, lasting_ram=5, in_flight=1)
+    found = planned(rooms, [offloaded], wanted(size=20, ram=5))
+    assert not found.loads
+    assert not found.refusals
+
+
+def test_eviction_frees_ram_for_a_load_onto_a_card() -> None:
+    rooms = [card(memory=80), SMALL_HOST]
+    on_processor = held("a", 5, "cpu")
+    found = planned(rooms, [on_processor, held("b", 20)], wanted(size=20, ram=5))
+    assert evicted(found) == ["a/0"]
+    assert [load.model for load in found.waiting] == ["new"]
+    assert not found.loads
+
+
+def test_ram_of_loads_leaves_less_to_models_on_the_processor() -> None:
+    ledger = Ledger([SMALL_HOST], [held("a", 20, ram=5, state="loading")])
+    assert ledger.free("cpu") == 3
+    assert ledger.ram_coming() == 5
+    ledger.take({"cpu": 2})
+    assert ledger.ram_free == 1
+
+
+def test_ram_is_no_matter_where_the_processor_is_not_known() -> None:
+    assert planned([card(memory=80)], [], wanted(size=20, ram=500)).loads

@@ -1,0 +1,171 @@
+"""Judges what a worker's death is blamed on: the request, memory, the device or a suspension. Pure.
+
+A death that is not the request's counts neither towards its quarantine nor as a failure of the
+model. Those of a device count against the device: two in ten minutes make it doubtful.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from bitinglip.scheduling.models.state import Replica
+from workers.devices import CPU, Device, State
+from workers.faults import STUCK, Fault
+
+Blame = Literal["operator", "request", "memory", "device", "suspension"]
+
+RESTARTED_BY_OPERATOR = "was restarted on request"
+AFTER_DEVICE_FAULT = 1.0  #: seconds between a load that met a device's fault and the next
+
+_TOGETHER = 2.0  #: seconds within which workers of one device die of the same thing
+_REMEMBERED = 600.0  #: seconds; a device is in question for as long
+_MOST_FAULTS = 2  #: of a device within that time
+_LONGEST_PAUSE = 60.0  #: seconds before a model's next start
+
+_TOGETHER_REASON = (
+    "Workers on it have died at the same moment more than once in ten minutes: look at the "
+    "kernel's log for Xid lines. It is tried again ten minutes after the last time."
+)
+
+
+class DeviceStates(Protocol):
+    """Knows the devices and lets them be put in question: the facts."""
+
+    @property
+    def devices(self) -> tuple[Device, ...]: ...
+    def mark(self, device: str, state: State, reason: str, *, source: str) -> None: ...
+    def clear(self, device: str, *, source: str) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class Death:
+    """A worker's death, what it is blamed on, and how to take back what it was charged with."""
+
+    worker: str
+    model: str
+    devices: frozenset[str]
+    at: float
+    blame: Blame
+    undo: list[Callable[[], None]] = field(default_factory=list)  #: run if it turns out innocent
+
+    @property
+    def is_excused(self) -> bool:
+        """True if it counts neither against the request nor against the model."""
+        return self.blame in ("memory", "device", "suspension")
+
+    def blame_device(self) -> None:
+        """Excuse a death that another one has shown to be the device's."""
+        self.blame = "device"
+        for undo in self.undo:
+            undo()
+        self.undo.clear()
+
+
+class Deaths:
+    """Remembers the deaths of the last minutes; the clock is the caller's."""
+
+    def __init__(self, states: DeviceStates) -> None:
+        self._states = states
+        self._deaths: deque[Death] = deque()
+        self._faults: dict[str, deque[float]] = {}  #: by device
+        self._marked: dict[str, float] = {}  #: by device: when it was put in question last
+
+    def judge(self, replica: Replica, fault: Fault | None, cause: str, now: float) -> Death:
+        """Judge the death of a replica's worker.
+
+        Deaths of other workers of its device a moment ago are excused with it.
+        """
+        self._forget(now)
+        cards = _cards(replica.devices)
+        asked = cause == RESTARTED_BY_OPERATOR
+        death = Death(replica.id, replica.model, cards, now, "operator" if asked else "request")
+        if not asked and fault is not None and fault.blame in ("memory", "device"):
+            death.blame = "memory" if fault.blame == "memory" else "device"
+        if not asked and replica.slept:
+            death.blame = "suspension"
+            self._deaths.append(death)
+            return death
+        neighbours = self._neighbours(death)
+        if neighbours or self._in_question(cards):
+            for each in (death, *neighbours):
+                if each.blame == "request":
+                    each.blame_device()
+        if death.blame == "device":
+            self._blame(cards, fault, now)
+        self._deaths.append(death)
+        return death
+
+    def load_failed(self, devices: Iterable[str], fault: Fault | None, now: float) -> bool:
+        """Note a load that failed; returns True if it is blamed on its device."""
+        self._forget(now)
+        cards = _cards(devices)
+        if fault is None or fault.blame != "device" or not cards:
+            return False
+        self._blame(cards, fault, now)
+        return True
+
+    def pause(self, model: str, now: float) -> float:
+        """Seconds to wait before the next start of a model whose last death was excused."""
+        self._forget(now)
+        excused = sum(each.model == model and each.is_excused for each in self._deaths)
+        return 0.0 if excused <= 1 else min(_LONGEST_PAUSE, 2.0 ** (excused - 2))
+
+    def expire(self, now: float) -> None:
+        """Let devices be tried again that have had no fault for ten minutes."""
+        for device in [each for each, at in self._marked.items() if now - at >= _REMEMBERED]:
+            del self._marked[device]
+            self._states.clear(device, source="faults")
+
+    def stuck(self, replica: Replica) -> None:
+        """Put the devices in question of a process that was killed and does not end."""
+        for card in _cards(replica.devices):
+            self._states.mark(card, "doubtful", STUCK.sentence, source=f"stuck {replica.id}")
+
+    def gone(self, replica: Replica) -> None:
+        """Take that back: the process has ended after all."""
+        for card in _cards(replica.devices):
+            self._states.clear(card, source=f"stuck {replica.id}")
+
+    def _neighbours(self, death: Death) -> list[Death]:
+        """Return the deaths of other workers on its device a moment ago."""
+        return [
+            each
+            for each in self._deaths
+            if death.blame in ("request", "device")
+            and each.blame in ("request", "device")
+            and death.at - each.at <= _TOGETHER
+            and each.worker != death.worker
+            and each.devices & death.devices
+        ]
+
+    def _in_question(self, cards: frozenset[str]) -> bool:
+        return any(
+            device.id in cards and device.condition.state != "well"
+            for device in self._states.devices
+        )
+
+    def _blame(self, cards: frozenset[str], fault: Fault | None, now: float) -> None:
+        """Count a fault against devices; deaths at the same moment are one."""
+        for card in cards:
+            faults = self._faults.setdefault(card, deque())
+            if not faults or now - faults[-1] > _TOGETHER:
+                faults.append(now)
+            certain = fault is not None and fault.certain
+            if certain or len(faults) >= _MOST_FAULTS or card in self._marked:
+                self._marked[card] = now
+                has_reason = fault is not None and fault.blame == "device"
+                reason = fault.sentence if fault and has_reason else _TOGETHER_REASON
+                self._states.mark(card, "doubtful", reason, source="faults")
+
+    def _forget(self, now: float) -> None:
+        while self._deaths and now - self._deaths[0].at > _REMEMBERED:
+            self._deaths.popleft()
+        for faults in self._faults.values():
+            while faults and now - faults[0] > _REMEMBERED:
+                faults.popleft()
+
+
+def _cards(devices: Iterable[str]) -> frozenset[str]:
+    """Return the devices that can have a fault of their own: all but the processor."""
+    return frozenset(device for device in devices if device != CPU)

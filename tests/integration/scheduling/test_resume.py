@@ -1,0 +1,156 @@
+"""What happens to work and workers when the machine was suspended, over real worker processes."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitinglip import errors
+from bitinglip.scheduling.models import resume as resume_module
+from bitinglip.scheduling.models import state
+from bitinglip.scheduling.models.resume import Resume
+from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_settings
+from tests.support.wait import until
+from workers.devices.probe import probe_cards, read
+from workers.protocol import TextDone
+
+
+class Machine:
+    """The clocks of a machine that can be suspended, and the cards that it comes back with."""
+
+    def __init__(self) -> None:
+        self.suspended = 0.0
+        self.failed: dict[str, str] = {}
+        self.probed: list[list[str]] = []
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def boottime(self) -> float:
+        return time.monotonic() + self.suspended
+
+    def probe(self, cards: Sequence[str]) -> Mapping[str, str]:
+        self.probed.append(list(cards))
+        assert self.answers.wait(30)
+        return dict(self.failed)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(state, "_boottime", machine.boottime)
+    monkeypatch.setattr(resume_module, "_RETRY_SECONDS", 0.0)
+    return machine
+
+
+def make_resume(rig: Rig, machine: Machine, kind: str = "fake") -> Resume:
+    parts = (rig.devices, rig.manager, rig.dispatcher.delivery, rig.pool)
+    return Resume(*parts, machine.probe, kind=kind)
+
+
+def conditions(rig: Rig) -> list[str]:
+    return [device.condition.state for device in rig.devices.list()]
+
+
+def settings(**workers: Any) -> dict[str, Any]:
+    cards = [{"name": "card", "memory_bytes": 12_000_000_000}]
+    models = {ECHO: {"engine": "fake", "fake": {"faults": True, "tokens_per_second": 100}}}
+    return {"models": models, "devices": {"fake": cards}, "workers": workers}
+
+
+def test_resume_lets_work_go_on_once_the_probe_has_passed(tmp_path: Path, machine: Machine) -> None:
+    async def test(rig: Rig) -> None:
+        resume = make_resume(rig, machine)
+        assert await answer(rig, job()) == "a b c"
+        pid = rig.pid()
+        machine.suspended = 0.5  # clocks that are corrected
+        await resume.look()
+        assert machine.probed == []
+        machine.suspended = 3600.0
+        machine.answers.clear()
+        looking = asyncio.create_task(resume.look())
+        await until(lambda: machine.probed == [["fake0"]])
+        assert conditions(rig) == ["doubtful"]
+        with rig.dispatcher.open(job()) as waiting:
+            assert rig.dispatcher.queued == 1, "nothing is sent to a card in question"
+            machine.answers.set()
+            await looking
+            assert isinstance(await waiting.result(), TextDone)
+        assert conditions(rig) == ["well"]
+        assert rig.pid() == pid
+        await resume.look()
+        assert len(machine.probed) == 1
+
+    with_settings(tmp_path, test, settings())
+
+
+def test_resume_ends_workers_of_a_card_that_fails_and_loads_anew_once_it_computes(
+    tmp_path: Path, machine: Machine
+) -> None:
+    async def test(rig: Rig) -> None:
+        resume = make_resume(rig, machine)
+        assert await answer(rig, job()) == "a b c"
+        pid = rig.pid()
+        machine.suspended, machine.failed = 3600.0, {"fake0": "CUDA unknown error"}
+        await resume.look()
+        assert conditions(rig) == ["doubtful"]
+        [reason] = [device.condition.reason or "" for device in rig.devices.list()]
+        assert "CUDA unknown error" in reason
+        assert "modprobe nvidia_uvm" in reason
+        assert [view.state for view in rig.operations.workers()] == ["failed"]
+        machine.failed = {}
+        await resume.look()
+        assert conditions(rig) == ["well"]
+        assert await answer(rig, job()) == "a b c"
+        assert rig.pid() != pid
+        assert not rig.manager.models[ECHO].given_up
+
+    with_settings(tmp_path, test, settings(max_restarts=0))
+
+
+def test_resume_counts_no_death_of_a_worker_that_was_suspended_on_a_card(
+    tmp_path: Path, machine: Machine
+) -> None:
+    """It dies before anybody has looked at the clocks; one death more is allowed to nobody here."""
+
+    async def test(rig: Rig) -> None:
+        assert await answer(rig, job()) == "a b c"
+        with rig.dispatcher.open(job("!slow a b c")) as event_log:
+            await until(lambda: rig.dispatcher.running(ECHO) == 1)
+            machine.suspended += 60.0
+            rig.kill()
+            await until(lambda: rig.manager.models[ECHO].restarts == 1)
+            [entry] = rig.dispatcher.delivery.entries.values()
+            assert entry.deaths == 0
+            assert not rig.manager.models[ECHO].given_up
+            await until(lambda: rig.dispatcher.running(ECHO) == 1)
+            rig.kill()  # this one began after the suspension
+            with pytest.raises(errors.ModelLoadFailed):
+                await event_log.result()
+        assert rig.manager.models[ECHO].given_up
+
+    with_settings(tmp_path, test, settings(max_restarts=0))
+
+
+def test_resume_of_a_machine_without_cards_probes_nothing(tmp_path: Path, machine: Machine) -> None:
+    async def test(rig: Rig) -> None:
+        resume = make_resume(rig, machine, kind="cuda")
+        machine.suspended = 3600.0
+        await resume.look()
+        assert (machine.probed, conditions(rig)) == ([], ["well"])
+
+    with_settings(tmp_path, test, settings())
+
+
+def test_probe_of_cards_that_are_not_there_fails_in_words() -> None:
+    assert probe_cards(["0", "7"]) == dict.fromkeys(["0", "7"], "a new process sees 0 of 2 cards")
+    late = probe_cards(["0"], seconds=0.01)
+    assert late == {"0": "a new process did not compute on it within 0.01 s"}
+
+
+def test_probe_is_read_by_card() -> None:
+    assert read(b'[null, "CUDA unknown error"]', 0, ["0", "1"]) == {"1": "CUDA unknown error"}
+    assert "code -6" in read(b"", -6, ["0"])["0"]

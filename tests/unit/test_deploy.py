@@ -1,0 +1,103 @@
+"""What is shipped to run the server with fits what the server does by itself."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bitinglip.settings import Settings
+from bitinglip.settings.sections import Server
+from workers import pool
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile.cuda").read_text()
+#: from SIGTERM: requests may end, then workers are asked, then killed, and the rest is closed
+LONGEST_STOP = Server().drain_timeout + 2 * pool._ENDING_SECONDS + 5
+
+
+@pytest.fixture(scope="module")
+def unit() -> dict[str, list[str]]:
+    """The assignments of the systemd unit, in their order."""
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "deploy/bitinglip.service").read_text().splitlines():
+        if line and line[0] not in "#[":
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def service() -> dict[str, Any]:
+    """The service of the Compose file."""
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+    service: dict[str, Any] = compose["services"]["bitinglip"]
+    return service
+
+
+def seconds(text: str) -> float:
+    return float(text.removesuffix("s"))
+
+
+def test_unit_waits_longer_than_a_stop_and_a_start_take(unit: dict[str, list[str]]) -> None:
+    [stop], [start] = unit["TimeoutStopSec"], unit["TimeoutStartSec"]
+    assert seconds(stop) > LONGEST_STOP
+    assert seconds(start) > seconds(stop)
+
+
+def test_unit_keeps_its_cards(unit: dict[str, list[str]]) -> None:
+    assert unit.keys().isdisjoint({"PrivateDevices", "DevicePolicy"})
+    allowed = [device.split()[0] for device in unit["DeviceAllow"]]
+    assert allowed == ["char-nvidia*", "/dev/dxg"]
+    assert unit["SupplementaryGroups"] == ["video render"]
+    # The list of devices is read once, so the modules must be there before it is.
+    modules = "modprobe@nvidia.service modprobe@nvidia_uvm.service"
+    assert modules in unit["Wants"]
+    assert modules in unit["After"]
+    # NoNewPrivileges keeps the helper that makes the nodes from working for the server itself.
+    assert unit["NoNewPrivileges"] == ["yes"]
+    [helper] = unit["ExecStartPre"]
+    assert helper.startswith("-+")
+
+
+def test_unit_outlives_a_worker_that_the_kernel_killed(unit: dict[str, list[str]]) -> None:
+    assert unit["OOMPolicy"] == ["continue"]
+    assert unit["ManagedOOMPreference"] == ["avoid"]
+    assert unit["LimitMEMLOCK"] == ["infinity"]
+    assert unit["Restart"] == ["on-failure"]
+
+
+def test_compose_waits_longer_than_a_stop_and_takes_cards_by_cdi(service: dict[str, Any]) -> None:
+    assert seconds(service["stop_grace_period"]) > LONGEST_STOP
+    assert service["devices"] == ["nvidia.com/gpu=all"]
+    assert (ROOT / "deploy" / service["build"]["context"]).resolve() == ROOT
+    assert (ROOT / service["build"]["dockerfile"]).is_file()
+    assert service["ports"] == [f"127.0.0.1:{Settings().server.port}:{Settings().server.port}"]
+    [volume] = service["volumes"]
+    assert f"BITINGLIP_HOME={volume.partition(':')[2]}" in DOCKERFILE
+
+
+def test_image_documents_a_stop_that_is_longer_than_the_drain() -> None:
+    documents = [DOCKERFILE, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
+    stops = [
+        int(found) for text in documents for found in re.findall(r"--stop-timeout (\d+)", text)
+    ]
+    assert stops
+    assert min(stops) > LONGEST_STOP
+    assert "STOPSIGNAL SIGTERM" in DOCKERFILE
+
+
+def test_image_asks_for_the_cuda_of_the_torch_that_it_installs() -> None:
+    """torch 2.13's wheels are for CUDA 13.0: another torch is another line in the image."""
+    assert 'NVIDIA_REQUIRE_CUDA="cuda>=13.0"' in DOCKERFILE
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in DOCKERFILE
+    assert "\ntorch==2.13." in (ROOT / "constraints.txt").read_text()
+
+
+def test_image_has_what_it_runs() -> None:
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    for path in " ".join(copied).split():
+        assert (ROOT / path).exists(), path
+    assert '"/opt/bitinglip/healthcheck.py"' in DOCKERFILE
+    assert "g++" in DOCKERFILE  # for image.compile

@@ -1,0 +1,33 @@
+"""A process that finds out whether a new one can compute on each card, and ends.
+
+    python -m workers.engines.card_probe
+
+prints a JSON list: null for each visible card that computes, or what it failed with.
+"""
+
+import json
+import sys
+
+import torch
+
+_SIDE = 256
+
+
+def failure(device: torch.device) -> str | None:
+    """Multiply on a device, and say what is wrong; None if the product is right."""
+    try:
+        ones = torch.ones(_SIDE, _SIDE, device=device)
+        right = bool((ones @ ones == _SIDE).all())
+    except Exception as error:  # noqa: BLE001  whatever CUDA raises is the answer
+        return str(error).partition("\n")[0][:200] or type(error).__name__
+    return None if right else "a product of matrices is wrong"
+
+
+def main() -> None:
+    """Print the result for each visible card; an empty list if CUDA shows none."""
+    devices = (torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+    sys.stdout.write(json.dumps([failure(device) for device in devices]))
+
+
+if __name__ == "__main__":
+    main()
