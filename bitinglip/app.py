@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -43,6 +44,7 @@ from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.response import inference_response
+from model_store.file_systems import slow_storage
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
@@ -67,11 +69,13 @@ def build(
     on_open: Opened = lambda _services, _key: None,
     on_fatal: Callable[[], None] = lambda: None,
     connections: Connections | None = None,
+    devices: Devices | None = None,
 ) -> FastAPI:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
+    ``devices`` are those of the machine by default.
     """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -83,7 +87,11 @@ def build(
             own: Launcher | None = launcher
             if own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
-            services, admin_key = await _open(settings, home, own, books, stack)
+            found = devices
+            if found is None:
+                found = await asyncio.to_thread(_devices, settings.devices)
+            stack.callback(found.close)
+            services, admin_key = await _open(settings, home, own, books, found, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -108,6 +116,7 @@ async def _open(
     home: Home,
     launcher: Launcher,
     connections: Connections,
+    devices: Devices,
     stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     health = Health()
@@ -125,14 +134,8 @@ async def _open(
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
-    devices = await asyncio.to_thread(_devices, settings.devices)
-    stack.callback(devices.close)
     facts = ResourceFacts(settings, devices, footprints)
-    ram = await asyncio.to_thread(lambda: Host().total_bytes)
-    cache_bytes = settings.devices.page_cache_bytes
-    if cache_bytes is None and any(device.unified for device in devices.list()):
-        cache_bytes = 0  # files in RAM would take a card's memory
-    page_cache = PageCache(budget(cache_bytes, ram))
+    page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
@@ -218,6 +221,17 @@ def _devices(settings: DeviceSettings) -> Devices:
     if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices
+
+
+def _page_cache(settings: DeviceSettings, devices: Devices, models: Path) -> PageCache:
+    cache_bytes = settings.page_cache_bytes
+    if cache_bytes is None and any(device.unified for device in devices.list()):
+        cache_bytes = 0  # files in RAM would take a card's memory
+    slow = slow_storage(models)
+    if slow is not None:
+        log.warning("models load slowly from where they lie", models=str(models), storage=slow)
+    size = budget(cache_bytes, Host().total_bytes)
+    return PageCache(size, reads_first=slow is not None)
 
 
 def _start(background: Background, services: Services) -> None:

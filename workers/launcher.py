@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from workers.environment import ignored_variables, worker_environment
-from workers.exit_watch import ExitWatch, has_ended
+from workers.exit_watch import ExitWatch, bytes_read, has_ended
 from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
@@ -44,6 +44,10 @@ class Handle(Protocol):
     @property
     def output_fd(self) -> int:
         """The non-blocking reading end of what it writes to its standard streams."""
+        ...
+
+    def bytes_read(self) -> int | None:
+        """Return the bytes that it has read from files so far; None where nobody tells."""
         ...
 
     def watch(self, on_exit: Callable[[], None]) -> None:
@@ -197,6 +201,9 @@ class SpawnedWorker:
         self._exit: ExitWatch | None = None
         self._folders = folders
         self.folder = folder
+
+    def bytes_read(self) -> int | None:
+        return bytes_read(self.pid)
 
     def watch(self, on_exit: Callable[[], None]) -> None:
         self._exit = ExitWatch(self.pid, on_exit)

@@ -296,8 +296,8 @@ class WorkerPool:
         for event in events:
             if isinstance(event, JobEvent):
                 jobs.append(event)
-                if worker.cancelled and isinstance(event, Final):
-                    worker.cancelled.pop(event.id, None)
+                if isinstance(event, Final):
+                    worker.note_final(event)
             else:
                 self._note(worker, event)
         if jobs:
@@ -316,6 +316,7 @@ class WorkerPool:
             case Imported():
                 worker.state = "warm"
             case LoadProgress(fraction=fraction):
+                worker.progress = fraction
                 self._listener.on_progress(worker, fraction)
             case Ready():
                 worker.ready, worker.state = event, "ready"

@@ -186,6 +186,9 @@ class _Process:
             self._pool.works(self, begins=False)
         return found
 
+    def bytes_read(self) -> int | None:
+        return None
+
     def watch(self, on_exit: Callable[[], None]) -> None:
         """The pool itself tells of the end."""
 

@@ -94,7 +94,11 @@ class Workers(Section):
     heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
         30, description="seconds without a heartbeat before a worker is killed"
     )
-    load_timeout: Seconds = Field(600, description="maximum seconds for loading a model")
+    load_timeout: Seconds = Field(
+        600,
+        description="seconds without progress before the loading of a model is ended; reading "
+        "files, however slowly, is progress",
+    )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="worker crashes within restart_window before a model is taken out of service"
     )

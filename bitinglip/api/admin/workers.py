@@ -84,6 +84,7 @@ async def cluster_status(request: Request) -> Response:
             "queued": dispatcher.queued,
             "load": round(dispatcher.overload.value, 3),
             "devices": [device_info(view) for view in operations.devices()],
+            "missing_card": operations.device_problems().get("card"),
             "reservations": [
                 reservation_info(view)
                 for view in operations.reservations()

@@ -58,6 +58,7 @@ class DeviceView:
     power_w: float | None
     state: str = "well"  #: well, doubtful or lost
     reason: str | None = None
+    note: str | None = None  #: what is special of it, and no fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,7 @@ class Operations:
         found = []
         for device in facts.devices:
             reading = facts.reading(device.id)
+            free = 0 if device.condition.reason else ledger.free(device.id)
             found.append(
                 DeviceView(
                     id=device.id,
@@ -228,12 +230,13 @@ class Operations:
                     used_bytes=reading.used_bytes if reading else 0,
                     foreign_bytes=facts.other_bytes(device.id),
                     reserved_bytes=sum(h.devices[device.id] for h in ledger.on(device.id)),
-                    free_bytes=max(0, ledger.free(device.id)),
+                    free_bytes=max(0, free),
                     utilisation=reading.utilisation if reading else None,
                     temperature_c=reading.temperature_c if reading else None,
                     power_w=reading.power_w if reading else None,
                     state=device.condition.state,
                     reason=device.condition.reason,
+                    note=device.note,
                 )
             )
         return found

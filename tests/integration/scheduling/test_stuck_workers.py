@@ -70,7 +70,7 @@ def test_load_that_is_given_up_returns_although_its_worker_does_not_end() -> Non
     launcher = StuckLauncher()
 
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
-        with pytest.raises(StartFailed, match="did not load within"):
+        with pytest.raises(StartFailed, match="made no progress with its load"):
             await pool.start("echo/0", fake(load_fault="hang"))
         late = asyncio.create_task(pool.start("echo/1", fake(load_fault="hang")))
         await until(lambda: any(each.state == "loading" for each in pool.workers))
