@@ -62,6 +62,10 @@ KEY_RECORD = {
     "expires_at": None,
     "revoked_at": None,
     "last_used_at": None,
+    "models": None,
+    "ip_ranges": None,
+    "rotated_at": None,
+    "grace_until": None,
 }
 
 
