@@ -2,12 +2,13 @@
 
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded, HeadersTooLarge, RequestTimeout
- ├─ InvalidApiKey, ExpiredApiKey, InvalidToken, InsufficientScope
+ ├─ InvalidApiKey, ExpiredApiKey, InvalidToken
+ ├─ InsufficientScope, IpNotAllowed, ModelNotAllowed
  ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound, FileGone
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
- ├─ ConcurrencyLimitExceeded
+ ├─ RateLimitExceeded, ConcurrencyLimitExceeded
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
  ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, DatabaseUnavailable
@@ -80,6 +81,14 @@ class InsufficientScope(BitingLipError):
     """The API key does not have the scope that this route needs."""
 
 
+class IpNotAllowed(BitingLipError):
+    """The API key may not be used from this address."""
+
+
+class ModelNotAllowed(BitingLipError):
+    """The API key may not use this model."""
+
+
 class NotFound(BitingLipError):
     """There is nothing at this address."""
 
@@ -130,6 +139,10 @@ class PayloadTooLarge(BitingLipError):
 
 class UnsupportedMediaType(BitingLipError):
     """The request's body must be application/json, not encoded."""
+
+
+class RateLimitExceeded(BitingLipError):
+    """This API key has sent too many requests; try again later."""
 
 
 class ConcurrencyLimitExceeded(BitingLipError):
@@ -232,6 +245,8 @@ TABLE: dict[type[BitingLipError], Answer] = {
     ExpiredApiKey: Answer(401, "EXPIRED_API_KEY", "authentication_error"),
     InvalidToken: Answer(401, "INVALID_TOKEN", "authentication_error"),
     InsufficientScope: Answer(403, "INSUFFICIENT_SCOPE", "permission_error"),
+    IpNotAllowed: Answer(403, "IP_NOT_ALLOWED", "permission_error"),
+    ModelNotAllowed: Answer(403, "MODEL_NOT_ALLOWED", "permission_error"),
     NotFound: Answer(404, "NOT_FOUND", _BAD),
     InvalidModel: Answer(404, "INVALID_MODEL", _BAD),
     TaskNotFound: Answer(404, "TASK_NOT_FOUND", _BAD),
@@ -244,6 +259,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     TaskCancelled: Answer(409, "TASK_CANCELLED", _BAD),
     PayloadTooLarge: Answer(413, "PAYLOAD_TOO_LARGE", _BAD),
     UnsupportedMediaType: Answer(415, "UNSUPPORTED_MEDIA_TYPE", _BAD),
+    RateLimitExceeded: Answer(429, "RATE_LIMIT_EXCEEDED", "rate_limit_error"),
     ConcurrencyLimitExceeded: Answer(429, "CONCURRENCY_LIMIT_EXCEEDED", "rate_limit_error"),
     InternalError: Answer(500, "INTERNAL_ERROR", "server_error"),
     InferenceFailed: Answer(500, "INFERENCE_FAILED", "server_error"),

@@ -1,45 +1,66 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from email.utils import format_datetime
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from bitinglip.access.keys import OPERATOR, Caller
+from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import INFERENCE, Scope
+from bitinglip.access.tokens import is_token
 from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest
+from bitinglip.errors import (
+    BitingLipError,
+    ExpiredApiKey,
+    InsufficientScope,
+    InvalidApiKey,
+    InvalidRequest,
+    InvalidToken,
+    IpNotAllowed,
+)
 
 #: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
+#: in place of a scope: any valid key or token is enough
+ANY_KEY: Literal["any key"] = "any key"
+Required = Scope | Literal["any key"]
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
+_LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
     {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 )
 _PROXY_PREFIXES = ("x-forwarded-", "x-original-", "x-envoy-", "x-cluster-client-")
 Handler = Callable[..., Awaitable[Response]]
 H = TypeVar("H", bound=Callable[..., Any])
-_declared: dict[object, Scope] = {}  #: by handler; filled while the routes' modules are imported
+_declared: dict[object, Required] = {}  #: by handler; filled while the routes' modules are imported
+_limits: dict[object, LimitClass] = {}  #: the same for the classes of limits
 
 
-def requires_scope(scope: Scope) -> Callable[[Handler], Handler]:
-    """Declare a route's scope; it is checked before anything else of the request.
+def requires_scope(
+    scope: Required, limits: LimitClass | None = None
+) -> Callable[[Handler], Handler]:
+    """Declare a route's scope and limits; they are checked before anything else of the request.
 
+    A route with an inference scope says which limits it has; those of all others are LIGHT.
     A decorator and not a FastAPI dependency: resolving one costs more than the check itself.
     """
+    if limits is None and scope not in INFERENCE:
+        limits = LimitClass.LIGHT
 
     def guard(handler: Handler) -> Handler:
         @wraps(handler)
         async def guarded(request: Request, **values: Any) -> Response:
-            authorize(request, scope)
+            await authorize_limited(request, scope, limits or LimitClass.LIGHT)
             return await handler(request, **values)
 
-        return declare_scope(guarded, scope)
+        return declare_scope(guarded, scope, limits)
 
     return guard
 
@@ -49,10 +70,12 @@ def requires_inference_scope(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def guarded(request: Request, **values: Any) -> Response:
-        request.scope["bitinglip.caller"] = check_inference(identify(request))
+        caller = identify(request)
+        await admit(request, caller, LimitClass.LIGHT)
+        request.scope["bitinglip.caller"] = check_inference(caller)
         return await handler(request, **values)
 
-    return declare_scope(guarded, Scope.TEXT)
+    return declare_scope(guarded, Scope.TEXT, LimitClass.LIGHT)
 
 
 def check_inference(caller: Caller) -> Caller:
@@ -65,21 +88,32 @@ def check_inference(caller: Caller) -> Caller:
     return caller
 
 
-def declare_scope(handler: H, scope: Scope) -> H:
-    """Record a handler's scope without enforcing it, for a handler with checks of its own."""
+def declare_scope(handler: H, scope: Required, limits: LimitClass | None = None) -> H:
+    """Record a handler's scope and limits; nothing is enforced where it has checks of its own."""
     _declared[handler] = scope
+    if limits is not None:
+        _limits[handler] = limits
     return handler
 
 
-def declared_scope(route: BaseRoute) -> Scope | None:
+def declared_scope(route: BaseRoute) -> Required | None:
     """Return the scope that a route's handler declares; None if it declares none."""
     return _declared.get(getattr(route, "endpoint", None))
 
 
-def authorize(request: Request, scope: Scope) -> None:
-    """Record the caller. Raises InsufficientScope, or what ``identify`` raises."""
+def declared_limits(route: BaseRoute) -> LimitClass | None:
+    """Return the class of limits that a route's handler declares; None if it declares none."""
+    return _limits.get(getattr(route, "endpoint", None))
+
+
+async def authorize_limited(request: Request, scope: Required, limits: LimitClass) -> None:
+    """Admit the caller and record them.
+
+    Raises InsufficientScope, or what ``identify`` and ``admit`` raise.
+    """
     caller = identify(request)
-    if not caller.may(scope):
+    await admit(request, caller, limits)
+    if scope != ANY_KEY and not caller.may(scope):
         raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
     request.scope["bitinglip.caller"] = caller
 
@@ -90,9 +124,10 @@ def caller_of(request: Request) -> Caller:
 
 
 def identify(request: HTTPConnection) -> Caller:
-    """Identify the caller by the credential, and count the request as theirs until it ends.
+    """Identify the caller by the credential; ``admit`` comes next.
 
-    Raises InvalidApiKey, ExpiredApiKey or ConcurrencyLimitExceeded.
+    Raises InvalidApiKey, ExpiredApiKey, InvalidToken or IpNotAllowed; RateLimitExceeded for a
+    flood of them.
     """
     services = services_of(request)
     credential = _credential(request)
@@ -100,13 +135,60 @@ def identify(request: HTTPConnection) -> Caller:
         return ANONYMOUS
     if credential is None:
         raise InvalidApiKey()
-    caller = services.keys.authenticate(credential)
+    known = services.tokens if is_token(credential) else services.keys
+    try:
+        caller = known.authenticate(credential)
+        context_of(request.scope).notices = retirement_headers(caller)
+        check_address(request, caller)
+    except (InvalidApiKey, ExpiredApiKey, InvalidToken, IpNotAllowed) as error:
+        raise failed_login(request, error) from None
     services.metrics.user_seen(caller.key_id)
-    context = context_of(request.scope)
-    if context.leave is None:
-        services.concurrency.enter(caller)
-        context.leave = partial(services.concurrency.leave, caller)
     return caller
+
+
+def failed_login(request: HTTPConnection, error: BitingLipError) -> BitingLipError:
+    """Count a wrong credential; return the error to raise: this one, or RateLimitExceeded."""
+    address = request.client.host if request.client is not None else None
+    return services_of(request).logins.count(address, error)
+
+
+async def admit(request: HTTPConnection, caller: Caller, limits: LimitClass) -> None:
+    """Take the request from the caller's limits until it ends.
+
+    Raises RateLimitExceeded or ConcurrencyLimitExceeded. A request that the server fails (5xx) is
+    not charged; one that is at fault itself (4xx) is, or a client in a loop would have no limit.
+    """
+    context, admission = context_of(request.scope), services_of(request).admission
+    route = getattr(request.scope.get("route"), "path_format", "")
+    admitted = await admission.enter(caller, limits, route)
+    context.limit_headers = admitted.headers
+    if admitted.refusal is not None:
+        raise admitted.refusal
+    context.leave = partial(admission.leave, admitted)
+
+
+def check_address(connection: HTTPConnection, caller: Caller) -> None:
+    """Raise IpNotAllowed for a caller whose key is not for the address of the peer.
+
+    No header is believed. A program that comes over the home's socket has the loopback address.
+    """
+    if caller.ip_ranges is None:
+        return
+    peer = connection.client.host if connection.client else ""
+    address = _LOOPBACK if connection.scope.get(_LOCAL) else peer
+    if not caller.may_call_from(address):
+        raise IpNotAllowed(details={"address": address})
+
+
+def retirement_headers(caller: Caller) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that say that the caller's secret was replaced, and when it ends."""
+    if caller.retiring is None:
+        return ()
+    since, until = caller.retiring
+    return (
+        (b"deprecation", b"@%d" % since.timestamp()),
+        (b"sunset", format_datetime(until, usegmt=True).encode()),
+    )
 
 
 def has_credential(request: HTTPConnection) -> bool:

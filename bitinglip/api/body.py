@@ -37,6 +37,14 @@ async def read_body(request: Request, model: type[M]) -> M:
         return await parsed(model, await _rest(request, first, more, grow))
 
 
+async def read_optional_body(request: Request, model: type[M]) -> M:
+    """Read a JSON body that may be left out; then each field has its default."""
+    fields = request.headers
+    if "transfer-encoding" not in fields and fields.get("content-length", "0") == "0":
+        return model()
+    return await read_body(request, model)
+
+
 async def _rest(
     request: Request, first: bytes, more: bool, grow: Callable[[int], None]
 ) -> bytes | bytearray:

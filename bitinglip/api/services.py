@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as HttpScope
 
-from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import KeyRing
+from bitinglip.access.limits.admission import Admission
+from bitinglip.access.limits.checkpoint import Checkpoint
+from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
+from bitinglip.access.tokens import Tokens
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
@@ -32,6 +35,7 @@ class Services:
     home: Home
     store: ModelStore
     keys: KeyRing
+    tokens: Tokens
     dispatcher: Dispatcher
     operations: Operations
     footprints: Footprints
@@ -42,9 +46,11 @@ class Services:
     tickets: Tickets
     files: Files
     uploads: Uploads
+    admission: Admission
+    checkpoint: Checkpoint
+    logins: FailedLogins
     resume: Resume
     health: Health = field(default_factory=Health)
-    concurrency: KeyConcurrency = field(default_factory=KeyConcurrency)
 
 
 def services_of(request: HTTPConnection) -> Services:

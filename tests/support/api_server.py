@@ -29,12 +29,24 @@ from tests.support.model_folders import llama, pipeline
 from tests.support.scripted_worker import Script, ScriptedLauncher
 from tests.support.wait import eventually
 from workers import protocol
+from workers.devices import Devices
 
 ADMIN = "admin"
 EXPIRED = "expired"
+#: what the keys of tests, of tier free, have of the tier's limits
+UNLIMITED = {
+    "requests_per_minute": None,
+    "requests_per_hour": None,
+    "concurrent_requests": None,
+}
 #: more than one scope in one key, as tests name them
 _PAIRS = ("cluster:write,cluster:read",)
-_QUIET = {"demo": "never", "workers": {"spare": False}, "devices": {"page_cache_bytes": 0}}
+_QUIET = {
+    "demo": "never",
+    "workers": {"spare": False},
+    "devices": {"page_cache_bytes": 0},
+    "limits": {"tiers": {"free": UNLIMITED}, "failed_logins_per_minute": None},
+}
 
 
 async def echo(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
@@ -94,6 +106,11 @@ class Served:
         connections = list(self.server.server_state.connections)
         return [each for each in connections if isinstance(each, websocket.WebSocketProtocol)]
 
+    def wait_sampled(self) -> None:
+        """Wait until the server has looked at its devices once."""
+        devices = self.services.operations.devices
+        eventually(lambda: any(each.used_bytes for each in devices() if each.kind == "cpu"))
+
     def wait_idle(self) -> None:
         """Check that no job outlives its request."""
         eventually(lambda: self.in_flight == 0, 5)
@@ -106,18 +123,21 @@ def serve(
     *,
     slots: int = 64,
     times: Times | None = None,
+    machine: Devices | None = None,
     **values: Any,
 ) -> Iterator[Served]:
     """Serve a home under ``root`` with three models: demo and org/deep (text), painter (image).
 
-    ``times`` are what its clients are given. ``values`` are settings; sections are merged with
-    those that keep a test quiet.
+    ``times`` are what its clients are given; ``machine`` has the devices in place of this one's.
+    ``values`` are settings; sections are merged with those that keep a test quiet.
     """
     home = Home(root / "home")
     home.create()
     _make_models(home, root)
     keys = asyncio.run(_make_keys(home))
     merged = {name: {**_section(_QUIET, name), **value} for name, value in values.items()}
+    if free := values.get("limits", {}).get("tiers", {}).get("free"):
+        merged["limits"]["tiers"]["free"] = {**UNLIMITED, **free}
     settings = Settings.model_validate({**_QUIET, **merged})
     workers = ScriptedLauncher(script, slots=slots)
     opened = threading.Event()
@@ -128,7 +148,14 @@ def serve(
         opened.set()
 
     connections = Connections(capacity(settings.server, 1024), times)
-    app = build(settings, home, launcher=workers, on_open=on_open, connections=connections)
+    app = build(
+        settings,
+        home,
+        launcher=workers,
+        on_open=on_open,
+        connections=connections,
+        devices=machine,
+    )
     server = HttpServer(app, connections, timeout_graceful_shutdown=1)
     sock = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([sock],))

@@ -28,6 +28,7 @@ class ScriptedLauncher:
         self.jobs: list[protocol.Job] = []
         self.cancelled: list[str] = []  #: ids of jobs that the gateway cancelled
         self.broken_models: set[str] = set()  #: models that do not load
+        self.loads: list[protocol.Load] = []
 
     def launch(
         self,
@@ -66,6 +67,9 @@ class ScriptedWorker:
     @property
     def events_fd(self) -> int:
         return self._events.fileno()
+
+    def bytes_read(self) -> int | None:
+        return None
 
     @property
     def output_fd(self) -> int:
@@ -130,11 +134,12 @@ class ScriptedWorker:
                             if task := running.pop(job_id, None):
                                 task.cancel()
                         case protocol.Load():
+                            self._launcher.loads.append(command)
                             if not self._load(command):
                                 return
                         case _:
                             self._launcher.jobs.append(command)
-                            running[command.id] = asyncio.create_task(self._play(command))
+                            running[command.id] = self._start(command)
         finally:
             tasks = [*running.values(), *([self._beat] if self._beat else [])]
             for task in tasks:
@@ -156,12 +161,21 @@ class ScriptedWorker:
             self._write(protocol.Heartbeat(steps=1, in_flight=0, memory_bytes=1000))
             await asyncio.sleep(interval)
 
+    def _start(self, job: protocol.Job) -> "asyncio.Task[None]":
+        """Play a job; its end is told even if it is cancelled before it has begun."""
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            if task.cancelled():
+                with suppress(OSError):  # the worker was killed
+                    self._write(protocol.Cancelled(id=job.id))
+
+        task = asyncio.create_task(self._play(job))
+        task.add_done_callback(ended)
+        return task
+
     async def _play(self, job: protocol.Job) -> None:
-        try:
-            async for event in self._launcher.script(job):
-                self._write(event)
-        except asyncio.CancelledError:
-            self._write(protocol.Cancelled(id=job.id))
+        async for event in self._launcher.script(job):
+            self._write(event)
 
     def _write(self, event: protocol.Event) -> None:
         write_events(self._own_events.fileno(), [event])

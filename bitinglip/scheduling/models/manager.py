@@ -13,6 +13,7 @@ import structlog
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import AFTER_DEVICE_FAULT, Death, Deaths
+from bitinglip.scheduling.models.demands import list_demands
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.listener import ModelListener
 from bitinglip.scheduling.models.loader import Pool, ReplicaLoader
@@ -52,7 +53,7 @@ class ModelManager:
         self._pool: Pool
         self._listener: ModelListener
         self._loader: ReplicaLoader
-        self._by_worker: dict[Worker, Replica] = {}
+        self.by_worker: dict[Worker, Replica] = {}
         self._unmet = False  #: requests wait for a model that is not loaded
         self._plan_timer = PlanTimer(self._plan, clock)
         rules = settings.residency
@@ -64,11 +65,7 @@ class ModelManager:
         self.shortage = 0.0  #: missing memory for models with waiting requests, in parts of all
 
     def connect(self, pool: Pool, listener: ModelListener) -> None:
-        """Close the one cycle of the composition, before the first request.
-
-        The manager starts workers in the pool and wakes the dispatcher, and both are built with
-        what they call back: the pool with the dispatcher, the dispatcher with the manager.
-        """
+        """Close the one cycle of the composition: both are built with what they call back."""
         self._pool = pool
         self._listener = listener
         self._loader = ReplicaLoader(
@@ -105,22 +102,10 @@ class ModelManager:
             elif (kept := self._settings.keep_alive(name)) is not None:
                 self._plan_timer.at(replica.used_at + kept)
 
-    def replica_of(self, worker: Worker) -> Replica | None:
-        return self._by_worker.get(worker)
-
-    def load_eta(self, name: str) -> float | None:
-        """Estimate the seconds until the model is loaded; None if no load runs, or unknown."""
-        model_state = self.models.get(name)
-        return model_state.load_eta(self.clock()) if model_state else None
-
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
-        self.facts.raise_minimum(self.models[replica.model].manifest, replica)
+        self._raise_minimum(replica)
         self._evict_idle_near(replica)
-
-    def memory_suggestions(self, name: str) -> list[dict[str, object]]:
-        """Suggest settings that leave more memory to the model's requests."""
-        return self.facts.memory_suggestions(self.model_state(name).manifest)
 
     # ---- for operators -------------------------------------------------------------------------
 
@@ -208,7 +193,9 @@ class ModelManager:
                 if was_silent and not replica.silent:
                     self._listener.on_ready(replica.model)
         ledger = self.ledger()
-        if changed or self._unmet or any(ledger.free(device.id) < 0 for device in ledger.devices):
+        short = [device.id for device in ledger.devices if ledger.free(device.id) < 0]
+        self.facts.use.note_short(short)
+        if changed or self._unmet or short:
             self.replan()
 
     def model_state(self, name: str) -> ModelState:
@@ -230,7 +217,7 @@ class ModelManager:
     async def _end(self, model_state: ModelState, cause: str, *replicas: Replica) -> None:
         """Stop replicas; return when their processes are gone."""
         for replica in replicas:
-            if replica.state != "stopping":
+            if replica.state not in ("stopping", "stuck"):
                 self._stop(model_state, replica, cause)
         stops = [replica.task for replica in replicas if replica.task is not None]
         await asyncio.gather(*stops, return_exceptions=True)
@@ -253,7 +240,11 @@ class ModelManager:
         now = self.clock()
         ledger = self.ledger()
         usable = sum(device.usable for device in ledger.devices if not device.reason)
-        found = planner.plan(ledger, self._demands(now), now, self.rules)
+        demands = list_demands(
+            self.models, self._settings, self.facts, self._listener, now, self._plan_timer.at
+        )
+        self._unmet = any(demand.urgent for demand in demands)
+        found = planner.plan(ledger, demands, now, self.rules)
         self.shortage = min(1.0, found.missing_bytes / usable) if usable else 0.0
         for load in found.loads:
             self._begin(self.models[load.model], load)
@@ -266,32 +257,11 @@ class ModelManager:
         if found.replan_at is not None:
             self._plan_timer.at(found.replan_at)
 
-    def _demands(self, now: float) -> list[planner.Demand]:
-        demands: list[planner.Demand] = []
-        self._unmet = False
-        for model_state in self.models.values():
-            waiting = self._listener.waiting(model_state.name)
-            since = waiting.since if waiting else model_state.asked
-            if since is not None:
-                model_state.target = self._settings.model(model_state.name).replicas
-            if not model_state.target:
-                continue
-            if model_state.retry_at > now:
-                self._plan_timer.at(model_state.retry_at)
-                continue
-            level = waiting.level if waiting else 0
-            found = self.facts.demands(model_state, since, level)
-            self._unmet = self._unmet or any(demand.urgent for demand in found)
-            demands += found
-        return demands
-
     def _begin(self, model_state: ModelState, load: planner.Load) -> None:
-        replica = Replica(model_state.name, load.index, load.devices, self.clock())
+        replica = self.facts.new_replica(model_state, load)
         model_state.replicas[load.index] = replica
-        kind = self.facts.kind_of(replica)
-        replica.ram = self.facts.ram(model_state.manifest, kind)
-        replica.load_seconds = self.facts.load_seconds(model_state, kind)
         log.info("loading", worker=replica.id, devices=list(load.devices))
+        kind = self.facts.kind_of(replica)
         replica.task = self._loader.start(model_state, replica, kind)
 
     def _evict(self, eviction: planner.Evict) -> None:
@@ -322,7 +292,7 @@ class ModelManager:
     def on_loaded(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         assert worker.ready is not None
         model_state.loaded(replica, worker, worker.ready.slots, self.clock())
-        self._by_worker[worker] = replica
+        self.by_worker[worker] = replica
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
         self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
         seconds = round(replica.load_seconds, 3)
@@ -334,7 +304,8 @@ class ModelManager:
     def on_load_failed(self, model_state: ModelState, replica: Replica, why: StartFailed) -> None:
         log.warning("load failed", model=model_state.name, cause=why.message)
         self._metrics.load_finished(model=model_state.name, seconds=0.0, ok=False)
-        del model_state.replicas[replica.index]
+        if replica.state != "stuck":
+            model_state.remove(replica)
         self.replan()
         if replica.slept:
             return  # the machine was suspended meanwhile: once more
@@ -343,8 +314,10 @@ class ModelManager:
             model_state.retry_at = now + AFTER_DEVICE_FAULT
             return  # once more: there, or elsewhere once the device is in question
         if why.code == "OUT_OF_MEMORY":
-            self.facts.raise_minimum(model_state.manifest, replica)
             model_state.short_of_memory += 1
+            late = model_state.short_of_memory == 1 and self.facts.use.wait_again(replica)
+            if not late:
+                self._raise_minimum(replica)
             if model_state.short_of_memory == 1:
                 self._evict_idle_near(replica)
                 return  # once more, with more room
@@ -358,10 +331,24 @@ class ModelManager:
         error = errors.from_code(why.code, why.message, param="model", details=details)
         self._unavailable(model_state, error)
 
+    def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
+        """Plan again for a load that has not begun: another program took its memory."""
+        log.info("load planned again: its memory was taken meanwhile", worker=replica.id)
+        model_state.remove(replica)
+        self.replan()
+
+    def on_stuck(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
+        """Keep its memory reserved until the process ends after all."""
+        replica.state, replica.worker, replica.task = "stuck", worker, None
+        self.deaths.stuck(replica)
+        self._loader.await_end(model_state, replica, worker)
+
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
+        self.facts.use.expect_return(replica)
+        self.deaths.gone(replica)
         model_state.remove(replica)
         if replica.worker is not None:
-            self._by_worker.pop(replica.worker, None)
+            self.by_worker.pop(replica.worker, None)
             self._loader.keep_files(model_state.manifest)
         self.replan()
 
@@ -370,15 +357,19 @@ class ModelManager:
 
         ``forgiven``: deaths, this one among them, of a request that is not run again.
         """
-        replica = self._by_worker.pop(worker)
+        replica = self.by_worker.pop(worker)
         model_state = self.models[replica.model]
-        model_state.remove(replica)
+        if worker.stuck:
+            self.on_stuck(model_state, replica, worker)
+        else:
+            self.facts.use.expect_return(replica)
+            model_state.remove(replica)
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])
         log.warning("worker lost", worker=replica.id, cause=cause, blamed_on=death.blame)
         now = self.clock()
         if death.blame == "memory" and worker.fault is not RAM:
-            self.facts.raise_minimum(model_state.manifest, replica)
+            self._raise_minimum(replica)
         if death.is_excused:
             model_state.retry_at = now + self.deaths.pause(model_state.name, now)
         elif death.blame == "request":
@@ -388,6 +379,11 @@ class ModelManager:
             gone = errors.ModelLoadFailed(model_state.explain(now), param="model")
             self._unavailable(model_state, gone)
         self.replan()
+
+    def _raise_minimum(self, replica: Replica) -> None:
+        """Plan with more memory for its model, unless another program took what was short."""
+        if not self.facts.use.foreign_use_rose(replica):
+            self.facts.raise_minimum(self.models[replica.model].manifest, replica)
 
     def _evict_idle_near(self, replica: Replica) -> None:
         for reservation in self.ledger().idle_on(replica.devices):

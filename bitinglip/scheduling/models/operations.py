@@ -20,6 +20,8 @@ from workers import protocol
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
+CARD_LOST = "was ended, because its card is lost"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
@@ -58,6 +60,7 @@ class DeviceView:
     power_w: float | None
     state: str = "well"  #: well, doubtful or lost
     reason: str | None = None
+    note: str | None = None  #: what is special of it, and no fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Operations:
         self._pool = pool
         self._manager = manager
         self._known_devices: set[str] = set()
+        self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
     # ---- models --------------------------------------------------------------------------------
@@ -159,7 +163,7 @@ class Operations:
     async def stop_worker(self, worker_id: str) -> None:
         """Stop a worker until its model is requested again. Raises ModelInUse."""
         worker = self._find(worker_id)
-        replica = self._manager.replica_of(worker)
+        replica = self._manager.by_worker.get(worker)
         if replica is None:
             await self._pool.stop(worker)
         else:
@@ -167,7 +171,7 @@ class Operations:
 
     def drain_worker(self, worker_id: str) -> None:
         """Send a worker no new jobs, and stop it when it has finished its running ones."""
-        replica = self._manager.replica_of(self._find(worker_id))
+        replica = self._manager.by_worker.get(self._find(worker_id))
         if replica is None:
             raise errors.Conflict("This worker runs no model.")
         self._manager.drain_replica(replica, "drained on request")
@@ -219,6 +223,7 @@ class Operations:
         found = []
         for device in facts.devices:
             reading = facts.reading(device.id)
+            free = 0 if device.condition.reason else ledger.free(device.id)
             found.append(
                 DeviceView(
                     id=device.id,
@@ -228,12 +233,13 @@ class Operations:
                     used_bytes=reading.used_bytes if reading else 0,
                     foreign_bytes=facts.other_bytes(device.id),
                     reserved_bytes=sum(h.devices[device.id] for h in ledger.on(device.id)),
-                    free_bytes=max(0, ledger.free(device.id)),
+                    free_bytes=max(0, free),
                     utilisation=reading.utilisation if reading else None,
                     temperature_c=reading.temperature_c if reading else None,
                     power_w=reading.power_w if reading else None,
                     state=device.condition.state,
                     reason=device.condition.reason,
+                    note=device.note,
                 )
             )
         return found
@@ -255,6 +261,7 @@ class Operations:
                 used=each.used_bytes,
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
+                power_w=each.power_w,
             )
             for each in self.devices()
         ]
@@ -297,6 +304,7 @@ class Operations:
         self._manager.refresh(sample, pids)
         if known and self._known_devices - known:
             self._use_found_cards()
+        self._end_workers_of_lost_cards()
 
     def _use_found_cards(self) -> None:
         """Move models that run on the CPU for want of a card, and preload those that could not."""
@@ -307,7 +315,28 @@ class Operations:
         if self.bootstrapped:
             self._preload()
 
+    def _end_workers_of_lost_cards(self) -> None:
+        """End workers whose card is gone: they would hang, and their jobs can run elsewhere."""
+        devices = self._manager.facts.devices
+        lost = {each.id for each in devices if each.condition.state == "lost"}
+        ids = {
+            replica.id
+            for replica in self._manager.replicas()
+            if replica.state in ("ready", "draining") and not lost.isdisjoint(replica.devices)
+        }
+        for worker in self._pool.workers:
+            if worker.id in ids and not worker.stuck and worker not in self._ending:
+                self._ending[worker] = asyncio.create_task(self._end_worker(worker))
+
+    async def _end_worker(self, worker: Worker) -> None:
+        try:
+            await self._pool.kill(worker, CARD_LOST)
+        finally:
+            self._ending.pop(worker, None)
+
     async def close(self) -> None:
+        for end in list(self._ending.values()):
+            end.cancel()
         await self._manager.close()
         await self._pool.close()
 
