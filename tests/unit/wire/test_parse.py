@@ -1,4 +1,4 @@
-"""The shape of JSON has bounds, which hostile bodies cannot make expensive to check."""
+"""JSON bodies: what is no JSON, and the bounds of depth, elements and members."""
 
 import contextlib
 import json
@@ -8,7 +8,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitinglip import errors
-from bitinglip.wire.parse import LARGE, MAX_DEPTH, MAX_ELEMENTS, MAX_MEMBERS, check_shape, is_large
+from bitinglip.wire.parse import (
+    LARGE,
+    MAX_DEPTH,
+    MAX_ELEMENTS,
+    MAX_MEMBERS,
+    check_shape,
+    is_large,
+    parse,
+)
+from bitinglip.wire.text.native import TextGenerationRequest
+
+NATIVE = {"model": "m", "prompt": "p"}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b'"x"',
+        b"{",
+        b"\xff",
+        b'{"model": "m", "prompt": "\\ud800"}',
+        b'{"model": "m", "prompt": "p", "temperature": NaN}',
+        b'{"model": "m", "prompt": "p", "temperature": Infinity}',
+        b'{"model": "m", "prompt": "p", "temperature": 1e400}',
+        b'{"model": "m", "prompt": "p", "seed": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 65 + b"1" + b"}" * 65,
+    ],
+)
+def test_bad_json_is_a_400(raw: bytes) -> None:
+    with pytest.raises(errors.InvalidRequest):
+        parse(TextGenerationRequest, raw)
 
 
 def test_depth_of_json_has_a_bound() -> None:
@@ -72,18 +105,19 @@ def test_number_of_members_has_a_bound() -> None:
     """A member may be wrong, and the library makes all errors before it tells of any."""
 
     def body(count: int) -> bytes:
-        return json.dumps({f"k{i}": ":" for i in range(count)}).encode()
+        return json.dumps({**NATIVE, **{f"k{i}": ":" for i in range(count)}}).encode()
 
-    check_shape(body(MAX_MEMBERS))
-    check_shape(body(MAX_MEMBERS).ljust(LARGE + 1))
+    most = MAX_MEMBERS - len(NATIVE)
+    check_shape(body(most))
+    check_shape(body(most).ljust(LARGE + 1))
     nested = b'{"prompt":{' + b",".join(b'"%d":1' % i for i in range(MAX_MEMBERS)) + b"}}"
-    for raw in (body(MAX_MEMBERS + 1), body(MAX_MEMBERS + 1).ljust(LARGE + 1), nested):
+    for raw in (body(most + 1), body(most + 1).ljust(LARGE + 1), nested):
         with pytest.raises(errors.InvalidRequest, match="more than 32768 members"):
             check_shape(raw)
 
 
 def test_body_of_many_values_is_checked_beside_the_event_loop() -> None:
-    assert not is_large(json.dumps({"prompt": "word " * 50_000}).encode())
+    assert not is_large(json.dumps({**NATIVE, "prompt": "word " * 50_000}).encode())
     assert is_large(b"[" + b"1," * 5000 + b"1]")
     assert is_large(b"[" + b"[]" * 5000 + b"]")
     assert is_large(json.dumps({f"k{i}": 1 for i in range(3000)}).encode())

@@ -8,7 +8,10 @@ import pytest
 
 from bitinglip import errors
 from bitinglip.settings import Model, SamplingDefaults
-from bitinglip.wire.parse import param_path, parse
+from bitinglip.wire.parse import (
+    param_path,
+    parse,
+)
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
 from tests.support.jobs import job_context
@@ -193,28 +196,6 @@ def test_content_may_come_in_parts() -> None:
 def test_our_own_answers_can_be_sent_back() -> None:
     turn: dict[str, Any] = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
     read(ChatCompletionRequest, {"model": "m", "messages": [turn]})
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        b"[]",
-        b'"x"',
-        b"{",
-        b"\xff",
-        b'{"model": "m", "prompt": "\\ud800"}',
-        b'{"model": "m", "prompt": "p", "temperature": NaN}',
-        b'{"model": "m", "prompt": "p", "temperature": Infinity}',
-        b'{"model": "m", "prompt": "p", "temperature": 1e400}',
-        b'{"model": "m", "prompt": "p", "seed": ' + b"9" * 5000 + b"}",
-        b"[" * 100_000,
-        b'{"a":' * 65 + b"1" + b"}" * 65,
-    ],
-)
-def test_bad_json_is_a_400(raw: bytes) -> None:
-    with pytest.raises(errors.InvalidRequest):
-        parse(TextGenerationRequest, raw)
 
 
 def test_values_are_never_echoed() -> None:
