@@ -150,6 +150,8 @@ class EdgeChecks:
         headers: Headers = scope["headers"]
         self._check_started(scope)
         fields = dict(headers)
+        if len(fields) < len(headers):
+            _check_single(headers)
         self._check_host(scope, headers)
         self._check_origin(scope, fields)
         _check_query(scope["query_string"])
@@ -196,6 +198,12 @@ class EdgeChecks:
         """Return the bytes that the body may have; forms bring files."""
         form = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
         return self._max_upload if form else self._max_body
+
+
+def _check_single(headers: Headers) -> None:
+    """Refuse two types of one body: the bound would be that of one, and the reader the other's."""
+    if sum(name == b"content-type" for name, _ in headers) > 1:
+        raise InvalidRequest("The request has two Content-Type headers.", param="Content-Type")
 
 
 def _check_body(headers: dict[bytes, bytes], limit: int) -> int | None:

@@ -129,7 +129,8 @@ class FormParser:
     def _end(self) -> None:
         part, self._part = self._now, None
         if part.file is None:
-            self.fields.append((part.name, _text(part.data, f"'{part.name[:64]}'")))
+            shown = part.name[:64]
+            self.fields.append((part.name, _text(part.data, f"'{shown}'", shown)))
             if len(self.fields) > _MOST_FIELDS:
                 raise InvalidRequest(_INVALID)
         else:
@@ -142,8 +143,8 @@ class FormParser:
         return self._part
 
 
-def _text(data: bytes | bytearray, what: str) -> str:
+def _text(data: bytes | bytearray, what: str, param: str | None = None) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise InvalidRequest(f"{what} is not in UTF-8.") from None
+        raise InvalidRequest(f"{what} is not in UTF-8.", param=param) from None

@@ -79,6 +79,9 @@ class Uploads:
         except OSError as error:
             self._health.degrade(*_HEALTH, reason(error))
             raise DiskFull() from error
+        except DiskFull:
+            await self._report()  # the disk may be full, or just this upload too large
+            raise
         self._health.recover(*_HEALTH)
 
     def discard(self, job: Job) -> None:

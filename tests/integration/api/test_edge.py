@@ -32,6 +32,14 @@ def test_content_encoding_is_refused(client: httpx.Client) -> None:
     error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
 
 
+def test_body_of_two_types_is_refused(client: httpx.Client) -> None:
+    form = "multipart/form-data; boundary=x"  # whose bound is higher
+    for kinds in (("application/json", form), (form, "application/json")):
+        headers = [("content-type", kind) for kind in kinds]
+        answer = client.post(NATIVE, content=json.dumps(PROMPT), headers=headers)
+        assert error_of(answer, 400, "INVALID_REQUEST")["param"] == "Content-Type"
+
+
 def test_body_over_the_limit_is_refused(client: httpx.Client) -> None:
     at_limit = json.dumps(PROMPT).encode().ljust(MAX_BODY)
     headers = {"content-type": "application/json"}

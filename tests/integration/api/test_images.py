@@ -323,7 +323,7 @@ def form_part(name: bytes, data: bytes, more: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        (form_part(b"prompt", b"\xff") + b"--x--\r\n", None),
+        (form_part(b"prompt", b"\xff") + b"--x--\r\n", "prompt"),
         (form_part(b"\xff", b"a") + b"--x--\r\n", None),
         (form_part(b"prompt", b"a"), None),
         (form_part(b"prompt", b"a") + form_part(b"image", b"a", b'; filename="a"'), None),

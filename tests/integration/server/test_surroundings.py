@@ -22,6 +22,7 @@ from tests.support.http_client import NATIVE
 from tests.support.server import Server, await_ready, running_server, start_server
 from tests.support.wait import eventually
 
+TRANSCRIBE = "/v1/audio/transcriptions"
 FAKE = ("--set", "demo=never", "--set", "models.demo-echo.engine=fake")
 BODY: dict[str, Any] = {"model": "demo-echo", "prompt": "a", "max_tokens": 2}
 FEW_DESCRIPTORS = 'ulimit -n 256; exec "$@"'
@@ -224,12 +225,17 @@ def test_disk_that_is_full_degrades_the_server_until_there_is_room(small_disk: P
         asynchronous = client.post(NATIVE, json=BODY, headers={"prefer": "respond-async"})
         assert status_of(asynchronous) == (507, "DISK_FULL")
         assert status_of(create_key(client)) == (507, "DISK_FULL")
+        form: dict[str, Any] = {"files": {"file": bytes(500_000)}, "data": {"model": "demo-echo"}}
+        assert status_of(client.post(TRANSCRIBE, **form)) == (507, "DISK_FULL")
+        assert "uploads: There is not enough disk space" in detail(client, "task_manager")
         assert "disk space" in detail(client, "database")
         eventually(lambda: "times of use" in detail(client, "database"), 30)
         assert client.post(NATIVE, json=BODY).status_code == 200
         filler.unlink()
         eventually(lambda: detail(client, "database") == "", 40)
         assert create_key(client).status_code == 201
+        assert status_of(client.post(TRANSCRIBE, **form)) == (400, "INVALID_REQUEST")
+        assert detail(client, "task_manager") == ""
         fill(filler)
         client.get("/api/v1/models")
         assert server.stop() == 0
