@@ -27,7 +27,8 @@ def spawn_launcher(settings: Settings, home: Home) -> SpawnLauncher:
         hidden=(str(home.root), *(path for path in secrets if path is not None)),
         memory_bytes=Host().total_bytes,
     )
-    return SpawnLauncher(folders=folders, confinement=confinement)
+    environ = {} if settings.devices.perf_boost else {"CUDA_DISABLE_PERF_BOOST": "1"}
+    return SpawnLauncher(folders=folders, confinement=confinement, environ=environ)
 
 
 def hide_secrets(environ: MutableMapping[str, str]) -> None:

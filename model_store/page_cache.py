@@ -32,7 +32,10 @@ class _Kept:
 class PageCache:
     """Drops the least recently kept models first. Every method may be called from any thread."""
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, *, reads_first: bool = False) -> None:
+        """``reads_first``: the models lie on slow storage, so that what is about to be loaded is
+        read in sequence first."""
+        self.reads_first = reads_first
         self._budget = budget_bytes
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._lock = threading.Lock()

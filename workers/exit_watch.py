@@ -1,4 +1,4 @@
-"""Tells of the end of a child process as soon as it can be waited for, and waits for nothing.
+"""Tells of the end of a child process as soon as it can be waited for, and what it has read.
 
 By a pidfd where there is one, else by asking now and then. No file of the child's will do as a
 sign: it can close them and live on, or leave them to a child of its own; and the kernel closes
@@ -9,9 +9,11 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
+_PROC = Path("/proc")
 _ASK_SECONDS = 0.05
 
 
@@ -66,3 +68,19 @@ def has_ended(pid: int) -> bool:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True
+
+
+def bytes_read(pid: int, proc: Path = _PROC) -> int | None:
+    """Return the bytes that a process has read so far, by calls or by pages of mapped files.
+
+    None where the kernel does not tell.
+    """
+    try:
+        lines = (proc / str(pid) / "io").read_text().splitlines()
+    except OSError:
+        return None
+    counts = dict(line.split(": ", 1) for line in lines if ": " in line)
+    try:
+        return int(counts["rchar"]) + int(counts["read_bytes"])
+    except (KeyError, ValueError):
+        return None

@@ -25,6 +25,7 @@ FaultName = Literal[
     "display time-out",
     "card busy",
     "no compiler",
+    "stuck",
 ]
 
 #: ``memory``: the model's footprint or the machine's RAM, never the request by itself.
@@ -207,7 +208,7 @@ _TABLE = (
     ),
 )
 
-#: A worker's own account of it; no error has these classes.
+#: No error has these classes: they are found out otherwise.
 LIBRARY = Fault(
     "library",
     "request",
@@ -218,11 +219,18 @@ RAM = Fault(
     "ram",
     "memory",
     "was ended by the kernel: the machine's RAM ran out",
-    "The kernel ended the worker because the machine's RAM ran out, not the card's memory. Use a "
-    "smaller model, stop other programs, or add RAM or swap.",
+    "It is RAM that is short, not a card's memory: use a smaller model, stop other programs, or "
+    "add RAM or swap.",
+)
+STUCK = Fault(
+    "stuck",
+    "device",
+    "was killed and does not end",
+    "A process on it was killed and does not end, as when the driver hangs; its memory stays "
+    "reserved until it is gone. If that lasts, restart the machine.",
 )
 
-FAULTS: dict[FaultName, Fault] = {fault.name: fault for fault in (*_TABLE, LIBRARY, RAM)}
+FAULTS: dict[FaultName, Fault] = {fault.name: fault for fault in (*_TABLE, LIBRARY, RAM, STUCK)}
 
 _MEMORY, _LIBRARY_MEMORY = FAULTS["memory"], FAULTS["library memory"]
 _CODES = {code: fault for fault in _TABLE for code in fault.codes}

@@ -7,12 +7,13 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from workers.environment import ignored_variables, worker_environment
-from workers.exit_watch import ExitWatch, has_ended
+from workers.exit_watch import ExitWatch, bytes_read, has_ended
 from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
@@ -43,6 +44,10 @@ class Handle(Protocol):
     @property
     def output_fd(self) -> int:
         """The non-blocking reading end of what it writes to its standard streams."""
+        ...
+
+    def bytes_read(self) -> int | None:
+        """Return the bytes that it has read from files so far; None where nobody tells."""
         ...
 
     def watch(self, on_exit: Callable[[], None]) -> None:
@@ -89,11 +94,14 @@ class SpawnLauncher:
         *,
         folders: WorkFolders | None = None,
         confinement: Confinement | None = None,
+        environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """``entry``: "module:function" that a worker runs, called with its descriptors.
 
         With ``folders`` each has one of its own; with a ``confinement`` it can write nowhere else.
+        ``environ``: variables that workers get unless the operator's environment has them.
         """
+        self._environ = environ
         self._module, _, self._function = entry.partition(":")
         self._folders = folders
         self._confinement = confinement
@@ -102,7 +110,7 @@ class SpawnLauncher:
     def launch(
         self, name: str, imports: Sequence[str], visible_devices: str | None
     ) -> "SpawnedWorker":
-        environ = worker_environment(os.environ, platform.release())
+        environ = {**self._environ, **worker_environment(os.environ, platform.release())}
         self._notice_ignored()
         if visible_devices is not None:
             environ["CUDA_VISIBLE_DEVICES"] = visible_devices
@@ -193,6 +201,9 @@ class SpawnedWorker:
         self._exit: ExitWatch | None = None
         self._folders = folders
         self.folder = folder
+
+    def bytes_read(self) -> int | None:
+        return bytes_read(self.pid)
 
     def watch(self, on_exit: Callable[[], None]) -> None:
         self._exit = ExitWatch(self.pid, on_exit)

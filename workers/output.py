@@ -1,10 +1,14 @@
 """A worker's standard output and error: passed on line by line, the last lines kept."""
 
+import contextlib
+import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+_READ_BYTES = 1 << 16
+_LAST_BYTES = 1 << 20  #: that are read of a pipe whose writer has ended
 MOST_LINES = 40
 MOST_CHARACTERS = 400  #: of one line
 _LINES_PER_SECOND = 100
@@ -64,3 +68,13 @@ class Output:
         if self._left_out:
             self._pass_on(f"... {self._left_out} lines left out")
             self._left_out = 0
+
+
+def last_bytes(fd: int) -> Iterator[bytes]:
+    """Read what is left in a non-blocking pipe, but no more than a pipe holds: what the worker has
+    left behind may go on to write."""
+    left = _LAST_BYTES
+    with contextlib.suppress(BlockingIOError):
+        while left > 0 and (data := os.read(fd, _READ_BYTES)):
+            left -= len(data)
+            yield data

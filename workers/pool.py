@@ -6,19 +6,21 @@ the system, silence by the watchdog, nonsense by the reader of its pipe; all end
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
 from workers.codes import DRIVER_STARTED, LoadCode
+from workers.ends import cause_of, explain, note_end
 from workers.engines.registry import ENGINES, engine_info
-from workers.faults import FAULTS, Fault
+from workers.faults import FAULTS, STUCK, Fault
 from workers.framing import BadFrame
 from workers.launcher import Launcher
+from workers.oom_kills import OomKills
+from workers.output import last_bytes
 from workers.protocol import (
     Broken,
     Event,
@@ -40,9 +42,9 @@ log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 16  #: in one turn of the event loop: a worker that floods leaves it to others
 _OUTPUT_BYTES = 1 << 14  #: likewise, of what it writes to its standard streams
-_LAST_BYTES = 1 << 20  #: of its last words, of each pipe
 _MOST_ENDED = 64  #: workers that ended badly and are still shown
-_ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it, and until that is given up
+_ENDING_SECONDS = 5.0  #: between asking a worker to stop and killing it
+_KILLED_SECONDS = 10.0  #: between killing a process and going on without its end
 
 #: The states in which a worker may say so: what it says at another time would undo what is known.
 _EXPECTED: dict[type[WorkerEvent], tuple[str, ...]] = {
@@ -90,11 +92,13 @@ class WorkerPool:
         heartbeat_timeout: float,
         load_timeout: float,
         spare: bool,
+        oom_kills: OomKills | None = None,
     ) -> None:
         self._launcher = launcher
         self._listener = listener
         self._watchdog = Watchdog(heartbeat_timeout, load_timeout)
         self._keep_spare = spare
+        self._oom_kills = oom_kills or OomKills()
         self._spare: Worker | None = None
         self._workers: set[Worker] = set()
         self._ended: OrderedDict[str, Worker] = OrderedDict()
@@ -140,22 +144,19 @@ class WorkerPool:
         return worker
 
     async def stop(self, worker: Worker, cause: str = "stopped") -> None:
-        """Ask a worker to leave, then make it; returns when it is gone. Not reported as lost."""
+        """Ask a worker to leave, then make it; returns when it is gone or stuck. Not reported as
+        lost."""
         if worker.state in ("stopped", "failed"):
-            await worker.ended.wait()
+            await self._await_end(worker)
             return
         listening = worker.state in SERVING
         worker.state, worker.cause = "stopped", cause
         if listening:
             worker.send(Stop())
-        else:
-            worker.handle.kill()
-        try:
-            async with asyncio.timeout(_ENDING_SECONDS):
-                await worker.ended.wait()
-        except TimeoutError:
-            worker.handle.kill()
-            await worker.ended.wait()
+            if await worker.ends_within(_ENDING_SECONDS):
+                return
+        self._kill(worker, cause)
+        await self._await_end(worker)
 
     def drain(self, worker: Worker) -> None:
         """Mark a worker that gets nothing new; it is stopped when it has finished."""
@@ -163,10 +164,9 @@ class WorkerPool:
             worker.state = "draining"
 
     async def kill(self, worker: Worker, cause: str) -> None:
-        """End a worker at once; returns when it is gone, and reports it as lost."""
-        worker.cause = cause
-        worker.handle.kill()
-        await worker.ended.wait()
+        """End a worker at once; returns when it is gone or stuck, and reports it as lost."""
+        self._kill(worker, cause)
+        await self._await_end(worker)
 
     async def close(self) -> None:
         """Stop all workers, the spare too. One that the system does not end is left to it."""
@@ -174,11 +174,15 @@ class WorkerPool:
         stops = [asyncio.ensure_future(self.stop(each, "shutdown")) for each in self.workers]
         if not stops:
             return
-        _, stuck = await asyncio.wait(stops, timeout=2 * _ENDING_SECONDS)
-        for stop in stuck:
+        _, late = await asyncio.wait(stops, timeout=2 * _ENDING_SECONDS)
+        for stop in late:
             stop.cancel()
         for worker in self.workers:
-            log.error("%s: process %d was killed and has not ended", worker.id, worker.pid)
+            self._give_up(worker)
+
+    def stuck(self, worker_id: str) -> Worker | None:
+        """Return the worker of this id that was killed and has not ended, if there is one."""
+        return next((each for each in self._workers if each.stuck and each.id == worker_id), None)
 
     def warm_spare(self) -> None:
         """Start the process that becomes the next worker, if one is kept and there is none."""
@@ -193,8 +197,13 @@ class WorkerPool:
         """Kill workers that have gone silent or do not load; runs as long as the pool."""
         while True:
             await asyncio.sleep(self._watchdog.interval)
+            self._oom_kills.look()
             for worker in self.workers:
-                if cause := self._watchdog.look(worker):
+                if worker.killed is not None:
+                    worker.killed += self._watchdog.interval
+                    if worker.killed > _KILLED_SECONDS:
+                        self._give_up(worker)
+                elif cause := self._watchdog.look(worker):
                     # SIGKILL: a stopped or spinning process does not obey anything less.
                     self._kill(worker, cause)
 
@@ -217,7 +226,7 @@ class WorkerPool:
 
     async def _until(self, worker: Worker, states: set[str]) -> None:
         while worker.state not in states:
-            if worker.ended.is_set():
+            if worker.ended.is_set() or worker.stuck:
                 raise _start_failed(worker)
             worker.changed.clear()
             await worker.changed.wait()
@@ -225,11 +234,34 @@ class WorkerPool:
     async def _end(self, worker: Worker, cause: str) -> None:
         worker.state = "stopped"
         self._kill(worker, cause)
-        await worker.ended.wait()
+        await self._await_end(worker)
 
-    def _kill(self, worker: Worker, cause: str) -> None:
-        worker.cause = cause
+    def _kill(self, worker: Worker, cause: str | None = None) -> None:
+        worker.cause = cause or worker.cause
+        if worker.killed is None:
+            worker.killed = 0.0
         worker.handle.kill()
+
+    async def _await_end(self, worker: Worker) -> None:
+        """Wait for the end of a worker that was killed, but not for ever."""
+        if not worker.stuck and not await worker.ends_within(_KILLED_SECONDS):
+            self._give_up(worker)
+
+    def _give_up(self, worker: Worker) -> None:
+        """Go on without the end of a process that hangs in the kernel; said once."""
+        if worker.stuck or worker.ended.is_set():
+            return
+        log.error("%s: process %d %s. %s", worker.id, worker.pid, STUCK.cause, STUCK.sentence)
+        worker.stuck, was_ready = True, worker.state in SERVING
+        if worker.state != "stopped":
+            worker.state, worker.fault = "failed", STUCK
+            worker.cause = worker.cause or STUCK.cause
+        if worker is self._spare:
+            self._spare = None
+        self._stop_reading(worker)
+        worker.changed.set()
+        if was_ready:
+            self._listener.on_lost(worker, worker.cause or STUCK.cause)
 
     # ---- what a worker says ------------------------------------------------------------------
 
@@ -250,7 +282,7 @@ class WorkerPool:
         else:
             if not data:
                 self._stop_reading(worker)
-                worker.handle.kill()
+                self._kill(worker)
 
     def _take(self, worker: Worker, data: bytes) -> None:
         events = worker.reader.feed(data)
@@ -264,8 +296,8 @@ class WorkerPool:
         for event in events:
             if isinstance(event, JobEvent):
                 jobs.append(event)
-                if worker.cancelled and isinstance(event, Final):
-                    worker.cancelled.pop(event.id, None)
+                if isinstance(event, Final):
+                    worker.note_final(event)
             else:
                 self._note(worker, event)
         if jobs:
@@ -284,6 +316,7 @@ class WorkerPool:
             case Imported():
                 worker.state = "warm"
             case LoadProgress(fraction=fraction):
+                worker.progress = fraction
                 self._listener.on_progress(worker, fraction)
             case Ready():
                 worker.ready, worker.state = event, "ready"
@@ -293,8 +326,8 @@ class WorkerPool:
                 worker.fault = FAULTS[event.fault] if event.fault else None
             case Broken():
                 worker.fault = FAULTS[event.fault] if event.fault else None
-                log.error("%s: %s", worker.id, _explain(worker.fault, event.error))
-                self._kill(worker, _cause(worker.fault, event.error))
+                log.error("%s: %s", worker.id, explain(worker.fault, event.error))
+                self._kill(worker, cause_of(worker.fault, event.error))
             case _:
                 assert_never(event)
         worker.changed.set()
@@ -309,7 +342,7 @@ class WorkerPool:
         was_ready = worker.state in SERVING
         if worker.state != "stopped":
             worker.state = "failed"
-            worker.cause = worker.cause or describe_exit(code)
+            note_end(worker, code, self._oom_kills)
             self._remember(worker)
         self._workers.discard(worker)
         if worker is self._spare:
@@ -323,12 +356,12 @@ class WorkerPool:
     def _hear_out(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
         if loop.remove_reader(worker.handle.output_fd):
-            for data in _last_bytes(worker.handle.output_fd):
+            for data in last_bytes(worker.handle.output_fd):
                 worker.output.feed(data)
         worker.output.end()
         if loop.remove_reader(worker.handle.events_fd):
             try:
-                for data in _last_bytes(worker.handle.events_fd):
+                for data in last_bytes(worker.handle.events_fd):
                     self._take(worker, data)
             except BadFrame as error:
                 worker.cause = worker.cause or f"wrote a malformed frame ({error})"
@@ -358,36 +391,10 @@ class WorkerPool:
                 del self._ended[worker.id]
 
 
-def _last_bytes(fd: int) -> Iterator[bytes]:
-    """Read what is left in a non-blocking pipe, but no more than a pipe holds: what the worker has
-    left behind may go on to write."""
-    left = _LAST_BYTES
-    with contextlib.suppress(BlockingIOError):
-        while left > 0 and (data := os.read(fd, _READ_BYTES)):
-            left -= len(data)
-            yield data
-
-
 def _start_failed(worker: Worker) -> StartFailed:
     """Return why a worker that has ended did not become ready."""
     if (failure := worker.load_failure) is not None:
         return StartFailed(failure.code, failure.message, worker.fault)
-    return StartFailed("MODEL_LOAD_FAILED", f"The model's worker {worker.cause}.", worker.fault)
-
-
-def _cause(fault: Fault | None, error: str) -> str:
-    return f"{fault.cause if fault else 'failed'} ({error})"
-
-
-def _explain(fault: Fault | None, error: str) -> str:
-    """Return what the operator should know of the error that ended a worker."""
-    if fault is None:
-        return f"an error of the type {error} has ended it"
-    return f"an error of the class '{fault.name}' ({error}) has ended it. {fault.sentence}"
-
-
-def describe_exit(code: int | None) -> str:
-    """Say in words how a process ended; negative codes are signals."""
-    if code is not None and code < 0:
-        return f"was ended by signal {-code}"
-    return f"exited with code {code}"
+    advice = f" {worker.fault.sentence}" if worker.fault else ""
+    text = f"The model's worker {worker.cause}.{advice}"
+    return StartFailed("MODEL_LOAD_FAILED", text, worker.fault)

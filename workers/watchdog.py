@@ -1,4 +1,4 @@
-"""Finds workers that have gone silent, loads that take too long, and cancelled jobs that go on.
+"""Finds workers that have gone silent, loads that stand still, and cancelled jobs that go on.
 
 It counts its own looks, not the clock's seconds. While the gateway was stopped, suspended or
 starved it did not listen, and what it did not hear is not held against a worker: after such a
@@ -9,13 +9,18 @@ from dataclasses import dataclass
 
 from workers.worker import LOADING, SERVING, Worker
 
+_LOAD_SHARE = 0.001  #: of a load, that counts as progress
+_LOAD_BYTES = 1 << 20  #: that it has read, which do too: a slow disk is no fault of the load
+#: The first job on a card has the driver build and load kernels, and libraries choose among them.
+_FIRST_STEPS = 5
+_MOST_PATIENCE = 600.0  #: seconds, with that
 _CANCEL_STEPS = 4  #: of the longest that an engine may take; a cancelled job ends with its step
 
 
 @dataclass(frozen=True, slots=True)
 class Watchdog:
     heartbeat_timeout: float  #: seconds of silence
-    load_timeout: float  #: seconds
+    load_timeout: float  #: seconds without progress of a load
 
     @property
     def interval(self) -> float:
@@ -26,15 +31,15 @@ class Watchdog:
         """Count one interval against a worker; return why it must be ended, if it must be."""
         worker.silence += self.interval
         if worker.state in SERVING:
-            allowed = self._step_timeout(worker)
+            allowed = self._patience(worker)
             if worker.silence > allowed:
                 return f"silent for {allowed:g} s"
             return self._look_at_cancelled(worker, _CANCEL_STEPS * allowed)
         if worker.spec is None or worker.state not in LOADING:
             return None  # a spare waits for its model as long as it has to
-        worker.waited += self.interval
+        worker.waited = 0.0 if _has_progressed(worker) else worker.waited + self.interval
         if worker.waited > self.load_timeout:
-            return f"did not load within {self.load_timeout:g} s"
+            return f"made no progress with its load for {self.load_timeout:g} s"
         return None
 
     def _look_at_cancelled(self, worker: Worker, allowed: float) -> str | None:
@@ -45,7 +50,20 @@ class Watchdog:
             return f"did not end a cancelled job within {allowed:g} s"
         return None
 
-    def _step_timeout(self, worker: Worker) -> float:
-        """Seconds for which a worker may be silent: some engines' steps are long."""
+    def _patience(self, worker: Worker) -> float:
+        """Seconds for which a worker may be silent: some engines' steps are long, and the first
+        ones on a card longer."""
         own = worker.ready.step_timeout if worker.ready else 0.0
-        return max(self.heartbeat_timeout, own)
+        usual = max(self.heartbeat_timeout, own)
+        if worker.has_worked or worker.spec is None or worker.spec.device != "cuda":
+            return usual
+        return max(usual, min(_FIRST_STEPS * usual, _MOST_PATIENCE))
+
+
+def _has_progressed(worker: Worker) -> bool:
+    """Return True if a load has come on since it last had, by its word or by what it has read."""
+    told, read = worker.progress, worker.handle.bytes_read() or 0
+    if told - worker.seen_progress < _LOAD_SHARE and read - worker.seen_bytes < _LOAD_BYTES:
+        return False
+    worker.seen_progress, worker.seen_bytes = told, read
+    return True

@@ -10,7 +10,7 @@ from workers.faults import Fault
 from workers.framing import FrameReader, encode_commands
 from workers.launcher import Handle
 from workers.output import Output
-from workers.protocol import Cancel, Command, Heartbeat, Load, LoadFailed, Ready
+from workers.protocol import Cancel, Command, Final, Heartbeat, Load, LoadFailed, Ready, Success
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,16 @@ class Worker:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     last_heartbeat: datetime | None = None
     silence: float = 0.0  #: seconds since it said something, while the gateway listened
-    waited: float = 0.0  #: seconds that its load has taken, counted alike
+    waited: float = 0.0  #: seconds since its load made progress, counted alike
+    progress: float = 0.0  #: of its load, as it tells
+    seen_progress: float = 0.0  #: the same when progress was seen last, and the bytes it had read
+    seen_bytes: int = 0
+    has_worked: bool = False  #: a job of its has succeeded
     reader: FrameReader = field(default_factory=FrameReader)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    killed: float | None = None  #: seconds since it was killed first, counted like ``silence``
+    stuck: bool = False  #: it was killed and has not ended in time; nobody waits for it any more
     load_failure: LoadFailed | None = None
     fault: Fault | None = None  #: the class of what ended it, if it has one
     output: Output = field(init=False)
@@ -52,6 +58,20 @@ class Worker:
     def folder(self) -> Path | None:
         """Return the folder that it writes to; None if it has none of its own."""
         return self.handle.folder
+
+    def note_final(self, final: Final) -> None:
+        """Note that it has ended a job."""
+        self.cancelled.pop(final.id, None)
+        self.has_worked = self.has_worked or isinstance(final, Success)
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Wait for its end; return False if it has not come by then."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.ended.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def send(self, command: Command) -> None:
         """Send a command to the worker; nothing happens if it has ended.

@@ -85,6 +85,10 @@ class SimulatedPool:
             worker.send(protocol.Stop())
         await worker.ended.wait()
 
+    def stuck(self, worker_id: str) -> Worker | None:  # noqa: ARG002  the pool's interface
+        """Return None: simulated processes end when they are told to."""
+        return None
+
     def crash(self, model: str) -> None:
         """End all workers of a model at once."""
         for worker in self.workers:
@@ -181,6 +185,9 @@ class _Process:
         if not self._jobs:
             self._pool.works(self, begins=False)
         return found
+
+    def bytes_read(self) -> int | None:
+        return None
 
     def watch(self, on_exit: Callable[[], None]) -> None:
         """The pool itself tells of the end."""

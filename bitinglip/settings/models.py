@@ -138,10 +138,13 @@ class Model(Section):
         False, description="convert weights that come as pickles only, on pull or import"
     )
     preload: bool = Field(False, description="load the model when the server starts")
-    pin: bool = Field(False, description="never evict or unload the model")
+    pin: bool = Field(
+        False, description="never evict or unload the model, however long nobody uses it"
+    )
     keep_alive: KeepAlive | None = Field(
         None,
-        description="idle time after which the model is unloaded; null uses residency.keep_alive",
+        description="idle time after which the model is unloaded: seconds, 30m, or forever (until "
+        "its memory is needed); null uses residency.keep_alive",
     )
     replicas: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="maximum workers that run the model at once, as far as memory allows"

@@ -94,7 +94,11 @@ class Workers(Section):
     heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
         30, description="seconds without a heartbeat before a worker is killed"
     )
-    load_timeout: Seconds = Field(600, description="maximum seconds for loading a model")
+    load_timeout: Seconds = Field(
+        600,
+        description="seconds without progress before the loading of a model is ended; reading "
+        "files, however slowly, is progress",
+    )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="worker crashes within restart_window before a model is taken out of service"
     )
@@ -141,6 +145,11 @@ class Devices(Section):
         268_435_456,
         description="bytes kept free on each accelerator for the driver and fragmentation",
     )
+    perf_boost: bool = Field(
+        True,
+        description="let CUDA raise the clocks of a card as soon as a model is loaded there; false "
+        "sets CUDA_DISABLE_PERF_BOOST, which saves idle power with some drivers",
+    )
     page_cache_bytes: Bytes | None = Field(
         None,
         description="bytes of RAM that cache unloaded models' files; null is a quarter, 0 disables",
@@ -164,7 +173,9 @@ class Queue(Section):
 
 class ResidencyRules(Section):
     keep_alive: KeepAlive = Field(
-        1800, description="idle time after which a model is unloaded: seconds, 30m, or forever"
+        1800,
+        description="idle time after which a model is unloaded: seconds, 30m, or forever; longer "
+        "saves loads, shorter saves the power of a card",
     )
     min_seconds: Seconds = Field(
         20,

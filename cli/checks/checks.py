@@ -10,6 +10,7 @@ from cli.checks.accelerator import every_device
 from cli.checks.confinement import confinement
 from cli.checks.doors import every_door
 from cli.checks.findings import Finding
+from cli.checks.surroundings import every_surrounding
 from cli.context import CliContext
 from cli.show.output import size
 
@@ -32,6 +33,7 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
     yield confinement(settings or Settings())
     yield _home(place)
     yield _disk(place)
+    yield from every_surrounding(settings or Settings(), place.home.models)
     if settings is not None:
         yield _port(place, settings)
         yield from every_door(settings.server)

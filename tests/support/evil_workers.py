@@ -30,6 +30,20 @@ def _load(jobs: int, events: int) -> TextJob:
     return job
 
 
+def reads_slowly(jobs: int, events: int, _death: int) -> None:
+    """Load a model from a slow disk, and be well."""
+    read_commands(jobs)
+    write_events(events, [Imported()])
+    read_commands(jobs)
+    with open("/dev/zero", "rb") as disk:
+        for _ in range(15):
+            disk.read(1 << 21)
+            time.sleep(0.2)
+    write_events(events, [Ready(slots=8)])
+    _beat(events)
+    read_commands(jobs)
+
+
 def _beat(events: int) -> None:
     """Go on to look alive."""
 

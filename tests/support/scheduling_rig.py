@@ -31,8 +31,7 @@ ECHO = "demo-echo"
 class Rig:
     """All parts between HTTP and the workers, for fake models."""
 
-    def __init__(self, root: Path, values: dict[str, Any], entry: str | None = None) -> None:
-        """``entry`` plays the workers in place of the product's own."""
+    def __init__(self, root: Path, values: dict[str, Any], launcher: SpawnLauncher) -> None:
         settings = Settings.model_validate(values)
         store = ModelStore(root / "models")
         make_fake_models(store, list(settings.models))
@@ -42,15 +41,15 @@ class Rig:
         facts = ResourceFacts(settings, self.devices, Footprints())
         self.manager = ModelManager(settings, store, facts, metrics)
         self.dispatcher = Dispatcher(settings, self.manager, metrics)
-        self.pool = pool = WorkerPool(
-            SpawnLauncher(entry) if entry else SpawnLauncher(),
+        self.pool = WorkerPool(
+            launcher,
             self.dispatcher.delivery,
             heartbeat_timeout=settings.workers.heartbeat_timeout,
             load_timeout=settings.workers.load_timeout,
             spare=False,
         )
-        self.manager.connect(pool, self.dispatcher.delivery)
-        self.operations = Operations(settings, store, pool, self.manager)
+        self.manager.connect(self.pool, self.dispatcher.delivery)
+        self.operations = Operations(settings, store, self.pool, self.manager)
 
     def pid(self, worker_id: str = f"{ECHO}/0") -> int:
         return next(view.pid for view in self.operations.workers() if view.id == worker_id)
@@ -88,14 +87,16 @@ def with_settings(
     *,
     facts: bool = True,
     entry: str | None = None,
+    launcher: SpawnLauncher | None = None,
 ) -> None:
     """Run a test on any settings; when it is over, the books must balance. Without ``survey``
-    nobody reads the devices, so what a test says of them stays."""
+    nobody reads the devices, so what a test says of them stays. ``entry`` plays the workers in
+    place of the product's own."""
     workers = {"heartbeat_timeout": 1.5, "max_restarts": 3, "spare": False, "load_timeout": 20}
     values = {**values, "workers": {**workers, **values.get("workers", {})}}
 
     async def run() -> None:
-        rig = Rig(path, values, entry)
+        rig = Rig(path, values, launcher or SpawnLauncher(*([entry] if entry else [])))
         watch = [asyncio.create_task(rig.operations.watch())]
         if facts:
             watch.append(asyncio.create_task(rig.operations.sample_devices()))

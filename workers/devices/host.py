@@ -89,6 +89,11 @@ def _groups(proc: Path) -> Iterator[_Group]:
                 yield from _upwards(Path(mounted), root, path, _ONE)
 
 
+def memory_groups(proc: Path = _PROC) -> list[Path]:
+    """List the folders of this process's memory groups, its own before those around it."""
+    return [group.folder for group in _groups(proc)]
+
+
 _TWO = ("memory.max", "memory.current", ("active_file", "inactive_file"))
 _ONE = (
     "memory.limit_in_bytes",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 NVIDIA = "0x10de"
+_FIRST_BLACKWELL = 0x2900  #: PCI device numbers of older generations are smaller
 _DISPLAY = ("0x0300", "0x0302")  #: PCI classes: VGA and 3D controllers
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _WSL_LIBRARY = "usr/lib/wsl/lib/libnvidia-ml.so.1"
@@ -208,12 +209,28 @@ def _driver(around: Surroundings, library_found: bool, told: str) -> str:
             "The NVIDIA kernel module runs, and /dev/nvidiactl does not exist: run nvidia-modprobe "
             "-c 0 -u, or nvidia-smi once as root."
         )
+    if loaded and (closed := _closed_modules(around)) is not None:
+        return closed
     if loaded:
         return (
             f"The NVIDIA driver does not show the card ({told}): look for NVRM in the kernel's log "
             "(dmesg). Cards of the RTX 50 series need the open kernel modules."
         )
     return _module(root, library_found)
+
+
+def _closed_modules(around: Surroundings) -> str | None:
+    """Say that the loaded kernel modules are those that do not know Blackwell cards."""
+    version = text(around.root / "proc/driver/nvidia/version")
+    cards = [text(folder / "device").strip() for folder in around.cards_on_bus()]
+    newer = [card for card in cards if card and int(card, 16) >= _FIRST_BLACKWELL]
+    if not version or not newer or "Open Kernel Module" in version:
+        return None
+    return (
+        f"The NVIDIA driver {around.module_version()} runs with its closed kernel modules, which "
+        f"do not know this card (PCI device {newer[0]}; Blackwell, such as the RTX 50 series): "
+        "install the open ones (packages with 'open' in their names), and restart the machine."
+    )
 
 
 def _module(root: Path, library_found: bool) -> str:

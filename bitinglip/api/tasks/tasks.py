@@ -16,7 +16,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
 from bitinglip.tasks.store import Filter, Task
 from bitinglip.wire.kinds import KINDS
-from bitinglip.wire.response import task_info
+from bitinglip.wire.response import listed_task, task_info
 
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])
 
@@ -27,7 +27,7 @@ _FILTERS = ("status", "model")
 @router.get("", openapi_extra=list_query(*_FILTERS))
 @requires_inference_scope
 async def list_tasks(request: Request) -> Response:
-    """List the caller's tasks, the newest first; an admin sees all."""
+    """List the caller's tasks, the newest first, without their results; an admin sees all."""
     page = read_page(request, *_FILTERS)
     caller = caller_of(request)
     wanted = Filter(
@@ -35,11 +35,12 @@ async def list_tasks(request: Request) -> Response:
         key_id=None if caller.may(Scope.ADMIN) else caller.key_id,
         status=_wanted_status(request),
         model=request.query_params.get("model"),
+        models=_models_of(request),
     )
     tasks, total = await services_of(request).tasks.list(
         wanted, limit=page.limit, offset=page.offset
     )
-    return page.part([task_info(task, request_id_of(request)) for task in tasks], total)
+    return page.part([listed_task(task, request_id_of(request)) for task in tasks], total)
 
 
 @router.get("/{task_id}")
@@ -73,6 +74,14 @@ def wants_async(request: Request) -> bool:
     """Return whether a Prefer header holds ``respond-async``, alone or among others."""
     given = ",".join(request.headers.getlist("prefer")).split(",")
     return any(each.partition(";")[0].strip().lower() == "respond-async" for each in given)
+
+
+def _models_of(request: Request) -> list[str] | None:
+    """Return the models that a narrowed key is for; None for a key that is not narrowed."""
+    caller = caller_of(request)
+    if caller.models is None:
+        return None
+    return [name for name in services_of(request).store.names() if caller.may_use(name)]
 
 
 def _wanted_status(request: Request) -> str | None:

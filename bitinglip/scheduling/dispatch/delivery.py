@@ -132,11 +132,16 @@ class Delivery:
         """Estimate the seconds until a job with so many ahead of it begins; None if unknown."""
         replicas = self._manager.serving(model_queue.model)
         if not replicas:
-            return self._manager.load_eta(model_queue.model)
+            return self.load_eta(model_queue.model)
         if ahead < sum(replica.free_slots for replica in replicas):
             return 0.0
         wait = model_queue.service_time.wait(ahead, sum(replica.slots for replica in replicas))
         return None if wait is None else round(wait, 3)
+
+    def load_eta(self, model: str) -> float | None:
+        """Estimate the seconds until the model is loaded; None if unknown."""
+        model_state, facts = self._manager.models.get(model), self._manager.facts
+        return facts.load_eta(model_state, self._clock()) if model_state else None
 
     def _time_isolation(self, model_queue: ModelQueue, entry: InFlightJob) -> None:
         """End isolation in time; a job that ran out of memory keeps the worker to its end."""
@@ -202,7 +207,8 @@ class Delivery:
             return False
         if entry.short_of_memory or entry.replica is None:
             failed.details["tried"] = ["unused models beside it evicted", "alone on its worker"]
-            ways_out: list[Any] = self._manager.memory_suggestions(entry.event_log.job.model)
+            manifest = self._manager.model_state(entry.event_log.job.model).manifest
+            ways_out: list[Any] = self._manager.facts.memory_suggestions(manifest)
             failed.details["ways_out"] = ways_out
             return False
         entry.short_of_memory += 1
@@ -224,7 +230,7 @@ class Delivery:
 
     def on_lost(self, worker: Worker, cause: str) -> None:
         """Run jobs without output again, end the rest, and have the model restarted."""
-        replica = self._manager.replica_of(worker)
+        replica = self._manager.by_worker.get(worker)
         if replica is None:
             return
         model_queue = self.model_queues.get(replica.model)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from bitinglip.scheduling.models.state import Replica
 from workers.devices import CPU, Device, State
-from workers.faults import Fault
+from workers.faults import STUCK, Fault
 
 Blame = Literal["operator", "request", "memory", "device", "suspension"]
 
@@ -86,12 +86,13 @@ class Deaths:
             death.blame = "suspension"
             self._deaths.append(death)
             return death
-        neighbours = self._neighbours(death)
-        if neighbours or self._in_question(cards):
+        neighbours, in_question = self._neighbours(death), self._in_question(cards)
+        if neighbours or in_question:
             for each in (death, *neighbours):
                 if each.blame == "request":
                     each.blame_device()
-        if death.blame == "device":
+        # What put a device in question judges when it is well again: this adds nothing to it.
+        if death.blame == "device" and not in_question:
             self._blame(cards, fault, now)
         self._deaths.append(death)
         return death
@@ -102,7 +103,8 @@ class Deaths:
         cards = _cards(devices)
         if fault is None or fault.blame != "device" or not cards:
             return False
-        self._blame(cards, fault, now)
+        if not self._in_question(cards):
+            self._blame(cards, fault, now)
         return True
 
     def pause(self, model: str, now: float) -> float:
@@ -116,6 +118,16 @@ class Deaths:
         for device in [each for each, at in self._marked.items() if now - at >= _REMEMBERED]:
             del self._marked[device]
             self._states.clear(device, source="faults")
+
+    def stuck(self, replica: Replica) -> None:
+        """Put the devices in question of a process that was killed and does not end."""
+        for card in _cards(replica.devices):
+            self._states.mark(card, "doubtful", STUCK.sentence, source=f"stuck {replica.id}")
+
+    def gone(self, replica: Replica) -> None:
+        """Take that back: the process has ended after all."""
+        for card in _cards(replica.devices):
+            self._states.clear(card, source=f"stuck {replica.id}")
 
     def _neighbours(self, death: Death) -> list[Death]:
         """Return the deaths of other workers on its device a moment ago."""
@@ -142,7 +154,7 @@ class Deaths:
             if not faults or now - faults[-1] > _TOGETHER:
                 faults.append(now)
             certain = fault is not None and fault.certain
-            if certain or len(faults) >= _MOST_FAULTS or card in self._marked:
+            if certain or len(faults) >= _MOST_FAULTS:
                 self._marked[card] = now
                 has_reason = fault is not None and fault.blame == "device"
                 reason = fault.sentence if fault and has_reason else _TOGETHER_REASON

@@ -25,6 +25,7 @@ class Pool(Protocol):
 
     async def start(self, worker_id: str, spec: protocol.Load) -> Worker: ...
     async def stop(self, worker: Worker, cause: str = "stopped") -> None: ...
+    def stuck(self, worker_id: str) -> Worker | None: ...
     def drain(self, worker: Worker) -> None: ...
     def forget_model(self, model: str) -> None: ...
     def warm_spare(self) -> None: ...
@@ -39,6 +40,10 @@ class LoadListener(Protocol):
     ) -> None: ...
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
         """Take note that its process has ended and its memory is free."""
+        ...
+
+    def on_stuck(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
+        """Take note that its process was killed and has not ended: it still holds its memory."""
         ...
 
 
@@ -91,8 +96,11 @@ class ReplicaLoader:
             spec = self._spec(model_state.manifest, replica, kind)
             for name in filter(None, (spec.model, self._settings.model(spec.model).speech.vocoder)):
                 await self._store.check(name)
+            await self._read_first(spec.model)
             worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
+            if (stuck := self._pool.stuck(replica.id)) is not None:
+                self._listener.on_stuck(model_state, replica, stuck)
             self._listener.on_load_failed(model_state, replica, why)
         except StoreError as error:
             self._listener.on_load_failed(
@@ -109,6 +117,20 @@ class ReplicaLoader:
             if self._page_cache is not None:
                 self._page_cache.drop(model_state.name)
 
+    async def _read_first(self, name: str) -> None:
+        """Read the files of a model on slow storage in sequence, as far as the RAM allows.
+
+        The load maps them, and would fetch them in small pieces in the order of its tensors.
+        """
+        cache = self._page_cache
+        if cache is None or not cache.reads_first or name in cache.held:
+            return
+        try:
+            await asyncio.to_thread(cache.keep, name, self._store.path(name))
+        except asyncio.CancelledError:
+            cache.drop(name)  # which ends the reading
+            raise
+
     async def _stop(
         self,
         model_state: ModelState,
@@ -121,7 +143,19 @@ class ReplicaLoader:
             await asyncio.gather(loading, return_exceptions=True)
         if replica.worker is not None:
             await self._pool.stop(replica.worker, cause)
-        self._listener.on_gone(model_state, replica)
+        if (stuck := self._pool.stuck(replica.id)) is not None:
+            self._listener.on_stuck(model_state, replica, stuck)
+        else:
+            self._listener.on_gone(model_state, replica)
+
+    def await_end(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
+        """Tell the end of a process that is stuck, whenever it comes."""
+
+        async def wait() -> None:
+            await worker.ended.wait()
+            self._listener.on_gone(model_state, replica)
+
+        self._spawn(wait(), f"end of {replica.id}")
 
     def keep_files(self, manifest: Manifest) -> None:
         """Keep the files in RAM of a model that was just evicted, or will be loaded soon."""

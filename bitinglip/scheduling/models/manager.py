@@ -52,7 +52,7 @@ class ModelManager:
         self._pool: Pool
         self._listener: ModelListener
         self._loader: ReplicaLoader
-        self._by_worker: dict[Worker, Replica] = {}
+        self.by_worker: dict[Worker, Replica] = {}
         self._unmet = False  #: requests wait for a model that is not loaded
         self._plan_timer = PlanTimer(self._plan, clock)
         rules = settings.residency
@@ -64,11 +64,7 @@ class ModelManager:
         self.shortage = 0.0  #: missing memory for models with waiting requests, in parts of all
 
     def connect(self, pool: Pool, listener: ModelListener) -> None:
-        """Close the one cycle of the composition, before the first request.
-
-        The manager starts workers in the pool and wakes the dispatcher, and both are built with
-        what they call back: the pool with the dispatcher, the dispatcher with the manager.
-        """
+        """Close the one cycle of the composition: both are built with what they call back."""
         self._pool = pool
         self._listener = listener
         self._loader = ReplicaLoader(
@@ -105,22 +101,10 @@ class ModelManager:
             elif (kept := self._settings.keep_alive(name)) is not None:
                 self._plan_timer.at(replica.used_at + kept)
 
-    def replica_of(self, worker: Worker) -> Replica | None:
-        return self._by_worker.get(worker)
-
-    def load_eta(self, name: str) -> float | None:
-        """Estimate the seconds until the model is loaded; None if no load runs, or unknown."""
-        model_state = self.models.get(name)
-        return model_state.load_eta(self.clock()) if model_state else None
-
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
         self.facts.raise_minimum(self.models[replica.model].manifest, replica)
         self._evict_idle_near(replica)
-
-    def memory_suggestions(self, name: str) -> list[dict[str, object]]:
-        """Suggest settings that leave more memory to the model's requests."""
-        return self.facts.memory_suggestions(self.model_state(name).manifest)
 
     # ---- for operators -------------------------------------------------------------------------
 
@@ -230,7 +214,7 @@ class ModelManager:
     async def _end(self, model_state: ModelState, cause: str, *replicas: Replica) -> None:
         """Stop replicas; return when their processes are gone."""
         for replica in replicas:
-            if replica.state != "stopping":
+            if replica.state not in ("stopping", "stuck"):
                 self._stop(model_state, replica, cause)
         stops = [replica.task for replica in replicas if replica.task is not None]
         await asyncio.gather(*stops, return_exceptions=True)
@@ -322,7 +306,7 @@ class ModelManager:
     def on_loaded(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         assert worker.ready is not None
         model_state.loaded(replica, worker, worker.ready.slots, self.clock())
-        self._by_worker[worker] = replica
+        self.by_worker[worker] = replica
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
         self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
         seconds = round(replica.load_seconds, 3)
@@ -334,7 +318,8 @@ class ModelManager:
     def on_load_failed(self, model_state: ModelState, replica: Replica, why: StartFailed) -> None:
         log.warning("load failed", model=model_state.name, cause=why.message)
         self._metrics.load_finished(model=model_state.name, seconds=0.0, ok=False)
-        del model_state.replicas[replica.index]
+        if replica.state != "stuck":
+            model_state.remove(replica)
         self.replan()
         if replica.slept:
             return  # the machine was suspended meanwhile: once more
@@ -358,10 +343,17 @@ class ModelManager:
         error = errors.from_code(why.code, why.message, param="model", details=details)
         self._unavailable(model_state, error)
 
+    def on_stuck(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
+        """Keep its memory reserved until the process ends after all."""
+        replica.state, replica.worker, replica.task = "stuck", worker, None
+        self.deaths.stuck(replica)
+        self._loader.await_end(model_state, replica, worker)
+
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
+        self.deaths.gone(replica)
         model_state.remove(replica)
         if replica.worker is not None:
-            self._by_worker.pop(replica.worker, None)
+            self.by_worker.pop(replica.worker, None)
             self._loader.keep_files(model_state.manifest)
         self.replan()
 
@@ -370,9 +362,12 @@ class ModelManager:
 
         ``forgiven``: deaths, this one among them, of a request that is not run again.
         """
-        replica = self._by_worker.pop(worker)
+        replica = self.by_worker.pop(worker)
         model_state = self.models[replica.model]
-        model_state.remove(replica)
+        if worker.stuck:
+            self.on_stuck(model_state, replica, worker)
+        else:
+            model_state.remove(replica)
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])
         log.warning("worker lost", worker=replica.id, cause=cause, blamed_on=death.blame)

@@ -38,7 +38,7 @@ class Replica:
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
     ram: RamNeed = NO_RAM  #: beside its devices
-    state: str = "loading"  #: loading, ready, draining or stopping
+    state: str = "loading"  #: loading, ready, draining, stopping or stuck
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop
     progress: float = 0.0  #: of the load
@@ -142,15 +142,20 @@ class ModelState:
             return "loading"
         return "error" if self.given_up or self.failed else "available"
 
-    def load_eta(self, now: float) -> float | None:
-        """Estimate the seconds until a running load ends; None if there is none, or unknown."""
-        left: list[float] = []
+    def load_eta(self, now: float, learned: float | None = None) -> float | None:
+        """Estimate the seconds until the model is loaded; None if unknown.
+
+        ``learned``: how long its loads took in earlier runs of the server. A load that has not
+        begun may have to wait for memory first, which is not in it.
+        """
+        usual = learned if self.load_seconds is None else self.load_seconds
+        left = [] if self.loading or usual is None else [usual]
         for replica in self.loading:
             passed = now - replica.began
             if replica.progress > 0.05:
                 left.append(passed / replica.progress * (1 - replica.progress))
-            elif self.load_seconds is not None:
-                left.append(max(0.0, self.load_seconds - passed))
+            elif usual is not None:
+                left.append(max(0.0, usual - passed))
         return round(min(left), 3) if left else None
 
     def idle_seconds(self, now: float) -> float | None:

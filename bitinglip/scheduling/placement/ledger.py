@@ -38,7 +38,7 @@ class Reservation:
     id: str
     model: str
     devices: Mapping[str, int]  #: device id -> bytes
-    state: str  #: loading, ready, draining (takes no work) or stopping
+    state: str  #: loading, ready, draining (takes no work), stopping or stuck (does not end)
     in_flight: int = 0
     waiting: int = 0  #: requests that wait for its model
     pinned: bool = False

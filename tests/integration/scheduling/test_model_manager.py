@@ -7,9 +7,19 @@ from typing import Any
 import pytest
 
 from bitinglip import errors
+from bitinglip.scheduling.event_log import Queued
 from bitinglip.scheduling.queue.priority import Priority
+from model_store.page_cache import PageCache
 from model_store.store import ModelStore
-from tests.support.scheduling_rig import ECHO, Rig, answer, bootstrapped, job, with_settings
+from tests.support.scheduling_rig import (
+    ECHO,
+    Rig,
+    answer,
+    bootstrapped,
+    events_of,
+    job,
+    with_settings,
+)
 from tests.support.wait import until
 from workers.devices import DeviceUsage
 
@@ -234,7 +244,9 @@ def test_restart_of_a_loading_worker_is_refused(tmp_path: Path) -> None:
             await rig.operations.restart_worker(f"{ECHO}/0")
         assert await waiting == "a b c"
 
-    with_settings(tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}}}))
+    with_settings(
+        tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}, "keep_alive": 0}})
+    )
 
 
 def test_load_is_refused_after_a_file_changed_until_it_was_verified(tmp_path: Path) -> None:
@@ -251,3 +263,39 @@ def test_load_is_refused_after_a_file_changed_until_it_was_verified(tmp_path: Pa
         assert await answer(rig, job(model="a")) == "a b c"
 
     with_settings(tmp_path, test, settings({"a": {}}))
+
+
+def test_load_eta_is_as_long_as_the_last_load_took(tmp_path: Path) -> None:
+    """Also at the first request after idling, when no load has begun yet."""
+
+    async def test(rig: Rig) -> None:
+        with rig.dispatcher.open(job()) as first:
+            events = await events_of(first)
+        assert next(event.eta for event in events if isinstance(event, Queued)) is None
+        await until(lambda: not rig.manager.models[ECHO].replicas)
+        seconds = rig.manager.models[ECHO].load_seconds
+        with rig.dispatcher.open(job()) as again:
+            events = await events_of(again)
+        first_eta = next(event.eta for event in events if isinstance(event, Queued))
+        assert first_eta == pytest.approx(seconds, abs=0.01)
+
+    with_settings(
+        tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}, "keep_alive": 0}})
+    )
+
+
+def test_load_from_slow_storage_reads_the_files_in_sequence_first(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        weights = tmp_path / "models" / ECHO / "files" / "a.safetensors"
+        weights.write_bytes(bytes(1000))
+        for reads_first, held in ((True, {ECHO: 1000}), (False, {})):
+            cache = PageCache(10_000, reads_first=reads_first)
+            rig.manager._loader._page_cache = cache
+            load = asyncio.create_task(rig.operations.load(ECHO))
+            await until(lambda: any(each.model == ECHO for each in rig.operations.workers()))
+            assert cache.held == held
+            await load
+            assert cache.held == {}
+            await rig.operations.unload(ECHO)
+
+    with_settings(tmp_path, test, settings({ECHO: {"fake": {"load_seconds": 0.3}}}))

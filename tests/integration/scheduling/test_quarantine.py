@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from bitinglip import errors
+from bitinglip.scheduling.models.state import Replica
+from model_store.manifest import Manifest
 from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_rig, with_settings
 from tests.support.wait import until
+from workers.oom_kills import OomKills
 
 GB = 1_000_000_000
 
@@ -234,3 +237,87 @@ def test_load_that_meets_a_lost_card_puts_it_in_question_and_counts_against_noth
         assert rig.reserved() == 0
 
     with_settings(tmp_path, test, cards("a", load_fault="device"))
+
+
+def kernel_that_ends_processes(rig: Rig, path: Path) -> None:
+    """Let the kernel's counter be one higher than when the server started."""
+    (path / "vmstat").write_text("oom_kill 0\n")
+    rig.pool._oom_kills = OomKills(path)
+    (path / "vmstat").write_text("oom_kill 1\n")
+
+
+def test_load_that_the_kernel_ends_for_want_of_ram_says_so_and_is_not_tried_again(
+    tmp_path: Path,
+) -> None:
+    async def test(rig: Rig) -> None:
+        kernel_that_ends_processes(rig, tmp_path)
+        with pytest.raises(errors.ModelLoadFailed, match=r"RAM ran out.*stop other programs"):
+            await answer(rig, job(model="a"))
+        model_state = rig.manager.models["a"]
+        assert model_state.given_up
+        assert "RAM ran out" in (rig.operations.cause("a") or "")
+        with pytest.raises(errors.ModelLoadFailed, match="out of service"):
+            await answer(rig, job(model="a"))
+        assert [each.state for each in rig.operations.devices()] == ["well"]
+
+    with_settings(tmp_path, test, cards("a", load_fault="kill"))
+
+
+def test_quarantine_takes_no_request_whose_worker_the_kernel_ends_for_want_of_ram(
+    tmp_path: Path,
+) -> None:
+    async def test(rig: Rig) -> None:
+        await rig.operations.load("a")
+        kernel_that_ends_processes(rig, tmp_path)
+        large = job(model="a", max_tokens=1000)
+        running = asyncio.create_task(answer(rig, large))
+        for number in range(3):
+            await until(lambda: rig.dispatcher.running("a") == 1)
+            (worker,) = rig.manager.models["a"].serving
+            rig.kill("a/0")
+            await until(partial(_has_died, rig, number + 1))
+            assert worker.worker is not None
+            assert worker.worker.cause == "was ended by the kernel: the machine's RAM ran out"
+        with pytest.raises(errors.OutOfMemory, match="each time"):
+            await running
+        assert large not in rig.dispatcher.delivery.quarantine
+        assert not rig.manager.models["a"].given_up
+
+    with_settings(tmp_path, test, cards("a"))
+
+
+def _has_died(rig: Rig, times: int) -> bool:
+    return rig.manager.models["a"].restarts == times
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate(handle)",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_out_of_memory_in_disguise_plans_with_more_memory_and_quarantines_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    raised: list[str] = []
+
+    async def test(rig: Rig) -> None:
+        await rig.operations.load("a")
+        pid, raise_minimum = rig.pid("a/0"), rig.manager.facts.raise_minimum
+
+        def noted(manifest: Manifest, replica: Replica) -> None:
+            raised.append(replica.id)  # a fake model's memory is a setting: nothing else shows it
+            raise_minimum(manifest, replica)
+
+        monkeypatch.setattr(rig.manager.facts, "raise_minimum", noted)
+        poison = job(f"!raise {text}", model="a")
+        with pytest.raises(errors.OutOfMemory, match="ran out of memory"):
+            await answer(rig, poison)
+        assert raised == ["a/0"]
+        assert poison not in rig.dispatcher.delivery.quarantine
+        assert rig.pid("a/0") == pid  # the worker lives on
+        assert rig.manager.models["a"].restarts == 0
+
+    with_settings(tmp_path, test, cards("a"))

@@ -38,7 +38,7 @@ def loading(fault: str, **values: Any) -> dict[str, Any]:
         ("garbage", errors.ModelLoadFailed, "malformed frame"),
         ("error", errors.ModelLoadFailed, "was told not to load"),
         ("oom", errors.OutOfMemory, "not enough memory"),
-        ("hang", errors.ModelLoadFailed, "did not load within 1 s"),
+        ("hang", errors.ModelLoadFailed, "no progress with its load for 1 s"),
     ],
 )
 def test_load_that_fails_gives_its_memory_back(

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
+from bitinglip.confinement import spawn_launcher
+from bitinglip.home import Home
+from bitinglip.settings import Settings
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.wait import eventually
 from workers.folders import WorkFolders
@@ -166,3 +170,50 @@ def test_worker_whose_gateway_died_before_it_looked_ends_itself() -> None:
     finally:
         for fd in (jobs, send, *events, *death):
             os.close(fd)
+
+
+@pytest.mark.parametrize(("operators", "given"), [(None, "1"), ("0", "0")])
+def test_environment_of_a_setting_reaches_workers_unless_the_operator_chose(
+    operators: str | None, given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "CUDA_DISABLE_PERF_BOOST"
+    monkeypatch.delenv(name, raising=False)
+    if operators is not None:
+        monkeypatch.setenv(name, operators)
+
+    def environ(perf_boost: bool) -> dict[str, str]:
+        settings = Settings.model_validate({"devices": {"perf_boost": perf_boost}})
+        found: dict[str, str] = {}
+
+        async def test(pool: WorkerPool, _: Recorder) -> None:
+            worker = await pool.start("echo/0", fake())
+            found.update(psutil.Process(worker.pid).environ())
+
+        with_pool(test, spawn_launcher(settings, Home(tmp_path)))
+        return found
+
+    assert environ(perf_boost=False)[name] == given
+    assert environ(perf_boost=True).get(name) == operators
+
+
+def test_worker_that_is_idle_sleeps() -> None:
+    async def test(pool: WorkerPool, _: Recorder) -> None:
+        worker = await pool.start("echo/0", replace(fake(), heartbeat_seconds=1.0))
+        process = psutil.Process(worker.pid)
+
+        def look() -> tuple[float, int]:
+            times = process.cpu_times()
+            tasks = Path(f"/proc/{worker.pid}/task").glob("*/status")
+            lines = [line.split() for task in tasks for line in task.read_text().splitlines()]
+            switches = sum(int(line[1]) for line in lines if line[0].startswith("voluntary"))
+            return times.user + times.system, switches
+
+        await asyncio.sleep(0.5)  # what is left of the load
+        seconds, switches = look()
+        await asyncio.sleep(2)
+        seconds, switches = look()[0] - seconds, look()[1] - switches
+        # Two heartbeats; one that polls would have thousands of them.
+        assert seconds < 0.2
+        assert switches < 100
+
+    with_pool(test)

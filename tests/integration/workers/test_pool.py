@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support import evil_workers
 from tests.support.pool_harness import Recorder, fake, with_pool
 from tests.support.server import alive
 from tests.support.wait import eventually, until
@@ -154,10 +155,20 @@ def test_worker_kill_with_a_full_queue_leaves_no_thread() -> None:
 
 def test_load_timeout_fails_the_load_and_leaves_nothing() -> None:
     async def test(pool: WorkerPool, _seen: Recorder) -> None:
-        with pytest.raises(StartFailed, match="did not load within"):
+        with pytest.raises(StartFailed, match="made no progress with its load"):
             await pool.start("echo/0", fake(load_seconds=30))
 
     with_pool(test, load_timeout=1.5)
+
+
+def test_load_that_reads_its_files_is_not_ended() -> None:
+    """It tells no progress: what it reads is seen from outside."""
+
+    async def test(pool: WorkerPool, _seen: Recorder) -> None:
+        worker = await pool.start("echo/0", fake())
+        assert worker.state == "ready"
+
+    with_pool(test, entry=evil_workers.entry(evil_workers.reads_slowly), load_timeout=1)
 
 
 def test_load_of_nothing_fails_with_a_reason() -> None:

@@ -2,18 +2,29 @@
 
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from tests.support.pool_harness import fake
-from workers.protocol import Load, Ready
+from workers.protocol import Cancelled, Failed, Load, Ready, TextDone
 from workers.watchdog import Watchdog
 from workers.worker import Worker
 
+DONE = TextDone(id="a", text="", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
 DOG = Watchdog(heartbeat_timeout=2, load_timeout=4)
 
 
+class Process:
+    """What the watchdog asks of a process."""
+
+    read = 0
+
+    def bytes_read(self) -> int:
+        return self.read
+
+
 def worker(state: str, spec: Load | None = None, **ready: Any) -> Worker:
-    made = Worker(cast("Any", None), state, spec=spec)
+    made = Worker(cast("Any", Process()), state, spec=spec)
     made.ready = Ready(slots=1, **ready) if ready else None
     return made
 
@@ -65,11 +76,65 @@ def test_cancelled_job_may_take_some_of_the_longest_steps() -> None:
     assert DOG.look(one) == "did not end a cancelled job within 40 s"
 
 
-def test_load_ends_after_the_load_timeout_however_much_it_says() -> None:
+def test_load_ends_after_the_load_timeout_without_progress() -> None:
     one = worker("loading", fake())
     assert DOG.look(one) is None
     assert looks(one) == 4
-    assert DOG.look(one) == "did not load within 4 s"
+    assert DOG.look(one) == "made no progress with its load for 4 s"
+
+
+def test_load_may_take_for_ever_that_tells_of_progress() -> None:
+    dog, one = Watchdog(heartbeat_timeout=30, load_timeout=25), worker("loading", fake())
+    for look in range(1800):
+        one.progress = look // 20 * 20 / 1800
+        assert dog.look(one) is None
+    one.progress = 0.4  # and stays there
+    one.seen_progress = 0.4
+    assert looks(one, dog) <= 26
+
+
+def test_load_may_take_for_ever_that_reads_its_files() -> None:
+    dog, one = Watchdog(heartbeat_timeout=30, load_timeout=25), worker("loading", fake())
+    process = cast("Process", one.handle)
+    for _ in range(1800):
+        process.read += 100_000
+        assert dog.look(one) is None
+    assert looks(one, dog) <= 26 + 10
+
+
+def test_load_that_reads_next_to_nothing_makes_no_progress() -> None:
+    dog, one = Watchdog(heartbeat_timeout=30, load_timeout=25), worker("loading", fake())
+    looked = 0
+    while (cause := dog.look(one)) is None:
+        looked += 1
+        cast("Process", one.handle).read += 1000
+        one.progress += 1e-6
+    assert (looked, cause) == (25, "made no progress with its load for 25 s")
+
+
+def test_first_job_on_a_card_has_more_patience_and_the_second_has_not() -> None:
+    """Kernels are built and loaded, and libraries choose among them."""
+    dog = Watchdog(heartbeat_timeout=30, load_timeout=600)
+    spec = msgspec.structs.replace(fake(), device="cuda")
+    one = worker("ready", spec, step_timeout=60.0)
+    for _ in range(90):
+        assert dog.look(one) is None
+    one.note_final(Failed(id="a", code="OUT_OF_MEMORY", message=""))
+    assert looks(one, dog) == 300 + 1 - 90
+    one.silence = 0.0
+    one.note_final(Cancelled(id="a"))
+    assert looks(one, dog) == 301
+    one.silence = 0.0
+    one.note_final(DONE)
+    assert looks(one, dog) == 61
+
+
+@pytest.mark.parametrize(("own", "allowed"), [(0.0, 150), (120.0, 600), (700.0, 700)])
+def test_first_job_on_a_card_has_a_bound(own: float, allowed: float) -> None:
+    dog = Watchdog(heartbeat_timeout=30, load_timeout=600)
+    spec = msgspec.structs.replace(fake(), device="cuda")
+    assert looks(worker("ready", spec, step_timeout=own), dog) == allowed + 1
+    assert looks(worker("ready", fake(), step_timeout=own), dog) == max(30, own) + 1
 
 
 @pytest.mark.parametrize("state", ["starting", "warm"])

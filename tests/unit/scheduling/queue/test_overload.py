@@ -1,5 +1,7 @@
 """How loaded the server is, who gives up what first, and who may still wait."""
 
+from typing import Any
+
 import pytest
 
 from bitinglip import errors
@@ -16,7 +18,7 @@ from tests.support.in_flight import entry
 TOP = 3
 
 
-def load(value: float) -> OverloadController:
+def under(value: float) -> OverloadController:
     found = OverloadController()
     found.value = value
     return found
@@ -32,7 +34,12 @@ def model_queue(**waiting: int) -> ModelQueue:
 
 
 def check(
-    priority: Priority, waiting: int | ModelQueue, busy: float = 0.0, of_key: int = 0, most: int = 8
+    priority: Priority,
+    waiting: int | ModelQueue,
+    busy: float = 0.0,
+    of_key: int = 0,
+    most: int = 8,
+    **load: Any,
 ) -> None:
     """For a request of the key "k", of which ``waiting`` wait if it is a number."""
     admission.check(
@@ -41,9 +48,9 @@ def check(
         model_queue(k=waiting) if isinstance(waiting, int) else waiting,
         of_key=of_key,
         most_waiting=most,
-        overload=load(busy),
+        overload=under(busy),
         top_rank=TOP,
-        slots=4,
+        **{"slots": 4, **load},
     )
 
 
@@ -68,9 +75,9 @@ def test_overload_needs_more_than_one_bad_moment() -> None:
 
 
 def test_overload_lowers_the_limits_of_lower_tiers_first_and_most() -> None:
-    assert [load(0.5).share(rank, TOP) for rank in range(4)] == [1.0, 1.0, 1.0, 1.0]
-    assert [load(1.0).share(rank, TOP) for rank in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    shares = [load(0.75).share(rank, TOP) for rank in range(4)]
+    assert [under(0.5).share(rank, TOP) for rank in range(4)] == [1.0, 1.0, 1.0, 1.0]
+    assert [under(1.0).share(rank, TOP) for rank in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    shares = [under(0.75).share(rank, TOP) for rank in range(4)]
     assert shares == sorted(shares)
 
 
@@ -79,6 +86,15 @@ def test_admission_refuses_when_the_queue_is_full_and_says_when_to_retry() -> No
     with pytest.raises(errors.QueueFull) as refused:
         check(Priority(), 8)
     assert refused.value.retry_after == 1.0
+
+
+@pytest.mark.parametrize(
+    ("eta", "told"), [(270.0, 270.0), (0.1, 1.0), (4000.0, 600.0), (None, 1.0)]
+)
+def test_admission_tells_to_retry_once_the_model_is_loaded(eta: float | None, told: float) -> None:
+    with pytest.raises(errors.QueueFull) as refused:
+        check(Priority(), 8, slots=0, load_eta=lambda: eta)
+    assert refused.value.retry_after == told
 
 
 def test_admission_under_overload_shortens_the_queue_of_the_lowest_tier() -> None:

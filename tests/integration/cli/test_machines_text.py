@@ -1,0 +1,7 @@
+"""The page on made-up machines shows what the product says now."""
+
+from scripts.machines_text import PAGE, machines_text
+
+
+def test_page_on_machines_is_current() -> None:
+    assert PAGE.read_text() == machines_text(), "run: python -m scripts.machines_text"

@@ -1,0 +1,59 @@
+"""What ``doctor`` says of storage, foreign libraries and compilers; all of them made up."""
+
+from pathlib import Path
+
+import pytest
+
+from bitinglip.settings import Settings
+from cli.checks.surroundings import compilers, libraries, storage
+
+
+def test_storage_that_is_slow_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    table = tmp_path / "proc/self/mountinfo"
+    table.write_text("27 1 0:50 / / rw - nfs4 server:/models rw")
+    [found] = storage(Path("/models"), tmp_path)
+    assert found.level == "warning"
+    assert found.detail.startswith("/models is on a network file system (nfs4): ")
+    table.write_text("27 1 0:50 / / rw - ext4 /dev/x rw")
+    assert list(storage(Path("/models"), tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "found"),
+    [
+        ("cuda/lib64", ["libcudnn.so.9", "libcublas.so.12", "libm.so"], ["libcublas", "libcudnn"]),
+        ("cuda/lib64", ["libcuda.so.1", "libnvidia-ml.so.1"], []),
+        ("venv/site-packages/nvidia/cudnn/lib", ["libcudnn.so.9"], []),
+    ],
+)
+def test_libraries_of_a_toolkit_in_front_of_torch_s_are_a_finding(
+    folder: str, names: list[str], found: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    for name in names:
+        (tmp_path / folder / name).touch()
+    for environ in (
+        {"LD_LIBRARY_PATH": f"/nowhere::{tmp_path / folder}"},
+        {"LD_PRELOAD": " ".join(str(tmp_path / folder / name) for name in names)},
+    ):
+        findings = list(libraries(environ))
+        told = " ".join(finding.detail for finding in findings)
+        assert all(finding.level == "warning" for finding in findings)
+        assert [name for name in ("libcublas", "libcudnn", "libm", "libcuda,") if name in told] == (
+            found
+        )
+    assert list(libraries({})) == []
+
+
+def test_compiler_that_a_model_needs_is_a_finding(tmp_path: Path) -> None:
+    compiled = {"image": {"compile": True}}
+    wanted = Settings.model_validate({"models": {"painter": compiled, "other": {}}})
+    [found] = compilers(wanted, {"PATH": str(tmp_path)})
+    assert (found.check, found.level) == ("compiler", "error")
+    assert found.detail.startswith("painter: image.compile needs a C compiler")
+    assert found.advice.startswith("install one")
+    assert list(compilers(Settings(), {"PATH": str(tmp_path)})) == []
+    (tmp_path / "g++").touch(mode=0o755)
+    on_cpu = Settings.model_validate({"models": {"painter": {**compiled, "device": "cpu"}}})
+    assert list(compilers(on_cpu, {"PATH": str(tmp_path)})) == []
