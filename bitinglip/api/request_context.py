@@ -25,7 +25,10 @@ class RequestContext:
     began: float = field(default_factory=time.perf_counter)
     engine_seconds: float = 0.0  #: queueing and computing, which is not the gateway's own time
     status: int = CLIENT_GONE
-    leave: Callable[[], None] | None = None  #: gives back the caller's place, once known
+    #: gives back the caller's place, once admitted, and with ``refund=True`` the charge
+    leave: Callable[..., None] | None = None
+    limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+    release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
     notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential
 
