@@ -54,6 +54,7 @@ class Connection:
 
     __slots__ = (
         "address",
+        "answered",
         "began",
         "deadline",
         "guest",
@@ -74,6 +75,7 @@ class Connection:
         self.deadline = deadline  #: in the loop's time; infinity while a request is at work
         self.address: _Address | None = None
         self.guest = False  #: beyond the caps
+        self.answered = False  #: at work only because its client has not taken the answer yet
         self.local = False  #: over the home's Unix socket
         self.shelf: dict[Connection, None] | None = None  #: from where it may make room, if any
         self.began = 0.0  #: when the headers of the present request were complete
@@ -177,10 +179,16 @@ class Connections:
 
     def busy(self, connection: Connection) -> None:
         """A request has begun: the connection is not idle any more."""
+        connection.answered = False
         if connection.local:
             self._unshelve(connection)
         elif connection.shelf is not self._working:
             self._shelve(connection, self._working)
+
+    def unread(self, connection: Connection) -> None:
+        """A request has ended, but much of its answer waits for the client, known or not."""
+        self.busy(connection)
+        connection.answered = True
 
     def rest(self, connection: Connection, seconds: float) -> None:
         """A request has ended; the connection may be idle for so many seconds."""
@@ -232,11 +240,11 @@ class Connections:
         found, known = None, []
         for connection in working:
             has_caller = connection.has_caller()
-            if has_caller:
-                known.append(connection)
-            elif has_caller is not None:
+            if connection.answered or has_caller is False:
                 found = connection
                 break
+            if has_caller:
+                known.append(connection)
         for connection in known:
             self._unshelve(connection)
         return found

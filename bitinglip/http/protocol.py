@@ -295,6 +295,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _rest(self) -> None:
         """Be idle once the client has taken its response, but for what buffers hold."""
         if self.flow.write_paused:
+            self._connections.unread(self._connection)
             self._connection.deadline = math.inf  # ``resume_writing`` comes, or too little is taken
         else:
             seconds = self._times.header if self._begun else self.timeout_keep_alive

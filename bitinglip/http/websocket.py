@@ -62,6 +62,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_parser_exception(self) -> None:
         self._deaf = True
         super().handle_parser_exception()
+        self._books.rest(self._connection, LINGER_SECONDS)
 
     def handle_text(self, event: Frame) -> None:
         """Drop a message: no route reads any."""
@@ -85,7 +86,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def expire(self) -> None:
-        """Do nothing: a WebSocket has no deadline, pings find out whether its client lives."""
+        """Cut the connection, which is over; until then pings find out whether its client lives."""
+        self.transport.abort()
 
     def has_caller(self) -> bool | None:
         return self.handshake_complete or has_caller(self.scope)
@@ -102,7 +104,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         await super().run_asgi()
         # The transport closes once all data is read, which a client can delay for ever.
-        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self._books.rest(self._connection, LINGER_SECONDS)
 
 
 #: arguments of ``uvicorn.Config``

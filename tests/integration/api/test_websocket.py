@@ -214,3 +214,16 @@ def test_handshake_that_is_refused_has_its_error_and_no_log_line(
     assert answer.startswith(b"HTTP/1.1 %d" % status), answer
     assert code in answer
     assert not caplog.records
+
+
+def test_watchers_whose_task_has_ended_make_room(tmp_path: Path) -> None:
+    """They no longer count among the requests of their key, and need not answer the close."""
+    with serve(tmp_path, server={"max_connections": 4}) as served:
+        headers = served.headers("inference:text")
+        answer = httpx.post(served.url + NATIVE, json=PROMPT, headers=headers)
+        with contextlib.ExitStack() as stack:
+            for _ in range(12):
+                sock = stack.enter_context(shake_hands(served, answer.json()["task_id"]))
+                assert sock.recv(12) == b"HTTP/1.1 101"
+                eventually(lambda: served.connections.states()["busy"] == 0)
+            assert httpx.get(served.url + "/api/v1/tasks", headers=headers).status_code == 200
