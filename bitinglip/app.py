@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -12,6 +13,8 @@ from bitinglip import __version__, api, tls
 from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.tickets import Tickets
+from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
+from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
@@ -38,6 +41,7 @@ from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.response import inference_response
+from model_store.file_systems import slow_storage
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
@@ -61,11 +65,13 @@ def build(
     on_open: Opened = lambda _services, _key: None,
     on_fatal: Callable[[], None] = lambda: None,
     connections: Connections | None = None,
+    devices: Devices | None = None,
 ) -> FastAPI:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
+    ``devices`` are those of the machine by default.
     """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -77,7 +83,11 @@ def build(
             own: Launcher | None = launcher
             if own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
-            services, admin_key = await _open(settings, home, own, books, stack)
+            found = devices
+            if found is None:
+                found = await asyncio.to_thread(_devices, settings.devices)
+            stack.callback(found.close)
+            services, admin_key = await _open(settings, home, own, books, found, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -102,26 +112,22 @@ async def _open(
     home: Home,
     launcher: Launcher,
     connections: Connections,
+    devices: Devices,
     stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     health = Health()
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
     keys = await KeyRing.open(db, home.secret(PEPPER))
+    tokens = await Tokens.open(db, keys, home.secret(SIGNING))
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
     metrics = Metrics()
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
-    devices = await asyncio.to_thread(_devices, settings.devices)
-    stack.callback(devices.close)
     facts = ResourceFacts(settings, devices, footprints)
-    ram = await asyncio.to_thread(lambda: Host().total_bytes)
-    cache_bytes = settings.devices.page_cache_bytes
-    if cache_bytes is None and any(device.unified for device in devices.list()):
-        cache_bytes = 0  # files in RAM would take a card's memory
-    page_cache = PageCache(budget(cache_bytes, ram))
+    page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     dispatcher = Dispatcher(settings, manager, metrics)
@@ -158,7 +164,7 @@ async def _open(
         retention=settings.tasks.retention,
     )
     await tasks.recover()
-    revocation = Revocation(keys, dispatcher, tasks)
+    revocation = Revocation(tokens.is_valid, dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     metrics.watch(
@@ -175,6 +181,7 @@ async def _open(
         home=home,
         store=store,
         keys=keys,
+        tokens=tokens,
         dispatcher=dispatcher,
         operations=operations,
         footprints=footprints,
@@ -201,6 +208,17 @@ def _devices(settings: DeviceSettings) -> Devices:
     return devices
 
 
+def _page_cache(settings: DeviceSettings, devices: Devices, models: Path) -> PageCache:
+    cache_bytes = settings.page_cache_bytes
+    if cache_bytes is None and any(device.unified for device in devices.list()):
+        cache_bytes = 0  # files in RAM would take a card's memory
+    slow = slow_storage(models)
+    if slow is not None:
+        log.warning("models load slowly from where they lie", models=str(models), storage=slow)
+    size = budget(cache_bytes, Host().total_bytes)
+    return PageCache(size, reads_first=slow is not None)
+
+
 def _start(background: Background, services: Services) -> None:
     """Start what the server does beside requests."""
     operations, tasks, files = services.operations, services.tasks, services.files
@@ -220,6 +238,8 @@ def _start(background: Background, services: Services) -> None:
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    forget = services.tokens.forget_expired
+    every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
 

@@ -2,7 +2,8 @@
 
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded, HeadersTooLarge, RequestTimeout
- ├─ InvalidApiKey, ExpiredApiKey, InvalidToken, InsufficientScope
+ ├─ InvalidApiKey, ExpiredApiKey, InvalidToken
+ ├─ InsufficientScope, IpNotAllowed, ModelNotAllowed
  ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound, FileGone
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
@@ -78,6 +79,14 @@ class InvalidToken(BitingLipError):
 
 class InsufficientScope(BitingLipError):
     """The API key does not have the scope that this route needs."""
+
+
+class IpNotAllowed(BitingLipError):
+    """The API key may not be used from this address."""
+
+
+class ModelNotAllowed(BitingLipError):
+    """The API key may not use this model."""
 
 
 class NotFound(BitingLipError):
@@ -232,6 +241,8 @@ TABLE: dict[type[BitingLipError], Answer] = {
     ExpiredApiKey: Answer(401, "EXPIRED_API_KEY", "authentication_error"),
     InvalidToken: Answer(401, "INVALID_TOKEN", "authentication_error"),
     InsufficientScope: Answer(403, "INSUFFICIENT_SCOPE", "permission_error"),
+    IpNotAllowed: Answer(403, "IP_NOT_ALLOWED", "permission_error"),
+    ModelNotAllowed: Answer(403, "MODEL_NOT_ALLOWED", "permission_error"),
     NotFound: Answer(404, "NOT_FOUND", _BAD),
     InvalidModel: Answer(404, "INVALID_MODEL", _BAD),
     TaskNotFound: Answer(404, "TASK_NOT_FOUND", _BAD),

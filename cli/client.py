@@ -55,6 +55,9 @@ class Client:
     def post(self, path: str, body: Any = None, *, patience: float | None = _PATIENCE) -> Any:
         return self._ask("POST", path, json=body, timeout=patience)
 
+    def patch(self, path: str, body: Any) -> Any:
+        return self._ask("PATCH", path, json=body)
+
     def delete(self, path: str) -> None:
         self._ask("DELETE", path, timeout=None)
 

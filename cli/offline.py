@@ -108,10 +108,40 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             tier=body.get("tier") or "free",
             scopes=body.get("scopes"),
             expires_at=parse_expiry(body["expires"]) if body.get("expires") else None,
+            models=body.get("models"),
+            ip_ranges=body.get("ip_ranges"),
         )
         return {**key_info(record), "key": secret}
 
     return _with_keys(home, created)
+
+
+def change_key(home: "Home", key_id: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Change a key as the API does with this body."""
+    import json
+
+    from bitinglip.wire.admin.keys import ChangeKeyRequest, key_info
+    from bitinglip.wire.parse import parse
+
+    async def changed(ring: "KeyRing") -> dict[str, Any]:
+        return key_info(await ring.change(key_id, **asked.changes()))
+
+    asked = parse(ChangeKeyRequest, json.dumps(body).encode())
+    key(home, key_id)
+    return _with_keys(home, changed)
+
+
+def rotate_key(home: "Home", key_id: str, grace: str) -> dict[str, Any]:
+    """Give a key a new secret, as the API does; it is under ``key``."""
+    from bitinglip.access.expiry import parse_grace
+    from bitinglip.wire.admin.keys import key_info
+
+    async def rotated(ring: "KeyRing") -> dict[str, Any]:
+        record, secret = await ring.rotate(key_id, parse_grace(grace), home)
+        return {**key_info(record), "key": secret}
+
+    key(home, key_id)
+    return _with_keys(home, rotated)
 
 
 def revoke_key(home: "Home", key_id: str) -> None:

@@ -1,6 +1,7 @@
 """What is documented is there, and what is there is documented."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,19 @@ def names_read() -> set[str]:
 @pytest.mark.parametrize("path", SETTINGS, ids=[dotted(path) for path in SETTINGS])
 def test_setting_is_read_by_the_product(path: tuple[str, ...], names_read: set[str]) -> None:
     assert path[-1] in names_read
+
+
+def test_gpu_troubles_are_documented_in_the_product_s_own_words() -> None:
+    """What docs/gpu.md says that BitingLip says is in its code, so that a search finds it."""
+    texts = [
+        node.value
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    document = " ".join((ROOT / "docs" / "gpu.md").read_text().split())
+    said = [part.partition("**Do**")[0] for part in document.split("**Says**")[1:]]
+    quotes = [quote for part in said for quote in re.findall(r'"([^"]+)"', part.split(" ## ")[0])]
+    assert len(quotes) > 10
+    assert [quote for quote in quotes if not any(quote in text for text in texts)] == []

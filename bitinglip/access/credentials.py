@@ -21,6 +21,14 @@ _PREFIX = "blk_live_"
 _ID, _SECRET, _CHECKSUM = 12, 43, 6
 
 
+class Credential(NamedTuple):
+    """What a caller came with: one of the secrets of a key, or a token that it made."""
+
+    key_id: str
+    generation: int = 0  #: of the secret; 0 stands for any, where that is not known
+    token: str = ""  #: the token's id
+
+
 class NewCredential(NamedTuple):
     """A key that was just made; its text exists here and is never stored."""
 
@@ -28,8 +36,9 @@ class NewCredential(NamedTuple):
     text: str
 
 
-def make() -> NewCredential:
-    public = _random(_ID)
+def make(public: str | None = None) -> NewCredential:
+    """Make a key, or another secret for the key with this public id."""
+    public = public or _random(_ID)
     body = f"{_PREFIX}{public}_{_random(_SECRET)}"
     return NewCredential(public, body + _checksum(body))
 

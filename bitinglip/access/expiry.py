@@ -1,4 +1,4 @@
-"""A key expires after a duration such as ``30d``, or at a moment in ISO 8601."""
+"""A key expires after a span such as ``30d``, or at a moment in ISO 8601."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -9,11 +9,28 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _SPAN = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
 
 
+LONGEST_GRACE = timedelta(days=90)
+
+
+def parse_grace(text: str) -> timedelta:
+    """Parse the time that a rotated key stays good for; ``0s`` is none. Raises InvalidRequest."""
+    try:
+        if (match := _SPAN.fullmatch(text)) and (grace := _span(match)) <= LONGEST_GRACE:
+            return grace
+    except OverflowError:
+        pass
+    raise InvalidRequest("A grace is a span such as 24h, at most 90d; 0s is none.", param="grace")
+
+
+def _span(match: re.Match[str]) -> timedelta:
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
 def parse_expiry(text: str) -> datetime:
     """Parse a moment as UTC, which is also the zone of one without any. Raises for the past."""
     try:
         if match := _SPAN.fullmatch(text):
-            moment = datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})
+            moment = datetime.now(UTC) + _span(match)
         else:
             moment = datetime.fromisoformat(text)
         return check_expiry(moment)

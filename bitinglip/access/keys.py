@@ -1,22 +1,32 @@
 """The key ring checks keys in memory on every request, and stores them in the database."""
 
+import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Self
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Self
 
 from sqlmodel import select, update
 
 from bitinglip.access import credentials
-from bitinglip.access.expiry import check_expiry
-from bitinglip.access.scopes import DEFAULT, Scope, parse_scopes
+from bitinglip.access.credentials import Credential
+from bitinglip.access.key_fields import OPERATOR as OPERATOR
+from bitinglip.access.key_fields import checked_fields
+from bitinglip.access.narrowing import (
+    address_allowed,
+    model_allowed,
+    parse_models,
+    parse_ranges,
+)
+from bitinglip.access.scopes import DEFAULT, Scope
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import ApiKey
 from bitinglip.errors import (
+    Conflict,
     DatabaseUnavailable,
     ExpiredApiKey,
     InvalidApiKey,
@@ -27,12 +37,15 @@ from bitinglip.home import Home, replace_private
 
 #: what the home's secret is derived for, to make the pepper of the digests
 PEPPER = "api keys"
-#: the admin key's tier has no limits; those of the others are the limits' affair
-OPERATOR = "operator"
-TIERS = ("free", "pro", "enterprise", OPERATOR)
-
 _NOBODY = bytes(32)  # compared with where there is no such key, so that a miss costs the same
 _log = logging.getLogger(__name__)
+
+
+class Retiring(NamedTuple):
+    """A key came with the secret that a rotation has replaced."""
+
+    since: datetime
+    until: datetime  #: when it stops working
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +56,25 @@ class Caller:
     name: str
     tier: str
     scopes: frozenset[Scope]
+    models: tuple[str, ...] | None = None  #: globs; None allows all
+    ip_ranges: tuple[str, ...] | None = None  #: None allows all
+    expires_at: datetime | None = None
+    generation: int = 0  #: of the secret that was sent
+    token: str = ""  #: the id of the token that was sent in place of the key
+    retiring: Retiring | None = None
+
+    @property
+    def credential(self) -> Credential:
+        return Credential(self.key_id, self.generation, self.token)
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def may_use(self, model: str) -> bool:
+        return model_allowed(self.models, model)
+
+    def may_call_from(self, address: str) -> bool:
+        return address_allowed(self.ip_ranges, address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +90,10 @@ class KeyRecord:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    models: tuple[str, ...] | None = None
+    ip_ranges: tuple[str, ...] | None = None
+    rotated_at: datetime | None = None
+    grace_until: datetime | None = None  #: when the secret before the last rotation ends
 
 
 @dataclass(slots=True)
@@ -71,6 +104,9 @@ class _Held:
     digest: bytes
     caller: Caller
     ends: float  #: Unix time of the expiry
+    former_digest: bytes  #: of the secret before the last rotation
+    former: Caller  #: with that secret
+    former_ends: float  #: Unix time of the end of its grace
     used: float | None = None  #: Unix time of a use that is not in the database yet
 
 
@@ -90,7 +126,7 @@ class KeyRing:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
             ring._keys = {row.id: _hold(row) for row in rows}
-        except (ValueError, TypeError, DatabaseUnavailable) as error:
+        except (ValueError, TypeError, InvalidRequest, DatabaseUnavailable) as error:
             raise DatabaseError(
                 "the table of keys is damaged; restore a backup (see README, Backups)"
             ) from error
@@ -105,20 +141,43 @@ class KeyRing:
         if key_id is None:
             raise InvalidApiKey
         held = self._keys.get(key_id)
-        known = held.digest if held else _NOBODY
-        matches = hmac.compare_digest(credentials.digest(self._pepper, credential), known)
-        if held is None or not matches or held.record.revoked_at is not None:
+        given = credentials.digest(self._pepper, credential)
+        # Always both comparisons, so that the time tells nothing.
+        current = hmac.compare_digest(given, held.digest if held else _NOBODY)
+        former = hmac.compare_digest(given, held.former_digest if held else _NOBODY)
+        if held is None or not (current or former) or held.record.revoked_at is not None:
             raise InvalidApiKey
         now = time.time()
-        if held.ends <= now:
+        if held.ends <= now or not (current or held.former_ends > now):
             raise ExpiredApiKey
         held.used = now
-        return held.caller
+        return held.caller if current else held.former
 
-    def is_valid(self, key_id: str) -> bool:
-        """Return False for a key that is revoked or has expired. Anonymous callers have none."""
-        held = self._keys.get(key_id)
-        return held is None or (held.record.revoked_at is None and held.ends > time.time())
+    def caller(self, credential: Credential) -> Caller | None:
+        """Return who has this key, with what they may do now, and count that as a use of the key.
+
+        None if the key or the secret has ended.
+        """
+        held = self._keys.get(credential.key_id)
+        if held is None or not self.is_valid(credential):
+            return None
+        held.used = time.time()
+        return held.former if credential.generation == held.former.generation else held.caller
+
+    def is_valid(self, credential: Credential) -> bool:
+        """Return False for a key that is revoked or has expired, and for a secret that has ended.
+
+        Anonymous callers have none.
+        """
+        held = self._keys.get(credential.key_id)
+        if held is None:
+            return True
+        now = time.time()
+        if held.record.revoked_at is not None or held.ends <= now:
+            return False
+        if credential.generation in (0, held.caller.generation):
+            return True
+        return credential.generation == held.former.generation and held.former_ends > now
 
     async def create(
         self,
@@ -127,14 +186,57 @@ class KeyRing:
         scopes: Iterable[str] | None = None,
         tier: str = "free",
         expires_at: datetime | None = None,
+        models: Iterable[str] | None = None,
+        ip_ranges: Iterable[str] | None = None,
     ) -> tuple[KeyRecord, str]:
         """Make a key; return it and its text, which cannot be read again.
 
         Without ``scopes`` it has all but ``admin`` and ``cluster:write``.
         """
         key = credentials.make()
-        row = self._row(key, name=name, scopes=scopes, tier=tier, expires_at=expires_at)
+        row = self._row(
+            key,
+            name=name,
+            scopes=DEFAULT if scopes is None else scopes,
+            tier=tier,
+            expires_at=expires_at,
+            models=models,
+            ip_ranges=ip_ranges,
+        )
         return await self._add(row), key.text
+
+    async def change(self, key_id: str, **fields: Any) -> KeyRecord:
+        """Change fields of a key, as ``create`` names them; the next request meets them.
+
+        Raises KeyNotFound, Conflict for a revoked key, or InvalidRequest.
+        """
+        values = checked_fields(fields)
+
+        def apply(row: ApiKey) -> None:
+            for field, value in values.items():
+                setattr(row, field, value)
+
+        return await self._update(key_id, apply)
+
+    async def rotate(self, key_id: str, grace: timedelta, home: Home) -> tuple[KeyRecord, str]:
+        """Give a key another secret; return its text. The former one ends after the grace.
+
+        A secret from before an earlier rotation ends at once. Raises KeyNotFound, or Conflict for
+        a revoked key. The admin.key of the home is replaced if it holds this key.
+        """
+        key = credentials.make(self._find(key_id).record.id)
+        now = datetime.now(UTC)
+
+        def apply(row: ApiKey) -> None:
+            row.former_digest, row.digest = row.digest, credentials.digest(self._pepper, key.text)
+            row.pepper_id = credentials.pepper_id(self._pepper)
+            row.last_four = key.text[-4:]
+            row.generation += 1
+            row.rotated_at, row.grace_until = now, now + grace
+
+        record = await self._update(key_id, apply)
+        await asyncio.to_thread(_replace_admin_key, home, key)
+        return record, key.text
 
     async def revoke(self, key_id: str) -> KeyRecord:
         """End a key for good. It is refused at once, even if the database cannot be written."""
@@ -158,7 +260,7 @@ class KeyRing:
         if self._keys:
             return None
         key = credentials.make()
-        row = self._row(key, name="admin", scopes=[Scope.ADMIN], tier=OPERATOR, expires_at=None)
+        row = self._row(key, name="admin", scopes=[Scope.ADMIN], tier=OPERATOR)
         # The file first: a crash in between leaves a file that the next start replaces, and not a
         # key that nobody has.
         replace_private(home.admin_key, f"{key.text}\n".encode())
@@ -189,25 +291,14 @@ class KeyRing:
             raise KeyNotFound
         return held
 
-    def _row(
-        self,
-        key: credentials.NewCredential,
-        *,
-        name: str,
-        scopes: Iterable[str] | None,
-        tier: str,
-        expires_at: datetime | None,
-    ) -> ApiKey:
+    def _row(self, key: credentials.NewCredential, **fields: Any) -> ApiKey:
         return ApiKey(
             id=key.id,
-            name=_checked_name(name),
             digest=credentials.digest(self._pepper, key.text),
             pepper_id=credentials.pepper_id(self._pepper),
             last_four=key.text[-4:],
-            scopes=sorted(DEFAULT if scopes is None else parse_scopes(scopes)),
-            tier=_checked_tier(tier),
             created_at=datetime.now(UTC),
-            expires_at=expires_at and check_expiry(expires_at),
+            **checked_fields(fields),
         )
 
     async def _add(self, row: ApiKey) -> KeyRecord:
@@ -216,23 +307,40 @@ class KeyRing:
         held = self._keys[row.id] = _hold(row)
         return held.record
 
-
-def _checked_name(name: str) -> str:
-    if not 1 <= len(name) <= 100 or not name.isprintable() or name.isspace():
-        raise InvalidRequest("A name has 1 to 100 printable characters.", param="name")
-    return name
-
-
-def _checked_tier(tier: str) -> str:
-    if tier not in TIERS:
-        raise InvalidRequest(
-            f"There is no tier {tier[:50]!r}. Tiers are: {', '.join(TIERS)}.", param="tier"
+    async def _update(self, key_id: str, apply: Callable[[ApiKey], None]) -> KeyRecord:
+        """Change a key's row, then what is held of it."""
+        held = self._find(key_id)
+        async with self._db.write() as session:
+            row = await session.get_one(ApiKey, key_id)
+            if held.record.revoked_at is not None:
+                raise Conflict("The key is revoked.")
+            apply(row)
+        renewed = _hold(row)
+        # It may have been revoked, or used, meanwhile.
+        held.record = replace(
+            renewed.record,
+            revoked_at=held.record.revoked_at,
+            last_used_at=held.record.last_used_at,
         )
-    return tier
+        held.digest, held.caller, held.ends = renewed.digest, renewed.caller, renewed.ends
+        held.former_digest, held.former = renewed.former_digest, renewed.former
+        held.former_ends = renewed.former_ends
+        return _shown(held)
+
+
+def _replace_admin_key(home: Home, key: credentials.NewCredential) -> None:
+    try:
+        if credentials.parse(home.admin_key.read_text("ascii").strip()) == key.id:
+            replace_private(home.admin_key, f"{key.text}\n".encode())
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        _log.warning("admin.key still holds the key from before its rotation: %s", error)
 
 
 def _hold(row: ApiKey) -> _Held:
     scopes = frozenset(scope for scope in Scope if scope in row.scopes)
+    models, ip_ranges = parse_models(row.models), parse_ranges(row.ip_ranges)
     record = KeyRecord(
         id=row.id,
         name=row.name,
@@ -243,9 +351,21 @@ def _hold(row: ApiKey) -> _Held:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
+        models=models,
+        ip_ranges=ip_ranges,
+        rotated_at=row.rotated_at,
+        grace_until=row.grace_until,
     )
+    caller = Caller(
+        row.id, row.name, row.tier, scopes, models, ip_ranges, row.expires_at, row.generation
+    )
+    former, former_ends = replace(caller, generation=row.generation - 1 or -1), 0.0
+    if row.rotated_at and row.grace_until:
+        former = replace(former, retiring=Retiring(row.rotated_at, row.grace_until))
+        former_ends = row.grace_until.timestamp()
     ends = row.expires_at.timestamp() if row.expires_at else float("inf")
-    return _Held(record, row.digest, Caller(row.id, row.name, row.tier, scopes), ends)
+    known = row.former_digest or _NOBODY
+    return _Held(record, row.digest, caller, ends, known, former, former_ends)
 
 
 def _shown(held: _Held) -> KeyRecord:

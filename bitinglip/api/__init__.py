@@ -6,7 +6,7 @@ from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from bitinglip.api import docs_page, documentation, errors, ops
-from bitinglip.api.admin import keys, models, workers
+from bitinglip.api.admin import keys, models, tokens, workers
 from bitinglip.api.auth import declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
@@ -32,6 +32,7 @@ _ROUTERS = (
     models.openai,
     workers.router,
     keys.router,
+    tokens.router,
     ops.router,
     docs_page.router,
 )

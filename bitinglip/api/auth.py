@@ -1,8 +1,9 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from email.utils import format_datetime
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -10,24 +11,29 @@ from starlette.routing import BaseRoute
 
 from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.scopes import INFERENCE, Scope
+from bitinglip.access.tokens import is_token
 from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest
+from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest, IpNotAllowed
 
 #: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
+#: in place of a scope: any valid key or token is enough
+ANY_KEY: Literal["any key"] = "any key"
+Required = Scope | Literal["any key"]
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
+_LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
     {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 )
 _PROXY_PREFIXES = ("x-forwarded-", "x-original-", "x-envoy-", "x-cluster-client-")
 Handler = Callable[..., Awaitable[Response]]
 H = TypeVar("H", bound=Callable[..., Any])
-_declared: dict[object, Scope] = {}  #: by handler; filled while the routes' modules are imported
+_declared: dict[object, Required] = {}  #: by handler; filled while the routes' modules are imported
 
 
-def requires_scope(scope: Scope) -> Callable[[Handler], Handler]:
+def requires_scope(scope: Required) -> Callable[[Handler], Handler]:
     """Declare a route's scope; it is checked before anything else of the request.
 
     A decorator and not a FastAPI dependency: resolving one costs more than the check itself.
@@ -65,21 +71,21 @@ def check_inference(caller: Caller) -> Caller:
     return caller
 
 
-def declare_scope(handler: H, scope: Scope) -> H:
+def declare_scope(handler: H, scope: Required) -> H:
     """Record a handler's scope without enforcing it, for a handler with checks of its own."""
     _declared[handler] = scope
     return handler
 
 
-def declared_scope(route: BaseRoute) -> Scope | None:
+def declared_scope(route: BaseRoute) -> Required | None:
     """Return the scope that a route's handler declares; None if it declares none."""
     return _declared.get(getattr(route, "endpoint", None))
 
 
-def authorize(request: Request, scope: Scope) -> None:
+def authorize(request: Request, scope: Required) -> None:
     """Record the caller. Raises InsufficientScope, or what ``identify`` raises."""
     caller = identify(request)
-    if not caller.may(scope):
+    if scope != ANY_KEY and not caller.may(scope):
         raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
     request.scope["bitinglip.caller"] = caller
 
@@ -92,7 +98,7 @@ def caller_of(request: Request) -> Caller:
 def identify(request: HTTPConnection) -> Caller:
     """Identify the caller by the credential, and count the request as theirs until it ends.
 
-    Raises InvalidApiKey, ExpiredApiKey or ConcurrencyLimitExceeded.
+    Raises InvalidApiKey, ExpiredApiKey, InvalidToken, IpNotAllowed or ConcurrencyLimitExceeded.
     """
     services = services_of(request)
     credential = _credential(request)
@@ -100,13 +106,40 @@ def identify(request: HTTPConnection) -> Caller:
         return ANONYMOUS
     if credential is None:
         raise InvalidApiKey()
-    caller = services.keys.authenticate(credential)
-    services.metrics.user_seen(caller.key_id)
+    known = services.tokens if is_token(credential) else services.keys
+    caller = known.authenticate(credential)
     context = context_of(request.scope)
+    context.notices = retirement_headers(caller)
+    check_address(request, caller)
+    services.metrics.user_seen(caller.key_id)
     if context.leave is None:
         services.concurrency.enter(caller)
         context.leave = partial(services.concurrency.leave, caller)
     return caller
+
+
+def check_address(connection: HTTPConnection, caller: Caller) -> None:
+    """Raise IpNotAllowed for a caller whose key is not for the address of the peer.
+
+    No header is believed. A program that comes over the home's socket has the loopback address.
+    """
+    if caller.ip_ranges is None:
+        return
+    peer = connection.client.host if connection.client else ""
+    address = _LOOPBACK if connection.scope.get(_LOCAL) else peer
+    if not caller.may_call_from(address):
+        raise IpNotAllowed(details={"address": address})
+
+
+def retirement_headers(caller: Caller) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that say that the caller's secret was replaced, and when it ends."""
+    if caller.retiring is None:
+        return ()
+    since, until = caller.retiring
+    return (
+        (b"deprecation", b"@%d" % since.timestamp()),
+        (b"sunset", format_datetime(until, usegmt=True).encode()),
+    )
 
 
 def has_credential(request: HTTPConnection) -> bool:

@@ -28,6 +28,14 @@ async def read_body(request: Request, model: type[M]) -> M:
     return await parsed(model, b"".join([chunk async for chunk in request.stream()]))
 
 
+async def read_optional_body(request: Request, model: type[M]) -> M:
+    """Read a JSON body that may be left out; then each field has its default."""
+    fields = request.headers
+    if "transfer-encoding" not in fields and fields.get("content-length", "0") == "0":
+        return model()
+    return await read_body(request, model)
+
+
 async def parsed(model: type[M], raw: bytes) -> M:
     """Validate a JSON body; a large one beside the event loop. Raises what wire.parse raises."""
     if len(raw) <= LARGE:

@@ -34,10 +34,10 @@ _ERROR = {
 }
 
 
-def json_body(model: type[BaseModel]) -> dict[str, Any]:
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """Describe a JSON body, for ``openapi_extra`` of a route that reads its body itself."""
     content = {"application/json": {"schema": schema_of(model)}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def form_body(model: type[BaseModel], *files: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def job_context(request: Request, model: str, priority: RequestPriority = "norma
         limits=settings.limits,
         tier=tier,
         key_id=caller.key_id,
+        credential=caller.credential,
         timeout=settings.server.request_timeout,
         priority=priority_of(tier, priority),
         folder=services.files.folder,

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from bitinglip.access.keys import Caller
 from bitinglip.access.scopes import Scope
+from bitinglip.api.auth import caller_of
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import (
     BitingLipError,
     InsufficientScope,
     InvalidModel,
     InvalidRequest,
+    ModelNotAllowed,
     TaskNotFound,
 )
 from bitinglip.tasks.store import Task
@@ -24,20 +26,28 @@ from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
 
 
-def find_model(services: Services, name: str) -> Manifest:
-    """Return the model of this name. Raises InvalidModel, which lists the available ones."""
+def find_model(request: Request, name: str) -> Manifest:
+    """Return the model of this name.
+
+    Raises ModelNotAllowed, whether there is such a model or not, or InvalidModel, which lists the
+    models that the caller may use.
+    """
+    services, caller = services_of(request), caller_of(request)
+    check_model(caller, name)
     try:
-        return services.store.get(name)
+        manifest = services.store.get(name)
     except UnknownModel:
+        names = [each for each in services.store.names() if caller.may_use(each)]
         raise InvalidModel(
-            param="model",
-            details={"model": name[:256], "available_models": list(services.store.names())},
+            param="model", details={"model": name[:256], "available_models": names}
         ) from None
+    check_model(caller, manifest.name)
+    return manifest
 
 
-def find_model_of(services: Services, name: str, kind: str) -> Manifest:
-    """Return a model of a kind. Raises InvalidModel, or InvalidRequest for one of another kind."""
-    manifest = find_model(services, name)
+def find_model_of(request: Request, name: str, kind: str) -> Manifest:
+    """Return a model of a kind. Raises as find_model does, or InvalidRequest for another kind."""
+    manifest = find_model(request, name)
     own = "text" if manifest.engine == "fake" else manifest.kind
     if own != kind:
         raise InvalidRequest(
@@ -47,14 +57,21 @@ def find_model_of(services: Services, name: str, kind: str) -> Manifest:
     return manifest
 
 
+def check_model(caller: Caller, name: str) -> None:
+    """Raise ModelNotAllowed for a model that the caller's key is not for."""
+    if caller.models is not None and not caller.may_use(name):
+        raise ModelNotAllowed(param="model", details={"model": name[:256]})
+
+
 def _purpose(kind: str) -> str:
     return KINDS[kind].purpose if kind in KINDS else kind
 
 
 async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) -> Task:
-    """Return a task of the caller. Raises TaskNotFound or InsufficientScope."""
+    """Return a task of the caller. Raises TaskNotFound, InsufficientScope or ModelNotAllowed."""
     task = await services_of(connection).tasks.get(task_id)
     check_owner(caller, task.key_id, task.kind, TaskNotFound)
+    check_model(caller, task.model)
     return task
 
 

@@ -20,13 +20,13 @@ from bitinglip.errors import (
     UnsupportedMediaType,
 )
 from bitinglip.settings import Server
-from bitinglip.telemetry.redaction import KEY_SHAPE
+from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
 
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _CREDENTIAL_NAMES = frozenset({"key", "api_key", "apikey", "api-key", "token", "access_token"})
-_KEY = re.compile(KEY_SHAPE, re.ASCII)
+_SECRET = re.compile(f"{KEY_SHAPE}|{TOKEN_SHAPE}", re.ASCII)
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -75,7 +75,10 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
     async def sender(message: Message) -> None:
         if message["type"] == "websocket.accept":
             context.status = 101
-            message["headers"] = [(b"x-request-id", context.request_id.encode())]
+            message["headers"] = [
+                (b"x-request-id", context.request_id.encode()),
+                *context.notices,
+            ]
         elif message["type"] in _STARTS:
             context.status = message["status"]
             own_seconds = max(0.0, context.elapsed - context.engine_seconds)
@@ -89,6 +92,7 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *_SECURITY_HEADERS,
+                *context.notices,
             ]
         await send(message)
 
@@ -238,7 +242,7 @@ def _check_query(query: bytes) -> None:
     if not query:
         return
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name.lower() in _CREDENTIAL_NAMES or _KEY.search(value) or _KEY.search(name):
+        if name.lower() in _CREDENTIAL_NAMES or _SECRET.search(value) or _SECRET.search(name):
             raise InvalidRequest(
                 "Credentials belong in the Authorization header, never in the address."
             )

@@ -54,7 +54,7 @@ async def health(request: Request) -> Response:
         "cluster_manager": _workers(services),
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
-        "devices": _found(True, f"{len(services.operations.devices())} devices"),
+        "devices": _found(True, ", ".join(each.id for each in services.operations.devices())),
     }
     answers = checks["database"]["ok"]
     _add_problems(checks, services.health.problems())

@@ -27,6 +27,8 @@ class RequestContext:
     status: int = CLIENT_GONE
     leave: Callable[[], None] | None = None  #: gives back the caller's place, once known
 
+    notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential
+
     def attach(self, scope: MutableMapping[str, Any]) -> None:
         scope[_KEY] = self
 

@@ -8,6 +8,7 @@ from starlette.types import Scope as HttpScope
 from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.tickets import Tickets
+from bitinglip.access.tokens import Tokens
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
@@ -32,6 +33,7 @@ class Services:
     home: Home
     store: ModelStore
     keys: KeyRing
+    tokens: Tokens
     dispatcher: Dispatcher
     operations: Operations
     footprints: Footprints

@@ -3,7 +3,17 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Dialect, Index, LargeBinary, MetaData
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+)
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -51,6 +61,28 @@ class ApiKey(Table, table=True):
     expires_at: datetime | None = Field(default=None, sa_type=UtcTime)
     revoked_at: datetime | None = Field(default=None, sa_type=UtcTime)
     last_used_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    models: list[str] | None = Field(
+        default=None, sa_column=Column("models", JSON(none_as_null=True))
+    )
+    ip_ranges: list[str] | None = Field(
+        default=None, sa_column=Column("ip_ranges", JSON(none_as_null=True))
+    )
+    #: counts its secrets: 1, and one more for each rotation
+    generation: int = Field(
+        default=1, sa_column=Column("generation", Integer, nullable=False, server_default="1")
+    )
+    former_digest: bytes | None = Field(default=None, sa_type=LargeBinary)
+    rotated_at: datetime | None = Field(default=None, sa_type=UtcTime)
+    grace_until: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class RevokedToken(Table, table=True):
+    """A session token that was revoked; the row is needed until the token would have expired."""
+
+    __tablename__ = "revoked_tokens"
+
+    id: str = Field(primary_key=True, max_length=32)
+    expires_at: datetime = Field(sa_type=UtcTime)
 
 
 class StoredTask(Table, table=True):

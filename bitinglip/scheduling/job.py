@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from bitinglip.access.credentials import Credential
 from bitinglip.scheduling.queue.priority import Priority
 from workers import protocol
 
@@ -30,6 +31,7 @@ class Job:
     work: protocol.Job
     model: str
     key_id: str
+    credential: Credential | None = None  #: what its caller came with
     timeout: float = 600.0  #: seconds from now on, waiting included
     priority: Priority = field(default_factory=Priority)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -39,6 +41,11 @@ class Job:
     @property
     def id(self) -> str:
         return self.work.id
+
+    @property
+    def owner(self) -> Credential:
+        """Return what the job ends with: the secret or token it came with, or else its key."""
+        return self.credential or Credential(self.key_id)
 
     @property
     def stream(self) -> bool:

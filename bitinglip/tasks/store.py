@@ -51,6 +51,7 @@ class Filter:
     key_id: str | None = None
     status: str | None = None
     model: str | None = None
+    models: Collection[str] | None = None
 
     def matches(self, task: Task) -> bool:
         return (
@@ -58,6 +59,7 @@ class Filter:
             and self.key_id in (None, task.key_id)
             and self.status in (None, task.status)
             and self.model in (None, task.model)
+            and (self.models is None or task.model in self.models)
         )
 
 
@@ -193,6 +195,8 @@ class TaskStore:
             col(StoredTask.kind).in_(wanted.kinds),
             col(StoredTask.id).not_in(excluding),
         ]
+        if wanted.models is not None:
+            where.append(col(StoredTask.model).in_(wanted.models))
         columns = {"key_id": wanted.key_id, "model": wanted.model, "state": wanted.status}
         named = {name: value for name, value in columns.items() if value is not None}
         return where + [col(getattr(StoredTask, name)) == value for name, value in named.items()]

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from bitinglip import errors
+from bitinglip.access.credentials import Credential
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
 from bitinglip.scheduling.job import Job
@@ -139,17 +140,17 @@ class Tasks:
             await self.finished(task_id)
         return await self.get(task_id)
 
-    def key_ids(self) -> set[str]:
-        """Return the keys whose tasks have not ended."""
-        return {open_task.job.key_id for open_task in self._open.values()}
+    def credentials(self) -> set[Credential]:
+        """Return the credentials whose tasks have not ended."""
+        return {open_task.job.owner for open_task in self._open.values()}
 
-    def cancel_key(self, key_id: str) -> int:
-        """End the tasks of a key that have no place in a queue yet; return how many.
+    def cancel_of(self, credential: Credential) -> int:
+        """End the tasks of a credential that have no place in a queue yet; return how many.
 
         The dispatcher ends the others.
         """
         open_tasks = [
-            open_task for open_task in self._open.values() if open_task.job.key_id == key_id
+            open_task for open_task in self._open.values() if open_task.job.owner == credential
         ]
         waiting = [
             open_task

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitinglip.access.credentials import Credential
 from bitinglip.scheduling.job import Job, Output
 from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model, Tier
@@ -19,6 +20,7 @@ class JobContext:
     limits: Limits
     tier: Tier
     key_id: str
+    credential: Credential | None = None
     timeout: float  #: seconds; a request may ask for less
     priority: Priority
     folder: Path  #: where workers write images and audio to
@@ -37,6 +39,7 @@ class JobContext:
             work=work,
             model=self.model,
             key_id=self.key_id,
+            credential=self.credential,
             timeout=min(timeout or self.timeout, self.timeout),
             priority=self.priority,
             output=output,

@@ -29,10 +29,13 @@ def every_device(settings: "Settings") -> Iterator[Finding]:
 
 
 def findings(
-    devices: "Devices", settings: "Settings", build: "TorchBuild | None"
+    devices: "Devices", settings: "Settings", build: "TorchBuild | None", *, idle: bool = False
 ) -> Iterator[Finding]:
-    """Report each device, a card that is missing, and the torch that is installed."""
-    readings = devices.read()
+    """Report each device, a card that is missing, and the torch that is installed.
+
+    ``idle``: a card that sleeps is not woken for it.
+    """
+    readings = devices.read(idle=idle)
     found = devices.list()
     cards = [device for device in found if device.kind == "cuda"]
     if devices.missing is not None:
@@ -43,18 +46,17 @@ def findings(
         reading = readings.get(device.id)
         used = "does not answer" if reading is None else f"{size(reading.used_bytes)} in use"
         if device.kind == "cpu":
-            yield _processor(device, used, settings)
+            yield _processor(device, used, settings, any(each.unified for each in found))
         else:
             yield _accelerator(device, used, settings)
     yield _torch(devices.driver if cards else None, build)
 
 
 def _accelerator(device: "Device", used: str, settings: "Settings") -> Finding:
-    kept = f"{size(settings.devices.headroom_bytes)} kept free"
-    shared = " shared with the processor" if device.unified else ""
-    detail = f"{device.id}: {device.name}, {size(device.memory_bytes)}{shared}, {kept}, {used}"
-    if device.exclusive:
-        detail += ", one worker at a time (its compute mode is exclusive)"
+    kept = f"{size(device.headroom(settings.devices.headroom_bytes))} kept free"
+    detail = f"{device.id}: {device.name}, {size(device.memory_bytes)}, {kept}, {used}"
+    if device.note:
+        detail += f"; it {device.note}"
     state, reason = device.condition.state, device.condition.reason
     if reason is None:
         return Finding("gpu", "ok", detail)
@@ -83,10 +85,11 @@ def _note(devices: "Devices") -> Finding:
     return Finding("gpu", "warning", version + note, advice)
 
 
-def _processor(device: "Device", used: str, settings: "Settings") -> Finding:
+def _processor(device: "Device", used: str, settings: "Settings", unified: bool) -> Finding:
     from model_store.page_cache import budget
 
-    cache = budget(settings.devices.page_cache_bytes, device.physical_bytes)
+    chosen = settings.devices.page_cache_bytes
+    cache = budget(0 if chosen is None and unified else chosen, device.physical_bytes)
     planned, there = size(device.memory_bytes), size(device.physical_bytes)
     detail = f"{device.name}, {planned} of {there} for models, {used}"
     if device.memory_bytes > device.physical_bytes:

@@ -9,8 +9,16 @@ from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import moment, print_note, show_json, show_list, show_pairs, show_table
 
-app = typer.Typer(no_args_is_help=True, help="Make, show and revoke API keys.")
+app = typer.Typer(no_args_is_help=True, help="Make, show, change, rotate and revoke API keys.")
 
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="A model, or a glob of models, to use; may be repeated."),
+]
+RangeOption = Annotated[
+    list[str] | None,
+    typer.Option("--ip-range", help="Where it may be used, as 10.0.0.0/8; may be repeated."),
+]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as in `keys list`.")]
 
 
@@ -27,24 +35,46 @@ def create(
     expires: Annotated[
         str | None, typer.Option(help="30d, 12h, or a time in ISO 8601; never by default.")
     ] = None,
+    model: ModelOption = None,
+    ip_range: RangeOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Make a key. Its secret is shown now and never again."""
     place = CliContext.of(home, config)
-    asked = {"name": name, "tier": tier, "scopes": scope or None, "expires": expires}
-    body = {key: value for key, value in asked.items() if value is not None}
+    body = _body(name, tier, scope, expires, model, ip_range)
     server = place.server()
     made = server.post("/api/v1/keys", body) if server else offline.create_key(place.home, body)
     if as_json:
         show_json(made)
         return
     typer.echo(made["key"])
-    print_note(
-        f"Key {made['id']} for {made['name']}: tier {made['tier']}, "
-        f"{'until ' + moment(made['expires_at']) if made['expires_at'] else 'without an end'}, "
-        f"may {', '.join(made['scopes'])}. Keep it now; it is not shown again."
+    print_note(f"{_described(made)} Keep it now; it is not shown again.")
+
+
+def _body(
+    name: str | None,
+    tier: str | None,
+    scope: list[str] | None,
+    expires: str | None,
+    model: list[str] | None,
+    ip_range: list[str] | None,
+) -> dict[str, Any]:
+    """Gather the fields that options gave."""
+    asked = {"name": name, "tier": tier, "scopes": scope or None, "expires": expires}
+    asked |= {"models": model or None, "ip_ranges": ip_range or None}
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def _described(key: dict[str, Any]) -> str:
+    narrowed = f", for {', '.join(key['models'])}" if key["models"] else ""
+    if key["ip_ranges"]:
+        narrowed += f", from {', '.join(key['ip_ranges'])}"
+    return (
+        f"Key {key['id']} for {key['name']}: tier {key['tier']}, "
+        f"{'until ' + moment(key['expires_at']) if key['expires_at'] else 'without an end'}, "
+        f"may {', '.join(key['scopes'])}{narrowed}."
     )
 
 
@@ -82,6 +112,74 @@ def show(
         return
     times = {name: moment(found[name]) for name in found if name.endswith("_at") and found[name]}
     show_pairs({**found, **times, "state": _state(found)})
+
+
+@app.command()
+def patch(
+    key_id: IdArgument,
+    name: Annotated[str | None, typer.Option(help="What the key is for.")] = None,
+    tier: Annotated[str | None, typer.Option(help="free, pro, enterprise or operator.")] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What the key may do, in place of what it could; may be repeated."),
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="30d, 12h, or a time in ISO 8601.")] = None,
+    model: ModelOption = None,
+    ip_range: RangeOption = None,
+    no_expiry: Annotated[bool, typer.Option("--no-expiry", help="Lift the expiry.")] = False,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Allow all models.")] = False,
+    anywhere: Annotated[bool, typer.Option("--anywhere", help="Allow all addresses.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Change a key; what is not named stays. Requests meet the change at once."""
+    from cli.client import path_of
+
+    body = _body(name, tier, scope, expires, model, ip_range)
+    lifted = {"expires": no_expiry, "models": any_model, "ip_ranges": anywhere}
+    for field in [field for field, lift in lifted.items() if lift]:
+        if field in body:
+            raise typer.BadParameter(f"{field} cannot be set and lifted at once")
+        body[field] = None
+    if not body:
+        raise typer.BadParameter("name what to change; see --help")
+    place = CliContext.of(home, config)
+    server = place.server()
+    path = path_of("keys", key_id)
+    changed = server.patch(path, body) if server else offline.change_key(place.home, key_id, body)
+    if as_json:
+        show_json(changed)
+    else:
+        print_note(_described(changed))
+
+
+@app.command()
+def rotate(
+    key_id: IdArgument,
+    grace: Annotated[
+        str, typer.Option(help="How long the old secret stays good: 24h; 0s ends it now.")
+    ] = "24h",
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Give a key a new secret, which is shown now and never again."""
+    from cli.client import path_of
+
+    place = CliContext.of(home, config)
+    if server := place.server():
+        made = server.post(f"{path_of('keys', key_id)}/rotate", {"grace": grace})
+    else:
+        made = offline.rotate_key(place.home, key_id, grace)
+    if as_json:
+        show_json(made)
+        return
+    typer.echo(made["key"])
+    print_note(
+        f"{_described(made)} The old secret ends {moment(made['grace_until'])}. "
+        "Keep the new one now; it is not shown again."
+    )
 
 
 @app.command()

@@ -40,10 +40,13 @@ def board(
 ) -> "Group":
     """Put everything on one screen."""
     from rich.console import Group
+    from rich.text import Text
 
     parts: list[RenderableType] = [headline(found, rates)]
     if devices := found.get("devices"):
-        parts += ["", device_table(devices, width), *_not_well(devices)]
+        parts += ["", device_table(devices, width), *_remarks(devices)]
+    if missing := found.get("missing_card"):
+        parts.append(Text(clean(f"A card is not used: {missing}"), style="yellow"))
     if models := found.get("models"):
         parts += ["", *model_table(models, most_models)]
     if workers := found.get("workers"):
@@ -89,14 +92,16 @@ def device_table(devices: Iterable[Mapping[str, Any]], width: int) -> "Table":
     return table
 
 
-def _not_well(devices: Iterable[Mapping[str, Any]]) -> "Iterator[Text]":
-    """Say what is wrong with the devices that take no new load."""
+def _remarks(devices: Iterable[Mapping[str, Any]]) -> "Iterator[Text]":
+    """Say what is wrong with devices that take no new load, and what is special of others."""
     from rich.text import Text
 
     for each in devices:
         if reason := each.get("reason"):
             colour = "red" if each["state"] == "lost" else "yellow"
             yield Text(clean(f"{each['id']} is {each['state']}: {reason}"), style=colour)
+        if note := each.get("note"):
+            yield Text(clean(f"{each['id']} {note}"), style="dim")
 
 
 def _bar(device: Mapping[str, Any], total: int, width: int) -> "Text":

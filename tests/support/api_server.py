@@ -29,6 +29,7 @@ from tests.support.model_folders import llama, pipeline
 from tests.support.scripted_worker import Script, ScriptedLauncher
 from tests.support.wait import eventually
 from workers import protocol
+from workers.devices import Devices
 
 ADMIN = "admin"
 EXPIRED = "expired"
@@ -94,6 +95,11 @@ class Served:
         connections = list(self.server.server_state.connections)
         return [each for each in connections if isinstance(each, websocket.WebSocketProtocol)]
 
+    def wait_sampled(self) -> None:
+        """Wait until the server has looked at its devices once."""
+        devices = self.services.operations.devices
+        eventually(lambda: any(each.used_bytes for each in devices() if each.kind == "cpu"))
+
     def wait_idle(self) -> None:
         """Check that no job outlives its request."""
         eventually(lambda: self.in_flight == 0, 5)
@@ -106,12 +112,13 @@ def serve(
     *,
     slots: int = 64,
     times: Times | None = None,
+    machine: Devices | None = None,
     **values: Any,
 ) -> Iterator[Served]:
     """Serve a home under ``root`` with three models: demo and org/deep (text), painter (image).
 
-    ``times`` are what its clients are given. ``values`` are settings; sections are merged with
-    those that keep a test quiet.
+    ``times`` are what its clients are given; ``machine`` has the devices in place of this one's.
+    ``values`` are settings; sections are merged with those that keep a test quiet.
     """
     home = Home(root / "home")
     home.create()
@@ -128,7 +135,14 @@ def serve(
         opened.set()
 
     connections = Connections(capacity(settings.server, 1024), times)
-    app = build(settings, home, launcher=workers, on_open=on_open, connections=connections)
+    app = build(
+        settings,
+        home,
+        launcher=workers,
+        on_open=on_open,
+        connections=connections,
+        devices=machine,
+    )
     server = HttpServer(app, connections, timeout_graceful_shutdown=1)
     sock = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([sock],))

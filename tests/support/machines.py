@@ -3,13 +3,13 @@
 Each is what an operator may have; the product looks at it as it looks at a real one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 from tests.support.nvml import NVMLError, StandInCard, StandInNvml
-from workers.devices import Devices
+from workers.devices import Devices, DeviceUsage
 from workers.devices.cards import Cards
 from workers.devices.host import Host
 from workers.devices.surroundings import NVIDIA, Surroundings
@@ -43,6 +43,7 @@ class Machine:
     clock: float = 0.0
     denied: OSError | None = None  #: what opening /dev/nvidiactl raises
     look_seconds: float = 2.0
+    loses: int | None = None  #: the number of a card that falls off the bus after the start
 
     def write(self, root: Path) -> Path:
         for name, text in self.files.items():
@@ -70,8 +71,19 @@ class Machine:
             first_seconds=self.look_seconds,
         )
 
-    def devices(self, root: Path) -> Devices:
-        return Devices(self.cards(root), Host())
+    def devices(self, root: Path, host: Host | None = None) -> Devices:
+        return Devices(self.cards(root), host or Host())
+
+
+class MadeUpHost(Host):
+    """A processor and RAM that are the same on every machine that shows them."""
+
+    def __init__(self) -> None:
+        self.name = "a processor"
+        self.total_bytes = 64 * GIB
+
+    def read(self, pids: Iterable[int]) -> DeviceUsage:  # noqa: ARG002
+        return DeviceUsage(4 * GIB, {})
 
 
 def kernel(release: str = KERNEL) -> dict[str, str]:
@@ -112,10 +124,17 @@ def card_without_nvml() -> Machine:
     return Machine(StandInNvml(init=NOT_LOADED), on_bus(bound=None) | modules)
 
 
-def lost_card() -> Machine:
-    """Two cards; the first falls off the bus once ``lose`` is called."""
+def two_cards() -> Machine:
+    """Two cards that are well; ``lose`` makes one fall off the bus."""
     cards = [card(f"NVIDIA RTX A5000 {'ab'[n]}", 24, n, capability=(8, 6)) for n in range(2)]
     return Machine(StandInNvml(*cards), on_bus() | driver())
+
+
+def lost_card() -> Machine:
+    """Two cards, of which the first falls off the bus after the start."""
+    machine = two_cards()
+    machine.loses = 0
+    return machine
 
 
 def lose(machine: Machine, number: int = 0) -> None:

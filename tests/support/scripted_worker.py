@@ -28,6 +28,7 @@ class ScriptedLauncher:
         self.jobs: list[protocol.Job] = []
         self.cancelled: list[str] = []  #: ids of jobs that the gateway cancelled
         self.broken_models: set[str] = set()  #: models that do not load
+        self.loads: list[protocol.Load] = []
 
     def launch(
         self,
@@ -133,6 +134,7 @@ class ScriptedWorker:
                             if task := running.pop(job_id, None):
                                 task.cancel()
                         case protocol.Load():
+                            self._launcher.loads.append(command)
                             if not self._load(command):
                                 return
                         case _:

@@ -127,6 +127,7 @@ class Devices:
             pin=card.pin,
             unified=card.unified,
             exclusive=card.exclusive,
+            note=self._cards.remark(card),
         )
 
     def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:

@@ -23,6 +23,7 @@ _MANY = 1024  #: more cards than a machine has
 _SLEEP_SECONDS = 60.0  #: without a model, after which a laptop's card is let sleep
 
 _HANGS = "The NVIDIA driver does not answer: see what nvidia-smi says, and restart the machine."
+_IN_WSL = "is told of by Windows, which counts its own use and names no processes"
 _SILENT = "the NVIDIA driver does not answer: models run on the CPU"
 _LOST = (
     "The card is lost to its driver (it fell off the bus): restart the machine, or switch it off "
@@ -180,6 +181,18 @@ class Cards:
         """Return the state of a card, as far as the driver and its files tell."""
         found = self._failures.get(card_id, (0, WELL))[1]
         return found.worse(self._unfit.get(card_id, WELL)).worse(self._files)
+
+    def remark(self, card: Card) -> str | None:
+        """Say what is special of a card, and no fault; None if nothing is."""
+        told = [
+            "sleeps while no model is loaded" if self._asleep else None,
+            "shares its memory with the processor" if card.unified else None,
+            "takes one worker at a time (its compute mode is exclusive)"
+            if card.exclusive
+            else None,
+            _IN_WSL if self._around.is_wsl else None,
+        ]
+        return " and ".join(filter(None, told)) or None
 
     def read(self, *, idle: bool = False) -> dict[str, DeviceUsage]:
         """Look once at each card; those that do not answer are left out, and not well.

@@ -7,6 +7,8 @@ from typing import Literal
 #: well; doubtful: it worked and is in question, nothing new is planned there, resident workers go
 #: on; lost: gone, or of no use to us.
 State = Literal["well", "doubtful", "lost"]
+#: one such part of a memory that card and processor share stays free: the system lives there
+_UNIFIED_PART = 16
 _WORST = {"well": 0, "doubtful": 1, "lost": 2}
 
 
@@ -38,6 +40,14 @@ class Device:
     pin: str = ""  #: a card's full UUID: what CUDA_VISIBLE_DEVICES of a worker must say
     unified: bool = False  #: its memory is the processor's RAM
     exclusive: bool = False  #: it takes one worker at a time
+    note: str | None = None  #: what is special of it, and no fault
+
+    def headroom(self, set_bytes: int) -> int:
+        """Return the bytes that stay free, of which a setting names the least."""
+        if self.kind != "cuda":
+            return 0
+        least = self.memory_bytes // _UNIFIED_PART if self.unified else 0
+        return max(set_bytes, least)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
-from bitinglip.api.auth import from_this_machine, requires_scope
+from bitinglip.api.auth import caller_of, from_this_machine, requires_scope
 from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body, list_query
-from bitinglip.api.lookup import describe, find_model
+from bitinglip.api.lookup import check_model, describe, find_model
 from bitinglip.api.paging import check_query, read_page
 from bitinglip.api.services import services_of
 from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
 from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin.models import ImportModelRequest, openai_model
+from model_store.manifest import Manifest
 
 native = APIRouter(prefix="/api/v1/models", tags=["models"])
 openai = APIRouter(prefix="/v1/models", tags=["openai"])
@@ -34,7 +35,7 @@ async def list_models(request: Request) -> Response:
     services = services_of(request)
     page = read_page(request, *_FILTERS)
     wanted = _read_filters(request)
-    models = [describe(services, manifest) for manifest in services.store.list()]
+    models = [describe(services, manifest) for manifest in _allowed_models(request)]
     return page.of(
         [model for model in models if all(model[name] == value for name, value in wanted.items())]
     )
@@ -53,9 +54,10 @@ async def import_model(request: Request) -> Response:
     folder = Path(body.path)
     if not folder.is_absolute():
         raise InvalidRequest("'path' must be absolute.", param="path")
+    check_model(caller_of(request), body.name)
     allowed = body.allow_pickles or services.settings.model(body.name).allow_pickles
     await asyncio.to_thread(services.store.import_folder, folder, body.name, allow_pickles=allowed)
-    return json_response(describe(services, find_model(services, body.name)), 201)
+    return json_response(describe(services, find_model(request, body.name)), 201)
 
 
 @native.post("/{model_id:path}/load")
@@ -63,7 +65,7 @@ async def import_model(request: Request) -> Response:
 async def load_model(request: Request, model_id: str) -> Response:
     """Load a model; the answer comes when it is ready."""
     services = services_of(request)
-    manifest = find_model(services, model_id)
+    manifest = find_model(request, model_id)
     await services.operations.load(manifest.name)
     return json_response(describe(services, manifest))
 
@@ -73,7 +75,7 @@ async def load_model(request: Request, model_id: str) -> Response:
 async def unload_model(request: Request, model_id: str) -> Response:
     """Stop a model's workers and free their memory."""
     services = services_of(request)
-    manifest = find_model(services, model_id)
+    manifest = find_model(request, model_id)
     await services.operations.unload(manifest.name)
     return json_response(describe(services, manifest))
 
@@ -83,7 +85,7 @@ async def unload_model(request: Request, model_id: str) -> Response:
 async def fit_model(request: Request, model_id: str) -> Response:
     """Tell whether and where a model fits, after which evictions, or with which settings."""
     services = services_of(request)
-    return json_response(fit_info(services.operations.fit(find_model(services, model_id))))
+    return json_response(fit_info(services.operations.fit(find_model(request, model_id))))
 
 
 @native.get("/{model_id:path}")
@@ -91,7 +93,7 @@ async def fit_model(request: Request, model_id: str) -> Response:
 async def get_model(request: Request, model_id: str) -> Response:
     """Show one model; its id may hold one slash."""
     services = services_of(request)
-    return json_response(describe(services, find_model(services, model_id)))
+    return json_response(describe(services, find_model(request, model_id)))
 
 
 @native.delete("/{model_id:path}", status_code=204)
@@ -99,12 +101,18 @@ async def get_model(request: Request, model_id: str) -> Response:
 async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store. Raises ModelInUse."""
     services = services_of(request)
-    manifest = find_model(services, model_id)
+    manifest = find_model(request, model_id)
     await services.operations.unload(manifest.name)
     if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was requested again in the meantime.", param="model")
     await asyncio.to_thread(services.store.remove, manifest.name)
     return Response(status_code=204)
+
+
+def _allowed_models(request: Request) -> list[Manifest]:
+    """Return the models that the caller's key is for."""
+    caller = caller_of(request)
+    return [each for each in services_of(request).store.list() if caller.may_use(each.name)]
 
 
 def _read_filters(request: Request) -> dict[str, str]:
@@ -122,7 +130,7 @@ def _read_filters(request: Request) -> dict[str, str]:
 async def list_openai_models(request: Request) -> Response:
     """List all models of the store, as OpenAI's client expects them."""
     check_query(request)
-    models = [openai_model(manifest) for manifest in services_of(request).store.list()]
+    models = [openai_model(manifest) for manifest in _allowed_models(request)]
     return json_response({"object": "list", "data": models})
 
 
@@ -130,4 +138,4 @@ async def list_openai_models(request: Request) -> Response:
 @requires_scope(Scope.MODELS_READ)
 async def get_openai_model(request: Request, model_id: str) -> Response:
     """Show one model; its id may hold one slash."""
-    return json_response(openai_model(find_model(services_of(request), model_id)))
+    return json_response(openai_model(find_model(request, model_id)))

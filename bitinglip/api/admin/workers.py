@@ -10,8 +10,10 @@ from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import caller_of, requires_scope
 from bitinglip.api.body import json_response
 from bitinglip.api.documentation import list_query
+from bitinglip.api.lookup import check_model
 from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
+from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.wire.admin.cluster import device_info, model_state_info, reservation_info
 from bitinglip.wire.admin.workers import worker_info
 from workers.confinement import Kernel
@@ -25,14 +27,14 @@ async def list_workers(request: Request) -> Response:
     """List all worker processes, the spare one too."""
     page = read_page(request)
     admin = caller_of(request).may(Scope.ADMIN)
-    views = services_of(request).operations.workers()
-    return page.of([worker_info(view, with_output=admin) for view in views])
+    return page.of([worker_info(view, with_output=admin) for view in _workers(request)])
 
 
 @router.post("/workers/{worker_id:path}/restart", status_code=202)
 @requires_scope(Scope.CLUSTER_WRITE)
 async def restart_worker(request: Request, worker_id: str) -> Response:
     """Replace a worker; its requests without output run again on the new one."""
+    _check_worker(request, worker_id)
     await services_of(request).operations.restart_worker(worker_id)
     return json_response({"id": worker_id, "state": "restarting"}, 202)
 
@@ -41,6 +43,7 @@ async def restart_worker(request: Request, worker_id: str) -> Response:
 @requires_scope(Scope.CLUSTER_WRITE)
 async def drain_worker(request: Request, worker_id: str) -> Response:
     """Send a worker no new requests, and stop it when it has finished its running ones."""
+    _check_worker(request, worker_id)
     services_of(request).operations.drain_worker(worker_id)
     return json_response({"id": worker_id, "state": "draining"}, 202)
 
@@ -49,15 +52,30 @@ async def drain_worker(request: Request, worker_id: str) -> Response:
 @requires_scope(Scope.CLUSTER_WRITE)
 async def stop_worker(request: Request, worker_id: str) -> Response:
     """Stop a worker until its model is requested again. Raises ModelInUse."""
+    _check_worker(request, worker_id)
     await services_of(request).operations.stop_worker(worker_id)
     return Response(status_code=204)
+
+
+def _workers(request: Request) -> list[WorkerView]:
+    """Return the workers of the models that the caller's key is for, and those without one."""
+    caller = caller_of(request)
+    views = services_of(request).operations.workers()
+    return [view for view in views if view.model is None or caller.may_use(view.model)]
+
+
+def _check_worker(request: Request, worker_id: str) -> None:
+    """Raise ModelNotAllowed for a worker of a model that the caller's key is not for."""
+    for view in services_of(request).operations.workers():
+        if view.id == worker_id and view.model is not None:
+            check_model(caller_of(request), view.model)
 
 
 @router.get("/cluster/status")
 @requires_scope(Scope.CLUSTER_READ)
 async def cluster_status(request: Request) -> Response:
     """Show devices, memory, models, queues and workers at this moment."""
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
     dispatcher, operations = services.dispatcher, services.operations
     return json_response(
         {
@@ -66,12 +84,18 @@ async def cluster_status(request: Request) -> Response:
             "queued": dispatcher.queued,
             "load": round(dispatcher.overload.value, 3),
             "devices": [device_info(view) for view in operations.devices()],
-            "reservations": [reservation_info(view) for view in operations.reservations()],
+            "missing_card": operations.device_problems().get("card"),
+            "reservations": [
+                reservation_info(view)
+                for view in operations.reservations()
+                if caller.may_use(view.model)
+            ],
             "models": [
                 model_state_info(name, services.settings.model(name), dispatcher, operations)
                 for name in services.store.names()
+                if caller.may_use(name)
             ],
-            "workers": [worker_info(view) for view in operations.workers()],
+            "workers": [worker_info(view) for view in _workers(request)],
             "confinement": {"mode": services.settings.workers.confine, **asdict(Kernel.find())},
         }
     )

@@ -36,7 +36,7 @@ async def generate_images(request: Request) -> Response:
     """Make images, as one answer or as a stream of events."""
     services = services_of(request)
     body = await read_body(request, ImageGenerationRequest)
-    find_model_of(services, body.model, "image")
+    find_model_of(request, body.model, "image")
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority))
     uploads = {name: await decode_image(text, name) for name, text in body.uploads().items()}
@@ -49,7 +49,7 @@ async def generate_images(request: Request) -> Response:
 async def create_images(request: Request) -> Response:
     """Make images from a prompt."""
     body = await read_body(request, ImagesRequest)
-    find_model_of(services_of(request), body.model, "image")
+    find_model_of(request, body.model, "image")
     job = body.to_job(job_context(request, body.model), uploads=set())
     return _respond(request, job, "image_generation", body.partial_images or 0)
 
@@ -60,7 +60,7 @@ async def edit_image(request: Request) -> Response:
     """Make an image from another one; with a mask, change only where the mask is transparent."""
     body, files = await read_form(request, ImageEditRequest, {"image", "image[]", "mask"})
     services = services_of(request)
-    find_model_of(services, body.model, "image")
+    find_model_of(request, body.model, "image")
     images = files.get("image", []) + files.get("image[]", [])
     if len(images) != 1:
         if images:

@@ -29,7 +29,7 @@ openai = APIRouter(prefix="/v1/audio", tags=["openai"])
 async def speak(request: Request) -> Response:
     """Say a text, as one answer or sentence by sentence."""
     body = await read_body(request, native_wire.SpeechRequest)
-    find_model_of(services_of(request), body.model, "speech")
+    find_model_of(request, body.model, "speech")
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority))
     return await respond(request, job, background=background)
@@ -41,7 +41,7 @@ async def create_speech(request: Request) -> Response:
     """Say a text; the answer is the audio itself, whole or streamed."""
     services = services_of(request)
     body = await read_body(request, openai_wire.SpeechRequest)
-    find_model_of(services, body.model, "speech")
+    find_model_of(request, body.model, "speech")
     view = partial(
         SpeechView,
         request_id=request_id_of(request),

@@ -30,7 +30,7 @@ openai = APIRouter(prefix="/v1", tags=["openai"])
 async def generate_text(request: Request) -> Response:
     """Generate text, as one answer or as a stream of events."""
     body = await read_body(request, TextGenerationRequest)
-    manifest = find_model_of(services_of(request), body.model, "text")
+    manifest = find_model_of(request, body.model, "text")
     background = wants_background(request, body)
     context = job_context(request, body.model, body.priority)
     job = body.to_job(context)
@@ -58,7 +58,7 @@ def _respond(
     view: type[ChatView] | type[CompletionView],
 ) -> Response:
     services = services_of(request)
-    manifest = find_model_of(services, body.model, "text")
+    manifest = find_model_of(request, body.model, "text")
     context = job_context(request, body.model)
     job = body.to_job(context)
     check_length(job, manifest, context.model_settings.max_context)

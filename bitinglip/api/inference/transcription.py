@@ -32,7 +32,7 @@ async def transcribe(request: Request) -> Response:
     """Transcribe an audio file: a form with ``file``, or JSON with ``audio`` in base64."""
     body, data = await _read(request)
     services = services_of(request)
-    find_model_of(services, body.model, "transcription")
+    find_model_of(request, body.model, "transcription")
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority), len(data))
     await store_uploads(services, job, {"path": data})
@@ -71,7 +71,7 @@ async def _respond(
     granularities: tuple[str, ...],
 ) -> Response:
     services = services_of(request)
-    find_model_of(services, body.model, "transcription")
+    find_model_of(request, body.model, "transcription")
     job = body.to_job(job_context(request, body.model), len(data))
     await store_uploads(services, job, {"path": data})
     view = partial(

@@ -35,6 +35,7 @@ async def list_tasks(request: Request) -> Response:
         key_id=None if caller.may(Scope.ADMIN) else caller.key_id,
         status=_wanted_status(request),
         model=request.query_params.get("model"),
+        models=_models_of(request),
     )
     tasks, total = await services_of(request).tasks.list(
         wanted, limit=page.limit, offset=page.offset
@@ -73,6 +74,14 @@ def wants_async(request: Request) -> bool:
     """Return whether a Prefer header holds ``respond-async``, alone or among others."""
     given = ",".join(request.headers.getlist("prefer")).split(",")
     return any(each.partition(";")[0].strip().lower() == "respond-async" for each in given)
+
+
+def _models_of(request: Request) -> list[str] | None:
+    """Return the models that a narrowed key is for; None for a key that is not narrowed."""
+    caller = caller_of(request)
+    if caller.models is None:
+        return None
+    return [name for name in services_of(request).store.names() if caller.may_use(name)]
 
 
 def _wanted_status(request: Request) -> str | None:

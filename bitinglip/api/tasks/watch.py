@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -14,6 +15,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.auth import (
     caller_of,
+    check_address,
     check_inference,
     declare_scope,
     has_credential,
@@ -53,7 +55,7 @@ async def watch(socket: WebSocket, task_id: str) -> None:
     check_query(socket, "ticket")
     watcher = _watcher(socket, task_id)
     await find_task(socket, watcher, task_id)
-    with services_of(socket).revocation.connection(watcher.key_id) as key_ended:
+    with services_of(socket).revocation.connection(watcher.credential) as key_ended:
         try:
             await socket.accept()
             await _run(socket, task_id, key_ended)
@@ -74,9 +76,12 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     caller = services.tickets.redeem(ticket, task_id)
-    if not services.keys.is_valid(caller.key_id):
+    present = services.keys.caller(caller.credential)
+    if present is None or not services.tokens.is_valid(caller.credential):
         raise InvalidToken()
-    return caller
+    check_address(socket, present)
+    scopes = frozenset(scope for scope in caller.scopes if present.may(scope))
+    return replace(present, scopes=scopes, token=caller.token)
 
 
 async def _run(socket: WebSocket, task_id: str, key_ended: asyncio.Event) -> None:

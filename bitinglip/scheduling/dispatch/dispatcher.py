@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import structlog
 
 from bitinglip import errors
+from bitinglip.access.credentials import Credential
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
@@ -80,14 +81,16 @@ class Dispatcher:
         entry.event_log.put(protocol.Cancelled(id=job_id))
         return True
 
-    def key_ids(self) -> set[str]:
-        """Return the keys whose jobs wait or run."""
-        return {entry.event_log.job.key_id for entry in self.delivery.entries.values()}
+    def credentials(self) -> set[Credential]:
+        """Return the credentials whose jobs wait or run."""
+        return {entry.event_log.job.owner for entry in self.delivery.entries.values()}
 
-    def cancel_key(self, key_id: str) -> int:
-        """End all jobs of a key as cancelled; return how many."""
+    def cancel_of(self, credential: Credential) -> int:
+        """End all jobs of a credential as cancelled; return how many."""
         entries = list(self.delivery.entries.values())
-        return sum(self.cancel(each.id) for each in entries if each.event_log.job.key_id == key_id)
+        return sum(
+            self.cancel(each.id) for each in entries if each.event_log.job.owner == credential
+        )
 
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs, let running ones finish for so many seconds, then fail the rest."""

@@ -26,7 +26,6 @@ _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
 #: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
 #: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
 _DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
-_UNIFIED_PART = 16  #: of memory that card and processor share, one such part stays free
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -138,7 +137,7 @@ class ResourceFacts:
                 memory=device.memory_bytes,
                 physical=device.physical_bytes,
                 other_bytes=self.other_bytes(device.id),
-                headroom=self._headroom(device),
+                headroom=device.headroom(self._settings.devices.headroom_bytes),
                 name=device.name,
                 reason=device.condition.reason,
                 exclusive=device.exclusive,
@@ -146,13 +145,6 @@ class ResourceFacts:
             )
             for device in self.devices
         ]
-
-    def _headroom(self, device: Device) -> int:
-        """Return the bytes of a device that stay free; the system lives in unified memory, too."""
-        if device.kind != "cuda":
-            return 0
-        least = device.memory_bytes // _UNIFIED_PART if device.unified else 0
-        return max(self._settings.devices.headroom_bytes, least)
 
     # ---- models --------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ class ModelManager:
         self._pool: Pool
         self._listener: ModelListener
         self._loader: ReplicaLoader
-        self.by_worker: dict[Worker, Replica] = {}
+        self._by_worker: dict[Worker, Replica] = {}
         self._unmet = False  #: requests wait for a model that is not loaded
         self._plan_timer = PlanTimer(self._plan, clock)
         rules = settings.residency
@@ -64,11 +64,7 @@ class ModelManager:
         self.shortage = 0.0  #: missing memory for models with waiting requests, in parts of all
 
     def connect(self, pool: Pool, listener: ModelListener) -> None:
-        """Close the one cycle of the composition, before the first request.
-
-        The manager starts workers in the pool and wakes the dispatcher, and both are built with
-        what they call back: the pool with the dispatcher, the dispatcher with the manager.
-        """
+        """Close the one cycle of the composition: both are built with what they call back."""
         self._pool = pool
         self._listener = listener
         self._loader = ReplicaLoader(
@@ -104,6 +100,9 @@ class ModelManager:
                 self.replan()
             elif (kept := self._settings.keep_alive(name)) is not None:
                 self._plan_timer.at(replica.used_at + kept)
+
+    def replica_of(self, worker: Worker) -> Replica | None:
+        return self._by_worker.get(worker)
 
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
@@ -310,7 +309,7 @@ class ModelManager:
     def on_loaded(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         assert worker.ready is not None
         model_state.loaded(replica, worker, worker.ready.slots, self.clock())
-        self.by_worker[worker] = replica
+        self._by_worker[worker] = replica
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
         self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
         seconds = round(replica.load_seconds, 3)
@@ -357,7 +356,7 @@ class ModelManager:
         self.deaths.gone(replica)
         model_state.remove(replica)
         if replica.worker is not None:
-            self.by_worker.pop(replica.worker, None)
+            self._by_worker.pop(replica.worker, None)
             self._loader.keep_files(model_state.manifest)
         self.replan()
 
@@ -366,7 +365,7 @@ class ModelManager:
 
         ``forgiven``: deaths, this one among them, of a request that is not run again.
         """
-        replica = self.by_worker.pop(worker)
+        replica = self._by_worker.pop(worker)
         model_state = self.models[replica.model]
         if worker.stuck:
             self.on_stuck(model_state, replica, worker)

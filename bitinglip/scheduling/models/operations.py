@@ -58,6 +58,7 @@ class DeviceView:
     power_w: float | None
     state: str = "well"  #: well, doubtful or lost
     reason: str | None = None
+    note: str | None = None  #: what is special of it, and no fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class Operations:
     async def stop_worker(self, worker_id: str) -> None:
         """Stop a worker until its model is requested again. Raises ModelInUse."""
         worker = self._find(worker_id)
-        replica = self._manager.by_worker.get(worker)
+        replica = self._manager.replica_of(worker)
         if replica is None:
             await self._pool.stop(worker)
         else:
@@ -167,7 +168,7 @@ class Operations:
 
     def drain_worker(self, worker_id: str) -> None:
         """Send a worker no new jobs, and stop it when it has finished its running ones."""
-        replica = self._manager.by_worker.get(self._find(worker_id))
+        replica = self._manager.replica_of(self._find(worker_id))
         if replica is None:
             raise errors.Conflict("This worker runs no model.")
         self._manager.drain_replica(replica, "drained on request")
@@ -219,6 +220,7 @@ class Operations:
         found = []
         for device in facts.devices:
             reading = facts.reading(device.id)
+            free = 0 if device.condition.reason else ledger.free(device.id)
             found.append(
                 DeviceView(
                     id=device.id,
@@ -228,12 +230,13 @@ class Operations:
                     used_bytes=reading.used_bytes if reading else 0,
                     foreign_bytes=facts.other_bytes(device.id),
                     reserved_bytes=sum(h.devices[device.id] for h in ledger.on(device.id)),
-                    free_bytes=max(0, ledger.free(device.id)),
+                    free_bytes=max(0, free),
                     utilisation=reading.utilisation if reading else None,
                     temperature_c=reading.temperature_c if reading else None,
                     power_w=reading.power_w if reading else None,
                     state=device.condition.state,
                     reason=device.condition.reason,
+                    note=device.note,
                 )
             )
         return found

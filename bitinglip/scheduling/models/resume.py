@@ -88,9 +88,9 @@ class Resume:
             replica.held = True
 
     async def _prove(self, cards: list[str]) -> None:
-        pins = {each.id: each.pin or each.id for each in self._devices.list()}
-        told = await asyncio.to_thread(self._probe, [pins[card] for card in cards])
-        failed = {card: told[pins[card]] for card in cards if pins[card] in told}
+        pins = {each.pin or each.id: each.id for each in self._devices.list() if each.id in cards}
+        found = await asyncio.to_thread(self._probe, list(pins))
+        failed = {pins[pin]: why for pin, why in found.items()}
         for card in cards:
             if card in failed:
                 reason = _FAILED.format(why=failed[card])

@@ -23,6 +23,7 @@ def device_info(view: DeviceView) -> dict[str, Any]:
         "power_w": view.power_w,
         "state": view.state,
         "reason": view.reason,
+        "note": view.note,
     }
 
 

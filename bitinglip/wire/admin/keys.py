@@ -1,22 +1,58 @@
-"""API keys: the request that makes one, and how the API shows them."""
+"""API keys: the requests that make and change them, and how the API shows them."""
 
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from bitinglip.access.expiry import parse_expiry
 from bitinglip.access.keys import KeyRecord
+from bitinglip.access.narrowing import MOST
 from bitinglip.wire.body import Body
 from bitinglip.wire.errors import timestamp
+
+_Name = Annotated[str, Field(min_length=1, max_length=128)]
+_Tier = Annotated[str, Field(min_length=1, max_length=64)]
+_Scopes = Annotated[list[str], Field(min_length=1, max_length=32)]
+_Expires = Annotated[str, Field(min_length=1, max_length=64)]
+_Globs = Annotated[list[str], Field(min_length=1, max_length=MOST)]
+_Ranges = Annotated[list[str], Field(min_length=1, max_length=MOST)]
 
 
 class CreateKeyRequest(Body):
     """The body of ``POST /keys``."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128)]
-    tier: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    scopes: Annotated[list[str], Field(min_length=1, max_length=32)] | None = None
-    expires: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    name: _Name
+    tier: _Tier | None = None
+    scopes: _Scopes | None = None
+    expires: _Expires | None = None
+    models: _Globs | None = None
+    ip_ranges: _Ranges | None = None
+
+
+class ChangeKeyRequest(Body):
+    """The body of ``PATCH /keys/{id}``: null lifts an expiry or a narrowing."""
+
+    name: _Name = ""
+    tier: _Tier = ""
+    scopes: _Scopes = Field(default=[])
+    expires: _Expires | None = None
+    models: _Globs | None = None
+    ip_ranges: _Ranges | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields that were sent, as the key ring names them. Raises InvalidRequest."""
+        sent = {name: getattr(self, name) for name in self.model_fields_set}
+        if "expires" in sent:
+            expires = sent.pop("expires")
+            sent["expires_at"] = expires and parse_expiry(expires)
+        return sent
+
+
+class RotateKeyRequest(Body):
+    """The body of ``POST /keys/{id}/rotate``, which may be left out."""
+
+    grace: Annotated[str, Field(min_length=1, max_length=64)] = "24h"
 
 
 def key_info(record: KeyRecord) -> dict[str, Any]:
@@ -31,6 +67,10 @@ def key_info(record: KeyRecord) -> dict[str, Any]:
         "expires_at": _moment(record.expires_at),
         "revoked_at": _moment(record.revoked_at),
         "last_used_at": _moment(record.last_used_at),
+        "models": record.models,
+        "ip_ranges": record.ip_ranges,
+        "rotated_at": _moment(record.rotated_at),
+        "grace_until": _moment(record.grace_until),
     }
 
 

@@ -7,7 +7,7 @@ from fastapi.routing import APIRoute
 
 from bitinglip import api
 from bitinglip.access.scopes import Scope
-from bitinglip.api.auth import declared_scope
+from bitinglip.api.auth import ANY_KEY, declared_scope
 from tests.support.api_server import EXPIRED, Served, serve
 from tests.support.http_client import error_of
 
@@ -22,7 +22,7 @@ def _routes(served: Served) -> list[tuple[str, str, Scope]]:
     found = []
     for route in served.app.routes:
         scope = declared_scope(route)
-        if isinstance(route, APIRoute) and scope and not _has_own_rules(route):
+        if isinstance(route, APIRoute) and isinstance(scope, Scope) and not _has_own_rules(route):
             path = route.path_format.replace("{model_id}", "nobody")
             path = path.replace("{worker_id}", "w/0").replace("{key_id}", "x")
             found += [(method, path, scope) for method in route.methods or ()]
@@ -46,6 +46,19 @@ def test_scope_is_required_by_every_route(served: Served, client: httpx.Client) 
                 assert error["details"] == {"required": needed}
             elif scope is needed and scope is not Scope.ADMIN:
                 assert response.status_code not in (401, 403), (method, path)
+
+
+def test_scope_is_not_needed_where_any_key_is_enough(served: Served, client: httpx.Client) -> None:
+    routes = [route for route in served.app.routes if declared_scope(route) == ANY_KEY]
+    assert len(routes) == 2
+    for route in routes:
+        path = getattr(route, "path", "")
+        for scope in (str(each) for each in Scope):
+            answer = client.post(path, headers=served.headers(scope))
+            assert answer.status_code not in (401, 403), (path, scope)
+        del client.headers["authorization"]
+        error_of(client.post(path), 401, "INVALID_API_KEY")
+        client.headers.update(served.headers("admin"))
 
 
 def test_scope_of_tasks_is_any_inference_scope(served: Served, client: httpx.Client) -> None:

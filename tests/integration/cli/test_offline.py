@@ -126,6 +126,25 @@ def test_keys_are_made_shown_and_revoked(home: Path) -> None:
     assert run(home, "keys", "revoke", "nothing").returncode == 1
 
 
+def test_keys_are_narrowed_changed_and_rotated(home: Path) -> None:
+    narrowed = ("--model", "demo*", "--ip-range", "10.0.0.0/8")
+    made = json.loads(run(home, "keys", "create", "--name", "a", *narrowed, "--json").stdout)
+    assert (made["models"], made["ip_ranges"]) == (["demo*"], ["10.0.0.0/8"])
+    patch = ("keys", "patch", made["id"])
+    options = ("--tier", "pro", "--model", "x", "--model", "y", "--anywhere", "--json")
+    changed = json.loads(run(home, *patch, *options).stdout)
+    assert (changed["tier"], changed["models"], changed["ip_ranges"]) == ("pro", ["x", "y"], None)
+    assert run(home, *patch).returncode == 2
+    assert run(home, *patch, "--model", "x", "--any-model").returncode == 2
+    assert run(home, *patch, "--name", "x" * 129).stderr.count("\n") == 1
+    rotated = run(home, "keys", "rotate", made["id"], "--grace", "1h")
+    assert rotated.stdout.startswith(f"blk_live_{made['id']}_")
+    assert rotated.stdout.strip() != made["key"]
+    assert "The old secret ends" in rotated.stderr
+    for wrong in (["nothing"], [made["id"], "--grace", "soon"]):
+        assert run(home, "keys", "rotate", *wrong).returncode == 1
+
+
 @pytest.mark.parametrize("option", [["--scope", "all"], ["--expires", "soon"]])
 def test_keys_error_is_one_clear_line(home: Path, option: list[str]) -> None:
     done = run(home, "keys", "create", "--name", "ann", *option)
@@ -143,4 +162,9 @@ def test_keys_made_without_a_server_open_the_server(home: Path) -> None:
         asked = run(home, "models", "list", "--json", BITINGLIP_API_KEY=secret)
         assert (asked.returncode, asked.stdout) == (0, "[]\n")
         assert run(home, "keys", "list", BITINGLIP_API_KEY=secret).returncode == 1
+        ann, rows = json.loads(listed.stdout)[1]["id"], ("keys", "list", "--json")
+        assert run(home, "keys", "patch", ann, "--name", "eve").returncode == 0
+        assert run(home, "keys", "rotate", ann, "--grace", "0s").returncode == 0
+        assert json.loads(run(home, *rows).stdout)[1]["name"] == "eve"
+        assert run(home, "models", "list", BITINGLIP_API_KEY=secret).returncode == 1
         assert server.key

@@ -308,6 +308,15 @@ def test_migration_of_the_first_version_keeps_its_keys(first_version: Path) -> N
     assert query(first_version, "SELECT count(*) FROM tasks") == [(0,)]
 
 
+def test_migration_leaves_older_keys_unnarrowed_and_in_their_first_secret(
+    first_version: Path,
+) -> None:
+    using(first_version, nothing)
+    columns = "models, ip_ranges, generation, former_digest, rotated_at, grace_until"
+    found = query(first_version, f"SELECT {columns} FROM api_keys")
+    assert found == [(None, None, 1, None, None, None)]
+
+
 def test_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "x.db"
     query(file, "CREATE TABLE api_keys_rest AS SELECT 1 AS x")

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from bitinglip import app
+from bitinglip.settings import Settings
 from model_store.file_systems import mount_of, slow_storage
+from workers.devices import Devices
 
 ROOT = "27 1 {device} / / rw,relatime - {kind} {source} rw"
 EXT4 = ROOT.format(device="8:1", kind="ext4", source="/dev/sda1")
@@ -80,3 +83,13 @@ def test_storage_is_that_of_the_innermost_and_last_mount() -> None:
     covered = mount_of("/a b", "\n".join([table, mounted("tmpfs", folder="/a\\040b")]))
     assert covered is not None
     assert covered.kind == "tmpfs"
+
+
+@pytest.mark.parametrize("slow", ["a Windows drive", None])
+def test_storage_that_is_slow_is_told_at_the_start_and_read_in_sequence(
+    slow: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "slow_storage", lambda _: slow)
+    cache = app._page_cache(Settings().devices, Devices.find([("card", 1)]), Path("/models"))
+    assert cache.reads_first == (slow is not None)
+    assert ("models load slowly from where they lie" in capsys.readouterr().out) == bool(slow)

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from sqlmodel import select
 
 from bitinglip import errors
+from bitinglip.access.credentials import Credential
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredTask
 from bitinglip.disk_space import DiskSpace
@@ -57,6 +58,7 @@ FULL = Job(
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
     output="url",
     file_bytes=9,
+    credential=Credential("k", 2, "t"),
 )
 
 

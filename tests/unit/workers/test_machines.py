@@ -203,7 +203,7 @@ def test_card_that_this_process_may_not_open_is_told_so(
 
 
 def test_driver_that_was_updated_under_us_puts_its_cards_in_doubt(tmp_path: Path) -> None:
-    machine = machines.lost_card()
+    machine = machines.two_cards()
     devices = machine.devices(tmp_path)
     devices.read()
     assert [state for _, state in states(devices)] == ["well"] * 3
@@ -217,7 +217,7 @@ def test_driver_that_was_updated_under_us_puts_its_cards_in_doubt(tmp_path: Path
 
 
 def test_driver_of_another_version_than_its_module_puts_its_cards_in_doubt(tmp_path: Path) -> None:
-    machine = machines.lost_card()
+    machine = machines.two_cards()
     machine.files |= machines.driver("570.86")
     devices = machine.devices(tmp_path)
     devices.read()
@@ -226,7 +226,7 @@ def test_driver_of_another_version_than_its_module_puts_its_cards_in_doubt(tmp_p
 
 
 def test_card_that_falls_off_the_bus_is_lost_and_comes_back(tmp_path: Path) -> None:
-    machine = machines.lost_card()
+    machine = machines.two_cards()
     devices = machine.devices(tmp_path)
     assert {"0", "1"} <= devices.read().keys()
     was = machine.nvml.cards[0].memory
@@ -242,7 +242,7 @@ def test_card_that_falls_off_the_bus_is_lost_and_comes_back(tmp_path: Path) -> N
 
 
 def test_card_keeps_its_id_when_the_order_changes(tmp_path: Path) -> None:
-    machine = machines.lost_card()
+    machine = machines.two_cards()
     devices = machine.devices(tmp_path)
     first, second, _ = devices.list()
     lose(machine)
@@ -257,7 +257,7 @@ def test_card_keeps_its_id_when_the_order_changes(tmp_path: Path) -> None:
 
 
 def test_card_of_a_uuid_is_found_behind_a_lost_one(tmp_path: Path) -> None:
-    machine = machines.lost_card()
+    machine = machines.two_cards()
     wanted = machine.nvml.cards[1].uuid
     machine.nvml.cards[0].uuid = NVMLError(StandInNvml.NVML_ERROR_GPU_IS_LOST)
     machine.environ = {"CUDA_VISIBLE_DEVICES": wanted[:12]}
@@ -308,6 +308,7 @@ def test_card_of_a_laptop_sleeps_while_no_model_is_loaded(tmp_path: Path) -> Non
     for _ in range(100):
         machine.clock += 1
         assert devices.read(idle=True)["0"].utilisation is None
+    assert devices.list()[0].note == "sleeps while no model is loaded"
     assert machine.nvml.calls == calls
     assert devices.read(idle=False)["0"].utilisation == 0.25
     assert machine.nvml.opened == 1
@@ -318,7 +319,7 @@ def test_card_of_a_laptop_sleeps_while_no_model_is_loaded(tmp_path: Path) -> Non
 
 
 def test_driver_that_hangs_leaves_the_last_figures_then_doubtful_cards(tmp_path: Path) -> None:
-    machine = machines.lost_card()
+    machine = machines.two_cards()
     machine.look_seconds = 0.1
     devices = machine.devices(tmp_path)
     assert devices.read()["0"].used_bytes == GIB // 2
@@ -343,7 +344,7 @@ def test_driver_that_hangs_leaves_the_last_figures_then_doubtful_cards(tmp_path:
 
 
 def test_driver_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
-    machine = machines.lost_card()
+    machine = machines.two_cards()
     machine.look_seconds = 0.1
     machine.nvml.waits_for = threading.Event()
     devices = machine.devices(tmp_path)

@@ -1,6 +1,7 @@
 """What other programs hold: what the driver shows, less what is ours, told or not."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.scheduling.placement.ram import RamNeed
 from bitinglip.settings import Settings
 from model_store.manifest import Manifest
+from tests.support import machines
 from workers.devices import Devices, DeviceUsage
 from workers.protocol import Heartbeat
 
@@ -126,3 +128,26 @@ def test_load_eta_after_a_restart_of_the_server_is_what_was_learned() -> None:
     assert machine.load_eta(model_state, 0.0) == 270.0
     model_state.replicas[0] = Replica("m", 0, {"cpu": 1}, began=10.0)
     assert machine.load_eta(model_state, 40.0) == 240.0
+
+
+def test_memory_of_a_device_that_does_not_answer_is_nobody_s() -> None:
+    """Its last figure is out of date, and must not be shown as another program's."""
+    ours = facts()
+    ours.update({"fake0": DeviceUsage(60, {})}, [], {})
+    assert ours.other_bytes("fake0") == 60
+    ours.update({}, [], {})
+    assert ours.other_bytes("fake0") == 0
+
+
+def test_memory_that_card_and_processor_share_is_counted_once(tmp_path: Path) -> None:
+    devices = machines.gb10().devices(tmp_path)
+    shared = ResourceFacts(Settings(), devices, Footprints())
+    on_cpu = Replica("m", 0, {"cpu": 5 * 2**30}, 0.0)
+    beat = Heartbeat(steps=1, in_flight=0, memory_bytes=5 * 2**30)
+    on_cpu.worker = SimpleNamespace(heartbeat=beat)  # type: ignore[assignment]
+    used = DeviceUsage(6 * 2**30, {})
+    shared.update({"0": used, "cpu": used}, [on_cpu], {})
+    assert shared.other_bytes("0") == shared.other_bytes("cpu") == 2**30
+    card, cpu = shared.capacities()
+    assert (card.shares, cpu.shares) == ("cpu", None)
+    assert card.headroom >= card.memory // 16

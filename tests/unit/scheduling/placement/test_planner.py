@@ -315,3 +315,24 @@ def test_ram_of_loads_leaves_less_to_models_on_the_processor() -> None:
 
 def test_ram_is_no_matter_where_the_processor_is_not_known() -> None:
     assert planned([card(memory=80)], [], wanted(size=20, ram=500)).loads
+
+
+def test_device_in_exclusive_mode_takes_one_worker_at_a_time() -> None:
+    device = card(exclusive=True)
+    assert [each.devices for each in planned([device], [], wanted()).loads] == [{"0": 10}]
+    both = planned([device], [], wanted("a"), wanted("b"))
+    assert [each.model for each in both.loads] == ["a"]
+    found = planned([device], [held("old", 5)], wanted())
+    assert (found.loads, evicted(found)) == ([], ["old/0"])
+
+
+def test_memory_that_card_and_processor_share_is_one_budget() -> None:
+    machine = [card(memory=30, shares="cpu"), DeviceCapacity("cpu", "cpu", 24)]
+    on_cpu = Demand("on_cpu", 0, {"cpu": 20}, since=NOW)
+    found = planned(machine, [], wanted(size=20), on_cpu)
+    assert len(found.loads) == 1
+    found = planned(machine, [held("old", 20, "cpu")], wanted(size=20))
+    assert (found.loads, evicted(found)) == ([], ["old/0"])
+    assert [each.devices for each in found.waiting] == [{"0": 20}]
+    pinned = planned(machine, [held("old", 20, "cpu", pinned=True)], wanted(size=20))
+    assert pinned.refusals == [Refuse("new", forever=False)]

@@ -1,0 +1,88 @@
+"""What a server on a made-up machine says of its cards, and where it loads models."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support import machines
+from tests.support.api_server import Served, serve
+from tests.support.wait import eventually
+
+WANT = {"model": "demo", "prompt": "hi"}
+
+
+def health(served: Served) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{served.url}/health").json()
+    return found
+
+
+def client(served: Served) -> httpx.Client:
+    return httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=30)
+
+
+def test_health_is_degraded_while_a_card_is_missing_and_models_move_to_it(tmp_path: Path) -> None:
+    machine = machines.card_without_nvml()
+    devices = machine.devices(tmp_path / "root")
+    with serve(tmp_path, machine=devices) as served, client(served) as admin:
+        eventually(lambda: health(served)["status"] == "degraded")
+        assert "no kernel module" in health(served)["checks"]["devices"]["detail"]
+        assert admin.get("/readyz").status_code == 200
+        assert admin.post("/api/v1/models/demo/load").status_code == 200
+        assert served.workers.loads[-1].device == "cpu"
+        machine.nvml.cards = (machines.card("NVIDIA L4", 24),)
+        machine.nvml.init = 0
+        machine.clock += 6
+        eventually(lambda: health(served)["status"] == "healthy")
+        eventually(lambda: not admin.get("/api/v1/cluster/status").json()["reservations"])
+        assert admin.post("/api/v1/models/demo/load").status_code == 200
+        load = served.workers.loads[-1]
+        assert (load.device, load.visible_devices) == ("cuda", machine.nvml.cards[0].uuid)
+
+
+def test_card_that_is_required_keeps_models_off_the_cpu_until_it_is_there(tmp_path: Path) -> None:
+    machine = machines.card_without_nvml()
+    devices = machine.devices(tmp_path / "root")
+    settings: dict[str, Any] = {
+        "devices": {"require": "cuda"},
+        "models": {"demo": {"preload": True}},
+    }
+    with serve(tmp_path, machine=devices, **settings) as served, client(served) as admin:
+        ready = admin.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "no usable card")
+        assert "no kernel module" in ready.json()["detail"]
+        refused = admin.post("/api/v1/models/demo/load")
+        assert refused.status_code == 503
+        assert "no kernel module" in refused.json()["error"]["message"]
+        assert not served.workers.loads
+        machine.nvml.cards = (machines.card("NVIDIA L4", 24),)
+        machine.nvml.init = 0
+        machine.clock += 6
+        eventually(lambda: admin.get("/readyz").status_code == 200)
+        eventually(lambda: [load.device for load in served.workers.loads] == ["cuda"])
+
+
+def test_card_that_is_lost_is_shown_and_the_other_gets_the_model_by_its_uuid(
+    tmp_path: Path,
+) -> None:
+    machine = machines.two_cards()
+    devices = machine.devices(tmp_path / "root")
+    machines.lose(machine)
+    with serve(tmp_path, machine=devices) as served, client(served) as admin:
+        eventually(lambda: health(served)["status"] == "degraded")
+        eventually(lambda: "fell off the bus" in health(served)["checks"]["devices"]["detail"])
+        assert admin.get("/livez").status_code == 200
+        assert admin.post("/api/v1/models/demo/load").status_code == 200
+        assert served.workers.loads[-1].visible_devices == machine.nvml.cards[1].uuid
+        shown = admin.get("/api/v1/cluster/status").json()["devices"]
+        assert {each["id"]: each["state"] for each in shown}["1"] == "well"
+        eventually(lambda: devices.list()[0].condition.state == "lost")
+
+
+def test_card_that_no_model_can_use_is_never_replaced_by_the_cpu(tmp_path: Path) -> None:
+    devices = machines.old_driver().devices(tmp_path / "root")
+    with serve(tmp_path, machine=devices) as served, client(served) as admin:
+        refused = admin.post("/api/v1/models/demo/load")
+        assert refused.status_code == 503
+        assert "install driver 580 or newer" in refused.json()["error"]["message"]
+        assert not served.workers.loads
