@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -14,6 +15,7 @@ from bitinglip.access.keys import Caller
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.auth import (
+    ANONYMOUS,
     caller_of,
     check_address,
     check_inference,
@@ -26,7 +28,7 @@ from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
-from bitinglip.api.request_context import request_id_of
+from bitinglip.api.request_context import context_of, request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken
 from bitinglip.wire.admin.tickets import WatchTicketRequest
@@ -68,7 +70,7 @@ for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
 
 
 def _watcher(socket: WebSocket, task_id: str) -> Caller:
-    """Identify the watcher by key or by ticket."""
+    """Identify the watcher by key or by ticket, and count them among the requests of their key."""
     ticket = socket.query_params.get("ticket")
     if ticket is None:
         return check_inference(identify(socket))
@@ -76,10 +78,14 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
     caller = services.tickets.redeem(ticket, task_id)
+    if caller is ANONYMOUS:
+        return caller
     present = services.keys.caller(caller.credential)
     if present is None or not services.tokens.is_valid(caller.credential):
         raise InvalidToken()
     check_address(socket, present)
+    services.concurrency.enter(present)
+    context_of(socket.scope).leave = partial(services.concurrency.leave, present)
     scopes = frozenset(scope for scope in caller.scopes if present.may(scope))
     return replace(present, scopes=scopes, token=caller.token)
 

@@ -67,10 +67,13 @@ class Dispatcher:
             timer.cancel()
             self._leave(entry)
 
-    def check(self, job: Job) -> None:
-        """Raise what ``open`` would raise for this job now; for work that comes before."""
+    def check(self, job: Job, held: int = 0) -> None:
+        """Raise what ``open`` would raise for this job now; for work that comes before.
+
+        ``held``: the bytes of its body that are counted as input still.
+        """
         self._check(job)
-        self.delivery.input_memory.check(job.key_id, input_bytes(job))
+        self.delivery.input_memory.check(job.key_id, input_bytes(job), held)
 
     def cancel(self, job_id: str) -> bool:
         """End a job as cancelled; return False if no job of that id runs."""

@@ -20,6 +20,8 @@ from workers import protocol
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
+CARD_LOST = "was ended, because its card is lost"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
@@ -86,6 +88,7 @@ class Operations:
         self._pool = pool
         self._manager = manager
         self._known_devices: set[str] = set()
+        self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
     # ---- models --------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ class Operations:
     async def stop_worker(self, worker_id: str) -> None:
         """Stop a worker until its model is requested again. Raises ModelInUse."""
         worker = self._find(worker_id)
-        replica = self._manager.replica_of(worker)
+        replica = self._manager.by_worker.get(worker)
         if replica is None:
             await self._pool.stop(worker)
         else:
@@ -168,7 +171,7 @@ class Operations:
 
     def drain_worker(self, worker_id: str) -> None:
         """Send a worker no new jobs, and stop it when it has finished its running ones."""
-        replica = self._manager.replica_of(self._find(worker_id))
+        replica = self._manager.by_worker.get(self._find(worker_id))
         if replica is None:
             raise errors.Conflict("This worker runs no model.")
         self._manager.drain_replica(replica, "drained on request")
@@ -258,6 +261,7 @@ class Operations:
                 used=each.used_bytes,
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
+                power_w=each.power_w,
             )
             for each in self.devices()
         ]
@@ -300,6 +304,7 @@ class Operations:
         self._manager.refresh(sample, pids)
         if known and self._known_devices - known:
             self._use_found_cards()
+        self._end_workers_of_lost_cards()
 
     def _use_found_cards(self) -> None:
         """Move models that run on the CPU for want of a card, and preload those that could not."""
@@ -310,7 +315,28 @@ class Operations:
         if self.bootstrapped:
             self._preload()
 
+    def _end_workers_of_lost_cards(self) -> None:
+        """End workers whose card is gone: they would hang, and their jobs can run elsewhere."""
+        devices = self._manager.facts.devices
+        lost = {each.id for each in devices if each.condition.state == "lost"}
+        ids = {
+            replica.id
+            for replica in self._manager.replicas()
+            if replica.state in ("ready", "draining") and not lost.isdisjoint(replica.devices)
+        }
+        for worker in self._pool.workers:
+            if worker.id in ids and not worker.stuck and worker not in self._ending:
+                self._ending[worker] = asyncio.create_task(self._end_worker(worker))
+
+    async def _end_worker(self, worker: Worker) -> None:
+        try:
+            await self._pool.kill(worker, CARD_LOST)
+        finally:
+            self._ending.pop(worker, None)
+
     async def close(self) -> None:
+        for end in list(self._ending.values()):
+            end.cancel()
         await self._manager.close()
         await self._pool.close()
 
