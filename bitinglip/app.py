@@ -10,8 +10,11 @@ import structlog
 from fastapi import FastAPI
 
 from bitinglip import __version__, api, tls
-from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import PEPPER, KeyRing
+from bitinglip.access.limits.admission import Admission
+from bitinglip.access.limits.checkpoint import Checkpoint
+from bitinglip.access.limits.logins import FailedLogins
+from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.tokens import SIGNING, Tokens
@@ -54,6 +57,7 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
@@ -122,6 +126,10 @@ async def _open(
     tokens = await Tokens.open(db, keys, home.secret(SIGNING))
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
+    counters = MemoryStore()
+    checkpoint = Checkpoint(db, counters)
+    await checkpoint.load()
+    stack.push_async_callback(_last, checkpoint.flush)
     metrics = Metrics()
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
@@ -149,7 +157,9 @@ async def _open(
         max_bytes=settings.files.max_bytes,
     )
     space = DiskSpace(home.root, settings.files.min_free_bytes)
-    uploads = Uploads(home.uploads, max_bytes=settings.files.max_upload_bytes, space=space)
+    uploads = Uploads(
+        home.uploads, max_bytes=settings.files.max_upload_bytes, space=space, health=health
+    )
     tasks = Tasks(
         TaskStore(
             db,
@@ -194,7 +204,14 @@ async def _open(
         uploads=uploads,
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
         health=health,
-        concurrency=KeyConcurrency(connections.capacity.per_key),
+        admission=Admission(
+            settings.limits,
+            per_key=connections.capacity.per_key,
+            share=dispatcher.share,
+            store=counters,
+        ),
+        checkpoint=checkpoint,
+        logins=FailedLogins(settings.limits.failed_logins_per_minute),
     )
     return services, admin_key
 
@@ -238,6 +255,7 @@ def _start(background: Background, services: Services) -> None:
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")

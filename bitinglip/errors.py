@@ -8,7 +8,7 @@ BitingLipError
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
- ├─ ConcurrencyLimitExceeded
+ ├─ RateLimitExceeded, ConcurrencyLimitExceeded
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
  ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, DatabaseUnavailable
@@ -141,6 +141,10 @@ class UnsupportedMediaType(BitingLipError):
     """The request's body must be application/json, not encoded."""
 
 
+class RateLimitExceeded(BitingLipError):
+    """This API key has sent too many requests; try again later."""
+
+
 class ConcurrencyLimitExceeded(BitingLipError):
     """This API key has too many requests at once."""
 
@@ -255,6 +259,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     TaskCancelled: Answer(409, "TASK_CANCELLED", _BAD),
     PayloadTooLarge: Answer(413, "PAYLOAD_TOO_LARGE", _BAD),
     UnsupportedMediaType: Answer(415, "UNSUPPORTED_MEDIA_TYPE", _BAD),
+    RateLimitExceeded: Answer(429, "RATE_LIMIT_EXCEEDED", "rate_limit_error"),
     ConcurrencyLimitExceeded: Answer(429, "CONCURRENCY_LIMIT_EXCEEDED", "rate_limit_error"),
     InternalError: Answer(500, "INTERNAL_ERROR", "server_error"),
     InferenceFailed: Answer(500, "INFERENCE_FAILED", "server_error"),

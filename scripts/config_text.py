@@ -30,7 +30,8 @@ def _field(name: str, info: FieldInfo) -> str:
     help_line = f"# {info.description}\n" if info.description else ""
     shape: Any = info.annotation
     if get_origin(shape) is dict and issubclass(get_args(shape)[1], Section):
-        example = f"{MODEL}:\n{textwrap.indent(_section(get_args(shape)[1]), '  ')}"
+        name_of_one = info.examples[0] if info.examples else MODEL
+        example = f"{name_of_one}:\n{textwrap.indent(_section(get_args(shape)[1]), '  ')}"
         return f"{help_line}{name}: {{}}\n{textwrap.indent(example, '#  ', lambda _: True)}"
     if isinstance(shape, type) and issubclass(shape, Section):
         return f"{help_line}{name}:\n{textwrap.indent(_section(shape), '  ')}"

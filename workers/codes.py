@@ -29,6 +29,7 @@ Code = Literal[
     "OVERLOADED",
     "PAYLOAD_TOO_LARGE",
     "QUEUE_FULL",
+    "RATE_LIMIT_EXCEEDED",
     "SHUTTING_DOWN",
     "TASK_CANCELLED",
     "TASK_NOT_FOUND",

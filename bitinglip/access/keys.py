@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
 
+from sqlalchemy.exc import OperationalError
 from sqlmodel import select, update
 
 from bitinglip.access import credentials
@@ -126,7 +127,13 @@ class KeyRing:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
             ring._keys = {row.id: _hold(row) for row in rows}
-        except (ValueError, TypeError, InvalidRequest, DatabaseUnavailable) as error:
+        except (
+            ValueError,
+            TypeError,
+            InvalidRequest,
+            DatabaseUnavailable,
+            OperationalError,  # a column
+        ) as error:
             raise DatabaseError(
                 "the table of keys is damaged; restore a backup (see README, Backups)"
             ) from error

@@ -5,14 +5,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
+from bitinglip.access.limits import headers as limit_headers
 from bitinglip.api import docs_page, documentation, errors, ops
-from bitinglip.api.admin import keys, models, tokens, workers
-from bitinglip.api.auth import declared_scope
+from bitinglip.api.admin import keys, limits, models, tokens, workers
+from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
 from bitinglip.api.tasks import files, tasks, watch
 from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
+from bitinglip.settings_loader import SettingsError
 
 #: routes that need no key; every other one declares a scope, or the server does not start
 PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/docs/{name}", "/openapi.json"})
@@ -32,6 +34,7 @@ _ROUTERS = (
     models.openai,
     workers.router,
     keys.router,
+    limits.router,
     tokens.router,
     ops.router,
     docs_page.router,
@@ -45,6 +48,7 @@ def mount(app: FastAPI, settings: Settings) -> None:
         app.router.routes.extend(router.routes)
     app.router.default = _not_found
     check_declared(app.routes)
+    check_endpoints(app.routes, settings)
     documentation.install(app)
     errors.install(app)
     if settings.server.cors_origins:
@@ -60,6 +64,7 @@ def mount(app: FastAPI, settings: Settings) -> None:
                 "X-Request-ID",
                 "X-Queue-Position",
                 "X-BitingLip-Overhead-Ms",
+                *limit_headers.NAMES,
             ],
         )
     app.add_middleware(EdgeChecks, server=settings.server)
@@ -72,8 +77,22 @@ async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def check_declared(routes: list[BaseRoute]) -> None:
-    """Raise RuntimeError for a route that declares no scope and is not in PUBLIC."""
+    """Raise RuntimeError for a route that declares no scope or limits and is not in PUBLIC."""
     for route in routes:
         path = getattr(route, "path", None)
-        if declared_scope(route) is None and path not in PUBLIC:
+        if path in PUBLIC:
+            continue
+        if declared_scope(route) is None:
             raise RuntimeError(f"{path} declares no scope and is not public")
+        if declared_limits(route) is None:
+            raise RuntimeError(f"{path} declares no class of limits and is not public")
+
+
+def check_endpoints(routes: list[BaseRoute], settings: Settings) -> None:
+    """Raise SettingsError where limits.endpoints names a path that no limited route has."""
+    known = {getattr(route, "path_format", "") for route in routes if declared_limits(route)}
+    wrong = [path for path in settings.limits.endpoints if path not in known]
+    if wrong:
+        raise SettingsError(
+            [f'limits.endpoints."{path}": there is no such route' for path in wrong]
+        )

@@ -10,12 +10,21 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from bitinglip.access.keys import OPERATOR, Caller
+from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import INFERENCE, Scope
 from bitinglip.access.tokens import is_token
 from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import InsufficientScope, InvalidApiKey, InvalidRequest, IpNotAllowed
+from bitinglip.errors import (
+    BitingLipError,
+    ExpiredApiKey,
+    InsufficientScope,
+    InvalidApiKey,
+    InvalidRequest,
+    InvalidToken,
+    IpNotAllowed,
+)
 
 #: the caller of a request without a key, where the operator has turned keys off
 ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
@@ -31,21 +40,27 @@ _PROXY_PREFIXES = ("x-forwarded-", "x-original-", "x-envoy-", "x-cluster-client-
 Handler = Callable[..., Awaitable[Response]]
 H = TypeVar("H", bound=Callable[..., Any])
 _declared: dict[object, Required] = {}  #: by handler; filled while the routes' modules are imported
+_limits: dict[object, LimitClass] = {}  #: the same for the classes of limits
 
 
-def requires_scope(scope: Required) -> Callable[[Handler], Handler]:
-    """Declare a route's scope; it is checked before anything else of the request.
+def requires_scope(
+    scope: Required, limits: LimitClass | None = None
+) -> Callable[[Handler], Handler]:
+    """Declare a route's scope and limits; they are checked before anything else of the request.
 
+    A route with an inference scope says which limits it has; those of all others are LIGHT.
     A decorator and not a FastAPI dependency: resolving one costs more than the check itself.
     """
+    if limits is None and scope not in INFERENCE:
+        limits = LimitClass.LIGHT
 
     def guard(handler: Handler) -> Handler:
         @wraps(handler)
         async def guarded(request: Request, **values: Any) -> Response:
-            authorize(request, scope)
+            await authorize_limited(request, scope, limits or LimitClass.LIGHT)
             return await handler(request, **values)
 
-        return declare_scope(guarded, scope)
+        return declare_scope(guarded, scope, limits)
 
     return guard
 
@@ -55,10 +70,12 @@ def requires_inference_scope(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def guarded(request: Request, **values: Any) -> Response:
-        request.scope["bitinglip.caller"] = check_inference(identify(request))
+        caller = identify(request)
+        await admit(request, caller, LimitClass.LIGHT)
+        request.scope["bitinglip.caller"] = check_inference(caller)
         return await handler(request, **values)
 
-    return declare_scope(guarded, Scope.TEXT)
+    return declare_scope(guarded, Scope.TEXT, LimitClass.LIGHT)
 
 
 def check_inference(caller: Caller) -> Caller:
@@ -71,9 +88,11 @@ def check_inference(caller: Caller) -> Caller:
     return caller
 
 
-def declare_scope(handler: H, scope: Required) -> H:
-    """Record a handler's scope without enforcing it, for a handler with checks of its own."""
+def declare_scope(handler: H, scope: Required, limits: LimitClass | None = None) -> H:
+    """Record a handler's scope and limits; nothing is enforced where it has checks of its own."""
     _declared[handler] = scope
+    if limits is not None:
+        _limits[handler] = limits
     return handler
 
 
@@ -82,9 +101,18 @@ def declared_scope(route: BaseRoute) -> Required | None:
     return _declared.get(getattr(route, "endpoint", None))
 
 
-def authorize(request: Request, scope: Required) -> None:
-    """Record the caller. Raises InsufficientScope, or what ``identify`` raises."""
+def declared_limits(route: BaseRoute) -> LimitClass | None:
+    """Return the class of limits that a route's handler declares; None if it declares none."""
+    return _limits.get(getattr(route, "endpoint", None))
+
+
+async def authorize_limited(request: Request, scope: Required, limits: LimitClass) -> None:
+    """Admit the caller and record them.
+
+    Raises InsufficientScope, or what ``identify`` and ``admit`` raise.
+    """
     caller = identify(request)
+    await admit(request, caller, limits)
     if scope != ANY_KEY and not caller.may(scope):
         raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
     request.scope["bitinglip.caller"] = caller
@@ -96,9 +124,10 @@ def caller_of(request: Request) -> Caller:
 
 
 def identify(request: HTTPConnection) -> Caller:
-    """Identify the caller by the credential, and count the request as theirs until it ends.
+    """Identify the caller by the credential; ``admit`` comes next.
 
-    Raises InvalidApiKey, ExpiredApiKey, InvalidToken, IpNotAllowed or ConcurrencyLimitExceeded.
+    Raises InvalidApiKey, ExpiredApiKey, InvalidToken or IpNotAllowed; RateLimitExceeded for a
+    flood of them.
     """
     services = services_of(request)
     credential = _credential(request)
@@ -107,15 +136,35 @@ def identify(request: HTTPConnection) -> Caller:
     if credential is None:
         raise InvalidApiKey()
     known = services.tokens if is_token(credential) else services.keys
-    caller = known.authenticate(credential)
-    context = context_of(request.scope)
-    context.notices = retirement_headers(caller)
-    check_address(request, caller)
+    try:
+        caller = known.authenticate(credential)
+        context_of(request.scope).notices = retirement_headers(caller)
+        check_address(request, caller)
+    except (InvalidApiKey, ExpiredApiKey, InvalidToken, IpNotAllowed) as error:
+        raise failed_login(request, error) from None
     services.metrics.user_seen(caller.key_id)
-    if context.leave is None:
-        services.concurrency.enter(caller)
-        context.leave = partial(services.concurrency.leave, caller)
     return caller
+
+
+def failed_login(request: HTTPConnection, error: BitingLipError) -> BitingLipError:
+    """Count a wrong credential; return the error to raise: this one, or RateLimitExceeded."""
+    address = request.client.host if request.client is not None else None
+    return services_of(request).logins.count(address, error)
+
+
+async def admit(request: HTTPConnection, caller: Caller, limits: LimitClass) -> None:
+    """Take the request from the caller's limits until it ends.
+
+    Raises RateLimitExceeded or ConcurrencyLimitExceeded. A request that the server fails (5xx) is
+    not charged; one that is at fault itself (4xx) is, or a client in a loop would have no limit.
+    """
+    context, admission = context_of(request.scope), services_of(request).admission
+    route = getattr(request.scope.get("route"), "path_format", "")
+    admitted = await admission.enter(caller, limits, route)
+    context.limit_headers = admitted.headers
+    if admitted.refusal is not None:
+        raise admitted.refusal
+    context.leave = partial(admission.leave, admitted)
 
 
 def check_address(connection: HTTPConnection, caller: Caller) -> None:

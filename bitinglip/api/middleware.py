@@ -66,8 +66,10 @@ class RequestMiddleware:
                 raise  # the response has begun and can only be cut off
             await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
+            if context.release is not None:
+                context.release()
             if context.leave is not None:
-                context.leave()
+                context.leave(refund=context.status >= 500)
             _count(scope, context)
 
 
@@ -77,6 +79,7 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
             context.status = 101
             message["headers"] = [
                 (b"x-request-id", context.request_id.encode()),
+                *context.limit_headers,
                 *context.notices,
             ]
         elif message["type"] in _STARTS:
@@ -91,6 +94,7 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
                 *headers,
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
+                *context.limit_headers,
                 *_SECURITY_HEADERS,
                 *context.notices,
             ]

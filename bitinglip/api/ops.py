@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip import __version__
+from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
-from bitinglip.api.auth import authorize, declare_scope, from_this_machine
+from bitinglip.api.auth import authorize_limited, declare_scope, from_this_machine
 from bitinglip.api.body import json_response
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import DatabaseUnavailable
@@ -71,12 +72,12 @@ async def health(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Render the metrics as Prometheus or OpenMetrics text; open to this machine, else by scope."""
     if not from_this_machine(request):
-        authorize(request, Scope.CLUSTER_READ)
+        await authorize_limited(request, Scope.CLUSTER_READ, LimitClass.LIGHT)
     body, content_type = services_of(request).metrics.render(request.headers.get("accept", ""))
     return Response(body, headers={"content-type": content_type})
 
 
-router.get("/metrics")(declare_scope(metrics, Scope.CLUSTER_READ))
+router.get("/metrics")(declare_scope(metrics, Scope.CLUSTER_READ, LimitClass.LIGHT))
 
 
 def _overall(checks: dict[str, dict[str, Any]]) -> str:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 from starlette.types import Scope as HttpScope
 
-from bitinglip.access.concurrency import KeyConcurrency
 from bitinglip.access.keys import KeyRing
+from bitinglip.access.limits.admission import Admission
+from bitinglip.access.limits.checkpoint import Checkpoint
+from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.db.database import Database
@@ -44,9 +46,11 @@ class Services:
     tickets: Tickets
     files: Files
     uploads: Uploads
+    admission: Admission
+    checkpoint: Checkpoint
+    logins: FailedLogins
     resume: Resume
     health: Health = field(default_factory=Health)
-    concurrency: KeyConcurrency = field(default_factory=KeyConcurrency)
 
 
 def services_of(request: HTTPConnection) -> Services:

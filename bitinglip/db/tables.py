@@ -139,3 +139,12 @@ class LearnedFootprint(Table, table=True):
     load_seconds: float | None = None
     loads: int
     updated_at: datetime = Field(sa_type=UtcTime)
+
+
+class LimitCell(Table, table=True):
+    """Records when a limit of a key is full again, in microseconds of Unix time."""
+
+    __tablename__ = "limit_cells"
+
+    id: str = Field(primary_key=True)
+    full_at: int = Field(sa_type=BigInteger)

@@ -10,6 +10,12 @@ _TIER_PRIORITY = (
     "scheduling priority: higher is served first; under load lower tiers are limited first"
 )
 _TIER_WEIGHT = "share of a key among keys of the same priority"
+_PER_MINUTE = "inference requests per minute and key; null sets no limit"
+_PER_HOUR = "inference requests per hour and key; null sets no limit"
+_AT_ONCE = (
+    "inference requests and WebSockets of a key at once; more are refused; null sets no limit"
+)
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class TierImage(Section):
@@ -42,6 +48,13 @@ class TierTranscription(Section):
 class Tier(Section):
     """Grants the keys of a tier their place in the queues, and limits by kind of request."""
 
+    requests_per_minute: Count | None = Field(10, description=_PER_MINUTE)
+    requests_per_hour: Count | None = Field(100, description=_PER_HOUR)
+    concurrent_requests: Count | None = Field(2, description=_AT_ONCE)
+    burst: Count | None = Field(
+        None,
+        description="requests of requests_per_minute that may come at once; null is all of them",
+    )
     priority: Annotated[int, Field(ge=0, le=100)] = Field(0, description=_TIER_PRIORITY)
     weight: Annotated[float, Field(gt=0, le=1000)] = Field(1, description=_TIER_WEIGHT)
     max_queue: Annotated[int, Field(ge=0)] | None = Field(
@@ -53,16 +66,25 @@ class Tier(Section):
 
 
 class Pro(Tier):
+    requests_per_minute: Count | None = Field(100, description=_PER_MINUTE)
+    requests_per_hour: Count | None = Field(1000, description=_PER_HOUR)
+    concurrent_requests: Count | None = Field(10, description=_AT_ONCE)
     priority: Annotated[int, Field(ge=0, le=100)] = Field(1, description=_TIER_PRIORITY)
     weight: Annotated[float, Field(gt=0, le=1000)] = Field(4, description=_TIER_WEIGHT)
 
 
 class Enterprise(Tier):
+    requests_per_minute: Count | None = Field(1000, description=_PER_MINUTE)
+    requests_per_hour: Count | None = Field(10000, description=_PER_HOUR)
+    concurrent_requests: Count | None = Field(50, description=_AT_ONCE)
     priority: Annotated[int, Field(ge=0, le=100)] = Field(2, description=_TIER_PRIORITY)
     weight: Annotated[float, Field(gt=0, le=1000)] = Field(16, description=_TIER_WEIGHT)
 
 
 class Operator(Tier):
+    requests_per_minute: Count | None = Field(None, description=_PER_MINUTE)
+    requests_per_hour: Count | None = Field(None, description=_PER_HOUR)
+    concurrent_requests: Count | None = Field(None, description=_AT_ONCE)
     priority: Annotated[int, Field(ge=0, le=100)] = Field(3, description=_TIER_PRIORITY)
     weight: Annotated[float, Field(gt=0, le=1000)] = Field(16, description=_TIER_WEIGHT)
 
@@ -110,8 +132,34 @@ class TranscriptionLimits(Section):
     )
 
 
+class Endpoint(Section):
+    """Narrows one route for each key."""
+
+    requests_per_minute: Count | None = Field(
+        None, description="requests per minute and key to this route; null sets no further limit"
+    )
+    requests_per_hour: Count | None = Field(
+        None, description="requests per hour and key to this route; null sets no further limit"
+    )
+
+
 class Limits(Section):
     tiers: Tiers = Tiers()
+    endpoints: dict[str, Endpoint] = Field(
+        {},
+        description="further limits of single routes, by path as in /docs; not for tier operator",
+        examples=["/v1/chat/completions"],
+    )
+    other_requests_per_minute: Count | None = Field(
+        3000,
+        description="requests per minute and key that run no model (lists, tasks, files), for all "
+        "tiers but operator; null sets no limit",
+    )
+    failed_logins_per_minute: Count | None = Field(
+        100,
+        description="wrong or expired credentials per minute and client address; further ones get "
+        "429, valid ones always pass; null sets no limit",
+    )
     images: ImageLimits = ImageLimits()
     speech: SpeechLimits = SpeechLimits()
     transcription: TranscriptionLimits = TranscriptionLimits()

@@ -33,9 +33,20 @@ from workers.devices import Devices
 
 ADMIN = "admin"
 EXPIRED = "expired"
+#: what the keys of tests, of tier free, have of the tier's limits
+UNLIMITED = {
+    "requests_per_minute": None,
+    "requests_per_hour": None,
+    "concurrent_requests": None,
+}
 #: more than one scope in one key, as tests name them
 _PAIRS = ("cluster:write,cluster:read",)
-_QUIET = {"demo": "never", "workers": {"spare": False}, "devices": {"page_cache_bytes": 0}}
+_QUIET = {
+    "demo": "never",
+    "workers": {"spare": False},
+    "devices": {"page_cache_bytes": 0},
+    "limits": {"tiers": {"free": UNLIMITED}, "failed_logins_per_minute": None},
+}
 
 
 async def echo(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
@@ -125,6 +136,8 @@ def serve(
     _make_models(home, root)
     keys = asyncio.run(_make_keys(home))
     merged = {name: {**_section(_QUIET, name), **value} for name, value in values.items()}
+    if free := values.get("limits", {}).get("tiers", {}).get("free"):
+        merged["limits"]["tiers"]["free"] = {**UNLIMITED, **free}
     settings = Settings.model_validate({**_QUIET, **merged})
     workers = ScriptedLauncher(script, slots=slots)
     opened = threading.Event()

@@ -139,7 +139,7 @@ class ScriptedWorker:
                                 return
                         case _:
                             self._launcher.jobs.append(command)
-                            running[command.id] = asyncio.create_task(self._play(command))
+                            running[command.id] = self._start(command)
         finally:
             tasks = [*running.values(), *([self._beat] if self._beat else [])]
             for task in tasks:
@@ -161,12 +161,21 @@ class ScriptedWorker:
             self._write(protocol.Heartbeat(steps=1, in_flight=0, memory_bytes=1000))
             await asyncio.sleep(interval)
 
+    def _start(self, job: protocol.Job) -> "asyncio.Task[None]":
+        """Play a job; its end is told even if it is cancelled before it has begun."""
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            if task.cancelled():
+                with suppress(OSError):  # the worker was killed
+                    self._write(protocol.Cancelled(id=job.id))
+
+        task = asyncio.create_task(self._play(job))
+        task.add_done_callback(ended)
+        return task
+
     async def _play(self, job: protocol.Job) -> None:
-        try:
-            async for event in self._launcher.script(job):
-                self._write(event)
-        except asyncio.CancelledError:
-            self._write(protocol.Cancelled(id=job.id))
+        async for event in self._launcher.script(job):
+            self._write(event)
 
     def _write(self, event: protocol.Event) -> None:
         write_events(self._own_events.fileno(), [event])

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import input_memory, read_body
@@ -31,7 +32,7 @@ openai = APIRouter(prefix="/v1/images", tags=["openai"])
 
 
 @native.post("/image-generation", openapi_extra=json_body(ImageGenerationRequest))
-@requires_scope(Scope.IMAGE)
+@requires_scope(Scope.IMAGE, LimitClass.INFERENCE)
 async def generate_images(request: Request) -> Response:
     """Make images, as one answer or as a stream of events."""
     services = services_of(request)
@@ -50,7 +51,7 @@ async def generate_images(request: Request) -> Response:
 
 
 @openai.post("/generations", openapi_extra=json_body(ImagesRequest))
-@requires_scope(Scope.IMAGE)
+@requires_scope(Scope.IMAGE, LimitClass.INFERENCE)
 async def create_images(request: Request) -> Response:
     """Make images from a prompt."""
     body = await read_body(request, ImagesRequest)
@@ -60,7 +61,7 @@ async def create_images(request: Request) -> Response:
 
 
 @openai.post("/edits", openapi_extra=form_body(ImageEditRequest, "image", "mask"))
-@requires_scope(Scope.IMAGE)
+@requires_scope(Scope.IMAGE, LimitClass.INFERENCE)
 async def edit_image(request: Request) -> Response:
     """Make an image from another one; with a mask, change only where the mask is transparent."""
     body, files = await read_form(request, ImageEditRequest, {"image", "image[]", "mask"})

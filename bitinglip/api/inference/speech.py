@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
@@ -25,7 +26,7 @@ openai = APIRouter(prefix="/v1/audio", tags=["openai"])
 
 
 @native.post("/text-to-speech", openapi_extra=json_body(native_wire.SpeechRequest))
-@requires_scope(Scope.AUDIO)
+@requires_scope(Scope.AUDIO, LimitClass.INFERENCE)
 async def speak(request: Request) -> Response:
     """Say a text, as one answer or sentence by sentence."""
     body = await read_body(request, native_wire.SpeechRequest)
@@ -36,7 +37,7 @@ async def speak(request: Request) -> Response:
 
 
 @openai.post("/speech", openapi_extra=json_body(openai_wire.SpeechRequest))
-@requires_scope(Scope.AUDIO)
+@requires_scope(Scope.AUDIO, LimitClass.INFERENCE)
 async def create_speech(request: Request) -> Response:
     """Say a text; the answer is the audio itself, whole or streamed."""
     services = services_of(request)

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
@@ -26,7 +27,7 @@ openai = APIRouter(prefix="/v1", tags=["openai"])
 
 
 @native.post("/text-generation", openapi_extra=json_body(TextGenerationRequest))
-@requires_scope(Scope.TEXT)
+@requires_scope(Scope.TEXT, LimitClass.INFERENCE)
 async def generate_text(request: Request) -> Response:
     """Generate text, as one answer or as a stream of events."""
     body = await read_body(request, TextGenerationRequest)
@@ -39,14 +40,14 @@ async def generate_text(request: Request) -> Response:
 
 
 @openai.post("/chat/completions", openapi_extra=json_body(ChatCompletionRequest))
-@requires_scope(Scope.TEXT)
+@requires_scope(Scope.TEXT, LimitClass.INFERENCE)
 async def chat_completions(request: Request) -> Response:
     """Write the next turn of a conversation."""
     return _respond(request, await read_body(request, ChatCompletionRequest), ChatView)
 
 
 @openai.post("/completions", openapi_extra=json_body(CompletionRequest))
-@requires_scope(Scope.TEXT)
+@requires_scope(Scope.TEXT, LimitClass.INFERENCE)
 async def completions(request: Request) -> Response:
     """Continue a text."""
     return _respond(request, await read_body(request, CompletionRequest), CompletionView)

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import input_memory, media_type_of, read_body
@@ -18,6 +19,7 @@ from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.api.uploads import decode_base64, store_uploads
+from bitinglip.results.uploads import ReceivedFile
 from bitinglip.wire.transcription import native as native_wire
 from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
 from bitinglip.wire.transcription.openai_view import TranscriptionView
@@ -27,7 +29,7 @@ openai = APIRouter(prefix="/v1/audio", tags=["openai"])
 
 
 @native.post("/transcription", openapi_extra=form_body(native_wire.TranscriptionFields, "file"))
-@requires_scope(Scope.AUDIO)
+@requires_scope(Scope.AUDIO, LimitClass.INFERENCE)
 async def transcribe(request: Request) -> Response:
     """Transcribe an audio file: a form with ``file``, or JSON with ``audio`` in base64."""
     if media_type_of(request) == FORM:
@@ -41,18 +43,22 @@ async def transcribe(request: Request) -> Response:
 
 
 async def _respond_natively(
-    request: Request, body: native_wire.TranscriptionFields, data: bytes, held: int = 0
+    request: Request,
+    body: native_wire.TranscriptionFields,
+    data: bytes | ReceivedFile,
+    held: int = 0,
 ) -> Response:
     services = services_of(request)
     find_model_of(request, body.model, "transcription")
     background = wants_background(request, body)
-    job = body.to_job(job_context(request, body.model, body.priority), len(data))
+    size = data.size if isinstance(data, ReceivedFile) else len(data)
+    job = body.to_job(job_context(request, body.model, body.priority), size)
     await store_uploads(services, job, {"path": data}, held=held)
     return await respond(request, job, background=background)
 
 
 @openai.post("/transcriptions", openapi_extra=form_body(TranscriptionRequest, "file"))
-@requires_scope(Scope.AUDIO)
+@requires_scope(Scope.AUDIO, LimitClass.INFERENCE)
 async def create_transcription(request: Request) -> Response:
     """Transcribe an audio file."""
     body, files = await read_form(request, TranscriptionRequest, {"file"})
@@ -61,7 +67,7 @@ async def create_transcription(request: Request) -> Response:
 
 
 @openai.post("/translations", openapi_extra=form_body(TranslationRequest, "file"))
-@requires_scope(Scope.AUDIO)
+@requires_scope(Scope.AUDIO, LimitClass.INFERENCE)
 async def create_translation(request: Request) -> Response:
     """Translate the speech of an audio file into English."""
     body, files = await read_form(request, TranslationRequest, {"file"})
@@ -71,12 +77,12 @@ async def create_translation(request: Request) -> Response:
 async def _respond(
     request: Request,
     body: TranscriptionRequest | TranslationRequest,
-    data: bytes,
+    data: ReceivedFile,
     granularities: tuple[str, ...],
 ) -> Response:
     services = services_of(request)
     find_model_of(request, body.model, "transcription")
-    job = body.to_job(job_context(request, body.model), len(data))
+    job = body.to_job(job_context(request, body.model), data.size)
     await store_uploads(services, job, {"path": data})
     view = partial(
         TranscriptionView,

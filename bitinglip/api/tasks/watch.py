@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -12,14 +11,17 @@ from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from bitinglip.access.keys import Caller
+from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.auth import (
     ANONYMOUS,
+    admit,
     caller_of,
     check_address,
     check_inference,
     declare_scope,
+    failed_login,
     has_credential,
     identify,
     requires_inference_scope,
@@ -28,7 +30,7 @@ from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
-from bitinglip.api.request_context import context_of, request_id_of
+from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken
 from bitinglip.wire.admin.tickets import WatchTicketRequest
@@ -56,7 +58,8 @@ async def watch(socket: WebSocket, task_id: str) -> None:
     """Send a task's events as ``{"event", "data"}``; refusals are plain HTTP responses."""
     check_query(socket, "ticket")
     watcher = _watcher(socket, task_id)
-    await find_task(socket, watcher, task_id)
+    await admit(socket, watcher, LimitClass.STREAM)
+    await find_task(socket, check_inference(watcher), task_id)
     with services_of(socket).revocation.connection(watcher.credential) as key_ended:
         try:
             await socket.accept()
@@ -66,26 +69,27 @@ async def watch(socket: WebSocket, task_id: str) -> None:
 
 
 for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
-    router.websocket(_path)(declare_scope(watch, Scope.TEXT))
+    router.websocket(_path)(declare_scope(watch, Scope.TEXT, LimitClass.STREAM))
 
 
 def _watcher(socket: WebSocket, task_id: str) -> Caller:
-    """Identify the watcher by key or by ticket, and count them among the requests of their key."""
+    """Identify the watcher by key or by ticket."""
     ticket = socket.query_params.get("ticket")
     if ticket is None:
-        return check_inference(identify(socket))
+        return identify(socket)
     if has_credential(socket):
         raise InvalidRequest("The request holds a key and a ticket; send one.", param="ticket")
     services = services_of(socket)
-    caller = services.tickets.redeem(ticket, task_id)
+    try:
+        caller = services.tickets.redeem(ticket, task_id)
+    except InvalidToken as error:
+        raise failed_login(socket, error) from None
     if caller is ANONYMOUS:
         return caller
     present = services.keys.caller(caller.credential)
     if present is None or not services.tokens.is_valid(caller.credential):
         raise InvalidToken()
     check_address(socket, present)
-    services.concurrency.enter(present)
-    context_of(socket.scope).leave = partial(services.concurrency.leave, present)
     scopes = frozenset(scope for scope in caller.scopes if present.may(scope))
     return replace(present, scopes=scopes, token=caller.token)
 

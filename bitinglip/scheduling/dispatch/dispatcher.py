@@ -67,6 +67,10 @@ class Dispatcher:
             timer.cancel()
             self._leave(entry)
 
+    def share(self, rank: int) -> float:
+        """Return the part of its rates that a tier of this priority keeps under lasting load."""
+        return self.overload.sustained_share(rank, self._top_rank)
+
     def check(self, job: Job, held: int = 0) -> None:
         """Raise what ``open`` would raise for this job now; for work that comes before.
 

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -85,9 +86,13 @@ def test_import_takes_a_folder_and_remove_deletes_the_model(
 
 def test_workers_are_restarted_and_stopped(admin: httpx.Client) -> None:
     admin.post("/api/v1/models/org/deep/load")
-    [worker] = admin.get("/api/v1/workers").json()["data"]
-    assert (worker["id"], worker["state"]) == ("org/deep/0", "ready")
-    assert worker["last_heartbeat"] is not None
+
+    def worker() -> dict[str, Any]:
+        [found] = admin.get("/api/v1/workers").json()["data"]
+        return dict(found)
+
+    assert (worker()["id"], worker()["state"]) == ("org/deep/0", "ready")
+    eventually(lambda: worker()["last_heartbeat"] is not None)
     assert admin.post("/api/v1/workers/org/deep/0/restart").status_code == 202
     eventually(lambda: admin.get("/api/v1/models/org/deep").json()["status"] == "ready", 5)
     assert admin.delete("/api/v1/workers/org/deep/0").status_code == 204

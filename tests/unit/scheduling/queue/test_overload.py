@@ -81,6 +81,18 @@ def test_overload_lowers_the_limits_of_lower_tiers_first_and_most() -> None:
     assert shares == sorted(shares)
 
 
+def test_overload_of_some_seconds_leaves_the_rates_alone() -> None:
+    found = OverloadController()
+    for _ in range(10):  # five seconds
+        found.observe(Pressure(lag_seconds=5.0))
+    assert found.share(0, TOP) < 1
+    assert found.sustained_share(0, TOP) == 1
+    for _ in range(60):
+        found.observe(Pressure(lag_seconds=5.0))
+    assert found.sustained_share(0, TOP) < found.sustained_share(2, TOP) < 1
+    assert found.sustained_share(TOP, TOP) == 1
+
+
 def test_admission_refuses_when_the_queue_is_full_and_says_when_to_retry() -> None:
     check(Priority(), 7)
     with pytest.raises(errors.QueueFull) as refused:

@@ -1,0 +1,153 @@
+"""Admits requests under the limits of their keys: all limits are taken, or none.
+
+First a place among the key's requests at once, then the rates; a refusal of the rates gives the
+place back. What was admitted leaves once, whatever becomes of it, and is refunded if it failed
+through no fault of its own.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitinglip.access.keys import Caller
+from bitinglip.access.limits.gcra import FULL, Reading
+from bitinglip.access.limits.headers import Headers, full_headers, limit_headers
+from bitinglip.access.limits.places import Places
+from bitinglip.access.limits.policy import CONCURRENT, LimitClass, Policies, Policy
+from bitinglip.access.limits.store import Cell, Decision, MemoryStore, Store
+from bitinglip.errors import BitingLipError, ConcurrencyLimitExceeded, RateLimitExceeded
+from bitinglip.settings.limits import Limits
+
+
+def now() -> int:
+    """Return the clock of all limits, in microseconds."""
+    return time.monotonic_ns() // 1000
+
+
+@dataclass(slots=True)  # frozen ones take twice as long to make
+class Admitted:
+    """A request that was let in, or is to be refused with ``refusal``."""
+
+    key_id: str
+    policy: Policy
+    cells: tuple[Cell, ...] = ()
+    share: int = FULL
+    headers: Headers = ()
+    refusal: BitingLipError | None = None
+
+
+class Admission:
+    """Owns what each key has taken of its limits.
+
+    ``per_key`` is the server's own cap of requests of a key at once, and ``share`` returns the
+    part of its rates that a tier of this priority keeps under the present load.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        per_key: float = math.inf,
+        share: Callable[[int], float] = lambda _rank: 1.0,
+        store: Store | None = None,
+        clock: Callable[[], int] = now,
+    ) -> None:
+        self._policies = Policies(limits)
+        self._per_key = per_key
+        self._share = share
+        self._store = MemoryStore() if store is None else store
+        self._clock = clock
+        self._all = Places()  #: requests of every class
+        self._places = Places()  #: those that a tier bounds
+
+    @property
+    def in_flight(self) -> int:
+        """The requests of limited keys at once."""
+        return self._all.total
+
+    async def enter(self, caller: Caller, kind: LimitClass, route: str) -> Admitted:
+        """Take a place and the rates of a request, or refuse it; it has left by then."""
+        policy, key_id = self._policies.of(caller.tier, kind, route), caller.key_id
+        if not policy.limited:
+            return Admitted(key_id, policy)
+        cells = _cells(key_id, policy)
+        share = self._share_of(policy)
+        full = self._take_place(key_id, policy)
+        if full is not None:
+            decision = await self._store.take(cells, self._clock(), cost=0, share=share)
+            headers = full_headers(policy, decision.readings)
+            return Admitted(key_id, policy, headers=headers, refusal=full)
+        try:
+            decision = await self._store.take(cells, self._clock(), share=share)
+        except BaseException:
+            self._leave_place(key_id, policy)
+            raise
+        headers = limit_headers(policy, decision.readings, decision.refusing)
+        if decision.wait:
+            self._leave_place(key_id, policy)
+            return Admitted(key_id, policy, headers=headers, refusal=_refusal(policy, decision))
+        return Admitted(key_id, policy, cells, share, headers)
+
+    def leave(self, admitted: Admitted, *, refund: bool) -> None:
+        """Give the place back; with ``refund`` the rates, too."""
+        if not admitted.policy.limited:
+            return
+        self._leave_place(admitted.key_id, admitted.policy)
+        if refund:
+            self._store.refund(admitted.cells, share=admitted.share)
+
+    async def read(
+        self, key_id: str, tier: str, kind: LimitClass, route: str = ""
+    ) -> tuple[Policy, tuple[Reading, ...], int]:
+        """Return a key's policy for a class of routes, what is left of it, and the places taken."""
+        policy = self._policies.of(tier, kind, route)
+        share = self._share_of(policy)
+        cells = _cells(key_id, policy)
+        decision = await self._store.take(cells, self._clock(), cost=0, share=share)
+        return policy, decision.readings, self._places.count(key_id)
+
+    def _share_of(self, policy: Policy) -> int:
+        return max(1, int(self._share(policy.rank) * FULL)) if policy.adaptive else FULL
+
+    def _take_place(self, key_id: str, policy: Policy) -> ConcurrencyLimitExceeded | None:
+        """Take the places of a request, or return why there is none."""
+        cap = self._per_key if policy.capped else math.inf
+        if not self._all.enter(key_id, cap):
+            return _no_place(cap)
+        if policy.places is not None and not self._places.enter(key_id, policy.places):
+            self._all.leave(key_id)
+            return _no_place(policy.places)
+        return None
+
+    def _leave_place(self, key_id: str, policy: Policy) -> None:
+        self._all.leave(key_id)
+        if policy.places is not None:
+            self._places.leave(key_id)
+
+
+def _cells(key_id: str, policy: Policy) -> tuple[Cell, ...]:
+    return tuple([Cell(f"{key_id}:{limit.cell}", limit.rate) for limit in policy.rates])
+
+
+def _no_place(limit: float) -> ConcurrencyLimitExceeded:
+    return ConcurrencyLimitExceeded(
+        f"This API key may have {limit:.0f} requests at once.",
+        details={"limit": limit, "violated_policies": [CONCURRENT]},
+    )
+
+
+def _refusal(policy: Policy, decision: Decision) -> RateLimitExceeded:
+    wait_ms = -(-decision.wait // 1000)
+    limits = [policy.rates[index] for index in decision.refusing]
+    longest = max(limits, key=lambda limit: limit.rate.window)
+    window = longest.rate.window // 1_000_000
+    return RateLimitExceeded(
+        f"This API key may send {longest.rate.quota} such requests in {window} seconds; try again "
+        f"in {wait_ms / 1000:.1f} seconds.",
+        details={
+            "violated_policies": [limit.name for limit in limits],
+            "retry_after_ms": wait_ms,
+        },
+        retry_after=wait_ms / 1000,
+    )

@@ -1,0 +1,87 @@
+"""Keeps what keys have taken over a restart: in the database, written aside of the requests."""
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy.exc import OperationalError
+from sqlmodel import col, delete, select
+
+from bitinglip.access.limits.admission import now
+from bitinglip.access.limits.gcra import SECOND
+from bitinglip.access.limits.policy import HOUR
+from bitinglip.access.limits.store import MemoryStore
+from bitinglip.db.database import Database
+from bitinglip.db.files import DatabaseError
+from bitinglip.db.tables import LimitCell
+from bitinglip.errors import DatabaseUnavailable
+
+#: cells that are full again sooner are not written: a restart takes about as long
+_SOON = 2 * SECOND
+_ROWS_AT_ONCE = 500
+
+
+def unix_now() -> int:
+    return time.time_ns() // 1000
+
+
+class Checkpoint:
+    """Writes a store's cells as moments of the calendar; other clocks end with the machine."""
+
+    def __init__(
+        self,
+        db: Database,
+        store: MemoryStore,
+        *,
+        clock: Callable[[], int] = now,
+        calendar: Callable[[], int] = unix_now,
+    ) -> None:
+        self._db = db
+        self._store = store
+        self._clock = clock
+        self._calendar = calendar
+
+    async def load(self) -> None:
+        """Take over what the last run wrote. Raises DatabaseError if it cannot be read.
+
+        No cell is kept for more than an hour, however the calendar was set meanwhile.
+        """
+        here, today = self._clock(), self._calendar()
+        try:
+            async with self._db.read() as session:
+                rows = (await session.scalars(select(LimitCell))).all()
+            left = {str(row.id): min(row.full_at - today, HOUR) for row in rows}
+        except (ValueError, TypeError, DatabaseUnavailable, OperationalError) as error:
+            raise DatabaseError(
+                "the table of limits is damaged; restore a backup (see README, Backups)"
+            ) from error
+        self._store.restore({name: here + wait for name, wait in left.items() if wait > 0})
+
+    async def flush(self) -> None:
+        """Write what has changed since the last flush, in one transaction.
+
+        Raises DiskFull or DatabaseUnavailable; then it is written by the next one.
+        """
+        changes = self._store.changes()
+        here, today = self._clock(), self._calendar()
+        rows = [
+            LimitCell(id=name, full_at=today + full - here)
+            for name, full in changes.items()
+            if full - here > _SOON
+        ]
+        if not rows:
+            return
+        try:
+            await self._write(rows, today)
+        except BaseException:
+            self._store.unwritten(changes)
+            raise
+
+    async def _write(self, rows: list[LimitCell], today: int) -> None:
+        async with self._db.write() as session:
+            await session.execute(delete(LimitCell).where(col(LimitCell.full_at) <= today))
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                part = rows[start : start + _ROWS_AT_ONCE]
+                names = [row.id for row in part]
+                await session.execute(delete(LimitCell).where(col(LimitCell.id).in_(names)))
+                session.add_all(part)
+                await session.flush()

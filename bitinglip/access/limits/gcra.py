@@ -1,0 +1,74 @@
+"""The generic cell rate algorithm in integers: one number per caller and limit. Pure.
+
+The number is the theoretical arrival time (``tat``): the moment at which all that was taken has
+been earned back. Times are microseconds multiplied by the quota ("ticks"), in which one unit takes
+exactly the window, so nothing is ever rounded; only waits are, upwards, on their way out.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SECOND = 1_000_000
+FULL = 1000  #: the share of its rate that a caller keeps, in thousandths
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Allows ``quota`` units per window in the long run, and ``burst`` of them at once."""
+
+    quota: int
+    window: int  #: microseconds
+    burst: int
+
+    def __post_init__(self) -> None:
+        if min(self.quota, self.window, self.burst) < 1:
+            raise ValueError("a rate needs a quota, a window and a burst of at least 1")
+
+
+class Reading(NamedTuple):
+    """What a limit has left at one moment; times in microseconds."""
+
+    remaining: int
+    next_unit: int  #: until one unit more is there; 0 when none is missing
+    reset: int  #: until all are there
+
+
+class Step(NamedTuple):
+    """The outcome of asking for some units."""
+
+    tat: int  #: the new state; where ``wait`` is not 0 it must not be kept
+    wait: int  #: microseconds until the same request passes; 0 if it passes now
+
+
+def step(rate: Rate, tat: int, now: int, *, cost: int = 1, share: int = FULL) -> Step:
+    """Ask for ``cost`` units at ``now`` microseconds. Raises ValueError for more than the burst.
+
+    Under a ``share`` below FULL units are earned more slowly and so fewer are at hand, but one
+    always passes in the end.
+    """
+    if cost > rate.burst:
+        raise ValueError("more units than the burst holds never pass")
+    ticks, unit = now * rate.quota, _unit(rate, share)
+    new = max(tat, ticks) + cost * unit
+    over = new - ticks - max(rate.burst * rate.window, cost * unit)
+    return Step(new, -(-over // rate.quota) if over > 0 else 0)
+
+
+def refunded(rate: Rate, tat: int, *, cost: int = 1, share: int = FULL) -> int:
+    """Return the state without the units that were taken under this share."""
+    return tat - cost * _unit(rate, share)
+
+
+def read(rate: Rate, tat: int, now: int, *, share: int = FULL) -> Reading:
+    """Read what is left, without taking anything."""
+    unit = _unit(rate, share)
+    debt = max(0, tat - now * rate.quota)
+    most = max(rate.burst * rate.window, unit)
+    remaining = max(0, (most - debt) // unit)
+    missing = 0 if remaining >= most // unit else debt - most + (remaining + 1) * unit
+    next_unit = -(-missing // rate.quota)
+    return Reading(remaining, next_unit, -(-debt // rate.quota))
+
+
+def _unit(rate: Rate, share: int) -> int:
+    return rate.window if share == FULL else -(-rate.window * FULL // share)

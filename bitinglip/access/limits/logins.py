@@ -1,0 +1,54 @@
+"""Limits wrong credentials by the client's address, in a table of bounded size."""
+
+import ipaddress
+from collections.abc import Callable
+
+from bitinglip.access.limits.admission import now
+from bitinglip.access.limits.gcra import Rate
+from bitinglip.access.limits.policy import MINUTE
+from bitinglip.access.limits.store import Cell, MemoryStore
+from bitinglip.errors import BitingLipError, RateLimitExceeded
+
+_MOST_ADDRESSES = 10_000
+_NETWORK_BITS = 64  #: of IPv6: what one client has for itself
+
+
+class FailedLogins:
+    """Counts failures only: behind one address others' wrong keys shut no valid one out."""
+
+    def __init__(self, per_minute: int | None, *, clock: Callable[[], int] = now) -> None:
+        self._rate = None if per_minute is None else Rate(per_minute, MINUTE, per_minute)
+        self._clock = clock
+        self._store = MemoryStore(_MOST_ADDRESSES)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def count(self, address: str | None, error: BitingLipError) -> BitingLipError:
+        """Count one failure of an address; return the error to answer with.
+
+        That is ``error``, or RateLimitExceeded in a flood. The home's own socket has no address.
+        """
+        if self._rate is None or address is None:
+            return error
+        decision = self._store.take_now([Cell(_network(address), self._rate)], self._clock())
+        if not decision.wait:
+            return error
+        wait_ms = -(-decision.wait // 1000)
+        return RateLimitExceeded(
+            "Too many wrong credentials come from this address.",
+            details={"violated_policies": ["failed-logins"], "retry_after_ms": wait_ms},
+            retry_after=wait_ms / 1000,
+        )
+
+
+def _network(address: str) -> str:
+    if ":" not in address:
+        return address
+    try:
+        whole = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if whole.ipv4_mapped is not None:
+        return str(whole.ipv4_mapped)
+    return str(ipaddress.IPv6Network((whole, _NETWORK_BITS), strict=False))

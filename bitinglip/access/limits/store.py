@@ -1,0 +1,130 @@
+"""Where the states of limits are kept: behind an interface, in memory so far."""
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from bitinglip.access.limits import gcra
+from bitinglip.access.limits.gcra import FULL, Rate, Reading
+
+MOST_CELLS = 100_000  #: some 20 MB
+
+
+class Cell(NamedTuple):
+    """One limit of one caller."""
+
+    id: str
+    rate: Rate
+
+
+class Decision(NamedTuple):
+    """What became of a request for units; all of it belongs to one moment."""
+
+    wait: int  #: microseconds until it would pass; 0: it has passed, everything is taken
+    readings: tuple[Reading, ...]  #: by cell
+    refusing: tuple[int, ...]  #: indices of the cells that refused
+
+
+class Store(Protocol):
+    """Keeps the state of cells. A shared one has a clock of its own and may take its time."""
+
+    async def take(
+        self, cells: Sequence[Cell], now: int, *, cost: int = 1, share: int = FULL
+    ) -> Decision:
+        """Take units of all cells, or of none. A cost of 0 only reads."""
+
+    def refund(self, cells: Sequence[Cell], *, cost: int = 1, share: int = FULL) -> None:
+        """Give units back that were taken under this share; it need not have happened at once."""
+
+
+class MemoryStore:
+    """Keeps cells in this process, at most so many: those that would be full again first go.
+
+    A cell that has earned everything back is the same as none, so dropping it changes nothing.
+    """
+
+    def __init__(self, most: int = MOST_CELLS) -> None:
+        self._most = most
+        self._cells: dict[str, tuple[int, int]] = {}  #: quota, tat in its ticks
+        self._changed: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    async def take(
+        self, cells: Sequence[Cell], now: int, *, cost: int = 1, share: int = FULL
+    ) -> Decision:
+        return self.take_now(cells, now, cost=cost, share=share)
+
+    def take_now(
+        self, cells: Sequence[Cell], now: int, *, cost: int = 1, share: int = FULL
+    ) -> Decision:
+        """Take units without waiting for anything: all cells are checked, then all are changed."""
+        states = [self._state(cell) for cell in cells]
+        steps = [
+            gcra.step(cell.rate, tat, now, cost=cost, share=share)
+            for cell, tat in zip(cells, states, strict=True)
+        ]
+        wait = max((step.wait for step in steps), default=0)
+        if cost and not wait:
+            states = [step.tat for step in steps]
+            for cell, tat in zip(cells, states, strict=True):
+                self._put(cell, tat, now)
+        readings = [
+            gcra.read(cell.rate, tat, now, share=share)
+            for cell, tat in zip(cells, states, strict=True)
+        ]
+        refusing = tuple(index for index, step in enumerate(steps) if step.wait) if wait else ()
+        return Decision(wait, tuple(readings), refusing)
+
+    def refund(self, cells: Sequence[Cell], *, cost: int = 1, share: int = FULL) -> None:
+        for cell in cells:
+            if cell.id in self._cells:
+                tat = gcra.refunded(cell.rate, self._state(cell), cost=cost, share=share)
+                self._cells[cell.id] = (cell.rate.quota, tat)
+                self._changed.add(cell.id)
+
+    def changes(self) -> dict[str, int]:
+        """Return the cells changed since the last call: microseconds until they are full again."""
+        found = {}
+        for name in self._changed:
+            if name in self._cells:
+                quota, tat = self._cells[name]
+                found[name] = -(-tat // quota)
+        self._changed.clear()
+        return found
+
+    def unwritten(self, names: Iterable[str]) -> None:
+        """Count cells as changed once more, after a failure to write them."""
+        self._changed.update(names)
+
+    def restore(self, full_again: Mapping[str, int]) -> None:
+        """Take over cells as ``changes`` gave them, on the clock that is used from now on."""
+        self._cells.update({name: (1, moment) for name, moment in full_again.items()})
+
+    def _state(self, cell: Cell) -> int:
+        found = self._cells.get(cell.id)
+        if found is None:
+            return 0
+        quota, tat = found
+        if quota == cell.rate.quota:
+            return tat
+        return tat * cell.rate.quota // quota  # its limit is another one now; the time stays
+
+    def _put(self, cell: Cell, tat: int, now: int) -> None:
+        if cell.id not in self._cells and len(self._cells) >= self._most:
+            self._shrink(now)
+        self._cells[cell.id] = (cell.rate.quota, tat)
+        self._changed.add(cell.id)
+
+    def _shrink(self, now: int) -> None:
+        """Drop what has earned everything back; if that is not enough, what is nearest to it."""
+        live = {name: held for name, held in self._cells.items() if held[1] > now * held[0]}
+        excess = len(live) - self._most * 7 // 8
+        if excess > 0:
+            for name in heapq.nsmallest(
+                excess, live, key=lambda name: live[name][1] / live[name][0]
+            ):
+                del live[name]
+        self._cells = live
+        self._changed &= live.keys()
