@@ -166,7 +166,10 @@ class _Runner(HttpServer):
         self._manager.stopping("lets running requests end")
         if self._services is not None:
             self._services.tasks.suspend()
-            await self._services.dispatcher.drain(self._settings.server.drain_timeout)
+            seconds = self._settings.server.drain_timeout
+            if running := self._services.dispatcher.in_flight:
+                log.info("stopping; requests may end", requests=running, at_most_seconds=seconds)
+            await self._services.dispatcher.drain(seconds)
         self.should_exit = True
 
     def _fatal(self) -> None:

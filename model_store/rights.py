@@ -57,11 +57,14 @@ def unreadable_models(root: Path) -> Iterator[tuple[str, Refusal]]:
 
 
 def _in_tree(folder: Path) -> Refusal | None:
-    """Return the first refusal in a folder; what links point to counts, too."""
+    """Return the first refusal in a folder, and of what its links point to."""
     found = refusal(folder, write=False)
     if found is not None or not folder.is_dir():
         return found
-    parts = (_in_tree(part) for part in sorted(folder.iterdir()))
+    inside = (
+        part for part in sorted(folder.iterdir()) if not (part.is_symlink() and part.is_dir())
+    )
+    parts = (_in_tree(part) for part in inside)
     return next((found for found in parts if found is not None), None)
 
 

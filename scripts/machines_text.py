@@ -1,7 +1,4 @@
-"""Makes the text of docs/machines.md: what ten made-up machines show to an operator.
-
-python -m scripts.machines_text > docs/machines.md
-"""
+"""Writes docs/machines.md anew: what ten made-up machines show to an operator."""
 
 import re
 import sys
@@ -19,6 +16,7 @@ from tests.support.api_server import serve
 from tests.support.machines import MACHINES, Machine, MadeUpHost, lose
 from workers.devices import Devices
 
+PAGE = Path(__file__).parents[1] / "docs/machines.md"
 HEAD = """\
 # What ten machines say of their cards
 
@@ -86,4 +84,4 @@ def _server(root: Path, devices: Devices) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(machines_text())
+    PAGE.write_text(machines_text())

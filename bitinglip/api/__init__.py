@@ -58,7 +58,9 @@ def mount(app: FastAPI, settings: Settings) -> None:
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Prefer", "X-API-Key", "X-Request-ID"],
             expose_headers=[
+                "Deprecation",
                 "Location",
+                "Sunset",
                 "X-Request-ID",
                 "X-Queue-Position",
                 "X-BitingLip-Overhead-Ms",

@@ -1,17 +1,19 @@
 """JSON bodies of requests and responses."""
 
 import asyncio
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from bitinglip.errors import (
-    UnsupportedMediaType,
-)
+from bitinglip.api.auth import caller_of
+from bitinglip.api.services import services_of
+from bitinglip.errors import UnsupportedMediaType
 from bitinglip.wire.parse import LARGE, parse
 
 #: One thread: a body takes many times its size while it is read, so large ones take turns.
@@ -21,11 +23,18 @@ M = TypeVar("M", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[M]) -> M:
-    """Read and check a JSON body. Raises UnsupportedMediaType, or what ``parse`` raises."""
+    """Read and check a JSON body.
+
+    Raises UnsupportedMediaType, QueueFull, ClientDisconnect, or what ``parse`` raises.
+    """
     if media_type_of(request) != "application/json":
         raise UnsupportedMediaType()
     # Not request.body(), which keeps the bytes for as long as the request lives.
-    return await parsed(model, b"".join([chunk async for chunk in request.stream()]))
+    first, more = await next_part(request)
+    if not more and len(first) <= LARGE:
+        return await parsed(model, first)
+    with input_memory(request) as grow:
+        return await parsed(model, await _rest(request, first, more, grow))
 
 
 async def read_optional_body(request: Request, model: type[M]) -> M:
@@ -36,7 +45,38 @@ async def read_optional_body(request: Request, model: type[M]) -> M:
     return await read_body(request, model)
 
 
-async def parsed(model: type[M], raw: bytes) -> M:
+async def _rest(
+    request: Request, first: bytes, more: bool, grow: Callable[[int], None]
+) -> bytes | bytearray:
+    """Read a body to its end, counting its bytes. Raises QueueFull or ClientDisconnect."""
+    grow(len(first))
+    if not more:
+        return first
+    raw = bytearray(first)  # and no list: parts may be small
+    while more:
+        part, more = await next_part(request)
+        grow(len(part))
+        raw += part
+    return raw
+
+
+async def next_part(request: Request) -> tuple[bytes, bool]:
+    """Return what has come of the body, and whether there is more. Raises ClientDisconnect."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect()
+    return message.get("body", b""), message.get("more_body", False)
+
+
+@contextmanager
+def input_memory(request: Request) -> Iterator[Callable[[int], None]]:
+    """Count input of the caller's until the block is left; see ``InputMemory.growing``."""
+    memory = services_of(request).dispatcher.delivery.input_memory
+    with memory.growing(caller_of(request).key_id) as grow:
+        yield grow
+
+
+async def parsed(model: type[M], raw: bytes | bytearray) -> M:
     """Validate a JSON body; a large one beside the event loop. Raises what wire.parse raises."""
     if len(raw) <= LARGE:
         return parse(model, raw)

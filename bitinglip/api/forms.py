@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from pydantic import BaseModel
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -17,6 +18,7 @@ FORM = "multipart/form-data"
 _MOST_FIELDS = 64
 _MOST_FILES = 16
 _LONGEST_FIELD = 64 * 1024
+_UTF8 = (b"utf-8", b"utf8")
 _WORDS = {"true": True, "false": False}
 
 M = TypeVar("M", bound=BaseModel)
@@ -28,8 +30,7 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
 
     Raises InvalidRequest, UnsupportedParameter or UnsupportedMediaType.
     """
-    if media_type_of(request) != FORM:
-        raise UnsupportedMediaType(f"The request's body must be {FORM}.")
+    _check_type(request)
     fields: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {}
     try:
@@ -61,6 +62,19 @@ def single_file(files: Uploaded) -> bytes:
         what = "is missing" if not found else "may be one only"
         raise InvalidRequest(f"'file' {what}.", param="file")
     return found[0]
+
+
+def _check_type(request: Request) -> None:
+    """Refuse a body that is no form, or is one in another encoding than UTF-8.
+
+    The library decodes by any codec of the interpreter that the client names; some take quadratic
+    time, and some make strings that cannot be encoded again.
+    """
+    if media_type_of(request) != FORM:
+        raise UnsupportedMediaType(f"The request's body must be {FORM}.")
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").lower() not in _UTF8:
+        raise UnsupportedMediaType("A form must be in UTF-8: leave charset out.")
 
 
 def _check_name(name: str, names: Collection[str]) -> None:

@@ -36,12 +36,14 @@ async def inspect_image(data: bytes, param: str) -> Upload:
     return await asyncio.to_thread(_inspect, data, param)
 
 
-async def store_uploads(services: Services, job: Job, files: Mapping[str, bytes]) -> None:
-    """Write the files of a job that the queue has room for.
+async def store_uploads(
+    services: Services, job: Job, files: Mapping[str, bytes], *, held: int = 0
+) -> None:
+    """Write the files of a job that the queue has room for; ``held`` as in ``Dispatcher.check``.
 
     Raises what ``Dispatcher.check`` and ``Uploads.save`` raise.
     """
-    services.dispatcher.check(job)
+    services.dispatcher.check(job, held)
     await services.uploads.save(job, files)
 
 

@@ -10,12 +10,13 @@ One timer looks after all of them once a second, so a request sets no timer of i
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Protocol
 
 from bitinglip.http.capacity import Capacity
+from bitinglip.http.turns import Turns
 
 SEND_BYTES = 65_536  #: a client that leaves data unread takes so much in ``Times.send`` at least
 BODY_BYTES = 65_536  #: received, they give a body another second
@@ -100,6 +101,7 @@ class Connections:
     def __init__(self, capacity: Capacity, times: Times | None = None) -> None:
         self.capacity = capacity
         self.times = times or Times()
+        self.turns = Turns()
         self._all: set[Connection] = set()
         self._guests = 0
         self._addresses: dict[str, _Address] = {}
@@ -115,6 +117,9 @@ class Connections:
     @property
     def open(self) -> int:
         return len(self._all)
+
+    def all(self) -> Collection[Connection]:
+        return self._all
 
     def states(self) -> Mapping[str, int]:
         """Count the open connections by state."""

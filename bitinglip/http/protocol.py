@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -21,6 +22,29 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 32_768  #: of a request's first line and headers together
 MAX_HEADERS = 100
 MAX_PIPELINED = 64  #: requests that a client may send ahead
+UNWANTED_BYTES = 65_536  #: of a body after its response; a client that sends more is not heard
+PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
+
+
+class _Flow(FlowControl):
+    """Pauses reading for uvicorn, and while bytes that are read already wait to be parsed."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        if self.held:
+            self.read_paused = False
+        else:
+            super().resume_reading()
+
+    def hold(self) -> None:
+        self.held = True
+        self._transport.pause_reading()
+
+    def release(self) -> None:
+        self.held = False
+        if not self.read_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -42,8 +66,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._begun = False  #: some bytes of the next request are here
         self._uncounted = False  #: they came together with the end of the request before
         self._receiving = False  #: the present request's body is not complete
-        self._body_seen = False
+        self._chunked = False  #: its length is not declared
+        self._pieces = 0  #: of content that the parser has found, in all
         self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
+        self._unwanted = 0  #: bytes of the present body since its response is complete
+        self._waiting = b""  #: bytes that are read, and parsed when there is time
         self._refusal: tuple[errors.BitingLipError, str] | None = None
         self._refused = False
 
@@ -53,6 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
         self, transport: asyncio.Transport
     ) -> None:
         super().connection_made(transport)
+        self.flow = self._flow = _Flow(transport)
         self._connection.transport = transport
         self._connection.handler = self
 
@@ -61,27 +89,49 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
-        while data and not self.transport.is_closing():
-            piece = data
+        if self._waiting:
+            self._waiting += data  # TLS may have more in hand when reading pauses
+        elif not self._refused:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Give bytes to the parser, as far as this turn of the loop has time for them."""
+        at, end = 0, len(data)
+        while at < end and not self.transport.is_closing():
+            size = end - at
             if self._in_head:
                 room = MAX_HEADER_BYTES - self._head_bytes
                 if room <= 0:
                     self._refuse(errors.HeadersTooLarge(), "headers")
                     return
-                if len(data) > room:
-                    piece = data[:room]
-                self._head_bytes += len(piece)
-            if not self._feed(piece):
+                size = min(size, room, PIECE_BYTES)
+                self._head_bytes += size
+            elif self._chunked:
+                size = min(size, PIECE_BYTES)
+            before = self._pieces
+            if not self._feed(data if size == end else data[at : at + size]):
                 return
-            if len(piece) == len(data):
+            at += size
+            if self._chunked and not self._connections.turns.spend(self._pieces - before + 1):
+                self._wait(data[at:])
                 return
-            data = data[len(piece) :]
+
+    def _wait(self, data: bytes) -> None:
+        """Parse these bytes in another turn, and read no more until then."""
+        if data:
+            self._waiting = data
+            self._flow.hold()
+            self._connections.turns.wait(self._go_on)
+
+    def _go_on(self) -> None:
+        data, self._waiting = self._waiting, b""
+        self._parse(data)
+        if not self._waiting:
+            self._flow.release()
 
     def _feed(self, data: bytes) -> bool:
         """Give bytes to the parser; False if this protocol reads no more of the connection."""
-        self._body_seen = not self._receiving  # a head is counted elsewhere
+        in_body, before = self._receiving, self._pieces  # a head is counted elsewhere
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -92,10 +142,19 @@ class HttpProtocol(HttpToolsProtocol):
             error = errors.InvalidRequest("This is not a valid HTTP request.")
             self._refuse(*(self._refusal or (error, "invalid")))
             return False
-        if self._receiving and not self._body_seen:
-            self._bodiless += len(data)
+        return not (in_body and self._receiving) or self._check_body(len(data), before)
+
+    def _check_body(self, size: int, before: int) -> bool:
+        """Count bytes inside a body; False if they are too many that nobody wants."""
+        if self._pieces == before:
+            self._bodiless += size
             if self._bodiless > MAX_HEADER_BYTES:
                 self._refuse(errors.HeadersTooLarge(), "headers")
+                return False
+        if not self._responding():
+            self._unwanted += size
+            if self._unwanted > UNWANTED_BYTES:
+                self._hang_up()
                 return False
         return True
 
@@ -105,8 +164,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             self.transport.abort()
         elif self._responding() and self._receiving:
-            if self.flow.read_paused:
-                connection.began += self._times.tick  # the application is slow, not the client
+            if self.flow.read_paused or self._waiting:
+                connection.began += self._times.tick  # the server is slow, not the client
             due = connection.began + self._times.body + connection.received / BODY_BYTES
             if due > self._connections.now:
                 connection.deadline = due
@@ -130,6 +189,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begun = True
+        self._chunked = False
         self._uncounted = self._head_bytes == 0
         # The first request's time runs since the connection was made.
         if self.cycle is not None and not self._responding():
@@ -141,6 +201,8 @@ class HttpProtocol(HttpToolsProtocol):
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
+        elif name == b"transfer-encoding":
+            self._chunked = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -150,7 +212,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise self._refusal[0]  # the parser stops; see ``_feed``
         self._in_head = self._begun = False
         self._receiving = True
-        self._bodiless = 0
+        self._bodiless = self._unwanted = 0
         connection = self._connection
         self._connections.busy(connection)
         if not self._responding():
@@ -173,7 +235,7 @@ class HttpProtocol(HttpToolsProtocol):
         return None
 
     def on_body(self, body: bytes) -> None:
-        self._body_seen = True
+        self._pieces += 1
         self._bodiless = 0
         self._connection.received += len(body)
         super().on_body(body)
@@ -229,6 +291,15 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write(self._refusal_bytes(error))
+        self._linger()
+
+    def _hang_up(self) -> None:
+        """Read no more of a client that sends on after its response, which it may still read."""
+        self._refused = True
+        self._connections.refused["unwanted"] += 1
+        self._linger()
+
+    def _linger(self) -> None:
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-from sqlalchemy import ColumnElement
+from sqlalchemy import JSON, ColumnElement
+from sqlalchemy.orm import QueryableAttribute, defer
 from sqlmodel import col, delete, func, select, update
 
 from bitinglip import errors
@@ -21,6 +22,7 @@ from bitinglip.scheduling.job import Job
 from workers import protocol
 
 _ROW_BYTES = 500  #: of the other columns and the indexes, roughly
+_LARGE = (StoredTask.request, StoredTask.result)  #: columns that may hold megabytes
 OPEN = ("queued", "running")  #: what a row says until its task has ended
 
 #: an ended job's answer, as clients get it
@@ -83,7 +85,7 @@ def job_of(row: StoredTask) -> Job:
     return msgspec.msgpack.decode(row.request or b"", type=Job)
 
 
-def _task_of(row: StoredTask) -> Task:
+def _task_of(row: StoredTask, answer: dict[str, Any] | None) -> Task:
     return Task(
         id=row.id,
         key_id=row.key_id,
@@ -92,7 +94,7 @@ def _task_of(row: StoredTask) -> Task:
         status=row.state,
         created_at=row.created_at,
         completed_at=row.completed_at,
-        answer=row.result,
+        answer=answer,
         error=errors.from_code(**row.error) if row.error else None,
     )
 
@@ -144,7 +146,7 @@ class TaskStore:
         query = select(StoredTask).where(StoredTask.id == task_id, self._present())
         async with self._db.read() as session:
             row = (await session.scalars(query)).first()
-        return _task_of(row) if row else None
+        return _task_of(row, row.result) if row else None
 
     async def count(self, wanted: Filter, *, excluding: Collection[str]) -> int:
         """Count the matching tasks whose ids are not among ``excluding``."""
@@ -155,13 +157,20 @@ class TaskStore:
     async def page(
         self, wanted: Filter, *, excluding: Collection[str], limit: int, offset: int
     ) -> list[Task]:
-        """Return one page of them, the newest first."""
+        """Return one page of them, the newest first, without results: each may hold megabytes."""
         newest = (col(StoredTask.created_at).desc(), col(StoredTask.id).desc())
-        query = select(StoredTask).where(*self._where(wanted, excluding)).order_by(*newest)
+        rest = func.json_remove(col(StoredTask.result), "$.result", type_=JSON)
+        query = (
+            select(StoredTask, rest)
+            .options(
+                *(defer(cast("QueryableAttribute[Any]", each), raiseload=True) for each in _LARGE)
+            )
+            .where(*self._where(wanted, excluding))
+            .order_by(*newest)
+        )
         async with self._db.read() as session:
-            return [
-                _task_of(row) for row in await session.scalars(query.limit(limit).offset(offset))
-            ]
+            rows = await session.execute(query.limit(limit).offset(offset))
+            return [_task_of(row, answer) for row, answer in rows]
 
     async def recover(self) -> list[Job]:
         """Return the jobs that had not begun when the server stopped; fail those that had."""

@@ -55,6 +55,7 @@ class DeviceSample:
     used: int | None  #: by everybody
     reserved: int  #: by our own books
     utilisation: float | None
+    power_w: float | None = None
 
 
 class Metrics:
@@ -343,6 +344,9 @@ class _Live(Collector):
         busy = GaugeMetricFamily(
             "bitinglip_device_utilisation_ratio", "How busy a device is, 0 to 1", labels=["device"]
         )
+        power = GaugeMetricFamily(
+            "bitinglip_device_power_watts", "Power that a device draws", labels=["device"]
+        )
         for sample in self._devices():
             memory.add_metric([sample.device, "total"], sample.total)
             memory.add_metric([sample.device, "reserved"], sample.reserved)
@@ -350,8 +354,9 @@ class _Live(Collector):
                 memory.add_metric([sample.device, "used"], sample.used)
             if sample.utilisation is not None:
                 busy.add_metric([sample.device], sample.utilisation)
-        yield memory
-        yield busy
+            if sample.power_w is not None:
+                power.add_metric([sample.device], sample.power_w)
+        yield from (memory, busy, power)
 
 
 class _Edge(Collector):

@@ -25,7 +25,7 @@ _STEP = {ord("["): 1, ord("]"): -1}.__getitem__
 M = TypeVar("M", bound=BaseModel)
 
 
-def parse(model: type[M], raw: bytes) -> M:
+def parse(model: type[M], raw: bytes | bytearray) -> M:
     """Validate a JSON body. Raises InvalidRequest or UnsupportedParameter with ``param``."""
     check_shape(raw)
     try:
@@ -58,7 +58,7 @@ def param_path(loc: tuple[int | str, ...]) -> str | None:
     return path[:_MAX_PARAM] or None
 
 
-def check_shape(raw: bytes) -> None:
+def check_shape(raw: bytes | bytearray) -> None:
     """Refuse JSON that is nested deeper than 64, or holds more than 100,000 elements; costs next
     to nothing for ordinary bodies. Raises InvalidRequest."""
     brackets = raw.count(b"[") + raw.count(b"{")
@@ -77,9 +77,9 @@ def check_shape(raw: bytes) -> None:
         raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH}.")
 
 
-def _structure(raw: bytes) -> bytes:
+def _structure(raw: bytes | bytearray) -> bytes:
     """Return what stands outside of strings, in steps that other threads can come between."""
-    parts: list[bytes] = []
+    parts: list[bytes | bytearray] = []
     position = 0
     while (opened := raw.find(b'"', position)) >= 0:
         parts.append(raw[position:opened])
@@ -89,7 +89,7 @@ def _structure(raw: bytes) -> bytes:
     return b"".join([*parts, raw[position:]])
 
 
-def _string_end(raw: bytes, position: int) -> int:
+def _string_end(raw: bytes | bytearray, position: int) -> int:
     """Return where what follows a string begins; the end if the string has none."""
     while True:
         found = _PIECE.match(raw, position)

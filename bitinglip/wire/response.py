@@ -17,11 +17,19 @@ _json = msgspec.json.Encoder()
 def inference_response(event_log: EventLog) -> dict[str, Any]:
     """Describe a job in any state as InferenceResponse; unknown values are null."""
     job, final = event_log.job, event_log.final
+    answer = _state_of(event_log)
+    answer["result"] = result_of(job, final) if isinstance(final, protocol.Success) else None
+    return answer
+
+
+def _state_of(event_log: EventLog) -> dict[str, Any]:
+    """Describe a job without its result, in the order of InferenceResponse."""
+    job, final = event_log.job, event_log.final
     began, ended = event_log.dispatched or event_log.submitted, event_log.ended
     return {
         "task_id": job.id,
         "status": event_log.status,
-        "result": result_of(job, final) if isinstance(final, protocol.Success) else None,
+        "result": None,
         "processing_time": round(ended - began, 6) if ended else None,
         "worker_id": event_log.worker_id,
         "created_at": timestamp(job.created_at),
@@ -34,9 +42,22 @@ def inference_response(event_log: EventLog) -> dict[str, Any]:
 
 def task_info(task: Task, request_id: str) -> dict[str, Any]:
     """Describe a task: InferenceResponse, kind, error, and place in the queue if it waits."""
+    return {**(task.answer or _answer_of(task)), **_members_of(task, request_id)}
+
+
+def listed_task(task: Task, request_id: str) -> dict[str, Any]:
+    """Describe a task as ``task_info`` does, without its result: lists would have no bound."""
+    if task.event_log is not None:
+        described = _state_of(task.event_log)
+    else:
+        described = {**(task.answer or _blank(task))}
+    described.pop("result", None)
+    return {**described, **_members_of(task, request_id)}
+
+
+def _members_of(task: Task, request_id: str) -> dict[str, Any]:
     place = task.event_log.place if task.event_log is not None else None
     return {
-        **(task.answer or _answer_of(task)),
         "kind": task.kind,
         "error": error_object(task.error, request_id) if task.error else None,
         "position": place.position if place else None,
@@ -58,8 +79,11 @@ def cancelled(task_id: str) -> bytes:
 
 
 def _answer_of(task: Task) -> dict[str, Any]:
-    if task.event_log is not None:
-        return inference_response(task.event_log)
+    return inference_response(task.event_log) if task.event_log is not None else _blank(task)
+
+
+def _blank(task: Task) -> dict[str, Any]:
+    """Describe a task of which no more is known than its row."""
     return {
         "task_id": task.id,
         "status": task.status,

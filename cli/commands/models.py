@@ -157,7 +157,8 @@ def verify(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
 
 @app.command()
 def load(name: NameArgument, home: HomeOption = None, config: ConfigOption = None) -> None:
-    """Load a model now; returns when it is ready."""
+    """Load a model now; returns when it is ready. What keeps it loaded is models.<name>.pin and
+    keep_alive in the configuration."""
     from cli.client import path_of
 
     server = CliContext.of(home, config).need_server()

@@ -1,6 +1,8 @@
 """What is shipped to run the server with fits what the server does by itself."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,17 @@ def test_unit_outlives_a_worker_that_the_kernel_killed(unit: dict[str, list[str]
     assert unit["ManagedOOMPreference"] == ["avoid"]
     assert unit["LimitMEMLOCK"] == ["infinity"]
     assert unit["Restart"] == ["on-failure"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_unit_is_understood_by_systemd(tmp_path: Path) -> None:
+    text = (ROOT / "deploy/bitinglip.service").read_text()
+    unit = tmp_path / "bitinglip.service"
+    unit.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE))
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    # Units of the machine's own have troubles of their own.
+    assert [line for line in done.stderr.splitlines() if unit.name in line] == []
 
 
 def test_compose_waits_longer_than_a_stop_and_takes_cards_by_cdi(service: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ _SLEEP_SECONDS = 60.0  #: without a model, after which a laptop's card is let sl
 
 _HANGS = "The NVIDIA driver does not answer: see what nvidia-smi says, and restart the machine."
 _IN_WSL = "is told of by Windows, which counts its own use and names no processes"
+_EXCLUSIVE = "takes one worker at a time (its compute mode is exclusive)"
 _SILENT = "the NVIDIA driver does not answer: models run on the CPU"
 _LOST = (
     "The card is lost to its driver (it fell off the bus): restart the machine, or switch it off "
@@ -138,7 +139,7 @@ class Cards:
             known = fresh.pop(card.pin, None)
             merged.append(replace(known, id=card.id) if known else card)
             if known is None:
-                self._failures[card.id] = (2, Condition("lost", _GONE))
+                self._failures.setdefault(card.id, (2, Condition("lost", _GONE)))
             else:
                 self._failures.pop(card.id, None)
         ids = {card.id for card in merged}
@@ -147,9 +148,10 @@ class Cards:
         ]
         self.list = tuple(merged)
         self._unfit = {card.id: self._judge(card, found.driver) for card in self.list}
-        self.note = _note(found, self._visible)
+        gone = len(self.list) - len(found.cards)  # of those, each has its own condition
+        self.note = _note(found, self._visible) if len(found.silent) > gone or not gone else None
         self.missing = None
-        if found.silent:
+        if len(found.silent) > gone:
             self.missing = f"{_silent(found)}. {_LOST}"
         elif not self.list and self._wants_cards():
             self.missing = why_missing(self._around, True, False, "it shows none")
@@ -187,9 +189,7 @@ class Cards:
         told = [
             "sleeps while no model is loaded" if self._asleep else None,
             "shares its memory with the processor" if card.unified else None,
-            "takes one worker at a time (its compute mode is exclusive)"
-            if card.exclusive
-            else None,
+            _EXCLUSIVE if card.exclusive else None,
             _IN_WSL if self._around.is_wsl else None,
         ]
         return " and ".join(filter(None, told)) or None

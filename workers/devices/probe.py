@@ -18,8 +18,19 @@ _ENDING_SECONDS = 5.0  #: after a kill; a process stuck in the driver is left be
 def probe_cards(ids: Sequence[str], seconds: float = 120.0) -> dict[str, str]:
     """Return what is wrong by card; a card that is not in it computes. Blocks: call it in a thread.
 
-    ``ids`` are those of CUDA_VISIBLE_DEVICES; ``seconds`` bounds it all, importing torch included.
+    ``ids`` are those of CUDA_VISIBLE_DEVICES; ``seconds`` bounds each process, importing torch
+    included. A process sees one MIG instance at most, so each of those has its own.
     """
+    alone = [[card] for card in ids if card.startswith("MIG")]
+    together = [card for card in ids if not card.startswith("MIG")]
+    failed: dict[str, str] = {}
+    for group in (*alone, together):
+        if group:
+            failed |= _probe(group, seconds)
+    return failed
+
+
+def _probe(ids: Sequence[str], seconds: float) -> dict[str, str]:
     environ = worker_environment(os.environ, platform.release())
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids)
     environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)

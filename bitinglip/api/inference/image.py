@@ -9,7 +9,7 @@ from starlette.responses import Response
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
-from bitinglip.api.body import read_body
+from bitinglip.api.body import input_memory, read_body
 from bitinglip.api.documentation import form_body, json_body
 from bitinglip.api.forms import read_form
 from bitinglip.api.inference.respond import respond, wants_background
@@ -40,8 +40,13 @@ async def generate_images(request: Request) -> Response:
     find_model_of(request, body.model, "image")
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority))
-    uploads = {name: await decode_image(text, name) for name, text in body.uploads().items()}
-    await store_uploads(services, job, {name: each.data for name, each in uploads.items()})
+    if texts := body.uploads():
+        held = sum(map(len, texts.values()))
+        with input_memory(request) as grow:
+            grow(held)
+            uploads = {name: await decode_image(text, name) for name, text in texts.items()}
+            files = {name: each.data for name, each in uploads.items()}
+            await store_uploads(services, job, files, held=held)
     return await respond(request, job, background=background)
 
 

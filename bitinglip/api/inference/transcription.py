@@ -9,7 +9,7 @@ from starlette.responses import Response
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
-from bitinglip.api.body import media_type_of, read_body
+from bitinglip.api.body import input_memory, media_type_of, read_body
 from bitinglip.api.documentation import form_body
 from bitinglip.api.forms import FORM, read_form, single_file
 from bitinglip.api.inference.respond import respond, wants_background
@@ -31,21 +31,25 @@ openai = APIRouter(prefix="/v1/audio", tags=["openai"])
 @requires_scope(Scope.AUDIO, LimitClass.INFERENCE)
 async def transcribe(request: Request) -> Response:
     """Transcribe an audio file: a form with ``file``, or JSON with ``audio`` in base64."""
-    body, data = await _read(request)
+    if media_type_of(request) == FORM:
+        fields, files = await read_form(request, native_wire.TranscriptionFields, {"file"})
+        return await _respond_natively(request, fields, single_file(files))
+    body = await read_body(request, native_wire.TranscriptionRequest)
+    with input_memory(request) as grow:
+        grow(len(body.audio))
+        data = await decode_base64(body.audio, "audio")
+        return await _respond_natively(request, body, data, held=len(body.audio))
+
+
+async def _respond_natively(
+    request: Request, body: native_wire.TranscriptionFields, data: bytes, held: int = 0
+) -> Response:
     services = services_of(request)
     find_model_of(request, body.model, "transcription")
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority), len(data))
-    await store_uploads(services, job, {"path": data})
+    await store_uploads(services, job, {"path": data}, held=held)
     return await respond(request, job, background=background)
-
-
-async def _read(request: Request) -> tuple[native_wire.TranscriptionFields, bytes]:
-    if media_type_of(request) == FORM:
-        fields, files = await read_form(request, native_wire.TranscriptionFields, {"file"})
-        return fields, single_file(files)
-    body = await read_body(request, native_wire.TranscriptionRequest)
-    return body, await decode_base64(body.audio, "audio")
 
 
 @openai.post("/transcriptions", openapi_extra=form_body(TranscriptionRequest, "file"))

@@ -16,7 +16,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
 from bitinglip.tasks.store import Filter, Task
 from bitinglip.wire.kinds import KINDS
-from bitinglip.wire.response import task_info
+from bitinglip.wire.response import listed_task, task_info
 
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])
 
@@ -27,7 +27,7 @@ _FILTERS = ("status", "model")
 @router.get("", openapi_extra=list_query(*_FILTERS))
 @requires_inference_scope
 async def list_tasks(request: Request) -> Response:
-    """List the caller's tasks, the newest first; an admin sees all."""
+    """List the caller's tasks, the newest first, without their results; an admin sees all."""
     page = read_page(request, *_FILTERS)
     caller = caller_of(request)
     wanted = Filter(
@@ -40,7 +40,7 @@ async def list_tasks(request: Request) -> Response:
     tasks, total = await services_of(request).tasks.list(
         wanted, limit=page.limit, offset=page.offset
     )
-    return page.part([task_info(task, request_id_of(request)) for task in tasks], total)
+    return page.part([listed_task(task, request_id_of(request)) for task in tasks], total)
 
 
 @router.get("/{task_id}")

@@ -15,6 +15,7 @@ from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import LIFETIME
 from bitinglip.api.auth import (
+    ANONYMOUS,
     admit,
     caller_of,
     check_address,
@@ -72,7 +73,7 @@ for _path in ("/ws/inference/{task_id}", "/api/v1/ws/inference/{task_id}"):
 
 
 def _watcher(socket: WebSocket, task_id: str) -> Caller:
-    """Identify the watcher by key or by ticket."""
+    """Identify the watcher by key or by ticket; ``admit`` counts them as any other request."""
     ticket = socket.query_params.get("ticket")
     if ticket is None:
         return identify(socket)
@@ -83,6 +84,8 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
         caller = services.tickets.redeem(ticket, task_id)
     except InvalidToken as error:
         raise failed_login(socket, error) from None
+    if caller is ANONYMOUS:
+        return caller
     present = services.keys.caller(caller.credential)
     if present is None or not services.tokens.is_valid(caller.credential):
         raise InvalidToken()

@@ -139,9 +139,9 @@ class Delivery:
         return None if wait is None else round(wait, 3)
 
     def load_eta(self, model: str) -> float | None:
-        """Estimate the seconds until a model is loaded; None if unknown."""
-        model_state = self._manager.models.get(model)
-        return self._manager.facts.load_eta(model_state, self._clock()) if model_state else None
+        """Estimate the seconds until the model is loaded; None if unknown."""
+        model_state, facts = self._manager.models.get(model), self._manager.facts
+        return facts.load_eta(model_state, self._clock()) if model_state else None
 
     def _time_isolation(self, model_queue: ModelQueue, entry: InFlightJob) -> None:
         """End isolation in time; a job that ran out of memory keeps the worker to its end."""
@@ -230,7 +230,7 @@ class Delivery:
 
     def on_lost(self, worker: Worker, cause: str) -> None:
         """Run jobs without output again, end the rest, and have the model restarted."""
-        replica = self._manager.replica_of(worker)
+        replica = self._manager.by_worker.get(worker)
         if replica is None:
             return
         model_queue = self.model_queues.get(replica.model)

@@ -71,10 +71,13 @@ class Dispatcher:
         """Return the part of its rates that a tier of this priority keeps under lasting load."""
         return self.overload.sustained_share(rank, self._top_rank)
 
-    def check(self, job: Job) -> None:
-        """Raise what ``open`` would raise for this job now; for work that comes before."""
+    def check(self, job: Job, held: int = 0) -> None:
+        """Raise what ``open`` would raise for this job now; for work that comes before.
+
+        ``held``: the bytes of its body that are counted as input still.
+        """
         self._check(job)
-        self.delivery.input_memory.check(job.key_id, input_bytes(job))
+        self.delivery.input_memory.check(job.key_id, input_bytes(job), held)
 
     def cancel(self, job_id: str) -> bool:
         """End a job as cancelled; return False if no job of that id runs."""

@@ -86,12 +86,13 @@ class Deaths:
             death.blame = "suspension"
             self._deaths.append(death)
             return death
-        neighbours = self._neighbours(death)
-        if neighbours or self._in_question(cards):
+        neighbours, in_question = self._neighbours(death), self._in_question(cards)
+        if neighbours or in_question:
             for each in (death, *neighbours):
                 if each.blame == "request":
                     each.blame_device()
-        if death.blame == "device":
+        # What put a device in question judges when it is well again: this adds nothing to it.
+        if death.blame == "device" and not in_question:
             self._blame(cards, fault, now)
         self._deaths.append(death)
         return death
@@ -102,7 +103,8 @@ class Deaths:
         cards = _cards(devices)
         if fault is None or fault.blame != "device" or not cards:
             return False
-        self._blame(cards, fault, now)
+        if not self._in_question(cards):
+            self._blame(cards, fault, now)
         return True
 
     def pause(self, model: str, now: float) -> float:
@@ -152,7 +154,7 @@ class Deaths:
             if not faults or now - faults[-1] > _TOGETHER:
                 faults.append(now)
             certain = fault is not None and fault.certain
-            if certain or len(faults) >= _MOST_FAULTS or card in self._marked:
+            if certain or len(faults) >= _MOST_FAULTS:
                 self._marked[card] = now
                 has_reason = fault is not None and fault.blame == "device"
                 reason = fault.sentence if fault and has_reason else _TOGETHER_REASON

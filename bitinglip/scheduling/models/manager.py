@@ -52,7 +52,7 @@ class ModelManager:
         self._pool: Pool
         self._listener: ModelListener
         self._loader: ReplicaLoader
-        self._by_worker: dict[Worker, Replica] = {}
+        self.by_worker: dict[Worker, Replica] = {}
         self._unmet = False  #: requests wait for a model that is not loaded
         self._plan_timer = PlanTimer(self._plan, clock)
         rules = settings.residency
@@ -100,9 +100,6 @@ class ModelManager:
                 self.replan()
             elif (kept := self._settings.keep_alive(name)) is not None:
                 self._plan_timer.at(replica.used_at + kept)
-
-    def replica_of(self, worker: Worker) -> Replica | None:
-        return self._by_worker.get(worker)
 
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
@@ -309,7 +306,7 @@ class ModelManager:
     def on_loaded(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         assert worker.ready is not None
         model_state.loaded(replica, worker, worker.ready.slots, self.clock())
-        self._by_worker[worker] = replica
+        self.by_worker[worker] = replica
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
         self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
         seconds = round(replica.load_seconds, 3)
@@ -356,7 +353,7 @@ class ModelManager:
         self.deaths.gone(replica)
         model_state.remove(replica)
         if replica.worker is not None:
-            self._by_worker.pop(replica.worker, None)
+            self.by_worker.pop(replica.worker, None)
             self._loader.keep_files(model_state.manifest)
         self.replan()
 
@@ -365,7 +362,7 @@ class ModelManager:
 
         ``forgiven``: deaths, this one among them, of a request that is not run again.
         """
-        replica = self._by_worker.pop(worker)
+        replica = self.by_worker.pop(worker)
         model_state = self.models[replica.model]
         if worker.stuck:
             self.on_stuck(model_state, replica, worker)

@@ -160,7 +160,7 @@ class Operations:
     async def stop_worker(self, worker_id: str) -> None:
         """Stop a worker until its model is requested again. Raises ModelInUse."""
         worker = self._find(worker_id)
-        replica = self._manager.replica_of(worker)
+        replica = self._manager.by_worker.get(worker)
         if replica is None:
             await self._pool.stop(worker)
         else:
@@ -168,7 +168,7 @@ class Operations:
 
     def drain_worker(self, worker_id: str) -> None:
         """Send a worker no new jobs, and stop it when it has finished its running ones."""
-        replica = self._manager.replica_of(self._find(worker_id))
+        replica = self._manager.by_worker.get(self._find(worker_id))
         if replica is None:
             raise errors.Conflict("This worker runs no model.")
         self._manager.drain_replica(replica, "drained on request")
@@ -258,6 +258,7 @@ class Operations:
                 used=each.used_bytes,
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
+                power_w=each.power_w,
             )
             for each in self.devices()
         ]

@@ -1,4 +1,4 @@
-"""What follows when the machine was suspended: cards are probed before they get work again.
+"""What follows when the machine was suspended: a probe comes before work for loaded models.
 
 A suspended machine may lose what lay in a card's memory, or come back with a driver that no new
 process can use. What dies of that is not the fault of a request or of a model.
@@ -25,7 +25,6 @@ _RETRY_SECONDS = 30.0  #: between two probes of a card that fails
 _KILL_SECONDS = 10.0
 ENDED = "was ended after the machine was suspended"
 
-_BEING_PROBED = "The machine was suspended; the card is probed before it gets new work."
 _FAILED = (
     "The machine was suspended, and the card does not compute since ({why}). Its workers were "
     "ended, so that the driver's module can be loaded again: `sudo rmmod nvidia_uvm && sudo "
@@ -78,12 +77,16 @@ class Resume:
             self._next_probe = time.monotonic() + _RETRY_SECONDS
 
     def _question(self, slept: float) -> None:
-        cards = [each.id for each in self._devices.list() if each.kind == self._kind]
+        cards = [
+            each.id
+            for each in self._devices.list()
+            # A card that takes one process at a time cannot be probed beside its worker.
+            if each.kind == self._kind and not (each.exclusive and self._on({each.id}))
+        ]
         log.warning("the machine was suspended", seconds=round(slept), probed=cards)
         self._in_question |= set(cards)
         self._next_probe = 0.0
-        for card in cards:
-            self._devices.mark(card, "doubtful", _BEING_PROBED, source=SOURCE)
+        # New loads go on: each is a new process, which finds out for itself.
         for replica in self._on(self._in_question):
             replica.held = True
 

@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from bitinglip.http import turns
 from bitinglip.http.connections import Times
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.wait import eventually
+from tests.support.websocket_client import open_watch, refusal
 from workers import protocol
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -234,8 +236,82 @@ def test_body_that_nobody_wants_is_not_read_for_ever(served: Served) -> None:
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\n"
     with connected(served) as sock:
         sock.sendall(head % NATIVE.encode())
-        assert sock.recv(65536).startswith(b"HTTP/1.1 401")
-        assert everything(sock) == b""
+        answer = everything(sock)
+        assert answer.count(b"HTTP/1.1") == answer.count(b"HTTP/1.1 401") == 1
+
+
+TINY = b"1\r\n \r\n"  #: a chunk
+
+
+def unwanted(framing: str, size: int) -> bytes:
+    """A request without a key, its body, and another request after it."""
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\n" % NATIVE.encode()
+    if framing == "length":
+        return head + b"Content-Length: %d\r\n\r\n%b" % (size, b" " * size) + LIVEZ
+    chunk = TINY if framing == "tiny chunks" else b"1;a=%b\r\n \r\n" % (b"a" * 1000)
+    body = chunk * (size // len(chunk))
+    return head + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n" + LIVEZ
+
+
+FRAMINGS = ("length", "tiny chunks", "chunks with extensions")
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_body_that_nobody_wants_is_read_up_to_a_bound(hurried: Served, framing: str) -> None:
+    with connected(hurried) as sock:
+        sock.sendall(unwanted(framing, 20_000))
+        answer = b""
+        while b"HTTP/1.1 200" not in answer:
+            piece = sock.recv(65536)
+            assert piece, answer
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 401")
+    before = hurried.connections.refused["unwanted"]
+    with connected(hurried) as sock:
+        head, _, body = unwanted(framing, 1_000_000).partition(b"\r\n\r\n")
+        sock.sendall(head + b"\r\n\r\n")
+        answer = sock.recv(65536)
+        send_all_that_is_taken(sock, body)
+        answer += everything(sock)
+    assert answer.count(b"HTTP/1.1") == answer.count(b"HTTP/1.1 401") == 1
+    assert hurried.connections.refused["unwanted"] == before + 1
+
+
+def test_chunks_of_a_body_leave_the_loop_to_others(served: Served) -> None:
+    """However many arrive at once, one turn of the loop takes about as many as its share."""
+    count = 95_000
+    body = json.dumps(PROMPT).encode()
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: %b\r\n" % (
+        NATIVE.encode(),
+        served.keys["inference:text"].encode(),
+    )
+    head += b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    most = 0
+    done = False
+
+    async def watch() -> None:
+        nonlocal most
+        before = 0
+        while not done:
+            received = max((each.received for each in served.connections.all()), default=0)
+            most, before = max(most, received - before), received
+            await asyncio.sleep(0)
+
+    watching = asyncio.run_coroutine_threadsafe(watch(), served.loop)
+    try:
+        with connected(served) as sock:
+            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+            sock.sendall(head + TINY * count + last + LIVEZ)
+            answer = b""
+            while answer.count(b"HTTP/1.1 200") < 2:
+                piece = sock.recv(65536)
+                assert piece, answer
+                answer += piece
+        assert b"one two" in answer
+    finally:
+        done = True
+        watching.result(10)
+    assert 0 < most <= 2 * turns.CHUNKS
 
 
 def test_answer_that_nobody_reads_is_given_up(wordy: Served) -> None:
@@ -310,3 +386,29 @@ def test_concurrency_of_one_key_is_bounded(small: Served) -> None:
         assert other.status_code == 200
     with httpx.Client(base_url=small.url, headers=headers, timeout=10) as client:
         eventually(lambda: client.post(NATIVE, json=PROMPT).status_code == 200)
+
+
+def test_concurrency_of_one_key_counts_those_who_watch_by_tickets(small: Served) -> None:
+    with (
+        ExitStack() as stack,
+        httpx.Client(
+            base_url=small.url, headers=small.headers("inference:text"), timeout=10
+        ) as client,
+    ):
+        accepted = client.post(NATIVE, json={**PROMPT, "prompt": "!stall", "async": True})
+        task_id = accepted.json()["task_id"]
+        issued = [
+            client.post("/api/v1/auth/ws-ticket", json={"task_id": task_id}) for _ in range(4)
+        ]
+        queries = [f"?ticket={each.json()['ticket']}" for each in issued]
+        first, _ = [
+            stack.enter_context(open_watch(small.url, task_id, query=query))
+            for query in queries[:2]
+        ]
+        status, error = refusal(small.url, task_id, query=queries[2])
+        assert (status, error["code"]) == (429, "CONCURRENCY_LIMIT_EXCEEDED")
+        error_of(client.post(NATIVE, json=PROMPT), 429, "CONCURRENCY_LIMIT_EXCEEDED")
+        first.close()
+        eventually(lambda: client.get("/api/v1/tasks").status_code == 200)
+        with open_watch(small.url, task_id, query=queries[3]):
+            pass

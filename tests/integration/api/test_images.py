@@ -21,6 +21,11 @@ from workers import protocol
 NATIVE = "/api/v1/inference/image-generation"
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
+AUDIO = (
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/api/v1/inference/transcription",
+)
 ASKED = {"model": "painter", "prompt": "a fox", "width": 64, "height": 64, "steps": 4}
 PIXELS = b"the bytes of a picture"
 
@@ -292,6 +297,26 @@ def test_form_that_is_not_valid_is_refused(client: httpx.Client) -> None:
     error_of(client.post(EDITS, data=fields, files=many), 400, "INVALID_REQUEST")
     large = {"image": b"x" * 200_001}
     error_of(client.post(EDITS, data=fields, files=large), 413, "PAYLOAD_TOO_LARGE")
+
+
+@pytest.mark.parametrize("charset", ["punycode", "utf-7", "idna", '"raw_unicode_escape"', "none"])
+@pytest.mark.parametrize("url", [EDITS, *AUDIO])
+def test_form_in_another_encoding_is_refused(image_server: Served, url: str, charset: str) -> None:
+    name = b"+2AA-"  # half a character in UTF-7, which nothing can encode again
+    body = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\na\r\n--x--\r\n' % name
+    headers = {
+        **image_server.headers("inference:image" if url == EDITS else "inference:audio"),
+        "content-type": f"multipart/form-data; boundary=x; charset={charset}",
+    }
+    answer = httpx.post(image_server.url + url, content=body, headers=headers)
+    error_of(answer, 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+def test_form_in_utf_8_may_say_so(client: httpx.Client) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\npainter\r\n--x--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=UTF-8"}
+    answer = client.post(EDITS, content=body, headers=headers)
+    assert error_of(answer, 400, "INVALID_REQUEST")["param"] == "prompt"
 
 
 def test_image_job_that_fails_is_an_error_on_both_surfaces(client: httpx.Client) -> None:

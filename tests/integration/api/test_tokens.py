@@ -200,3 +200,12 @@ def test_tokens_are_not_made_where_keys_are_off(tmp_path_factory: pytest.TempPat
         error_of(httpx.post(served.url + TOKEN), 400, "INVALID_REQUEST")
         admin = served.headers("admin")
         assert httpx.post(served.url + TOKEN, headers=admin).status_code == 200
+
+
+def test_ticket_works_where_keys_are_off(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with serve(tmp_path_factory.mktemp("tickets"), security={"require_api_key": False}) as served:
+        accepted = httpx.post(served.url + NATIVE, json=PROMPT, headers=BACKGROUND).json()
+        body = {"task_id": accepted["task_id"]}
+        ticket = httpx.post(f"{served.url}/api/v1/auth/ws-ticket", json=body).json()["ticket"]
+        with open_watch(served.url, accepted["task_id"], query=f"?ticket={ticket}") as watched:
+            assert heard(watched)[1] == 1000

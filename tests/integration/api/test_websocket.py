@@ -1,5 +1,6 @@
 """WebSockets: a watcher that does not read is disconnected; the task and the others go on."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -94,6 +95,90 @@ def test_watcher_that_never_reads_is_cut_off(
     with shake_hands(gushing, task_id):
         eventually(lambda: len(gushing.websockets()) == 1, 5)
         eventually(lambda: not gushing.websockets(), 5)
+
+
+def frame(opcode: int, data: bytes = b"", *, final: bool = True) -> bytes:
+    """Make a client's frame; its mask is zero."""
+    return bytes([final << 7 | opcode, 0x80 | len(data)]) + bytes(4) + data
+
+
+TEXT, CONTINUATION, PING, PONG = 1, 0, 9, 10
+FLOODS = {
+    "pings": (b"", frame(PING, b"p" * 125)),
+    "empty pings": (b"", frame(PING)),
+    "pongs": (b"", frame(PONG)),
+    "messages": (b"", frame(TEXT, b"a")),
+    "fragments": (frame(TEXT, final=False), frame(CONTINUATION, final=False)),
+}
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("patient")) as served:
+        yield served
+
+
+def waiting_task(served: Served) -> str:
+    """Begin a task that says little and does not end."""
+    body = {**PROMPT, "prompt": "!stall", "async": True}
+    answer = httpx.post(served.url + NATIVE, json=body, headers=served.headers("inference:text"))
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["task_id"])
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_watcher_that_floods_is_closed_with_1008(patient: Served, name: str) -> None:
+    before = patient.connections.refused["frames"]
+    start, unit = FLOODS[name]
+    with shake_hands(patient, waiting_task(patient)) as flooding:
+        assert flooding.recv(12) == b"HTTP/1.1 101"
+        with contextlib.suppress(OSError):
+            flooding.sendall(start + unit * 50_000)
+        eventually(lambda: patient.connections.refused["frames"] == before + 1, 10)
+        eventually(lambda: not patient.websockets(), 15)
+
+
+def test_watcher_may_ping_and_talk_within_bounds(patient: Served) -> None:
+    with shake_hands(patient, waiting_task(patient)) as talking:
+        assert talking.recv(12) == b"HTTP/1.1 101"
+        talking.sendall(b"".join(frame(TEXT, b"hello") + frame(PING, b"%d" % n) for n in range(45)))
+        heard = b""
+        while frame_of_server(PONG, b"44") not in heard:
+            piece = talking.recv(65536)
+            assert piece, heard
+            heard += piece
+        assert all(frame_of_server(PONG, b"%d" % n) in heard for n in range(45))
+        [protocol_object] = patient.websockets()
+        assert protocol_object.queue.empty()
+        assert not protocol_object.frames
+
+
+def frame_of_server(opcode: int, data: bytes) -> bytes:
+    return bytes([0x80 | opcode, len(data)]) + data
+
+
+def test_pings_of_a_watcher_that_reads_nothing_are_not_answered(gushing: Served) -> None:
+    answer = httpx.post(
+        gushing.url + NATIVE, json=PROMPT, headers=gushing.headers("inference:text")
+    )
+    with shake_hands(gushing, json.loads(answer.text)["task_id"]) as stalled:
+        assert stalled.recv(12) == b"HTTP/1.1 101"
+        [watching] = gushing.websockets()
+        eventually(lambda: not watching.writable.is_set(), 10)
+        before = watching.transport.get_write_buffer_size()
+        stalled.sendall(frame(PING, b"p" * 125) * 90)
+        eventually(lambda: watching._frames >= 90, 10)
+        assert watching.transport.get_write_buffer_size() <= before
+
+
+def test_frames_before_the_handshake_s_answer_end_the_connection(patient: Served) -> None:
+    """Whoever sends them is no WebSocket client; a ping must not be answered before the 101."""
+    for _ in range(4):
+        with shake_hands(patient, "task-none") as early:
+            with contextlib.suppress(OSError):
+                early.sendall(frame(PING, b"early"))
+            with contextlib.suppress(OSError):
+                assert b"early" not in answer_to(early)
 
 
 def answer_to(sock: socket.socket) -> bytes:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from bitinglip import errors
+from bitinglip.scheduling.models.state import Replica
+from model_store.manifest import Manifest
 from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_rig, with_settings
 from tests.support.wait import until
 from workers.oom_kills import OomKills
@@ -286,3 +288,36 @@ def test_quarantine_takes_no_request_whose_worker_the_kernel_ends_for_want_of_ra
 
 def _has_died(rig: Rig, times: int) -> bool:
     return rig.manager.models["a"].restarts == times
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate(handle)",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_out_of_memory_in_disguise_plans_with_more_memory_and_quarantines_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    raised: list[str] = []
+
+    async def test(rig: Rig) -> None:
+        await rig.operations.load("a")
+        pid, raise_minimum = rig.pid("a/0"), rig.manager.facts.raise_minimum
+
+        def noted(manifest: Manifest, replica: Replica) -> None:
+            raised.append(replica.id)  # a fake model's memory is a setting: nothing else shows it
+            raise_minimum(manifest, replica)
+
+        monkeypatch.setattr(rig.manager.facts, "raise_minimum", noted)
+        poison = job(f"!raise {text}", model="a")
+        with pytest.raises(errors.OutOfMemory, match="ran out of memory"):
+            await answer(rig, poison)
+        assert raised == ["a/0"]
+        assert poison not in rig.dispatcher.delivery.quarantine
+        assert rig.pid("a/0") == pid  # the worker lives on
+        assert rig.manager.models["a"].restarts == 0
+
+    with_settings(tmp_path, test, cards("a"))

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from bitinglip.scheduling.models import state
 from bitinglip.scheduling.models.resume import Resume
 from tests.support.scheduling_rig import ECHO, Rig, answer, job, with_settings
 from tests.support.wait import until
-from workers.devices.probe import probe_cards, read
 from workers.protocol import TextDone
 
 
@@ -57,7 +57,8 @@ def conditions(rig: Rig) -> list[str]:
 
 def settings(**workers: Any) -> dict[str, Any]:
     cards = [{"name": "card", "memory_bytes": 12_000_000_000}]
-    models = {ECHO: {"engine": "fake", "fake": {"faults": True, "tokens_per_second": 100}}}
+    fake = {"engine": "fake", "fake": {"faults": True, "tokens_per_second": 100}}
+    models = {ECHO: fake, "other": fake}
     return {"models": models, "devices": {"fake": cards}, "workers": workers}
 
 
@@ -73,9 +74,10 @@ def test_resume_lets_work_go_on_once_the_probe_has_passed(tmp_path: Path, machin
         machine.answers.clear()
         looking = asyncio.create_task(resume.look())
         await until(lambda: machine.probed == [["fake0"]])
-        assert conditions(rig) == ["doubtful"]
         with rig.dispatcher.open(job()) as waiting:
-            assert rig.dispatcher.queued == 1, "nothing is sent to a card in question"
+            assert rig.dispatcher.queued == 1, "nothing is sent to a worker on a card in question"
+            assert await answer(rig, job(model="other")) == "a b c", "a load is a new process"
+            assert rig.dispatcher.queued == 1
             machine.answers.set()
             await looking
             assert isinstance(await waiting.result(), TextDone)
@@ -145,12 +147,21 @@ def test_resume_of_a_machine_without_cards_probes_nothing(tmp_path: Path, machin
     with_settings(tmp_path, test, settings())
 
 
-def test_probe_of_cards_that_are_not_there_fails_in_words() -> None:
-    assert probe_cards(["0", "7"]) == dict.fromkeys(["0", "7"], "a new process sees 0 of 2 cards")
-    late = probe_cards(["0"], seconds=0.01)
-    assert late == {"0": "a new process did not compute on it within 0.01 s"}
+def test_resume_does_not_probe_a_card_that_takes_one_process_beside_its_worker(
+    tmp_path: Path, machine: Machine
+) -> None:
+    async def test(rig: Rig) -> None:
+        alone = [replace(each, exclusive=True) for each in rig.devices._made_up]
+        rig.devices._made_up = tuple(alone)
+        rig.devices._rebuild()
+        resume = make_resume(rig, machine)
+        await answer(rig, job())
+        machine.suspended = 3600.0
+        await resume.look()
+        assert machine.probed == []
+        await rig.operations.unload(ECHO)
+        machine.suspended += 3600.0
+        await resume.look()
+        assert machine.probed == [["fake0"]]
 
-
-def test_probe_is_read_by_card() -> None:
-    assert read(b'[null, "CUDA unknown error"]', 0, ["0", "1"]) == {"1": "CUDA unknown error"}
-    assert "code -6" in read(b"", -6, ["0"])["0"]
+    with_settings(tmp_path, test, settings())

@@ -98,6 +98,7 @@ def test_drain_on_sigterm_then_exit_with_0(tmp_path: Path) -> None:
         assert server.process.wait(10) == 0
         eventually(lambda: not any(alive(child) for child in children), 5)
         assert not (server.home / "server.json").exists()
+        assert "stopping; requests may end" in server.log.read_text()
 
 
 def test_drain_is_cut_short_by_a_second_signal(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The gateway's memory is bounded: large requests leave nothing behind, and wait within a bound."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
 
 from tests.support.server import Server, running_server
+from tests.support.wait import eventually
 
 GENERATE = "/api/v1/inference/text-generation"
 MB = 2**20
@@ -60,3 +63,36 @@ def test_waiting_requests_of_a_key_hold_half_of_the_bound(server: Server) -> Non
             await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(test())
+
+
+def test_bodies_that_arrive_hold_half_of_the_bound(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = (
+        f"POST {GENERATE} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Authorization: {server.headers['Authorization']}\r\nContent-Length: {10 * MB}\r\n\r\n"
+    ).encode()
+    before = resident(server)
+    with ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(12)
+        ]
+        refused = 0
+        for each in sockets:
+            each.sendall(head)
+            with suppress(OSError):  # refused while it is sent
+                each.sendall(b" " * (10 * MB - 1))
+        for each in sockets:
+            each.settimeout(1)
+            with suppress(TimeoutError, ConnectionError):
+                refused += b"QUEUE_FULL" in each.recv(65536)
+        assert 7 <= refused <= 8  # 10 MB each, where the bound is 50 MB
+        assert resident(server) - before < 90 * MB
+        with server.client() as client:  # what is small goes on
+            assert client.post(GENERATE, json={"model": "quick", "prompt": "a"}).status_code == 200
+    with server.client() as client:
+
+        def taken() -> bool:
+            body = {"model": "quick", "prompt": WORD, "max_tokens": 1}
+            return client.post(GENERATE, json=body).status_code == 200
+
+        eventually(taken)

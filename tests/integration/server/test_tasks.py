@@ -136,6 +136,8 @@ def test_task_list_is_cut_into_pages_and_filtered(server: Server) -> None:
         assert {page["total"] for page in pages} == {6}
         listed = [each["task_id"] for page in pages for each in page["data"]]
         assert listed == made[::-1]
+        assert not any("result" in each for page in pages for each in page["data"])
+        assert all(task(client, each)["result"]["text"] for each in made)
         assert client.get(f"{TASKS}?status=failed").json()["total"] == 0
         assert client.get(f"{TASKS}?status=completed&model=demo-echo").json()["total"] == 6
         assert client.get(f"{TASKS}?model=demo-text").json()["total"] == 0

@@ -89,5 +89,23 @@ def test_input_memory_takes_any_input_that_is_alone() -> None:
         memory.take("b", 1)
 
 
+def test_input_memory_counts_bodies_while_they_arrive() -> None:
+    memory = InputMemory(100)
+    with memory.growing("a") as grow, memory.growing("a") as second:
+        grow(20)
+        second(20)
+        with pytest.raises(QueueFull, match="this key"):
+            grow(20)
+        memory.check("a", 10, 20)  # its own part does not stand in its way
+        assert memory.bytes == 40
+    assert memory.bytes == 0
+    with memory.growing("a") as grow:
+        grow(60)
+        grow(60)  # alone
+        with pytest.raises(QueueFull, match="too much input"), memory.growing("b") as other:
+            other(1)
+    assert memory.bytes == 0
+
+
 def test_input_bytes_of_jobs_are_counted_in_characters_as_python_keeps_them() -> None:
     assert input_bytes(text_job("x" * 1000)) < 1200

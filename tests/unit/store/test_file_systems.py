@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from bitinglip import app
 from bitinglip.settings import Settings
@@ -87,9 +88,10 @@ def test_storage_is_that_of_the_innermost_and_last_mount() -> None:
 
 @pytest.mark.parametrize("slow", ["a Windows drive", None])
 def test_storage_that_is_slow_is_told_at_the_start_and_read_in_sequence(
-    slow: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    slow: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "slow_storage", lambda _: slow)
-    cache = app._page_cache(Settings().devices, Devices.find([("card", 1)]), Path("/models"))
+    with capture_logs() as told:
+        cache = app._page_cache(Settings().devices, Devices.find([("card", 1)]), Path("/models"))
     assert cache.reads_first == (slow is not None)
-    assert ("models load slowly from where they lie" in capsys.readouterr().out) == bool(slow)
+    assert [entry["storage"] for entry in told] == [slow] * cache.reads_first

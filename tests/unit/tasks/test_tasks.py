@@ -24,7 +24,7 @@ from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.tasks.store import Filter, TaskStore, job_of, row_of
 from bitinglip.tasks.tasks import Tasks
-from bitinglip.wire.response import inference_response
+from bitinglip.wire.response import inference_response, listed_task
 from tests.support.jobs import text_job
 from workers import protocol
 
@@ -170,6 +170,31 @@ def test_task_end_is_told_once_it_is_written(tmp_path: Path) -> None:
         assert stored.answer["result"]["text"] == "t"
         async with db.read() as session:
             assert (await session.get_one(StoredTask, task.id)).request is None
+
+    using(tmp_path, act)
+
+
+def test_task_list_reads_no_results(tmp_path: Path) -> None:
+    async def act(db: Database) -> None:
+        dispatcher = FakeDispatcher()
+        tasks = tasks_of(db, dispatcher)
+        task = await tasks.accept(job())
+        done(dispatcher.open_now[task.id])
+        assert await tasks.finished(task.id)
+        waiting = await tasks.accept(job())
+        wanted = Filter(kinds=["text"])
+        listed = {
+            each.id: each
+            for each in await rows_of(db).page(wanted, excluding=(), limit=9, offset=0)
+        }
+        assert set(listed) == {task.id, waiting.id}
+        assert listed[waiting.id].answer is None
+        answer = listed[task.id].answer
+        assert answer is not None
+        assert "result" not in answer
+        shown = listed_task(listed[task.id], "r")
+        assert shown == {**listed_task(await tasks.get(task.id), "r")}
+        assert (shown["status"], shown["usage"]["completion_tokens"]) == ("completed", 1)
 
     using(tmp_path, act)
 

@@ -88,7 +88,7 @@ def test_metrics_have_live_gauges() -> None:
 
 def test_metrics_read_devices_at_each_scrape() -> None:
     metrics = Metrics()
-    samples = [DeviceSample("0", total=80, used=30, reserved=20, utilisation=0.5)]
+    samples = [DeviceSample("0", total=80, used=30, reserved=20, utilisation=0.5, power_w=41.5)]
     metrics.watch(lambda: 0, dict, dict, devices=lambda: samples)
     shown = text(metrics)
     for line in [
@@ -96,12 +96,18 @@ def test_metrics_read_devices_at_each_scrape() -> None:
         'bitinglip_device_memory_bytes{device="0",kind="used"} 30.0',
         'bitinglip_device_memory_bytes{device="0",kind="reserved"} 20.0',
         'bitinglip_device_utilisation_ratio{device="0"} 0.5',
+        'bitinglip_device_power_watts{device="0"} 41.5',
     ]:
         assert line in shown
     samples[:] = [DeviceSample("cpu", total=9, used=None, reserved=0, utilisation=None)]
     shown = text(metrics)
     assert 'bitinglip_device_memory_bytes{device="cpu",kind="total"} 9.0' in shown
-    for gone in ('device="0"', 'kind="used"', "bitinglip_device_utilisation_ratio{"):
+    for gone in (
+        'device="0"',
+        'kind="used"',
+        "bitinglip_device_utilisation_ratio{",
+        "power_watts{",
+    ):
         assert gone not in shown
 
 

@@ -111,16 +111,26 @@ def test_device_is_doubtful_at_once_after_a_fault_that_leaves_no_doubt() -> None
     assert bench.state("fake1") == "well"
 
 
-def test_device_is_tried_again_ten_minutes_after_its_last_fault() -> None:
+def test_device_is_tried_again_ten_minutes_after_it_was_put_in_question() -> None:
     bench = Bench()
     bench.deaths.load_failed(["fake0"], FAULTS["card lost"], bench.now)
     bench.now += 400
     bench.die("a")  # which is its fault too
-    bench.now += 400
+    bench.now += 199
     bench.deaths.expire(bench.now)
     assert bench.state() == "doubtful"
-    bench.now += 200
+    bench.now += 1
     bench.deaths.expire(bench.now)
+    assert bench.state() == "well"
+
+
+def test_device_that_others_have_put_in_question_is_left_to_their_judgement() -> None:
+    bench = Bench()
+    bench.devices.mark("fake0", "doubtful", "The machine was suspended.", source="suspend")
+    for _ in range(4):
+        assert bench.die("a", fault=FAULTS["unknown error"]).blame == "device"
+        bench.now += 10
+    bench.devices.clear("fake0", source="suspend")
     assert bench.state() == "well"
 
 
