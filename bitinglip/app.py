@@ -157,7 +157,9 @@ async def _open(
         max_bytes=settings.files.max_bytes,
     )
     space = DiskSpace(home.root, settings.files.min_free_bytes)
-    uploads = Uploads(home.uploads, max_bytes=settings.files.max_upload_bytes, space=space)
+    uploads = Uploads(
+        home.uploads, max_bytes=settings.files.max_upload_bytes, space=space, health=health
+    )
     tasks = Tasks(
         TaskStore(
             db,

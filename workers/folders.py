@@ -96,6 +96,7 @@ def _move(source: Path, target: Path, name: str, size: int) -> None:
     moved = target / name
     if not stat.S_ISREG((source / name).lstat().st_mode):
         raise ValueError("it is no file")
+    target.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
     try:
         os.replace(source / name, moved)
     except OSError as error:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from bitinglip.api.auth import caller_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import UnsupportedMediaType
-from bitinglip.wire.parse import LARGE, parse
+from bitinglip.wire.parse import is_large, parse
 
 #: One thread: a body takes many times its size while it is read, so large ones take turns.
 _LARGE_BODIES = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
@@ -31,8 +31,8 @@ async def read_body(request: Request, model: type[M]) -> M:
         raise UnsupportedMediaType()
     # Not request.body(), which keeps the bytes for as long as the request lives.
     first, more = await next_part(request)
-    if not more and len(first) <= LARGE:
-        return await parsed(model, first)
+    if not more and not is_large(first):
+        return parse(model, first)
     with input_memory(request) as grow:
         return await parsed(model, await _rest(request, first, more, grow))
 
@@ -78,7 +78,7 @@ def input_memory(request: Request) -> Iterator[Callable[[int], None]]:
 
 async def parsed(model: type[M], raw: bytes | bytearray) -> M:
     """Validate a JSON body; a large one beside the event loop. Raises what wire.parse raises."""
-    if len(raw) <= LARGE:
+    if not is_large(raw):
         return parse(model, raw)
     return await asyncio.get_running_loop().run_in_executor(_LARGE_BODIES, parse, model, raw)
 

@@ -1,61 +1,74 @@
 """Multipart forms: files, and fields that are checked as those of a JSON body are."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from pydantic import BaseModel
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
-from bitinglip.api.body import media_type_of, parsed
-from bitinglip.errors import InvalidRequest, UnsupportedMediaType, UnsupportedParameter
+from bitinglip.api.auth import caller_of
+from bitinglip.api.body import input_memory, media_type_of, next_part, parsed
+from bitinglip.api.multipart import FormParser
+from bitinglip.api.request_context import context_of
+from bitinglip.api.services import services_of
+from bitinglip.errors import InvalidRequest, UnsupportedMediaType
+from bitinglip.results.uploads import ReceivedFile
 
 FORM = "multipart/form-data"
-_MOST_FIELDS = 64
-_MOST_FILES = 16
-_LONGEST_FIELD = 64 * 1024
 _UTF8 = (b"utf-8", b"utf8")
 _WORDS = {"true": True, "false": False}
 
 M = TypeVar("M", bound=BaseModel)
-Uploaded = Mapping[str, list[bytes]]
+Uploaded = Mapping[str, list[ReceivedFile]]
 
 
 async def read_form(request: Request, model: type[M], names: Collection[str]) -> tuple[M, Uploaded]:
     """Read and check a form: its fields, and its files of those names.
 
-    Raises InvalidRequest, UnsupportedParameter or UnsupportedMediaType.
+    The files are removed when the request has ended, but for those that a job has taken.
+    Raises InvalidRequest, UnsupportedParameter, UnsupportedMediaType, QueueFull, DiskFull or
+    ClientDisconnect.
     """
-    _check_type(request)
+    boundary = _boundary(request)
+    incoming = services_of(request).uploads.receive(caller_of(request).key_id)
+    context_of(request.scope).release = incoming.close
+    with input_memory(request) as grow:
+        form = FormParser(boundary, names, incoming, grow)
+        more = True
+        while more:
+            part, more = await next_part(request)
+            await form.feed(part)
+        form.finish()
+        fields = _values(model, form.fields, names)
+        return await parsed(model, msgspec.json.encode(fields)), form.files
+
+
+def _values(
+    model: type[BaseModel], given: Iterable[tuple[str, str]], names: Collection[str]
+) -> dict[str, Any]:
+    """Return the fields as they would be in JSON. Raises InvalidRequest."""
     fields: dict[str, Any] = {}
-    files: dict[str, list[bytes]] = {}
-    try:
-        async with request.form(
-            max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=_LONGEST_FIELD
-        ) as form:
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    _check_name(name, names)
-                    files.setdefault(name, []).append(await value.read())
-                elif name.endswith("[]"):
-                    fields.setdefault(name.removesuffix("[]"), []).append(value)
-                elif name in fields:
-                    raise InvalidRequest(f"'{name[:64]}' is given twice.", param=name[:64])
-                else:
-                    fields[name] = _typed(model, name, value)
-    except MultiPartException:
-        raise InvalidRequest("The form is not valid, or has too many parts.") from None
-    for name in names:
-        if name in fields:
-            raise InvalidRequest(f"'{name}' must be a file.", param=name)
-    return await parsed(model, msgspec.json.encode(fields)), files
+    for name, value in given:
+        shown = name[:64]
+        if name in names:
+            raise InvalidRequest(f"'{shown}' must be a file.", param=shown)
+        if name.endswith("[]"):
+            listed = fields.setdefault(name.removesuffix("[]"), [])
+            if not isinstance(listed, list):
+                raise InvalidRequest(f"'{shown}' is given twice.", param=shown)
+            listed.append(value)
+        elif name in fields:
+            raise InvalidRequest(f"'{shown}' is given twice.", param=shown)
+        else:
+            fields[name] = _typed(model, name, value)
+    return fields
 
 
-def single_file(files: Uploaded) -> bytes:
+def single_file(files: Uploaded) -> ReceivedFile:
     """Return the only file under ``file``. Raises InvalidRequest if there is none, or another."""
     found = files.get("file", [])
     if len(found) != 1:
@@ -64,23 +77,20 @@ def single_file(files: Uploaded) -> bytes:
     return found[0]
 
 
-def _check_type(request: Request) -> None:
-    """Refuse a body that is no form, or is one in another encoding than UTF-8.
+def _boundary(request: Request) -> bytes:
+    """Return what separates the parts; refuse what is no form, or not in UTF-8.
 
-    The library decodes by any codec of the interpreter that the client names; some take quadratic
-    time, and some make strings that cannot be encoded again.
+    A client that could name any codec of the interpreter would find some that take quadratic time.
     """
     if media_type_of(request) != FORM:
         raise UnsupportedMediaType(f"The request's body must be {FORM}.")
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"utf-8").lower() not in _UTF8:
         raise UnsupportedMediaType("A form must be in UTF-8: leave charset out.")
-
-
-def _check_name(name: str, names: Collection[str]) -> None:
-    if name not in names:
-        shown = name[:64]
-        raise UnsupportedParameter(f"'{shown}' is no file of this route.", param=shown)
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise InvalidRequest("The form's Content-Type names no boundary.")
+    return boundary
 
 
 def _typed(model: type[BaseModel], name: str, text: str) -> Any:
@@ -91,9 +101,10 @@ def _typed(model: type[BaseModel], name: str, text: str) -> Any:
     for kind in (int, float):
         if kind in kinds:
             try:
-                return kind(text)
+                number = kind(text)
             except ValueError:
                 return text
+            return number if math.isfinite(number) else text
     return text
 
 

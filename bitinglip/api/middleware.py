@@ -68,6 +68,8 @@ class RequestMiddleware:
         finally:
             if context.leave is not None:
                 context.leave(refund=context.status >= 500)
+            if context.release is not None:
+                context.release()
             _count(scope, context)
 
 

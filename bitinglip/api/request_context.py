@@ -28,6 +28,7 @@ class RequestContext:
     #: gives back the caller's place, once admitted, and with ``refund=True`` the charge
     leave: Callable[..., None] | None = None
     limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+    release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
     notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential
 
@@ -46,3 +47,11 @@ def context_of(scope: Mapping[str, Any]) -> RequestContext:
 
 def request_id_of(request: HTTPConnection) -> str:
     return context_of(request.scope).request_id
+
+
+def has_caller(scope: Mapping[str, Any]) -> bool | None:
+    """Return whether a request's caller is known; None if it has not been looked at yet."""
+    context: RequestContext | None = scope.get(_KEY)
+    if context is None:
+        return None
+    return context.leave is not None or "bitinglip.caller" in scope

@@ -1,8 +1,10 @@
 """All open connections: caps in all and by address, and the times that each of them has.
 
-Above a cap the oldest idle connection makes room; if all are at work, the new one is a guest, which
+Above a cap the oldest idle connection makes room, or else the one that has been at work longest
+without a caller who is known by a key; if all work for such callers, the new one is a guest, which
 gets a 503, or an answer to /livez. A connection is idle until the headers of its first request are
-complete, and between requests: who only connects, or sends headers bit by bit, keeps nobody out.
+complete, and between requests. So nobody is kept out by clients that only connect, send headers bit
+by bit, or read public pages slowly.
 
 One timer looks after all of them once a second, so a request sets no timer of its own.
 """
@@ -20,6 +22,7 @@ from bitinglip.http.turns import Turns
 
 SEND_BYTES = 65_536  #: a client that leaves data unread takes so much in ``Times.send`` at least
 BODY_BYTES = 65_536  #: received, they give a body another second
+_UNKNOWN_SHARE = 0.25  #: of ``Times.send``, for clients without a known caller
 _PAUSE_SECONDS = 3.0  #: a tick that comes later than by this does not count against clients
 _BYTES_ACKED = slice(120, 128)  #: ``tcpi_bytes_acked`` of Linux's struct tcp_info
 
@@ -42,6 +45,9 @@ class Handler(Protocol):
     def expire(self) -> None:
         """Do what is due now that the connection's deadline has passed."""
 
+    def has_caller(self) -> bool | None:
+        """Return whether the present request's caller is known; None if nobody has looked yet."""
+
 
 class Connection:
     """One connection, whatever is spoken on it, from its acceptance on."""
@@ -52,6 +58,7 @@ class Connection:
         "deadline",
         "guest",
         "handler",
+        "local",
         "opening",
         "received",
         "shelf",
@@ -67,7 +74,8 @@ class Connection:
         self.deadline = deadline  #: in the loop's time; infinity while a request is at work
         self.address: _Address | None = None
         self.guest = False  #: beyond the caps
-        self.shelf: dict[Connection, None] | None = None  #: where it waits while it is idle
+        self.local = False  #: over the home's Unix socket
+        self.shelf: dict[Connection, None] | None = None  #: from where it may make room, if any
         self.began = 0.0  #: when the headers of the present request were complete
         self.received = 0  #: bytes of the present request's body
         self.stalled_since: float | None = None  #: since when the client has left data unread
@@ -79,6 +87,10 @@ class Connection:
         elif self.opening is not None:
             self.opening.cancel()
 
+    def has_caller(self) -> bool | None:
+        """See ``Handler``."""
+        return None if self.handler is None else self.handler.has_caller()
+
     def unsent(self) -> int:
         """Count the bytes that wait for the client."""
         return 0 if self.transport is None else self.transport.get_write_buffer_size()
@@ -87,12 +99,13 @@ class Connection:
 class _Address:
     """The connections that come from one place."""
 
-    __slots__ = ("idle", "key", "open")
+    __slots__ = ("idle", "key", "open", "working")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.open = 0
         self.idle: dict[Connection, None] = {}
+        self.working: dict[Connection, None] = {}  #: see ``Connections``
 
 
 class Connections:
@@ -108,6 +121,8 @@ class Connections:
         # The oldest first. Who never completed a request goes before who rests between two.
         self._silent: dict[Connection, None] = {}
         self._resting: dict[Connection, None] = {}
+        #: at work, but for those whose callers were found to be known when room was needed
+        self._working: dict[Connection, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.now = 0.0  #: the loop's time at the last tick
         self.refused: Counter[str] = (
@@ -134,10 +149,11 @@ class Connections:
         """
         self._keep_ticking()
         connection, address = Connection(self.now + self.times.header), self._address(host)
+        connection.local = host is None
         if address is not None and address.open >= self.capacity.per_address:
-            self._make_room(address.idle)
+            self._make_room(address)
         elif len(self._all) >= self.capacity.total:
-            self._make_room(self._silent or self._resting)
+            self._make_room()
         if host is not None and self._is_full(address):  # all others are at work
             self.refused["connections"] += 1
             if self._guests >= self.capacity.spare:
@@ -153,31 +169,31 @@ class Connections:
         return connection
 
     def make_room(self) -> None:
-        """Close some idle connections: the process is out of descriptors."""
+        """Close some connections: the process is out of descriptors."""
         self.refused["descriptors"] += 1
         for _ in range(self.capacity.spare):
-            if not self._make_room(self._silent or self._resting):
+            if not self._make_room():
                 return
 
     def busy(self, connection: Connection) -> None:
         """A request has begun: the connection is not idle any more."""
-        if connection.shelf is not None:
-            connection.shelf.pop(connection, None)
-            connection.shelf = None
-            if connection.address is not None:
-                connection.address.idle.pop(connection, None)
+        if connection.local:
+            self._unshelve(connection)
+        elif connection.shelf is not self._working:
+            self._shelve(connection, self._working)
 
     def rest(self, connection: Connection, seconds: float) -> None:
         """A request has ended; the connection may be idle for so many seconds."""
         connection.deadline = self.now + seconds
-        if connection.shelf is None and connection in self._all:
+        shelf = connection.shelf
+        if connection in self._all and (shelf is None or shelf is self._working):
             self._shelve(connection, self._resting)
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that is closed, or about to be; again is no harm."""
         if connection not in self._all:
             return
-        self.busy(connection)
+        self._unshelve(connection)
         self._all.discard(connection)
         self._guests -= connection.guest
         address = connection.address
@@ -191,21 +207,56 @@ class Connections:
             return True
         return len(self._all) >= self.capacity.total
 
-    def _make_room(self, idle: dict[Connection, None]) -> bool:
-        """Close the oldest of these connections; False if there is none."""
-        oldest = next(iter(idle), None)
-        if oldest is None:
+    def _make_room(self, address: "_Address | None" = None) -> bool:
+        """Close the connection, of this address if any, that is missed least.
+
+        False if all of them are at work for known callers.
+        """
+        idle = address.idle if address is not None else self._silent or self._resting
+        found, reason = next(iter(idle), None), "idle"
+        if found is None:
+            working = address.working if address is not None else self._working
+            found, reason = self._unknown(working), "no_caller"
+        if found is None:
             return False
-        self.refused["idle"] += 1
-        self.remove(oldest)
-        oldest.abort()
+        self.refused[reason] += 1
+        self.remove(found)
+        found.abort()
         return True
 
+    def _unknown(self, working: "dict[Connection, None]") -> Connection | None:
+        """Return the connection that has been at work longest without a known caller.
+
+        Those that are found to have one are not looked at again before their next request.
+        """
+        found, known = None, []
+        for connection in working:
+            has_caller = connection.has_caller()
+            if has_caller:
+                known.append(connection)
+            elif has_caller is not None:
+                found = connection
+                break
+        for connection in known:
+            self._unshelve(connection)
+        return found
+
     def _shelve(self, connection: Connection, shelf: dict[Connection, None]) -> None:
+        self._unshelve(connection)
         connection.shelf = shelf
         shelf[connection] = None
+        address = connection.address
+        if address is not None:
+            (address.working if shelf is self._working else address.idle)[connection] = None
+
+    def _unshelve(self, connection: Connection) -> None:
+        if connection.shelf is None:
+            return
+        connection.shelf.pop(connection, None)
+        connection.shelf = None
         if connection.address is not None:
-            connection.address.idle[connection] = None
+            connection.address.idle.pop(connection, None)
+            connection.address.working.pop(connection, None)
 
     def _address(self, host: str | None) -> _Address | None:
         key = address_key(host)
@@ -261,7 +312,9 @@ class Connections:
         taken = _taken(connection)
         if connection.stalled_since is None or taken - connection.taken >= SEND_BYTES:
             connection.stalled_since, connection.taken = now, taken
-        elif now - connection.stalled_since > self.times.send:
+            return
+        share = _UNKNOWN_SHARE if connection.has_caller() is False else 1.0
+        if now - connection.stalled_since > self.times.send * share:
             self.refused["unread"] += 1
             connection.abort()
 

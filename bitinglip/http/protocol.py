@@ -5,14 +5,19 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from bitinglip import errors
 from bitinglip.api.errors import headers_of
-from bitinglip.api.request_context import new_request_id
+from bitinglip.api.request_context import has_caller, new_request_id
 from bitinglip.http.connections import BODY_BYTES, Connection, Connections
 from bitinglip.wire.errors import error_body
 
@@ -61,6 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections = connections
         self._times = connections.times
         self._connection = connection
+        self._active: RequestResponseCycle | None = None  #: whose response was begun last
         self._in_head = True  #: the next bytes belong to a request's first line or headers
         self._head_bytes = 0
         self._begun = False  #: some bytes of the next request are here
@@ -87,6 +93,9 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self._connection)
         super().connection_lost(exc)
+        if self._active is not None:  # uvicorn tells the last request, which may be another
+            self._active.disconnected = True
+            self._active.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._waiting:
@@ -176,6 +185,15 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def has_caller(self) -> bool | None:
+        return None if self._active is None else has_caller(self._active.scope)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        complete = self.cycle is not None and self.cycle.response_complete
+        if complete and not self._receiving and not self._refused:
+            self._rest()
+
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
         protocol = cast("WebSocketProtocol", self.transport.get_protocol())
@@ -248,7 +266,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is None or not self.cycle.response_complete:
             self._connection.deadline = math.inf
         else:
-            self._connections.rest(self._connection, self.timeout_keep_alive)
+            self._rest()
 
     # ---- the application's side ------------------------------------------------------------------
 
@@ -261,14 +279,26 @@ class HttpProtocol(HttpToolsProtocol):
         connection = self._connection
         if self.pipeline:
             cycle, app = self.pipeline.pop()
+            self._connections.busy(connection)
             self._start_asgi_task(cycle, app)
             if self._receiving and not self.pipeline:
                 self._await_body()
         elif self._receiving:  # a body that nobody wants any more
             connection.deadline = self._connections.now + self.timeout_keep_alive
         else:
+            self._rest()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _rest(self) -> None:
+        """Be idle once the client has taken its response, but for what buffers hold."""
+        if self.flow.write_paused:
+            self._connection.deadline = math.inf  # ``resume_writing`` comes, or too little is taken
+        else:
             seconds = self._times.header if self._begun else self.timeout_keep_alive
-            self._connections.rest(connection, seconds)
+            self._connections.rest(self._connection, seconds)
 
     def _await_body(self) -> None:
         connection = self._connection

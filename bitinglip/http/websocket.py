@@ -7,6 +7,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from bitinglip.api.request_context import has_caller
 from bitinglip.http.connections import Connection, Connections
 
 MAX_FRAMES = 100  #: of any kind that a client may send in ``FRAMES_SECONDS``
@@ -85,6 +86,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def expire(self) -> None:
         """Do nothing: a WebSocket has no deadline, pings find out whether its client lives."""
+
+    def has_caller(self) -> bool | None:
+        return self.handshake_complete or has_caller(self.scope)
 
     async def send(self, message: ASGISendEvent) -> None:
         if self._deaf:

@@ -168,6 +168,7 @@ class Files:
     def _unclaimed(self, is_open: IsOpen) -> list[Path]:
         """List old files of jobs that are over; those with a row are among them."""
         before = self._retention.now() - _UNCLAIMED_SECONDS
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
         return [
             Path(entry.path)
             for entry in os.scandir(self.folder)

@@ -145,6 +145,10 @@ class Devices(Section):
         268_435_456,
         description="bytes kept free on each accelerator for the driver and fragmentation",
     )
+    display_headroom_bytes: Bytes = Field(
+        1_073_741_824,
+        description="bytes kept free instead on an accelerator that a screen hangs on, if more",
+    )
     perf_boost: bool = Field(
         True,
         description="let CUDA raise the clocks of a card as soon as a model is loaded there; false "

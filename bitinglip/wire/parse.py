@@ -10,7 +10,9 @@ from bitinglip.errors import InvalidRequest, UnsupportedParameter
 
 MAX_DEPTH = 64
 MAX_ELEMENTS = 100_000
+MAX_MEMBERS = 32_768  #: of all objects together: each may be wrong, and all errors are made first
 LARGE = 256 * 1024  #: bytes of a body that takes too long to check beside other requests
+_MANY = 4096  #: members and elements of such a body
 _MAX_ERRORS = 500  #: of which the library is asked for the first: it makes them all
 _MAX_PARAM = 128
 _UNSUPPORTED = frozenset({"extra_forbidden", "unsupported"})
@@ -38,6 +40,13 @@ def parse(model: type[M], raw: bytes | bytearray) -> M:
         raise _refusal(first["type"], param_path(first["loc"]), first["msg"]) from None
 
 
+def is_large(raw: bytes | bytearray) -> bool:
+    """Return whether checking a body may take milliseconds; strings count as what they hold."""
+    return len(raw) > LARGE or (
+        len(raw) > _MANY and raw.count(b",") + raw.count(b":") + raw.count(b"[") > _MANY
+    )
+
+
 def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
     if kind in _UNSUPPORTED:
         reason = "is unknown or not supported" if kind == "extra_forbidden" else message
@@ -59,11 +68,14 @@ def param_path(loc: tuple[int | str, ...]) -> str | None:
 
 
 def check_shape(raw: bytes | bytearray) -> None:
-    """Refuse JSON that is nested deeper than 64, or holds more than 100,000 elements; costs next
-    to nothing for ordinary bodies. Raises InvalidRequest."""
+    """Refuse JSON that is nested deeper than 64, or has too many elements or members of objects.
+
+    It costs next to nothing for ordinary bodies. Raises InvalidRequest.
+    """
     brackets = raw.count(b"[") + raw.count(b"{")
     if brackets <= MAX_DEPTH and (
-        len(raw) <= MAX_ELEMENTS or brackets + raw.count(b",") <= MAX_ELEMENTS
+        len(raw) <= MAX_MEMBERS
+        or (raw.count(b":") <= MAX_MEMBERS and brackets + raw.count(b",") <= MAX_ELEMENTS)
     ):
         return
     structure = _structure(raw) if len(raw) > LARGE else _STRING.sub(b"", raw)
@@ -71,6 +83,8 @@ def check_shape(raw: bytes | bytearray) -> None:
     opened = nested.count(b"[")
     if opened + structure.count(b",") > MAX_ELEMENTS:
         raise _too_many()
+    if structure.count(b":") > MAX_MEMBERS:
+        raise InvalidRequest(f"The body's objects have more than {MAX_MEMBERS} members.")
     if len(nested) > 2 * opened:
         return  # more are closed than opened: the parser says where
     if max(accumulate(map(_STEP, nested)), default=0) > MAX_DEPTH:

@@ -31,6 +31,7 @@ class StandInCard:
     memory_v2: Any = None  #: the newer call's answer; None: the driver does not know it
     capability: Any = (9, 0)
     compute_mode: int = 0
+    display: Any = 0  #: 1: a screen hangs on it
     bus_id: str = "00000000:01:00.0"
     instances: "list[StandInCard | None] | None" = None  #: of one that is partitioned
 
@@ -118,6 +119,9 @@ class StandInNvml:
 
     def nvmlDeviceGetComputeMode(self, card: StandInCard) -> Any:
         return self._answer(card.compute_mode)
+
+    def nvmlDeviceGetDisplayActive(self, card: StandInCard) -> Any:
+        return self._answer(card.display)
 
     def nvmlDeviceGetPciInfo(self, card: StandInCard) -> Any:
         return SimpleNamespace(busId=self._answer(card.bus_id))

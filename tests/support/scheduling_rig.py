@@ -31,14 +31,22 @@ ECHO = "demo-echo"
 class Rig:
     """All parts between HTTP and the workers, for fake models."""
 
-    def __init__(self, root: Path, values: dict[str, Any], launcher: SpawnLauncher) -> None:
+    def __init__(
+        self,
+        root: Path,
+        values: dict[str, Any],
+        launcher: SpawnLauncher,
+        devices: Devices | None = None,
+    ) -> None:
+        """``devices`` are in place of those of the settings."""
         settings = Settings.model_validate(values)
-        store = ModelStore(root / "models")
+        self.store = store = ModelStore(root / "models")
         make_fake_models(store, list(settings.models))
         metrics = Metrics()
         fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-        self.devices = Devices.find(fakes)
-        facts = ResourceFacts(settings, self.devices, Footprints())
+        self.devices = devices or Devices.find(fakes)
+        self.footprints = Footprints()
+        facts = ResourceFacts(settings, self.devices, self.footprints)
         self.manager = ModelManager(settings, store, facts, metrics)
         self.dispatcher = Dispatcher(settings, self.manager, metrics)
         self.pool = WorkerPool(
@@ -88,6 +96,7 @@ def with_settings(
     facts: bool = True,
     entry: str | None = None,
     launcher: SpawnLauncher | None = None,
+    devices: Devices | None = None,
 ) -> None:
     """Run a test on any settings; when it is over, the books must balance. Without ``survey``
     nobody reads the devices, so what a test says of them stays. ``entry`` plays the workers in
@@ -96,7 +105,7 @@ def with_settings(
     values = {**values, "workers": {**workers, **values.get("workers", {})}}
 
     async def run() -> None:
-        rig = Rig(path, values, launcher or SpawnLauncher(*([entry] if entry else [])))
+        rig = Rig(path, values, launcher or SpawnLauncher(*([entry] if entry else [])), devices)
         watch = [asyncio.create_task(rig.operations.watch())]
         if facts:
             watch.append(asyncio.create_task(rig.operations.sample_devices()))

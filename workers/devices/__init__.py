@@ -38,6 +38,7 @@ class Devices:
         self._processor = [_processor(host, cpu_memory_bytes)] if host else []
         self._marks: dict[tuple[str, str], Condition] = {}
         self._marking = threading.Lock()
+        self._reading = threading.Lock()  #: the driver is asked by one thread at a time
         self._list: tuple[Device, ...] = ()
         self._rebuild()
 
@@ -127,6 +128,8 @@ class Devices:
             pin=card.pin,
             unified=card.unified,
             exclusive=card.exclusive,
+            capability=card.capability,
+            display=card.display,
             note=self._cards.remark(card),
         )
 
@@ -135,11 +138,13 @@ class Devices:
 
         Blocks for some milliseconds a card, for seconds if the driver hangs: call it in a thread.
         ``pids`` are the processes whose resident bytes the processor's reading tells; the driver
-        tells a card's by itself. ``idle``: no model is loaded or about to be.
+        tells a card's by itself. ``idle``: no model is loaded or about to be. Several threads may
+        look at once: a load does, beside the survey of each second.
         """
         readings = {device.id: DeviceUsage(0, {}) for device in self._made_up}
         if self._cards is not None:
-            readings |= self._cards.read(idle=idle)
+            with self._reading:
+                readings |= self._cards.read(idle=idle)
         if self._host is not None:
             readings[CPU] = self._host.read(pids)
         self._rebuild()

@@ -40,6 +40,8 @@ class Device:
     pin: str = ""  #: a card's full UUID: what CUDA_VISIBLE_DEVICES of a worker must say
     unified: bool = False  #: its memory is the processor's RAM
     exclusive: bool = False  #: it takes one worker at a time
+    capability: tuple[int, int] | None = None  #: a card's compute capability, if it is told
+    display: bool = False  #: a screen hangs on it
     note: str | None = None  #: what is special of it, and no fault
 
     def headroom(self, set_bytes: int) -> int:

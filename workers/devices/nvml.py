@@ -31,6 +31,7 @@ class Card:
     handle: Any
     bus_id: str | None = None  #: its folder's name below /sys/bus/pci/devices
     capability: tuple[int, int] | None = None
+    display: bool = False  #: a screen hangs on it
     unified: bool = False  #: it has no memory of its own
     exclusive: bool = False  #: it takes one process at a time
     prohibited: bool = False  #: it takes none
@@ -186,6 +187,7 @@ class Nvml:
             handle=handle,
             bus_id=bus and bus.lower()[-12:],  # sysfs writes the domain with four digits
             capability=capability and (int(capability[0]), int(capability[1])),
+            display=bool(self.told(lambda: nvml.nvmlDeviceGetDisplayActive(handle))),
             unified=memory is None,
             exclusive=mode == nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
             prohibited=mode == nvml.NVML_COMPUTEMODE_PROHIBITED,

@@ -23,7 +23,7 @@ _FAULTY_NAMES = re.compile(r"\bGTX 16\d\d|\bT(?:400|500|550|600|1000|1200|2000)\
 _OVERFLOWING = ("gemma", "plamo2", "glm4", "t5", "mt5", "umt5")
 
 #: Kinds that are computed in one half of the size on a card; the others are small and sensitive.
-_HALVED = ("text", "image", "bark", "whisper")
+HALVED = ("text", "image", "bark", "whisper")
 
 
 def dtype_for(
@@ -50,7 +50,7 @@ def dtype_for(
         if kind != "text":
             return "float32"
         return "bfloat16" if stored == "float16" else stored or "float32"
-    if kind not in _HALVED or (kind != "text" and is_half_faulty(capability, name)):
+    if kind not in HALVED or (kind != "text" and is_half_faulty(capability, name)):
         return "float32"
     if kind == "whisper" or stored == "float16":
         return "float16"

@@ -19,6 +19,7 @@ from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.api.uploads import decode_base64, store_uploads
+from bitinglip.results.uploads import ReceivedFile
 from bitinglip.wire.transcription import native as native_wire
 from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
 from bitinglip.wire.transcription.openai_view import TranscriptionView
@@ -42,12 +43,16 @@ async def transcribe(request: Request) -> Response:
 
 
 async def _respond_natively(
-    request: Request, body: native_wire.TranscriptionFields, data: bytes, held: int = 0
+    request: Request,
+    body: native_wire.TranscriptionFields,
+    data: bytes | ReceivedFile,
+    held: int = 0,
 ) -> Response:
     services = services_of(request)
     find_model_of(request, body.model, "transcription")
     background = wants_background(request, body)
-    job = body.to_job(job_context(request, body.model, body.priority), len(data))
+    size = data.size if isinstance(data, ReceivedFile) else len(data)
+    job = body.to_job(job_context(request, body.model, body.priority), size)
     await store_uploads(services, job, {"path": data}, held=held)
     return await respond(request, job, background=background)
 
@@ -72,12 +77,12 @@ async def create_translation(request: Request) -> Response:
 async def _respond(
     request: Request,
     body: TranscriptionRequest | TranslationRequest,
-    data: bytes,
+    data: ReceivedFile,
     granularities: tuple[str, ...],
 ) -> Response:
     services = services_of(request)
     find_model_of(request, body.model, "transcription")
-    job = body.to_job(job_context(request, body.model), len(data))
+    job = body.to_job(job_context(request, body.model), data.size)
     await store_uploads(services, job, {"path": data})
     view = partial(
         TranscriptionView,

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from bitinglip import errors
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.models.use import MemoryUse
+from bitinglip.scheduling.placement import planner
 from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import OFFLOADS, LoadConfig
 from bitinglip.scheduling.placement.eviction import EvictionRules
@@ -16,16 +18,15 @@ from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, State
+from workers.devices import Condition, Device, Devices, DeviceUsage, State
 from workers.engines.defaults import TEXT_ROWS
+from workers.engines.dtypes import HALVED, dtype_for
 from workers.engines.registry import engine_info
 
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
 _USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
-#: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
-#: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
-_DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
+_PROVEN_JOBS = 32  #: after which a model has shown what it takes
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
 
@@ -44,8 +45,7 @@ class ResourceFacts:
         self._footprints = footprints
         self._clock = clock
         self._conditions: dict[str, Condition] | None = None  #: at the last sample
-        self._readings: dict[str, DeviceUsage] = {}
-        self._other_bytes: dict[str, int] = {}
+        self.use = MemoryUse(clock)
 
     # ---- devices -------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ class ResourceFacts:
         self._devices.clear(device, source=source)
 
     def reading(self, device: str) -> DeviceUsage | None:
-        return self._readings.get(device)
+        return self.use.reading(device)
 
     def sample(self, pids: Iterable[int], *, idle: bool = False) -> dict[str, DeviceUsage]:
         """Sample the devices; it blocks for some milliseconds, so call it in a thread.
@@ -97,37 +97,13 @@ class ResourceFacts:
         ``pids``: the process ids of our workers by worker id, loading ones included. Returns True
         if there are other devices, or others are well, than at the last sample.
         """
-        held: dict[str, list[int | None]] = {device: [] for device in readings}
-        for replica in replicas:
-            for device in self._with_sharing(replica.devices):
-                if device in readings:
-                    pid = pids.get(replica.id)
-                    held[device].append(_held_by(replica, readings[device], pid))
-            if CPU in readings and CPU not in replica.devices:
-                resident = readings[CPU].processes.get(pids.get(replica.id, 0), 0)
-                held[CPU].append(min(resident, replica.ram_bytes))
-        for device, reading in readings.items():
-            ours = [size or 0 for size in held[device]]
-            other = max(0, reading.used_bytes - sum(ours))
-            if None in held[device]:  # one of ours takes memory, and nothing says how much
-                other = min(other, self._other_bytes.get(device, 0))
-            self._other_bytes[device] = other
-        for device in self._other_bytes.keys() - readings.keys():
-            del self._other_bytes[device]  # it does not answer: its last figure says nothing
-        self._readings = dict(readings)
+        self.use.update(readings, replicas, pids, self.devices)
         before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
         return before is not None and before != self._conditions
 
-    def _with_sharing(self, devices: Iterable[str]) -> set[str]:
-        """Add the devices whose memory is that of one of these."""
-        found = set(devices)
-        shared = {device.id for device in self.devices if device.unified or device.kind == "cpu"}
-        is_shared = any(device.unified for device in self.devices) and found & shared
-        return found | shared if is_shared else found
-
     def other_bytes(self, device: str) -> int:
         """Return the bytes on a device that other programs hold."""
-        return self._other_bytes.get(device, 0)
+        return self.use.other_bytes(device)
 
     def capacities(self) -> list[DeviceCapacity]:
         return [
@@ -137,14 +113,22 @@ class ResourceFacts:
                 memory=device.memory_bytes,
                 physical=device.physical_bytes,
                 other_bytes=self.other_bytes(device.id),
-                headroom=device.headroom(self._settings.devices.headroom_bytes),
+                headroom=self._headroom(device),
                 name=device.name,
                 reason=device.condition.reason,
+                doubtful=device.condition.state == "doubtful",
+                short_since=self.use.short_since(device.id),
                 exclusive=device.exclusive,
                 shares="cpu" if device.unified else None,
             )
             for device in self.devices
         ]
+
+    def _headroom(self, device: Device) -> int:
+        """Return the bytes of a device that stay free: more where a screen hangs on it."""
+        own = self._settings.devices
+        screen = own.display_headroom_bytes if device.display else 0
+        return max(device.headroom(own.headroom_bytes), screen)
 
     # ---- models --------------------------------------------------------------------------------
 
@@ -186,13 +170,32 @@ class ResourceFacts:
         fake = (own.engine or manifest.engine) == "fake"
         load_config = LoadConfig(
             device=kind,
-            dtype=own.dtype,
+            dtype=own.dtype or self._dtype_of_cards(manifest, kind),
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
             fake_bytes=own.fake.memory_bytes if fake else None,
         )
         return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
+
+    def _dtype_of_cards(self, manifest: Manifest, kind: str) -> str | None:
+        """Return the format of a model that some card cannot compute in half precision; None where
+        all compute as the estimate takes for granted."""
+        family = manifest.kind if manifest.kind in ("text", "image") else manifest.model_type or ""
+        if family not in HALVED:
+            return None
+        chosen = {
+            dtype_for(
+                family,
+                manifest.dtype,
+                device.capability,
+                device.name,
+                model_type=manifest.model_type or "",
+            )
+            for device in self.devices
+            if device.kind == kind == "cuda" and device.capability is not None
+        }
+        return "float32" if "float32" in chosen else None
 
     def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
         """Plan for the usual image size, and for no more offload than the largest device needs."""
@@ -223,6 +226,14 @@ class ResourceFacts:
             return model_state.load_seconds
         need = self.need(model_state.manifest, kind)
         return need.load_seconds or 1.0 + need.bytes / _BYTES_PER_SECOND
+
+    def new_replica(self, model_state: ModelState, load: planner.Load) -> Replica:
+        """Return the replica that a planned load makes, with what it is expected to take."""
+        replica = Replica(model_state.name, load.index, load.devices, self._clock())
+        kind = self.kind_of(replica)
+        replica.ram = self.ram(model_state.manifest, kind)
+        replica.load_seconds = self.load_seconds(model_state, kind)
+        return replica
 
     def load_eta(self, model_state: ModelState, now: float) -> float | None:
         """Estimate the seconds until a model is loaded that is not; None if it never was."""
@@ -297,6 +308,9 @@ class ResourceFacts:
         if len(replica.devices) != 1:
             return replica.devices
         ((device, reserved),) = replica.devices.items()
+        if replica.ended_jobs >= _PROVEN_JOBS:
+            # The highest that was seen, so that it shrinks once and then follows what is new.
+            reserved = min(reserved, self.need(manifest, kind).bytes)
         return {device: max(reserved, worker.ready.memory_bytes, beat)}
 
     def fit(
@@ -362,22 +376,3 @@ class ResourceFacts:
     def kind_of(self, replica: Replica) -> str:
         kinds = {device.id: device.kind for device in self.devices}
         return next((kinds[device] for device in replica.devices if device in kinds), "cpu")
-
-
-def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | None:
-    """Return the bytes that a replica holds on a device: the driver's figure for its process,
-    else the worker's own; None if there is neither.
-
-    In a container the driver may number processes as the host does, so that our number is
-    another program's. Its figure counts only where it is near the worker's own.
-    """
-    if pid is None and replica.worker is None:
-        return 0  # its process has not started
-    told = reading.processes.get(pid) if pid is not None else None
-    beat = replica.worker.heartbeat if replica.worker is not None else None
-    if beat is None:
-        return told
-    own = beat.memory_bytes // len(replica.devices)
-    if told is None or not own - _DRIVER_LESS <= told <= own + _DRIVER_MORE:
-        return own
-    return told

@@ -2,20 +2,28 @@
 
 import asyncio
 import contextvars
+from collections.abc import Mapping
 from typing import Protocol
 
+import psutil
 import structlog
 
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.state import ModelState, Replica
+from bitinglip.scheduling.placement.ledger import Ledger
 from bitinglip.settings import Settings, SpeechModel
 from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import Manifest
 from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers import protocol
+from workers.devices import DeviceUsage
 from workers.pool import StartFailed
 from workers.worker import Worker
+
+_LOOK_SECONDS = 0.1  #: between two looks at a card whose memory is to come back
+_LOOKS = 10  #: after a load that ran out of memory
+_LOOK_TIMEOUT = 2.0  #: seconds that a look may take
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +37,8 @@ class Pool(Protocol):
     def drain(self, worker: Worker) -> None: ...
     def forget_model(self, model: str) -> None: ...
     def warm_spare(self) -> None: ...
+    @property
+    def workers(self) -> list[Worker]: ...
 
 
 class LoadListener(Protocol):
@@ -38,6 +48,18 @@ class LoadListener(Protocol):
     def on_load_failed(
         self, model_state: ModelState, replica: Replica, why: StartFailed
     ) -> None: ...
+    def ledger(self) -> Ledger:
+        """Return what is reserved and free now."""
+        ...
+
+    def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
+        """Plan again for a load that has not begun: another program took its memory."""
+        ...
+
+    def refresh(self, sample: Mapping[str, DeviceUsage], pids: Mapping[str, int]) -> None:
+        """Take over a sample of the devices."""
+        ...
+
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
         """Take note that its process has ended and its memory is free."""
         ...
@@ -97,10 +119,15 @@ class ReplicaLoader:
             for name in filter(None, (spec.model, self._settings.model(spec.model).speech.vocoder)):
                 await self._store.check(name)
             await self._read_first(spec.model)
+            if kind == "cuda" and not await self._has_room(replica):
+                self._listener.on_displaced(model_state, replica)
+                return
             worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
             if (stuck := self._pool.stuck(replica.id)) is not None:
                 self._listener.on_stuck(model_state, replica, stuck)
+            elif kind == "cuda" and why.code == "OUT_OF_MEMORY":
+                await self._look_for_others(replica)
             self._listener.on_load_failed(model_state, replica, why)
         except StoreError as error:
             self._listener.on_load_failed(
@@ -116,6 +143,37 @@ class ReplicaLoader:
             self._pool.warm_spare()
             if self._page_cache is not None:
                 self._page_cache.drop(model_state.name)
+
+    async def _has_room(self, replica: Replica) -> bool:
+        """Wait for memory that ended workers have not given back; False if others took it."""
+        await self._look()
+        while self._facts.use.awaits_memory(replica):
+            await asyncio.sleep(_LOOK_SECONDS)
+            await self._look()
+        replica.other_bytes = {each: self._facts.other_bytes(each) for each in replica.devices}
+        ledger = self._listener.ledger()
+        there = {device.id for device in ledger.devices} & replica.devices.keys()
+        return all(ledger.free(device) >= 0 for device in there)
+
+    async def _look_for_others(self, replica: Replica) -> None:
+        """Find out whether other programs took the memory that a load lacked, whose process is
+        gone: its own memory comes back within these looks."""
+        for _ in range(_LOOKS):
+            await self._look()
+            if not self._facts.use.foreign_use_rose(replica):
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        """Look at the devices now. Where that fails or takes long, the last look stands."""
+        pids = {worker.id: worker.pid for worker in self._pool.workers}
+        try:
+            async with asyncio.timeout(_LOOK_TIMEOUT):
+                sample = await asyncio.to_thread(self._facts.sample, list(pids.values()))
+        except (TimeoutError, OSError, psutil.Error) as error:
+            log.warning("the devices could not be read before a load", cause=str(error))
+        else:
+            self._listener.refresh(sample, pids)
 
     async def _read_first(self, name: str) -> None:
         """Read the files of a model on slow storage in sequence, as far as the RAM allows.

@@ -13,6 +13,7 @@ import structlog
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import AFTER_DEVICE_FAULT, Death, Deaths
+from bitinglip.scheduling.models.demands import list_demands
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.listener import ModelListener
 from bitinglip.scheduling.models.loader import Pool, ReplicaLoader
@@ -103,7 +104,7 @@ class ModelManager:
 
     def free_memory_near(self, replica: Replica) -> None:
         """Evict idle models near a worker that ran out of memory."""
-        self.facts.raise_minimum(self.models[replica.model].manifest, replica)
+        self._raise_minimum(replica)
         self._evict_idle_near(replica)
 
     # ---- for operators -------------------------------------------------------------------------
@@ -192,7 +193,9 @@ class ModelManager:
                 if was_silent and not replica.silent:
                     self._listener.on_ready(replica.model)
         ledger = self.ledger()
-        if changed or self._unmet or any(ledger.free(device.id) < 0 for device in ledger.devices):
+        short = [device.id for device in ledger.devices if ledger.free(device.id) < 0]
+        self.facts.use.note_short(short)
+        if changed or self._unmet or short:
             self.replan()
 
     def model_state(self, name: str) -> ModelState:
@@ -237,7 +240,11 @@ class ModelManager:
         now = self.clock()
         ledger = self.ledger()
         usable = sum(device.usable for device in ledger.devices if not device.reason)
-        found = planner.plan(ledger, self._demands(now), now, self.rules)
+        demands = list_demands(
+            self.models, self._settings, self.facts, self._listener, now, self._plan_timer.at
+        )
+        self._unmet = any(demand.urgent for demand in demands)
+        found = planner.plan(ledger, demands, now, self.rules)
         self.shortage = min(1.0, found.missing_bytes / usable) if usable else 0.0
         for load in found.loads:
             self._begin(self.models[load.model], load)
@@ -250,32 +257,11 @@ class ModelManager:
         if found.replan_at is not None:
             self._plan_timer.at(found.replan_at)
 
-    def _demands(self, now: float) -> list[planner.Demand]:
-        demands: list[planner.Demand] = []
-        self._unmet = False
-        for model_state in self.models.values():
-            waiting = self._listener.waiting(model_state.name)
-            since = waiting.since if waiting else model_state.asked
-            if since is not None:
-                model_state.target = self._settings.model(model_state.name).replicas
-            if not model_state.target:
-                continue
-            if model_state.retry_at > now:
-                self._plan_timer.at(model_state.retry_at)
-                continue
-            level = waiting.level if waiting else 0
-            found = self.facts.demands(model_state, since, level)
-            self._unmet = self._unmet or any(demand.urgent for demand in found)
-            demands += found
-        return demands
-
     def _begin(self, model_state: ModelState, load: planner.Load) -> None:
-        replica = Replica(model_state.name, load.index, load.devices, self.clock())
+        replica = self.facts.new_replica(model_state, load)
         model_state.replicas[load.index] = replica
-        kind = self.facts.kind_of(replica)
-        replica.ram = self.facts.ram(model_state.manifest, kind)
-        replica.load_seconds = self.facts.load_seconds(model_state, kind)
         log.info("loading", worker=replica.id, devices=list(load.devices))
+        kind = self.facts.kind_of(replica)
         replica.task = self._loader.start(model_state, replica, kind)
 
     def _evict(self, eviction: planner.Evict) -> None:
@@ -328,8 +314,10 @@ class ModelManager:
             model_state.retry_at = now + AFTER_DEVICE_FAULT
             return  # once more: there, or elsewhere once the device is in question
         if why.code == "OUT_OF_MEMORY":
-            self.facts.raise_minimum(model_state.manifest, replica)
             model_state.short_of_memory += 1
+            late = model_state.short_of_memory == 1 and self.facts.use.wait_again(replica)
+            if not late:
+                self._raise_minimum(replica)
             if model_state.short_of_memory == 1:
                 self._evict_idle_near(replica)
                 return  # once more, with more room
@@ -343,6 +331,12 @@ class ModelManager:
         error = errors.from_code(why.code, why.message, param="model", details=details)
         self._unavailable(model_state, error)
 
+    def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
+        """Plan again for a load that has not begun: another program took its memory."""
+        log.info("load planned again: its memory was taken meanwhile", worker=replica.id)
+        model_state.remove(replica)
+        self.replan()
+
     def on_stuck(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         """Keep its memory reserved until the process ends after all."""
         replica.state, replica.worker, replica.task = "stuck", worker, None
@@ -350,6 +344,7 @@ class ModelManager:
         self._loader.await_end(model_state, replica, worker)
 
     def on_gone(self, model_state: ModelState, replica: Replica) -> None:
+        self.facts.use.expect_return(replica)
         self.deaths.gone(replica)
         model_state.remove(replica)
         if replica.worker is not None:
@@ -367,13 +362,14 @@ class ModelManager:
         if worker.stuck:
             self.on_stuck(model_state, replica, worker)
         else:
+            self.facts.use.expect_return(replica)
             model_state.remove(replica)
         model_state.restarts += 1
         self._metrics.worker_restarted(model=model_state.name, reason=cause.split(" (")[0])
         log.warning("worker lost", worker=replica.id, cause=cause, blamed_on=death.blame)
         now = self.clock()
         if death.blame == "memory" and worker.fault is not RAM:
-            self.facts.raise_minimum(model_state.manifest, replica)
+            self._raise_minimum(replica)
         if death.is_excused:
             model_state.retry_at = now + self.deaths.pause(model_state.name, now)
         elif death.blame == "request":
@@ -383,6 +379,11 @@ class ModelManager:
             gone = errors.ModelLoadFailed(model_state.explain(now), param="model")
             self._unavailable(model_state, gone)
         self.replan()
+
+    def _raise_minimum(self, replica: Replica) -> None:
+        """Plan with more memory for its model, unless another program took what was short."""
+        if not self.facts.use.foreign_use_rose(replica):
+            self.facts.raise_minimum(self.models[replica.model].manifest, replica)
 
     def _evict_idle_near(self, replica: Replica) -> None:
         for reservation in self.ledger().idle_on(replica.devices):

@@ -20,6 +20,8 @@ from workers import protocol
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
+CARD_LOST = "was ended, because its card is lost"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
@@ -86,6 +88,7 @@ class Operations:
         self._pool = pool
         self._manager = manager
         self._known_devices: set[str] = set()
+        self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
     # ---- models --------------------------------------------------------------------------------
@@ -301,6 +304,7 @@ class Operations:
         self._manager.refresh(sample, pids)
         if known and self._known_devices - known:
             self._use_found_cards()
+        self._end_workers_of_lost_cards()
 
     def _use_found_cards(self) -> None:
         """Move models that run on the CPU for want of a card, and preload those that could not."""
@@ -311,7 +315,28 @@ class Operations:
         if self.bootstrapped:
             self._preload()
 
+    def _end_workers_of_lost_cards(self) -> None:
+        """End workers whose card is gone: they would hang, and their jobs can run elsewhere."""
+        devices = self._manager.facts.devices
+        lost = {each.id for each in devices if each.condition.state == "lost"}
+        ids = {
+            replica.id
+            for replica in self._manager.replicas()
+            if replica.state in ("ready", "draining") and not lost.isdisjoint(replica.devices)
+        }
+        for worker in self._pool.workers:
+            if worker.id in ids and not worker.stuck and worker not in self._ending:
+                self._ending[worker] = asyncio.create_task(self._end_worker(worker))
+
+    async def _end_worker(self, worker: Worker) -> None:
+        try:
+            await self._pool.kill(worker, CARD_LOST)
+        finally:
+            self._ending.pop(worker, None)
+
     async def close(self) -> None:
+        for end in list(self._ending.values()):
+            end.cancel()
         await self._manager.close()
         await self._pool.close()
 

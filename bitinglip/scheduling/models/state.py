@@ -38,12 +38,15 @@ class Replica:
     devices: Mapping[str, int]  #: device id -> bytes reserved
     began: float  #: when its load began
     ram: RamNeed = NO_RAM  #: beside its devices
+    #: by device: what other programs held when its load began
+    other_bytes: Mapping[str, int] = field(default_factory=dict)
     state: str = "loading"  #: loading, ready, draining, stopping or stuck
     worker: Worker | None = None
     task: "asyncio.Task[None] | None" = None  #: its load or its stop
     progress: float = 0.0  #: of the load
     slots: int = 0
     in_flight: int = 0
+    ended_jobs: int = 0
     cost: float = 0.0  #: of the jobs that were sent to it and have not ended
     speed: float | None = None  #: cost per second of a job on it
     silent: bool = False  #: its heartbeat is overdue: nothing new goes to it
@@ -88,6 +91,7 @@ class Replica:
 
     def gave_back(self, cost: float, now: float) -> None:
         self.in_flight -= 1
+        self.ended_jobs += 1
         self.cost = max(0.0, self.cost - cost) if self.in_flight else 0.0
         self.used_at = now
 

@@ -15,7 +15,9 @@ class DeviceCapacity:
     other_bytes: int = 0  #: held by other programs
     headroom: int = 0  #: kept free, for the driver and fragments
     name: str = ""  #: the driver's name of it
+    short_since: float = float("-inf")  #: when reserved memory began to be missing, if it does
     reason: str | None = None  #: why nothing new is planned there; None if it is well
+    doubtful: bool = False  #: it may be well again in a moment
     exclusive: bool = False  #: it takes one worker at a time
     shares: str | None = None  #: the device whose memory this one uses, too: they are one budget
 

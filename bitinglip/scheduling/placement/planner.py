@@ -15,6 +15,9 @@ from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
 
 _RAM = "ram"  #: stands for the RAM of reservations on any device while models are chosen for it
+#: Seconds for which memory must be missing before models are evicted for another program: use that
+#: flaps, as a browser's does, would have them loaded and evicted in turn.
+_SHORT_SECONDS = 3.0
 _NOT_YET = float("inf")  #: the cost of memory that no eviction can free now
 
 
@@ -114,6 +117,9 @@ class _Planner:
             missing = -(self._ledger.free(device.id) + self._coming[device.id])
             if missing <= 0 or device.reason:
                 continue
+            if self._now < device.short_since + _SHORT_SECONDS:
+                self._replan_at(device.short_since + _SHORT_SECONDS)
+                continue
             idle = [h for h in self._candidates(device.id) if h.idle and not h.pinned]
             freed = 0
             for reservation in sorted(idle, key=lambda h: eviction.cost(h, self._now)):
@@ -131,7 +137,8 @@ class _Planner:
         if devices and not self._has_ram(demand, fitting or devices):
             return
         if not fitting:
-            self._place_split(demand, devices, blocked=len(devices) < len(of_kind))
+            if not self._await_doubtful(demand, of_kind):
+                self._place_split(demand, devices, blocked=len(devices) < len(of_kind))
             return
         if self._load_into_free(demand, fitting):
             return
@@ -209,6 +216,17 @@ class _Planner:
 
         device = min(free, key=rank)
         self._load(demand, {device.id: demand.needs[device.kind]})
+        return True
+
+    def _await_doubtful(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
+        """Wait a while for a device that would do, and may be well again in a moment."""
+        until = demand.since + self._rules.patience
+        would_do = any(
+            device.doubtful and demand.needs[device.kind] <= device.largest for device in devices
+        )
+        if not would_do or self._now >= until:
+            return False
+        self._replan_at(until)
         return True
 
     def _await_leaving(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:

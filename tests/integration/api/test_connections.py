@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from bitinglip.http import turns
 from bitinglip.http.connections import Times
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
@@ -238,80 +237,6 @@ def test_body_that_nobody_wants_is_not_read_for_ever(served: Served) -> None:
         sock.sendall(head % NATIVE.encode())
         answer = everything(sock)
         assert answer.count(b"HTTP/1.1") == answer.count(b"HTTP/1.1 401") == 1
-
-
-TINY = b"1\r\n \r\n"  #: a chunk
-
-
-def unwanted(framing: str, size: int) -> bytes:
-    """A request without a key, its body, and another request after it."""
-    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\n" % NATIVE.encode()
-    if framing == "length":
-        return head + b"Content-Length: %d\r\n\r\n%b" % (size, b" " * size) + LIVEZ
-    chunk = TINY if framing == "tiny chunks" else b"1;a=%b\r\n \r\n" % (b"a" * 1000)
-    body = chunk * (size // len(chunk))
-    return head + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n" + LIVEZ
-
-
-FRAMINGS = ("length", "tiny chunks", "chunks with extensions")
-
-
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_body_that_nobody_wants_is_read_up_to_a_bound(hurried: Served, framing: str) -> None:
-    with connected(hurried) as sock:
-        sock.sendall(unwanted(framing, 20_000))
-        answer = b""
-        while b"HTTP/1.1 200" not in answer:
-            piece = sock.recv(65536)
-            assert piece, answer
-            answer += piece
-        assert answer.startswith(b"HTTP/1.1 401")
-    before = hurried.connections.refused["unwanted"]
-    with connected(hurried) as sock:
-        head, _, body = unwanted(framing, 1_000_000).partition(b"\r\n\r\n")
-        sock.sendall(head + b"\r\n\r\n")
-        answer = sock.recv(65536)
-        send_all_that_is_taken(sock, body)
-        answer += everything(sock)
-    assert answer.count(b"HTTP/1.1") == answer.count(b"HTTP/1.1 401") == 1
-    assert hurried.connections.refused["unwanted"] == before + 1
-
-
-def test_chunks_of_a_body_leave_the_loop_to_others(served: Served) -> None:
-    """However many arrive at once, one turn of the loop takes about as many as its share."""
-    count = 95_000
-    body = json.dumps(PROMPT).encode()
-    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: %b\r\n" % (
-        NATIVE.encode(),
-        served.keys["inference:text"].encode(),
-    )
-    head += b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    most = 0
-    done = False
-
-    async def watch() -> None:
-        nonlocal most
-        before = 0
-        while not done:
-            received = max((each.received for each in served.connections.all()), default=0)
-            most, before = max(most, received - before), received
-            await asyncio.sleep(0)
-
-    watching = asyncio.run_coroutine_threadsafe(watch(), served.loop)
-    try:
-        with connected(served) as sock:
-            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-            sock.sendall(head + TINY * count + last + LIVEZ)
-            answer = b""
-            while answer.count(b"HTTP/1.1 200") < 2:
-                piece = sock.recv(65536)
-                assert piece, answer
-                answer += piece
-        assert b"one two" in answer
-    finally:
-        done = True
-        watching.result(10)
-    assert 0 < most <= 2 * turns.CHUNKS
 
 
 def test_answer_that_nobody_reads_is_given_up(wordy: Served) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import io
 import json
+import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from PIL import Image
 from tests.support.api_server import Served, serve
 from tests.support.http_client import error_of
 from tests.support.sse import events_of
+from tests.support.wait import eventually
 from workers import protocol
 
 NATIVE = "/api/v1/inference/image-generation"
@@ -310,6 +313,57 @@ def test_form_in_another_encoding_is_refused(image_server: Served, url: str, cha
     }
     answer = httpx.post(image_server.url + url, content=body, headers=headers)
     error_of(answer, 415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+def form_part(name: bytes, data: bytes, more: bytes = b"") -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n' % (name, more)
+    return head + data + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (form_part(b"prompt", b"\xff") + b"--x--\r\n", None),
+        (form_part(b"\xff", b"a") + b"--x--\r\n", None),
+        (form_part(b"prompt", b"a"), None),
+        (form_part(b"prompt", b"a") + form_part(b"image", b"a", b'; filename="a"'), None),
+        (b"--x--\r\n", None),
+        (b"", None),
+        (b"--x\r\n\r\na\r\n--x--\r\n", None),
+        (form_part(b"prompt", b"a" * 70_000) + b"--x--\r\n", "prompt"),
+        (form_part(b"prompt", b"a") * 2 + b"--x--\r\n", "prompt"),
+        (form_part(b"a", b"a") + form_part(b"a[]", b"a") + b"--x--\r\n", "a[]"),
+        (b"".join(form_part(b"f%d" % n, b"") for n in range(99)) + b"--x--\r\n", None),
+        (form_part(b"model", b"painter") + form_part(b"n", b"1e999") + b"--x--\r\n", "prompt"),
+    ],
+)
+def test_form_that_is_broken_is_refused(
+    client: httpx.Client, image_server: Served, body: bytes, param: str | None
+) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = client.post(EDITS, content=body, headers=headers)
+    assert error_of(answer, 400, "INVALID_REQUEST")["param"] == param
+    eventually(lambda: not list(image_server.home.uploads.iterdir()))
+    assert image_server.services.uploads.bytes == 0
+
+
+def test_form_that_arrives_is_in_the_books_of_the_home_and_holds_no_descriptor(
+    image_server: Served,
+) -> None:
+    uploads, folder = image_server.services.uploads, image_server.home.uploads
+    head = (
+        f"POST {EDITS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 190000\r\n"
+        f"Authorization: {image_server.headers('inference:image')['authorization']}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    ).encode()
+    part = form_part(b"image", b"a" * 50_000, b'; filename="a"')
+    before = len(os.listdir("/proc/self/fd"))
+    with socket.create_connection(("127.0.0.1", image_server.port)) as sender:
+        sender.sendall(head + 3 * part)
+        eventually(lambda: uploads.bytes == 150_000)
+        assert sum(path.stat().st_size for path in folder.iterdir()) == 150_000
+        eventually(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)  # the two sockets
+    eventually(lambda: uploads.bytes == 0 and not list(folder.iterdir()))
 
 
 def test_form_in_utf_8_may_say_so(client: httpx.Client) -> None:

@@ -1,17 +1,19 @@
 """What is loaded where when a device is not well, over real worker processes."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from bitinglip import errors
 from tests.support.scheduling_rig import Rig, answer, job, with_settings
+from tests.support.wait import until
 
 GB = 1_000_000_000
 WHY = "The card fell off the bus: restart the machine."
 
 
-def test_device_that_is_lost_takes_no_load_and_its_resident_model_goes_on(tmp_path: Path) -> None:
+def test_device_in_doubt_takes_no_load_and_its_resident_model_goes_on(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         assert await answer(rig, job(model="a")) == "a b c"
         first = next(each.device for each in rig.operations.reservations())
@@ -33,4 +35,28 @@ def test_device_that_is_lost_takes_no_load_and_its_resident_model_goes_on(tmp_pa
     fake = {"memory_bytes": 10 * GB}
     cards = [{"name": "card", "memory_bytes": 12 * GB} for _ in range(2)]
     models = {name: {"engine": "fake", "fake": fake} for name in "ab"}
-    with_settings(tmp_path, test, {"models": models, "devices": {"fake": cards}})
+    values = {"models": models, "devices": {"fake": cards}, "residency": {"patience": 0.2}}
+    with_settings(tmp_path, test, values)
+
+
+def test_device_that_is_lost_loses_its_workers_and_their_jobs_run_elsewhere(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        assert await answer(rig, job(model="a")) == "a b c"
+        first = next(each.device for each in rig.operations.reservations())
+        rig.devices.mark(first, "lost", WHY, source="test")
+        waits = asyncio.create_task(answer(rig, job(model="a")))
+        await until(lambda: rig.dispatcher.running("a"))
+        await rig.operations.sample_devices()
+        assert await waits == "a b c"
+        assert {each.device for each in rig.operations.reservations()} == {"fake0", "fake1"} - {
+            first
+        }
+        assert rig.operations.cause("a") is None  # it is not the model's fault
+
+    fake = {"memory_bytes": 10 * GB, "tokens_per_second": 5.0}
+    cards = [{"name": "card", "memory_bytes": 12 * GB} for _ in range(2)]
+    with_settings(
+        tmp_path,
+        test,
+        {"models": {"a": {"engine": "fake", "fake": fake}}, "devices": {"fake": cards}},
+    )

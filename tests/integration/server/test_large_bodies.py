@@ -31,7 +31,7 @@ BODIES = {
     "unknown keys": _many_keys(),
     "biases": _many_biases(),
     "wrong values, as many as may be": json.dumps(
-        {"model": "m", "prompt": "p", **{f"k{i}": 1 for i in range(99_000)}}
+        {"model": "m", "prompt": "p", **{f"k{i}": 1 for i in range(32_000)}}
     ).encode(),
 }
 

@@ -147,6 +147,15 @@ def test_cleanup_removes_the_oldest_files_beyond_the_bound(tmp_path: Path) -> No
     using(tmp_path, act, max_bytes=2 * len(PICTURE))
 
 
+def test_cleanup_makes_a_folder_again_that_was_removed(tmp_path: Path) -> None:
+    async def act(files: Files, _db: Database) -> None:
+        files.folder.rmdir()
+        await files.clean(nothing_is_open)
+        assert files.folder.is_dir()
+
+    using(tmp_path, act)
+
+
 def test_cleanup_removes_files_of_expired_rows(tmp_path: Path) -> None:
     async def act(files: Files, db: Database) -> None:
         event_log = drawn(files, age=500)

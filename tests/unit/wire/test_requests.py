@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from bitinglip import errors
 from bitinglip.settings import Model, SamplingDefaults
-from bitinglip.wire.parse import MAX_DEPTH, MAX_ELEMENTS, check_shape, param_path, parse
+from bitinglip.wire.parse import (
+    LARGE,
+    MAX_DEPTH,
+    MAX_ELEMENTS,
+    MAX_MEMBERS,
+    check_shape,
+    is_large,
+    param_path,
+    parse,
+)
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
 from tests.support.jobs import job_context
@@ -282,10 +291,33 @@ def test_shape_of_hostile_text_is_found_in_linear_time(raw: bytes) -> None:
         check_shape(raw)
 
 
+def test_number_of_members_has_a_bound() -> None:
+    """A member may be wrong, and the library makes all errors before it tells of any."""
+
+    def body(count: int) -> bytes:
+        return json.dumps({**NATIVE, **{f"k{i}": ":" for i in range(count)}}).encode()
+
+    most = MAX_MEMBERS - len(NATIVE)
+    check_shape(body(most))
+    check_shape(body(most).ljust(LARGE + 1))
+    nested = b'{"prompt":{' + b",".join(b'"%d":1' % i for i in range(MAX_MEMBERS)) + b"}}"
+    for raw in (body(most + 1), body(most + 1).ljust(LARGE + 1), nested):
+        with pytest.raises(errors.InvalidRequest, match="more than 32768 members"):
+            check_shape(raw)
+
+
+def test_body_of_many_values_is_checked_beside_the_event_loop() -> None:
+    assert not is_large(json.dumps({**NATIVE, "prompt": "word " * 50_000}).encode())
+    assert is_large(b"[" + b"1," * 5000 + b"1]")
+    assert is_large(b"[" + b"[]" * 5000 + b"]")
+    assert is_large(json.dumps({f"k{i}": 1 for i in range(3000)}).encode())
+    assert is_large(b" " * (LARGE + 1))
+
+
 def test_errors_of_a_body_are_not_all_made() -> None:
-    keys = {f"k{i}": 1 for i in range(50_000)}
+    keys = {f"k{i}": 1 for i in range(10_000)}
     error = refused(TextGenerationRequest, NATIVE, **keys)
-    assert error.message == "The body is not valid: 50000 of its values are."
+    assert error.message == "The body is not valid: 10000 of its values are."
     few = refused(TextGenerationRequest, NATIVE, **dict(list(keys.items())[:100]))
     assert few.param == "k0"
     parts = refused(ChatCompletionRequest, CHAT, messages=[{"role": "user", "content": [1] * 9000}])

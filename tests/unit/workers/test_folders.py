@@ -56,6 +56,15 @@ def test_results_are_taken_from_the_workers_folder(work: Path) -> None:
     assert list(work.iterdir()) == []
 
 
+def test_results_are_taken_though_their_folder_was_removed(work: Path) -> None:
+    (work / f"{JOB}-0.png").write_text("one")
+    (work.parent / "files").rmdir()
+    done = images(3)
+    assert take_results(done, work, work.parent / "files") is done
+    assert files(work) == {f"{JOB}-0.png": "one"}
+    assert (work.parent / "files").stat().st_mode & 0o777 == 0o700
+
+
 def test_results_of_an_attempt_that_died_are_replaced(work: Path) -> None:
     (work.parent / "files" / f"{JOB}-0.png").write_text("half")
     (work / f"{JOB}-0.png").write_text("whole")

@@ -1,5 +1,7 @@
 """What other programs hold: what the driver shows, less what is ours, told or not."""
 
+import random
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +17,10 @@ from bitinglip.scheduling.placement.ram import RamNeed
 from bitinglip.settings import Settings
 from model_store.manifest import Manifest
 from tests.support import machines
+from tests.support.nvml import StandInCard, StandInNvml
 from workers.devices import Devices, DeviceUsage
-from workers.protocol import Heartbeat
+from workers.devices.cards import Cards
+from workers.protocol import Heartbeat, Ready
 
 MODEL = {"engine": "fake", "device": "cuda"}
 
@@ -99,6 +103,97 @@ def test_weights_of_a_spread_model_are_bounded_by_its_shares() -> None:
     )
     assert ours.device_weights(manifest, alone) == ()
     assert ours.device_weights(manifest, spread) == (60, 30)
+
+
+def learned(ours: ResourceFacts, loaded: Replica, beats: Sequence[int]) -> list[int]:
+    """What is reserved after each heartbeat of a worker of a text model. In MB."""
+    manifest = Manifest(
+        name="t",
+        kind="text",
+        engine="text",
+        source="test",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    found: list[int] = []
+    for beat in beats:
+        loaded.worker = SimpleNamespace(  # type: ignore[assignment]
+            ready=Ready(slots=1, memory_bytes=0),
+            heartbeat=Heartbeat(steps=1, in_flight=0, memory_bytes=beat * 1_000_000),
+        )
+        loaded.devices = ours.observe(manifest, loaded)
+        found += [size // 1_000_000 for size in loaded.devices.values()]
+    return found
+
+
+def test_need_that_is_measured_lower_than_guessed_lets_another_model_in() -> None:
+    ours = facts(models={"m": MODEL, "t": {"kv_cache_bytes": 0, "device": "cuda"}})
+    loaded = Replica("t", 0, {"fake0": 9_000_000_000}, 0.0, state="ready")
+    assert learned(ours, loaded, [3000, 4000]) == [9000, 9000]  # it has not shown what it takes
+    loaded.ended_jobs = 40
+    assert learned(ours, loaded, [3500]) == [4080]
+    assert learned(ours, loaded, [5000, 4000]) == [5000, 5000]  # what is new, and then no less
+
+
+def test_need_does_not_swing_with_what_is_measured() -> None:
+    ours = facts(models={"m": MODEL, "t": {"kv_cache_bytes": 0, "device": "cuda"}})
+    loaded = Replica("t", 0, {"fake0": 9_000_000_000}, 0.0, state="ready", ended_jobs=40)
+    noise = random.Random(7)
+    beats = [round(4000 * noise.uniform(0.5, 1.5)) for _ in range(500)]
+    reserved = learned(ours, loaded, beats)
+    assert reserved == sorted(reserved), "it shrank again"
+    assert all(size >= beat for size, beat in zip(reserved, beats, strict=True))
+    assert len(set(reserved)) < 20
+    assert reserved[-1] <= max(beats) * 1.03
+
+
+def test_shortage_that_flaps_begins_anew_each_time() -> None:
+    now = [0.0]
+    settings = Settings.model_validate({"models": {"m": MODEL}})
+    devices = Devices.find([("card", 100)])
+    ours = ResourceFacts(settings, devices, Footprints(), clock=lambda: now[0])
+    for second in range(0, 10, 2):
+        now[0] = float(second)
+        ours.use.note_short(["fake0"])
+        now[0] += 0.9
+        assert ours.capacities()[0].short_since == second
+        ours.use.note_short([])
+    ours.use.note_short(["fake0"])
+    now[0] += 4
+    ours.use.note_short(["fake0"])
+    assert ours.capacities()[0].short_since == pytest.approx(now[0] - 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "kind", "model_type", "dtype"),
+    [
+        ("NVIDIA GeForce GTX 1660", (7, 5), "image", None, "float32"),
+        ("NVIDIA GeForce GTX 1660", (7, 5), "transcription", "whisper", "float32"),
+        ("NVIDIA GeForce GTX 1660", (7, 5), "text", "llama", None),
+        ("NVIDIA GeForce GTX 1660", (7, 5), "speech", "vits", None),
+        ("NVIDIA GeForce RTX 2060", (7, 5), "image", None, None),
+        ("NVIDIA GeForce RTX 2060", (7, 5), "text", "gemma3_text", "float32"),
+        ("NVIDIA GeForce RTX 4060", (8, 9), "text", "gemma3_text", None),
+    ],
+)
+def test_dtype_that_is_planned_is_the_one_that_the_card_computes(
+    name: str,
+    capability: tuple[int, int],
+    kind: str,
+    model_type: str | None,
+    dtype: str | None,
+) -> None:
+    nvml = StandInNvml(StandInCard(name=name, capability=capability))
+    machine = ResourceFacts(Settings(), Devices(Cards.find(None, nvml)), Footprints())
+    manifest = Manifest(
+        name="m",
+        kind=kind,
+        engine=kind,
+        model_type=model_type,
+        source="test",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    assert machine.load_config(manifest, "cuda").dtype == dtype
+    assert machine.load_config(manifest, "cpu").dtype is None
 
 
 def test_device_of_a_model_is_the_accelerator_unless_set() -> None:

@@ -143,6 +143,15 @@ def test_unused_models_give_way_to_other_programs() -> None:
     assert evicted(found) == ["a/0"]
 
 
+def test_eviction_for_another_program_follows_a_lasting_shortage() -> None:
+    """One that flaps, a second with and a second without, evicts nobody."""
+    taken = card(other_bytes=20, short_since=NOW - 1)
+    found = planned([taken], [held("a", 10)])
+    assert not found.evictions
+    assert found.replan_at == NOW + 2
+    assert evicted(planned([replace(taken, short_since=NOW - 3)], [held("a", 10)])) == ["a/0"]
+
+
 def test_keep_alive() -> None:
     brief = held("brief", used_at=NOW - 10, keep_alive=10.0)
     later = held("later", used_at=NOW - 10, keep_alive=15.0)
@@ -336,3 +345,13 @@ def test_memory_that_card_and_processor_share_is_one_budget() -> None:
     assert [each.devices for each in found.waiting] == [{"0": 20}]
     pinned = planned(machine, [held("old", 20, "cpu", pinned=True)], wanted(size=20))
     assert pinned.refusals == [Refuse("new", forever=False)]
+
+
+def test_device_in_doubt_is_waited_for_a_while() -> None:
+    doubtful = card(reason="It is probed.", doubtful=True)
+    found = planned([doubtful], [], wanted())
+    assert (found.loads, found.refusals, found.replan_at) == ([], [], NOW + RULES.patience)
+    found = planned([doubtful], [], wanted(since=NOW - RULES.patience))
+    assert found.refusals == [Refuse("new", forever=False)]
+    assert planned([doubtful], [], wanted(size=30)).refusals  # it would not do
+    assert planned([doubtful, card("1")], [], wanted()).loads

@@ -1,0 +1,125 @@
+"""Who uses the memory of devices: our workers, other programs, and workers that have just ended."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from bitinglip.scheduling.models.returns import MemoryReturns
+from bitinglip.scheduling.models.state import Replica
+from workers.devices import CPU, Device, DeviceUsage
+
+#: How far the driver's figure for a process may be from the worker's own: a worker assumes a size
+#: of its context, and the driver counts kernels, graphs and pinned memory that it does not know of.
+_DRIVER_LESS, _DRIVER_MORE = 1 << 30, 3 << 30
+_RISE = 256 * 1024 * 1024  #: of other programs' use, that tells why memory ran out
+
+
+class MemoryUse:
+    """Keeps the last look at each device, and tells other programs' memory from ours."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._readings: dict[str, DeviceUsage] = {}
+        self._other_bytes: dict[str, int] = {}
+        self._returns = MemoryReturns(clock)
+        self._short_since: dict[str, float] = {}
+        self._cards: set[str] = set()
+
+    def reading(self, device: str) -> DeviceUsage | None:
+        return self._readings.get(device)
+
+    def update(
+        self,
+        readings: Mapping[str, DeviceUsage],
+        replicas: Iterable[Replica],
+        pids: Mapping[str, int],
+        devices: Sequence[Device],
+    ) -> None:
+        """Take over a look at the devices, given our workers and their process ids."""
+        self._cards = {device.id for device in devices if device.kind == "cuda"}
+        with_sharing = _Sharing(devices)
+        held: dict[str, list[int | None]] = {device: [] for device in readings}
+        for replica in replicas:
+            for device in with_sharing(replica.devices):
+                if device in readings:
+                    pid = pids.get(replica.id)
+                    held[device].append(_held_by(replica, readings[device], pid))
+            if CPU in readings and CPU not in with_sharing(replica.devices):
+                resident = readings[CPU].processes.get(pids.get(replica.id, 0), 0)
+                held[CPU].append(min(resident, replica.ram_bytes))
+        for device, reading in readings.items():
+            ours = [size or 0 for size in held[device]]
+            late = self._returns.outstanding(device, reading.used_bytes)
+            other = max(0, reading.used_bytes - sum(ours) - late)
+            if None in held[device]:  # one of ours takes memory, and nothing says how much
+                other = min(other, self._other_bytes.get(device, 0))
+            self._other_bytes[device] = other
+        for device in self._other_bytes.keys() - readings.keys():
+            del self._other_bytes[device]  # it does not answer: its last figure says nothing
+        self._readings = dict(readings)
+
+    def expect_return(self, replica: Replica) -> None:
+        """Expect the memory of a worker that has just ended, for which the next load waits."""
+        pid = replica.worker.pid if replica.worker is not None else None
+        for device in self._cards & replica.devices.keys() & self._readings.keys():
+            reading = self._readings[device]
+            held = _held_by(replica, reading, pid) or 0
+            self._returns.expect(device, reading.used_bytes, min(held, reading.used_bytes))
+
+    def awaits_memory(self, replica: Replica) -> bool:
+        """Return True if its devices are still to get memory of ended workers back."""
+        return self._returns.awaited(replica.devices)
+
+    def wait_again(self, replica: Replica) -> bool:
+        """Let the next load wait once more for memory that is late; False if none is."""
+        return self._returns.wait_again(replica.devices)
+
+    def foreign_use_rose(self, replica: Replica) -> bool:
+        """Return True if other programs have taken memory of its devices since its load began."""
+        return any(
+            self.other_bytes(device) > before + _RISE
+            for device, before in replica.other_bytes.items()
+        )
+
+    def note_short(self, devices: Sequence[str]) -> None:
+        """Note which devices lack memory that is reserved there, since other programs took it."""
+        now = self._clock()
+        self._short_since = {each: self._short_since.get(each, now) for each in devices}
+
+    def short_since(self, device: str) -> float:
+        """Return since when reserved memory of a device has been missing; now if it is not."""
+        return self._short_since.get(device, self._clock())
+
+    def other_bytes(self, device: str) -> int:
+        """Return the bytes on a device that other programs hold."""
+        return self._other_bytes.get(device, 0)
+
+
+class _Sharing:
+    """Adds to devices those whose memory is that of one of them."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        unified = any(device.unified for device in devices)
+        shared = {device.id for device in devices if device.unified or device.kind == "cpu"}
+        self._shared = shared if unified else set()
+
+    def __call__(self, devices: Iterable[str]) -> set[str]:
+        found = set(devices)
+        return found | self._shared if found & self._shared else found
+
+
+def _held_by(replica: Replica, reading: DeviceUsage, pid: int | None) -> int | None:
+    """Return the bytes that a replica holds on a device: the driver's figure for its process,
+    else the worker's own; None if there is neither.
+
+    In a container the driver may number processes as the host does, so that our number is
+    another program's. Its figure counts only where it is near the worker's own.
+    """
+    if pid is None and replica.worker is None:
+        return 0  # its process has not started
+    told = reading.processes.get(pid) if pid is not None else None
+    beat = replica.worker.heartbeat if replica.worker is not None else None
+    if beat is None:
+        return told
+    own = beat.memory_bytes // len(replica.devices)
+    if told is None or not own - _DRIVER_LESS <= told <= own + _DRIVER_MORE:
+        return own
+    return told
