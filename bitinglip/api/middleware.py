@@ -66,10 +66,10 @@ class RequestMiddleware:
                 raise  # the response has begun and can only be cut off
             await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
-            if context.release is not None:
-                context.release()
             if context.leave is not None:
                 context.leave(refund=context.status >= 500)
+            if context.release is not None:
+                context.release()
             _count(scope, context)
 
 
