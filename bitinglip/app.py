@@ -87,11 +87,7 @@ def build(
             own: Launcher | None = launcher
             if own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
-            found = devices
-            if found is None:
-                found = await asyncio.to_thread(_devices, settings.devices)
-            stack.callback(found.close)
-            services, admin_key = await _open(settings, home, own, books, found, stack)
+            services, admin_key = await _open(settings, home, own, books, devices, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -116,7 +112,7 @@ async def _open(
     home: Home,
     launcher: Launcher,
     connections: Connections,
-    devices: Devices,
+    devices: Devices | None,
     stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     health = Health()
@@ -134,6 +130,9 @@ async def _open(
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
+    if devices is None:
+        devices = await asyncio.to_thread(_devices, settings.devices)
+    stack.callback(devices.close)
     facts = ResourceFacts(settings, devices, footprints)
     page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
