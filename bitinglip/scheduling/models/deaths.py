@@ -1,7 +1,9 @@
 """Judges what a worker's death is blamed on: the request, memory, the device or a suspension. Pure.
 
 A death that is not the request's counts neither towards its quarantine nor as a failure of the
-model. Those of a device count against the device: two in ten minutes make it doubtful.
+model. Those of a device count against the device: two in ten minutes make it doubtful. Workers that
+die together of no fault that they told are excused, but prove nothing against the device: requests
+that crash them, or somebody who kills them, must not take it from everybody.
 """
 
 from collections import deque
@@ -22,6 +24,7 @@ _TOGETHER = 2.0  #: seconds within which workers of one device die of the same t
 _REMEMBERED = 600.0  #: seconds; a device is in question for as long
 _MOST_FAULTS = 2  #: of a device within that time
 _LONGEST_PAUSE = 60.0  #: seconds before a model's next start
+_UNTOLD_PAUSE = 2.0  #: likewise, after a death of no fault that was told
 
 _TOGETHER_REASON = (
     "Workers on it have died at the same moment more than once in ten minutes: look at the "
@@ -47,6 +50,7 @@ class Death:
     devices: frozenset[str]
     at: float
     blame: Blame
+    fault: Fault | None = None  #: as the worker told it
     undo: list[Callable[[], None]] = field(default_factory=list)  #: run if it turns out innocent
 
     @property
@@ -79,7 +83,8 @@ class Deaths:
         self._forget(now)
         cards = _cards(replica.devices)
         asked = cause == RESTARTED_BY_OPERATOR
-        death = Death(replica.id, replica.model, cards, now, "operator" if asked else "request")
+        blame: Blame = "operator" if asked else "request"
+        death = Death(replica.id, replica.model, cards, now, blame, fault)
         if not asked and fault is not None and fault.blame in ("memory", "device"):
             death.blame = "memory" if fault.blame == "memory" else "device"
         if not asked and replica.slept:
@@ -92,7 +97,8 @@ class Deaths:
                 if each.blame == "request":
                     each.blame_device()
         # What put a device in question judges when it is well again: this adds nothing to it.
-        if death.blame == "device" and not in_question:
+        told = any(each.fault is not None for each in (death, *neighbours))
+        if death.blame == "device" and told and not in_question:
             self._blame(cards, fault, now)
         self._deaths.append(death)
         return death
@@ -110,8 +116,11 @@ class Deaths:
     def pause(self, model: str, now: float) -> float:
         """Seconds to wait before the next start of a model whose last death was excused."""
         self._forget(now)
-        excused = sum(each.model == model and each.is_excused for each in self._deaths)
-        return 0.0 if excused <= 1 else min(_LONGEST_PAUSE, 2.0 ** (excused - 2))
+        excused = [each for each in self._deaths if each.model == model and each.is_excused]
+        if len(excused) <= 1:
+            return 0.0
+        longest = _UNTOLD_PAUSE if excused[-1].fault is None else _LONGEST_PAUSE
+        return min(longest, 2.0 ** (len(excused) - 2))
 
     def expire(self, now: float) -> None:
         """Let devices be tried again that have had no fault for ten minutes."""

@@ -95,10 +95,20 @@ def test_device_is_doubtful_once_two_groups_have_died_on_it() -> None:
     bench = Bench()
     for _ in range(2):
         for model in "abc":
-            bench.die(model)
+            bench.die(model, fault=FAULTS["context lost"] if model == "b" else None)
         bench.now += 60
         assert bench.state() == "doubtful" or bench.now < 1100
     assert "died at the same moment" in (bench.device().condition.reason or "")
+
+
+def test_device_is_not_put_in_question_by_workers_that_told_no_fault() -> None:
+    """Requests that crash workers of two models at once must not take the card from everybody."""
+    bench = Bench()
+    for _ in range(9):
+        assert [bench.die(model).blame for model in "ab"][1] == "device"
+        bench.now += 30
+    assert bench.state() == "well"
+    assert bench.deaths.pause("b", bench.now) == 2
 
 
 def test_device_is_doubtful_at_once_after_a_fault_that_leaves_no_doubt() -> None:
