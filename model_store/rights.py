@@ -14,7 +14,7 @@ _CONTAINER_SIGNS = (".dockerenv", "run/.containerenv")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What is refused, and what to do about it."""
+    """Return what is refused, and what to do about it."""
 
     detail: str
     advice: str

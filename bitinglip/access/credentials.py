@@ -22,7 +22,7 @@ _ID, _SECRET, _CHECKSUM = 12, 43, 6
 
 
 class Credential(NamedTuple):
-    """What a caller came with: one of the secrets of a key, or a token that it made."""
+    """Names what a caller sent: one of the secrets of a key, or a token that it made."""
 
     key_id: str
     generation: int = 0  #: of the secret; 0 stands for any, where that is not known

@@ -13,7 +13,7 @@ from bitinglip.errors import InsufficientScope
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a key allows; None narrows nothing, and is no end."""
+    """Holds what a key allows; None narrows nothing, and is no end."""
 
     scopes: frozenset[Scope]
     tier: str

@@ -48,7 +48,7 @@ _MOST_KNOWN = 1024  #: tokens whose signature is not checked again
 
 
 class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a token says; times are in Unix seconds."""
+    """Holds the claims of a token; times are in Unix seconds."""
 
     iss: str
     aud: str

@@ -82,7 +82,7 @@ class MadeUpHost(Host):
         self.name = "a processor"
         self.total_bytes = 64 * GIB
 
-    def read(self, pids: Iterable[int]) -> DeviceUsage:  # noqa: ARG002
+    def read(self, pids: Iterable[int]) -> DeviceUsage:  # noqa: ARG002  the interface of a device
         return DeviceUsage(4 * GIB, {})
 
 

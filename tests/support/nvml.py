@@ -49,7 +49,7 @@ class StandInNvml:
     NVML_DEVICE_MIG_ENABLE = 1
     NVML_COMPUTEMODE_PROHIBITED = 2
     NVML_COMPUTEMODE_EXCLUSIVE_PROCESS = 3
-    nvmlMemory_v2 = 33554472  # noqa: N815
+    nvmlMemory_v2 = 33554472  # noqa: N815  pynvml's name
     NVML_TEMPERATURE_GPU = 0
 
     def __init__(self, *cards: StandInCard, init: int = 0, cuda: int = 13000) -> None:

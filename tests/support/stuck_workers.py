@@ -19,7 +19,7 @@ class StuckLauncher(SpawnLauncher):
         worker = super().launch(name, imports, visible_devices)
         if self.stuck:
             self._kept.append(worker)
-            worker.kill = lambda: None  # type: ignore[method-assign]
+            worker.kill = lambda: None  # type: ignore[method-assign]  # its process ends by no signal
         return worker
 
     def let_go(self) -> None:

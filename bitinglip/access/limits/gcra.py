@@ -26,7 +26,7 @@ class Rate:
 
 
 class Reading(NamedTuple):
-    """What a limit has left at one moment; times in microseconds."""
+    """Tells what a limit has left at one moment; times are in microseconds."""
 
     remaining: int
     next_unit: int  #: until one unit more is there; 0 when none is missing

@@ -14,7 +14,7 @@ MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 
 
 class LimitClass(StrEnum):
-    """What a route costs; each route that needs a key declares one."""
+    """Classes routes by what they cost; each route that needs a key declares one."""
 
     INFERENCE = "inference"  #: runs a model: the tier's rates, and one of its places
     STREAM = "stream"  #: follows a task over a WebSocket: one of the tier's places

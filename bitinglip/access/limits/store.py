@@ -18,7 +18,7 @@ class Cell(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What became of a request for units; all of it belongs to one moment."""
+    """Tells what became of a request for units; all of it belongs to one moment."""
 
     wait: int  #: microseconds until it would pass; 0: it has passed, everything is taken
     readings: tuple[Reading, ...]  #: by cell

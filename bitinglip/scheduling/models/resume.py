@@ -1,4 +1,4 @@
-"""What follows when the machine was suspended: a probe comes before work for loaded models.
+"""Probe the cards after a suspension, before loaded models get work.
 
 A suspended machine may lose what lay in a card's memory, or come back with a driver that no new
 process can use. What dies of that is not the fault of a request or of a model.

@@ -1,4 +1,4 @@
-"""Who uses the memory of devices: our workers, other programs, and workers that have just ended."""
+"""Tell apart who uses the memory of devices: our workers, other programs, workers just ended."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What a server on a made-up machine says of its cards, and where it loads models."""
+"""A server on a made-up machine says what its cards are, and loads models where they fit."""
 
 from pathlib import Path
 from typing import Any

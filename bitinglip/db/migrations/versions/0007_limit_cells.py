@@ -1,4 +1,4 @@
-"""What keys have taken of their limits, so that a restart hands out no new hour."""
+"""Keep what keys have taken of their limits, so that a restart hands out no new hour."""
 
 import sqlalchemy as sa
 from alembic import op
