@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 32_768  #: of a request's first line and headers together
 MAX_HEADERS = 100
 MAX_PIPELINED = 64  #: requests that a client may send ahead
+_LARGE_DIGITS = len("10000")  #: of a declared length; well within what is read unwanted
 UNWANTED_BYTES = 65_536  #: of a body after its response; a client that sends more is not heard
 PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
 
@@ -76,6 +77,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._pieces = 0  #: of content that the parser has found, in all
         self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
         self._unwanted = 0  #: bytes of the present body since its response is complete
+        self._is_large = False  #: the present body is declared to be large
+        self._early: _EarlyResponse | None = None
         self._waiting = b""  #: bytes that are read, and parsed when there is time
         self._refusal: tuple[errors.BitingLipError, str] | None = None
         self._refused = False
@@ -163,7 +166,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._responding():
             self._unwanted += size
             if self._unwanted > UNWANTED_BYTES:
-                self._hang_up()
+                self.hang_up()
                 return False
         return True
 
@@ -207,7 +210,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begun = True
-        self._chunked = False
+        self._chunked = self._is_large = False
         self._uncounted = self._head_bytes == 0
         # The first request's time runs since the connection was made.
         if self.cycle is not None and not self._responding():
@@ -219,6 +222,8 @@ class HttpProtocol(HttpToolsProtocol):
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
+        elif name == b"content-length":
+            self._is_large = len(value) >= _LARGE_DIGITS
         elif name == b"transfer-encoding":
             self._chunked = True
         self.headers.append((name, value))
@@ -236,6 +241,8 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._responding():
             self._await_body()
         super().on_headers_complete()
+        if self._is_large:
+            self._close_after(self.cycle)
 
     def _objection(self) -> tuple[errors.BitingLipError, str] | None:
         """Say what is wrong with a request whose headers are complete, and under which reason."""
@@ -262,6 +269,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._receiving = False
+        if self._early is not None:
+            self._early.end()
+            self._early = None
         super().on_message_complete()
         if self.cycle is None or not self.cycle.response_complete:
             self._connection.deadline = math.inf
@@ -273,7 +283,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A response is written: begin the next request that is here, or rest."""
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refused:
             return
         self.flow.resume_reading()
         connection = self._connection
@@ -287,6 +297,13 @@ class HttpProtocol(HttpToolsProtocol):
             connection.deadline = self._connections.now + self.timeout_keep_alive
         else:
             self._rest()
+
+    def _close_after(self, cycle: RequestResponseCycle) -> None:
+        """Have a response that begins before the body is here end the connection, and say so.
+
+        The rest of a large body is not read, so the client must not use the connection again.
+        """
+        self._early = _EarlyResponse(self, cycle)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._active = cycle
@@ -324,7 +341,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(self._refusal_bytes(error))
         self._linger()
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
         """Read no more of a client that sends on after its response, which it may still read."""
         self._refused = True
         self._connections.refused["unwanted"] += 1
@@ -351,3 +368,31 @@ class HttpProtocol(HttpToolsProtocol):
         lines += [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
         lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         return b"".join([*lines, b"\r\n", body])
+
+
+class _EarlyResponse:
+    """Stands for the transport of a cycle whose large body is still arriving.
+
+    A response that begins now says ``Connection: close``. Once it is written the connection
+    lingers, because a socket that is closed with unread data would reset it under the client.
+    """
+
+    def __init__(self, protocol: HttpProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self._keep_alive = cycle.keep_alive
+        self._transport = cycle.transport
+        self.write = self._transport.write
+        self.is_closing = self._transport.is_closing
+        cycle.keep_alive = False
+        cycle.transport = cast("asyncio.Transport", self)  # of which a cycle uses these three
+
+    def end(self) -> None:
+        """The body is here: a response that has not begun keeps the connection."""
+        self._cycle.transport = self._transport
+        if not self._cycle.response_started:
+            self._cycle.keep_alive = self._keep_alive
+
+    def close(self) -> None:
+        """Take uvicorn's call at the end of the response."""
+        self._protocol.hang_up()
