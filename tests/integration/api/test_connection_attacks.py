@@ -114,7 +114,8 @@ def test_chunks_of_a_body_leave_the_loop_to_others(served: Served) -> None:
     finally:
         done = True
         watching.result(10)
-    assert 0 < most <= 2 * turns.CHUNKS
+    # Bytes stand for chunks of one byte each; the last chunk alone is longer.
+    assert 0 < most <= 2 * turns.CHUNKS + len(body) - 1
 
 
 def test_clients_without_a_key_that_read_slowly_make_room(small: Served) -> None:
