@@ -16,7 +16,10 @@ class PlanTimer:
         self._clock = clock
         self._asked = False
         self._last = -_BETWEEN
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = (
+            0.0  #: by the event loop's clock; uvloop's handle of a moment that is here has none
+        )
         self._closed = False
 
     def soon(self) -> None:
@@ -35,11 +38,11 @@ class PlanTimer:
             return
         loop = asyncio.get_running_loop()
         due = loop.time() + max(0.0, moment - self._clock()) + _LATE
-        if self._timer is not None and loop.time() < self._timer.when() <= due:
+        if self._timer is not None and loop.time() < self._due <= due:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_at(due, self.soon)
+        self._due, self._timer = due, loop.call_at(due, self.soon)
 
     def close(self) -> None:
         self._closed = True
