@@ -197,7 +197,7 @@ class Soak:
         found: dict[str, Any] = (await self.http.get("/api/v1/cluster/status")).json()
         return found
 
-    async def bootstrapped(self) -> bool:
+    async def idle(self) -> bool:
         for _ in range(int(_SETTLE_SECONDS / 0.2)):
             status = await self.status()
             if not status["in_flight"] and not status["queued"]:
@@ -207,7 +207,7 @@ class Soak:
 
     async def verdicts(self) -> list[tuple[str, bool]]:
         """Judge what has to hold of the server when the day is over."""
-        found = [("nothing is in flight", await self.bootstrapped())]
+        found = [("nothing is in flight", await self.idle())]
         states = Counter([await self._state(task) for task in self.tasks])
         self.counts |= Counter({f"task {state}": count for state, count in states.items()})
         final = states.keys() <= {"completed", "failed", "cancelled"}

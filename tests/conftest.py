@@ -43,4 +43,4 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server(shared_server: Server) -> Iterator[Server]:
     """The shared server; when the test is over, its books must balance."""
     yield shared_server
-    eventually(shared_server.bootstrapped)
+    eventually(shared_server.idle)

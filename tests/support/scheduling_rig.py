@@ -112,7 +112,7 @@ def with_settings(
         try:
             async with asyncio.timeout(60):
                 await test(rig)
-                await bootstrapped(rig)
+                await idle(rig)
         finally:
             for task in watch:
                 task.cancel()
@@ -121,7 +121,7 @@ def with_settings(
     asyncio.run(run())
 
 
-async def bootstrapped(rig: Rig) -> None:
+async def idle(rig: Rig) -> None:
     """The books balance when nothing runs."""
     await until(lambda: not any(rig.dispatcher.books().values()))
 

@@ -54,7 +54,7 @@ class Server:
             workers = client.get("/api/v1/workers").json()["data"]
         return next(worker for worker in workers if worker["model"] == model)
 
-    def bootstrapped(self) -> bool:
+    def idle(self) -> bool:
         """The books balance: nothing runs, nothing waits."""
         status = self.status()
         return bool(status["in_flight"] == 0 and status["queued"] == 0)

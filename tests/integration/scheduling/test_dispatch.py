@@ -8,7 +8,7 @@ import pytest
 from bitinglip import errors
 from bitinglip.scheduling.event_log import Event, Loading, Queued
 from model_store.store import ModelStore
-from tests.support.scheduling_rig import Rig, answer, bootstrapped, events_of, job, with_rig
+from tests.support.scheduling_rig import Rig, answer, events_of, idle, job, with_rig
 from workers.protocol import Failed, Started, TextDelta, TextDone
 
 
@@ -205,7 +205,7 @@ def test_unload_of_a_busy_model_is_refused(tmp_path: Path) -> None:
         with pytest.raises(errors.ModelInUse):
             await rig.operations.unload("demo-echo")
         await running
-        await bootstrapped(rig)
+        await idle(rig)
         await rig.operations.unload("demo-echo")
         assert rig.operations.workers() == []
         assert rig.operations.status("demo-echo") == "available"

@@ -15,8 +15,8 @@ from tests.support.scheduling_rig import (
     ECHO,
     Rig,
     answer,
-    bootstrapped,
     events_of,
+    idle,
     job,
     with_settings,
 )
@@ -125,7 +125,7 @@ def test_eviction_lets_models_in_use_take_turns(tmp_path: Path) -> None:
         loads = sum(rig.manager.models[name].loads for name in "ab")
         assert min(served) > 10
         assert 3 <= loads <= 14
-        await bootstrapped(rig)
+        await idle(rig)
 
     fake = {"load_seconds": 0.1, "tokens_per_second": 100}
     values = settings({name: {"gb": 20, "fake": fake} for name in "ab"})

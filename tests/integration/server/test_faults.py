@@ -101,7 +101,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("faulty") / "home"
     with running_server(home, *(word for value in sets for word in ("--set", value))) as server:
         yield server
-        eventually(server.bootstrapped)
+        eventually(server.idle)
         with server.client() as client:
             for name in (ECHO, "other", "late"):
                 client.post(f"/api/v1/models/{name}/unload").raise_for_status()

@@ -133,7 +133,7 @@ def test_disconnect_of_the_client_frees_the_worker(server: Server) -> None:
             for _, data in iter_events(stream.iter_lines()):
                 if data.get("step") == 5:
                     break
-        eventually(server.bootstrapped)
+        eventually(server.idle)
         before = client.post(ROUTE, json=SEEDED).json()
         assert image_of(before) == image_of(client.post(ROUTE, json=SEEDED).json())
 

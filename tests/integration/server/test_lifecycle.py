@@ -58,7 +58,7 @@ def test_retry_after_a_kill_under_load_loses_nothing_that_had_not_streamed(tmp_p
 
     with running_server(tmp_path / "home", *SLOW_ECHO) as server:
         asyncio.run(run(server))
-        eventually(server.bootstrapped)
+        eventually(server.idle)
         assert server.worker("demo-echo")["restarts"] == 1
 
 

@@ -162,7 +162,7 @@ def test_task_that_waits_says_its_position_and_can_be_cancelled(tmp_path: Path) 
         assert client.delete(f"{TASKS}/{running}").json()["status"] == "cancelled"
         await_status(client, waiting[1], "running")
         client.delete(f"{TASKS}/{waiting[1]}")
-        eventually(server.bootstrapped)
+        eventually(server.idle)
 
 
 def test_task_that_ended_is_gone_after_its_retention(tmp_path: Path) -> None:

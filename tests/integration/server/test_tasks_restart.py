@@ -47,7 +47,7 @@ def test_restart_after_a_kill_fails_what_ran_and_runs_what_waited(tmp_path: Path
                     assert ended["result"]["text"] == "one two three one two"
                     assert ended["created_at"] < ended["completed_at"]
                 assert task(client, dropped)["status"] == "cancelled"
-                eventually(again.bootstrapped)
+                eventually(again.idle)
         finally:
             assert again.stop() == 0
 

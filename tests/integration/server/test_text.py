@@ -201,7 +201,7 @@ def test_disconnect_of_the_client_cancels_its_request(server: Server) -> None:
         pieces = answer.iter_bytes()  # let go, it would close the connection
         next(pieces)
         assert server.status()["in_flight"] == 1
-    eventually(server.bootstrapped, 5)
+    eventually(server.idle, 5)
 
 
 def test_disconnect_without_a_stream_cancels_too(server: Server) -> None:
@@ -217,7 +217,7 @@ def test_disconnect_without_a_stream_cancels_too(server: Server) -> None:
             + body
         )
         eventually(lambda: server.status()["in_flight"] == 1)
-    eventually(server.bootstrapped, 5)
+    eventually(server.idle, 5)
 
 
 def test_key_works_within_its_scopes_and_not_after_its_end(server: Server) -> None:

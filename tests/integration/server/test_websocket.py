@@ -165,4 +165,4 @@ def test_watch_of_a_finished_task_after_a_restart_sends_its_end(tmp_path: Path) 
         [(name, data)] = watched(server, failed)
         assert (name, data["error"]["code"]) == ("failed", "CONTEXT_LENGTH_EXCEEDED")
         assert task(client, done) == before
-        eventually(server.bootstrapped)
+        eventually(server.idle)
