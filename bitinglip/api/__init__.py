@@ -9,7 +9,7 @@ from bitinglip.access.limits import headers as limit_headers
 from bitinglip.api import docs_page, documentation, errors, ops
 from bitinglip.api.admin import keys, limits, models, tokens, workers
 from bitinglip.api.auth import declared_limits, declared_scope
-from bitinglip.api.inference import image, speech, text, transcription
+from bitinglip.api.inference import embedding, image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
 from bitinglip.api.tasks import files, tasks, watch
 from bitinglip.errors import NotFound
@@ -25,6 +25,8 @@ _ROUTERS = (
     image.openai,
     speech.native,
     speech.openai,
+    embedding.native,
+    embedding.openai,
     transcription.native,
     transcription.openai,
     tasks.router,

@@ -53,7 +53,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """Return the kind of inference: text, image, speech or transcription."""
+        """Return the kind of inference: text, image, speech, transcription or embedding."""
         return kind_of(type(self.work))
 
     def streamed(self) -> "Job":
