@@ -19,6 +19,7 @@ from bitinglip import errors
 from bitinglip.api.errors import headers_of
 from bitinglip.api.request_context import has_caller, new_request_id
 from bitinglip.http.connections import BODY_BYTES, Connection, Connections
+from bitinglip.http.early_response import EarlyResponse
 from bitinglip.wire.errors import error_body
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 32_768  #: of a request's first line and headers together
 MAX_HEADERS = 100
 MAX_PIPELINED = 64  #: requests that a client may send ahead
-_LARGE_DIGITS = len("10000")  #: of a declared length; well within what is read unwanted
-UNWANTED_BYTES = 65_536  #: of a body after its response; a client that sends more is not heard
+_LARGE_DIGITS = len("10000")  #: of a declared length; shorter bodies are read if nobody wants them
 PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
 
 
@@ -76,9 +76,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._chunked = False  #: its length is not declared
         self._pieces = 0  #: of content that the parser has found, in all
         self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
-        self._unwanted = 0  #: bytes of the present body since its response is complete
         self._is_large = False  #: the present body is declared to be large
-        self._early: _EarlyResponse | None = None
+        self._early: EarlyResponse | None = None  #: to the present body's request
         self._waiting = b""  #: bytes that are read, and parsed when there is time
         self._refusal: tuple[errors.BitingLipError, str] | None = None
         self._refused = False
@@ -109,7 +108,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         """Give bytes to the parser, as far as this turn of the loop has time for them."""
         at, end = 0, len(data)
-        while at < end and not self.transport.is_closing():
+        while at < end and not (self._refused or self.transport.is_closing()):
             size = end - at
             if self._in_head:
                 room = MAX_HEADER_BYTES - self._head_bytes
@@ -126,7 +125,9 @@ class HttpProtocol(HttpToolsProtocol):
             at += size
             if self._chunked and not self._connections.turns.spend(self._pieces - before + 1):
                 self._wait(data[at:])
-                return
+                break
+        if self._receiving and self._early is None:
+            self._expect_early_response()
 
     def _wait(self, data: bytes) -> None:
         """Parse these bytes in another turn, and read no more until then."""
@@ -154,26 +155,19 @@ class HttpProtocol(HttpToolsProtocol):
             error = errors.InvalidRequest("This is not a valid HTTP request.")
             self._refuse(*(self._refusal or (error, "invalid")))
             return False
-        return not (in_body and self._receiving) or self._check_body(len(data), before)
-
-    def _check_body(self, size: int, before: int) -> bool:
-        """Count bytes inside a body; False if they are too many that nobody wants."""
-        if self._pieces == before:
-            self._bodiless += size
+        if in_body and self._receiving and self._pieces == before:
+            self._bodiless += len(data)
             if self._bodiless > MAX_HEADER_BYTES:
                 self._refuse(errors.HeadersTooLarge(), "headers")
-                return False
-        if not self._responding():
-            self._unwanted += size
-            if self._unwanted > UNWANTED_BYTES:
-                self.hang_up()
                 return False
         return True
 
     def expire(self) -> None:
         """Close, or say why: the time that this connection had is over."""
         connection = self._connection
-        if self._refused or self.transport.is_closing():
+        if self._refused and connection.unsent():  # while the client takes it; see the books
+            connection.deadline = self._connections.now + self._times.linger
+        elif self._refused or self.transport.is_closing():
             self.transport.abort()
         elif self._responding() and self._receiving:
             if self.flow.read_paused or self._waiting:
@@ -235,14 +229,14 @@ class HttpProtocol(HttpToolsProtocol):
             raise self._refusal[0]  # the parser stops; see ``_feed``
         self._in_head = self._begun = False
         self._receiving = True
-        self._bodiless = self._unwanted = 0
+        self._bodiless = 0
         connection = self._connection
         self._connections.busy(connection)
         if not self._responding():
             self._await_body()
+        if self.expect_100_continue and self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # such a client knows nothing of it
         super().on_headers_complete()
-        if self._is_large:
-            self._close_after(self.cycle)
 
     def _objection(self) -> tuple[errors.BitingLipError, str] | None:
         """Say what is wrong with a request whose headers are complete, and under which reason."""
@@ -298,12 +292,21 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._rest()
 
-    def _close_after(self, cycle: RequestResponseCycle) -> None:
-        """Have a response that begins before the body is here end the connection, and say so.
+    def _expect_early_response(self) -> None:
+        """Prepare for a response that begins before the body is here, and is not the last word.
 
-        The rest of a large body is not read, so the client must not use the connection again.
+        It ends the connection where the rest of the body is large, or of a length that nobody
+        knows, or may never come because the client was not told to continue.
         """
-        self._early = _EarlyResponse(self, cycle)
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_started:
+            ends = self._chunked or self._is_large or cycle.waiting_for_100_continue
+            self._early = EarlyResponse(cycle, self.hang_up, ends=ends)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._early is not None:
+            self._early.keep_alive = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._active = cycle
@@ -368,31 +371,3 @@ class HttpProtocol(HttpToolsProtocol):
         lines += [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
         lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         return b"".join([*lines, b"\r\n", body])
-
-
-class _EarlyResponse:
-    """Stands for the transport of a cycle whose large body is still arriving.
-
-    A response that begins now says ``Connection: close``. Once it is written the connection
-    lingers, because a socket that is closed with unread data would reset it under the client.
-    """
-
-    def __init__(self, protocol: HttpProtocol, cycle: RequestResponseCycle) -> None:
-        self._protocol = protocol
-        self._cycle = cycle
-        self._keep_alive = cycle.keep_alive
-        self._transport = cycle.transport
-        self.write = self._transport.write
-        self.is_closing = self._transport.is_closing
-        cycle.keep_alive = False
-        cycle.transport = cast("asyncio.Transport", self)  # of which a cycle uses these three
-
-    def end(self) -> None:
-        """The body is here: a response that has not begun keeps the connection."""
-        self._cycle.transport = self._transport
-        if not self._cycle.response_started:
-            self._cycle.keep_alive = self._keep_alive
-
-    def close(self) -> None:
-        """Take uvicorn's call at the end of the response."""
-        self._protocol.hang_up()
