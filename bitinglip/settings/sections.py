@@ -92,7 +92,9 @@ class Security(Section):
 
 class Workers(Section):
     heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
-        30, description="seconds without a heartbeat before a worker is killed"
+        30,
+        description="seconds without a heartbeat before a worker is killed; one that loads sends "
+        "none, and is killed if its process was stopped by a signal for as long",
     )
     load_timeout: Seconds = Field(
         600,
