@@ -204,6 +204,11 @@ class Files(Section):
         4_294_967_296,
         description="maximum bytes of unfinished requests' uploads on disk; one key may hold half",
     )
+    max_cache_bytes: Bytes = Field(
+        10_737_418_240,
+        description="maximum bytes of code compiled for models, kept between their loads; the "
+        "model that holds most loses its oldest first; looked at once an hour",
+    )
     min_free_bytes: Bytes | None = Field(
         None,
         description="disk space in bytes that uploads and tasks leave free; null is 1 GiB or 5 %",
