@@ -2,25 +2,21 @@
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, cast
+import re
+from typing import TYPE_CHECKING, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from bitinglip import errors
-from bitinglip.api.errors import headers_of
-from bitinglip.api.request_context import has_caller, new_request_id
+from bitinglip.api.request_context import has_caller
 from bitinglip.http.connections import BODY_BYTES, Connection, Connections
 from bitinglip.http.early_response import EarlyResponse
-from bitinglip.wire.errors import error_body
+from bitinglip.http.refusal import refusal_bytes
 
 if TYPE_CHECKING:
     from bitinglip.http.websocket import WebSocketProtocol
@@ -30,6 +26,7 @@ MAX_HEADERS = 100
 MAX_PIPELINED = 64  #: requests that a client may send ahead
 _LARGE_DIGITS = len("10000")  #: of a declared length; shorter bodies are read if nobody wants them
 PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
+_AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
 class _Flow(FlowControl):
@@ -73,6 +70,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._begun = False  #: some bytes of the next request are here
         self._uncounted = False  #: they came together with the end of the request before
         self._receiving = False  #: the present request's body is not complete
+        self._reread = False  #: the present request is read again, without its wish to upgrade
         self._chunked = False  #: its length is not declared
         self._pieces = 0  #: of content that the parser has found, in all
         self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
@@ -147,9 +145,10 @@ class HttpProtocol(HttpToolsProtocol):
         in_body, before = self._receiving, self._pieces  # a head is counted elsewhere
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._reread:
+                return self._read_again(data[upgrade.args[0] :])
+            self.handle_websocket_upgrade()
             return False
         except httptools.HttpParserError:
             error = errors.InvalidRequest("This is not a valid HTTP request.")
@@ -161,6 +160,19 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(errors.HeadersTooLarge(), "headers")
                 return False
         return True
+
+    def _read_again(self, rest: bytes) -> bool:
+        """Read a request that asks for an unknown protocol as if it did not; False as ``_feed``.
+
+        The parser would leave out its body, and take that for the next request.
+        """
+        self._reread = False
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        return self._feed(b"\r\n".join([*lines, b"", rest]))
 
     def expire(self) -> None:
         """Close, or say why: the time that this connection had is over."""
@@ -196,9 +208,6 @@ class HttpProtocol(HttpToolsProtocol):
         protocol = cast("WebSocketProtocol", self.transport.get_protocol())
         protocol.take_over(self._connections, self._connection)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Such a request is answered as if it asked for no upgrade; no log line for each."""
-
     # ---- the parser's side -----------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -220,6 +229,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._is_large = len(value) >= _LARGE_DIGITS
         elif name == b"transfer-encoding":
             self._chunked = True
+            if value.lower() != b"chunked":
+                error = errors.InvalidRequest("The only transfer coding that is known is chunked.")
+                self._refusal = error, "invalid"
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -227,6 +239,12 @@ class HttpProtocol(HttpToolsProtocol):
             self._refusal = self._objection()
         if self._refusal is not None:
             raise self._refusal[0]  # the parser stops; see ``_feed``
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            self._reread = True  # once the parser has stopped
+            return
+        if (authority := _AUTHORITY.match(self.url)) is not None:  # it replaces what Host says
+            self.headers[:] = [each for each in self.headers if each[0] != b"host"]
+            self.headers.append((b"host", authority[1]))
         self._in_head = self._begun = False
         self._receiving = True
         self._bodiless = 0
@@ -240,6 +258,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _objection(self) -> tuple[errors.BitingLipError, str] | None:
         """Say what is wrong with a request whose headers are complete, and under which reason."""
+        if self.parser.get_method() == b"CONNECT":
+            return errors.InvalidRequest("This server is no proxy."), "invalid"
+        if self._responding() and self.parser.should_upgrade() and self._should_upgrade():
+            message = "A WebSocket cannot begin before earlier requests are answered."
+            return errors.InvalidRequest(message), "invalid"
         if len(self.headers) > MAX_HEADERS:
             message = f"The request has more than {MAX_HEADERS} headers."
             return errors.HeadersTooLarge(message), "headers"
@@ -260,6 +283,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._reread:
+            return
         self._in_head = True
         self._head_bytes = 0
         self._receiving = False
@@ -341,7 +366,7 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is not None:
             cycle.disconnected = True
             cycle.message_event.set()
-        self.transport.write(self._refusal_bytes(error))
+        self.transport.write(refusal_bytes(error, self.server_state.default_headers))
         self._linger()
 
     def hang_up(self) -> None:
@@ -355,19 +380,3 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.flow.resume_reading()
         self._connections.rest(self._connection, self._times.linger)
-
-    def _refusal_bytes(self, error: errors.BitingLipError) -> bytes:
-        request_id = new_request_id()
-        status, body = errors.answer(error).status, error_body(error, request_id)
-        headers: dict[str, Any] = {
-            "content-type": "application/json",
-            "content-length": len(body),
-            "connection": "close",
-            "x-request-id": request_id,
-            "x-content-type-options": "nosniff",
-            **headers_of(error, status),
-        }
-        lines = [STATUS_LINE[status]]
-        lines += [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
-        lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
-        return b"".join([*lines, b"\r\n", body])
