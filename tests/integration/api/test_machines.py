@@ -55,6 +55,11 @@ def test_card_that_is_required_keeps_models_off_the_cpu_until_it_is_there(tmp_pa
         assert refused.status_code == 503
         assert "no kernel module" in refused.json()["error"]["message"]
         assert not served.workers.loads
+        for stream in (False, True):  # a request that was queued is refused as a load is
+            queued = admin.post("/v1/completions", json=WANT | {"stream": stream})
+            assert (queued.status_code, queued.headers["retry-after"]) == (503, "30")
+            assert queued.json()["error"]["message"] == refused.json()["error"]["message"]
+            assert "x-should-retry" not in queued.headers
         machine.nvml.cards = (machines.card("NVIDIA L4", 24),)
         machine.nvml.init = 0
         machine.clock += 6
