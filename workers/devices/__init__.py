@@ -15,8 +15,19 @@ from workers.devices.host import Host
 from workers.devices.nvml import Card, Driver
 from workers.devices.surroundings import Surroundings
 from workers.devices.torch_build import torch_build
+from workers.devices.xid import Report
 
-__all__ = ["CPU", "WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
+__all__ = [
+    "CPU",
+    "WELL",
+    "Condition",
+    "Device",
+    "DeviceUsage",
+    "Devices",
+    "Driver",
+    "Report",
+    "State",
+]
 
 CPU = "cpu"
 _CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set
@@ -153,6 +164,10 @@ class Devices:
                 used = readings[CPU].used_bytes
                 readings[device.id] = replace(readings[device.id], used_bytes=used)
         return readings
+
+    def take_reports(self) -> Sequence[Report]:
+        """Return the faults that cards have reported (Xid) since the last call."""
+        return self._cards.take_reports() if self._cards else []
 
     def close(self) -> None:
         """Lets go of the driver's library. Cards are left out of every reading after it."""

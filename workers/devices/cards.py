@@ -1,6 +1,7 @@
 """The cards: found at the start and later, looked at with a deadline, each with its condition."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from workers.devices.device import WELL, Condition, DeviceUsage
 from workers.devices.nvml import Card, Driver, Found, Nvml, visible_names
 from workers.devices.surroundings import LIBRARIES, Surroundings, why_missing
 from workers.devices.torch_build import TorchBuild, card_unfit, driver_unfit
+from workers.devices.xid import Report
 
 NO_DRIVER = "no NVIDIA driver: models run on the CPU"
 LOOK_SECONDS = 2.0  #: limit on a look at the cards
@@ -20,11 +22,13 @@ _SEARCH_SECONDS_LATER = 60.0
 _FIRST_MINUTES = 300.0
 _CHECK_SECONDS = 10.0  #: between two looks at the driver's files
 _MANY = 1024  #: more cards than a machine has
+_MOST_REPORTS = 256  #: of cards that nobody has asked for
 _SLEEP_SECONDS = 60.0  #: without a model, after which a laptop's card is let sleep
 
 _HANGS = "The NVIDIA driver does not answer: see what nvidia-smi says, and restart the machine."
 _IN_WSL = "is told of by Windows, which counts its own use and names no processes"
 _EXCLUSIVE = "takes one worker at a time (its compute mode is exclusive)"
+_REPORTS_NOTHING = "reports no faults by itself (Xid)"
 _SILENT = "the NVIDIA driver does not answer: models run on the CPU"
 _LOST = (
     "The card is lost to its driver (it fell off the bus): restart the machine, or switch it off "
@@ -61,6 +65,7 @@ class Cards:
         self._unfit: dict[str, Condition] = {}  #: by id, found out from the card's own facts
         self._failures: dict[str, tuple[int, Condition]] = {}  #: by id: looks that failed in a row
         self._last: dict[str, DeviceUsage] = {}
+        self._reports: deque[Report] = deque(maxlen=_MOST_REPORTS)
         self._files: Condition = WELL  #: what the driver's files tell
         self._check_at = 0.0
         self._silent_since: float | None = None
@@ -191,6 +196,7 @@ class Cards:
             "shares its memory with the processor" if card.unified else None,
             _EXCLUSIVE if card.exclusive else None,
             _IN_WSL if self._around.is_wsl else None,
+            _REPORTS_NOTHING if card.pin in self._nvml.events.unwatched else None,
         ]
         return " and ".join(filter(None, told)) or None
 
@@ -228,7 +234,14 @@ class Cards:
                 looks[card.id] = self._nvml.usage(card)
             except self._nvml.error as error:
                 looks[card.id] = error
+        ids = {card.pin: card.id for card in self.list}
+        for pin, number in self._nvml.events.take():
+            self._reports.append(Report(ids.get(pin, pin), number))
         return looks
+
+    def take_reports(self) -> list[Report]:
+        """Return what cards have reported by themselves since the last call."""
+        return [self._reports.popleft() for _ in range(len(self._reports))]
 
     def _note_look(self, card_id: str, look: DeviceUsage | Exception) -> None:
         if isinstance(look, DeviceUsage):

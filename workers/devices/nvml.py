@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workers.devices.device import DeviceUsage
+from workers.devices.events import Events
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Nvml:
         self._libraries = libraries
         self._memory_v2 = memory_v2
         self.is_open = False
+        self.events = Events(nvml)
         self.error: type[Exception] = nvml.NVMLError
 
     def open(self) -> None:
@@ -87,6 +89,7 @@ class Nvml:
     def close(self) -> None:
         if self.is_open:
             self.is_open = False
+            self.events.close()
             self.told(self._nvml.nvmlShutdown)
 
     def is_absent(self, error: Exception) -> bool:
@@ -112,7 +115,10 @@ class Nvml:
     # ---- finding ---------------------------------------------------------------------------------
 
     def find(self, visible: str | None) -> Found:
-        """Ask for the driver and its cards. ``visible`` is CUDA_VISIBLE_DEVICES of this process."""
+        """Ask for the driver and its cards, and watch what they report.
+
+        ``visible`` is CUDA_VISIBLE_DEVICES of this process.
+        """
         nvml = self._nvml
         number = nvml.nvmlSystemGetCudaDriverVersion()
         version = str(nvml.nvmlSystemGetDriverVersion())
@@ -128,6 +134,7 @@ class Nvml:
         once: dict[str, Card] = {}
         for card in found:
             once.setdefault(card.pin, card)
+        self.events.watch((card.pin, card.handle) for card in once.values())
         return Found(driver, count, tuple(once.values()), tuple(silent))
 
     def _cards(self, name: str) -> Iterator[Card]:

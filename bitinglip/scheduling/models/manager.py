@@ -183,7 +183,7 @@ class ModelManager:
         Replicas whose heartbeat is overdue get nothing new, and other programs may have taken or
         freed memory.
         """
-        self.deaths.expire(self.clock())
+        self.deaths.look(self.clock())
         changed = self.facts.update(sample, self.replicas(), pids)
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest
