@@ -217,8 +217,12 @@ async def _open(
 
 def _devices(settings: DeviceSettings) -> Devices:
     devices = Devices.find(
-        [(each.name, each.memory_bytes) for each in settings.fake], settings.cpu_memory_bytes
+        [(each.name, each.memory_bytes) for each in settings.fake],
+        settings.cpu_memory_bytes,
+        settings.memory_limit,
     )
+    for name in devices.unknown_limits():
+        log.warning("devices.memory_limit names a card that is not there", card=name)
     if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices

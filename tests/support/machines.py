@@ -72,8 +72,10 @@ class Machine:
             first_seconds=self.look_seconds,
         )
 
-    def devices(self, root: Path, host: Host | None = None) -> Devices:
-        return Devices(self.cards(root), host or Host())
+    def devices(
+        self, root: Path, host: Host | None = None, limits: Mapping[str, int] | None = None
+    ) -> Devices:
+        return Devices(self.cards(root), host or Host(), limits=limits or {})
 
 
 class MadeUpHost(Host):

@@ -189,6 +189,11 @@ class Cards:
         found = self._failures.get(card_id, (0, WELL))[1]
         return found.worse(self._unfit.get(card_id, WELL)).worse(self._files)
 
+    @property
+    def are_of_windows(self) -> bool:
+        """True under WSL, where the driver is that of Windows."""
+        return self._around.is_wsl
+
     def remark(self, card: Card) -> str | None:
         """Say what is special of a card, and no fault; None if nothing is."""
         told = [
