@@ -1,7 +1,7 @@
 """A device, and its usage at one moment."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 #: well; doubtful: it worked and is in question, nothing new is planned there, resident workers go
@@ -57,3 +57,4 @@ class DeviceUsage:
     utilisation: float | None = None  #: 0..1
     temperature_c: float | None = None
     power_w: float | None = None
+    at: float | None = field(default=None, compare=False)  #: when, by the clock on the wall

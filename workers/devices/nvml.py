@@ -4,6 +4,7 @@ Everything here may block for as long as the driver likes: ``cards`` asks it wit
 """
 
 import ctypes
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,7 @@ class Nvml:
             utilisation=None if share is None else share / 100,
             temperature_c=self.told(lambda: float(nvml.nvmlDeviceGetTemperature(handle, heat))),
             power_w=None if milliwatts is None else milliwatts / 1000,
+            at=time.time(),
         )
 
     def _memory(self, handle: Any) -> tuple[int, int] | None:

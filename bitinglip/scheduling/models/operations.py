@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
@@ -61,6 +61,7 @@ class DeviceView:
     state: str = "well"  #: well, doubtful or lost
     reason: str | None = None
     note: str | None = None  #: what is special of it, and no fault
+    last_look: datetime | None = None  #: when it has answered last
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ class Operations:
         facts, ledger = self._manager.facts, self._manager.ledger()
         found = []
         for device in facts.devices:
-            reading = facts.reading(device.id)
+            reading, at = facts.reading(device.id), facts.use.looked_at(device.id)
             free = 0 if device.condition.reason else ledger.free(device.id)
             found.append(
                 DeviceView(
@@ -240,6 +241,7 @@ class Operations:
                     state=device.condition.state,
                     reason=device.condition.reason,
                     note=device.note,
+                    last_look=None if at is None else datetime.fromtimestamp(at, UTC),
                 )
             )
         return found

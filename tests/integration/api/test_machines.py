@@ -84,6 +84,25 @@ def test_card_that_is_lost_is_shown_and_the_other_gets_the_model_by_its_uuid(
         eventually(lambda: devices.list()[0].condition.state == "lost")
 
 
+def test_health_tells_of_each_device_how_it_is_and_when_it_has_answered_last(
+    tmp_path: Path,
+) -> None:
+    machine = machines.two_cards()
+    with serve(tmp_path, machine=machine.devices(tmp_path / "root")) as served:
+
+        def told() -> dict[str, dict[str, Any]]:
+            return {each["id"]: each for each in health(served)["checks"]["devices"]["devices"]}
+
+        eventually(lambda: all(each["last_look"] for each in told().values()))
+        machines.lose(machine)
+        eventually(lambda: told()["0"]["state"] == "lost")
+        lost, other = told()["0"], told()["1"]
+        assert "fell off the bus" in lost["reason"]
+        assert (other["state"], other["reason"]) == ("well", None)
+        eventually(lambda: told()["1"]["last_look"] > other["last_look"])
+        assert told()["0"]["last_look"] == lost["last_look"]
+
+
 def test_card_that_no_model_can_use_is_never_replaced_by_the_cpu(tmp_path: Path) -> None:
     devices = machines.old_driver().devices(tmp_path / "root")
     with serve(tmp_path, machine=devices) as served, client(served) as admin:

@@ -13,7 +13,7 @@ import pynvml
 import pytest
 
 from tests.support import machines
-from tests.support.machines import GIB, MadeUpHost, Machine
+from tests.support.machines import GIB, Machine, MadeUpHost
 from tests.support.nvml import NVMLError, StandInCard, StandInNvml
 from workers.devices import WELL, Condition, Devices
 from workers.devices.cards import Cards
