@@ -33,6 +33,7 @@ from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import CHECK_SECONDS, Recheck
 from bitinglip.scheduling.models.resume import LOOK_SECONDS, Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
@@ -202,6 +203,7 @@ async def _open(
         files=files,
         uploads=uploads,
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
+        recheck=Recheck(manager, probe_cards),
         health=health,
         admission=Admission(
             settings.limits,
@@ -256,6 +258,7 @@ def _start(background: Background, services: Services) -> None:
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
     every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
+    every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")

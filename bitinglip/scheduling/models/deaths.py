@@ -28,13 +28,14 @@ AFTER_DEVICE_FAULT = 1.0  #: seconds between a load that met a device's fault an
 _TOGETHER = 2.0  #: seconds within which workers of one device die of the same thing
 _REPORTED = 5.0  #: seconds between a card's report of a fault and deaths of what it names
 _REMEMBERED = 600.0  #: seconds; a device is in question for as long
+_FIRST_WAIT = 30.0  #: seconds before a probe of a device that was put in question
 _MOST_FAULTS = 2  #: of a device within that time
 _LONGEST_PAUSE = 60.0  #: seconds before a model's next start
 _UNTOLD_PAUSE = 2.0  #: likewise, after a death of no fault that was told
 
 _TOGETHER_REASON = (
     "Workers on it have died at the same moment more than once in ten minutes: look at the "
-    "kernel's log for Xid lines. It is tried again ten minutes after the last time."
+    "kernel's log for Xid lines. It is used again once a new process computes on it."
 )
 
 
@@ -73,6 +74,15 @@ class Death:
         self.undo.clear()
 
 
+@dataclass(slots=True)
+class _Mark:
+    """A device is in question because of a fault."""
+
+    reason: str
+    at: float  #: when it was put in question, or found to fail, last
+    probe_at: float  #: when a new process may find out whether it computes
+
+
 class Deaths:
     """Remembers the deaths of the last minutes; the clock is the caller's."""
 
@@ -80,7 +90,8 @@ class Deaths:
         self._states = states
         self._deaths: deque[Death] = deque()
         self._faults: dict[str, deque[float]] = {}  #: by device
-        self._marked: dict[str, float] = {}  #: by device: when it was put in question last
+        self._marked: dict[str, _Mark] = {}  #: by device
+        self._waits: dict[str, tuple[float, float]] = {}  #: by device: last mark, wait for a probe
         self._reported: dict[str, float] = {}  #: by device: when it reported a fault of its own
 
     def judge(self, replica: Replica, fault: Fault | None, cause: str, now: float) -> Death:
@@ -136,9 +147,24 @@ class Deaths:
         fault for ten minutes."""
         for report in self._states.take_reports():
             self._take(report, now)
-        for device in [each for each, at in self._marked.items() if now - at >= _REMEMBERED]:
-            del self._marked[device]
+        for device in [each for each, m in self._marked.items() if now - m.at >= _REMEMBERED]:
+            self.computes(device)
+
+    def due(self, now: float) -> list[str]:
+        """List the devices in question that may be probed now."""
+        return [device for device, mark in self._marked.items() if now >= mark.probe_at]
+
+    def computes(self, device: str) -> None:
+        """Let a device be used again; the next fault in ten minutes puts it in question at once."""
+        if self._marked.pop(device, None) is not None:
             self._states.clear(device, source="faults")
+
+    def still_fails(self, device: str, why: str, now: float) -> None:
+        """Keep a device in question on which a new process does not compute."""
+        if (mark := self._marked.get(device)) is not None:
+            mark.at, mark.probe_at = now, now + self._waits[device][1]
+            reason = f"{mark.reason} A new process does not compute on it, either ({why})."
+            self._states.mark(device, "doubtful", reason, source="faults")
 
     def _take(self, report: Report, now: float) -> None:
         """Excuse what has died of a card's fault a moment ago; put the card in question if no
@@ -197,7 +223,11 @@ class Deaths:
                 self._mark(card, fault.sentence if fault and has_reason else _TOGETHER_REASON, now)
 
     def _mark(self, card: str, reason: str, now: float) -> None:
-        self._marked[card] = now
+        """Put a card in question; each time within ten minutes it waits twice as long."""
+        last, waited = self._waits.get(card, (now, _FIRST_WAIT / 2))
+        wait = min(2 * waited, _REMEMBERED) if now - last < _REMEMBERED else _FIRST_WAIT
+        self._waits[card] = now, wait
+        self._marked[card] = _Mark(reason, now, now + wait)
         self._states.mark(card, "doubtful", reason, source="faults")
 
     def _forget(self, now: float) -> None:

@@ -210,3 +210,45 @@ def test_xid_excuses_no_death_of_another_minute() -> None:
     bench.report(94)
     bench.now += 6
     assert (early.blame, bench.die("b").blame) == ("request", "request")
+
+
+def test_device_in_question_is_used_again_once_it_is_found_to_compute() -> None:
+    bench = Bench()
+    for wait in (30, 60, 120):  # each time it is given twice as long
+        bench.report(48)
+        assert (bench.state(), bench.deaths.due(bench.now + wait - 1)) == ("doubtful", [])
+        bench.now += wait
+        assert bench.deaths.due(bench.now) == ["fake0"]
+        bench.deaths.computes("fake0")
+        assert (bench.state(), bench.deaths.due(bench.now)) == ("well", [])
+    bench.now += 601
+    bench.report(48)
+    assert bench.deaths.due(bench.now + 30) == ["fake0"]
+
+
+def test_device_in_question_that_is_found_to_fail_stays_so_and_says_why() -> None:
+    bench = Bench()
+    bench.report(119)
+    bench.now += 590
+    bench.deaths.still_fails("fake0", "CUDA error: unknown error", bench.now)
+    assert bench.deaths.due(bench.now) == []
+    assert bench.deaths.due(bench.now + 30) == ["fake0"]
+    bench.now += 599
+    bench.deaths.look(bench.now)
+    told = bench.device().condition.reason or ""
+    assert told.startswith(sentence(119))
+    assert told.endswith("does not compute on it, either (CUDA error: unknown error).")
+    bench.deaths.computes("fake0")
+    assert bench.state() == "well"
+    bench.deaths.still_fails("fake0", "too late", bench.now)
+    assert bench.state() == "well"
+
+
+def test_device_that_fails_at_once_after_it_was_found_to_compute_is_in_question_again() -> None:
+    bench = Bench()
+    for _ in range(2):
+        bench.die("a", fault=FAULTS["unknown error"])
+        bench.now += 10
+    bench.deaths.computes("fake0")
+    bench.die("a", fault=FAULTS["unknown error"])
+    assert bench.state() == "doubtful"
