@@ -59,6 +59,7 @@ log = structlog.get_logger(__name__)
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
 _CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
+_TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
@@ -258,6 +259,7 @@ def _start(background: Background, services: Services) -> None:
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
     every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
+    every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
     every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")

@@ -24,6 +24,7 @@ def every_device(settings: "Settings") -> Iterator[Finding]:
     own = settings.devices
     devices = Devices.find(fake, own.cpu_memory_bytes, own.memory_limit)
     try:
+        devices.ask_torch()
         yield from findings(devices, settings, torch_build())
     finally:
         devices.close()

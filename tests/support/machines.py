@@ -14,6 +14,7 @@ from workers.devices.cards import Cards
 from workers.devices.host import Host
 from workers.devices.surroundings import NVIDIA, Surroundings
 from workers.devices.torch_build import TorchBuild
+from workers.devices.torch_report import TorchReport
 
 GIB = 1024**3
 KERNEL = "6.8.0-50-generic"
@@ -44,6 +45,8 @@ class Machine:
     clock: float = 0.0
     denied: OSError | None = None  #: what opening /dev/nvidiactl raises
     look_seconds: float = 2.0
+    report: TorchReport | None = None  #: what torch answers
+    asked: int = 0  #: times that torch was
     loses: int | None = None  #: the number of a card that falls off the bus after the start
 
     def write(self, root: Path) -> Path:
@@ -75,7 +78,11 @@ class Machine:
     def devices(
         self, root: Path, host: Host | None = None, limits: Mapping[str, int] | None = None
     ) -> Devices:
-        return Devices(self.cards(root), host or Host(), limits=limits or {})
+        def ask() -> TorchReport | None:
+            self.asked += 1
+            return self.report
+
+        return Devices(self.cards(root), host or Host(), limits=limits or {}, ask=ask)
 
 
 class MadeUpHost(Host):

@@ -5,7 +5,7 @@ Nothing here imports torch or makes a CUDA context: the gateway holds one of the
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Self
@@ -16,6 +16,7 @@ from workers.devices.host import Host
 from workers.devices.nvml import Card, Driver
 from workers.devices.surroundings import Surroundings
 from workers.devices.torch_build import torch_build
+from workers.devices.torch_report import TorchReport, ask_torch
 from workers.devices.xid import Report
 
 __all__ = [
@@ -49,8 +50,11 @@ class Devices:
         cpu_memory_bytes: int | None = None,
         fake: Sequence[tuple[str, int]] = (),
         limits: Mapping[str, int] = MappingProxyType({}),
+        ask: Callable[[], TorchReport | None] | None = None,
     ) -> None:
+        """``ask`` is how torch is asked what only it knows; None: it is not."""
         self._limits = limits
+        self._ask = ask
         self._cards = cards
         self._host = host
         made_up = (_made_up(number, *each) for number, each in enumerate(fake))
@@ -83,6 +87,7 @@ class Devices:
             Host(),
             cpu_memory_bytes,
             limits=limits,
+            ask=ask_torch,
         )
 
     @property
@@ -206,6 +211,22 @@ class Devices:
                 used = readings[CPU].used_bytes
                 readings[device.id] = replace(readings[device.id], used_bytes=used)
         return readings
+
+    def ask_torch(self) -> bool:
+        """Ask torch, in a new process, what only it knows, if that is needed: the cards that it has
+        code for, and those that there are without NVML. Returns True if something was learned.
+
+        Blocks for many seconds.
+        """
+        if self._cards is None or self._ask is None or not self._cards.asks_torch:
+            return False
+        report = self._ask()
+        if report is None:
+            return False
+        with self._reading:
+            self._cards.learn(report)
+        self._rebuild()
+        return True
 
     def take_reports(self) -> Sequence[Report]:
         """Return the faults that cards have reported (Xid) since the last call."""

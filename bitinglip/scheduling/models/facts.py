@@ -61,6 +61,10 @@ class ResourceFacts:
         """Take back what this source said of a device."""
         self._devices.clear(device, source=source)
 
+    def ask_torch(self) -> bool:
+        """Ask torch about the cards in a new process; see ``Devices.ask_torch``."""
+        return self._devices.ask_torch()
+
     def take_reports(self) -> Sequence[Report]:
         """Return the faults that cards have reported since the last call."""
         return self._devices.take_reports()

@@ -308,6 +308,11 @@ class Operations:
             self._use_found_cards()
         self._end_workers_of_lost_cards()
 
+    async def ask_torch(self) -> None:
+        """Ask torch what only it knows of the cards, in a process of its own."""
+        if await asyncio.to_thread(self._manager.facts.ask_torch):
+            self._manager.replan()
+
     def _use_found_cards(self) -> None:
         """Move models that run on the CPU for want of a card, and preload those that could not."""
         for replica in list(self._manager.replicas()):
