@@ -33,6 +33,7 @@ from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import CHECK_SECONDS, Recheck
 from bitinglip.scheduling.models.resume import LOOK_SECONDS, Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
@@ -61,6 +62,7 @@ log = structlog.get_logger(__name__)
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
 _CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
+_TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
@@ -205,6 +207,7 @@ async def _open(
         files=files,
         uploads=uploads,
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
+        recheck=Recheck(manager, probe_cards),
         health=health,
         admission=Admission(
             settings.limits,
@@ -220,8 +223,12 @@ async def _open(
 
 def _devices(settings: DeviceSettings) -> Devices:
     devices = Devices.find(
-        [(each.name, each.memory_bytes) for each in settings.fake], settings.cpu_memory_bytes
+        [(each.name, each.memory_bytes) for each in settings.fake],
+        settings.cpu_memory_bytes,
+        settings.memory_limit,
     )
+    for name in devices.unknown_limits():
+        log.warning("devices.memory_limit names a card that is not there", card=name)
     if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices
@@ -255,6 +262,8 @@ def _start(background: Background, services: Services) -> None:
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
     every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
+    every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
+    every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")

@@ -17,6 +17,7 @@ from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
@@ -50,6 +51,7 @@ class Services:
     checkpoint: Checkpoint
     logins: FailedLogins
     resume: Resume
+    recheck: Recheck
     health: Health = field(default_factory=Health)
 
 

@@ -183,7 +183,7 @@ class ModelManager:
         Replicas whose heartbeat is overdue get nothing new, and other programs may have taken or
         freed memory.
         """
-        self.deaths.expire(self.clock())
+        self.deaths.look(self.clock())
         changed = self.facts.update(sample, self.replicas(), pids)
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest
@@ -328,7 +328,10 @@ class ModelManager:
             return  # the others go on
         model_state.load_failed(why.message, now, hopeless=why.fault is RAM)
         details = {"model": model_state.name}
-        error = errors.from_code(why.code, why.message, param="model", details=details)
+        rest = model_state.rests(now) or None
+        error = errors.from_code(
+            why.code, why.message, param="model", details=details, retry_after=rest
+        )
         self._unavailable(model_state, error)
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
@@ -376,7 +379,8 @@ class ModelManager:
             death.undo.append(model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven))
         if death.blame == "request" and (rest := model_state.rests(now)):
             log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
-            gone = errors.ModelLoadFailed(model_state.explain(now), param="model")
+            told = model_state.explain(now)
+            gone = errors.ModelLoadFailed(told, param="model", retry_after=rest)
             self._unavailable(model_state, gone)
         self.replan()
 
