@@ -11,6 +11,7 @@ from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up
 from workers.engines.image.compiler import missing_for_compile
+from workers.engines.image.decoder import DecoderGuard, finite_rows
 from workers.engines.image.encoding import describe, write
 from workers.engines.image.loading import load
 from workers.engines.image.loras import Loras
@@ -44,7 +45,6 @@ _WRITERS = 2
 _POLL_SECONDS = 0.02
 _STEP_TIMEOUT = {"cpu": 600.0, "cuda": 120.0}  #: seconds that one step, or the decoder, may take
 _COMPILE_STEP_TIMEOUT = 600.0  #: the same, where a size that was not warmed up may be compiled
-_NOT_A_NUMBER = "The model's output is not a number."
 
 
 class ImageEngine:
@@ -59,9 +59,11 @@ class ImageEngine:
     _fallbacks: OomFallbacks
     _loras: Loras
     _dtypes: StoredDtypes
+    _decoder: DecoderGuard
 
     def __init__(self) -> None:
         self._model = ""
+        self._dtype = ""
         self._batch = IMAGE_BATCH
         self._requests: JobTable[Request] = JobTable()
         self._waiting: list[ImageSample] = []
@@ -82,6 +84,7 @@ class ImageEngine:
             loaded = load(spec, lambda part: progress(0.8 * part))
             self._loras = Loras(loaded.pipe, options.loras)
             place(loaded, options.offload)
+            self._decoder = DecoderGuard(loaded.pipe, spec.model)
             speed_up(loaded.pipe, options, self._batch)
         self._pipelines = Pipelines(loaded)
         self._preprocessor = Preprocessor(self._pipelines)
@@ -91,11 +94,12 @@ class ImageEngine:
         alone = options.step_cache != "none" or options.offload != "none"
         self._max_calls = 1 if alone else _MAX_CALLS
         self._no_preview = preview_refusal(loaded.pipe, options.offload)
+        self._dtype = dtype_name(loaded.dtype)
         progress(1.0)
         step_timeout = _STEP_TIMEOUT[spec.device]
         return Ready(
             slots=self._batch,
-            dtype=dtype_name(loaded.dtype),
+            dtype=self._dtype,
             device=spec.device,
             step_timeout=_COMPILE_STEP_TIMEOUT if options.compile else step_timeout,
         )
@@ -165,10 +169,28 @@ class ImageEngine:
         return self._write(call, outcome)
 
     def _report(self, call: PipelineCall, step: Step) -> list[Event]:
-        events: list[Event] = []
+        events = self._check_first(call, step) if step.number == 1 else []
         for request in _requests_of(call.samples):
             events += request.progress(step.steps, self._preview(call, step, request))
         return events
+
+    def _check_first(self, call: PipelineCall, step: Step) -> list[Event]:
+        """End the jobs whose latents are not finite: they would not become so in later steps."""
+        if step.latents is None:
+            return []
+        whole: list[bool] = finite_rows(step.latents).tolist()
+        return [
+            event
+            for sample, is_finite in zip(call.samples, whole, strict=True)
+            if not is_finite
+            for event in self._end_without_number(sample.request)
+        ]
+
+    def _end_without_number(self, request: Request, decoded_in: str = "") -> list[Event]:
+        """Fail a job of whose model some output is no number, naming the part and its format."""
+        part, dtype = ("decoder", decoded_in) if decoded_in else ("denoiser", self._dtype)
+        message = f"The model's output is not a number: that of its {part}, in {dtype}."
+        return self._end(request, "INFERENCE_FAILED", message)
 
     def _preview(self, call: PipelineCall, step: Step, request: Request) -> bytes:
         """Return a preview of the job's first image if one is due at this step, else nothing."""
@@ -193,7 +215,7 @@ class ImageEngine:
             if not sample.wanted:
                 continue
             if not np.isfinite(pixels).all():
-                events += self._end(sample.request, "INFERENCE_FAILED", _NOT_A_NUMBER)
+                events += self._end_without_number(sample.request, self._decoder.failed_in)
                 continue
             job = sample.request.job
             text = describe(
