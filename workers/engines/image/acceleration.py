@@ -43,6 +43,19 @@ def _compile(pipe: Any, denoiser: Any, most_images: int) -> None:
         raise load_failed(f"The model does not compile ({type(error).__name__}).") from error
 
 
+def trial(pipe: Any) -> torch.Tensor:
+    """Draw a small image and return its pixels. Raises what the pipeline raises."""
+    pixels = pipe(
+        prompt=[""],
+        width=_MIN_SIDE,
+        height=_MIN_SIDE,
+        num_inference_steps=_WARM_UP_STEPS,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    return torch.as_tensor(pixels)
+
+
 def _warm_up(pipe: Any, most_images: int) -> None:
     """Compute the shapes that the compiler tells apart, so that no request waits for it.
 

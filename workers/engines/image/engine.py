@@ -9,7 +9,7 @@ import numpy as np
 from workers.codes import Code
 from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
-from workers.engines.image.acceleration import speed_up
+from workers.engines.image.acceleration import speed_up, trial
 from workers.engines.image.compiler import missing_for_compile
 from workers.engines.image.decoder import DecoderGuard, finite_rows
 from workers.engines.image.encoding import describe, write
@@ -22,6 +22,7 @@ from workers.engines.image.preprocess import Preprocessor
 from workers.engines.image.preview import preview, preview_refusal
 from workers.engines.image.request import ImageSample, Request
 from workers.engines.job_table import JobTable
+from workers.engines.numbers import check_numbers
 from workers.engines.torch_env import (
     dtype_name,
     held_bytes,
@@ -86,6 +87,7 @@ class ImageEngine:
             place(loaded, options.offload)
             self._decoder = DecoderGuard(loaded.pipe, spec.model)
             speed_up(loaded.pipe, options, self._batch)
+            check_numbers(loaded.dtype, lambda: trial(loaded.pipe))
         self._pipelines = Pipelines(loaded)
         self._preprocessor = Preprocessor(self._pipelines)
         self._fallbacks = OomFallbacks(loaded.pipe, self._batch)

@@ -7,28 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.support.engine_runs import finals
 from tests.support.image_harness import ImageHarness, open_image_harness
+from tests.support.models.weights import scale
+from workers.engines.base import Refused
 from workers.protocol import Failed, ImageDone, Progress
 
 #: what diffusers' schedulers do with numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
-_DECODER = "vae/diffusion_pytorch_model.safetensors"
-
-
-def scale(repository: Path, file: str, tensor: str, factor: float) -> None:
-    """Multiply a tensor of the model's files."""
-    tensors = load_file(repository / file)
-    tensors[tensor] = (tensors[tensor].double() * factor).float()
-    save_file(tensors, repository / file, metadata={"format": "pt"})
-
 
 def overflow(repository: Path) -> None:
     """Let the decoder compute what float16 cannot hold; what follows normalises it again."""
-    scale(repository, _DECODER, "decoder.conv_in.weight", 2e4)
+    scale(repository / "vae", "decoder.conv_in.weight", 2e4)
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +45,27 @@ def decoded_in(harness: ImageHarness, monkeypatch: pytest.MonkeyPatch) -> list[t
     return noted
 
 
-def test_decoder_that_overflows_in_float16_decodes_in_float32_and_this_is_remembered(
+def test_decoder_that_overflows_in_float16_decodes_in_float32(
     overflowing: ImageHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     formats = decoded_in(overflowing, monkeypatch)
     job = overflowing.job()
     [drawn] = finals(overflowing.run(job)).values()
     assert isinstance(drawn, ImageDone)
-    assert formats == [torch.float16, torch.float32]
+    assert formats == [torch.float32], "it was found out at load"
     assert np.abs(overflowing.pixels(job) - overflowing.expected(job)).max() <= 16
     assert overflowing.engine._pipelines.base.vae.dtype is torch.float16, "images are encoded so"
-    formats.clear()
-    overflowing.run(overflowing.job())
-    assert formats == [torch.float32]
+
+
+def test_decoder_that_overflows_at_a_request_decodes_it_again_in_float32(
+    overflowing: ImageHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflowing.engine._decoder.overflows = False
+    formats = decoded_in(overflowing, monkeypatch)
+    [drawn] = finals(overflowing.run(overflowing.job())).values()
+    assert isinstance(drawn, ImageDone)
+    assert formats == [torch.float16, torch.float32]
+    assert overflowing.engine._decoder.overflows
 
 
 def test_previews_of_a_decoder_that_overflows_are_images(overflowing: ImageHarness) -> None:
@@ -75,34 +75,43 @@ def test_previews_of_a_decoder_that_overflows_are_images(overflowing: ImageHarne
     assert isinstance(drawn, ImageDone)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_decoder_that_gives_no_numbers_in_float32_either_fails_the_job_saying_so(
-    tmp_path: Path, dtype: str
-) -> None:
-    def break_decoder(repository: Path) -> None:
-        scale(repository, _DECODER, "decoder.conv_out.bias", float("nan"))
-
-    harness = open_image_harness("sd", tmp_path, dtype=dtype, edit=break_decoder)
-    [failed] = finals(harness.run(harness.job())).values()
-    assert isinstance(failed, Failed)
-    assert failed.code == "INFERENCE_FAILED"
-    assert "decoder, in float32" in failed.message
+@pytest.fixture
+def half(tmp_path: Path) -> Iterator[ImageHarness]:
+    harness = open_image_harness("sd", tmp_path, dtype="float16")
+    yield harness
     harness.engine.close()
 
 
-def test_denoiser_that_overflows_fails_its_job_at_the_first_step_and_names_its_format(
-    tmp_path: Path,
+def test_decoder_that_gives_no_numbers_in_float32_either_fails_the_job_saying_so(
+    half: ImageHarness,
 ) -> None:
-    def break_denoiser(repository: Path) -> None:
-        file = "unet/diffusion_pytorch_model.safetensors"
-        scale(repository, file, "conv_norm_out.weight", 6e4)
-        scale(repository, file, "conv_out.weight", 1e4)
+    half.engine._pipelines.base.vae.decoder.conv_out.bias.fill_(torch.nan)
+    [failed] = finals(half.run(half.job())).values()
+    assert isinstance(failed, Failed)
+    assert failed.code == "INFERENCE_FAILED"
+    assert "decoder, in float32" in failed.message
 
-    harness = open_image_harness("sd", tmp_path, dtype="float16", edit=break_denoiser)
-    events = harness.run(harness.job(steps=20))
+
+def test_denoiser_that_overflows_fails_its_job_at_the_first_step_and_names_its_format(
+    half: ImageHarness,
+) -> None:
+    half.engine._pipelines.base.unet.conv_norm_out.weight.mul_(6e4)
+    events = half.run(half.job(steps=20))
     [failed] = finals(events).values()
     assert isinstance(failed, Failed)
     assert failed.code == "INFERENCE_FAILED"
     assert "denoiser, in float16" in failed.message
     assert not [event for event in events if getattr(event, "step", 0) > 1]
-    harness.engine.close()
+
+
+def test_load_in_float16_of_a_denoiser_that_overflows_is_refused_with_its_fault(
+    tmp_path: Path,
+) -> None:
+    def break_denoiser(repository: Path) -> None:
+        scale(repository / "unet", "conv_norm_out.weight", 6e4)
+
+    with pytest.raises(Refused) as refused:
+        open_image_harness("sd", tmp_path, dtype="float16", edit=break_denoiser)
+    assert refused.value.fault == "no numbers"
+    assert "float16" in refused.value.message
+    assert "dtype" in refused.value.message
