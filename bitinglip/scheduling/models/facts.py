@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bitinglip import errors
+from bitinglip.scheduling.models.formats import NumberFormats
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
@@ -20,8 +21,8 @@ from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
 from workers.devices import Condition, Device, Devices, DeviceUsage, State
 from workers.engines.defaults import TEXT_ROWS
-from workers.engines.dtypes import HALVED, dtype_for
 from workers.engines.registry import engine_info
+from workers.faults import NO_NUMBERS, Fault
 
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
@@ -45,6 +46,7 @@ class ResourceFacts:
         self._footprints = footprints
         self._clock = clock
         self._conditions: dict[str, Condition] | None = None  #: at the last sample
+        self._formats = NumberFormats()
         self.use = MemoryUse(clock)
 
     # ---- devices -------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ class ResourceFacts:
         fake = (own.engine or manifest.engine) == "fake"
         load_config = LoadConfig(
             device=kind,
-            dtype=own.dtype or self._dtype_of_cards(manifest, kind),
+            dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
@@ -178,24 +180,19 @@ class ResourceFacts:
         )
         return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
 
-    def _dtype_of_cards(self, manifest: Manifest, kind: str) -> str | None:
-        """Return the format of a model that some card cannot compute in half precision; None where
-        all compute as the estimate takes for granted."""
-        family = manifest.kind if manifest.kind in ("text", "image") else manifest.model_type or ""
-        if family not in HALVED:
-            return None
-        chosen = {
-            dtype_for(
-                family,
-                manifest.dtype,
-                device.capability,
-                device.name,
-                model_type=manifest.model_type or "",
-            )
-            for device in self.devices
-            if device.kind == kind == "cuda" and device.capability is not None
-        }
-        return "float32" if "float32" in chosen else None
+    def dtype_of_load(self, replica: Replica) -> str | None:
+        """Return the number format to load a replica in; None leaves it to the engine."""
+        own = self._settings.model(replica.model).dtype
+        return own or self._formats.of_load(replica.model, self._devices_of(replica))
+
+    def loads_wider(self, replica: Replica, fault: Fault | None) -> bool:
+        """Return True if a load that failed with this fault is to be tried again in float32."""
+        if fault is not NO_NUMBERS or self._settings.model(replica.model).dtype is not None:
+            return False
+        return self._formats.widen(replica.model, self._devices_of(replica))
+
+    def _devices_of(self, replica: Replica) -> list[Device]:
+        return [device for device in self.devices if device.id in replica.devices]
 
     def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
         """Plan for the usual image size, and for no more offload than the largest device needs."""
