@@ -19,6 +19,7 @@ import msgspec
 
 from workers.codes import DRIVER_STARTED, LoadCode
 from workers.confinement import NotConfined, confine
+from workers.engines import activity
 from workers.engines.base import Engine, Refused
 from workers.engines.registry import engine_info, make_engine
 from workers.faults import FAULTS, classify, sentence
@@ -81,6 +82,7 @@ def worker_main(jobs: int, events: int, death: int) -> None:
     # Rules for files bind the thread that takes them on, and those that it starts afterwards.
     with death_watch.paused():
         confined = _confine(events, command, first)
+    activity.connect(lambda working: _tell(events, working))
     engine = _load(events, command, confined)
     try:
         Loop(engine, jobs, events, command.heartbeat_seconds).run()
@@ -117,7 +119,7 @@ def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     started = time.monotonic()
     try:
         engine = make_engine(spec.engine)
-        ready = engine.load(spec, lambda fraction: _tell_progress(fd, fraction))
+        ready = engine.load(spec, lambda fraction: _tell(fd, LoadProgress(fraction)))
     except Refused as refused:
         failed = LoadFailed(code=refused.code, message=refused.message, fault=refused.fault)
         _end_at_once(fd, failed)
@@ -134,8 +136,8 @@ def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     return engine
 
 
-def _tell_progress(fd: int, fraction: float) -> None:
-    write_events(fd, [LoadProgress(fraction)])
+def _tell(fd: int, event: Event) -> None:
+    write_events(fd, [event])
 
 
 def _choose_cards(visible_devices: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from workers.engines.activity import busy_with
 from workers.engines.base import Refused
 from workers.engines.torch_env import dtype_name
 from workers.faults import NO_NUMBERS
@@ -18,7 +19,11 @@ def check_numbers(dtype: torch.dtype, compute: Callable[[], torch.Tensor]) -> No
 
     Raises Refused if some of it is not finite.
     """
-    if dtype is torch.float16 and not bool(compute().isfinite().all()):
+    if dtype is not torch.float16:
+        return
+    with busy_with("warmup"):
+        has_numbers = bool(compute().isfinite().all())
+    if not has_numbers:
         raise no_numbers(dtype)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from workers.engines.activity import busy_with
 from workers.engines.torch_env import fault_of, load_failed
 from workers.protocol import ImageOptions
 
@@ -36,7 +37,8 @@ def _compile(pipe: Any, denoiser: Any, most_images: int) -> None:
         raise load_failed("compile is not possible with this model: it has no repeated blocks.")
     denoiser.compile_repeated_blocks(fullgraph=True, dynamic=True)
     try:
-        _warm_up(pipe, most_images)
+        with busy_with("compile"):
+            _warm_up(pipe, most_images)
     except Exception as error:
         if fault_of(error) is not None:
             raise

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from workers.codes import Code
+from workers.engines.activity import FirstUse
 from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up, trial
@@ -72,11 +73,13 @@ class ImageEngine:
         self._writing: dict[Future[ImageFile], ImageSample] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
         self._max_calls = _MAX_CALLS
+        self._first_use = FirstUse()
         self._no_preview: str | None = None  #: the reason for which previews are refused
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         self._model = spec.model
         self._batch = spec.max_batch or IMAGE_BATCH
+        self._first_use = FirstUse("compile" if spec.image and spec.image.compile else "warmup")
         options = spec.image or ImageOptions()
         if options.compile and (missing := missing_for_compile(spec.device)):
             raise load_failed(missing)
@@ -158,7 +161,8 @@ class ImageEngine:
         error: Exception | None = None
         try:
             self._loras.activate(call.job.adapters)
-            outcome = call.advance()
+            with self._first_use.of(self._new_to_kernels(call)):
+                outcome = call.advance()
         except Exception as caught:  # noqa: BLE001  whatever a pipeline raises ends its jobs only
             error = caught.with_traceback(None)  # it holds on to all that the call had computed
         if error is not None:
@@ -167,8 +171,14 @@ class ImageEngine:
         if isinstance(outcome, Step):
             return self._report(call, outcome)
         self._calls.remove(call)
+        self._first_use.done(self._new_to_kernels(call))
         self._fallbacks.passed()
         return self._write(call, outcome)
+
+    def _new_to_kernels(self, call: PipelineCall) -> object:
+        """Return what is compiled for: each shape; without a compiler one is as all others."""
+        shape = (call.job.width, call.job.height, len(call.samples))
+        return shape if self._first_use.activity == "compile" else None
 
     def _report(self, call: PipelineCall, step: Step) -> list[Event]:
         events = self._check_first(call, step) if step.number == 1 else []
