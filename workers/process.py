@@ -24,6 +24,7 @@ from workers.engines.base import Engine, Refused
 from workers.engines.registry import engine_info, make_engine
 from workers.faults import FAULTS, classify, sentence
 from workers.framing import read_commands, write_events
+from workers.heap import HeapTrim
 from workers.protocol import (
     Broken,
     Cancel,
@@ -208,13 +209,14 @@ class Loop:
         self._stopping = False
         self._steps = 0
         self._next_heartbeat = 0.0
+        self._heap = HeapTrim()
 
     def run(self) -> None:
         # The threads hand the interpreter over often; the default of 5 ms is a step of its own.
         sys.setswitchinterval(_SWITCH_SECONDS)
         threading.Thread(target=self._intake, name="intake", daemon=True).start()
         while not self._stopping:
-            events = self._take()
+            events, steps = self._take(), self._steps
             if self._engine.in_flight:
                 events += self._engine.step()
                 self._steps += 1
@@ -222,6 +224,7 @@ class Loop:
             if events:
                 for job_id in write_events(self._fd, events):
                     self._engine.cancel(job_id)  # its failure is told
+            self._heap.look(worked=self._steps > steps, idle=not self._engine.in_flight)
 
     def _intake(self) -> None:
         while commands := read_commands(self._jobs_fd):
