@@ -17,6 +17,7 @@ from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
+from bitinglip.scheduling.placement.split import is_even
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
 from workers.devices import Condition, Device, Devices, DeviceUsage, State
@@ -159,13 +160,20 @@ class ResourceFacts:
     def device_weights(self, manifest: Manifest, replica: Replica) -> tuple[int, ...]:
         """Return the bytes of weights that each of several devices may hold, in their order.
 
-        What the plan reserves there, without the share of the cache, which lies with its layers.
+        What the plan reserves there without the share of the cache, which lies with its layers, and
+        where the shares are uneven, so that a device may be filled, without what else it has to
+        hold. The last has room for what whole layers leave of the others' shares.
         """
-        if len(replica.devices) == 1:
+        reserved = tuple(replica.devices.values())
+        if len(reserved) == 1:
             return ()
-        footprint = self.need(manifest, self.kind_of(replica)).footprint
-        weights = 1.0 - footprint.cache / max(1, footprint.total)
-        return tuple(int(reserved * weights) for reserved in replica.devices.values())
+        need = self.need(manifest, self.kind_of(replica)).footprint
+        roomy = [int(size * (1.0 - need.cache / max(1, need.total))) for size in reserved]
+        if is_even(reserved):
+            return tuple(roomy)
+        weights = need.weights / max(1, need.total - need.overhead)
+        strict = [max(1, int((size - need.overhead) * weights)) for size in reserved]
+        return (*strict[:-1], roomy[-1])
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
@@ -259,7 +267,7 @@ class ResourceFacts:
     def demands(self, model_state: ModelState, since: float | None, level: int) -> list[Demand]:
         """List the replicas that a model lacks; ``since``: when its oldest request came, if any."""
         own = self._settings.model(model_state.name)
-        needs = {kind: self.need(model_state.manifest, kind).bytes for kind in self.kinds(own)}
+        needs = {kind: self.need(model_state.manifest, kind) for kind in self.kinds(own)}
         ram = max(
             (self.ram(model_state.manifest, kind) for kind in needs),
             key=lambda need: need.loading,
@@ -273,11 +281,12 @@ class ResourceFacts:
             Demand(
                 model=model_state.name,
                 index=next(free),
-                needs=needs,
+                needs={kind: need.bytes for kind, need in needs.items()},
                 since=self._clock() if since is None else since,
                 urgent=since is not None and there == 0 and number == 0,
                 level=level,
                 spread=self._spread(model_state.manifest, own),
+                each_device=max((each.footprint.overhead for each in needs.values()), default=0),
                 ram=ram.loading,
                 lasting_ram=ram.lasting,
             )
