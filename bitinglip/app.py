@@ -23,6 +23,7 @@ from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
+from bitinglip.db.write_behind import FLUSH_SECONDS, WriteBehind
 from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
@@ -57,7 +58,6 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
-_CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
@@ -125,7 +125,8 @@ async def _open(
     counters = MemoryStore()
     checkpoint = Checkpoint(db, counters)
     await checkpoint.load()
-    stack.push_async_callback(_last, checkpoint.flush)
+    write_behind = WriteBehind(db, checkpoint)
+    stack.push_async_callback(_last, write_behind.flush)
     metrics = Metrics()
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
@@ -209,7 +210,7 @@ async def _open(
             share=dispatcher.share,
             store=counters,
         ),
-        checkpoint=checkpoint,
+        write_behind=write_behind,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
     )
     return services, admin_key
@@ -254,7 +255,7 @@ def _start(background: Background, services: Services) -> None:
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
-    every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")
+    every(FLUSH_SECONDS, services.write_behind.flush, "limits of keys", check="database")
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")

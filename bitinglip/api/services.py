@@ -7,11 +7,11 @@ from starlette.types import Scope as HttpScope
 
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
-from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.db.database import Database
+from bitinglip.db.write_behind import WriteBehind
 from bitinglip.home import Home
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
@@ -47,7 +47,7 @@ class Services:
     files: Files
     uploads: Uploads
     admission: Admission
-    checkpoint: Checkpoint
+    write_behind: WriteBehind
     logins: FailedLogins
     resume: Resume
     health: Health = field(default_factory=Health)
