@@ -110,6 +110,7 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             expires_at=parse_expiry(body["expires"]) if body.get("expires") else None,
             models=body.get("models"),
             ip_ranges=body.get("ip_ranges"),
+            quotas=body.get("quotas"),
         )
         return {**key_info(record), "key": secret}
 

@@ -10,6 +10,8 @@ from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
+from bitinglip.access.usage.meter import Meter
+from bitinglip.access.usage.rows import UsageRows
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.home import Home
@@ -24,6 +26,7 @@ from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.refusals import LimitRefusals
 from model_store.store import ModelStore
 
 
@@ -48,7 +51,10 @@ class Services:
     uploads: Uploads
     admission: Admission
     write_behind: WriteBehind
+    meter: Meter
+    usage: UsageRows
     logins: FailedLogins
+    refusals: LimitRefusals
     resume: Resume
     health: Health = field(default_factory=Health)
 

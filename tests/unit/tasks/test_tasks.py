@@ -89,9 +89,12 @@ class FakeDispatcher:
         self.ended: dict[str, EventLog] = {}
         self.refuse: errors.BitingLipError | None = None
         self.discarded: list[Job] = []
+        self.admitted = False  #: whether the last job was, by an earlier run
+        self.recorded: list[str] = []  #: tasks whose end was in the database
 
     @contextmanager
-    def open(self, job: Job) -> Iterator[EventLog]:
+    def open(self, job: Job, *, admitted: bool = False) -> Iterator[EventLog]:
+        self.admitted = admitted
         if self.refuse:
             raise self.refuse
         event_log = self.open_now[job.id] = EventLog(job)
@@ -102,6 +105,9 @@ class FakeDispatcher:
 
     def find(self, job_id: str) -> EventLog | None:
         return {**self.ended, **self.open_now}.get(job_id)
+
+    def record(self, job_id: str) -> None:
+        self.recorded.append(job_id)
 
     def event_logs(self) -> list[EventLog]:
         return [*self.open_now.values(), *self.ended.values()]

@@ -1,0 +1,113 @@
+"""Quotas say how much a key may use in a day and in a month of the calendar, in UTC. Pure.
+
+A tier sets them, and a key may be narrowed further by its own: in each period and unit the smaller
+one counts.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bitinglip.access.usage.amounts import NAMES, SCALES
+from bitinglip.errors import InvalidRequest
+from bitinglip.settings.limits import Limits
+
+DAILY, MONTHLY = PERIODS = ("daily", "monthly")
+MOST = 10**12  #: of a unit; in pixels or microseconds that still fits into 64 bits
+
+#: the quotas of a key: period, unit, and how much of it, in the order of ``PERIODS`` and ``NAMES``
+KeyQuotas = tuple[tuple[str, str, float], ...]
+
+
+class Quota(NamedTuple):
+    """One quota as it is checked."""
+
+    period: str
+    unit: int  #: its index in ``NAMES``
+    limit: int  #: in pixels or microseconds where the unit is megapixels or seconds
+
+    @property
+    def name(self) -> str:
+        """Return its name in settings, keys and errors: ``daily.tokens``."""
+        return f"{self.period}.{NAMES[self.unit]}"
+
+
+#: all quotas that a key has; none for a key without any
+Plan = tuple[Quota, ...]
+
+
+class Plans:
+    """Combines the quotas of tiers and keys, each combination once."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._made: dict[tuple[str, KeyQuotas | None], Plan] = {}
+
+    def of(self, tier: str, own: KeyQuotas | None) -> Plan:
+        """Return the quotas of a key of this tier that is narrowed so."""
+        if (found := self._made.get((tier, own))) is None:
+            found = self._made[tier, own] = self._make(tier, own)
+        return found
+
+    def _make(self, tier: str, own: KeyQuotas | None) -> Plan:
+        granted = getattr(self._limits.tiers, tier)
+        by_tier = {period: getattr(granted, period).model_dump() for period in PERIODS}
+        amounts = {(period, unit): amount for period, unit, amount in own or ()}
+        plan = []
+        for period in PERIODS:
+            for index, unit in enumerate(NAMES):
+                both = (by_tier[period][unit], amounts.get((period, unit)))
+                limits = [each for each in both if each is not None]
+                if limits:
+                    plan.append(Quota(period, index, round(min(limits) * SCALES[index])))
+        return tuple(plan)
+
+
+def parse_quotas(given: Mapping[str, Any] | None) -> KeyQuotas | None:
+    """Check the quotas of a key: ``{"daily": {"tokens": 1000}}``. Raises InvalidRequest.
+
+    None, and quotas that name no amount, narrow nothing.
+    """
+    found = {}
+    for period, amounts in (given or {}).items():
+        if period not in PERIODS:
+            raise _unknown(f"quotas.{period}", PERIODS)
+        for unit, amount in (amounts or {}).items():
+            if unit not in NAMES:
+                raise _unknown(f"quotas.{period}.{unit}", NAMES)
+            if amount is not None:
+                found[period, unit] = _checked(amount, unit, f"quotas.{period}.{unit}")
+    ordered = [(period, unit) for period in PERIODS for unit in NAMES if (period, unit) in found]
+    return tuple((*each, found[each]) for each in ordered) or None
+
+
+def described(quotas: KeyQuotas | None) -> dict[str, dict[str, float]] | None:
+    """Write quotas as ``parse_quotas`` reads them."""
+    if quotas is None:
+        return None
+    found: dict[str, dict[str, float]] = {}
+    for period, unit, amount in quotas:
+        found.setdefault(period, {})[unit] = amount
+    return found
+
+
+def quotas_within(asked: KeyQuotas | None, held: KeyQuotas | None) -> bool:
+    """Return whether ``asked`` bounds each amount that ``held`` bounds, at no more."""
+    amounts = {(period, unit): amount for period, unit, amount in asked or ()}
+    return all(
+        (period, unit) in amounts and amounts[period, unit] <= amount
+        for period, unit, amount in held or ()
+    )
+
+
+def _checked(amount: Any, unit: str, param: str) -> float:
+    whole = SCALES[NAMES.index(unit)] == 1
+    kinds = (int,) if whole else (int, float)
+    if not isinstance(amount, kinds) or isinstance(amount, bool) or not 0 <= amount <= MOST:
+        number = "a whole number" if whole else "a number"
+        raise InvalidRequest(f"'{param}' is {number} from 0 to {MOST}.", param=param)
+    return amount
+
+
+def _unknown(param: str, known: tuple[str, ...]) -> InvalidRequest:
+    shown = param[:64]
+    return InvalidRequest(f"'{shown}' is none of {', '.join(known)}.", param=shown)
