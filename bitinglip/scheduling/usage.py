@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from bitinglip import errors
-from bitinglip.access.usage.amounts import MILLION, Amounts, Units
+from bitinglip.access.usage.amounts import MILLION, NOTHING, Amounts, Units
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import cost
@@ -38,12 +38,14 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
 def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
     """Return what a job has used, by its worker's last event and by what it had handed over.
 
-    A job that the server has failed is no request of its key, and takes no time of devices; what
-    clients got of it counts all the same. One that ran out of its time counts: it had all of it.
+    A job that the server has failed is no request of its key, and only what its client got of it
+    counts. One that ran out of its time counts: it had all of it.
     """
-    work, events = event_log.job.work, event_log.events
-    blameless = not _is_our_failure(event_log.final or last)
-    requests, gpu_us = int(blameless), gpu_us if blameless else 0
+    work, events, requests = event_log.job.work, event_log.events, 1
+    if _is_our_failure(event_log.final or last):
+        if not event_log.output_seen:
+            return NOTHING
+        requests = gpu_us = 0
     match work:
         case protocol.TextJob():
             prompt, completion = _tokens(last, events)

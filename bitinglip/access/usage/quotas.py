@@ -65,17 +65,22 @@ class Plans:
 def parse_quotas(given: Mapping[str, Any] | None) -> KeyQuotas | None:
     """Check the quotas of a key: ``{"daily": {"tokens": 1000}}``. Raises InvalidRequest.
 
-    None, and quotas that name no amount, narrow nothing.
+    An amount outside of a period is a day's. None, and quotas that name no amount, narrow nothing.
     """
-    found = {}
-    for period, amounts in (given or {}).items():
-        if period not in PERIODS:
-            raise _unknown(f"quotas.{period}", PERIODS)
-        for unit, amount in (amounts or {}).items():
+    found: dict[tuple[str, str], float] = {}
+    for name, value in (given or {}).items():
+        if name in PERIODS:
+            amounts, period, path = value or {}, name, f"quotas.{name}."
+        else:
+            amounts, period, path = {name: value}, DAILY, "quotas."
+        for unit, amount in amounts.items():
             if unit not in NAMES:
-                raise _unknown(f"quotas.{period}.{unit}", NAMES)
-            if amount is not None:
-                found[period, unit] = _checked(amount, unit, f"quotas.{period}.{unit}")
+                raise _unknown(path + unit)
+            if amount is None:
+                continue
+            if (period, unit) in found:
+                raise InvalidRequest(f"'{path}{unit}' is set twice.", param=path + unit)
+            found[period, unit] = _checked(amount, unit, path + unit)
     ordered = [(period, unit) for period in PERIODS for unit in NAMES if (period, unit) in found]
     return tuple((*each, found[each]) for each in ordered) or None
 
@@ -108,6 +113,6 @@ def _checked(amount: Any, unit: str, param: str) -> float:
     return amount
 
 
-def _unknown(param: str, known: tuple[str, ...]) -> InvalidRequest:
+def _unknown(param: str) -> InvalidRequest:
     shown = param[:64]
-    return InvalidRequest(f"'{shown}' is none of {', '.join(known)}.", param=shown)
+    return InvalidRequest(f"'{shown}' is none of {', '.join(NAMES)}.", param=shown)

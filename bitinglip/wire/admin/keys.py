@@ -35,8 +35,8 @@ class QuotaAmounts(Body):
     gpu_seconds: _Amount = None
 
 
-class KeyQuotas(Body):
-    """A key's own quotas, beside those of its tier."""
+class KeyQuotas(QuotaAmounts):
+    """A key's own quotas, beside those of its tier; amounts outside of a period are a day's."""
 
     daily: QuotaAmounts | None = None
     monthly: QuotaAmounts | None = None

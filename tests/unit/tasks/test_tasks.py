@@ -58,6 +58,7 @@ FULL = Job(
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
     output="url",
     file_bytes=9,
+    asynchronous=True,
     credential=Credential("k", 2, "t"),
 )
 
@@ -358,7 +359,7 @@ def test_task_is_refused_where_it_would_fill_the_disk(tmp_path: Path) -> None:
         one = job()
         with pytest.raises(errors.DiskFull):
             await tasks.accept(one)
-        assert dispatcher.discarded == [one]
+        assert [each.id for each in dispatcher.discarded] == [one.id]
         assert not dispatcher.open_now
 
     using(tmp_path, act)
