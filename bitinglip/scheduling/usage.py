@@ -87,7 +87,7 @@ def _bytes(text: str) -> int:
 
 def _tokens(last: protocol.Final, events: Sequence[Event]) -> tuple[int, int]:
     """Return the tokens of the prompt and those sampled; of a failed job those handed over."""
-    if isinstance(last, protocol.TextDone | protocol.Cancelled) and last.prompt_tokens:
+    if isinstance(last, (protocol.TextDone, protocol.Cancelled)) and last.prompt_tokens:
         return last.prompt_tokens, last.completion_tokens
     prompt = next((e.prompt_tokens for e in events if isinstance(e, protocol.Started)), 0)
     last_delta = next((e for e in reversed(events) if isinstance(e, protocol.TextDelta)), None)

@@ -6,7 +6,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -155,8 +154,10 @@ def test_usage_of_a_client_that_left_is_what_was_made_for_it(
     metered: Served, client: httpx.Client
 ) -> None:
     body = {**PROMPT, "prompt": "!stall", "stream": True}
-    with client.stream("POST", NATIVE, json=body) as stream, closing(stream.iter_lines()) as lines:
-        next(line for line in lines if " two" in line)
+    with client.stream("POST", NATIVE, json=body) as stream:
+        for line in stream.iter_lines():
+            if " two" in line:
+                break
     metered.wait_idle()
     found = total(client)
     assert (found["requests"], found["prompt_tokens"], found["completion_tokens"]) == (1, 1, 2)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -215,7 +216,7 @@ def test_quota_is_never_exceeded_by_more_than_one_request(
         wanted: Any = (1, asked[1], *(each * MILLION for each in asked[2:]))
         used: Any = (1, *(int(each * share) for each in wanted[1:]))
         with suppress(QuotaExceeded):
-            running.append((meter.reserve(key, "m", lambda wanted=wanted: wanted), used))
+            running.append((meter.reserve(key, "m", partial(tuple, wanted)), used))
         end(ending)
     end(len(running))
     for key, sums in charged.items():

@@ -113,8 +113,8 @@ def test_usage_is_summed_by_what_is_asked_for(tmp_path: Path) -> None:
             ("2026-10", "a", 2),
         ]
         assert await run.sums("model", model="y") == [("y", 6)]
-        days: dict[str, Any] = {"first": date(2026, 10, 28), "last": date(2026, 11, 26)}
-        assert await run.sums("day", **days) == [("2026-11-26", 4)]
+        between: dict[str, Any] = {"first": date(2026, 10, 28), "last": date(2026, 11, 26)}
+        assert await run.sums("day", **between) == [("2026-11-26", 4)]
         page, total = await run.rows.page(Wanted(by=GROUPS[:1]), limit=1, offset=1)
         assert (page[0]["day"], total) == ("2026-11-26", 3)
         assert await run.rows.page(Wanted(by=["key"], key_id="z"), limit=9, offset=0) == ([], 0)
