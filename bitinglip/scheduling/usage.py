@@ -38,10 +38,12 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
 def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
     """Return what a job has used, by its worker's last event and by what it had handed over.
 
-    A job that the server has failed is no request of its key, and only what its client got of it
-    counts. One that ran out of its time counts: it had all of it.
+    One that no worker had has used nothing. One that the server has failed is no request of its
+    key, and only what its client got of it counts; running out of time is no such failure.
     """
     work, events, requests = event_log.job.work, event_log.events, 1
+    if event_log.dispatched is None:
+        return NOTHING
     if _is_our_failure(event_log.final or last):
         if not event_log.output_seen:
             return NOTHING
