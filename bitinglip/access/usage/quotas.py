@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bitinglip.access.usage.amounts import NAMES, SCALES
 from bitinglip.errors import InvalidRequest
-from bitinglip.settings.limits import Limits
+from bitinglip.settings.limits import Limits, Quotas
 
 DAILY, MONTHLY = PERIODS = ("daily", "monthly")
 MOST = 10**12  #: of a unit; in pixels or microseconds that still fits into 64 bits
@@ -50,16 +50,26 @@ class Plans:
 
     def _make(self, tier: str, own: KeyQuotas | None) -> Plan:
         granted = getattr(self._limits.tiers, tier)
-        by_tier = {period: getattr(granted, period).model_dump() for period in PERIODS}
-        amounts = {(period, unit): amount for period, unit, amount in own or ()}
+        narrowed = {(period, unit): amount for period, unit, amount in own or ()}
         plan = []
-        for period in PERIODS:
-            for index, unit in enumerate(NAMES):
-                both = (by_tier[period][unit], amounts.get((period, unit)))
+        for period, of_tier in ((DAILY, granted.daily), (MONTHLY, granted.monthly)):
+            for index, amount in enumerate(_amounts(of_tier)):
+                both = (amount, narrowed.get((period, NAMES[index])))
                 limits = [each for each in both if each is not None]
                 if limits:
                     plan.append(Quota(period, index, round(min(limits) * SCALES[index])))
         return tuple(plan)
+
+
+def _amounts(quotas: Quotas) -> tuple[float | None, ...]:
+    """Return the amounts of settings in the order of ``NAMES``."""
+    return (
+        quotas.requests,
+        quotas.tokens,
+        quotas.megapixels,
+        quotas.audio_seconds,
+        quotas.gpu_seconds,
+    )
 
 
 def parse_quotas(given: Mapping[str, Any] | None) -> KeyQuotas | None:
