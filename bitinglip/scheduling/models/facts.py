@@ -17,7 +17,7 @@ from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
-from bitinglip.scheduling.placement.split import is_even
+from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
 from workers.devices import Condition, Device, Devices, DeviceUsage, State
@@ -158,22 +158,11 @@ class ResourceFacts:
         return ram_need(manifest, self.load_config(manifest, kind))
 
     def device_weights(self, manifest: Manifest, replica: Replica) -> tuple[int, ...]:
-        """Return the bytes of weights that each of several devices may hold, in their order.
-
-        What the plan reserves there without the share of the cache, which lies with its layers, and
-        where the shares are uneven, so that a device may be filled, without what else it has to
-        hold. The last has room for what whole layers leave of the others' shares.
-        """
-        reserved = tuple(replica.devices.values())
-        if len(reserved) == 1:
+        """Return the bytes of weights that each of several devices may hold, in their order."""
+        if len(replica.devices) == 1:
             return ()
         need = self.need(manifest, self.kind_of(replica)).footprint
-        roomy = [int(size * (1.0 - need.cache / max(1, need.total))) for size in reserved]
-        if is_even(reserved):
-            return tuple(roomy)
-        weights = need.weights / max(1, need.total - need.overhead)
-        strict = [max(1, int((size - need.overhead) * weights)) for size in reserved]
-        return (*strict[:-1], roomy[-1])
+        return weight_limits(tuple(replica.devices.values()), need)
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
