@@ -20,7 +20,7 @@ from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Condition, Device, Devices, DeviceUsage, State
+from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, State
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 from workers.faults import NO_NUMBERS, Fault
@@ -192,7 +192,8 @@ class ResourceFacts:
         return [device for device in self.devices if device.id in replica.devices]
 
     def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
-        """Plan for the usual image size, and for no more offload than the largest device needs."""
+        """Plan for the usual image size, and for no more offload than the largest device needs,
+        of what the RAM has room for."""
         own = self._settings.model(manifest.name).image
         side = _USUAL_SIDE
         load_config = replace(load_config, pixels=(own.width or side) * (own.height or side))
@@ -200,18 +201,20 @@ class ResourceFacts:
             return replace(load_config, offload=own.offload)
         if load_config.device == "cpu":
             return load_config
+        capacities = self.capacities()
         most = max(
             (
                 each.memory - each.headroom
-                for each in self.capacities()
+                for each in capacities
                 if each.kind == load_config.device and not each.reason
             ),
             default=0,
         )
+        ram = next((each.physical or each.memory for each in capacities if each.id == CPU), None)
         modes = [replace(load_config, offload=mode) for mode in OFFLOADS]
-        return next(
-            (w for w in modes if self._footprints.need(manifest, w).bytes <= most), load_config
-        )
+        fitting = [each for each in modes if self._footprints.need(manifest, each).bytes <= most]
+        in_ram = [each for each in fitting if ram is None or ram_need(manifest, each).lasting < ram]
+        return next(iter(in_ram or fitting), load_config)
 
     def load_seconds(self, model_state: ModelState, kind: str) -> float:
         """Return the expected load time: the last measured one, else the learned average, else an
