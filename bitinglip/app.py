@@ -19,6 +19,10 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.api.services import Services
+from bitinglip.audit.chain import SEALING
+from bitinglip.audit.entry import Action, Entry
+from bitinglip.audit.log import DAY, AuditLog
+from bitinglip.audit.start import begin, look_after
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
@@ -57,6 +61,7 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_AUDIT_SECONDS = 1.0  #: between two writes of audit entries that nobody waits for
 _CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
@@ -118,8 +123,16 @@ async def _open(
     health = Health()
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
-    keys = await KeyRing.open(db, home.secret(PEPPER))
-    tokens = await Tokens.open(db, keys, home.secret(SIGNING))
+    audit = AuditLog(
+        db,
+        home.secret(SEALING),
+        days=settings.audit.retention,
+        max_entries=settings.audit.max_entries,
+    )
+    await begin(audit, settings)
+    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
+    keys = await KeyRing.open(db, home.secret(PEPPER), audit)
+    tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
     counters = MemoryStore()
@@ -196,6 +209,7 @@ async def _open(
         footprints=footprints,
         metrics=metrics,
         db=db,
+        audit=audit,
         tasks=tasks,
         revocation=revocation,
         tickets=Tickets(),
@@ -255,6 +269,10 @@ def _start(background: Background, services: Services) -> None:
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")
+    every(_AUDIT_SECONDS, services.audit.flush, "audit log", check="database")
+    every(
+        DAY, partial(look_after, services.audit, services.health), "old entries", check="database"
+    )
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")

@@ -12,6 +12,9 @@ from cli.show.output import print_note
 
 if TYPE_CHECKING:
     from bitinglip.access.keys import KeyRing
+    from bitinglip.audit.entry import Actor
+    from bitinglip.audit.log import AuditLog
+    from bitinglip.db.database import Database
     from bitinglip.home import Home
     from model_store.manifest import Manifest
     from model_store.store import ModelStore
@@ -110,6 +113,7 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             expires_at=parse_expiry(body["expires"]) if body.get("expires") else None,
             models=body.get("models"),
             ip_ranges=body.get("ip_ranges"),
+            by=_actor(),
         )
         return {**key_info(record), "key": secret}
 
@@ -124,7 +128,7 @@ def change_key(home: "Home", key_id: str, body: dict[str, Any]) -> dict[str, Any
     from bitinglip.wire.parse import parse
 
     async def changed(ring: "KeyRing") -> dict[str, Any]:
-        return key_info(await ring.change(key_id, **asked.changes()))
+        return key_info(await ring.change(key_id, by=_actor(), **asked.changes()))
 
     asked = parse(ChangeKeyRequest, json.dumps(body).encode())
     key(home, key_id)
@@ -137,7 +141,7 @@ def rotate_key(home: "Home", key_id: str, grace: str) -> dict[str, Any]:
     from bitinglip.wire.admin.keys import key_info
 
     async def rotated(ring: "KeyRing") -> dict[str, Any]:
-        record, secret = await ring.rotate(key_id, parse_grace(grace), home)
+        record, secret = await ring.rotate(key_id, parse_grace(grace), home, by=_actor())
         return {**key_info(record), "key": secret}
 
     key(home, key_id)
@@ -148,23 +152,42 @@ def revoke_key(home: "Home", key_id: str) -> None:
     key(home, key_id)
 
     async def revoked(ring: "KeyRing") -> None:
-        await ring.revoke(key_id)
+        await ring.revoke(key_id, by=_actor())
 
     _with_keys(home, revoked)
 
 
 def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
+    async def run(db: "Database", audit: "AuditLog") -> T:
+        from bitinglip.access.keys import PEPPER, KeyRing
+
+        return await work(await KeyRing.open(db, home.secret(PEPPER), audit))
+
+    return _with_database(home, run)
+
+
+# ---- the audit log -------------------------------------------------------------------------------
+
+
+def _actor() -> "Actor":
+    from bitinglip.audit.entry import cli_actor
+
+    return cli_actor()
+
+
+def _with_database(home: "Home", work: "Callable[[Database, AuditLog], Awaitable[T]]") -> T:
     import asyncio
 
     from bitinglip.home import HomeLock
 
     async def run() -> T:
-        from bitinglip.access.keys import PEPPER, KeyRing
+        from bitinglip.audit.chain import SEALING
+        from bitinglip.audit.log import AuditLog
         from bitinglip.db.database import Database
 
         db = await Database.open(home.database)
         try:
-            return await work(await KeyRing.open(db, home.secret(PEPPER)))
+            return await work(db, AuditLog(db, home.secret(SEALING)))
         finally:
             await db.close()
 

@@ -11,6 +11,7 @@ from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
@@ -41,6 +42,7 @@ class Services:
     footprints: Footprints
     metrics: Metrics
     db: Database
+    audit: AuditLog
     tasks: Tasks
     revocation: Revocation
     tickets: Tickets

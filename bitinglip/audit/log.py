@@ -29,6 +29,7 @@ from bitinglip.audit.chain import (
     verify_file,
 )
 from bitinglip.audit.entry import Action, Entry
+from bitinglip.audit.refusals import Refusals
 from bitinglip.db.database import Database
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import AuditHead, AuditRow
@@ -81,6 +82,7 @@ class AuditLog:
         self._max_entries = max_entries
         self._waiting: deque[Entry] = deque()
         self._lost = 0  #: entries that found no place in memory
+        self.refusals = Refusals(self.remember)
         self._flushing = asyncio.Lock()
         self._checking = asyncio.Lock()
 
@@ -115,6 +117,7 @@ class AuditLog:
 
     async def flush(self) -> None:
         """Write what waits. Raises DiskFull or DatabaseUnavailable, after which it waits on."""
+        self.refusals.tick()
         async with self._flushing:
             waiting, lost = tuple(self._waiting), self._lost
             if lost:
@@ -126,6 +129,12 @@ class AuditLog:
             for _ in range(len(waiting) - bool(lost)):
                 self._waiting.popleft()
             self._lost -= lost
+
+    async def close(self, entry: Entry) -> None:
+        """Write what waits and a last entry. Raises as ``flush`` does."""
+        self.refusals.finish()
+        self.remember(entry)
+        await self.flush()
 
     async def list(
         self, wanted: Filter, *, limit: int, offset: int = 0
