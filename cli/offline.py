@@ -56,15 +56,17 @@ def import_model(
     home.create()
     with HomeLock(home):
         store(home, confine=confine).import_folder(folder, name, allow_pickles=allow_pickles)
+        enter(home, "model.import", name, after=model_facts(manifest(home, name)))
     return model(home, name)
 
 
 def remove_model(home: "Home", name: str) -> None:
     from bitinglip.home import HomeLock
 
-    manifest(home, name)
+    found = manifest(home, name)
     with HomeLock(home):
         store(home).remove(name)
+        enter(home, "model.remove", name, before=model_facts(found))
 
 
 def _model(found: "Manifest") -> dict[str, Any]:
@@ -169,6 +171,60 @@ def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
 # ---- the audit log -------------------------------------------------------------------------------
 
 
+def audit_entries(
+    home: "Home", wanted: dict[str, str], limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the newest entries that the API's filters select, and how many there are."""
+    from bitinglip.audit.query import parse_filter
+
+    selected = parse_filter(wanted)
+
+    async def listed(_db: "Database", audit: "AuditLog") -> tuple[list[dict[str, Any]], int]:
+        await audit.flush()  # what commands have left
+        return await audit.list(selected, limit=limit)
+
+    return _with_database(home, listed) if _has_entries(home) else ([], 0)
+
+
+def verify_audit(home: "Home") -> dict[str, Any]:
+    """Check the audit log; the same object as the API's."""
+
+    async def checked(_db: "Database", audit: "AuditLog") -> dict[str, Any]:
+        await audit.flush()
+        verdict = await audit.verify()
+        return {"valid": verdict.valid, "rows": verdict.rows, "first_bad": verdict.first_bad}
+
+    if not _has_entries(home):
+        return {"valid": True, "rows": 0, "first_bad": None}
+    return _with_database(home, checked)
+
+
+def enter(
+    home: "Home",
+    action: str,
+    target: str,
+    *,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> None:
+    """Leave an audit entry of what a command did to the home's files."""
+    from bitinglip.audit.chain import SEALING
+    from bitinglip.audit.entry import Action, Entry
+    from bitinglip.audit.inbox import put
+
+    entry = Entry(Action(action), _actor(), target, before=before, after=after)
+    put(home.audit, home.secret(SEALING), entry)
+
+
+def model_facts(found: "Manifest") -> dict[str, Any]:
+    """Return what the audit log tells of a model that came or went."""
+    return {name: getattr(found, name) for name in ("kind", "source", "revision", "total_bytes")}
+
+
+def _has_entries(home: "Home") -> bool:
+    return home.database.exists() or home.audit.is_dir()
+
+
 def _actor() -> "Actor":
     from bitinglip.audit.entry import cli_actor
 
@@ -187,7 +243,7 @@ def _with_database(home: "Home", work: "Callable[[Database, AuditLog], Awaitable
 
         db = await Database.open(home.database)
         try:
-            return await work(db, AuditLog(db, home.secret(SEALING)))
+            return await work(db, AuditLog(db, home.secret(SEALING), inbox=home.audit))
         finally:
             await db.close()
 

@@ -8,13 +8,16 @@ those that the database could not take, wait in memory (``remember``) for the ne
 import asyncio
 import json
 import sqlite3
+from asyncio import to_thread
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Select, delete, func, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -29,6 +32,8 @@ from bitinglip.audit.chain import (
     verify_file,
 )
 from bitinglip.audit.entry import Action, Entry
+from bitinglip.audit.inbox import take
+from bitinglip.audit.query import Filter
 from bitinglip.audit.refusals import Refusals
 from bitinglip.db.database import Database
 from bitinglip.db.retention import Retention
@@ -43,41 +48,21 @@ _AT_ONCE = 500  #: rows that one transaction deletes
 _HEAD_COLUMNS = ("first", "anchor", "last", "seal", "head_seal")
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Selects entries; None selects all. Times are in microseconds of Unix time."""
-
-    actor: str | None = None  #: a key's id or name, ``cli`` or ``server``
-    action: str | None = None  #: ``key.create``, or ``key`` for all that begin with ``key.``
-    target: str | None = None
-    since: int | None = None
-    until: int | None = None  #: itself excluded
-
-    def of(self, query: Select[Any]) -> Select[Any]:
-        """Return the query with these conditions."""
-        if self.actor is not None:
-            named = col(AuditRow.actor_name) == self.actor
-            query = query.where((col(AuditRow.actor) == self.actor) | named)
-        if self.action is not None:
-            group = col(AuditRow.action).startswith(f"{self.action}.", autoescape=True)
-            query = query.where((col(AuditRow.action) == self.action) | group)
-        if self.target is not None:
-            query = query.where(col(AuditRow.target) == self.target)
-        if self.since is not None:
-            query = query.where(col(AuditRow.at) >= self.since)
-        if self.until is not None:
-            query = query.where(col(AuditRow.at) < self.until)
-        return query
-
-
 class AuditLog:
     """Adds entries to the log of a database, shows and checks them, deletes the oldest."""
 
     def __init__(
-        self, db: Database, key: bytes, *, days: float = 365, max_entries: int = 1_000_000
+        self,
+        db: Database,
+        key: bytes,
+        *,
+        inbox: Path | None = None,
+        days: float = 365,
+        max_entries: int = 1_000_000,
     ) -> None:
         self._db = db
         self._key = key
+        self._inbox = inbox
         self._retention = Retention(days * DAY)
         self._max_entries = max_entries
         self._waiting: deque[Entry] = deque()
@@ -119,6 +104,7 @@ class AuditLog:
         """Write what waits. Raises DiskFull or DatabaseUnavailable, after which it waits on."""
         self.refusals.tick()
         async with self._flushing:
+            await self._collect()
             waiting, lost = tuple(self._waiting), self._lost
             if lost:
                 waiting = (*waiting, Entry(Action.AUDIT_LOST, after={"entries": lost}))
@@ -135,6 +121,18 @@ class AuditLog:
         self.refusals.finish()
         self.remember(entry)
         await self.flush()
+
+    async def _collect(self) -> None:
+        """Enter what commands have left, each once, even if its file outlives a crash."""
+        if self._inbox is None or not (found := await to_thread(take, self._inbox, self._key)):
+            return
+        async with self._db.write() as session:
+            for _, entry in found:
+                same = col(AuditRow.request_id) == entry.actor.request_id
+                query = select(col(AuditRow.seq)).where(col(AuditRow.at) == entry.at, same)
+                if (await session.execute(query)).first() is None:
+                    await self.append(session, entry)
+        await to_thread(_remove, [path for path, _ in found])
 
     async def list(
         self, wanted: Filter, *, limit: int, offset: int = 0
@@ -159,7 +157,7 @@ class AuditLog:
         """Check every row and both ends, beside the event loop. Raises DatabaseUnavailable."""
         async with self._checking:
             try:
-                return await asyncio.to_thread(verify_file, self._db.path, self._key)
+                return await to_thread(verify_file, self._db.path, self._key)
             except sqlite3.Error as error:
                 raise DatabaseUnavailable("The audit log cannot be read.") from error
 
@@ -233,6 +231,11 @@ class AuditLog:
         await session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """Return an entry as the API and the command show it."""
     return {
@@ -257,8 +260,3 @@ def _value(text: str | None) -> Any:
         return None if text is None else json.loads(text)
     except (TypeError, ValueError):
         return text
-
-
-def microseconds(moment: datetime) -> int:
-    """Return a moment as entries have it."""
-    return int(moment.timestamp()) * 1_000_000 + moment.microsecond

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bitinglip.audit.log import AuditLog, Filter
+from bitinglip.audit.log import AuditLog
+from bitinglip.audit.query import Filter
 from bitinglip.db.database import Database
 
 KEY = b"k" * 32

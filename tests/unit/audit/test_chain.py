@@ -10,7 +10,7 @@ import pytest
 
 from bitinglip.audit.chain import Verdict, verify_file
 from bitinglip.audit.entry import SERVER, Action, Actor, Entry, changed
-from bitinglip.audit.log import Filter
+from bitinglip.audit.query import Filter
 from tests.support.audit_log import KEY, entries, using
 
 ROWS = 6

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from bitinglip.audit.entry import Action, Actor, Entry, now
-from bitinglip.audit.log import DAY, MOST_WAITING, AuditLog, Filter
+from bitinglip.audit.log import DAY, MOST_WAITING, AuditLog
+from bitinglip.audit.query import Filter
 from bitinglip.errors import DatabaseUnavailable
 from tests.support.audit_log import Run, entries, using
 
