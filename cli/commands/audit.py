@@ -62,8 +62,10 @@ def verify(
 ) -> None:
     """Check that no entry was changed, removed or forged."""
     place = CliContext.of(home, config)
-    server = place.server()
-    found = server.get("/api/v1/audit/verify") if server else offline.verify_audit(place.home)
+    if server := place.server():
+        found = server.get("/api/v1/audit/verify", patience=None)
+    else:
+        found = offline.verify_audit(place.home)
     if as_json:
         show_json(found)
     if not found["valid"]:

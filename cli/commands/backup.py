@@ -26,7 +26,8 @@ def backup(
     target = file.expanduser().absolute()
     _check_target(target, place.database, force=force)
     files.backup(place.database, target)
-    offline.enter(place, "backup", str(target))
+    if place.secret_key.exists():  # entering makes one where there is none
+        offline.enter(place, "backup", str(target))
     rows = ", ".join(f"{name} {count}" for name, count in files.row_counts(target).items())
     print_note(f"Copied the database to {target}: {size(target.stat().st_size)}, checked.")
     print_note(f"It holds these rows: {rows}.")
