@@ -7,6 +7,7 @@ pause, however long, a look counts like any other.
 
 from dataclasses import dataclass
 
+from workers.protocol import Activity
 from workers.worker import LOADING, SERVING, Worker
 
 _LOAD_SHARE = 0.001  #: of a load, that counts as progress
@@ -14,6 +15,8 @@ _LOAD_BYTES = 1 << 20  #: that it has read, which do too: a slow disk is no faul
 #: The first job on a card has the driver build and load kernels, and libraries choose among them.
 _FIRST_STEPS = 5
 _MOST_PATIENCE = 600.0  #: seconds, with that
+#: Seconds of silence for work of which workers tell: compiling, and the first use of kernels.
+_ACTIVITY_SECONDS: dict[Activity, float] = {"compile": 1800.0, "warmup": 600.0}
 _CANCEL_STEPS = 4  #: of the longest that an engine may take; a cancelled job ends with its step
 
 
@@ -45,8 +48,11 @@ class Watchdog:
         if worker.spec is None:
             return None  # a spare waits for its model as long as it has to
         worker.waited = 0.0 if _has_progressed(worker) else worker.waited + self.interval
-        if worker.waited > self.load_timeout:
-            return f"made no progress with its load for {self.load_timeout:g} s"
+        allowed = self.load_timeout
+        if worker.activity is not None:
+            allowed = max(allowed, _ACTIVITY_SECONDS[worker.activity])
+        if worker.waited > allowed:
+            return f"made no progress with its load for {allowed:g} s"
         return None
 
     def _look_at_cancelled(self, worker: Worker, allowed: float) -> str | None:
@@ -62,6 +68,8 @@ class Watchdog:
         ones on a card longer."""
         own = worker.ready.step_timeout if worker.ready else 0.0
         usual = max(self.heartbeat_timeout, own)
+        if worker.activity is not None:
+            return max(usual, _ACTIVITY_SECONDS[worker.activity])
         if worker.has_worked or worker.spec is None or worker.spec.device != "cuda":
             return usual
         return max(usual, min(_FIRST_STEPS * usual, _MOST_PATIENCE))

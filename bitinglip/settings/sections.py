@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -131,6 +131,15 @@ class FakeDevice(Section):
     )
 
 
+def _are_positive(limits: dict[str, int]) -> dict[str, int]:
+    if wrong := next((name for name, limit in limits.items() if limit <= 0), None):
+        raise ValueError(f"the limit of {wrong!r} should be greater than 0")
+    return limits
+
+
+MemoryLimits = Annotated[dict[str, int], AfterValidator(_are_positive)]
+
+
 class Devices(Section):
     require: Literal["auto", "cuda"] = Field(
         "auto",
@@ -150,6 +159,11 @@ class Devices(Section):
     display_headroom_bytes: Bytes = Field(
         1_073_741_824,
         description="bytes kept free instead on an accelerator that a screen hangs on, if more",
+    )
+    memory_limit: MemoryLimits = Field(
+        {},
+        description="bytes that models may take at most of an accelerator, by its index or UUID "
+        "(or the beginning of it), or of each under the name all",
     )
     perf_boost: bool = Field(
         True,
@@ -222,6 +236,13 @@ class Tasks(Section):
     max_bytes: Bytes = Field(
         1_073_741_824,
         description="maximum bytes of finished tasks; the largest holder loses its oldest first",
+    )
+
+
+class Usage(Section):
+    retention: Annotated[float, Field(ge=32 * 86_400)] | None = Field(
+        34_560_000,
+        description="seconds that the usage of a key, by model and day, is kept; null keeps it",
     )
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.support.pool_harness import fake
-from workers.protocol import Cancelled, Failed, Load, Ready, TextDone
+from workers.protocol import Activity, Cancelled, Failed, Load, Ready, TextDone
 from workers.watchdog import Watchdog
 from workers.worker import Worker
 
@@ -164,3 +164,22 @@ def test_spare_waits_for_its_model_as_long_as_it_has_to(state: str) -> None:
     assert all(DOG.look(one) is None for _ in range(100))
     one.spec = fake()
     assert looks(one) == 4 + DOG.interval
+
+
+def test_compiling_and_first_uses_have_more_patience_but_not_for_ever() -> None:
+    dog = Watchdog(heartbeat_timeout=30, load_timeout=100)
+    for activity, seconds in (("compile", 1800), ("warmup", 600)):
+        one = worker("ready")
+        one.activity = cast("Activity", activity)
+        assert dog_looks(one, dog) == (seconds + dog.interval, f"silent for {seconds} s")
+        loading = worker("loading", fake())
+        loading.activity = cast("Activity", activity)
+        found = f"made no progress with its load for {seconds} s"
+        assert dog_looks(loading, dog) == (seconds + dog.interval, found)
+
+
+def dog_looks(one: Worker, dog: Watchdog) -> tuple[float, str]:
+    for number in range(1, 10_000):
+        if cause := dog.look(one):
+            return number * dog.interval, cause
+    raise AssertionError("it is never ended")
