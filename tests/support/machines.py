@@ -91,9 +91,13 @@ class MadeUpHost(Host):
     def __init__(self) -> None:
         self.name = "a processor"
         self.total_bytes = 64 * GIB
+        self.waits: float | None = None
 
     def read(self, pids: Iterable[int]) -> DeviceUsage:  # noqa: ARG002  the interface of a device
         return DeviceUsage(4 * GIB, {})
+
+    def pressure(self) -> float | None:
+        return self.waits
 
 
 def kernel(release: str = KERNEL) -> dict[str, str]:

@@ -247,8 +247,10 @@ class Operations:
         return found
 
     def device_problems(self) -> Mapping[str, str]:
-        """Map devices that are not well to their reasons, and "card" to why one is missing."""
-        return self._manager.facts.device_problems()
+        """Map devices that are not well to their reasons, "card" to why one is missing, and "ram"
+        to what to do where programs wait for it."""
+        found, short = self._manager.facts.device_problems(), self._manager.facts.pressure()
+        return {**found, "ram": short} if short else found
 
     def lacks_card(self) -> str | None:
         """Say why there is no usable card although devices.require asks for one; else None."""

@@ -103,6 +103,18 @@ def test_health_tells_of_each_device_how_it_is_and_when_it_has_answered_last(
         assert told()["0"]["last_look"] == lost["last_look"]
 
 
+def test_health_is_degraded_while_programs_wait_for_ram(tmp_path: Path) -> None:
+    host = machines.MadeUpHost()
+    with serve(tmp_path, machine=machines.no_driver().devices(tmp_path / "root", host)) as served:
+        served.wait_sampled()
+        assert health(served)["status"] == "healthy"
+        host.waits = 0.3
+        eventually(lambda: health(served)["status"] == "degraded")
+        assert "ram: For 30% of the last minute" in health(served)["checks"]["devices"]["detail"]
+        host.waits = 0.0
+        eventually(lambda: health(served)["status"] == "healthy")
+
+
 def test_card_that_no_model_can_use_is_never_replaced_by_the_cpu(tmp_path: Path) -> None:
     devices = machines.old_driver().devices(tmp_path / "root")
     with serve(tmp_path, machine=devices) as served, client(served) as admin:
