@@ -46,8 +46,11 @@ from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
+from model_store.names import folder_name
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
+from workers.caches import CLEAN_SECONDS as CACHE_CLEAN_SECONDS
+from workers.caches import ModelCaches
 from workers.devices import Devices
 from workers.devices.host import Host
 from workers.devices.probe import probe_cards
@@ -274,6 +277,13 @@ def _start(background: Background, services: Services) -> None:
         await services.uploads.clean(tasks.is_open)
 
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    caches = ModelCaches(services.home.caches, services.settings.files.max_cache_bytes)
+
+    def bound_caches() -> None:
+        caches.clean({folder_name(name) for name in services.store.names()})
+
+    bound = partial(asyncio.to_thread, bound_caches)
+    every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
     if services.settings.server.tls_cert is not None:
         expiry = partial(tls.warn, services.settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)

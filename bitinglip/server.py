@@ -13,7 +13,7 @@ from types import FrameType
 
 import structlog
 
-from bitinglip import local_socket, standard_streams
+from bitinglip import allocator, local_socket, standard_streams
 from bitinglip.api.services import Services
 from bitinglip.app import build
 from bitinglip.confinement import hide_secrets
@@ -53,6 +53,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     Raises SettingsError, HomeInUse, DatabaseError or :class:`StartRefused` before it answers.
     """
     standard_streams.secure()
+    allocator.return_large_blocks(os.environ)
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)

@@ -92,7 +92,9 @@ class Security(Section):
 
 class Workers(Section):
     heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
-        30, description="seconds without a heartbeat before a worker is killed"
+        30,
+        description="seconds without a heartbeat before a worker is killed; one that loads sends "
+        "none, and is killed if its process was stopped by a signal for as long",
     )
     load_timeout: Seconds = Field(
         600,
@@ -215,6 +217,11 @@ class Files(Section):
     max_upload_bytes: Bytes = Field(
         4_294_967_296,
         description="maximum bytes of unfinished requests' uploads on disk; one key may hold half",
+    )
+    max_cache_bytes: Bytes = Field(
+        10_737_418_240,
+        description="maximum bytes of code compiled for models, kept between their loads; the "
+        "model that holds most loses its oldest first; looked at once an hour",
     )
     min_free_bytes: Bytes | None = Field(
         None,

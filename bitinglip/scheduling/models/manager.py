@@ -313,6 +313,8 @@ class ModelManager:
         if self.deaths.load_failed(replica.devices, why.fault, now):
             model_state.retry_at = now + AFTER_DEVICE_FAULT
             return  # once more: there, or elsewhere once the device is in question
+        if self.facts.loads_wider(replica, why.fault):
+            return  # once more, in float32
         if why.code == "OUT_OF_MEMORY":
             model_state.short_of_memory += 1
             late = model_state.short_of_memory == 1 and self.facts.use.wait_again(replica)

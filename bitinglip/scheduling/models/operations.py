@@ -39,6 +39,7 @@ class WorkerView:
     started_at: datetime
     last_heartbeat: datetime | None
     cause: str | None
+    activity: protocol.Activity | None = None  #: what it is busy with that may take minutes
     confined: protocol.Confined | None = None  #: None until it is ready
     stderr: list[str] = field(default_factory=list)
 
@@ -204,6 +205,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
+            activity=worker.activity,
             confined=ready.confined if ready else None,
             stderr=worker.output.tail,
         )

@@ -167,7 +167,9 @@ def test_split_over_devices() -> None:
     rooms = [card("0"), card("1"), card("2", 12)]
     found = planned(rooms, [], wanted(size=40, spread=3))
     assert found.loads == [Load("new", 0, {"0": 20, "1": 20})]
-    (refusal,) = planned(rooms, [], wanted(size=60, spread=3)).refusals
+    found = planned(rooms, [], wanted(size=50, spread=3))
+    assert found.loads == [Load("new", 0, {"0": 19, "1": 19, "2": 12})], "12 is all that one has"
+    (refusal,) = planned(rooms, [], wanted(size=61, spread=3)).refusals
     assert refusal.forever
     pinned = [held("p", 10, pinned=True)]
     (refusal,) = planned(rooms, pinned, wanted(size=40, spread=2)).refusals
