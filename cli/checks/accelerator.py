@@ -51,6 +51,9 @@ def findings(
             yield _processor(device, used, settings, any(each.unified for each in found))
         else:
             yield _accelerator(device, used, settings)
+    if (slow := devices.slow_start) is not None:
+        what, _, advice = slow.partition(": ")
+        yield Finding("gpu", "warning", what, advice)
     if (short := devices.pressure()) is not None:
         what, _, advice = short.rstrip(".").partition(": ")
         yield Finding("ram", "warning", what, advice)

@@ -118,6 +118,11 @@ class Devices:
             if name != _EVERY and not any(_is_named(device, name) for device in cards)
         ]
 
+    @property
+    def slow_start(self) -> str | None:
+        """Say that the driver takes long to start, and what to do; None if it does not."""
+        return self._cards.slow_start if self._cards else None
+
     def pressure(self) -> str | None:
         """Say that programs waited for RAM at the last look, and what to do; None if they did not,
         or the kernel does not tell."""

@@ -13,7 +13,7 @@ from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.placement.dry_run import Placement
 from bitinglip.scheduling.placement.fit import FitAnswer
 from bitinglip.settings import Settings
-from bitinglip.telemetry.metrics import DeviceSample
+from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
@@ -62,6 +62,7 @@ class DeviceView:
     state: str = "well"  #: well, doubtful or lost
     reason: str | None = None
     note: str | None = None  #: what is special of it, and no fault
+    slowed_by: tuple[str, ...] = ()  #: what keeps its clocks down
     last_look: datetime | None = None  #: when it has answered last
 
 
@@ -243,6 +244,7 @@ class Operations:
                     state=device.condition.state,
                     reason=device.condition.reason,
                     note=device.note,
+                    slowed_by=reading.slowed_by if reading else (),
                     last_look=None if at is None else datetime.fromtimestamp(at, UTC),
                 )
             )
@@ -268,6 +270,7 @@ class Operations:
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
                 power_w=each.power_w,
+                slowed_by=each.slowed_by,
             )
             for each in self.devices()
         ]
