@@ -82,6 +82,11 @@ class Replica:
         return on_card and suspended_seconds() - self.suspended_before > JUMP_SECONDS
 
     @property
+    def accelerators(self) -> int:
+        """Count the devices that it works on, without the CPU."""
+        return sum(device != "cpu" for device in self.devices)
+
+    @property
     def health(self) -> float:
         return self.speed or 1.0
 
@@ -226,6 +231,11 @@ class ModelState:
         """Say why the model does not serve, and when it is tried again."""
         rest = self.rests(now)
         return f"{self.cause} It is tried again in {rest:.0f} s." if rest else self.cause
+
+    def refusal(self, code: str, message: str, now: float) -> errors.BitingLipError:
+        """Make the error of the requests that wait, with when the model is tried again."""
+        rest, details = self.rests(now) or None, {"model": self.name}
+        return errors.from_code(code, message, param="model", details=details, retry_after=rest)
 
     def check(self, now: float) -> None:
         """Raise ModelLoadFailed while the model rests after too many failures."""
