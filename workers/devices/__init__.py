@@ -5,7 +5,7 @@ Nothing here imports torch or makes a CUDA context: the gateway holds one of the
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Self
@@ -16,7 +16,7 @@ from workers.devices.host import Host
 from workers.devices.nvml import Card, Driver
 from workers.devices.surroundings import Surroundings
 from workers.devices.torch_build import torch_build
-from workers.devices.torch_report import TorchReport, ask_torch
+from workers.devices.torch_report import AskTorch, ask_torch
 from workers.devices.xid import Report
 
 __all__ = [
@@ -51,7 +51,7 @@ class Devices:
         cpu_memory_bytes: int | None = None,
         fake: Sequence[tuple[str, int]] = (),
         limits: Mapping[str, int] = MappingProxyType({}),
-        ask: Callable[[], TorchReport | None] | None = None,
+        ask: AskTorch | None = None,
     ) -> None:
         """``ask`` is how torch is asked what only it knows; None: it is not."""
         self._limits = limits
@@ -240,7 +240,7 @@ class Devices:
         """
         if self._cards is None or self._ask is None or not self._cards.asks_torch:
             return False
-        report = self._ask()
+        report = self._ask(self._cards.is_blind)
         if report is None:
             return False
         with self._reading:

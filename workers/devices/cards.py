@@ -163,8 +163,12 @@ class Cards:
         """True while torch could tell which cards it has code for, or which there are."""
         if self._build is None or self._build.cuda is None:
             return False
-        blind = self._library_missing and self.missing is not None and has_nodes(self._around)
-        return blind or bool(self.list and not self._build.architectures)
+        return self.is_blind or bool(self.list and not self._build.architectures)
+
+    @property
+    def is_blind(self) -> bool:
+        """True if there may be cards that only NVML does not tell, for want of its library."""
+        return self._library_missing and self.missing is not None and has_nodes(self._around)
 
     def learn(self, report: TorchReport) -> None:
         """Take over what torch has told of itself, and its cards while NVML shows none."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
+from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.placement.dry_run import Placement
@@ -91,6 +92,7 @@ class Operations:
         self._pool = pool
         self._manager = manager
         self._known_devices: set[str] = set()
+        self._liveness = CardLiveness()
         self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
@@ -256,6 +258,10 @@ class Operations:
         found, short = self._manager.facts.device_problems(), self._manager.facts.pressure()
         return {**found, "ram": short} if short else found
 
+    def not_alive(self) -> str | None:
+        """Say why the server is to be started anew, if devices.live_without_card is off."""
+        return None if self._settings.devices.live_without_card else self._liveness.gone
+
     def lacks_card(self) -> str | None:
         """Say why there is no usable card although devices.require asks for one; else None."""
         return self._manager.facts.lacks_card()
@@ -311,6 +317,7 @@ class Operations:
         sample = await asyncio.to_thread(facts.sample, list(pids.values()), idle=idle)
         known, self._known_devices = self._known_devices, {device.id for device in facts.devices}
         self._manager.refresh(sample, pids)
+        self._liveness.look(facts.devices)
         if known and self._known_devices - known:
             self._use_found_cards()
         self._end_workers_of_lost_cards()
