@@ -296,7 +296,9 @@ class ModelManager:
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
         self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
         seconds = round(replica.load_seconds, 3)
-        log.info("model ready", worker=replica.id, dtype=worker.ready.dtype, seconds=seconds)
+        rate = round(model_state.manifest.weight_bytes / 1e6 / max(seconds, 0.001))
+        dtype = worker.ready.dtype
+        log.info("model ready", worker=replica.id, dtype=dtype, seconds=seconds, mb_per_s=rate)
         model_state.tell_watchers()
         self._listener.on_ready(model_state.name)
         self.replan()
