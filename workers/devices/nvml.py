@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 #: bits of the reasons for low clocks: the card's own slow-downs, and the limit that is set
 _SLOWED_BY = {"heat": 0x20 | 0x40, "power supply": 0x80, "power limit": 0x04}
+_SLOW_DOWN, _UNTOLD = 0x08, "heat or power supply"  #: older cards do not tell which
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,8 @@ class Nvml:
     def _slowed(self, handle: Any) -> tuple[str, ...]:
         """Return what keeps the card's clocks down, beside having nothing to do."""
         mask = int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
-        return tuple(word for word, bits in _SLOWED_BY.items() if mask & bits)
+        found = tuple(word for word, bits in _SLOWED_BY.items() if mask & bits)
+        return found or ((_UNTOLD,) if mask & _SLOW_DOWN else ())
 
     # ---- looks -----------------------------------------------------------------------------------
 

@@ -134,6 +134,7 @@ class ResourceFacts:
                 doubtful=device.condition.state == "doubtful",
                 short_since=self.use.short_since(device.id),
                 exclusive=device.exclusive,
+                display=device.display,
                 shares="cpu" if device.unified else None,
             )
             for device in self.devices

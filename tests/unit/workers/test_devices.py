@@ -171,6 +171,7 @@ def test_card_reading_is_none_where_the_card_tells_nothing() -> None:
         (0x1, ()),  # it has nothing to do
         (0x4, ("power limit",)),
         (0x8 | 0x40, ("heat",)),
+        (0x8, ("heat or power supply",)),
         (0x20 | 0x80, ("heat", "power supply")),
         (NOT_SUPPORTED, ()),
     ],
