@@ -1,8 +1,7 @@
 """The model manager loads models on demand, within memory, and restarts workers that crash.
 
-It alone writes the state of models. Whenever the facts have changed, it asks the planner for a plan
-and carries it out. The dispatcher asks it for replicas, operators ask it to load and unload; the
-processes are the pool's.
+It alone writes the state of models. Whenever the facts have changed, it carries out a new plan of
+the planner. The dispatcher asks it for replicas; the processes are the pool's.
 """
 
 import asyncio
