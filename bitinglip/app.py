@@ -272,6 +272,8 @@ def _devices(settings: DeviceSettings) -> Devices:
         settings.cpu_memory_bytes,
         settings.memory_limit,
     )
+    if devices.slow_start:
+        log.warning(devices.slow_start)
     for name in devices.unknown_limits():
         log.warning("devices.memory_limit names a card that is not there", card=name)
     if devices.note and not devices.missing:  # which is told as a problem

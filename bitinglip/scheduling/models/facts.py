@@ -86,6 +86,10 @@ class ResourceFacts:
         """Map devices that are not well to their reasons, and "card" to why one is missing."""
         return self._devices.problems()
 
+    def pressure(self) -> str | None:
+        """Say that programs wait for RAM; None if they do not, or the kernel does not tell."""
+        return self._devices.pressure()
+
     def lacks_card(self) -> str | None:
         """Say why there is no usable card although devices.require asks for one; else None."""
         if self._settings.devices.require == "auto":
@@ -130,6 +134,7 @@ class ResourceFacts:
                 doubtful=device.condition.state == "doubtful",
                 short_since=self.use.short_since(device.id),
                 exclusive=device.exclusive,
+                display=device.display,
                 shares="cpu" if device.unified else None,
             )
             for device in self.devices

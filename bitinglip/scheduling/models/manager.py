@@ -295,7 +295,9 @@ class ModelManager:
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
         self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
         seconds = round(replica.load_seconds, 3)
-        log.info("model ready", worker=replica.id, dtype=worker.ready.dtype, seconds=seconds)
+        rate = round(model_state.manifest.weight_bytes / 1e6 / max(seconds, 0.001))
+        dtype = worker.ready.dtype
+        log.info("model ready", worker=replica.id, dtype=dtype, seconds=seconds, mb_per_s=rate)
         model_state.tell_watchers()
         self._listener.on_ready(model_state.name)
         self.replan()
@@ -328,12 +330,7 @@ class ModelManager:
         if model_state.serving or model_state.loading:
             return  # the others go on
         model_state.load_failed(why.message, now, hopeless=why.fault is RAM)
-        details = {"model": model_state.name}
-        rest = model_state.rests(now) or None
-        error = errors.from_code(
-            why.code, why.message, param="model", details=details, retry_after=rest
-        )
-        self._unavailable(model_state, error)
+        self._unavailable(model_state, model_state.refusal(why.code, why.message, now))
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
         """Plan again for a load that has not begun: another program took its memory."""
@@ -380,9 +377,8 @@ class ModelManager:
             death.undo.append(model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven))
         if death.blame == "request" and (rest := model_state.rests(now)):
             log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
-            told = model_state.explain(now)
-            gone = errors.ModelLoadFailed(told, param="model", retry_after=rest)
-            self._unavailable(model_state, gone)
+            told = model_state.explain(now) or ""
+            self._unavailable(model_state, model_state.refusal("MODEL_LOAD_FAILED", told, now))
         self.replan()
 
     def _raise_minimum(self, replica: Replica) -> None:

@@ -232,6 +232,11 @@ class ModelState:
         rest = self.rests(now)
         return f"{self.cause} It is tried again in {rest:.0f} s." if rest else self.cause
 
+    def refusal(self, code: str, message: str, now: float) -> errors.BitingLipError:
+        """Make the error of the requests that wait, with when the model is tried again."""
+        rest, details = self.rests(now) or None, {"model": self.name}
+        return errors.from_code(code, message, param="model", details=details, retry_after=rest)
+
     def check(self, now: float) -> None:
         """Raise ModelLoadFailed while the model rests after too many failures."""
         if rest := self.rests(now):

@@ -87,8 +87,10 @@ def test_spare_and_workers_end_when_their_gateway_is_killed(tmp_path: Path) -> N
         server.process.wait()
         eventually(lambda: not any(alive(child) for child in children))
         # The lock died with it: another start on the same home works at once.
+        os.utime(server.home / "server.json", (1, 1))  # as if the machine had gone down with it
         again = start_server(server.home)
         await_ready(again)
+        assert "the machine went down while the server ran" in again.log.read_text()
         assert again.stop() == 0
 
 
