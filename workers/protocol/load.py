@@ -71,6 +71,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     #: bytes of weights that each visible device may hold, in their order; none: as they have room
     device_weights: tuple[int, ...] = ()
     even_split: bool = True  #: those are equal; else each device but the last is to be filled
+    context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
     dtype: str | None = None  #: None: the files' own, where the device computes it well
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device

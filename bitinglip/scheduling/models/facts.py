@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bitinglip import errors
+from bitinglip.scheduling.models.contexts import ContextSizes
 from bitinglip.scheduling.models.formats import NumberFormats
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
@@ -48,6 +49,7 @@ class ResourceFacts:
         self._clock = clock
         self._conditions: dict[str, Condition] | None = None  #: at the last sample
         self._formats = NumberFormats()
+        self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
 
     # ---- devices -------------------------------------------------------------------------------
@@ -174,8 +176,15 @@ class ResourceFacts:
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
             fake_bytes=own.fake.memory_bytes if fake else None,
+            context_bytes=self._contexts.of(
+                each.name for each in self.devices if each.kind == kind
+            ),
         )
         return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
+
+    def context_bytes(self, replica: Replica) -> int | None:
+        """Return the size of a context on a replica's cards; None if it was not measured yet."""
+        return self._contexts.of(device.name for device in self._devices_of(replica))
 
     def dtype_of_load(self, replica: Replica) -> str | None:
         """Return the number format to load a replica in; None leaves it to the engine."""
@@ -296,6 +305,9 @@ class ResourceFacts:
         worker, kind = replica.worker, self.kind_of(replica)
         if worker is None or worker.ready is None:
             return replica.devices
+        cards = [device for device in self._devices_of(replica) if device.kind == "cuda"]
+        if len(cards) == 1 and (reading := self.use.reading(cards[0].id)) is not None:
+            self._contexts.observe(cards[0].name, worker, reading.processes.get(worker.pid))
         beat = worker.heartbeat.memory_bytes if worker.heartbeat else 0
         self._footprints.observe(
             manifest,

@@ -246,6 +246,7 @@ class ReplicaLoader:
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
+            context_bytes=self._facts.context_bytes(replica) if kind == "cuda" else None,
             even_split=is_even(replica.devices.values()),
             dtype=self._facts.dtype_of_load(replica),
             max_context=own.max_context,
