@@ -51,6 +51,8 @@ class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
     compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
     step_cache: str = "none"  #: skip what changes little between steps: none or first_block
     loras: dict[str, str] = {}  #: LoRA files by name
+    width: int = 1024  #: of an image as it is usually asked for, in pixels
+    height: int = 1024
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,5 +81,6 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     threads: int | None = None  #: CPU threads; None: all cores
     image: ImageOptions | None = None
     speech: SpeechOptions | None = None
+    warmup: bool | None = None  #: compute the largest shapes once; None: text models on a card
     heartbeat_seconds: float = 1.0
     fake: FakeOptions | None = None

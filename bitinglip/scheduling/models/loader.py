@@ -8,7 +8,7 @@ from typing import Protocol
 import psutil
 import structlog
 
-from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.facts import USUAL_SIDE, ResourceFacts
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.ledger import Ledger
 from bitinglip.scheduling.placement.split import is_even
@@ -253,12 +253,15 @@ class ReplicaLoader:
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
             threads=workers.threads,
+            warmup=own.warmup,
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             image=protocol.ImageOptions(
                 offload="none" if kind == "fake" else offload,
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
                 loras=own.image.loras,
+                width=own.image.width or USUAL_SIDE,
+                height=own.image.height or USUAL_SIDE,
             ),
             speech=self._speech_options(own.speech),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
