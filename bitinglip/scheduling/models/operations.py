@@ -116,7 +116,7 @@ class Operations:
     def load_times(self, name: str) -> Mapping[str, float]:
         """Return how long the last loads took in seconds, by where the files came from."""
         model_state = self._manager.models.get(name)
-        return {**model_state.load_times} if model_state else {}
+        return dict(model_state.load_times.items()) if model_state else {}
 
     def idle_seconds(self, name: str) -> float | None:
         """Return the seconds since a loaded model was used; None if it is in use or not loaded."""
