@@ -145,8 +145,8 @@ class Metrics:
         )
         self._load_seconds = Histogram(
             "bitinglip_model_load_seconds",
-            "How long loads took that succeeded",
-            ["model"],
+            "How long loads took that succeeded, by where most of the files came from",
+            ["model", "source"],
             buckets=_LOAD,
             registry=self.registry,
         )
@@ -208,11 +208,12 @@ class Metrics:
     def audio_done(self, *, model: str, seconds: float) -> None:
         self._audio.labels(self._models.bound(model)).inc(seconds)
 
-    def load_finished(self, *, model: str, seconds: float, ok: bool) -> None:
+    def load_finished(self, *, model: str, seconds: float, source: str | None) -> None:
+        """Count a load; ``source``: of its files, storage or cache; None if it failed."""
         model = self._models.bound(model)
-        self._loads.labels(model, "ok" if ok else "failed").inc()
-        if ok:
-            self._load_seconds.labels(model).observe(seconds)
+        self._loads.labels(model, "ok" if source else "failed").inc()
+        if source:
+            self._load_seconds.labels(model, source).observe(seconds)
 
     def evicted(self, *, model: str) -> None:
         self._evictions.labels(self._models.bound(model)).inc()

@@ -293,18 +293,18 @@ class ModelManager:
         model_state.loaded(replica, worker, worker.ready.slots, self.clock())
         self.by_worker[worker] = replica
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
-        self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
-        seconds = round(replica.load_seconds, 3)
+        seconds, source = round(replica.load_seconds, 3), model_state.loaded_from(replica)
+        self._metrics.load_finished(model=model_state.name, seconds=seconds, source=source)
         rate = round(model_state.manifest.weight_bytes / 1e6 / max(seconds, 0.001))
-        dtype = worker.ready.dtype
-        log.info("model ready", worker=replica.id, dtype=dtype, seconds=seconds, mb_per_s=rate)
+        said = {"dtype": worker.ready.dtype, "seconds": seconds, "files": source}
+        log.info("model ready", worker=replica.id, mb_per_s=rate, **said)
         model_state.tell_watchers()
         self._listener.on_ready(model_state.name)
         self.replan()
 
     def on_load_failed(self, model_state: ModelState, replica: Replica, why: StartFailed) -> None:
         log.warning("load failed", model=model_state.name, cause=why.message)
-        self._metrics.load_finished(model=model_state.name, seconds=0.0, ok=False)
+        self._metrics.load_finished(model=model_state.name, seconds=0.0, source=None)
         if replica.state != "stuck":
             model_state.remove(replica)
         self.replan()

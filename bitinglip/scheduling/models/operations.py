@@ -117,6 +117,11 @@ class Operations:
         loading = model_state.loading if model_state else []
         return max((replica.progress for replica in loading), default=None)
 
+    def load_times(self, name: str) -> Mapping[str, float]:
+        """Return how long the last loads took in seconds, by where the files came from."""
+        model_state = self._manager.models.get(name)
+        return dict(model_state.load_times.items()) if model_state else {}
+
     def idle_seconds(self, name: str) -> float | None:
         """Return the seconds since a loaded model was used; None if it is in use or not loaded."""
         model_state = self._manager.models.get(name)

@@ -62,7 +62,9 @@ def test_list_query_that_is_not_valid_is_refused(
 
 
 def test_load_and_unload_change_the_status_of_a_model(served: Served, admin: httpx.Client) -> None:
-    assert admin.post("/api/v1/models/org/deep/load").json()["status"] == "ready"
+    loaded = admin.post("/api/v1/models/org/deep/load").json()
+    assert loaded["status"] == "ready"
+    assert list(loaded["load_seconds"]) == ["cache"], "it reads no files"
     assert admin.get("/api/v1/models?status=ready").json()["total"] == 1
     with running_job(served, "org/deep"):
         error_of(admin.delete("/api/v1/models/org/deep"), 409, "MODEL_IN_USE")

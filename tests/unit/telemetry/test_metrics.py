@@ -117,13 +117,13 @@ def test_metrics_read_devices_at_each_scrape() -> None:
 
 def test_metrics_count_loads_and_restarts() -> None:
     metrics = Metrics()
-    metrics.load_finished(model="m", seconds=2, ok=True)
-    metrics.load_finished(model="m", seconds=1, ok=False)
+    metrics.load_finished(model="m", seconds=2, source="cache")
+    metrics.load_finished(model="m", seconds=1, source=None)
     metrics.worker_restarted(model="m", reason="exited")
     shown = text(metrics)
     assert 'bitinglip_model_loads_total{model="m",result="ok"} 1.0' in shown
     assert 'bitinglip_model_loads_total{model="m",result="failed"} 1.0' in shown
-    assert 'bitinglip_model_load_seconds_count{model="m"} 1.0' in shown
+    assert 'bitinglip_model_load_seconds_count{model="m",source="cache"} 1.0' in shown
     assert 'bitinglip_worker_restarts_total{model="m",reason="exited"} 1.0' in shown
 
 
