@@ -22,9 +22,12 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from bitinglip.audit import head_file
 from bitinglip.audit.chain import (
     COLUMNS,
+    NOTHING,
     Head,
+    Known,
     Verdict,
     read_head,
     seal_head,
@@ -56,13 +59,14 @@ class AuditLog:
         db: Database,
         key: bytes,
         *,
-        inbox: Path | None = None,
+        folder: Path | None = None,
         days: float = 365,
         max_entries: int = 1_000_000,
     ) -> None:
         self._db = db
         self._key = key
-        self._inbox = inbox
+        self._folder = folder  #: of entries of commands, and of the head's copy
+        self._grown = False  #: the head's copy may be behind
         self._retention = Retention(days * DAY)
         self._max_entries = max_entries
         self._waiting: deque[Entry] = deque()
@@ -73,6 +77,7 @@ class AuditLog:
 
     async def append(self, session: AsyncSession, *entries: Entry) -> None:
         """Add entries in a transaction that writes; they stand or fall with it."""
+        self._grown = True
         head = await self._head(session)
         rows = []
         for entry in entries:
@@ -108,13 +113,13 @@ class AuditLog:
             waiting, lost = tuple(self._waiting), self._lost
             if lost:
                 waiting = (*waiting, Entry(Action.AUDIT_LOST, after={"entries": lost}))
-            if not waiting:
-                return
-            async with self._db.write() as session:
-                await self.append(session, *waiting)
-            for _ in range(len(waiting) - bool(lost)):
-                self._waiting.popleft()
-            self._lost -= lost
+            if waiting:
+                async with self._db.write() as session:
+                    await self.append(session, *waiting)
+                for _ in range(len(waiting) - bool(lost)):
+                    self._waiting.popleft()
+                self._lost -= lost
+            await self._copy_head()
 
     async def close(self, entry: Entry) -> None:
         """Write what waits and a last entry. Raises as ``flush`` does."""
@@ -124,7 +129,7 @@ class AuditLog:
 
     async def _collect(self) -> None:
         """Enter what commands have left, each once, even if its file outlives a crash."""
-        if self._inbox is None or not (found := await to_thread(take, self._inbox, self._key)):
+        if self._folder is None or not (found := await to_thread(take, self._folder, self._key)):
             return
         async with self._db.write() as session:
             for _, entry in found:
@@ -133,6 +138,37 @@ class AuditLog:
                 if (await session.execute(query)).first() is None:
                     await self.append(session, entry)
         await to_thread(_remove, [path for path, _ in found])
+
+    async def _copy_head(self) -> None:
+        """Note the log's end beside the database."""
+        if self._folder is None or not self._grown:
+            return
+        self._grown = False
+        try:
+            await to_thread(head_file.write, self._folder, self._key, await self._checked_head())
+        except BaseException:
+            self._grown = True
+            raise
+
+    async def _checked_head(self) -> Head:
+        """Return the head; where the database is older than what was noted, that is entered."""
+        assert self._folder is not None
+        known = await to_thread(head_file.read, self._folder, self._key)
+        async with self._db.write() as session:
+            head = await self._head(session)
+            if known is not None and not await self._holds(session, head, known):
+                log.warning("the database is older than its audit log's head: a restored backup?")
+                old, new = {"last": known.last}, {"last": head.last}
+                await self.append(session, Entry(Action.AUDIT_ROLLBACK, before=old, after=new))
+                head = await self._head(session)
+        return head
+
+    async def _holds(self, session: AsyncSession, head: Head, known: Known) -> bool:
+        """Return whether the log has the row that is known, or once had it."""
+        if known.last < head.first:
+            return True
+        query = select(col(AuditRow.seal)).where(col(AuditRow.seq) == known.last)
+        return bool(await session.scalar(query) == known.seal)
 
     async def list(
         self, wanted: Filter, *, limit: int, offset: int = 0
@@ -157,7 +193,7 @@ class AuditLog:
         """Check every row and both ends, beside the event loop. Raises DatabaseUnavailable."""
         async with self._checking:
             try:
-                return await to_thread(verify_file, self._db.path, self._key)
+                return await to_thread(_verify, self._db.path, self._key, self._folder)
             except sqlite3.Error as error:
                 raise DatabaseUnavailable("The audit log cannot be read.") from error
 
@@ -178,9 +214,10 @@ class AuditLog:
             over = head.last - head.first + 1 - self._max_entries
             doomed: list[Any] = []
             for seq, at, seal in rows:
-                if at >= oldest and len(doomed) >= over:
+                old = isinstance(at, int) and at < oldest
+                if not old and len(doomed) >= over:
                     break
-                doomed.append((seq, seal))
+                doomed.append((seq, seal if isinstance(seal, bytes) else NOTHING))
             if not doomed:
                 return False
             through, anchor = doomed[-1]
@@ -208,10 +245,11 @@ class AuditLog:
         last = 0 if newest is None else newest.seq
         doubtful = head.last + 1 if sealed else last + 1
         log.error("the audit log was changed by another program", entry=doubtful)
-        if newest is not None:
-            head = replace(head, last=last, seal=bytes(newest.seal))
+        seal = NOTHING if newest is None or not isinstance(newest.seal, bytes) else newest.seal
+        head = replace(head, last=last, seal=seal)
         head, row = self._sealed(head, Entry(Action.AUDIT_BROKEN, target=str(doubtful)))
         await session.execute(insert(AuditRow), [row])
+        await self._set_head(session, head)
         return head
 
     def _sealed(self, head: Head, entry: Entry) -> tuple[Head, dict[str, Any]]:
@@ -229,6 +267,11 @@ class AuditLog:
         }
         statement = upsert(AuditHead).values(id=1, **values)
         await session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def _verify(database: Path, key: bytes, folder: Path | None) -> Verdict:
+    known = None if folder is None else head_file.read(folder, key)
+    return verify_file(database, key, known)
 
 
 def _remove(paths: Sequence[Path]) -> None:
