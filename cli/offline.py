@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from model_store.store import ModelStore
 
 T = TypeVar("T")
+_PAGE = 1000
 
 
 def store(home: "Home", *, confine: str = "auto") -> "ModelStore":
@@ -115,6 +116,7 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             expires_at=parse_expiry(body["expires"]) if body.get("expires") else None,
             models=body.get("models"),
             ip_ranges=body.get("ip_ranges"),
+            quotas=body.get("quotas"),
             by=_actor(),
         )
         return {**key_info(record), "key": secret}
@@ -159,13 +161,45 @@ def revoke_key(home: "Home", key_id: str) -> None:
     _with_keys(home, revoked)
 
 
+def usage(home: "Home", query: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the sums of usage that a query of the API asks for."""
+    from bitinglip.access.usage.meter import Meter
+    from bitinglip.access.usage.rows import UsageRows
+    from bitinglip.wire.admin.usage import wanted_usage
+
+    wanted = wanted_usage(query, query.get("key_id"))
+    if not home.database.exists():
+        return []
+
+    async def summed(db: "Database", audit: "AuditLog") -> list[dict[str, Any]]:
+        ring = await _key_ring(home, db, audit)
+        stored = UsageRows(db, Meter())
+        rows: list[dict[str, Any]] = []
+        while True:
+            part, total = await stored.page(wanted, limit=_PAGE, offset=len(rows))
+            rows += part
+            if not part or len(rows) >= total:
+                break
+        names = {record.id: record.name for record in ring.list()}
+        return [
+            {**row, "key_name": names.get(row["key_id"])} if "key_id" in row else row
+            for row in rows
+        ]
+
+    return _with_database(home, summed)
+
+
 def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
     async def run(db: "Database", audit: "AuditLog") -> T:
-        from bitinglip.access.keys import PEPPER, KeyRing
-
-        return await work(await KeyRing.open(db, home.secret(PEPPER), audit))
+        return await work(await _key_ring(home, db, audit))
 
     return _with_database(home, run)
+
+
+async def _key_ring(home: "Home", db: "Database", audit: "AuditLog") -> "KeyRing":
+    from bitinglip.access.keys import PEPPER, KeyRing
+
+    return await KeyRing.open(db, home.secret(PEPPER), audit)
 
 
 # ---- the audit log -------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from bitinglip.settings.sections import (
     Security,
     Server,
     Tasks,
+    Usage,
     Workers,
 )
 
@@ -76,6 +77,7 @@ class Settings(Section):
     tasks: Tasks = Tasks()
     files: Files = Files()
     audit: Audit = Audit()
+    usage: Usage = Usage()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

@@ -40,7 +40,7 @@ def list_entries(
 ) -> None:
     """What was done, by whom, when and from where; the newest first."""
     asked = {"actor": actor, "action": action, "target": target, "from": since, "to": until}
-    wanted = {name: value for name, value in asked.items() if value is not None}
+    wanted: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     place = CliContext.of(home, config)
     rows: list[dict[str, Any]] = []
     if server := place.server():
