@@ -130,6 +130,18 @@ def _first_bad(
     return marked, "" if marked is None else "the log was changed there, as a later entry tells"
 
 
+def bad_among(
+    rows: Iterable[Sequence[Any]], key: bytes, before: bytes, expected: int
+) -> int | None:
+    """Return the first of the oldest rows, each with its seal, that is changed or missing."""
+    for row in rows:
+        *values, seal = row
+        if values[0] != expected or not _equal(seal, seal_row(key, before, values)):
+            return expected
+        before, expected = seal, expected + 1
+    return None
+
+
 def read_head(found: Sequence[Any] | None, key: bytes) -> tuple[Head, bool]:
     """Return the head from its row, and whether it is as we wrote it. An empty log has none."""
     if found is None:

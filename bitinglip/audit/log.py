@@ -29,6 +29,7 @@ from bitinglip.audit.chain import (
     Head,
     Known,
     Verdict,
+    bad_among,
     read_head,
     seal_head,
     seal_row,
@@ -48,6 +49,9 @@ log = structlog.get_logger(__name__)
 DAY = 86_400.0  #: seconds
 MOST_WAITING = 1000  #: entries in memory; further ones are counted only
 _AT_ONCE = 500  #: rows that one transaction deletes
+_SHOWN: Any = [col(getattr(AuditRow, name)) for name in COLUMNS]
+_ALL: Any = [*_SHOWN, col(AuditRow.seal)]
+_NEWEST: Any = col(AuditRow.seq).desc()
 _HEAD_COLUMNS = ("first", "anchor", "last", "seal", "head_seal")
 
 
@@ -174,8 +178,7 @@ class AuditLog:
         self, wanted: Filter, *, limit: int, offset: int = 0
     ) -> tuple[list[dict[str, Any]], int]:
         """Return a page of the selected entries, the newest first, and how many there are."""
-        shown = select(*(col(getattr(AuditRow, name)) for name in COLUMNS))
-        shown = wanted.of(shown).order_by(col(AuditRow.seq).desc()).limit(limit).offset(offset)
+        shown = wanted.of(select(*_SHOWN)).order_by(_NEWEST).limit(limit).offset(offset)
         async with self._db.read() as session:
             rows = (await session.execute(shown)).all()
             total = await session.scalar(wanted.of(select(func.count()).select_from(AuditRow)))
@@ -183,8 +186,7 @@ class AuditLog:
 
     async def last(self, *actions: Action) -> dict[str, Any] | None:
         """Return the newest entry with one of these actions."""
-        query = select(*(col(getattr(AuditRow, name)) for name in COLUMNS))
-        query = query.where(col(AuditRow.action).in_(actions)).order_by(col(AuditRow.seq).desc())
+        query = select(*_SHOWN).where(col(AuditRow.action).in_(actions)).order_by(_NEWEST)
         async with self._db.read() as session:
             row = (await session.execute(query.limit(1))).one_or_none()
         return None if row is None else _shown(row._asdict())
@@ -209,22 +211,27 @@ class AuditLog:
         oldest = int(self._retention.oldest().timestamp() * 1e6)
         async with self._db.write() as session:
             head = await self._head(session)
-            query = select(col(AuditRow.seq), col(AuditRow.at), col(AuditRow.seal))
+            query = select(*_ALL)
             rows = (await session.execute(query.order_by(col(AuditRow.seq)).limit(_AT_ONCE))).all()
             over = head.last - head.first + 1 - self._max_entries
             doomed: list[Any] = []
-            for seq, at, seal in rows:
-                old = isinstance(at, int) and at < oldest
+            for row in rows:
+                old = isinstance(row.at, int) and row.at < oldest
                 if not old and len(doomed) >= over:
                     break
-                doomed.append((seq, seal if isinstance(seal, bytes) else NOTHING))
+                doomed.append(row)
             if not doomed:
                 return False
-            through, anchor = doomed[-1]
+            through, anchor = doomed[-1].seq, _bytes(doomed[-1].seal)
+            # Who changes a row's time has it deleted; that must not hide the change.
+            bad = bad_among(doomed, self._key, head.anchor, head.first)
             await session.execute(delete(AuditRow).where(col(AuditRow.seq) <= through))
             await self._set_head(session, replace(head, first=through + 1, anchor=anchor))
             after = {"entries": len(doomed), "through": through}
-            await self.append(session, Entry(Action.AUDIT_PRUNE, after=after))
+            made = [Entry(Action.AUDIT_PRUNE, after=after)]
+            if bad is not None:
+                made.append(Entry(Action.AUDIT_BROKEN, target=str(bad)))
+            await self.append(session, *made)
         return len(doomed) == _AT_ONCE
 
     async def _head(self, session: AsyncSession) -> Head:
@@ -235,7 +242,7 @@ class AuditLog:
         """
         query = select(*(col(getattr(AuditHead, name)) for name in _HEAD_COLUMNS))
         found = (await session.execute(query.where(col(AuditHead.id) == 1))).one_or_none()
-        end = select(col(AuditRow.seq), col(AuditRow.seal)).order_by(col(AuditRow.seq).desc())
+        end = select(col(AuditRow.seq), col(AuditRow.seal)).order_by(_NEWEST)
         newest = (await session.execute(end.limit(1))).one_or_none()
         head, sealed = read_head(found, self._key)
         if (sealed and (newest is None or newest.seq <= head.last)) or (
@@ -245,7 +252,7 @@ class AuditLog:
         last = 0 if newest is None else newest.seq
         doubtful = head.last + 1 if sealed else last + 1
         log.error("the audit log was changed by another program", entry=doubtful)
-        seal = NOTHING if newest is None or not isinstance(newest.seal, bytes) else newest.seal
+        seal = NOTHING if newest is None else _bytes(newest.seal)
         head = replace(head, last=last, seal=seal)
         head, row = self._sealed(head, Entry(Action.AUDIT_BROKEN, target=str(doubtful)))
         await session.execute(insert(AuditRow), [row])
@@ -296,6 +303,10 @@ def _moment(at: Any) -> Any:
     except (TypeError, ValueError, OverflowError, OSError):  # another program has written it
         return at
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _bytes(found: object) -> bytes:
+    return found if isinstance(found, bytes) else NOTHING
 
 
 def _value(text: str | None) -> Any:
