@@ -137,7 +137,7 @@ async def _open(
     audit = AuditLog(
         db,
         home.secret(SEALING),
-        inbox=home.audit,
+        folder=home.audit,
         days=settings.audit.retention,
         max_entries=settings.audit.max_entries,
     )

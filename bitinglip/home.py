@@ -74,7 +74,7 @@ class Home:
 
     @property
     def audit(self) -> Path:
-        """Return the folder of audit entries that are not in the database yet."""
+        """Return the folder of audit entries that are not in the database yet, and of its end."""
         return self.root / "audit"
 
     @property

@@ -45,9 +45,11 @@ class Action(StrEnum):
     AUTH_REFUSED = "auth.refused"
     #: a valid key that asked for more than it may
     ACCESS_REFUSED = "access.refused"
-    #: old entries were deleted, or entries could not be kept, or the log was changed by others
+    #: old entries were deleted; or entries could not be kept; or the database is an older copy,
+    #: such as a backup that was restored; or the log was changed by another program
     AUDIT_PRUNE = "audit.prune"
     AUDIT_LOST = "audit.lost"
+    AUDIT_ROLLBACK = "audit.rollback"
     AUDIT_BROKEN = "audit.broken"
 
 

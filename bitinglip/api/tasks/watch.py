@@ -32,7 +32,7 @@ from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken
+from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken, IpNotAllowed
 from bitinglip.wire.admin.tickets import WatchTicketRequest
 from bitinglip.wire.events import NativeView
 from bitinglip.wire.response import final_event
@@ -82,14 +82,14 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
     services = services_of(socket)
     try:
         caller = services.tickets.redeem(ticket, task_id)
-    except InvalidToken as error:
+        if caller is ANONYMOUS:
+            return caller
+        present = services.keys.caller(caller.credential)
+        if present is None or not services.tokens.is_valid(caller.credential):
+            raise InvalidToken()
+        check_address(socket, present)
+    except (InvalidToken, IpNotAllowed) as error:
         raise failed_login(socket, error) from None
-    if caller is ANONYMOUS:
-        return caller
-    present = services.keys.caller(caller.credential)
-    if present is None or not services.tokens.is_valid(caller.credential):
-        raise InvalidToken()
-    check_address(socket, present)
     scopes = frozenset(scope for scope in caller.scopes if present.may(scope))
     return replace(present, scopes=scopes, token=caller.token)
 
