@@ -24,6 +24,10 @@ from bitinglip.access.usage.quotas import Plans
 from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
 from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.services import Services
+from bitinglip.audit.chain import SEALING
+from bitinglip.audit.entry import Action, Entry
+from bitinglip.audit.log import DAY, AuditLog
+from bitinglip.audit.start import begin, look_after
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
@@ -39,6 +43,7 @@ from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import CHECK_SECONDS, Recheck
 from bitinglip.scheduling.models.resume import LOOK_SECONDS, Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
@@ -52,8 +57,11 @@ from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
+from model_store.names import folder_name
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
+from workers.caches import CLEAN_SECONDS as CACHE_CLEAN_SECONDS
+from workers.caches import ModelCaches
 from workers.devices import Devices
 from workers.devices.host import Host
 from workers.devices.probe import probe_cards
@@ -64,6 +72,8 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_AUDIT_SECONDS = 1.0  #: between two writes of audit entries that nobody waits for
+_TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
@@ -124,8 +134,17 @@ async def _open(
     health = Health()
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
-    keys = await KeyRing.open(db, home.secret(PEPPER))
-    tokens = await Tokens.open(db, keys, home.secret(SIGNING))
+    audit = AuditLog(
+        db,
+        home.secret(SEALING),
+        inbox=home.audit,
+        days=settings.audit.retention,
+        max_entries=settings.audit.max_entries,
+    )
+    await begin(audit, settings)
+    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
+    keys = await KeyRing.open(db, home.secret(PEPPER), audit)
+    tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
     counts = await _Counts.open(db, settings, keys)
@@ -201,12 +220,14 @@ async def _open(
         footprints=footprints,
         metrics=metrics,
         db=db,
+        audit=audit,
         tasks=tasks,
         revocation=revocation,
         tickets=Tickets(),
         files=files,
         uploads=uploads,
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
+        recheck=Recheck(manager, probe_cards),
         health=health,
         admission=Admission(
             settings.limits,
@@ -247,8 +268,12 @@ class _Counts(NamedTuple):
 
 def _devices(settings: DeviceSettings) -> Devices:
     devices = Devices.find(
-        [(each.name, each.memory_bytes) for each in settings.fake], settings.cpu_memory_bytes
+        [(each.name, each.memory_bytes) for each in settings.fake],
+        settings.cpu_memory_bytes,
+        settings.memory_limit,
     )
+    for name in devices.unknown_limits():
+        log.warning("devices.memory_limit names a card that is not there", card=name)
     if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices
@@ -282,6 +307,8 @@ def _start(background: Background, services: Services) -> None:
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
     every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
+    every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
+    every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
 
@@ -291,6 +318,10 @@ def _start(background: Background, services: Services) -> None:
 
     every(FLUSH_SECONDS, write, "limits and usage of keys", check="database")
     every(CLEAN_USAGE, services.usage.clean, "remove old usage", check="database")
+    every(_AUDIT_SECONDS, services.audit.flush, "audit log", check="database")
+    every(
+        DAY, partial(look_after, services.audit, services.health), "old entries", check="database"
+    )
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
@@ -301,6 +332,13 @@ def _start(background: Background, services: Services) -> None:
         await services.uploads.clean(tasks.is_open)
 
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    caches = ModelCaches(services.home.caches, services.settings.files.max_cache_bytes)
+
+    def bound_caches() -> None:
+        caches.clean({folder_name(name) for name in services.store.names()})
+
+    bound = partial(asyncio.to_thread, bound_caches)
+    every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
     if services.settings.server.tls_cert is not None:
         expiry = partial(tls.warn, services.settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)

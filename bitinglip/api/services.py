@@ -12,6 +12,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.home import Home
@@ -19,6 +20,7 @@ from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
@@ -44,6 +46,7 @@ class Services:
     footprints: Footprints
     metrics: Metrics
     db: Database
+    audit: AuditLog
     tasks: Tasks
     revocation: Revocation
     tickets: Tickets
@@ -56,6 +59,7 @@ class Services:
     logins: FailedLogins
     refusals: LimitRefusals
     resume: Resume
+    recheck: Recheck
     health: Health = field(default_factory=Health)
 
 
