@@ -27,6 +27,7 @@ from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
+from bitinglip.results.cache.cache import EXPIRE_SECONDS, ResponseCache
 from bitinglip.results.files import CLEAN_SECONDS, Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -41,6 +42,7 @@ from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.response import inference_response
@@ -176,6 +178,10 @@ async def _open(
     revocation = Revocation(tokens.is_valid, dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
+    cache = ResponseCache(
+        settings, store, dispatcher, files, uploads, revocation, CacheMetrics(metrics.registry)
+    )
+    stack.push_async_callback(cache.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
         depth=dispatcher.depths,
@@ -211,6 +217,7 @@ async def _open(
         ),
         checkpoint=checkpoint,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
+        cache=cache,
     )
     return services, admin_key
 
@@ -265,6 +272,8 @@ def _start(background: Background, services: Services) -> None:
         await services.uploads.clean(tasks.is_open)
 
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    if services.cache.enabled:
+        every(EXPIRE_SECONDS, services.cache.expire, "remove expired answers", check=manager)
     if services.settings.server.tls_cert is not None:
         expiry = partial(tls.warn, services.settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)

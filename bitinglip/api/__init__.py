@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from bitinglip.access.limits import headers as limit_headers
 from bitinglip.api import docs_page, documentation, errors, ops
-from bitinglip.api.admin import keys, limits, models, tokens, workers
+from bitinglip.api.admin import cache, keys, limits, models, tokens, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
@@ -35,6 +35,7 @@ _ROUTERS = (
     workers.router,
     keys.router,
     limits.router,
+    cache.router,
     tokens.router,
     ops.router,
     docs_page.router,
@@ -62,7 +63,9 @@ def mount(app: FastAPI, settings: Settings) -> None:
                 "Location",
                 "Sunset",
                 "X-Request-ID",
+                "X-Cache",
                 "X-Queue-Position",
+                "X-Should-Retry",
                 "X-BitingLip-Overhead-Ms",
                 *limit_headers.NAMES,
             ],

@@ -51,7 +51,7 @@ async def health(request: Request) -> Response:
     services = services_of(request)
     checks = {
         "database": await _checked(services.db.check),
-        "cache": _found(True, "in memory"),
+        "cache": _cache(services),
         "cluster_manager": _workers(services),
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
@@ -110,6 +110,13 @@ def _workers(services: Services) -> dict[str, Any]:
     broken = sum(services.operations.status(name) == "error" for name in services.store.names())
     detail = f"{len(workers)} workers"
     return _found(not broken, f"{detail}, {broken} models out of service" if broken else detail)
+
+
+def _cache(services: Services) -> dict[str, Any]:
+    if not services.cache.enabled:
+        return _found(True, "off")
+    entries, most = services.cache.entries, services.settings.cache.max_bytes
+    return _found(entries.bytes <= most, f"{len(entries)} answers, {entries.bytes} of {most} bytes")
 
 
 def _tasks(services: Services) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.db.database import Database
 from bitinglip.home import Home
+from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -50,6 +51,7 @@ class Services:
     checkpoint: Checkpoint
     logins: FailedLogins
     resume: Resume
+    cache: ResponseCache
     health: Health = field(default_factory=Health)
 
 

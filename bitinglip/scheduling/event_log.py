@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
@@ -60,6 +60,11 @@ class EventLog:
         """Drop the input of a job that has ended; returns the bytes that the rest holds."""
         self.job = without_input(self.job)
         return input_bytes(self.job) + event_bytes(self._events)
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """Return all that is known so far, in order."""
+        return self._events
 
     @property
     def status(self) -> str:

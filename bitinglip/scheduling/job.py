@@ -37,6 +37,7 @@ class Job:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     output: Output = "b64"  #: how the answer holds the files that the job makes
     file_bytes: int = 0  #: the size of the audio file that the client sent
+    seeded: bool = False  #: the seed of an image or speech job is its client's own
 
     @property
     def id(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bitinglip.settings.cache import Cache
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -40,6 +41,7 @@ from bitinglip.settings.sections import (
 
 __all__ = [
     "Balancing",
+    "Cache",
     "Devices",
     "FakeDevice",
     "ImageLimits",
@@ -71,6 +73,7 @@ class Settings(Section):
     queue: Queue = Queue()
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
+    cache: Cache = Cache()
     tasks: Tasks = Tasks()
     files: Files = Files()
     hub: Hub = Hub()

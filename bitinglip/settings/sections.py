@@ -18,14 +18,14 @@ _SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([smhd])", re.ASCII)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _seconds(value: object) -> object:
+def span_in_seconds(value: object) -> object:
     """``10m`` is 600 seconds; everything else is left to the field."""
     match = _SPAN.fullmatch(value) if isinstance(value, str) else None
     return float(match[1]) * _UNITS[match[2]] if match else value
 
 
 #: how long something unused is kept: seconds, a span such as 30m, or forever
-KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(_seconds)]
+KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(span_in_seconds)]
 
 #: YAML reads a plain ``off`` as false
 Confine = Annotated[

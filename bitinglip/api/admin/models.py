@@ -106,6 +106,7 @@ async def remove_model(request: Request, model_id: str) -> Response:
     if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was requested again in the meantime.", param="model")
     await asyncio.to_thread(services.store.remove, manifest.name)
+    services.cache.clear(manifest.name.__eq__)
     return Response(status_code=204)
 
 

@@ -79,6 +79,17 @@ class Dispatcher:
         self._check(job)
         self.delivery.input_memory.check(job.key_id, input_bytes(job), held)
 
+    @contextmanager
+    def holding(self, job: Job) -> Iterator[None]:
+        """Count the input of a job that waits outside the queue. Raises QueueFull."""
+        with self.delivery.input_memory.growing(job.key_id) as grow:
+            grow(input_bytes(job))
+            yield
+
+    def remember(self, event_log: EventLog) -> None:
+        """Keep the ended event log of a job that did not run here, to be found like those."""
+        self.delivery.recent.add(event_log)
+
     def cancel(self, job_id: str) -> bool:
         """End a job as cancelled; return False if no job of that id runs."""
         entry = self.delivery.entries.get(job_id)
