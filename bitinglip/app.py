@@ -31,6 +31,7 @@ from bitinglip.results.cache.cache import EXPIRE_SECONDS, ResponseCache
 from bitinglip.results.files import CLEAN_SECONDS, Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.job import Claim
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
@@ -45,6 +46,7 @@ from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
 from model_store.page_cache import PageCache, budget
@@ -175,7 +177,7 @@ async def _open(
         retention=settings.tasks.retention,
     )
     await tasks.recover()
-    revocation = Revocation(tokens.is_valid, dispatcher, tasks)
+    revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
     cache = ResponseCache(
@@ -220,6 +222,10 @@ async def _open(
         cache=cache,
     )
     return services, admin_key
+
+
+def _is_granted(tokens: Tokens, claim: Claim) -> bool:
+    return tokens.grants(claim.credential, KINDS[claim.kind].scope, claim.model)
 
 
 def _devices(settings: DeviceSettings) -> Devices:

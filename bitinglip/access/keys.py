@@ -186,6 +186,14 @@ class KeyRing:
             return True
         return credential.generation == held.former.generation and held.former_ends > now
 
+    def grants(self, key_id: str, scope: Scope, model: str) -> bool:
+        """Return whether a key may use a model for what needs this scope.
+
+        Anonymous callers may.
+        """
+        held = self._keys.get(key_id)
+        return held is None or (held.caller.may(scope) and held.caller.may_use(model))
+
     async def create(
         self,
         *,

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from bitinglip import __version__
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
-from bitinglip.api.auth import authorize_limited, declare_scope, from_this_machine
+from bitinglip.api.auth import authorize_limited, caller_of, declare_scope, from_this_machine
 from bitinglip.api.body import json_response
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import DatabaseUnavailable
@@ -70,10 +70,17 @@ async def health(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Render the metrics as Prometheus or OpenMetrics text; open to this machine, else by scope."""
+    """Render the metrics as Prometheus or OpenMetrics text; open to this machine, else by scope.
+
+    A key that is narrowed to models sees those of its models.
+    """
+    may_see = None
     if not from_this_machine(request):
         await authorize_limited(request, Scope.CLUSTER_READ, LimitClass.LIGHT)
-    body, content_type = services_of(request).metrics.render(request.headers.get("accept", ""))
+        caller = caller_of(request)
+        may_see = caller.may_use if caller.models is not None else None
+    accept = request.headers.get("accept", "")
+    body, content_type = services_of(request).metrics.render(accept, may_see)
     return Response(body, headers={"content-type": content_type})
 
 

@@ -94,6 +94,7 @@ class Files:
                 "task_id": job.id,
                 "key_id": job.key_id,
                 "kind": job.kind,
+                "model": job.model,
                 "media_type": output.media_type,
                 "bytes": output.bytes,
                 "created_at": datetime.now(UTC),

@@ -85,7 +85,8 @@ async def unload_model(request: Request, model_id: str) -> Response:
 async def fit_model(request: Request, model_id: str) -> Response:
     """Tell whether and where a model fits, after which evictions, or with which settings."""
     services = services_of(request)
-    return json_response(fit_info(services.operations.fit(find_model(request, model_id))))
+    answer = services.operations.fit(find_model(request, model_id))
+    return json_response(fit_info(answer, caller_of(request).may_use))
 
 
 @native.get("/{model_id:path}")

@@ -114,7 +114,7 @@ class ResponseCache:
                 yield Opened(stack.enter_context(self._dispatcher.open(job)), BYPASS)
                 return
             key = self._identity.key(job, caller, await _digests(job))
-            answer = await self._find(key, job, caller, asked, began)
+            answer = await self._find(key, job, asked, began)
             self._metrics.asked(hit=answer is not None)
             if answer is not None:
                 yield Opened(stack.enter_context(self._replayed(answer, job, began)), HIT)
@@ -140,25 +140,23 @@ class ResponseCache:
             settling.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
 
-    async def _find(
-        self, key: bytes, job: Job, caller: Caller, asked: CacheControl, began: float
-    ) -> Answer | None:
+    async def _find(self, key: bytes, job: Job, asked: CacheControl, began: float) -> Answer | None:
         """Return the answer that is kept, or that another request gets; None to run the job."""
         while asked.read:
             answer = self.entries.get(key, asked.max_age)
             flight = self._flights.get(key)
             if answer is not None or flight is None or not flight.shared:
                 return answer
-            await self._follow(flight, job, caller, job.timeout - (time.monotonic() - began))
+            await self._follow(flight, job, job.timeout - (time.monotonic() - began))
             if flight.answer is not None or not flight.shared:
                 return flight.answer
         return None
 
-    async def _follow(self, flight: _Flight, job: Job, caller: Caller, seconds: float) -> None:
+    async def _follow(self, flight: _Flight, job: Job, seconds: float) -> None:
         """Wait for the end of another request's job. Raises Timeout, TaskCancelled or QueueFull."""
         with (
             self._dispatcher.holding(job),
-            self._revocation.connection(caller.credential) as revoked,
+            self._revocation.connection(job.claim) as revoked,
             flight.joined(),
         ):
             waits = [asyncio.create_task(each.wait()) for each in (flight.ended, revoked)]
