@@ -10,6 +10,8 @@ import structlog
 from fastapi import FastAPI
 
 from bitinglip import __version__, api, tls
+from bitinglip.access.key_age import CHECK_SECONDS as KEY_AGE_SECONDS
+from bitinglip.access.key_age import KeyAge, Rotation
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.checkpoint import Checkpoint
@@ -122,7 +124,8 @@ async def _open(
     health = Health()
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
-    keys = await KeyRing.open(db, home.secret(PEPPER))
+    age = KeyAge(settings.security.key_rotation)
+    keys = await KeyRing.open(db, home.secret(PEPPER), age=age)
     tokens = await Tokens.open(db, keys, home.secret(SIGNING))
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
@@ -270,6 +273,10 @@ def _start(background: Background, services: Services) -> None:
     every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
+    if services.settings.security.key_rotation.max_age is not None:
+        age = KeyAge(services.settings.security.key_rotation)
+        rotation = Rotation(services.keys, age, services.home)
+        every(KEY_AGE_SECONDS, rotation.check, "age of keys", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
 

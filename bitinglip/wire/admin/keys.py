@@ -71,6 +71,7 @@ def key_info(record: KeyRecord) -> dict[str, Any]:
         "ip_ranges": record.ip_ranges,
         "rotated_at": _moment(record.rotated_at),
         "grace_until": _moment(record.grace_until),
+        "rotate_by": _moment(record.rotate_by),
     }
 
 
