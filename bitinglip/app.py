@@ -37,6 +37,7 @@ from bitinglip.scheduling.job import Claim
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import CHECK_SECONDS, Recheck
 from bitinglip.scheduling.models.resume import LOOK_SECONDS, Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
@@ -51,8 +52,11 @@ from bitinglip.telemetry.metrics import Metrics
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
+from model_store.names import folder_name
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
+from workers.caches import CLEAN_SECONDS as CACHE_CLEAN_SECONDS
+from workers.caches import ModelCaches
 from workers.devices import Devices
 from workers.devices.host import Host
 from workers.devices.probe import probe_cards
@@ -64,6 +68,7 @@ log = structlog.get_logger(__name__)
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
 _CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
+_TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
@@ -213,6 +218,7 @@ async def _open(
         files=files,
         uploads=uploads,
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
+        recheck=Recheck(manager, probe_cards),
         health=health,
         admission=Admission(
             settings.limits,
@@ -233,8 +239,12 @@ def _is_granted(tokens: Tokens, claim: Claim) -> bool:
 
 def _devices(settings: DeviceSettings) -> Devices:
     devices = Devices.find(
-        [(each.name, each.memory_bytes) for each in settings.fake], settings.cpu_memory_bytes
+        [(each.name, each.memory_bytes) for each in settings.fake],
+        settings.cpu_memory_bytes,
+        settings.memory_limit,
     )
+    for name in devices.unknown_limits():
+        log.warning("devices.memory_limit names a card that is not there", card=name)
     if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices
@@ -268,6 +278,8 @@ def _start(background: Background, services: Services) -> None:
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
     every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
+    every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
+    every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")
@@ -287,6 +299,13 @@ def _start(background: Background, services: Services) -> None:
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
     if services.cache.enabled:
         every(EXPIRE_SECONDS, services.cache.expire, "remove expired answers", check=manager)
+    caches = ModelCaches(services.home.caches, services.settings.files.max_cache_bytes)
+
+    def bound_caches() -> None:
+        caches.clean({folder_name(name) for name in services.store.names()})
+
+    bound = partial(asyncio.to_thread, bound_caches)
+    every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
     if services.settings.server.tls_cert is not None:
         expiry = partial(tls.warn, services.settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)

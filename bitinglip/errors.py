@@ -201,7 +201,11 @@ class ModelDoesNotFit(Unavailable):
     """The model does not fit into the memory of any device."""
 
     retry_after = None
-    should_retry = False
+
+    @property
+    def should_retry(self) -> bool | None:  # type: ignore[override]
+        """False unless it is known when there may be room."""
+        return False if self.retry_after is None else None
 
 
 class ShuttingDown(Unavailable):
@@ -290,7 +294,13 @@ def answer(error: BitingLipError) -> Answer:
 
 
 def from_code(
-    code: str, message: str, *, param: str | None = None, details: dict[str, Any] | None = None
+    code: str,
+    message: str,
+    *,
+    param: str | None = None,
+    details: dict[str, Any] | None = None,
+    retry_after: float | None = None,
 ) -> BitingLipError:
     """The error that a worker or the store names by its code."""
-    return _BY_CODE.get(code, InternalError)(message, param=param, details=details)
+    kind = _BY_CODE.get(code, InternalError)
+    return kind(message, param=param, details=details, retry_after=retry_after)

@@ -18,6 +18,7 @@ from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
@@ -52,6 +53,7 @@ class Services:
     logins: FailedLogins
     resume: Resume
     cache: ResponseCache
+    recheck: Recheck
     health: Health = field(default_factory=Health)
 
 

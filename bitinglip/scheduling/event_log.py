@@ -189,15 +189,22 @@ def _status_of(final: protocol.Final) -> str:
 
 
 def error_of(failed: protocol.Failed) -> errors.BitingLipError:
-    return errors.from_code(failed.code, failed.message, param=failed.param, details=failed.details)
+    return errors.from_code(
+        failed.code,
+        failed.message,
+        param=failed.param,
+        details=failed.details,
+        retry_after=failed.retry_after,
+    )
 
 
-def failed_with(job: Job, error: errors.BitingLipError) -> protocol.Failed:
+def failed_with(job_id: str, error: errors.BitingLipError) -> protocol.Failed:
     """Make the final event of a job that ended in an error of the gateway."""
     return protocol.Failed(
-        id=job.id,
+        id=job_id,
         code=errors.answer(error).code,
         message=error.message,
         param=error.param,
         details=error.details,
+        retry_after=error.retry_after,
     )

@@ -247,11 +247,11 @@ class Tasks:
             except errors.ShuttingDown:
                 return  # suspend() comes, or has come
             except errors.BitingLipError as error:
-                await self._end_unqueued(open_task, failed_with(open_task.job, error))
+                await self._end_unqueued(open_task, failed_with(open_task.job.id, error))
                 return
             except StoreError as error:
                 ours = errors.from_code(error.code, error.message)
-                await self._end_unqueued(open_task, failed_with(open_task.job, ours))
+                await self._end_unqueued(open_task, failed_with(open_task.job.id, ours))
                 return
         open_task.queued.set()
         await self._follow(open_task)
@@ -310,7 +310,7 @@ class Tasks:
 def _unwritable(job: Job) -> EventLog:
     """Return the end of a task whose own end cannot be described."""
     event_log = EventLog(job)
-    event_log.put(failed_with(job, errors.InternalError()))
+    event_log.put(failed_with(job.id, errors.InternalError()))
     return event_log
 
 

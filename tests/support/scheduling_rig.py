@@ -44,7 +44,8 @@ class Rig:
         make_fake_models(store, list(settings.models))
         metrics = Metrics()
         fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-        self.devices = devices or Devices.find(fakes)
+        limits = settings.devices.memory_limit
+        self.devices = devices or Devices.find(fakes, limits=limits)
         self.footprints = Footprints()
         facts = ResourceFacts(settings, self.devices, self.footprints)
         self.manager = ModelManager(settings, store, facts, metrics)

@@ -14,7 +14,7 @@ from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
-from bitinglip.scheduling.event_log import Loading, Queued
+from bitinglip.scheduling.event_log import Loading, Queued, failed_with
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import cost_done
 from bitinglip.scheduling.models.deaths import Death
@@ -93,15 +93,7 @@ class Delivery:
         if entry.event_log.final is not None:
             return
         self.cancel_on_worker(entry)
-        entry.event_log.put(
-            protocol.Failed(
-                id=entry.id,
-                code=errors.answer(error).code,
-                message=error.message,
-                param=error.param,
-                details=error.details,
-            )
-        )
+        entry.event_log.put(failed_with(entry.id, error))
 
     # ---- jobs to workers -------------------------------------------------------------------------
 
