@@ -149,7 +149,11 @@ def identify(request: HTTPConnection) -> Caller:
 def failed_login(request: HTTPConnection, error: BitingLipError) -> BitingLipError:
     """Count a wrong credential; return the error to raise: this one, or RateLimitExceeded."""
     address = request.client.host if request.client is not None else None
-    return services_of(request).logins.count(address, error)
+    logins = services_of(request).logins
+    counted = logins.count(address, error)
+    if counted is not error and address is not None:
+        context_of(request.scope).limit_headers = logins.headers(address)
+    return counted
 
 
 async def admit(request: HTTPConnection, caller: Caller, limits: LimitClass) -> None:

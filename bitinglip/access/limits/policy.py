@@ -73,7 +73,7 @@ class Policies:
             capped=name != OPERATOR,
             rank=tier.priority,
             adaptive=kind is LimitClass.INFERENCE,
-            header=_policy_header(rates, places),
+            header=policy_header(rates, places),
         )
 
     def _of_tier(self, name: str, tier: Tier, kind: LimitClass) -> Iterable[Limit]:
@@ -95,7 +95,8 @@ def _of_endpoint(route: str, endpoint: Endpoint) -> Iterable[Limit]:
         yield Limit("route-hour", f"{route}:hour", Rate(hour, HOUR, hour))
 
 
-def _policy_header(rates: Iterable[Limit], places: int | None) -> bytes:
+def policy_header(rates: Iterable[Limit], places: int | None = None) -> bytes:
+    """Return the value of RateLimit-Policy."""
     items = []
     for name, _, rate in rates:
         burst = f";bl-burst={rate.burst}" if rate.burst != rate.quota else ""
