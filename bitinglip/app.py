@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from fastapi import FastAPI
@@ -20,11 +21,16 @@ from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.tokens import SIGNING, Tokens
+from bitinglip.access.usage.meter import Meter
+from bitinglip.access.usage.quotas import Plans
+from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
+from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
+from bitinglip.db.write_behind import FLUSH_SECONDS, WriteBehind
 from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
@@ -49,6 +55,7 @@ from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
@@ -67,7 +74,6 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
-_CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
 _TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
@@ -134,10 +140,8 @@ async def _open(
     tokens = await Tokens.open(db, keys, home.secret(SIGNING))
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
-    counters = MemoryStore()
-    checkpoint = Checkpoint(db, counters)
-    await checkpoint.load()
-    stack.push_async_callback(_last, checkpoint.flush)
+    counts = await _Counts.open(db, settings, keys)
+    stack.push_async_callback(_last, counts.write_behind.flush)
     metrics = Metrics()
     store = ModelStore(home.models, confine=settings.workers.confine)
     footprints = await Footprints.open(db)
@@ -149,7 +153,8 @@ async def _open(
     page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
-    dispatcher = Dispatcher(settings, manager, metrics)
+    dispatcher = Dispatcher(settings, manager, metrics, meter=counts.meter)
+    stack.callback(dispatcher.close)
     pool = WorkerPool(
         launcher,
         dispatcher.delivery,
@@ -224,17 +229,42 @@ async def _open(
             settings.limits,
             per_key=connections.capacity.per_key,
             share=dispatcher.share,
-            store=counters,
+            store=counts.cells,
+            meter=counts.meter,
         ),
-        checkpoint=checkpoint,
+        write_behind=counts.write_behind,
+        meter=counts.meter,
+        usage=counts.usage,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
         cache=cache,
+        refusals=LimitRefusals(metrics.registry),
     )
     return services, admin_key
 
 
 def _is_granted(tokens: Tokens, claim: Claim) -> bool:
     return tokens.grants(claim.credential, KINDS[claim.kind].scope, claim.model)
+
+
+class _Counts(NamedTuple):
+    """What is counted of keys, and its owner of writes."""
+
+    cells: MemoryStore
+    meter: Meter
+    usage: UsageRows
+    write_behind: WriteBehind
+
+    @classmethod
+    async def open(cls, db: Database, settings: Settings, keys: KeyRing) -> "_Counts":
+        """Take over what the last run wrote. Raises DatabaseError."""
+        cells = MemoryStore()
+        checkpoint = Checkpoint(db, cells)
+        await checkpoint.load()
+        plans = Plans(settings.limits)
+        meter = Meter(lambda key_id: plans.of(*keys.terms(key_id)))
+        usage = UsageRows(db, meter, retention=settings.usage.retention)
+        await usage.load()
+        return cls(cells, meter, usage, WriteBehind(db, checkpoint, usage))
 
 
 def _devices(settings: DeviceSettings) -> Devices:
@@ -282,14 +312,7 @@ def _start(background: Background, services: Services) -> None:
     every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
-    every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")
-    forget = services.tokens.forget_expired
-    every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
-    if services.settings.security.key_rotation.max_age is not None:
-        age = KeyAge(services.settings.security.key_rotation)
-        rotation = Rotation(services.keys, age, services.home)
-        every(KEY_AGE_SECONDS, rotation.check, "age of keys", check="database")
-    every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
+    _start_keys(background, services)
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
 
     async def clean() -> None:
@@ -309,6 +332,25 @@ def _start(background: Background, services: Services) -> None:
     if services.settings.server.tls_cert is not None:
         expiry = partial(tls.warn, services.settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
+
+
+def _start_keys(background: Background, services: Services) -> None:
+    """Start what keeps account of keys, and ends what belongs to ended ones."""
+    every = background.every
+
+    async def write() -> None:
+        await services.write_behind.flush()
+        await services.usage.refresh()
+
+    every(FLUSH_SECONDS, write, "limits and usage of keys", check="database")
+    every(CLEAN_USAGE, services.usage.clean, "remove old usage", check="database")
+    forget = services.tokens.forget_expired
+    every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
+    if services.settings.security.key_rotation.max_age is not None:
+        age = KeyAge(services.settings.security.key_rotation)
+        rotation = Rotation(services.keys, age, services.home)
+        every(KEY_AGE_SECONDS, rotation.check, "age of keys", check="database")
+    every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
 
 
 async def _last(flush: Callable[[], Awaitable[None]]) -> None:

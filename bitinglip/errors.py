@@ -8,7 +8,7 @@ BitingLipError
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
- ├─ RateLimitExceeded, ConcurrencyLimitExceeded
+ ├─ RateLimitExceeded, ConcurrencyLimitExceeded, QuotaExceeded
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
  ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, DatabaseUnavailable
@@ -151,6 +151,12 @@ class ConcurrencyLimitExceeded(BitingLipError):
     retry_after: float | None = 1.0
 
 
+class QuotaExceeded(BitingLipError):
+    """This API key has used up its quota."""
+
+    should_retry = False
+
+
 class InternalError(BitingLipError):
     """Something went wrong in the server; the log names the cause under this request id."""
 
@@ -265,6 +271,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     UnsupportedMediaType: Answer(415, "UNSUPPORTED_MEDIA_TYPE", _BAD),
     RateLimitExceeded: Answer(429, "RATE_LIMIT_EXCEEDED", "rate_limit_error"),
     ConcurrencyLimitExceeded: Answer(429, "CONCURRENCY_LIMIT_EXCEEDED", "rate_limit_error"),
+    QuotaExceeded: Answer(429, "QUOTA_EXCEEDED", "rate_limit_error"),
     InternalError: Answer(500, "INTERNAL_ERROR", "server_error"),
     InferenceFailed: Answer(500, "INFERENCE_FAILED", "server_error"),
     OutOfMemory: Answer(500, "OUT_OF_MEMORY", "server_error"),

@@ -13,6 +13,7 @@ from bitinglip.access.narrowing import (
     parse_ranges,
 )
 from bitinglip.access.scopes import Scope
+from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas
 from bitinglip.db.tables import ApiKey
 
 NOBODY = bytes(32)  # compared with where there is no such key, so that a miss costs the same
@@ -39,6 +40,7 @@ class Caller:
     generation: int = 0  #: of the secret that was sent
     token: str = ""  #: the id of the token that was sent in place of the key
     retiring: Retiring | None = None
+    quotas: KeyQuotas | None = None  #: of its own; None narrows nothing
 
     @property
     def credential(self) -> Credential:
@@ -72,6 +74,7 @@ class KeyRecord:
     rotated_at: datetime | None = None
     grace_until: datetime | None = None  #: when the secret before the last rotation ends
     rotate_by: datetime | None = None  #: when the secret ends by its age
+    quotas: KeyQuotas | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +100,7 @@ class HeldKey:
 def hold(row: ApiKey, age: KeyAge) -> HeldKey:
     scopes = frozenset(scope for scope in Scope if scope in row.scopes)
     models, ip_ranges = parse_models(row.models), parse_ranges(row.ip_ranges)
+    quotas = parse_quotas(row.quotas)
     last = age.of(row.created_at, row.rotated_at)
     record = KeyRecord(
         id=row.id,
@@ -113,9 +117,18 @@ def hold(row: ApiKey, age: KeyAge) -> HeldKey:
         rotated_at=row.rotated_at,
         grace_until=row.grace_until,
         rotate_by=last and last.until,
+        quotas=quotas,
     )
     caller = Caller(
-        row.id, row.name, row.tier, scopes, models, ip_ranges, row.expires_at, row.generation
+        row.id,
+        row.name,
+        row.tier,
+        scopes,
+        models,
+        ip_ranges,
+        row.expires_at,
+        row.generation,
+        quotas=quotas,
     )
     former, former_ends = replace(caller, generation=row.generation - 1 or -1), 0.0
     if row.rotated_at and row.grace_until:

@@ -22,6 +22,7 @@ from bitinglip.access.key_records import NOBODY, HeldKey, hold, shown
 from bitinglip.access.key_records import Caller as Caller
 from bitinglip.access.key_records import KeyRecord as KeyRecord
 from bitinglip.access.scopes import DEFAULT, Scope
+from bitinglip.access.usage.quotas import KeyQuotas
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import ApiKey
@@ -137,30 +138,27 @@ class KeyRing:
         held = self._keys.get(key_id)
         return held is None or (held.caller.may(scope) and held.caller.may_use(model))
 
+    def terms(self, key_id: str) -> tuple[str, KeyQuotas | None]:
+        """Return the tier of a key and its own quotas; those of the operator for no key."""
+        held = self._keys.get(key_id)
+        return (OPERATOR, None) if held is None else (held.caller.tier, held.caller.quotas)
+
     async def create(
         self,
         *,
         name: str,
         scopes: Iterable[str] | None = None,
         tier: str = "free",
-        expires_at: datetime | None = None,
-        models: Iterable[str] | None = None,
-        ip_ranges: Iterable[str] | None = None,
+        **narrowing: Any,
     ) -> tuple[KeyRecord, str]:
         """Make a key; return it and its text, which cannot be read again.
 
-        Without ``scopes`` it has all but ``admin`` and ``cluster:write``.
+        Without ``scopes`` it has all but ``admin`` and ``cluster:write``. ``narrowing``: its
+        expires_at, models, ip_ranges and quotas. Raises InvalidRequest.
         """
         key = credentials.make()
-        row = self._row(
-            key,
-            name=name,
-            scopes=DEFAULT if scopes is None else scopes,
-            tier=tier,
-            expires_at=expires_at,
-            models=models,
-            ip_ranges=ip_ranges,
-        )
+        scopes = DEFAULT if scopes is None else scopes
+        row = self._row(key, name=name, scopes=scopes, tier=tier, **narrowing)
         return await self._add(row), key.text
 
     async def change(self, key_id: str, **fields: Any) -> KeyRecord:

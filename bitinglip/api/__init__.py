@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from bitinglip.access.limits import headers as limit_headers
 from bitinglip.api import docs_page, documentation, errors, ops
-from bitinglip.api.admin import cache, keys, limits, models, tokens, workers
+from bitinglip.api.admin import cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
@@ -36,6 +36,7 @@ _ROUTERS = (
     keys.router,
     limits.router,
     cache.router,
+    usage.router,
     tokens.router,
     ops.router,
     docs_page.router,

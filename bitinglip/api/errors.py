@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from bitinglip import errors
 from bitinglip.api.request_context import context_of
+from bitinglip.api.services import services_in
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
@@ -60,12 +61,28 @@ def _invalid_parameter(exception: RequestValidationError) -> errors.BitingLipErr
 def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
     """Make the response to a request that ended in this error."""
     answer = errors.answer(error)
+    if answer.status == 429:
+        _count_refusal(scope, error)
     return Response(
         error_body(error, context_of(scope).request_id),
         status_code=answer.status,
         headers=headers_of(error, answer.status),
         media_type="application/json",
     )
+
+
+def _count_refusal(scope: Scope, error: errors.BitingLipError) -> None:
+    """Count a refusal by a limit; one by a quota is charged to no rate, and shows none."""
+    context = context_of(scope)
+    reason = (error.details.get("violated_policies") or ["other"])[0]
+    if isinstance(error, errors.QuotaExceeded):
+        context.spared = True
+        context.limit_headers = tuple(
+            each for each in context.limit_headers if each[0] == b"ratelimit-policy"
+        )
+        reason = error.details["quota"]
+    if services := services_in(scope):
+        services.refusals.count(reason, context.tier)
 
 
 def headers_of(error: errors.BitingLipError, status: int) -> dict[str, str]:

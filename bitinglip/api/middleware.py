@@ -69,7 +69,7 @@ class RequestMiddleware:
             await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
             if context.leave is not None:
-                context.leave(refund=context.status >= 500)
+                context.leave(refund=context.status >= 500 or context.spared)
             if context.release is not None:
                 context.release()
             _count(scope, context)

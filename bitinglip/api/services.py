@@ -7,11 +7,13 @@ from starlette.types import Scope as HttpScope
 
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
-from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
+from bitinglip.access.usage.meter import Meter
+from bitinglip.access.usage.rows import UsageRows
 from bitinglip.db.database import Database
+from bitinglip.db.write_behind import WriteBehind
 from bitinglip.home import Home
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
@@ -26,6 +28,7 @@ from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.refusals import LimitRefusals
 from model_store.store import ModelStore
 
 
@@ -49,8 +52,11 @@ class Services:
     files: Files
     uploads: Uploads
     admission: Admission
-    checkpoint: Checkpoint
+    write_behind: WriteBehind
+    meter: Meter
+    usage: UsageRows
     logins: FailedLogins
+    refusals: LimitRefusals
     resume: Resume
     cache: ResponseCache
     recheck: Recheck

@@ -63,7 +63,7 @@ class EventLog:
 
     @property
     def events(self) -> Sequence[Event]:
-        """Return all that is known so far, in order."""
+        """Return what has happened so far, without output that was made again."""
         return self._events
 
     @property

@@ -37,6 +37,7 @@ from bitinglip.settings.sections import (
     Security,
     Server,
     Tasks,
+    Usage,
     Workers,
 )
 
@@ -78,6 +79,7 @@ class Settings(Section):
     cache: Cache = Cache()
     tasks: Tasks = Tasks()
     files: Files = Files()
+    usage: Usage = Usage()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

@@ -262,6 +262,13 @@ class Tasks(Section):
     )
 
 
+class Usage(Section):
+    retention: Annotated[float, Field(ge=32 * 86_400)] | None = Field(
+        34_560_000,
+        description="seconds that the usage of a key, by model and day, is kept; null keeps it",
+    )
+
+
 class Hub(Section):
     endpoint: str | None = Field(
         None, description="URL of a Hugging Face mirror; null uses the hub itself"

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -80,6 +81,7 @@ class Tasks:
 
         Raises what ``Dispatcher.open`` raises, or DiskFull; then there is no such task.
         """
+        job = replace(job, asynchronous=True)
         open_task = AsyncTask(job)
         with ExitStack() as admission:
             admission.callback(self._discard_uploads, job)
@@ -240,7 +242,7 @@ class Tasks:
         while open_task.event_log is None:
             try:
                 open_task.event_log = open_task.admission.enter_context(
-                    self._dispatcher.open(open_task.job)
+                    self._dispatcher.open(open_task.job, admitted=True)
                 )
             except errors.QueueFull:
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -280,6 +282,7 @@ class Tasks:
         except Exception:  # whatever the fault, a client waits for this task's end
             log.exception("a task's answer could not be written", task=open_task.job.id)
             await self._retry_write(lambda: self._rows.end(_unwritable(open_task.job)))
+        self._dispatcher.record(open_task.job.id)
         del self._open[open_task.job.id]
         self._discard_uploads(open_task.job)
         open_task.finished.set()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from bitinglip.access.usage.meter import Meter
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.scheduling.job import Job
@@ -49,7 +50,8 @@ class Rig:
         self.footprints = Footprints()
         facts = ResourceFacts(settings, self.devices, self.footprints)
         self.manager = ModelManager(settings, store, facts, metrics)
-        self.dispatcher = Dispatcher(settings, self.manager, metrics)
+        self.meter = Meter()
+        self.dispatcher = Dispatcher(settings, self.manager, metrics, meter=self.meter)
         self.pool = WorkerPool(
             launcher,
             self.dispatcher.delivery,

@@ -103,8 +103,8 @@ class ResponseCache:
     async def open(self, job: Job, caller: Caller, asked: CacheControl) -> AsyncIterator[Opened]:
         """Open what answers a job, around the whole answer, and discard its uploads in the end.
 
-        Raises what ``Dispatcher.open`` raises; Timeout or TaskCancelled for one that waited for
-        another.
+        Raises what ``Dispatcher.open`` raises, and QuotaExceeded where the answer is known, too;
+        Timeout or TaskCancelled where it had to wait for another request.
         """
         began = time.monotonic()
         with ExitStack() as stack:
@@ -210,6 +210,7 @@ class ResponseCache:
     @contextmanager
     def _replayed(self, answer: Answer, job: Job, submitted: float) -> Iterator[EventLog]:
         """Yield an event log with a kept answer; its task is found for a while, as others are."""
+        self._dispatcher.charge_cached(job)
         event_log = unpack(answer, job, submitted)
         names = [each.id for each in outputs_of(event_log)]
         try:

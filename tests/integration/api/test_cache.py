@@ -326,3 +326,15 @@ def test_cache_is_in_health_and_metrics(client: httpx.Client, admin: httpx.Clien
     check = client.get("/health").json()["checks"]["cache"]
     expected = f"{entries:.0f} answers, {size:.0f} of 268435456 bytes"
     assert (check["ok"], check["detail"]) == (True, expected)
+
+
+def test_cache_charges_a_hit_as_a_request_and_nothing_else(
+    admin: httpx.Client, client: httpx.Client
+) -> None:
+    key_id, key = new_key(admin, quotas={"daily": {"requests": 3}})
+    answers = [client.post(NATIVE, json=ask("quota"), headers=key) for _ in range(4)]
+    assert [each.headers.get("x-cache") for each in answers] == ["MISS", "HIT", "HIT", None]
+    error_of(answers[-1], 429, "QUOTA_EXCEEDED")
+    rows = admin.get("/api/v1/usage", params={"key_id": key_id}).json()["data"]
+    assert sum(row["requests"] for row in rows) == 3
+    assert sum(row["total_tokens"] for row in rows) == 5  # those that were computed, once

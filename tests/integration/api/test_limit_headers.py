@@ -117,3 +117,18 @@ def check_exposed(answer: httpx.Response) -> None:
     assert readable <= exposed
     assert {name.lower() for name in limit_headers.NAMES} <= exposed
     assert {"x-cache", "x-should-retry", "sunset", "deprecation"} <= exposed
+
+
+def test_retry_of_the_official_client_stops_at_a_quota(served: Served) -> None:
+    body = {"name": "n", "quotas": {"daily": {"requests": 1}}, "tier": "enterprise"}
+    made = httpx.post(f"{served.url}/api/v1/keys", json=body, headers=served.headers("admin"))
+    before = refusals(served)
+    with openai.OpenAI(
+        base_url=f"{served.url}/v1", api_key=made.json()["key"], max_retries=5, timeout=20
+    ) as client:
+        client.chat.completions.create(model="demo", messages=MESSAGES)
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.chat.completions.create(model="demo", messages=MESSAGES)
+    assert refused.value.response.json()["error"]["code"] == "QUOTA_EXCEEDED"
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert refusals(served) == before + 1
