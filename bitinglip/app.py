@@ -26,6 +26,10 @@ from bitinglip.access.usage.quotas import Plans
 from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
 from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.services import Services
+from bitinglip.audit.chain import SEALING
+from bitinglip.audit.entry import Action, Entry
+from bitinglip.audit.log import DAY, AuditLog
+from bitinglip.audit.start import begin, look_after
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
@@ -74,6 +78,7 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_AUDIT_SECONDS = 1.0  #: between two writes of audit entries that nobody waits for
 _TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
@@ -135,9 +140,10 @@ async def _open(
     health = Health()
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
+    audit = await _open_audit(settings, home, db, stack)
     age = KeyAge(settings.security.key_rotation)
-    keys = await KeyRing.open(db, home.secret(PEPPER), age=age)
-    tokens = await Tokens.open(db, keys, home.secret(SIGNING))
+    keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age)
+    tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
     counts = await _Counts.open(db, settings, keys)
@@ -217,6 +223,7 @@ async def _open(
         footprints=footprints,
         metrics=metrics,
         db=db,
+        audit=audit,
         tasks=tasks,
         revocation=revocation,
         tickets=Tickets(),
@@ -244,6 +251,22 @@ async def _open(
 
 def _is_granted(tokens: Tokens, claim: Claim) -> bool:
     return tokens.grants(claim.credential, KINDS[claim.kind].scope, claim.model)
+
+
+async def _open_audit(
+    settings: Settings, home: Home, db: Database, stack: AsyncExitStack
+) -> AuditLog:
+    """Open the audit log, and close it last but for the database."""
+    audit = AuditLog(
+        db,
+        home.secret(SEALING),
+        inbox=home.audit,
+        days=settings.audit.retention,
+        max_entries=settings.audit.max_entries,
+    )
+    await begin(audit, settings)
+    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
+    return audit
 
 
 class _Counts(NamedTuple):
@@ -344,6 +367,10 @@ def _start_keys(background: Background, services: Services) -> None:
 
     every(FLUSH_SECONDS, write, "limits and usage of keys", check="database")
     every(CLEAN_USAGE, services.usage.clean, "remove old usage", check="database")
+    every(_AUDIT_SECONDS, services.audit.flush, "audit log", check="database")
+    every(
+        DAY, partial(look_after, services.audit, services.health), "old entries", check="database"
+    )
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     if services.settings.security.key_rotation.max_age is not None:

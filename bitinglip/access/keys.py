@@ -16,6 +16,7 @@ from bitinglip.access import credentials
 from bitinglip.access.admin_key import replace_admin_key
 from bitinglip.access.credentials import Credential
 from bitinglip.access.key_age import KeyAge
+from bitinglip.access.key_audit import entry_of, shown_fields
 from bitinglip.access.key_fields import OPERATOR as OPERATOR
 from bitinglip.access.key_fields import checked_fields
 from bitinglip.access.key_records import NOBODY, HeldKey, hold, shown
@@ -23,6 +24,8 @@ from bitinglip.access.key_records import Caller as Caller
 from bitinglip.access.key_records import KeyRecord as KeyRecord
 from bitinglip.access.scopes import DEFAULT, Scope
 from bitinglip.access.usage.quotas import KeyQuotas
+from bitinglip.audit.entry import SERVER, Action, Actor
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import ApiKey
@@ -42,29 +45,34 @@ _log = logging.getLogger(__name__)
 
 
 class KeyRing:
-    """Holds all keys in memory; only changes go to the database too."""
+    """Holds all keys in memory; only changes go to the database too, each with its audit entry.
+
+    ``by`` is who changes them.
+    """
 
     def __init__(
         self,
         db: Database,
         pepper: bytes,
+        audit: AuditLog,
         *,
         age: KeyAge | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._db = db
         self._pepper = pepper
+        self._audit = audit
         self._age = age or KeyAge()
         self._clock = clock
         self._keys: dict[str, HeldKey] = {}
 
     @classmethod
-    async def open(cls, db: Database, pepper: bytes, **options: Any) -> Self:
+    async def open(cls, db: Database, pepper: bytes, audit: AuditLog, **options: Any) -> Self:
         """Read every key that was ever made. Raises DatabaseError if one cannot be read.
 
         ``options``: those of the constructor.
         """
-        ring = cls(db, pepper, **options)
+        ring = cls(db, pepper, audit, **options)
         try:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
@@ -149,6 +157,7 @@ class KeyRing:
         name: str,
         scopes: Iterable[str] | None = None,
         tier: str = "free",
+        by: Actor = SERVER,
         **narrowing: Any,
     ) -> tuple[KeyRecord, str]:
         """Make a key; return it and its text, which cannot be read again.
@@ -159,9 +168,9 @@ class KeyRing:
         key = credentials.make()
         scopes = DEFAULT if scopes is None else scopes
         row = self._row(key, name=name, scopes=scopes, tier=tier, **narrowing)
-        return await self._add(row), key.text
+        return await self._add(row, by), key.text
 
-    async def change(self, key_id: str, **fields: Any) -> KeyRecord:
+    async def change(self, key_id: str, *, by: Actor = SERVER, **fields: Any) -> KeyRecord:
         """Change fields of a key, as ``create`` names them; the next request meets them.
 
         Raises KeyNotFound, Conflict for a revoked key, or InvalidRequest.
@@ -172,9 +181,11 @@ class KeyRing:
             for field, value in values.items():
                 setattr(row, field, value)
 
-        return await self._update(key_id, apply)
+        return await self._update(key_id, apply, Action.KEY_UPDATE, by)
 
-    async def rotate(self, key_id: str, grace: timedelta, home: Home) -> tuple[KeyRecord, str]:
+    async def rotate(
+        self, key_id: str, grace: timedelta, home: Home, *, by: Actor = SERVER
+    ) -> tuple[KeyRecord, str]:
         """Give a key another secret; return its text. The former one ends after the grace.
 
         A secret from before an earlier rotation ends at once. Raises KeyNotFound, or Conflict for
@@ -190,18 +201,19 @@ class KeyRing:
             row.generation += 1
             row.rotated_at, row.grace_until = now, now + grace
 
-        record = await self._update(key_id, apply)
+        record = await self._update(key_id, apply, Action.KEY_ROTATE, by)
         await asyncio.to_thread(replace_admin_key, home, key)
         return record, key.text
 
-    async def revoke(self, key_id: str) -> KeyRecord:
+    async def revoke(self, key_id: str, *, by: Actor = SERVER) -> KeyRecord:
         """End a key for good. It is refused at once, even if the database cannot be written."""
         held = self._find(key_id)
         revoked_at = held.record.revoked_at or datetime.now(UTC)
         held.record = replace(held.record, revoked_at=revoked_at)
         async with self._db.write() as session:
             row = await session.get_one(ApiKey, key_id)
-            row.revoked_at = revoked_at
+            before, row.revoked_at = shown_fields(row), revoked_at
+            await self._audit.append(session, entry_of(Action.KEY_REVOKE, row, by, before))
         return shown(held)
 
     def list(self) -> list[KeyRecord]:
@@ -220,7 +232,7 @@ class KeyRing:
         # The file first: a crash in between leaves a file that the next start replaces, and not a
         # key that nobody has.
         replace_private(home.admin_key, f"{key.text}\n".encode())
-        await self._add(row)
+        await self._add(row, SERVER)
         return key.text
 
     async def flush_last_used(self) -> None:
@@ -257,20 +269,25 @@ class KeyRing:
             **checked_fields(fields),
         )
 
-    async def _add(self, row: ApiKey) -> KeyRecord:
+    async def _add(self, row: ApiKey, by: Actor) -> KeyRecord:
         async with self._db.write() as session:
             session.add(row)
+            await self._audit.append(session, entry_of(Action.KEY_CREATE, row, by))
         held = self._keys[row.id] = hold(row, self._age)
         return held.record
 
-    async def _update(self, key_id: str, apply: Callable[[ApiKey], None]) -> KeyRecord:
+    async def _update(
+        self, key_id: str, apply: Callable[[ApiKey], None], action: Action, by: Actor
+    ) -> KeyRecord:
         """Change a key's row, then what is held of it."""
         held = self._find(key_id)
         async with self._db.write() as session:
             row = await session.get_one(ApiKey, key_id)
             if held.record.revoked_at is not None:
                 raise Conflict("The key is revoked.")
+            before = shown_fields(row)
             apply(row)
+            await self._audit.append(session, entry_of(action, row, by, before))
         renewed = hold(row, self._age)
         # It may have been revoked, or used, meanwhile.
         held.record = replace(

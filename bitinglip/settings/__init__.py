@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bitinglip.settings.audit import Audit
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.limits import (
     ImageLimits,
@@ -42,6 +43,7 @@ from bitinglip.settings.sections import (
 )
 
 __all__ = [
+    "Audit",
     "Balancing",
     "Cache",
     "Devices",
@@ -79,6 +81,7 @@ class Settings(Section):
     cache: Cache = Cache()
     tasks: Tasks = Tasks()
     files: Files = Files()
+    audit: Audit = Audit()
     usage: Usage = Usage()
     hub: Hub = Hub()
     logging: Logging = Logging()

@@ -34,7 +34,7 @@ class FailedLogins:
         """
         if self._rate is None or address is None:
             return error
-        decision = self._store.take_now([Cell(_network(address), self._rate)], self._clock())
+        decision = self._store.take_now([Cell(network_of(address), self._rate)], self._clock())
         if not decision.wait:
             return error
         wait_ms = -(-decision.wait // 1000)
@@ -50,11 +50,12 @@ class FailedLogins:
             return ()
         policy = Policy(rates=(Limit(_NAME, _NAME, self._rate),))
         policy = replace(policy, header=policy_header(policy.rates))
-        cell = Cell(_network(address), self._rate)
+        cell = Cell(network_of(address), self._rate)
         return limit_headers(policy, self._store.take_now([cell], self._clock(), cost=0).readings)
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or a network of IPv6."""
     if ":" not in address:
         return address
     try:

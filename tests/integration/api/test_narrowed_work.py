@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from bitinglip.access.keys import PEPPER, KeyRing
+from bitinglip.audit.chain import SEALING
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from tests.integration.api.test_images import paint
 from tests.integration.api.test_revocation import IN_TIME, accept, admin_of, new_key, status
@@ -125,7 +127,8 @@ def test_narrowing_ends_tasks_of_the_last_run(tmp_path: Path) -> None:
 
     async def narrow() -> None:
         db = await Database.open(first.home.database)
-        ring = await KeyRing.open(db, first.home.secret(PEPPER))
+        audit = AuditLog(db, first.home.secret(SEALING))
+        ring = await KeyRing.open(db, first.home.secret(PEPPER), audit)
         await ring.change(key_id, models=["painter"])
         await db.close()
 

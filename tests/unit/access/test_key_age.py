@@ -13,6 +13,7 @@ from bitinglip.access.key_age import KeyAge, Rotation
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.tokens import Tokens
 from bitinglip.api.auth import retirement_headers
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.errors import ExpiredApiKey, InvalidToken
 from bitinglip.home import Home
@@ -53,7 +54,8 @@ def using(
     async def run() -> None:
         database = await Database.open(home.database)
         try:
-            await act(await KeyRing.open(database, PEPPER, age=KeyAge(rule), clock=clock))
+            audit = AuditLog(database, PEPPER)
+            await act(await KeyRing.open(database, PEPPER, audit, age=KeyAge(rule), clock=clock))
         finally:
             await database.close()
 
@@ -130,8 +132,9 @@ def test_rotation_due_holds_for_tokens_of_the_key(home: Home, clock: Clock) -> N
     async def run() -> None:
         database = await Database.open(home.database)
         rule = KeyRotation(max_age=600, notice=300)
-        ring = await KeyRing.open(database, PEPPER, age=KeyAge(rule), clock=clock)
-        tokens = await Tokens.open(database, ring, bytes(32))
+        audit = AuditLog(database, PEPPER)
+        ring = await KeyRing.open(database, PEPPER, audit, age=KeyAge(rule), clock=clock)
+        tokens = await Tokens.open(database, ring, bytes(32), audit)
         _, key = await ring.create(name="n")
         clock.days = 400 / DAY
         token = tokens.issue(ring.authenticate(key))
