@@ -11,6 +11,8 @@ import structlog
 from fastapi import FastAPI
 
 from bitinglip import __version__, api, tls
+from bitinglip.access.key_age import CHECK_SECONDS as KEY_AGE_SECONDS
+from bitinglip.access.key_age import KeyAge, Rotation
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.limits.admission import Admission, now
 from bitinglip.access.limits.checkpoint import Checkpoint
@@ -38,9 +40,11 @@ from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
+from bitinglip.results.cache.cache import EXPIRE_SECONDS, ResponseCache
 from bitinglip.results.files import CLEAN_SECONDS, Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.job import Claim
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
@@ -53,9 +57,11 @@ from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
 from model_store.names import folder_name
@@ -135,16 +141,9 @@ async def _open(
     health = Health()
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
-    audit = AuditLog(
-        db,
-        home.secret(SEALING),
-        folder=home.audit,
-        days=settings.audit.retention,
-        max_entries=settings.audit.max_entries,
-    )
-    await begin(audit, settings)
-    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
-    keys = await KeyRing.open(db, home.secret(PEPPER), audit)
+    audit = await _open_audit(settings, home, db, stack)
+    age = KeyAge(settings.security.key_rotation)
+    keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age)
     tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
@@ -198,9 +197,13 @@ async def _open(
         retention=settings.tasks.retention,
     )
     await tasks.recover()
-    revocation = Revocation(tokens.is_valid, dispatcher, tasks)
+    revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
+    cache = ResponseCache(
+        settings, store, dispatcher, files, uploads, revocation, CacheMetrics(metrics.registry)
+    )
+    stack.push_async_callback(cache.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
         depth=dispatcher.depths,
@@ -242,9 +245,30 @@ async def _open(
         token_rates=counts.token_rates,
         usage=counts.usage,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
+        cache=cache,
         refusals=LimitRefusals(metrics.registry),
     )
     return services, admin_key
+
+
+def _is_granted(tokens: Tokens, claim: Claim) -> bool:
+    return tokens.grants(claim.credential, KINDS[claim.kind].scope, claim.model)
+
+
+async def _open_audit(
+    settings: Settings, home: Home, db: Database, stack: AsyncExitStack
+) -> AuditLog:
+    """Open the audit log, and close it last but for the database."""
+    audit = AuditLog(
+        db,
+        home.secret(SEALING),
+        folder=home.audit,
+        days=settings.audit.retention,
+        max_entries=settings.audit.max_entries,
+    )
+    await begin(audit, settings)
+    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
+    return audit
 
 
 class _Counts(NamedTuple):
@@ -317,6 +341,31 @@ def _start(background: Background, services: Services) -> None:
     every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    _start_keys(background, services)
+    every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
+
+    async def clean() -> None:
+        await files.clean(tasks.is_open)
+        await services.uploads.clean(tasks.is_open)
+
+    every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    if services.cache.enabled:
+        every(EXPIRE_SECONDS, services.cache.expire, "remove expired answers", check=manager)
+    caches = ModelCaches(services.home.caches, services.settings.files.max_cache_bytes)
+
+    def bound_caches() -> None:
+        caches.clean({folder_name(name) for name in services.store.names()})
+
+    bound = partial(asyncio.to_thread, bound_caches)
+    every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
+    if services.settings.server.tls_cert is not None:
+        expiry = partial(tls.warn, services.settings.server)
+        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
+
+
+def _start_keys(background: Background, services: Services) -> None:
+    """Start what keeps account of keys, and ends what belongs to ended ones."""
+    every = background.every
 
     async def write() -> None:
         await services.write_behind.flush()
@@ -330,24 +379,11 @@ def _start(background: Background, services: Services) -> None:
     )
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
+    if services.settings.security.key_rotation.max_age is not None:
+        age = KeyAge(services.settings.security.key_rotation)
+        rotation = Rotation(services.keys, age, services.home)
+        every(KEY_AGE_SECONDS, rotation.check, "age of keys", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
-    every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
-
-    async def clean() -> None:
-        await files.clean(tasks.is_open)
-        await services.uploads.clean(tasks.is_open)
-
-    every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
-    caches = ModelCaches(services.home.caches, services.settings.files.max_cache_bytes)
-
-    def bound_caches() -> None:
-        caches.clean({folder_name(name) for name in services.store.names()})
-
-    bound = partial(asyncio.to_thread, bound_caches)
-    every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
-    if services.settings.server.tls_cert is not None:
-        expiry = partial(tls.warn, services.settings.server)
-        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
 
 
 async def _last(flush: Callable[[], Awaitable[None]]) -> None:

@@ -17,6 +17,7 @@ from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.home import Home
+from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -61,6 +62,7 @@ class Services:
     logins: FailedLogins
     refusals: LimitRefusals
     resume: Resume
+    cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
 

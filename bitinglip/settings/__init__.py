@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bitinglip.settings.audit import Audit
+from bitinglip.settings.cache import Cache
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -29,6 +30,7 @@ from bitinglip.settings.sections import (
     FakeDevice,
     Files,
     Hub,
+    KeyRotation,
     Logging,
     Queue,
     ResidencyRules,
@@ -43,10 +45,12 @@ from bitinglip.settings.sections import (
 __all__ = [
     "Audit",
     "Balancing",
+    "Cache",
     "Devices",
     "FakeDevice",
     "ImageLimits",
     "ImageModel",
+    "KeyRotation",
     "Logging",
     "Model",
     "SamplingDefaults",
@@ -74,6 +78,7 @@ class Settings(Section):
     queue: Queue = Queue()
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
+    cache: Cache = Cache()
     tasks: Tasks = Tasks()
     files: Files = Files()
     audit: Audit = Audit()

@@ -33,6 +33,7 @@ class JobContext:
         timeout: float | None = None,
         output: Output = "b64",
         file_bytes: int = 0,
+        seeded: bool = False,
     ) -> Job:
         """Put a message into its envelope."""
         return Job(
@@ -44,4 +45,5 @@ class JobContext:
             priority=self.priority,
             output=output,
             file_bytes=file_bytes,
+            seeded=seeded,
         )

@@ -58,6 +58,7 @@ FULL = Job(
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
     output="url",
     file_bytes=9,
+    seeded=True,
     asynchronous=True,
     credential=Credential("k", 2, "t"),
 )
