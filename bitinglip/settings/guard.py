@@ -1,0 +1,47 @@
+"""Settings of the guard: personal data, secrets and listed words in what goes in and comes out."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from bitinglip.settings.sections import Section
+
+PersonalData = Literal[
+    "email", "phone", "card", "iban", "national_id", "ip_address", "mac_address", "secret"
+]
+#: from the least strict to the strictest
+MODES = ("off", "report", "redact", "block")
+
+
+def _unquoted(value: object) -> object:
+    """YAML reads a plain ``off`` as false."""
+    return "off" if value is False else value
+
+
+Mode = Annotated[Literal["off", "report", "redact", "block"], BeforeValidator(_unquoted)]
+ListMode = Annotated[Literal["off", "report", "block"], BeforeValidator(_unquoted)]
+
+
+class Guard(Section):
+    """Says what the guard looks for, and what it does about it."""
+
+    input: Mode = Field(
+        "off",
+        description="personal data in prompts: off, report (count it), redact (put [EMAIL] and so "
+        "on in its place) or block (refuse the request with PII_DETECTED)",
+    )
+    output: Mode = Field(
+        "off",
+        description="personal data in generated text and transcripts, streams included: off, "
+        "report, redact or block (end the answer with PII_DETECTED)",
+    )
+    classes: list[PersonalData] = Field(
+        ["email", "phone", "card", "iban", "national_id", "secret"],
+        description="what counts as personal data: email, phone, card, iban, national_id, "
+        "ip_address, mac_address and secret (keys, tokens, passwords)",
+    )
+    on_error: Literal["close", "open"] = Field(
+        "close",
+        description="what happens to a text when the guard itself fails: close refuses it, open "
+        "lets it pass unchecked; /health and the metrics show the failure",
+    )
