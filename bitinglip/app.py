@@ -24,6 +24,8 @@ from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
 from bitinglip.disk_space import DiskSpace
+from bitinglip.guard.guard import Guard
+from bitinglip.guard.watch import Watch
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
@@ -137,7 +139,9 @@ async def _open(
     page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
-    dispatcher = Dispatcher(settings, manager, metrics)
+    closes = settings.guard.on_error == "close"
+    guard = Guard(settings, Watch(metrics.registry, health, closes=closes))
+    dispatcher = Dispatcher(settings, manager, metrics, guard)
     pool = WorkerPool(
         launcher,
         dispatcher.delivery,
@@ -211,6 +215,7 @@ async def _open(
         ),
         checkpoint=checkpoint,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
+        guard=guard,
     )
     return services, admin_key
 

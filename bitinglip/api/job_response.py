@@ -8,6 +8,7 @@ from types import TracebackType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from bitinglip.api.guarding import checked_job
 from bitinglip.api.request_context import context_of
 from bitinglip.errors import TaskCancelled
 from bitinglip.results.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, View, chunks
@@ -57,6 +58,8 @@ class JobResponse(Response):
             self._uploads.discard(self._job)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._job.guard is not None:
+            self._job = await checked_job(scope, self._job)
         with self._dispatcher.open(self._job) as event_log:
             place = event_log.place
             headers = [(b"x-queue-position", b"%d" % (place.position if place else 0))]

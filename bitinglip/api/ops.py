@@ -56,6 +56,7 @@ async def health(request: Request) -> Response:
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
         "devices": _found(True, ", ".join(each.id for each in services.operations.devices())),
+        "guard": _found(True, "works"),
     }
     answers = checks["database"]["ok"]
     _add_problems(checks, services.health.problems())

@@ -12,6 +12,7 @@ from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.db.database import Database
+from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
@@ -49,6 +50,7 @@ class Services:
     admission: Admission
     checkpoint: Checkpoint
     logins: FailedLogins
+    guard: Guard
     resume: Resume
     health: Health = field(default_factory=Health)
 

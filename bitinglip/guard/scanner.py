@@ -20,6 +20,9 @@ _DIGIT = re.compile("[0-9]")
 _WORD = re.compile(r"\w")
 
 
+Kinds = frozenset[PersonalData]
+
+
 class Piece(NamedTuple):
     """A part of the text that is decided: as it came, or with another text in its place."""
 
@@ -161,7 +164,7 @@ class _Matches:
 
 
 @lru_cache(maxsize=64)
-def patterns_of(kinds: frozenset[PersonalData]) -> Patterns:
+def patterns_of(kinds: Kinds) -> Patterns:
     """Return the compiled recognisers of these kinds."""
     return Patterns(each for each in RECOGNISERS if each.kind in kinds)
 
@@ -169,7 +172,7 @@ def patterns_of(kinds: frozenset[PersonalData]) -> Patterns:
 class Scanner:
     """Redacts one text that comes in pieces; what it gives does not depend on the cuts."""
 
-    def __init__(self, kinds: frozenset[PersonalData]) -> None:
+    def __init__(self, kinds: Kinds) -> None:
         self._patterns = patterns_of(kinds)
         self._context = ""  #: folded characters before what is held
         self._held = ""  #: what is undecided, as it came
@@ -200,6 +203,10 @@ class Scanner:
     def held(self) -> int:
         """Return the number of characters that are held back."""
         return len(self._held)
+
+    def give_up(self) -> str:
+        """Return what is held back, as it came, because the scan goes on no more."""
+        return "" if self._tail is not None else self._held
 
     def _scan(
         self,
@@ -259,6 +266,6 @@ def label(kind: PersonalData) -> str:
     return f"[{kind.upper()}]"
 
 
-def redact(text: str, kinds: frozenset[PersonalData]) -> str:
+def redact(text: str, kinds: Kinds) -> str:
     """Redact a whole text. It takes as long as the text: see ``Scanner`` for one in pieces."""
     return "".join(piece.text for piece in Scanner(kinds).feed(text, last=True))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from bitinglip import errors
+from bitinglip.guard.outputs import Output
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import input_bytes, without_input
 from bitinglip.scheduling.memory import event_bytes
@@ -40,8 +41,16 @@ class EventLog:
     busy are handed over together, so a slow one costs fewer wake-ups.
     """
 
-    def __init__(self, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        job: Job,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        guard: Output | None = None,
+    ) -> None:
+        """``guard``: what the worker's events pass through before they are put here."""
         self.job = job
+        self.guard = guard
         self._clock = clock
         self.worker_id: str | None = None
         self.final: protocol.Final | None = None
@@ -103,6 +112,8 @@ class EventLog:
         self._events = [event for event in self._events if not isinstance(event, _OUTPUT)]
         self.first_token = None
         self.dispatched = None
+        if self.guard is not None:
+            self.guard.reset()
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Yield lists of new events, from the first on; end with the final event."""

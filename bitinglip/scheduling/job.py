@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from bitinglip.access.credentials import Credential
+from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.queue.priority import Priority
 from workers import protocol
 
@@ -37,6 +38,7 @@ class Job:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     output: Output = "b64"  #: how the answer holds the files that the job makes
     file_bytes: int = 0  #: the size of the audio file that the client sent
+    guard: Modes | None = None  #: what is done about personal data; None: nothing
 
     @property
     def id(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bitinglip.settings.guard import Guard
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -42,6 +43,7 @@ __all__ = [
     "Balancing",
     "Devices",
     "FakeDevice",
+    "Guard",
     "ImageLimits",
     "ImageModel",
     "Logging",
@@ -71,6 +73,7 @@ class Settings(Section):
     queue: Queue = Queue()
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
+    guard: Guard = Guard()
     tasks: Tasks = Tasks()
     files: Files = Files()
     hub: Hub = Hub()

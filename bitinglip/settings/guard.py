@@ -22,6 +22,17 @@ Mode = Annotated[Literal["off", "report", "redact", "block"], BeforeValidator(_u
 ListMode = Annotated[Literal["off", "report", "block"], BeforeValidator(_unquoted)]
 
 
+class TierGuard(Section):
+    """What the guard does for the keys of a tier, in place of the general modes."""
+
+    input: Mode | None = Field(
+        None, description="personal data in the prompts of these keys; null uses guard.input"
+    )
+    output: Mode | None = Field(
+        None, description="personal data in the results of these keys; null uses guard.output"
+    )
+
+
 class Guard(Section):
     """Says what the guard looks for, and what it does about it."""
 

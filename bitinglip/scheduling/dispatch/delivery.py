@@ -9,12 +9,13 @@ from typing import Any
 import structlog
 
 from bitinglip import errors
+from bitinglip.guard.outputs import Output
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
-from bitinglip.scheduling.event_log import Loading, Queued
+from bitinglip.scheduling.event_log import Loading, Queued, failed_with
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import cost_done
 from bitinglip.scheduling.models.deaths import Death
@@ -93,15 +94,7 @@ class Delivery:
         if entry.event_log.final is not None:
             return
         self.cancel_on_worker(entry)
-        entry.event_log.put(
-            protocol.Failed(
-                id=entry.id,
-                code=errors.answer(error).code,
-                message=error.message,
-                param=error.param,
-                details=error.details,
-            )
-        )
+        entry.event_log.put(failed_with(entry.event_log.job, error))
 
     # ---- jobs to workers -------------------------------------------------------------------------
 
@@ -115,7 +108,9 @@ class Delivery:
         for entry, replica in model_queue.begin(replicas, self._clock()):
             assert replica.worker is not None
             entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(placed(entry.event_log.job.work, replica.worker.folder))
+            guard = entry.event_log.guard
+            work = entry.event_log.job.work if guard is None else guard.work
+            replica.worker.send(placed(work, replica.worker.folder))
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
@@ -168,7 +163,10 @@ class Delivery:
                 event = _with_results(worker, entry.event_log.job, sent)
                 if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
                     continue
-                entry.event_log.put(event)
+                if entry.event_log.guard is None:
+                    entry.event_log.put(event)
+                else:
+                    self._put_guarded(entry, entry.event_log.guard, event)
                 if isinstance(event, protocol.Final):
                     ended.add(entry.event_log.job.model)
                     self._end(entry, entry.replica, event)
@@ -176,6 +174,19 @@ class Delivery:
             for model in ended:
                 self.dispatch_waiting(self.model_queues[model])
                 self._manager.on_jobs_finished(model)
+
+    def _put_guarded(self, entry: InFlightJob, guard: Output, event: protocol.JobEvent) -> None:
+        """Put what the guard lets pass of an event; what it refuses ends the job."""
+        if entry.event_log.final is not None:
+            return
+        try:
+            for shown in guard.take(event):
+                entry.event_log.put(shown)
+        except errors.BitingLipError as error:
+            if isinstance(event, protocol.Final):  # its worker has ended it
+                entry.event_log.put(failed_with(entry.event_log.job, error))
+            else:
+                self.fail(entry, error)
 
     def _end(self, entry: InFlightJob, replica: Replica, final: protocol.Final) -> None:
         """Release the job's slot, whatever comes of the figures."""

@@ -13,6 +13,7 @@ import structlog
 
 from bitinglip import errors
 from bitinglip.access.credentials import Credential
+from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
@@ -39,12 +40,14 @@ class Dispatcher:
         settings: Settings,
         manager: ModelManager,
         metrics: Metrics,
+        guard: Guard | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._manager = manager
         self._metrics = metrics
+        self._guard = guard
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock)
@@ -200,7 +203,9 @@ class Dispatcher:
         self.delivery.input_memory.take(job.key_id, size)
         priority = job.priority
         share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), size)
+        output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
+        event_log = EventLog(job, self._clock, guard=output)
+        entry = InFlightJob(event_log, share, cost(job), size)
         self.delivery.add(entry)
         return entry
 
