@@ -24,7 +24,7 @@ from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
 from bitinglip.disk_space import DiskSpace
-from bitinglip.guard.guard import Guard
+from bitinglip.guard.guard import RELOAD_SECONDS, Guard
 from bitinglip.guard.watch import Watch
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
@@ -270,6 +270,8 @@ def _start(background: Background, services: Services) -> None:
         await services.uploads.clean(tasks.is_open)
 
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    if services.settings.guard.words_file is not None:
+        every(RELOAD_SECONDS, services.guard.reload, "read the list of words", check="guard")
     if services.settings.server.tls_cert is not None:
         expiry = partial(tls.warn, services.settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)

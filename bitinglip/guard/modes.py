@@ -1,16 +1,20 @@
 """The modes say what the guard does with one job: from the settings, the key's tier and the key."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from bitinglip.settings.guard import MODES, Guard, Mode, TierGuard
+from bitinglip.settings.guard import MODES, Guard, ListMode, Mode, TierGuard
 
 
 @dataclass(frozen=True, slots=True)
 class Modes:
-    """What happens to personal data in a job's prompts, and in its results."""
+    """What happens to personal data and listed words in a job's prompts, and in its results."""
 
     input: Mode = "off"
     output: Mode = "off"
+    words_input: ListMode = "off"
+    words_output: ListMode = "off"
+    flagged_images: Literal["show", "refuse"] = "show"
 
 
 OFF = Modes()
@@ -24,6 +28,9 @@ def modes_of(guard: Guard, tier: TierGuard, floor: Mode = "off") -> Modes | None
     found = Modes(
         input=stricter(guard.input if tier.input is None else tier.input, floor),
         output=stricter(guard.output if tier.output is None else tier.output, floor),
+        words_input=guard.words_input if tier.words_input is None else tier.words_input,
+        words_output=guard.words_output if tier.words_output is None else tier.words_output,
+        flagged_images=guard.flagged_images,
     )
     return None if found == OFF else found
 

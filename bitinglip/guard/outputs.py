@@ -11,9 +11,11 @@ from typing import NamedTuple, Protocol, assert_never
 
 import msgspec
 
+from bitinglip.errors import ContentFiltered
+from bitinglip.guard.modes import Modes
 from bitinglip.guard.scanner import Kinds, Piece, Scanner
-from bitinglip.guard.watch import Found, Watch, refusal
-from bitinglip.settings.guard import Mode
+from bitinglip.guard.watch import IMAGES, WORDS, Found, Watch, filtered, refusal
+from bitinglip.guard.words import WordList, WordScan
 from workers import protocol
 
 
@@ -35,35 +37,50 @@ class Output(Protocol):
 
 
 class Checked:
-    """Scans one text that comes in parts, and does what the mode says about what is found."""
+    """Scans one text that comes in parts, and does what the modes say about what is found."""
 
-    def __init__(self, kinds: Kinds, mode: Mode, watch: Watch) -> None:
-        self.mode = mode
+    def __init__(self, kinds: Kinds, modes: Modes, words: WordList, watch: Watch) -> None:
+        self.mode, self._words_mode = modes.output, modes.words_output
         self._watch = watch
-        self._scanner = Scanner(kinds)
-        self._passes = mode == "off"
+        blocks_words = self._words_mode == "block"
+        self._holds = blocks_words or self.mode in ("redact", "block")
+        self._scanner = Scanner(
+            frozenset() if self.mode == "off" else kinds,
+            redacts=self.mode == "redact",
+            hold=words.begun if blocks_words else None,
+        )
+        self._words = None if self._words_mode == "off" else WordScan(words)
+        self._passes = False
         self.redacted = False  #: something was left out
 
     def feed(self, text: str, *, last: bool = False) -> list[Piece]:
-        """Return what may be shown now. Raises PersonalDataDetected, or GuardFailed."""
+        """Return what may be shown now.
+
+        Raises PersonalDataDetected, ContentFiltered or GuardFailed.
+        """
         if self._passes:
             return [Piece(text, len(text))]
         try:
+            listed = self._words.feed(text, last=last) if self._words is not None else 0
             pieces = self._scanner.feed(text, last=last)
         except Exception as error:  # noqa: BLE001  the setting says what happens then
             if (refused := self._watch.failed(error, "output")) is not None:
                 raise refused from None
             self._passes = True
-            text = text if self.mode == "report" else self._scanner.give_up() + text
+            text = self._scanner.give_up() + text if self._holds else text
             return [Piece(text, len(text))]
         self._watch.works("output")
+        if listed:
+            self._watch.found(Tally({WORDS: listed}), "output", self._words_mode)
+            if self._words_mode == "block":
+                raise filtered(listed, "output")
         found: Found = Tally(each.kind for each in pieces if each.kind and each.counts)
         if found:
             self._watch.found(found, "output", self.mode)
             if self.mode == "block":
                 raise refusal(found, "output")
-            self.redacted = self.mode == "redact"
-        return [Piece(text, len(text))] if self.mode == "report" else pieces
+            self.redacted = self.redacted or self.mode == "redact"
+        return pieces if self._holds else [Piece(text, len(text))]
 
 
 class _Delta(NamedTuple):
@@ -105,10 +122,12 @@ class TextOutput:
                 return (event,)
 
     def _take_done(self, done: protocol.TextDone) -> Sequence[protocol.JobEvent]:
-        if self._came != len(done.text):  # the engine has streamed nothing, or something else
+        if self._came == len(done.text):
+            events = self._release(done.id, self._checked.feed("", last=True))
+        else:  # the engine has streamed nothing, or something else
             self.reset()
-            self._release(done.id, self._checked.feed(done.text))
-        events = self._release(done.id, self._checked.feed("", last=True))
+            self._release(done.id, self._checked.feed(done.text, last=True))
+            events = ()
         logprobs = tuple(self._logprobs) if self._checked.redacted else done.logprobs
         shown = msgspec.structs.replace(done, text="".join(self._shown), logprobs=logprobs)
         return (*events, shown)
@@ -124,7 +143,7 @@ class TextOutput:
         text = ""
         logprobs: tuple[protocol.TokenLogprob, ...] = ()
         for piece in pieces:
-            if piece.kind is not None:
+            if piece.replaced:
                 self._gaps.append((self._told, self._told + piece.size))
             self._told += piece.size
             text += piece.text
@@ -180,11 +199,13 @@ class TranscriptionOutput:
         return self._release(self._checked.feed(event.segment.text))
 
     def _take_done(self, done: protocol.TranscriptionDone) -> Sequence[protocol.JobEvent]:
-        if len(self._shown) + len(self._pending) != len(done.segments):
+        streamed = len(self._shown) + len(self._pending) == len(done.segments)
+        if not streamed:
             self.reset()
             for number, segment in enumerate(done.segments):
                 self._take_segment(protocol.SegmentDelta(id=done.id, segment=segment, index=number))
-        events = self._release(self._checked.feed("", last=True))
+        last = self._release(self._checked.feed("", last=True))
+        events = last if streamed else ()
         if not self._checked.redacted:
             return (*events, done)
         text = "".join(segment.text for segment in self._shown).strip()
@@ -210,12 +231,13 @@ class TranscriptionOutput:
         while left:
             piece = self._pieces.popleft()
             taken = min(left, piece.size)
-            if piece.kind is not None:
+            if piece.replaced:
                 shown, rest, whole = piece.text, "", False
             else:
                 shown, rest = piece.text[:taken], piece.text[taken:]
             if taken < piece.size:
-                self._pieces.appendleft(Piece(rest, piece.size - taken, piece.kind))
+                left_over = piece._replace(text=rest, size=piece.size - taken)
+                self._pieces.appendleft(left_over)
             text += shown
             left -= taken
             self._told -= taken
@@ -224,14 +246,42 @@ class TranscriptionOutput:
         return msgspec.structs.replace(segment, text=text, words=(), tokens=())
 
 
-def output_of(work: protocol.Job, check: Callable[[], Checked]) -> Output | None:
-    """Return the guard of a job's events; None for a kind whose results hold no text."""
+class ImageOutput:
+    """Refuses images that the model's own safety checker has flagged."""
+
+    def __init__(self, work: protocol.ImageJob, watch: Watch) -> None:
+        self.work = work
+        self._watch = watch
+
+    def take(self, event: protocol.JobEvent) -> Sequence[protocol.JobEvent]:
+        if isinstance(event, protocol.Progress) and event.preview:
+            return (msgspec.structs.replace(event, preview=b""),)  # nothing has checked it
+        if isinstance(event, protocol.ImageDone):
+            flagged = [number for number, image in enumerate(event.images) if image.filtered]
+            if flagged:
+                self._watch.found(Tally({IMAGES: len(flagged)}), "output", "block")
+                raise ContentFiltered(
+                    "The model's safety checker has flagged an image.", details={"images": flagged}
+                )
+        return (event,)
+
+    def reset(self) -> None:
+        """Do nothing: each event is looked at by itself."""
+
+
+def output_of(
+    work: protocol.Job, modes: Modes, check: Callable[[], Checked], watch: Watch
+) -> Output | None:
+    """Return the guard of a job's events; None if they pass as they are."""
+    texts = modes.output != "off" or modes.words_output != "off"
     match work:
         case protocol.TextJob():
-            return TextOutput(work, check)
+            return TextOutput(work, check) if texts else None
         case protocol.TranscriptionJob():
-            return TranscriptionOutput(work, check)
-        case protocol.ImageJob() | protocol.SpeechJob():
+            return TranscriptionOutput(work, check) if texts else None
+        case protocol.ImageJob():
+            return ImageOutput(work, watch) if modes.flagged_images == "refuse" else None
+        case protocol.SpeechJob():
             return None
         case _:
             assert_never(work)

@@ -6,6 +6,7 @@ candidate is longer, and none where nothing is open.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -21,6 +22,8 @@ _WORD = re.compile(r"\w")
 
 
 Kinds = frozenset[PersonalData]
+#: returns where, from a place in a text on, something begins that what comes next may complete
+Hold = Callable[[str, int], int]
 
 
 class Piece(NamedTuple):
@@ -28,8 +31,9 @@ class Piece(NamedTuple):
 
     text: str
     size: int  #: characters of the text that came
-    kind: PersonalData | None = None  #: of what was there
+    kind: PersonalData | None = None  #: of what is there
     counts: bool = False  #: False for the rest of a match that was told before
+    replaced: bool = False  #: by another text
 
 
 class _Match(NamedTuple):
@@ -172,8 +176,14 @@ def patterns_of(kinds: Kinds) -> Patterns:
 class Scanner:
     """Redacts one text that comes in pieces; what it gives does not depend on the cuts."""
 
-    def __init__(self, kinds: Kinds) -> None:
+    def __init__(self, kinds: Kinds, *, redacts: bool = True, hold: Hold | None = None) -> None:
+        """``redacts``: show something else in place of matches; else they are only told.
+
+        ``hold`` says what else is to be held back, of at most 64 characters.
+        """
         self._patterns = patterns_of(kinds)
+        self._redacts = redacts
+        self._hold = hold
         self._context = ""  #: folded characters before what is held
         self._held = ""  #: what is undecided, as it came
         self._tail: Tail | None = None  #: of the last match, if it may go on
@@ -195,7 +205,9 @@ class Scanner:
         self._held = raw[done if places is None else places[done] :]
         if self._tail is not None and (seen := folded[done:]) != self._held:
             # It is dropped in any case, and what shows nothing would have no bound.
-            pieces.append(Piece("", len(self._held) - len(seen), self._tail_kind))
+            shown = "" if self._redacts else self._held[: len(self._held) - len(seen)]
+            size = len(self._held) - len(seen)
+            pieces.append(Piece(shown, size, self._tail_kind, replaced=self._redacts))
             self._held = seen
         return pieces
 
@@ -225,13 +237,14 @@ class Scanner:
             nonlocal told
             begin, told = told, end if places is None else places[end]
             if begin < told:
-                shown = raw[begin:told] if shown is None else shown
-                pieces.append(Piece(shown, told - begin, kind, bool(kind and shown)))
+                replaced = kind is not None and self._redacts
+                text = (shown or "") if replaced else raw[begin:told]
+                pieces.append(Piece(text, told - begin, kind, bool(shown), replaced))
 
         start = self._eat(text, start, last, add)
         if self._tail is not None:
             return start
-        edge = len(text) if last else self._patterns.undecided(text, start, places)
+        edge = len(text) if last else self._undecided(raw, text, start, places)
         matches = self._patterns.matches(text, start, places) if edge > start else None
         while matches is not None and (match := matches.after(start)):
             if match.begin >= edge:
@@ -243,10 +256,18 @@ class Scanner:
             if self._tail is not None:
                 return start
             if start > edge:
-                edge = len(text) if last else self._patterns.undecided(text, start, places)
+                edge = len(text) if last else self._undecided(raw, text, start, places)
         edge = max(start, edge)
         add(edge)
         return edge
+
+    def _undecided(self, raw: str, text: str, start: int, places: list[int] | None) -> int:
+        """Return where what is held back begins."""
+        edge = self._patterns.undecided(text, start, places)
+        if self._hold is None:
+            return edge
+        held = self._hold(raw, start if places is None else places[start])
+        return min(edge, held if places is None else max(start, bisect_right(places, held) - 1))
 
     def _eat(self, text: str, start: int, last: bool, add: Callable[..., None]) -> int:
         """Drop what belongs to the last match; ``self._tail`` stays set if it may go on."""

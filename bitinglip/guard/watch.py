@@ -6,12 +6,13 @@ from typing import Literal
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
-from bitinglip.errors import BitingLipError, GuardFailed, PersonalDataDetected
-from bitinglip.settings.guard import Mode
+from bitinglip.errors import BitingLipError, ContentFiltered, GuardFailed, PersonalDataDetected
+from bitinglip.settings.guard import ListMode, Mode
 from bitinglip.telemetry.health import Health
 
 log = structlog.get_logger(__name__)
 
+WORDS, IMAGES = "words", "images"  #: classes beside those of personal data
 Direction = Literal["input", "output"]
 Found = Tally[str]  #: matches by class
 
@@ -37,7 +38,7 @@ class Watch:
             registry=registry,
         )
 
-    def found(self, found: Found, direction: Direction, action: Mode) -> None:
+    def found(self, found: Found, direction: Direction, action: Mode | ListMode) -> None:
         for name, count in found.items():
             self._detections.labels(name, direction, action).inc(count)
 
@@ -61,6 +62,17 @@ class Watch:
             self._failing.discard(direction)
             self._health.recover("guard", direction)
 
+    def words_read(self, count: int) -> None:
+        """Note that the file of words was read again."""
+        self._health.recover("guard", "words")
+        log.info("the list of words was read again", entries=count)
+
+    def words_unread(self) -> None:
+        """Note that the file of words has changed and cannot be read."""
+        self._health.degrade(
+            "guard", "words", "the file of words has changed and cannot be read; the old list stays"
+        )
+
 
 def refusal(found: Found, direction: Direction, param: str | None = None) -> BitingLipError:
     """Return the error for a text that holds personal data; it names classes, never the text."""
@@ -70,4 +82,12 @@ def refusal(found: Found, direction: Direction, param: str | None = None) -> Bit
         f"{what} personal data or secrets ({', '.join(classes)}).",
         param=param,
         details={"classes": classes, "count": found.total()},
+    )
+
+
+def filtered(count: int, direction: Direction, param: str | None = None) -> BitingLipError:
+    """Return the error for a text with listed words; it does not say which."""
+    what = "The request holds" if direction == "input" else "The answer was ended: it holds"
+    return ContentFiltered(
+        f"{what} words that this server does not allow.", param=param, details={"count": count}
     )

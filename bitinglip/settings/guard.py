@@ -22,6 +22,9 @@ Mode = Annotated[Literal["off", "report", "redact", "block"], BeforeValidator(_u
 ListMode = Annotated[Literal["off", "report", "block"], BeforeValidator(_unquoted)]
 
 
+_WORDS = "off, report or block (CONTENT_FILTERED)"
+
+
 class TierGuard(Section):
     """What the guard does for the keys of a tier, in place of the general modes."""
 
@@ -30,6 +33,12 @@ class TierGuard(Section):
     )
     output: Mode | None = Field(
         None, description="personal data in the results of these keys; null uses guard.output"
+    )
+    words_input: ListMode | None = Field(
+        None, description="listed words in the prompts of these keys; null uses guard.words_input"
+    )
+    words_output: ListMode | None = Field(
+        None, description="listed words in the results of these keys; null uses guard.words_output"
     )
 
 
@@ -50,6 +59,25 @@ class Guard(Section):
         ["email", "phone", "card", "iban", "national_id", "secret"],
         description="what counts as personal data: email, phone, card, iban, national_id, "
         "ip_address, mac_address and secret (keys, tokens, passwords)",
+    )
+    words: list[str] = Field(
+        [],
+        description="words and phrases that are not allowed, in any case and spelling; * at an end "
+        "stands for the rest of a word",
+    )
+    words_file: str | None = Field(
+        None,
+        description="file with further words and phrases, one a line; it is read again when it "
+        "changes",
+    )
+    words_input: ListMode = Field("off", description=f"listed words in prompts: {_WORDS}")
+    words_output: ListMode = Field(
+        "off", description=f"listed words in generated text and transcripts: {_WORDS}"
+    )
+    flagged_images: Literal["show", "refuse"] = Field(
+        "show",
+        description="images that a model's own safety checker has flagged: show them in black, or "
+        "refuse the request with CONTENT_FILTERED; then no previews are shown",
     )
     on_error: Literal["close", "open"] = Field(
         "close",

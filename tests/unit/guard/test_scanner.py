@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitinglip.guard.scanner import Scanner, redact
+from bitinglip.guard.words import WordList
 from bitinglip.settings.guard import PersonalData
 from tests.unit.guard.test_recognisers import FOUND
 
@@ -41,6 +42,24 @@ def test_stream_is_redacted_as_the_whole_text_is(text: str, sizes: list[int]) ->
     last = scanner.feed("", last=True)
     assert shown + "".join(each.text for each in last) == whole
     assert taken + sum(each.size for each in last) == len(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_TEXT, _SIZES, st.booleans())
+def test_stream_that_holds_more_back_shows_the_same(
+    text: str, sizes: list[int], redacts: bool
+) -> None:
+    """Phrases of a list are awaited beside personal data; those here never end."""
+    phrases = WordList(["hello hello you", "4111 1111 9", "mail*zz", "日本語"])
+    scanner = Scanner(ALL, redacts=redacts, hold=phrases.begun)
+    shown, came, taken = "", 0, 0
+    for piece in _pieces(text, sizes):
+        came += len(piece)
+        for each in scanner.feed(piece):
+            shown, taken = shown + each.text, taken + each.size
+        assert came - taken <= 64
+    shown += "".join(each.text for each in scanner.feed("", last=True))
+    assert shown == (redact(text, ALL) if redacts else text)
 
 
 @pytest.mark.parametrize("text", _EXAMPLES)
