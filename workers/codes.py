@@ -31,6 +31,7 @@ Code = Literal[
     "PAYLOAD_TOO_LARGE",
     "PII_DETECTED",
     "QUEUE_FULL",
+    "QUOTA_EXCEEDED",
     "RATE_LIMIT_EXCEEDED",
     "SHUTTING_DOWN",
     "TASK_CANCELLED",

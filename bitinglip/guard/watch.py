@@ -7,7 +7,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from bitinglip.errors import BitingLipError, ContentFiltered, GuardFailed, PersonalDataDetected
-from bitinglip.settings.guard import ListMode, Mode
+from bitinglip.settings.guard import Guard, ListMode, Mode
 from bitinglip.telemetry.health import Health
 
 log = structlog.get_logger(__name__)
@@ -20,9 +20,8 @@ Found = Tally[str]  #: matches by class
 class Watch:
     """The guard's counters and its state of health."""
 
-    def __init__(self, registry: CollectorRegistry, health: Health, *, closes: bool) -> None:
-        """``closes``: refuse a text when the guard fails on it, rather than let it pass."""
-        self.closes = closes
+    def __init__(self, registry: CollectorRegistry, health: Health, settings: Guard) -> None:
+        self._closes = settings.on_error == "close"
         self._health = health
         self._failing: set[Direction] = set()
         self._detections = Counter(
@@ -47,14 +46,14 @@ class Watch:
 
         The message of the error is logged nowhere, since it may hold a part of the text.
         """
-        self._failures.labels(direction, "refused" if self.closes else "passed").inc()
+        self._failures.labels(direction, "refused" if self._closes else "passed").inc()
         self._failing.add(direction)
-        then = "they are refused" if self.closes else "they pass unchecked"
+        then = "they are refused" if self._closes else "they pass unchecked"
         self._health.degrade(
             "guard", direction, f"texts cannot be checked ({type(error).__name__}); {then}"
         )
         log.error("the guard failed", direction=direction, error=type(error).__name__)
-        return GuardFailed() if self.closes else None
+        return GuardFailed() if self._closes else None
 
     def works(self, direction: Direction) -> None:
         """Note that the guard has checked a text."""

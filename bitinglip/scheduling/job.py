@@ -39,6 +39,7 @@ class Job:
     output: Output = "b64"  #: how the answer holds the files that the job makes
     file_bytes: int = 0  #: the size of the audio file that the client sent
     guard: Modes | None = None  #: what is done about personal data; None: nothing
+    asynchronous: bool = False  #: it is a task of the database, and runs again after a restart
 
     @property
     def id(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bitinglip.settings.audit import Audit
 from bitinglip.settings.guard import Guard
 from bitinglip.settings.limits import (
     ImageLimits,
@@ -36,10 +37,12 @@ from bitinglip.settings.sections import (
     Security,
     Server,
     Tasks,
+    Usage,
     Workers,
 )
 
 __all__ = [
+    "Audit",
     "Balancing",
     "Devices",
     "FakeDevice",
@@ -76,6 +79,8 @@ class Settings(Section):
     guard: Guard = Guard()
     tasks: Tasks = Tasks()
     files: Files = Files()
+    audit: Audit = Audit()
+    usage: Usage = Usage()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

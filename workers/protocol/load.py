@@ -46,7 +46,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
 class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The image engine's options for a pipeline (``models.<name>.image.*``)."""
 
-    offload: str = "none"  #: what lies in host memory while unused: none, model or group
+    #: what lies in host memory while unused: none, model, group or group_low_ram
+    offload: str = "none"
     compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
     step_cache: str = "none"  #: skip what changes little between steps: none or first_block
     loras: dict[str, str] = {}  #: LoRA files by name
@@ -69,6 +70,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
     #: bytes of weights that each visible device may hold, in their order; none: as they have room
     device_weights: tuple[int, ...] = ()
+    even_split: bool = True  #: those are equal; else each device but the last is to be filled
     dtype: str | None = None  #: None: the files' own, where the device computes it well
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device

@@ -42,7 +42,7 @@ FIELDS = {
 
 
 def _guard() -> Guard:
-    return Guard(Settings(), Watch(CollectorRegistry(), Health(), closes=True))
+    return Guard(Settings(), Watch(CollectorRegistry(), Health(), GuardSettings()))
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -12,7 +12,7 @@ from bitinglip.guard.watch import Watch
 from bitinglip.guard.words import WordList
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
-from bitinglip.settings.guard import Mode, PersonalData
+from bitinglip.settings.guard import Guard, Mode, PersonalData
 from bitinglip.telemetry.health import Health
 from workers import protocol
 
@@ -22,7 +22,7 @@ SHOWN = [" My card is [CARD]", ", and", " my address [EMAIL]", " Bye."]
 
 
 def _guard(work: protocol.Job, mode: Mode = "redact") -> Output:
-    watch = Watch(CollectorRegistry(), Health(), closes=True)
+    watch = Watch(CollectorRegistry(), Health(), Guard())
     modes, kinds = Modes(output=mode), frozenset[PersonalData]({"card", "email"})
     guard = output_of(work, modes, lambda: Checked(kinds, modes, WordList(()), watch), watch)
     assert guard is not None
