@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from bitinglip.access.credentials import Credential
+from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.queue.priority import Priority
 from workers import protocol
 
@@ -46,6 +47,7 @@ class Job:
     output: Output = "b64"  #: how the answer holds the files that the job makes
     file_bytes: int = 0  #: the size of the audio file that the client sent
     seeded: bool = False  #: the seed of an image or speech job is its client's own
+    guard: Modes | None = None  #: what is done about personal data; None: nothing
     asynchronous: bool = False  #: it is a task of the database, and runs again after a restart
 
     @property

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitinglip.access.credentials import Credential
+from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.job import Job, Output
 from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model, Tier
@@ -23,6 +24,7 @@ class JobContext:
     credential: Credential | None = None
     timeout: float  #: seconds; a request may ask for less
     priority: Priority
+    guard: Modes | None = None
     folder: Path  #: where workers write images and audio to
     uploads: Path  #: where the files are that clients send
 
@@ -46,4 +48,5 @@ class JobContext:
             output=output,
             file_bytes=file_bytes,
             seeded=seeded,
+            guard=self.guard,
         )
