@@ -2,16 +2,18 @@
 
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded, HeadersTooLarge, RequestTimeout
+ ├─ PersonalDataDetected, ContentFiltered
  ├─ InvalidApiKey, ExpiredApiKey, InvalidToken
  ├─ InsufficientScope, IpNotAllowed, ModelNotAllowed
  ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound, FileGone
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
- ├─ RateLimitExceeded, ConcurrencyLimitExceeded
+ ├─ RateLimitExceeded, ConcurrencyLimitExceeded, QuotaExceeded
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
- ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, DatabaseUnavailable
+ ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, GuardFailed,
+ │                DatabaseUnavailable
  └─ Timeout, DiskFull
 
 A class's docstring is its default message. Raise these anywhere in the gateway; nothing else
@@ -63,6 +65,18 @@ class HeadersTooLarge(InvalidRequest):
 
 class RequestTimeout(InvalidRequest):
     """The request did not arrive in time."""
+
+
+class PersonalDataDetected(BitingLipError):
+    """The text holds personal data or secrets."""
+
+    should_retry = False
+
+
+class ContentFiltered(BitingLipError):
+    """The text or picture holds what this server does not allow."""
+
+    should_retry = False
 
 
 class InvalidApiKey(BitingLipError):
@@ -151,6 +165,12 @@ class ConcurrencyLimitExceeded(BitingLipError):
     retry_after: float | None = 1.0
 
 
+class QuotaExceeded(BitingLipError):
+    """This API key has used up its quota."""
+
+    should_retry = False
+
+
 class InternalError(BitingLipError):
     """Something went wrong in the server; the log names the cause under this request id."""
 
@@ -201,7 +221,11 @@ class ModelDoesNotFit(Unavailable):
     """The model does not fit into the memory of any device."""
 
     retry_after = None
-    should_retry = False
+
+    @property
+    def should_retry(self) -> bool | None:  # type: ignore[override]
+        """False unless it is known when there may be room."""
+        return False if self.retry_after is None else None
 
 
 class ShuttingDown(Unavailable):
@@ -212,6 +236,12 @@ class ShuttingDown(Unavailable):
 
 class DatabaseUnavailable(Unavailable):
     """The database cannot be used now; the server goes on without it and tries again."""
+
+    retry_after = 5.0
+
+
+class GuardFailed(Unavailable):
+    """The text cannot be checked for personal data now, and does not pass unchecked."""
 
     retry_after = 5.0
 
@@ -239,6 +269,8 @@ TABLE: dict[type[BitingLipError], Answer] = {
     InvalidRequest: Answer(400, "INVALID_REQUEST", _BAD),
     UnsupportedParameter: Answer(400, "UNSUPPORTED_PARAMETER", _BAD),
     ContextLengthExceeded: Answer(400, "CONTEXT_LENGTH_EXCEEDED", _BAD),
+    PersonalDataDetected: Answer(400, "PII_DETECTED", _BAD),
+    ContentFiltered: Answer(400, "CONTENT_FILTERED", _BAD),
     HeadersTooLarge: Answer(431, "INVALID_REQUEST", _BAD),
     RequestTimeout: Answer(408, "INVALID_REQUEST", _BAD),
     InvalidApiKey: Answer(401, "INVALID_API_KEY", "authentication_error"),
@@ -261,6 +293,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     UnsupportedMediaType: Answer(415, "UNSUPPORTED_MEDIA_TYPE", _BAD),
     RateLimitExceeded: Answer(429, "RATE_LIMIT_EXCEEDED", "rate_limit_error"),
     ConcurrencyLimitExceeded: Answer(429, "CONCURRENCY_LIMIT_EXCEEDED", "rate_limit_error"),
+    QuotaExceeded: Answer(429, "QUOTA_EXCEEDED", "rate_limit_error"),
     InternalError: Answer(500, "INTERNAL_ERROR", "server_error"),
     InferenceFailed: Answer(500, "INFERENCE_FAILED", "server_error"),
     OutOfMemory: Answer(500, "OUT_OF_MEMORY", "server_error"),
@@ -272,6 +305,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     QueueFull: Answer(503, "QUEUE_FULL", "overloaded_error"),
     ModelDoesNotFit: Answer(503, "MODEL_DOES_NOT_FIT", "overloaded_error"),
     ShuttingDown: Answer(503, "SHUTTING_DOWN", "service_unavailable"),
+    GuardFailed: Answer(503, "OVERLOADED", "service_unavailable"),
     DatabaseUnavailable: Answer(503, "OVERLOADED", "service_unavailable"),
     Timeout: Answer(504, "TIMEOUT", "timeout"),
     DiskFull: Answer(507, "DISK_FULL", "server_error"),
@@ -290,7 +324,13 @@ def answer(error: BitingLipError) -> Answer:
 
 
 def from_code(
-    code: str, message: str, *, param: str | None = None, details: dict[str, Any] | None = None
+    code: str,
+    message: str,
+    *,
+    param: str | None = None,
+    details: dict[str, Any] | None = None,
+    retry_after: float | None = None,
 ) -> BitingLipError:
     """The error that a worker or the store names by its code."""
-    return _BY_CODE.get(code, InternalError)(message, param=param, details=details)
+    kind = _BY_CODE.get(code, InternalError)
+    return kind(message, param=param, details=details, retry_after=retry_after)

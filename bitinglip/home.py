@@ -19,6 +19,7 @@ from model_store.rights import Refusal, refusal
 _SECRET_BYTES = 32
 #: a reader of server.json touches the lock for an instant; a start outwaits it
 _LOCK_PATIENCE = 0.25
+_CLOCK_SECONDS = 5.0  #: by which the time of the machine's start may be off
 _MAX_ADDRESS_BYTES = 100
 _OWN_DESCRIPTORS = "/proc/self/fd"
 
@@ -70,6 +71,11 @@ class Home:
     def work(self) -> Path:
         """Folders of worker processes, while they run."""
         return self.root / "work"
+
+    @property
+    def audit(self) -> Path:
+        """Return the folder of audit entries that are not in the database yet, and of its end."""
+        return self.root / "audit"
 
     @property
     def caches(self) -> Path:
@@ -136,7 +142,7 @@ class Home:
         """Return the names of ours that are there."""
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
         ours |= {path.name for path in (self.lock, self.server_json, self.socket, self.uploads)}
-        ours |= {path.name for path in (self.work, self.caches)}
+        ours |= {path.name for path in (self.work, self.caches, self.audit)}
         ours |= {"config.yaml"}
         names = {path.name for path in self.root.iterdir()}
         return {name for name in names if name in ours or name.startswith(self.database.name)}
@@ -151,7 +157,20 @@ class Home:
         return hmac.digest(_read_secret(self.secret_key), purpose.encode(), "sha256")
 
     def write_server_json(self, url: str, pid: int) -> None:
+        """Say where the server is that holds this home."""
+        for left in self.root.glob(f"{self.server_json.name}.*"):  # drafts of servers that died
+            left.unlink(missing_ok=True)
         replace_private(self.server_json, json.dumps({"url": url, "pid": pid}).encode())
+
+    def machine_went_down(self, booted: float) -> bool:
+        """Return True if the last server of this home ran until the machine went down.
+
+        ``booted`` is when the machine started, by the clock on the wall.
+        """
+        try:
+            return self.server_json.stat().st_mtime < booted - _CLOCK_SECONDS
+        except OSError:
+            return False
 
     def remove_server_json(self) -> None:
         self.server_json.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
 import structlog
 
 from bitinglip import allocator, local_socket, standard_streams
@@ -19,6 +20,7 @@ from bitinglip.app import build
 from bitinglip.confinement import hide_secrets
 from bitinglip.db.files import DatabaseError
 from bitinglip.errors import DatabaseUnavailable
+from bitinglip.guard.words import read_words
 from bitinglip.home import Home, HomeLock
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
@@ -27,6 +29,7 @@ from bitinglip.service_manager import ServiceManager
 from bitinglip.settings import Server as ServerSettings
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
+from bitinglip.start_text import start_text
 from bitinglip.telemetry import logs
 from bitinglip.tls import check_tls
 
@@ -35,6 +38,10 @@ log = structlog.get_logger(__name__)
 _LOOPBACK_IS_LOCAL = (
     "requests from loopback are taken for local ones: /metrics needs no key; behind a reverse "
     "proxy on this machine, set server.trust_loopback to false"
+)
+_WENT_DOWN = (
+    "the machine went down while the server ran: if that was under load and nobody switched it "
+    "off, look at its power supply and its cooling"
 )
 #: where a server that listens on every address can be reached from its own machine
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -57,6 +64,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
     check_tls(settings.server)
+    read_words(settings.guard)
     hide_secrets(os.environ)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
@@ -124,6 +132,8 @@ class _Runner(HttpServer):
         super().__init__(app, connections, tls=_tls(settings.server), **options)
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
+        if self._home.machine_went_down(psutil.boot_time()):
+            log.warning(_WENT_DOWN)
         self._home.write_server_json(self._url, os.getpid())
         try:
             super().run(sockets=sockets or [self._socket])
@@ -186,16 +196,10 @@ class _Runner(HttpServer):
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
-        lines = [f"BitingLip answers on {self._url}", f"  docs    {self._url}/docs"]
-        if admin_key:
-            lines.append(f"  key     {_key_text(admin_key, self._home)}")
-        names = services.store.names()
-        lines.append(f"  models  {', '.join(names) or 'none yet: bitinglip models pull REPO'}")
-        if names:
-            lines.append(
-                f"  try     bitinglip chat {'demo-text' if 'demo-text' in names else names[0]}"
-            )
-        standard_streams.say("\n".join(lines) + "\n")
+        operations = services.operations
+        key = _key_text(admin_key, self._home) if admin_key else None
+        told = operations.devices(), operations.device_problems(), services.store.names()
+        standard_streams.say(start_text(self._url, *told, key))
         self._manager.ready(self._status())
 
     def _tell_manager(self) -> None:

@@ -52,6 +52,10 @@ class Client:
     def get(self, path: str, **query: Any) -> Any:
         return self._ask("GET", path, params=query)
 
+    def get_patiently(self, path: str) -> Any:
+        """Get what the server may take minutes for."""
+        return self._ask("GET", path, timeout=None)
+
     def post(self, path: str, body: Any = None, *, patience: float | None = _PATIENCE) -> Any:
         return self._ask("POST", path, json=body, timeout=patience)
 
@@ -61,11 +65,11 @@ class Client:
     def delete(self, path: str) -> None:
         self._ask("DELETE", path, timeout=None)
 
-    def list(self, path: str) -> list[dict[str, Any]]:
-        """Yield all rows of a list, page by page."""
+    def list(self, path: str, **query: Any) -> list[dict[str, Any]]:
+        """Return all rows of a list, asked for page by page."""
         rows: list[dict[str, Any]] = []
         while True:
-            page = self.get(path, limit=_PAGE, offset=len(rows))
+            page = self.get(path, limit=_PAGE, offset=len(rows), **query)
             rows += page["data"]
             if not page["data"] or len(rows) >= page["total"]:
                 return rows

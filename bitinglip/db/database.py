@@ -28,8 +28,14 @@ _PRAGMAS = {
     "trusted_schema": "OFF",
     "cell_size_check": "ON",
 }
+_LOG_BYTES = 32 * 2**20  #: what the log keeps on the disk once it is written back
 # FULL: what was answered survives a power cut.
-_WRITER_PRAGMAS = {"journal_mode": "WAL", "synchronous": "FULL"} | _PRAGMAS
+_WRITER_PRAGMAS = {
+    "journal_mode": "WAL",
+    "synchronous": "FULL",
+    "journal_size_limit": str(_LOG_BYTES),
+    **_PRAGMAS,
+}
 
 
 _SPARE_PAGES = 256  #: free pages that are kept for the next rows
@@ -43,17 +49,22 @@ class Database:
     DatabaseUnavailable and reported to ``health``; nobody else handles the library's errors.
     """
 
-    def __init__(self, writer: AsyncEngine, reader: AsyncEngine, health: Health) -> None:
+    def __init__(
+        self, path: Path, writer: AsyncEngine, reader: AsyncEngine, health: Health
+    ) -> None:
+        self.path = path
         self._writer = writer
         self._reader = reader
         self._health = health
         self._lock = asyncio.Lock()
+        self._checking: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, path: Path, health: Health | None = None) -> Self:
         """Makes or migrates the file where needed; DatabaseError when it cannot be trusted."""
         await asyncio.to_thread(prepare, path)
         database = cls(
+            path,
             _engine(path, "rw", _WRITER_PRAGMAS, connections=1),
             _engine(path, "ro", _PRAGMAS, connections=2),
             health or Health(),
@@ -69,6 +80,8 @@ class Database:
 
     async def close(self) -> None:
         """Readers first, so that the last checkpoint is the writer's."""
+        if self._checking is not None:
+            await asyncio.wait([self._checking], timeout=PATIENCE)
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -104,7 +117,22 @@ class Database:
             raise ours from error
 
     async def check(self) -> None:
-        """Raises DatabaseUnavailable when the database does not answer; for the health route."""
+        """Raises DatabaseUnavailable when the database does not answer; for the health routes.
+
+        Those are open to all, so calls that come together share one answer: any number of them
+        leaves a reader free for requests.
+        """
+        if self._checking is None:
+            self._checking = asyncio.create_task(self._check())
+            self._checking.add_done_callback(self._checked)
+        await asyncio.shield(self._checking)
+
+    def _checked(self, task: asyncio.Task[None]) -> None:
+        self._checking = None
+        if not task.cancelled():
+            task.exception()  # nobody may be waiting for it any more
+
+    async def _check(self) -> None:
         try:
             async with self.read() as session:
                 await session.execute(text("SELECT version_num FROM alembic_version"))

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bitinglip.settings.audit import Audit
+from bitinglip.settings.cache import Cache
+from bitinglip.settings.guard import Guard
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -28,6 +31,7 @@ from bitinglip.settings.sections import (
     FakeDevice,
     Files,
     Hub,
+    KeyRotation,
     Logging,
     Queue,
     ResidencyRules,
@@ -35,15 +39,20 @@ from bitinglip.settings.sections import (
     Security,
     Server,
     Tasks,
+    Usage,
     Workers,
 )
 
 __all__ = [
+    "Audit",
     "Balancing",
+    "Cache",
     "Devices",
     "FakeDevice",
+    "Guard",
     "ImageLimits",
     "ImageModel",
+    "KeyRotation",
     "Logging",
     "Model",
     "SamplingDefaults",
@@ -71,8 +80,12 @@ class Settings(Section):
     queue: Queue = Queue()
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
+    cache: Cache = Cache()
+    guard: Guard = Guard()
     tasks: Tasks = Tasks()
     files: Files = Files()
+    audit: Audit = Audit()
+    usage: Usage = Usage()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

@@ -47,9 +47,10 @@ class ImageModel(Section):
     max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
         None, description="maximum megapixels per image; null uses limits.images"
     )
-    offload: Literal["auto", "none", "model", "group"] = Field(
+    offload: Literal["auto", "none", "model", "group", "group_low_ram"] = Field(
         "auto",
-        description="CPU offload: none, model or group; auto offloads only what does not fit",
+        description="CPU offload: none, model, group (twice the weights in RAM) or group_low_ram "
+        "(once, slower); auto offloads only what does not fit",
     )
     compile: bool = Field(
         False, description="compile the denoiser with torch.compile; loading takes minutes longer"
@@ -146,6 +147,11 @@ class Model(Section):
     )
     allow_pickles: bool = Field(
         False, description="convert weights that come as pickles only, on pull or import"
+    )
+    warmup: bool | None = Field(
+        None,
+        description="compute the largest shapes once at load, so that their memory is known: text "
+        "and image models; null does it for text on a card",
     )
     preload: bool = Field(False, description="load the model when the server starts")
     pin: bool = Field(

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -18,14 +18,14 @@ _SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([smhd])", re.ASCII)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _seconds(value: object) -> object:
+def span_in_seconds(value: object) -> object:
     """``10m`` is 600 seconds; everything else is left to the field."""
     match = _SPAN.fullmatch(value) if isinstance(value, str) else None
     return float(match[1]) * _UNITS[match[2]] if match else value
 
 
 #: how long something unused is kept: seconds, a span such as 30m, or forever
-KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(_seconds)]
+KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(span_in_seconds)]
 
 #: YAML reads a plain ``off`` as false
 Confine = Annotated[
@@ -83,16 +83,41 @@ class Server(Section):
         return self
 
 
+LongSpan = Annotated[float, Field(gt=0, le=3_153_600_000), BeforeValidator(span_in_seconds)]
+
+
+class KeyRotation(Section):
+    max_age: LongSpan | None = Field(
+        None,
+        description="age at which the secret of an API key ends unless it is rotated before: "
+        "seconds, or a span such as 90d; null never. The key in admin.key is rotated by the server",
+    )
+    notice: LongSpan | None = Field(
+        None,
+        description="how long before that answers carry Deprecation and Sunset headers: seconds, "
+        "or a span such as 14d; null is 14 days, or a quarter of max_age if less",
+    )
+
+    @model_validator(mode="after")
+    def _notice_is_within_the_age(self) -> Self:
+        if self.notice is not None and (self.max_age is None or self.notice >= self.max_age):
+            raise ValueError("notice must be shorter than max_age")
+        return self
+
+
 class Security(Section):
     require_api_key: bool = Field(True, description="require a valid API key on every request")
     allow_insecure: bool = Field(
         False, description="allow listening beyond loopback while require_api_key is false"
     )
+    key_rotation: KeyRotation = KeyRotation()
 
 
 class Workers(Section):
     heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
-        30, description="seconds without a heartbeat before a worker is killed"
+        30,
+        description="seconds without a heartbeat before a worker is killed; one that loads sends "
+        "none, and is killed if its process was stopped by a signal for as long",
     )
     load_timeout: Seconds = Field(
         600,
@@ -129,11 +154,25 @@ class FakeDevice(Section):
     )
 
 
+def _are_positive(limits: dict[str, int]) -> dict[str, int]:
+    if wrong := next((name for name, limit in limits.items() if limit <= 0), None):
+        raise ValueError(f"the limit of {wrong!r} should be greater than 0")
+    return limits
+
+
+MemoryLimits = Annotated[dict[str, int], AfterValidator(_are_positive)]
+
+
 class Devices(Section):
     require: Literal["auto", "cuda"] = Field(
         "auto",
         description="cuda: without a usable card /readyz answers 503 with the reason and no model "
         "runs on the CPU unless it is set to; auto: models may run on the CPU",
+    )
+    live_without_card: bool = Field(
+        True,
+        description="false: /livez answers 503 once every card that was in use is lost, so that "
+        "what runs the container makes it anew",
     )
     fake: list[FakeDevice] = Field(
         [], description="simulated devices that replace the machine's, for tests"
@@ -148,6 +187,11 @@ class Devices(Section):
     display_headroom_bytes: Bytes = Field(
         1_073_741_824,
         description="bytes kept free instead on an accelerator that a screen hangs on, if more",
+    )
+    memory_limit: MemoryLimits = Field(
+        {},
+        description="bytes that models may take at most of an accelerator, by its index or UUID "
+        "(or the beginning of it), or of each under the name all",
     )
     perf_boost: bool = Field(
         True,
@@ -202,6 +246,11 @@ class Files(Section):
         4_294_967_296,
         description="maximum bytes of unfinished requests' uploads on disk; one key may hold half",
     )
+    max_cache_bytes: Bytes = Field(
+        10_737_418_240,
+        description="maximum bytes of code compiled for models, kept between their loads; the "
+        "model that holds most loses its oldest first; looked at once an hour",
+    )
     min_free_bytes: Bytes | None = Field(
         None,
         description="disk space in bytes that uploads and tasks leave free; null is 1 GiB or 5 %",
@@ -215,6 +264,13 @@ class Tasks(Section):
     max_bytes: Bytes = Field(
         1_073_741_824,
         description="maximum bytes of finished tasks; the largest holder loses its oldest first",
+    )
+
+
+class Usage(Section):
+    retention: Annotated[float, Field(ge=32 * 86_400)] | None = Field(
+        34_560_000,
+        description="seconds that the usage of a key, by model and day, is kept; null keeps it",
     )
 
 

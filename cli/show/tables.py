@@ -100,6 +100,8 @@ def _remarks(devices: Iterable[Mapping[str, Any]]) -> "Iterator[Text]":
         if reason := each.get("reason"):
             colour = "red" if each["state"] == "lost" else "yellow"
             yield Text(clean(f"{each['id']} is {each['state']}: {reason}"), style=colour)
+        if slowed := each.get("slowed_by"):
+            yield Text(clean(f"{each['id']} is slowed by {' and '.join(slowed)}"), style="yellow")
         if note := each.get("note"):
             yield Text(clean(f"{each['id']} {note}"), style="dim")
 
@@ -155,7 +157,7 @@ def worker_table(workers: Iterable[Mapping[str, Any]], width: int) -> "Table":
         cause = [_text(each.get("cause") or "")] if width >= 120 else []
         table.add_row(
             _text(each["id"]),
-            _state(each["state"]),
+            _state(each["state"], activity=each.get("activity")),
             str(each["pid"]),
             _text(",".join(each.get("devices") or ()) or "-"),
             size(each["memory_bytes"]),
@@ -189,10 +191,12 @@ def _text(value: Any) -> "Text":
     return Text(clean(str(value)))
 
 
-def _state(state: str, progress: float | None = None) -> "Text":
+def _state(state: str, progress: float | None = None, *, activity: str | None = None) -> "Text":
+    """Show a state, with how far a load is, or with what a worker does that may take minutes."""
     from rich.text import Text
 
     shown = f"{state} {progress:.0%}" if progress is not None else state
+    shown = f"{shown}, {activity}" if activity else shown
     return Text(clean(shown), style=_COLOURS.get(state, "dim"))
 
 

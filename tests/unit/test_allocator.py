@@ -18,11 +18,11 @@ def resident():
 assert return_large_blocks({})
 bytearray(20_000_000)  # glibc would not map blocks of this size any more
 before = resident()
-large = [bytearray(4_000_000) for _ in range(20)]
-for block in large:
+blocks = [bytearray(size) for _ in range(20) for size in (4_000_000, 100_000)]
+for block in blocks:
     block[::4096] = b"x" * len(block[::4096])
-pinned = bytearray(1000)
-del large, block
+pinned = blocks[1::2]  # between the large ones
+del blocks, block
 sys.exit(resident() - before > 20_000_000)
 """
 

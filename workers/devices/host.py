@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import psutil
 from workers.devices.device import DeviceUsage
 
 _PROC = Path("/proc")
+_STALLED = re.compile(r"^full .*\bavg60=([0-9.]+)", re.MULTILINE)
 
 
 class Host:
@@ -25,6 +28,9 @@ class Host:
         least = min(limits, key=lambda found: found[0], default=(ram, None))
         self.total_bytes = min(ram, least[0])
         self._group = least[1] if least[0] < ram else None
+        #: what the kernel tells of programs that wait for RAM: in our group, else everywhere
+        self._pressures = [each.folder / "memory.pressure" for each in [self._group] if each]
+        self._pressures.append(proc / "pressure/memory")
         self._ticks: tuple[float, float] | None = None
         self._lock = threading.Lock()
 
@@ -34,7 +40,18 @@ class Host:
         Raises OSError or psutil.Error if the kernel does not tell.
         """
         processes = {pid: size for pid in pids if (size := _resident(pid)) is not None}
-        return DeviceUsage(self._used(), processes, utilisation=self._utilisation())
+        share = self._utilisation()
+        return DeviceUsage(self._used(), processes, utilisation=share, at=time.time())
+
+    def pressure(self) -> float | None:
+        """Return the share of the last minute in which no program went on, for want of RAM.
+
+        None where the kernel does not tell.
+        """
+        for path in self._pressures:
+            if found := _STALLED.search(_text(path)):
+                return float(found[1]) / 100
+        return None
 
     def _used(self) -> int:
         if self._group is not None:

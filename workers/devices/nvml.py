@@ -4,14 +4,20 @@ Everything here may block for as long as the driver likes: ``cards`` asks it wit
 """
 
 import ctypes
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from workers.devices.device import DeviceUsage
+from workers.devices.events import Events
 
 T = TypeVar("T")
+
+#: bits of the reasons for low clocks: the card's own slow-downs, and the limit that is set
+_SLOWED_BY = {"heat": 0x20 | 0x40, "power supply": 0x80, "power limit": 0x04}
+_SLOW_DOWN, _UNTOLD = 0x08, "heat or power supply"  #: older cards do not tell which
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class Card:
     unified: bool = False  #: it has no memory of its own
     exclusive: bool = False  #: it takes one process at a time
     prohibited: bool = False  #: it takes none
+    lanes: tuple[int, int] | None = None  #: PCIe lanes that it uses, and that it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class Nvml:
         self._libraries = libraries
         self._memory_v2 = memory_v2
         self.is_open = False
+        self.events = Events(nvml)
         self.error: type[Exception] = nvml.NVMLError
 
     def open(self) -> None:
@@ -87,6 +95,7 @@ class Nvml:
     def close(self) -> None:
         if self.is_open:
             self.is_open = False
+            self.events.close()
             self.told(self._nvml.nvmlShutdown)
 
     def is_absent(self, error: Exception) -> bool:
@@ -112,7 +121,10 @@ class Nvml:
     # ---- finding ---------------------------------------------------------------------------------
 
     def find(self, visible: str | None) -> Found:
-        """Ask for the driver and its cards. ``visible`` is CUDA_VISIBLE_DEVICES of this process."""
+        """Ask for the driver and its cards, and watch what they report.
+
+        ``visible`` is CUDA_VISIBLE_DEVICES of this process.
+        """
         nvml = self._nvml
         number = nvml.nvmlSystemGetCudaDriverVersion()
         version = str(nvml.nvmlSystemGetDriverVersion())
@@ -128,6 +140,7 @@ class Nvml:
         once: dict[str, Card] = {}
         for card in found:
             once.setdefault(card.pin, card)
+        self.events.watch((card.pin, card.handle) for card in once.values())
         return Found(driver, count, tuple(once.values()), tuple(silent))
 
     def _cards(self, name: str) -> Iterator[Card]:
@@ -191,7 +204,18 @@ class Nvml:
             unified=memory is None,
             exclusive=mode == nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
             prohibited=mode == nvml.NVML_COMPUTEMODE_PROHIBITED,
+            lanes=self.told(lambda: self._lanes(handle)),
         )
+
+    def _lanes(self, handle: Any) -> tuple[int, int]:
+        used = self._nvml.nvmlDeviceGetCurrPcieLinkWidth(handle)
+        return int(used), int(self._nvml.nvmlDeviceGetMaxPcieLinkWidth(handle))
+
+    def _slowed(self, handle: Any) -> tuple[str, ...]:
+        """Return what keeps the card's clocks down, beside having nothing to do."""
+        mask = int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        found = tuple(word for word, bits in _SLOWED_BY.items() if mask & bits)
+        return found or ((_UNTOLD,) if mask & _SLOW_DOWN else ())
 
     # ---- looks -----------------------------------------------------------------------------------
 
@@ -212,6 +236,8 @@ class Nvml:
             utilisation=None if share is None else share / 100,
             temperature_c=self.told(lambda: float(nvml.nvmlDeviceGetTemperature(handle, heat))),
             power_w=None if milliwatts is None else milliwatts / 1000,
+            slowed_by=self.told(lambda: self._slowed(handle)) or (),
+            at=time.time(),
         )
 
     def _memory(self, handle: Any) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 import msgspec
 
 from workers.protocol.events import (
+    Activity,
     AudioDelta,
     Broken,
     Cancelled,
@@ -26,6 +27,7 @@ from workers.protocol.events import (
     TokenLogprob,
     TranscriptionDone,
     Word,
+    Working,
 )
 from workers.protocol.files import AudioFormat, ImageFormat, audio_file_name, image_file_name
 from workers.protocol.jobs import (
@@ -50,6 +52,7 @@ from workers.protocol.load import (
 )
 
 __all__ = [
+    "Activity",
     "AudioDelta",
     "AudioFormat",
     "Broken",
@@ -100,6 +103,7 @@ __all__ = [
     "TranscriptionJob",
     "Word",
     "WorkerEvent",
+    "Working",
     "audio_file_name",
     "image_file_name",
 ]
@@ -119,5 +123,5 @@ Command = Import | Load | Job | Cancel | Stop
 Success = TextDone | ImageDone | SpeechDone | TranscriptionDone | EmbeddingDone
 Final = Success | Failed | Cancelled
 JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
-WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat | Broken
+WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat | Working | Broken
 Event = JobEvent | WorkerEvent

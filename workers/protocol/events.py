@@ -50,6 +50,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     max_context: Count | None = None
     memory_bytes: Size = 0  #: of its device's memory; on a CPU the process's own
     load_seconds: Seconds = 0.0
+    storage_bytes: Size = 0  #: read from storage for it, and not from the system's cache
     dtype: Name | None = None
     device: DeviceKind = "cpu"
     has_chat_template: bool = False
@@ -57,6 +58,16 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
         0.0  #: seconds that one step may take, where that is longer than silence may
     )
     confined: Confined = Confined()
+
+
+#: What a worker is busy with that may take minutes: compiling, or the first use of kernels.
+Activity = Literal["compile", "warmup"]
+
+
+class Working(msgspec.Struct, tag="working", frozen=True):
+    """Told before and after (None) work that is silent and no sign of a stuck loop."""
+
+    activity: Activity | None
 
 
 class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
@@ -224,6 +235,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defau
     message: Message
     param: Name | None = None
     details: Details = {}
+    retry_after: Seconds | None = None  #: known to the gateway, for jobs that it ends itself
 
 
 class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):

@@ -8,20 +8,24 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 
 from bitinglip import errors
-from bitinglip.access.credentials import Credential
+from bitinglip.access.usage.amounts import Units
+from bitinglip.access.usage.meter import Meter
+from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.job import Claim, Job
 from bitinglip.scheduling.kinds import cost, input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
+from bitinglip.scheduling.usage import most_used
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
@@ -39,27 +43,32 @@ class Dispatcher:
         settings: Settings,
         manager: ModelManager,
         metrics: Metrics,
+        guard: Guard | None = None,
         *,
+        meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._meter = Meter() if meter is None else meter
         self._settings = settings
         self._manager = manager
         self._metrics = metrics
+        self._guard = guard
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
-        self.delivery = Delivery(settings, manager, clock)
+        self.delivery = Delivery(settings, manager, clock, self._meter)
         self.overload = OverloadController()
         self.draining = False
 
     @contextmanager
-    def open(self, job: Job) -> Iterator[EventLog]:
+    def open(self, job: Job, *, admitted: bool = False) -> Iterator[EventLog]:
         """Admit a job and hold its event log open around the whole answer.
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
-        QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit or WorkerCrashed (a
-        request in quarantine) before any work is done.
+        QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit, WorkerCrashed (a
+        request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
+        done. The last two are not raised for what an earlier run of the server ``admitted``.
         """
-        entry = self._admit(job)
+        entry = self._admit(job, admitted=admitted)
         timer = asyncio.get_running_loop().call_later(job.timeout, self._expire, entry)
         try:
             yield entry.event_log
@@ -78,6 +87,33 @@ class Dispatcher:
         """
         self._check(job)
         self.delivery.input_memory.check(job.key_id, input_bytes(job), held)
+        self._meter.check(job.key_id, partial(self._most_used, job))
+
+    def record(self, job_id: str) -> None:
+        """Let the charge of an asynchronous task be written: its end is in the database."""
+        entry = self.delivery.entries.get(job_id)
+        if entry is not None and entry.reservation is not None:
+            self._meter.record(entry.reservation)
+
+    def close(self) -> None:
+        """Settle what no worker will end any more; called once the workers have stopped."""
+        for entry in self.delivery.entries.values():
+            self.delivery.settle(entry)
+
+    @contextmanager
+    def holding(self, job: Job) -> Iterator[None]:
+        """Count the input of a job that waits outside the queue. Raises QueueFull."""
+        with self.delivery.input_memory.growing(job.key_id) as grow:
+            grow(input_bytes(job))
+            yield
+
+    def charge_cached(self, job: Job) -> None:
+        """Charge a job's key for a request whose answer was known. Raises QuotaExceeded."""
+        self._meter.charge_cached(job.key_id, job.model)
+
+    def remember(self, event_log: EventLog) -> None:
+        """Keep the ended event log of a job that did not run here, to be found like those."""
+        self.delivery.recent.add(event_log)
 
     def cancel(self, job_id: str) -> bool:
         """End a job as cancelled; return False if no job of that id runs."""
@@ -88,16 +124,14 @@ class Dispatcher:
         entry.event_log.put(protocol.Cancelled(id=job_id))
         return True
 
-    def credentials(self) -> set[Credential]:
-        """Return the credentials whose jobs wait or run."""
-        return {entry.event_log.job.owner for entry in self.delivery.entries.values()}
+    def claims(self) -> set[Claim]:
+        """Return what the jobs that wait or run need of their keys."""
+        return {entry.event_log.job.claim for entry in self.delivery.entries.values()}
 
-    def cancel_of(self, credential: Credential) -> int:
-        """End all jobs of a credential as cancelled; return how many."""
+    def cancel_of(self, claim: Claim) -> int:
+        """End all jobs with this claim as cancelled; return how many."""
         entries = list(self.delivery.entries.values())
-        return sum(
-            self.cancel(each.id) for each in entries if each.event_log.job.owner == credential
-        )
+        return sum(self.cancel(each.id) for each in entries if each.event_log.job.claim == claim)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs, let running ones finish for so many seconds, then fail the rest."""
@@ -194,15 +228,34 @@ class Dispatcher:
 
     # ---- admission and release -------------------------------------------------------------------
 
-    def _admit(self, job: Job) -> InFlightJob:
+    def _admit(self, job: Job, *, admitted: bool) -> InFlightJob:
         self._check(job)
         size = input_bytes(job)
         self.delivery.input_memory.take(job.key_id, size)
+        try:
+            reservation = self._meter.reserve(
+                job.key_id,
+                job.model,
+                partial(self._most_used, job),
+                admitted=admitted,
+                recorded=not job.asynchronous,
+            )
+        except (errors.QuotaExceeded, errors.RateLimitExceeded):
+            self.delivery.input_memory.give_back(job.key_id, size)
+            raise
         priority = job.priority
         share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), size)
+        output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
+        event_log = EventLog(job, self._clock, guard=output)
+        entry = InFlightJob(event_log, share, cost(job), reservation, size)
         self.delivery.add(entry)
         return entry
+
+    def _most_used(self, job: Job) -> Units:
+        manifest = self._manager.model_state(job.model).manifest
+        known = (self._settings.model(job.model).max_context, manifest.max_context)
+        context = min((tokens for tokens in known if tokens), default=None)
+        return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
 
     def _check(self, job: Job) -> None:
         if self.draining:

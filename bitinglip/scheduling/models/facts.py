@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bitinglip import errors
+from bitinglip.scheduling.models.contexts import ContextSizes
+from bitinglip.scheduling.models.formats import NumberFormats
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
@@ -16,16 +18,17 @@ from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
+from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Condition, Device, Devices, DeviceUsage, State
+from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, Report, State
 from workers.engines.defaults import TEXT_ROWS
-from workers.engines.dtypes import HALVED, dtype_for
 from workers.engines.registry import engine_info
+from workers.faults import NO_NUMBERS, Fault
 
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
-_USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
+USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
 _PROVEN_JOBS = 32  #: after which a model has shown what it takes
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
@@ -45,6 +48,8 @@ class ResourceFacts:
         self._footprints = footprints
         self._clock = clock
         self._conditions: dict[str, Condition] | None = None  #: at the last sample
+        self._formats = NumberFormats()
+        self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
 
     # ---- devices -------------------------------------------------------------------------------
@@ -61,6 +66,14 @@ class ResourceFacts:
         """Take back what this source said of a device."""
         self._devices.clear(device, source=source)
 
+    def ask_torch(self) -> bool:
+        """Ask torch about the cards in a new process; see ``Devices.ask_torch``."""
+        return self._devices.ask_torch()
+
+    def take_reports(self) -> Sequence[Report]:
+        """Return the faults that cards have reported since the last call."""
+        return self._devices.take_reports()
+
     def reading(self, device: str) -> DeviceUsage | None:
         return self.use.reading(device)
 
@@ -74,6 +87,10 @@ class ResourceFacts:
     def device_problems(self) -> Mapping[str, str]:
         """Map devices that are not well to their reasons, and "card" to why one is missing."""
         return self._devices.problems()
+
+    def pressure(self) -> str | None:
+        """Say that programs wait for RAM; None if they do not, or the kernel does not tell."""
+        return self._devices.pressure()
 
     def lacks_card(self) -> str | None:
         """Say why there is no usable card although devices.require asks for one; else None."""
@@ -119,6 +136,7 @@ class ResourceFacts:
                 doubtful=device.condition.state == "doubtful",
                 short_since=self.use.short_since(device.id),
                 exclusive=device.exclusive,
+                display=device.display,
                 shares="cpu" if device.unified else None,
             )
             for device in self.devices
@@ -155,69 +173,70 @@ class ResourceFacts:
         return ram_need(manifest, self.load_config(manifest, kind))
 
     def device_weights(self, manifest: Manifest, replica: Replica) -> tuple[int, ...]:
-        """Return the bytes of weights that each of several devices may hold, in their order.
-
-        What the plan reserves there, without the share of the cache, which lies with its layers.
-        """
+        """Return the bytes of weights that each of several devices may hold, in their order."""
         if len(replica.devices) == 1:
             return ()
-        footprint = self.need(manifest, self.kind_of(replica)).footprint
-        weights = 1.0 - footprint.cache / max(1, footprint.total)
-        return tuple(int(reserved * weights) for reserved in replica.devices.values())
+        need = self.need(manifest, self.kind_of(replica)).footprint
+        return weight_limits(tuple(replica.devices.values()), need)
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
         fake = (own.engine or manifest.engine) == "fake"
         load_config = LoadConfig(
             device=kind,
-            dtype=own.dtype or self._dtype_of_cards(manifest, kind),
+            dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
             fake_bytes=own.fake.memory_bytes if fake else None,
+            context_bytes=self._contexts.of(
+                each.name for each in self.devices if each.kind == kind
+            ),
         )
         return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
 
-    def _dtype_of_cards(self, manifest: Manifest, kind: str) -> str | None:
-        """Return the format of a model that some card cannot compute in half precision; None where
-        all compute as the estimate takes for granted."""
-        family = manifest.kind if manifest.kind in ("text", "image") else manifest.model_type or ""
-        if family not in HALVED:
-            return None
-        chosen = {
-            dtype_for(
-                family,
-                manifest.dtype,
-                device.capability,
-                device.name,
-                model_type=manifest.model_type or "",
-            )
-            for device in self.devices
-            if device.kind == kind == "cuda" and device.capability is not None
-        }
-        return "float32" if "float32" in chosen else None
+    def context_bytes(self, replica: Replica) -> int | None:
+        """Return the size of a context on a replica's cards; None if it was not measured yet."""
+        return self._contexts.of(device.name for device in self._devices_of(replica))
+
+    def dtype_of_load(self, replica: Replica) -> str | None:
+        """Return the number format to load a replica in; None leaves it to the engine."""
+        own = self._settings.model(replica.model).dtype
+        return own or self._formats.of_load(replica.model, self._devices_of(replica))
+
+    def loads_wider(self, replica: Replica, fault: Fault | None) -> bool:
+        """Return True if a load that failed with this fault is to be tried again in float32."""
+        if fault is not NO_NUMBERS or self._settings.model(replica.model).dtype is not None:
+            return False
+        return self._formats.widen(replica.model, self._devices_of(replica))
+
+    def _devices_of(self, replica: Replica) -> list[Device]:
+        return [device for device in self.devices if device.id in replica.devices]
 
     def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
-        """Plan for the usual image size, and for no more offload than the largest device needs."""
+        """Plan for the usual image size, and for no more offload than the largest device needs,
+        of what the RAM has room for."""
         own = self._settings.model(manifest.name).image
-        side = _USUAL_SIDE
+        side = USUAL_SIDE
         load_config = replace(load_config, pixels=(own.width or side) * (own.height or side))
         if own.offload != "auto":
             return replace(load_config, offload=own.offload)
         if load_config.device == "cpu":
             return load_config
+        capacities = self.capacities()
         most = max(
             (
                 each.memory - each.headroom
-                for each in self.capacities()
+                for each in capacities
                 if each.kind == load_config.device and not each.reason
             ),
             default=0,
         )
+        ram = next((each.physical or each.memory for each in capacities if each.id == CPU), None)
         modes = [replace(load_config, offload=mode) for mode in OFFLOADS]
-        return next(
-            (w for w in modes if self._footprints.need(manifest, w).bytes <= most), load_config
-        )
+        fitting = [each for each in modes if self._footprints.need(manifest, each).bytes <= most]
+        in_ram = [each for each in fitting if ram is None or ram_need(manifest, each).lasting < ram]
+        return next(iter(in_ram or fitting), load_config)
 
     def load_seconds(self, model_state: ModelState, kind: str) -> float:
         """Return the expected load time: the last measured one, else the learned average, else an
@@ -262,7 +281,7 @@ class ResourceFacts:
     def demands(self, model_state: ModelState, since: float | None, level: int) -> list[Demand]:
         """List the replicas that a model lacks; ``since``: when its oldest request came, if any."""
         own = self._settings.model(model_state.name)
-        needs = {kind: self.need(model_state.manifest, kind).bytes for kind in self.kinds(own)}
+        needs = {kind: self.need(model_state.manifest, kind) for kind in self.kinds(own)}
         ram = max(
             (self.ram(model_state.manifest, kind) for kind in needs),
             key=lambda need: need.loading,
@@ -276,11 +295,12 @@ class ResourceFacts:
             Demand(
                 model=model_state.name,
                 index=next(free),
-                needs=needs,
+                needs={kind: need.bytes for kind, need in needs.items()},
                 since=self._clock() if since is None else since,
                 urgent=since is not None and there == 0 and number == 0,
                 level=level,
                 spread=self._spread(model_state.manifest, own),
+                each_device=max((each.footprint.overhead for each in needs.values()), default=0),
                 ram=ram.loading,
                 lasting_ram=ram.lasting,
             )
@@ -298,6 +318,9 @@ class ResourceFacts:
         worker, kind = replica.worker, self.kind_of(replica)
         if worker is None or worker.ready is None:
             return replica.devices
+        cards = [device for device in self._devices_of(replica) if device.kind == "cuda"]
+        if len(cards) == 1 and (reading := self.use.reading(cards[0].id)) is not None:
+            self._contexts.observe(cards[0].name, worker, reading.processes.get(worker.pid))
         beat = worker.heartbeat.memory_bytes if worker.heartbeat else 0
         self._footprints.observe(
             manifest,
@@ -363,7 +386,7 @@ class ResourceFacts:
         return errors.ModelDoesNotFit(
             message,
             param="model",
-            details=fit_info(answer),
+            details=fit_info(answer, manifest.name.__eq__),  # any key may get it
             retry_after=None if forever else _BLOCKED_SECONDS,
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from model_store.manifest import Manifest
 from workers.engines.defaults import (
+    CONTEXT_BYTES,
     EMBEDDING_STEP_TOKENS,
     IMAGE_BATCH,
     SPEECH_CACHE_BYTES,
@@ -22,9 +23,9 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
 _LOGIT_COPIES = 4  #: float32 rows of the vocabulary alive at once while sampling
 
-#: A process with the libraries imported; on a card its context and their kernels. Measured on a
+#: A process with the libraries imported; on a card what it takes beside its context. Measured on a
 #: CPU: 460 MB resident with a model of 1 MB and a cache of 68 MB.
-_OVERHEAD = {"cpu": 400 * _MB, "cuda": 600 * _MB}
+_PROCESS = {"cpu": 400 * _MB, "cuda": 76 * _MB}
 #: On a CPU the weights are packed into a layout of their own, tied embeddings twice, and the
 #: files stay mapped until the system wants their pages back (135M bfloat16: 998 MB without cache).
 _PACKED = 1.25
@@ -38,7 +39,7 @@ _GROUP_PART = 0.1  #: of the largest component that is on the device at once, wi
 #: 1.47 GB, Whisper small 2.6 GB with 8 rows.
 _SOUND_ROWS = {"speech": SPEECH_ROWS, "transcription": TRANSCRIPTION_BATCH}
 _ACTIVATIONS = 200 * _MB
-OFFLOADS = ("none", "model", "group")  #: the mildest first
+OFFLOADS = ("none", "model", "group", "group_low_ram")  #: the mildest first
 _OTHERS = 1.2  #: for kinds that no engine here runs: what weights alone do not say
 #: Embeddings: bytes of one element that a pass holds for each token. Measured on a CPU: 11 KB (six
 #: layers of 384) to 26 KB (24 of 1024); the widest models are four times as wide.
@@ -55,8 +56,9 @@ class LoadConfig:
     kv_cache_bytes: int | None = None
     max_batch: int | None = None
     pixels: int = 0  #: image: of one image as it is usually asked for
-    offload: str = "none"  #: image: what lies in host memory while unused: none, model or group
+    offload: str = "none"  #: image: what lies in host memory while unused: one of OFFLOADS
     fake_bytes: int | None = None  #: of a fake model: what it pretends, exactly
+    context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +90,19 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
     if kind == "cpu":
         weights = int(weights * _PACKED) + manifest.weight_bytes
     if manifest.kind != "text":
-        return Footprint(int(weights * _OTHERS), overhead=_OVERHEAD[kind])
+        return Footprint(int(weights * _OTHERS), overhead=_overhead(load_config, kind))
     rows = load_config.max_batch or TEXT_ROWS
     return Footprint(
         weights=weights,
         cache=_cache(manifest, load_config, kind, rows),
         activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0),
-        overhead=_OVERHEAD[kind],
+        overhead=_overhead(load_config, kind),
     )
+
+
+def _overhead(load_config: LoadConfig, kind: str) -> int:
+    context = (load_config.context_bytes or CONTEXT_BYTES) if kind == "cuda" else 0
+    return context + _PROCESS[kind]
 
 
 def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:
@@ -111,7 +118,7 @@ def _of_embedding(manifest: Manifest, load_config: LoadConfig, kind: str) -> Foo
     weights = manifest.weight_bytes * element // _stored(manifest)
     passes = EMBEDDING_STEP_TOKENS[kind] * _EMBEDDING_TOKEN_BYTES * element
     activations = min(passes, max(weights, _ACTIVATIONS))
-    return Footprint(weights, activations=activations, overhead=_OVERHEAD[kind])
+    return Footprint(weights, activations=activations, overhead=_overhead(load_config, kind))
 
 
 def _of_sound(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footprint:
@@ -132,7 +139,7 @@ def _of_sound(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
         weights=weights,
         cache=rows * row,
         activations=min(weights, _ACTIVATIONS),
-        overhead=_OVERHEAD[kind],
+        overhead=_overhead(load_config, kind),
     )
 
 
@@ -142,17 +149,19 @@ def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
     the heap keeps what the denoiser gave back, so there the two add up."""
     element = _image_element(manifest, load_config, kind)
     parts = image_parts(manifest, load_config)
-    weights = {
-        "none": sum(parts),
-        "model": max(parts),
-        "group": int(_GROUP_PART * max(parts)),
-    }[load_config.offload]
+    group = int(_GROUP_PART * max(parts)) + _decoder_bytes(manifest, parts)
+    weights = {"none": sum(parts), "model": max(parts)}.get(load_config.offload, group)
     images = load_config.max_batch or IMAGE_BATCH
     latents = images * _ROWS_PER_IMAGE * load_config.pixels // _PIXELS_PER_LATENT
     denoiser = _DENOISER_COPIES * latents * manifest.denoiser_width * element
     decoder = _DECODER_COPIES * load_config.pixels * manifest.decoder_width * element
     peak = denoiser + decoder if load_config.device == "cpu" else max(denoiser, decoder)
-    return Footprint(weights, activations=peak, overhead=_OVERHEAD[kind])
+    return Footprint(weights, activations=peak, overhead=_overhead(load_config, kind))
+
+
+def _decoder_bytes(manifest: Manifest, parts: list[int]) -> int:
+    """Return the bytes of the decoder, which group offload leaves on the device."""
+    return dict(zip(manifest.components, parts, strict=False)).get("vae", 0)
 
 
 def image_parts(manifest: Manifest, load_config: LoadConfig, *, stored: bool = False) -> list[int]:

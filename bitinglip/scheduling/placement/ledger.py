@@ -19,18 +19,19 @@ class DeviceCapacity:
     reason: str | None = None  #: why nothing new is planned there; None if it is well
     doubtful: bool = False  #: it may be well again in a moment
     exclusive: bool = False  #: it takes one worker at a time
+    display: bool = False  #: a screen hangs on it, which long computations hold up
     shares: str | None = None  #: the device whose memory this one uses, too: they are one budget
 
     @property
     def usable(self) -> int:
         """Return the bytes that all our models together may hold now."""
         physical = self.physical or self.memory
-        return max(0, min(self.memory, physical - self.other_bytes) - self.headroom)
+        return max(0, min(self.memory, physical - self.other_bytes - self.headroom))
 
     @property
     def largest(self) -> int:
         """Return the bytes that our models could hold if no other program ran."""
-        return max(0, min(self.memory, self.physical or self.memory) - self.headroom)
+        return max(0, min(self.memory, (self.physical or self.memory) - self.headroom))
 
 
 @dataclass(frozen=True, slots=True)

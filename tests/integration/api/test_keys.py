@@ -104,7 +104,7 @@ def test_model_outside_the_globs_is_denied_in_tasks_and_their_websocket(
 ) -> None:
     accepted = admin.post(NATIVE, json=DEEP, headers={"prefer": "respond-async"}).json()["task_id"]
     path = f"/api/v1/tasks/{accepted}"
-    eventually(lambda: admin.get(path).json()["status"] == "completed", 10)
+    eventually(lambda: admin.get(path).json()["status"] == "completed")
     error_of(narrow.get(path), 403, "MODEL_NOT_ALLOWED")
     error_of(narrow.delete(path), 403, "MODEL_NOT_ALLOWED")
     ticket = narrow.post("/api/v1/auth/ws-ticket", json={"task_id": accepted})
@@ -187,13 +187,27 @@ def test_change_is_met_by_the_next_request_and_kept(served: Served, admin: httpx
     assert admin.patch(f"{KEYS}/{record['id']}", json={}).json()["name"] == "m"
 
 
+_TWICE = "quotas.daily.tokens"
+
+
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
         ({"id": "x"}, "UNSUPPORTED_PARAMETER", "id"),
         ({"key": "x"}, "UNSUPPORTED_PARAMETER", "key"),
         ({"revoked_at": None}, "UNSUPPORTED_PARAMETER", "revoked_at"),
-        ({"quotas": {"requests": 5}}, "UNSUPPORTED_PARAMETER", "quotas"),
+        ({"quotas": {"daily": {"words": 5}}}, "UNSUPPORTED_PARAMETER", "quotas.daily.words"),
+        ({"quotas": {"daily": {"tokens": 0.5}}}, "INVALID_REQUEST", "quotas.daily.tokens"),
+        (
+            {"quotas": {"monthly": {"gpu_seconds": -1}}},
+            "INVALID_REQUEST",
+            "quotas.monthly.gpu_seconds",
+        ),
+        (
+            {"quotas": {"tokens": 5, "daily": {"tokens": 5}}},
+            "INVALID_REQUEST",
+            "quotas.daily.tokens",
+        ),
         ({"scopes": ["everything"]}, "INVALID_REQUEST", "scopes"),
         ({"scopes": []}, "INVALID_REQUEST", "scopes"),
         ({"scopes": None}, "INVALID_REQUEST", "scopes"),
@@ -324,7 +338,7 @@ def test_rotation_ends_tasks_and_websockets_of_the_old_secret_with_its_grace(
                 _, code = heard(watched)
                 assert code == 1008
             path = f"/api/v1/tasks/{before}"
-            eventually(lambda: new.get(path).json()["status"] == "cancelled", 10)
+            eventually(lambda: new.get(path).json()["status"] == "cancelled")
             assert new.get(f"/api/v1/tasks/{after}").json()["status"] == "running"
             new.delete(f"/api/v1/tasks/{after}")
             error_of(old.get(path), 401, "EXPIRED_API_KEY")

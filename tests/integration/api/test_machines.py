@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.support import machines
 from tests.support.api_server import Served, serve
@@ -55,6 +56,11 @@ def test_card_that_is_required_keeps_models_off_the_cpu_until_it_is_there(tmp_pa
         assert refused.status_code == 503
         assert "no kernel module" in refused.json()["error"]["message"]
         assert not served.workers.loads
+        for stream in (False, True):  # a request that was queued is refused as a load is
+            queued = admin.post("/v1/completions", json=WANT | {"stream": stream})
+            assert (queued.status_code, queued.headers["retry-after"]) == (503, "30")
+            assert queued.json()["error"]["message"] == refused.json()["error"]["message"]
+            assert "x-should-retry" not in queued.headers
         machine.nvml.cards = (machines.card("NVIDIA L4", 24),)
         machine.nvml.init = 0
         machine.clock += 6
@@ -77,6 +83,74 @@ def test_card_that_is_lost_is_shown_and_the_other_gets_the_model_by_its_uuid(
         shown = admin.get("/api/v1/cluster/status").json()["devices"]
         assert {each["id"]: each["state"] for each in shown}["1"] == "well"
         eventually(lambda: devices.list()[0].condition.state == "lost")
+
+
+def test_health_tells_of_each_device_how_it_is_and_when_it_has_answered_last(
+    tmp_path: Path,
+) -> None:
+    machine = machines.two_cards()
+    with serve(tmp_path, machine=machine.devices(tmp_path / "root")) as served:
+
+        def told() -> dict[str, dict[str, Any]]:
+            return {each["id"]: each for each in health(served)["checks"]["devices"]["devices"]}
+
+        eventually(lambda: all(each["last_look"] for each in told().values()))
+        machines.lose(machine)
+        eventually(lambda: told()["0"]["state"] == "lost")
+        lost, other = told()["0"], told()["1"]
+        assert "fell off the bus" in lost["reason"]
+        assert (other["state"], other["reason"]) == ("well", None)
+        eventually(lambda: told()["1"]["last_look"] > other["last_look"])
+        assert told()["0"]["last_look"] == lost["last_look"]
+
+
+@pytest.mark.parametrize("live_without_card", [True, False])
+def test_liveness_without_a_card_that_was_there_is_a_setting(
+    live_without_card: bool, tmp_path: Path
+) -> None:
+    machine = machines.two_cards()
+    devices, own = machine.devices(tmp_path / "root"), {"live_without_card": live_without_card}
+    with serve(tmp_path, machine=devices, devices=own) as served:
+
+        def livez() -> httpx.Response:
+            return httpx.get(f"{served.url}/livez")
+
+        def is_lost(card: int) -> bool:
+            return devices.list()[card].condition.state == "lost"
+
+        served.wait_sampled()
+        machines.lose(machine, 0)
+        eventually(lambda: is_lost(0))
+        assert livez().status_code == 200  # there is another
+        machines.lose(machine, 1)
+        eventually(lambda: is_lost(1))
+        if live_without_card:
+            served.wait_sampled()
+            assert livez().status_code == 200
+        else:
+            eventually(lambda: livez().status_code == 503)
+            assert "fell off the bus" in livez().json()["detail"]
+
+
+def test_liveness_of_a_server_whose_cards_were_never_of_use_is_no_matter_of_them(
+    tmp_path: Path,
+) -> None:
+    devices = machines.old_driver().devices(tmp_path / "root")
+    with serve(tmp_path, machine=devices, devices={"live_without_card": False}) as served:
+        served.wait_sampled()
+        assert httpx.get(f"{served.url}/livez").status_code == 200
+
+
+def test_health_is_degraded_while_programs_wait_for_ram(tmp_path: Path) -> None:
+    host = machines.MadeUpHost()
+    with serve(tmp_path, machine=machines.no_driver().devices(tmp_path / "root", host)) as served:
+        served.wait_sampled()
+        assert health(served)["status"] == "healthy"
+        host.waits = 0.3
+        eventually(lambda: health(served)["status"] == "degraded")
+        assert "ram: For 30% of the last minute" in health(served)["checks"]["devices"]["detail"]
+        host.waits = 0.0
+        eventually(lambda: health(served)["status"] == "healthy")
 
 
 def test_card_that_no_model_can_use_is_never_replaced_by_the_cpu(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from bitinglip.access.credentials import Credential
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredTask
 from bitinglip.disk_space import DiskSpace
+from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import Priority
@@ -58,7 +59,10 @@ FULL = Job(
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
     output="url",
     file_bytes=9,
+    seeded=True,
+    asynchronous=True,
     credential=Credential("k", 2, "t"),
+    guard=Modes("redact", "block"),
 )
 
 
@@ -89,9 +93,12 @@ class FakeDispatcher:
         self.ended: dict[str, EventLog] = {}
         self.refuse: errors.BitingLipError | None = None
         self.discarded: list[Job] = []
+        self.admitted = False  #: whether the last job was, by an earlier run
+        self.recorded: list[str] = []  #: tasks whose end was in the database
 
     @contextmanager
-    def open(self, job: Job) -> Iterator[EventLog]:
+    def open(self, job: Job, *, admitted: bool = False) -> Iterator[EventLog]:
+        self.admitted = admitted
         if self.refuse:
             raise self.refuse
         event_log = self.open_now[job.id] = EventLog(job)
@@ -102,6 +109,9 @@ class FakeDispatcher:
 
     def find(self, job_id: str) -> EventLog | None:
         return {**self.ended, **self.open_now}.get(job_id)
+
+    def record(self, job_id: str) -> None:
+        self.recorded.append(job_id)
 
     def event_logs(self) -> list[EventLog]:
         return [*self.open_now.values(), *self.ended.values()]
@@ -352,7 +362,7 @@ def test_task_is_refused_where_it_would_fill_the_disk(tmp_path: Path) -> None:
         one = job()
         with pytest.raises(errors.DiskFull):
             await tasks.accept(one)
-        assert dispatcher.discarded == [one]
+        assert [each.id for each in dispatcher.discarded] == [one.id]
         assert not dispatcher.open_now
 
     using(tmp_path, act)

@@ -7,6 +7,7 @@ import jinja2
 import torch
 
 from workers.engines import defaults, torch_env
+from workers.engines.activity import FirstUse, busy_with
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
@@ -17,6 +18,7 @@ from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Sampler
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
+from workers.engines.text.warmup import largest_jobs
 from workers.protocol import Event, Load, Ready, TextJob
 
 #: Seconds that a step may take on a card: one is far shorter, but the first use of a kernel may
@@ -47,12 +49,17 @@ class TextEngine:
         self._step_tokens = step_tokens
         self._block_size = block_size
         self._sampler = Sampler()
+        self._first_use = FirstUse()
         self._requests: JobTable[Request] = JobTable()
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         progress(0.0)
         with torch_env.loading(spec, "this model and its cache"):
-            return self._load(spec, progress)
+            ready = self._load(spec, progress)
+        if spec.device == "cuda" if spec.warmup is None else spec.warmup:
+            self._warm_up(ready)
+        progress(1.0)
+        return ready
 
     def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         loaded = self._load_model(spec)
@@ -73,7 +80,6 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
         )
-        progress(1.0)
         return Ready(
             slots=rows,
             max_context=context,
@@ -88,6 +94,20 @@ class TextEngine:
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
         self._allocator = BlockAllocator(self._runner.blocks, self._block_size)
         self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=step_tokens)
+
+    def _warm_up(self, ready: Ready) -> None:
+        """Compute the largest steps once: what memory they take is told with the load."""
+        jobs = largest_jobs(
+            rows=ready.slots,
+            step_tokens=self._scheduler.step_tokens,
+            context=ready.max_context or 1,
+            vocab_size=self._loaded.vocab_size,
+        )
+        for job in jobs:
+            self.submit(job)
+        with busy_with("warmup"):
+            while self._requests:
+                self.step()
 
     def prepare(self, job: TextJob) -> PreparedJob:
         return self._preprocessor.prepare(job)
@@ -133,12 +153,16 @@ class TextEngine:
         The error ends here: its traceback holds on to all that the failed step had computed, so
         nothing may be tried again while it is alive.
         """
+        kind = "prompts" if plan.prefills else "tokens"
         try:
-            return self._compute(plan)
+            with self._first_use.of(kind):
+                computed = self._compute(plan)
         except Exception as error:
             if not torch_env.is_out_of_memory(error):
                 raise
             return None
+        self._first_use.done(kind)
+        return computed
 
     def _run_in_parts(self, plan: Plan) -> list[Event]:
         """Compute a plan that ran out of memory: free what is cached, then try half of it.

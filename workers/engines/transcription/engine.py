@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 import torch
 
 from workers.codes import Code
+from workers.engines.activity import FirstUse
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.defaults import TRANSCRIPTION_BATCH
@@ -15,6 +16,7 @@ from workers.engines.torch_env import (
     dtype_name,
     held_bytes,
     is_out_of_memory,
+    load_failed,
     loading,
     must_end,
     release_cached,
@@ -52,6 +54,7 @@ class TranscriptionEngine:
 
     def __init__(self) -> None:
         self._batch = BatchLimit(TRANSCRIPTION_BATCH)
+        self._first_use = FirstUse()
         self._decoding: JobTable[Decoding] = JobTable()
         self._requests: JobTable[Request] = JobTable()
         self._waiting: list[Request] = []
@@ -60,6 +63,8 @@ class TranscriptionEngine:
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         slots = spec.max_batch or TRANSCRIPTION_BATCH
         self._batch = BatchLimit(slots)
+        if spec.warmup:
+            raise load_failed("warmup is for models of text and images; this is none.")
         progress(0.0)
         with loading(spec):
             self._loaded = load(spec)
@@ -132,7 +137,8 @@ class TranscriptionEngine:
         events: list[Event] = [event for each in group for event in each.start()]
         error: Exception | None = None
         try:
-            self._encode([each for each in group if each.encoded is None])
+            with self._first_use.of():
+                self._encode([each for each in group if each.encoded is None])
             encoded = torch.stack([each.encoded for each in group if each.encoded is not None])
             attempts = [each.next_attempt(self._loaded.decoding) for each in group]
             self._batches.append(DecodeBatch(self._loaded, encoded, attempts))
@@ -170,7 +176,9 @@ class TranscriptionEngine:
         events: list[Event] = []
         error: Exception | None = None
         try:
-            for request in self._requests_of(running.step()):
+            with self._first_use.of():
+                ended = running.step()
+            for request in self._requests_of(ended):
                 events += self._end_attempt(request)
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)
@@ -180,6 +188,7 @@ class TranscriptionEngine:
         if running.attempts:
             self._batches.append(running)
         else:
+            self._first_use.done()
             self._batch.passed()
         return events
 

@@ -57,6 +57,8 @@ def test_offload_leaves_only_the_part_that_works_on_the_card() -> None:
     sizes = [estimate(SDXL, LoadConfig("cuda", offload=mode)).weights for mode in OFFLOADS]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[1] == SDXL.components["unet"]
+    # A group of layers, and the decoder, which is cast to float32 where it overflows.
+    assert sizes[2] == SDXL.components["unet"] // 10 + SDXL.components["vae"]
 
 
 def test_estimate_of_an_old_manifest() -> None:
@@ -94,6 +96,23 @@ def survey(card_bytes: int, **image: Any) -> ResourceFacts:
 )
 def test_offload_is_as_little_as_the_card_makes_needed(card: int, mode: str) -> None:
     assert survey(card).load_config(SDXL, "fake").offload == mode
+
+
+@pytest.mark.parametrize(
+    ("card", "ram", "mode"),
+    [(24, 8, "none"), (5, 64, "group"), (5, 12, "group_low_ram"), (5, 4, "group")],
+)
+def test_offload_is_what_the_ram_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, card: int, ram: int, mode: str
+) -> None:
+    """Where neither has room, the refusal tells the RAM that the mildest needs."""
+    ours = survey(card * GB)
+    devices = [
+        DeviceCapacity("0", "cuda", card * GB),
+        DeviceCapacity("cpu", "cpu", ram * GB * 8 // 10, physical=ram * GB),
+    ]
+    monkeypatch.setattr(ours, "capacities", lambda: devices)
+    assert ours.load_config(SDXL, "cuda").offload == mode
 
 
 def test_offload_of_the_settings_is_obeyed_and_a_cpu_has_none() -> None:

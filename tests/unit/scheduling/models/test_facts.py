@@ -93,7 +93,7 @@ def test_ram_of_a_load_onto_a_card_is_ours_as_far_as_it_is_planned(
 def test_weights_of_a_spread_model_are_bounded_by_its_shares() -> None:
     ours = facts()
     alone, spread = replica(), replica()
-    spread.devices = {"fake0": 60, "fake1": 30}
+    spread.devices = {"fake0": 60, "fake1": 60}
     manifest = Manifest(
         name="m",
         kind="text",
@@ -102,7 +102,7 @@ def test_weights_of_a_spread_model_are_bounded_by_its_shares() -> None:
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
     assert ours.device_weights(manifest, alone) == ()
-    assert ours.device_weights(manifest, spread) == (60, 30)
+    assert ours.device_weights(manifest, spread) == (60, 60)
 
 
 def learned(ours: ResourceFacts, loaded: Replica, beats: Sequence[int]) -> list[int]:

@@ -44,6 +44,13 @@ def test_free_memory_is_taken_first_and_where_least_is_left_over() -> None:
     assert not found.evictions
 
 
+def test_card_that_drives_a_screen_comes_after_one_that_does_not() -> None:
+    rooms = [card("0", display=True), card("1", memory=40)]
+    assert planned(rooms, [], wanted()).loads == [Load("new", 0, {"1": 10})]
+    full = [held("a", 35, device="1", pinned=True)]
+    assert planned(rooms, full, wanted()).loads == [Load("new", 0, {"0": 10})]  # there is room
+
+
 def test_replicas_keep_apart() -> None:
     demands = [wanted(), replace(wanted(), index=1, urgent=False)]
     found = planned([card("0"), card("1")], [], *demands)
@@ -134,6 +141,9 @@ def test_placement_refuses_what_never_fits_and_retries_what_others_block() -> No
 def test_headroom_and_other_programs_are_respected() -> None:
     assert planned([card(headroom=1, other_bytes=14)], [], wanted()).refusals
     assert planned([card(headroom=1, other_bytes=13)], [], wanted()).loads
+    limited = DeviceCapacity("0", "cuda", memory=10, physical=20, headroom=4, other_bytes=6)
+    assert planned([limited], [], wanted(size=10)).loads  # nor does what stays free count in it
+    assert planned([replace(limited, other_bytes=7)], [], wanted(size=10)).refusals
     room = DeviceCapacity("cpu", "cuda", memory=20, physical=100, other_bytes=70)
     assert planned([room], [], wanted(size=20)).loads  # what others have lies beside our budget
 
@@ -164,7 +174,9 @@ def test_split_over_devices() -> None:
     rooms = [card("0"), card("1"), card("2", 12)]
     found = planned(rooms, [], wanted(size=40, spread=3))
     assert found.loads == [Load("new", 0, {"0": 20, "1": 20})]
-    (refusal,) = planned(rooms, [], wanted(size=60, spread=3)).refusals
+    found = planned(rooms, [], wanted(size=50, spread=3))
+    assert found.loads == [Load("new", 0, {"0": 19, "1": 19, "2": 12})], "12 is all that one has"
+    (refusal,) = planned(rooms, [], wanted(size=61, spread=3)).refusals
     assert refusal.forever
     pinned = [held("p", 10, pinned=True)]
     (refusal,) = planned(rooms, pinned, wanted(size=40, spread=2)).refusals
