@@ -111,8 +111,8 @@ class ResourceFacts:
     ) -> bool:
         """Take over a sample; memory that is not ours belongs to other programs.
 
-        ``pids``: the process ids of our workers by worker id, loading ones included. Returns True
-        if there are other devices, or others are well, than at the last sample.
+        ``pids``: the process ids of our workers, loading ones included, by worker id. Returns
+        whether the devices, or which of them are well, have changed since the last sample.
         """
         self.use.update(readings, replicas, pids, self.devices)
         before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
