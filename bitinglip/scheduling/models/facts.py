@@ -93,11 +93,10 @@ class ResourceFacts:
         return self._devices.pressure()
 
     def lacks_card(self) -> str | None:
-        """Say why there is no usable card although devices.require asks for one; else None."""
+        """Say why there is no usable card although devices.require asks for one, or None."""
         if self._settings.devices.require == "auto":
             return None
-        cards = [device for device in self.devices if device.kind != "cpu"]
-        if any(device.condition.state != "lost" for device in cards):
+        if any(each.kind != "cpu" and each.condition.state != "lost" for each in self.devices):
             return None
         reasons = self.device_problems().values()
         note = (self._devices.note or "no card was found").partition(": models run")[0]
