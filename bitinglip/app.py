@@ -12,10 +12,11 @@ from fastapi import FastAPI
 
 from bitinglip import __version__, api, tls
 from bitinglip.access.keys import PEPPER, KeyRing
-from bitinglip.access.limits.admission import Admission
+from bitinglip.access.limits.admission import Admission, now
 from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.store import MemoryStore
+from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.tokens import SIGNING, Tokens
@@ -238,6 +239,7 @@ async def _open(
         ),
         write_behind=counts.write_behind,
         meter=counts.meter,
+        token_rates=counts.token_rates,
         usage=counts.usage,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
         refusals=LimitRefusals(metrics.registry),
@@ -249,6 +251,7 @@ class _Counts(NamedTuple):
     """What is counted of keys, and its owner of writes."""
 
     cells: MemoryStore
+    token_rates: TokenRates
     meter: Meter
     usage: UsageRows
     write_behind: WriteBehind
@@ -260,10 +263,11 @@ class _Counts(NamedTuple):
         checkpoint = Checkpoint(db, cells)
         await checkpoint.load()
         plans = Plans(settings.limits)
-        meter = Meter(lambda key_id: plans.of(*keys.terms(key_id)))
+        rates = TokenRates(settings.limits, lambda key_id: keys.terms(key_id)[0], cells, clock=now)
+        meter = Meter(lambda key_id: plans.of(*keys.terms(key_id)), rates=rates)
         usage = UsageRows(db, meter, retention=settings.usage.retention)
         await usage.load()
-        return cls(cells, meter, usage, WriteBehind(db, checkpoint, usage))
+        return cls(cells, rates, meter, usage, WriteBehind(db, checkpoint, usage))
 
 
 def _devices(settings: DeviceSettings) -> Devices:
@@ -272,6 +276,8 @@ def _devices(settings: DeviceSettings) -> Devices:
         settings.cpu_memory_bytes,
         settings.memory_limit,
     )
+    if devices.slow_start:
+        log.warning(devices.slow_start)
     for name in devices.unknown_limits():
         log.warning("devices.memory_limit names a card that is not there", card=name)
     if devices.note and not devices.missing:  # which is told as a problem

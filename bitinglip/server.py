@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
 import structlog
 
 from bitinglip import allocator, local_socket, standard_streams
@@ -36,6 +37,10 @@ log = structlog.get_logger(__name__)
 _LOOPBACK_IS_LOCAL = (
     "requests from loopback are taken for local ones: /metrics needs no key; behind a reverse "
     "proxy on this machine, set server.trust_loopback to false"
+)
+_WENT_DOWN = (
+    "the machine went down while the server ran: if that was under load and nobody switched it "
+    "off, look at its power supply and its cooling"
 )
 #: where a server that listens on every address can be reached from its own machine
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -125,6 +130,8 @@ class _Runner(HttpServer):
         super().__init__(app, connections, tls=_tls(settings.server), **options)
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
+        if self._home.machine_went_down(psutil.boot_time()):
+            log.warning(_WENT_DOWN)
         self._home.write_server_json(self._url, os.getpid())
         try:
             super().run(sockets=sockets or [self._socket])

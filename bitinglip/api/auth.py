@@ -185,6 +185,9 @@ async def admit(
     context.tier = caller.tier
     admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
+    tokens = services_of(request).token_rates
+    if limits is LimitClass.INFERENCE and tokens.limit(caller.key_id) is not None:
+        context.token_headers = partial(tokens.headers, caller.key_id)
     if admitted.refusal is not None:
         raise admitted.refusal
     context.leave = partial(admission.leave, admitted)

@@ -97,6 +97,7 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *context.limit_headers,
+                *(context.token_headers() if context.token_headers is not None else ()),
                 *_SECURITY_HEADERS,
                 *context.notices,
             ]

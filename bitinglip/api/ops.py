@@ -15,7 +15,7 @@ from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import authorize_limited, declare_scope, from_this_machine
 from bitinglip.api.body import json_response
-from bitinglip.api.services import Services, services_of
+from bitinglip.api.services import Services, services_in, services_of
 from bitinglip.errors import DatabaseUnavailable
 from bitinglip.wire.admin.cluster import device_health
 from bitinglip.wire.errors import timestamp
@@ -26,8 +26,11 @@ _CHECK_TIMEOUT = 2.0
 
 
 @router.get("/livez")
-async def livez() -> Response:
-    """Respond while the process lives."""
+async def livez(request: Request) -> Response:
+    """Respond 200 while the process lives; 503 if the settings ask for it once no card is left."""
+    services = services_in(request.scope)
+    if services is not None and (reason := services.operations.not_alive()) is not None:
+        return json_response({"status": "no card", "detail": reason}, 503)
     return json_response({"status": "alive"})
 
 

@@ -8,6 +8,7 @@ from starlette.types import Scope as HttpScope
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
+from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
@@ -55,6 +56,7 @@ class Services:
     admission: Admission
     write_behind: WriteBehind
     meter: Meter
+    token_rates: TokenRates
     usage: UsageRows
     logins: FailedLogins
     refusals: LimitRefusals

@@ -146,6 +146,11 @@ class Devices(Section):
         description="cuda: without a usable card /readyz answers 503 with the reason and no model "
         "runs on the CPU unless it is set to; auto: models may run on the CPU",
     )
+    live_without_card: bool = Field(
+        True,
+        description="false: /livez answers 503 once every card that was in use is lost, so that "
+        "what runs the container makes it anew",
+    )
     fake: list[FakeDevice] = Field(
         [], description="simulated devices that replace the machine's, for tests"
     )

@@ -63,8 +63,8 @@ class Dispatcher:
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
         QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit, WorkerCrashed (a
-        request in quarantine) or QuotaExceeded before any work is done. Quotas do not refuse what
-        was ``admitted`` by an earlier run of the server.
+        request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
+        done. The last two are not raised for what an earlier run of the server ``admitted``.
         """
         entry = self._admit(job, admitted=admitted)
         timer = asyncio.get_running_loop().call_later(job.timeout, self._expire, entry)
@@ -225,7 +225,7 @@ class Dispatcher:
                 admitted=admitted,
                 recorded=not job.asynchronous,
             )
-        except errors.QuotaExceeded:
+        except (errors.QuotaExceeded, errors.RateLimitExceeded):
             self.delivery.input_memory.give_back(job.key_id, size)
             raise
         priority = job.priority

@@ -122,7 +122,7 @@ def test_token_that_is_revoked_ends_with_its_streams_tasks_and_websockets(
         assert heard(watched)[1] == 1008
         assert "event: cancelled" in list(stream.iter_lines())
     path = "/api/v1/tasks/"
-    eventually(lambda: client.get(path + task_id).json()["status"] == "cancelled", 10)
+    eventually(lambda: client.get(path + task_id).json()["status"] == "cancelled")
     assert client.get(path + kept).json()["status"] == "running"
     client.delete(path + kept)
 

@@ -34,7 +34,7 @@ def test_commands_of_the_contract_are_there() -> None:
     expected |= {f"keys {name}" for name in ("create", "list", "show", "patch", "rotate", "revoke")}
     expected |= {f"workers {name}" for name in ("list", "show", "restart", "stop", "drain")}
     expected |= {f"generate {name}" for name in ("text", "image", "speech")}
-    expected |= {"config check", "config show"}
+    expected |= {"config check", "config show", "audit list", "audit verify"}
     expected |= {"serve", "chat", "transcribe", "status", "top", "usage", "doctor", "backup"}
     assert set(COMMANDS) == expected
 
