@@ -10,7 +10,8 @@ from typing import NamedTuple
 import structlog
 from fastapi import FastAPI
 
-from bitinglip import __version__, api, tls
+from bitinglip import __version__, api
+from bitinglip.access.key_age import KeyAge
 from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.limits.admission import Admission, now
 from bitinglip.access.limits.checkpoint import Checkpoint
@@ -18,51 +19,52 @@ from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.tickets import Tickets
-from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.quotas import Plans
-from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
 from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.services import Services
 from bitinglip.audit.chain import SEALING
 from bitinglip.audit.entry import Action, Entry
-from bitinglip.audit.log import DAY, AuditLog
-from bitinglip.audit.start import begin, look_after
+from bitinglip.audit.log import AuditLog
+from bitinglip.audit.start import begin
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
-from bitinglip.db.write_behind import FLUSH_SECONDS, WriteBehind
+from bitinglip.db.write_behind import WriteBehind
 from bitinglip.disk_space import DiskSpace
+from bitinglip.guard.guard import Guard
+from bitinglip.guard.watch import Watch
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
-from bitinglip.results.files import CLEAN_SECONDS, Files
+from bitinglip.periodic import start_periodic
+from bitinglip.results.cache.cache import ResponseCache
+from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.job import Claim
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
-from bitinglip.scheduling.models.recheck import CHECK_SECONDS, Recheck
-from bitinglip.scheduling.models.resume import LOOK_SECONDS, Resume
+from bitinglip.scheduling.models.recheck import Recheck
+from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
-from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
-from model_store.names import folder_name
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
-from workers.caches import CLEAN_SECONDS as CACHE_CLEAN_SECONDS
-from workers.caches import ModelCaches
 from workers.devices import Devices
 from workers.devices.host import Host
 from workers.devices.probe import probe_cards
@@ -70,12 +72,6 @@ from workers.launcher import Launcher
 from workers.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
-
-_FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
-_PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
-_AUDIT_SECONDS = 1.0  #: between two writes of audit entries that nobody waits for
-_TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
-_SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 
 
 def build(
@@ -108,7 +104,7 @@ def build(
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
-            _start(background, services)
+            start_periodic(background, services)
             start = partial(bootstrap, services, admin_key, on_open)
             background.run(start, "first models", check="model_manager")
             yield
@@ -135,16 +131,10 @@ async def _open(
     health = Health()
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
-    audit = AuditLog(
-        db,
-        home.secret(SEALING),
-        folder=home.audit,
-        days=settings.audit.retention,
-        max_entries=settings.audit.max_entries,
+    audit = await _open_audit(settings, home, db, stack)
+    keys = await KeyRing.open(
+        db, home.secret(PEPPER), audit, age=KeyAge(settings.security.key_rotation)
     )
-    await begin(audit, settings)
-    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
-    keys = await KeyRing.open(db, home.secret(PEPPER), audit)
     tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
@@ -161,7 +151,8 @@ async def _open(
     page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
-    dispatcher = Dispatcher(settings, manager, metrics, meter=counts.meter)
+    guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
+    dispatcher = Dispatcher(settings, manager, metrics, guard, meter=counts.meter)
     stack.callback(dispatcher.close)
     pool = WorkerPool(
         launcher,
@@ -198,9 +189,13 @@ async def _open(
         retention=settings.tasks.retention,
     )
     await tasks.recover()
-    revocation = Revocation(tokens.is_valid, dispatcher, tasks)
+    revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
     stack.push_async_callback(tasks.close)
+    cache = ResponseCache(
+        settings, store, dispatcher, files, uploads, revocation, CacheMetrics(metrics.registry)
+    )
+    stack.push_async_callback(cache.close)
     metrics.watch(
         in_flight=lambda: dispatcher.in_flight,
         depth=dispatcher.depths,
@@ -242,9 +237,31 @@ async def _open(
         token_rates=counts.token_rates,
         usage=counts.usage,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
+        cache=cache,
+        guard=guard,
         refusals=LimitRefusals(metrics.registry),
     )
     return services, admin_key
+
+
+def _is_granted(tokens: Tokens, claim: Claim) -> bool:
+    return tokens.grants(claim.credential, KINDS[claim.kind].scope, claim.model)
+
+
+async def _open_audit(
+    settings: Settings, home: Home, db: Database, stack: AsyncExitStack
+) -> AuditLog:
+    """Open the audit log, and close it last but for the database."""
+    audit = AuditLog(
+        db,
+        home.secret(SEALING),
+        folder=home.audit,
+        days=settings.audit.retention,
+        max_entries=settings.audit.max_entries,
+    )
+    await begin(audit, settings)
+    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
+    return audit
 
 
 class _Counts(NamedTuple):
@@ -294,60 +311,6 @@ def _page_cache(settings: DeviceSettings, devices: Devices, models: Path) -> Pag
         log.warning("models load slowly from where they lie", models=str(models), storage=slow)
     size = budget(cache_bytes, Host().total_bytes)
     return PageCache(size, reads_first=slow is not None)
-
-
-def _start(background: Background, services: Services) -> None:
-    """Start what the server does beside requests."""
-    operations, tasks, files = services.operations, services.tasks, services.files
-
-    async def sample() -> None:
-        await operations.sample_devices()
-        services.health.report("devices", operations.device_problems())
-
-    async def flush() -> None:
-        await services.keys.flush_last_used()
-        await services.footprints.flush()
-
-    manager, every = "cluster_manager", background.every
-    background.run(operations.watch, "watch workers", check=manager)
-    background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
-    every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
-    every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
-    every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
-    every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
-    every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
-    every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
-
-    async def write() -> None:
-        await services.write_behind.flush()
-        await services.usage.refresh()
-
-    every(FLUSH_SECONDS, write, "limits and usage of keys", check="database")
-    every(CLEAN_USAGE, services.usage.clean, "remove old usage", check="database")
-    every(_AUDIT_SECONDS, services.audit.flush, "audit log", check="database")
-    every(
-        DAY, partial(look_after, services.audit, services.health), "old entries", check="database"
-    )
-    forget = services.tokens.forget_expired
-    every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
-    every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
-    every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
-
-    async def clean() -> None:
-        await files.clean(tasks.is_open)
-        await services.uploads.clean(tasks.is_open)
-
-    every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
-    caches = ModelCaches(services.home.caches, services.settings.files.max_cache_bytes)
-
-    def bound_caches() -> None:
-        caches.clean({folder_name(name) for name in services.store.names()})
-
-    bound = partial(asyncio.to_thread, bound_caches)
-    every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
-    if services.settings.server.tls_cert is not None:
-        expiry = partial(tls.warn, services.settings.server)
-        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
 
 
 async def _last(flush: Callable[[], Awaitable[None]]) -> None:

@@ -20,6 +20,7 @@ from bitinglip.app import build
 from bitinglip.confinement import hide_secrets
 from bitinglip.db.files import DatabaseError
 from bitinglip.errors import DatabaseUnavailable
+from bitinglip.guard.words import read_words
 from bitinglip.home import Home, HomeLock
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
@@ -63,6 +64,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
     check_tls(settings.server)
+    read_words(settings.guard)
     hide_secrets(os.environ)
     home.create()
     with HomeLock(home), _bind(settings) as sock:

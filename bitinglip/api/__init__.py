@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from bitinglip.access.limits import headers as limit_headers
 from bitinglip.api import docs_page, documentation, errors, ops
-from bitinglip.api.admin import audit, keys, limits, models, tokens, usage, workers
+from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
@@ -36,6 +36,7 @@ _ROUTERS = (
     keys.router,
     audit.router,
     limits.router,
+    cache.router,
     usage.router,
     tokens.router,
     ops.router,
@@ -64,7 +65,9 @@ def mount(app: FastAPI, settings: Settings) -> None:
                 "Location",
                 "Sunset",
                 "X-Request-ID",
+                "X-Cache",
                 "X-Queue-Position",
+                "X-Should-Retry",
                 "X-BitingLip-Overhead-Ms",
                 *limit_headers.NAMES,
             ],

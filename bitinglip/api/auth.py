@@ -168,7 +168,11 @@ def failed_login(
     """Count a wrong credential; return the error to raise: this one, or RateLimitExceeded."""
     refuse_login(request, credential, answer(error).code)
     address = request.client.host if request.client is not None else None
-    return services_of(request).logins.count(address, error)
+    logins = services_of(request).logins
+    counted = logins.count(address, error)
+    if counted is not error and address is not None:
+        context_of(request.scope).limit_headers = logins.headers(address)
+    return counted
 
 
 async def admit(

@@ -35,7 +35,7 @@ _SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 #: for each response that does not say otherwise: it may hold what only one caller may see
-_NO_STORE = (b"cache-control", b"no-store")
+_NO_STORE = (b"cache-control", b"private, no-store")
 Headers = list[tuple[bytes, bytes]]
 _TYPES = ("http", "websocket")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  #: they change nothing

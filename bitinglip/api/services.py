@@ -16,7 +16,9 @@ from bitinglip.access.usage.rows import UsageRows
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
+from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
+from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -59,8 +61,10 @@ class Services:
     token_rates: TokenRates
     usage: UsageRows
     logins: FailedLogins
+    guard: Guard
     refusals: LimitRefusals
     resume: Resume
+    cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
 

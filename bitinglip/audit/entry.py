@@ -34,6 +34,7 @@ class Action(StrEnum):
     MODEL_LOAD = "model.load"
     MODEL_UNLOAD = "model.unload"
     MODEL_REMOVE = "model.remove"
+    CACHE_CLEAR = "cache.clear"
     WORKER_RESTART = "worker.restart"
     WORKER_DRAIN = "worker.drain"
     WORKER_STOP = "worker.stop"

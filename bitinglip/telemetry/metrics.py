@@ -10,17 +10,16 @@ from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from bitinglip import __version__
 from bitinglip.telemetry.device_gauges import DeviceSample, device_gauges
+from bitinglip.telemetry.exposition import MaySee, render
 from bitinglip.telemetry.health import CHECKS
 from bitinglip.telemetry.logs import dropped_lines
 
 ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
 MAX_LABEL_VALUES = 256  #: different models, or reasons, before the rest are called ``_other``
-_VERSIONS = frozenset({"0.0.1", "0.0.4", "1.0.0"})  #: of formats, as scrapers ask for them
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _FIRST_TOKEN = (
@@ -240,25 +239,14 @@ class Metrics:
         self.registry.register(_Edge(connections, refused, degraded))
         self.registry.register(_Live(in_flight, depth, workers, devices, self._models))
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition in the format that ``accept`` asks for, and its content type."""
-        # The library compares and repeats any version, and fails on one that is none.
-        known = [part for part in accept.split(",") if _VERSIONS.issuperset(_versions(part))]
-        encode, content_type = choose_encoder(",".join(known))
-        return encode(self.registry), content_type
+    def render(self, accept: str, may_see: MaySee | None = None) -> tuple[bytes, str]:
+        """Return the text in the format that ``accept`` asks for, and its content type."""
+        return render(self.registry, accept, may_see)
 
     def _active_users(self) -> float:
         oldest = time.monotonic() - ACTIVE_SECONDS
         self._seen = {key: seen for key, seen in self._seen.items() if seen > oldest}
         return len(self._seen)
-
-
-def _versions(accepted: str) -> Iterator[str]:
-    """The versions of a format that one part of an Accept header names."""
-    for parameter in accepted.split(";")[1:]:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "version":
-            yield value.strip()
 
 
 F = TypeVar("F", Counter, Histogram)

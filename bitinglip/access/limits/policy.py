@@ -74,7 +74,7 @@ class Policies:
             capped=name != OPERATOR,
             rank=tier.priority,
             adaptive=kind is LimitClass.INFERENCE,
-            header=_policy_header(rates, places, tokens),
+            header=policy_header(rates, places, tokens),
         )
 
     def _of_tier(self, name: str, tier: Tier, kind: LimitClass) -> Iterable[Limit]:
@@ -103,7 +103,10 @@ def token_limit(tier: Tier) -> Limit | None:
     return Limit(TOKENS, TOKENS, Rate(tokens, MINUTE, tokens))
 
 
-def _policy_header(rates: Iterable[Limit], places: int | None, tokens: Limit | None) -> bytes:
+def policy_header(
+    rates: Iterable[Limit], places: int | None = None, tokens: Limit | None = None
+) -> bytes:
+    """Return the value of RateLimit-Policy."""
     items = []
     for name, _, rate in rates:
         burst = f";bl-burst={rate.burst}" if rate.burst != rate.quota else ""

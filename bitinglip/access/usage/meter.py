@@ -30,6 +30,8 @@ from bitinglip.errors import QuotaExceeded
 
 _UNKNOWN_GPU = MILLION  #: microseconds expected of a model that has not run yet
 
+_CACHED = Amounts(requests=1)
+
 #: a key, a model and a day
 RowId = tuple[str, str, str]
 
@@ -183,6 +185,18 @@ class Meter:
         if not reservation.recorded:
             reservation.recorded = True
             self._put(reservation)
+
+    def charge_cached(self, key_id: str, model: str) -> None:
+        """Charge a request that was answered from a cache, which is one and uses nothing else.
+
+        Raises QuotaExceeded.
+        """
+        account = self._account(key_id)
+        if error := self._refusal(self._plan_of(key_id), account, _CACHED.units):
+            raise error
+        _add(account.daily, _CACHED.units)
+        _add(account.monthly, _CACHED.units)
+        self._row((key_id, model, self._day.name), _CACHED)
 
     def expected_gpu(self, model: str) -> int:
         """Return the device microseconds that a request to a model is expected to take."""

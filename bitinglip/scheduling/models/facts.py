@@ -386,7 +386,7 @@ class ResourceFacts:
         return errors.ModelDoesNotFit(
             message,
             param="model",
-            details=fit_info(answer),
+            details=fit_info(answer, manifest.name.__eq__),  # any key may get it
             retry_after=None if forever else _BLOCKED_SECONDS,
         )
 

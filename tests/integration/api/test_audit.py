@@ -114,6 +114,7 @@ class Routes:
                 f"/api/v1/models/{self.model()}",
                 None,
             ),
+            ("DELETE", "/api/v1/cache"): lambda: ("/api/v1/cache", None),
             ("POST", "/api/v1/workers/{worker_id:path}/restart"): lambda: (
                 f"/api/v1/workers/{self.worker()}/restart",
                 None,

@@ -1,6 +1,7 @@
 """The edge: requests that are refused before any route, and headers of every response."""
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -166,15 +167,23 @@ def test_origin_is_checked_where_keys_are_off(tmp_path: Path) -> None:
         assert served.services.operations.status("demo") == "available"
 
 
-def test_cache_control_is_no_store_on_every_answer(
-    client: httpx.Client, admin: httpx.Client
+def test_cache_control_is_private_on_every_route(
+    served: Served, client: httpx.Client, admin: httpx.Client
 ) -> None:
-    answers = [admin.get(path) for path in ("/v1/models", "/api/v1/tasks", "/api/v1/keys")]
-    answers += [client.get("/livez"), client.get("/nope"), client.post(NATIVE, json=PROMPT)]
+    """Whoever asks and whatever the answer, no proxy on the way may keep it."""
+    answers = [client.get("/nope"), client.post(NATIVE, json=PROMPT)]
     answers += [client.post(NATIVE, json={**PROMPT, "stream": True})]
     answers += [client.post(NATIVE, json={**PROMPT, "model": "gpt"})]
+    for route in served.app.routes:
+        if isinstance(route, APIRoute) and route.path != "/docs/{name}":  # the page's own files
+            path = re.sub(r"{\w+}", "nobody", route.path_format)
+            for method in route.methods or ():
+                answers.append(admin.request(method, path))
+                answers.append(httpx.request(method, served.url + path))
+    assert len(answers) > 80
     for answer in answers:
-        assert answer.headers.get_list("cache-control") == ["no-store"], answer.url
+        given = answer.headers.get_list("cache-control")
+        assert given == ["private, no-store"], (answer.request.method, answer.url)
 
 
 def test_credential_in_an_address_is_refused(client: httpx.Client) -> None:

@@ -157,3 +157,10 @@ def test_send_timeout_ends_a_stream_that_the_client_does_not_read(
         sock.sendall(raw_request(served, NATIVE, {**PROMPT, "prompt": "!flood", "stream": True}))
         eventually(lambda: served.in_flight == 1)
         served.wait_idle()
+
+
+def test_cache_is_off_unless_it_is_turned_on(client: httpx.Client) -> None:
+    for _ in range(2):
+        answer = client.post(NATIVE, json={**PROMPT, "temperature": 0})
+        assert answer.headers["x-cache"] == "BYPASS"
+    assert client.get("/health").json()["checks"]["cache"]["detail"] == "off"

@@ -61,7 +61,7 @@ def test_token_is_good_wherever_a_key_is(served: Served, client: httpx.Client) -
 def test_token_needs_no_body_and_has_all_scopes_of_its_key(client: httpx.Client) -> None:
     made = client.post(TOKEN)
     assert (made.json()["scopes"], made.json()["expires_in"]) == (["inference:text"], LIFETIME)
-    assert made.headers["cache-control"] == "no-store"
+    assert made.headers["cache-control"] == "private, no-store"
 
 
 @pytest.mark.parametrize(
