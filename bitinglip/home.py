@@ -72,6 +72,11 @@ class Home:
         return self.root / "work"
 
     @property
+    def audit(self) -> Path:
+        """Return the folder of audit entries that are not in the database yet."""
+        return self.root / "audit"
+
+    @property
     def caches(self) -> Path:
         """Return the folder of what compilers made for models."""
         return self.root / "cache"
@@ -136,7 +141,7 @@ class Home:
         """Return the names of ours that are there."""
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
         ours |= {path.name for path in (self.lock, self.server_json, self.socket, self.uploads)}
-        ours |= {path.name for path in (self.work, self.caches)}
+        ours |= {path.name for path in (self.work, self.caches, self.audit)}
         ours |= {"config.yaml"}
         names = {path.name for path in self.root.iterdir()}
         return {name for name in names if name in ours or name.startswith(self.database.name)}
@@ -151,6 +156,9 @@ class Home:
         return hmac.digest(_read_secret(self.secret_key), purpose.encode(), "sha256")
 
     def write_server_json(self, url: str, pid: int) -> None:
+        """Say where the server is that holds this home."""
+        for left in self.root.glob(f"{self.server_json.name}.*"):  # drafts of servers that died
+            left.unlink(missing_ok=True)
         replace_private(self.server_json, json.dumps({"url": url, "pid": pid}).encode())
 
     def remove_server_json(self) -> None:

@@ -12,11 +12,15 @@ from cli.show.output import print_note
 
 if TYPE_CHECKING:
     from bitinglip.access.keys import KeyRing
+    from bitinglip.audit.entry import Actor
+    from bitinglip.audit.log import AuditLog
+    from bitinglip.db.database import Database
     from bitinglip.home import Home
     from model_store.manifest import Manifest
     from model_store.store import ModelStore
 
 T = TypeVar("T")
+_PAGE = 1000
 
 
 def store(home: "Home", *, confine: str = "auto") -> "ModelStore":
@@ -53,15 +57,17 @@ def import_model(
     home.create()
     with HomeLock(home):
         store(home, confine=confine).import_folder(folder, name, allow_pickles=allow_pickles)
+        enter(home, "model.import", name, after=model_facts(manifest(home, name)))
     return model(home, name)
 
 
 def remove_model(home: "Home", name: str) -> None:
     from bitinglip.home import HomeLock
 
-    manifest(home, name)
+    found = manifest(home, name)
     with HomeLock(home):
         store(home).remove(name)
+        enter(home, "model.remove", name, before=model_facts(found))
 
 
 def _model(found: "Manifest") -> dict[str, Any]:
@@ -110,6 +116,8 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             expires_at=parse_expiry(body["expires"]) if body.get("expires") else None,
             models=body.get("models"),
             ip_ranges=body.get("ip_ranges"),
+            quotas=body.get("quotas"),
+            by=_actor(),
         )
         return {**key_info(record), "key": secret}
 
@@ -124,7 +132,7 @@ def change_key(home: "Home", key_id: str, body: dict[str, Any]) -> dict[str, Any
     from bitinglip.wire.parse import parse
 
     async def changed(ring: "KeyRing") -> dict[str, Any]:
-        return key_info(await ring.change(key_id, **asked.changes()))
+        return key_info(await ring.change(key_id, by=_actor(), **asked.changes()))
 
     asked = parse(ChangeKeyRequest, json.dumps(body).encode())
     key(home, key_id)
@@ -137,7 +145,7 @@ def rotate_key(home: "Home", key_id: str, grace: str) -> dict[str, Any]:
     from bitinglip.wire.admin.keys import key_info
 
     async def rotated(ring: "KeyRing") -> dict[str, Any]:
-        record, secret = await ring.rotate(key_id, parse_grace(grace), home)
+        record, secret = await ring.rotate(key_id, parse_grace(grace), home, by=_actor())
         return {**key_info(record), "key": secret}
 
     key(home, key_id)
@@ -148,23 +156,128 @@ def revoke_key(home: "Home", key_id: str) -> None:
     key(home, key_id)
 
     async def revoked(ring: "KeyRing") -> None:
-        await ring.revoke(key_id)
+        await ring.revoke(key_id, by=_actor())
 
     _with_keys(home, revoked)
 
 
+def usage(home: "Home", query: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the sums of usage that a query of the API asks for."""
+    from bitinglip.access.usage.meter import Meter
+    from bitinglip.access.usage.rows import UsageRows
+    from bitinglip.wire.admin.usage import wanted_usage
+
+    wanted = wanted_usage(query, query.get("key_id"))
+    if not home.database.exists():
+        return []
+
+    async def summed(db: "Database", audit: "AuditLog") -> list[dict[str, Any]]:
+        ring = await _key_ring(home, db, audit)
+        stored = UsageRows(db, Meter())
+        rows: list[dict[str, Any]] = []
+        while True:
+            part, total = await stored.page(wanted, limit=_PAGE, offset=len(rows))
+            rows += part
+            if not part or len(rows) >= total:
+                break
+        names = {record.id: record.name for record in ring.list()}
+        return [
+            {**row, "key_name": names.get(row["key_id"])} if "key_id" in row else row
+            for row in rows
+        ]
+
+    return _with_database(home, summed)
+
+
 def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
+    async def run(db: "Database", audit: "AuditLog") -> T:
+        return await work(await _key_ring(home, db, audit))
+
+    return _with_database(home, run)
+
+
+async def _key_ring(home: "Home", db: "Database", audit: "AuditLog") -> "KeyRing":
+    from bitinglip.access.keys import PEPPER, KeyRing
+
+    return await KeyRing.open(db, home.secret(PEPPER), audit)
+
+
+# ---- the audit log -------------------------------------------------------------------------------
+
+
+def audit_entries(
+    home: "Home", wanted: dict[str, str], limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the newest entries that the API's filters select, and how many there are."""
+    from bitinglip.audit.query import parse_filter
+
+    selected = parse_filter(wanted)
+
+    async def listed(_db: "Database", audit: "AuditLog") -> tuple[list[dict[str, Any]], int]:
+        await audit.flush()  # what commands have left
+        return await audit.list(selected, limit=limit)
+
+    return _with_database(home, listed) if _has_entries(home) else ([], 0)
+
+
+def verify_audit(home: "Home") -> dict[str, Any]:
+    """Check the audit log; the same object as the API's."""
+
+    async def checked(_db: "Database", audit: "AuditLog") -> dict[str, Any]:
+        await audit.flush()
+        verdict = await audit.verify()
+        return {"valid": verdict.valid, "rows": verdict.rows, "first_bad": verdict.first_bad}
+
+    if not _has_entries(home):
+        return {"valid": True, "rows": 0, "first_bad": None}
+    return _with_database(home, checked)
+
+
+def enter(
+    home: "Home",
+    action: str,
+    target: str,
+    *,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> None:
+    """Leave an audit entry of what a command did to the home's files."""
+    from bitinglip.audit.chain import SEALING
+    from bitinglip.audit.entry import Action, Entry
+    from bitinglip.audit.inbox import put
+
+    entry = Entry(Action(action), _actor(), target, before=before, after=after)
+    put(home.audit, home.secret(SEALING), entry)
+
+
+def model_facts(found: "Manifest") -> dict[str, Any]:
+    """Return what the audit log tells of a model that came or went."""
+    return {name: getattr(found, name) for name in ("kind", "source", "revision", "total_bytes")}
+
+
+def _has_entries(home: "Home") -> bool:
+    return home.database.exists() or home.audit.is_dir()
+
+
+def _actor() -> "Actor":
+    from bitinglip.audit.entry import cli_actor
+
+    return cli_actor()
+
+
+def _with_database(home: "Home", work: "Callable[[Database, AuditLog], Awaitable[T]]") -> T:
     import asyncio
 
     from bitinglip.home import HomeLock
 
     async def run() -> T:
-        from bitinglip.access.keys import PEPPER, KeyRing
+        from bitinglip.audit.chain import SEALING
+        from bitinglip.audit.log import AuditLog
         from bitinglip.db.database import Database
 
         db = await Database.open(home.database)
         try:
-            return await work(await KeyRing.open(db, home.secret(PEPPER)))
+            return await work(db, AuditLog(db, home.secret(SEALING), inbox=home.audit))
         finally:
             await db.close()
 

@@ -1,4 +1,4 @@
-"""Finds workers that have gone silent, loads that stand still, and cancelled jobs that go on.
+"""Finds workers that are silent or stopped, loads that stand still, cancelled jobs that go on.
 
 It counts its own looks, not the clock's seconds. While the gateway was stopped, suspended or
 starved it did not listen, and what it did not hear is not held against a worker: after such a
@@ -36,9 +36,16 @@ class Watchdog:
         if worker.state in SERVING:
             allowed = self._patience(worker)
             if worker.silence > allowed:
-                return f"silent for {allowed:g} s"
+                why = ": a signal has stopped its process" if worker.handle.is_stopped() else ""
+                return f"silent for {allowed:g} s{why}"
             return self._look_at_cancelled(worker, _CANCEL_STEPS * allowed)
-        if worker.spec is None or worker.state not in LOADING:
+        if worker.state not in LOADING:
+            return None
+        # A load says little, and a spare nothing; but one that is stopped will never say more.
+        worker.stopped = worker.stopped + self.interval if worker.handle.is_stopped() else 0.0
+        if worker.stopped > self.heartbeat_timeout:
+            return f"was stopped by a signal for {self.heartbeat_timeout:g} s and did not go on"
+        if worker.spec is None:
             return None  # a spare waits for its model as long as it has to
         worker.waited = 0.0 if _has_progressed(worker) else worker.waited + self.interval
         allowed = self.load_timeout

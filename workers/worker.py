@@ -42,6 +42,7 @@ class Worker:
     last_heartbeat: datetime | None = None
     silence: float = 0.0  #: seconds since it said something, while the gateway listened
     waited: float = 0.0  #: seconds since its load made progress, counted alike
+    stopped: float = 0.0  #: seconds for which its process was stopped while it loaded or waited
     progress: float = 0.0  #: of its load, as it tells
     seen_progress: float = 0.0  #: the same when progress was seen last, and the bytes it had read
     seen_bytes: int = 0

@@ -6,7 +6,9 @@ from typing import Any
 from bitinglip.access.expiry import check_expiry
 from bitinglip.access.narrowing import parse_models, parse_ranges
 from bitinglip.access.scopes import parse_scopes
+from bitinglip.access.usage.quotas import described, parse_quotas
 from bitinglip.errors import InvalidRequest
+from bitinglip.telemetry.redaction import mask
 
 #: the admin key's tier has no limits; those of the others are the limits' affair
 OPERATOR = "operator"
@@ -21,6 +23,8 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
 def _checked_name(name: str) -> str:
     if not 1 <= len(name) <= 100 or not name.isprintable() or name.isspace():
         raise InvalidRequest("A name has 1 to 100 printable characters.", param="name")
+    if mask(name) != name:  # it would be stored, listed and logged
+        raise InvalidRequest("A name must not hold a key or a token.", param="name")
     return name
 
 
@@ -42,5 +46,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "scopes": lambda scopes: sorted(parse_scopes(scopes)),
     "expires_at": lambda moment: moment and check_expiry(moment),
     "models": lambda globs: _listed(parse_models(globs)),
+    "quotas": lambda quotas: described(parse_quotas(quotas)),
     "ip_ranges": lambda ranges: _listed(parse_ranges(ranges)),
 }

@@ -13,7 +13,9 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import select, update
 
 from bitinglip.access import credentials
+from bitinglip.access.admin_key import replace_admin_key
 from bitinglip.access.credentials import Credential
+from bitinglip.access.key_audit import entry_of, shown_fields
 from bitinglip.access.key_fields import OPERATOR as OPERATOR
 from bitinglip.access.key_fields import checked_fields
 from bitinglip.access.narrowing import (
@@ -23,6 +25,9 @@ from bitinglip.access.narrowing import (
     parse_ranges,
 )
 from bitinglip.access.scopes import DEFAULT, Scope
+from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas
+from bitinglip.audit.entry import SERVER, Action, Actor
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import ApiKey
@@ -63,6 +68,7 @@ class Caller:
     generation: int = 0  #: of the secret that was sent
     token: str = ""  #: the id of the token that was sent in place of the key
     retiring: Retiring | None = None
+    quotas: KeyQuotas | None = None  #: of its own; None narrows nothing
 
     @property
     def credential(self) -> Credential:
@@ -95,6 +101,7 @@ class KeyRecord:
     ip_ranges: tuple[str, ...] | None = None
     rotated_at: datetime | None = None
     grace_until: datetime | None = None  #: when the secret before the last rotation ends
+    quotas: KeyQuotas | None = None
 
 
 @dataclass(slots=True)
@@ -112,17 +119,21 @@ class _Held:
 
 
 class KeyRing:
-    """Holds all keys in memory; only changes go to the database too."""
+    """Holds all keys in memory; only changes go to the database too, each with its audit entry.
 
-    def __init__(self, db: Database, pepper: bytes) -> None:
+    ``by`` is who changes them.
+    """
+
+    def __init__(self, db: Database, pepper: bytes, audit: AuditLog) -> None:
         self._db = db
         self._pepper = pepper
+        self._audit = audit
         self._keys: dict[str, _Held] = {}
 
     @classmethod
-    async def open(cls, db: Database, pepper: bytes) -> Self:
+    async def open(cls, db: Database, pepper: bytes, audit: AuditLog) -> Self:
         """Read every key that was ever made. Raises DatabaseError if one cannot be read."""
-        ring = cls(db, pepper)
+        ring = cls(db, pepper, audit)
         try:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
@@ -186,33 +197,31 @@ class KeyRing:
             return True
         return credential.generation == held.former.generation and held.former_ends > now
 
+    def terms(self, key_id: str) -> tuple[str, KeyQuotas | None]:
+        """Return the tier of a key and its own quotas; those of the operator for no key."""
+        held = self._keys.get(key_id)
+        return (OPERATOR, None) if held is None else (held.caller.tier, held.caller.quotas)
+
     async def create(
         self,
         *,
         name: str,
         scopes: Iterable[str] | None = None,
         tier: str = "free",
-        expires_at: datetime | None = None,
-        models: Iterable[str] | None = None,
-        ip_ranges: Iterable[str] | None = None,
+        by: Actor = SERVER,
+        **narrowing: Any,
     ) -> tuple[KeyRecord, str]:
         """Make a key; return it and its text, which cannot be read again.
 
-        Without ``scopes`` it has all but ``admin`` and ``cluster:write``.
+        Without ``scopes`` it has all but ``admin`` and ``cluster:write``. ``narrowing``: its
+        expires_at, models, ip_ranges and quotas. Raises InvalidRequest.
         """
         key = credentials.make()
-        row = self._row(
-            key,
-            name=name,
-            scopes=DEFAULT if scopes is None else scopes,
-            tier=tier,
-            expires_at=expires_at,
-            models=models,
-            ip_ranges=ip_ranges,
-        )
-        return await self._add(row), key.text
+        scopes = DEFAULT if scopes is None else scopes
+        row = self._row(key, name=name, scopes=scopes, tier=tier, **narrowing)
+        return await self._add(row, by), key.text
 
-    async def change(self, key_id: str, **fields: Any) -> KeyRecord:
+    async def change(self, key_id: str, *, by: Actor = SERVER, **fields: Any) -> KeyRecord:
         """Change fields of a key, as ``create`` names them; the next request meets them.
 
         Raises KeyNotFound, Conflict for a revoked key, or InvalidRequest.
@@ -223,9 +232,11 @@ class KeyRing:
             for field, value in values.items():
                 setattr(row, field, value)
 
-        return await self._update(key_id, apply)
+        return await self._update(key_id, apply, Action.KEY_UPDATE, by)
 
-    async def rotate(self, key_id: str, grace: timedelta, home: Home) -> tuple[KeyRecord, str]:
+    async def rotate(
+        self, key_id: str, grace: timedelta, home: Home, *, by: Actor = SERVER
+    ) -> tuple[KeyRecord, str]:
         """Give a key another secret; return its text. The former one ends after the grace.
 
         A secret from before an earlier rotation ends at once. Raises KeyNotFound, or Conflict for
@@ -241,18 +252,19 @@ class KeyRing:
             row.generation += 1
             row.rotated_at, row.grace_until = now, now + grace
 
-        record = await self._update(key_id, apply)
-        await asyncio.to_thread(_replace_admin_key, home, key)
+        record = await self._update(key_id, apply, Action.KEY_ROTATE, by)
+        await asyncio.to_thread(replace_admin_key, home, key)
         return record, key.text
 
-    async def revoke(self, key_id: str) -> KeyRecord:
+    async def revoke(self, key_id: str, *, by: Actor = SERVER) -> KeyRecord:
         """End a key for good. It is refused at once, even if the database cannot be written."""
         held = self._find(key_id)
         revoked_at = held.record.revoked_at or datetime.now(UTC)
         held.record = replace(held.record, revoked_at=revoked_at)
         async with self._db.write() as session:
             row = await session.get_one(ApiKey, key_id)
-            row.revoked_at = revoked_at
+            before, row.revoked_at = shown_fields(row), revoked_at
+            await self._audit.append(session, entry_of(Action.KEY_REVOKE, row, by, before))
         return _shown(held)
 
     def list(self) -> list[KeyRecord]:
@@ -271,7 +283,7 @@ class KeyRing:
         # The file first: a crash in between leaves a file that the next start replaces, and not a
         # key that nobody has.
         replace_private(home.admin_key, f"{key.text}\n".encode())
-        await self._add(row)
+        await self._add(row, SERVER)
         return key.text
 
     async def flush_last_used(self) -> None:
@@ -308,20 +320,25 @@ class KeyRing:
             **checked_fields(fields),
         )
 
-    async def _add(self, row: ApiKey) -> KeyRecord:
+    async def _add(self, row: ApiKey, by: Actor) -> KeyRecord:
         async with self._db.write() as session:
             session.add(row)
+            await self._audit.append(session, entry_of(Action.KEY_CREATE, row, by))
         held = self._keys[row.id] = _hold(row)
         return held.record
 
-    async def _update(self, key_id: str, apply: Callable[[ApiKey], None]) -> KeyRecord:
+    async def _update(
+        self, key_id: str, apply: Callable[[ApiKey], None], action: Action, by: Actor
+    ) -> KeyRecord:
         """Change a key's row, then what is held of it."""
         held = self._find(key_id)
         async with self._db.write() as session:
             row = await session.get_one(ApiKey, key_id)
             if held.record.revoked_at is not None:
                 raise Conflict("The key is revoked.")
+            before = shown_fields(row)
             apply(row)
+            await self._audit.append(session, entry_of(action, row, by, before))
         renewed = _hold(row)
         # It may have been revoked, or used, meanwhile.
         held.record = replace(
@@ -335,19 +352,10 @@ class KeyRing:
         return _shown(held)
 
 
-def _replace_admin_key(home: Home, key: credentials.NewCredential) -> None:
-    try:
-        if credentials.parse(home.admin_key.read_text("ascii").strip()) == key.id:
-            replace_private(home.admin_key, f"{key.text}\n".encode())
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        _log.warning("admin.key still holds the key from before its rotation: %s", error)
-
-
 def _hold(row: ApiKey) -> _Held:
     scopes = frozenset(scope for scope in Scope if scope in row.scopes)
     models, ip_ranges = parse_models(row.models), parse_ranges(row.ip_ranges)
+    quotas = parse_quotas(row.quotas)
     record = KeyRecord(
         id=row.id,
         name=row.name,
@@ -362,9 +370,18 @@ def _hold(row: ApiKey) -> _Held:
         ip_ranges=ip_ranges,
         rotated_at=row.rotated_at,
         grace_until=row.grace_until,
+        quotas=quotas,
     )
     caller = Caller(
-        row.id, row.name, row.tier, scopes, models, ip_ranges, row.expires_at, row.generation
+        row.id,
+        row.name,
+        row.tier,
+        scopes,
+        models,
+        ip_ranges,
+        row.expires_at,
+        row.generation,
+        quotas=quotas,
     )
     former, former_ends = replace(caller, generation=row.generation - 1 or -1), 0.0
     if row.rotated_at and row.grace_until:

@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from bitinglip.access.limits import headers as limit_headers
 from bitinglip.api import docs_page, documentation, errors, ops
-from bitinglip.api.admin import keys, limits, models, tokens, workers
+from bitinglip.api.admin import audit, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
@@ -34,7 +34,9 @@ _ROUTERS = (
     models.openai,
     workers.router,
     keys.router,
+    audit.router,
     limits.router,
+    usage.router,
     tokens.router,
     ops.router,
     docs_page.router,

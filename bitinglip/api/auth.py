@@ -1,6 +1,6 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from email.utils import format_datetime
 from functools import partial, wraps
 from typing import Any, Literal, TypeVar
@@ -13,6 +13,8 @@ from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import INFERENCE, Scope
 from bitinglip.access.tokens import is_token
+from bitinglip.access.usage.amounts import AUDIO, MEGAPIXELS, REQUESTS, TOKENS
+from bitinglip.api.audited import refuse_access, refuse_login
 from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
@@ -24,6 +26,7 @@ from bitinglip.errors import (
     InvalidRequest,
     InvalidToken,
     IpNotAllowed,
+    answer,
 )
 
 #: the caller of a request without a key, where the operator has turned keys off
@@ -31,6 +34,13 @@ ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
 #: in place of a scope: any valid key or token is enough
 ANY_KEY: Literal["any key"] = "any key"
 Required = Scope | Literal["any key"]
+#: what requests of a scope use of quotas, as far as that is known before their bodies are
+_UNITS: dict[Required, tuple[int, ...]] = {
+    Scope.TEXT: (REQUESTS, TOKENS),
+    Scope.IMAGE: (REQUESTS, MEGAPIXELS),
+    Scope.AUDIO: (REQUESTS, AUDIO),
+}
+_OPERATING = (Scope.ADMIN, Scope.CLUSTER_WRITE)  #: attempts at these without the scope are audited
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
 _LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
@@ -112,9 +122,15 @@ async def authorize_limited(request: Request, scope: Required, limits: LimitClas
     Raises InsufficientScope, or what ``identify`` and ``admit`` raise.
     """
     caller = identify(request)
-    await admit(request, caller, limits)
+    units = _UNITS.get(scope, ()) if limits is LimitClass.INFERENCE else ()
+    await admit(request, caller, limits, units)
     if scope != ANY_KEY and not caller.may(scope):
-        raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
+        error = InsufficientScope(
+            f"This route needs the scope {scope}.", details={"required": scope}
+        )
+        if scope in _OPERATING:
+            refuse_access(request, caller, error)
+        raise error
     request.scope["bitinglip.caller"] = caller
 
 
@@ -141,26 +157,33 @@ def identify(request: HTTPConnection) -> Caller:
         context_of(request.scope).notices = retirement_headers(caller)
         check_address(request, caller)
     except (InvalidApiKey, ExpiredApiKey, InvalidToken, IpNotAllowed) as error:
-        raise failed_login(request, error) from None
+        raise failed_login(request, error, credential) from None
     services.metrics.user_seen(caller.key_id)
     return caller
 
 
-def failed_login(request: HTTPConnection, error: BitingLipError) -> BitingLipError:
+def failed_login(
+    request: HTTPConnection, error: BitingLipError, credential: str | None = None
+) -> BitingLipError:
     """Count a wrong credential; return the error to raise: this one, or RateLimitExceeded."""
+    refuse_login(request, credential, answer(error).code)
     address = request.client.host if request.client is not None else None
     return services_of(request).logins.count(address, error)
 
 
-async def admit(request: HTTPConnection, caller: Caller, limits: LimitClass) -> None:
-    """Take the request from the caller's limits until it ends.
+async def admit(
+    request: HTTPConnection, caller: Caller, limits: LimitClass, units: Iterable[int] = ()
+) -> None:
+    """Take the request from the caller's limits until it ends; it uses ``units`` of quotas.
 
-    Raises RateLimitExceeded or ConcurrencyLimitExceeded. A request that the server fails (5xx) is
-    not charged; one that is at fault itself (4xx) is, or a client in a loop would have no limit.
+    Raises RateLimitExceeded, ConcurrencyLimitExceeded or QuotaExceeded. A request that the server
+    fails (5xx), or a quota refuses, is not charged; one that is at fault itself (4xx) is, or a
+    client in a loop would have no limit.
     """
     context, admission = context_of(request.scope), services_of(request).admission
     route = getattr(request.scope.get("route"), "path_format", "")
-    admitted = await admission.enter(caller, limits, route)
+    context.tier = caller.tier
+    admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
     if admitted.refusal is not None:
         raise admitted.refusal

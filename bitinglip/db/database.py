@@ -28,8 +28,14 @@ _PRAGMAS = {
     "trusted_schema": "OFF",
     "cell_size_check": "ON",
 }
+_LOG_BYTES = 32 * 2**20  #: what the log keeps on the disk once it is written back
 # FULL: what was answered survives a power cut.
-_WRITER_PRAGMAS = {"journal_mode": "WAL", "synchronous": "FULL"} | _PRAGMAS
+_WRITER_PRAGMAS = {
+    "journal_mode": "WAL",
+    "synchronous": "FULL",
+    "journal_size_limit": str(_LOG_BYTES),
+    **_PRAGMAS,
+}
 
 
 _SPARE_PAGES = 256  #: free pages that are kept for the next rows
@@ -43,7 +49,10 @@ class Database:
     DatabaseUnavailable and reported to ``health``; nobody else handles the library's errors.
     """
 
-    def __init__(self, writer: AsyncEngine, reader: AsyncEngine, health: Health) -> None:
+    def __init__(
+        self, path: Path, writer: AsyncEngine, reader: AsyncEngine, health: Health
+    ) -> None:
+        self.path = path
         self._writer = writer
         self._reader = reader
         self._health = health
@@ -54,6 +63,7 @@ class Database:
         """Makes or migrates the file where needed; DatabaseError when it cannot be trusted."""
         await asyncio.to_thread(prepare, path)
         database = cls(
+            path,
             _engine(path, "rw", _WRITER_PRAGMAS, connections=1),
             _engine(path, "ro", _PRAGMAS, connections=2),
             health or Health(),

@@ -67,6 +67,10 @@ class ApiKey(Table, table=True):
     ip_ranges: list[str] | None = Field(
         default=None, sa_column=Column("ip_ranges", JSON(none_as_null=True))
     )
+    #: of its own, by period and unit
+    quotas: dict[str, dict[str, float]] | None = Field(
+        default=None, sa_column=Column("quotas", JSON(none_as_null=True))
+    )
     #: counts its secrets: 1, and one more for each rotation
     generation: int = Field(
         default=1, sa_column=Column("generation", Integer, nullable=False, server_default="1")
@@ -148,3 +152,60 @@ class LimitCell(Table, table=True):
 
     id: str = Field(primary_key=True)
     full_at: int = Field(sa_type=BigInteger)
+
+
+class Usage(Table, table=True):
+    """Sums what the requests of a key to a model used in a day, such as 2026-11-27, of UTC."""
+
+    __tablename__ = "usage"
+    __table_args__ = (Index(None, "day"),)
+
+    key_id: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    day: str = Field(primary_key=True, max_length=10)
+    requests: int = Field(sa_type=BigInteger)
+    prompt_tokens: int = Field(sa_type=BigInteger)
+    completion_tokens: int = Field(sa_type=BigInteger)
+    pixels: int = Field(sa_type=BigInteger)
+    audio_us: int = Field(sa_type=BigInteger)
+    gpu_us: int = Field(sa_type=BigInteger)
+
+
+class AuditRow(Table, table=True):
+    """An entry of the audit log; only the package audit writes it, and nothing changes it."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        Index(None, "at"),
+        Index(None, "actor"),
+        Index(None, "action"),
+        Index(None, "target"),
+    )
+
+    seq: int = Field(primary_key=True)
+    at: int = Field(sa_type=BigInteger)  #: microseconds of Unix time
+    actor: str
+    actor_name: str
+    token: str
+    action: str
+    target: str
+    outcome: str
+    address: str
+    request_id: str
+    user_agent: str
+    before: str | None = None  #: JSON
+    after: str | None = None
+    seal: bytes = Field(sa_type=LargeBinary)
+
+
+class AuditHead(Table, table=True):
+    """The one row that says where the audit log begins and ends."""
+
+    __tablename__ = "audit_head"
+
+    id: int = Field(primary_key=True)
+    first: int = Field(sa_type=BigInteger)
+    anchor: bytes = Field(sa_type=LargeBinary)
+    last: int = Field(sa_type=BigInteger)
+    seal: bytes = Field(sa_type=LargeBinary)
+    head_seal: bytes = Field(sa_type=LargeBinary)

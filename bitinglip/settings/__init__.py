@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bitinglip.settings.audit import Audit
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -35,10 +36,12 @@ from bitinglip.settings.sections import (
     Security,
     Server,
     Tasks,
+    Usage,
     Workers,
 )
 
 __all__ = [
+    "Audit",
     "Balancing",
     "Devices",
     "FakeDevice",
@@ -73,6 +76,8 @@ class Settings(Section):
     limits: Limits = Limits()
     tasks: Tasks = Tasks()
     files: Files = Files()
+    audit: Audit = Audit()
+    usage: Usage = Usage()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

@@ -224,6 +224,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defau
     message: Message
     param: Name | None = None
     details: Details = {}
+    retry_after: Seconds | None = None  #: known to the gateway, for jobs that it ends itself
 
 
 class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
 from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, State
+from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, Report, State
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 from workers.faults import NO_NUMBERS, Fault
@@ -65,6 +65,14 @@ class ResourceFacts:
     def clear(self, device: str, *, source: str) -> None:
         """Take back what this source said of a device."""
         self._devices.clear(device, source=source)
+
+    def ask_torch(self) -> bool:
+        """Ask torch about the cards in a new process; see ``Devices.ask_torch``."""
+        return self._devices.ask_torch()
+
+    def take_reports(self) -> Sequence[Report]:
+        """Return the faults that cards have reported since the last call."""
+        return self._devices.take_reports()
 
     def reading(self, device: str) -> DeviceUsage | None:
         return self.use.reading(device)

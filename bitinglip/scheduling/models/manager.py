@@ -1,8 +1,7 @@
 """The model manager loads models on demand, within memory, and restarts workers that crash.
 
-It alone writes the state of models. Whenever the facts have changed, it asks the planner for a plan
-and carries it out. The dispatcher asks it for replicas, operators ask it to load and unload; the
-processes are the pool's.
+It alone writes the state of models. Whenever the facts have changed, it carries out a new plan of
+the planner. The dispatcher asks it for replicas; the processes are the pool's.
 """
 
 import asyncio
@@ -183,7 +182,7 @@ class ModelManager:
         Replicas whose heartbeat is overdue get nothing new, and other programs may have taken or
         freed memory.
         """
-        self.deaths.expire(self.clock())
+        self.deaths.look(self.clock())
         changed = self.facts.update(sample, self.replicas(), pids)
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest
@@ -308,14 +307,12 @@ class ModelManager:
         if replica.state != "stuck":
             model_state.remove(replica)
         self.replan()
-        if replica.slept:
-            return  # the machine was suspended meanwhile: once more
+        if replica.slept or self.facts.loads_wider(replica, why.fault):
+            return  # the machine was suspended meanwhile, or float32 may help: once more
         now = self.clock()
         if self.deaths.load_failed(replica.devices, why.fault, now):
             model_state.retry_at = now + AFTER_DEVICE_FAULT
             return  # once more: there, or elsewhere once the device is in question
-        if self.facts.loads_wider(replica, why.fault):
-            return  # once more, in float32
         if why.code == "OUT_OF_MEMORY":
             model_state.short_of_memory += 1
             late = model_state.short_of_memory == 1 and self.facts.use.wait_again(replica)
@@ -331,7 +328,10 @@ class ModelManager:
             return  # the others go on
         model_state.load_failed(why.message, now, hopeless=why.fault is RAM)
         details = {"model": model_state.name}
-        error = errors.from_code(why.code, why.message, param="model", details=details)
+        rest = model_state.rests(now) or None
+        error = errors.from_code(
+            why.code, why.message, param="model", details=details, retry_after=rest
+        )
         self._unavailable(model_state, error)
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
@@ -379,7 +379,8 @@ class ModelManager:
             death.undo.append(model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven))
         if death.blame == "request" and (rest := model_state.rests(now)):
             log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
-            gone = errors.ModelLoadFailed(model_state.explain(now), param="model")
+            told = model_state.explain(now)
+            gone = errors.ModelLoadFailed(told, param="model", retry_after=rest)
             self._unavailable(model_state, gone)
         self.replan()
 

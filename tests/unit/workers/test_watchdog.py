@@ -18,9 +18,13 @@ class Process:
     """What the watchdog asks of a process."""
 
     read = 0
+    stopped = False
 
     def bytes_read(self) -> int:
         return self.read
+
+    def is_stopped(self) -> bool:
+        return self.stopped
 
 
 def worker(state: str, spec: Load | None = None, **ready: Any) -> Worker:
@@ -100,6 +104,23 @@ def test_load_may_take_for_ever_that_reads_its_files() -> None:
         process.read += 100_000
         assert dog.look(one) is None
     assert looks(one, dog) <= 26 + 10
+
+
+@pytest.mark.parametrize("state", ["starting", "warm", "loading"])
+@pytest.mark.parametrize("spec", [fake(), None])
+def test_load_or_spare_whose_process_is_stopped_ends_after_the_heartbeat_timeout(
+    state: str, spec: Load | None
+) -> None:
+    dog, one = Watchdog(heartbeat_timeout=30, load_timeout=600), worker(state, spec)
+    process = cast("Process", one.handle)
+    process.stopped = True
+    for _ in range(30):
+        assert dog.look(one) is None
+    process.stopped = False  # it goes on, as after a look into it
+    assert dog.look(one) is None
+    process.stopped = True
+    assert looks(one, dog) == 31
+    assert dog.look(one) == "was stopped by a signal for 30 s and did not go on"
 
 
 def test_load_that_reads_next_to_nothing_makes_no_progress() -> None:

@@ -134,6 +134,9 @@ def test_placement_refuses_what_never_fits_and_retries_what_others_block() -> No
 def test_headroom_and_other_programs_are_respected() -> None:
     assert planned([card(headroom=1, other_bytes=14)], [], wanted()).refusals
     assert planned([card(headroom=1, other_bytes=13)], [], wanted()).loads
+    limited = DeviceCapacity("0", "cuda", memory=10, physical=20, headroom=4, other_bytes=6)
+    assert planned([limited], [], wanted(size=10)).loads  # nor does what stays free count in it
+    assert planned([replace(limited, other_bytes=7)], [], wanted(size=10)).refusals
     room = DeviceCapacity("cpu", "cuda", memory=20, physical=100, other_bytes=70)
     assert planned([room], [], wanted(size=20)).loads  # what others have lies beside our budget
 
