@@ -96,7 +96,7 @@ def build(
             background.run(start, "first models", check="model_manager")
             yield
 
-    app = FastAPI(
+    app = api.Application(
         title="BitingLip",
         version=__version__,
         lifespan=lifespan,

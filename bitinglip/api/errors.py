@@ -4,10 +4,8 @@ import asyncio
 import math
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -18,17 +16,6 @@ from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
 
 _LINGER_SECONDS = 2.0
-
-
-def install(app: FastAPI) -> None:
-    app.add_exception_handler(errors.BitingLipError, _handle)
-    app.add_exception_handler(StoreError, _handle)
-    app.add_exception_handler(HTTPException, _handle)
-    app.add_exception_handler(RequestValidationError, _handle)
-
-
-async def _handle(request: Request, exception: Exception) -> Response:
-    return error_response(request.scope, to_error(exception))
 
 
 def to_error(exception: Exception) -> errors.BitingLipError:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
-from starlette.types import Scope as HttpScope
 
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
@@ -11,6 +10,7 @@ from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
+from bitinglip.api.request_context import context_of
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.results.files import Files
@@ -54,10 +54,6 @@ class Services:
 
 
 def services_of(request: HTTPConnection) -> Services:
-    services: Services = request.app.state.services
+    services = context_of(request.scope).services
+    assert services is not None, "requests are refused until the server is up"
     return services
-
-
-def services_in(scope: HttpScope) -> Services | None:
-    """Return the services; None while the server is not up yet."""
-    return getattr(scope["app"].state, "services", None)
