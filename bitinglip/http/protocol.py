@@ -19,6 +19,7 @@ from bitinglip import errors
 from bitinglip.api.errors import headers_of
 from bitinglip.api.request_context import has_caller, new_request_id
 from bitinglip.http.connections import BODY_BYTES, Connection, Connections
+from bitinglip.http.exchange import EarlyResponse, Exchange, split_target
 from bitinglip.wire.errors import error_body
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
         self._unwanted = 0  #: bytes of the present body since its response is complete
         self._is_large = False  #: the present body is declared to be large
-        self._early: _EarlyResponse | None = None
+        self._early: EarlyResponse | None = None
         self._waiting = b""  #: bytes that are read, and parsed when there is time
         self._refusal: tuple[errors.BitingLipError, str] | None = None
         self._refused = False
@@ -240,9 +241,39 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.busy(connection)
         if not self._responding():
             self._await_body()
-        super().on_headers_complete()
-        if self._is_large:
-            self._close_after(self.cycle)
+        self._begin_exchange()
+        if self._is_large:  # its rest may go unread, so the connection must not be used again
+            self._early = EarlyResponse(self.cycle, self.hang_up)
+
+    def _begin_exchange(self) -> None:
+        """Start the application, or queue the request behind the one that is responded to."""
+        scope, parser = self.scope, self.parser
+        version = parser.get_http_version()
+        scope["method"] = parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        if parser.should_upgrade() and self._should_upgrade():
+            return
+        scope["path"], scope["raw_path"], scope["query_string"] = split_target(self.url)
+        idle = not self._responding()
+        self.cycle = Exchange(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if idle:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def _objection(self) -> tuple[errors.BitingLipError, str] | None:
         """Say what is wrong with a request whose headers are complete, and under which reason."""
@@ -297,13 +328,6 @@ class HttpProtocol(HttpToolsProtocol):
             connection.deadline = self._connections.now + self.timeout_keep_alive
         else:
             self._rest()
-
-    def _close_after(self, cycle: RequestResponseCycle) -> None:
-        """Have a response that begins before the body is here end the connection, and say so.
-
-        The rest of a large body is not read, so the client must not use the connection again.
-        """
-        self._early = _EarlyResponse(self, cycle)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._active = cycle
@@ -368,31 +392,3 @@ class HttpProtocol(HttpToolsProtocol):
         lines += [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
         lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
         return b"".join([*lines, b"\r\n", body])
-
-
-class _EarlyResponse:
-    """Stands for the transport of a cycle whose large body is still arriving.
-
-    A response that begins now says ``Connection: close``. Once it is written the connection
-    lingers, because a socket that is closed with unread data would reset it under the client.
-    """
-
-    def __init__(self, protocol: HttpProtocol, cycle: RequestResponseCycle) -> None:
-        self._protocol = protocol
-        self._cycle = cycle
-        self._keep_alive = cycle.keep_alive
-        self._transport = cycle.transport
-        self.write = self._transport.write
-        self.is_closing = self._transport.is_closing
-        cycle.keep_alive = False
-        cycle.transport = cast("asyncio.Transport", self)  # of which a cycle uses these three
-
-    def end(self) -> None:
-        """The body is here: a response that has not begun keeps the connection."""
-        self._cycle.transport = self._transport
-        if not self._cycle.response_started:
-            self._cycle.keep_alive = self._keep_alive
-
-    def close(self) -> None:
-        """Take uvicorn's call at the end of the response."""
-        self._protocol.hang_up()
