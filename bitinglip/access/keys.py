@@ -22,6 +22,7 @@ from bitinglip.access.narrowing import (
     parse_models,
     parse_ranges,
 )
+from bitinglip.access.presented import Presented
 from bitinglip.access.scopes import DEFAULT, Scope
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
@@ -118,6 +119,8 @@ class KeyRing:
         self._db = db
         self._pepper = pepper
         self._keys: dict[str, _Held] = {}
+        #: a key, and whether its present secret was sent or the one before
+        self._presented: Presented[tuple[_Held, bool]] = Presented()
 
     @classmethod
     async def open(cls, db: Database, pepper: bytes) -> Self:
@@ -144,6 +147,21 @@ class KeyRing:
 
     def authenticate(self, credential: str) -> Caller:
         """Return the caller with this key. Raises InvalidApiKey or ExpiredApiKey."""
+        found = self._presented.find(credential)
+        if found is None:
+            found = self._look_up(credential)
+            self._presented.remember(credential, found)
+        held, current = found
+        if held.record.revoked_at is not None:
+            raise InvalidApiKey
+        now = time.time()
+        if held.ends <= now or not (current or held.former_ends > now):
+            raise ExpiredApiKey
+        held.used = now
+        return held.caller if current else held.former
+
+    def _look_up(self, credential: str) -> tuple[_Held, bool]:
+        """Find a key by its text, and whether this is its present one. Raises InvalidApiKey."""
         key_id = credentials.parse(credential)
         if key_id is None:
             raise InvalidApiKey
@@ -152,13 +170,9 @@ class KeyRing:
         # Always both comparisons, so that the time tells nothing.
         current = hmac.compare_digest(given, held.digest if held else _NOBODY)
         former = hmac.compare_digest(given, held.former_digest if held else _NOBODY)
-        if held is None or not (current or former) or held.record.revoked_at is not None:
+        if held is None or not (current or former):
             raise InvalidApiKey
-        now = time.time()
-        if held.ends <= now or not (current or held.former_ends > now):
-            raise ExpiredApiKey
-        held.used = now
-        return held.caller if current else held.former
+        return held, current
 
     def caller(self, credential: Credential) -> Caller | None:
         """Return who has this key, with what they may do now, and count that as a use of the key.
@@ -250,6 +264,7 @@ class KeyRing:
         held = self._find(key_id)
         revoked_at = held.record.revoked_at or datetime.now(UTC)
         held.record = replace(held.record, revoked_at=revoked_at)
+        self._presented.forget()
         async with self._db.write() as session:
             row = await session.get_one(ApiKey, key_id)
             row.revoked_at = revoked_at
@@ -332,6 +347,7 @@ class KeyRing:
         held.digest, held.caller, held.ends = renewed.digest, renewed.caller, renewed.ends
         held.former_digest, held.former = renewed.former_digest, renewed.former
         held.former_ends = renewed.former_ends
+        self._presented.forget()
         return _shown(held)
 
 
