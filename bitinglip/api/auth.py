@@ -206,7 +206,7 @@ def _credential(request: HTTPConnection) -> str | None:
 
 
 def _only_credential(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    found = set()
+    found: set[str | None] = set()
     for name, value in headers:
         if name == b"x-api-key":
             found.add(value.decode("latin-1"))
