@@ -59,6 +59,7 @@ _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
 _CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
+_STORE_SECONDS = 1.0  #: between two looks at the folder of models, which commands may change too
 
 
 def build(
@@ -128,6 +129,7 @@ async def _open(
     stack.push_async_callback(_last, checkpoint.flush)
     metrics = Metrics()
     store = ModelStore(home.models, confine=settings.workers.confine)
+    await asyncio.to_thread(store.listing.keep_in_memory)
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
     if devices is None:
@@ -259,6 +261,11 @@ def _start(background: Background, services: Services) -> None:
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
+
+    async def look_at_models() -> None:
+        await asyncio.to_thread(services.store.listing.look)
+
+    every(_STORE_SECONDS, look_at_models, "models on the disk", check="model_manager")
 
     async def clean() -> None:
         await files.clean(tasks.is_open)
