@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from fastapi import FastAPI
@@ -18,11 +19,16 @@ from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
 from bitinglip.access.tokens import SIGNING, Tokens
+from bitinglip.access.usage.meter import Meter
+from bitinglip.access.usage.quotas import Plans
+from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
+from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.services import Services
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
+from bitinglip.db.write_behind import FLUSH_SECONDS, WriteBehind
 from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
@@ -33,6 +39,7 @@ from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import CHECK_SECONDS, Recheck
 from bitinglip.scheduling.models.resume import LOOK_SECONDS, Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
@@ -43,10 +50,14 @@ from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
+from model_store.names import folder_name
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
+from workers.caches import CLEAN_SECONDS as CACHE_CLEAN_SECONDS
+from workers.caches import ModelCaches
 from workers.devices import Devices
 from workers.devices.host import Host
 from workers.devices.probe import probe_cards
@@ -57,7 +68,7 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
-_CHECKPOINT_SECONDS = 1.0  #: between two writes of what keys have taken of their limits
+_TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 _STORE_SECONDS = 1.0  #: between two looks at the folder of models, which commands may change too
 
@@ -123,10 +134,8 @@ async def _open(
     tokens = await Tokens.open(db, keys, home.secret(SIGNING))
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
-    counters = MemoryStore()
-    checkpoint = Checkpoint(db, counters)
-    await checkpoint.load()
-    stack.push_async_callback(_last, checkpoint.flush)
+    counts = await _Counts.open(db, settings, keys)
+    stack.push_async_callback(_last, counts.write_behind.flush)
     metrics = Metrics()
     store = ModelStore(home.models, confine=settings.workers.confine)
     await asyncio.to_thread(store.listing.keep_in_memory)
@@ -139,7 +148,8 @@ async def _open(
     page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
-    dispatcher = Dispatcher(settings, manager, metrics)
+    dispatcher = Dispatcher(settings, manager, metrics, meter=counts.meter)
+    stack.callback(dispatcher.close)
     pool = WorkerPool(
         launcher,
         dispatcher.delivery,
@@ -204,23 +214,53 @@ async def _open(
         files=files,
         uploads=uploads,
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
+        recheck=Recheck(manager, probe_cards),
         health=health,
         admission=Admission(
             settings.limits,
             per_key=connections.capacity.per_key,
             share=dispatcher.share,
-            store=counters,
+            store=counts.cells,
+            meter=counts.meter,
         ),
-        checkpoint=checkpoint,
+        write_behind=counts.write_behind,
+        meter=counts.meter,
+        usage=counts.usage,
         logins=FailedLogins(settings.limits.failed_logins_per_minute),
+        refusals=LimitRefusals(metrics.registry),
     )
     return services, admin_key
 
 
+class _Counts(NamedTuple):
+    """What is counted of keys, and its owner of writes."""
+
+    cells: MemoryStore
+    meter: Meter
+    usage: UsageRows
+    write_behind: WriteBehind
+
+    @classmethod
+    async def open(cls, db: Database, settings: Settings, keys: KeyRing) -> "_Counts":
+        """Take over what the last run wrote. Raises DatabaseError."""
+        cells = MemoryStore()
+        checkpoint = Checkpoint(db, cells)
+        await checkpoint.load()
+        plans = Plans(settings.limits)
+        meter = Meter(lambda key_id: plans.of(*keys.terms(key_id)))
+        usage = UsageRows(db, meter, retention=settings.usage.retention)
+        await usage.load()
+        return cls(cells, meter, usage, WriteBehind(db, checkpoint, usage))
+
+
 def _devices(settings: DeviceSettings) -> Devices:
     devices = Devices.find(
-        [(each.name, each.memory_bytes) for each in settings.fake], settings.cpu_memory_bytes
+        [(each.name, each.memory_bytes) for each in settings.fake],
+        settings.cpu_memory_bytes,
+        settings.memory_limit,
     )
+    for name in devices.unknown_limits():
+        log.warning("devices.memory_limit names a card that is not there", card=name)
     if devices.note and not devices.missing:  # which is told as a problem
         log.info(devices.note)
     return devices
@@ -254,24 +294,45 @@ def _start(background: Background, services: Services) -> None:
     background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
     every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
     every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
+    every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
+    every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
     every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
-    every(_CHECKPOINT_SECONDS, services.checkpoint.flush, "limits of keys", check="database")
+
+    async def write() -> None:
+        await services.write_behind.flush()
+        await services.usage.refresh()
+
+    every(FLUSH_SECONDS, write, "limits and usage of keys", check="database")
+    every(CLEAN_USAGE, services.usage.clean, "remove old usage", check="database")
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
-
-    async def look_at_models() -> None:
-        await asyncio.to_thread(services.store.listing.look)
-
-    every(_STORE_SECONDS, look_at_models, "models on the disk", check="model_manager")
 
     async def clean() -> None:
         await files.clean(tasks.is_open)
         await services.uploads.clean(tasks.is_open)
 
     every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    _start_upkeep(background, services)
+
+
+def _start_upkeep(background: Background, services: Services) -> None:
+    """Start what keeps up with files that others change."""
+    every, manager = background.every, "cluster_manager"
+
+    async def look_at_models() -> None:
+        await asyncio.to_thread(services.store.listing.look)
+
+    every(_STORE_SECONDS, look_at_models, "models on the disk", check="model_manager")
+    caches = ModelCaches(services.home.caches, services.settings.files.max_cache_bytes)
+
+    def bound_caches() -> None:
+        caches.clean({folder_name(name) for name in services.store.names()})
+
+    bound = partial(asyncio.to_thread, bound_caches)
+    every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
     if services.settings.server.tls_cert is not None:
         expiry = partial(tls.warn, services.settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)

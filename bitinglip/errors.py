@@ -8,7 +8,7 @@ BitingLipError
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
- ├─ RateLimitExceeded, ConcurrencyLimitExceeded
+ ├─ RateLimitExceeded, ConcurrencyLimitExceeded, QuotaExceeded
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
  ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, DatabaseUnavailable
@@ -151,6 +151,12 @@ class ConcurrencyLimitExceeded(BitingLipError):
     retry_after: float | None = 1.0
 
 
+class QuotaExceeded(BitingLipError):
+    """This API key has used up its quota."""
+
+    should_retry = False
+
+
 class InternalError(BitingLipError):
     """Something went wrong in the server; the log names the cause under this request id."""
 
@@ -201,7 +207,11 @@ class ModelDoesNotFit(Unavailable):
     """The model does not fit into the memory of any device."""
 
     retry_after = None
-    should_retry = False
+
+    @property
+    def should_retry(self) -> bool | None:  # type: ignore[override]
+        """False unless it is known when there may be room."""
+        return False if self.retry_after is None else None
 
 
 class ShuttingDown(Unavailable):
@@ -261,6 +271,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     UnsupportedMediaType: Answer(415, "UNSUPPORTED_MEDIA_TYPE", _BAD),
     RateLimitExceeded: Answer(429, "RATE_LIMIT_EXCEEDED", "rate_limit_error"),
     ConcurrencyLimitExceeded: Answer(429, "CONCURRENCY_LIMIT_EXCEEDED", "rate_limit_error"),
+    QuotaExceeded: Answer(429, "QUOTA_EXCEEDED", "rate_limit_error"),
     InternalError: Answer(500, "INTERNAL_ERROR", "server_error"),
     InferenceFailed: Answer(500, "INFERENCE_FAILED", "server_error"),
     OutOfMemory: Answer(500, "OUT_OF_MEMORY", "server_error"),
@@ -290,7 +301,13 @@ def answer(error: BitingLipError) -> Answer:
 
 
 def from_code(
-    code: str, message: str, *, param: str | None = None, details: dict[str, Any] | None = None
+    code: str,
+    message: str,
+    *,
+    param: str | None = None,
+    details: dict[str, Any] | None = None,
+    retry_after: float | None = None,
 ) -> BitingLipError:
     """The error that a worker or the store names by its code."""
-    return _BY_CODE.get(code, InternalError)(message, param=param, details=details)
+    kind = _BY_CODE.get(code, InternalError)
+    return kind(message, param=param, details=details, retry_after=retry_after)

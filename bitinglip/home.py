@@ -151,6 +151,9 @@ class Home:
         return hmac.digest(_read_secret(self.secret_key), purpose.encode(), "sha256")
 
     def write_server_json(self, url: str, pid: int) -> None:
+        """Say where the server is that holds this home."""
+        for left in self.root.glob(f"{self.server_json.name}.*"):  # drafts of servers that died
+            left.unlink(missing_ok=True)
         replace_private(self.server_json, json.dumps({"url": url, "pid": pid}).encode())
 
     def remove_server_json(self) -> None:

@@ -13,7 +13,7 @@ from types import FrameType
 
 import structlog
 
-from bitinglip import local_socket, standard_streams
+from bitinglip import allocator, local_socket, standard_streams
 from bitinglip.api.services import Services
 from bitinglip.app import build
 from bitinglip.confinement import hide_secrets
@@ -27,6 +27,7 @@ from bitinglip.service_manager import ServiceManager
 from bitinglip.settings import Server as ServerSettings
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
+from bitinglip.start_text import start_text
 from bitinglip.telemetry import logs
 from bitinglip.tls import check_tls
 
@@ -52,6 +53,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     Raises SettingsError, HomeInUse, DatabaseError or :class:`StartRefused` before it answers.
     """
     standard_streams.secure()
+    allocator.return_large_blocks(os.environ)
     if demo:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
@@ -185,16 +187,10 @@ class _Runner(HttpServer):
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
-        lines = [f"BitingLip answers on {self._url}", f"  docs    {self._url}/docs"]
-        if admin_key:
-            lines.append(f"  key     {_key_text(admin_key, self._home)}")
-        names = services.store.names()
-        lines.append(f"  models  {', '.join(names) or 'none yet: bitinglip models pull REPO'}")
-        if names:
-            lines.append(
-                f"  try     bitinglip chat {'demo-text' if 'demo-text' in names else names[0]}"
-            )
-        standard_streams.say("\n".join(lines) + "\n")
+        operations = services.operations
+        key = _key_text(admin_key, self._home) if admin_key else None
+        told = operations.devices(), operations.device_problems(), services.store.names()
+        standard_streams.say(start_text(self._url, *told, key))
         self._manager.ready(self._status())
 
     def _tell_manager(self) -> None:

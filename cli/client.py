@@ -61,11 +61,11 @@ class Client:
     def delete(self, path: str) -> None:
         self._ask("DELETE", path, timeout=None)
 
-    def list(self, path: str) -> list[dict[str, Any]]:
-        """Yield all rows of a list, page by page."""
+    def list(self, path: str, **query: Any) -> list[dict[str, Any]]:
+        """Return all rows of a list, asked for page by page."""
         rows: list[dict[str, Any]] = []
         while True:
-            page = self.get(path, limit=_PAGE, offset=len(rows))
+            page = self.get(path, limit=_PAGE, offset=len(rows), **query)
             rows += page["data"]
             if not page["data"] or len(rows) >= page["total"]:
                 return rows

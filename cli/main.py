@@ -20,6 +20,7 @@ from cli.commands import (
     status,
     top,
     transcribe,
+    usage,
     workers,
 )
 from cli.errors import Commands
@@ -63,5 +64,6 @@ app.command("status")(status.status)
 app.command("top")(top.top)
 app.add_typer(workers.app, name="workers")
 app.add_typer(config.app, name="config")
+app.command("usage")(usage.usage)
 app.command("backup")(backup.backup)
 app.command("doctor")(doctor.doctor)

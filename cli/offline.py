@@ -12,11 +12,13 @@ from cli.show.output import print_note
 
 if TYPE_CHECKING:
     from bitinglip.access.keys import KeyRing
+    from bitinglip.db.database import Database
     from bitinglip.home import Home
     from model_store.manifest import Manifest
     from model_store.store import ModelStore
 
 T = TypeVar("T")
+_PAGE = 1000
 
 
 def store(home: "Home", *, confine: str = "auto") -> "ModelStore":
@@ -110,6 +112,7 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             expires_at=parse_expiry(body["expires"]) if body.get("expires") else None,
             models=body.get("models"),
             ip_ranges=body.get("ip_ranges"),
+            quotas=body.get("quotas"),
         )
         return {**key_info(record), "key": secret}
 
@@ -153,7 +156,38 @@ def revoke_key(home: "Home", key_id: str) -> None:
     _with_keys(home, revoked)
 
 
+def usage(home: "Home", query: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the sums of usage that a query of the API asks for."""
+    from bitinglip.access.usage.meter import Meter
+    from bitinglip.access.usage.rows import UsageRows
+    from bitinglip.wire.admin.usage import wanted_usage
+
+    wanted = wanted_usage(query, query.get("key_id"))
+    if not home.database.exists():
+        return []
+
+    async def summed(db: "Database", ring: "KeyRing") -> list[dict[str, Any]]:
+        stored = UsageRows(db, Meter())
+        rows: list[dict[str, Any]] = []
+        while True:
+            part, total = await stored.page(wanted, limit=_PAGE, offset=len(rows))
+            rows += part
+            if not part or len(rows) >= total:
+                break
+        names = {record.id: record.name for record in ring.list()}
+        return [
+            {**row, "key_name": names.get(row["key_id"])} if "key_id" in row else row
+            for row in rows
+        ]
+
+    return _with_database(home, summed)
+
+
 def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
+    return _with_database(home, lambda _db, ring: work(ring))
+
+
+def _with_database(home: "Home", work: "Callable[[Database, KeyRing], Awaitable[T]]") -> T:
     import asyncio
 
     from bitinglip.home import HomeLock
@@ -164,7 +198,7 @@ def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
 
         db = await Database.open(home.database)
         try:
-            return await work(await KeyRing.open(db, home.secret(PEPPER)))
+            return await work(db, await KeyRing.open(db, home.secret(PEPPER)))
         finally:
             await db.close()
 

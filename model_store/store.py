@@ -49,6 +49,7 @@ FILES = "files"
 PARTIAL = ".partial"
 _CHUNK = 1 << 20
 _SWEPT_AFTER_SECONDS = 60  #: a folder is made a moment before it is locked
+_RESUMED_WITHIN_SECONDS = 14 * 24 * 3600  #: a pull is, or it begins anew
 Names = list[str]  #: inside the class, ``list`` is a method
 
 
@@ -273,7 +274,7 @@ class ModelStore:
             os.close(handle)
 
     def sweep(self) -> None:
-        """Remove what killed processes left, but not what a pull can resume from."""
+        """Remove what killed processes left, and pulls that nobody has resumed for two weeks."""
         for folder in self.partial.iterdir():
             with suppress(OSError):  # another process sweeps too
                 if _is_left(folder) and (handle := lock(folder)) is not None:
@@ -285,6 +286,9 @@ def _is_left(folder: Path) -> bool:
     """Return whether nobody needs the folder any more unless it is locked."""
     if folder.name.startswith("removed-"):
         return True
+    if folder.name.startswith("pull-"):
+        times = (path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+        return time.time() - max(times) > _RESUMED_WITHIN_SECONDS
     old = time.time() - folder.stat().st_mtime > _SWEPT_AFTER_SECONDS
     return old and folder.name.startswith("draft-")
 

@@ -10,6 +10,7 @@ import httpx
 from rich.console import Console
 
 from bitinglip.settings import Settings
+from bitinglip.start_text import start_text
 from cli.checks.accelerator import findings
 from cli.show.tables import board
 from tests.support.api_server import serve
@@ -22,11 +23,11 @@ HEAD = """\
 
 Each is made up: the files of its kernel, the answers of its driver and the torch that is installed
 are given, and the server and its commands look at them as at real ones. For each: what `bitinglip
-doctor` reports on devices, the check `devices` of `/health`, and the devices that `bitinglip top`
-shows. A card that is not well gets no new load; models on it go on. A card that is missing is
-looked for every 5 s, after five minutes every 60 s, and takes part without a restart once it is
-there. `devices.require: cuda` keeps models off the CPU until then, and `/readyz` at 503; to run on
-the CPU on purpose, set `CUDA_VISIBLE_DEVICES` to -1.
+serve` prints when it answers, what `bitinglip doctor` reports on devices, the check `devices` of
+`/health`, and the devices that `bitinglip top` shows. A card that is not well gets no new load;
+models on it go on. A card that is missing is looked for every 5 s, after five minutes every 60 s,
+and takes part without a restart once it is there. `devices.require: cuda` keeps models off the CPU
+until then, and `/readyz` at 503; to run on the CPU on purpose, set `CUDA_VISIBLE_DEVICES` to -1.
 
 Made by `python -m scripts.machines_text`.
 """
@@ -50,7 +51,9 @@ def _machine(name: str, machine: Machine) -> str:
         devices.read(idle=True)
         machine.clock += 61  # seconds without a model
         devices.read(idle=True)
-        lines = [*_doctor(devices, machine), "", *_server(root / "server", devices)]
+        doctor = [*_doctor(devices, machine), ""]
+        start, *rest = _server(root / "server", devices)
+        lines = [*start.splitlines(), "", *doctor, *rest]
     about = sys.modules[Machine.__module__].__dict__[MACHINES[name].__name__].__doc__
     text = "\n".join(line.rstrip() for line in lines)
     return f"\n## {name[0].upper()}{name[1:]}\n\n{about}\n\n```\n{text}\n```\n"
@@ -68,6 +71,9 @@ def _server(root: Path, devices: Devices) -> Iterator[str]:
     root.mkdir()
     with serve(root, machine=devices) as served:
         served.wait_sampled()
+        operations = served.services.operations
+        told = operations.devices(), operations.device_problems(), ["demo-text"]
+        yield "$ bitinglip serve\n" + start_text("http://localhost:8080", *told)
         health = httpx.get(f"{served.url}/health").json()
         headers = served.headers("admin")
         status = httpx.get(f"{served.url}/api/v1/cluster/status", headers=headers).json()

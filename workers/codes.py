@@ -29,6 +29,7 @@ Code = Literal[
     "OVERLOADED",
     "PAYLOAD_TOO_LARGE",
     "QUEUE_FULL",
+    "QUOTA_EXCEEDED",
     "RATE_LIMIT_EXCEEDED",
     "SHUTTING_DOWN",
     "TASK_CANCELLED",

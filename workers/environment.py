@@ -69,6 +69,9 @@ _CARD_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 _CARD_CHECK = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 #: Free memory of the allocator is joined, so that a larger request fits where smaller ones were.
 _ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+#: Arenas of glibc's heap: by default eight for each core, each of which keeps what its threads have
+#: freed.
+_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 _ALLOCATOR_NAMES = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
 
 
@@ -80,7 +83,8 @@ def worker_environment(environ: Mapping[str, str], kernel: str) -> dict[str, str
     kept = {name: value for name, value in environ.items() if _is_inherited(name)}
     chosen = not _ALLOCATOR_NAMES.isdisjoint(kept) or "microsoft" in kernel.lower()
     allocator = {} if chosen else _ALLOCATOR
-    return _CARD_CHECK | allocator | kept | _OFFLINE | _CARD_ORDER
+    arenas = {} if "glibc.malloc.arena_max" in kept.get("GLIBC_TUNABLES", "") else _ARENAS
+    return _CARD_CHECK | allocator | arenas | kept | _OFFLINE | _CARD_ORDER
 
 
 def ignored_variables(environ: Mapping[str, str]) -> list[str]:

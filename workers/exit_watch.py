@@ -1,4 +1,4 @@
-"""Tells of the end of a child process as soon as it can be waited for, and what it has read.
+"""Tells of the end of a child process as soon as it can be waited for, and how it gets on.
 
 By a pidfd where there is one, else by asking now and then. No file of the child's will do as a
 sign: it can close them and live on, or leave them to a child of its own; and the kernel closes
@@ -84,3 +84,15 @@ def bytes_read(pid: int, proc: Path = _PROC) -> int | None:
         return int(counts["rchar"]) + int(counts["read_bytes"])
     except (KeyError, ValueError):
         return None
+
+
+def is_stopped(pid: int, proc: Path = _PROC) -> bool:
+    """Return True if a process was stopped by a signal and does not run until it gets another.
+
+    A debugger's stops are none of these. False where the kernel does not tell.
+    """
+    try:
+        stat = (proc / str(pid) / "stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[:1] == [b"T"]  # its name may hold anything

@@ -25,6 +25,7 @@ FaultName = Literal[
     "display time-out",
     "card busy",
     "no compiler",
+    "no numbers",
     "stuck",
 ]
 
@@ -222,6 +223,14 @@ RAM = Fault(
     "It is RAM that is short, not a card's memory: use a smaller model, stop other programs, or "
     "add RAM or swap.",
 )
+NO_NUMBERS = Fault(
+    "no numbers",
+    "setup",
+    "computed what is no number",
+    "float16 overflows in this model or computes NaN on this card: set models.<name>.dtype to "
+    "float32, or to bfloat16 on cards that have it.",
+    ends=False,
+)
 STUCK = Fault(
     "stuck",
     "device",
@@ -230,7 +239,9 @@ STUCK = Fault(
     "reserved until it is gone. If that lasts, restart the machine.",
 )
 
-FAULTS: dict[FaultName, Fault] = {fault.name: fault for fault in (*_TABLE, LIBRARY, RAM, STUCK)}
+FAULTS: dict[FaultName, Fault] = {
+    fault.name: fault for fault in (*_TABLE, LIBRARY, RAM, NO_NUMBERS, STUCK)
+}
 
 _MEMORY, _LIBRARY_MEMORY = FAULTS["memory"], FAULTS["library memory"]
 _CODES = {code: fault for fault in _TABLE for code in fault.codes}

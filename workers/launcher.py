@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from workers.environment import ignored_variables, worker_environment
-from workers.exit_watch import ExitWatch, bytes_read, has_ended
+from workers.exit_watch import ExitWatch, bytes_read, has_ended, is_stopped
 from workers.folders import WorkFolders
 from workers.framing import encode_commands
 from workers.job_pipe import JobPipe
@@ -48,6 +48,10 @@ class Handle(Protocol):
 
     def bytes_read(self) -> int | None:
         """Return the bytes that it has read from files so far; None where nobody tells."""
+        ...
+
+    def is_stopped(self) -> bool:
+        """Return True if a signal has stopped it; False where nobody tells."""
         ...
 
     def watch(self, on_exit: Callable[[], None]) -> None:
@@ -204,6 +208,9 @@ class SpawnedWorker:
 
     def bytes_read(self) -> int | None:
         return bytes_read(self.pid)
+
+    def is_stopped(self) -> bool:
+        return is_stopped(self.pid)
 
     def watch(self, on_exit: Callable[[], None]) -> None:
         self._exit = ExitWatch(self.pid, on_exit)

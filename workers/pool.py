@@ -10,7 +10,6 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
 from workers.codes import DRIVER_STARTED, LoadCode
@@ -34,6 +33,7 @@ from workers.protocol import (
     Ready,
     Stop,
     WorkerEvent,
+    Working,
 )
 from workers.watchdog import Watchdog
 from workers.worker import SERVING, Worker
@@ -52,6 +52,7 @@ _EXPECTED: dict[type[WorkerEvent], tuple[str, ...]] = {
     LoadProgress: ("loading",),
     LoadFailed: ("loading",),
     Ready: ("loading",),
+    Working: ("loading", *SERVING),
     Broken: SERVING,
 }
 
@@ -310,9 +311,8 @@ class WorkerPool:
         if worker.state not in _EXPECTED.get(type(event), (worker.state,)):
             raise BadFrame(f"{type(event).__name__} while {worker.state}")
         match event:
-            case Heartbeat():
-                worker.heartbeat = event
-                worker.last_heartbeat = datetime.now(UTC)
+            case Heartbeat() | Working():
+                worker.note_life(event)
             case Imported():
                 worker.state = "warm"
             case LoadProgress(fraction=fraction):

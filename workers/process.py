@@ -19,10 +19,12 @@ import msgspec
 
 from workers.codes import DRIVER_STARTED, LoadCode
 from workers.confinement import NotConfined, confine
+from workers.engines import activity
 from workers.engines.base import Engine, Refused
 from workers.engines.registry import engine_info, make_engine
 from workers.faults import FAULTS, classify, sentence
 from workers.framing import read_commands, write_events
+from workers.heap import HeapTrim
 from workers.protocol import (
     Broken,
     Cancel,
@@ -81,6 +83,7 @@ def worker_main(jobs: int, events: int, death: int) -> None:
     # Rules for files bind the thread that takes them on, and those that it starts afterwards.
     with death_watch.paused():
         confined = _confine(events, command, first)
+    activity.connect(lambda working: _tell(events, working))
     engine = _load(events, command, confined)
     try:
         Loop(engine, jobs, events, command.heartbeat_seconds).run()
@@ -117,7 +120,7 @@ def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     started = time.monotonic()
     try:
         engine = make_engine(spec.engine)
-        ready = engine.load(spec, lambda fraction: _tell_progress(fd, fraction))
+        ready = engine.load(spec, lambda fraction: _tell(fd, LoadProgress(fraction)))
     except Refused as refused:
         failed = LoadFailed(code=refused.code, message=refused.message, fault=refused.fault)
         _end_at_once(fd, failed)
@@ -134,8 +137,8 @@ def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     return engine
 
 
-def _tell_progress(fd: int, fraction: float) -> None:
-    write_events(fd, [LoadProgress(fraction)])
+def _tell(fd: int, event: Event) -> None:
+    write_events(fd, [event])
 
 
 def _choose_cards(visible_devices: str) -> bool:
@@ -206,13 +209,14 @@ class Loop:
         self._stopping = False
         self._steps = 0
         self._next_heartbeat = 0.0
+        self._heap = HeapTrim()
 
     def run(self) -> None:
         # The threads hand the interpreter over often; the default of 5 ms is a step of its own.
         sys.setswitchinterval(_SWITCH_SECONDS)
         threading.Thread(target=self._intake, name="intake", daemon=True).start()
         while not self._stopping:
-            events = self._take()
+            events, steps = self._take(), self._steps
             if self._engine.in_flight:
                 events += self._engine.step()
                 self._steps += 1
@@ -220,6 +224,7 @@ class Loop:
             if events:
                 for job_id in write_events(self._fd, events):
                     self._engine.cancel(job_id)  # its failure is told
+            self._heap.look(worked=self._steps > steps, idle=not self._engine.in_flight)
 
     def _intake(self) -> None:
         while commands := read_commands(self._jobs_fd):

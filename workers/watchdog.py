@@ -1,4 +1,4 @@
-"""Finds workers that have gone silent, loads that stand still, and cancelled jobs that go on.
+"""Finds workers that are silent or stopped, loads that stand still, cancelled jobs that go on.
 
 It counts its own looks, not the clock's seconds. While the gateway was stopped, suspended or
 starved it did not listen, and what it did not hear is not held against a worker: after such a
@@ -7,6 +7,7 @@ pause, however long, a look counts like any other.
 
 from dataclasses import dataclass
 
+from workers.protocol import Activity
 from workers.worker import LOADING, SERVING, Worker
 
 _LOAD_SHARE = 0.001  #: of a load, that counts as progress
@@ -14,6 +15,8 @@ _LOAD_BYTES = 1 << 20  #: that it has read, which do too: a slow disk is no faul
 #: The first job on a card has the driver build and load kernels, and libraries choose among them.
 _FIRST_STEPS = 5
 _MOST_PATIENCE = 600.0  #: seconds, with that
+#: Seconds of silence for work of which workers tell: compiling, and the first use of kernels.
+_ACTIVITY_SECONDS: dict[Activity, float] = {"compile": 1800.0, "warmup": 600.0}
 _CANCEL_STEPS = 4  #: of the longest that an engine may take; a cancelled job ends with its step
 
 
@@ -33,13 +36,23 @@ class Watchdog:
         if worker.state in SERVING:
             allowed = self._patience(worker)
             if worker.silence > allowed:
-                return f"silent for {allowed:g} s"
+                why = ": a signal has stopped its process" if worker.handle.is_stopped() else ""
+                return f"silent for {allowed:g} s{why}"
             return self._look_at_cancelled(worker, _CANCEL_STEPS * allowed)
-        if worker.spec is None or worker.state not in LOADING:
+        if worker.state not in LOADING:
+            return None
+        # A load says little, and a spare nothing; but one that is stopped will never say more.
+        worker.stopped = worker.stopped + self.interval if worker.handle.is_stopped() else 0.0
+        if worker.stopped > self.heartbeat_timeout:
+            return f"was stopped by a signal for {self.heartbeat_timeout:g} s and did not go on"
+        if worker.spec is None:
             return None  # a spare waits for its model as long as it has to
         worker.waited = 0.0 if _has_progressed(worker) else worker.waited + self.interval
-        if worker.waited > self.load_timeout:
-            return f"made no progress with its load for {self.load_timeout:g} s"
+        allowed = self.load_timeout
+        if worker.activity is not None:
+            allowed = max(allowed, _ACTIVITY_SECONDS[worker.activity])
+        if worker.waited > allowed:
+            return f"made no progress with its load for {allowed:g} s"
         return None
 
     def _look_at_cancelled(self, worker: Worker, allowed: float) -> str | None:
@@ -55,6 +68,8 @@ class Watchdog:
         ones on a card longer."""
         own = worker.ready.step_timeout if worker.ready else 0.0
         usual = max(self.heartbeat_timeout, own)
+        if worker.activity is not None:
+            return max(usual, _ACTIVITY_SECONDS[worker.activity])
         if worker.has_worked or worker.spec is None or worker.spec.device != "cuda":
             return usual
         return max(usual, min(_FIRST_STEPS * usual, _MOST_PATIENCE))

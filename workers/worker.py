@@ -10,7 +10,18 @@ from workers.faults import Fault
 from workers.framing import FrameReader, encode_commands
 from workers.launcher import Handle
 from workers.output import Output
-from workers.protocol import Cancel, Command, Final, Heartbeat, Load, LoadFailed, Ready, Success
+from workers.protocol import (
+    Activity,
+    Cancel,
+    Command,
+    Final,
+    Heartbeat,
+    Load,
+    LoadFailed,
+    Ready,
+    Success,
+    Working,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +42,11 @@ class Worker:
     last_heartbeat: datetime | None = None
     silence: float = 0.0  #: seconds since it said something, while the gateway listened
     waited: float = 0.0  #: seconds since its load made progress, counted alike
+    stopped: float = 0.0  #: seconds for which its process was stopped while it loaded or waited
     progress: float = 0.0  #: of its load, as it tells
     seen_progress: float = 0.0  #: the same when progress was seen last, and the bytes it had read
     seen_bytes: int = 0
+    activity: Activity | None = None  #: what it is busy with that may be silent for minutes
     has_worked: bool = False  #: a job of its has succeeded
     reader: FrameReader = field(default_factory=FrameReader)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,6 +76,14 @@ class Worker:
         """Note that it has ended a job."""
         self.cancelled.pop(final.id, None)
         self.has_worked = self.has_worked or isinstance(final, Success)
+
+    def note_life(self, sign: Heartbeat | Working) -> None:
+        """Note a sign of life, and what it says of the worker."""
+        if isinstance(sign, Working):
+            self.activity = sign.activity
+            return
+        self.heartbeat = sign
+        self.last_heartbeat = datetime.now(UTC)
 
     async def ends_within(self, seconds: float) -> bool:
         """Wait for its end; return False if it has not come by then."""

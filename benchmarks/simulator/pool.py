@@ -189,6 +189,9 @@ class _Process:
     def bytes_read(self) -> int | None:
         return None
 
+    def is_stopped(self) -> bool:
+        return False
+
     def watch(self, on_exit: Callable[[], None]) -> None:
         """The pool itself tells of the end."""
 

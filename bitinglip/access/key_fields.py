@@ -6,6 +6,7 @@ from typing import Any
 from bitinglip.access.expiry import check_expiry
 from bitinglip.access.narrowing import parse_models, parse_ranges
 from bitinglip.access.scopes import parse_scopes
+from bitinglip.access.usage.quotas import described, parse_quotas
 from bitinglip.errors import InvalidRequest
 
 #: the admin key's tier has no limits; those of the others are the limits' affair
@@ -42,5 +43,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "scopes": lambda scopes: sorted(parse_scopes(scopes)),
     "expires_at": lambda moment: moment and check_expiry(moment),
     "models": lambda globs: _listed(parse_models(globs)),
+    "quotas": lambda quotas: described(parse_quotas(quotas)),
     "ip_ranges": lambda ranges: _listed(parse_ranges(ranges)),
 }

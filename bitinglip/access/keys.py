@@ -24,6 +24,7 @@ from bitinglip.access.narrowing import (
 )
 from bitinglip.access.presented import Presented
 from bitinglip.access.scopes import DEFAULT, Scope
+from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import ApiKey
@@ -64,6 +65,7 @@ class Caller:
     generation: int = 0  #: of the secret that was sent
     token: str = ""  #: the id of the token that was sent in place of the key
     retiring: Retiring | None = None
+    quotas: KeyQuotas | None = None  #: of its own; None narrows nothing
 
     @property
     def credential(self) -> Credential:
@@ -96,6 +98,7 @@ class KeyRecord:
     ip_ranges: tuple[str, ...] | None = None
     rotated_at: datetime | None = None
     grace_until: datetime | None = None  #: when the secret before the last rotation ends
+    quotas: KeyQuotas | None = None
 
 
 @dataclass(slots=True)
@@ -200,30 +203,27 @@ class KeyRing:
             return True
         return credential.generation == held.former.generation and held.former_ends > now
 
+    def terms(self, key_id: str) -> tuple[str, KeyQuotas | None]:
+        """Return the tier of a key and its own quotas; those of the operator for no key."""
+        held = self._keys.get(key_id)
+        return (OPERATOR, None) if held is None else (held.caller.tier, held.caller.quotas)
+
     async def create(
         self,
         *,
         name: str,
         scopes: Iterable[str] | None = None,
         tier: str = "free",
-        expires_at: datetime | None = None,
-        models: Iterable[str] | None = None,
-        ip_ranges: Iterable[str] | None = None,
+        **narrowing: Any,
     ) -> tuple[KeyRecord, str]:
         """Make a key; return it and its text, which cannot be read again.
 
-        Without ``scopes`` it has all but ``admin`` and ``cluster:write``.
+        Without ``scopes`` it has all but ``admin`` and ``cluster:write``. ``narrowing``: its
+        expires_at, models, ip_ranges and quotas. Raises InvalidRequest.
         """
         key = credentials.make()
-        row = self._row(
-            key,
-            name=name,
-            scopes=DEFAULT if scopes is None else scopes,
-            tier=tier,
-            expires_at=expires_at,
-            models=models,
-            ip_ranges=ip_ranges,
-        )
+        scopes = DEFAULT if scopes is None else scopes
+        row = self._row(key, name=name, scopes=scopes, tier=tier, **narrowing)
         return await self._add(row), key.text
 
     async def change(self, key_id: str, **fields: Any) -> KeyRecord:
@@ -364,6 +364,7 @@ def _replace_admin_key(home: Home, key: credentials.NewCredential) -> None:
 def _hold(row: ApiKey) -> _Held:
     scopes = frozenset(scope for scope in Scope if scope in row.scopes)
     models, ip_ranges = parse_models(row.models), parse_ranges(row.ip_ranges)
+    quotas = parse_quotas(row.quotas)
     record = KeyRecord(
         id=row.id,
         name=row.name,
@@ -378,9 +379,18 @@ def _hold(row: ApiKey) -> _Held:
         ip_ranges=ip_ranges,
         rotated_at=row.rotated_at,
         grace_until=row.grace_until,
+        quotas=quotas,
     )
     caller = Caller(
-        row.id, row.name, row.tier, scopes, models, ip_ranges, row.expires_at, row.generation
+        row.id,
+        row.name,
+        row.tier,
+        scopes,
+        models,
+        ip_ranges,
+        row.expires_at,
+        row.generation,
+        quotas=quotas,
     )
     former, former_ends = replace(caller, generation=row.generation - 1 or -1), 0.0
     if row.rotated_at and row.grace_until:

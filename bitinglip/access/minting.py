@@ -8,6 +8,7 @@ from bitinglip.access.key_fields import TIERS, checked_fields
 from bitinglip.access.keys import Caller, KeyRecord
 from bitinglip.access.narrowing import models_within, ranges_within
 from bitinglip.access.scopes import Scope, parse_scopes
+from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas, quotas_within
 from bitinglip.errors import InsufficientScope
 
 
@@ -20,11 +21,14 @@ class Grant:
     models: tuple[str, ...] | None
     ip_ranges: tuple[str, ...] | None
     expires_at: datetime | None
+    quotas: KeyQuotas | None
 
 
 def grant_of(key: Caller | KeyRecord) -> Grant:
     """Return what the key of a caller, or of a record, allows."""
-    return Grant(frozenset(key.scopes), key.tier, key.models, key.ip_ranges, key.expires_at)
+    return Grant(
+        frozenset(key.scopes), key.tier, key.models, key.ip_ranges, key.expires_at, key.quotas
+    )
 
 
 def granted(present: Grant, fields: dict[str, Any]) -> Grant:
@@ -36,6 +40,8 @@ def granted(present: Grant, fields: dict[str, Any]) -> Grant:
     for name in ("models", "ip_ranges"):
         if asked.get(name) is not None:
             asked[name] = tuple(asked[name])
+    if "quotas" in asked:
+        asked["quotas"] = parse_quotas(asked["quotas"])
     return replace(present, **asked)
 
 
@@ -50,6 +56,7 @@ def check_grants(caller: Caller, asked: Grant) -> None:
         ("tier", TIERS.index(asked.tier) <= TIERS.index(held.tier)),
         ("models", models_within(asked.models, held.models)),
         ("ip_ranges", ranges_within(asked.ip_ranges, held.ip_ranges)),
+        ("quotas", quotas_within(asked.quotas, held.quotas)),
         ("expires", _ends_before(asked.expires_at, held.expires_at)),
     ):
         if not within:

@@ -13,6 +13,7 @@ from bitinglip.access.keys import OPERATOR, Caller
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import INFERENCE, Scope
 from bitinglip.access.tokens import is_token
+from bitinglip.access.usage.amounts import AUDIO, MEGAPIXELS, REQUESTS, TOKENS
 from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
@@ -31,6 +32,12 @@ ANONYMOUS = Caller("anonymous", "anonymous", OPERATOR, frozenset(Scope))
 #: in place of a scope: any valid key or token is enough
 ANY_KEY: Literal["any key"] = "any key"
 Required = Scope | Literal["any key"]
+#: what requests of a scope use of quotas, as far as that is known before their bodies are
+_UNITS: dict[Required, tuple[int, ...]] = {
+    Scope.TEXT: (REQUESTS, TOKENS),
+    Scope.IMAGE: (REQUESTS, MEGAPIXELS),
+    Scope.AUDIO: (REQUESTS, AUDIO),
+}
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
 _LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
@@ -112,7 +119,8 @@ async def authorize_limited(request: Request, scope: Required, limits: LimitClas
     Raises InsufficientScope, or what ``identify`` and ``admit`` raise.
     """
     caller = identify(request)
-    await admit(request, caller, limits)
+    units = _UNITS.get(scope, ()) if limits is LimitClass.INFERENCE else ()
+    await admit(request, caller, limits, units)
     if scope != ANY_KEY and not caller.may(scope):
         raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
     request.scope["bitinglip.caller"] = caller
@@ -152,15 +160,19 @@ def failed_login(request: HTTPConnection, error: BitingLipError) -> BitingLipErr
     return services_of(request).logins.count(address, error)
 
 
-async def admit(request: HTTPConnection, caller: Caller, limits: LimitClass) -> None:
-    """Take the request from the caller's limits until it ends.
+async def admit(
+    request: HTTPConnection, caller: Caller, limits: LimitClass, units: Iterable[int] = ()
+) -> None:
+    """Take the request from the caller's limits until it ends; it uses ``units`` of quotas.
 
-    Raises RateLimitExceeded or ConcurrencyLimitExceeded. A request that the server fails (5xx) is
-    not charged; one that is at fault itself (4xx) is, or a client in a loop would have no limit.
+    Raises RateLimitExceeded, ConcurrencyLimitExceeded or QuotaExceeded. A request that the server
+    fails (5xx), or a quota refuses, is not charged; one that is at fault itself (4xx) is, or a
+    client in a loop would have no limit.
     """
     context, admission = context_of(request.scope), services_of(request).admission
     route = getattr(request.scope.get("route"), "path_format", "")
-    admitted = await admission.enter(caller, limits, route)
+    context.tier = caller.tier
+    admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
     if admitted.refusal is not None:
         raise admitted.refusal

@@ -1,21 +1,18 @@
 """Turns every exception into one response: the error object, its status and its headers."""
 
-import asyncio
 import math
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from bitinglip import errors
 from bitinglip.api.request_context import context_of
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
-
-_LINGER_SECONDS = 2.0
 
 
 def to_error(exception: Exception) -> errors.BitingLipError:
@@ -50,14 +47,28 @@ def _invalid_parameter(exception: RequestValidationError) -> errors.BitingLipErr
 def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
     """Make the response to a request that ended in this error."""
     answer = errors.answer(error)
-    closes = isinstance(error, errors.PayloadTooLarge) and scope["type"] == "http"
-    kind = _ClosingResponse if closes else Response
-    return kind(
+    if answer.status == 429:
+        _count_refusal(scope, error)
+    return Response(
         error_body(error, context_of(scope).request_id),
         status_code=answer.status,
         headers=headers_of(error, answer.status),
         media_type="application/json",
     )
+
+
+def _count_refusal(scope: Scope, error: errors.BitingLipError) -> None:
+    """Count a refusal by a limit; one by a quota is charged to no rate, and shows none."""
+    context = context_of(scope)
+    reason = (error.details.get("violated_policies") or ["other"])[0]
+    if isinstance(error, errors.QuotaExceeded):
+        context.spared = True
+        context.limit_headers = tuple(
+            each for each in context.limit_headers if each[0] == b"ratelimit-policy"
+        )
+        reason = error.details["quota"]
+    if context.services is not None:
+        context.services.refusals.count(reason, context.tier)
 
 
 def headers_of(error: errors.BitingLipError, status: int) -> dict[str, str]:
@@ -73,33 +84,3 @@ def headers_of(error: errors.BitingLipError, status: int) -> dict[str, str]:
     if error.should_retry is not None:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     return headers
-
-
-class _ClosingResponse(Response):
-    """Responds at once, then closes the connection instead of reading the rest of the body.
-
-    Closing with unread bytes makes the kernel reset the connection, and the client may never
-    see the response; so bytes that arrive within two seconds are read and dropped first.
-    """
-
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [*self.raw_headers, (b"connection", b"close")]
-        start: Message = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": headers,
-        }
-        await send(start)
-        await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
-        await _discard(receive)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _discard(receive: Receive) -> None:
-    try:
-        async with asyncio.timeout(_LINGER_SECONDS):
-            message = await receive()
-            while message.get("more_body"):
-                message = await receive()
-    except TimeoutError:
-        return

@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _CREDENTIAL_NAMES = frozenset({"key", "api_key", "apikey", "api-key", "token", "access_token"})
+_LONGEST_QUERY = 8192  #: bytes
+_MOST_PARAMETERS = 100  #: of a query; routes know a few, and each takes time before any key
 _SECRET = re.compile(f"{KEY_SHAPE}|{TOKEN_SHAPE}", re.ASCII)
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -89,7 +91,7 @@ class Door:
             await error_response(scope, known)(scope, receive, sender)
         finally:
             if context.leave is not None:
-                context.leave(refund=context.status >= 500)
+                context.leave(refund=context.status >= 500 or context.spared)
             if context.release is not None:
                 context.release()
             _count(scope, context)
@@ -287,7 +289,15 @@ def _counted(receive: Receive, limit: int) -> Receive:
 
 
 def _check_query(query: bytes) -> None:
-    """Refuse credentials in an address: they would end up in logs and histories."""
+    """Refuse credentials in an address: they would end up in logs and histories.
+
+    A query that is too much to look through is refused as it is.
+    """
+    if len(query) > _LONGEST_QUERY or query.count(b"&") >= _MOST_PARAMETERS:
+        raise InvalidRequest(
+            f"The address has more than {_MOST_PARAMETERS} parameters or {_LONGEST_QUERY} bytes "
+            "of them."
+        )
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name.lower() in _CREDENTIAL_NAMES or _SECRET.search(value) or _SECRET.search(name):
             raise InvalidRequest(

@@ -17,6 +17,7 @@ from bitinglip.api.auth import authorize_limited, declare_scope, from_this_machi
 from bitinglip.api.body import json_response
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import DatabaseUnavailable
+from bitinglip.wire.admin.cluster import device_health
 from bitinglip.wire.errors import timestamp
 
 router = APIRouter(tags=["operations"])
@@ -55,7 +56,7 @@ async def health(request: Request) -> Response:
         "cluster_manager": _workers(services),
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
-        "devices": _found(True, ", ".join(each.id for each in services.operations.devices())),
+        "devices": _devices(services),
     }
     answers = checks["database"]["ok"]
     _add_problems(checks, services.health.problems())
@@ -103,6 +104,12 @@ async def _checked(check: Callable[[], Awaitable[None]]) -> dict[str, Any]:
     except (DatabaseUnavailable, OSError):
         ok, detail = False, "does not answer"
     return _found(ok, detail, (time.perf_counter() - began) * 1000)
+
+
+def _devices(services: Services) -> dict[str, Any]:
+    """Name the devices, and tell of each how it is and when it has answered last."""
+    devices = [device_health(each) for each in services.operations.devices()]
+    return _found(True, ", ".join(each["id"] for each in devices)) | {"devices": devices}
 
 
 def _workers(services: Services) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class RequestContext:
     #: gives back the caller's place, once admitted, and with ``refund=True`` the charge
     leave: Callable[..., None] | None = None
     limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+    tier: str = "none"  #: of the caller, once known
+    spared: bool = False  #: a quota has refused it: nothing else is charged
     release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
     notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential

@@ -6,17 +6,20 @@ from starlette.requests import HTTPConnection
 
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
-from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
+from bitinglip.access.usage.meter import Meter
+from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.request_context import context_of
 from bitinglip.db.database import Database
+from bitinglip.db.write_behind import WriteBehind
 from bitinglip.home import Home
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import Operations
+from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
@@ -24,6 +27,7 @@ from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
+from bitinglip.telemetry.refusals import LimitRefusals
 from model_store.store import ModelStore
 
 
@@ -47,9 +51,13 @@ class Services:
     files: Files
     uploads: Uploads
     admission: Admission
-    checkpoint: Checkpoint
+    write_behind: WriteBehind
+    meter: Meter
+    usage: UsageRows
     logins: FailedLogins
+    refusals: LimitRefusals
     resume: Resume
+    recheck: Recheck
     health: Health = field(default_factory=Health)
 
 

@@ -28,8 +28,14 @@ _PRAGMAS = {
     "trusted_schema": "OFF",
     "cell_size_check": "ON",
 }
+_LOG_BYTES = 32 * 2**20  #: what the log keeps on the disk once it is written back
 # FULL: what was answered survives a power cut.
-_WRITER_PRAGMAS = {"journal_mode": "WAL", "synchronous": "FULL"} | _PRAGMAS
+_WRITER_PRAGMAS = {
+    "journal_mode": "WAL",
+    "synchronous": "FULL",
+    "journal_size_limit": str(_LOG_BYTES),
+    **_PRAGMAS,
+}
 
 
 _SPARE_PAGES = 256  #: free pages that are kept for the next rows

@@ -19,6 +19,7 @@ from bitinglip.db.tables import Table
 _HEADER = b"SQLite format 3\0"
 #: quick_check reads the whole file, so only a file of this size is checked at start
 _QUICK = 64 * 2**20
+_MOST_COPIES = 3  #: of the database before a migration, the last ones
 _INCREMENTAL = 2  #: what ``PRAGMA auto_vacuum`` says of a file that can shrink
 
 
@@ -116,6 +117,8 @@ def _migrate(path: Path, version: str) -> None:
     backup(path, path.with_name(f"{path.name}.before-{HEAD}"))
     upgrade(path)
     _let_shrink(path)
+    for copy in sorted(path.parent.glob(f"{path.name}.before-*"))[:-_MOST_COPIES]:
+        copy.unlink(missing_ok=True)
 
 
 def _let_shrink(path: Path) -> None:

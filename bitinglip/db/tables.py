@@ -67,6 +67,10 @@ class ApiKey(Table, table=True):
     ip_ranges: list[str] | None = Field(
         default=None, sa_column=Column("ip_ranges", JSON(none_as_null=True))
     )
+    #: of its own, by period and unit
+    quotas: dict[str, dict[str, float]] | None = Field(
+        default=None, sa_column=Column("quotas", JSON(none_as_null=True))
+    )
     #: counts its secrets: 1, and one more for each rotation
     generation: int = Field(
         default=1, sa_column=Column("generation", Integer, nullable=False, server_default="1")
@@ -148,3 +152,20 @@ class LimitCell(Table, table=True):
 
     id: str = Field(primary_key=True)
     full_at: int = Field(sa_type=BigInteger)
+
+
+class Usage(Table, table=True):
+    """Sums what the requests of a key to a model used in a day, such as 2026-11-27, of UTC."""
+
+    __tablename__ = "usage"
+    __table_args__ = (Index(None, "day"),)
+
+    key_id: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    day: str = Field(primary_key=True, max_length=10)
+    requests: int = Field(sa_type=BigInteger)
+    prompt_tokens: int = Field(sa_type=BigInteger)
+    completion_tokens: int = Field(sa_type=BigInteger)
+    pixels: int = Field(sa_type=BigInteger)
+    audio_us: int = Field(sa_type=BigInteger)
+    gpu_us: int = Field(sa_type=BigInteger)

@@ -1,9 +1,8 @@
 """One request and its response on a connection: uvicorn's, with a quicker way to write."""
 
-import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
@@ -86,34 +85,6 @@ class Exchange(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
-
-
-class EarlyResponse:
-    """Stands for the transport of a cycle whose large body is still arriving.
-
-    A response that begins now says ``Connection: close``. Once it is written the connection
-    lingers, because a socket that is closed with unread data would reset it under the client.
-    """
-
-    def __init__(self, cycle: RequestResponseCycle, hang_up: Callable[[], None]) -> None:
-        self._hang_up = hang_up
-        self._cycle = cycle
-        self._keep_alive = cycle.keep_alive
-        self._transport = cycle.transport
-        self.write = self._transport.write
-        self.is_closing = self._transport.is_closing
-        cycle.keep_alive = False
-        cycle.transport = cast("asyncio.Transport", self)  # of which a cycle uses these three
-
-    def end(self) -> None:
-        """The body is here: a response that has not begun keeps the connection."""
-        self._cycle.transport = self._transport
-        if not self._cycle.response_started:
-            self._cycle.keep_alive = self._keep_alive
-
-    def close(self) -> None:
-        """Take uvicorn's call at the end of the response."""
-        self._hang_up()
 
 
 def _head(status_line: bytes, headers: Iterable[Header]) -> bytes:

@@ -2,25 +2,22 @@
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, cast
+import re
+from typing import TYPE_CHECKING, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from bitinglip import errors
-from bitinglip.api.errors import headers_of
-from bitinglip.api.request_context import has_caller, new_request_id
+from bitinglip.api.request_context import has_caller
 from bitinglip.http.connections import BODY_BYTES, Connection, Connections
-from bitinglip.http.exchange import EarlyResponse, Exchange, split_target
-from bitinglip.wire.errors import error_body
+from bitinglip.http.early_response import EarlyResponse
+from bitinglip.http.exchange import Exchange, split_target
+from bitinglip.http.flow import Flow
+from bitinglip.http.refusal import refusal_bytes
 
 if TYPE_CHECKING:
     from bitinglip.http.websocket import WebSocketProtocol
@@ -28,30 +25,9 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 32_768  #: of a request's first line and headers together
 MAX_HEADERS = 100
 MAX_PIPELINED = 64  #: requests that a client may send ahead
-_LARGE_DIGITS = len("10000")  #: of a declared length; well within what is read unwanted
-UNWANTED_BYTES = 65_536  #: of a body after its response; a client that sends more is not heard
+_LARGE_DIGITS = len("10000")  #: of a declared length; shorter bodies are read if nobody wants them
 PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
-
-
-class _Flow(FlowControl):
-    """Pauses reading for uvicorn, and while bytes that are read already wait to be parsed."""
-
-    held = False
-
-    def resume_reading(self) -> None:
-        if self.held:
-            self.read_paused = False
-        else:
-            super().resume_reading()
-
-    def hold(self) -> None:
-        self.held = True
-        self._transport.pause_reading()
-
-    def release(self) -> None:
-        self.held = False
-        if not self.read_paused and not self._transport.is_closing():
-            self._transport.resume_reading()
+_AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -74,12 +50,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._begun = False  #: some bytes of the next request are here
         self._uncounted = False  #: they came together with the end of the request before
         self._receiving = False  #: the present request's body is not complete
+        self._reread = False  #: the present request is read again, without its wish to upgrade
         self._chunked = False  #: its length is not declared
         self._pieces = 0  #: of content that the parser has found, in all
         self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
-        self._unwanted = 0  #: bytes of the present body since its response is complete
         self._is_large = False  #: the present body is declared to be large
-        self._early: EarlyResponse | None = None
+        self._early: EarlyResponse | None = None  #: to the present body's request
         self._waiting = b""  #: bytes that are read, and parsed when there is time
         self._refusal: tuple[errors.BitingLipError, str] | None = None
         self._refused = False
@@ -90,7 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
         self, transport: asyncio.Transport
     ) -> None:
         super().connection_made(transport)
-        self.flow = self._flow = _Flow(transport)
+        self.flow = self._flow = Flow(transport)
         self._connection.transport = transport
         self._connection.handler = self
 
@@ -110,7 +86,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         """Give bytes to the parser, as far as this turn of the loop has time for them."""
         at, end = 0, len(data)
-        while at < end and not self.transport.is_closing():
+        while at < end and not (self._refused or self.transport.is_closing()):
             size = end - at
             if self._in_head:
                 room = MAX_HEADER_BYTES - self._head_bytes
@@ -127,7 +103,9 @@ class HttpProtocol(HttpToolsProtocol):
             at += size
             if self._chunked and not self._connections.turns.spend(self._pieces - before + 1):
                 self._wait(data[at:])
-                return
+                break
+        if self._receiving and self._early is None:
+            self._expect_early_response()
 
     def _wait(self, data: bytes) -> None:
         """Parse these bytes in another turn, and read no more until then."""
@@ -147,34 +125,41 @@ class HttpProtocol(HttpToolsProtocol):
         in_body, before = self._receiving, self._pieces  # a head is counted elsewhere
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._reread:
+                return self._read_again(data[upgrade.args[0] :])
+            self.handle_websocket_upgrade()
             return False
         except httptools.HttpParserError:
             error = errors.InvalidRequest("This is not a valid HTTP request.")
             self._refuse(*(self._refusal or (error, "invalid")))
             return False
-        return not (in_body and self._receiving) or self._check_body(len(data), before)
-
-    def _check_body(self, size: int, before: int) -> bool:
-        """Count bytes inside a body; False if they are too many that nobody wants."""
-        if self._pieces == before:
-            self._bodiless += size
+        if in_body and self._receiving and self._pieces == before:
+            self._bodiless += len(data)
             if self._bodiless > MAX_HEADER_BYTES:
                 self._refuse(errors.HeadersTooLarge(), "headers")
                 return False
-        if not self._responding():
-            self._unwanted += size
-            if self._unwanted > UNWANTED_BYTES:
-                self.hang_up()
-                return False
         return True
+
+    def _read_again(self, rest: bytes) -> bool:
+        """Read a request that asks for an unknown protocol as if it did not; False as ``_feed``.
+
+        The parser would leave out its body, and take that for the next request.
+        """
+        self._reread = False
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        return self._feed(b"\r\n".join([*lines, b"", rest]))
 
     def expire(self) -> None:
         """Close, or say why: the time that this connection had is over."""
         connection = self._connection
-        if self._refused or self.transport.is_closing():
+        if self._refused and connection.unsent():  # while the client takes it; see the books
+            connection.deadline = self._connections.now + self._times.linger
+        elif self._refused or self.transport.is_closing():
             self.transport.abort()
         elif self._responding() and self._receiving:
             if self.flow.read_paused or self._waiting:
@@ -203,9 +188,6 @@ class HttpProtocol(HttpToolsProtocol):
         protocol = cast("WebSocketProtocol", self.transport.get_protocol())
         protocol.take_over(self._connections, self._connection)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Such a request is answered as if it asked for no upgrade; no log line for each."""
-
     # ---- the parser's side -----------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -227,6 +209,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._is_large = len(value) >= _LARGE_DIGITS
         elif name == b"transfer-encoding":
             self._chunked = True
+            if value.lower() != b"chunked":
+                error = errors.InvalidRequest("The only transfer coding that is known is chunked.")
+                self._refusal = error, "invalid"
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -234,16 +219,23 @@ class HttpProtocol(HttpToolsProtocol):
             self._refusal = self._objection()
         if self._refusal is not None:
             raise self._refusal[0]  # the parser stops; see ``_feed``
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            self._reread = True  # once the parser has stopped
+            return
+        if self.url[:1] != b"/" and (authority := _AUTHORITY.match(self.url)):
+            # It replaces what Host says.
+            self.headers[:] = [each for each in self.headers if each[0] != b"host"]
+            self.headers.append((b"host", authority[1]))
         self._in_head = self._begun = False
         self._receiving = True
-        self._bodiless = self._unwanted = 0
+        self._bodiless = 0
         connection = self._connection
         self._connections.busy(connection)
         if not self._responding():
             self._await_body()
+        if self.expect_100_continue and self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # such a client knows nothing of it
         self._begin_exchange()
-        if self._is_large:  # its rest may go unread, so the connection must not be used again
-            self._early = EarlyResponse(self.cycle, self.hang_up)
 
     def _begin_exchange(self) -> None:
         """Start the application, or queue the request behind the one that is responded to."""
@@ -277,6 +269,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _objection(self) -> tuple[errors.BitingLipError, str] | None:
         """Say what is wrong with a request whose headers are complete, and under which reason."""
+        if self.parser.get_method() == b"CONNECT":
+            return errors.InvalidRequest("This server is no proxy."), "invalid"
+        if self._responding() and self.parser.should_upgrade() and self._should_upgrade():
+            message = "A WebSocket cannot begin before earlier requests are answered."
+            return errors.InvalidRequest(message), "invalid"
         if len(self.headers) > MAX_HEADERS:
             message = f"The request has more than {MAX_HEADERS} headers."
             return errors.HeadersTooLarge(message), "headers"
@@ -297,6 +294,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._reread:
+            return
         self._in_head = True
         self._head_bytes = 0
         self._receiving = False
@@ -328,6 +327,22 @@ class HttpProtocol(HttpToolsProtocol):
             connection.deadline = self._connections.now + self.timeout_keep_alive
         else:
             self._rest()
+
+    def _expect_early_response(self) -> None:
+        """Prepare for a response that begins before the body is here, and is not the last word.
+
+        It ends the connection where the rest of the body is large, or of a length that nobody
+        knows, or may never come because the client was not told to continue.
+        """
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_started:
+            ends = self._chunked or self._is_large or cycle.waiting_for_100_continue
+            self._early = EarlyResponse(cycle, self.hang_up, ends=ends)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._early is not None:
+            self._early.keep_alive = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._active = cycle
@@ -362,7 +377,7 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is not None:
             cycle.disconnected = True
             cycle.message_event.set()
-        self.transport.write(self._refusal_bytes(error))
+        self.transport.write(refusal_bytes(error, self.server_state.default_headers))
         self._linger()
 
     def hang_up(self) -> None:
@@ -376,19 +391,3 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.flow.resume_reading()
         self._connections.rest(self._connection, self._times.linger)
-
-    def _refusal_bytes(self, error: errors.BitingLipError) -> bytes:
-        request_id = new_request_id()
-        status, body = errors.answer(error).status, error_body(error, request_id)
-        headers: dict[str, Any] = {
-            "content-type": "application/json",
-            "content-length": len(body),
-            "connection": "close",
-            "x-request-id": request_id,
-            "x-content-type-options": "nosniff",
-            **headers_of(error, status),
-        }
-        lines = [STATUS_LINE[status]]
-        lines += [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
-        lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
-        return b"".join([*lines, b"\r\n", body])

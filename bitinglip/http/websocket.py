@@ -7,8 +7,10 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from bitinglip import errors
 from bitinglip.api.request_context import has_caller
 from bitinglip.http.connections import Connection, Connections
+from bitinglip.http.refusal import refusal_bytes
 
 MAX_FRAMES = 100  #: of any kind that a client may send in ``FRAMES_SECONDS``
 FRAMES_SECONDS = 10.0
@@ -76,10 +78,22 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.conn.data_to_send()  # no pong is owed to a client that leaves data unread
 
     def take_over(self, connections: Connections, connection: Connection) -> None:
-        """Serve a connection that began as HTTP, and stays in the same books."""
+        """Serve a connection that began as HTTP, and stays in the same books.
+
+        Its request has been looked at. The library says nothing about one that it does not
+        understand: one with a body, say.
+        """
         self._books, self._connection = connections, connection
         connection.handler = self
-        connection.deadline = float("inf")
+        connection.deadline = connections.now + connections.times.body  # until it is answered
+        if not self.handshake_initiated:
+            self._deaf = self.handshake_complete = self.close_sent = True
+            connections.refused["invalid"] += 1
+            error = errors.InvalidRequest("This is not a valid WebSocket handshake.")
+            self.transport.write(refusal_bytes(error, self.default_headers))
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            connections.rest(connection, connections.times.linger)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._books.remove(self._connection)
@@ -98,6 +112,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if message["type"] == "websocket.close":
             self.writable.set()  # queue the close frame behind unread data without waiting
         await super().send(message)
+        if message["type"] == "websocket.accept":
+            self._connection.deadline = float("inf")
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = True  # it was refused: uvicorn would log that as an error
 

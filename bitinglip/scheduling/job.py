@@ -35,6 +35,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
     output: Output = "b64"  #: how the answer holds the files that the job makes
     file_bytes: int = 0  #: the size of the audio file that the client sent
+    asynchronous: bool = False  #: it is a task of the database, and runs again after a restart
 
     @property
     def id(self) -> str:

@@ -35,6 +35,7 @@ from bitinglip.settings.sections import (
     Security,
     Server,
     Tasks,
+    Usage,
     Workers,
 )
 
@@ -73,6 +74,7 @@ class Settings(Section):
     limits: Limits = Limits()
     tasks: Tasks = Tasks()
     files: Files = Files()
+    usage: Usage = Usage()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

@@ -45,6 +45,25 @@ class TierTranscription(Section):
     )
 
 
+_QUOTA = "of a key in such a period (UTC); null sets no limit"
+Amount = Annotated[float, Field(ge=0, le=1e12)]
+WholeAmount = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class Quotas(Section):
+    """Bounds what a key may use in a day or a month of the calendar."""
+
+    requests: WholeAmount | None = Field(None, description=f"inference requests {_QUOTA}")
+    tokens: WholeAmount | None = Field(None, description=f"tokens, prompts included, {_QUOTA}")
+    megapixels: Amount | None = Field(None, description=f"megapixels of images made {_QUOTA}")
+    audio_seconds: Amount | None = Field(
+        None, description=f"seconds of audio, made or transcribed, {_QUOTA}"
+    )
+    gpu_seconds: Amount | None = Field(
+        None, description=f"seconds of work on accelerators {_QUOTA}"
+    )
+
+
 class Tier(Section):
     """Grants the keys of a tier their place in the queues, and limits by kind of request."""
 
@@ -60,6 +79,8 @@ class Tier(Section):
     max_queue: Annotated[int, Field(ge=0)] | None = Field(
         None, description="maximum queued requests per key; null sets no limit"
     )
+    daily: Quotas = Quotas()
+    monthly: Quotas = Quotas()
     image: TierImage = TierImage()
     speech: TierSpeech = TierSpeech()
     transcription: TierTranscription = TierTranscription()

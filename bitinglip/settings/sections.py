@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -92,7 +92,9 @@ class Security(Section):
 
 class Workers(Section):
     heartbeat_timeout: Annotated[float, Field(ge=1)] = Field(
-        30, description="seconds without a heartbeat before a worker is killed"
+        30,
+        description="seconds without a heartbeat before a worker is killed; one that loads sends "
+        "none, and is killed if its process was stopped by a signal for as long",
     )
     load_timeout: Seconds = Field(
         600,
@@ -129,6 +131,15 @@ class FakeDevice(Section):
     )
 
 
+def _are_positive(limits: dict[str, int]) -> dict[str, int]:
+    if wrong := next((name for name, limit in limits.items() if limit <= 0), None):
+        raise ValueError(f"the limit of {wrong!r} should be greater than 0")
+    return limits
+
+
+MemoryLimits = Annotated[dict[str, int], AfterValidator(_are_positive)]
+
+
 class Devices(Section):
     require: Literal["auto", "cuda"] = Field(
         "auto",
@@ -148,6 +159,11 @@ class Devices(Section):
     display_headroom_bytes: Bytes = Field(
         1_073_741_824,
         description="bytes kept free instead on an accelerator that a screen hangs on, if more",
+    )
+    memory_limit: MemoryLimits = Field(
+        {},
+        description="bytes that models may take at most of an accelerator, by its index or UUID "
+        "(or the beginning of it), or of each under the name all",
     )
     perf_boost: bool = Field(
         True,
@@ -202,6 +218,11 @@ class Files(Section):
         4_294_967_296,
         description="maximum bytes of unfinished requests' uploads on disk; one key may hold half",
     )
+    max_cache_bytes: Bytes = Field(
+        10_737_418_240,
+        description="maximum bytes of code compiled for models, kept between their loads; the "
+        "model that holds most loses its oldest first; looked at once an hour",
+    )
     min_free_bytes: Bytes | None = Field(
         None,
         description="disk space in bytes that uploads and tasks leave free; null is 1 GiB or 5 %",
@@ -215,6 +236,13 @@ class Tasks(Section):
     max_bytes: Bytes = Field(
         1_073_741_824,
         description="maximum bytes of finished tasks; the largest holder loses its oldest first",
+    )
+
+
+class Usage(Section):
+    retention: Annotated[float, Field(ge=32 * 86_400)] | None = Field(
+        34_560_000,
+        description="seconds that the usage of a key, by model and day, is kept; null keeps it",
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
 import structlog
 
 from bitinglip import errors
@@ -81,6 +82,7 @@ class Tasks:
 
         Raises what ``Dispatcher.open`` raises, or DiskFull; then there is no such task.
         """
+        job = msgspec.structs.replace(job, asynchronous=True)
         open_task = AsyncTask(job)
         with ExitStack() as admission:
             admission.callback(self._discard_uploads, job)
@@ -243,18 +245,18 @@ class Tasks:
         while open_task.event_log is None:
             try:
                 open_task.event_log = open_task.admission.enter_context(
-                    self._dispatcher.open(open_task.job)
+                    self._dispatcher.open(open_task.job, admitted=True)
                 )
             except errors.QueueFull:
                 await asyncio.sleep(_RETRY_SECONDS)
             except errors.ShuttingDown:
                 return  # suspend() comes, or has come
             except errors.BitingLipError as error:
-                await self._end_unqueued(open_task, failed_with(open_task.job, error))
+                await self._end_unqueued(open_task, failed_with(open_task.job.id, error))
                 return
             except StoreError as error:
                 ours = errors.from_code(error.code, error.message)
-                await self._end_unqueued(open_task, failed_with(open_task.job, ours))
+                await self._end_unqueued(open_task, failed_with(open_task.job.id, ours))
                 return
         open_task.queued.set()
         await self._follow(open_task)
@@ -283,6 +285,7 @@ class Tasks:
         except Exception:  # whatever the fault, a client waits for this task's end
             log.exception("a task's answer could not be written", task=open_task.job.id)
             await self._retry_write(lambda: self._rows.end(_unwritable(open_task.job)))
+        self._dispatcher.record(open_task.job.id)
         del self._open[open_task.job.id]
         self._discard_uploads(open_task.job)
         open_task.finished.set()
@@ -313,7 +316,7 @@ class Tasks:
 def _unwritable(job: Job) -> EventLog:
     """Return the end of a task whose own end cannot be described."""
     event_log = EventLog(job)
-    event_log.put(failed_with(job, errors.InternalError()))
+    event_log.put(failed_with(job.id, errors.InternalError()))
     return event_log
 
 

@@ -21,8 +21,10 @@ def every_device(settings: "Settings") -> Iterator[Finding]:
     from workers.devices.torch_build import torch_build
 
     fake = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-    devices = Devices.find(fake, settings.devices.cpu_memory_bytes)
+    own = settings.devices
+    devices = Devices.find(fake, own.cpu_memory_bytes, own.memory_limit)
     try:
+        devices.ask_torch()
         yield from findings(devices, settings, torch_build())
     finally:
         devices.close()
@@ -49,6 +51,10 @@ def findings(
             yield _processor(device, used, settings, any(each.unified for each in found))
         else:
             yield _accelerator(device, used, settings)
+    for name in devices.unknown_limits():
+        detail = f"devices.memory_limit names {name!r}, and no such card is there"
+        known = ", ".join(each.id for each in found if each.kind != "cpu")
+        yield Finding("gpu", "warning", detail, f"name one of: {known}" if known else "take it out")
     yield _torch(devices.driver if cards else None, build)
 
 

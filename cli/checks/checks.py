@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.checks import service
 from cli.checks.accelerator import every_device
 from cli.checks.confinement import confinement
 from cli.checks.doors import every_door
@@ -39,6 +40,18 @@ def every_finding(place: CliContext) -> Iterator[Finding]:
         yield from every_door(settings.server)
     yield _database(place)
     yield from _models(place)
+
+
+def of_service(name: str, place: CliContext) -> Iterator[Finding]:
+    """Report how the server's surroundings differ once systemd runs it."""
+    from bitinglip.settings import Settings
+
+    unit = service.read(name)
+    if isinstance(unit, Finding):
+        yield unit
+        return
+    settings, _ = _config(place)
+    yield from service.every_difference(unit, settings or Settings(), os.environ)
 
 
 def _python() -> Finding:

@@ -1,9 +1,10 @@
 """``bitinglip doctor`` tells what is wrong with this machine, and what to do about it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.checks.service import UNIT
 from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import clean, show_json
@@ -15,15 +16,22 @@ _MARKS = {"ok": ("ok  ", "green"), "warning": ("warn", "yellow"), "error": ("FAI
 
 
 def doctor(
-    as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
+    as_service: Annotated[
+        bool, typer.Option("--as-service", help="Check what the server finds as a systemd service.")
+    ] = False,
+    unit: Annotated[str, typer.Option(help="The unit, with --as-service.")] = UNIT,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Check driver, torch, disk, port, database, settings and models. Exits 1 if one is wrong."""
     from dataclasses import asdict
 
-    from cli.checks.checks import every_finding
+    from cli.checks.checks import every_finding, of_service
 
+    place = CliContext.of(home, config)
     findings = []
-    for finding in every_finding(CliContext.of(home, config)):
+    for finding in of_service(unit, place) if as_service else every_finding(place):
         findings.append(finding)
         if not as_json:
             _show(finding)

@@ -72,7 +72,8 @@ def _offline(place: CliContext, name: str) -> dict[str, Any]:
 
     manifest, settings = offline.manifest(place.home, name), place.settings()
     fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-    devices = Devices.find(fakes, settings.devices.cpu_memory_bytes)
+    own = settings.devices
+    devices = Devices.find(fakes, own.cpu_memory_bytes, own.memory_limit)
     facts = ResourceFacts(settings, devices, Footprints())
     try:
         facts.update(devices.read(), [], {})

@@ -19,6 +19,14 @@ RangeOption = Annotated[
     list[str] | None,
     typer.Option("--ip-range", help="Where it may be used, as 10.0.0.0/8; may be repeated."),
 ]
+QuotaOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quota",
+        metavar="NAME=AMOUNT",
+        help="What it may use, as daily.tokens=100000 or monthly.requests=900; may be repeated.",
+    ),
+]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as in `keys list`.")]
 
 
@@ -37,13 +45,14 @@ def create(
     ] = None,
     model: ModelOption = None,
     ip_range: RangeOption = None,
+    quota: QuotaOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Make a key. Its secret is shown now and never again."""
     place = CliContext.of(home, config)
-    body = _body(name, tier, scope, expires, model, ip_range)
+    body = _body(name, tier, scope, expires, model, ip_range, quota)
     server = place.server()
     made = server.post("/api/v1/keys", body) if server else offline.create_key(place.home, body)
     if as_json:
@@ -60,22 +69,50 @@ def _body(
     expires: str | None,
     model: list[str] | None,
     ip_range: list[str] | None,
+    quota: list[str] | None,
 ) -> dict[str, Any]:
     """Gather the fields that options gave."""
-    asked = {"name": name, "tier": tier, "scopes": scope or None, "expires": expires}
-    asked |= {"models": model or None, "ip_ranges": ip_range or None}
+    asked: dict[str, Any] = {
+        "name": name,
+        "tier": tier,
+        "scopes": scope or None,
+        "expires": expires,
+    }
+    asked |= {"models": model or None, "ip_ranges": ip_range or None, "quotas": _quotas(quota)}
     return {key: value for key, value in asked.items() if value is not None}
+
+
+def _quotas(given: list[str] | None) -> dict[str, Any] | None:
+    """Parse quotas; the server says which names and amounts there are."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, _, amount = text.partition("=")
+        period, _, unit = name.rpartition(".")
+        try:
+            number = float(amount) if "." in amount or "e" in amount else int(amount)
+        except ValueError:
+            raise typer.BadParameter(f"--quota takes NAME=AMOUNT, not {text!r}") from None
+        (found.setdefault(period, {}) if period else found)[unit] = number
+    return found or None
 
 
 def _described(key: dict[str, Any]) -> str:
     narrowed = f", for {', '.join(key['models'])}" if key["models"] else ""
     if key["ip_ranges"]:
         narrowed += f", from {', '.join(key['ip_ranges'])}"
+    if quotas := _quota_list(key):
+        narrowed += f", up to {', '.join(quotas)}"
     return (
         f"Key {key['id']} for {key['name']}: tier {key['tier']}, "
         f"{'until ' + moment(key['expires_at']) if key['expires_at'] else 'without an end'}, "
         f"may {', '.join(key['scopes'])}{narrowed}."
     )
+
+
+def _quota_list(key: dict[str, Any]) -> list[str]:
+    """Write a key's quotas as ``--quota`` takes them."""
+    quotas: dict[str, dict[str, float]] = key.get("quotas") or {}
+    return [f"{period}.{unit}={n}" for period in quotas for unit, n in quotas[period].items()]
 
 
 @app.command("list")
@@ -111,7 +148,7 @@ def show(
         show_json(found)
         return
     times = {name: moment(found[name]) for name in found if name.endswith("_at") and found[name]}
-    show_pairs({**found, **times, "state": _state(found)})
+    show_pairs({**found, **times, "quotas": _quota_list(found), "state": _state(found)})
 
 
 @app.command()
@@ -126,9 +163,11 @@ def patch(
     expires: Annotated[str | None, typer.Option(help="30d, 12h, or a time in ISO 8601.")] = None,
     model: ModelOption = None,
     ip_range: RangeOption = None,
+    quota: QuotaOption = None,
     no_expiry: Annotated[bool, typer.Option("--no-expiry", help="Lift the expiry.")] = False,
     any_model: Annotated[bool, typer.Option("--any-model", help="Allow all models.")] = False,
     anywhere: Annotated[bool, typer.Option("--anywhere", help="Allow all addresses.")] = False,
+    no_quotas: Annotated[bool, typer.Option("--no-quotas", help="Leave the tier's only.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
@@ -136,8 +175,8 @@ def patch(
     """Change a key; what is not named stays. Requests meet the change at once."""
     from cli.client import path_of
 
-    body = _body(name, tier, scope, expires, model, ip_range)
-    lifted = {"expires": no_expiry, "models": any_model, "ip_ranges": anywhere}
+    body = _body(name, tier, scope, expires, model, ip_range, quota)
+    lifted = {"expires": no_expiry, "models": any_model, "ip_ranges": anywhere, "quotas": no_quotas}
     for field in [field for field, lift in lifted.items() if lift]:
         if field in body:
             raise typer.BadParameter(f"{field} cannot be set and lifted at once")

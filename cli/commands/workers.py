@@ -113,7 +113,7 @@ def _row(worker: dict[str, Any]) -> tuple[Any, ...]:
     return (
         worker["id"],
         worker["model"],
-        worker["state"],
+        ", ".join(filter(None, (worker["state"], worker.get("activity")))),
         worker["pid"],
         worker["devices"],
         size(worker["memory_bytes"]),

@@ -155,7 +155,7 @@ def worker_table(workers: Iterable[Mapping[str, Any]], width: int) -> "Table":
         cause = [_text(each.get("cause") or "")] if width >= 120 else []
         table.add_row(
             _text(each["id"]),
-            _state(each["state"]),
+            _state(each["state"], activity=each.get("activity")),
             str(each["pid"]),
             _text(",".join(each.get("devices") or ()) or "-"),
             size(each["memory_bytes"]),
@@ -189,10 +189,12 @@ def _text(value: Any) -> "Text":
     return Text(clean(str(value)))
 
 
-def _state(state: str, progress: float | None = None) -> "Text":
+def _state(state: str, progress: float | None = None, *, activity: str | None = None) -> "Text":
+    """Show a state, with how far a load is, or with what a worker does that may take minutes."""
     from rich.text import Text
 
     shown = f"{state} {progress:.0%}" if progress is not None else state
+    shown = f"{shown}, {activity}" if activity else shown
     return Text(clean(shown), style=_COLOURS.get(state, "dim"))
 
 

@@ -1,6 +1,6 @@
 """Runs an image engine beside the library's own pipeline, so that tests can compare them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,11 @@ def open_image_harness(
     *,
     device: DeviceKind = "cpu",
     dtype: str | None = None,
+    edit: Callable[[Path], None] = lambda _: None,
 ) -> ImageHarness:
+    """Load a pipeline into an engine and beside it; ``edit`` changes its files before."""
     repository = make(name, folder / "repository")
+    edit(repository)
     engine = ImageEngine()
     spec = Load(
         model=name,

@@ -14,6 +14,7 @@ from workers.devices.cards import Cards
 from workers.devices.host import Host
 from workers.devices.surroundings import NVIDIA, Surroundings
 from workers.devices.torch_build import TorchBuild
+from workers.devices.torch_report import TorchReport
 
 GIB = 1024**3
 KERNEL = "6.8.0-50-generic"
@@ -21,6 +22,7 @@ WSL_KERNEL = "5.15.167.4-microsoft-standard-WSL2"
 NO_LIBRARY = StandInNvml.NVML_ERROR_LIBRARY_NOT_FOUND
 NOT_LOADED = StandInNvml.NVML_ERROR_DRIVER_NOT_LOADED
 BUS = "0000:01:00.0"
+_NOT_TOLD = NVMLError(StandInNvml.NVML_ERROR_NOT_SUPPORTED)
 
 
 def memory(total_gib: float, used_gib: float = 0.0) -> SimpleNamespace:
@@ -43,6 +45,8 @@ class Machine:
     clock: float = 0.0
     denied: OSError | None = None  #: what opening /dev/nvidiactl raises
     look_seconds: float = 2.0
+    report: TorchReport | None = None  #: what torch answers
+    asked: int = 0  #: times that torch was
     loses: int | None = None  #: the number of a card that falls off the bus after the start
 
     def write(self, root: Path) -> Path:
@@ -71,8 +75,14 @@ class Machine:
             first_seconds=self.look_seconds,
         )
 
-    def devices(self, root: Path, host: Host | None = None) -> Devices:
-        return Devices(self.cards(root), host or Host())
+    def devices(
+        self, root: Path, host: Host | None = None, limits: Mapping[str, int] | None = None
+    ) -> Devices:
+        def ask() -> TorchReport | None:
+            self.asked += 1
+            return self.report
+
+        return Devices(self.cards(root), host or Host(), limits=limits or {}, ask=ask)
 
 
 class MadeUpHost(Host):
@@ -150,7 +160,10 @@ def two_unequal_cards() -> Machine:
 
 def mig() -> Machine:
     """A card in two instances beside a whole one in exclusive mode."""
-    halves = [card("NVIDIA A100 MIG 3g.20gb", 20, uuid=f"MIG-{n}", capability=(8, 0)) for n in "ab"]
+    halves = [
+        card("NVIDIA A100 MIG 3g.20gb", 20, uuid=f"MIG-{n}", capability=(8, 0), events=_NOT_TOLD)
+        for n in "ab"
+    ]
     parted = card("NVIDIA A100", 40, 0, instances=halves, capability=(8, 0))
     whole = card("NVIDIA A100", 40, 1, compute_mode=3, capability=(8, 0))
     return Machine(StandInNvml(parted, whole), on_bus() | driver())
@@ -158,15 +171,15 @@ def mig() -> Machine:
 
 def gb10() -> Machine:
     """A GB10: card and processor share one memory, and NVML tells none of it."""
-    unified = card("NVIDIA GB10", 0, capability=(12, 1))
-    unified.memory = NVMLError(StandInNvml.NVML_ERROR_NOT_SUPPORTED)
+    unified = card("NVIDIA GB10", 0, capability=(12, 1), events=_NOT_TOLD)
+    unified.memory = _NOT_TOLD
     return Machine(StandInNvml(unified), on_bus() | driver())
 
 
 def wsl() -> Machine:
     """WSL: no bus, no process list, and figures that cannot be."""
-    told = NVMLError(StandInNvml.NVML_ERROR_NOT_SUPPORTED)
-    inside = card("NVIDIA GeForce RTX 4070", 12, processes=told, milliwatts=told, capability=(8, 9))
+    inside = card("NVIDIA GeForce RTX 4070", 12, capability=(8, 9), processes=_NOT_TOLD)
+    inside.milliwatts = inside.events = _NOT_TOLD
     inside.memory.used = 2**64 - 1
     files = kernel(WSL_KERNEL) | {"dev/dxg": "", "usr/lib/wsl/lib/libnvidia-ml.so.1": ""}
     return Machine(StandInNvml(inside), files)

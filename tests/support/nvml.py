@@ -6,6 +6,7 @@ one.
 # ruff: noqa: N802 - the names are pynvml's
 
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ class StandInCard:
     compute_mode: int = 0
     display: Any = 0  #: 1: a screen hangs on it
     bus_id: str = "00000000:01:00.0"
+    events: Any = None  #: an exception: it reports nothing by itself
     instances: "list[StandInCard | None] | None" = None  #: of one that is partitioned
 
 
@@ -42,6 +44,7 @@ class StandInNvml:
     NVMLError = NVMLError
     NVML_ERROR_NOT_SUPPORTED = 3
     NVML_ERROR_NOT_FOUND = 6
+    NVML_ERROR_TIMEOUT = 10
     NVML_ERROR_DRIVER_NOT_LOADED = 9
     NVML_ERROR_LIBRARY_NOT_FOUND = 12
     NVML_ERROR_GPU_IS_LOST = 15
@@ -49,6 +52,7 @@ class StandInNvml:
     NVML_DEVICE_MIG_ENABLE = 1
     NVML_COMPUTEMODE_PROHIBITED = 2
     NVML_COMPUTEMODE_EXCLUSIVE_PROCESS = 3
+    nvmlEventTypeXidCriticalError = 8  # noqa: N815  pynvml's name
     nvmlMemory_v2 = 33554472  # noqa: N815  pynvml's name
     NVML_TEMPERATURE_GPU = 0
 
@@ -61,6 +65,8 @@ class StandInNvml:
         self.init = init
         self.cuda = cuda
         self.opened = 0
+        self.reports: deque[tuple[StandInCard, int]] = deque()  #: cards and the Xids they report
+        self.has_events = True
 
     def nvmlInit(self) -> None:
         self._hang()
@@ -137,6 +143,30 @@ class StandInNvml:
 
     def nvmlDeviceGetPowerUsage(self, card: StandInCard) -> Any:
         return self._answer(card.milliwatts)
+
+    def nvmlEventSetCreate(self) -> "list[StandInCard]":
+        if not self.has_events:
+            raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        return []
+
+    def nvmlDeviceRegisterEvents(self, card: StandInCard, kinds: int, of: Any) -> None:
+        assert kinds == self.nvmlEventTypeXidCriticalError
+        if card.events is not None:
+            raise card.events
+        of.append(card)
+
+    def nvmlEventSetWait_v2(self, of: "list[StandInCard]", milliseconds: int) -> Any:
+        """Return a report of a card that was registered; others are lost, as with the driver."""
+        assert milliseconds < 100
+        while self._answer(self.reports):
+            card, number = self.reports.popleft()
+            if card in of:
+                kind = self.nvmlEventTypeXidCriticalError
+                return SimpleNamespace(device=card, eventType=kind, eventData=number)
+        raise NVMLError(self.NVML_ERROR_TIMEOUT)
+
+    def nvmlEventSetFree(self, of: "list[StandInCard]") -> None:
+        of.clear()
 
     def _hang(self) -> None:
         self.calls += 1

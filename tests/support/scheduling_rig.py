@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from bitinglip.access.usage.meter import Meter
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.scheduling.job import Job
@@ -44,11 +45,13 @@ class Rig:
         make_fake_models(store, list(settings.models))
         metrics = Metrics()
         fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
-        self.devices = devices or Devices.find(fakes)
+        limits = settings.devices.memory_limit
+        self.devices = devices or Devices.find(fakes, limits=limits)
         self.footprints = Footprints()
         facts = ResourceFacts(settings, self.devices, self.footprints)
         self.manager = ModelManager(settings, store, facts, metrics)
-        self.dispatcher = Dispatcher(settings, self.manager, metrics)
+        self.meter = Meter()
+        self.dispatcher = Dispatcher(settings, self.manager, metrics, meter=self.meter)
         self.pool = WorkerPool(
             launcher,
             self.dispatcher.delivery,

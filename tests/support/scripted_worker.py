@@ -71,6 +71,9 @@ class ScriptedWorker:
     def bytes_read(self) -> int | None:
         return None
 
+    def is_stopped(self) -> bool:
+        return False
+
     @property
     def output_fd(self) -> int:
         return self._output

@@ -150,3 +150,10 @@ def test_server_json_counts_only_while_the_lock_is_held(home: Home) -> None:
     assert home.read_server_json() is None
     home.remove_server_json()
     home.remove_server_json()
+
+
+def test_drafts_of_servers_that_died_do_not_pile_up(home: Home) -> None:
+    for number in range(3):
+        home.server_json.with_name(f"server.json.{number}").write_bytes(b"{")
+    home.write_server_json("http://localhost:1", 1)
+    assert [path.name for path in home.root.glob("server.json*")] == ["server.json"]

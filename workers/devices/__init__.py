@@ -5,8 +5,9 @@ Nothing here imports torch or makes a CUDA context: the gateway holds one of the
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Self
 
 from workers.devices.cards import Cards
@@ -15,11 +16,28 @@ from workers.devices.host import Host
 from workers.devices.nvml import Card, Driver
 from workers.devices.surroundings import Surroundings
 from workers.devices.torch_build import torch_build
+from workers.devices.torch_report import TorchReport, ask_torch
+from workers.devices.xid import Report
 
-__all__ = ["CPU", "WELL", "Condition", "Device", "DeviceUsage", "Devices", "Driver", "State"]
+__all__ = [
+    "CPU",
+    "WELL",
+    "Condition",
+    "Device",
+    "DeviceUsage",
+    "Devices",
+    "Driver",
+    "Report",
+    "State",
+]
 
 CPU = "cpu"
 _CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set
+#: one such part of a memory that card and processor share stays free: the system lives there
+_UNIFIED_PART = 16
+#: of a card under Windows, which lets a full one spill into RAM and get slow instead of refusing
+_WSL_PERCENT, _WSL_LEAST = 8, 1024**3
+_EVERY = "all"  #: names every card in the limits
 
 
 class Devices:
@@ -31,10 +49,16 @@ class Devices:
         host: Host | None = None,
         cpu_memory_bytes: int | None = None,
         fake: Sequence[tuple[str, int]] = (),
+        limits: Mapping[str, int] = MappingProxyType({}),
+        ask: Callable[[], TorchReport | None] | None = None,
     ) -> None:
+        """``ask`` is how torch is asked what only it knows; None: it is not."""
+        self._limits = limits
+        self._ask = ask
         self._cards = cards
         self._host = host
-        self._made_up = tuple(_made_up(number, *each) for number, each in enumerate(fake))
+        made_up = (_made_up(number, *each) for number, each in enumerate(fake))
+        self._made_up = tuple(map(self._limited, made_up))
         self._processor = [_processor(host, cpu_memory_bytes)] if host else []
         self._marks: dict[tuple[str, str], Condition] = {}
         self._marking = threading.Lock()
@@ -44,18 +68,26 @@ class Devices:
 
     @classmethod
     def find(
-        cls, fake: Sequence[tuple[str, int]] = (), cpu_memory_bytes: int | None = None
+        cls,
+        fake: Sequence[tuple[str, int]] = (),
+        cpu_memory_bytes: int | None = None,
+        limits: Mapping[str, int] = MappingProxyType({}),
     ) -> Self:
         """Ask the driver; (name, memory_bytes) pairs replace what the machine has.
 
+        ``limits``: the bytes of cards that may be planned with, by id or the beginning of the UUID.
         Never raises: a machine without a driver has its processor, and a note that says so.
         """
         if fake:
-            return cls(fake=fake)
+            return cls(fake=fake, limits=limits)
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         around = Surroundings(environ=dict(os.environ))
         return cls(
-            Cards.find(visible, around=around, build=torch_build()), Host(), cpu_memory_bytes
+            Cards.find(visible, around=around, build=torch_build()),
+            Host(),
+            cpu_memory_bytes,
+            limits=limits,
+            ask=ask_torch,
         )
 
     @property
@@ -74,6 +106,15 @@ class Devices:
     def missing(self) -> str | None:
         """Why a card that is there is no device, and what to do; None if nothing is missing."""
         return self._cards.missing if self._cards else None
+
+    def unknown_limits(self) -> Sequence[str]:
+        """List the limits of memory that are of no card that is there."""
+        cards = [device for device in self._list if device.kind != CPU]
+        return [
+            name
+            for name in self._limits
+            if name != _EVERY and not any(_is_named(device, name) for device in cards)
+        ]
 
     def problems(self) -> Mapping[str, str]:
         """Map the devices that are not well to their reasons, and "card" to why one is missing."""
@@ -118,20 +159,37 @@ class Devices:
         total = card.memory_bytes
         if card.unified and self._host is not None:
             total = self._host.total_bytes
-        return Device(
-            card.id,
-            card.name,
-            "cuda",
-            total,
-            total,
-            condition=self._cards.condition(card.id),
-            pin=card.pin,
-            unified=card.unified,
-            exclusive=card.exclusive,
-            capability=card.capability,
-            display=card.display,
-            note=self._cards.remark(card),
+        kept_free = total // _UNIFIED_PART if card.unified else 0
+        if self._cards.are_of_windows:
+            kept_free = max(kept_free, _WSL_LEAST, total * _WSL_PERCENT // 100)
+        return self._limited(
+            Device(
+                card.id,
+                card.name,
+                "cuda",
+                total,
+                total,
+                condition=self._cards.condition(card.id),
+                pin=card.pin,
+                unified=card.unified,
+                exclusive=card.exclusive,
+                capability=card.capability,
+                display=card.display,
+                kept_free=kept_free,
+                note=self._cards.remark(card),
+            )
         )
+
+    def _limited(self, device: Device) -> Device:
+        """Plan with no more of a card than the operator allows."""
+        named = [name for name in self._limits if name != _EVERY and _is_named(device, name)]
+        limit = self._limits.get(named[0] if named else _EVERY)
+        if limit is None or limit >= device.physical_bytes:
+            return device
+        of = f"{limit / 1e9:.1f} of its {device.physical_bytes / 1e9:.1f} GB"
+        told = f"is limited to {of} (devices.memory_limit)"
+        note = f"{told} and {device.note}" if device.note else told
+        return replace(device, memory_bytes=limit, note=note)
 
     def read(self, pids: Iterable[int] = (), *, idle: bool = False) -> dict[str, DeviceUsage]:
         """A look at each device by id; one that fails to answer is left out, and not well.
@@ -154,10 +212,35 @@ class Devices:
                 readings[device.id] = replace(readings[device.id], used_bytes=used)
         return readings
 
+    def ask_torch(self) -> bool:
+        """Ask torch, in a new process, what only it knows, if that is needed: the cards that it has
+        code for, and those that there are without NVML. Returns True if something was learned.
+
+        Blocks for many seconds.
+        """
+        if self._cards is None or self._ask is None or not self._cards.asks_torch:
+            return False
+        report = self._ask()
+        if report is None:
+            return False
+        with self._reading:
+            self._cards.learn(report)
+        self._rebuild()
+        return True
+
+    def take_reports(self) -> Sequence[Report]:
+        """Return the faults that cards have reported (Xid) since the last call."""
+        return self._cards.take_reports() if self._cards else []
+
     def close(self) -> None:
         """Lets go of the driver's library. Cards are left out of every reading after it."""
         if self._cards is not None:
             self._cards.close()
+
+
+def _is_named(device: Device, name: str) -> bool:
+    """True if the name is a card's id, or the beginning of its UUID."""
+    return device.id == name or (name.startswith(("GPU-", "MIG-")) and device.pin.startswith(name))
 
 
 def _made_up(number: int, name: str, memory_bytes: int) -> Device:

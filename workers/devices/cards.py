@@ -1,6 +1,7 @@
 """The cards: found at the start and later, looked at with a deadline, each with its condition."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 from workers.devices.deadline import DeadlineThread, Silent
 from workers.devices.device import WELL, Condition, DeviceUsage
 from workers.devices.nvml import Card, Driver, Found, Nvml, visible_names
-from workers.devices.surroundings import LIBRARIES, Surroundings, why_missing
-from workers.devices.torch_build import TorchBuild, card_unfit, driver_unfit
+from workers.devices.surroundings import LIBRARIES, Surroundings, has_nodes, why_missing
+from workers.devices.torch_build import TorchBuild, card_unfit, driver_unfit, needs_building
+from workers.devices.torch_report import TorchReport
+from workers.devices.xid import Report
 
 NO_DRIVER = "no NVIDIA driver: models run on the CPU"
 LOOK_SECONDS = 2.0  #: limit on a look at the cards
@@ -20,11 +23,17 @@ _SEARCH_SECONDS_LATER = 60.0
 _FIRST_MINUTES = 300.0
 _CHECK_SECONDS = 10.0  #: between two looks at the driver's files
 _MANY = 1024  #: more cards than a machine has
+_MOST_REPORTS = 256  #: of cards that nobody has asked for
 _SLEEP_SECONDS = 60.0  #: without a model, after which a laptop's card is let sleep
 
 _HANGS = "The NVIDIA driver does not answer: see what nvidia-smi says, and restart the machine."
 _IN_WSL = "is told of by Windows, which counts its own use and names no processes"
 _EXCLUSIVE = "takes one worker at a time (its compute mode is exclusive)"
+_REPORTS_NOTHING = "reports no faults by itself (Xid)"
+_AT_FIRST_USE = "has code built for it at its first use, which takes minutes (PTX)"
+_BY_TORCH = (
+    "Until then it is used as torch tells of it: what other programs hold there is not known."
+)
 _SILENT = "the NVIDIA driver does not answer: models run on the CPU"
 _LOST = (
     "The card is lost to its driver (it fell off the bus): restart the machine, or switch it off "
@@ -61,12 +70,15 @@ class Cards:
         self._unfit: dict[str, Condition] = {}  #: by id, found out from the card's own facts
         self._failures: dict[str, tuple[int, Condition]] = {}  #: by id: looks that failed in a row
         self._last: dict[str, DeviceUsage] = {}
+        self._reports: deque[Report] = deque(maxlen=_MOST_REPORTS)
         self._files: Condition = WELL  #: what the driver's files tell
         self._check_at = 0.0
         self._silent_since: float | None = None
         self._idle_since: float | None = None
         self._asleep = False
         self._trouble_since: float | None = None  #: a card is missing, or does not answer
+        self._library_missing = False
+        self._by_torch = False  #: the cards are told of by torch, for want of the driver's library
         self._search_at = 0.0
 
     @classmethod
@@ -105,7 +117,7 @@ class Cards:
         except Silent:
             self._not_found(True, False, "it does not answer in time", _SILENT)
         except self._nvml.error as error:
-            absent = self._nvml.is_absent(error)
+            absent = self._library_missing = self._nvml.is_absent(error)
             told = f"the NVIDIA driver does not answer ({error}): models run on the CPU"
             note = NO_DRIVER if self._nvml.is_no_driver(error) else told
             self._not_found(not absent, self._nvml.is_mismatch(error), str(error), note)
@@ -119,6 +131,8 @@ class Cards:
         return self._nvml.find(self._visible)
 
     def _not_found(self, library_found: bool, mismatch: bool, told: str, note: str) -> None:
+        if self._by_torch:
+            return
         for card in self.list:
             self._failures.setdefault(card.id, (1, Condition("doubtful", _HANGS)))
         if self.list:
@@ -131,8 +145,32 @@ class Cards:
         """False if the operator hides all cards from us, by CUDA_VISIBLE_DEVICES."""
         return self._visible is None or bool(visible_names(self._visible, _MANY))
 
+    @property
+    def asks_torch(self) -> bool:
+        """True while torch could tell which cards it has code for, or which there are."""
+        if self._build is None or self._build.cuda is None:
+            return False
+        blind = self._library_missing and self.missing is not None and has_nodes(self._around)
+        return blind or bool(self.list and not self._build.architectures)
+
+    def learn(self, report: TorchReport) -> None:
+        """Take over what torch has told of itself, and its cards while NVML shows none."""
+        if self._build is not None:
+            self._build = replace(self._build, architectures=report.architectures or ("?",))
+        if not self.list and self._library_missing and self._wants_cards() and report.cards:
+            self._by_torch = True
+            self.note, self.missing = f"{self.missing} {_BY_TORCH}", None
+            self.list = tuple(
+                Card(
+                    str(index), card.pin, card.name, card.memory_bytes, None, None, card.capability
+                )
+                for index, card in enumerate(report.cards)
+            )
+        self._unfit = {card.id: self._judge(card, self.driver) for card in self.list}
+
     def _take(self, found: Found) -> None:
         self.driver = found.driver
+        self._by_torch = self._library_missing = False
         fresh = {card.pin: card for card in found.cards}
         merged = []
         for card in self.list:
@@ -158,17 +196,17 @@ class Cards:
         elif self._visible is not None and self.list:
             self._visible = ",".join(card.pin for card in self.list)  # indices may shift
 
-    def _judge(self, card: Card, driver: Driver) -> Condition:
+    def _judge(self, card: Card, driver: Driver | None) -> Condition:
         if card.prohibited:
             return Condition("lost", _PROHIBITED)
         if self._build is not None:
-            reason = driver_unfit(self._build, driver.version, driver.cuda)
+            reason = driver and driver_unfit(self._build, driver.version, driver.cuda)
             if reason := reason or card_unfit(self._build, card.capability):
                 return Condition("lost", reason)
         return WELL
 
     def _plan_search(self) -> None:
-        if self.missing is None and not self._failures:
+        if self.missing is None and not self._failures and not self._by_torch:
             self._trouble_since = None
             return
         now = self._clock()
@@ -184,6 +222,11 @@ class Cards:
         found = self._failures.get(card_id, (0, WELL))[1]
         return found.worse(self._unfit.get(card_id, WELL)).worse(self._files)
 
+    @property
+    def are_of_windows(self) -> bool:
+        """True under WSL, where the driver is that of Windows."""
+        return self._around.is_wsl
+
     def remark(self, card: Card) -> str | None:
         """Say what is special of a card, and no fault; None if nothing is."""
         told = [
@@ -191,6 +234,8 @@ class Cards:
             "shares its memory with the processor" if card.unified else None,
             _EXCLUSIVE if card.exclusive else None,
             _IN_WSL if self._around.is_wsl else None,
+            _AT_FIRST_USE if self._build and needs_building(self._build, card.capability) else None,
+            _REPORTS_NOTHING if card.pin in self._nvml.events.unwatched else None,
         ]
         return " and ".join(filter(None, told)) or None
 
@@ -224,11 +269,21 @@ class Cards:
     def _look(self) -> dict[str, DeviceUsage | Exception]:
         looks: dict[str, DeviceUsage | Exception] = {}
         for card in self.list:
+            if card.handle is None:  # nobody tells what other programs hold there
+                looks[card.id] = DeviceUsage(0, {})
+                continue
             try:
                 looks[card.id] = self._nvml.usage(card)
             except self._nvml.error as error:
                 looks[card.id] = error
+        ids = {card.pin: card.id for card in self.list}
+        for pin, number in self._nvml.events.take():
+            self._reports.append(Report(ids.get(pin, pin), number))
         return looks
+
+    def take_reports(self) -> list[Report]:
+        """Return what cards have reported by themselves since the last call."""
+        return [self._reports.popleft() for _ in range(len(self._reports))]
 
     def _note_look(self, card_id: str, look: DeviceUsage | Exception) -> None:
         if isinstance(look, DeviceUsage):

@@ -1,14 +1,12 @@
 """A device, and its usage at one moment."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 #: well; doubtful: it worked and is in question, nothing new is planned there, resident workers go
 #: on; lost: gone, or of no use to us.
 State = Literal["well", "doubtful", "lost"]
-#: one such part of a memory that card and processor share stays free: the system lives there
-_UNIFIED_PART = 16
 _WORST = {"well": 0, "doubtful": 1, "lost": 2}
 
 
@@ -34,22 +32,20 @@ class Device:
     id: str  #: a card's index, or its UUID; "cpu"; "fake0", "fake1", ...
     name: str
     kind: str  #: "cuda", "cpu" or "fake"
-    memory_bytes: int  #: what may be planned with: all of a card's, the budget of the processor
-    physical_bytes: int  #: what is there: RAM for the processor, else the same as memory_bytes
+    memory_bytes: int  #: what may be planned with: a card's, or its limit; the processor's budget
+    physical_bytes: int  #: what is there
     condition: Condition = WELL
     pin: str = ""  #: a card's full UUID: what CUDA_VISIBLE_DEVICES of a worker must say
     unified: bool = False  #: its memory is the processor's RAM
     exclusive: bool = False  #: it takes one worker at a time
     capability: tuple[int, int] | None = None  #: a card's compute capability, if it is told
     display: bool = False  #: a screen hangs on it
+    kept_free: int = 0  #: bytes that stay free whatever is set
     note: str | None = None  #: what is special of it, and no fault
 
     def headroom(self, set_bytes: int) -> int:
         """Return the bytes that stay free, of which a setting names the least."""
-        if self.kind != "cuda":
-            return 0
-        least = self.memory_bytes // _UNIFIED_PART if self.unified else 0
-        return max(set_bytes, least)
+        return max(set_bytes, self.kept_free) if self.kind == "cuda" else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +57,4 @@ class DeviceUsage:
     utilisation: float | None = None  #: 0..1
     temperature_c: float | None = None
     power_w: float | None = None
+    at: float | None = field(default=None, compare=False)  #: when, by the clock on the wall

@@ -3,6 +3,7 @@
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ class Host:
         Raises OSError or psutil.Error if the kernel does not tell.
         """
         processes = {pid: size for pid in pids if (size := _resident(pid)) is not None}
-        return DeviceUsage(self._used(), processes, utilisation=self._utilisation())
+        share = self._utilisation()
+        return DeviceUsage(self._used(), processes, utilisation=share, at=time.time())
 
     def _used(self) -> int:
         if self._group is not None:

@@ -4,12 +4,14 @@ Everything here may block for as long as the driver likes: ``cards`` asks it wit
 """
 
 import ctypes
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from workers.devices.device import DeviceUsage
+from workers.devices.events import Events
 
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ class Nvml:
         self._libraries = libraries
         self._memory_v2 = memory_v2
         self.is_open = False
+        self.events = Events(nvml)
         self.error: type[Exception] = nvml.NVMLError
 
     def open(self) -> None:
@@ -87,6 +90,7 @@ class Nvml:
     def close(self) -> None:
         if self.is_open:
             self.is_open = False
+            self.events.close()
             self.told(self._nvml.nvmlShutdown)
 
     def is_absent(self, error: Exception) -> bool:
@@ -112,7 +116,10 @@ class Nvml:
     # ---- finding ---------------------------------------------------------------------------------
 
     def find(self, visible: str | None) -> Found:
-        """Ask for the driver and its cards. ``visible`` is CUDA_VISIBLE_DEVICES of this process."""
+        """Ask for the driver and its cards, and watch what they report.
+
+        ``visible`` is CUDA_VISIBLE_DEVICES of this process.
+        """
         nvml = self._nvml
         number = nvml.nvmlSystemGetCudaDriverVersion()
         version = str(nvml.nvmlSystemGetDriverVersion())
@@ -128,6 +135,7 @@ class Nvml:
         once: dict[str, Card] = {}
         for card in found:
             once.setdefault(card.pin, card)
+        self.events.watch((card.pin, card.handle) for card in once.values())
         return Found(driver, count, tuple(once.values()), tuple(silent))
 
     def _cards(self, name: str) -> Iterator[Card]:
@@ -212,6 +220,7 @@ class Nvml:
             utilisation=None if share is None else share / 100,
             temperature_c=self.told(lambda: float(nvml.nvmlDeviceGetTemperature(handle, heat))),
             power_w=None if milliwatts is None else milliwatts / 1000,
+            at=time.time(),
         )
 
     def _memory(self, handle: Any) -> tuple[int, int] | None:

@@ -1,18 +1,11 @@
 """Asks a fresh process whether cards compute: what the driver tells this one may be out of date."""
 
-import contextlib
 import json
-import os
-import platform
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 
-from workers.environment import worker_environment
+from workers.devices import child
 
 _MODULE = "workers.engines.card_probe"
-_ENDING_SECONDS = 5.0  #: after a kill; a process stuck in the driver is left behind
 
 
 def probe_cards(ids: Sequence[str], seconds: float = 120.0) -> dict[str, str]:
@@ -31,26 +24,13 @@ def probe_cards(ids: Sequence[str], seconds: float = 120.0) -> dict[str, str]:
 
 
 def _probe(ids: Sequence[str], seconds: float) -> dict[str, str]:
-    environ = worker_environment(os.environ, platform.release())
-    environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids)
-    environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return dict.fromkeys(ids, f"no process could be started ({error.strerror})")
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        _end(process)
+        output, code = child.run(_MODULE, seconds, ",".join(ids))
+    except child.NotStarted as why:
+        return dict.fromkeys(ids, f"no process could be started ({why})")
+    except child.TooLate:
         return dict.fromkeys(ids, f"a new process did not compute on it within {seconds:g} s")
-    return read(output, process.returncode, ids)
+    return read(output, code, ids)
 
 
 def read(output: bytes, code: int, ids: Sequence[str]) -> dict[str, str]:
@@ -62,12 +42,3 @@ def read(output: bytes, code: int, ids: Sequence[str]) -> dict[str, str]:
     if len(found) != len(ids):
         return dict.fromkeys(ids, f"a new process sees {len(found)} of {len(ids)} cards")
     return {card: why for card, why in zip(ids, found, strict=True) if why is not None}
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_ENDING_SECONDS)
-    if process.stdout is not None:
-        process.stdout.close()

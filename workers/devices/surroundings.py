@@ -11,6 +11,8 @@ from pathlib import Path
 
 NVIDIA = "0x10de"
 _FIRST_BLACKWELL = 0x2900  #: PCI device numbers of older generations are smaller
+_FIRST_TURING = 0x1E00
+_LAST_OF_VOLTA = 580  #: the last driver that knows cards older than Turing
 _DISPLAY = ("0x0300", "0x0302")  #: PCI classes: VGA and 3D controllers
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _WSL_LIBRARY = "usr/lib/wsl/lib/libnvidia-ml.so.1"
@@ -153,7 +155,7 @@ _MISMATCH = (
 
 
 def _container(around: Surroundings, library_found: bool) -> str | None:
-    if not _has_nodes(around):
+    if not has_nodes(around):
         return (
             "This container was started without a GPU: start it with --device nvidia.com/gpu=all "
             "(CDI) or --gpus all; in a compose file, reserve a device of the driver nvidia."
@@ -173,7 +175,8 @@ def _wsl(told: str) -> str:
     )
 
 
-def _has_nodes(around: Surroundings) -> bool:
+def has_nodes(around: Surroundings) -> bool:
+    """True if the driver's nodes are there, without which no program uses a card."""
     return any((around.root / "dev" / name).exists() for name in ("nvidiactl", "dxg"))
 
 
@@ -204,26 +207,45 @@ def _driver(around: Surroundings, library_found: bool, told: str) -> str:
             "The NVIDIA kernel module runs, and the driver's library libnvidia-ml.so.1 is not "
             "found: install the driver's libraries, or name their folder in LD_LIBRARY_PATH."
         )
-    if loaded and not _has_nodes(around):
+    if loaded and not has_nodes(around):
         return (
             "The NVIDIA kernel module runs, and /dev/nvidiactl does not exist: run nvidia-modprobe "
             "-c 0 -u, or nvidia-smi once as root."
         )
-    if loaded and (closed := _closed_modules(around)) is not None:
-        return closed
+    if loaded and (other := _closed_modules(around) or _forgotten(around)) is not None:
+        return other
     if loaded:
         return (
             f"The NVIDIA driver does not show the card ({told}): look for NVRM in the kernel's log "
             "(dmesg). Cards of the RTX 50 series need the open kernel modules."
         )
-    return _module(root, library_found)
+    return _module(around, library_found)
+
+
+def _cards_by_number(around: Surroundings) -> list[tuple[int, str]]:
+    """List the PCI device numbers of the cards, which grow from generation to generation."""
+    texts = [text(folder / "device").strip() for folder in around.cards_on_bus()]
+    return sorted((int(each, 16), each) for each in texts if each)
+
+
+def _forgotten(around: Surroundings) -> str | None:
+    """Say that the loaded driver is too new for every card."""
+    version, cards = around.module_version() or "", _cards_by_number(around)
+    major = version.partition(".")[0]
+    if not major.isdecimal() or int(major) <= _LAST_OF_VOLTA:
+        return None
+    if not cards or cards[-1][0] >= _FIRST_TURING:
+        return None
+    return (
+        f"The NVIDIA driver {version} does not know this card any more (PCI device {cards[-1][1]}; "
+        f"Volta or older): install driver {_LAST_OF_VOLTA}, and a torch for CUDA 12."
+    )
 
 
 def _closed_modules(around: Surroundings) -> str | None:
     """Say that the loaded kernel modules are those that do not know Blackwell cards."""
     version = text(around.root / "proc/driver/nvidia/version")
-    cards = [text(folder / "device").strip() for folder in around.cards_on_bus()]
-    newer = [card for card in cards if card and int(card, 16) >= _FIRST_BLACKWELL]
+    newer = [card for number, card in _cards_by_number(around) if number >= _FIRST_BLACKWELL]
     if not version or not newer or "Open Kernel Module" in version:
         return None
     return (
@@ -233,11 +255,18 @@ def _closed_modules(around: Surroundings) -> str | None:
     )
 
 
-def _module(root: Path, library_found: bool) -> str:
+def _module(around: Surroundings, library_found: bool) -> str:
     """Say why the kernel module is not loaded."""
+    root, cards = around.root, _cards_by_number(around)
     kernel = text(root / "proc/sys/kernel/osrelease").strip()
     listed = text(root / "lib/modules" / kernel / "modules.dep") if kernel else ""
     if "/nvidia.ko" not in listed:
+        if not library_found and cards and cards[-1][0] < _FIRST_TURING:
+            return (
+                f"No NVIDIA driver is installed: install driver {_LAST_OF_VOLTA}, the last that "
+                f"knows this card (PCI device {cards[-1][1]}; Volta or older), and a torch for "
+                "CUDA 12."
+            )
         if not library_found:
             return "No NVIDIA driver is installed: install driver 580 or newer."
         return (

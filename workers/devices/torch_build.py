@@ -2,11 +2,13 @@
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 _CUDA = re.compile(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", re.MULTILINE)
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 #: the first Linux driver that runs programs of a CUDA major version
 _FIRST_DRIVER = {11: 450, 12: 525, 13: 580}
 #: the least compute capability that CUDA can build for, by its major version
@@ -19,6 +21,7 @@ class TorchBuild:
 
     version: str
     cuda: str | None
+    architectures: tuple[str, ...] = ()  #: what it has code for, where torch was asked
 
     @property
     def major(self) -> int:
@@ -68,6 +71,8 @@ def driver_unfit(build: TorchBuild, version: str, cuda: tuple[int, int]) -> str 
 
 def card_unfit(build: TorchBuild, capability: tuple[int, int] | None) -> str | None:
     """Say why this torch has no code for a card of that compute capability; None if it has."""
+    if build.architectures and capability is not None:
+        return _not_built_for(build, capability)
     least = _LEAST_CAPABILITY.get(build.major)
     if least is None or capability is None or capability >= least:
         return None
@@ -76,3 +81,58 @@ def card_unfit(build: TorchBuild, capability: tuple[int, int] | None) -> str | N
         f"code from {least[0]}.{least[1]} on: install a torch for CUDA {build.major - 1}, or set "
         "models.<name>.device to cpu."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """Code in torch, for cards of a capability; or what the driver can build it from (PTX)."""
+
+    is_built: bool
+    capability: tuple[int, int]
+    only: bool  #: for no other capability
+
+
+def needs_building(build: TorchBuild, capability: tuple[int, int] | None) -> bool:
+    """True if the driver must build this torch's code (PTX) for a card at its first use."""
+    if capability is None or not build.architectures:
+        return False
+    codes = _codes(build)
+    return _can_be_built(codes, capability) and not _has_code(codes, capability)
+
+
+def _not_built_for(build: TorchBuild, capability: tuple[int, int]) -> str | None:
+    codes = _codes(build)
+    if not codes or _has_code(codes, capability) or _can_be_built(codes, capability):
+        return None
+    known = sorted({code.capability for code in codes})
+    listed = ", ".join(f"{major}.{minor}" for major, minor in known)
+    cure = f"a torch for CUDA {build.major - 1}" if capability < known[0] else "a newer torch"
+    return (
+        f"Its compute capability is {capability[0]}.{capability[1]}, and torch {build.version} has "
+        f"code for {listed}: install {cure}, or set models.<name>.device to cpu."
+    )
+
+
+def _has_code(codes: Sequence[_Code], capability: tuple[int, int]) -> bool:
+    """True if there is code for a card: that of its major version, and of no newer minor one."""
+    return any(
+        code.capability == capability
+        or (not code.only and code.capability[0] == capability[0] and code.capability < capability)
+        for code in codes
+        if code.is_built
+    )
+
+
+def _can_be_built(codes: Sequence[_Code], capability: tuple[int, int]) -> bool:
+    """True if the driver can build code for a card: that of any capability that is not newer."""
+    usable = (code.capability for code in codes if not code.is_built and not code.only)
+    return any(older <= capability for older in usable)
+
+
+def _codes(build: TorchBuild) -> list[_Code]:
+    found = map(_ARCHITECTURE.fullmatch, build.architectures)
+    return [
+        _Code(one[1] == "sm", (int(one[2]), int(one[3])), bool(one[4]))
+        for one in found
+        if one is not None
+    ]

@@ -3,6 +3,7 @@
 import msgspec
 
 from workers.protocol.events import (
+    Activity,
     AudioDelta,
     Broken,
     Cancelled,
@@ -25,6 +26,7 @@ from workers.protocol.events import (
     TokenLogprob,
     TranscriptionDone,
     Word,
+    Working,
 )
 from workers.protocol.files import AudioFormat, ImageFormat, audio_file_name, image_file_name
 from workers.protocol.jobs import (
@@ -48,6 +50,7 @@ from workers.protocol.load import (
 )
 
 __all__ = [
+    "Activity",
     "AudioDelta",
     "AudioFormat",
     "Broken",
@@ -96,6 +99,7 @@ __all__ = [
     "TranscriptionJob",
     "Word",
     "WorkerEvent",
+    "Working",
     "audio_file_name",
     "image_file_name",
 ]
@@ -115,5 +119,5 @@ Command = Import | Load | Job | Cancel | Stop
 Success = TextDone | ImageDone | SpeechDone | TranscriptionDone
 Final = Success | Failed | Cancelled
 JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
-WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat | Broken
+WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat | Working | Broken
 Event = JobEvent | WorkerEvent

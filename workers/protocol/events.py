@@ -57,6 +57,16 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     confined: Confined = Confined()
 
 
+#: What a worker is busy with that may take minutes: compiling, or the first use of kernels.
+Activity = Literal["compile", "warmup"]
+
+
+class Working(msgspec.Struct, tag="working", frozen=True):
+    """Told before and after (None) work that is silent and no sign of a stuck loop."""
+
+    activity: Activity | None
+
+
 class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True, kw_only=True):
     """The model could not be loaded; the process ends."""
 
@@ -213,6 +223,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defau
     message: Message
     param: Name | None = None
     details: Details = {}
+    retry_after: Seconds | None = None  #: known to the gateway, for jobs that it ends itself
 
 
 class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):

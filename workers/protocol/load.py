@@ -69,6 +69,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
     #: bytes of weights that each visible device may hold, in their order; none: as they have room
     device_weights: tuple[int, ...] = ()
+    even_split: bool = True  #: those are equal; else each device but the last is to be filled
     dtype: str | None = None  #: None: the files' own, where the device computes it well
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device

@@ -1,13 +1,13 @@
 """Admits requests under the limits of their keys: all limits are taken, or none.
 
-First a place among the key's requests at once, then the rates; a refusal of the rates gives the
-place back. What was admitted leaves once, whatever becomes of it, and is refunded if it failed
-through no fault of its own.
+First what is left of its quotas, then a place among the key's requests at once, then the rates; a
+refusal of the rates gives the place back. What was admitted leaves once, whatever becomes of it,
+and is refunded if it failed through no fault of its own.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bitinglip.access.keys import Caller
@@ -16,6 +16,7 @@ from bitinglip.access.limits.headers import Headers, full_headers, limit_headers
 from bitinglip.access.limits.places import Places
 from bitinglip.access.limits.policy import CONCURRENT, LimitClass, Policies, Policy
 from bitinglip.access.limits.store import Cell, Decision, MemoryStore, Store
+from bitinglip.access.usage.meter import Meter
 from bitinglip.errors import BitingLipError, ConcurrencyLimitExceeded, RateLimitExceeded
 from bitinglip.settings.limits import Limits
 
@@ -51,9 +52,11 @@ class Admission:
         per_key: float = math.inf,
         share: Callable[[int], float] = lambda _rank: 1.0,
         store: Store | None = None,
+        meter: Meter | None = None,
         clock: Callable[[], int] = now,
     ) -> None:
         self._policies = Policies(limits)
+        self._meter = Meter() if meter is None else meter
         self._per_key = per_key
         self._share = share
         self._store = MemoryStore() if store is None else store
@@ -66,9 +69,17 @@ class Admission:
         """The requests of limited keys at once."""
         return self._all.total
 
-    async def enter(self, caller: Caller, kind: LimitClass, route: str) -> Admitted:
-        """Take a place and the rates of a request, or refuse it; it has left by then."""
+    async def enter(
+        self, caller: Caller, kind: LimitClass, route: str, units: Iterable[int] = ()
+    ) -> Admitted:
+        """Take a place and the rates of a request, or refuse it; it has left by then.
+
+        One that would use ``units`` is refused where a quota of them has nothing left. How much it
+        may use is known once its body is, and reserved then; see ``access.usage.meter``.
+        """
         policy, key_id = self._policies.of(caller.tier, kind, route), caller.key_id
+        if units and (spent := self._meter.exhausted(key_id, units)):
+            return Admitted(key_id, policy, refusal=spent)
         if not policy.limited:
             return Admitted(key_id, policy)
         cells = _cells(key_id, policy)

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, select
 
 from bitinglip.access.limits.admission import now
@@ -25,7 +27,7 @@ def unix_now() -> int:
 
 
 class Checkpoint:
-    """Writes a store's cells as moments of the calendar; other clocks end with the machine."""
+    """Turns a store's cells into moments of the calendar; other clocks end with the machine."""
 
     def __init__(
         self,
@@ -56,11 +58,8 @@ class Checkpoint:
             ) from error
         self._store.restore({name: here + wait for name, wait in left.items() if wait > 0})
 
-    async def flush(self) -> None:
-        """Write what has changed since the last flush, in one transaction.
-
-        Raises DiskFull or DatabaseUnavailable; then it is written by the next one.
-        """
+    def take(self) -> "CellChanges | None":
+        """Take the cells that have changed since the last call."""
         changes = self._store.changes()
         here, today = self._clock(), self._calendar()
         rows = [
@@ -68,20 +67,26 @@ class Checkpoint:
             for name, full in changes.items()
             if full - here > _SOON
         ]
-        if not rows:
-            return
-        try:
-            await self._write(rows, today)
-        except BaseException:
-            self._store.unwritten(changes)
-            raise
+        return CellChanges(self._store, list(changes), rows, today) if rows else None
 
-    async def _write(self, rows: list[LimitCell], today: int) -> None:
-        async with self._db.write() as session:
-            await session.execute(delete(LimitCell).where(col(LimitCell.full_at) <= today))
-            for start in range(0, len(rows), _ROWS_AT_ONCE):
-                part = rows[start : start + _ROWS_AT_ONCE]
-                names = [row.id for row in part]
-                await session.execute(delete(LimitCell).where(col(LimitCell.id).in_(names)))
-                session.add_all(part)
-                await session.flush()
+
+@dataclass(frozen=True, slots=True)
+class CellChanges:
+    """Holds changed cells, as they were at ``today``."""
+
+    store: MemoryStore
+    names: list[str]
+    rows: list[LimitCell]
+    today: int
+
+    async def write(self, session: AsyncSession) -> None:
+        await session.execute(delete(LimitCell).where(col(LimitCell.full_at) <= self.today))
+        for start in range(0, len(self.rows), _ROWS_AT_ONCE):
+            part = self.rows[start : start + _ROWS_AT_ONCE]
+            names = [row.id for row in part]
+            await session.execute(delete(LimitCell).where(col(LimitCell.id).in_(names)))
+            session.add_all(part)
+            await session.flush()
+
+    def give_back(self) -> None:
+        self.store.unwritten(self.names)

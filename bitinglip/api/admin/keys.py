@@ -9,6 +9,7 @@ from starlette.responses import Response
 from bitinglip.access.expiry import parse_expiry, parse_grace
 from bitinglip.access.minting import check_grants, grant_of, granted
 from bitinglip.access.scopes import DEFAULT, Scope
+from bitinglip.access.usage.quotas import described
 from bitinglip.api.auth import caller_of, requires_scope
 from bitinglip.api.body import json_response, read_body, read_optional_body
 from bitinglip.api.documentation import json_body, list_query
@@ -37,6 +38,7 @@ async def create_key(request: Request) -> Response:
         "tier": body.tier or _DEFAULT_TIER,
         "models": own.models if body.models is None else body.models,
         "ip_ranges": own.ip_ranges if body.ip_ranges is None else body.ip_ranges,
+        "quotas": described(own.quotas) if body.quotas is None else body.quotas.model_dump(),
         "expires_at": parse_expiry(body.expires) if body.expires else own.expires_at,
     }
     check_grants(caller_of(request), granted(own, fields))

@@ -1,5 +1,7 @@
 """The route of limits: what a key may do, and what it has left of it."""
 
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,11 +11,14 @@ from starlette.responses import Response
 from bitinglip.access.limits.gcra import SECOND, Reading
 from bitinglip.access.limits.policy import Limit, LimitClass, Policy
 from bitinglip.access.scopes import Scope
+from bitinglip.access.usage.amounts import NAMES, shown_unit
+from bitinglip.access.usage.meter import QuotaState
 from bitinglip.api.auth import ANY_KEY, caller_of, requires_scope
 from bitinglip.api.body import json_response
 from bitinglip.api.paging import check_query
 from bitinglip.api.services import services_of
 from bitinglip.errors import InsufficientScope
+from bitinglip.wire.errors import timestamp
 
 router = APIRouter(prefix="/api/v1/limits", tags=["keys"])
 
@@ -60,6 +65,7 @@ async def get_limits(request: Request) -> Response:
             "tier": tier,
             "rates": rates,
             "concurrent": {"limit": policy.places, "used": used},
+            "quotas": [_quota(state) for state in services.meter.read(key_id)],
         }
     )
 
@@ -77,4 +83,19 @@ def _rate(limit: Limit, reading: Reading) -> dict[str, Any]:
         "burst": limit.rate.burst,
         "remaining": reading.remaining,
         "reset_seconds": reading.reset / SECOND,
+    }
+
+
+def _quota(state: QuotaState) -> dict[str, Any]:
+    quota, used, reserved, ends = state
+    return {
+        "name": quota.name,
+        "period": quota.period,
+        "unit": NAMES[quota.unit],
+        "limit": shown_unit(quota.unit, quota.limit),
+        "used": shown_unit(quota.unit, used),
+        "reserved": shown_unit(quota.unit, reserved),
+        "remaining": shown_unit(quota.unit, max(0, quota.limit - used - reserved)),
+        "resets_at": timestamp(datetime.fromtimestamp(ends, UTC)),
+        "reset_seconds": max(0.0, ends - time.time()),
     }

@@ -9,12 +9,14 @@ from typing import Any
 import structlog
 
 from bitinglip import errors
+from bitinglip.access.usage.amounts import MILLION
+from bitinglip.access.usage.meter import Meter
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
-from bitinglip.scheduling.event_log import Loading, Queued
+from bitinglip.scheduling.event_log import Loading, Queued, failed_with
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import cost_done
 from bitinglip.scheduling.models.deaths import Death
@@ -22,6 +24,7 @@ from bitinglip.scheduling.models.listener import Waiting
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
+from bitinglip.scheduling.usage import used
 from bitinglip.settings import Settings
 from workers import protocol
 from workers.folders import placed, take_results
@@ -39,9 +42,14 @@ class Delivery:
     """Owns model queues and in-flight jobs; the pool and the model manager call it back."""
 
     def __init__(
-        self, settings: Settings, manager: ModelManager, clock: Callable[[], float]
+        self,
+        settings: Settings,
+        manager: ModelManager,
+        clock: Callable[[], float],
+        meter: Meter,
     ) -> None:
         self._settings = settings
+        self._meter = meter
         self._manager = manager
         self._clock = clock
         self._announcing: set[str] = set()
@@ -83,25 +91,29 @@ class Delivery:
 
     def release(self, entry: InFlightJob) -> None:
         if self.entries.pop(entry.id, None):
+            self.settle(entry)
             self.input_memory.give_back(entry.event_log.job.key_id, entry.input_bytes)
             self.recent.add(entry.event_log)
         if not self.entries:
             self.idle.set()
+
+    def settle(
+        self, entry: InFlightJob, last: protocol.Final | None = None, gpu_us: int = 0
+    ) -> None:
+        """Charge the job's key for what was used, once; ``last``: its worker's last event.
+
+        Without one the job has had no worker, or lost it.
+        """
+        last = last or entry.event_log.final
+        if entry.reservation is not None and last is not None:
+            self._meter.settle(entry.reservation, used(entry.event_log, last, gpu_us))
 
     def fail(self, entry: InFlightJob, error: errors.BitingLipError) -> None:
         """End a job with an error of the gateway, unless it has ended."""
         if entry.event_log.final is not None:
             return
         self.cancel_on_worker(entry)
-        entry.event_log.put(
-            protocol.Failed(
-                id=entry.id,
-                code=errors.answer(error).code,
-                message=error.message,
-                param=error.param,
-                details=error.details,
-            )
-        )
+        entry.event_log.put(failed_with(entry.id, error))
 
     # ---- jobs to workers -------------------------------------------------------------------------
 
@@ -179,6 +191,8 @@ class Delivery:
 
     def _end(self, entry: InFlightJob, replica: Replica, final: protocol.Final) -> None:
         """Release the job's slot, whatever comes of the figures."""
+        seconds = self._clock() - (entry.event_log.dispatched or self._clock())
+        self.settle(entry, final, round(seconds * MILLION) * replica.accelerators)
         self._release_slot(entry)
         if not isinstance(final, protocol.Failed):
             self._measure(entry, replica, final)

@@ -8,11 +8,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 
 from bitinglip import errors
 from bitinglip.access.credentials import Credential
+from bitinglip.access.usage.amounts import Units
+from bitinglip.access.usage.meter import Meter
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
@@ -22,6 +25,7 @@ from bitinglip.scheduling.kinds import cost, input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
+from bitinglip.scheduling.usage import most_used
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
@@ -40,26 +44,29 @@ class Dispatcher:
         manager: ModelManager,
         metrics: Metrics,
         *,
+        meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._meter = Meter() if meter is None else meter
         self._settings = settings
         self._manager = manager
         self._metrics = metrics
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
-        self.delivery = Delivery(settings, manager, clock)
+        self.delivery = Delivery(settings, manager, clock, self._meter)
         self.overload = OverloadController()
         self.draining = False
 
     @contextmanager
-    def open(self, job: Job) -> Iterator[EventLog]:
+    def open(self, job: Job, *, admitted: bool = False) -> Iterator[EventLog]:
         """Admit a job and hold its event log open around the whole answer.
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
-        QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit or WorkerCrashed (a
-        request in quarantine) before any work is done.
+        QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit, WorkerCrashed (a
+        request in quarantine) or QuotaExceeded before any work is done. Quotas do not refuse what
+        was ``admitted`` by an earlier run of the server.
         """
-        entry = self._admit(job)
+        entry = self._admit(job, admitted=admitted)
         timer = asyncio.get_running_loop().call_later(job.timeout, self._expire, entry)
         try:
             yield entry.event_log
@@ -78,6 +85,18 @@ class Dispatcher:
         """
         self._check(job)
         self.delivery.input_memory.check(job.key_id, input_bytes(job), held)
+        self._meter.check(job.key_id, partial(self._most_used, job))
+
+    def record(self, job_id: str) -> None:
+        """Let the charge of an asynchronous task be written: its end is in the database."""
+        entry = self.delivery.entries.get(job_id)
+        if entry is not None and entry.reservation is not None:
+            self._meter.record(entry.reservation)
+
+    def close(self) -> None:
+        """Settle what no worker will end any more; called once the workers have stopped."""
+        for entry in self.delivery.entries.values():
+            self.delivery.settle(entry)
 
     def cancel(self, job_id: str) -> bool:
         """End a job as cancelled; return False if no job of that id runs."""
@@ -194,15 +213,32 @@ class Dispatcher:
 
     # ---- admission and release -------------------------------------------------------------------
 
-    def _admit(self, job: Job) -> InFlightJob:
+    def _admit(self, job: Job, *, admitted: bool) -> InFlightJob:
         self._check(job)
         size = input_bytes(job)
         self.delivery.input_memory.take(job.key_id, size)
+        try:
+            reservation = self._meter.reserve(
+                job.key_id,
+                job.model,
+                partial(self._most_used, job),
+                admitted=admitted,
+                recorded=not job.asynchronous,
+            )
+        except errors.QuotaExceeded:
+            self.delivery.input_memory.give_back(job.key_id, size)
+            raise
         priority = job.priority
         share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), size)
+        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), reservation, size)
         self.delivery.add(entry)
         return entry
+
+    def _most_used(self, job: Job) -> Units:
+        manifest = self._manager.model_state(job.model).manifest
+        known = (self._settings.model(job.model).max_context, manifest.max_context)
+        context = min((tokens for tokens in known if tokens), default=None)
+        return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
 
     def _check(self, job: Job) -> None:
         if self.draining:

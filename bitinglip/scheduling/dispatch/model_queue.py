@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from bitinglip.access.usage.meter import Reservation
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.event_check import EventCheck
 from bitinglip.scheduling.event_log import EventLog
@@ -28,6 +29,7 @@ class InFlightJob:
     event_log: EventLog
     share: FairShare
     cost: float  #: as estimated when it was admitted
+    reservation: Reservation | None = None  #: of its key's quotas
     input_bytes: int = 0  #: what its input holds in memory
     replica: Replica | None = None
     deaths: int = 0  #: workers that died while they ran it

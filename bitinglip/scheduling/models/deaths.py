@@ -1,4 +1,4 @@
-"""Judges what a worker's death is blamed on: the request, memory, the device or a suspension. Pure.
+"""Judges what a worker's death is blamed on: the request, memory, the device or a suspension.
 
 A death that is not the request's counts neither towards its quarantine nor as a failure of the
 model. Those of a device count against the device: two in ten minutes make it doubtful. Workers that
@@ -7,13 +7,18 @@ that crash them, or somebody who kills them, must not take it from everybody.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import structlog
+
 from bitinglip.scheduling.models.state import Replica
-from workers.devices import CPU, Device, State
+from workers.devices import CPU, Device, Report, State
+from workers.devices.xid import meaning_of, sentence
 from workers.faults import STUCK, Fault
+
+log = structlog.get_logger(__name__)
 
 Blame = Literal["operator", "request", "memory", "device", "suspension"]
 
@@ -21,24 +26,27 @@ RESTARTED_BY_OPERATOR = "was restarted on request"
 AFTER_DEVICE_FAULT = 1.0  #: seconds between a load that met a device's fault and the next
 
 _TOGETHER = 2.0  #: seconds within which workers of one device die of the same thing
+_REPORTED = 5.0  #: seconds between a card's report of a fault and deaths of what it names
 _REMEMBERED = 600.0  #: seconds; a device is in question for as long
+_FIRST_WAIT = 30.0  #: seconds before a probe of a device that was put in question
 _MOST_FAULTS = 2  #: of a device within that time
 _LONGEST_PAUSE = 60.0  #: seconds before a model's next start
 _UNTOLD_PAUSE = 2.0  #: likewise, after a death of no fault that was told
 
 _TOGETHER_REASON = (
     "Workers on it have died at the same moment more than once in ten minutes: look at the "
-    "kernel's log for Xid lines. It is tried again ten minutes after the last time."
+    "kernel's log for Xid lines. It is used again once a new process computes on it."
 )
 
 
 class DeviceStates(Protocol):
-    """Knows the devices and lets them be put in question: the facts."""
+    """Knows the devices, what they report, and lets them be put in question: the facts."""
 
     @property
     def devices(self) -> tuple[Device, ...]: ...
     def mark(self, device: str, state: State, reason: str, *, source: str) -> None: ...
     def clear(self, device: str, *, source: str) -> None: ...
+    def take_reports(self) -> Sequence[Report]: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -66,6 +74,15 @@ class Death:
         self.undo.clear()
 
 
+@dataclass(slots=True)
+class _Mark:
+    """A device is in question because of a fault."""
+
+    reason: str
+    at: float  #: when it was put in question, or found to fail, last
+    probe_at: float  #: when a new process may find out whether it computes
+
+
 class Deaths:
     """Remembers the deaths of the last minutes; the clock is the caller's."""
 
@@ -73,7 +90,9 @@ class Deaths:
         self._states = states
         self._deaths: deque[Death] = deque()
         self._faults: dict[str, deque[float]] = {}  #: by device
-        self._marked: dict[str, float] = {}  #: by device: when it was put in question last
+        self._marked: dict[str, _Mark] = {}  #: by device
+        self._waits: dict[str, tuple[float, float]] = {}  #: by device: last mark, wait for a probe
+        self._reported: dict[str, float] = {}  #: by device: when it reported a fault of its own
 
     def judge(self, replica: Replica, fault: Fault | None, cause: str, now: float) -> Death:
         """Judge the death of a replica's worker.
@@ -91,7 +110,8 @@ class Deaths:
             death.blame = "suspension"
             self._deaths.append(death)
             return death
-        neighbours, in_question = self._neighbours(death), self._in_question(cards)
+        neighbours = self._neighbours(death)
+        in_question = self._in_question(cards) or self._has_reported(cards, now)
         if neighbours or in_question:
             for each in (death, *neighbours):
                 if each.blame == "request":
@@ -122,11 +142,46 @@ class Deaths:
         longest = _UNTOLD_PAUSE if excused[-1].fault is None else _LONGEST_PAUSE
         return min(longest, 2.0 ** (len(excused) - 2))
 
-    def expire(self, now: float) -> None:
-        """Let devices be tried again that have had no fault for ten minutes."""
-        for device in [each for each, at in self._marked.items() if now - at >= _REMEMBERED]:
-            del self._marked[device]
+    def look(self, now: float) -> None:
+        """Take in what cards report by themselves, and let devices be tried again that have had no
+        fault for ten minutes."""
+        for report in self._states.take_reports():
+            self._take(report, now)
+        for device in [each for each, m in self._marked.items() if now - m.at >= _REMEMBERED]:
+            self.computes(device)
+
+    def due(self, now: float) -> list[str]:
+        """List the devices in question that may be probed now."""
+        return [device for device, mark in self._marked.items() if now >= mark.probe_at]
+
+    def computes(self, device: str) -> None:
+        """Let a device be used again; the next fault in ten minutes puts it in question at once."""
+        if self._marked.pop(device, None) is not None:
             self._states.clear(device, source="faults")
+
+    def still_fails(self, device: str, why: str, now: float) -> None:
+        """Keep a device in question on which a new process does not compute."""
+        if (mark := self._marked.get(device)) is not None:
+            mark.at, mark.probe_at = now, now + self._waits[device][1]
+            reason = f"{mark.reason} A new process does not compute on it, either ({why})."
+            self._states.mark(device, "doubtful", reason, source="faults")
+
+    def _take(self, report: Report, now: float) -> None:
+        """Excuse what has died of a card's fault a moment ago; put the card in question if no
+        program is safe there."""
+        blame, card, told = meaning_of(report.number).blame, report.device, sentence(report.number)
+        log.warning("a card has reported a fault", card=card, blamed_on=blame, meaning=told)
+        if blame not in ("contained", "card"):
+            return
+        self._reported[card] = now
+        for death in self._deaths:
+            if death.blame == "request" and card in death.devices and now - death.at <= _REPORTED:
+                death.blame_device()
+        if blame == "card":
+            self._mark(card, told, now)
+
+    def _has_reported(self, cards: frozenset[str], now: float) -> bool:
+        return any(now - self._reported.get(card, -_REPORTED) < _REPORTED for card in cards)
 
     def stuck(self, replica: Replica) -> None:
         """Put the devices in question of a process that was killed and does not end."""
@@ -164,10 +219,16 @@ class Deaths:
                 faults.append(now)
             certain = fault is not None and fault.certain
             if certain or len(faults) >= _MOST_FAULTS:
-                self._marked[card] = now
                 has_reason = fault is not None and fault.blame == "device"
-                reason = fault.sentence if fault and has_reason else _TOGETHER_REASON
-                self._states.mark(card, "doubtful", reason, source="faults")
+                self._mark(card, fault.sentence if fault and has_reason else _TOGETHER_REASON, now)
+
+    def _mark(self, card: str, reason: str, now: float) -> None:
+        """Put a card in question; each time within ten minutes it waits twice as long."""
+        last, waited = self._waits.get(card, (now, _FIRST_WAIT / 2))
+        wait = min(2 * waited, _REMEMBERED) if now - last < _REMEMBERED else _FIRST_WAIT
+        self._waits[card] = now, wait
+        self._marked[card] = _Mark(reason, now, now + wait)
+        self._states.mark(card, "doubtful", reason, source="faults")
 
     def _forget(self, now: float) -> None:
         while self._deaths and now - self._deaths[0].at > _REMEMBERED:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bitinglip import errors
+from bitinglip.scheduling.models.formats import NumberFormats
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
 from bitinglip.scheduling.placement import planner
@@ -16,12 +17,13 @@ from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
+from bitinglip.scheduling.placement.split import is_even
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Condition, Device, Devices, DeviceUsage, State
+from workers.devices import Condition, Device, Devices, DeviceUsage, Report, State
 from workers.engines.defaults import TEXT_ROWS
-from workers.engines.dtypes import HALVED, dtype_for
 from workers.engines.registry import engine_info
+from workers.faults import NO_NUMBERS, Fault
 
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
@@ -45,6 +47,7 @@ class ResourceFacts:
         self._footprints = footprints
         self._clock = clock
         self._conditions: dict[str, Condition] | None = None  #: at the last sample
+        self._formats = NumberFormats()
         self.use = MemoryUse(clock)
 
     # ---- devices -------------------------------------------------------------------------------
@@ -60,6 +63,14 @@ class ResourceFacts:
     def clear(self, device: str, *, source: str) -> None:
         """Take back what this source said of a device."""
         self._devices.clear(device, source=source)
+
+    def ask_torch(self) -> bool:
+        """Ask torch about the cards in a new process; see ``Devices.ask_torch``."""
+        return self._devices.ask_torch()
+
+    def take_reports(self) -> Sequence[Report]:
+        """Return the faults that cards have reported since the last call."""
+        return self._devices.take_reports()
 
     def reading(self, device: str) -> DeviceUsage | None:
         return self.use.reading(device)
@@ -157,20 +168,27 @@ class ResourceFacts:
     def device_weights(self, manifest: Manifest, replica: Replica) -> tuple[int, ...]:
         """Return the bytes of weights that each of several devices may hold, in their order.
 
-        What the plan reserves there, without the share of the cache, which lies with its layers.
+        What the plan reserves there without the share of the cache, which lies with its layers, and
+        where the shares are uneven, so that a device may be filled, without what else it has to
+        hold. The last has room for what whole layers leave of the others' shares.
         """
-        if len(replica.devices) == 1:
+        reserved = tuple(replica.devices.values())
+        if len(reserved) == 1:
             return ()
-        footprint = self.need(manifest, self.kind_of(replica)).footprint
-        weights = 1.0 - footprint.cache / max(1, footprint.total)
-        return tuple(int(reserved * weights) for reserved in replica.devices.values())
+        need = self.need(manifest, self.kind_of(replica)).footprint
+        roomy = [int(size * (1.0 - need.cache / max(1, need.total))) for size in reserved]
+        if is_even(reserved):
+            return tuple(roomy)
+        weights = need.weights / max(1, need.total - need.overhead)
+        strict = [max(1, int((size - need.overhead) * weights)) for size in reserved]
+        return (*strict[:-1], roomy[-1])
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
         fake = (own.engine or manifest.engine) == "fake"
         load_config = LoadConfig(
             device=kind,
-            dtype=own.dtype or self._dtype_of_cards(manifest, kind),
+            dtype=own.dtype or self._formats.planned(manifest, kind, self.devices),
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
@@ -178,24 +196,19 @@ class ResourceFacts:
         )
         return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
 
-    def _dtype_of_cards(self, manifest: Manifest, kind: str) -> str | None:
-        """Return the format of a model that some card cannot compute in half precision; None where
-        all compute as the estimate takes for granted."""
-        family = manifest.kind if manifest.kind in ("text", "image") else manifest.model_type or ""
-        if family not in HALVED:
-            return None
-        chosen = {
-            dtype_for(
-                family,
-                manifest.dtype,
-                device.capability,
-                device.name,
-                model_type=manifest.model_type or "",
-            )
-            for device in self.devices
-            if device.kind == kind == "cuda" and device.capability is not None
-        }
-        return "float32" if "float32" in chosen else None
+    def dtype_of_load(self, replica: Replica) -> str | None:
+        """Return the number format to load a replica in; None leaves it to the engine."""
+        own = self._settings.model(replica.model).dtype
+        return own or self._formats.of_load(replica.model, self._devices_of(replica))
+
+    def loads_wider(self, replica: Replica, fault: Fault | None) -> bool:
+        """Return True if a load that failed with this fault is to be tried again in float32."""
+        if fault is not NO_NUMBERS or self._settings.model(replica.model).dtype is not None:
+            return False
+        return self._formats.widen(replica.model, self._devices_of(replica))
+
+    def _devices_of(self, replica: Replica) -> list[Device]:
+        return [device for device in self.devices if device.id in replica.devices]
 
     def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
         """Plan for the usual image size, and for no more offload than the largest device needs."""
@@ -262,7 +275,7 @@ class ResourceFacts:
     def demands(self, model_state: ModelState, since: float | None, level: int) -> list[Demand]:
         """List the replicas that a model lacks; ``since``: when its oldest request came, if any."""
         own = self._settings.model(model_state.name)
-        needs = {kind: self.need(model_state.manifest, kind).bytes for kind in self.kinds(own)}
+        needs = {kind: self.need(model_state.manifest, kind) for kind in self.kinds(own)}
         ram = max(
             (self.ram(model_state.manifest, kind) for kind in needs),
             key=lambda need: need.loading,
@@ -276,11 +289,12 @@ class ResourceFacts:
             Demand(
                 model=model_state.name,
                 index=next(free),
-                needs=needs,
+                needs={kind: need.bytes for kind, need in needs.items()},
                 since=self._clock() if since is None else since,
                 urgent=since is not None and there == 0 and number == 0,
                 level=level,
                 spread=self._spread(model_state.manifest, own),
+                each_device=max((each.footprint.overhead for each in needs.values()), default=0),
                 ram=ram.loading,
                 lasting_ram=ram.lasting,
             )

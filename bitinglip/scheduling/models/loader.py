@@ -11,6 +11,7 @@ import structlog
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.ledger import Ledger
+from bitinglip.scheduling.placement.split import is_even
 from bitinglip.settings import Settings, SpeechModel
 from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import Manifest
@@ -245,7 +246,8 @@ class ReplicaLoader:
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
-            dtype=own.dtype,
+            even_split=is_even(replica.devices.values()),
+            dtype=self._facts.dtype_of_load(replica),
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,

@@ -183,7 +183,7 @@ class ModelManager:
         Replicas whose heartbeat is overdue get nothing new, and other programs may have taken or
         freed memory.
         """
-        self.deaths.expire(self.clock())
+        self.deaths.look(self.clock())
         changed = self.facts.update(sample, self.replicas(), pids)
         for replica in self.replicas():
             manifest = self.models[replica.model].manifest
@@ -313,6 +313,8 @@ class ModelManager:
         if self.deaths.load_failed(replica.devices, why.fault, now):
             model_state.retry_at = now + AFTER_DEVICE_FAULT
             return  # once more: there, or elsewhere once the device is in question
+        if self.facts.loads_wider(replica, why.fault):
+            return  # once more, in float32
         if why.code == "OUT_OF_MEMORY":
             model_state.short_of_memory += 1
             late = model_state.short_of_memory == 1 and self.facts.use.wait_again(replica)
@@ -328,7 +330,10 @@ class ModelManager:
             return  # the others go on
         model_state.load_failed(why.message, now, hopeless=why.fault is RAM)
         details = {"model": model_state.name}
-        error = errors.from_code(why.code, why.message, param="model", details=details)
+        rest = model_state.rests(now) or None
+        error = errors.from_code(
+            why.code, why.message, param="model", details=details, retry_after=rest
+        )
         self._unavailable(model_state, error)
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
@@ -376,7 +381,8 @@ class ModelManager:
             death.undo.append(model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven))
         if death.blame == "request" and (rest := model_state.rests(now)):
             log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
-            gone = errors.ModelLoadFailed(model_state.explain(now), param="model")
+            told = model_state.explain(now)
+            gone = errors.ModelLoadFailed(told, param="model", retry_after=rest)
             self._unavailable(model_state, gone)
         self.replan()
 

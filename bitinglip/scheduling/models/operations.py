@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
@@ -39,6 +39,7 @@ class WorkerView:
     started_at: datetime
     last_heartbeat: datetime | None
     cause: str | None
+    activity: protocol.Activity | None = None  #: what it is busy with that may take minutes
     confined: protocol.Confined | None = None  #: None until it is ready
     stderr: list[str] = field(default_factory=list)
 
@@ -61,6 +62,7 @@ class DeviceView:
     state: str = "well"  #: well, doubtful or lost
     reason: str | None = None
     note: str | None = None  #: what is special of it, and no fault
+    last_look: datetime | None = None  #: when it has answered last
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
+            activity=worker.activity,
             confined=ready.confined if ready else None,
             stderr=worker.output.tail,
         )
@@ -222,7 +225,7 @@ class Operations:
         facts, ledger = self._manager.facts, self._manager.ledger()
         found = []
         for device in facts.devices:
-            reading = facts.reading(device.id)
+            reading, at = facts.reading(device.id), facts.use.looked_at(device.id)
             free = 0 if device.condition.reason else ledger.free(device.id)
             found.append(
                 DeviceView(
@@ -240,6 +243,7 @@ class Operations:
                     state=device.condition.state,
                     reason=device.condition.reason,
                     note=device.note,
+                    last_look=None if at is None else datetime.fromtimestamp(at, UTC),
                 )
             )
         return found
@@ -305,6 +309,11 @@ class Operations:
         if known and self._known_devices - known:
             self._use_found_cards()
         self._end_workers_of_lost_cards()
+
+    async def ask_torch(self) -> None:
+        """Ask torch what only it knows of the cards, in a process of its own."""
+        if await asyncio.to_thread(self._manager.facts.ask_torch):
+            self._manager.replan()
 
     def _use_found_cards(self) -> None:
         """Move models that run on the CPU for want of a card, and preload those that could not."""

@@ -82,6 +82,11 @@ class Replica:
         return on_card and suspended_seconds() - self.suspended_before > JUMP_SECONDS
 
     @property
+    def accelerators(self) -> int:
+        """Count the devices that it works on, without the CPU."""
+        return sum(device != "cpu" for device in self.devices)
+
+    @property
     def health(self) -> float:
         return self.speed or 1.0
 

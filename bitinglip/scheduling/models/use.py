@@ -22,6 +22,11 @@ class MemoryUse:
         self._returns = MemoryReturns(clock)
         self._short_since: dict[str, float] = {}
         self._cards: set[str] = set()
+        self._looked_at: dict[str, float] = {}
+
+    def looked_at(self, device: str) -> float | None:
+        """Return when a device has answered last, by the clock on the wall; None if never."""
+        return self._looked_at.get(device)
 
     def reading(self, device: str) -> DeviceUsage | None:
         return self._readings.get(device)
@@ -55,6 +60,7 @@ class MemoryUse:
         for device in self._other_bytes.keys() - readings.keys():
             del self._other_bytes[device]  # it does not answer: its last figure says nothing
         self._readings = dict(readings)
+        self._looked_at |= {name: each.at for name, each in readings.items() if each.at is not None}
 
     def expect_return(self, replica: Replica) -> None:
         """Expect the memory of a worker that has just ended, for which the next load waits."""

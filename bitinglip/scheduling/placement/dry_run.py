@@ -35,14 +35,22 @@ class Snapshot:
 
 
 def place(
-    model: str, needs: Mapping[str, int], snapshot: Snapshot, *, spread: int = 1, ram: int = 0
+    model: str,
+    needs: Mapping[str, int],
+    snapshot: Snapshot,
+    *,
+    spread: int = 1,
+    each_device: int = 0,
+    ram: int = 0,
 ) -> Placement | None:
     """Return where the planner would load a model, or None if it would refuse it.
 
     The first run is what the planner does for a request that arrives now. That may be to wait
     until models have had their minimum residency; the second run assumes that they have had it.
     """
-    demand = planner.Demand(model, 0, needs, since=snapshot.now, spread=spread, ram=ram)
+    demand = planner.Demand(
+        model, 0, needs, since=snapshot.now, spread=spread, each_device=each_device, ram=ram
+    )
     return _run(demand, snapshot) or _run(replace(demand, since=float("-inf")), _later(snapshot))
 
 
@@ -53,8 +61,7 @@ def obtainable(kind: str, needed: int, snapshot: Snapshot, *, spread: int = 1) -
     if any(needed <= device.largest for device in devices):
         spread = 1  # only what is too large for every device is split
     sizes = sorted((ledger.obtainable(device) for device in devices), reverse=True)
-    parts = [count * size for count, size in enumerate(sizes[:spread], start=1)]
-    return max([0, *parts])
+    return sum(sizes[:spread])
 
 
 def _run(demand: planner.Demand, snapshot: Snapshot) -> Placement | None:

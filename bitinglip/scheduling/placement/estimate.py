@@ -128,7 +128,7 @@ def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
     weights = {
         "none": sum(parts),
         "model": max(parts),
-        "group": int(_GROUP_PART * max(parts)),
+        "group": int(_GROUP_PART * max(parts)) + _decoder_bytes(manifest, parts),
     }[load_config.offload]
     images = load_config.max_batch or IMAGE_BATCH
     latents = images * _ROWS_PER_IMAGE * load_config.pixels // _PIXELS_PER_LATENT
@@ -136,6 +136,11 @@ def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
     decoder = _DECODER_COPIES * load_config.pixels * manifest.decoder_width * element
     peak = denoiser + decoder if load_config.device == "cpu" else max(denoiser, decoder)
     return Footprint(weights, activations=peak, overhead=_OVERHEAD[kind])
+
+
+def _decoder_bytes(manifest: Manifest, parts: list[int]) -> int:
+    """Return the bytes of the decoder, which group offload leaves on the device."""
+    return dict(zip(manifest.components, parts, strict=False)).get("vae", 0)
 
 
 def image_parts(manifest: Manifest, load_config: LoadConfig, *, stored: bool = False) -> list[int]:

@@ -159,10 +159,15 @@ class _Fit:
         )
 
     def _place(self, *load_configs: LoadConfig) -> Placement | None:
-        needs = {each.device: self._need(each).bytes for each in load_configs}
+        needs = {each.device: self._need(each) for each in load_configs}
         ram = max((ram_need(self._manifest, each).loading for each in load_configs), default=0)
         return dry_run.place(
-            self._manifest.name, needs, self._snapshot, spread=self._spread, ram=ram
+            self._manifest.name,
+            {kind: need.bytes for kind, need in needs.items()},
+            self._snapshot,
+            spread=self._spread,
+            each_device=max((need.footprint.overhead for need in needs.values()), default=0),
+            ram=ram,
         )
 
     def _kind_of(self, placement: Placement) -> str:

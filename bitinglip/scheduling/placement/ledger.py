@@ -25,12 +25,12 @@ class DeviceCapacity:
     def usable(self) -> int:
         """Return the bytes that all our models together may hold now."""
         physical = self.physical or self.memory
-        return max(0, min(self.memory, physical - self.other_bytes) - self.headroom)
+        return max(0, min(self.memory, physical - self.other_bytes - self.headroom))
 
     @property
     def largest(self) -> int:
         """Return the bytes that our models could hold if no other program ran."""
-        return max(0, min(self.memory, self.physical or self.memory) - self.headroom)
+        return max(0, min(self.memory, (self.physical or self.memory) - self.headroom))
 
 
 @dataclass(frozen=True, slots=True)

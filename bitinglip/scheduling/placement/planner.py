@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from bitinglip.scheduling.placement import eviction
 from bitinglip.scheduling.placement.eviction import EvictionRules, EvictionSet
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Ledger, Reservation
+from bitinglip.scheduling.placement.split import shares
 
 _RAM = "ram"  #: stands for the RAM of reservations on any device while models are chosen for it
 #: Seconds for which memory must be missing before models are evicted for another program: use that
@@ -34,6 +35,7 @@ class Demand:
     spread: int = 1  #: over how many devices of a kind it may be split
     ram: int = 0  #: bytes of RAM that its load takes beside the device
     lasting_ram: int = 0  #: what of that it keeps once it is loaded
+    each_device: int = 0  #: bytes that it takes of each further device that it is split over
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,58 +301,63 @@ class _Planner:
     def _place_split(
         self, demand: Demand, devices: Sequence[DeviceCapacity], *, blocked: bool
     ) -> None:
-        """Split a model that is too large for any one device evenly over several of a kind.
+        """Split a model that is too large for any one device over as few of a kind as possible.
 
         ``blocked``: there are devices that are not well; it may fit once they are.
         """
         for kind, need in demand.needs.items():
-            same = [device for device in devices if device.kind == kind]
+            same = {device.id: device for device in devices if device.kind == kind}
+            free = {each: self._ledger.free(each) for each in same}
+            most = {each.id: self._ledger.obtainable(each) for each in same.values()}
+            largest = {each.id: each.largest for each in same.values()}
             for parts in range(2, min(demand.spread, len(same)) + 1):
-                part = replace(demand, needs={kind: -(-need // parts)})
-                able = [device for device in same if self._could_free(part, device)]
-                if len(able) >= parts:
-                    self._place_parts(part, able, parts)
+                total = need + (parts - 1) * demand.each_device
+                if found := shares(total, free, parts):
+                    self._load(demand, found)
                     return
-                largest = [device for device in same if part.needs[kind] <= device.largest]
-                blocked = blocked or len(largest) >= parts
+                if found := shares(total, most, parts):
+                    size = max(found.values())
+                    able = [each for each in same if most[each] >= size]
+                    if len(able) >= parts:  # then whichever of them are cheapest to free
+                        found = dict.fromkeys(able, size)
+                    self._make_room(demand, {same[each]: found[each] for each in found}, parts)
+                    return
+                blocked = blocked or shares(total, largest, parts) is not None
         if demand.urgent:
             self.plan.refusals.append(Refuse(demand.model, forever=not blocked))
 
-    def _place_parts(self, part: Demand, devices: Sequence[DeviceCapacity], parts: int) -> None:
-        """Place one part on each of ``parts`` devices: load, or free memory, or claim it."""
-        (size,) = part.needs.values()
-        free = [device for device in devices if size <= self._ledger.free(device.id)]
-        if len(free) >= parts:
-            free.sort(key=lambda device: -self._ledger.free(device.id))
-            self._load(part, {device.id: size for device in free[:parts]})
-            return
-        if not part.urgent:
+    def _make_room(self, demand: Demand, sizes: Mapping[DeviceCapacity, int], parts: int) -> None:
+        """Free memory for so many parts of a demand on some of these devices, or claim it."""
+        if not demand.urgent:
             return
         options = sorted(
-            (self._part_option(part, device) for device in devices), key=lambda each: each[:2]
-        )
-        chosen = options[:parts]
-        not_yet = chosen[-1][0] == _NOT_YET
-        if not_yet and not self._may_claim(part):
-            self.plan.missing_bytes += size * parts
+            (
+                (device, *self._part_option(replace(demand, needs={device.kind: size}), device))
+                for device, size in sizes.items()
+            ),
+            key=lambda option: (option[1], option[0].id),
+        )[:parts]
+        places = {device.id: sizes[device] for device, _, _ in options}
+        not_yet = any(cost == _NOT_YET for _, cost, _ in options)
+        if not_yet and not self._may_claim(demand):
+            self.plan.missing_bytes += sum(places.values())
             return
-        for _, _, evictions in chosen:
+        for _, _, evictions in options:
             for reservation in evictions.reservations if evictions else ():
-                self._evict(reservation, f"room for {part.model}")
-        places = {device: size for _, device, _ in chosen}
+                self._evict(reservation, f"room for {demand.model}")
         if not_yet:
             self._ledger.take(places)
         else:
-            self._await(part, places)
+            self._await(demand, places)
 
     def _part_option(
         self, part: Demand, device: DeviceCapacity
-    ) -> tuple[float, str, EvictionSet | None]:
+    ) -> tuple[float, EvictionSet | None]:
         """Return the cost of memory for a part on this device, and the evictions that free it."""
         if self._missing(part, device) <= 0:
-            return 0.0, device.id, None
+            return 0.0, None
         chosen = self._eviction_set(part, device)
-        return (chosen.cost if chosen else _NOT_YET), device.id, chosen
+        return (chosen.cost if chosen else _NOT_YET), chosen
 
     # ---- the plan's own bookkeeping --------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from typing import Any
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.models.operations import DeviceView, Operations, ReservationView
 from bitinglip.settings import Model
+from bitinglip.wire.errors import timestamp
 
 
 def device_info(view: DeviceView) -> dict[str, Any]:
@@ -24,7 +25,14 @@ def device_info(view: DeviceView) -> dict[str, Any]:
         "state": view.state,
         "reason": view.reason,
         "note": view.note,
+        "last_look": view.last_look and timestamp(view.last_look),
     }
+
+
+def device_health(view: DeviceView) -> dict[str, Any]:
+    """Describe how a device is, for everybody."""
+    told = device_info(view)
+    return {name: told[name] for name in ("id", "state", "reason", "last_look")}
 
 
 def reservation_info(view: ReservationView) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pydantic import Field
 from bitinglip.access.expiry import parse_expiry
 from bitinglip.access.keys import KeyRecord
 from bitinglip.access.narrowing import MOST
+from bitinglip.access.usage.quotas import MOST as MOST_AMOUNT
+from bitinglip.access.usage.quotas import described
 from bitinglip.wire.body import Body
 from bitinglip.wire.errors import timestamp
 
@@ -19,6 +21,27 @@ _Globs = Annotated[list[str], Field(min_length=1, max_length=MOST)]
 _Ranges = Annotated[list[str], Field(min_length=1, max_length=MOST)]
 
 
+_Amount = Annotated[float, Field(ge=0, le=MOST_AMOUNT)] | None
+_Whole = Annotated[int, Field(ge=0, le=MOST_AMOUNT)] | None
+
+
+class QuotaAmounts(Body):
+    """How much a key may use in a day or in a month; null narrows nothing."""
+
+    requests: _Whole = None
+    tokens: _Whole = None
+    megapixels: _Amount = None
+    audio_seconds: _Amount = None
+    gpu_seconds: _Amount = None
+
+
+class KeyQuotas(QuotaAmounts):
+    """A key's own quotas, beside those of its tier; amounts outside of a period are a day's."""
+
+    daily: QuotaAmounts | None = None
+    monthly: QuotaAmounts | None = None
+
+
 class CreateKeyRequest(Body):
     """The body of ``POST /keys``."""
 
@@ -28,6 +51,7 @@ class CreateKeyRequest(Body):
     expires: _Expires | None = None
     models: _Globs | None = None
     ip_ranges: _Ranges | None = None
+    quotas: KeyQuotas | None = None
 
 
 class ChangeKeyRequest(Body):
@@ -39,6 +63,7 @@ class ChangeKeyRequest(Body):
     expires: _Expires | None = None
     models: _Globs | None = None
     ip_ranges: _Ranges | None = None
+    quotas: KeyQuotas | None = None
 
     def changes(self) -> dict[str, Any]:
         """Return the fields that were sent, as the key ring names them. Raises InvalidRequest."""
@@ -46,6 +71,8 @@ class ChangeKeyRequest(Body):
         if "expires" in sent:
             expires = sent.pop("expires")
             sent["expires_at"] = expires and parse_expiry(expires)
+        if self.quotas is not None:
+            sent["quotas"] = self.quotas.model_dump()
         return sent
 
 
@@ -69,6 +96,7 @@ def key_info(record: KeyRecord) -> dict[str, Any]:
         "last_used_at": _moment(record.last_used_at),
         "models": record.models,
         "ip_ranges": record.ip_ranges,
+        "quotas": described(record.quotas),
         "rotated_at": _moment(record.rotated_at),
         "grace_until": _moment(record.grace_until),
     }

@@ -24,6 +24,7 @@ def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any
         "started_at": timestamp(view.started_at),
         "last_heartbeat": timestamp(beat) if beat else None,
         "cause": view.cause,
+        "activity": view.activity,
         "confinement": _confinement(view.confined),
         **output,
     }

@@ -24,4 +24,4 @@ def segment_info(number: int, segment: protocol.Segment) -> dict[str, Any]:
 def transcription_usage(final: protocol.TranscriptionDone | protocol.Cancelled) -> dict[str, Any]:
     """Count what is charged: seconds of audio."""
     seconds = final.duration if isinstance(final, protocol.TranscriptionDone) else 0.0
-    return {"audio_seconds": round(seconds, 3)}
+    return {"audio_seconds": round(seconds, 6)}

@@ -130,8 +130,8 @@ def test_key_is_created_shown_once_and_revoked(admin: httpx.Client) -> None:
     assert admin.delete(f"/api/v1/keys/{record['id']}").status_code == 204
     assert admin.get(f"/api/v1/keys/{record['id']}").json()["revoked_at"]
     error_of(admin.get("/api/v1/keys/nope"), 404, "KEY_NOT_FOUND")
-    refused = admin.post("/api/v1/keys", json={"name": "n", "quotas": {"tokens": 1}})
-    assert error_of(refused, 400, "UNSUPPORTED_PARAMETER")["param"] == "quotas"
+    refused = admin.post("/api/v1/keys", json={"name": "n", "quotas": {"words": 1}})
+    assert error_of(refused, 400, "UNSUPPORTED_PARAMETER")["param"] == "quotas.words"
 
 
 def test_health_is_degraded_while_a_model_is_broken(served: Served, admin: httpx.Client) -> None:

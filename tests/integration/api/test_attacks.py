@@ -131,3 +131,13 @@ def test_key_checked_in_memory_needs_no_sql(served: Served, client: httpx.Client
         for credential in (served.keys["models:read"], token, "wrong"):
             httpx.get(served.url + ask, headers={"x-api-key": credential})
     assert not [each for each in seen if each.startswith("SELECT") or "revoked_tokens" in each]
+
+
+@pytest.mark.parametrize("part", ["a&", "a=b&", "%41=%42&", "%", "a" * 9000])
+def test_query_that_is_too_much_is_refused_unread(client: httpx.Client, part: str) -> None:
+    """Each parameter takes time, before any key is asked for."""
+    query = part * (16_000 // len(part))
+    for path in ("/livez", "/api/v1/models"):
+        answer = client.get(f"{path}?{query}")
+        error_of(answer, 400, "INVALID_REQUEST")
+        assert "parameters" in answer.text

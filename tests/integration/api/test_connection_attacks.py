@@ -17,7 +17,6 @@ from tests.integration.api.test_connections import (
     CAP,
     LIVEZ,
     TIMES,
-    answers,
     connected,
     everything,
     send_all_that_is_taken,
@@ -62,8 +61,11 @@ FRAMINGS = ("length", "tiny chunks", "chunks with extensions")
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_body_that_nobody_wants_is_read_up_to_a_bound(hurried: Served, framing: str) -> None:
+    # What has arrived when the response begins is read; the rest of more chunks than one turn of
+    # the loop takes counts as not arrived (see ``test_early_responses``).
+    few = len(TINY) * (turns.CHUNKS // 2) if framing == "tiny chunks" else 20_000
     with connected(hurried) as sock:
-        sock.sendall(unwanted(framing, 20_000))
+        sock.sendall(unwanted(framing, few))
         answer = b""
         while b"HTTP/1.1 200" not in answer:
             piece = sock.recv(65536)
@@ -171,33 +173,3 @@ def test_answer_without_a_key_is_given_up_sooner(tmp_path: Path) -> None:
             assert known.recv(12) == b"HTTP/1.1 200"
             eventually(lambda: served.connections.refused["unread"] == 1, 7)
             assert served.connections.open == 1
-
-
-def test_refusal_before_a_large_body_says_that_the_connection_ends(served: Served) -> None:
-    """A client that believed it to be kept alive would send its next request into nothing."""
-    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n"
-    with connected(served) as sock:
-        sock.sendall(head % NATIVE.encode() + b"x" * 1000)
-        answer = everything(sock)
-        sock.sendall(b"x" * 1000)  # it lingers: the client may go on for a while, and was answered
-    said = answer.lower().partition(b"\r\n\r\n")[0]
-    assert said.startswith(b"http/1.1 401")
-    assert b"connection: close" in said
-    assert answer.endswith(b"}")
-
-
-def test_refusal_before_a_small_body_keeps_the_connection(served: Served) -> None:
-    with connected(served) as sock:
-        head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-        sock.sendall(head % NATIVE.encode() + b"x" * 500)
-        assert b"connection: close" not in sock.recv(65536).lower()
-        sock.sendall(b"x" * 500)
-        assert answers(sock)
-
-
-def test_large_body_that_is_taken_keeps_the_connection(served: Served) -> None:
-    with httpx.Client(base_url=served.url, headers=served.headers("inference:text")) as client:
-        for _ in range(2):
-            response = client.post(NATIVE, json={"model": "nobody", "prompt": "x" * 60_000})
-            assert response.status_code == 404
-            assert "connection" not in response.headers

@@ -187,13 +187,27 @@ def test_change_is_met_by_the_next_request_and_kept(served: Served, admin: httpx
     assert admin.patch(f"{KEYS}/{record['id']}", json={}).json()["name"] == "m"
 
 
+_TWICE = "quotas.daily.tokens"
+
+
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
         ({"id": "x"}, "UNSUPPORTED_PARAMETER", "id"),
         ({"key": "x"}, "UNSUPPORTED_PARAMETER", "key"),
         ({"revoked_at": None}, "UNSUPPORTED_PARAMETER", "revoked_at"),
-        ({"quotas": {"requests": 5}}, "UNSUPPORTED_PARAMETER", "quotas"),
+        ({"quotas": {"daily": {"words": 5}}}, "UNSUPPORTED_PARAMETER", "quotas.daily.words"),
+        ({"quotas": {"daily": {"tokens": 0.5}}}, "INVALID_REQUEST", "quotas.daily.tokens"),
+        (
+            {"quotas": {"monthly": {"gpu_seconds": -1}}},
+            "INVALID_REQUEST",
+            "quotas.monthly.gpu_seconds",
+        ),
+        (
+            {"quotas": {"tokens": 5, "daily": {"tokens": 5}}},
+            "INVALID_REQUEST",
+            "quotas.daily.tokens",
+        ),
         ({"scopes": ["everything"]}, "INVALID_REQUEST", "scopes"),
         ({"scopes": []}, "INVALID_REQUEST", "scopes"),
         ({"scopes": None}, "INVALID_REQUEST", "scopes"),

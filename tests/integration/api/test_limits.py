@@ -302,8 +302,13 @@ def test_wrong_keys_in_a_flood_are_limited_by_address_and_valid_ones_pass(
     def ask(headers: dict[str, str]) -> httpx.Response:
         return httpx.get(f"{limited.url}/api/v1/models", headers=headers)
 
-    wrong = {"x-api-key": "bl-wrong"}
-    answers = [ask(wrong) for _ in range(8)]
+    def wrong(number: int) -> dict[str, str]:
+        """Wrong once more, and said to come from somebody else each time."""
+        other = f"203.0.113.{number}"
+        said = {"x-forwarded-for": other, "x-real-ip": other, "forwarded": f"for={other}"}
+        return {"x-api-key": f"bl-wrong-{number}", **said}
+
+    answers = [ask(wrong(number)) for number in range(8)]
     codes = [answer.status_code for answer in answers]
     assert codes[:5] == [401] * 5
     error_of(answers[-1], 429, "RATE_LIMIT_EXCEEDED")
@@ -311,6 +316,26 @@ def test_wrong_keys_in_a_flood_are_limited_by_address_and_valid_ones_pass(
     assert refusal(limited.url, "x", query="?ticket=x")[0] == 429
     assert ask({}).status_code == 401  # none at all is no attempt
     assert client.get("/api/v1/models").status_code == 200
+
+
+def test_limits_of_a_key_are_those_of_all_its_tokens(limited: Served, admin: httpx.Client) -> None:
+    def bearers(tier: str) -> list[dict[str, str]]:
+        """Return the headers of a new key, and of three tokens that were made with it."""
+        key = new_key(admin, tier)
+        made = [httpx.post(f"{limited.url}/api/v1/auth/token", headers=key) for _ in range(3)]
+        return [key, *({"authorization": f"Bearer {each.json()['access_token']}"} for each in made)]
+
+    with httpx.Client(base_url=limited.url, timeout=20) as anyone:
+        known = bearers("free")
+        codes = Counter(
+            anyone.post(NATIVE, json=PROMPT, headers=known[number % 4]).status_code
+            for number in range(HOURLY + 4)
+        )
+        assert codes == {200: HOURLY, 429: 4}
+        _, first, second, _ = bearers("enterprise")
+        with anyone.stream("POST", NATIVE, json=WAITING, headers=first):
+            over = anyone.post(NATIVE, json=PROMPT, headers=second)
+            error_of(over, 429, "CONCURRENCY_LIMIT_EXCEEDED")
 
 
 # ---- what is left ------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ def test_card_that_is_required_keeps_models_off_the_cpu_until_it_is_there(tmp_pa
         assert refused.status_code == 503
         assert "no kernel module" in refused.json()["error"]["message"]
         assert not served.workers.loads
+        for stream in (False, True):  # a request that was queued is refused as a load is
+            queued = admin.post("/v1/completions", json=WANT | {"stream": stream})
+            assert (queued.status_code, queued.headers["retry-after"]) == (503, "30")
+            assert queued.json()["error"]["message"] == refused.json()["error"]["message"]
+            assert "x-should-retry" not in queued.headers
         machine.nvml.cards = (machines.card("NVIDIA L4", 24),)
         machine.nvml.init = 0
         machine.clock += 6
@@ -77,6 +82,25 @@ def test_card_that_is_lost_is_shown_and_the_other_gets_the_model_by_its_uuid(
         shown = admin.get("/api/v1/cluster/status").json()["devices"]
         assert {each["id"]: each["state"] for each in shown}["1"] == "well"
         eventually(lambda: devices.list()[0].condition.state == "lost")
+
+
+def test_health_tells_of_each_device_how_it_is_and_when_it_has_answered_last(
+    tmp_path: Path,
+) -> None:
+    machine = machines.two_cards()
+    with serve(tmp_path, machine=machine.devices(tmp_path / "root")) as served:
+
+        def told() -> dict[str, dict[str, Any]]:
+            return {each["id"]: each for each in health(served)["checks"]["devices"]["devices"]}
+
+        eventually(lambda: all(each["last_look"] for each in told().values()))
+        machines.lose(machine)
+        eventually(lambda: told()["0"]["state"] == "lost")
+        lost, other = told()["0"], told()["1"]
+        assert "fell off the bus" in lost["reason"]
+        assert (other["state"], other["reason"]) == ("well", None)
+        eventually(lambda: told()["1"]["last_look"] > other["last_look"])
+        assert told()["0"]["last_look"] == lost["last_look"]
 
 
 def test_card_that_no_model_can_use_is_never_replaced_by_the_cpu(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """What is loaded where when a device is not well, over real worker processes."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from bitinglip import errors
+from bitinglip.scheduling.models.recheck import Recheck
 from tests.support.scheduling_rig import Rig, answer, job, with_settings
 from tests.support.wait import until
+from workers.faults import FAULTS
 
 GB = 1_000_000_000
 WHY = "The card fell off the bus: restart the machine."
@@ -60,3 +63,43 @@ def test_device_that_is_lost_loses_its_workers_and_their_jobs_run_elsewhere(tmp_
         test,
         {"models": {"a": {"engine": "fake", "fake": fake}}, "devices": {"fake": cards}},
     )
+
+
+def test_device_that_a_fault_put_in_question_is_probed_and_used_again(tmp_path: Path) -> None:
+    probed: list[list[str]] = []
+    wrong = {"fake0": "it does not answer"}
+
+    def probe(cards: Sequence[str]) -> Mapping[str, str]:
+        probed.append(list(cards))
+        return dict(wrong)
+
+    async def test(rig: Rig) -> None:
+        now = rig.manager.clock()
+        recheck = Recheck(rig.manager, probe, lambda: now, kind="fake")
+        rig.manager.deaths.load_failed(["fake0"], FAULTS["card lost"], now)
+        await recheck.look()
+        assert probed == []
+        refused = asyncio.create_task(answer(rig, job(model="a")))
+        now += 31
+        await recheck.look()
+        assert probed == [["fake0"]]
+        assert "it does not answer" in (rig.devices.list()[0].condition.reason or "")
+        wrong.clear()
+        now += 31
+        await recheck.look()
+        assert rig.devices.list()[0].condition.state == "well"
+        assert await refused == "a b c"
+        now += 300
+        await recheck.look()
+        assert len(probed) == 2
+        other = Recheck(rig.manager, probe, lambda: now, kind="cuda")
+        rig.manager.deaths.load_failed(["fake0"], FAULTS["card lost"], now)
+        now += 300
+        await other.look()  # made-up devices are not probed for real
+        assert len(probed) == 2
+
+    values = {
+        "models": {"a": {"engine": "fake"}},
+        "devices": {"fake": [{"name": "card", "memory_bytes": 12 * GB}]},
+    }
+    with_settings(tmp_path, test, values)

@@ -39,8 +39,9 @@ def test_given_up_model_that_does_not_load_rests_longer_each_time(tmp_path: Path
     async def test(rig: Rig) -> None:
         rests = []
         for _ in range(2):
-            with pytest.raises(errors.ModelLoadFailed, match="was told not to load"):
+            with pytest.raises(errors.ModelLoadFailed, match="was told not to load") as ended:
                 await answer(rig, job())
+            assert ended.value.retry_after
             with pytest.raises(errors.ModelLoadFailed, match="out of service") as refused:
                 await answer(rig, job())
             rests.append(refused.value.retry_after or 0)

@@ -61,6 +61,22 @@ def test_eviction_lets_three_models_share_memory_for_two(tmp_path: Path) -> None
     with_settings(tmp_path, test, values)
 
 
+def test_memory_limit_of_a_card_lets_models_take_no_more(tmp_path: Path) -> None:
+    async def test(rig: Rig) -> None:
+        assert await answer(rig, job(model="a")) == "a b c"
+        assert await answer(rig, job(model="b")) == "a b c"
+        assert [each.model for each in rig.operations.reservations()] == ["b"]
+        (shown,) = rig.operations.devices()
+        assert (shown.memory_bytes, shown.reserved_bytes) == (12 * GB, 10 * GB)
+        assert "devices.memory_limit" in (shown.note or "")
+        with pytest.raises(errors.ModelDoesNotFit):
+            await rig.operations.load("large")
+
+    values = settings({"a": {"gb": 10}, "b": {"gb": 10}, "large": {"gb": 13}})
+    values["devices"]["memory_limit"] = {"all": 12 * GB}
+    with_settings(tmp_path, test, values)
+
+
 def test_eviction_spares_a_pinned_model(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         await rig.operations.load("pinned")

@@ -78,6 +78,7 @@ def test_admin_key_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
     assert server.key.startswith("blk_")
     assert server.key not in shown
     assert f"key     in {server.home / 'admin.key'}" in shown
+    assert "\n  devices " in shown
     home = tmp_path / "other"
     with terminal(home, "serve", "--port", "0", *QUIET) as shell:
         shell.wait_for(r"key +blk_live_\S+ +\(shown once", 60)

@@ -48,6 +48,9 @@ def test_restart_after_a_kill_fails_what_ran_and_runs_what_waited(tmp_path: Path
                     assert ended["created_at"] < ended["completed_at"]
                 assert task(client, dropped)["status"] == "cancelled"
                 eventually(again.idle)
+                # Only the two that ran to their end are charged, and once.
+                (used,) = client.get("/api/v1/usage", params={"group_by": "key"}).json()["data"]
+                assert (used["requests"], used["total_tokens"]) == (2, 2 * (3 + 5))
         finally:
             assert again.stop() == 0
 

@@ -160,6 +160,20 @@ def test_sweep_removes_what_a_killed_import_left(store: ModelStore, source: Path
     assert young.exists()
 
 
+def test_sweep_keeps_what_a_pull_can_resume_from_for_two_weeks(store: ModelStore) -> None:
+    old, resumed, running = (store.partial / f"pull-{name}" for name in ("old", "resumed", "runs"))
+    for folder in (old, resumed):
+        folder.mkdir()
+        (folder / "part").write_bytes(b"half")
+        os.utime(folder / "part", (1, 1))
+        os.utime(folder, (1, 1))
+    os.utime(resumed / "part")
+    with held(running):
+        os.utime(running, (1, 1))
+        store.sweep()
+        assert {path.name for path in store.partial.iterdir()} == {resumed.name, running.name}
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[Path]:
     """A folder that another process is just removing."""

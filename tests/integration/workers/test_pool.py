@@ -134,9 +134,23 @@ def test_heartbeat_timeout_kills_a_silent_worker(how: str) -> None:
         else:
             os.kill(worker.pid, signal.SIGSTOP)
         await seen.until(lambda: seen.lost)
-        assert seen.lost == ["silent for 1 s"]
+        stopped = ": a signal has stopped its process" if how == "stop" else ""
+        assert seen.lost == ["silent for 1 s" + stopped]
 
     with_pool(test, heartbeat_timeout=1)
+
+
+def test_load_that_is_stopped_does_not_take_the_load_timeout() -> None:
+    """A load that holds the interpreter for long is as silent, but its process runs."""
+
+    async def test(pool: WorkerPool, _seen: Recorder) -> None:
+        start = asyncio.ensure_future(pool.start("echo/0", fake(load_seconds=60)))
+        await until(lambda: any(each.state == "loading" for each in pool.workers))
+        os.kill(pool.workers[0].pid, signal.SIGSTOP)
+        with pytest.raises(StartFailed, match="was stopped by a signal for 1 s"):
+            await start
+
+    with_pool(test, heartbeat_timeout=1, load_timeout=600)
 
 
 def test_worker_kill_with_a_full_queue_leaves_no_thread() -> None:

@@ -178,3 +178,14 @@ def test_confinement_is_told_as_the_machine_has_it(
     assert (finding.check, finding.level) == ("confinement", level)
     assert words in finding.detail
     assert bool(finding.advice) == (level != "ok")
+
+
+def test_memory_limit_of_a_card_that_is_not_there_is_a_warning() -> None:
+    own = DeviceSettings.model_validate({"memory_limit": {"0": 10 * GIB, "GPU-b": GIB}})
+    devices = Devices(Cards.find(None, StandInNvml(card())), Host(), limits=own.memory_limit)
+    found = list(accelerator.findings(devices, Settings(devices=own), TorchBuild("2.13.0", "13.0")))
+    devices.close()
+    assert "0: NVIDIA H100, 10.7 GB" in found[0].detail
+    (warning,) = [each for each in found if each.level == "warning"]
+    assert "names 'GPU-b', and no such card is there" in warning.detail
+    assert warning.advice == "name one of: 0"

@@ -35,7 +35,7 @@ def test_commands_of_the_contract_are_there() -> None:
     expected |= {f"workers {name}" for name in ("list", "show", "restart", "stop", "drain")}
     expected |= {f"generate {name}" for name in ("text", "image", "speech")}
     expected |= {"config check", "config show"}
-    expected |= {"serve", "chat", "transcribe", "status", "top", "doctor", "backup"}
+    expected |= {"serve", "chat", "transcribe", "status", "top", "usage", "doctor", "backup"}
     assert set(COMMANDS) == expected
 
 
@@ -48,7 +48,8 @@ def test_commands_take_home_and_config_and_say_what_they_do(command: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "command", [name for name in COMMANDS if name.endswith((" list", " show"))] + ["status"]
+    "command",
+    [name for name in COMMANDS if name.endswith((" list", " show"))] + ["status", "usage"],
 )
 def test_commands_that_show_something_have_json(command: str) -> None:
     assert "--json" in options(command)

@@ -302,6 +302,16 @@ def test_migration_backs_an_older_schema_up(first_version: Path) -> None:
     assert query(first_version, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
 
 
+def test_migration_keeps_the_last_copies_only(first_version: Path) -> None:
+    """Each is as large as the database, and each version of the server makes one."""
+    name = f"{first_version.name}.before-"
+    for version in ("0001", "0002", "0003", "0004"):
+        first_version.with_name(name + version).write_bytes(b"copy")
+    using(first_version, nothing)
+    kept = sorted(path.name for path in first_version.parent.glob(f"{name}*"))
+    assert kept == [name + "0003", name + "0004", name + migrations.HEAD]
+
+
 def test_migration_of_the_first_version_keeps_its_keys(first_version: Path) -> None:
     using(first_version, nothing)
     assert query(first_version, "SELECT id FROM api_keys") == [("k",)]

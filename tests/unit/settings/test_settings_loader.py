@@ -123,10 +123,19 @@ def test_settings_in_a_list() -> None:
         ("devices: {fake: {name: a}}\n", "devices.fake should be a valid list"),
         ("devices: {cpu_memory_bytes: 0}\n", "devices.cpu_memory_bytes should be greater than 0"),
         ("devices: {headroom_bytes: -1}\n", "devices.headroom_bytes should be greater"),
+        ("devices: {memory_limit: {'0': 0}}", "the limit of '0' should be greater than 0"),
+        ("devices: {memory_limit: {all: x}}", "devices.memory_limit.all should be a valid integer"),
     ],
 )
 def test_problems_of_devices_are_told(text: str, problem: str) -> None:
     assert problem in "\n".join(problems(text))
+
+
+def test_memory_limit_of_a_card_may_be_set_by_its_index() -> None:
+    assert load("devices: {memory_limit: {'0': 7}}").devices.memory_limit == {"0": 7}
+    for name in ("0", "GPU-1a", "all"):
+        given = load(sets=(f"devices.memory_limit.{name}=8",)).devices
+        assert given.memory_limit == {name: 8}
 
 
 def test_environment_names_that_are_reserved_are_no_settings() -> None:

@@ -57,6 +57,7 @@ FULL = Job(
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
     output="url",
     file_bytes=9,
+    asynchronous=True,
     credential=Credential("k", 2, "t"),
 )
 
@@ -85,9 +86,12 @@ class FakeDispatcher:
         self.ended: dict[str, EventLog] = {}
         self.refuse: errors.BitingLipError | None = None
         self.discarded: list[Job] = []
+        self.admitted = False  #: whether the last job was, by an earlier run
+        self.recorded: list[str] = []  #: tasks whose end was in the database
 
     @contextmanager
-    def open(self, job: Job) -> Iterator[EventLog]:
+    def open(self, job: Job, *, admitted: bool = False) -> Iterator[EventLog]:
+        self.admitted = admitted
         if self.refuse:
             raise self.refuse
         event_log = self.open_now[job.id] = EventLog(job)
@@ -98,6 +102,9 @@ class FakeDispatcher:
 
     def find(self, job_id: str) -> EventLog | None:
         return {**self.ended, **self.open_now}.get(job_id)
+
+    def record(self, job_id: str) -> None:
+        self.recorded.append(job_id)
 
     def event_logs(self) -> list[EventLog]:
         return [*self.open_now.values(), *self.ended.values()]
@@ -348,7 +355,7 @@ def test_task_is_refused_where_it_would_fill_the_disk(tmp_path: Path) -> None:
         one = job()
         with pytest.raises(errors.DiskFull):
             await tasks.accept(one)
-        assert dispatcher.discarded == [one]
+        assert [each.id for each in dispatcher.discarded] == [one.id]
         assert not dispatcher.open_now
 
     using(tmp_path, act)

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.exposition import generate_latest
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.exposition import choose_encoder
 
 from bitinglip.telemetry.tally import Spread, Tally
 
@@ -16,7 +15,8 @@ VALUES = st.sampled_from(BOUNDS) | st.floats(0, 20)
 
 def _lines(registry: CollectorRegistry) -> list[list[str]]:
     """Return what scrapers get in both formats, without the times at which series were made."""
-    texts = (generate_latest(registry), generate_openmetrics(registry))
+    accepted = ("", "application/openmetrics-text; version=1.0.0")
+    texts = [choose_encoder(each)[0](registry) for each in accepted]
     return [
         [each for each in text.decode().splitlines() if "_created" not in each] for text in texts
     ]

@@ -4,12 +4,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pynvml
 import pytest
 
+from tests.support import machines
+from tests.support.machines import GIB, Machine, MadeUpHost
 from tests.support.nvml import NVMLError, StandInCard, StandInNvml
 from workers.devices import WELL, Condition, Devices
 from workers.devices.cards import Cards
@@ -233,3 +237,39 @@ def test_device_state_is_the_worst_that_any_source_says() -> None:
     devices.clear("fake0", source="faults")
     devices.mark("gone", "lost", "A device that is not there.", source="faults")
     assert [each.condition for each in devices.list()] == [WELL, WELL]
+
+
+def test_memory_limit_of_a_card_is_by_index_uuid_or_for_all(tmp_path: Path) -> None:
+    def told(make: Callable[[], Machine], limits: dict[str, int]) -> list[int]:
+        devices = make().devices(tmp_path / str(limits), MadeUpHost(), limits)
+        found = [each.memory_bytes for each in devices.list() if each.kind == "cuda"]
+        devices.close()
+        return found
+
+    mig, gb10 = machines.mig, machines.gb10
+    assert told(machines.old_driver, {"0": 10 * GIB}) == [10 * GIB]
+    assert told(mig, {"MIG-b": 5 * GIB}) == [20 * GIB, 5 * GIB, 40 * GIB]
+    assert told(mig, {"GPU-00000001": 9 * GIB}) == [20 * GIB, 20 * GIB, 9 * GIB]
+    assert told(mig, {"all": 9 * GIB, "1": 99 * GIB}) == [9 * GIB, 9 * GIB, 40 * GIB]
+    assert told(gb10, {"0": 8 * GIB}) == [8 * GIB]
+
+
+def test_memory_limit_is_told_and_so_is_one_of_no_card(tmp_path: Path) -> None:
+    limits = {"0": 10_000_000_000, "all": GIB * 99, "7": 1, "GPU-f": 2}
+    devices = machines.two_cards().devices(tmp_path, limits=limits)
+    assert devices.list()[0].note == "is limited to 10.0 of its 25.8 GB (devices.memory_limit)"
+    assert devices.list()[1].note is None
+    assert devices.unknown_limits() == ["7", "GPU-f"]
+    devices.close()
+    made_up = Devices.find([("card", 2 * GIB)], limits={"fake0": GIB, "fake1": GIB})
+    assert made_up.list()[0].memory_bytes == GIB
+    assert made_up.unknown_limits() == ["fake1"]
+
+
+def test_card_under_wsl_is_never_planned_to_the_brim(tmp_path: Path) -> None:
+    (card, _) = machines.wsl().devices(tmp_path).list()
+    assert card.headroom(268_435_456) == GIB  # of 12
+    assert card.headroom(2 * GIB) == 2 * GIB
+    machine = machines.wsl()
+    machine.nvml.cards[0].memory.total = 100 * GIB
+    assert machine.devices(tmp_path / "large").list()[0].headroom(0) == 8 * GIB

@@ -45,6 +45,14 @@ def test_environment_allocator_is_left_alone_under_wsl() -> None:
     assert "PYTORCH_ALLOC_CONF" not in environ
 
 
+def test_environment_bounds_the_arenas_of_the_heap_unless_the_operator_chose() -> None:
+    assert worker_environment({}, LINUX)["MALLOC_ARENA_MAX"] == "2"
+    chosen = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}
+    assert "MALLOC_ARENA_MAX" not in worker_environment(chosen, LINUX)
+    other = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    assert worker_environment(other, LINUX)["MALLOC_ARENA_MAX"] == "2"
+
+
 def test_environment_asks_nvml_whether_there_is_a_card() -> None:
     assert worker_environment({}, LINUX)["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
 

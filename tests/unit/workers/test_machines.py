@@ -374,22 +374,3 @@ def test_machine_has_a_reason_for_each_device_that_is_not_well(
         assert text.endswith((".", ")"))
         assert ":" in text  # what is: what to do
     devices.close()
-
-
-@pytest.mark.parametrize(
-    ("device", "module", "told"),
-    [
-        ("0x2b85", "NVIDIA UNIX x86_64 Kernel Module  570.86", True),
-        ("0x2b85", "NVIDIA UNIX Open Kernel Module for x86_64  570.86", False),
-        ("0x2684", "NVIDIA UNIX x86_64 Kernel Module  570.86", False),
-    ],
-)
-def test_driver_with_closed_modules_does_not_know_a_blackwell_card(
-    device: str, module: str, told: bool, tmp_path: Path
-) -> None:
-    files = machines.on_bus() | machines.driver()
-    files[f"sys/bus/pci/devices/{BUS}/device"] = f"{device}\n"
-    files["proc/driver/nvidia/version"] = f"NVRM version: {module}  Tue Sep 23\n"
-    missing = Machine(StandInNvml(), files).devices(tmp_path).missing or ""
-    assert ("driver 570.86 runs with its closed kernel modules" in missing) == told
-    assert ("packages with 'open' in their names" in missing) == told

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.support.pool_harness import fake
-from workers.protocol import Cancelled, Failed, Load, Ready, TextDone
+from workers.protocol import Activity, Cancelled, Failed, Load, Ready, TextDone
 from workers.watchdog import Watchdog
 from workers.worker import Worker
 
@@ -18,9 +18,13 @@ class Process:
     """What the watchdog asks of a process."""
 
     read = 0
+    stopped = False
 
     def bytes_read(self) -> int:
         return self.read
+
+    def is_stopped(self) -> bool:
+        return self.stopped
 
 
 def worker(state: str, spec: Load | None = None, **ready: Any) -> Worker:
@@ -102,6 +106,23 @@ def test_load_may_take_for_ever_that_reads_its_files() -> None:
     assert looks(one, dog) <= 26 + 10
 
 
+@pytest.mark.parametrize("state", ["starting", "warm", "loading"])
+@pytest.mark.parametrize("spec", [fake(), None])
+def test_load_or_spare_whose_process_is_stopped_ends_after_the_heartbeat_timeout(
+    state: str, spec: Load | None
+) -> None:
+    dog, one = Watchdog(heartbeat_timeout=30, load_timeout=600), worker(state, spec)
+    process = cast("Process", one.handle)
+    process.stopped = True
+    for _ in range(30):
+        assert dog.look(one) is None
+    process.stopped = False  # it goes on, as after a look into it
+    assert dog.look(one) is None
+    process.stopped = True
+    assert looks(one, dog) == 31
+    assert dog.look(one) == "was stopped by a signal for 30 s and did not go on"
+
+
 def test_load_that_reads_next_to_nothing_makes_no_progress() -> None:
     dog, one = Watchdog(heartbeat_timeout=30, load_timeout=25), worker("loading", fake())
     looked = 0
@@ -143,3 +164,22 @@ def test_spare_waits_for_its_model_as_long_as_it_has_to(state: str) -> None:
     assert all(DOG.look(one) is None for _ in range(100))
     one.spec = fake()
     assert looks(one) == 4 + DOG.interval
+
+
+def test_compiling_and_first_uses_have_more_patience_but_not_for_ever() -> None:
+    dog = Watchdog(heartbeat_timeout=30, load_timeout=100)
+    for activity, seconds in (("compile", 1800), ("warmup", 600)):
+        one = worker("ready")
+        one.activity = cast("Activity", activity)
+        assert dog_looks(one, dog) == (seconds + dog.interval, f"silent for {seconds} s")
+        loading = worker("loading", fake())
+        loading.activity = cast("Activity", activity)
+        found = f"made no progress with its load for {seconds} s"
+        assert dog_looks(loading, dog) == (seconds + dog.interval, found)
+
+
+def dog_looks(one: Worker, dog: Watchdog) -> tuple[float, str]:
+    for number in range(1, 10_000):
+        if cause := dog.look(one):
+            return number * dog.interval, cause
+    raise AssertionError("it is never ended")

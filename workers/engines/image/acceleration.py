@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from workers.engines.activity import busy_with
 from workers.engines.torch_env import fault_of, load_failed
 from workers.protocol import ImageOptions
 
@@ -36,11 +37,25 @@ def _compile(pipe: Any, denoiser: Any, most_images: int) -> None:
         raise load_failed("compile is not possible with this model: it has no repeated blocks.")
     denoiser.compile_repeated_blocks(fullgraph=True, dynamic=True)
     try:
-        _warm_up(pipe, most_images)
+        with busy_with("compile"):
+            _warm_up(pipe, most_images)
     except Exception as error:
         if fault_of(error) is not None:
             raise
         raise load_failed(f"The model does not compile ({type(error).__name__}).") from error
+
+
+def trial(pipe: Any) -> torch.Tensor:
+    """Draw a small image and return its pixels. Raises what the pipeline raises."""
+    pixels = pipe(
+        prompt=[""],
+        width=_MIN_SIDE,
+        height=_MIN_SIDE,
+        num_inference_steps=_WARM_UP_STEPS,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    return torch.as_tensor(pixels)
 
 
 def _warm_up(pipe: Any, most_images: int) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from workers.codes import Code
+from workers.engines.activity import FirstUse
 from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
-from workers.engines.image.acceleration import speed_up
+from workers.engines.image.acceleration import speed_up, trial
 from workers.engines.image.compiler import missing_for_compile
+from workers.engines.image.decoder import DecoderGuard, finite_rows
 from workers.engines.image.encoding import describe, write
 from workers.engines.image.loading import load
 from workers.engines.image.loras import Loras
@@ -21,6 +23,7 @@ from workers.engines.image.preprocess import Preprocessor
 from workers.engines.image.preview import preview, preview_refusal
 from workers.engines.image.request import ImageSample, Request
 from workers.engines.job_table import JobTable
+from workers.engines.numbers import check_numbers
 from workers.engines.torch_env import (
     dtype_name,
     held_bytes,
@@ -44,7 +47,6 @@ _WRITERS = 2
 _POLL_SECONDS = 0.02
 _STEP_TIMEOUT = {"cpu": 600.0, "cuda": 120.0}  #: seconds that one step, or the decoder, may take
 _COMPILE_STEP_TIMEOUT = 600.0  #: the same, where a size that was not warmed up may be compiled
-_NOT_A_NUMBER = "The model's output is not a number."
 
 
 class ImageEngine:
@@ -59,9 +61,11 @@ class ImageEngine:
     _fallbacks: OomFallbacks
     _loras: Loras
     _dtypes: StoredDtypes
+    _decoder: DecoderGuard
 
     def __init__(self) -> None:
         self._model = ""
+        self._dtype = ""
         self._batch = IMAGE_BATCH
         self._requests: JobTable[Request] = JobTable()
         self._waiting: list[ImageSample] = []
@@ -69,11 +73,13 @@ class ImageEngine:
         self._writing: dict[Future[ImageFile], ImageSample] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
         self._max_calls = _MAX_CALLS
+        self._first_use = FirstUse()
         self._no_preview: str | None = None  #: the reason for which previews are refused
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         self._model = spec.model
         self._batch = spec.max_batch or IMAGE_BATCH
+        self._first_use = FirstUse("compile" if spec.image and spec.image.compile else "warmup")
         options = spec.image or ImageOptions()
         if options.compile and (missing := missing_for_compile(spec.device)):
             raise load_failed(missing)
@@ -82,7 +88,9 @@ class ImageEngine:
             loaded = load(spec, lambda part: progress(0.8 * part))
             self._loras = Loras(loaded.pipe, options.loras)
             place(loaded, options.offload)
+            self._decoder = DecoderGuard(loaded.pipe, spec.model)
             speed_up(loaded.pipe, options, self._batch)
+            check_numbers(loaded.dtype, lambda: trial(loaded.pipe))
         self._pipelines = Pipelines(loaded)
         self._preprocessor = Preprocessor(self._pipelines)
         self._fallbacks = OomFallbacks(loaded.pipe, self._batch)
@@ -91,11 +99,12 @@ class ImageEngine:
         alone = options.step_cache != "none" or options.offload != "none"
         self._max_calls = 1 if alone else _MAX_CALLS
         self._no_preview = preview_refusal(loaded.pipe, options.offload)
+        self._dtype = dtype_name(loaded.dtype)
         progress(1.0)
         step_timeout = _STEP_TIMEOUT[spec.device]
         return Ready(
             slots=self._batch,
-            dtype=dtype_name(loaded.dtype),
+            dtype=self._dtype,
             device=spec.device,
             step_timeout=_COMPILE_STEP_TIMEOUT if options.compile else step_timeout,
         )
@@ -152,7 +161,8 @@ class ImageEngine:
         error: Exception | None = None
         try:
             self._loras.activate(call.job.adapters)
-            outcome = call.advance()
+            with self._first_use.of(self._new_to_kernels(call)):
+                outcome = call.advance()
         except Exception as caught:  # noqa: BLE001  whatever a pipeline raises ends its jobs only
             error = caught.with_traceback(None)  # it holds on to all that the call had computed
         if error is not None:
@@ -161,14 +171,38 @@ class ImageEngine:
         if isinstance(outcome, Step):
             return self._report(call, outcome)
         self._calls.remove(call)
+        self._first_use.done(self._new_to_kernels(call))
         self._fallbacks.passed()
         return self._write(call, outcome)
 
+    def _new_to_kernels(self, call: PipelineCall) -> object:
+        """Return what is compiled for: each shape; without a compiler one is as all others."""
+        shape = (call.job.width, call.job.height, len(call.samples))
+        return shape if self._first_use.activity == "compile" else None
+
     def _report(self, call: PipelineCall, step: Step) -> list[Event]:
-        events: list[Event] = []
+        events = self._check_first(call, step) if step.number == 1 else []
         for request in _requests_of(call.samples):
             events += request.progress(step.steps, self._preview(call, step, request))
         return events
+
+    def _check_first(self, call: PipelineCall, step: Step) -> list[Event]:
+        """End the jobs whose latents are not finite: they would not become so in later steps."""
+        if step.latents is None:
+            return []
+        whole: list[bool] = finite_rows(step.latents).tolist()
+        return [
+            event
+            for sample, is_finite in zip(call.samples, whole, strict=True)
+            if not is_finite
+            for event in self._end_without_number(sample.request)
+        ]
+
+    def _end_without_number(self, request: Request, decoded_in: str = "") -> list[Event]:
+        """Fail a job of whose model some output is no number, naming the part and its format."""
+        part, dtype = ("decoder", decoded_in) if decoded_in else ("denoiser", self._dtype)
+        message = f"The model's output is not a number: that of its {part}, in {dtype}."
+        return self._end(request, "INFERENCE_FAILED", message)
 
     def _preview(self, call: PipelineCall, step: Step, request: Request) -> bytes:
         """Return a preview of the job's first image if one is due at this step, else nothing."""
@@ -193,7 +227,7 @@ class ImageEngine:
             if not sample.wanted:
                 continue
             if not np.isfinite(pixels).all():
-                events += self._end(sample.request, "INFERENCE_FAILED", _NOT_A_NUMBER)
+                events += self._end_without_number(sample.request, self._decoder.failed_in)
                 continue
             job = sample.request.job
             text = describe(

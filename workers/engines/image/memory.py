@@ -29,6 +29,9 @@ def place(loaded: LoadedPipeline, offload: str) -> None:
             offload_device=torch.device("cpu"),
             offload_type="leaf_level",
             use_stream=True,
+            # What is offloaded keeps its number format, whatever it is cast to; decoders are cast
+            # to float32 where they overflow, and they are small.
+            exclude_modules=["vae"],
         )
     else:
         pipe.to(device)

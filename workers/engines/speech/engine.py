@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from workers.codes import Code
+from workers.engines.activity import FirstUse
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.job_table import JobTable
@@ -75,6 +76,7 @@ class SpeechEngine:
     def __init__(self) -> None:
         self._requests: JobTable[_Request] = JobTable()
         self._steps = 0
+        self._first_use = FirstUse()
         self._batch = BatchLimit(_ALL, _CAUTIOUS_STEPS)
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
@@ -143,7 +145,8 @@ class SpeechEngine:
         """Step some utterances; returns the final events of requests that cannot go on."""
         error: Exception | None = None
         try:
-            self._model.step(batch)
+            with self._first_use.of():
+                self._model.step(batch)
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)  # it holds on to all that was computed
         if error is not None:
@@ -240,6 +243,7 @@ class SpeechEngine:
         assert request.file is not None
         size = request.file.finish()
         del self._requests[job.id]
+        self._first_use.done()
         done = SpeechDone(
             id=job.id,
             format=job.format,

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from workers.engines.defaults import SPEECH_CACHE_BYTES, SPEECH_ROWS
+from workers.engines.numbers import check_numbers
 from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.speech.bark.speaker import BarkSpeaker
 from workers.engines.speech.bark.voices import Voices
@@ -47,6 +49,7 @@ def load(spec: Load) -> tuple[SpeechModel, int]:
 def _bark(spec: Load) -> tuple[SpeechModel, int]:
     model = _model(transformers.BarkModel, spec, Path(spec.path), "bark")
     model.codec_model.float()  # it is small, and its output is what people hear
+    check_numbers(model.semantic.dtype, lambda: _logits_of_stages(model))
     if spec.device == "cpu":
         for part in (model.semantic.layers, model.coarse_acoustics.layers, model.fine_acoustics):
             pack_all(part)
@@ -56,6 +59,16 @@ def _bark(spec: Load) -> tuple[SpeechModel, int]:
     voices = Voices(Path(spec.path), semantic, codes)
     rows = min(spec.max_batch or SPEECH_ROWS, _rows_in_budget(model, spec))
     return BarkSpeaker(model, _tokenizer(spec), voices, rows), rows
+
+
+def _logits_of_stages(model: Any) -> torch.Tensor:
+    """Return logits of all stages, of a few tokens."""
+    device, fine = model.device, model.fine_acoustics
+    few = torch.arange(8, device=device)[None]
+    codes = few[..., None].expand(-1, -1, fine.config.n_codes_total)
+    made = [stage(few).logits for stage in (model.semantic, model.coarse_acoustics)]
+    made.append(fine(fine.config.n_codes_given, codes).logits)
+    return torch.cat([each.flatten() for each in made])
 
 
 def _rows_in_budget(model: Any, spec: Load) -> int:
@@ -72,6 +85,7 @@ def _rows_in_budget(model: Any, spec: Load) -> int:
 
 def _vits(spec: Load) -> tuple[SpeechModel, int]:
     model = _model(transformers.VitsModel, spec, Path(spec.path), "vits")
+    _compute_in_float32(model.decoder)
     return Vits(model, _tokenizer(spec)), spec.max_batch or SPEECH_ROWS
 
 
@@ -84,6 +98,7 @@ def _speecht5(spec: Load) -> tuple[SpeechModel, int]:
         )
     model = _model(transformers.SpeechT5ForTextToSpeech, spec, Path(spec.path), "speecht5")
     vocoder = _model(transformers.SpeechT5HifiGan, spec, Path(options.vocoder), "speecht5")
+    _compute_in_float32(vocoder)
     files = {path.stem: path for path in Path(spec.path).glob("speaker_embeddings/*.npy")}
     files |= {name: Path(path) for name, path in options.voices.items()}
     voices = read_voices(files, model.config.speaker_embedding_dim)
@@ -114,6 +129,15 @@ def _model(model_class: Any, spec: Load, folder: Path, family: str) -> Any:
     )
     check_missing(info["missing_keys"])
     return model.eval().requires_grad_(False).to(place)
+
+
+def _compute_in_float32(codec: torch.nn.Module) -> None:
+    """Let what makes the sound compute in float32, in whatever format its input comes: it is small,
+    half precision may overflow in it, and its output is what people hear."""
+    codec.float()
+    codec.register_forward_pre_hook(
+        lambda _, inputs: tuple(each if each is None else each.float() for each in inputs)
+    )
 
 
 def _tokenizer(spec: Load) -> Any:

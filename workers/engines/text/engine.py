@@ -7,6 +7,7 @@ import jinja2
 import torch
 
 from workers.engines import defaults, torch_env
+from workers.engines.activity import FirstUse
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
@@ -47,6 +48,7 @@ class TextEngine:
         self._step_tokens = step_tokens
         self._block_size = block_size
         self._sampler = Sampler()
+        self._first_use = FirstUse()
         self._requests: JobTable[Request] = JobTable()
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
@@ -133,12 +135,16 @@ class TextEngine:
         The error ends here: its traceback holds on to all that the failed step had computed, so
         nothing may be tried again while it is alive.
         """
+        kind = "prompts" if plan.prefills else "tokens"
         try:
-            return self._compute(plan)
+            with self._first_use.of(kind):
+                computed = self._compute(plan)
         except Exception as error:
             if not torch_env.is_out_of_memory(error):
                 raise
             return None
+        self._first_use.done(kind)
+        return computed
 
     def _run_in_parts(self, plan: Plan) -> list[Event]:
         """Compute a plan that ran out of memory: free what is cached, then try half of it.

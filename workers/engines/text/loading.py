@@ -98,12 +98,13 @@ def _check_files(folder: Path, config: Any) -> None:
 def _model(
     folder: Path, config: Any, dtype: torch.dtype, device: torch.device, spec: Load, *, spread: bool
 ) -> Any:
-    """Load the model to its device, or its layers in even parts to all that the process sees.
+    """Load the model to its device, or its layers to all that the process sees, as planned.
 
     No copy of it is made in RAM. Weights that the decoder joins stay mapped from their files, in
     the files' format, until each is moved; all others go to the card as they are read.
     """
-    where: Any = "balanced" if spread else torch_env.straight_to(device)
+    split = "balanced" if spec.even_split else "sequential"
+    where: Any = split if spread else torch_env.straight_to(device)
     read_as = dtype
     if not spread and where is not None and may_fuse(config):
         where, read_as = None, getattr(config, "dtype", None) or dtype

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.base import Refused
+from workers.engines.numbers import no_numbers
 from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
@@ -40,6 +41,8 @@ class Runner:
         self._vocab = loaded.vocab_size
         check = _check_ids(loaded)
         expected = _library_logits(loaded, check)
+        if not expected.isfinite().all():
+            raise no_numbers(loaded.dtype)
         library = LibraryDecoder(loaded.model)
         shapes = library.probe()
         self.blocks = _block_count(shapes, cache_plan, loaded.dtype)

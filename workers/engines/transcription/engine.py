@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 import torch
 
 from workers.codes import Code
+from workers.engines.activity import FirstUse
 from workers.engines.base import Refused
 from workers.engines.batch_limit import BatchLimit
 from workers.engines.defaults import TRANSCRIPTION_BATCH
@@ -52,6 +53,7 @@ class TranscriptionEngine:
 
     def __init__(self) -> None:
         self._batch = BatchLimit(TRANSCRIPTION_BATCH)
+        self._first_use = FirstUse()
         self._decoding: JobTable[Decoding] = JobTable()
         self._requests: JobTable[Request] = JobTable()
         self._waiting: list[Request] = []
@@ -132,7 +134,8 @@ class TranscriptionEngine:
         events: list[Event] = [event for each in group for event in each.start()]
         error: Exception | None = None
         try:
-            self._encode([each for each in group if each.encoded is None])
+            with self._first_use.of():
+                self._encode([each for each in group if each.encoded is None])
             encoded = torch.stack([each.encoded for each in group if each.encoded is not None])
             attempts = [each.next_attempt(self._loaded.decoding) for each in group]
             self._batches.append(DecodeBatch(self._loaded, encoded, attempts))
@@ -170,7 +173,9 @@ class TranscriptionEngine:
         events: list[Event] = []
         error: Exception | None = None
         try:
-            for request in self._requests_of(running.step()):
+            with self._first_use.of():
+                ended = running.step()
+            for request in self._requests_of(ended):
                 events += self._end_attempt(request)
         except Exception as caught:  # noqa: BLE001  whatever a model raises ends its jobs only
             error = caught.with_traceback(None)
@@ -180,6 +185,7 @@ class TranscriptionEngine:
         if running.attempts:
             self._batches.append(running)
         else:
+            self._first_use.done()
             self._batch.passed()
         return events
 

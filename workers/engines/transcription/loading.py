@@ -10,6 +10,7 @@ import transformers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from workers.engines import torch_env
+from workers.engines.numbers import check_numbers
 from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.torch_env import check_missing, library_errors, load_failed
 from workers.engines.weight_files import check_sizes
@@ -78,12 +79,22 @@ def load(spec: Load) -> LoadedWhisper:
     check_missing(missing)
     _check_fit(model.config, extractor, decoding)
     model = model.eval().requires_grad_(False).to(device)
+    check_numbers(dtype, lambda: _logits_of_noise(model, decoding))
     if device.type == "cpu":
         pack_all(model)
         unmap(model)
     return LoadedWhisper(
         model, tokenizer, extractor, model.generation_config, decoding, dtype, device
     )
+
+
+def _logits_of_noise(model: Any, decoding: DecodingConfig) -> torch.Tensor:
+    """Return the logits of the first token of a window of noise."""
+    noise = torch.randn(1, model.config.num_mel_bins, decoding.window)
+    start = torch.tensor([[decoding.start]], device=model.device)
+    output = model(noise.to(model.device, model.dtype), decoder_input_ids=start)
+    logits: torch.Tensor = output.logits
+    return logits
 
 
 def language_code(name: str) -> str | None:

@@ -285,8 +285,16 @@ def test_multi_device_load_checks_where_the_library_has_put_the_layers(
     assert caught.value.code == "OUT_OF_MEMORY"
 
 
+@pytest.mark.parametrize(
+    ("even", "weights", "split"),
+    [(True, (3000, 3000), "balanced"), (False, (3000, 2000), "sequential")],
+)
 def test_spread_load_is_bounded_by_the_plan(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    even: bool,
+    weights: tuple[int, int],
+    split: str,
 ) -> None:
     """The library would look for free memory by itself, on each card."""
     told: list[Any] = []
@@ -300,10 +308,10 @@ def test_spread_load_is_bounded_by_the_plan(
 
     monkeypatch.setattr("transformers.modeling_utils._get_device_map", choose)
     path = models["llama"]
-    spec = Load(model="m", engine="text", path=str(path), device_weights=(3000, 2000))
+    spec = Load(model="m", engine="text", path=str(path), device_weights=weights, even_split=even)
     with pytest.raises(Told):
         loading._model(path, loading._config(path), JOINED, CPU, spec, spread=True)
-    assert told == [("balanced", {0: 3000, 1: 2000})]
+    assert told == [(split, dict(enumerate(weights)))]
 
 
 @pytest.mark.parametrize("family", FUSED)

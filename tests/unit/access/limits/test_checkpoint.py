@@ -12,6 +12,7 @@ from bitinglip.access.limits.store import Cell, MemoryStore
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import LimitCell
+from bitinglip.db.write_behind import WriteBehind
 from bitinglip.errors import DatabaseUnavailable
 
 HOUR = 3600 * SECOND
@@ -27,6 +28,7 @@ class Run:
         self.checkpoint = Checkpoint(
             db, self.store, clock=lambda: self.here, calendar=lambda: self.today
         )
+        self.write_behind = WriteBehind(db, self.checkpoint)
 
     def take(self, units: int = 1, cell: Cell = CELL) -> int:
         """Take units one by one; return the wait of the last."""
@@ -46,12 +48,12 @@ def test_limits_of_the_last_run_hold_in_the_next(tmp_path: Path) -> None:
         db = await Database.open(tmp_path / "db")
         first = Run(db)
         first.take(10)
-        await first.checkpoint.flush()
+        await first.write_behind.flush()
         second = Run(db, here=17, today=TODAY + 720 * SECOND)  # two have come back meanwhile
         await second.checkpoint.load()
         assert second.left() == 2
         assert second.take(3) == 360 * SECOND
-        await second.checkpoint.flush()
+        await second.write_behind.flush()
         third = Run(db, here=HOUR, today=TODAY + 720 * SECOND)
         await third.checkpoint.load()
         assert third.left() == 0
@@ -59,7 +61,7 @@ def test_limits_of_the_last_run_hold_in_the_next(tmp_path: Path) -> None:
         await later.checkpoint.load()
         assert later.left() == 10
         later.take()
-        await later.checkpoint.flush()
+        await later.write_behind.flush()
         assert await rows(db) == {"k:hour": later.today + 360 * SECOND}
         await db.close()
 
@@ -71,7 +73,7 @@ def test_limits_are_held_for_an_hour_at_most_if_the_calendar_went_back(tmp_path:
         db = await Database.open(tmp_path / "db")
         first = Run(db)
         first.take(10)
-        await first.checkpoint.flush()
+        await first.write_behind.flush()
         second = Run(db, today=TODAY - 1000 * HOUR)
         await second.checkpoint.load()
         assert (second.left(), second.take()) == (0, 360 * SECOND)
@@ -101,11 +103,11 @@ def test_limits_that_are_nearly_full_cost_no_write(tmp_path: Path) -> None:
         db = await Database.open(tmp_path / "db")
         run = Run(db)
         run.take(cell=Cell("k:other", Rate(3000, 60 * SECOND, 3000)))
-        await run.checkpoint.flush()
+        await run.write_behind.flush()
         assert await rows(db) == {}
         for number in range(1200):
             run.take(cell=Cell(f"k{number}:hour", CELL.rate))
-        await run.checkpoint.flush()
+        await run.write_behind.flush()
         assert len(await rows(db)) == 1200
         await db.close()
 
@@ -122,11 +124,11 @@ def test_limits_that_could_not_be_written_are_written_by_the_next_flush(tmp_path
             connection = await session.connection()
             await connection.exec_driver_sql("PRAGMA query_only = 1")
         with pytest.raises(DatabaseUnavailable):
-            await run.checkpoint.flush()
+            await run.write_behind.flush()
         async with db.write() as session:
             connection = await session.connection()
             await connection.exec_driver_sql("PRAGMA query_only = 0")
-        await run.checkpoint.flush()
+        await run.write_behind.flush()
         assert await rows(db) == {"k:hour": TODAY + HOUR}
         await db.close()
 

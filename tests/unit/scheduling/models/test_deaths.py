@@ -1,22 +1,37 @@
 """What a worker's death is blamed on: the request, memory, or the device."""
 
+from collections.abc import Sequence
+
+import pytest
+
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR, Death, Deaths
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
-from workers.devices import CPU, Device, Devices
+from workers.devices import CPU, Device, Devices, Report
+from workers.devices.xid import sentence
 from workers.faults import FAULTS, RAM, Fault
 
 GB = 1_000_000_000
 CRASH = "exited with code 13"
 
 
+class Reporting(Devices):
+    """Made-up cards that report faults."""
+
+    reports: tuple[Report, ...] = ()
+
+    def take_reports(self) -> Sequence[Report]:
+        taken, self.reports = self.reports, ()
+        return taken
+
+
 class Bench:
     """Two made-up cards and a clock that is turned by hand."""
 
     def __init__(self) -> None:
-        self.devices = Devices(fake=[("card", GB), ("other", GB)])
+        self.devices = Reporting(fake=[("card", GB), ("other", GB)])
         self.deaths = Deaths(ResourceFacts(Settings(), self.devices, Footprints()))
         self.now = 1000.0
 
@@ -25,6 +40,11 @@ class Bench:
     ) -> Death:
         replica = Replica(model, 0, {device: 1}, 0.0)
         return self.deaths.judge(replica, fault, cause, self.now)
+
+    def report(self, number: int, device: str = "fake0") -> None:
+        """Let a card report an Xid, and the next look find it."""
+        self.devices.reports += (Report(device, number),)
+        self.deaths.look(self.now)
 
     def device(self, name: str = "fake0") -> Device:
         return next(each for each in self.devices.list() if each.id == name)
@@ -127,10 +147,10 @@ def test_device_is_tried_again_ten_minutes_after_it_was_put_in_question() -> Non
     bench.now += 400
     bench.die("a")  # which is its fault too
     bench.now += 199
-    bench.deaths.expire(bench.now)
+    bench.deaths.look(bench.now)
     assert bench.state() == "doubtful"
     bench.now += 1
-    bench.deaths.expire(bench.now)
+    bench.deaths.look(bench.now)
     assert bench.state() == "well"
 
 
@@ -153,3 +173,82 @@ def test_pause_before_the_next_start_grows_with_the_deaths_that_are_excused() ->
     assert pauses == [0, 1, 2, 4, 8, 16, 32, 60, 60]
     assert bench.deaths.pause("b", bench.now) == 0
     assert bench.deaths.pause("a", bench.now + 600) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "blame", "state"),
+    [
+        *((number, "request", "well") for number in (13, 31, 43, 45, 63, 999)),
+        *((number, "device", "doubtful") for number in (48, 64, 74, 79, 95, 119, 120, 154)),
+        (94, "device", "well"),  # the card's memory did it, to this program only
+    ],
+)
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_xid_tells_whether_the_request_or_its_card_ended_a_worker(
+    number: int, blame: str, state: str, comes: str
+) -> None:
+    bench, undone = Bench(), list[str]()
+    if comes == "before":
+        bench.report(number)
+    other = bench.die("a", "fake1")
+    death = bench.die("a")
+    death.undo.append(lambda: undone.append("a"))
+    if comes == "after":
+        bench.now += 4.0
+        bench.report(number)
+    assert (death.blame, bench.state()) == (blame, state)
+    assert undone == (["a"] if (blame, comes) == ("device", "after") else [])
+    assert (other.blame, bench.state("fake1")) == ("request", "well")
+    if state == "doubtful":
+        assert bench.device().condition.reason == sentence(number)
+
+
+def test_xid_excuses_no_death_of_another_minute() -> None:
+    bench = Bench()
+    early = bench.die("a")
+    bench.now += 60
+    bench.report(94)
+    bench.now += 6
+    assert (early.blame, bench.die("b").blame) == ("request", "request")
+
+
+def test_device_in_question_is_used_again_once_it_is_found_to_compute() -> None:
+    bench = Bench()
+    for wait in (30, 60, 120):  # each time it is given twice as long
+        bench.report(48)
+        assert (bench.state(), bench.deaths.due(bench.now + wait - 1)) == ("doubtful", [])
+        bench.now += wait
+        assert bench.deaths.due(bench.now) == ["fake0"]
+        bench.deaths.computes("fake0")
+        assert (bench.state(), bench.deaths.due(bench.now)) == ("well", [])
+    bench.now += 601
+    bench.report(48)
+    assert bench.deaths.due(bench.now + 30) == ["fake0"]
+
+
+def test_device_in_question_that_is_found_to_fail_stays_so_and_says_why() -> None:
+    bench = Bench()
+    bench.report(119)
+    bench.now += 590
+    bench.deaths.still_fails("fake0", "CUDA error: unknown error", bench.now)
+    assert bench.deaths.due(bench.now) == []
+    assert bench.deaths.due(bench.now + 30) == ["fake0"]
+    bench.now += 599
+    bench.deaths.look(bench.now)
+    told = bench.device().condition.reason or ""
+    assert told.startswith(sentence(119))
+    assert told.endswith("does not compute on it, either (CUDA error: unknown error).")
+    bench.deaths.computes("fake0")
+    assert bench.state() == "well"
+    bench.deaths.still_fails("fake0", "too late", bench.now)
+    assert bench.state() == "well"
+
+
+def test_device_that_fails_at_once_after_it_was_found_to_compute_is_in_question_again() -> None:
+    bench = Bench()
+    for _ in range(2):
+        bench.die("a", fault=FAULTS["unknown error"])
+        bench.now += 10
+    bench.deaths.computes("fake0")
+    bench.die("a", fault=FAULTS["unknown error"])
+    assert bench.state() == "doubtful"

@@ -134,6 +134,9 @@ def test_placement_refuses_what_never_fits_and_retries_what_others_block() -> No
 def test_headroom_and_other_programs_are_respected() -> None:
     assert planned([card(headroom=1, other_bytes=14)], [], wanted()).refusals
     assert planned([card(headroom=1, other_bytes=13)], [], wanted()).loads
+    limited = DeviceCapacity("0", "cuda", memory=10, physical=20, headroom=4, other_bytes=6)
+    assert planned([limited], [], wanted(size=10)).loads  # nor does what stays free count in it
+    assert planned([replace(limited, other_bytes=7)], [], wanted(size=10)).refusals
     room = DeviceCapacity("cpu", "cuda", memory=20, physical=100, other_bytes=70)
     assert planned([room], [], wanted(size=20)).loads  # what others have lies beside our budget
 
@@ -164,7 +167,9 @@ def test_split_over_devices() -> None:
     rooms = [card("0"), card("1"), card("2", 12)]
     found = planned(rooms, [], wanted(size=40, spread=3))
     assert found.loads == [Load("new", 0, {"0": 20, "1": 20})]
-    (refusal,) = planned(rooms, [], wanted(size=60, spread=3)).refusals
+    found = planned(rooms, [], wanted(size=50, spread=3))
+    assert found.loads == [Load("new", 0, {"0": 19, "1": 19, "2": 12})], "12 is all that one has"
+    (refusal,) = planned(rooms, [], wanted(size=61, spread=3)).refusals
     assert refusal.forever
     pinned = [held("p", 10, pinned=True)]
     (refusal,) = planned(rooms, pinned, wanted(size=40, spread=2)).refusals

@@ -1,0 +1,295 @@
+"""The meter counts what each key uses, in memory: nothing on the way of a request touches a disk.
+
+A request passes while each quota that it would draw on has something left that is neither used nor
+reserved by requests that still run. It reserves what it may use at most; at its end that is
+settled: what it used is charged, the rest comes back. So a key uses at most one request's worth
+more than a quota, that of the request which took the last of it, however many come at once. Seconds
+of sound and of devices are known by nobody beforehand: there what is expected is reserved, and
+requests at once may exceed a quota by what each of them takes longer.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from bitinglip.access.usage.amounts import (
+    MILLION,
+    NAMES,
+    NO_UNITS,
+    NOTHING,
+    Amounts,
+    Units,
+    shown_unit,
+)
+from bitinglip.access.usage.periods import Day, day_of
+from bitinglip.access.usage.quotas import DAILY, Plan, Quota
+from bitinglip.errors import QuotaExceeded
+
+_UNKNOWN_GPU = MILLION  #: microseconds expected of a model that has not run yet
+
+#: a key, a model and a day
+RowId = tuple[str, str, str]
+
+
+class _Account:
+    """What a key has used in the present day and month, and what running requests reserve."""
+
+    __slots__ = ("daily", "monthly", "reserved")
+
+    def __init__(self) -> None:
+        self.daily = [0] * len(NAMES)
+        self.monthly = [0] * len(NAMES)
+        self.reserved = [0] * len(NAMES)
+
+    def used(self, quota: Quota) -> int:
+        return (self.daily if quota.period == DAILY else self.monthly)[quota.unit]
+
+
+class Reservation:
+    """What one request may use, from its admission until it is settled."""
+
+    __slots__ = ("account", "estimate", "key_id", "model", "recorded", "settled", "used")
+
+    def __init__(
+        self, key_id: str, model: str, account: _Account, estimate: Units, recorded: bool
+    ) -> None:
+        self.key_id = key_id
+        self.model = model
+        self.account = account
+        self.estimate = estimate
+        self.recorded = recorded  #: whether what is settled may be written at once
+        self.settled = False
+        self.used = NOTHING  #: settled and not recorded yet
+
+
+class QuotaState(NamedTuple):
+    """Tells what a quota has left; amounts as in ``Quota.limit``, times in Unix seconds."""
+
+    quota: Quota
+    used: int
+    reserved: int
+    ends: float
+
+
+class Meter:
+    """Owns what keys have used; ``plan_of`` returns the quotas of a key by its id."""
+
+    def __init__(
+        self,
+        plan_of: Callable[[str], Plan] = lambda _key_id: (),
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._plan_of = plan_of
+        self._clock = clock
+        self._day = day_of(clock())
+        self._accounts: dict[str, _Account] = {}
+        self._rows: dict[RowId, list[int]] = {}  #: settled, and not taken to be written yet
+        self._gpu: dict[str, int] = {}  #: by model: what a request took, smoothed
+        self.stale = False  #: the clock went back: the counts of this day are in the database
+
+    # ---- one request ---------------------------------------------------------------------------
+
+    def exhausted(self, key_id: str, units: Iterable[int]) -> QuotaExceeded | None:
+        """Return the refusal of a request that would use some of these units."""
+        if not (plan := self._plan_of(key_id)):
+            return None
+        estimate = [0] * len(NAMES)
+        for unit in units:
+            estimate[unit] = 1
+        return self._refusal(plan, self._account(key_id), estimate)
+
+    def check(self, key_id: str, estimate: Callable[[], Units]) -> None:
+        """Raise QuotaExceeded if ``reserve`` would, without reserving anything."""
+        if (plan := self._plan_of(key_id)) and (
+            error := self._refusal(plan, self._account(key_id), estimate())
+        ):
+            raise error
+
+    def reserve(
+        self,
+        key_id: str,
+        model: str,
+        estimate: Callable[[], Units],
+        *,
+        admitted: bool = False,
+        recorded: bool = True,
+    ) -> Reservation:
+        """Reserve what a request may use of each quota, or raise QuotaExceeded and take nothing.
+
+        One that was ``admitted`` by an earlier run of the server is not refused any more. What is
+        not ``recorded`` is written once ``record`` is called.
+        """
+        plan, account = self._plan_of(key_id), self._account(key_id)
+        if not plan:
+            return Reservation(key_id, model, account, NO_UNITS, recorded)
+        wanted = estimate()
+        if not admitted and (error := self._refusal(plan, account, wanted)):
+            raise error
+        _add(account.reserved, wanted)
+        return Reservation(key_id, model, account, wanted, recorded)
+
+    def settle(self, reservation: Reservation, used: Amounts) -> None:
+        """Charge what a request has used, and free the rest of what it reserved; once only."""
+        if reservation.settled:
+            return
+        reservation.settled = True
+        account = reservation.account
+        if reservation.estimate is not NO_UNITS:
+            for unit, amount in enumerate(reservation.estimate):
+                account.reserved[unit] -= amount
+        if used == NOTHING:
+            return
+        self._present()
+        units = used.units
+        _add(account.daily, units)
+        _add(account.monthly, units)
+        expected = self._gpu.get(reservation.model)
+        if expected != used.gpu_us and used.requests:
+            expected = used.gpu_us if expected is None else expected
+            self._gpu[reservation.model] = expected + (used.gpu_us - expected) // 4
+        reservation.used = used
+        if reservation.recorded:
+            self._put(reservation)
+
+    def record(self, reservation: Reservation) -> None:
+        """Let a request's charge be written, because what it has made is in the database now.
+
+        So a task that a kill made run again is charged once: for its last run.
+        """
+        if not reservation.recorded:
+            reservation.recorded = True
+            self._put(reservation)
+
+    def expected_gpu(self, model: str) -> int:
+        """Return the device microseconds that a request to a model is expected to take."""
+        return self._gpu.get(model, _UNKNOWN_GPU)
+
+    # ---- what was counted ----------------------------------------------------------------------
+
+    def read(self, key_id: str) -> list[QuotaState]:
+        """Return a key's quotas, and what it has used of them."""
+        account, day = self._account(key_id), self._day
+        return [
+            QuotaState(
+                quota, account.used(quota), account.reserved[quota.unit], _end_of(quota, day)
+            )
+            for quota in self._plan_of(key_id)
+        ]
+
+    @property
+    def today(self) -> Day:
+        self._present()
+        return self._day
+
+    def take_rows(self) -> dict[RowId, list[int]]:
+        """Take what was settled since the last call, as additions to rows."""
+        taken, self._rows = self._rows, {}
+        return taken
+
+    def give_back(self, rows: Mapping[RowId, Iterable[int]]) -> None:
+        """Put rows back that could not be written."""
+        for name, amounts in rows.items():
+            self._row(name, amounts)
+
+    def restore(self, daily: Mapping[str, Amounts], monthly: Mapping[str, Amounts]) -> None:
+        """Set what keys have used in this day and month to what is written, and what is not yet."""
+        self.stale = False
+        for account in self._accounts.values():
+            account.daily, account.monthly = [0] * len(NAMES), [0] * len(NAMES)
+        for key_id, amounts in daily.items():
+            _add(self._account(key_id).daily, amounts.units)
+        for key_id, amounts in monthly.items():
+            _add(self._account(key_id).monthly, amounts.units)
+        for (key_id, _, day), counts in self._rows.items():
+            if day == self._day.name:
+                _add(self._account(key_id).daily, Amounts(*counts).units)
+            if day.startswith(self._day.month):
+                _add(self._account(key_id).monthly, Amounts(*counts).units)
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _account(self, key_id: str) -> _Account:
+        self._present()
+        if (found := self._accounts.get(key_id)) is None:
+            found = self._accounts[key_id] = _Account()
+        return found
+
+    def _refusal(
+        self, plan: Plan, account: _Account, wanted: Sequence[int]
+    ) -> QuotaExceeded | None:
+        """Return why a request must not pass: the quota that ends last of those that refuse."""
+        refusing = None
+        for quota in plan:  # the months come last
+            unit = quota.unit
+            if wanted[unit] and account.used(quota) + account.reserved[unit] >= quota.limit:
+                refusing = quota
+        if refusing is None:
+            return None
+        left = _end_of(refusing, self._day) - self._clock()
+        return _exceeded(refusing, account, _end_of(refusing, self._day), max(1.0, left))
+
+    def _put(self, reservation: Reservation) -> None:
+        if reservation.used != NOTHING:
+            name = (reservation.key_id, reservation.model, self._day.name)
+            self._row(name, reservation.used)
+
+    def _row(self, name: RowId, amounts: Iterable[int]) -> None:
+        if (row := self._rows.get(name)) is None:
+            self._rows[name] = list(amounts)
+            return
+        for index, amount in enumerate(amounts):
+            if amount:
+                row[index] += amount
+
+    def _present(self) -> None:
+        """Begin a new day where the clock has."""
+        now = self._clock()
+        if self._day.holds(now):
+            return
+        last, self._day = self._day, day_of(now)
+        self.stale = self.stale or self._day.begins < last.begins
+        for account in self._accounts.values():
+            account.daily = [0] * len(NAMES)
+            if self._day.month != last.month or self.stale:
+                account.monthly = [0] * len(NAMES)
+
+
+def _add(sums: list[int], units: Units) -> None:
+    """Add to sums of units; written out, because each request comes here four times."""
+    requests, tokens, pixels, audio_us, gpu_us = units
+    sums[0] += requests
+    sums[1] += tokens
+    if pixels:
+        sums[2] += pixels
+    if audio_us:
+        sums[3] += audio_us
+    if gpu_us:
+        sums[4] += gpu_us
+
+
+def _end_of(quota: Quota, day: Day) -> float:
+    return day.ends if quota.period == DAILY else day.month_ends
+
+
+def _exceeded(quota: Quota, account: _Account, ends: float, wait: float) -> QuotaExceeded:
+    limit, used, reserved = (
+        shown_unit(quota.unit, amount)
+        for amount in (quota.limit, account.used(quota), account.reserved[quota.unit])
+    )
+    resets_at = datetime.fromtimestamp(ends, UTC).isoformat().replace("+00:00", "Z")
+    unit = NAMES[quota.unit].replace("_", " ")
+    running = f", and its running requests reserve {reserved:g}" if reserved else ""
+    return QuotaExceeded(
+        f"This API key has used {used:g} of its {quota.period} quota of {limit:g} {unit}{running}; "
+        f"the quota begins anew at {resets_at}.",
+        details={
+            "quota": quota.name,
+            "limit": limit,
+            "used": used,
+            "reserved": reserved,
+            "resets_at": resets_at,
+        },
+        retry_after=wait,
+    )

@@ -1,0 +1,109 @@
+"""Tells what a job may use and what it has used, by its kind. Pure."""
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from bitinglip import errors
+from bitinglip.access.usage.amounts import MILLION, NOTHING, Amounts, Units
+from bitinglip.scheduling.event_log import Event, EventLog, error_of
+from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.kinds import cost
+from workers import protocol
+
+_TEMPLATE_TOKENS = 128  #: that a chat template may add, and for each message
+_MESSAGE_TOKENS = 16
+_SAMPLE_BYTES = 2
+
+
+def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
+    """Return what a job may use at most, and of seconds what it is expected to use.
+
+    A token holds a byte at least. ``context``: the most tokens that its model takes, if known;
+    ``gpu_us``: what requests to its model take.
+    """
+    work, tokens, pixels, audio_us = job.work, 0, 0, 0
+    match work:
+        case protocol.TextJob():
+            tokens = _prompt_bytes(work) + work.sampling.max_tokens
+            tokens = tokens if context is None else min(tokens, context)
+        case protocol.ImageJob():
+            pixels = len(work.seeds) * work.width * work.height
+        case protocol.SpeechJob() | protocol.TranscriptionJob():
+            audio_us = max(1, round(cost(job) * MILLION))
+        case _:
+            assert_never(work)
+    return 1, tokens, pixels, audio_us, gpu_us
+
+
+def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
+    """Return what a job has used, by its worker's last event and by what it had handed over.
+
+    One that no worker had has used nothing. One that the server has failed is no request of its
+    key, and only what its client got of it counts; running out of time is no such failure.
+    """
+    work, events, requests = event_log.job.work, event_log.events, 1
+    if event_log.dispatched is None:
+        return NOTHING
+    if _is_our_failure(event_log.final or last):
+        if not event_log.output_seen:
+            return NOTHING
+        requests = gpu_us = 0
+    match work:
+        case protocol.TextJob():
+            prompt, completion = _tokens(last, events)
+            return Amounts(requests, prompt, completion, gpu_us=gpu_us)
+        case protocol.ImageJob():
+            made = len(last.images) if isinstance(last, protocol.ImageDone) else 0
+            return Amounts(requests, pixels=made * work.width * work.height, gpu_us=gpu_us)
+        case protocol.SpeechJob():
+            seconds = last.duration if isinstance(last, protocol.SpeechDone) else _spoken(events)
+            return Amounts(requests, audio_us=round(seconds * MILLION), gpu_us=gpu_us)
+        case protocol.TranscriptionJob():
+            if isinstance(last, protocol.TranscriptionDone):
+                seconds = last.duration
+            else:
+                seconds = _transcribed(events)
+            return Amounts(requests, audio_us=round(seconds * MILLION), gpu_us=gpu_us)
+        case _:
+            assert_never(work)
+
+
+def _is_our_failure(final: protocol.Final) -> bool:
+    if not isinstance(final, protocol.Failed):
+        return False
+    error = error_of(final)
+    return errors.answer(error).status >= 500 and not isinstance(error, errors.Timeout)
+
+
+def _prompt_bytes(work: protocol.TextJob) -> int:
+    """Return more tokens than the prompt has with its template."""
+    if work.prompt is not None:
+        return _bytes(work.prompt) + _MESSAGE_TOKENS
+    messages = work.messages or ()
+    return _TEMPLATE_TOKENS + sum(_bytes(each.content) + _MESSAGE_TOKENS for each in messages)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _tokens(last: protocol.Final, events: Sequence[Event]) -> tuple[int, int]:
+    """Return the tokens of the prompt and those sampled; of a failed job those handed over."""
+    if isinstance(last, (protocol.TextDone, protocol.Cancelled)) and last.prompt_tokens:
+        return last.prompt_tokens, last.completion_tokens
+    prompt = next((e.prompt_tokens for e in events if isinstance(e, protocol.Started)), 0)
+    last_delta = next((e for e in reversed(events) if isinstance(e, protocol.TextDelta)), None)
+    return prompt, 0 if last_delta is None else last_delta.index + 1
+
+
+def _spoken(events: Sequence[Event]) -> float:
+    return sum(
+        len(each.samples) / _SAMPLE_BYTES / each.sample_rate
+        for each in events
+        if isinstance(each, protocol.AudioDelta)
+    )
+
+
+def _transcribed(events: Sequence[Event]) -> float:
+    ends = [each.segment.end for each in events if isinstance(each, protocol.SegmentDelta)]
+    return max(ends, default=0.0)

@@ -1,0 +1,41 @@
+"""What a probe of the server's life gets while the machine has more to do than it can."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from bitinglip.home import Home
+from model_store.demo import make_demo_models
+from model_store.store import ModelStore
+from tests.support.server import Server, running_server
+
+PROBE_SECONDS = 3.0  #: what orchestrators give a probe at least
+
+
+def test_liveness_is_answered_in_time_while_four_models_load(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.create()
+    store = ModelStore(home.models)
+    make_demo_models(store, ["demo-text"])
+    names = [f"text-{number}" for number in range(4)]
+    for name in names:
+        store.import_folder(store.path("demo-text"), name)
+
+    def load(server: Server, name: str) -> int:
+        with server.client(timeout=120) as client:
+            return client.post(f"/api/v1/models/{name}/load").status_code
+
+    with running_server(home.root) as server, ThreadPoolExecutor(4) as pool:
+        loads = [pool.submit(load, server, name) for name in names]
+        waits = []
+        with httpx.Client(base_url=server.url, timeout=60) as probe:
+            while not all(each.done() for each in loads):
+                began = time.monotonic()
+                assert probe.get("/livez").status_code == 200
+                waits.append(time.monotonic() - began)
+                time.sleep(0.02)
+        assert [each.result() for each in loads] == [200] * 4
+    assert len(waits) > 10
+    assert max(waits) < PROBE_SECONDS

@@ -1,0 +1,42 @@
+"""Asks torch, in a fresh process, what it has code for, and which cards it finds without NVML."""
+
+from typing import Annotated
+
+import msgspec
+
+from workers.devices import child
+
+_MODULE = "workers.engines.torch_report"
+_MOST = 1024
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class TorchCard(msgspec.Struct, frozen=True):
+    """A card as torch sees it."""
+
+    uuid: Name
+    name: Name
+    memory_bytes: Annotated[int, msgspec.Meta(gt=0, le=2**50)]
+    capability: tuple[int, int]
+
+    @property
+    def pin(self) -> str:
+        """Return what CUDA_VISIBLE_DEVICES calls it."""
+        return self.uuid if self.uuid.startswith(("GPU-", "MIG-")) else f"GPU-{self.uuid}"
+
+
+class TorchReport(msgspec.Struct, frozen=True):
+    """What torch says of itself and of the cards."""
+
+    architectures: Annotated[tuple[Name, ...], msgspec.Meta(max_length=_MOST)]
+    cards: Annotated[tuple[TorchCard, ...], msgspec.Meta(max_length=_MOST)] = ()
+
+
+def ask_torch(seconds: float = 120.0) -> TorchReport | None:
+    """Ask; None if there is no answer in so many seconds, importing torch included. Blocks."""
+    try:
+        output, _ = child.run(_MODULE, seconds)
+        return msgspec.json.decode(output, type=TorchReport)
+    except (child.NotStarted, child.TooLate, msgspec.DecodeError):
+        return None
