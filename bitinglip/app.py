@@ -24,6 +24,10 @@ from bitinglip.access.usage.quotas import Plans
 from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
 from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.services import Services
+from bitinglip.audit.chain import SEALING
+from bitinglip.audit.entry import Action, Entry
+from bitinglip.audit.log import DAY, AuditLog
+from bitinglip.audit.start import begin, look_after
 from bitinglip.background import RECOVERABLE, Background
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
@@ -68,6 +72,7 @@ log = structlog.get_logger(__name__)
 
 _FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
 _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_AUDIT_SECONDS = 1.0  #: between two writes of audit entries that nobody waits for
 _TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
 _STORE_SECONDS = 1.0  #: between two looks at the folder of models, which commands may change too
@@ -130,8 +135,17 @@ async def _open(
     health = Health()
     db = await Database.open(home.database, health)
     stack.push_async_callback(db.close)
-    keys = await KeyRing.open(db, home.secret(PEPPER))
-    tokens = await Tokens.open(db, keys, home.secret(SIGNING))
+    audit = AuditLog(
+        db,
+        home.secret(SEALING),
+        inbox=home.audit,
+        days=settings.audit.retention,
+        max_entries=settings.audit.max_entries,
+    )
+    await begin(audit, settings)
+    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
+    keys = await KeyRing.open(db, home.secret(PEPPER), audit)
+    tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
     admin_key = await keys.ensure_admin_key(home)
     stack.push_async_callback(_last, keys.flush_last_used)
     counts = await _Counts.open(db, settings, keys)
@@ -208,6 +222,7 @@ async def _open(
         footprints=footprints,
         metrics=metrics,
         db=db,
+        audit=audit,
         tasks=tasks,
         revocation=revocation,
         tickets=Tickets(),
@@ -305,6 +320,10 @@ def _start(background: Background, services: Services) -> None:
 
     every(FLUSH_SECONDS, write, "limits and usage of keys", check="database")
     every(CLEAN_USAGE, services.usage.clean, "remove old usage", check="database")
+    every(_AUDIT_SECONDS, services.audit.flush, "audit log", check="database")
+    every(
+        DAY, partial(look_after, services.audit, services.health), "old entries", check="database"
+    )
     forget = services.tokens.forget_expired
     every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")

@@ -72,6 +72,11 @@ class Home:
         return self.root / "work"
 
     @property
+    def audit(self) -> Path:
+        """Return the folder of audit entries that are not in the database yet."""
+        return self.root / "audit"
+
+    @property
     def caches(self) -> Path:
         """Return the folder of what compilers made for models."""
         return self.root / "cache"
@@ -136,7 +141,7 @@ class Home:
         """Return the names of ours that are there."""
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
         ours |= {path.name for path in (self.lock, self.server_json, self.socket, self.uploads)}
-        ours |= {path.name for path in (self.work, self.caches)}
+        ours |= {path.name for path in (self.work, self.caches, self.audit)}
         ours |= {"config.yaml"}
         names = {path.name for path in self.root.iterdir()}
         return {name for name in names if name in ours or name.startswith(self.database.name)}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.commands import (
+    audit,
     backup,
     chat,
     config,
@@ -63,6 +64,7 @@ app.add_typer(keys.app, name="keys")
 app.command("status")(status.status)
 app.command("top")(top.top)
 app.add_typer(workers.app, name="workers")
+app.add_typer(audit.app, name="audit")
 app.add_typer(config.app, name="config")
 app.command("usage")(usage.usage)
 app.command("backup")(backup.backup)

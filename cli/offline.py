@@ -12,6 +12,8 @@ from cli.show.output import print_note
 
 if TYPE_CHECKING:
     from bitinglip.access.keys import KeyRing
+    from bitinglip.audit.entry import Actor
+    from bitinglip.audit.log import AuditLog
     from bitinglip.db.database import Database
     from bitinglip.home import Home
     from model_store.manifest import Manifest
@@ -55,15 +57,17 @@ def import_model(
     home.create()
     with HomeLock(home):
         store(home, confine=confine).import_folder(folder, name, allow_pickles=allow_pickles)
+        enter(home, "model.import", name, after=model_facts(manifest(home, name)))
     return model(home, name)
 
 
 def remove_model(home: "Home", name: str) -> None:
     from bitinglip.home import HomeLock
 
-    manifest(home, name)
+    found = manifest(home, name)
     with HomeLock(home):
         store(home).remove(name)
+        enter(home, "model.remove", name, before=model_facts(found))
 
 
 def _model(found: "Manifest") -> dict[str, Any]:
@@ -113,6 +117,7 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             models=body.get("models"),
             ip_ranges=body.get("ip_ranges"),
             quotas=body.get("quotas"),
+            by=_actor(),
         )
         return {**key_info(record), "key": secret}
 
@@ -127,7 +132,7 @@ def change_key(home: "Home", key_id: str, body: dict[str, Any]) -> dict[str, Any
     from bitinglip.wire.parse import parse
 
     async def changed(ring: "KeyRing") -> dict[str, Any]:
-        return key_info(await ring.change(key_id, **asked.changes()))
+        return key_info(await ring.change(key_id, by=_actor(), **asked.changes()))
 
     asked = parse(ChangeKeyRequest, json.dumps(body).encode())
     key(home, key_id)
@@ -140,7 +145,7 @@ def rotate_key(home: "Home", key_id: str, grace: str) -> dict[str, Any]:
     from bitinglip.wire.admin.keys import key_info
 
     async def rotated(ring: "KeyRing") -> dict[str, Any]:
-        record, secret = await ring.rotate(key_id, parse_grace(grace), home)
+        record, secret = await ring.rotate(key_id, parse_grace(grace), home, by=_actor())
         return {**key_info(record), "key": secret}
 
     key(home, key_id)
@@ -151,7 +156,7 @@ def revoke_key(home: "Home", key_id: str) -> None:
     key(home, key_id)
 
     async def revoked(ring: "KeyRing") -> None:
-        await ring.revoke(key_id)
+        await ring.revoke(key_id, by=_actor())
 
     _with_keys(home, revoked)
 
@@ -166,7 +171,8 @@ def usage(home: "Home", query: dict[str, str]) -> list[dict[str, Any]]:
     if not home.database.exists():
         return []
 
-    async def summed(db: "Database", ring: "KeyRing") -> list[dict[str, Any]]:
+    async def summed(db: "Database", audit: "AuditLog") -> list[dict[str, Any]]:
+        ring = await _key_ring(home, db, audit)
         stored = UsageRows(db, Meter())
         rows: list[dict[str, Any]] = []
         while True:
@@ -184,21 +190,94 @@ def usage(home: "Home", query: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
-    return _with_database(home, lambda _db, ring: work(ring))
+    async def run(db: "Database", audit: "AuditLog") -> T:
+        return await work(await _key_ring(home, db, audit))
+
+    return _with_database(home, run)
 
 
-def _with_database(home: "Home", work: "Callable[[Database, KeyRing], Awaitable[T]]") -> T:
+async def _key_ring(home: "Home", db: "Database", audit: "AuditLog") -> "KeyRing":
+    from bitinglip.access.keys import PEPPER, KeyRing
+
+    return await KeyRing.open(db, home.secret(PEPPER), audit)
+
+
+# ---- the audit log -------------------------------------------------------------------------------
+
+
+def audit_entries(
+    home: "Home", wanted: dict[str, str], limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the newest entries that the API's filters select, and how many there are."""
+    from bitinglip.audit.query import parse_filter
+
+    selected = parse_filter(wanted)
+
+    async def listed(_db: "Database", audit: "AuditLog") -> tuple[list[dict[str, Any]], int]:
+        await audit.flush()  # what commands have left
+        return await audit.list(selected, limit=limit)
+
+    return _with_database(home, listed) if _has_entries(home) else ([], 0)
+
+
+def verify_audit(home: "Home") -> dict[str, Any]:
+    """Check the audit log; the same object as the API's."""
+
+    async def checked(_db: "Database", audit: "AuditLog") -> dict[str, Any]:
+        await audit.flush()
+        verdict = await audit.verify()
+        return {"valid": verdict.valid, "rows": verdict.rows, "first_bad": verdict.first_bad}
+
+    if not _has_entries(home):
+        return {"valid": True, "rows": 0, "first_bad": None}
+    return _with_database(home, checked)
+
+
+def enter(
+    home: "Home",
+    action: str,
+    target: str,
+    *,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> None:
+    """Leave an audit entry of what a command did to the home's files."""
+    from bitinglip.audit.chain import SEALING
+    from bitinglip.audit.entry import Action, Entry
+    from bitinglip.audit.inbox import put
+
+    entry = Entry(Action(action), _actor(), target, before=before, after=after)
+    put(home.audit, home.secret(SEALING), entry)
+
+
+def model_facts(found: "Manifest") -> dict[str, Any]:
+    """Return what the audit log tells of a model that came or went."""
+    return {name: getattr(found, name) for name in ("kind", "source", "revision", "total_bytes")}
+
+
+def _has_entries(home: "Home") -> bool:
+    return home.database.exists() or home.audit.is_dir()
+
+
+def _actor() -> "Actor":
+    from bitinglip.audit.entry import cli_actor
+
+    return cli_actor()
+
+
+def _with_database(home: "Home", work: "Callable[[Database, AuditLog], Awaitable[T]]") -> T:
     import asyncio
 
     from bitinglip.home import HomeLock
 
     async def run() -> T:
-        from bitinglip.access.keys import PEPPER, KeyRing
+        from bitinglip.audit.chain import SEALING
+        from bitinglip.audit.log import AuditLog
         from bitinglip.db.database import Database
 
         db = await Database.open(home.database)
         try:
-            return await work(db, await KeyRing.open(db, home.secret(PEPPER)))
+            return await work(db, AuditLog(db, home.secret(SEALING), inbox=home.audit))
         finally:
             await db.close()
 

@@ -8,6 +8,7 @@ from bitinglip.access.narrowing import parse_models, parse_ranges
 from bitinglip.access.scopes import parse_scopes
 from bitinglip.access.usage.quotas import described, parse_quotas
 from bitinglip.errors import InvalidRequest
+from bitinglip.telemetry.redaction import mask
 
 #: the admin key's tier has no limits; those of the others are the limits' affair
 OPERATOR = "operator"
@@ -22,6 +23,8 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
 def _checked_name(name: str) -> str:
     if not 1 <= len(name) <= 100 or not name.isprintable() or name.isspace():
         raise InvalidRequest("A name has 1 to 100 printable characters.", param="name")
+    if mask(name) != name:  # it would be stored, listed and logged
+        raise InvalidRequest("A name must not hold a key or a token.", param="name")
     return name
 
 

@@ -1,7 +1,6 @@
 """The key ring checks keys in memory on every request, and stores them in the database."""
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -13,18 +12,17 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import select, update
 
 from bitinglip.access import credentials
+from bitinglip.access.admin_key import replace_admin_key
 from bitinglip.access.credentials import Credential
+from bitinglip.access.key_audit import entry_of, shown_fields
 from bitinglip.access.key_fields import OPERATOR as OPERATOR
 from bitinglip.access.key_fields import checked_fields
-from bitinglip.access.narrowing import (
-    address_allowed,
-    model_allowed,
-    parse_models,
-    parse_ranges,
-)
+from bitinglip.access.narrowing import address_allowed, model_allowed, parse_models, parse_ranges
 from bitinglip.access.presented import Presented
 from bitinglip.access.scopes import DEFAULT, Scope
 from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas
+from bitinglip.audit.entry import SERVER, Action, Actor
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.db.tables import ApiKey
@@ -116,19 +114,22 @@ class _Held:
 
 
 class KeyRing:
-    """Holds all keys in memory; only changes go to the database too."""
+    """Holds all keys in memory; only changes go to the database too, each with its audit entry.
 
-    def __init__(self, db: Database, pepper: bytes) -> None:
+    ``by`` is who changes them.
+    """
+
+    def __init__(self, db: Database, pepper: bytes, audit: AuditLog) -> None:
         self._db = db
         self._pepper = pepper
+        self._audit = audit
         self._keys: dict[str, _Held] = {}
-        #: a key, and whether its present secret was sent or the one before
         self._presented: Presented[tuple[_Held, bool]] = Presented()
 
     @classmethod
-    async def open(cls, db: Database, pepper: bytes) -> Self:
+    async def open(cls, db: Database, pepper: bytes, audit: AuditLog) -> Self:
         """Read every key that was ever made. Raises DatabaseError if one cannot be read."""
-        ring = cls(db, pepper)
+        ring = cls(db, pepper, audit)
         try:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
@@ -150,11 +151,7 @@ class KeyRing:
 
     def authenticate(self, credential: str) -> Caller:
         """Return the caller with this key. Raises InvalidApiKey or ExpiredApiKey."""
-        found = self._presented.find(credential)
-        if found is None:
-            found = self._look_up(credential)
-            self._presented.remember(credential, found)
-        held, current = found
+        held, current = self._presented.find(credential) or self._look_up(credential)
         if held.record.revoked_at is not None:
             raise InvalidApiKey
         now = time.time()
@@ -164,17 +161,16 @@ class KeyRing:
         return held.caller if current else held.former
 
     def _look_up(self, credential: str) -> tuple[_Held, bool]:
-        """Find a key by its text, and whether this is its present one. Raises InvalidApiKey."""
+        """Return a key, and whether this is its present secret. Raises InvalidApiKey."""
         key_id = credentials.parse(credential)
         if key_id is None:
             raise InvalidApiKey
         held = self._keys.get(key_id)
-        given = credentials.digest(self._pepper, credential)
-        # Always both comparisons, so that the time tells nothing.
-        current = hmac.compare_digest(given, held.digest if held else _NOBODY)
-        former = hmac.compare_digest(given, held.former_digest if held else _NOBODY)
+        digests = (held.digest, held.former_digest) if held else (_NOBODY, _NOBODY)
+        current, former = credentials.matches(self._pepper, credential, *digests)
         if held is None or not (current or former):
             raise InvalidApiKey
+        self._presented.remember(credential, (held, current))
         return held, current
 
     def caller(self, credential: Credential) -> Caller | None:
@@ -214,6 +210,7 @@ class KeyRing:
         name: str,
         scopes: Iterable[str] | None = None,
         tier: str = "free",
+        by: Actor = SERVER,
         **narrowing: Any,
     ) -> tuple[KeyRecord, str]:
         """Make a key; return it and its text, which cannot be read again.
@@ -224,9 +221,9 @@ class KeyRing:
         key = credentials.make()
         scopes = DEFAULT if scopes is None else scopes
         row = self._row(key, name=name, scopes=scopes, tier=tier, **narrowing)
-        return await self._add(row), key.text
+        return await self._add(row, by), key.text
 
-    async def change(self, key_id: str, **fields: Any) -> KeyRecord:
+    async def change(self, key_id: str, *, by: Actor = SERVER, **fields: Any) -> KeyRecord:
         """Change fields of a key, as ``create`` names them; the next request meets them.
 
         Raises KeyNotFound, Conflict for a revoked key, or InvalidRequest.
@@ -237,9 +234,11 @@ class KeyRing:
             for field, value in values.items():
                 setattr(row, field, value)
 
-        return await self._update(key_id, apply)
+        return await self._update(key_id, apply, Action.KEY_UPDATE, by)
 
-    async def rotate(self, key_id: str, grace: timedelta, home: Home) -> tuple[KeyRecord, str]:
+    async def rotate(
+        self, key_id: str, grace: timedelta, home: Home, *, by: Actor = SERVER
+    ) -> tuple[KeyRecord, str]:
         """Give a key another secret; return its text. The former one ends after the grace.
 
         A secret from before an earlier rotation ends at once. Raises KeyNotFound, or Conflict for
@@ -255,19 +254,19 @@ class KeyRing:
             row.generation += 1
             row.rotated_at, row.grace_until = now, now + grace
 
-        record = await self._update(key_id, apply)
-        await asyncio.to_thread(_replace_admin_key, home, key)
+        record = await self._update(key_id, apply, Action.KEY_ROTATE, by)
+        await asyncio.to_thread(replace_admin_key, home, key)
         return record, key.text
 
-    async def revoke(self, key_id: str) -> KeyRecord:
+    async def revoke(self, key_id: str, *, by: Actor = SERVER) -> KeyRecord:
         """End a key for good. It is refused at once, even if the database cannot be written."""
         held = self._find(key_id)
         revoked_at = held.record.revoked_at or datetime.now(UTC)
         held.record = replace(held.record, revoked_at=revoked_at)
-        self._presented.forget()
         async with self._db.write() as session:
             row = await session.get_one(ApiKey, key_id)
-            row.revoked_at = revoked_at
+            before, row.revoked_at = shown_fields(row), revoked_at
+            await self._audit.append(session, entry_of(Action.KEY_REVOKE, row, by, before))
         return _shown(held)
 
     def list(self) -> list[KeyRecord]:
@@ -286,14 +285,11 @@ class KeyRing:
         # The file first: a crash in between leaves a file that the next start replaces, and not a
         # key that nobody has.
         replace_private(home.admin_key, f"{key.text}\n".encode())
-        await self._add(row)
+        await self._add(row, SERVER)
         return key.text
 
     async def flush_last_used(self) -> None:
-        """Write the times of use since the last flush, all in one transaction.
-
-        Raises DiskFull or DatabaseUnavailable; the times are kept for the next flush then.
-        """
+        """Write the times of use. Raises DiskFull or DatabaseUnavailable, and keeps them then."""
         used = {key_id: held.used for key_id, held in self._keys.items() if held.used is not None}
         if not used:
             return
@@ -323,20 +319,25 @@ class KeyRing:
             **checked_fields(fields),
         )
 
-    async def _add(self, row: ApiKey) -> KeyRecord:
+    async def _add(self, row: ApiKey, by: Actor) -> KeyRecord:
         async with self._db.write() as session:
             session.add(row)
+            await self._audit.append(session, entry_of(Action.KEY_CREATE, row, by))
         held = self._keys[row.id] = _hold(row)
         return held.record
 
-    async def _update(self, key_id: str, apply: Callable[[ApiKey], None]) -> KeyRecord:
+    async def _update(
+        self, key_id: str, apply: Callable[[ApiKey], None], action: Action, by: Actor
+    ) -> KeyRecord:
         """Change a key's row, then what is held of it."""
         held = self._find(key_id)
         async with self._db.write() as session:
             row = await session.get_one(ApiKey, key_id)
             if held.record.revoked_at is not None:
                 raise Conflict("The key is revoked.")
+            before = shown_fields(row)
             apply(row)
+            await self._audit.append(session, entry_of(action, row, by, before))
         renewed = _hold(row)
         # It may have been revoked, or used, meanwhile.
         held.record = replace(
@@ -349,16 +350,6 @@ class KeyRing:
         held.former_ends = renewed.former_ends
         self._presented.forget()
         return _shown(held)
-
-
-def _replace_admin_key(home: Home, key: credentials.NewCredential) -> None:
-    try:
-        if credentials.parse(home.admin_key.read_text("ascii").strip()) == key.id:
-            replace_private(home.admin_key, f"{key.text}\n".encode())
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        _log.warning("admin.key still holds the key from before its rotation: %s", error)
 
 
 def _hold(row: ApiKey) -> _Held:

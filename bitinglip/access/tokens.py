@@ -20,6 +20,8 @@ from sqlmodel import col, delete, select
 from bitinglip.access.credentials import Credential
 from bitinglip.access.keys import Caller, KeyRing
 from bitinglip.access.scopes import Scope, parse_scopes
+from bitinglip.audit.entry import SERVER, Action, Actor, Entry
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.tables import RevokedToken
 from bitinglip.errors import InsufficientScope, InvalidRequest, InvalidToken
@@ -64,6 +66,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NewToken(NamedTuple):
     """A token that was just made; its text exists here and is never stored."""
 
+    id: str
     text: str
     expires_in: int
     scopes: list[Scope]
@@ -75,19 +78,20 @@ def is_token(credential: str) -> bool:
 
 
 class Tokens:
-    """Makes, checks and revokes tokens. Only revocations are stored."""
+    """Makes, checks and revokes tokens. Only revocations are stored, with their audit entries."""
 
-    def __init__(self, db: Database, keys: KeyRing, secret: bytes) -> None:
+    def __init__(self, db: Database, keys: KeyRing, secret: bytes, audit: AuditLog) -> None:
         self._db = db
+        self._audit = audit
         self._keys = keys
         self._secret = secret
         self._revoked: dict[str, int] = {}  #: Unix time of the expiry by id
         self._known: dict[bytes, Claims] = {}  #: by the digest of the whole token
 
     @classmethod
-    async def open(cls, db: Database, keys: KeyRing, secret: bytes) -> Self:
+    async def open(cls, db: Database, keys: KeyRing, secret: bytes, audit: AuditLog) -> Self:
         """Read which tokens were revoked. Raises DatabaseUnavailable."""
-        tokens = cls(db, keys, secret)
+        tokens = cls(db, keys, secret, audit)
         async with db.read() as session:
             rows = await session.scalars(select(RevokedToken))
             tokens._revoked = {row.id: int(row.expires_at.timestamp()) for row in rows}
@@ -130,7 +134,7 @@ class Tokens:
         text = jwt.encode(
             msgspec.to_builtins(claims), self._secret, algorithm=_ALGORITHM, headers=_TYPE
         )
-        return NewToken(text, max(0, claims.exp - now), names)
+        return NewToken(claims.jti, text, max(0, claims.exp - now), names)
 
     def authenticate(self, text: str) -> Caller:
         """Return the bearer of a token, with what their key may do now. Raises InvalidToken."""
@@ -149,20 +153,20 @@ class Tokens:
         """
         return credential.token not in self._revoked and self._keys.is_valid(credential)
 
-    async def revoke(self, text: str) -> None:
+    async def revoke(self, text: str, *, by: Actor = SERVER) -> None:
         """End a token. It is refused at once, even if the database cannot be written.
 
         Raises InvalidToken for what is no token of this server, or one that has expired.
         """
         claims = self._claims(text)
         self._revoked[claims.jti] = claims.exp
-        await self._store(claims.jti, claims.exp)
+        await self._store(claims.jti, claims.exp, by)
 
-    async def revoke_own(self, caller: Caller) -> None:
+    async def revoke_own(self, caller: Caller, *, by: Actor = SERVER) -> None:
         """End the token that this caller came with, as ``revoke`` does."""
         ends = int(time.time()) + LIFETIME + _LEEWAY
         self._revoked.setdefault(caller.token, ends)
-        await self._store(caller.token, ends)
+        await self._store(caller.token, ends, by)
 
     async def forget_expired(self) -> None:
         """Remove the revocations of tokens that have expired. Raises DatabaseUnavailable."""
@@ -176,10 +180,11 @@ class Tokens:
         for token in expired:
             del self._revoked[token]
 
-    async def _store(self, token: str, ends: int) -> None:
+    async def _store(self, token: str, ends: int, by: Actor) -> None:
         async with self._db.write() as session:
             moment = datetime.fromtimestamp(ends, UTC)
             await session.merge(RevokedToken(id=token, expires_at=moment))
+            await self._audit.append(session, Entry(Action.TOKEN_REVOKE, by, token))
 
     def _claims(self, text: str) -> Claims:
         """Return what a valid token says; it may have been revoked. Raises InvalidToken."""

@@ -6,7 +6,7 @@ from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from bitinglip.api import docs_page, documentation, ops
-from bitinglip.api.admin import keys, limits, models, tokens, usage, workers
+from bitinglip.api.admin import audit, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import Door
@@ -33,6 +33,7 @@ _ROUTERS = (
     models.openai,
     workers.router,
     keys.router,
+    audit.router,
     limits.router,
     usage.router,
     tokens.router,

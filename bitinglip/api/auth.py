@@ -14,6 +14,7 @@ from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import INFERENCE, Scope
 from bitinglip.access.tokens import is_token
 from bitinglip.access.usage.amounts import AUDIO, MEGAPIXELS, REQUESTS, TOKENS
+from bitinglip.api.audited import refuse_access, refuse_login
 from bitinglip.api.hosts import is_loopback, parse_host
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
@@ -25,6 +26,7 @@ from bitinglip.errors import (
     InvalidRequest,
     InvalidToken,
     IpNotAllowed,
+    answer,
 )
 
 #: the caller of a request without a key, where the operator has turned keys off
@@ -38,6 +40,7 @@ _UNITS: dict[Required, tuple[int, ...]] = {
     Scope.IMAGE: (REQUESTS, MEGAPIXELS),
     Scope.AUDIO: (REQUESTS, AUDIO),
 }
+_OPERATING = (Scope.ADMIN, Scope.CLUSTER_WRITE)  #: attempts at these without the scope are audited
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
 _LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
@@ -122,7 +125,12 @@ async def authorize_limited(request: Request, scope: Required, limits: LimitClas
     units = _UNITS.get(scope, ()) if limits is LimitClass.INFERENCE else ()
     await admit(request, caller, limits, units)
     if scope != ANY_KEY and not caller.may(scope):
-        raise InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
+        error = InsufficientScope(
+            f"This route needs the scope {scope}.", details={"required": scope}
+        )
+        if scope in _OPERATING:
+            refuse_access(request, caller, error)
+        raise error
     request.scope["bitinglip.caller"] = caller
 
 
@@ -149,13 +157,16 @@ def identify(request: HTTPConnection) -> Caller:
         context_of(request.scope).notices = retirement_headers(caller)
         check_address(request, caller)
     except (InvalidApiKey, ExpiredApiKey, InvalidToken, IpNotAllowed) as error:
-        raise failed_login(request, error) from None
+        raise failed_login(request, error, credential) from None
     services.metrics.user_seen(caller.key_id)
     return caller
 
 
-def failed_login(request: HTTPConnection, error: BitingLipError) -> BitingLipError:
+def failed_login(
+    request: HTTPConnection, error: BitingLipError, credential: str | None = None
+) -> BitingLipError:
     """Count a wrong credential; return the error to raise: this one, or RateLimitExceeded."""
+    refuse_login(request, credential, answer(error).code)
     address = request.client.host if request.client is not None else None
     return services_of(request).logins.count(address, error)
 

@@ -12,6 +12,7 @@ from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.request_context import context_of
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.home import Home
@@ -45,6 +46,7 @@ class Services:
     footprints: Footprints
     metrics: Metrics
     db: Database
+    audit: AuditLog
     tasks: Tasks
     revocation: Revocation
     tickets: Tickets

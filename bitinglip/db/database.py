@@ -49,7 +49,10 @@ class Database:
     DatabaseUnavailable and reported to ``health``; nobody else handles the library's errors.
     """
 
-    def __init__(self, writer: AsyncEngine, reader: AsyncEngine, health: Health) -> None:
+    def __init__(
+        self, path: Path, writer: AsyncEngine, reader: AsyncEngine, health: Health
+    ) -> None:
+        self.path = path
         self._writer = writer
         self._reader = reader
         self._health = health
@@ -60,6 +63,7 @@ class Database:
         """Makes or migrates the file where needed; DatabaseError when it cannot be trusted."""
         await asyncio.to_thread(prepare, path)
         database = cls(
+            path,
             _engine(path, "rw", _WRITER_PRAGMAS, connections=1),
             _engine(path, "ro", _PRAGMAS, connections=2),
             health or Health(),

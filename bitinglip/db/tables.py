@@ -169,3 +169,43 @@ class Usage(Table, table=True):
     pixels: int = Field(sa_type=BigInteger)
     audio_us: int = Field(sa_type=BigInteger)
     gpu_us: int = Field(sa_type=BigInteger)
+
+
+class AuditRow(Table, table=True):
+    """An entry of the audit log; only the package audit writes it, and nothing changes it."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        Index(None, "at"),
+        Index(None, "actor"),
+        Index(None, "action"),
+        Index(None, "target"),
+    )
+
+    seq: int = Field(primary_key=True)
+    at: int = Field(sa_type=BigInteger)  #: microseconds of Unix time
+    actor: str
+    actor_name: str
+    token: str
+    action: str
+    target: str
+    outcome: str
+    address: str
+    request_id: str
+    user_agent: str
+    before: str | None = None  #: JSON
+    after: str | None = None
+    seal: bytes = Field(sa_type=LargeBinary)
+
+
+class AuditHead(Table, table=True):
+    """The one row that says where the audit log begins and ends."""
+
+    __tablename__ = "audit_head"
+
+    id: int = Field(primary_key=True)
+    first: int = Field(sa_type=BigInteger)
+    anchor: bytes = Field(sa_type=LargeBinary)
+    last: int = Field(sa_type=BigInteger)
+    seal: bytes = Field(sa_type=LargeBinary)
+    head_seal: bytes = Field(sa_type=LargeBinary)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bitinglip.settings.audit import Audit
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -40,6 +41,7 @@ from bitinglip.settings.sections import (
 )
 
 __all__ = [
+    "Audit",
     "Balancing",
     "Devices",
     "FakeDevice",
@@ -74,6 +76,7 @@ class Settings(Section):
     limits: Limits = Limits()
     tasks: Tasks = Tasks()
     files: Files = Files()
+    audit: Audit = Audit()
     usage: Usage = Usage()
     hub: Hub = Hub()
     logging: Logging = Logging()

@@ -47,9 +47,10 @@ class ImageModel(Section):
     max_megapixels: Annotated[float, Field(gt=0)] | None = Field(
         None, description="maximum megapixels per image; null uses limits.images"
     )
-    offload: Literal["auto", "none", "model", "group"] = Field(
+    offload: Literal["auto", "none", "model", "group", "group_low_ram"] = Field(
         "auto",
-        description="CPU offload: none, model or group; auto offloads only what does not fit",
+        description="CPU offload: none, model, group (twice the weights in RAM) or group_low_ram "
+        "(once, slower); auto offloads only what does not fit",
     )
     compile: bool = Field(
         False, description="compile the denoiser with torch.compile; loading takes minutes longer"

@@ -7,7 +7,6 @@ is masked and a control character escaped in all of it, tracebacks included.
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable
 from logging.handlers import QueueHandler, QueueListener
@@ -19,7 +18,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bitinglip.settings import Logging
 from bitinglip.telemetry.rate_limit import RepeatLimit
-from bitinglip.telemetry.redaction import mask
+from bitinglip.telemetry.redaction import escape, mask
 
 #: lines that may wait for a slow stderr; more are dropped and counted
 _MAX_WAITING = 10_000
@@ -27,9 +26,6 @@ _STOP_SECONDS = 3.0  #: for what waits, when the logging ends
 #: loggers that speak of every packet below this level
 _CHATTY = ("aiosqlite", "asyncio", "httpcore", "httpx", "sqlalchemy")
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
-
-# C0, DEL, C1, line separators, and the marks that turn the direction of text.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -200,17 +196,13 @@ def _as_text(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     """One line for a person, then the traceback, indented so that no line of it poses as ours."""
     moment = str(event.pop("timestamp", ""))[11:19]
     level = str(event.pop("level", ""))
-    what = _escaped(event.pop("event", ""))
+    what = escape(str(event.pop("event", "")))
     event.pop("logger", None)
     trace = str(event.pop("exception", ""))
-    extra = "".join(f"  {_escaped(key)}={_escaped(value)}" for key, value in event.items())
+    extra = "".join(f"  {escape(str(key))}={escape(str(value))}" for key, value in event.items())
     lines = [f"{moment} {level:<8}{what}{extra}"]
-    lines += (f"    {_escaped(line)}" for line in trace.split("\n") if trace)
+    lines += (f"    {escape(line)}" for line in trace.split("\n") if trace)
     return "\n".join(lines)
-
-
-def _escaped(value: object) -> str:
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
 
 
 def _masked(_logger: WrappedLogger, _method: str, line: Any) -> str:

@@ -1,4 +1,4 @@
-"""Recognise BitingLip keys and tokens and clear text of them.
+"""Recognise BitingLip keys and tokens and clear text of them, and of control characters.
 
 It lives down here because the logs may not import access: the key check and secret scanners use
 this same expression.
@@ -23,3 +23,12 @@ def mask(text: str) -> str:
     if "eyJ" in text:
         text = _TOKEN.sub(r"\1.***", text)
     return text
+
+
+# C0, DEL, C1, line separators, and the marks that turn the direction of text.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape(text: str) -> str:
+    """The text with each character that a terminal would obey as ``\\uXXXX``."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli import offline
 from cli.context import CliContext
 from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption
@@ -25,6 +26,8 @@ def backup(
     target = file.expanduser().absolute()
     _check_target(target, place.database, force=force)
     files.backup(place.database, target)
+    if place.secret_key.exists():  # entering makes one where there is none
+        offline.enter(place, "backup", str(target))
     rows = ", ".join(f"{name} {count}" for name, count in files.row_counts(target).items())
     print_note(f"Copied the database to {target}: {size(target.stat().st_size)}, checked.")
     print_note(f"It holds these rows: {rows}.")

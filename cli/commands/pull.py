@@ -48,6 +48,7 @@ def pull_model(
     except KeyboardInterrupt:
         print_note("Stopped. The same command goes on from here.")
         raise
+    offline.enter(place.home, "model.pull", manifest.name, after=offline.model_facts(manifest))
     print_note(f"Pulled {manifest.name}: {manifest.kind}, {size(manifest.total_bytes)}, verified.")
 
 

@@ -62,7 +62,7 @@ def test_half_precision_computes_several_images(tmp_path: Path, name: str, dtype
     harness.engine.close()
 
 
-@pytest.mark.parametrize("offload", ["model", "group"])
+@pytest.mark.parametrize("offload", ["model", "group", "group_low_ram"])
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_offload_gives_the_same_image(tmp_path: Path, name: str, offload: str) -> None:
     options = ImageOptions(offload=offload)

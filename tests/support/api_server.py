@@ -17,6 +17,8 @@ from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.scopes import Scope
 from bitinglip.api.services import Services
 from bitinglip.app import build
+from bitinglip.audit.chain import SEALING
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.home import Home
 from bitinglip.http import websocket
@@ -190,7 +192,7 @@ def _make_models(home: Home, root: Path) -> None:
 async def _make_keys(home: Home) -> dict[str, str]:
     """Make a key for each scope, before the server starts; the expired one ends at once."""
     db = await Database.open(home.database)
-    ring = await KeyRing.open(db, home.secret(PEPPER))
+    ring = await KeyRing.open(db, home.secret(PEPPER), AuditLog(db, home.secret(SEALING)))
     await ring.ensure_admin_key(home)
     keys = {ADMIN: home.admin_key.read_text().strip()}
     for scopes in [*(str(scope) for scope in Scope if scope is not Scope.ADMIN), *_PAIRS]:

@@ -46,7 +46,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
 class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The image engine's options for a pipeline (``models.<name>.image.*``)."""
 
-    offload: str = "none"  #: what lies in host memory while unused: none, model or group
+    #: what lies in host memory while unused: none, model, group or group_low_ram
+    offload: str = "none"
     compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
     step_cache: str = "none"  #: skip what changes little between steps: none or first_block
     loras: dict[str, str] = {}  #: LoRA files by name

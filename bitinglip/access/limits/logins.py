@@ -31,7 +31,7 @@ class FailedLogins:
         """
         if self._rate is None or address is None:
             return error
-        decision = self._store.take_now([Cell(_network(address), self._rate)], self._clock())
+        decision = self._store.take_now([Cell(network_of(address), self._rate)], self._clock())
         if not decision.wait:
             return error
         wait_ms = -(-decision.wait // 1000)
@@ -42,7 +42,8 @@ class FailedLogins:
         )
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or a network of IPv6."""
     if ":" not in address:
         return address
     try:

@@ -10,11 +10,13 @@ from bitinglip.access.expiry import parse_expiry, parse_grace
 from bitinglip.access.minting import check_grants, grant_of, granted
 from bitinglip.access.scopes import DEFAULT, Scope
 from bitinglip.access.usage.quotas import described
+from bitinglip.api.audited import actor_of, audited
 from bitinglip.api.auth import caller_of, requires_scope
 from bitinglip.api.body import json_response, read_body, read_optional_body
 from bitinglip.api.documentation import json_body, list_query
 from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
+from bitinglip.audit.entry import Action
 from bitinglip.wire.admin.keys import (
     ChangeKeyRequest,
     CreateKeyRequest,
@@ -29,6 +31,7 @@ _DEFAULT_TIER = "free"
 
 @router.post("", status_code=201, openapi_extra=json_body(CreateKeyRequest))
 @requires_scope(Scope.ADMIN)
+@audited(Action.KEY_CREATE, in_transaction=True)
 async def create_key(request: Request) -> Response:
     """Make a key, narrowed as the caller's own is. Its secret is in this answer only."""
     body = await read_body(request, CreateKeyRequest)
@@ -42,12 +45,14 @@ async def create_key(request: Request) -> Response:
         "expires_at": parse_expiry(body.expires) if body.expires else own.expires_at,
     }
     check_grants(caller_of(request), granted(own, fields))
-    record, secret = await services_of(request).keys.create(name=body.name, **fields)
+    keys, by = services_of(request).keys, actor_of(request)
+    record, secret = await keys.create(name=body.name, by=by, **fields)
     return json_response({**key_info(record), "key": secret}, 201)
 
 
 @router.patch("/{key_id}", openapi_extra=json_body(ChangeKeyRequest))
 @requires_scope(Scope.ADMIN)
+@audited(Action.KEY_UPDATE, in_transaction=True)
 async def change_key(request: Request, key_id: str) -> Response:
     """Change a key's name, tier, scopes, expiry or narrowing; the next request meets it."""
     keys = services_of(request).keys
@@ -55,18 +60,20 @@ async def change_key(request: Request, key_id: str) -> Response:
     present, fields = grant_of(keys.get(key_id)), body.changes()
     check_grants(caller_of(request), present)
     check_grants(caller_of(request), granted(present, fields))
-    return json_response(key_info(await keys.change(key_id, **fields)))
+    return json_response(key_info(await keys.change(key_id, by=actor_of(request), **fields)))
 
 
 @router.post("/{key_id}/rotate", openapi_extra=json_body(RotateKeyRequest, required=False))
 @requires_scope(Scope.ADMIN)
+@audited(Action.KEY_ROTATE, in_transaction=True)
 async def rotate_key(request: Request, key_id: str) -> Response:
     """Give a key a new secret, which is shown once; the old one works until the grace ends."""
     services = services_of(request)
     body = await read_optional_body(request, RotateKeyRequest)
     grace = parse_grace(body.grace)
     check_grants(caller_of(request), grant_of(services.keys.get(key_id)))
-    record, secret = await services.keys.rotate(key_id, grace, services.home)
+    by = actor_of(request)
+    record, secret = await services.keys.rotate(key_id, grace, services.home, by=by)
     return json_response({**key_info(record), "key": secret})
 
 
@@ -87,7 +94,8 @@ async def get_key(request: Request, key_id: str) -> Response:
 
 @router.delete("/{key_id}", status_code=204)
 @requires_scope(Scope.ADMIN)
+@audited(Action.KEY_REVOKE, in_transaction=True)
 async def revoke_key(request: Request, key_id: str) -> Response:
     """Revoke a key; its record stays."""
-    await services_of(request).keys.revoke(key_id)
+    await services_of(request).keys.revoke(key_id, by=actor_of(request))
     return Response(status_code=204)

@@ -2,18 +2,21 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
+from bitinglip.api.audited import audited, note_change
 from bitinglip.api.auth import caller_of, from_this_machine, requires_scope
 from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body, list_query
 from bitinglip.api.lookup import check_model, describe, find_model
 from bitinglip.api.paging import check_query, read_page
 from bitinglip.api.services import services_of
+from bitinglip.audit.entry import Action, changed
 from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
 from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin.models import ImportModelRequest, openai_model
@@ -43,6 +46,7 @@ async def list_models(request: Request) -> Response:
 
 @native.post("/import", openapi_extra=json_body(ImportModelRequest))
 @requires_scope(Scope.ADMIN)
+@audited(Action.MODEL_IMPORT)
 async def import_model(request: Request) -> Response:
     """Import a folder of this machine into the store; only callers on this machine may."""
     services = services_of(request)
@@ -57,26 +61,35 @@ async def import_model(request: Request) -> Response:
     check_model(caller_of(request), body.name)
     allowed = body.allow_pickles or services.settings.model(body.name).allow_pickles
     await asyncio.to_thread(services.store.import_folder, folder, body.name, allow_pickles=allowed)
-    return json_response(describe(services, find_model(request, body.name)), 201)
+    manifest = find_model(request, body.name)
+    after = {**_facts(manifest), "allow_pickles": allowed}
+    note_change(request, target=manifest.name, after=after)
+    return json_response(describe(services, manifest), 201)
 
 
 @native.post("/{model_id:path}/load")
 @requires_scope(Scope.CLUSTER_WRITE)
+@audited(Action.MODEL_LOAD)
 async def load_model(request: Request, model_id: str) -> Response:
     """Load a model; the answer comes when it is ready."""
     services = services_of(request)
     manifest = find_model(request, model_id)
+    before = services.operations.status(manifest.name)
     await services.operations.load(manifest.name)
+    _note_status(request, manifest.name, before)
     return json_response(describe(services, manifest))
 
 
 @native.post("/{model_id:path}/unload")
 @requires_scope(Scope.CLUSTER_WRITE)
+@audited(Action.MODEL_UNLOAD)
 async def unload_model(request: Request, model_id: str) -> Response:
     """Stop a model's workers and free their memory."""
     services = services_of(request)
     manifest = find_model(request, model_id)
+    before = services.operations.status(manifest.name)
     await services.operations.unload(manifest.name)
+    _note_status(request, manifest.name, before)
     return json_response(describe(services, manifest))
 
 
@@ -98,6 +111,7 @@ async def get_model(request: Request, model_id: str) -> Response:
 
 @native.delete("/{model_id:path}", status_code=204)
 @requires_scope(Scope.CLUSTER_WRITE)
+@audited(Action.MODEL_REMOVE)
 async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store. Raises ModelInUse."""
     services = services_of(request)
@@ -106,7 +120,20 @@ async def remove_model(request: Request, model_id: str) -> Response:
     if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was requested again in the meantime.", param="model")
     await asyncio.to_thread(services.store.remove, manifest.name)
+    note_change(request, target=manifest.name, before=_facts(manifest))
     return Response(status_code=204)
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    """Return what the audit log tells of a model that came or went."""
+    names = ("kind", "source", "revision", "total_bytes")
+    return {name: getattr(manifest, name) for name in names}
+
+
+def _note_status(request: Request, name: str, before: str) -> None:
+    after = services_of(request).operations.status(name)
+    old, new = changed({"status": before}, {"status": after})
+    note_change(request, target=name, before=old, after=new)
 
 
 def _allowed_models(request: Request) -> list[Manifest]:

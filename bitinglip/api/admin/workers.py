@@ -7,12 +7,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
+from bitinglip.api.audited import audited, note_change
 from bitinglip.api.auth import caller_of, requires_scope
 from bitinglip.api.body import json_response
 from bitinglip.api.documentation import list_query
 from bitinglip.api.lookup import check_model
 from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
+from bitinglip.audit.entry import Action
 from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.wire.admin.cluster import device_info, model_state_info, reservation_info
 from bitinglip.wire.admin.workers import worker_info
@@ -32,6 +34,7 @@ async def list_workers(request: Request) -> Response:
 
 @router.post("/workers/{worker_id:path}/restart", status_code=202)
 @requires_scope(Scope.CLUSTER_WRITE)
+@audited(Action.WORKER_RESTART)
 async def restart_worker(request: Request, worker_id: str) -> Response:
     """Replace a worker; its requests without output run again on the new one."""
     _check_worker(request, worker_id)
@@ -41,6 +44,7 @@ async def restart_worker(request: Request, worker_id: str) -> Response:
 
 @router.post("/workers/{worker_id:path}/drain", status_code=202)
 @requires_scope(Scope.CLUSTER_WRITE)
+@audited(Action.WORKER_DRAIN)
 async def drain_worker(request: Request, worker_id: str) -> Response:
     """Send a worker no new requests, and stop it when it has finished its running ones."""
     _check_worker(request, worker_id)
@@ -50,6 +54,7 @@ async def drain_worker(request: Request, worker_id: str) -> Response:
 
 @router.delete("/workers/{worker_id:path}", status_code=204)
 @requires_scope(Scope.CLUSTER_WRITE)
+@audited(Action.WORKER_STOP)
 async def stop_worker(request: Request, worker_id: str) -> Response:
     """Stop a worker until its model is requested again. Raises ModelInUse."""
     _check_worker(request, worker_id)
@@ -67,8 +72,11 @@ def _workers(request: Request) -> list[WorkerView]:
 def _check_worker(request: Request, worker_id: str) -> None:
     """Raise ModelNotAllowed for a worker of a model that the caller's key is not for."""
     for view in services_of(request).operations.workers():
-        if view.id == worker_id and view.model is not None:
+        if view.id != worker_id:
+            continue
+        if view.model is not None:
             check_model(caller_of(request), view.model)
+        note_change(request, before={"model": view.model, "pid": view.pid, "state": view.state})
 
 
 @router.get("/cluster/status")

@@ -17,10 +17,10 @@ from bitinglip.scheduling.placement.footprints import Footprints, MemoryEstimate
 from bitinglip.scheduling.placement.ledger import DeviceCapacity, Reservation
 from bitinglip.scheduling.placement.planner import Demand
 from bitinglip.scheduling.placement.ram import NO_RAM, RamNeed, ram_need
-from bitinglip.scheduling.placement.split import is_even
+from bitinglip.scheduling.placement.split import weight_limits
 from bitinglip.settings import Model, Settings
 from model_store.manifest import Manifest
-from workers.devices import Condition, Device, Devices, DeviceUsage, Report, State
+from workers.devices import CPU, Condition, Device, Devices, DeviceUsage, Report, State
 from workers.engines.defaults import TEXT_ROWS
 from workers.engines.registry import engine_info
 from workers.faults import NO_NUMBERS, Fault
@@ -166,22 +166,11 @@ class ResourceFacts:
         return ram_need(manifest, self.load_config(manifest, kind))
 
     def device_weights(self, manifest: Manifest, replica: Replica) -> tuple[int, ...]:
-        """Return the bytes of weights that each of several devices may hold, in their order.
-
-        What the plan reserves there without the share of the cache, which lies with its layers, and
-        where the shares are uneven, so that a device may be filled, without what else it has to
-        hold. The last has room for what whole layers leave of the others' shares.
-        """
-        reserved = tuple(replica.devices.values())
-        if len(reserved) == 1:
+        """Return the bytes of weights that each of several devices may hold, in their order."""
+        if len(replica.devices) == 1:
             return ()
         need = self.need(manifest, self.kind_of(replica)).footprint
-        roomy = [int(size * (1.0 - need.cache / max(1, need.total))) for size in reserved]
-        if is_even(reserved):
-            return tuple(roomy)
-        weights = need.weights / max(1, need.total - need.overhead)
-        strict = [max(1, int((size - need.overhead) * weights)) for size in reserved]
-        return (*strict[:-1], roomy[-1])
+        return weight_limits(tuple(replica.devices.values()), need)
 
     def load_config(self, manifest: Manifest, kind: str) -> LoadConfig:
         own = self._settings.model(manifest.name)
@@ -211,7 +200,8 @@ class ResourceFacts:
         return [device for device in self.devices if device.id in replica.devices]
 
     def _for_images(self, manifest: Manifest, load_config: LoadConfig) -> LoadConfig:
-        """Plan for the usual image size, and for no more offload than the largest device needs."""
+        """Plan for the usual image size, and for no more offload than the largest device needs,
+        of what the RAM has room for."""
         own = self._settings.model(manifest.name).image
         side = _USUAL_SIDE
         load_config = replace(load_config, pixels=(own.width or side) * (own.height or side))
@@ -219,18 +209,20 @@ class ResourceFacts:
             return replace(load_config, offload=own.offload)
         if load_config.device == "cpu":
             return load_config
+        capacities = self.capacities()
         most = max(
             (
                 each.memory - each.headroom
-                for each in self.capacities()
+                for each in capacities
                 if each.kind == load_config.device and not each.reason
             ),
             default=0,
         )
+        ram = next((each.physical or each.memory for each in capacities if each.id == CPU), None)
         modes = [replace(load_config, offload=mode) for mode in OFFLOADS]
-        return next(
-            (w for w in modes if self._footprints.need(manifest, w).bytes <= most), load_config
-        )
+        fitting = [each for each in modes if self._footprints.need(manifest, each).bytes <= most]
+        in_ram = [each for each in fitting if ram is None or ram_need(manifest, each).lasting < ram]
+        return next(iter(in_ram or fitting), load_config)
 
     def load_seconds(self, model_state: ModelState, kind: str) -> float:
         """Return the expected load time: the last measured one, else the learned average, else an

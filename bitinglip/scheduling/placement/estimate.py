@@ -37,7 +37,7 @@ _GROUP_PART = 0.1  #: of the largest component that is on the device at once, wi
 #: 1.47 GB, Whisper small 2.6 GB with 8 rows.
 _SOUND_ROWS = {"speech": SPEECH_ROWS, "transcription": TRANSCRIPTION_BATCH}
 _SOUND_ACTIVATIONS = 200 * _MB
-OFFLOADS = ("none", "model", "group")  #: the mildest first
+OFFLOADS = ("none", "model", "group", "group_low_ram")  #: the mildest first
 _OTHERS = 1.2  #: for kinds that no engine here runs: what weights alone do not say
 
 
@@ -51,7 +51,7 @@ class LoadConfig:
     kv_cache_bytes: int | None = None
     max_batch: int | None = None
     pixels: int = 0  #: image: of one image as it is usually asked for
-    offload: str = "none"  #: image: what lies in host memory while unused: none, model or group
+    offload: str = "none"  #: image: what lies in host memory while unused: one of OFFLOADS
     fake_bytes: int | None = None  #: of a fake model: what it pretends, exactly
 
 
@@ -125,11 +125,8 @@ def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
     the heap keeps what the denoiser gave back, so there the two add up."""
     element = _image_element(manifest, load_config, kind)
     parts = image_parts(manifest, load_config)
-    weights = {
-        "none": sum(parts),
-        "model": max(parts),
-        "group": int(_GROUP_PART * max(parts)) + _decoder_bytes(manifest, parts),
-    }[load_config.offload]
+    group = int(_GROUP_PART * max(parts)) + _decoder_bytes(manifest, parts)
+    weights = {"none": sum(parts), "model": max(parts)}.get(load_config.offload, group)
     images = load_config.max_batch or IMAGE_BATCH
     latents = images * _ROWS_PER_IMAGE * load_config.pixels // _PIXELS_PER_LATENT
     denoiser = _DENOISER_COPIES * latents * manifest.denoiser_width * element

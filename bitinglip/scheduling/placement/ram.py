@@ -14,8 +14,9 @@ from model_store.manifest import Manifest
 _MB = 1_000_000
 _PROCESS = 600 * _MB  #: a worker with its libraries, before it has a weight
 _PAGES = 2048 * _MB  #: of mapped files, at most: those that are being copied
-#: Streamed group offload keeps each weight a second time, in memory that the card can read itself.
-_COPIES = {"model": 1, "group": 2}
+#: Streamed group offload keeps each weight a second time, in memory that the card can read itself;
+#: with low RAM it copies a group there when it is needed.
+_COPIES = {"model": 1, "group": 2, "group_low_ram": 1}
 
 
 @dataclass(frozen=True, slots=True)

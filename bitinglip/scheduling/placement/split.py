@@ -1,6 +1,8 @@
 """Splits a model that no device holds alone over several: evenly, or as far as they have room."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+from bitinglip.scheduling.placement.estimate import Footprint
 
 _LEAST = 0.25  #: of an even share: a device with less room than that would hold hardly a layer
 
@@ -23,6 +25,21 @@ def shares(total: int, rooms: Mapping[str, int], parts: int) -> dict[str, int] |
         found[device] = min(room, -(-left // (parts - number)))
         left -= found[device]
     return {device: found[device] for device, _ in chosen}
+
+
+def weight_limits(reserved: Sequence[int], need: Footprint) -> tuple[int, ...]:
+    """Return the bytes of weights that each of several devices may hold, in their order.
+
+    What is reserved there without the share of the cache, which lies with its layers, and where the
+    shares are uneven, so that a device may be filled, without what else it has to hold. The last
+    has room for what whole layers leave of the others' shares.
+    """
+    roomy = [int(size * (1.0 - need.cache / max(1, need.total))) for size in reserved]
+    if is_even(reserved):
+        return tuple(roomy)
+    weights = need.weights / max(1, need.total - need.overhead)
+    strict = [max(1, int((size - need.overhead) * weights)) for size in reserved]
+    return (*strict[:-1], roomy[-1])
 
 
 def is_even(sizes: Collection[int]) -> bool:

@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from bitinglip.access.keys import PEPPER, KeyRing
+from bitinglip.audit.chain import SEALING
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from tests.integration.api.test_text import raw_request
 from tests.support.api_server import Served, serve
@@ -171,6 +173,8 @@ def test_recovered_task_of_a_revoked_key_does_not_run(tmp_path: Path) -> None:
 async def revoke(served: Served, key_id: str) -> None:
     """Revoke a key while no server runs."""
     db = await Database.open(served.home.database)
-    ring = await KeyRing.open(db, served.home.secret(PEPPER))
+    ring = await KeyRing.open(
+        db, served.home.secret(PEPPER), AuditLog(db, served.home.secret(SEALING))
+    )
     await ring.revoke(key_id)
     await db.close()

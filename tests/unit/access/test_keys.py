@@ -13,6 +13,7 @@ import pytest
 from bitinglip.access import credentials
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.scopes import DEFAULT, Scope
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.files import DatabaseError
 from bitinglip.errors import (
@@ -41,7 +42,7 @@ def using(home: Home, act: Act, pepper: bytes = PEPPER) -> None:
     async def run() -> None:
         database = await Database.open(home.database)
         try:
-            await act(await KeyRing.open(database, pepper))
+            await act(await KeyRing.open(database, pepper, AuditLog(database, pepper)))
         finally:
             await database.close()
 
@@ -124,7 +125,7 @@ def test_revocation_holds_at_once_and_for_ever(home: Home) -> None:
 def test_revocation_holds_although_the_disk_fails(home: Home) -> None:
     async def run() -> None:
         database = await Database.open(home.database)
-        ring = await KeyRing.open(database, PEPPER)
+        ring = await KeyRing.open(database, PEPPER, AuditLog(database, PEPPER))
         record, key = await ring.create(name="a")
         async with database.write() as session:
             connection = await session.connection()

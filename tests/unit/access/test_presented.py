@@ -8,6 +8,7 @@ import pytest
 
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.presented import Presented
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.errors import ExpiredApiKey, InvalidApiKey
 from bitinglip.home import Home
@@ -46,7 +47,7 @@ def test_presented_key_is_checked_again_after_every_change(tmp_path: Path) -> No
         home.create()
         db = await Database.open(home.database)
         try:
-            ring = await KeyRing.open(db, b"p" * 32)
+            ring = await KeyRing.open(db, b"p" * 32, AuditLog(db, b"p" * 32))
             record, first = await ring.create(name="a")
             for _ in range(2):
                 assert ring.authenticate(first).generation == 1
@@ -80,7 +81,7 @@ def test_presented_key_that_is_wrong_is_never_remembered(
         home.create()
         db = await Database.open(home.database)
         try:
-            ring = await KeyRing.open(db, b"p" * 32)
+            ring = await KeyRing.open(db, b"p" * 32, AuditLog(db, b"p" * 32))
             _, key = await ring.create(name="a")
             for _ in range(3):
                 with pytest.raises(InvalidApiKey):

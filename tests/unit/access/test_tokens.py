@@ -17,6 +17,7 @@ from bitinglip.access.credentials import Credential
 from bitinglip.access.keys import Caller, KeyRing
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tokens import LIFETIME, Tokens
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.errors import DatabaseUnavailable, InsufficientScope, InvalidToken
 from bitinglip.home import Home
@@ -38,8 +39,8 @@ def using(home: Home, act: Act) -> None:
     async def run() -> None:
         database = await Database.open(home.database)
         try:
-            ring = await KeyRing.open(database, PEPPER)
-            await act(ring, await Tokens.open(database, ring, SECRET))
+            ring = await KeyRing.open(database, PEPPER, AuditLog(database, PEPPER))
+            await act(ring, await Tokens.open(database, ring, SECRET, AuditLog(database, PEPPER)))
         finally:
             await database.close()
 
@@ -160,8 +161,8 @@ def test_revocation_of_a_token_is_forgotten_once_it_has_expired(
 def test_revocation_of_a_token_holds_although_the_disk_fails(home: Home) -> None:
     async def run() -> None:
         database = await Database.open(home.database)
-        ring = await KeyRing.open(database, PEPPER)
-        tokens = await Tokens.open(database, ring, SECRET)
+        ring = await KeyRing.open(database, PEPPER, AuditLog(database, PEPPER))
+        tokens = await Tokens.open(database, ring, SECRET, AuditLog(database, PEPPER))
         text = tokens.issue(await made(ring)).text
         async with database.write() as session:
             connection = await session.connection()

@@ -33,10 +33,12 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from bitinglip.access.keys import KeyRing
+from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 
 async def main():
-    ring = await KeyRing.open(await Database.open(Path(sys.argv[1])), b"p" * 32)
+    db = await Database.open(Path(sys.argv[1]))
+    ring = await KeyRing.open(db, b"p" * 32, AuditLog(db, b"k" * 32))
     while True:
         record, _ = await ring.create(name="n" * 90)
         print(record.id, flush=True)

@@ -1,5 +1,6 @@
 """Placement of a pipeline's parts, and the fallbacks when the device runs out of memory."""
 
+import platform
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ import torch
 from workers.engines.base import Refused
 from workers.engines.batch_limit import CAUTIOUS_PASSES, BatchLimit
 from workers.engines.image.loading import LoadedPipeline
+from workers.engines.torch_env import is_out_of_memory
 
 
 def place(loaded: LoadedPipeline, offload: str) -> None:
@@ -23,16 +25,8 @@ def place(loaded: LoadedPipeline, offload: str) -> None:
         )
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
-    elif offload == "group":
-        pipe.enable_group_offload(
-            onload_device=device,
-            offload_device=torch.device("cpu"),
-            offload_type="leaf_level",
-            use_stream=True,
-            # What is offloaded keeps its number format, whatever it is cast to; decoders are cast
-            # to float32 where they overflow, and they are small.
-            exclude_modules=["vae"],
-        )
+    elif offload != "none":
+        _offload_groups(pipe, device, low_ram=offload == "group_low_ram")
     else:
         pipe.to(device)
     decoder = getattr(pipe, "vae", None)
@@ -42,6 +36,37 @@ def place(loaded: LoadedPipeline, offload: str) -> None:
         for name in ("unet", "vae"):
             if getattr(pipe, name, None) is not None and offload == "none":
                 getattr(pipe, name).to(memory_format=torch.channels_last)
+
+
+def _offload_groups(
+    pipe: Any, device: torch.device, *, low_ram: bool, kernel: str = platform.release()
+) -> None:
+    """Keep layers in host memory, and bring each to the card when it is its turn.
+
+    With streams the next one comes while one computes, from memory that the card can read itself:
+    all weights are copied there at once, with ``low_ram`` each when it is needed. Under WSL there
+    is little such memory, so there are no streams. Raises Refused if the system gives none.
+    """
+    streams = "microsoft" not in kernel.lower()
+    try:
+        pipe.enable_group_offload(
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+            use_stream=streams,
+            low_cpu_mem_usage=streams and low_ram,
+            # What is offloaded keeps its number format, whatever it is cast to; decoders are cast
+            # to float32 where they overflow, and they are small.
+            exclude_modules=["vae"],
+        )
+    except (RuntimeError, MemoryError) as error:
+        if low_ram or not is_out_of_memory(error):
+            raise
+        raise Refused(
+            "MODEL_LOAD_FAILED",
+            "offload: group needs the weights once more in RAM that the card can read (pinned), "
+            "and the system does not give so much: set image.offload to group_low_ram or model.",
+        ) from error
 
 
 class Fallback(Protocol):

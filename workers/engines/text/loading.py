@@ -15,6 +15,7 @@ import transformers
 
 from workers.engines import torch_env
 from workers.engines.base import reason
+from workers.engines.peer_copies import check_copies
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes
@@ -103,6 +104,8 @@ def _model(
     No copy of it is made in RAM. Weights that the decoder joins stay mapped from their files, in
     the files' format, until each is moved; all others go to the card as they are read.
     """
+    if spread and device.type == "cuda":
+        check_copies([torch.device("cuda", card) for card in range(torch.cuda.device_count())])
     split = "balanced" if spec.even_split else "sequential"
     where: Any = split if spread else torch_env.straight_to(device)
     read_as = dtype

@@ -22,7 +22,7 @@ from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import LayerShape, PagedCache
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.fused import FusedDecoder, move
-from workers.engines.text.loading import LoadedModel, check_placement
+from workers.engines.text.loading import LoadedModel
 from workers.engines.text.scheduler import Plan, Scheduler, Sequence
 from workers.protocol import Failed, Load
 
@@ -264,54 +264,6 @@ def test_out_of_memory_while_sampling_counts_no_token_twice(
     assert calls
     assert {name: end.text for name, end in together.items()} == alone
     engine.close()
-
-
-@pytest.mark.parametrize("elsewhere", ["cpu", "disk", CPU])
-def test_multi_device_model_with_a_part_off_the_cards_is_out_of_memory(elsewhere: Any) -> None:
-    check_placement({"model.embed_tokens": 0, "model.layers.0": 1, "lm_head": "cuda:1"})
-    check_placement({"": torch.device("cuda", 0)})
-    with pytest.raises(Refused) as caught:
-        check_placement({"model.embed_tokens": 0, "model.layers.0": 1, "lm_head": elsewhere})
-    assert caught.value.code == "OUT_OF_MEMORY"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the library would find a card")
-def test_multi_device_load_checks_where_the_library_has_put_the_layers(
-    models: dict[str, Path],
-) -> None:
-    path = models["llama"]
-    with pytest.raises(Refused) as caught:
-        loading._model(path, loading._config(path), torch.float32, CPU, spec_of(path), spread=True)
-    assert caught.value.code == "OUT_OF_MEMORY"
-
-
-@pytest.mark.parametrize(
-    ("even", "weights", "split"),
-    [(True, (3000, 3000), "balanced"), (False, (3000, 2000), "sequential")],
-)
-def test_spread_load_is_bounded_by_the_plan(
-    models: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    even: bool,
-    weights: tuple[int, int],
-    split: str,
-) -> None:
-    """The library would look for free memory by itself, on each card."""
-    told: list[Any] = []
-
-    class Told(Exception):
-        pass
-
-    def choose(_model: Any, device_map: Any, max_memory: Any, _quantizer: Any) -> Any:
-        told.append((device_map, max_memory))
-        raise Told
-
-    monkeypatch.setattr("transformers.modeling_utils._get_device_map", choose)
-    path = models["llama"]
-    spec = Load(model="m", engine="text", path=str(path), device_weights=weights, even_split=even)
-    with pytest.raises(Told):
-        loading._model(path, loading._config(path), JOINED, CPU, spec, spread=True)
-    assert told == [(split, dict(enumerate(weights)))]
 
 
 @pytest.mark.parametrize("family", FUSED)

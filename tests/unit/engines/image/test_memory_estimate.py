@@ -98,6 +98,23 @@ def test_offload_is_as_little_as_the_card_makes_needed(card: int, mode: str) -> 
     assert survey(card).load_config(SDXL, "fake").offload == mode
 
 
+@pytest.mark.parametrize(
+    ("card", "ram", "mode"),
+    [(24, 8, "none"), (5, 64, "group"), (5, 12, "group_low_ram"), (5, 4, "group")],
+)
+def test_offload_is_what_the_ram_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, card: int, ram: int, mode: str
+) -> None:
+    """Where neither has room, the refusal tells the RAM that the mildest needs."""
+    ours = survey(card * GB)
+    devices = [
+        DeviceCapacity("0", "cuda", card * GB),
+        DeviceCapacity("cpu", "cpu", ram * GB * 8 // 10, physical=ram * GB),
+    ]
+    monkeypatch.setattr(ours, "capacities", lambda: devices)
+    assert ours.load_config(SDXL, "cuda").offload == mode
+
+
 def test_offload_of_the_settings_is_obeyed_and_a_cpu_has_none() -> None:
     assert survey(100 * GB, offload="group").load_config(SDXL, "fake").offload == "group"
     assert survey(1, offload="none").load_config(SDXL, "fake").offload == "none"

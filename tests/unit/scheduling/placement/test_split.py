@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitinglip.scheduling.placement.split import shares
+from bitinglip.scheduling.placement.estimate import Footprint
+from bitinglip.scheduling.placement.split import shares, weight_limits
 
 ROOMS = {"large": 24, "small": 12, "tiny": 1}
 
@@ -37,3 +38,18 @@ def test_split_holds_all_and_fits_everywhere(total: int, rooms: dict[str, int], 
         return
     assert (len(found), sum(found.values())) == (parts, total)
     assert all(0 < size <= rooms[device] for device, size in found.items())
+
+
+NEED = Footprint(weights=240, cache=40, activations=8, overhead=12)
+
+
+def test_split_evenly_leaves_the_cache_s_share_to_the_cache() -> None:
+    assert weight_limits((156, 156), NEED) == (135, 135)
+
+
+def test_split_unevenly_leaves_a_filled_card_room_for_all_else() -> None:
+    """The last takes what whole layers leave of the others."""
+    first, second = weight_limits((200, 112), NEED)
+    assert first == int((200 - 12) * 240 / 288)
+    assert 112 - 12 < second + 5 < 112
+    assert first + second >= NEED.weights

@@ -1,0 +1,115 @@
+"""``bitinglip audit``: what was done, by whom, and whether that log is whole."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from cli import offline
+from cli.context import CliContext
+from cli.errors import Failure
+from cli.options import ConfigOption, HomeOption, JsonOption
+from cli.show.output import moment, print_note, show_json, show_list, show_table
+
+app = typer.Typer(no_args_is_help=True, help="See what was done by whom, and check that log.")
+
+_COLUMNS = ("ENTRY", "TIME", "WHO", "FROM", "ACTION", "TARGET", "OUTCOME", "CHANGE")
+_PAGE = 1000  #: the most that one request lists
+_LONGEST = 60  #: characters of a value in the table
+
+
+@app.command("list")
+def list_entries(
+    actor: Annotated[
+        str | None, typer.Option(help="Who: a key's id or name, cli or server.")
+    ] = None,
+    action: Annotated[
+        str | None, typer.Option(help="What: key.create, or key for all about keys.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="To what: a key's id, a model.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="TIME", help="Not before, as 2030-01-31.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--to", metavar="TIME", help="Before, as 2030-01-31T12:00Z.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 100,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """What was done, by whom, when and from where; the newest first."""
+    asked = {"actor": actor, "action": action, "target": target, "from": since, "to": until}
+    wanted: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    place = CliContext.of(home, config)
+    rows: list[dict[str, Any]] = []
+    if server := place.server():
+        total = 1
+        while len(rows) < min(limit, total):
+            part = min(_PAGE, limit - len(rows))
+            page = server.get("/api/v1/audit", **wanted, limit=part, offset=len(rows))
+            rows, total = rows + page["data"], page["total"] if page["data"] else 0
+    else:
+        rows, total = offline.audit_entries(place.home, wanted, limit)
+    show_list(rows, _show_entries, as_json=as_json, empty="There are no such entries.")
+    if len(rows) < total and not as_json:
+        print_note(f"These are the newest {len(rows)} of {total}; --limit shows more.")
+
+
+@app.command()
+def verify(
+    as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
+) -> None:
+    """Check that no entry was changed, removed or forged."""
+    place = CliContext.of(home, config)
+    if server := place.server():
+        found = server.get("/api/v1/audit/verify", patience=None)
+    else:
+        found = offline.verify_audit(place.home)
+    if as_json:
+        show_json(found)
+    if not found["valid"]:
+        raise Failure(
+            f"the audit log is not whole: entry {found['first_bad']} was changed, removed or "
+            "forged, and nothing after it is certain; compare with a backup"
+        )
+    if not as_json:
+        print_note(f"The audit log is whole: {found['rows']} entries.")
+
+
+def _show_entries(rows: list[dict[str, Any]]) -> None:
+    show_table(_COLUMNS, [_row(row) for row in rows], right="ENTRY")
+
+
+def _row(entry: dict[str, Any]) -> tuple[Any, ...]:
+    name = entry["actor_name"]
+    return (
+        entry["entry"],
+        moment(str(entry["at"])),
+        f"{entry['actor']} ({name})" if name else entry["actor"],
+        entry["address"],
+        entry["action"],
+        entry["target"],
+        entry["outcome"],
+        _change(entry["before"], entry["after"]),
+    )
+
+
+def _change(before: Any, after: Any) -> str:
+    """Say in words which fields changed."""
+    old = before if isinstance(before, dict) else {}
+    new = after if isinstance(after, dict) else {}
+    parts = []
+    for name in {**old, **new}:
+        if name not in new:
+            parts.append(f"{name} was {_short(old[name])}")
+        elif name in old:
+            parts.append(f"{name} {_short(old[name])} -> {_short(new[name])}")
+        else:
+            parts.append(f"{name} {_short(new[name])}")
+    return ", ".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

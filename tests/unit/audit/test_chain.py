@@ -1,0 +1,268 @@
+"""The chain of the audit log, on real files that another program changes."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from bitinglip.audit.chain import Verdict, verify_file
+from bitinglip.audit.entry import SERVER, Action, Actor, Entry, changed
+from bitinglip.audit.query import Filter
+from tests.support.audit_log import KEY, entries, using
+
+ROWS = 6
+_COLUMNS = "seq, at, actor, actor_name, token, action, target, outcome, address, request_id"
+_COLUMNS += ', user_agent, "before", "after", seal'
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a database with six entries."""
+    path = tmp_path_factory.mktemp("audit") / "bitinglip.db"
+    with using(path) as (run, audit):
+        run(audit.record(Entry(Action.SERVER_START)))
+        for name in "abcd":
+            actor = Actor("k1", "laptop", address="10.0.0.1", request_id=f"r-{name}")
+            entry = Entry(Action.MODEL_LOAD, actor, name, before={"s": 0}, after={"s": 1})
+            run(audit.record(entry))
+        run(audit.record(Entry(Action.SERVER_STOP)))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path: Path, written: bytes) -> Path:
+    path = tmp_path / "bitinglip.db"
+    path.write_bytes(written)
+    return path
+
+
+def change(path: Path, *statements: str) -> Verdict:
+    """Let another program change the file, then check it."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+    return verify_file(path, KEY)
+
+
+def test_audit_chain_is_valid_as_written_and_after_a_restart(path: Path) -> None:
+    assert verify_file(path, KEY) == Verdict(True, ROWS, None)
+    with using(path) as (run, audit):
+        run(audit.record(Entry(Action.SERVER_START)))
+        assert run(audit.verify()) == Verdict(True, ROWS + 1, None)
+
+
+def test_audit_chain_of_an_empty_log_is_valid(tmp_path: Path) -> None:
+    with using(tmp_path / "bitinglip.db") as (run, audit):
+        assert run(audit.verify()) == Verdict(True, 0, None)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "at = at + 1",
+        "actor = 'k2'",
+        "actor_name = ''",
+        "token = 'x'",
+        "action = 'model.unload'",
+        "target = 'z'",
+        "outcome = 'CONFLICT'",
+        "address = '10.0.0.2'",
+        "request_id = NULL",
+        "user_agent = x'00'",
+        '"before" = NULL',
+        '"after" = \'{"s":2}\'',
+        "target = CAST(x'ff' AS TEXT)",
+        "seal = zeroblob(32)",
+        "seal = 'text'",
+        "seal = (SELECT seal FROM audit_log WHERE seq = 2)",
+    ],
+)
+def test_audit_chain_names_the_row_with_a_changed_field(path: Path, assignment: str) -> None:
+    found = change(
+        path,
+        "PRAGMA ignore_check_constraints = ON",
+        *_without_not_null(),
+        f"UPDATE audit_log SET {assignment} WHERE seq = 4",
+    )
+    assert found[:3] == (False, ROWS, 4)
+
+
+def _without_not_null() -> list[str]:
+    """Statements after which a column takes anything, as in a file that was edited."""
+    untyped = _COLUMNS.replace("seq,", "seq INTEGER PRIMARY KEY,")
+    return [
+        "CREATE TABLE copy AS SELECT * FROM audit_log",
+        "DROP TABLE audit_log",
+        f"CREATE TABLE audit_log ({untyped})",
+        f"INSERT INTO audit_log ({_COLUMNS}) SELECT {_COLUMNS} FROM copy",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statements", "first_bad"),
+    [
+        (["DELETE FROM audit_log WHERE seq = 3"], 3),
+        (["DELETE FROM audit_log WHERE seq = 1"], 1),
+        (["DELETE FROM audit_log WHERE seq < 4"], 1),
+        (["DELETE FROM audit_log WHERE seq = 6"], 6),
+        (["DELETE FROM audit_log WHERE seq > 3"], 4),
+        (["DELETE FROM audit_log"], 1),
+        # the row is gone and those after it have moved up
+        (
+            [
+                "DELETE FROM audit_log WHERE seq = 3",
+                "UPDATE audit_log SET seq = seq - 1 WHERE seq > 3",
+            ],
+            3,
+        ),
+        # two rows change places, with their seals and without
+        (
+            [
+                "UPDATE audit_log SET seq = 99 WHERE seq = 3",
+                "UPDATE audit_log SET seq = 3 WHERE seq = 4",
+                "UPDATE audit_log SET seq = 4 WHERE seq = 99",
+            ],
+            3,
+        ),
+        # a copy of a true row at the end, and one in a place that is free
+        (
+            [
+                f"INSERT INTO audit_log SELECT 7, {_COLUMNS[5:]} FROM audit_log WHERE seq = 2",
+            ],
+            7,
+        ),
+        ([f"INSERT INTO audit_log SELECT 0, {_COLUMNS[5:]} FROM audit_log WHERE seq = 2"], 1),
+    ],
+)
+def test_audit_chain_names_the_first_row_that_is_missing_swapped_or_forged(
+    path: Path, statements: list[str], first_bad: int
+) -> None:
+    found = change(path, *statements)
+    assert (found.valid, found.first_bad) == (False, first_bad)
+
+
+@pytest.mark.parametrize(
+    ("statements", "first_bad"),
+    [
+        # the end is cut, and the head told so
+        (["DELETE FROM audit_log WHERE seq > 4", "UPDATE audit_head SET last = 4"], 5),
+        (
+            [
+                "DELETE FROM audit_log WHERE seq > 4",
+                "UPDATE audit_head SET last = 4, seal = (SELECT seal FROM audit_log WHERE seq = 4)",
+            ],
+            5,
+        ),
+        # the beginning is cut, as a deletion by age would
+        (
+            [
+                "UPDATE audit_head SET anchor = (SELECT seal FROM audit_log WHERE seq = 2)",
+                "UPDATE audit_head SET first = 3",
+                "DELETE FROM audit_log WHERE seq < 3",
+            ],
+            7,
+        ),
+        (["UPDATE audit_head SET head_seal = zeroblob(32)"], 7),
+        (["UPDATE audit_head SET anchor = 'text'"], 7),
+        (["DELETE FROM audit_head"], 7),
+        (["DELETE FROM audit_head", "DELETE FROM audit_log WHERE seq > 2"], 3),
+    ],
+)
+def test_audit_chain_whose_ends_were_changed_is_not_valid_and_stays_so(
+    path: Path, statements: list[str], first_bad: int
+) -> None:
+    """What is entered afterwards does not hide it."""
+    found = change(path, *statements)
+    assert (found.valid, found.first_bad) == (False, first_bad)
+    with using(path) as (run, audit):
+        for _ in range(2):
+            run(audit.record(Entry(Action.SERVER_START)))
+        found = run(audit.verify())
+        assert (found.valid, found.first_bad) == (False, first_bad)
+
+
+def test_audit_chain_goes_on_after_a_forged_row_and_tells_it(path: Path) -> None:
+    change(path, f"INSERT INTO audit_log SELECT 7, {_COLUMNS[5:]} FROM audit_log WHERE seq = 2")
+    with using(path) as (run, audit):
+        run(audit.record(Entry(Action.SERVER_START)))
+        assert [row["action"] for row in entries(run, audit)][:2] == [
+            "server.start",
+            "audit.broken",
+        ]
+        assert run(audit.verify())[:3] == (False, ROWS + 3, 7)
+
+
+def test_audit_chain_cut_at_the_end_stays_invalid_when_it_goes_on(path: Path) -> None:
+    change(path, "DELETE FROM audit_log WHERE seq > 4")
+    with using(path) as (run, audit):
+        run(audit.record(Entry(Action.SERVER_START)))
+        assert run(audit.verify())[:3] == (False, 5, 5)
+
+
+def test_audit_chain_needs_the_home_s_secret(path: Path) -> None:
+    """With the file alone nobody makes seals: under another key no row is right."""
+    assert verify_file(path, b"other")[:3] == (False, ROWS, 1)
+
+
+def test_audit_log_that_was_damaged_can_be_read_all_the_same(path: Path) -> None:
+    change(
+        path,
+        *_without_not_null(),
+        "UPDATE audit_log SET at = 'never', \"after\" = '{' WHERE seq = 4",
+    )
+    with using(path) as (run, audit):
+        row = entries(run, audit)[-4]
+        assert (row["entry"], row["at"], row["after"]) == (4, "never", "{")
+
+
+def test_audit_entry_holds_no_secret_and_no_control_character() -> None:
+    key = "blk_live_" + "a" * 12 + "_" + "b" * 49
+    token = "eyJ" + "h" * 20 + "." + "c" * 20 + ".sIgNaTuRe"
+    actor = Actor(key, key, key, key, key, f"agent {key} {token}\x1b[2J" + "x" * 500)
+    columns = Entry(
+        Action.KEY_CREATE,
+        actor,
+        target=f"{key}\n",
+        after={"name": key, "deep": [{"x": token}], key: datetime(2026, 1, 1, tzinfo=UTC)},
+    ).columns()
+    text = repr(columns)
+    assert "b" * 10 not in text
+    assert "sIgNaTuRe" not in text
+    assert "\x1b" not in columns["user_agent"]
+    assert len(columns["user_agent"]) == 200
+    assert columns["target"].isprintable()
+
+
+def test_audit_entry_is_bounded() -> None:
+    columns = Entry(Action.KEY_CREATE, SERVER, "t" * 10_000, after={"n": "x" * 100_000}).columns()
+    assert len(columns["target"]) == 256
+    assert columns["after"].startswith('{"too_long":100008,"sha256":"')
+    assert sum(len(str(value)) for value in columns.values()) < 1000
+
+
+def test_audit_entry_holds_the_changed_fields_only() -> None:
+    assert changed({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == (
+        {"b": 2, "c": None},
+        {"b": 3, "c": 4},
+    )
+
+
+def test_audit_check_yields_to_other_threads_and_reads_one_state(tmp_path: Path) -> None:
+    """Entries are added all the while a check reads: it sees the log as it was at its start."""
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as group:
+            checks = [group.create_task(audit.verify()) for _ in range(3)]
+            for _ in range(20):
+                await audit.record(Entry(Action.SERVER_START))
+        assert all(check.result().valid for check in checks)
+
+    with using(tmp_path / "bitinglip.db") as (run, audit):
+        for _ in range(300):
+            audit.remember(Entry(Action.SERVER_START))
+        run(audit.flush())
+        run(both())
+        assert run(audit.list(Filter(), limit=1))[1] == 320
