@@ -87,12 +87,13 @@ def build(
     on_fatal: Callable[[], None] = lambda: None,
     connections: Connections | None = None,
     devices: Devices | None = None,
+    certificate: tls.Certificate | None = None,
 ) -> FastAPI:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
-    ``devices`` are those of the machine by default.
+    ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
     """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -109,6 +110,8 @@ def build(
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
             _start(background, services)
+            if certificate is not None:
+                _watch(background, services, certificate)
             start = partial(bootstrap, services, admin_key, on_open)
             background.run(start, "first models", check="model_manager")
             yield
@@ -352,9 +355,15 @@ def _start_upkeep(background: Background, services: Services) -> None:
 
     bound = partial(asyncio.to_thread, bound_caches)
     every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
-    if services.settings.server.tls_cert is not None:
-        expiry = partial(tls.warn, services.settings.server)
-        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
+
+
+def _watch(background: Background, services: Services, certificate: tls.Certificate) -> None:
+    """Take in a new certificate, and warn of an old one."""
+    every, manager = background.every, "cluster_manager"
+    look = partial(certificate.look, services.health)
+    every(tls.LOOK_SECONDS, look, "files of the TLS certificate", check=manager)
+    expiry = partial(tls.warn, services.settings.server)
+    every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check=manager)
 
 
 async def _last(flush: Callable[[], Awaitable[None]]) -> None:
