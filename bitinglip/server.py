@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
 import structlog
 
 from bitinglip import allocator, local_socket, standard_streams
@@ -18,6 +19,7 @@ from bitinglip.app import build
 from bitinglip.confinement import hide_secrets
 from bitinglip.db.files import DatabaseError
 from bitinglip.errors import DatabaseUnavailable
+from bitinglip.guard.words import read_words
 from bitinglip.home import Home, HomeLock
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
@@ -34,6 +36,10 @@ log = structlog.get_logger(__name__)
 _LOOPBACK_IS_LOCAL = (
     "requests from loopback are taken for local ones: /metrics needs no key; behind a reverse "
     "proxy on this machine, set server.trust_loopback to false"
+)
+_WENT_DOWN = (
+    "the machine went down while the server ran: if that was under load and nobody switched it "
+    "off, look at its power supply and its cooling"
 )
 #: where a server that listens on every address can be reached from its own machine
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -56,6 +62,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
     check_tls(settings.server)
+    read_words(settings.guard)
     hide_secrets(os.environ)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
@@ -120,6 +127,8 @@ class _Runner(HttpServer):
         super().__init__(app, connections, tls=tls, **options)
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
+        if self._home.machine_went_down(psutil.boot_time()):
+            log.warning(_WENT_DOWN)
         self._home.write_server_json(self._url, os.getpid())
         try:
             super().run(sockets=sockets or [self._socket])

@@ -6,7 +6,7 @@ from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from bitinglip.api import docs_page, documentation, ops
-from bitinglip.api.admin import audit, keys, limits, models, tokens, usage, workers
+from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import image, speech, text, transcription
 from bitinglip.api.middleware import Door
@@ -35,6 +35,7 @@ _ROUTERS = (
     keys.router,
     audit.router,
     limits.router,
+    cache.router,
     usage.router,
     tokens.router,
     ops.router,

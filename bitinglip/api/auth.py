@@ -168,7 +168,11 @@ def failed_login(
     """Count a wrong credential; return the error to raise: this one, or RateLimitExceeded."""
     refuse_login(request, credential, answer(error).code)
     address = request.client.host if request.client is not None else None
-    return services_of(request).logins.count(address, error)
+    logins = services_of(request).logins
+    counted = logins.count(address, error)
+    if counted is not error and address is not None:
+        context_of(request.scope).limit_headers = logins.headers(address)
+    return counted
 
 
 async def admit(
@@ -185,6 +189,9 @@ async def admit(
     context.tier = caller.tier
     admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
+    tokens = services_of(request).token_rates
+    if limits is LimitClass.INFERENCE and tokens.limit(caller.key_id) is not None:
+        context.token_headers = partial(tokens.headers, caller.key_id)
     if admitted.refusal is not None:
         raise admitted.refusal
     context.leave = partial(admission.leave, admitted)

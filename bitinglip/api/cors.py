@@ -19,7 +19,9 @@ _EXPOSED = (
     "Location",
     "Sunset",
     "X-Request-ID",
+    "X-Cache",
     "X-Queue-Position",
+    "X-Should-Retry",
     "X-BitingLip-Overhead-Ms",
     *limit_headers.NAMES,
 )

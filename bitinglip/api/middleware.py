@@ -43,7 +43,7 @@ _SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 #: for each response that does not say otherwise: it may hold what only one caller may see
-_NO_STORE = (b"cache-control", b"no-store")
+_NO_STORE = (b"cache-control", b"private, no-store")
 Headers = list[tuple[bytes, bytes]]
 Fields = Mapping[bytes, bytes]  #: the last header of each name
 _TYPES = ("http", "websocket")
@@ -132,6 +132,7 @@ def _sender(context: RequestContext, send: Send) -> Send:
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *context.limit_headers,
+                *(context.token_headers() if context.token_headers is not None else ()),
                 *_SECURITY_HEADERS,
                 *context.notices,
                 *context.cors,

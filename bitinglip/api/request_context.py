@@ -34,8 +34,10 @@ class RequestContext:
     #: gives back the caller's place, once admitted, and with ``refund=True`` the charge
     leave: Callable[..., None] | None = None
     limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+    #: makes those of the key's rate in tokens, when the response begins
+    token_headers: Callable[[], tuple[tuple[bytes, bytes], ...]] | None = None
     tier: str = "none"  #: of the caller, once known
-    spared: bool = False  #: a quota has refused it: nothing else is charged
+    spared: bool = False  #: a quota, or the rate in tokens, has refused it: nothing is charged
     release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
     notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
+from starlette.types import Scope as HttpScope
 
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
+from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
@@ -15,7 +17,9 @@ from bitinglip.api.request_context import context_of
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
+from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
+from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -55,12 +59,20 @@ class Services:
     admission: Admission
     write_behind: WriteBehind
     meter: Meter
+    token_rates: TokenRates
     usage: UsageRows
     logins: FailedLogins
+    guard: Guard
     refusals: LimitRefusals
     resume: Resume
+    cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
+
+
+def services_in(scope: HttpScope) -> Services | None:
+    """Return the services; None while the server is not up yet."""
+    return context_of(scope).services
 
 
 def services_of(request: HTTPConnection) -> Services:

@@ -3,11 +3,12 @@
 import secrets
 import time
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from bitinglip.access.credentials import Credential
+from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.queue.priority import Priority
 from workers import protocol
 
@@ -18,6 +19,14 @@ def new_task_id() -> str:
     """Make an id that sorts by time and cannot be guessed: 48 bits of milliseconds, 80 random."""
     stamp = time.time_ns() // 1_000_000
     return f"task-{stamp:012x}{secrets.token_hex(10)}"
+
+
+class Claim(NamedTuple):
+    """What work needs for as long as it goes on: a credential that may run a kind and a model."""
+
+    credential: Credential
+    model: str
+    kind: str  #: of inference
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +44,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
     output: Output = "b64"  #: how the answer holds the files that the job makes
     file_bytes: int = 0  #: the size of the audio file that the client sent
+    seeded: bool = False  #: the seed of an image or speech job is its client's own
+    guard: Modes | None = None  #: what is done about personal data; None: nothing
     asynchronous: bool = False  #: it is a task of the database, and runs again after a restart
 
     @property
@@ -45,6 +56,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def owner(self) -> Credential:
         """Return what the job ends with: the secret or token it came with, or else its key."""
         return self.credential or Credential(self.key_id)
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(self.owner, self.model, self.kind)
 
     @property
     def stream(self) -> bool:

@@ -63,7 +63,7 @@ def verify(
     """Check that no entry was changed, removed or forged."""
     place = CliContext.of(home, config)
     if server := place.server():
-        found = server.get("/api/v1/audit/verify", patience=None)
+        found = server.get_patiently("/api/v1/audit/verify")
     else:
         found = offline.verify_audit(place.home)
     if as_json:

@@ -116,7 +116,7 @@ class Served:
 
     def wait_idle(self) -> None:
         """Check that no job outlives its request."""
-        eventually(lambda: self.in_flight == 0, 5)
+        eventually(lambda: self.in_flight == 0)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The audit log through the API: every change is in it before it is answered, and no secret is."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 from starlette.routing import BaseRoute
 
 from bitinglip.access import credentials
@@ -111,6 +113,7 @@ class Routes:
                 f"/api/v1/models/{self.model()}",
                 None,
             ),
+            ("DELETE", "/api/v1/cache"): lambda: ("/api/v1/cache", None),
             ("POST", "/api/v1/workers/{worker_id:path}/restart"): lambda: (
                 f"/api/v1/workers/{self.worker()}/restart",
                 None,
@@ -217,6 +220,32 @@ def test_audit_of_a_failure_tells_its_code_and_a_bad_request_is_no_news(
     error_of(admin.delete(f"{KEYS}/nobody"), 404, "KEY_NOT_FOUND")
     eventually(lambda: bool(on_disk(served, action="key.update", outcome="CONFLICT", target=key)))
     assert len(on_disk(served)) <= before + 1
+
+
+def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_path: Path) -> None:
+    with serve(tmp_path) as served, client_of(served, "admin") as admin:
+
+        async def refuse_writes(state: str) -> None:
+            async with served.services.db.write() as session:
+                await session.execute(text(f"PRAGMA query_only = {state}"))
+
+        def switch(state: str) -> None:
+            asyncio.run_coroutine_threadsafe(refuse_writes(state), served.loop).result(10)
+
+        switch("ON")
+        keys = len(served.services.keys.list())
+        refused = "OVERLOADED"
+        error_of(admin.post(KEYS, json={"name": "none"}), 503, refused)
+        # what is outside of the database is done, and told so that nobody relies on the entry
+        error_of(admin.post("/api/v1/models/demo/load"), 503, refused)
+        assert len(served.services.keys.list()) == keys
+        switch("OFF")
+        eventually(lambda: bool(on_disk(served, action="model.load")), 10)
+        (row,) = on_disk(served, action="model.load")
+        assert (row["outcome"], row["target"]) == ("ok", "demo")
+        (row,) = on_disk(served, action="key.create", outcome=refused)
+        assert row["after"] is None
+        assert verdict(served)[0]
 
 
 # ---- refusals ------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from sqlalchemy import URL, create_engine, exc, text
 from sqlalchemy.pool import NullPool
 from sqlmodel import select
 
+from bitinglip.audit.chain import verify_file
 from bitinglip.db import files, migrations
 from bitinglip.db.database import PATIENCE, Database
 from bitinglip.db.files import DatabaseError
@@ -371,7 +372,10 @@ def _ids(path: Path) -> set[str]:
     async def act(database: Database) -> None:
         async with database.read() as session:
             found.update(await session.scalars(select(Table.metadata.tables["api_keys"].c.id)))
+            audited = "SELECT target FROM audit_log WHERE action = 'key.create'"
+            assert set(await session.scalars(text(audited))) == found
             assert (await session.execute(text("PRAGMA integrity_check"))).scalar() == "ok"
+        assert verify_file(path, b"k" * 32).valid
 
     using(path, act)
     return found

@@ -18,6 +18,7 @@ from bitinglip.access.credentials import Credential
 from bitinglip.db.database import Database
 from bitinglip.db.tables import StoredTask
 from bitinglip.disk_space import DiskSpace
+from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.queue.priority import Priority
@@ -57,8 +58,10 @@ FULL = Job(
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC),
     output="url",
     file_bytes=9,
+    seeded=True,
     asynchronous=True,
     credential=Credential("k", 2, "t"),
+    guard=Modes("redact", "block"),
 )
 
 

@@ -1,5 +1,6 @@
 """The image engine interleaves calls of one diffusers pipeline, a step of one call at a time."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from workers.codes import Code
-from workers.engines.activity import FirstUse
+from workers.engines.activity import FirstUse, busy_with
 from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up, trial
@@ -41,6 +42,8 @@ from workers.protocol import (
     Load,
     Ready,
 )
+
+log = logging.getLogger(__name__)
 
 _MAX_CALLS = 4  #: calls that are interleaved
 _WRITERS = 2
@@ -99,6 +102,8 @@ class ImageEngine:
         alone = options.step_cache != "none" or options.offload != "none"
         self._max_calls = 1 if alone else _MAX_CALLS
         self._no_preview = preview_refusal(loaded.pipe, options.offload)
+        if spec.warmup:
+            self._warm_up(options)
         self._dtype = dtype_name(loaded.dtype)
         progress(1.0)
         step_timeout = _STEP_TIMEOUT[spec.device]
@@ -108,6 +113,33 @@ class ImageEngine:
             device=spec.device,
             step_timeout=_COMPILE_STEP_TIMEOUT if options.compile else step_timeout,
         )
+
+    def _warm_up(self, options: ImageOptions) -> None:
+        """Draw as many images of the usual size as one pass may have, so that the load tells what
+        memory they take. Where it does not suffice, fallbacks find a way at the first request."""
+        error: Exception | None = None
+        try:
+            with busy_with("warmup"):
+                trial(
+                    self._pipelines.base,
+                    images=self._batch,
+                    width=options.width,
+                    height=options.height,
+                )
+        except Exception as caught:
+            if not is_out_of_memory(caught):
+                raise
+            error = caught.with_traceback(None)  # it holds on to all that was computed
+        if error is not None:
+            release_cached(self._pipelines.device)
+            self._dtypes.restore()
+            log.warning(
+                "%s: no memory for %d images of %d x %d at once",
+                self._model,
+                self._batch,
+                options.width,
+                options.height,
+            )
 
     def prepare(self, job: ImageJob) -> Request:
         if job.preview_every and self._no_preview is not None:
