@@ -60,6 +60,7 @@ from bitinglip.telemetry.cache_metrics import CacheMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.tls import Certificate
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from model_store.file_systems import slow_storage
@@ -83,12 +84,13 @@ def build(
     on_fatal: Callable[[], None] = lambda: None,
     connections: Connections | None = None,
     devices: Devices | None = None,
+    certificate: Certificate | None = None,
 ) -> FastAPI:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
-    ``devices`` are those of the machine by default.
+    ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
     """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -104,12 +106,12 @@ def build(
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
-            start_periodic(background, services)
+            start_periodic(background, services, certificate)
             start = partial(bootstrap, services, admin_key, on_open)
             background.run(start, "first models", check="model_manager")
             yield
 
-    app = FastAPI(
+    app = api.Application(
         title="BitingLip",
         version=__version__,
         lifespan=lifespan,
@@ -141,7 +143,7 @@ async def _open(
     counts = await _Counts.open(db, settings, keys)
     stack.push_async_callback(_last, counts.write_behind.flush)
     metrics = Metrics()
-    store = ModelStore(home.models, confine=settings.workers.confine)
+    store = await _open_store(settings, home)
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
     if devices is None:
@@ -285,6 +287,12 @@ class _Counts(NamedTuple):
         usage = UsageRows(db, meter, retention=settings.usage.retention)
         await usage.load()
         return cls(cells, rates, meter, usage, WriteBehind(db, checkpoint, usage))
+
+
+async def _open_store(settings: Settings, home: Home) -> ModelStore:
+    store = ModelStore(home.models, confine=settings.workers.confine)
+    await asyncio.to_thread(store.listing.keep_in_memory)
+    return store
 
 
 def _devices(settings: DeviceSettings) -> Devices:

@@ -28,10 +28,13 @@ _PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refuse
 _AUDIT_SECONDS = 1.0  #: between two writes of audit entries that nobody waits for
 _TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
 _SAMPLE_SECONDS = 1.0  #: between two samples of the devices
+_STORE_SECONDS = 1.0  #: between two looks at the folder of models, which commands may change too
 
 
-def start_periodic(background: Background, services: Services) -> None:
-    """Start what the server does beside requests."""
+def start_periodic(
+    background: Background, services: Services, certificate: tls.Certificate | None
+) -> None:
+    """Start what the server does beside requests. ``certificate`` is HTTPS's, if it is on."""
     operations, tasks, files = services.operations, services.tasks, services.files
 
     async def sample() -> None:
@@ -68,7 +71,7 @@ def start_periodic(background: Background, services: Services) -> None:
 
     bound = partial(asyncio.to_thread, bound_caches)
     every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
-    _watch_files(background, services)
+    _watch_files(background, services, certificate)
 
 
 def _start_keys(background: Background, services: Services) -> None:
@@ -94,11 +97,17 @@ def _start_keys(background: Background, services: Services) -> None:
     every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
 
 
-def _watch_files(background: Background, services: Services) -> None:
-    """Look at the files that the settings name, which may change while the server runs."""
+def _watch_files(
+    background: Background, services: Services, certificate: tls.Certificate | None
+) -> None:
+    """Look at files that others may change while the server runs."""
     every, settings = background.every, services.settings
+    look = partial(asyncio.to_thread, services.store.listing.look)
+    every(_STORE_SECONDS, look, "models on the disk", check="model_manager")
     if settings.guard.words_file is not None:
         every(RELOAD_SECONDS, services.guard.reload, "read the list of words", check="guard")
-    if settings.server.tls_cert is not None:
+    if certificate is not None:
+        renew = partial(certificate.look, services.health)
+        every(tls.LOOK_SECONDS, renew, "files of the TLS certificate", check="cluster_manager")
         expiry = partial(tls.warn, settings.server)
         every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check="cluster_manager")

@@ -13,6 +13,7 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
+from bitinglip.api.request_context import context_of
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
@@ -69,11 +70,12 @@ class Services:
     health: Health = field(default_factory=Health)
 
 
-def services_of(request: HTTPConnection) -> Services:
-    services: Services = request.app.state.services
-    return services
-
-
 def services_in(scope: HttpScope) -> Services | None:
     """Return the services; None while the server is not up yet."""
-    return getattr(scope["app"].state, "services", None)
+    return context_of(scope).services
+
+
+def services_of(request: HTTPConnection) -> Services:
+    services = context_of(request.scope).services
+    assert services is not None, "requests are refused until the server is up"
+    return services
