@@ -34,8 +34,8 @@ def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
     """Return the job with these texts in place of its own; others stay."""
     if isinstance(work, protocol.TextJob) and work.messages is not None:
         messages = tuple(
-            protocol.ChatMessage(
-                message.role, texts.get(f"messages[{number}].content", message.content)
+            msgspec.structs.replace(
+                message, content=texts.get(f"messages[{number}].content", message.content)
             )
             for number, message in enumerate(work.messages)
         )

@@ -25,9 +25,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ignore_eos: bool = False
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
+class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str
     content: str
+    name: str | None = None  #: of who speaks, for templates that have a place for it
 
 
 class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """Both text surfaces share these fields; every number has bounds."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,20 +19,47 @@ MAX_LOGPROBS = 350_000
 _SEEDS = 2**64
 
 
+def parts(value: Any) -> Any:
+    """Return a message's content as a list of parts, as far as it is a string or null."""
+    if value is None:
+        return []
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def _limit(value: Any) -> Any:
+    return None if value == -1 and type(value) is int else value
+
+
+def _without_empty(value: Any) -> Any:
+    return [each for each in value if each != ""] if isinstance(value, list) else value
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _parts(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
-
-
-MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+#: -1 is no limit, as null is
+MaxTokens = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None,
+    BeforeValidator(_limit, json_schema_input_type=int | None),
+]
 Logprobs = Annotated[int, Field(ge=0, le=20)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-OneOrMore = BeforeValidator(_listed, json_schema_input_type=str | list[str])
+#: empty ones are none
+Stops = Annotated[
+    Annotated[list[Stop], Field(max_length=16)] | None,
+    BeforeValidator(_without_empty, json_schema_input_type=list[str] | None),
+]
+OneOrMore = BeforeValidator(_listed, json_schema_input_type=str | list[str] | None)
+
+
+def _text_parts(value: Any) -> Any:
+    return value if value is None else parts(value)
+
+
+Role = Literal["system", "developer", "user", "assistant"]
 
 
 class TextPart(Body):
@@ -42,19 +70,26 @@ class TextPart(Body):
 class Message(Body):
     """A turn of a conversation; the last three fields let our own answers be sent back."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Role
     content: Annotated[
         list[TextPart],
         Field(max_length=MAX_PARTS, fail_fast=True),
-        BeforeValidator(_parts, json_schema_input_type=str | list[TextPart]),
+        BeforeValidator(_text_parts, json_schema_input_type=str | list[TextPart]),
     ]
     refusal: Annotated[Any, AllowedValues((None,))] = None
     annotations: Annotated[Any, AllowedValues((None, []))] = None
     tool_calls: Annotated[Any, AllowedValues((None, []))] = None
 
     def to_job(self) -> protocol.ChatMessage:
-        role = "system" if self.role == "developer" else self.role
-        return protocol.ChatMessage(role, "".join(part.text for part in self.content))
+        return chat_message(self.role, self.content)
+
+
+def chat_message(
+    role: Role, content: Iterable[TextPart], name: str | None = None
+) -> protocol.ChatMessage:
+    """Make the message to a worker: developers speak as the system, parts are joined."""
+    text = "".join(part.text for part in content)
+    return protocol.ChatMessage("system" if role == "developer" else role, text, name)
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -72,10 +107,10 @@ class ApiDefaults:
 class SamplingFields(Body):
     """Sampling parameters; ``null`` means no value: the model's default applies, then the API's."""
 
-    max_tokens: MaxTokens | None = None
+    max_tokens: MaxTokens = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None  #: 0 keeps the likeliest token
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = None  #: 0 and -1 are off
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     presence_penalty: Penalty | None = None
@@ -117,7 +152,7 @@ class SamplingFields(Body):
             max_tokens=min(most, coalesce(max_tokens, own.max_tokens, api.max_tokens)),
             temperature=coalesce(self.temperature, own.temperature, api.temperature),
             top_p=coalesce(self.top_p, own.top_p, api.top_p),
-            top_k=coalesce(self.top_k, own.top_k, None),
+            top_k=own.top_k if self.top_k is None else max(0, self.top_k) or None,
             min_p=coalesce(self.min_p, None, 0.0),
             repetition_penalty=coalesce(self.repetition_penalty, None, 1.0),
             presence_penalty=coalesce(self.presence_penalty, None, 0.0),

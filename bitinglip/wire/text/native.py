@@ -9,7 +9,7 @@ from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import AllowedValues, ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
-from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stop
+from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stops
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
@@ -21,7 +21,7 @@ class TextGenerationRequest(SamplingFields):
     model: ModelName
     prompt: str | None = None
     messages: Messages | None = None
-    stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop_sequences: Stops = None
     logprobs: Logprobs | None = None
     response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     timeout: Timeout | None = None

@@ -1,28 +1,32 @@
-"""OpenAI's surface takes these requests for text. A field that is not here is refused by name.
+"""OpenAI's surface takes these requests for text; ``openai_body`` has the rules.
 
-Our additional fields are ``top_k, min_p, repetition_penalty, ignore_eos``. ``user`` has no effect
-and is not stored. A field typed ``AllowedValues`` takes
-the values that change nothing (``n: 1``, ``store: false``), and no other.
+Our additional fields are ``top_k, min_p, repetition_penalty, ignore_eos``.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
-from bitinglip.wire.body import AllowedValues, Body, ModelName
+from bitinglip.wire.body import AllowedValues, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.openai_body import Label, OpenAIBody
 from bitinglip.wire.text.fields import (
+    MAX_MESSAGES,
+    MAX_PARTS,
     MAX_TOKENS,
     ApiDefaults,
     Logprobs,
     MaxTokens,
-    Messages,
     OneOrMore,
+    Role,
     SamplingFields,
-    Stop,
+    Stops,
+    TextPart,
+    chat_message,
+    parts,
 )
 from workers import protocol
 
@@ -30,19 +34,51 @@ CHAT_DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
 COMPLETION_DEFAULTS = ApiDefaults(max_tokens=16, temperature=1.0, top_p=1.0)
 
 
-class StreamOptions(Body):
+class StreamOptions(OpenAIBody):
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, AllowedValues((None, False))] = None
+    include_obfuscation: Label = None
 
 
-class _OpenAIFields(SamplingFields):
+class OpenAIPart(TextPart, OpenAIBody):
+    cache_control: Label = None
+
+
+class OpenAIMessage(OpenAIBody):
+    """A turn of a conversation; assistants' turns may be without content."""
+
+    role: Role
+    content: Annotated[
+        list[OpenAIPart],
+        Field(max_length=MAX_PARTS, fail_fast=True),
+        BeforeValidator(parts, json_schema_input_type=str | list[OpenAIPart] | None),
+    ] = Field(default_factory=list)
+    name: Annotated[str, Field(max_length=256)] | None = None
+    refusal: Label = None
+    annotations: Label = None
+    tool_calls: Annotated[Any, AllowedValues((None, []))] = None
+    function_call: Annotated[Any, AllowedValues((None,))] = None
+    audio: Annotated[Any, AllowedValues((None,))] = None
+    cache_control: Label = None
+
+    @model_validator(mode="after")
+    def _content_is_there(self) -> Self:
+        if self.role != "assistant" and "content" not in self.model_fields_set:
+            raise PydanticCustomError("missing", "has no content")
+        return self
+
+    def to_job(self) -> protocol.ChatMessage:
+        return chat_message(self.role, self.content, self.name)
+
+
+class _OpenAIFields(SamplingFields, OpenAIBody):
     """The fields that chat and completions share."""
 
     model: ModelName
-    stop: Annotated[list[Stop], Field(max_length=4), OneOrMore] | None = None
+    stop: Annotated[Stops, OneOrMore] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
+    user: Label = None
+    metadata: Label = None
     n: Annotated[Any, AllowedValues((None, 1))] = None
 
     @property
@@ -57,19 +93,32 @@ class _OpenAIFields(SamplingFields):
 
 
 class ChatCompletionRequest(_OpenAIFields):
-    messages: Messages
-    max_completion_tokens: MaxTokens | None = None
+    messages: Annotated[
+        list[OpenAIMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    ]
+    max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
     response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     modalities: Annotated[Any, AllowedValues((None, ["text"]))] = None
-    service_tier: Annotated[Any, AllowedValues((None, "auto", "default"))] = None
     store: Annotated[Any, AllowedValues((None, False))] = None
+    tools: Annotated[Any, AllowedValues((None, []))] = None
+    tool_choice: Annotated[Any, AllowedValues((None, "auto", "none"))] = None
+    functions: Annotated[Any, AllowedValues((None, []))] = None
+    function_call: Annotated[Any, AllowedValues((None, "auto", "none"))] = None
+    audio: Annotated[Any, AllowedValues((None,))] = None
+    prediction: Annotated[Any, AllowedValues((None,))] = None
+    web_search_options: Annotated[Any, AllowedValues((None,))] = None
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
+    prompt_cache_retention: Label = None
+    service_tier: Label = None
+    parallel_tool_calls: Label = None
 
     def to_job(self, context: JobContext) -> Job:
         """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
-        asked = self._asked_tokens()
+        asked = coalesce(self.max_completion_tokens, self.max_tokens, None)
         work = protocol.TextJob(
             id=new_task_id(),
             messages=tuple(message.to_job() for message in self.messages),
@@ -80,7 +129,7 @@ class ChatCompletionRequest(_OpenAIFields):
                 stop=self.stop,
                 logprobs=self._asked_logprobs(),
             ),
-            clip_max_tokens=asked is None,
+            clip_max_tokens=True,
             stream=bool(self.stream),
         )
         return context.job(work)
@@ -88,14 +137,6 @@ class ChatCompletionRequest(_OpenAIFields):
     @property
     def max_tokens_field(self) -> str:
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-
-    def _asked_tokens(self) -> int | None:
-        old, new = self.max_tokens, self.max_completion_tokens
-        if old is not None and new is not None and old != new:
-            raise InvalidRequest(
-                "'max_tokens' and 'max_completion_tokens' disagree.", param="max_completion_tokens"
-            )
-        return old if new is None else new
 
     def _asked_logprobs(self) -> int | None:
         if self.logprobs:
@@ -136,7 +177,7 @@ class CompletionRequest(_OpenAIFields):
                 stop=self.stop,
                 logprobs=self.logprobs,
             ),
-            clip_max_tokens=self.max_tokens is None,
+            clip_max_tokens=True,
             stream=bool(self.stream),
         )
         return context.job(work)

@@ -50,7 +50,7 @@ class ChatTemplate:
         Raises :class:`Refused` with INVALID_REQUEST when the template refuses the messages, and
         with CONTEXT_LENGTH_EXCEEDED when more than ``max_characters`` come out.
         """
-        plain = [{"role": m.role, "content": m.content} for m in messages]
+        plain = [_plain(message) for message in messages]
         if sum(len(m.content) for m in messages) > max_characters:
             raise _too_long(max_characters)
         try:
@@ -94,6 +94,11 @@ def _refusal(reason: str) -> Refused:
         f"The model's chat template refuses these messages: {reason[:500]}",
         param="messages",
     )
+
+
+def _plain(message: ChatMessage) -> dict[str, str]:
+    plain = {"role": message.role, "content": message.content}
+    return plain if message.name is None else {**plain, "name": message.name}
 
 
 @contextmanager

@@ -1,0 +1,58 @@
+"""What requests on OpenAI's surface may hold beside the fields that are honoured.
+
+A null is no value, a label has no effect, and a field that is not in OpenAI's schema is left out of
+account: the response's header names it. A field of the schema that would change the answer is
+declared with the values that change nothing (``AllowedValues``), and refused with any other.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
+
+from bitinglip.wire.body import Body
+
+MOST_NAMED = 16  #: fields that a response names
+_LONGEST_NAME = 64
+
+#: A field that only labels a request, or hints at how to serve it: any value, no effect.
+Label = Annotated[Any, WithJsonSchema({"description": "accepted, and has no effect"})]
+
+
+class OpenAIBody(Body):
+    """A request body of OpenAI's surface; it keeps the names of fields that it does not know."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def ignored_fields(body: BaseModel) -> list[str]:
+    """Return the fields of a body that were left out of account, as paths without indices.
+
+    A null is nothing that was left out. At most 16, each once; names that no header can hold, or
+    that are long, are shown as ``?``.
+    """
+    found: dict[str, None] = {}
+    for path in _unknown(body, ""):
+        found[path] = None
+        if len(found) == MOST_NAMED:
+            break
+    return list(found)
+
+
+def _unknown(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _unknown(each, path)
+    elif isinstance(value, BaseModel):
+        for name, extra in (value.model_extra or {}).items():
+            if extra is not None:
+                yield f"{path}{_shown(name)}"
+        for name in type(value).model_fields:
+            inner = getattr(value, name)
+            if isinstance(inner, (BaseModel, list)):
+                yield from _unknown(inner, f"{path}{name}.")
+
+
+def _shown(name: str) -> str:
+    plain = name.isascii() and name.isprintable() and not set(name) & {",", " ", '"'}
+    return name if plain and len(name) <= _LONGEST_NAME else "?"
