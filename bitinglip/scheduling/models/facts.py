@@ -131,6 +131,7 @@ class ResourceFacts:
                 reason=device.condition.reason,
                 doubtful=device.condition.state == "doubtful",
                 short_since=self.use.short_since(device.id),
+                display=device.display,
                 exclusive=device.exclusive,
                 shares="cpu" if device.unified else None,
             )

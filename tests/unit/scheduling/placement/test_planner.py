@@ -44,6 +44,14 @@ def test_free_memory_is_taken_first_and_where_least_is_left_over() -> None:
     assert not found.evictions
 
 
+def test_free_memory_of_a_card_with_a_screen_is_taken_last() -> None:
+    """Long kernels freeze the desktop there, or are stopped by the display's watchdog."""
+    rooms = [replace(card("0", 12), display=True), card("1", 24)]
+    assert planned(rooms, [], wanted()).loads == [Load("new", 0, {"1": 10})]
+    taken = [held("old", 20, device="1", in_flight=1)]
+    assert planned(rooms, taken, wanted()).loads == [Load("new", 0, {"0": 10})]
+
+
 def test_replicas_keep_apart() -> None:
     demands = [wanted(), replace(wanted(), index=1, urgent=False)]
     found = planned([card("0"), card("1")], [], *demands)
