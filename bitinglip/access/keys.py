@@ -1,7 +1,6 @@
 """The key ring checks keys in memory on every request, and stores them in the database."""
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from bitinglip.access.key_fields import checked_fields
 from bitinglip.access.key_records import NOBODY, HeldKey, hold, shown
 from bitinglip.access.key_records import Caller as Caller
 from bitinglip.access.key_records import KeyRecord as KeyRecord
+from bitinglip.access.presented import Presented
 from bitinglip.access.scopes import DEFAULT, Scope
 from bitinglip.access.usage.quotas import KeyQuotas
 from bitinglip.audit.entry import SERVER, Action, Actor
@@ -65,6 +65,7 @@ class KeyRing:
         self._age = age or KeyAge()
         self._clock = clock
         self._keys: dict[str, HeldKey] = {}
+        self._presented: Presented[tuple[HeldKey, bool]] = Presented()
 
     @classmethod
     async def open(cls, db: Database, pepper: bytes, audit: AuditLog, **options: Any) -> Self:
@@ -94,21 +95,27 @@ class KeyRing:
 
     def authenticate(self, credential: str) -> Caller:
         """Return the caller with this key. Raises InvalidApiKey or ExpiredApiKey."""
-        key_id = credentials.parse(credential)
-        if key_id is None:
-            raise InvalidApiKey
-        held = self._keys.get(key_id)
-        given = credentials.digest(self._pepper, credential)
-        # Always both comparisons, so that the time tells nothing.
-        current = hmac.compare_digest(given, held.digest if held else NOBODY)
-        former = hmac.compare_digest(given, held.former_digest if held else NOBODY)
-        if held is None or not (current or former) or held.record.revoked_at is not None:
+        held, current = self._presented.find(credential) or self._look_up(credential)
+        if held.record.revoked_at is not None:
             raise InvalidApiKey
         now = self._clock()
         if held.ends <= now or not (current or held.former_ends > now):
             raise ExpiredApiKey
         held.used = now
         return held.present(now) if current else held.former
+
+    def _look_up(self, credential: str) -> tuple[HeldKey, bool]:
+        """Return a key, and whether this is its present secret. Raises InvalidApiKey."""
+        key_id = credentials.parse(credential)
+        if key_id is None:
+            raise InvalidApiKey
+        held = self._keys.get(key_id)
+        digests = (held.digest, held.former_digest) if held else (NOBODY, NOBODY)
+        current, former = credentials.matches(self._pepper, credential, *digests)
+        if held is None or not (current or former):
+            raise InvalidApiKey
+        self._presented.remember(credential, (held, current))
+        return held, current
 
     def caller(self, credential: Credential) -> Caller | None:
         """Return who has this key, with what they may do now, and count that as a use of the key.
@@ -236,10 +243,7 @@ class KeyRing:
         return key.text
 
     async def flush_last_used(self) -> None:
-        """Write the times of use since the last flush, all in one transaction.
-
-        Raises DiskFull or DatabaseUnavailable; the times are kept for the next flush then.
-        """
+        """Write the times of use. Raises DiskFull or DatabaseUnavailable, and keeps them then."""
         used = {key_id: held.used for key_id, held in self._keys.items() if held.used is not None}
         if not used:
             return
@@ -299,4 +303,5 @@ class KeyRing:
         held.ageing, held.ages = renewed.ageing, renewed.ages
         held.former_digest, held.former = renewed.former_digest, renewed.former
         held.former_ends = renewed.former_ends
+        self._presented.forget()
         return shown(held)

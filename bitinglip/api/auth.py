@@ -226,15 +226,35 @@ def has_credential(request: HTTPConnection) -> bool:
 
 
 def _credential(request: HTTPConnection) -> str | None:
-    found = set(request.headers.getlist("x-api-key"))
-    for value in request.headers.getlist("authorization"):
-        scheme, _, token = value.partition(" ")
-        if scheme.lower() != "bearer":
-            raise InvalidApiKey()
-        found.add(token.strip())
+    """Return what the caller sent. Raises InvalidRequest for two that differ."""
+    fields = context_of(request.scope).fields
+    key, bearer = fields.get(b"x-api-key"), fields.get(b"authorization")
+    headers = request.scope["headers"]
+    if len(fields) < len(headers) or (key is not None and bearer is not None):
+        return _only_credential(headers)
+    return _of_bearer(bearer) if key is None else key.decode("latin-1")
+
+
+def _only_credential(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    found: set[str | None] = set()
+    for name, value in headers:
+        if name == b"x-api-key":
+            found.add(value.decode("latin-1"))
+        elif name == b"authorization":
+            found.add(_of_bearer(value))
     if len(found) > 1:
         raise InvalidRequest("The request holds two different credentials; send one.")
     return found.pop() if found else None
+
+
+def _of_bearer(value: bytes | None) -> str | None:
+    """Return the credential in an Authorization header. Raises InvalidApiKey for another kind."""
+    if value is None:
+        return None
+    scheme, _, credential = value.decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer":
+        raise InvalidApiKey()
+    return credential.strip()
 
 
 def mark_as_local(scope: MutableMapping[str, Any]) -> None:

@@ -3,31 +3,17 @@
 import math
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from bitinglip import errors
 from bitinglip.access.limits.policy import TOKENS
 from bitinglip.api.request_context import context_of
-from bitinglip.api.services import services_in
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
-
-
-def install(app: FastAPI) -> None:
-    app.add_exception_handler(errors.BitingLipError, _handle)
-    app.add_exception_handler(StoreError, _handle)
-    app.add_exception_handler(HTTPException, _handle)
-    app.add_exception_handler(RequestValidationError, _handle)
-
-
-async def _handle(request: Request, exception: Exception) -> Response:
-    return error_response(request.scope, to_error(exception))
 
 
 def to_error(exception: Exception) -> errors.BitingLipError:
@@ -86,8 +72,8 @@ def _count_refusal(scope: Scope, error: errors.BitingLipError) -> None:
         )
     if isinstance(error, errors.QuotaExceeded):
         context.token_headers = None
-    if services := services_in(scope):
-        services.refusals.count(reason, context.tier)
+    if context.services is not None:
+        context.services.refusals.count(reason, context.tier)
 
 
 def headers_of(error: errors.BitingLipError, status: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ from types import TracebackType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from bitinglip.api.guarding import checked_job
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_in
 from bitinglip.errors import TaskCancelled
@@ -56,7 +57,8 @@ class JobResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = services_in(scope)
         try:
-            if services is not None and services.cache.enabled:
+            cached = services is not None and services.cache.enabled
+            if services is not None and cached and self._job.guard is None:
                 await self._run_cached(services.cache, scope, receive, send)
             else:
                 await self._run(scope, receive, send)
@@ -65,6 +67,8 @@ class JobResponse(Response):
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if self._job.guard is not None:
+                self._job = await checked_job(scope, self._job)
             with self._dispatcher.open(self._job) as event_log:
                 await self._answer(event_log, BYPASS, scope, receive, send)
         finally:

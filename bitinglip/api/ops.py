@@ -59,6 +59,7 @@ async def health(request: Request) -> Response:
         "cluster_manager": _workers(services),
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
+        "guard": _found(True, "works"),
         "devices": _devices(services),
     }
     answers = checks["database"]["ok"]

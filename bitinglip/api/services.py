@@ -13,9 +13,11 @@ from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
+from bitinglip.api.request_context import context_of
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
+from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
@@ -60,6 +62,7 @@ class Services:
     token_rates: TokenRates
     usage: UsageRows
     logins: FailedLogins
+    guard: Guard
     refusals: LimitRefusals
     resume: Resume
     cache: ResponseCache
@@ -67,11 +70,12 @@ class Services:
     health: Health = field(default_factory=Health)
 
 
-def services_of(request: HTTPConnection) -> Services:
-    services: Services = request.app.state.services
-    return services
-
-
 def services_in(scope: HttpScope) -> Services | None:
     """Return the services; None while the server is not up yet."""
-    return getattr(scope["app"].state, "services", None)
+    return context_of(scope).services
+
+
+def services_of(request: HTTPConnection) -> Services:
+    services = context_of(request.scope).services
+    assert services is not None, "requests are refused until the server is up"
+    return services

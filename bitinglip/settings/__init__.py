@@ -10,6 +10,7 @@ from pydantic import Field
 
 from bitinglip.settings.audit import Audit
 from bitinglip.settings.cache import Cache
+from bitinglip.settings.guard import Guard
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -48,6 +49,7 @@ __all__ = [
     "Cache",
     "Devices",
     "FakeDevice",
+    "Guard",
     "ImageLimits",
     "ImageModel",
     "KeyRotation",
@@ -79,6 +81,7 @@ class Settings(Section):
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
     cache: Cache = Cache()
+    guard: Guard = Guard()
     tasks: Tasks = Tasks()
     files: Files = Files()
     audit: Audit = Audit()

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bitinglip.settings.guard import TierGuard
 from bitinglip.settings.sections import Section
 
 _TIER_PRIORITY = (
@@ -89,6 +90,7 @@ class Tier(Section):
     image: TierImage = TierImage()
     speech: TierSpeech = TierSpeech()
     transcription: TierTranscription = TierTranscription()
+    guard: TierGuard = TierGuard()
 
 
 class Pro(Tier):

@@ -7,9 +7,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import structlog
 
 from bitinglip import errors
@@ -81,7 +81,7 @@ class Tasks:
 
         Raises what ``Dispatcher.open`` raises, or DiskFull; then there is no such task.
         """
-        job = replace(job, asynchronous=True)
+        job = msgspec.structs.replace(job, asynchronous=True)
         open_task = AsyncTask(job)
         with ExitStack() as admission:
             admission.callback(self._discard_uploads, job)

@@ -6,7 +6,6 @@ holds a key, a prompt or anything else that a client made up.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -17,6 +16,7 @@ from bitinglip.telemetry.device_gauges import DeviceSample, device_gauges
 from bitinglip.telemetry.exposition import MaySee, render
 from bitinglip.telemetry.health import CHECKS
 from bitinglip.telemetry.logs import dropped_lines
+from bitinglip.telemetry.tally import Spread, Tally
 
 ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
 MAX_LABEL_VALUES = 256  #: different models, or reasons, before the rest are called ``_other``
@@ -59,25 +59,22 @@ class Metrics:
 
     def _define_requests(self) -> None:
         registry = self.registry
-        self._requests = _Children(
-            Counter(
-                "gateway_requests_total",
-                "HTTP requests",
-                ["method", "endpoint", "status"],
-                registry=registry,
-            )
+        self._requests = Tally(
+            "gateway_requests_total", "HTTP requests", ["method", "endpoint", "status"], registry
         )
-        self._duration = Histogram(
+        self._duration = Spread(
             "gateway_request_duration_seconds",
             "From a request's arrival to the end of its answer",
+            [],
+            registry,
             buckets=_REQUEST,
-            registry=registry,
         )
-        self._overhead = Histogram(
+        self._overhead = Spread(
             "bitinglip_overhead_seconds",
             "The gateway's own time before an answer begins",
+            [],
+            registry,
             buckets=_OVERHEAD,
-            registry=registry,
         )
         active = Gauge(
             "gateway_active_users", "API keys used in the last five minutes", registry=registry
@@ -88,33 +85,22 @@ class Metrics:
         )
 
     def _define_inference(self) -> None:
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> _Children[Histogram]:
-            family = Histogram(name, text, ["model"], buckets=buckets, registry=self.registry)
-            return _Children(family)
+        registry = self.registry
 
-        self._inference = _Children(
-            Counter(
-                "inference_requests_total",
-                "Inference requests that ended",
-                ["model", "type"],
-                registry=self.registry,
-            )
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Spread:
+            return Spread(name, text, ["model"], registry, buckets=buckets)
+
+        self._inference = Tally(
+            "inference_requests_total",
+            "Inference requests that ended",
+            ["model", "type"],
+            registry,
         )
-        self._jobs = _Children(
-            Counter(
-                "bitinglip_jobs_total",
-                "Jobs by how they ended",
-                ["model", "status"],
-                registry=self.registry,
-            )
+        self._jobs = Tally(
+            "bitinglip_jobs_total", "Jobs by how they ended", ["model", "status"], registry
         )
-        self._tokens = _Children(
-            Counter(
-                "bitinglip_tokens_total",
-                "Tokens read and made",
-                ["model", "kind"],
-                registry=self.registry,
-            )
+        self._tokens = Tally(
+            "bitinglip_tokens_total", "Tokens read and made", ["model", "kind"], registry
         )
         self._images = Counter(
             "bitinglip_images_total", "Images made", ["model"], registry=self.registry
@@ -166,7 +152,7 @@ class Metrics:
 
     def request_finished(self, *, method: str, endpoint: str, status: int, seconds: float) -> None:
         known = method if method in _METHODS else "_other"
-        self._requests(known, endpoint, str(status)).inc()
+        self._requests.add((known, endpoint, str(status)))
         self._duration.observe(seconds)
 
     def overhead(self, seconds: float) -> None:
@@ -189,17 +175,17 @@ class Metrics:
     ) -> None:
         """A job's end; ``duration`` and ``first_token_seconds`` count from its submission."""
         model = self._models.bound(model)
-        self._inference(model, kind).inc()
-        self._jobs(model, status).inc()
-        self._queue(model).observe(queue_seconds)
-        self._tokens(model, "prompt").inc(prompt_tokens)
-        self._tokens(model, "completion").inc(completion_tokens)
+        self._inference.add((model, kind))
+        self._jobs.add((model, status))
+        self._queue.observe(queue_seconds, (model,))
+        self._tokens.add((model, "prompt"), prompt_tokens)
+        self._tokens.add((model, "completion"), completion_tokens)
         if first_token_seconds is None:
             return
-        self._first(model).observe(first_token_seconds)
+        self._first.observe(first_token_seconds, (model,))
         if completion_tokens > 1:
             each = (duration - first_token_seconds) / (completion_tokens - 1)
-            self._between(model).observe(each)
+            self._between.observe(each, (model,))
 
     def images_made(self, *, model: str, count: int) -> None:
         self._images.labels(self._models.bound(model)).inc(count)
@@ -247,23 +233,6 @@ class Metrics:
         oldest = time.monotonic() - ACTIVE_SECONDS
         self._seen = {key: seen for key, seen in self._seen.items() if seen > oldest}
         return len(self._seen)
-
-
-F = TypeVar("F", Counter, Histogram)
-
-
-class _Children(Generic[F]):
-    """The children of a family by label values; looking one up in the library takes a lock."""
-
-    def __init__(self, family: F) -> None:
-        self._family: F = family
-        self._known: dict[tuple[str, ...], F] = {}
-
-    def __call__(self, *values: str) -> F:
-        child = self._known.get(values)
-        if child is None:
-            child = self._known[values] = self._family.labels(*values)
-        return child
 
 
 class _Bounded:

@@ -10,8 +10,9 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from bitinglip.access.keys import Caller
@@ -120,7 +121,7 @@ class ResponseCache:
                 yield Opened(stack.enter_context(self._replayed(answer, job, began)), HIT)
                 return
             left = max(0.0, job.timeout - (time.monotonic() - began))
-            flight = self._lead(key, replace(job, timeout=left), held.pop_all())
+            flight = self._lead(key, msgspec.structs.replace(job, timeout=left), held.pop_all())
             stack.enter_context(flight.joined())
             yield Opened(flight.event_log, MISS)
 

@@ -15,6 +15,7 @@ import structlog
 from bitinglip import errors
 from bitinglip.access.usage.amounts import Units
 from bitinglip.access.usage.meter import Meter
+from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
@@ -42,6 +43,7 @@ class Dispatcher:
         settings: Settings,
         manager: ModelManager,
         metrics: Metrics,
+        guard: Guard | None = None,
         *,
         meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -50,6 +52,7 @@ class Dispatcher:
         self._settings = settings
         self._manager = manager
         self._metrics = metrics
+        self._guard = guard
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock, self._meter)
@@ -242,7 +245,9 @@ class Dispatcher:
             raise
         priority = job.priority
         share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), reservation, size)
+        output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
+        event_log = EventLog(job, self._clock, guard=output)
+        entry = InFlightJob(event_log, share, cost(job), reservation, size)
         self.delivery.add(entry)
         return entry
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from starlette.routing import Route
 
 from bitinglip import api
@@ -100,7 +99,7 @@ def test_limits_that_a_route_does_not_declare_stop_the_start() -> None:
 def test_limits_of_a_route_that_is_not_there_stop_the_start() -> None:
     settings = Settings.model_validate({"limits": {"endpoints": {"/v1/compeltions": {}}}})
     with pytest.raises(SettingsError, match=r'endpoints\."/v1/compeltions": there is no'):
-        api.mount(FastAPI(docs_url=None, redoc_url=None), settings)
+        api.mount(api.Application(docs_url=None, redoc_url=None), settings)
 
 
 # ---- rates -------------------------------------------------------------------------------------
