@@ -36,8 +36,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Served]:
     hourly = {"requests_per_hour": 2, "requests_per_minute": None}
-    guarded = {"guard": {"output": "report"}}
-    tiers = {"free": {"priority": 0}, "pro": guarded, "enterprise": hourly}
+    tiers = {"free": {"priority": 0}, "enterprise": hourly}
     with serve(
         tmp_path_factory.mktemp("cache"), engine, cache={"responses": True}, limits={"tiers": tiers}
     ) as served:
@@ -143,15 +142,6 @@ def test_cache_passes_by_what_may_differ(client: httpx.Client, engine: Engine) -
     assert [outcome(each) for each in seeded] == ["MISS", "HIT"]
     assert outcome(client.post(NATIVE, json=ask("seeded", temperature=1, seed=8))) == "MISS"
     assert engine.runs["sampled"] == 2
-
-
-def test_cache_passes_by_what_the_guard_looks_at(
-    admin: httpx.Client, client: httpx.Client, engine: Engine
-) -> None:
-    _, key = new_key(admin, tier="pro")
-    answers = [client.post(NATIVE, json=ask("guarded"), headers=key) for _ in range(2)]
-    assert [outcome(answer) for answer in answers] == ["BYPASS", "BYPASS"]
-    assert engine.runs["guarded"] == 2
 
 
 def test_cache_obeys_the_request_s_cache_control(client: httpx.Client, engine: Engine) -> None:
