@@ -52,14 +52,14 @@ class JobResponse(Response):
         self._view = view
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._job.guard is not None:
+            self._job = await checked_job(scope, self._job)
         try:
             await self._run(scope, receive, send)
         finally:
             self._uploads.discard(self._job)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._job.guard is not None:
-            self._job = await checked_job(scope, self._job)
         with self._dispatcher.open(self._job) as event_log:
             place = event_log.place
             headers = [(b"x-queue-position", b"%d" % (place.position if place else 0))]
