@@ -5,6 +5,7 @@ the kernel may take the pages back whenever somebody needs the RAM more.
 """
 
 import os
+import resource
 import stat
 import sys
 import threading
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHARE_OF_RAM = 4  #: a quarter is the budget where none is set
+_BLOCK = 512  #: bytes: what the system counts reads in
 _PIECE_BYTES = 8 * 1024 * 1024
 
 
@@ -47,12 +49,14 @@ class PageCache:
         with self._lock:
             return {name: kept.bytes for name, kept in self._kept.items()}
 
-    def keep(self, name: str, folder: Path) -> None:
+    def keep(self, name: str, folder: Path) -> int:
         """Read the model's safetensors files into the page cache, in place of older models.
 
-        Blocks for as long as the disk takes: call it in a thread. Keeps nothing of a model that is
-        larger than the budget. Never raises for files that are missing, cut off or unreadable.
+        Returns the bytes that came from storage: not those that were cached. Blocks for as long as
+        the disk takes: call it in a thread. Keeps nothing of a model that is larger than the
+        budget. Never raises for files that are missing, cut off or unreadable.
         """
+        before = _storage_bytes()
         files = list(_weights(folder))
         kept = _Kept(files, sum(size for _, size in files))
         for path, _ in self._admit(name, kept):
@@ -63,6 +67,7 @@ class PageCache:
                 kept.bytes = whole
                 if not whole:
                     self._forget(name)
+        return _storage_bytes() - before
 
     def _admit(self, name: str, kept: _Kept) -> list[tuple[Path, int]]:
         """Enter the model into the books; return the files of the models that it displaced."""
@@ -97,6 +102,12 @@ class PageCache:
             return []
         kept.wanted = False
         return kept.files
+
+
+def _storage_bytes() -> int:
+    """Return the bytes that this thread has read from storage; elsewhere, that the process has."""
+    who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
+    return resource.getrusage(who).ru_inblock * _BLOCK
 
 
 def _weights(folder: Path) -> Iterator[tuple[Path, int]]:

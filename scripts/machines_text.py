@@ -34,6 +34,7 @@ Made by `python -m scripts.machines_text`.
 _MARKS = {"ok": "ok  ", "warning": "warn", "error": "FAIL"}
 _WIDTH = 110
 _PORT = re.compile(r"127\.0\.0\.1:\d+")
+_LOAD = re.compile(r"load \d+%")  #: of the machine that runs this
 
 
 def machines_text() -> str:
@@ -62,9 +63,9 @@ def _machine(name: str, machine: Machine) -> str:
 def _doctor(devices: Devices, machine: Machine) -> Iterator[str]:
     yield "$ bitinglip doctor"
     for finding in findings(devices, Settings(), machine.build, idle=True):
-        yield f"{_MARKS[finding.level]}  {finding.check:<10}{finding.detail}"
+        yield f"{_MARKS[finding.level]}  {finding.check:<13}{finding.detail}"
         if finding.advice:
-            yield f"{'':16}-> {finding.advice}"
+            yield f"{'':19}-> {finding.advice}"
 
 
 def _server(root: Path, devices: Devices) -> Iterator[str]:
@@ -86,7 +87,8 @@ def _server(root: Path, devices: Devices) -> Iterator[str]:
     screen = Console(width=_WIDTH, markup=False, highlight=False, emoji=False, color_system=None)
     with screen.capture() as captured:
         screen.print(board(shown, None, width=_WIDTH, most_models=0))
-    yield from _PORT.sub("localhost:8080", captured.get().rstrip()).splitlines()
+    shown = _LOAD.sub("load 0%", captured.get().rstrip())
+    yield from _PORT.sub("localhost:8080", shown).splitlines()
 
 
 if __name__ == "__main__":

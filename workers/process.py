@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import resource
 import select
 import signal
 import sys
@@ -44,6 +45,7 @@ from workers.protocol import (
 
 _PR_SET_PDEATHSIG = 1
 _CUDA_NOT_INITIALIZED = 3
+_BLOCK = 512  #: bytes: what the system counts reads in
 _MOST_NAME = 256  #: characters
 _SWITCH_SECONDS = 0.0005
 _YIELD = 10  #: niceness: a tenth of the CPU while others want all of it
@@ -117,7 +119,7 @@ def _load(fd: int, spec: Load, confined: Confined) -> Engine:
         _end_at_once(fd, LoadFailed(code=DRIVER_STARTED, message=message))
     if spec.device != "cuda" and engine_info(spec.engine).low_priority:
         os.nice(_YIELD)
-    started = time.monotonic()
+    started, read = time.monotonic(), storage_bytes()
     try:
         engine = make_engine(spec.engine)
         ready = engine.load(spec, lambda fraction: _tell(fd, LoadProgress(fraction)))
@@ -131,7 +133,11 @@ def _load(fd: int, spec: Load, confined: Confined) -> Engine:
     seconds = time.monotonic() - started
     held = _held_bytes(engine)
     ready = msgspec.structs.replace(
-        ready, load_seconds=seconds, memory_bytes=held, confined=confined
+        ready,
+        load_seconds=seconds,
+        storage_bytes=storage_bytes() - read,
+        memory_bytes=held,
+        confined=confined,
     )
     write_events(fd, [ready])
     return engine
@@ -299,6 +305,11 @@ def _resident_bytes() -> int:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def storage_bytes(who: int = resource.RUSAGE_SELF) -> int:
+    """Return the bytes that this process has read from storage so far, by whatever way."""
+    return resource.getrusage(who).ru_inblock * _BLOCK
 
 
 def _raise_oom_score() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu.recorder import Recorder
 from workers.devices import Devices
-from workers.engines.torch_env import CONTEXT_BYTES
+from workers.engines.defaults import CONTEXT_BYTES
 
 _ROUNDS = 20
 #: bytes copied, side of the matrices, bytes from the host

@@ -81,7 +81,7 @@ def _record_excess(record: Recorder, difference: int) -> None:
     """Record the allocator's reserved and used memory, and that of the context."""
     import torch
 
-    from workers.engines.torch_env import CONTEXT_BYTES
+    from workers.engines.defaults import CONTEXT_BYTES
 
     allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     excess = 100 * (reserved - allocated) / allocated

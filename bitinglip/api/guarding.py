@@ -1,7 +1,6 @@
 """Checks the prompts of a request with the guard before its job is admitted."""
 
-from dataclasses import replace
-
+import msgspec
 from starlette.types import Scope
 
 from bitinglip.api.services import services_in
@@ -27,4 +26,4 @@ async def checked_job(scope: Scope, job: Job) -> Job:
         if error.param is not None and scope["path"].startswith("/v1/"):
             error.param = _OPENAI.get((job.kind, error.param), error.param)
         raise
-    return job if work is job.work else replace(job, work=work)
+    return job if work is job.work else msgspec.structs.replace(job, work=work)

@@ -108,5 +108,6 @@ def describe(services: Services, manifest: Manifest) -> dict[str, Any]:
         ready=operations.ready(name),
         progress=operations.progress(name),
         replicas=len([each for each in operations.replicas(name) if each.state == "ready"]),
+        load_times=operations.load_times(name),
         more_voices=services.settings.model(name).speech.voices,
     )

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections import Counter as Tally
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 from bitinglip.guard.inputs import texts_of, with_texts
@@ -31,6 +32,7 @@ class Guard:
         self._modes = lru_cache(maxsize=64)(partial(modes_of, settings.guard))
         self._words_seen = self._words_state()
         self._words = read_words(settings.guard)
+        self.on_change: Callable[[], None] = lambda: None  #: other words are listed than before
 
     def modes(self, tier: Tier, floor: Mode = "off") -> Modes | None:
         """Return the modes of a key's jobs; None if nothing is looked for."""
@@ -72,6 +74,7 @@ class Guard:
             self._watch.words_unread()
         else:
             self._watch.words_read(len(self._words))
+            self.on_change()
         self._words_seen = state
 
     def _words_state(self) -> tuple[int, int, int] | None:

@@ -6,7 +6,6 @@ Memory is counted in bytes as Python keeps them: one character of a string takes
 """
 
 import hashlib
-from dataclasses import replace
 from sys import getsizeof
 from typing import assert_never
 
@@ -110,15 +109,16 @@ def without_input(job: Job) -> Job:
     work = job.work
     match work:
         case protocol.TextJob():
-            return replace(job, work=msgspec.structs.replace(work, prompt=None, messages=None))
+            work = msgspec.structs.replace(work, prompt=None, messages=None)
         case protocol.ImageJob():
-            return replace(job, work=msgspec.structs.replace(work, prompt="", negative_prompt=None))
+            work = msgspec.structs.replace(work, prompt="", negative_prompt=None)
         case protocol.TranscriptionJob():
-            return replace(job, work=msgspec.structs.replace(work, prompt=None))
+            work = msgspec.structs.replace(work, prompt=None)
         case protocol.SpeechJob():
             return job
         case _:
             assert_never(work)
+    return msgspec.structs.replace(job, work=work)
 
 
 def upload_paths(work: protocol.Job) -> dict[str, str]:

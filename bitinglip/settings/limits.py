@@ -70,6 +70,11 @@ class Tier(Section):
 
     requests_per_minute: Count | None = Field(10, description=_PER_MINUTE)
     requests_per_hour: Count | None = Field(100, description=_PER_HOUR)
+    tokens_per_minute: Count | None = Field(
+        None,
+        description="tokens per minute and key, prompts included: a request takes the most that it "
+        "may use and gives the rest back at its end; null sets no limit",
+    )
     concurrent_requests: Count | None = Field(2, description=_AT_ONCE)
     burst: Count | None = Field(
         None,

@@ -138,6 +138,11 @@ class Model(Section):
     allow_pickles: bool = Field(
         False, description="convert weights that come as pickles only, on pull or import"
     )
+    warmup: bool | None = Field(
+        None,
+        description="compute the largest shapes once at load, so that their memory is known: text "
+        "and image models; null does it for text on a card",
+    )
     preload: bool = Field(False, description="load the model when the server starts")
     pin: bool = Field(
         False, description="never evict or unload the model, however long nobody uses it"

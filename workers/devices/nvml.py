@@ -15,6 +15,10 @@ from workers.devices.events import Events
 
 T = TypeVar("T")
 
+#: bits of the reasons for low clocks: the card's own slow-downs, and the limit that is set
+_SLOWED_BY = {"heat": 0x20 | 0x40, "power supply": 0x80, "power limit": 0x04}
+_SLOW_DOWN, _UNTOLD = 0x08, "heat or power supply"  #: older cards do not tell which
+
 
 @dataclass(frozen=True, slots=True)
 class Driver:
@@ -37,6 +41,7 @@ class Card:
     unified: bool = False  #: it has no memory of its own
     exclusive: bool = False  #: it takes one process at a time
     prohibited: bool = False  #: it takes none
+    lanes: tuple[int, int] | None = None  #: PCIe lanes that it uses, and that it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,18 @@ class Nvml:
             unified=memory is None,
             exclusive=mode == nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
             prohibited=mode == nvml.NVML_COMPUTEMODE_PROHIBITED,
+            lanes=self.told(lambda: self._lanes(handle)),
         )
+
+    def _lanes(self, handle: Any) -> tuple[int, int]:
+        used = self._nvml.nvmlDeviceGetCurrPcieLinkWidth(handle)
+        return int(used), int(self._nvml.nvmlDeviceGetMaxPcieLinkWidth(handle))
+
+    def _slowed(self, handle: Any) -> tuple[str, ...]:
+        """Return what keeps the card's clocks down, beside having nothing to do."""
+        mask = int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        found = tuple(word for word, bits in _SLOWED_BY.items() if mask & bits)
+        return found or ((_UNTOLD,) if mask & _SLOW_DOWN else ())
 
     # ---- looks -----------------------------------------------------------------------------------
 
@@ -220,6 +236,7 @@ class Nvml:
             utilisation=None if share is None else share / 100,
             temperature_c=self.told(lambda: float(nvml.nvmlDeviceGetTemperature(handle, heat))),
             power_w=None if milliwatts is None else milliwatts / 1000,
+            slowed_by=self.told(lambda: self._slowed(handle)) or (),
             at=time.time(),
         )
 

@@ -5,6 +5,10 @@ The gateway estimates memory with the very numbers that the engines run with.
 
 _MIB = 1024 * 1024
 
+#: What a process takes of a card beside the allocator's memory, until it was measured there: the
+#: context, its kernels and the libraries' workspaces.
+CONTEXT_BYTES = 500 * _MIB
+
 TEXT_ROWS = 64  #: sequences at once
 TEXT_CACHE_BYTES = {"cpu": 512 * _MIB, "cuda": 4096 * _MIB}
 TEXT_STEP_TOKENS = {"cpu": 256, "cuda": 2048}  #: tokens of a step over all rows

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from workers.engines import dtypes
 from workers.engines.base import Refused, reason
+from workers.engines.defaults import CONTEXT_BYTES
 from workers.faults import Fault, classify, sentence
 from workers.protocol import Load
 
@@ -21,8 +22,7 @@ log = logging.getLogger(__name__)
 #: The number formats that a setting can name.
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in dtypes.DTYPE_BYTES}
 
-#: What a process takes of a card beside the allocator's memory: the context and its kernels.
-CONTEXT_BYTES = 500 * 1024 * 1024
+_context_bytes = CONTEXT_BYTES  #: as the gateway has measured it, if it has
 
 #: With more than this part of a card free, a library that gets no memory has another trouble.
 _ROOM = 0.25
@@ -50,6 +50,8 @@ def loading(
     Raises Refused with OUT_OF_MEMORY if memory runs out; the message names ``what`` did not fit.
     ``cudnn_attention`` leaves cuDNN's attention on, for models whose lengths seldom change.
     """
+    global _context_bytes  # noqa: PLW0603  the process has one engine
+    _context_bytes = spec.context_bytes or CONTEXT_BYTES
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     # For good, and not around each call: calls of several jobs take turns on one thread.
@@ -209,7 +211,7 @@ def held_bytes(device: torch.device | str) -> int | None:
         return None
     total = 0
     for card in range(torch.cuda.device_count()):
-        total += torch.cuda.max_memory_reserved(card) + CONTEXT_BYTES
+        total += torch.cuda.max_memory_reserved(card) + _context_bytes
         torch.cuda.reset_peak_memory_stats(card)
     return total
 

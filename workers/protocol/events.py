@@ -48,6 +48,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     max_context: Count | None = None
     memory_bytes: Size = 0  #: of its device's memory; on a CPU the process's own
     load_seconds: Seconds = 0.0
+    storage_bytes: Size = 0  #: read from storage for it, and not from the system's cache
     dtype: Name | None = None
     device: DeviceKind = "cpu"
     has_chat_template: bool = False

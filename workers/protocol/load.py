@@ -51,6 +51,8 @@ class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
     compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
     step_cache: str = "none"  #: skip what changes little between steps: none or first_block
     loras: dict[str, str] = {}  #: LoRA files by name
+    width: int = 1024  #: of an image as it is usually asked for, in pixels
+    height: int = 1024
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +73,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     #: bytes of weights that each visible device may hold, in their order; none: as they have room
     device_weights: tuple[int, ...] = ()
     even_split: bool = True  #: those are equal; else each device but the last is to be filled
+    context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
     dtype: str | None = None  #: None: the files' own, where the device computes it well
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device
@@ -78,5 +81,6 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     threads: int | None = None  #: CPU threads; None: all cores
     image: ImageOptions | None = None
     speech: SpeechOptions | None = None
+    warmup: bool | None = None  #: compute the largest shapes once; None: text models on a card
     heartbeat_seconds: float = 1.0
     fake: FakeOptions | None = None

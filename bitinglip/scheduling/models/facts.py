@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bitinglip import errors
+from bitinglip.scheduling.models.contexts import ContextSizes
 from bitinglip.scheduling.models.formats import NumberFormats
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.models.use import MemoryUse
@@ -27,7 +28,7 @@ from workers.faults import NO_NUMBERS, Fault
 
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
-_USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
+USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
 _PROVEN_JOBS = 32  #: after which a model has shown what it takes
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
@@ -48,6 +49,7 @@ class ResourceFacts:
         self._clock = clock
         self._conditions: dict[str, Condition] | None = None  #: at the last sample
         self._formats = NumberFormats()
+        self._contexts = ContextSizes()
         self.use = MemoryUse(clock)
 
     # ---- devices -------------------------------------------------------------------------------
@@ -86,12 +88,15 @@ class ResourceFacts:
         """Map devices that are not well to their reasons, and "card" to why one is missing."""
         return self._devices.problems()
 
+    def pressure(self) -> str | None:
+        """Say that programs wait for RAM; None if they do not, or the kernel does not tell."""
+        return self._devices.pressure()
+
     def lacks_card(self) -> str | None:
-        """Say why there is no usable card although devices.require asks for one; else None."""
+        """Say why there is no usable card although devices.require asks for one, or None."""
         if self._settings.devices.require == "auto":
             return None
-        cards = [device for device in self.devices if device.kind != "cpu"]
-        if any(device.condition.state != "lost" for device in cards):
+        if any(each.kind != "cpu" and each.condition.state != "lost" for each in self.devices):
             return None
         reasons = self.device_problems().values()
         note = (self._devices.note or "no card was found").partition(": models run")[0]
@@ -105,8 +110,8 @@ class ResourceFacts:
     ) -> bool:
         """Take over a sample; memory that is not ours belongs to other programs.
 
-        ``pids``: the process ids of our workers by worker id, loading ones included. Returns True
-        if there are other devices, or others are well, than at the last sample.
+        ``pids``: the process ids of our workers, loading ones included, by worker id. Returns
+        whether the devices, or which of them are well, have changed since the last sample.
         """
         self.use.update(readings, replicas, pids, self.devices)
         before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
@@ -130,6 +135,7 @@ class ResourceFacts:
                 doubtful=device.condition.state == "doubtful",
                 short_since=self.use.short_since(device.id),
                 exclusive=device.exclusive,
+                display=device.display,
                 shares="cpu" if device.unified else None,
             )
             for device in self.devices
@@ -182,8 +188,15 @@ class ResourceFacts:
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
             fake_bytes=own.fake.memory_bytes if fake else None,
+            context_bytes=self._contexts.of(
+                each.name for each in self.devices if each.kind == kind
+            ),
         )
         return self._for_images(manifest, load_config) if manifest.kind == "image" else load_config
+
+    def context_bytes(self, replica: Replica) -> int | None:
+        """Return the size of a context on a replica's cards; None if it was not measured yet."""
+        return self._contexts.of(device.name for device in self._devices_of(replica))
 
     def dtype_of_load(self, replica: Replica) -> str | None:
         """Return the number format to load a replica in; None leaves it to the engine."""
@@ -203,7 +216,7 @@ class ResourceFacts:
         """Plan for the usual image size, and for no more offload than the largest device needs,
         of what the RAM has room for."""
         own = self._settings.model(manifest.name).image
-        side = _USUAL_SIDE
+        side = USUAL_SIDE
         load_config = replace(load_config, pixels=(own.width or side) * (own.height or side))
         if own.offload != "auto":
             return replace(load_config, offload=own.offload)
@@ -304,6 +317,9 @@ class ResourceFacts:
         worker, kind = replica.worker, self.kind_of(replica)
         if worker is None or worker.ready is None:
             return replica.devices
+        cards = [device for device in self._devices_of(replica) if device.kind == "cuda"]
+        if len(cards) == 1 and (reading := self.use.reading(cards[0].id)) is not None:
+            self._contexts.observe(cards[0].name, worker, reading.processes.get(worker.pid))
         beat = worker.heartbeat.memory_bytes if worker.heartbeat else 0
         self._footprints.observe(
             manifest,
@@ -369,7 +385,7 @@ class ResourceFacts:
         return errors.ModelDoesNotFit(
             message,
             param="model",
-            details=fit_info(answer),
+            details=fit_info(answer, manifest.name.__eq__),  # any key may get it
             retry_after=None if forever else _BLOCKED_SECONDS,
         )
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import psutil
 import structlog
 
-from bitinglip.scheduling.models.facts import ResourceFacts
+from bitinglip.scheduling.models.facts import USUAL_SIDE, ResourceFacts
 from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.ledger import Ledger
 from bitinglip.scheduling.placement.split import is_even
@@ -119,7 +119,7 @@ class ReplicaLoader:
             spec = self._spec(model_state.manifest, replica, kind)
             for name in filter(None, (spec.model, self._settings.model(spec.model).speech.vocoder)):
                 await self._store.check(name)
-            await self._read_first(spec.model)
+            replica.storage_bytes = await self._read_first(spec.model)
             if kind == "cuda" and not await self._has_room(replica):
                 self._listener.on_displaced(model_state, replica)
                 return
@@ -176,16 +176,17 @@ class ReplicaLoader:
         else:
             self._listener.refresh(sample, pids)
 
-    async def _read_first(self, name: str) -> None:
-        """Read the files of a model on slow storage in sequence, as far as the RAM allows.
+    async def _read_first(self, name: str) -> int:
+        """Read the files of a model on slow storage in sequence, as far as the RAM allows; return
+        the bytes that came from there.
 
         The load maps them, and would fetch them in small pieces in the order of its tensors.
         """
         cache = self._page_cache
         if cache is None or not cache.reads_first or name in cache.held:
-            return
+            return 0
         try:
-            await asyncio.to_thread(cache.keep, name, self._store.path(name))
+            return await asyncio.to_thread(cache.keep, name, self._store.path(name))
         except asyncio.CancelledError:
             cache.drop(name)  # which ends the reading
             raise
@@ -221,8 +222,11 @@ class ReplicaLoader:
         cache = self._page_cache
         if cache is not None and manifest.name not in cache.held:
             folder = self._store.path(manifest.name)
-            work = asyncio.to_thread(cache.keep, manifest.name, folder)
-            self._spawn(work, f"keep {manifest.name}")
+
+            async def keep() -> None:
+                await asyncio.to_thread(cache.keep, manifest.name, folder)
+
+            self._spawn(keep(), f"keep {manifest.name}")
 
     def _speech_options(self, own: SpeechModel) -> protocol.SpeechOptions:
         try:
@@ -246,18 +250,22 @@ class ReplicaLoader:
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
+            context_bytes=self._facts.context_bytes(replica) if kind == "cuda" else None,
             even_split=is_even(replica.devices.values()),
             dtype=self._facts.dtype_of_load(replica),
             max_context=own.max_context,
             kv_cache_bytes=own.kv_cache_bytes,
             max_batch=own.max_batch,
             threads=workers.threads,
+            warmup=own.warmup,
             heartbeat_seconds=min(1.0, workers.heartbeat_timeout / 4),
             image=protocol.ImageOptions(
                 offload="none" if kind == "fake" else offload,
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
                 loras=own.image.loras,
+                width=own.image.width or USUAL_SIDE,
+                height=own.image.height or USUAL_SIDE,
             ),
             speech=self._speech_options(own.speech),
             fake=protocol.FakeOptions(**own.fake.model_dump()),

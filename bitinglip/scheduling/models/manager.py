@@ -1,8 +1,7 @@
 """The model manager loads models on demand, within memory, and restarts workers that crash.
 
-It alone writes the state of models. Whenever the facts have changed, it asks the planner for a plan
-and carries it out. The dispatcher asks it for replicas, operators ask it to load and unload; the
-processes are the pool's.
+It alone writes the state of models. Whenever the facts have changed, it carries out a new plan of
+the planner. The dispatcher asks it for replicas; the processes are the pool's.
 """
 
 import asyncio
@@ -294,27 +293,27 @@ class ModelManager:
         model_state.loaded(replica, worker, worker.ready.slots, self.clock())
         self.by_worker[worker] = replica
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
-        self._metrics.load_finished(model=model_state.name, seconds=replica.load_seconds, ok=True)
-        seconds = round(replica.load_seconds, 3)
-        log.info("model ready", worker=replica.id, dtype=worker.ready.dtype, seconds=seconds)
+        seconds, source = round(replica.load_seconds, 3), model_state.loaded_from(replica)
+        self._metrics.load_finished(model=model_state.name, seconds=seconds, source=source)
+        rate = round(model_state.manifest.weight_bytes / 1e6 / max(seconds, 0.001))
+        said = {"dtype": worker.ready.dtype, "seconds": seconds, "files": source}
+        log.info("model ready", worker=replica.id, mb_per_s=rate, **said)
         model_state.tell_watchers()
         self._listener.on_ready(model_state.name)
         self.replan()
 
     def on_load_failed(self, model_state: ModelState, replica: Replica, why: StartFailed) -> None:
         log.warning("load failed", model=model_state.name, cause=why.message)
-        self._metrics.load_finished(model=model_state.name, seconds=0.0, ok=False)
+        self._metrics.load_finished(model=model_state.name, seconds=0.0, source=None)
         if replica.state != "stuck":
             model_state.remove(replica)
         self.replan()
-        if replica.slept:
-            return  # the machine was suspended meanwhile: once more
+        if replica.slept or self.facts.loads_wider(replica, why.fault):
+            return  # the machine was suspended meanwhile, or float32 may help: once more
         now = self.clock()
         if self.deaths.load_failed(replica.devices, why.fault, now):
             model_state.retry_at = now + AFTER_DEVICE_FAULT
             return  # once more: there, or elsewhere once the device is in question
-        if self.facts.loads_wider(replica, why.fault):
-            return  # once more, in float32
         if why.code == "OUT_OF_MEMORY":
             model_state.short_of_memory += 1
             late = model_state.short_of_memory == 1 and self.facts.use.wait_again(replica)
@@ -329,12 +328,7 @@ class ModelManager:
         if model_state.serving or model_state.loading:
             return  # the others go on
         model_state.load_failed(why.message, now, hopeless=why.fault is RAM)
-        details = {"model": model_state.name}
-        rest = model_state.rests(now) or None
-        error = errors.from_code(
-            why.code, why.message, param="model", details=details, retry_after=rest
-        )
-        self._unavailable(model_state, error)
+        self._unavailable(model_state, model_state.refusal(why.code, why.message, now))
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
         """Plan again for a load that has not begun: another program took its memory."""
@@ -381,9 +375,8 @@ class ModelManager:
             death.undo.append(model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven))
         if death.blame == "request" and (rest := model_state.rests(now)):
             log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
-            told = model_state.explain(now)
-            gone = errors.ModelLoadFailed(told, param="model", retry_after=rest)
-            self._unavailable(model_state, gone)
+            told = model_state.explain(now) or ""
+            self._unavailable(model_state, model_state.refusal("MODEL_LOAD_FAILED", told, now))
         self.replan()
 
     def _raise_minimum(self, replica: Replica) -> None:

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
+from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.placement.dry_run import Placement
 from bitinglip.scheduling.placement.fit import FitAnswer
 from bitinglip.settings import Settings
-from bitinglip.telemetry.metrics import DeviceSample
+from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
@@ -62,6 +63,7 @@ class DeviceView:
     state: str = "well"  #: well, doubtful or lost
     reason: str | None = None
     note: str | None = None  #: what is special of it, and no fault
+    slowed_by: tuple[str, ...] = ()  #: what keeps its clocks down
     last_look: datetime | None = None  #: when it has answered last
 
 
@@ -90,6 +92,7 @@ class Operations:
         self._pool = pool
         self._manager = manager
         self._known_devices: set[str] = set()
+        self._liveness = CardLiveness()
         self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
@@ -113,6 +116,11 @@ class Operations:
         model_state = self._manager.models.get(name)
         loading = model_state.loading if model_state else []
         return max((replica.progress for replica in loading), default=None)
+
+    def load_times(self, name: str) -> Mapping[str, float]:
+        """Return how long the last loads took in seconds, by where the files came from."""
+        model_state = self._manager.models.get(name)
+        return dict(model_state.load_times.items()) if model_state else {}
 
     def idle_seconds(self, name: str) -> float | None:
         """Return the seconds since a loaded model was used; None if it is in use or not loaded."""
@@ -243,14 +251,21 @@ class Operations:
                     state=device.condition.state,
                     reason=device.condition.reason,
                     note=device.note,
+                    slowed_by=reading.slowed_by if reading else (),
                     last_look=None if at is None else datetime.fromtimestamp(at, UTC),
                 )
             )
         return found
 
     def device_problems(self) -> Mapping[str, str]:
-        """Map devices that are not well to their reasons, and "card" to why one is missing."""
-        return self._manager.facts.device_problems()
+        """Map devices that are not well to their reasons, "card" to why one is missing, and "ram"
+        to what to do where programs wait for it."""
+        found, short = self._manager.facts.device_problems(), self._manager.facts.pressure()
+        return {**found, "ram": short} if short else found
+
+    def not_alive(self) -> str | None:
+        """Say why the server is to be started anew, if devices.live_without_card is off."""
+        return None if self._settings.devices.live_without_card else self._liveness.gone
 
     def lacks_card(self) -> str | None:
         """Say why there is no usable card although devices.require asks for one; else None."""
@@ -266,6 +281,7 @@ class Operations:
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
                 power_w=each.power_w,
+                slowed_by=each.slowed_by,
             )
             for each in self.devices()
         ]
@@ -306,6 +322,7 @@ class Operations:
         sample = await asyncio.to_thread(facts.sample, list(pids.values()), idle=idle)
         known, self._known_devices = self._known_devices, {device.id for device in facts.devices}
         self._manager.refresh(sample, pids)
+        self._liveness.look(facts.devices)
         if known and self._known_devices - known:
             self._use_found_cards()
         self._end_workers_of_lost_cards()

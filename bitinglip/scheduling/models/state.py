@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bitinglip import errors
 from bitinglip.scheduling.models.restarts import RestartBudget
@@ -27,6 +28,10 @@ def _boottime() -> float:
 def suspended_seconds() -> float:
     """Return how long the machine was suspended since its boot."""
     return _boottime() - time.monotonic()
+
+
+#: Where most of a model's files came from in a load: the disk, or what the system keeps in RAM.
+LoadedFrom = Literal["storage", "cache"]
 
 
 @dataclass(eq=False, slots=True)
@@ -55,6 +60,7 @@ class Replica:
     loaded_at: float = 0.0
     used_at: float = 0.0
     load_seconds: float = 1.0
+    storage_bytes: int = 0  #: that were read from storage in front of its load
 
     @property
     def id(self) -> str:
@@ -119,6 +125,8 @@ class ModelState:
     target: int = 0  #: how many replicas it should have
     asked: float | None = None  #: when an operator asked for it, until it is loaded
     load_seconds: float | None = None  #: as long as its last load took
+    #: how long the last loads took: with most of the files read from storage (cold), or not
+    load_times: dict[LoadedFrom, float] = field(default_factory=dict)
     loads: int = 0  #: that succeeded
     restarts: int = 0
     cause: str | None = None
@@ -180,10 +188,17 @@ class ModelState:
         replica.state, replica.progress = "ready", 1.0
         replica.loaded_at = replica.used_at = now
         replica.load_seconds = self.load_seconds = now - replica.began
+        self.load_times[self.loaded_from(replica)] = replica.load_seconds
         self.cause, self.failed, self.asked = None, False, None
         self.given_up = False
         self.short_of_memory = 0
         self.loads += 1
+
+    def loaded_from(self, replica: Replica) -> LoadedFrom:
+        """Tell whether a load read most of the files from storage, or found them cached."""
+        ready = replica.worker.ready if replica.worker is not None else None
+        read = replica.storage_bytes + (ready.storage_bytes if ready is not None else 0)
+        return "storage" if 2 * read > self.manifest.weight_bytes > 0 else "cache"
 
     def load_failed(self, cause: str, now: float, *, hopeless: bool = False) -> None:
         """Pause before the next try, or give the model up: no replica is left or loading.
@@ -231,6 +246,11 @@ class ModelState:
         """Say why the model does not serve, and when it is tried again."""
         rest = self.rests(now)
         return f"{self.cause} It is tried again in {rest:.0f} s." if rest else self.cause
+
+    def refusal(self, code: str, message: str, now: float) -> errors.BitingLipError:
+        """Make the error of the requests that wait, with when the model is tried again."""
+        rest, details = self.rests(now) or None, {"model": self.name}
+        return errors.from_code(code, message, param="model", details=details, retry_after=rest)
 
     def check(self, now: float) -> None:
         """Raise ModelLoadFailed while the model rests after too many failures."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from model_store.manifest import Manifest
 from workers.engines.defaults import (
+    CONTEXT_BYTES,
     IMAGE_BATCH,
     SPEECH_CACHE_BYTES,
     SPEECH_ROWS,
@@ -21,9 +22,9 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
 _LOGIT_COPIES = 4  #: float32 rows of the vocabulary alive at once while sampling
 
-#: A process with the libraries imported; on a card its context and their kernels. Measured on a
+#: A process with the libraries imported; on a card what it takes beside its context. Measured on a
 #: CPU: 460 MB resident with a model of 1 MB and a cache of 68 MB.
-_OVERHEAD = {"cpu": 400 * _MB, "cuda": 600 * _MB}
+_PROCESS = {"cpu": 400 * _MB, "cuda": 76 * _MB}
 #: On a CPU the weights are packed into a layout of their own, tied embeddings twice, and the
 #: files stay mapped until the system wants their pages back (135M bfloat16: 998 MB without cache).
 _PACKED = 1.25
@@ -53,6 +54,7 @@ class LoadConfig:
     pixels: int = 0  #: image: of one image as it is usually asked for
     offload: str = "none"  #: image: what lies in host memory while unused: one of OFFLOADS
     fake_bytes: int | None = None  #: of a fake model: what it pretends, exactly
+    context_bytes: int | None = None  #: of a card, as it was measured; None: not yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,19 @@ def estimate(manifest: Manifest, load_config: LoadConfig) -> Footprint:
     if kind == "cpu":
         weights = int(weights * _PACKED) + manifest.weight_bytes
     if manifest.kind != "text":
-        return Footprint(int(weights * _OTHERS), overhead=_OVERHEAD[kind])
+        return Footprint(int(weights * _OTHERS), overhead=_overhead(load_config, kind))
     rows = load_config.max_batch or TEXT_ROWS
     return Footprint(
         weights=weights,
         cache=_cache(manifest, load_config, kind, rows),
         activations=_LOGIT_COPIES * 4 * rows * (manifest.vocab_size or 0),
-        overhead=_OVERHEAD[kind],
+        overhead=_overhead(load_config, kind),
     )
+
+
+def _overhead(load_config: LoadConfig, kind: str) -> int:
+    context = (load_config.context_bytes or CONTEXT_BYTES) if kind == "cuda" else 0
+    return context + _PROCESS[kind]
 
 
 def cache_bytes_per_token(manifest: Manifest, load_config: LoadConfig) -> int:
@@ -115,7 +122,7 @@ def _of_sound(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
         weights=weights,
         cache=rows * row,
         activations=min(weights, _SOUND_ACTIVATIONS),
-        overhead=_OVERHEAD[kind],
+        overhead=_overhead(load_config, kind),
     )
 
 
@@ -132,7 +139,7 @@ def _of_image(manifest: Manifest, load_config: LoadConfig, kind: str) -> Footpri
     denoiser = _DENOISER_COPIES * latents * manifest.denoiser_width * element
     decoder = _DECODER_COPIES * load_config.pixels * manifest.decoder_width * element
     peak = denoiser + decoder if load_config.device == "cpu" else max(denoiser, decoder)
-    return Footprint(weights, activations=peak, overhead=_OVERHEAD[kind])
+    return Footprint(weights, activations=peak, overhead=_overhead(load_config, kind))
 
 
 def _decoder_bytes(manifest: Manifest, parts: list[int]) -> int:

@@ -114,7 +114,9 @@ class Footprints:
 
 def _key(manifest: Manifest, load_config: LoadConfig) -> str:
     """Return the same key for the same files under the same settings on the same kind of device."""
-    facts = (manifest.name, [f.sha256 for f in manifest.files], dataclasses.astuple(load_config))
+    config = dataclasses.asdict(load_config)
+    del config["context_bytes"]  # no setting: what is learned stays when it is measured
+    facts = (manifest.name, [f.sha256 for f in manifest.files], tuple(config.values()))
     return hashlib.blake2b(msgspec.json.encode(facts), digest_size=16).hexdigest()
 
 

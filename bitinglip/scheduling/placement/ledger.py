@@ -19,6 +19,7 @@ class DeviceCapacity:
     reason: str | None = None  #: why nothing new is planned there; None if it is well
     doubtful: bool = False  #: it may be well again in a moment
     exclusive: bool = False  #: it takes one worker at a time
+    display: bool = False  #: a screen hangs on it, which long computations hold up
     shares: str | None = None  #: the device whose memory this one uses, too: they are one budget
 
     @property

@@ -25,6 +25,7 @@ def device_info(view: DeviceView) -> dict[str, Any]:
         "state": view.state,
         "reason": view.reason,
         "note": view.note,
+        "slowed_by": list(view.slowed_by),
         "last_look": view.last_look and timestamp(view.last_look),
     }
 

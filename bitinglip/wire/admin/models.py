@@ -49,6 +49,7 @@ def model_info(
     ready: protocol.Ready | None,
     progress: float | None,
     replicas: int,
+    load_times: Mapping[str, float] | None = None,
     more_voices: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Describe a model as the design's ModelInfo, with more fields of ours.
@@ -67,6 +68,7 @@ def model_info(
         "cause": cause,
         "progress": progress,
         "replicas": replicas,
+        "load_seconds": {source: round(each, 3) for source, each in (load_times or {}).items()},
         "capabilities": list(manifest.capabilities),
         "supported_parameters": supported_parameters(
             _kind(manifest), manifest.engine, manifest.model_type

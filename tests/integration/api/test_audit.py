@@ -1,5 +1,6 @@
 """The audit log through the API: every change is in it before it is answered, and no secret is."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 from starlette.routing import BaseRoute
 
 from bitinglip.access import credentials
@@ -22,6 +24,7 @@ from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.model_folders import llama
 from tests.support.wait import eventually
+from tests.support.websocket_client import refusal
 
 AUDIT = "/api/v1/audit"
 KEYS = "/api/v1/keys"
@@ -111,6 +114,7 @@ class Routes:
                 f"/api/v1/models/{self.model()}",
                 None,
             ),
+            ("DELETE", "/api/v1/cache"): lambda: ("/api/v1/cache", None),
             ("POST", "/api/v1/workers/{worker_id:path}/restart"): lambda: (
                 f"/api/v1/workers/{self.worker()}/restart",
                 None,
@@ -219,6 +223,32 @@ def test_audit_of_a_failure_tells_its_code_and_a_bad_request_is_no_news(
     assert len(on_disk(served)) <= before + 1
 
 
+def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_path: Path) -> None:
+    with serve(tmp_path) as served, client_of(served, "admin") as admin:
+
+        async def refuse_writes(state: str) -> None:
+            async with served.services.db.write() as session:
+                await session.execute(text(f"PRAGMA query_only = {state}"))
+
+        def switch(state: str) -> None:
+            asyncio.run_coroutine_threadsafe(refuse_writes(state), served.loop).result(10)
+
+        switch("ON")
+        keys = len(served.services.keys.list())
+        refused = "OVERLOADED"
+        error_of(admin.post(KEYS, json={"name": "none"}), 503, refused)
+        # what is outside of the database is done, and told so that nobody relies on the entry
+        error_of(admin.post("/api/v1/models/demo/load"), 503, refused)
+        assert len(served.services.keys.list()) == keys
+        switch("OFF")
+        eventually(lambda: bool(on_disk(served, action="model.load")), 10)
+        (row,) = on_disk(served, action="model.load")
+        assert (row["outcome"], row["target"]) == ("ok", "demo")
+        (row,) = on_disk(served, action="key.create", outcome=refused)
+        assert row["after"] is None
+        assert verdict(served)[0]
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 
@@ -242,6 +272,19 @@ def test_audit_counts_a_flood_of_wrong_keys(served: Served) -> None:
     served.loop.call_soon_threadsafe(refusals.finish)
     eventually(lambda: len(on_disk(served, action="auth.refused")) == before + 2, 5)
     assert json.loads(on_disk(served, action="auth.refused")[-1]["after"])["count"] == 29
+
+
+def test_audit_counts_wrong_tickets_of_websockets_too(served: Served) -> None:
+    """Whatever way a credential comes, there is one door."""
+    status, error = refusal(served.url, "no-task", query="?ticket=wrong")
+    assert (status, error["code"]) == (401, "INVALID_TOKEN")
+    status, error = refusal(served.url, "no-task", authorization="Bearer wrong")
+    assert (status, error["code"]) == (401, "INVALID_API_KEY")
+    served.loop.call_soon_threadsafe(served.services.audit.refusals.finish)
+    expected = {"INVALID_TOKEN", "INVALID_API_KEY"}
+    eventually(
+        lambda: expected <= {row["outcome"] for row in on_disk(served, action="auth.refused")}, 5
+    )
 
 
 def test_audit_of_attempts_at_more_than_a_key_may(served: Served, admin: httpx.Client) -> None:

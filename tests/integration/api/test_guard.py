@@ -210,6 +210,33 @@ def test_log_probabilities_tell_nothing_of_what_is_redacted(served: Served) -> N
     assert not any(part in joined for part in ("john", "doe", "exa", "411", "111"))
 
 
+def test_redacted_answer_is_never_cached_and_another_is(tmp_path: Path) -> None:
+    tiers = {"pro": {"guard": {"output": "off"}}}
+    options: dict[str, Any] = {
+        "guard": {"input": "redact", "output": "redact"},
+        "cache": {"responses": True, "scope": "all"},
+        "limits": {"tiers": tiers},
+    }
+
+    def asked(client: httpx.Client, prompt: str, shown: str) -> str:
+        answer = client.post(NATIVE, json=_native(prompt, temperature=0))
+        assert answer.json()["result"]["text"] == shown
+        return answer.headers["x-cache"]
+
+    with serve(tmp_path, speak, **options) as served:
+        headers = {"X-API-Key": served.keys["admin"]}
+        body = {"name": "unguarded results", "tier": "pro"}
+        made = httpx.post(f"{served.url}/api/v1/keys", json=body, headers=headers)
+        served.keys["pro"] = made.json()["key"]
+        with _client(served, SCOPE) as redacted, _client(served, "pro") as whole:
+            assert [asked(redacted, say(TEXT), REDACTED) for _ in range(3)] == ["MISS"] * 3
+            assert [asked(whole, say(TEXT), TEXT) for _ in range(2)] == ["MISS", "HIT"]
+            assert asked(redacted, say(TEXT), REDACTED) == "MISS"
+            assert [asked(redacted, "fine", "fine") for _ in range(2)] == ["MISS", "HIT"]
+            assert asked(redacted, f"I am {MAIL}", "I am [EMAIL]") == "MISS"
+            assert asked(redacted, "I am a@b.example", "I am [EMAIL]") == "HIT"
+
+
 # ---- what is told of it --------------------------------------------------------------------------
 
 

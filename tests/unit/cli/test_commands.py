@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cli.commands import keys
 from cli.main import app
 
 
@@ -34,7 +35,7 @@ def test_commands_of_the_contract_are_there() -> None:
     expected |= {f"keys {name}" for name in ("create", "list", "show", "patch", "rotate", "revoke")}
     expected |= {f"workers {name}" for name in ("list", "show", "restart", "stop", "drain")}
     expected |= {f"generate {name}" for name in ("text", "image", "speech")}
-    expected |= {"config check", "config show"}
+    expected |= {"config check", "config show", "audit list", "audit verify"}
     expected |= {"serve", "chat", "transcribe", "status", "top", "usage", "doctor", "backup"}
     assert set(COMMANDS) == expected
 
@@ -98,3 +99,17 @@ def test_imports_of_the_commands_leave_the_product_out(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_keys_end_by_their_expiry_or_their_age() -> None:
+    early, late = "2020-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
+    for expires, rotate, state in (
+        (None, None, "active"),
+        (late, None, "active"),
+        (None, late, "active"),
+        (late, early, "expired"),
+        (early, late, "expired"),
+    ):
+        key = {"revoked_at": None, "expires_at": expires, "rotate_by": rotate}
+        assert keys._state(key) == state
+    assert keys._end_of({"expires_at": late, "rotate_by": early}) == early

@@ -45,12 +45,14 @@ def _compile(pipe: Any, denoiser: Any, most_images: int) -> None:
         raise load_failed(f"The model does not compile ({type(error).__name__}).") from error
 
 
-def trial(pipe: Any) -> torch.Tensor:
-    """Draw a small image and return its pixels. Raises what the pipeline raises."""
+def trial(
+    pipe: Any, *, images: int = 1, width: int = _MIN_SIDE, height: int = _MIN_SIDE
+) -> torch.Tensor:
+    """Draw images, small ones by default; return their pixels. Raises what the pipeline raises."""
     pixels = pipe(
-        prompt=[""],
-        width=_MIN_SIDE,
-        height=_MIN_SIDE,
+        prompt=[""] * images,
+        width=width,
+        height=height,
         num_inference_steps=_WARM_UP_STEPS,
         generator=torch.Generator().manual_seed(0),
         output_type="np",

@@ -1,5 +1,6 @@
 """The image engine interleaves calls of one diffusers pipeline, a step of one call at a time."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from workers.codes import Code
-from workers.engines.activity import FirstUse
+from workers.engines.activity import FirstUse, busy_with
 from workers.engines.base import Refused
 from workers.engines.defaults import IMAGE_BATCH
 from workers.engines.image.acceleration import speed_up, trial
@@ -41,6 +42,8 @@ from workers.protocol import (
     Load,
     Ready,
 )
+
+log = logging.getLogger(__name__)
 
 _MAX_CALLS = 4  #: calls that are interleaved
 _WRITERS = 2
@@ -94,11 +97,14 @@ class ImageEngine:
         self._pipelines = Pipelines(loaded)
         self._preprocessor = Preprocessor(self._pipelines)
         self._fallbacks = OomFallbacks(loaded.pipe, self._batch)
+        self._decoder.make_room = self._tile_decoder
         self._dtypes = StoredDtypes(loaded.pipe)
         # Cached steps and offloaded parts are state of the weights, which all calls share.
         alone = options.step_cache != "none" or options.offload != "none"
         self._max_calls = 1 if alone else _MAX_CALLS
         self._no_preview = preview_refusal(loaded.pipe, options.offload)
+        if spec.warmup:
+            self._warm_up(options)
         self._dtype = dtype_name(loaded.dtype)
         progress(1.0)
         step_timeout = _STEP_TIMEOUT[spec.device]
@@ -108,6 +114,33 @@ class ImageEngine:
             device=spec.device,
             step_timeout=_COMPILE_STEP_TIMEOUT if options.compile else step_timeout,
         )
+
+    def _warm_up(self, options: ImageOptions) -> None:
+        """Draw as many images of the usual size as one pass may have, so that the load tells what
+        memory they take. Where it does not suffice, fallbacks find a way at the first request."""
+        error: Exception | None = None
+        try:
+            with busy_with("warmup"):
+                trial(
+                    self._pipelines.base,
+                    images=self._batch,
+                    width=options.width,
+                    height=options.height,
+                )
+        except Exception as caught:
+            if not is_out_of_memory(caught):
+                raise
+            error = caught.with_traceback(None)  # it holds on to all that was computed
+        if error is not None:
+            release_cached(self._pipelines.device)
+            self._dtypes.restore()
+            log.warning(
+                "%s: no memory for %d images of %d x %d at once",
+                self._model,
+                self._batch,
+                options.width,
+                options.height,
+            )
 
     def prepare(self, job: ImageJob) -> Request:
         if job.preview_every and self._no_preview is not None:
@@ -172,8 +205,9 @@ class ImageEngine:
             return self._report(call, outcome)
         self._calls.remove(call)
         self._first_use.done(self._new_to_kernels(call))
+        events = self._write(call, outcome)
         self._fallbacks.passed()
-        return self._write(call, outcome)
+        return events
 
     def _new_to_kernels(self, call: PipelineCall) -> object:
         """Return what is compiled for: each shape; without a compiler one is as all others."""
@@ -212,7 +246,8 @@ class ImageEngine:
             return b""
         row = call.samples.index(first)
         try:
-            return preview(call.pipe, step.latents[row : row + 1], job.width, job.height)
+            with self._decoder.for_previews():
+                return preview(call.pipe, step.latents[row : row + 1], job.width, job.height)
         except RuntimeError as error:
             if must_end(error, self._pipelines.device):
                 raise
@@ -221,6 +256,8 @@ class ImageEngine:
     def _write(self, call: PipelineCall, images: Images) -> list[Event]:
         """Begin to write a finished call's images; those that are not finite end their jobs."""
         events: list[Event] = []
+        for request in _requests_of(call.samples):
+            request.note_memory_fallbacks(self._fallbacks.applied)  # the decoder may have made room
         for sample, pixels, filtered in zip(
             call.samples, images.pixels, images.filtered, strict=True
         ):
@@ -262,6 +299,10 @@ class ImageEngine:
         return job.scheduler or self._pipelines.schedulers.own_name
 
     # ---- errors ----------------------------------------------------------------------------------
+
+    def _tile_decoder(self) -> bool:
+        release_cached(self._pipelines.device)
+        return self._fallbacks.tile_decoder()
 
     def _handle_error(self, call: PipelineCall, error: Exception) -> list[Event]:
         wanted = [sample for sample in call.samples if sample.wanted]

@@ -20,6 +20,7 @@ from workers.engines.torch_env import (
     dtype_name,
     held_bytes,
     is_out_of_memory,
+    load_failed,
     loading,
     must_end,
     release_cached,
@@ -81,6 +82,8 @@ class SpeechEngine:
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         self._device = spec.device
+        if spec.warmup:
+            raise load_failed("warmup is for models of text and images; this is none.")
         progress(0.0)
         with loading(spec):
             self._model, slots = load(spec)

@@ -7,7 +7,7 @@ import jinja2
 import torch
 
 from workers.engines import defaults, torch_env
-from workers.engines.activity import FirstUse
+from workers.engines.activity import FirstUse, busy_with
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
@@ -18,6 +18,7 @@ from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Sampler
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
+from workers.engines.text.warmup import largest_jobs
 from workers.protocol import Event, Load, Ready, TextJob
 
 #: Seconds that a step may take on a card: one is far shorter, but the first use of a kernel may
@@ -54,7 +55,11 @@ class TextEngine:
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         progress(0.0)
         with torch_env.loading(spec, "this model and its cache"):
-            return self._load(spec, progress)
+            ready = self._load(spec, progress)
+        if spec.device == "cuda" if spec.warmup is None else spec.warmup:
+            self._warm_up(ready)
+        progress(1.0)
+        return ready
 
     def _load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         loaded = self._load_model(spec)
@@ -75,7 +80,6 @@ class TextEngine:
             max_context=context,
             vocab_size=loaded.vocab_size,
         )
-        progress(1.0)
         return Ready(
             slots=rows,
             max_context=context,
@@ -90,6 +94,20 @@ class TextEngine:
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
         self._allocator = BlockAllocator(self._runner.blocks, self._block_size)
         self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=step_tokens)
+
+    def _warm_up(self, ready: Ready) -> None:
+        """Compute the largest steps once: what memory they take is told with the load."""
+        jobs = largest_jobs(
+            rows=ready.slots,
+            step_tokens=self._scheduler.step_tokens,
+            context=ready.max_context or 1,
+            vocab_size=self._loaded.vocab_size,
+        )
+        for job in jobs:
+            self.submit(job)
+        with busy_with("warmup"):
+            while self._requests:
+                self.step()
 
     def prepare(self, job: TextJob) -> PreparedJob:
         return self._preprocessor.prepare(job)

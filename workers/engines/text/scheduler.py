@@ -103,6 +103,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def step_tokens(self) -> int:
+        """Return the tokens that a step may have over all rows."""
+        return self._step_tokens
+
+    @property
     def waiting_count(self) -> int:
         return len(self._waiting)
 

@@ -16,6 +16,7 @@ from workers.engines.torch_env import (
     dtype_name,
     held_bytes,
     is_out_of_memory,
+    load_failed,
     loading,
     must_end,
     release_cached,
@@ -62,6 +63,8 @@ class TranscriptionEngine:
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         slots = spec.max_batch or TRANSCRIPTION_BATCH
         self._batch = BatchLimit(slots)
+        if spec.warmup:
+            raise load_failed("warmup is for models of text and images; this is none.")
         progress(0.0)
         with loading(spec):
             self._loaded = load(spec)

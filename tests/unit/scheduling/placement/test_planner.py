@@ -44,6 +44,13 @@ def test_free_memory_is_taken_first_and_where_least_is_left_over() -> None:
     assert not found.evictions
 
 
+def test_card_that_drives_a_screen_comes_after_one_that_does_not() -> None:
+    rooms = [card("0", display=True), card("1", memory=40)]
+    assert planned(rooms, [], wanted()).loads == [Load("new", 0, {"1": 10})]
+    full = [held("a", 35, device="1", pinned=True)]
+    assert planned(rooms, full, wanted()).loads == [Load("new", 0, {"0": 10})]  # there is room
+
+
 def test_replicas_keep_apart() -> None:
     demands = [wanted(), replace(wanted(), index=1, urgent=False)]
     found = planned([card("0"), card("1")], [], *demands)
