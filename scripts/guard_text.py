@@ -21,9 +21,10 @@ otherwise, and costs nothing then.
 | `redact` | the model reads `[EMAIL]` in place of an address | the client reads it |
 | `block` | 400 `PII_DETECTED`, with `classes` and `count` | the answer ends with that error |
 
-`guard.input` and `guard.output` set the modes, `limits.tiers.<tier>.guard` those of a tier. What is
-found is told by class and number in `bitinglip_guard_detections_total{class,direction,action}`, and
-in no log. Usage counts the tokens that were made, whatever is shown of them.
+`guard.input` and `guard.output` set the modes, `limits.tiers.<tier>.guard` those of a tier; the
+`guard` of a key makes both stricter for it and for the keys that it makes. What is found is told by
+class and number in `bitinglip_guard_detections_total{class,direction,action}`, and in no log. Usage
+counts the tokens that were made, whatever is shown of them. A redacted answer is never cached.
 
 A stream is held back only while its end could become a match, by at most 63 characters: a word
 until the next one begins, a number until it ends. It is redacted exactly as the whole text is,
