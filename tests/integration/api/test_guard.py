@@ -1,5 +1,6 @@
 """The guard over real sockets: prompts, bodies, streams, tasks and WebSockets, on both surfaces."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from bitinglip.api.guarding import checked_job
+from bitinglip.errors import PersonalDataDetected
 from bitinglip.guard.folding import fold
+from bitinglip.guard.modes import Modes
+from bitinglip.scheduling.job import Job
 from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, NATIVE, error_of
 from tests.support.speaking_worker import say, speak
@@ -104,6 +109,21 @@ def test_prompt_of_a_task_is_stored_redacted(served: Served) -> None:
         assert [getattr(job, "prompt", "") for job in served.workers.jobs] == [REDACTED]
     with _client(served, "block") as client:
         error_of(client.post(NATIVE, json=_native(TEXT, **{"async": True})), 400, "PII_DETECTED")
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [("/v1/audio/speech", "input"), ("/api/v1/inference/text-to-speech", "text")],
+)
+def test_text_to_say_is_refused_by_the_name_that_the_surface_has(
+    served: Served, path: str, param: str
+) -> None:
+    work = protocol.SpeechJob(id="j", text=TEXT, seed=1, folder="f")
+    job = Job(work=work, model="m", key_id="k", guard=Modes(input="block"))
+    check = checked_job({"type": "http", "app": served.app, "path": path}, job)
+    with pytest.raises(PersonalDataDetected) as refused:
+        asyncio.run_coroutine_threadsafe(check, served.loop).result()
+    assert refused.value.param == param
 
 
 def test_long_prompt_is_redacted_across_slices(served: Served) -> None:
