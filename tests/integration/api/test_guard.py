@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from bitinglip.api.guarding import checked_job
+from bitinglip.api.request_context import RequestContext
 from bitinglip.errors import PersonalDataDetected
 from bitinglip.guard.folding import fold
 from bitinglip.guard.modes import Modes
@@ -120,7 +121,9 @@ def test_text_to_say_is_refused_by_the_name_that_the_surface_has(
 ) -> None:
     work = protocol.SpeechJob(id="j", text=TEXT, seed=1, folder="f")
     job = Job(work=work, model="m", key_id="k", guard=Modes(input="block"))
-    check = checked_job({"type": "http", "app": served.app, "path": path}, job)
+    scope = {"type": "http", "app": served.app, "path": path}
+    RequestContext("r", served.services, {}).attach(scope)
+    check = checked_job(scope, job)
     with pytest.raises(PersonalDataDetected) as refused:
         asyncio.run_coroutine_threadsafe(check, served.loop).result()
     assert refused.value.param == param
