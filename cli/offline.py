@@ -119,6 +119,7 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             models=body.get("models"),
             ip_ranges=body.get("ip_ranges"),
             quotas=body.get("quotas"),
+            guard=body.get("guard"),
             by=_actor(),
         )
         return {**key_info(record), "key": secret}

@@ -198,7 +198,7 @@ class ResponseCache:
         try:
             final = await event_log.end()
             if isinstance(final, protocol.Success):
-                flight.shared = is_whole(final)
+                flight.shared = is_whole(final) and not event_log.altered
                 flight.answer = await self._pack(event_log) if flight.shared else None
         except Exception:  # a fault in keeping must not take the answer, which stands
             log.exception("an answer could not be cached", task=event_log.job.id)
