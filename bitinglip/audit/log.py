@@ -251,7 +251,8 @@ class AuditLog:
             return head
         last = 0 if newest is None else newest.seq
         doubtful = head.last + 1 if sealed else last + 1
-        log.error("the audit log was changed by another program", entry=doubtful)
+        why = "the audit log was changed by another program, or secret.key is another one"
+        log.error(why, entry=doubtful)
         seal = NOTHING if newest is None else _bytes(newest.seal)
         head = replace(head, last=last, seal=seal)
         head, row = self._sealed(head, Entry(Action.AUDIT_BROKEN, target=str(doubtful)))

@@ -308,14 +308,12 @@ class ModelManager:
         if replica.state != "stuck":
             model_state.remove(replica)
         self.replan()
-        if replica.slept:
-            return  # the machine was suspended meanwhile: once more
+        if replica.slept or self.facts.loads_wider(replica, why.fault):
+            return  # the machine was suspended meanwhile, or float32 may help: once more
         now = self.clock()
         if self.deaths.load_failed(replica.devices, why.fault, now):
             model_state.retry_at = now + AFTER_DEVICE_FAULT
             return  # once more: there, or elsewhere once the device is in question
-        if self.facts.loads_wider(replica, why.fault):
-            return  # once more, in float32
         if why.code == "OUT_OF_MEMORY":
             model_state.short_of_memory += 1
             late = model_state.short_of_memory == 1 and self.facts.use.wait_again(replica)

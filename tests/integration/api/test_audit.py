@@ -24,6 +24,7 @@ from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.model_folders import llama
 from tests.support.wait import eventually
+from tests.support.websocket_client import refusal
 
 AUDIT = "/api/v1/audit"
 KEYS = "/api/v1/keys"
@@ -271,6 +272,19 @@ def test_audit_counts_a_flood_of_wrong_keys(served: Served) -> None:
     served.loop.call_soon_threadsafe(refusals.finish)
     eventually(lambda: len(on_disk(served, action="auth.refused")) == before + 2, 5)
     assert json.loads(on_disk(served, action="auth.refused")[-1]["after"])["count"] == 29
+
+
+def test_audit_counts_wrong_tickets_of_websockets_too(served: Served) -> None:
+    """Whatever way a credential comes, there is one door."""
+    status, error = refusal(served.url, "no-task", query="?ticket=wrong")
+    assert (status, error["code"]) == (401, "INVALID_TOKEN")
+    status, error = refusal(served.url, "no-task", authorization="Bearer wrong")
+    assert (status, error["code"]) == (401, "INVALID_API_KEY")
+    served.loop.call_soon_threadsafe(served.services.audit.refusals.finish)
+    expected = {"INVALID_TOKEN", "INVALID_API_KEY"}
+    eventually(
+        lambda: expected <= {row["outcome"] for row in on_disk(served, action="auth.refused")}, 5
+    )
 
 
 def test_audit_of_attempts_at_more_than_a_key_may(served: Served, admin: httpx.Client) -> None:

@@ -246,8 +246,9 @@ def test_audit_log_goes_on_whatever_another_program_has_written(
 
 def test_audit_entry_holds_no_secret_and_no_control_character() -> None:
     key = "blk_live_" + "a" * 12 + "_" + "b" * 49
+    hub = "hf_" + "q" * 34
     token = "eyJ" + "h" * 20 + "." + "c" * 20 + ".sIgNaTuRe"
-    actor = Actor(key, key, key, key, key, f"agent {key} {token}\x1b[2J" + "x" * 500)
+    actor = Actor(key, key, key, key, key, f"agent {key} {token} {hub}\x1b[2J" + "x" * 500)
     columns = Entry(
         Action.KEY_CREATE,
         actor,
@@ -256,6 +257,7 @@ def test_audit_entry_holds_no_secret_and_no_control_character() -> None:
     ).columns()
     text = repr(columns)
     assert "b" * 10 not in text
+    assert "q" * 10 not in text
     assert "sIgNaTuRe" not in text
     assert "\x1b" not in columns["user_agent"]
     assert len(columns["user_agent"]) == 200

@@ -379,25 +379,3 @@ def _ids(path: Path) -> set[str]:
 
     using(path, act)
     return found
-
-
-def test_database_gives_the_space_of_deleted_rows_back(path: Path) -> None:
-    async def act(database: Database) -> None:
-        async with database.write() as session:
-            await session.execute(text("CREATE TABLE large (x BLOB)"))
-            await session.execute(text("INSERT INTO large VALUES (zeroblob(40000000))"))
-        async with database.write() as session:
-            await session.execute(text("DELETE FROM large"))
-        for _ in range(3):
-            await database.shrink()
-
-    using(path, act)
-    assert path.stat().st_size < 3_000_000
-
-
-def test_database_of_an_older_version_can_shrink_too(tmp_path: Path) -> None:
-    file = tmp_path / "bitinglip.db"
-    upgrade(file, "0004")
-    assert query(file, "PRAGMA auto_vacuum") == [(0,)]
-    using(file, nothing)
-    assert query(file, "PRAGMA auto_vacuum") == [(2,)]

@@ -5,9 +5,13 @@ configuration, and not all pipelines look there.
 """
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from workers.engines.torch_env import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +25,37 @@ class DecoderGuard:
     def __init__(self, pipe: Any, model: str) -> None:
         self.overflows = False  #: it has given what is no number in float16, and did not in float32
         self.failed_in = ""  #: the format in which the last decoding of finite latents went wrong
+        #: makes room after a decoding has run out of memory; False if there is no way left
+        self.make_room: Callable[[], bool] = lambda: False
         self._vae: Any = getattr(pipe, "vae", None)
         self._model = model
+        self._previews = False
         if self._vae is not None:
             self._vae.decode = self._decode
 
+    @contextmanager
+    def for_previews(self) -> Iterator[None]:
+        """Decode previews inside: for them nothing is done that would change the images."""
+        self._previews = True
+        try:
+            yield
+        finally:
+            self._previews = False
+
     def _decode(self, latents: torch.Tensor, *values: Any, **named: Any) -> Any:
+        """Decode; where memory runs out, once more with room: the steps are not computed again."""
+        error: Exception | None = None
+        try:
+            return self._to_numbers(latents, *values, **named)
+        except Exception as caught:
+            if self._previews or not is_out_of_memory(caught):
+                raise
+            error = caught.with_traceback(None)  # it holds on to all that was computed
+        if not self.make_room():
+            raise error
+        return self._to_numbers(latents, *values, **named)
+
+    def _to_numbers(self, latents: torch.Tensor, *values: Any, **named: Any) -> Any:
         self.failed_in = ""
         if self._vae.dtype is torch.float16 and self.overflows:
             return self._in_float32(latents, *values, **named)

@@ -97,6 +97,7 @@ class ImageEngine:
         self._pipelines = Pipelines(loaded)
         self._preprocessor = Preprocessor(self._pipelines)
         self._fallbacks = OomFallbacks(loaded.pipe, self._batch)
+        self._decoder.make_room = self._tile_decoder
         self._dtypes = StoredDtypes(loaded.pipe)
         # Cached steps and offloaded parts are state of the weights, which all calls share.
         alone = options.step_cache != "none" or options.offload != "none"
@@ -204,8 +205,9 @@ class ImageEngine:
             return self._report(call, outcome)
         self._calls.remove(call)
         self._first_use.done(self._new_to_kernels(call))
+        events = self._write(call, outcome)
         self._fallbacks.passed()
-        return self._write(call, outcome)
+        return events
 
     def _new_to_kernels(self, call: PipelineCall) -> object:
         """Return what is compiled for: each shape; without a compiler one is as all others."""
@@ -244,7 +246,8 @@ class ImageEngine:
             return b""
         row = call.samples.index(first)
         try:
-            return preview(call.pipe, step.latents[row : row + 1], job.width, job.height)
+            with self._decoder.for_previews():
+                return preview(call.pipe, step.latents[row : row + 1], job.width, job.height)
         except RuntimeError as error:
             if must_end(error, self._pipelines.device):
                 raise
@@ -253,6 +256,8 @@ class ImageEngine:
     def _write(self, call: PipelineCall, images: Images) -> list[Event]:
         """Begin to write a finished call's images; those that are not finite end their jobs."""
         events: list[Event] = []
+        for request in _requests_of(call.samples):
+            request.note_memory_fallbacks(self._fallbacks.applied)  # the decoder may have made room
         for sample, pixels, filtered in zip(
             call.samples, images.pixels, images.filtered, strict=True
         ):
@@ -294,6 +299,10 @@ class ImageEngine:
         return job.scheduler or self._pipelines.schedulers.own_name
 
     # ---- errors ----------------------------------------------------------------------------------
+
+    def _tile_decoder(self) -> bool:
+        release_cached(self._pipelines.device)
+        return self._fallbacks.tile_decoder()
 
     def _handle_error(self, call: PipelineCall, error: Exception) -> list[Event]:
         wanted = [sample for sample in call.samples if sample.wanted]

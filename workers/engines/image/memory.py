@@ -116,6 +116,17 @@ class OomFallbacks:
         self.revert_all()
         return None
 
+    def tile_decoder(self) -> bool:
+        """Let the decoder work in tiles from now on; False if it does so, or cannot."""
+        if not self._steps or not isinstance(self._steps[0], _VaeTiling):
+            return False
+        tiling = self._steps.pop(0)
+        if not tiling.apply():
+            return False
+        self._good = 0
+        self._applied.append(tiling)
+        return True
+
     def passed(self) -> None:
         """Count a call that fitted into memory."""
         self.batch.passed()

@@ -46,7 +46,15 @@ def test_out_of_memory_halves_the_batch_until_it_fits(
 ) -> None:
     job = own_harness.job(seeds=(1, 2, 3, 4))
     expected = [own_harness.expected(job, seed) for seed in job.seeds]
-    decoder_fails(own_harness, monkeypatch, lambda latents: latents.shape[0] > 1, NO_MEMORY)
+    unet = own_harness.engine._pipelines.base.unet
+    forward = unet.forward
+
+    def forward_or_fail(latents: Any, *values: Any, **named: Any) -> Any:
+        if len(latents) > 2:  # with and without the prompt
+            raise NO_MEMORY
+        return forward(latents, *values, **named)
+
+    monkeypatch.setattr(unet, "forward", forward_or_fail)
     [drawn] = finals(own_harness.run(job)).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.memory_fallbacks == ("batch_of_2", "batch_of_1")
@@ -59,9 +67,19 @@ def test_out_of_memory_in_the_decoder_turns_on_tiling(
 ) -> None:
     vae = own_harness.engine._pipelines.base.vae
     decoder_fails(own_harness, monkeypatch, lambda _: not vae.use_tiling, NO_MEMORY)
-    [drawn] = finals(own_harness.run(own_harness.job())).values()
+    unet = own_harness.engine._pipelines.base.unet
+    forward, calls = unet.forward, 0
+
+    def counted(*values: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return forward(*values, **named)
+
+    monkeypatch.setattr(unet, "forward", counted)
+    [drawn] = finals(own_harness.run(own_harness.job(seeds=(1, 2), steps=4))).values()
     assert isinstance(drawn, ImageDone)
     assert drawn.memory_fallbacks == ("vae_tiling",)
+    assert calls == 4, "what was drawn is decoded again, and not drawn again"
 
 
 def test_out_of_memory_at_every_fallback_ends_the_job_and_the_next_is_right(
