@@ -2,6 +2,7 @@
 
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded, HeadersTooLarge, RequestTimeout
+ ├─ PersonalDataDetected, ContentFiltered
  ├─ InvalidApiKey, ExpiredApiKey, InvalidToken
  ├─ InsufficientScope, IpNotAllowed, ModelNotAllowed
  ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound, FileGone
@@ -11,7 +12,8 @@ BitingLipError
  ├─ RateLimitExceeded, ConcurrencyLimitExceeded, QuotaExceeded
  ├─ InternalError, InferenceFailed, OutOfMemory
  ├─ ModelLoadFailed, WorkerCrashed, DownloadFailed
- ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, DatabaseUnavailable
+ ├─ Unavailable ─ Overloaded, QueueFull, ModelDoesNotFit, ShuttingDown, GuardFailed,
+ │                DatabaseUnavailable
  └─ Timeout, DiskFull
 
 A class's docstring is its default message. Raise these anywhere in the gateway; nothing else
@@ -63,6 +65,18 @@ class HeadersTooLarge(InvalidRequest):
 
 class RequestTimeout(InvalidRequest):
     """The request did not arrive in time."""
+
+
+class PersonalDataDetected(BitingLipError):
+    """The text holds personal data or secrets."""
+
+    should_retry = False
+
+
+class ContentFiltered(BitingLipError):
+    """The text or picture holds what this server does not allow."""
+
+    should_retry = False
 
 
 class InvalidApiKey(BitingLipError):
@@ -226,6 +240,12 @@ class DatabaseUnavailable(Unavailable):
     retry_after = 5.0
 
 
+class GuardFailed(Unavailable):
+    """The text cannot be checked for personal data now, and does not pass unchecked."""
+
+    retry_after = 5.0
+
+
 class Timeout(BitingLipError):
     """The request did not finish in time."""
 
@@ -249,6 +269,8 @@ TABLE: dict[type[BitingLipError], Answer] = {
     InvalidRequest: Answer(400, "INVALID_REQUEST", _BAD),
     UnsupportedParameter: Answer(400, "UNSUPPORTED_PARAMETER", _BAD),
     ContextLengthExceeded: Answer(400, "CONTEXT_LENGTH_EXCEEDED", _BAD),
+    PersonalDataDetected: Answer(400, "PII_DETECTED", _BAD),
+    ContentFiltered: Answer(400, "CONTENT_FILTERED", _BAD),
     HeadersTooLarge: Answer(431, "INVALID_REQUEST", _BAD),
     RequestTimeout: Answer(408, "INVALID_REQUEST", _BAD),
     InvalidApiKey: Answer(401, "INVALID_API_KEY", "authentication_error"),
@@ -283,6 +305,7 @@ TABLE: dict[type[BitingLipError], Answer] = {
     QueueFull: Answer(503, "QUEUE_FULL", "overloaded_error"),
     ModelDoesNotFit: Answer(503, "MODEL_DOES_NOT_FIT", "overloaded_error"),
     ShuttingDown: Answer(503, "SHUTTING_DOWN", "service_unavailable"),
+    GuardFailed: Answer(503, "OVERLOADED", "service_unavailable"),
     DatabaseUnavailable: Answer(503, "OVERLOADED", "service_unavailable"),
     Timeout: Answer(504, "TIMEOUT", "timeout"),
     DiskFull: Answer(507, "DISK_FULL", "server_error"),

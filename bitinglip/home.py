@@ -19,6 +19,7 @@ from model_store.rights import Refusal, refusal
 _SECRET_BYTES = 32
 #: a reader of server.json touches the lock for an instant; a start outwaits it
 _LOCK_PATIENCE = 0.25
+_CLOCK_SECONDS = 5.0  #: by which the time of the machine's start may be off
 _MAX_ADDRESS_BYTES = 100
 _OWN_DESCRIPTORS = "/proc/self/fd"
 
@@ -73,7 +74,7 @@ class Home:
 
     @property
     def audit(self) -> Path:
-        """Return the folder of audit entries that are not in the database yet."""
+        """Return the folder of audit entries that are not in the database yet, and of its end."""
         return self.root / "audit"
 
     @property
@@ -160,6 +161,16 @@ class Home:
         for left in self.root.glob(f"{self.server_json.name}.*"):  # drafts of servers that died
             left.unlink(missing_ok=True)
         replace_private(self.server_json, json.dumps({"url": url, "pid": pid}).encode())
+
+    def machine_went_down(self, booted: float) -> bool:
+        """Return True if the last server of this home ran until the machine went down.
+
+        ``booted`` is when the machine started, by the clock on the wall.
+        """
+        try:
+            return self.server_json.stat().st_mtime < booted - _CLOCK_SECONDS
+        except OSError:
+            return False
 
     def remove_server_json(self) -> None:
         self.server_json.unlink(missing_ok=True)

@@ -5,8 +5,8 @@ import gc
 import os
 import signal
 import socket
-import ssl
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,23 +19,27 @@ from bitinglip.app import build
 from bitinglip.confinement import hide_secrets
 from bitinglip.db.files import DatabaseError
 from bitinglip.errors import DatabaseUnavailable
+from bitinglip.guard.words import read_words
 from bitinglip.home import Home, HomeLock
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
 from bitinglip.http.server import HttpServer
 from bitinglip.service_manager import ServiceManager
-from bitinglip.settings import Server as ServerSettings
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
 from bitinglip.start_text import start_text
 from bitinglip.telemetry import logs
-from bitinglip.tls import check_tls
+from bitinglip.tls import Certificate, check_tls
 
 log = structlog.get_logger(__name__)
 
 _LOOPBACK_IS_LOCAL = (
     "requests from loopback are taken for local ones: /metrics needs no key; behind a reverse "
     "proxy on this machine, set server.trust_loopback to false"
+)
+_WENT_DOWN = (
+    "the machine went down while the server ran: if that was under load and nobody switched it "
+    "off, look at its power supply and its cooling"
 )
 #: where a server that listens on every address can be reached from its own machine
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -58,6 +62,7 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
         settings = settings.model_copy(update={"demo": "always"})
     check_bind(settings)
     check_tls(settings.server)
+    read_words(settings.guard)
     hide_secrets(os.environ)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
@@ -89,16 +94,6 @@ def _bind(settings: Settings) -> socket.socket:
     return sock
 
 
-def _tls(server: ServerSettings) -> ssl.SSLContext | None:
-    """The certificate that the settings name, if they do; ``check_tls`` has found it good."""
-    if server.tls_cert is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(server.tls_cert, server.tls_key)
-    return context
-
-
 class _Runner(HttpServer):
     """uvicorn with our way down: refuse new work, let running work end, then close."""
 
@@ -118,13 +113,22 @@ class _Runner(HttpServer):
         host = _WILDCARDS.get(host, host)
         self._url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
+        certificate = Certificate(settings.server) if settings.server.tls_cert else None
         app = build(
-            settings, home, on_open=self._opened, on_fatal=self._fatal, connections=connections
+            settings,
+            home,
+            on_open=self._opened,
+            on_fatal=self._fatal,
+            connections=connections,
+            certificate=certificate,
         )
         options = {"loop": "uvloop", "log_level": "warning", "timeout_graceful_shutdown": 2}
-        super().__init__(app, connections, tls=_tls(settings.server), **options)
+        tls = certificate.context if certificate else None
+        super().__init__(app, connections, tls=tls, **options)
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
+        if self._home.machine_went_down(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)):
+            log.warning(_WENT_DOWN)
         self._home.write_server_json(self._url, os.getpid())
         try:
             super().run(sockets=sockets or [self._socket])

@@ -1,4 +1,4 @@
-"""Checks the certificate and key of HTTPS before the server listens, and watches its expiry."""
+"""Checks the certificate and key of HTTPS, and takes new ones in when their files change."""
 
 import asyncio
 import os
@@ -10,11 +10,77 @@ import structlog
 
 from bitinglip.settings import Server
 from bitinglip.settings_loader import SettingsError
+from bitinglip.telemetry.health import Health
 
 log = structlog.get_logger(__name__)
 
 _WARN_BEFORE = timedelta(days=30)
 CHECK_SECONDS = 12 * 3600.0  #: between two checks of a running server
+LOOK_SECONDS = 5.0  #: between two looks at whether the files have changed
+_PART = "TLS certificate"  #: in /health
+Stamps = tuple[tuple[int, int, int], ...]
+
+
+class Certificate:
+    """The certificate that new connections are given; a broken new one changes nothing."""
+
+    def __init__(self, server: Server) -> None:
+        """Read the files, which ``check_tls`` has found good."""
+        self._server = server
+        self._seen = _stamps(server)
+        self._context = _context(server)
+
+    def context(self) -> ssl.SSLContext:
+        """Return what the next connection is to be served with."""
+        return self._context
+
+    async def look(self, health: Health) -> None:
+        """Take the files in if they have changed; what cannot be used is told, once."""
+        try:
+            changed = await asyncio.to_thread(self._read_again)
+        except SettingsError as error:
+            for problem in error.problems:
+                log.warning("the TLS certificate from before stays in use", problem=problem)
+            detail = "the new certificate or key cannot be used; the one from before is in use"
+            health.degrade("cluster_manager", _PART, detail)
+        else:
+            if changed:
+                log.info("new connections are given the new TLS certificate")
+                health.recover("cluster_manager", _PART)
+
+    def _read_again(self) -> bool:
+        """Return whether there is a new certificate. Raises SettingsError, once for each change."""
+        stamps = _stamps(self._server)
+        if stamps == self._seen:
+            return False
+        self._seen = stamps
+        check_tls(self._server)
+        try:
+            self._context = _context(self._server)
+        except OSError as error:  # they were changed once more, after the check
+            raise SettingsError([f"server.tls_cert: {self._server.tls_cert} changes"]) from error
+        return True
+
+
+def _context(server: Server) -> ssl.SSLContext:
+    assert server.tls_cert is not None, "HTTPS is off"
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(server.tls_cert, server.tls_key)
+    return context
+
+
+def _stamps(server: Server) -> Stamps:
+    """Return what tells one state of the files from another; links are followed."""
+    return tuple(_stamp(path) for path in (server.tls_cert, server.tls_key) if path is not None)
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def check_tls(server: Server) -> list[str]:

@@ -49,8 +49,12 @@ class Client:
             transport=httpx.HTTPTransport(verify=trust or True, uds=socket) if is_here else None,
         )
 
-    def get(self, path: str, *, patience: float | None = _PATIENCE, **query: Any) -> Any:
-        return self._ask("GET", path, params=query, timeout=patience)
+    def get(self, path: str, **query: Any) -> Any:
+        return self._ask("GET", path, params=query)
+
+    def get_patiently(self, path: str) -> Any:
+        """Get what the server may take minutes for."""
+        return self._ask("GET", path, timeout=None)
 
     def post(self, path: str, body: Any = None, *, patience: float | None = _PATIENCE) -> Any:
         return self._ask("POST", path, json=body, timeout=patience)

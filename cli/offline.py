@@ -276,8 +276,11 @@ def _with_database(home: "Home", work: "Callable[[Database, AuditLog], Awaitable
         from bitinglip.db.database import Database
 
         db = await Database.open(home.database)
+        audit = AuditLog(db, home.secret(SEALING), folder=home.audit)
         try:
-            return await work(db, AuditLog(db, home.secret(SEALING), inbox=home.audit))
+            done = await work(db, audit)
+            await audit.flush()
+            return done
         finally:
             await db.close()
 

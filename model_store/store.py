@@ -37,6 +37,7 @@ from model_store.errors import (
     UnreadableFiles,
 )
 from model_store.inspection import inspect, inspect_texts, model_files
+from model_store.listing import Listing
 from model_store.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
 from model_store.pickles import convert, pickled
@@ -47,7 +48,6 @@ from model_store.selection import WEIGHTS, required
 FILES = "files"
 PARTIAL = ".partial"
 _CHUNK = 1 << 20
-_TICK_NS = 100_000_000
 _SWEPT_AFTER_SECONDS = 60  #: a folder is made a moment before it is locked
 _RESUMED_WITHIN_SECONDS = 14 * 24 * 3600  #: a pull is, or it begins anew
 Names = list[str]  #: inside the class, ``list`` is a method
@@ -63,51 +63,28 @@ class ModelStore:
         self._root = Path(root)
         self.confine = confine
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._seen: tuple[int | None, dict[str, Manifest]] = (None, {})
+        self.listing = Listing(self._root)
 
     # ---- what is there -------------------------------------------------------------------------
 
     def list(self) -> list[Manifest]:
         """Return all models, by name."""
-        return list(self._manifests().values())
+        return list(self.listing.all().values())
 
     def names(self) -> Names:
-        return list(self._manifests())
+        return list(self.listing.all())
 
     def get(self, name: str) -> Manifest:
         """Return the model's manifest. Raises UnknownModel."""
-        try:
-            return self._manifests()[name]
-        except KeyError:
-            raise _unknown() from None
+        found = self.listing.find(name)
+        if found is None:
+            raise _unknown()
+        return found
 
     def path(self, name: str) -> Path:
         """Return the folder with the model's files. Raises UnknownModel."""
         self.get(name)
         return self._folder(name) / FILES
-
-    def _manifests(self) -> dict[str, Manifest]:
-        """Return the manifests; read them again when a rename has changed the folder."""
-        stamp = self._root.stat().st_mtime_ns
-        seen, manifests = self._seen
-        if stamp != seen:
-            # Clocks of file systems tick slowly: two changes within one tick have one stamp.
-            bootstrapped = time.time_ns() - stamp > _TICK_NS
-            found = sorted(self._read(), key=lambda manifest: manifest.name)
-            manifests = {manifest.name: manifest for manifest in found}
-            # One assignment: another thread finds the stamp and what belongs to it.
-            self._seen = (stamp if bootstrapped else None, manifests)
-        return manifests
-
-    def _read(self) -> Iterator[Manifest]:
-        for folder in self._root.iterdir():
-            if not folder.name.startswith("."):
-                try:
-                    manifest = read_manifest(folder)
-                except (BadFiles, OSError):
-                    continue
-                if folder_name(manifest.name) == folder.name:
-                    yield manifest
 
     def _folder(self, name: str) -> Path:
         return self._root / folder_name(check_name(name))
@@ -188,6 +165,7 @@ class ModelStore:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             raise _taken(name) from error
+        self.listing.look()
         sync(self._root)
 
     def check_free(self, name: str) -> None:
@@ -206,6 +184,7 @@ class ModelStore:
                 folder.rename(gone)
             except (BadName, FileNotFoundError):
                 raise _unknown() from None
+            self.listing.look()
             shutil.rmtree(gone)
             if handle is not None:
                 os.close(handle)

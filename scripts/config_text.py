@@ -35,8 +35,9 @@ def _field(name: str, info: FieldInfo) -> str:
         return f"{help_line}{name}: {{}}\n{textwrap.indent(example, '#  ', lambda _: True)}"
     if isinstance(shape, type) and issubclass(shape, Section):
         return f"{help_line}{name}:\n{textwrap.indent(_section(shape), '  ')}"
-    if get_origin(shape) is list and issubclass(get_args(shape)[0], Section):
-        example = f"-\n{textwrap.indent(_section(get_args(shape)[0]), '  ')}"
+    item = get_args(shape)[0] if get_origin(shape) is list else None
+    if isinstance(item, type) and issubclass(item, Section):
+        example = f"-\n{textwrap.indent(_section(item), '  ')}"
         return f"{help_line}{name}: []\n{textwrap.indent(example, '#  ', lambda _: True)}"
     # A field without a default is one of a list's items; the example shows one.
     value = info.examples[0] if info.is_required() and info.examples else info.default

@@ -63,9 +63,9 @@ def _machine(name: str, machine: Machine) -> str:
 def _doctor(devices: Devices, machine: Machine) -> Iterator[str]:
     yield "$ bitinglip doctor"
     for finding in findings(devices, Settings(), machine.build, idle=True):
-        yield f"{_MARKS[finding.level]}  {finding.check:<10}{finding.detail}"
+        yield f"{_MARKS[finding.level]}  {finding.check:<13}{finding.detail}"
         if finding.advice:
-            yield f"{'':16}-> {finding.advice}"
+            yield f"{'':19}-> {finding.advice}"
 
 
 def _server(root: Path, devices: Devices) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Literal
 Code = Literal[
     "CONCURRENCY_LIMIT_EXCEEDED",
     "CONFLICT",
+    "CONTENT_FILTERED",
     "CONTEXT_LENGTH_EXCEEDED",
     "DISK_FULL",
     "DOWNLOAD_FAILED",
@@ -28,6 +29,7 @@ Code = Literal[
     "OUT_OF_MEMORY",
     "OVERLOADED",
     "PAYLOAD_TOO_LARGE",
+    "PII_DETECTED",
     "QUEUE_FULL",
     "QUOTA_EXCEEDED",
     "RATE_LIMIT_EXCEEDED",

@@ -1,13 +1,12 @@
 """The key ring checks keys in memory on every request, and stores them in the database."""
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from sqlalchemy.exc import OperationalError
 from sqlmodel import select, update
@@ -15,17 +14,16 @@ from sqlmodel import select, update
 from bitinglip.access import credentials
 from bitinglip.access.admin_key import replace_admin_key
 from bitinglip.access.credentials import Credential
+from bitinglip.access.key_age import KeyAge
 from bitinglip.access.key_audit import entry_of, shown_fields
 from bitinglip.access.key_fields import OPERATOR as OPERATOR
 from bitinglip.access.key_fields import checked_fields
-from bitinglip.access.narrowing import (
-    address_allowed,
-    model_allowed,
-    parse_models,
-    parse_ranges,
-)
+from bitinglip.access.key_records import NOBODY, HeldKey, hold, shown
+from bitinglip.access.key_records import Caller as Caller
+from bitinglip.access.key_records import KeyRecord as KeyRecord
+from bitinglip.access.presented import Presented
 from bitinglip.access.scopes import DEFAULT, Scope
-from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas
+from bitinglip.access.usage.quotas import KeyQuotas
 from bitinglip.audit.entry import SERVER, Action, Actor
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
@@ -43,79 +41,7 @@ from bitinglip.home import Home, replace_private
 
 #: what the home's secret is derived for, to make the pepper of the digests
 PEPPER = "api keys"
-_NOBODY = bytes(32)  # compared with where there is no such key, so that a miss costs the same
 _log = logging.getLogger(__name__)
-
-
-class Retiring(NamedTuple):
-    """A key came with the secret that a rotation has replaced."""
-
-    since: datetime
-    until: datetime  #: when it stops working
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The sender of a request, and what they may do."""
-
-    key_id: str
-    name: str
-    tier: str
-    scopes: frozenset[Scope]
-    models: tuple[str, ...] | None = None  #: globs; None allows all
-    ip_ranges: tuple[str, ...] | None = None  #: None allows all
-    expires_at: datetime | None = None
-    generation: int = 0  #: of the secret that was sent
-    token: str = ""  #: the id of the token that was sent in place of the key
-    retiring: Retiring | None = None
-    quotas: KeyQuotas | None = None  #: of its own; None narrows nothing
-
-    @property
-    def credential(self) -> Credential:
-        return Credential(self.key_id, self.generation, self.token)
-
-    def may(self, scope: Scope) -> bool:
-        return scope in self.scopes or Scope.ADMIN in self.scopes
-
-    def may_use(self, model: str) -> bool:
-        return model_allowed(self.models, model)
-
-    def may_call_from(self, address: str) -> bool:
-        return address_allowed(self.ip_ranges, address)
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """A key as it may be shown: without its secret and digest."""
-
-    id: str
-    name: str
-    tier: str
-    scopes: tuple[Scope, ...]
-    last_four: str
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    last_used_at: datetime | None
-    models: tuple[str, ...] | None = None
-    ip_ranges: tuple[str, ...] | None = None
-    rotated_at: datetime | None = None
-    grace_until: datetime | None = None  #: when the secret before the last rotation ends
-    quotas: KeyQuotas | None = None
-
-
-@dataclass(slots=True)
-class _Held:
-    """A key that is held in memory."""
-
-    record: KeyRecord
-    digest: bytes
-    caller: Caller
-    ends: float  #: Unix time of the expiry
-    former_digest: bytes  #: of the secret before the last rotation
-    former: Caller  #: with that secret
-    former_ends: float  #: Unix time of the end of its grace
-    used: float | None = None  #: Unix time of a use that is not in the database yet
 
 
 class KeyRing:
@@ -124,20 +50,34 @@ class KeyRing:
     ``by`` is who changes them.
     """
 
-    def __init__(self, db: Database, pepper: bytes, audit: AuditLog) -> None:
+    def __init__(
+        self,
+        db: Database,
+        pepper: bytes,
+        audit: AuditLog,
+        *,
+        age: KeyAge | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._db = db
         self._pepper = pepper
         self._audit = audit
-        self._keys: dict[str, _Held] = {}
+        self._age = age or KeyAge()
+        self._clock = clock
+        self._keys: dict[str, HeldKey] = {}
+        self._presented: Presented[tuple[HeldKey, bool]] = Presented()
 
     @classmethod
-    async def open(cls, db: Database, pepper: bytes, audit: AuditLog) -> Self:
-        """Read every key that was ever made. Raises DatabaseError if one cannot be read."""
-        ring = cls(db, pepper, audit)
+    async def open(cls, db: Database, pepper: bytes, audit: AuditLog, **options: Any) -> Self:
+        """Read every key that was ever made. Raises DatabaseError if one cannot be read.
+
+        ``options``: those of the constructor.
+        """
+        ring = cls(db, pepper, audit, **options)
         try:
             async with db.read() as session:
                 rows = (await session.scalars(select(ApiKey).order_by("created_at", "id"))).all()
-            ring._keys = {row.id: _hold(row) for row in rows}
+            ring._keys = {row.id: hold(row, ring._age) for row in rows}
         except (
             ValueError,
             TypeError,
@@ -155,21 +95,27 @@ class KeyRing:
 
     def authenticate(self, credential: str) -> Caller:
         """Return the caller with this key. Raises InvalidApiKey or ExpiredApiKey."""
+        held, current = self._presented.find(credential) or self._look_up(credential)
+        if held.record.revoked_at is not None:
+            raise InvalidApiKey
+        now = self._clock()
+        if held.ends <= now or not (current or held.former_ends > now):
+            raise ExpiredApiKey
+        held.used = now
+        return held.present(now) if current else held.former
+
+    def _look_up(self, credential: str) -> tuple[HeldKey, bool]:
+        """Return a key, and whether this is its present secret. Raises InvalidApiKey."""
         key_id = credentials.parse(credential)
         if key_id is None:
             raise InvalidApiKey
         held = self._keys.get(key_id)
-        given = credentials.digest(self._pepper, credential)
-        # Always both comparisons, so that the time tells nothing.
-        current = hmac.compare_digest(given, held.digest if held else _NOBODY)
-        former = hmac.compare_digest(given, held.former_digest if held else _NOBODY)
-        if held is None or not (current or former) or held.record.revoked_at is not None:
+        digests = (held.digest, held.former_digest) if held else (NOBODY, NOBODY)
+        current, former = credentials.matches(self._pepper, credential, *digests)
+        if held is None or not (current or former):
             raise InvalidApiKey
-        now = time.time()
-        if held.ends <= now or not (current or held.former_ends > now):
-            raise ExpiredApiKey
-        held.used = now
-        return held.caller if current else held.former
+        self._presented.remember(credential, (held, current))
+        return held, current
 
     def caller(self, credential: Credential) -> Caller | None:
         """Return who has this key, with what they may do now, and count that as a use of the key.
@@ -179,8 +125,10 @@ class KeyRing:
         held = self._keys.get(credential.key_id)
         if held is None or not self.is_valid(credential):
             return None
-        held.used = time.time()
-        return held.former if credential.generation == held.former.generation else held.caller
+        held.used = now = self._clock()
+        if credential.generation == held.former.generation:
+            return held.former
+        return held.present(now)
 
     def is_valid(self, credential: Credential) -> bool:
         """Return False for a key that is revoked or has expired, and for a secret that has ended.
@@ -190,12 +138,20 @@ class KeyRing:
         held = self._keys.get(credential.key_id)
         if held is None:
             return True
-        now = time.time()
+        now = self._clock()
         if held.record.revoked_at is not None or held.ends <= now:
             return False
         if credential.generation in (0, held.caller.generation):
             return True
         return credential.generation == held.former.generation and held.former_ends > now
+
+    def grants(self, key_id: str, scope: Scope, model: str) -> bool:
+        """Return whether a key may use a model for what needs this scope.
+
+        Anonymous callers may.
+        """
+        held = self._keys.get(key_id)
+        return held is None or (held.caller.may(scope) and held.caller.may_use(model))
 
     def terms(self, key_id: str) -> tuple[str, KeyQuotas | None]:
         """Return the tier of a key and its own quotas; those of the operator for no key."""
@@ -243,7 +199,7 @@ class KeyRing:
         a revoked key. The admin.key of the home is replaced if it holds this key.
         """
         key = credentials.make(self._find(key_id).record.id)
-        now = datetime.now(UTC)
+        now = datetime.fromtimestamp(self._clock(), UTC)
 
         def apply(row: ApiKey) -> None:
             row.former_digest, row.digest = row.digest, credentials.digest(self._pepper, key.text)
@@ -265,14 +221,14 @@ class KeyRing:
             row = await session.get_one(ApiKey, key_id)
             before, row.revoked_at = shown_fields(row), revoked_at
             await self._audit.append(session, entry_of(Action.KEY_REVOKE, row, by, before))
-        return _shown(held)
+        return shown(held)
 
     def list(self) -> list[KeyRecord]:
         """List every key ever made, the oldest first."""
-        return [_shown(held) for held in self._keys.values()]
+        return [shown(held) for held in self._keys.values()]
 
     def get(self, key_id: str) -> KeyRecord:
-        return _shown(self._find(key_id))
+        return shown(self._find(key_id))
 
     async def ensure_admin_key(self, home: Home) -> str | None:
         """Make the operator's key and admin.key on the first start; return its text to print."""
@@ -287,10 +243,7 @@ class KeyRing:
         return key.text
 
     async def flush_last_used(self) -> None:
-        """Write the times of use since the last flush, all in one transaction.
-
-        Raises DiskFull or DatabaseUnavailable; the times are kept for the next flush then.
-        """
+        """Write the times of use. Raises DiskFull or DatabaseUnavailable, and keeps them then."""
         used = {key_id: held.used for key_id, held in self._keys.items() if held.used is not None}
         if not used:
             return
@@ -305,7 +258,7 @@ class KeyRing:
             if held.used == at:
                 held.used = None
 
-    def _find(self, key_id: str) -> _Held:
+    def _find(self, key_id: str) -> HeldKey:
         if (held := self._keys.get(key_id)) is None:
             raise KeyNotFound
         return held
@@ -324,7 +277,7 @@ class KeyRing:
         async with self._db.write() as session:
             session.add(row)
             await self._audit.append(session, entry_of(Action.KEY_CREATE, row, by))
-        held = self._keys[row.id] = _hold(row)
+        held = self._keys[row.id] = hold(row, self._age)
         return held.record
 
     async def _update(
@@ -339,7 +292,7 @@ class KeyRing:
             before = shown_fields(row)
             apply(row)
             await self._audit.append(session, entry_of(action, row, by, before))
-        renewed = _hold(row)
+        renewed = hold(row, self._age)
         # It may have been revoked, or used, meanwhile.
         held.record = replace(
             renewed.record,
@@ -347,52 +300,8 @@ class KeyRing:
             last_used_at=held.record.last_used_at,
         )
         held.digest, held.caller, held.ends = renewed.digest, renewed.caller, renewed.ends
+        held.ageing, held.ages = renewed.ageing, renewed.ages
         held.former_digest, held.former = renewed.former_digest, renewed.former
         held.former_ends = renewed.former_ends
-        return _shown(held)
-
-
-def _hold(row: ApiKey) -> _Held:
-    scopes = frozenset(scope for scope in Scope if scope in row.scopes)
-    models, ip_ranges = parse_models(row.models), parse_ranges(row.ip_ranges)
-    quotas = parse_quotas(row.quotas)
-    record = KeyRecord(
-        id=row.id,
-        name=row.name,
-        tier=row.tier,
-        scopes=tuple(scope for scope in Scope if scope in scopes),
-        last_four=row.last_four,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
-        last_used_at=row.last_used_at,
-        models=models,
-        ip_ranges=ip_ranges,
-        rotated_at=row.rotated_at,
-        grace_until=row.grace_until,
-        quotas=quotas,
-    )
-    caller = Caller(
-        row.id,
-        row.name,
-        row.tier,
-        scopes,
-        models,
-        ip_ranges,
-        row.expires_at,
-        row.generation,
-        quotas=quotas,
-    )
-    former, former_ends = replace(caller, generation=row.generation - 1 or -1), 0.0
-    if row.rotated_at and row.grace_until:
-        former = replace(former, retiring=Retiring(row.rotated_at, row.grace_until))
-        former_ends = row.grace_until.timestamp()
-    ends = row.expires_at.timestamp() if row.expires_at else float("inf")
-    known = row.former_digest or _NOBODY
-    return _Held(record, row.digest, caller, ends, known, former, former_ends)
-
-
-def _shown(held: _Held) -> KeyRecord:
-    if held.used is None:
-        return held.record
-    return replace(held.record, last_used_at=datetime.fromtimestamp(held.used, UTC))
+        self._presented.forget()
+        return shown(held)

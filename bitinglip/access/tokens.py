@@ -153,6 +153,13 @@ class Tokens:
         """
         return credential.token not in self._revoked and self._keys.is_valid(credential)
 
+    def grants(self, credential: Credential, scope: Scope, model: str) -> bool:
+        """Return whether work may go on that needs this scope and model; else its key lost them.
+
+        A token's own scopes cannot shrink.
+        """
+        return self.is_valid(credential) and self._keys.grants(credential.key_id, scope, model)
+
     async def revoke(self, text: str, *, by: Actor = SERVER) -> None:
         """End a token. It is refused at once, even if the database cannot be written.
 

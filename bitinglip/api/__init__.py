@@ -1,16 +1,15 @@
 """The HTTP surface; ``mount`` puts it into an application."""
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from bitinglip.access.limits import headers as limit_headers
-from bitinglip.api import docs_page, documentation, errors, ops
-from bitinglip.api.admin import audit, keys, limits, models, tokens, usage, workers
+from bitinglip.api import docs_page, documentation, ops
+from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
-from bitinglip.api.inference import image, speech, text, transcription
-from bitinglip.api.middleware import EdgeChecks, RequestMiddleware
+from bitinglip.api.inference import embedding, image, speech, text, transcription
+from bitinglip.api.middleware import Door
 from bitinglip.api.tasks import files, tasks, watch
 from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
@@ -25,6 +24,8 @@ _ROUTERS = (
     image.openai,
     speech.native,
     speech.openai,
+    embedding.native,
+    embedding.openai,
     transcription.native,
     transcription.openai,
     tasks.router,
@@ -36,6 +37,7 @@ _ROUTERS = (
     keys.router,
     audit.router,
     limits.router,
+    cache.router,
     usage.router,
     tokens.router,
     ops.router,
@@ -43,8 +45,17 @@ _ROUTERS = (
 )
 
 
-def mount(app: FastAPI, settings: Settings) -> None:
-    """Add routes, error responses and middleware, the outermost last."""
+class Application(FastAPI):
+    """FastAPI's application behind our door."""
+
+    door: Door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.door(scope, receive, send)
+
+
+def mount(app: Application, settings: Settings) -> None:
+    """Add routes, and the door in front of them."""
     app.router.redirect_slashes = False
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
@@ -52,25 +63,7 @@ def mount(app: FastAPI, settings: Settings) -> None:
     check_declared(app.routes)
     check_endpoints(app.routes, settings)
     documentation.install(app)
-    errors.install(app)
-    if settings.server.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.server.cors_origins,
-            allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Prefer", "X-API-Key", "X-Request-ID"],
-            expose_headers=[
-                "Deprecation",
-                "Location",
-                "Sunset",
-                "X-Request-ID",
-                "X-Queue-Position",
-                "X-BitingLip-Overhead-Ms",
-                *limit_headers.NAMES,
-            ],
-        )
-    app.add_middleware(EdgeChecks, server=settings.server)
-    app.add_middleware(RequestMiddleware)
+    app.door = Door(app, settings.server, AsyncExitStackMiddleware(app.router))
 
 
 async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:

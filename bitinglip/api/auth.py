@@ -168,7 +168,11 @@ def failed_login(
     """Count a wrong credential; return the error to raise: this one, or RateLimitExceeded."""
     refuse_login(request, credential, answer(error).code)
     address = request.client.host if request.client is not None else None
-    return services_of(request).logins.count(address, error)
+    logins = services_of(request).logins
+    counted = logins.count(address, error)
+    if counted is not error and address is not None:
+        context_of(request.scope).limit_headers = logins.headers(address)
+    return counted
 
 
 async def admit(
@@ -185,6 +189,9 @@ async def admit(
     context.tier = caller.tier
     admitted = await admission.enter(caller, limits, route, units)
     context.limit_headers = admitted.headers
+    tokens = services_of(request).token_rates
+    if limits is LimitClass.INFERENCE and tokens.limit(caller.key_id) is not None:
+        context.token_headers = partial(tokens.headers, caller.key_id)
     if admitted.refusal is not None:
         raise admitted.refusal
     context.leave = partial(admission.leave, admitted)
@@ -219,15 +226,35 @@ def has_credential(request: HTTPConnection) -> bool:
 
 
 def _credential(request: HTTPConnection) -> str | None:
-    found = set(request.headers.getlist("x-api-key"))
-    for value in request.headers.getlist("authorization"):
-        scheme, _, token = value.partition(" ")
-        if scheme.lower() != "bearer":
-            raise InvalidApiKey()
-        found.add(token.strip())
+    """Return what the caller sent. Raises InvalidRequest for two that differ."""
+    fields = context_of(request.scope).fields
+    key, bearer = fields.get(b"x-api-key"), fields.get(b"authorization")
+    headers = request.scope["headers"]
+    if len(fields) < len(headers) or (key is not None and bearer is not None):
+        return _only_credential(headers)
+    return _of_bearer(bearer) if key is None else key.decode("latin-1")
+
+
+def _only_credential(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    found: set[str | None] = set()
+    for name, value in headers:
+        if name == b"x-api-key":
+            found.add(value.decode("latin-1"))
+        elif name == b"authorization":
+            found.add(_of_bearer(value))
     if len(found) > 1:
         raise InvalidRequest("The request holds two different credentials; send one.")
     return found.pop() if found else None
+
+
+def _of_bearer(value: bytes | None) -> str | None:
+    """Return the credential in an Authorization header. Raises InvalidApiKey for another kind."""
+    if value is None:
+        return None
+    scheme, _, credential = value.decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer":
+        raise InvalidApiKey()
+    return credential.strip()
 
 
 def mark_as_local(scope: MutableMapping[str, Any]) -> None:

@@ -3,30 +3,17 @@
 import math
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from bitinglip import errors
+from bitinglip.access.limits.policy import TOKENS
 from bitinglip.api.request_context import context_of
-from bitinglip.api.services import services_in
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
-
-
-def install(app: FastAPI) -> None:
-    app.add_exception_handler(errors.BitingLipError, _handle)
-    app.add_exception_handler(StoreError, _handle)
-    app.add_exception_handler(HTTPException, _handle)
-    app.add_exception_handler(RequestValidationError, _handle)
-
-
-async def _handle(request: Request, exception: Exception) -> Response:
-    return error_response(request.scope, to_error(exception))
 
 
 def to_error(exception: Exception) -> errors.BitingLipError:
@@ -72,17 +59,21 @@ def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
 
 
 def _count_refusal(scope: Scope, error: errors.BitingLipError) -> None:
-    """Count a refusal by a limit; one by a quota is charged to no rate, and shows none."""
+    """Count a refusal by a limit; one by a quota or in tokens is charged to no rate of requests.
+
+    It shows only what refused: clients hold other limits against Retry-After.
+    """
     context = context_of(scope)
-    reason = (error.details.get("violated_policies") or ["other"])[0]
-    if isinstance(error, errors.QuotaExceeded):
+    reason = error.details.get("quota") or (error.details.get("violated_policies") or ["other"])[0]
+    if isinstance(error, errors.QuotaExceeded) or reason == TOKENS:
         context.spared = True
         context.limit_headers = tuple(
             each for each in context.limit_headers if each[0] == b"ratelimit-policy"
         )
-        reason = error.details["quota"]
-    if services := services_in(scope):
-        services.refusals.count(reason, context.tier)
+    if isinstance(error, errors.QuotaExceeded):
+        context.token_headers = None
+    if context.services is not None:
+        context.services.refusals.count(reason, context.tier)
 
 
 def headers_of(error: errors.BitingLipError, status: int) -> dict[str, str]:

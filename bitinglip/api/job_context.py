@@ -22,6 +22,7 @@ def job_context(request: Request, model: str, priority: RequestPriority = "norma
         credential=caller.credential,
         timeout=settings.server.request_timeout,
         priority=priority_of(tier, priority),
+        guard=services.guard.modes(tier),
         folder=services.files.folder,
         uploads=services.uploads.folder,
     )

@@ -3,13 +3,18 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from types import TracebackType
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from bitinglip.api.guarding import checked_job
 from bitinglip.api.request_context import context_of
+from bitinglip.api.services import services_in
 from bitinglip.errors import TaskCancelled
+from bitinglip.results.cache.cache import BYPASS, ResponseCache
+from bitinglip.results.cache.control import cache_control
 from bitinglip.results.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, View, chunks
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -21,7 +26,6 @@ _GRACE_SECONDS = 0.02  #: an answer that takes longer gets a task that watches i
 SEND_TIMEOUT = 60.0  #: seconds; a client that reads nothing for so long is disconnected
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -51,20 +55,45 @@ class JobResponse(Response):
         self._view = view
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services = services_in(scope)
         try:
-            await self._run(scope, receive, send)
+            cached = services is not None and services.cache.enabled
+            if services is not None and cached and self._job.guard is None:
+                await self._run_cached(services.cache, scope, receive, send)
+            else:
+                await self._run(scope, receive, send)
+        except ClientGone:
+            return
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if self._job.guard is not None:
+                self._job = await checked_job(scope, self._job)
+            with self._dispatcher.open(self._job) as event_log:
+                await self._answer(event_log, BYPASS, scope, receive, send)
         finally:
             self._uploads.discard(self._job)
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._dispatcher.open(self._job) as event_log:
-            place = event_log.place
-            headers = [(b"x-queue-position", b"%d" % (place.position if place else 0))]
-            answer = self._send_stream if self._job.stream else self._send_body
-            try:
-                await answer(event_log, headers, scope, receive, send)
-            except ClientGone:
-                return
+    async def _run_cached(
+        self, cache: ResponseCache, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer from the cache, from another request's job, or from the job, as the cache says."""
+        asked, caller = cache_control(scope["headers"]), scope["bitinglip.caller"]
+        async with AsyncExitStack() as stack:
+            async with Connection(receive):  # it may wait for another request's job
+                found = await stack.enter_async_context(cache.open(self._job, caller, asked))
+            await self._answer(found.event_log, found.outcome, scope, receive, send)
+
+    async def _answer(
+        self, event_log: EventLog, outcome: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        place = event_log.place
+        headers = [
+            (b"x-queue-position", b"%d" % (place.position if place else 0)),
+            (b"x-cache", outcome),
+        ]
+        answer = self._send_stream if self._job.stream else self._send_body
+        await answer(event_log, headers, scope, receive, send)
 
     async def _send_body(
         self,

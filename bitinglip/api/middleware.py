@@ -1,19 +1,27 @@
-"""Middleware of every request, as pure ASGI: it makes no task and no copy of the body."""
+"""The door that each request and WebSocket goes through, as pure ASGI.
+
+It makes no task and no copy of the body. There is no stack of middleware behind it: one layer
+costs as much as a check of a key, so what all requests need stands here, in order.
+"""
 
 import re
+from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
 import structlog
-from starlette.requests import ClientDisconnect
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bitinglip.api.cors import Cors
+from bitinglip.api.direct_routes import direct_routes
 from bitinglip.api.errors import error_response, to_error
 from bitinglip.api.hosts import Origins, normal_name, parse_host
-from bitinglip.api.request_context import CLIENT_GONE, RequestContext, new_request_id
-from bitinglip.api.services import services_in
+from bitinglip.api.request_context import CLIENT_GONE, RequestContext, context_of, new_request_id
+from bitinglip.api.services import Services
 from bitinglip.errors import (
-    BitingLipError,
     InsufficientScope,
+    InternalError,
     InvalidRequest,
     PayloadTooLarge,
     Unavailable,
@@ -35,38 +43,52 @@ _SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 #: for each response that does not say otherwise: it may hold what only one caller may see
-_NO_STORE = (b"cache-control", b"no-store")
+_NO_STORE = (b"cache-control", b"private, no-store")
 Headers = list[tuple[bytes, bytes]]
+Fields = Mapping[bytes, bytes]  #: the last header of each name
 _TYPES = ("http", "websocket")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  #: they change nothing
 _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 _STARTS = ("http.response.start", "websocket.http.response.start")  #: the second is a refusal
 
 
-class RequestMiddleware:
-    """Adds the request id, headers and timings, and answers exceptions that nothing else caught."""
+class Door:
+    """Adds the request id, headers and timings, checks, and answers exceptions.
 
-    def __init__(self, app: ASGIApp) -> None:
+    A route that needs nothing of FastAPI is called straight away (see ``direct_routes``); ``rest``
+    serves all others.
+    """
+
+    def __init__(self, app: Starlette, server: Server, rest: ASGIApp) -> None:
         self._app = app
+        self._edge = EdgeChecks(server)
+        self._cors = Cors(server.cors_origins)
+        self._direct = direct_routes(app.routes)
+        self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self._app
         if scope["type"] not in _TYPES:
-            await self._app(scope, receive, send)
+            await self._rest(scope, receive, send)
             return
-        context = RequestContext(_request_id(scope["headers"]))
+        services: Services | None = getattr(self._app.state, "services", None)
+        fields = dict(scope["headers"])
+        context = RequestContext(_request_id(fields), services, fields, self._cors.headers(fields))
         context.attach(scope)
         structlog.contextvars.bind_contextvars(request_id=context.request_id)
-        sender = _sender(scope, context, send)
+        sender = _sender(context, send)
         try:
-            await self._app(scope, receive, sender)
+            receive = self._edge.check(scope, receive, context)
+            await self._serve(scope, receive, sender)
         except ClientDisconnect:
             return  # in the middle of its body, or because that took too long
         except Exception as error:  # nothing above turns an exception into a response
-            if not isinstance(error, BitingLipError):
+            known = to_error(error)
+            if isinstance(known, InternalError) and known is not error:
                 log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
             if context.status != CLIENT_GONE:
                 raise  # the response has begun and can only be cut off
-            await error_response(scope, to_error(error))(scope, receive, sender)
+            await error_response(scope, known)(scope, receive, sender)
         finally:
             if context.leave is not None:
                 context.leave(refund=context.status >= 500 or context.spared)
@@ -74,8 +96,20 @@ class RequestMiddleware:
                 context.release()
             _count(scope, context)
 
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = _method(scope)
+        response = self._cors.preflight(method, context_of(scope).fields)
+        if response is None:
+            route = self._direct.get((method, scope["path"]))
+            if route is None or scope["type"] != "http":
+                await self._rest(scope, receive, send)
+                return
+            scope["route"] = route
+            response = await route.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
-def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
+
+def _sender(context: RequestContext, send: Send) -> Send:
     async def sender(message: Message) -> None:
         if message["type"] == "websocket.accept":
             context.status = 101
@@ -83,12 +117,13 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
                 (b"x-request-id", context.request_id.encode()),
                 *context.limit_headers,
                 *context.notices,
+                *context.cors,
             ]
         elif message["type"] in _STARTS:
             context.status = message["status"]
             own_seconds = max(0.0, context.elapsed - context.engine_seconds)
-            if services := services_in(scope):
-                services.metrics.overhead(own_seconds)
+            if context.services is not None:
+                context.services.metrics.overhead(own_seconds)
             headers = message.get("headers", ())
             if not any(name == b"cache-control" for name, _ in headers):
                 headers = [*headers, _NO_STORE]
@@ -97,18 +132,20 @@ def _sender(scope: Scope, context: RequestContext, send: Send) -> Send:
                 (b"x-request-id", context.request_id.encode()),
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *context.limit_headers,
+                *(context.token_headers() if context.token_headers is not None else ()),
                 *_SECURITY_HEADERS,
                 *context.notices,
+                *context.cors,
             ]
         await send(message)
 
     return sender
 
 
-def _request_id(headers: Headers) -> str:
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return value.decode()
+def _request_id(fields: Fields) -> str:
+    value = fields.get(b"x-request-id")
+    if value is not None and _REQUEST_ID.fullmatch(value):
+        return value.decode()
     return new_request_id()
 
 
@@ -124,8 +161,8 @@ def endpoint(scope: Scope) -> str:
 
 
 def _count(scope: Scope, context: RequestContext) -> None:
-    if services := services_in(scope):
-        services.metrics.request_finished(
+    if context.services is not None:
+        context.services.metrics.request_finished(
             method=_method(scope),
             endpoint=endpoint(scope),
             status=context.status,
@@ -136,8 +173,7 @@ def _count(scope: Scope, context: RequestContext) -> None:
 class EdgeChecks:
     """Refuses malformed and foreign requests before any body is read."""
 
-    def __init__(self, app: ASGIApp, server: Server) -> None:
-        self._app = app
+    def __init__(self, server: Server) -> None:
         self._max_body = server.max_body_bytes
         self._max_upload = server.max_upload_bytes
         bound = server.host if server.host not in ("0.0.0.0", "::") else "localhost"
@@ -145,39 +181,34 @@ class EdgeChecks:
         self._hosts = frozenset(normal_name(name) for name in names)
         self._origins = Origins(server.cors_origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in _TYPES:
-            await self._app(scope, receive, send)
-            return
+    def check(self, scope: Scope, receive: Receive, context: RequestContext) -> Receive:
+        """Return how to receive the body. Raises what is wrong with the request."""
+        if context.services is None and scope["path"] != "/livez":
+            raise Unavailable("The server is starting.")
         headers: Headers = scope["headers"]
-        self._check_started(scope)
-        fields = dict(headers)
+        fields = context.fields
         if len(fields) < len(headers):
             _check_single(headers)
-        self._check_host(scope, headers)
+        self._check_host(scope, fields)
         self._check_origin(scope, fields)
-        _check_query(scope["query_string"])
+        if scope["query_string"]:
+            _check_query(scope["query_string"])
         limit = self._limit(fields)
-        length = _check_body(fields, limit)
-        if length is None:
-            receive = _counted(receive, limit)
-        await self._app(scope, receive, send)
+        if _check_body(fields, limit) is None:
+            return _counted(receive, limit)
+        return receive
 
-    def _check_started(self, scope: Scope) -> None:
-        if scope["path"] != "/livez" and services_in(scope) is None:
-            raise Unavailable("The server is starting.")
-
-    def _check_host(self, scope: Scope, headers: Headers) -> None:
+    def _check_host(self, scope: Scope, fields: Fields) -> None:
         """Refuse names that are not ours, as a page under DNS rebinding would send."""
-        hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) == 1:
-            host = parse_host(hosts[0].decode("latin-1"))
+        value = fields.get(b"host")
+        if value is not None:
+            host = parse_host(value.decode("latin-1"))
             local = scope["server"][0] if scope.get("server") else None
             if host in self._hosts or (host and host == local and host not in ("0.0.0.0", "::")):
                 return
-        raise InvalidRequest("The Host header does not name this server.", param="Host")
+        raise _foreign_host()
 
-    def _check_origin(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+    def _check_origin(self, scope: Scope, headers: Fields) -> None:
         """Refuse pages of other sites: WebSockets, and requests that change something.
 
         Browsers send these without asking first (CORS asks only about some requests, and never
@@ -196,19 +227,26 @@ class EdgeChecks:
                 param="Origin",
             )
 
-    def _limit(self, headers: dict[bytes, bytes]) -> int:
+    def _limit(self, headers: Fields) -> int:
         """Return the bytes that the body may have; forms bring files."""
         form = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
         return self._max_upload if form else self._max_body
 
 
 def _check_single(headers: Headers) -> None:
-    """Refuse two types of one body: the bound would be that of one, and the reader the other's."""
-    if sum(name == b"content-type" for name, _ in headers) > 1:
+    """Refuse two hosts, and two types of one body: one would be checked, and the other used."""
+    names = [name for name, _ in headers]
+    if names.count(b"host") > 1:
+        raise _foreign_host()
+    if names.count(b"content-type") > 1:
         raise InvalidRequest("The request has two Content-Type headers.", param="Content-Type")
 
 
-def _check_body(headers: dict[bytes, bytes], limit: int) -> int | None:
+def _foreign_host() -> InvalidRequest:
+    return InvalidRequest("The Host header does not name this server.", param="Host")
+
+
+def _check_body(headers: Fields, limit: int) -> int | None:
     """Check the declared length and return it; None if the body comes in chunks.
 
     Raises InvalidRequest, PayloadTooLarge or UnsupportedMediaType.
@@ -256,8 +294,6 @@ def _check_query(query: bytes) -> None:
 
     A query that is too much to look through is refused as it is.
     """
-    if not query:
-        return
     if len(query) > _LONGEST_QUERY or query.count(b"&") >= _MOST_PARAMETERS:
         raise InvalidRequest(
             f"The address has more than {_MOST_PARAMETERS} parameters or {_LONGEST_QUERY} bytes "

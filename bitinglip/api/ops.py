@@ -13,9 +13,9 @@ from starlette.responses import Response
 from bitinglip import __version__
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
-from bitinglip.api.auth import authorize_limited, declare_scope, from_this_machine
+from bitinglip.api.auth import authorize_limited, caller_of, declare_scope, from_this_machine
 from bitinglip.api.body import json_response
-from bitinglip.api.services import Services, services_of
+from bitinglip.api.services import Services, services_in, services_of
 from bitinglip.errors import DatabaseUnavailable
 from bitinglip.wire.admin.cluster import device_health
 from bitinglip.wire.errors import timestamp
@@ -26,8 +26,11 @@ _CHECK_TIMEOUT = 2.0
 
 
 @router.get("/livez")
-async def livez() -> Response:
-    """Respond while the process lives."""
+async def livez(request: Request) -> Response:
+    """Respond 200 while the process lives; 503 if the settings ask for it once no card is left."""
+    services = services_in(request.scope)
+    if services is not None and (reason := services.operations.not_alive()) is not None:
+        return json_response({"status": "no card", "detail": reason}, 503)
     return json_response({"status": "alive"})
 
 
@@ -52,10 +55,11 @@ async def health(request: Request) -> Response:
     services = services_of(request)
     checks = {
         "database": await _checked(services.db.check),
-        "cache": _found(True, "in memory"),
+        "cache": _cache(services),
         "cluster_manager": _workers(services),
         "model_manager": _found(True, f"{len(services.store.names())} models"),
         "task_manager": _tasks(services),
+        "guard": _found(True, "works"),
         "devices": _devices(services),
     }
     answers = checks["database"]["ok"]
@@ -71,10 +75,17 @@ async def health(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Render the metrics as Prometheus or OpenMetrics text; open to this machine, else by scope."""
+    """Render the metrics as Prometheus or OpenMetrics text; open to this machine, else by scope.
+
+    A key that is narrowed to models sees those of its models.
+    """
+    may_see = None
     if not from_this_machine(request):
         await authorize_limited(request, Scope.CLUSTER_READ, LimitClass.LIGHT)
-    body, content_type = services_of(request).metrics.render(request.headers.get("accept", ""))
+        caller = caller_of(request)
+        may_see = caller.may_use if caller.models is not None else None
+    accept = request.headers.get("accept", "")
+    body, content_type = services_of(request).metrics.render(accept, may_see)
     return Response(body, headers={"content-type": content_type})
 
 
@@ -117,6 +128,13 @@ def _workers(services: Services) -> dict[str, Any]:
     broken = sum(services.operations.status(name) == "error" for name in services.store.names())
     detail = f"{len(workers)} workers"
     return _found(not broken, f"{detail}, {broken} models out of service" if broken else detail)
+
+
+def _cache(services: Services) -> dict[str, Any]:
+    if not services.cache.enabled:
+        return _found(True, "off")
+    entries, most = services.cache.entries, services.settings.cache.max_bytes
+    return _found(entries.bytes <= most, f"{len(entries)} answers, {entries.bytes} of {most} bytes")
 
 
 def _tasks(services: Services) -> dict[str, Any]:

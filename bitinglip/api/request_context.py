@@ -4,9 +4,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
+
+if TYPE_CHECKING:
+    from bitinglip.api.services import Services
 
 CLIENT_GONE = 499  #: the client disconnected before the response; only counted, never sent
 _KEY = "bitinglip.context"
@@ -22,14 +25,19 @@ class RequestContext:
     """One request; times in seconds."""
 
     request_id: str
+    services: "Services | None"  #: None while the server starts
+    fields: Mapping[bytes, bytes]  #: the last header of each name
+    cors: tuple[tuple[bytes, bytes], ...] = ()  #: headers for the browser
     began: float = field(default_factory=time.perf_counter)
     engine_seconds: float = 0.0  #: queueing and computing, which is not the gateway's own time
     status: int = CLIENT_GONE
     #: gives back the caller's place, once admitted, and with ``refund=True`` the charge
     leave: Callable[..., None] | None = None
     limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+    #: makes those of the key's rate in tokens, when the response begins
+    token_headers: Callable[[], tuple[tuple[bytes, bytes], ...]] | None = None
     tier: str = "none"  #: of the caller, once known
-    spared: bool = False  #: a quota has refused it: nothing else is charged
+    spared: bool = False  #: a quota, or the rate in tokens, has refused it: nothing is charged
     release: Callable[[], None] | None = None  #: removes what the request has left on disk
 
     notices: tuple[tuple[bytes, bytes], ...] = ()  #: headers about the caller's credential

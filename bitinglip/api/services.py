@@ -8,14 +8,18 @@ from starlette.types import Scope as HttpScope
 from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
+from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
+from bitinglip.api.request_context import context_of
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
+from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
+from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
@@ -55,19 +59,23 @@ class Services:
     admission: Admission
     write_behind: WriteBehind
     meter: Meter
+    token_rates: TokenRates
     usage: UsageRows
     logins: FailedLogins
+    guard: Guard
     refusals: LimitRefusals
     resume: Resume
+    cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
 
 
-def services_of(request: HTTPConnection) -> Services:
-    services: Services = request.app.state.services
-    return services
-
-
 def services_in(scope: HttpScope) -> Services | None:
     """Return the services; None while the server is not up yet."""
-    return getattr(scope["app"].state, "services", None)
+    return context_of(scope).services
+
+
+def services_of(request: HTTPConnection) -> Services:
+    services = context_of(request.scope).services
+    assert services is not None, "requests are refused until the server is up"
+    return services

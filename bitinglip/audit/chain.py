@@ -55,6 +55,13 @@ class Head:
     seal: bytes = NOTHING  #: the seal of that row
 
 
+class Known(NamedTuple):
+    """Where the log ended at some time, as is known from elsewhere."""
+
+    last: int
+    seal: bytes
+
+
 class Verdict(NamedTuple):
     """What a check of the log has found."""
 
@@ -76,10 +83,10 @@ def seal_head(key: bytes, head: Head) -> bytes:
     return hmac.digest(key, numbers + head.anchor + head.seal, "sha256")
 
 
-def verify_file(path: Path, key: bytes) -> Verdict:
+def verify_file(path: Path, key: bytes, known: Known | None = None) -> Verdict:
     """Check the log in a database file, as it is at this moment; it takes 10 us a row.
 
-    Raises sqlite3.Error for a file that cannot be read.
+    ``known`` must have been read before. Raises sqlite3.Error for a file that cannot be read.
     """
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
@@ -88,12 +95,15 @@ def verify_file(path: Path, key: bytes) -> Verdict:
         connection.execute("BEGIN")  # one state of the file for all that is read
         found = connection.execute(_HEAD).fetchone()
         (rows,) = connection.execute("SELECT count(*) FROM audit_log").fetchone()
-        bad, reason = _first_bad(connection.execute(_ROWS), found, key)
+        bad, reason = _first_bad(connection.execute(_ROWS), found, key, known)
     return Verdict(bad is None, rows, bad, reason)
 
 
 def _first_bad(
-    rows: Iterable[tuple[Any, ...]], found: tuple[Any, ...] | None, key: bytes
+    rows: Iterable[tuple[Any, ...]],
+    found: tuple[Any, ...] | None,
+    key: bytes,
+    known: Known | None,
 ) -> tuple[int | None, str]:
     head, sealed = read_head(found, key)
     before, expected, marked = head.anchor, head.first, None
@@ -103,18 +113,33 @@ def _first_bad(
             return expected, "it is missing"
         if not _equal(seal, seal_row(key, before, values)):
             return expected, "it was changed, added or put elsewhere"
+        if known is not None and expected == known.last and not _equal(seal, known.seal):
+            return expected, "the database was replaced by an older copy, which went on"
         if values[_ACTION] == Action.AUDIT_BROKEN and marked is None:
             marked = int(values[_TARGET])
         before, expected = seal, expected + 1
         if count % _AT_ONCE == _AT_ONCE - 1:
             time.sleep(_PAUSE)
-    if not sealed and (found is not None or expected > head.first):
+    empty = found is None and expected == head.first
+    if not sealed and not empty:
         return expected, "the record of the log's end was changed"
     if sealed and (expected - 1 != head.last or not _equal(before, head.seal)):
         return min(expected, head.last + 1), "rows at the end are missing"
-    if marked is not None:
-        return marked, "the log was changed there, as a later entry tells"
-    return None, ""
+    if known is not None and known.last >= expected:
+        return expected, "the database was replaced by an older copy"
+    return marked, "" if marked is None else "the log was changed there, as a later entry tells"
+
+
+def bad_among(
+    rows: Iterable[Sequence[Any]], key: bytes, before: bytes, expected: int
+) -> int | None:
+    """Return the first of the oldest rows, each with its seal, that is changed or missing."""
+    for row in rows:
+        *values, seal = row
+        if values[0] != expected or not _equal(seal, seal_row(key, before, values)):
+            return expected
+        before, expected = seal, expected + 1
+    return None
 
 
 def read_head(found: Sequence[Any] | None, key: bytes) -> tuple[Head, bool]:
@@ -122,10 +147,10 @@ def read_head(found: Sequence[Any] | None, key: bytes) -> tuple[Head, bool]:
     if found is None:
         return Head(), False
     first, anchor, last, seal, head_seal = found
-    try:
-        head = Head(int(first), bytes(anchor), int(last), bytes(seal))
-    except (TypeError, ValueError):
+    typed = isinstance(first, int) and isinstance(last, int)
+    if not (typed and isinstance(anchor, bytes) and isinstance(seal, bytes)):
         return Head(), False
+    head = Head(first, anchor, last, seal)
     return head, _equal(head_seal, seal_head(key, head))
 
 

@@ -34,6 +34,7 @@ class Action(StrEnum):
     MODEL_LOAD = "model.load"
     MODEL_UNLOAD = "model.unload"
     MODEL_REMOVE = "model.remove"
+    CACHE_CLEAR = "cache.clear"
     WORKER_RESTART = "worker.restart"
     WORKER_DRAIN = "worker.drain"
     WORKER_STOP = "worker.stop"
@@ -45,9 +46,11 @@ class Action(StrEnum):
     AUTH_REFUSED = "auth.refused"
     #: a valid key that asked for more than it may
     ACCESS_REFUSED = "access.refused"
-    #: old entries were deleted, or entries could not be kept, or the log was changed by others
+    #: old entries were deleted; or entries could not be kept; or the database is an older copy,
+    #: such as a backup that was restored; or the log was changed by another program
     AUDIT_PRUNE = "audit.prune"
     AUDIT_LOST = "audit.lost"
+    AUDIT_ROLLBACK = "audit.rollback"
     AUDIT_BROKEN = "audit.broken"
 
 

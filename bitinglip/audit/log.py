@@ -22,10 +22,14 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from bitinglip.audit import head_file
 from bitinglip.audit.chain import (
     COLUMNS,
+    NOTHING,
     Head,
+    Known,
     Verdict,
+    bad_among,
     read_head,
     seal_head,
     seal_row,
@@ -45,6 +49,9 @@ log = structlog.get_logger(__name__)
 DAY = 86_400.0  #: seconds
 MOST_WAITING = 1000  #: entries in memory; further ones are counted only
 _AT_ONCE = 500  #: rows that one transaction deletes
+_SHOWN: Any = [col(getattr(AuditRow, name)) for name in COLUMNS]
+_ALL: Any = [*_SHOWN, col(AuditRow.seal)]
+_NEWEST: Any = col(AuditRow.seq).desc()
 _HEAD_COLUMNS = ("first", "anchor", "last", "seal", "head_seal")
 
 
@@ -56,13 +63,14 @@ class AuditLog:
         db: Database,
         key: bytes,
         *,
-        inbox: Path | None = None,
+        folder: Path | None = None,
         days: float = 365,
         max_entries: int = 1_000_000,
     ) -> None:
         self._db = db
         self._key = key
-        self._inbox = inbox
+        self._folder = folder  #: of entries of commands, and of the head's copy
+        self._grown = False  #: the head's copy may be behind
         self._retention = Retention(days * DAY)
         self._max_entries = max_entries
         self._waiting: deque[Entry] = deque()
@@ -73,6 +81,7 @@ class AuditLog:
 
     async def append(self, session: AsyncSession, *entries: Entry) -> None:
         """Add entries in a transaction that writes; they stand or fall with it."""
+        self._grown = True
         head = await self._head(session)
         rows = []
         for entry in entries:
@@ -108,13 +117,13 @@ class AuditLog:
             waiting, lost = tuple(self._waiting), self._lost
             if lost:
                 waiting = (*waiting, Entry(Action.AUDIT_LOST, after={"entries": lost}))
-            if not waiting:
-                return
-            async with self._db.write() as session:
-                await self.append(session, *waiting)
-            for _ in range(len(waiting) - bool(lost)):
-                self._waiting.popleft()
-            self._lost -= lost
+            if waiting:
+                async with self._db.write() as session:
+                    await self.append(session, *waiting)
+                for _ in range(len(waiting) - bool(lost)):
+                    self._waiting.popleft()
+                self._lost -= lost
+            await self._copy_head()
 
     async def close(self, entry: Entry) -> None:
         """Write what waits and a last entry. Raises as ``flush`` does."""
@@ -124,7 +133,7 @@ class AuditLog:
 
     async def _collect(self) -> None:
         """Enter what commands have left, each once, even if its file outlives a crash."""
-        if self._inbox is None or not (found := await to_thread(take, self._inbox, self._key)):
+        if self._folder is None or not (found := await to_thread(take, self._folder, self._key)):
             return
         async with self._db.write() as session:
             for _, entry in found:
@@ -134,12 +143,42 @@ class AuditLog:
                     await self.append(session, entry)
         await to_thread(_remove, [path for path, _ in found])
 
+    async def _copy_head(self) -> None:
+        """Note the log's end beside the database."""
+        if self._folder is None or not self._grown:
+            return
+        self._grown = False
+        try:
+            await to_thread(head_file.write, self._folder, self._key, await self._checked_head())
+        except BaseException:
+            self._grown = True
+            raise
+
+    async def _checked_head(self) -> Head:
+        """Return the head; where the database is older than what was noted, that is entered."""
+        assert self._folder is not None
+        known = await to_thread(head_file.read, self._folder, self._key)
+        async with self._db.write() as session:
+            head = await self._head(session)
+            if known is not None and not await self._holds(session, head, known):
+                log.warning("the database is older than its audit log's head: a restored backup?")
+                old, new = {"last": known.last}, {"last": head.last}
+                await self.append(session, Entry(Action.AUDIT_ROLLBACK, before=old, after=new))
+                head = await self._head(session)
+        return head
+
+    async def _holds(self, session: AsyncSession, head: Head, known: Known) -> bool:
+        """Return whether the log has the row that is known, or once had it."""
+        if known.last < head.first:
+            return True
+        query = select(col(AuditRow.seal)).where(col(AuditRow.seq) == known.last)
+        return bool(await session.scalar(query) == known.seal)
+
     async def list(
         self, wanted: Filter, *, limit: int, offset: int = 0
     ) -> tuple[list[dict[str, Any]], int]:
         """Return a page of the selected entries, the newest first, and how many there are."""
-        shown = select(*(col(getattr(AuditRow, name)) for name in COLUMNS))
-        shown = wanted.of(shown).order_by(col(AuditRow.seq).desc()).limit(limit).offset(offset)
+        shown = wanted.of(select(*_SHOWN)).order_by(_NEWEST).limit(limit).offset(offset)
         async with self._db.read() as session:
             rows = (await session.execute(shown)).all()
             total = await session.scalar(wanted.of(select(func.count()).select_from(AuditRow)))
@@ -147,8 +186,7 @@ class AuditLog:
 
     async def last(self, *actions: Action) -> dict[str, Any] | None:
         """Return the newest entry with one of these actions."""
-        query = select(*(col(getattr(AuditRow, name)) for name in COLUMNS))
-        query = query.where(col(AuditRow.action).in_(actions)).order_by(col(AuditRow.seq).desc())
+        query = select(*_SHOWN).where(col(AuditRow.action).in_(actions)).order_by(_NEWEST)
         async with self._db.read() as session:
             row = (await session.execute(query.limit(1))).one_or_none()
         return None if row is None else _shown(row._asdict())
@@ -157,7 +195,7 @@ class AuditLog:
         """Check every row and both ends, beside the event loop. Raises DatabaseUnavailable."""
         async with self._checking:
             try:
-                return await to_thread(verify_file, self._db.path, self._key)
+                return await to_thread(_verify, self._db.path, self._key, self._folder)
             except sqlite3.Error as error:
                 raise DatabaseUnavailable("The audit log cannot be read.") from error
 
@@ -173,21 +211,27 @@ class AuditLog:
         oldest = int(self._retention.oldest().timestamp() * 1e6)
         async with self._db.write() as session:
             head = await self._head(session)
-            query = select(col(AuditRow.seq), col(AuditRow.at), col(AuditRow.seal))
+            query = select(*_ALL)
             rows = (await session.execute(query.order_by(col(AuditRow.seq)).limit(_AT_ONCE))).all()
             over = head.last - head.first + 1 - self._max_entries
             doomed: list[Any] = []
-            for seq, at, seal in rows:
-                if at >= oldest and len(doomed) >= over:
+            for row in rows:
+                old = isinstance(row.at, int) and row.at < oldest
+                if not old and len(doomed) >= over:
                     break
-                doomed.append((seq, seal))
+                doomed.append(row)
             if not doomed:
                 return False
-            through, anchor = doomed[-1]
+            through, anchor = doomed[-1].seq, _bytes(doomed[-1].seal)
+            # Who changes a row's time has it deleted; that must not hide the change.
+            bad = bad_among(doomed, self._key, head.anchor, head.first)
             await session.execute(delete(AuditRow).where(col(AuditRow.seq) <= through))
             await self._set_head(session, replace(head, first=through + 1, anchor=anchor))
             after = {"entries": len(doomed), "through": through}
-            await self.append(session, Entry(Action.AUDIT_PRUNE, after=after))
+            made = [Entry(Action.AUDIT_PRUNE, after=after)]
+            if bad is not None:
+                made.append(Entry(Action.AUDIT_BROKEN, target=str(bad)))
+            await self.append(session, *made)
         return len(doomed) == _AT_ONCE
 
     async def _head(self, session: AsyncSession) -> Head:
@@ -198,7 +242,7 @@ class AuditLog:
         """
         query = select(*(col(getattr(AuditHead, name)) for name in _HEAD_COLUMNS))
         found = (await session.execute(query.where(col(AuditHead.id) == 1))).one_or_none()
-        end = select(col(AuditRow.seq), col(AuditRow.seal)).order_by(col(AuditRow.seq).desc())
+        end = select(col(AuditRow.seq), col(AuditRow.seal)).order_by(_NEWEST)
         newest = (await session.execute(end.limit(1))).one_or_none()
         head, sealed = read_head(found, self._key)
         if (sealed and (newest is None or newest.seq <= head.last)) or (
@@ -207,11 +251,13 @@ class AuditLog:
             return head
         last = 0 if newest is None else newest.seq
         doubtful = head.last + 1 if sealed else last + 1
-        log.error("the audit log was changed by another program", entry=doubtful)
-        if newest is not None:
-            head = replace(head, last=last, seal=bytes(newest.seal))
+        why = "the audit log was changed by another program, or secret.key is another one"
+        log.error(why, entry=doubtful)
+        seal = NOTHING if newest is None else _bytes(newest.seal)
+        head = replace(head, last=last, seal=seal)
         head, row = self._sealed(head, Entry(Action.AUDIT_BROKEN, target=str(doubtful)))
         await session.execute(insert(AuditRow), [row])
+        await self._set_head(session, head)
         return head
 
     def _sealed(self, head: Head, entry: Entry) -> tuple[Head, dict[str, Any]]:
@@ -229,6 +275,11 @@ class AuditLog:
         }
         statement = upsert(AuditHead).values(id=1, **values)
         await session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def _verify(database: Path, key: bytes, folder: Path | None) -> Verdict:
+    known = None if folder is None else head_file.read(folder, key)
+    return verify_file(database, key, known)
 
 
 def _remove(paths: Sequence[Path]) -> None:
@@ -253,6 +304,10 @@ def _moment(at: Any) -> Any:
     except (TypeError, ValueError, OverflowError, OSError):  # another program has written it
         return at
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _bytes(found: object) -> bytes:
+    return found if isinstance(found, bytes) else NOTHING
 
 
 def _value(text: str | None) -> Any:

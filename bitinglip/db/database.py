@@ -57,6 +57,7 @@ class Database:
         self._reader = reader
         self._health = health
         self._lock = asyncio.Lock()
+        self._checking: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, path: Path, health: Health | None = None) -> Self:
@@ -79,6 +80,8 @@ class Database:
 
     async def close(self) -> None:
         """Readers first, so that the last checkpoint is the writer's."""
+        if self._checking is not None:
+            await asyncio.wait([self._checking], timeout=PATIENCE)
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -114,7 +117,22 @@ class Database:
             raise ours from error
 
     async def check(self) -> None:
-        """Raises DatabaseUnavailable when the database does not answer; for the health route."""
+        """Raises DatabaseUnavailable when the database does not answer; for the health routes.
+
+        Those are open to all, so calls that come together share one answer: any number of them
+        leaves a reader free for requests.
+        """
+        if self._checking is None:
+            self._checking = asyncio.create_task(self._check())
+            self._checking.add_done_callback(self._checked)
+        await asyncio.shield(self._checking)
+
+    def _checked(self, task: asyncio.Task[None]) -> None:
+        self._checking = None
+        if not task.cancelled():
+            task.exception()  # nobody may be waiting for it any more
+
+    async def _check(self) -> None:
         try:
             async with self.read() as session:
                 await session.execute(text("SELECT version_num FROM alembic_version"))

@@ -13,6 +13,8 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    String,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -126,6 +128,9 @@ class StoredFile(Table, table=True):
     task_id: str
     key_id: str
     kind: str
+    model: str = Field(
+        default="", sa_column=Column("model", String, nullable=False, server_default=text("''"))
+    )
     media_type: str
     bytes: int = Field(sa_type=BigInteger)
     created_at: datetime = Field(sa_type=UtcTime)

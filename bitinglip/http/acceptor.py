@@ -20,6 +20,7 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 #: makes the protocol object of a connection
 Factory = Callable[[Connection], asyncio.BaseProtocol]
+Tls = Callable[[], ssl.SSLContext]  #: with the certificate that is in use now
 
 
 class Acceptor:
@@ -34,7 +35,7 @@ class Acceptor:
         listener: socket.socket,
         connections: Connections,
         factory: Factory,
-        tls: ssl.SSLContext | None,
+        tls: Tls | None,
     ) -> None:
         self.sockets = (listener,)
         self._listener = listener
@@ -89,15 +90,16 @@ class Acceptor:
         connection.opening.add_done_callback(opened)
 
     async def _connect(self, connection: Connection, sock: socket.socket) -> None:
-        timeouts = {}
+        context, timeouts = None, {}
         if self._tls is not None:
+            context = self._tls()
             timeouts = {
                 "ssl_handshake_timeout": self._connections.times.header,
                 "ssl_shutdown_timeout": _SHUTDOWN_SECONDS,
             }
         sock.setblocking(False)
         await self._loop.connect_accepted_socket(
-            lambda: self._factory(connection), sock, ssl=self._tls, **timeouts
+            lambda: self._factory(connection), sock, ssl=context, **timeouts
         )
 
     def _pause(self) -> None:

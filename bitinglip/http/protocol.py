@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -16,6 +15,8 @@ from bitinglip import errors
 from bitinglip.api.request_context import has_caller
 from bitinglip.http.connections import BODY_BYTES, Connection, Connections
 from bitinglip.http.early_response import EarlyResponse
+from bitinglip.http.exchange import Exchange, split_target
+from bitinglip.http.flow import Flow
 from bitinglip.http.refusal import refusal_bytes
 
 if TYPE_CHECKING:
@@ -27,27 +28,6 @@ MAX_PIPELINED = 64  #: requests that a client may send ahead
 _LARGE_DIGITS = len("10000")  #: of a declared length; shorter bodies are read if nobody wants them
 PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
 _AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
-
-
-class _Flow(FlowControl):
-    """Pauses reading for uvicorn, and while bytes that are read already wait to be parsed."""
-
-    held = False
-
-    def resume_reading(self) -> None:
-        if self.held:
-            self.read_paused = False
-        else:
-            super().resume_reading()
-
-    def hold(self) -> None:
-        self.held = True
-        self._transport.pause_reading()
-
-    def release(self) -> None:
-        self.held = False
-        if not self.read_paused and not self._transport.is_closing():
-            self._transport.resume_reading()
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -86,7 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
         self, transport: asyncio.Transport
     ) -> None:
         super().connection_made(transport)
-        self.flow = self._flow = _Flow(transport)
+        self.flow = self._flow = Flow(transport)
         self._connection.transport = transport
         self._connection.handler = self
 
@@ -242,7 +222,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and not self._should_upgrade():
             self._reread = True  # once the parser has stopped
             return
-        if (authority := _AUTHORITY.match(self.url)) is not None:  # it replaces what Host says
+        if self.url[:1] != b"/" and (authority := _AUTHORITY.match(self.url)):
+            # It replaces what Host says.
             self.headers[:] = [each for each in self.headers if each[0] != b"host"]
             self.headers.append((b"host", authority[1]))
         self._in_head = self._begun = False
@@ -254,7 +235,37 @@ class HttpProtocol(HttpToolsProtocol):
             self._await_body()
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # such a client knows nothing of it
-        super().on_headers_complete()
+        self._begin_exchange()
+
+    def _begin_exchange(self) -> None:
+        """Start the application, or queue the request behind the one that is responded to."""
+        scope, parser = self.scope, self.parser
+        version = parser.get_http_version()
+        scope["method"] = parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        if parser.should_upgrade() and self._should_upgrade():
+            return
+        scope["path"], scope["raw_path"], scope["query_string"] = split_target(self.url)
+        idle = not self._responding()
+        self.cycle = Exchange(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if idle:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def _objection(self) -> tuple[errors.BitingLipError, str] | None:
         """Say what is wrong with a request whose headers are complete, and under which reason."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from bitinglip.http import websocket
-from bitinglip.http.acceptor import Acceptor, Factory
+from bitinglip.http.acceptor import Acceptor, Factory, Tls
 from bitinglip.http.connections import Connection, Connections
 from bitinglip.http.protocol import HttpProtocol
 
@@ -24,10 +23,10 @@ class HttpServer(uvicorn.Server):
         app: FastAPI,
         connections: Connections,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
         **options: Any,
     ) -> None:
-        """``options`` are uvicorn's."""
+        """``tls`` is asked at each connection, ``options`` are uvicorn's."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -57,7 +56,7 @@ class HttpServer(uvicorn.Server):
             self.listen(sock, self._protocol, self._tls)
         self.started = True
 
-    def listen(self, sock: socket.socket, protocol: Factory, tls: ssl.SSLContext | None) -> None:
+    def listen(self, sock: socket.socket, protocol: Factory, tls: Tls | None) -> None:
         """Serve this socket too, from now on; it is closed with the others."""
         acceptor = Acceptor(sock, self._connections, protocol, tls)
         self.servers.append(cast("asyncio.Server", acceptor))  # it does all that uvicorn asks

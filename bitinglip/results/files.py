@@ -7,7 +7,8 @@ to a task that is under way, or was answered with its bytes; it is removed soon 
 import asyncio
 import base64
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +81,7 @@ class Files:
         self._db = db
         self._retention = Retention(retention)
         self._max_bytes = max_bytes
+        self._held: dict[str, bytes] = {}  #: files that are read from memory
 
     # ---- what comes in ---------------------------------------------------------------------------
 
@@ -92,6 +94,7 @@ class Files:
                 "task_id": job.id,
                 "key_id": job.key_id,
                 "kind": job.kind,
+                "model": job.model,
                 "media_type": output.media_type,
                 "bytes": output.bytes,
                 "created_at": datetime.now(UTC),
@@ -101,6 +104,16 @@ class Files:
         if rows:
             async with self._db.write() as session:
                 await session.execute(insert(StoredFile).values(rows).on_conflict_do_nothing())
+
+    @contextmanager
+    def holding(self, files: Mapping[str, bytes]) -> Iterator[None]:
+        """Let files be read that are in memory, and not on the disk."""
+        self._held.update(files)
+        try:
+            yield
+        finally:
+            for name in files:
+                del self._held[name]
 
     # ---- what goes out ---------------------------------------------------------------------------
 
@@ -137,11 +150,14 @@ class Files:
 
     async def read(self, file_id: str) -> bytes | None:
         """Read a file; None if it has expired."""
+        if (held := self._held.get(file_id)) is not None:
+            return held
         return await asyncio.to_thread(_read, self.folder / file_id)
 
     async def base64(self, file_id: str) -> msgspec.Raw | None:
         """Read a file as a JSON string in base64; None if it has expired."""
-        return await asyncio.to_thread(_base64_json, self.folder / file_id)
+        held = self._held.get(file_id)
+        return await asyncio.to_thread(_base64_json, held, self.folder / file_id)
 
     # ---- what goes away --------------------------------------------------------------------------
 
@@ -188,7 +204,7 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _base64_json(path: Path) -> msgspec.Raw | None:
+def _base64_json(held: bytes | None, path: Path) -> msgspec.Raw | None:
     """Read a file as a JSON string, which the encoder of the answer copies as it is."""
-    data = _read(path)
+    data = _read(path) if held is None else held
     return None if data is None else msgspec.Raw(b'"%b"' % base64.b64encode(data))

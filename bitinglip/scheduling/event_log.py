@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from bitinglip import errors
+from bitinglip.guard.outputs import Output
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import input_bytes, without_input
 from bitinglip.scheduling.memory import event_bytes
@@ -40,8 +41,16 @@ class EventLog:
     busy are handed over together, so a slow one costs fewer wake-ups.
     """
 
-    def __init__(self, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        job: Job,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        guard: Output | None = None,
+    ) -> None:
+        """``guard``: what the worker's events pass through before they are put here."""
         self.job = job
+        self.guard = guard
         self._clock = clock
         self.worker_id: str | None = None
         self.final: protocol.Final | None = None
@@ -65,6 +74,11 @@ class EventLog:
     def events(self) -> Sequence[Event]:
         """Return what has happened so far, without output that was made again."""
         return self._events
+
+    @property
+    def work(self) -> protocol.Job:
+        """Return what is sent to a worker."""
+        return self.job.work if self.guard is None else self.guard.work
 
     @property
     def status(self) -> str:
@@ -108,6 +122,8 @@ class EventLog:
         self._events = [event for event in self._events if not isinstance(event, _OUTPUT)]
         self.first_token = None
         self.dispatched = None
+        if self.guard is not None:
+            self.guard.reset()
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Yield lists of new events, from the first on; end with the final event."""
@@ -208,3 +224,20 @@ def failed_with(job_id: str, error: errors.BitingLipError) -> protocol.Failed:
         details=error.details,
         retry_after=error.retry_after,
     )
+
+
+def put_guarded(event_log: EventLog, event: protocol.JobEvent) -> errors.BitingLipError | None:
+    """Put what the guard lets pass of an event; return the error that is to end the job.
+
+    A job that its worker has ended is ended here.
+    """
+    if event_log.final is not None or event_log.guard is None:
+        return None
+    try:
+        for shown in event_log.guard.take(event):
+            event_log.put(shown)
+    except errors.BitingLipError as error:
+        if not isinstance(event, protocol.Final):
+            return error
+        event_log.put(failed_with(event.id, error))
+    return None

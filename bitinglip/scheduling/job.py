@@ -1,14 +1,14 @@
 """A job is a message to a worker in an envelope of what only the gateway knows."""
 
+import secrets
 import time
-import uuid
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from bitinglip.access.credentials import Credential
+from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.queue.priority import Priority
 from workers import protocol
 
@@ -18,11 +18,18 @@ Output = Literal["b64", "url"]
 def new_task_id() -> str:
     """Make an id that sorts by time and cannot be guessed: 48 bits of milliseconds, 80 random."""
     stamp = time.time_ns() // 1_000_000
-    return f"task-{stamp:012x}{uuid.uuid4().hex[:20]}"
+    return f"task-{stamp:012x}{secrets.token_hex(10)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Claim(NamedTuple):
+    """What work needs for as long as it goes on: a credential that may run a kind and a model."""
+
+    credential: Credential
+    model: str
+    kind: str  #: of inference
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of inference: the message, and what only the gateway knows about it.
 
     The message holds neither key nor caller, so it can go to a worker as it is.
@@ -33,10 +40,12 @@ class Job:
     key_id: str
     credential: Credential | None = None  #: what its caller came with
     timeout: float = 600.0  #: seconds from now on, waiting included
-    priority: Priority = field(default_factory=Priority)
-    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    priority: Priority = Priority()
+    created_at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
     output: Output = "b64"  #: how the answer holds the files that the job makes
     file_bytes: int = 0  #: the size of the audio file that the client sent
+    seeded: bool = False  #: the seed of an image or speech job is its client's own
+    guard: Modes | None = None  #: what is done about personal data; None: nothing
     asynchronous: bool = False  #: it is a task of the database, and runs again after a restart
 
     @property
@@ -49,17 +58,22 @@ class Job:
         return self.credential or Credential(self.key_id)
 
     @property
+    def claim(self) -> Claim:
+        return Claim(self.owner, self.model, self.kind)
+
+    @property
     def stream(self) -> bool:
         return self.work.stream
 
     @property
     def kind(self) -> str:
-        """Return the kind of inference: text, image, speech or transcription."""
+        """Return the kind of inference: text, image, speech, transcription or embedding."""
         return kind_of(type(self.work))
 
     def streamed(self) -> "Job":
         """Return the same job with all its events, for clients that watch it."""
-        return replace(self, work=msgspec.structs.replace(self.work, stream=True))
+        work = msgspec.structs.replace(self.work, stream=True)
+        return msgspec.structs.replace(self, work=work)
 
 
 def kind_of(message: type[protocol.Job]) -> str:

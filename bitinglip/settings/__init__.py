@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bitinglip.settings.audit import Audit
+from bitinglip.settings.cache import Cache
+from bitinglip.settings.guard import Guard
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -29,6 +31,7 @@ from bitinglip.settings.sections import (
     FakeDevice,
     Files,
     Hub,
+    KeyRotation,
     Logging,
     Queue,
     ResidencyRules,
@@ -43,10 +46,13 @@ from bitinglip.settings.sections import (
 __all__ = [
     "Audit",
     "Balancing",
+    "Cache",
     "Devices",
     "FakeDevice",
+    "Guard",
     "ImageLimits",
     "ImageModel",
+    "KeyRotation",
     "Logging",
     "Model",
     "SamplingDefaults",
@@ -74,6 +80,8 @@ class Settings(Section):
     queue: Queue = Queue()
     residency: ResidencyRules = ResidencyRules()
     limits: Limits = Limits()
+    cache: Cache = Cache()
+    guard: Guard = Guard()
     tasks: Tasks = Tasks()
     files: Files = Files()
     audit: Audit = Audit()

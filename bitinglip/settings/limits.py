@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bitinglip.settings.guard import TierGuard
 from bitinglip.settings.sections import Section
 
 _TIER_PRIORITY = (
@@ -69,6 +70,11 @@ class Tier(Section):
 
     requests_per_minute: Count | None = Field(10, description=_PER_MINUTE)
     requests_per_hour: Count | None = Field(100, description=_PER_HOUR)
+    tokens_per_minute: Count | None = Field(
+        None,
+        description="tokens per minute and key, prompts included: a request takes the most that it "
+        "may use and gives the rest back at its end; null sets no limit",
+    )
     concurrent_requests: Count | None = Field(2, description=_AT_ONCE)
     burst: Count | None = Field(
         None,
@@ -84,6 +90,7 @@ class Tier(Section):
     image: TierImage = TierImage()
     speech: TierSpeech = TierSpeech()
     transcription: TierTranscription = TierTranscription()
+    guard: TierGuard = TierGuard()
 
 
 class Pro(Tier):
@@ -141,6 +148,12 @@ class SpeechLimits(Section):
     )
 
 
+class EmbeddingLimits(Section):
+    max_texts: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        2048, description="maximum texts per embedding request"
+    )
+
+
 class TranscriptionLimits(Section):
     max_seconds: Annotated[float, Field(gt=0)] = Field(
         14_400, description="maximum seconds of audio per request"
@@ -184,3 +197,4 @@ class Limits(Section):
     images: ImageLimits = ImageLimits()
     speech: SpeechLimits = SpeechLimits()
     transcription: TranscriptionLimits = TranscriptionLimits()
+    embedding: EmbeddingLimits = EmbeddingLimits()

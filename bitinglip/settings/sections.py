@@ -18,14 +18,14 @@ _SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([smhd])", re.ASCII)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _seconds(value: object) -> object:
+def span_in_seconds(value: object) -> object:
     """``10m`` is 600 seconds; everything else is left to the field."""
     match = _SPAN.fullmatch(value) if isinstance(value, str) else None
     return float(match[1]) * _UNITS[match[2]] if match else value
 
 
 #: how long something unused is kept: seconds, a span such as 30m, or forever
-KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(_seconds)]
+KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(span_in_seconds)]
 
 #: YAML reads a plain ``off`` as false
 Confine = Annotated[
@@ -83,11 +83,34 @@ class Server(Section):
         return self
 
 
+LongSpan = Annotated[float, Field(gt=0, le=3_153_600_000), BeforeValidator(span_in_seconds)]
+
+
+class KeyRotation(Section):
+    max_age: LongSpan | None = Field(
+        None,
+        description="age at which the secret of an API key ends unless it is rotated before: "
+        "seconds, or a span such as 90d; null never. The key in admin.key is rotated by the server",
+    )
+    notice: LongSpan | None = Field(
+        None,
+        description="how long before that answers carry Deprecation and Sunset headers: seconds, "
+        "or a span such as 14d; null is 14 days, or a quarter of max_age if less",
+    )
+
+    @model_validator(mode="after")
+    def _notice_is_within_the_age(self) -> Self:
+        if self.notice is not None and (self.max_age is None or self.notice >= self.max_age):
+            raise ValueError("notice must be shorter than max_age")
+        return self
+
+
 class Security(Section):
     require_api_key: bool = Field(True, description="require a valid API key on every request")
     allow_insecure: bool = Field(
         False, description="allow listening beyond loopback while require_api_key is false"
     )
+    key_rotation: KeyRotation = KeyRotation()
 
 
 class Workers(Section):
@@ -145,6 +168,11 @@ class Devices(Section):
         "auto",
         description="cuda: without a usable card /readyz answers 503 with the reason and no model "
         "runs on the CPU unless it is set to; auto: models may run on the CPU",
+    )
+    live_without_card: bool = Field(
+        True,
+        description="false: /livez answers 503 once every card that was in use is lost, so that "
+        "what runs the container makes it anew",
     )
     fake: list[FakeDevice] = Field(
         [], description="simulated devices that replace the machine's, for tests"

@@ -7,16 +7,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import structlog
 
 from bitinglip import errors
-from bitinglip.access.credentials import Credential
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
-from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.job import Claim, Job
 from bitinglip.tasks.store import Filter, Task, TaskStore
 from model_store.errors import StoreError
 from workers import protocol
@@ -82,7 +81,7 @@ class Tasks:
 
         Raises what ``Dispatcher.open`` raises, or DiskFull; then there is no such task.
         """
-        job = replace(job, asynchronous=True)
+        job = msgspec.structs.replace(job, asynchronous=True)
         open_task = AsyncTask(job)
         with ExitStack() as admission:
             admission.callback(self._discard_uploads, job)
@@ -142,18 +141,16 @@ class Tasks:
             await self.finished(task_id)
         return await self.get(task_id)
 
-    def credentials(self) -> set[Credential]:
-        """Return the credentials whose tasks have not ended."""
-        return {open_task.job.owner for open_task in self._open.values()}
+    def claims(self) -> set[Claim]:
+        """Return what the tasks that have not ended need of their keys."""
+        return {open_task.job.claim for open_task in self._open.values()}
 
-    def cancel_of(self, credential: Credential) -> int:
-        """End the tasks of a credential that have no place in a queue yet; return how many.
+    def cancel_of(self, claim: Claim) -> int:
+        """End the tasks with this claim that have no place in a queue yet; return how many.
 
         The dispatcher ends the others.
         """
-        open_tasks = [
-            open_task for open_task in self._open.values() if open_task.job.owner == credential
-        ]
+        open_tasks = [each for each in self._open.values() if each.job.claim == claim]
         waiting = [
             open_task
             for open_task in open_tasks

@@ -6,21 +6,20 @@ holds a key, a prompt or anything else that a client made up.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from bitinglip import __version__
+from bitinglip.telemetry.device_gauges import DeviceSample, device_gauges
+from bitinglip.telemetry.exposition import MaySee, render
 from bitinglip.telemetry.health import CHECKS
 from bitinglip.telemetry.logs import dropped_lines
+from bitinglip.telemetry.tally import Spread, Tally
 
 ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
 MAX_LABEL_VALUES = 256  #: different models, or reasons, before the rest are called ``_other``
-_VERSIONS = frozenset({"0.0.1", "0.0.4", "1.0.0"})  #: of formats, as scrapers ask for them
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _FIRST_TOKEN = (
@@ -46,18 +45,6 @@ _LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSample:
-    """A device as it was at the last look: bytes, and a share of 0..1; None is not known."""
-
-    device: str
-    total: int
-    used: int | None  #: by everybody
-    reserved: int  #: by our own books
-    utilisation: float | None
-    power_w: float | None = None
-
-
 class Metrics:
     """One registry of its own, so that two servers in one process do not mix."""
 
@@ -72,25 +59,22 @@ class Metrics:
 
     def _define_requests(self) -> None:
         registry = self.registry
-        self._requests = _Children(
-            Counter(
-                "gateway_requests_total",
-                "HTTP requests",
-                ["method", "endpoint", "status"],
-                registry=registry,
-            )
+        self._requests = Tally(
+            "gateway_requests_total", "HTTP requests", ["method", "endpoint", "status"], registry
         )
-        self._duration = Histogram(
+        self._duration = Spread(
             "gateway_request_duration_seconds",
             "From a request's arrival to the end of its answer",
+            [],
+            registry,
             buckets=_REQUEST,
-            registry=registry,
         )
-        self._overhead = Histogram(
+        self._overhead = Spread(
             "bitinglip_overhead_seconds",
             "The gateway's own time before an answer begins",
+            [],
+            registry,
             buckets=_OVERHEAD,
-            registry=registry,
         )
         active = Gauge(
             "gateway_active_users", "API keys used in the last five minutes", registry=registry
@@ -101,33 +85,22 @@ class Metrics:
         )
 
     def _define_inference(self) -> None:
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> _Children[Histogram]:
-            family = Histogram(name, text, ["model"], buckets=buckets, registry=self.registry)
-            return _Children(family)
+        registry = self.registry
 
-        self._inference = _Children(
-            Counter(
-                "inference_requests_total",
-                "Inference requests that ended",
-                ["model", "type"],
-                registry=self.registry,
-            )
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Spread:
+            return Spread(name, text, ["model"], registry, buckets=buckets)
+
+        self._inference = Tally(
+            "inference_requests_total",
+            "Inference requests that ended",
+            ["model", "type"],
+            registry,
         )
-        self._jobs = _Children(
-            Counter(
-                "bitinglip_jobs_total",
-                "Jobs by how they ended",
-                ["model", "status"],
-                registry=self.registry,
-            )
+        self._jobs = Tally(
+            "bitinglip_jobs_total", "Jobs by how they ended", ["model", "status"], registry
         )
-        self._tokens = _Children(
-            Counter(
-                "bitinglip_tokens_total",
-                "Tokens read and made",
-                ["model", "kind"],
-                registry=self.registry,
-            )
+        self._tokens = Tally(
+            "bitinglip_tokens_total", "Tokens read and made", ["model", "kind"], registry
         )
         self._images = Counter(
             "bitinglip_images_total", "Images made", ["model"], registry=self.registry
@@ -179,7 +152,7 @@ class Metrics:
 
     def request_finished(self, *, method: str, endpoint: str, status: int, seconds: float) -> None:
         known = method if method in _METHODS else "_other"
-        self._requests(known, endpoint, str(status)).inc()
+        self._requests.add((known, endpoint, str(status)))
         self._duration.observe(seconds)
 
     def overhead(self, seconds: float) -> None:
@@ -202,17 +175,17 @@ class Metrics:
     ) -> None:
         """A job's end; ``duration`` and ``first_token_seconds`` count from its submission."""
         model = self._models.bound(model)
-        self._inference(model, kind).inc()
-        self._jobs(model, status).inc()
-        self._queue(model).observe(queue_seconds)
-        self._tokens(model, "prompt").inc(prompt_tokens)
-        self._tokens(model, "completion").inc(completion_tokens)
+        self._inference.add((model, kind))
+        self._jobs.add((model, status))
+        self._queue.observe(queue_seconds, (model,))
+        self._tokens.add((model, "prompt"), prompt_tokens)
+        self._tokens.add((model, "completion"), completion_tokens)
         if first_token_seconds is None:
             return
-        self._first(model).observe(first_token_seconds)
+        self._first.observe(first_token_seconds, (model,))
         if completion_tokens > 1:
             each = (duration - first_token_seconds) / (completion_tokens - 1)
-            self._between(model).observe(each)
+            self._between.observe(each, (model,))
 
     def images_made(self, *, model: str, count: int) -> None:
         self._images.labels(self._models.bound(model)).inc(count)
@@ -252,42 +225,14 @@ class Metrics:
         self.registry.register(_Edge(connections, refused, degraded))
         self.registry.register(_Live(in_flight, depth, workers, devices, self._models))
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition in the format that ``accept`` asks for, and its content type."""
-        # The library compares and repeats any version, and fails on one that is none.
-        known = [part for part in accept.split(",") if _VERSIONS.issuperset(_versions(part))]
-        encode, content_type = choose_encoder(",".join(known))
-        return encode(self.registry), content_type
+    def render(self, accept: str, may_see: MaySee | None = None) -> tuple[bytes, str]:
+        """Return the text in the format that ``accept`` asks for, and its content type."""
+        return render(self.registry, accept, may_see)
 
     def _active_users(self) -> float:
         oldest = time.monotonic() - ACTIVE_SECONDS
         self._seen = {key: seen for key, seen in self._seen.items() if seen > oldest}
         return len(self._seen)
-
-
-def _versions(accepted: str) -> Iterator[str]:
-    """The versions of a format that one part of an Accept header names."""
-    for parameter in accepted.split(";")[1:]:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "version":
-            yield value.strip()
-
-
-F = TypeVar("F", Counter, Histogram)
-
-
-class _Children(Generic[F]):
-    """The children of a family by label values; looking one up in the library takes a lock."""
-
-    def __init__(self, family: F) -> None:
-        self._family: F = family
-        self._known: dict[tuple[str, ...], F] = {}
-
-    def __call__(self, *values: str) -> F:
-        child = self._known.get(values)
-        if child is None:
-            child = self._known[values] = self._family.labels(*values)
-        return child
 
 
 class _Bounded:
@@ -334,30 +279,7 @@ class _Live(Collector):
         for state, count in self._workers().items():
             states.add_metric([state], count)
         yield states
-        yield from self._of_devices()
-
-    def _of_devices(self) -> Iterator[GaugeMetricFamily]:
-        memory = GaugeMetricFamily(
-            "bitinglip_device_memory_bytes",
-            "Memory of a device: total, used by everybody, reserved for our models",
-            labels=["device", "kind"],
-        )
-        busy = GaugeMetricFamily(
-            "bitinglip_device_utilisation_ratio", "How busy a device is, 0 to 1", labels=["device"]
-        )
-        power = GaugeMetricFamily(
-            "bitinglip_device_power_watts", "Power that a device draws", labels=["device"]
-        )
-        for sample in self._devices():
-            memory.add_metric([sample.device, "total"], sample.total)
-            memory.add_metric([sample.device, "reserved"], sample.reserved)
-            if sample.used is not None:
-                memory.add_metric([sample.device, "used"], sample.used)
-            if sample.utilisation is not None:
-                busy.add_metric([sample.device], sample.utilisation)
-            if sample.power_w is not None:
-                power.add_metric([sample.device], sample.power_w)
-        yield from (memory, busy, power)
+        yield from device_gauges(self._devices())
 
 
 class _Edge(Collector):

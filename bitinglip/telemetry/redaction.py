@@ -1,4 +1,4 @@
-"""Recognise BitingLip keys and tokens and clear text of them, and of control characters.
+"""Recognise keys and tokens, and the hub's, and clear text of them and of control characters.
 
 It lives down here because the logs may not import access: the key check and secret scanners use
 this same expression.
@@ -14,6 +14,7 @@ _SECRET = re.compile(r"(blk_live_[0-9A-Za-z]{1,12})_[0-9A-Za-z_]+", re.ASCII)
 #: a token's header and claims are public; its signature is what makes it one
 TOKEN_SHAPE = r"(?<![0-9A-Za-z_-])(eyJ[0-9A-Za-z_-]{10,}\.[0-9A-Za-z_-]+)\.[0-9A-Za-z_-]+"
 _TOKEN = re.compile(TOKEN_SHAPE, re.ASCII)
+_HUB_TOKEN = re.compile(r"(?<![0-9A-Za-z])hf_[0-9A-Za-z]{20,}", re.ASCII)
 
 
 def mask(text: str) -> str:
@@ -22,6 +23,8 @@ def mask(text: str) -> str:
         text = _SECRET.sub(r"\1_***", text)
     if "eyJ" in text:
         text = _TOKEN.sub(r"\1.***", text)
+    if "hf_" in text:
+        text = _HUB_TOKEN.sub("hf_***", text)
     return text
 
 

@@ -9,6 +9,7 @@ _REASONS = frozenset(
         "hour",
         "route-minute",
         "route-hour",
+        "tokens",
         "other",
         "concurrent",
         "failed-logins",

@@ -1,9 +1,11 @@
 """The context holds all that a request needs besides its body to become a job."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from bitinglip.access.credentials import Credential
+from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.job import Job, Output
 from bitinglip.scheduling.queue.priority import Priority
 from bitinglip.settings import Model, Tier
@@ -11,8 +13,7 @@ from bitinglip.settings.limits import Limits
 from workers import protocol
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobContext:
+class JobContext(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of the server and the model, and the caller's key, tier and priority."""
 
     model: str
@@ -23,6 +24,7 @@ class JobContext:
     credential: Credential | None = None
     timeout: float  #: seconds; a request may ask for less
     priority: Priority
+    guard: Modes | None = None
     folder: Path  #: where workers write images and audio to
     uploads: Path  #: where the files are that clients send
 
@@ -33,6 +35,7 @@ class JobContext:
         timeout: float | None = None,
         output: Output = "b64",
         file_bytes: int = 0,
+        seeded: bool = False,
     ) -> Job:
         """Put a message into its envelope."""
         return Job(
@@ -44,4 +47,6 @@ class JobContext:
             priority=self.priority,
             output=output,
             file_bytes=file_bytes,
+            seeded=seeded,
+            guard=self.guard,
         )

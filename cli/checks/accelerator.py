@@ -51,6 +51,12 @@ def findings(
             yield _processor(device, used, settings, any(each.unified for each in found))
         else:
             yield _accelerator(device, used, settings)
+    if (slow := devices.slow_start) is not None:
+        what, _, advice = slow.partition(": ")
+        yield Finding("gpu", "warning", what, advice)
+    if (short := devices.pressure()) is not None:
+        what, _, advice = short.rstrip(".").partition(": ")
+        yield Finding("ram", "warning", what, advice)
     for name in devices.unknown_limits():
         detail = f"devices.memory_limit names {name!r}, and no such card is there"
         known = ", ".join(each.id for each in found if each.kind != "cpu")

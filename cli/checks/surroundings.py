@@ -1,5 +1,6 @@
 """Checks what around the server slows or breaks models: storage, foreign libraries, a compiler."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from cli.checks.findings import Finding
 if TYPE_CHECKING:
     from bitinglip.settings import Settings
 
+_DESCRIPTIONS = ("etc/cdi", "var/run/cdi")
+_DRIVER_LIBRARY = re.compile(r"/libcuda\.so\.(\d+(?:\.\d+)+)")
 #: libraries that torch's wheels bring in the version that they were built with
 _OF_THE_WHEEL = ("libcudnn", "libcublas", "libnccl", "libcudart", "libcusparse", "libnvrtc")
 
@@ -17,6 +20,7 @@ def every_surrounding(settings: "Settings", models: Path) -> Iterator[Finding]:
     import os
 
     yield from storage(models)
+    yield from descriptions()
     yield from libraries(os.environ)
     yield from compilers(settings, os.environ)
 
@@ -32,6 +36,30 @@ def storage(models: Path, root: Path = Path("/")) -> Iterator[Finding]:
             f"{models} is on {why}: loading a model takes many times as long as from a local SSD",
             "move the home to a local SSD with --home, or keep models loaded (models.<name>.pin)",
         )
+
+
+def descriptions(root: Path = Path("/")) -> Iterator[Finding]:
+    """Report files by which containers are given a card (CDI) that are of another driver.
+
+    They name the driver's libraries with their version, and are written before an update.
+    """
+    from workers.devices.surroundings import Surroundings, text
+
+    loaded = Surroundings(root).module_version()
+    if loaded is None:
+        return
+    for folder in _DESCRIPTIONS:
+        for path in sorted((root / folder).glob("*")):
+            versions = set(_DRIVER_LIBRARY.findall(text(path)))
+            if versions and loaded not in versions:
+                shown = Path("/") / path.relative_to(root)
+                yield Finding(
+                    "cdi",
+                    "warning",
+                    f"{shown} gives containers the libraries of driver {min(versions)}, and the "
+                    f"kernel runs {loaded}: no container gets a card",
+                    f"sudo nvidia-ctk cdi generate --output={shown}",
+                )
 
 
 def libraries(environ: Mapping[str, str]) -> Iterator[Finding]:

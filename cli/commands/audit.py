@@ -63,7 +63,7 @@ def verify(
     """Check that no entry was changed, removed or forged."""
     place = CliContext.of(home, config)
     if server := place.server():
-        found = server.get("/api/v1/audit/verify", patience=None)
+        found = server.get_patiently("/api/v1/audit/verify")
     else:
         found = offline.verify_audit(place.home)
     if as_json:
@@ -71,7 +71,7 @@ def verify(
     if not found["valid"]:
         raise Failure(
             f"the audit log is not whole: entry {found['first_bad']} was changed, removed or "
-            "forged, and nothing after it is certain; compare with a backup"
+            "forged, or secret.key is another one; compare with a backup"
         )
     if not as_json:
         print_note(f"The audit log is whole: {found['rows']} entries.")

@@ -44,6 +44,6 @@ def doctor(
 def _show(finding: "Finding") -> None:
     mark, colour = _MARKS[finding.level]
     typer.secho(mark, fg=colour, nl=False)
-    typer.echo(clean(f"  {finding.check:<10}{finding.detail}"))
+    typer.echo(clean(f"  {finding.check:<13}{finding.detail}"))
     if finding.advice:
-        typer.echo(clean(f"{'':16}-> {finding.advice}"))
+        typer.echo(clean(f"{'':19}-> {finding.advice}"))

@@ -147,7 +147,11 @@ def show(
     if as_json:
         show_json(found)
         return
-    times = {name: moment(found[name]) for name in found if name.endswith("_at") and found[name]}
+    times = {
+        name: moment(found[name])
+        for name in found
+        if name.endswith(("_at", "_by", "_until")) and found[name]
+    }
     show_pairs({**found, **times, "quotas": _quota_list(found), "state": _state(found)})
 
 
@@ -244,10 +248,18 @@ def _row(key: dict[str, Any]) -> tuple[Any, ...]:
         key["tier"],
         _state(key),
         f"…{key['last_four']}",
-        moment(key["expires_at"]),
+        moment(_end_of(key)),
         moment(key["last_used_at"]),
         key["scopes"],
     )
+
+
+def _end_of(key: dict[str, Any]) -> str | None:
+    """Return when a key ends: by its expiry or, unless it is rotated, by its age."""
+    from datetime import datetime
+
+    ends = [end for end in (key["expires_at"], key.get("rotate_by")) if end is not None]
+    return min(ends, key=datetime.fromisoformat, default=None)
 
 
 def _state(key: dict[str, Any]) -> str:
@@ -255,6 +267,6 @@ def _state(key: dict[str, Any]) -> str:
 
     if key["revoked_at"]:
         return "revoked"
-    expires = key["expires_at"]
+    expires = _end_of(key)
     over = expires is not None and datetime.fromisoformat(expires) <= datetime.now(UTC)
     return "expired" if over else "active"

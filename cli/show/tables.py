@@ -100,6 +100,8 @@ def _remarks(devices: Iterable[Mapping[str, Any]]) -> "Iterator[Text]":
         if reason := each.get("reason"):
             colour = "red" if each["state"] == "lost" else "yellow"
             yield Text(clean(f"{each['id']} is {each['state']}: {reason}"), style=colour)
+        if slowed := each.get("slowed_by"):
+            yield Text(clean(f"{each['id']} is slowed by {' and '.join(slowed)}"), style="yellow")
         if note := each.get("note"):
             yield Text(clean(f"{each['id']} {note}"), style="dim")
 

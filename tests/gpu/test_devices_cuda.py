@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from workers.devices import Device, Devices
+from workers.devices.torch_report import ask_torch
 from workers.environment import worker_environment
 
 pytestmark = [
@@ -33,6 +35,20 @@ ASKER = """
 from workers.devices import Devices
 devices = Devices.find()
 assert devices.read()
+print(flush=True)
+input()
+"""
+
+
+#: A computation that reads where it may not, which the driver reports as Xid 31 or 13.
+WRONG = """
+import torch
+try:
+    source = torch.zeros(8, device="cuda:0")
+    torch.gather(source, 0, torch.full((1,), 1 << 40, device="cuda:0"))
+    torch.cuda.synchronize()
+except Exception:
+    pass
 print(flush=True)
 input()
 """
@@ -88,3 +104,25 @@ def test_device_reading_makes_no_cuda_context(devices: Devices) -> None:
         during = devices.read()[cards[0].id]
     assert during.used_bytes - before.used_bytes < 64 << 20
     assert pid not in during.processes
+
+
+def test_torch_tells_of_the_cards_as_nvml_does(devices: Devices) -> None:
+    report = ask_torch(cards=True)
+    assert report is not None
+    cards = [each for each in devices.list() if each.kind == "cuda"]
+    assert [(each.pin, tuple(each.capability)) for each in report.cards] == [
+        (card.pin, card.capability) for card in cards
+    ]
+    assert devices.ask_torch()
+    assert all(each.condition.state == "well" for each in devices.list())
+
+
+def test_xid_events_of_a_card_are_taken_without_waiting(devices: Devices) -> None:
+    """Whether this fault has an Xid is the driver's affair; to look for one costs nothing."""
+    cards = tuple(each for each in devices.list() if each.kind == "cuda")
+    assert not any("(Xid)" in (each.note or "") for each in cards if not each.pin.startswith("MIG"))
+    with running(WRONG, cards[:1]):
+        began = time.monotonic()
+        devices.read()
+        assert time.monotonic() - began < 2
+    assert {each.device for each in devices.take_reports()} <= {card.id for card in cards}

@@ -26,6 +26,7 @@ from bitinglip.http.capacity import capacity
 from bitinglip.http.connections import Connections, Times
 from bitinglip.http.server import HttpServer
 from bitinglip.settings import Settings
+from bitinglip.tls import Certificate
 from model_store.store import ModelStore
 from tests.support.model_folders import llama, pipeline
 from tests.support.scripted_worker import Script, ScriptedLauncher
@@ -115,7 +116,7 @@ class Served:
 
     def wait_idle(self) -> None:
         """Check that no job outlives its request."""
-        eventually(lambda: self.in_flight == 0, 5)
+        eventually(lambda: self.in_flight == 0)
 
 
 @contextmanager
@@ -126,12 +127,14 @@ def serve(
     slots: int = 64,
     times: Times | None = None,
     machine: Devices | None = None,
+    certificate: Certificate | None = None,
     **values: Any,
 ) -> Iterator[Served]:
     """Serve a home under ``root`` with three models: demo and org/deep (text), painter (image).
 
     ``times`` are what its clients are given; ``machine`` has the devices in place of this one's.
-    ``values`` are settings; sections are merged with those that keep a test quiet.
+    ``certificate`` is for HTTPS, and ``values`` are settings; sections are merged with those that
+    keep a test quiet.
     """
     home = Home(root / "home")
     home.create()
@@ -157,8 +160,10 @@ def serve(
         on_open=on_open,
         connections=connections,
         devices=machine,
+        certificate=certificate,
     )
-    server = HttpServer(app, connections, timeout_graceful_shutdown=1)
+    tls = certificate.context if certificate else None
+    server = HttpServer(app, connections, tls=tls, timeout_graceful_shutdown=1)
     sock = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
@@ -167,7 +172,7 @@ def serve(
             assert thread.is_alive(), "the server did not start"
         port = int(sock.getsockname()[1])
         services, loop = found[0]
-        url = f"http://127.0.0.1:{port}"
+        url = f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
         yield Served(url, port, home, app, services, workers, server, connections, loop, keys)
     finally:
         server.should_exit = True

@@ -78,7 +78,8 @@ class Machine:
     def devices(
         self, root: Path, host: Host | None = None, limits: Mapping[str, int] | None = None
     ) -> Devices:
-        def ask() -> TorchReport | None:
+        def ask(cards: bool) -> TorchReport | None:
+            assert cards == (not self.nvml.cards)  # which wakes them
             self.asked += 1
             return self.report
 
@@ -91,9 +92,13 @@ class MadeUpHost(Host):
     def __init__(self) -> None:
         self.name = "a processor"
         self.total_bytes = 64 * GIB
+        self.waits: float | None = None
 
     def read(self, pids: Iterable[int]) -> DeviceUsage:  # noqa: ARG002  the interface of a device
         return DeviceUsage(4 * GIB, {})
+
+    def pressure(self) -> float | None:
+        return self.waits
 
 
 def kernel(release: str = KERNEL) -> dict[str, str]:

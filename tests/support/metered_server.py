@@ -15,6 +15,8 @@ PIXELS = 2 * 64 * 128
 TIERS: dict[str, Any] = {
     "free": UNLIMITED,
     "pro": {**UNLIMITED, "daily": {"requests": 10}, "monthly": {"tokens": 1_000_000}},
+    # Of the highest priority: no load of the machine takes anything from these counts.
+    "enterprise": {"tokens_per_minute": 150, "priority": 3},
 }
 
 
@@ -66,9 +68,9 @@ def quota(client: httpx.Client, name: str) -> dict[str, Any]:
     return found
 
 
-def refusals(metered: Served, reason: str) -> float:
-    """Return how many requests of tier free a limit has refused, as the metrics say."""
+def refusals(metered: Served, reason: str, tier: str = "free") -> float:
+    """Return how many requests of a tier a limit has refused, as the metrics say."""
     exported = httpx.get(metered.url + "/metrics").text
-    pattern = f'bitinglip_limit_refusals_total{{reason="{reason}",tier="free"}} (.*)'
+    pattern = f'bitinglip_limit_refusals_total{{reason="{reason}",tier="{tier}"}} (.*)'
     found = re.search(pattern, exported)
     return float(found[1]) if found else 0.0

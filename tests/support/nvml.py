@@ -34,6 +34,9 @@ class StandInCard:
     compute_mode: int = 0
     display: Any = 0  #: 1: a screen hangs on it
     bus_id: str = "00000000:01:00.0"
+    lanes: Any = (16, 16)  #: PCIe lanes that it uses, and that it has
+    rows: Any = (0, 0, 0, 0)  #: of memory that were replaced, and whether some wait, or failed
+    clocks: Any = 1  #: reasons for low clocks; 1: it has nothing to do
     events: Any = None  #: an exception: it reports nothing by itself
     instances: "list[StandInCard | None] | None" = None  #: of one that is partitioned
 
@@ -140,6 +143,18 @@ class StandInNvml:
 
     def nvmlDeviceGetTemperature(self, card: StandInCard, _sensor: int) -> Any:
         return self._answer(card.temperature)
+
+    def nvmlDeviceGetCurrPcieLinkWidth(self, card: StandInCard) -> Any:
+        return self._answer(card.lanes)[0]
+
+    def nvmlDeviceGetMaxPcieLinkWidth(self, card: StandInCard) -> Any:
+        return self._answer(card.lanes)[1]
+
+    def nvmlDeviceGetRemappedRows(self, card: StandInCard) -> Any:
+        return self._answer(card.rows)
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, card: StandInCard) -> Any:
+        return self._answer(card.clocks)
 
     def nvmlDeviceGetPowerUsage(self, card: StandInCard) -> Any:
         return self._answer(card.milliwatts)

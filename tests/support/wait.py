@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 _POLL_SECONDS = 0.02
+_PATIENCE = 30.0  #: seconds: a machine of the checks may be busy, and only failures wait so long
 
 
-def eventually(condition: Any, seconds: float = 10) -> None:
+def eventually(condition: Any, seconds: float = _PATIENCE) -> None:
     """Wait until a condition holds. Raises AssertionError if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -16,7 +17,7 @@ def eventually(condition: Any, seconds: float = 10) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+async def until(condition: Callable[[], object], seconds: float = _PATIENCE) -> None:
     """Wait on the event loop until a condition holds. Raises TimeoutError if it does not."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  nobody announces it

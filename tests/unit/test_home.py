@@ -157,3 +157,14 @@ def test_drafts_of_servers_that_died_do_not_pile_up(home: Home) -> None:
         home.server_json.with_name(f"server.json.{number}").write_bytes(b"{")
     home.write_server_json("http://localhost:1", 1)
     assert [path.name for path in home.root.glob("server.json*")] == ["server.json"]
+
+
+def test_machine_that_went_down_under_its_server_is_known_by_what_that_left(home: Home) -> None:
+    assert not home.machine_went_down(2e9)
+    home.write_server_json("http://127.0.0.1:1", 7)
+    os.utime(home.server_json, (1e9, 1e9))
+    assert home.machine_went_down(1e9 + 60)
+    assert not home.machine_went_down(1e9 + 1)
+    assert not home.machine_went_down(1e9 - 60)  # the server was killed
+    home.remove_server_json()
+    assert not home.machine_went_down(2e9)

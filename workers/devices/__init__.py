@@ -5,7 +5,7 @@ Nothing here imports torch or makes a CUDA context: the gateway holds one of the
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Self
@@ -16,7 +16,7 @@ from workers.devices.host import Host
 from workers.devices.nvml import Card, Driver
 from workers.devices.surroundings import Surroundings
 from workers.devices.torch_build import torch_build
-from workers.devices.torch_report import TorchReport, ask_torch
+from workers.devices.torch_report import AskTorch, ask_torch
 from workers.devices.xid import Report
 
 __all__ = [
@@ -37,6 +37,7 @@ _CPU_PERCENT = 80  #: of RAM is the processor's budget where none is set
 _UNIFIED_PART = 16
 #: of a card under Windows, which lets a full one spill into RAM and get slow instead of refusing
 _WSL_PERCENT, _WSL_LEAST = 8, 1024**3
+_PRESSURE = 0.1  #: of a minute without a program that goes on, from which on RAM is short
 _EVERY = "all"  #: names every card in the limits
 
 
@@ -50,7 +51,7 @@ class Devices:
         cpu_memory_bytes: int | None = None,
         fake: Sequence[tuple[str, int]] = (),
         limits: Mapping[str, int] = MappingProxyType({}),
-        ask: Callable[[], TorchReport | None] | None = None,
+        ask: AskTorch | None = None,
     ) -> None:
         """``ask`` is how torch is asked what only it knows; None: it is not."""
         self._limits = limits
@@ -60,6 +61,7 @@ class Devices:
         made_up = (_made_up(number, *each) for number, each in enumerate(fake))
         self._made_up = tuple(map(self._limited, made_up))
         self._processor = [_processor(host, cpu_memory_bytes)] if host else []
+        self._waited: float | None = None  #: the share of a minute in which all waited for RAM
         self._marks: dict[tuple[str, str], Condition] = {}
         self._marking = threading.Lock()
         self._reading = threading.Lock()  #: the driver is asked by one thread at a time
@@ -115,6 +117,23 @@ class Devices:
             for name in self._limits
             if name != _EVERY and not any(_is_named(device, name) for device in cards)
         ]
+
+    @property
+    def slow_start(self) -> str | None:
+        """Say that the driver takes long to start, and what to do; None if it does not."""
+        return self._cards.slow_start if self._cards else None
+
+    def pressure(self) -> str | None:
+        """Say that programs waited for RAM at the last look, and what to do; None if they did not,
+        or the kernel does not tell."""
+        share = self._waited
+        if share is None or share < _PRESSURE:
+            return None
+        return (
+            f"For {share:.0%} of the last minute all programs have waited for RAM: unload models "
+            "that run on the CPU or are offloaded, lower devices.cpu_memory_bytes or "
+            "devices.page_cache_bytes, or stop other programs."
+        )
 
     def problems(self) -> Mapping[str, str]:
         """Map the devices that are not well to their reasons, and "card" to why one is missing."""
@@ -205,6 +224,7 @@ class Devices:
                 readings |= self._cards.read(idle=idle)
         if self._host is not None:
             readings[CPU] = self._host.read(pids)
+            self._waited = self._host.pressure()
         self._rebuild()
         for device in self._list:
             if device.unified and device.id in readings and CPU in readings:
@@ -220,7 +240,7 @@ class Devices:
         """
         if self._cards is None or self._ask is None or not self._cards.asks_torch:
             return False
-        report = self._ask()
+        report = self._ask(self._cards.is_blind)
         if report is None:
             return False
         with self._reading:

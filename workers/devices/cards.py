@@ -9,6 +9,7 @@ from typing import Any
 from workers.devices.deadline import DeadlineThread, Silent
 from workers.devices.device import WELL, Condition, DeviceUsage
 from workers.devices.nvml import Card, Driver, Found, Nvml, visible_names
+from workers.devices.remarks import remark
 from workers.devices.surroundings import LIBRARIES, Surroundings, has_nodes, why_missing
 from workers.devices.torch_build import TorchBuild, card_unfit, driver_unfit, needs_building
 from workers.devices.torch_report import TorchReport
@@ -22,15 +23,12 @@ _SEARCH_SECONDS = 5.0  #: between two searches for a card that is missing, in th
 _SEARCH_SECONDS_LATER = 60.0
 _FIRST_MINUTES = 300.0
 _CHECK_SECONDS = 10.0  #: between two looks at the driver's files
+_SLOW_START = 2.0
 _MANY = 1024  #: more cards than a machine has
 _MOST_REPORTS = 256  #: of cards that nobody has asked for
 _SLEEP_SECONDS = 60.0  #: without a model, after which a laptop's card is let sleep
 
 _HANGS = "The NVIDIA driver does not answer: see what nvidia-smi says, and restart the machine."
-_IN_WSL = "is told of by Windows, which counts its own use and names no processes"
-_EXCLUSIVE = "takes one worker at a time (its compute mode is exclusive)"
-_REPORTS_NOTHING = "reports no faults by itself (Xid)"
-_AT_FIRST_USE = "has code built for it at its first use, which takes minutes (PTX)"
 _BY_TORCH = (
     "Until then it is used as torch tells of it: what other programs hold there is not known."
 )
@@ -77,6 +75,7 @@ class Cards:
         self._idle_since: float | None = None
         self._asleep = False
         self._trouble_since: float | None = None  #: a card is missing, or does not answer
+        self._start_seconds: float | None = None  #: the driver's first start
         self._library_missing = False
         self._by_torch = False  #: the cards are told of by torch, for want of the driver's library
         self._search_at = 0.0
@@ -127,8 +126,22 @@ class Cards:
 
     def _found(self) -> Found:
         self._nvml.close()  # a connection shows the cards that were there when it was made
+        began = time.monotonic()
         self._nvml.open()
+        self._start_seconds = self._start_seconds or time.monotonic() - began
         return self._nvml.find(self._visible)
+
+    @property
+    def slow_start(self) -> str | None:
+        """Say that the driver takes long to start, as each first program after a rest finds."""
+        seconds = self._start_seconds or 0.0
+        headless = not any(card.display for card in self.list)
+        if seconds < _SLOW_START or not headless or self._around.is_wsl:
+            return None
+        return (
+            f"the NVIDIA driver took {seconds:.1f} s to start, and ends when no program uses it: "
+            "enable nvidia-persistenced"
+        )
 
     def _not_found(self, library_found: bool, mismatch: bool, told: str, note: str) -> None:
         if self._by_torch:
@@ -150,8 +163,12 @@ class Cards:
         """True while torch could tell which cards it has code for, or which there are."""
         if self._build is None or self._build.cuda is None:
             return False
-        blind = self._library_missing and self.missing is not None and has_nodes(self._around)
-        return blind or bool(self.list and not self._build.architectures)
+        return self.is_blind or bool(self.list and not self._build.architectures)
+
+    @property
+    def is_blind(self) -> bool:
+        """True if there may be cards that only NVML does not tell, for want of its library."""
+        return self._library_missing and self.missing is not None and has_nodes(self._around)
 
     def learn(self, report: TorchReport) -> None:
         """Take over what torch has told of itself, and its cards while NVML shows none."""
@@ -229,15 +246,14 @@ class Cards:
 
     def remark(self, card: Card) -> str | None:
         """Say what is special of a card, and no fault; None if nothing is."""
-        told = [
-            "sleeps while no model is loaded" if self._asleep else None,
-            "shares its memory with the processor" if card.unified else None,
-            _EXCLUSIVE if card.exclusive else None,
-            _IN_WSL if self._around.is_wsl else None,
-            _AT_FIRST_USE if self._build and needs_building(self._build, card.capability) else None,
-            _REPORTS_NOTHING if card.pin in self._nvml.events.unwatched else None,
-        ]
-        return " and ".join(filter(None, told)) or None
+        build = self._build
+        return remark(
+            card,
+            asleep=self._asleep,
+            in_wsl=self._around.is_wsl,
+            needs_building=build is not None and needs_building(build, card.capability),
+            reports=card.pin not in self._nvml.events.unwatched,
+        )
 
     def read(self, *, idle: bool = False) -> dict[str, DeviceUsage]:
         """Look once at each card; those that do not answer are left out, and not well.

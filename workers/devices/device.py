@@ -57,4 +57,5 @@ class DeviceUsage:
     utilisation: float | None = None  #: 0..1
     temperature_c: float | None = None
     power_w: float | None = None
+    slowed_by: tuple[str, ...] = ()  #: "heat", "power supply", "power limit"
     at: float | None = field(default=None, compare=False)  #: when, by the clock on the wall

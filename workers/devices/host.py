@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ import psutil
 from workers.devices.device import DeviceUsage
 
 _PROC = Path("/proc")
+_STALLED = re.compile(r"^full .*\bavg60=([0-9.]+)", re.MULTILINE)
 
 
 class Host:
@@ -26,6 +28,9 @@ class Host:
         least = min(limits, key=lambda found: found[0], default=(ram, None))
         self.total_bytes = min(ram, least[0])
         self._group = least[1] if least[0] < ram else None
+        #: what the kernel tells of programs that wait for RAM: in our group, else everywhere
+        self._pressures = [each.folder / "memory.pressure" for each in [self._group] if each]
+        self._pressures.append(proc / "pressure/memory")
         self._ticks: tuple[float, float] | None = None
         self._lock = threading.Lock()
 
@@ -37,6 +42,16 @@ class Host:
         processes = {pid: size for pid in pids if (size := _resident(pid)) is not None}
         share = self._utilisation()
         return DeviceUsage(self._used(), processes, utilisation=share, at=time.time())
+
+    def pressure(self) -> float | None:
+        """Return the share of the last minute in which no program went on, for want of RAM.
+
+        None where the kernel does not tell.
+        """
+        for path in self._pressures:
+            if found := _STALLED.search(_text(path)):
+                return float(found[1]) / 100
+        return None
 
     def _used(self) -> int:
         if self._group is not None:

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from workers.devices.device import DeviceUsage
 from workers.devices.events import Events
 
 T = TypeVar("T")
+
+#: bits of the reasons for low clocks: the card's own slow-downs, and the limit that is set
+_SLOWED_BY = {"heat": 0x20 | 0x40, "power supply": 0x80, "power limit": 0x04}
+_SLOW_DOWN, _UNTOLD = 0x08, "heat or power supply"  #: older cards do not tell which
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Card:
     unified: bool = False  #: it has no memory of its own
     exclusive: bool = False  #: it takes one process at a time
     prohibited: bool = False  #: it takes none
+    repairs: Literal["none", "pending", "failed"] = "none"  #: spare memory in place of bad
+    lanes: tuple[int, int] | None = None  #: PCIe lanes that it uses, and that it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +205,23 @@ class Nvml:
             unified=memory is None,
             exclusive=mode == nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
             prohibited=mode == nvml.NVML_COMPUTEMODE_PROHIBITED,
+            repairs=self.told(lambda: self._repairs(handle)) or "none",
+            lanes=self.told(lambda: self._lanes(handle)),
         )
+
+    def _repairs(self, handle: Any) -> Literal["none", "pending", "failed"]:
+        *_, pending, failed = self._nvml.nvmlDeviceGetRemappedRows(handle)
+        return "failed" if failed else "pending" if pending else "none"
+
+    def _lanes(self, handle: Any) -> tuple[int, int]:
+        used = self._nvml.nvmlDeviceGetCurrPcieLinkWidth(handle)
+        return int(used), int(self._nvml.nvmlDeviceGetMaxPcieLinkWidth(handle))
+
+    def _slowed(self, handle: Any) -> tuple[str, ...]:
+        """Return what keeps the card's clocks down, beside having nothing to do."""
+        mask = int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        found = tuple(word for word, bits in _SLOWED_BY.items() if mask & bits)
+        return found or ((_UNTOLD,) if mask & _SLOW_DOWN else ())
 
     # ---- looks -----------------------------------------------------------------------------------
 
@@ -220,6 +242,7 @@ class Nvml:
             utilisation=None if share is None else share / 100,
             temperature_c=self.told(lambda: float(nvml.nvmlDeviceGetTemperature(handle, heat))),
             power_w=None if milliwatts is None else milliwatts / 1000,
+            slowed_by=self.told(lambda: self._slowed(handle)) or (),
             at=time.time(),
         )
 

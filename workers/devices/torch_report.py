@@ -1,5 +1,6 @@
 """Asks torch, in a fresh process, what it has code for, and which cards it finds without NVML."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -33,10 +34,17 @@ class TorchReport(msgspec.Struct, frozen=True):
     cards: Annotated[tuple[TorchCard, ...], msgspec.Meta(max_length=_MOST)] = ()
 
 
-def ask_torch(seconds: float = 120.0) -> TorchReport | None:
-    """Ask; None if there is no answer in so many seconds, importing torch included. Blocks."""
+#: Takes whether cards are asked for, too, which wakes them; blocks; returns None without an answer.
+AskTorch = Callable[[bool], TorchReport | None]
+
+
+def ask_torch(cards: bool, seconds: float = 120.0) -> TorchReport | None:
+    """Ask; None if there is no answer in so many seconds, importing torch included. Blocks.
+
+    ``cards``: which there are is asked, too, and not only what torch has code for.
+    """
     try:
-        output, _ = child.run(_MODULE, seconds)
+        output, _ = child.run(_MODULE, seconds, None if cards else "")
         return msgspec.json.decode(output, type=TorchReport)
     except (child.NotStarted, child.TooLate, msgspec.DecodeError):
         return None

@@ -1,5 +1,7 @@
 """The generic cell rate algorithm in integers: one number per caller and limit. Pure.
 
+It is asked at every request, so it compares by hand what ``max`` would: a call costs more.
+
 The number is the theoretical arrival time (``tat``): the moment at which all that was taken has
 been earned back. Times are microseconds multiplied by the quota ("ticks"), in which one unit takes
 exactly the window, so nothing is ever rounded; only waits are, upwards, on their way out.
@@ -48,9 +50,10 @@ def step(rate: Rate, tat: int, now: int, *, cost: int = 1, share: int = FULL) ->
     """
     if cost > rate.burst:
         raise ValueError("more units than the burst holds never pass")
-    ticks, unit = now * rate.quota, _unit(rate, share)
-    new = max(tat, ticks) + cost * unit
-    over = new - ticks - max(rate.burst * rate.window, cost * unit)
+    ticks, taken = now * rate.quota, cost * _unit(rate, share)
+    new = (tat if tat > ticks else ticks) + taken
+    most = rate.burst * rate.window
+    over = new - ticks - (most if most > taken else taken)
     return Step(new, -(-over // rate.quota) if over > 0 else 0)
 
 
@@ -61,13 +64,15 @@ def refunded(rate: Rate, tat: int, *, cost: int = 1, share: int = FULL) -> int:
 
 def read(rate: Rate, tat: int, now: int, *, share: int = FULL) -> Reading:
     """Read what is left, without taking anything."""
-    unit = _unit(rate, share)
-    debt = max(0, tat - now * rate.quota)
-    most = max(rate.burst * rate.window, unit)
-    remaining = max(0, (most - debt) // unit)
+    unit, most = _unit(rate, share), rate.burst * rate.window
+    if unit > most:
+        most = unit
+    debt = tat - now * rate.quota
+    if debt <= 0:
+        return Reading(most // unit, 0, 0)
+    remaining = (most - debt) // unit if most > debt else 0
     missing = 0 if remaining >= most // unit else debt - most + (remaining + 1) * unit
-    next_unit = -(-missing // rate.quota)
-    return Reading(remaining, next_unit, -(-debt // rate.quota))
+    return Reading(remaining, -(-missing // rate.quota), -(-debt // rate.quota))
 
 
 def _unit(rate: Rate, share: int) -> int:

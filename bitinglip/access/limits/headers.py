@@ -14,6 +14,9 @@ NAMES = (
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
 )
 
 
@@ -28,16 +31,13 @@ def limit_headers(
     if not readings:
         return ((b"ratelimit-policy", policy.header),) if policy.header else ()
     shown = refusing or range(len(readings))
-    tightest = min(shown, key=lambda index: readings[index].remaining)
-    items = [
-        b'"%b";r=%d;t=%d'
-        % (
-            policy.rates[index].name.encode(),
-            readings[index].remaining,
-            -(-readings[index].next_unit // SECOND),
-        )
-        for index in shown
-    ]
+    tightest, items = shown[0], []
+    for index in shown:
+        remaining, next_unit, _ = readings[index]
+        if remaining < readings[tightest].remaining:
+            tightest = index
+        seconds = -(-next_unit // SECOND)
+        items.append(b'"%b";r=%d;t=%d' % (policy.rates[index].name.encode(), remaining, seconds))
     least = readings[tightest]
     return (
         (b"ratelimit-policy", policy.header),

@@ -2,14 +2,17 @@
 
 import ipaddress
 from collections.abc import Callable
+from dataclasses import replace
 
 from bitinglip.access.limits.admission import now
 from bitinglip.access.limits.gcra import Rate
-from bitinglip.access.limits.policy import MINUTE
+from bitinglip.access.limits.headers import Headers, limit_headers
+from bitinglip.access.limits.policy import MINUTE, Limit, Policy, policy_header
 from bitinglip.access.limits.store import Cell, MemoryStore
 from bitinglip.errors import BitingLipError, RateLimitExceeded
 
 _MOST_ADDRESSES = 10_000
+_NAME = "failed-logins"
 _NETWORK_BITS = 64  #: of IPv6: what one client has for itself
 
 
@@ -37,9 +40,18 @@ class FailedLogins:
         wait_ms = -(-decision.wait // 1000)
         return RateLimitExceeded(
             "Too many wrong credentials come from this address.",
-            details={"violated_policies": ["failed-logins"], "retry_after_ms": wait_ms},
+            details={"violated_policies": [_NAME], "retry_after_ms": wait_ms},
             retry_after=wait_ms / 1000,
         )
+
+    def headers(self, address: str) -> Headers:
+        """Return what is left to an address, as headers of a response."""
+        if self._rate is None:
+            return ()
+        policy = Policy(rates=(Limit(_NAME, _NAME, self._rate),))
+        policy = replace(policy, header=policy_header(policy.rates))
+        cell = Cell(network_of(address), self._rate)
+        return limit_headers(policy, self._store.take_now([cell], self._clock(), cost=0).readings)
 
 
 def network_of(address: str) -> str:

@@ -67,13 +67,14 @@ class Policies:
         if endpoint is not None and name != OPERATOR:
             rates += _of_endpoint(route, endpoint)
         places = None if kind is LimitClass.LIGHT else tier.concurrent_requests
+        tokens = token_limit(tier) if kind is LimitClass.INFERENCE else None
         return Policy(
             rates=tuple(rates),
             places=places,
             capped=name != OPERATOR,
             rank=tier.priority,
             adaptive=kind is LimitClass.INFERENCE,
-            header=_policy_header(rates, places),
+            header=policy_header(rates, places, tokens),
         )
 
     def _of_tier(self, name: str, tier: Tier, kind: LimitClass) -> Iterable[Limit]:
@@ -95,14 +96,27 @@ def _of_endpoint(route: str, endpoint: Endpoint) -> Iterable[Limit]:
         yield Limit("route-hour", f"{route}:hour", Rate(hour, HOUR, hour))
 
 
-def _policy_header(rates: Iterable[Limit], places: int | None) -> bytes:
+def token_limit(tier: Tier) -> Limit | None:
+    """Return a tier's rate in tokens; None if it has none."""
+    if (tokens := tier.tokens_per_minute) is None:
+        return None
+    return Limit(TOKENS, TOKENS, Rate(tokens, MINUTE, tokens))
+
+
+def policy_header(
+    rates: Iterable[Limit], places: int | None = None, tokens: Limit | None = None
+) -> bytes:
+    """Return the value of RateLimit-Policy."""
     items = []
     for name, _, rate in rates:
         burst = f";bl-burst={rate.burst}" if rate.burst != rate.quota else ""
         items.append(f'"{name}";q={rate.quota};w={rate.window // SECOND}{burst}')
+    if tokens is not None:
+        items.append(f'"{TOKENS}";q={tokens.rate.quota};w={MINUTE // SECOND};qu="tokens"')
     if places is not None:
         items.append(f'"{CONCURRENT}";q={places};qu="concurrent-requests"')
     return ", ".join(items).encode()
 
 
 CONCURRENT = "concurrent"  #: the name of the limit of requests at once
+TOKENS = "tokens"  #: the name of the rate in tokens

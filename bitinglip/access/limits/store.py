@@ -60,21 +60,21 @@ class MemoryStore:
         self, cells: Sequence[Cell], now: int, *, cost: int = 1, share: int = FULL
     ) -> Decision:
         """Take units without waiting for anything: all cells are checked, then all are changed."""
-        states = [self._state(cell) for cell in cells]
-        steps = [
-            gcra.step(cell.rate, tat, now, cost=cost, share=share)
-            for cell, tat in zip(cells, states, strict=True)
-        ]
-        wait = max((step.wait for step in steps), default=0)
+        asked = []
+        wait = 0
+        for cell in cells:
+            state = self._state(cell)
+            new, longer = gcra.step(cell.rate, state, now, cost=cost, share=share)
+            asked.append((cell, state, new, longer))
+            if longer > wait:
+                wait = longer
         if cost and not wait:
-            states = [step.tat for step in steps]
-            for cell, tat in zip(cells, states, strict=True):
-                self._put(cell, tat, now)
-        readings = [
-            gcra.read(cell.rate, tat, now, share=share)
-            for cell, tat in zip(cells, states, strict=True)
-        ]
-        refusing = tuple(index for index, step in enumerate(steps) if step.wait) if wait else ()
+            for cell, _, new, _ in asked:
+                self._put(cell, new, now)
+            readings = [gcra.read(cell.rate, new, now, share=share) for cell, _, new, _ in asked]
+            return Decision(0, tuple(readings), ())
+        readings = [gcra.read(cell.rate, state, now, share=share) for cell, state, _, _ in asked]
+        refusing = tuple(index for index, each in enumerate(asked) if each[3]) if wait else ()
         return Decision(wait, tuple(readings), refusing)
 
     def refund(self, cells: Sequence[Cell], *, cost: int = 1, share: int = FULL) -> None:

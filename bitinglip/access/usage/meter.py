@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from bitinglip.access.limits.token_rates import Taken, TokenRates
 from bitinglip.access.usage.amounts import (
     MILLION,
     NAMES,
     NO_UNITS,
     NOTHING,
+    TOKENS,
     Amounts,
     Units,
     shown_unit,
@@ -27,6 +29,8 @@ from bitinglip.access.usage.quotas import DAILY, Plan, Quota
 from bitinglip.errors import QuotaExceeded
 
 _UNKNOWN_GPU = MILLION  #: microseconds expected of a model that has not run yet
+
+_CACHED = Amounts(requests=1)
 
 #: a key, a model and a day
 RowId = tuple[str, str, str]
@@ -49,16 +53,23 @@ class _Account:
 class Reservation:
     """What one request may use, from its admission until it is settled."""
 
-    __slots__ = ("account", "estimate", "key_id", "model", "recorded", "settled", "used")
+    __slots__ = ("account", "estimate", "key_id", "model", "recorded", "settled", "taken", "used")
 
     def __init__(
-        self, key_id: str, model: str, account: _Account, estimate: Units, recorded: bool
+        self,
+        key_id: str,
+        model: str,
+        account: _Account,
+        estimate: Units,
+        recorded: bool,
+        taken: Taken | None = None,
     ) -> None:
         self.key_id = key_id
         self.model = model
         self.account = account
         self.estimate = estimate
         self.recorded = recorded  #: whether what is settled may be written at once
+        self.taken = taken  #: of the key's rate in tokens
         self.settled = False
         self.used = NOTHING  #: settled and not recorded yet
 
@@ -73,15 +84,21 @@ class QuotaState(NamedTuple):
 
 
 class Meter:
-    """Owns what keys have used; ``plan_of`` returns the quotas of a key by its id."""
+    """Owns what keys have used; ``plan_of`` returns the quotas of a key by its id.
+
+    ``rates`` bound their tokens by the minute, which are reserved and settled together with the
+    quotas.
+    """
 
     def __init__(
         self,
         plan_of: Callable[[str], Plan] = lambda _key_id: (),
         *,
+        rates: TokenRates | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._plan_of = plan_of
+        self._rates = rates
         self._clock = clock
         self._day = day_of(clock())
         self._accounts: dict[str, _Account] = {}
@@ -116,19 +133,24 @@ class Meter:
         admitted: bool = False,
         recorded: bool = True,
     ) -> Reservation:
-        """Reserve what a request may use of each quota, or raise QuotaExceeded and take nothing.
+        """Reserve what a request may use of each quota and of its key's rate in tokens.
 
-        One that was ``admitted`` by an earlier run of the server is not refused any more. What is
-        not ``recorded`` is written once ``record`` is called.
+        Raises QuotaExceeded or RateLimitExceeded; then nothing is taken. One that was ``admitted``
+        by an earlier run of the server is not refused any more. What is not ``recorded`` is written
+        once ``record`` is called.
         """
         plan, account = self._plan_of(key_id), self._account(key_id)
-        if not plan:
+        rates = self._rates
+        limited = rates is not None and rates.limit(key_id) is not None
+        if not plan and not limited:
             return Reservation(key_id, model, account, NO_UNITS, recorded)
-        wanted = estimate()
-        if not admitted and (error := self._refusal(plan, account, wanted)):
-            raise error
+        wanted, taken = estimate(), None
+        if not admitted:
+            if error := self._refusal(plan, account, wanted):
+                raise error
+            taken = rates.take(key_id, wanted[TOKENS]) if rates is not None else None
         _add(account.reserved, wanted)
-        return Reservation(key_id, model, account, wanted, recorded)
+        return Reservation(key_id, model, account, wanted, recorded, taken)
 
     def settle(self, reservation: Reservation, used: Amounts) -> None:
         """Charge what a request has used, and free the rest of what it reserved; once only."""
@@ -139,6 +161,8 @@ class Meter:
         if reservation.estimate is not NO_UNITS:
             for unit, amount in enumerate(reservation.estimate):
                 account.reserved[unit] -= amount
+        if reservation.taken is not None and self._rates is not None:
+            self._rates.settle(reservation.taken, used.units[TOKENS])
         if used == NOTHING:
             return
         self._present()
@@ -161,6 +185,18 @@ class Meter:
         if not reservation.recorded:
             reservation.recorded = True
             self._put(reservation)
+
+    def charge_cached(self, key_id: str, model: str) -> None:
+        """Charge a request that was answered from a cache, which is one and uses nothing else.
+
+        Raises QuotaExceeded.
+        """
+        account = self._account(key_id)
+        if error := self._refusal(self._plan_of(key_id), account, _CACHED.units):
+            raise error
+        _add(account.daily, _CACHED.units)
+        _add(account.monthly, _CACHED.units)
+        self._row((key_id, model, self._day.name), _CACHED)
 
     def expected_gpu(self, model: str) -> int:
         """Return the device microseconds that a request to a model is expected to take."""

@@ -49,8 +49,11 @@ async def get_limits(request: Request) -> Response:
         key_id, tier = record.id, record.tier
     admission = services.admission
     policy, readings, used = await admission.read(key_id, tier, LimitClass.INFERENCE)
+    tokens, tokens_left = services.token_rates.limit(key_id), services.token_rates.read(key_id)
     other, other_readings, _ = await admission.read(key_id, tier, LimitClass.LIGHT)
     rates = [*_rates(policy, readings), *_rates(other, other_readings)]
+    if tokens is not None and tokens_left is not None:
+        rates.append(_rate(tokens, tokens_left))
     for route in services.settings.limits.endpoints:
         of_route, left, _ = await admission.read(key_id, tier, LimitClass.INFERENCE, route)
         own = zip(of_route.rates, left, strict=True)

@@ -98,7 +98,8 @@ async def unload_model(request: Request, model_id: str) -> Response:
 async def fit_model(request: Request, model_id: str) -> Response:
     """Tell whether and where a model fits, after which evictions, or with which settings."""
     services = services_of(request)
-    return json_response(fit_info(services.operations.fit(find_model(request, model_id))))
+    answer = services.operations.fit(find_model(request, model_id))
+    return json_response(fit_info(answer, caller_of(request).may_use))
 
 
 @native.get("/{model_id:path}")
@@ -120,6 +121,7 @@ async def remove_model(request: Request, model_id: str) -> Response:
     if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was requested again in the meantime.", param="model")
     await asyncio.to_thread(services.store.remove, manifest.name)
+    services.cache.clear(manifest.name.__eq__)
     note_change(request, target=manifest.name, before=_facts(manifest))
     return Response(status_code=204)
 

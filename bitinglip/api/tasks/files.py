@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from bitinglip.api.auth import caller_of, requires_inference_scope
-from bitinglip.api.lookup import check_owner
+from bitinglip.api.lookup import check_model, check_owner
 from bitinglip.api.paging import check_query
 from bitinglip.api.services import services_of
 from bitinglip.errors import FileGone
@@ -21,6 +21,7 @@ async def get_file(request: Request, file_id: str) -> Response:
     files, caller = services_of(request).files, caller_of(request)
     row = await files.get(file_id)
     check_owner(caller, row.key_id, row.kind, FileGone)
+    check_model(caller, row.model)
     return FileResponse(
         files.path(row),
         media_type=row.media_type,

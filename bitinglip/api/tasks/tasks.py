@@ -8,6 +8,7 @@ from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import caller_of, requires_inference_scope
 from bitinglip.api.body import json_response
 from bitinglip.api.documentation import list_query
+from bitinglip.api.guarding import checked_job
 from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import read_page
 from bitinglip.api.request_context import request_id_of
@@ -63,6 +64,8 @@ async def cancel_task(request: Request, task_id: str) -> Response:
 
 async def accept_as_task(request: Request, job: Job) -> Response:
     """Accept a job as an asynchronous task; the response names its address."""
+    if job.guard is not None:
+        job = await checked_job(request.scope, job)
     task: Task = await services_of(request).tasks.accept(job)
     answer = json_response(task_info(task, request_id_of(request)), 202)
     answer.headers["location"] = f"{router.prefix}/{task.id}"

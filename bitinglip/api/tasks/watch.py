@@ -32,7 +32,8 @@ from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import check_query
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken
+from bitinglip.errors import BitingLipError, InvalidRequest, InvalidToken, IpNotAllowed
+from bitinglip.scheduling.job import Claim
 from bitinglip.wire.admin.tickets import WatchTicketRequest
 from bitinglip.wire.events import NativeView
 from bitinglip.wire.response import final_event
@@ -59,8 +60,9 @@ async def watch(socket: WebSocket, task_id: str) -> None:
     check_query(socket, "ticket")
     watcher = _watcher(socket, task_id)
     await admit(socket, watcher, LimitClass.STREAM)
-    await find_task(socket, check_inference(watcher), task_id)
-    with services_of(socket).revocation.connection(watcher.credential) as key_ended:
+    task = await find_task(socket, check_inference(watcher), task_id)
+    claim = Claim(watcher.credential, task.model, task.kind)
+    with services_of(socket).revocation.connection(claim) as key_ended:
         try:
             await socket.accept()
             await _run(socket, task_id, key_ended)
@@ -82,14 +84,14 @@ def _watcher(socket: WebSocket, task_id: str) -> Caller:
     services = services_of(socket)
     try:
         caller = services.tickets.redeem(ticket, task_id)
-    except InvalidToken as error:
+        if caller is ANONYMOUS:
+            return caller
+        present = services.keys.caller(caller.credential)
+        if present is None or not services.tokens.is_valid(caller.credential):
+            raise InvalidToken()
+        check_address(socket, present)
+    except (InvalidToken, IpNotAllowed) as error:
         raise failed_login(socket, error) from None
-    if caller is ANONYMOUS:
-        return caller
-    present = services.keys.caller(caller.credential)
-    if present is None or not services.tokens.is_valid(caller.credential):
-        raise InvalidToken()
-    check_address(socket, present)
     scopes = frozenset(scope for scope in caller.scopes if present.may(scope))
     return replace(present, scopes=scopes, token=caller.token)
 

@@ -16,7 +16,7 @@ from bitinglip.scheduling.dispatch.input_memory import InputMemory
 from bitinglip.scheduling.dispatch.model_queue import MAX_ISOLATION_SECONDS, InFlightJob, ModelQueue
 from bitinglip.scheduling.dispatch.quarantine import Quarantine
 from bitinglip.scheduling.dispatch.recent import RecentJobs
-from bitinglip.scheduling.event_log import Loading, Queued, failed_with
+from bitinglip.scheduling.event_log import Loading, Queued, failed_with, put_guarded
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import cost_done
 from bitinglip.scheduling.models.deaths import Death
@@ -127,7 +127,7 @@ class Delivery:
         for entry, replica in model_queue.begin(replicas, self._clock()):
             assert replica.worker is not None
             entry.event_log.dispatch(replica.worker.id)
-            replica.worker.send(placed(entry.event_log.job.work, replica.worker.folder))
+            replica.worker.send(placed(entry.event_log.work, replica.worker.folder))
             if entry is model_queue.isolated:
                 self._time_isolation(model_queue, entry)
         if model_queue.depth and model_queue.model not in self._announcing:
@@ -180,7 +180,10 @@ class Delivery:
                 event = _with_results(worker, entry.event_log.job, sent)
                 if isinstance(event, protocol.Failed) and self._short_of_memory(entry, event):
                     continue
-                entry.event_log.put(event)
+                if entry.event_log.guard is None:
+                    entry.event_log.put(event)
+                elif (refused := put_guarded(entry.event_log, event)) is not None:
+                    self.fail(entry, refused)
                 if isinstance(event, protocol.Final):
                     ended.add(entry.event_log.job.model)
                     self._end(entry, entry.replica, event)
@@ -208,6 +211,7 @@ class Delivery:
         replica.measured(done, seconds)
         if isinstance(final, protocol.Success):
             model_queue.service_time.ended(seconds)
+            replica.answered_at = self._clock()
 
     def _release_slot(self, entry: InFlightJob) -> None:
         """Release the job's slot once its worker has dropped the job."""

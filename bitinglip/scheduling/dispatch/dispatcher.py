@@ -13,14 +13,14 @@ from functools import partial
 import structlog
 
 from bitinglip import errors
-from bitinglip.access.credentials import Credential
 from bitinglip.access.usage.amounts import Units
 from bitinglip.access.usage.meter import Meter
+from bitinglip.guard.guard import Guard
 from bitinglip.scheduling.dispatch import admission
 from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.job import Claim, Job
 from bitinglip.scheduling.kinds import cost, input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
@@ -43,6 +43,7 @@ class Dispatcher:
         settings: Settings,
         manager: ModelManager,
         metrics: Metrics,
+        guard: Guard | None = None,
         *,
         meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -51,6 +52,7 @@ class Dispatcher:
         self._settings = settings
         self._manager = manager
         self._metrics = metrics
+        self._guard = guard
         self._clock = clock
         self._top_rank = max(tier.priority for _, tier in settings.limits.tiers)
         self.delivery = Delivery(settings, manager, clock, self._meter)
@@ -63,8 +65,8 @@ class Dispatcher:
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
         QueueFull, Overloaded, ShuttingDown, ModelLoadFailed, ModelDoesNotFit, WorkerCrashed (a
-        request in quarantine) or QuotaExceeded before any work is done. Quotas do not refuse what
-        was ``admitted`` by an earlier run of the server.
+        request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
+        done. The last two are not raised for what an earlier run of the server ``admitted``.
         """
         entry = self._admit(job, admitted=admitted)
         timer = asyncio.get_running_loop().call_later(job.timeout, self._expire, entry)
@@ -98,6 +100,21 @@ class Dispatcher:
         for entry in self.delivery.entries.values():
             self.delivery.settle(entry)
 
+    @contextmanager
+    def holding(self, job: Job) -> Iterator[None]:
+        """Count the input of a job that waits outside the queue. Raises QueueFull."""
+        with self.delivery.input_memory.growing(job.key_id) as grow:
+            grow(input_bytes(job))
+            yield
+
+    def charge_cached(self, job: Job) -> None:
+        """Charge a job's key for a request whose answer was known. Raises QuotaExceeded."""
+        self._meter.charge_cached(job.key_id, job.model)
+
+    def remember(self, event_log: EventLog) -> None:
+        """Keep the ended event log of a job that did not run here, to be found like those."""
+        self.delivery.recent.add(event_log)
+
     def cancel(self, job_id: str) -> bool:
         """End a job as cancelled; return False if no job of that id runs."""
         entry = self.delivery.entries.get(job_id)
@@ -107,16 +124,14 @@ class Dispatcher:
         entry.event_log.put(protocol.Cancelled(id=job_id))
         return True
 
-    def credentials(self) -> set[Credential]:
-        """Return the credentials whose jobs wait or run."""
-        return {entry.event_log.job.owner for entry in self.delivery.entries.values()}
+    def claims(self) -> set[Claim]:
+        """Return what the jobs that wait or run need of their keys."""
+        return {entry.event_log.job.claim for entry in self.delivery.entries.values()}
 
-    def cancel_of(self, credential: Credential) -> int:
-        """End all jobs of a credential as cancelled; return how many."""
+    def cancel_of(self, claim: Claim) -> int:
+        """End all jobs with this claim as cancelled; return how many."""
         entries = list(self.delivery.entries.values())
-        return sum(
-            self.cancel(each.id) for each in entries if each.event_log.job.owner == credential
-        )
+        return sum(self.cancel(each.id) for each in entries if each.event_log.job.claim == claim)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs, let running ones finish for so many seconds, then fail the rest."""
@@ -225,12 +240,14 @@ class Dispatcher:
                 admitted=admitted,
                 recorded=not job.asynchronous,
             )
-        except errors.QuotaExceeded:
+        except (errors.QuotaExceeded, errors.RateLimitExceeded):
             self.delivery.input_memory.give_back(job.key_id, size)
             raise
         priority = job.priority
         share = FairShare(job.key_id, priority.level, priority.weight)
-        entry = InFlightJob(EventLog(job, self._clock), share, cost(job), reservation, size)
+        output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
+        event_log = EventLog(job, self._clock, guard=output)
+        entry = InFlightJob(event_log, share, cost(job), reservation, size)
         self.delivery.add(entry)
         return entry
 
@@ -294,7 +311,7 @@ class Dispatcher:
         assert final is not None
         assert event_log.ended is not None
         first = event_log.first_token
-        tokens = final if isinstance(final, protocol.TextDone | protocol.Cancelled) else None
+        prompt_tokens, completion_tokens = _tokens(final)
         self._metrics.job_finished(
             model=event_log.job.model,
             kind=event_log.job.kind,
@@ -302,13 +319,24 @@ class Dispatcher:
             queue_seconds=event_log.queue_time,
             first_token_seconds=first - event_log.submitted if first else None,
             duration=event_log.ended - event_log.submitted,
-            prompt_tokens=tokens.prompt_tokens if tokens else 0,
-            completion_tokens=tokens.completion_tokens if tokens else 0,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
         )
         if isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
+
+
+def _tokens(final: protocol.Final) -> tuple[int, int]:
+    """Return the tokens of prompt and completion that a job took."""
+    match final:
+        case protocol.TextDone() | protocol.Cancelled():
+            return final.prompt_tokens, final.completion_tokens
+        case protocol.EmbeddingDone():
+            return final.prompt_tokens, 0
+        case _:
+            return 0, 0
 
 
 def _end_of(final: protocol.Final) -> str:

@@ -88,12 +88,15 @@ class ResourceFacts:
         """Map devices that are not well to their reasons, and "card" to why one is missing."""
         return self._devices.problems()
 
+    def pressure(self) -> str | None:
+        """Say that programs wait for RAM; None if they do not, or the kernel does not tell."""
+        return self._devices.pressure()
+
     def lacks_card(self) -> str | None:
-        """Say why there is no usable card although devices.require asks for one; else None."""
+        """Say why there is no usable card although devices.require asks for one, or None."""
         if self._settings.devices.require == "auto":
             return None
-        cards = [device for device in self.devices if device.kind != "cpu"]
-        if any(device.condition.state != "lost" for device in cards):
+        if any(each.kind != "cpu" and each.condition.state != "lost" for each in self.devices):
             return None
         reasons = self.device_problems().values()
         note = (self._devices.note or "no card was found").partition(": models run")[0]
@@ -107,8 +110,8 @@ class ResourceFacts:
     ) -> bool:
         """Take over a sample; memory that is not ours belongs to other programs.
 
-        ``pids``: the process ids of our workers by worker id, loading ones included. Returns True
-        if there are other devices, or others are well, than at the last sample.
+        ``pids``: the process ids of our workers, loading ones included, by worker id. Returns
+        whether the devices, or which of them are well, have changed since the last sample.
         """
         self.use.update(readings, replicas, pids, self.devices)
         before, self._conditions = self._conditions, {d.id: d.condition for d in self.devices}
@@ -131,8 +134,8 @@ class ResourceFacts:
                 reason=device.condition.reason,
                 doubtful=device.condition.state == "doubtful",
                 short_since=self.use.short_since(device.id),
-                display=device.display,
                 exclusive=device.exclusive,
+                display=device.display,
                 shares="cpu" if device.unified else None,
             )
             for device in self.devices
@@ -382,7 +385,7 @@ class ResourceFacts:
         return errors.ModelDoesNotFit(
             message,
             param="model",
-            details=fit_info(answer),
+            details=fit_info(answer, manifest.name.__eq__),  # any key may get it
             retry_after=None if forever else _BLOCKED_SECONDS,
         )
 

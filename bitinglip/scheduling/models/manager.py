@@ -295,8 +295,9 @@ class ModelManager:
         replica.devices = self.facts.observe(model_state.manifest, replica, loaded=True)
         seconds, source = round(replica.load_seconds, 3), model_state.loaded_from(replica)
         self._metrics.load_finished(model=model_state.name, seconds=seconds, source=source)
-        dtype = worker.ready.dtype
-        log.info("model ready", worker=replica.id, dtype=dtype, seconds=seconds, files=source)
+        rate = round(model_state.manifest.weight_bytes / 1e6 / max(seconds, 0.001))
+        said = {"dtype": worker.ready.dtype, "seconds": seconds, "files": source}
+        log.info("model ready", worker=replica.id, mb_per_s=rate, **said)
         model_state.tell_watchers()
         self._listener.on_ready(model_state.name)
         self.replan()
@@ -327,12 +328,7 @@ class ModelManager:
         if model_state.serving or model_state.loading:
             return  # the others go on
         model_state.load_failed(why.message, now, hopeless=why.fault is RAM)
-        details = {"model": model_state.name}
-        rest = model_state.rests(now) or None
-        error = errors.from_code(
-            why.code, why.message, param="model", details=details, retry_after=rest
-        )
-        self._unavailable(model_state, error)
+        self._unavailable(model_state, model_state.refusal(why.code, why.message, now))
 
     def on_displaced(self, model_state: ModelState, replica: Replica) -> None:
         """Plan again for a load that has not begun: another program took its memory."""
@@ -379,9 +375,8 @@ class ModelManager:
             death.undo.append(model_state.lost(f"Its worker {cause}.", now, forgiven=forgiven))
         if death.blame == "request" and (rest := model_state.rests(now)):
             log.error("model given up", model=model_state.name, cause=cause, seconds=rest)
-            told = model_state.explain(now)
-            gone = errors.ModelLoadFailed(told, param="model", retry_after=rest)
-            self._unavailable(model_state, gone)
+            told = model_state.explain(now) or ""
+            self._unavailable(model_state, model_state.refusal("MODEL_LOAD_FAILED", told, now))
         self.replan()
 
     def _raise_minimum(self, replica: Replica) -> None:

@@ -4,21 +4,21 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
-from bitinglip.scheduling.models.growth import RamGrowth
+from bitinglip.scheduling.models.growth import RamGrowth, resident
+from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.placement.dry_run import Placement
 from bitinglip.scheduling.placement.fit import FitAnswer
 from bitinglip.settings import Settings
-from bitinglip.telemetry.metrics import DeviceSample
+from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
-from workers.devices import CPU
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
@@ -65,7 +65,9 @@ class DeviceView:
     state: str = "well"  #: well, doubtful or lost
     reason: str | None = None
     note: str | None = None  #: what is special of it, and no fault
+    slowed_by: tuple[str, ...] = ()  #: what keeps its clocks down
     last_look: datetime | None = None  #: when it has answered last
+    last_job: datetime | None = None  #: when a job has succeeded on it last, to a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class Operations:
         self._manager = manager
         self._known_devices: set[str] = set()
         self._growth = RamGrowth()
+        self._liveness = CardLiveness()
+        self._answered_at: dict[str, float] = {}  #: by device
         self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
@@ -214,7 +218,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
-            ram_bytes=self._resident().get(worker.pid),
+            ram_bytes=resident(self._manager).get(worker.pid),
             activity=worker.activity,
             confined=ready.confined if ready else None,
             stderr=worker.output.tail,
@@ -253,14 +257,28 @@ class Operations:
                     state=device.condition.state,
                     reason=device.condition.reason,
                     note=device.note,
+                    slowed_by=reading.slowed_by if reading else (),
                     last_look=None if at is None else datetime.fromtimestamp(at, UTC),
+                    last_job=self._last_job(device.id),
                 )
             )
         return found
 
+    def _last_job(self, device: str) -> datetime | None:
+        at = self._answered_at.get(device)
+        if at is None:
+            return None
+        return datetime.now(UTC) - timedelta(seconds=self._manager.clock() - at)
+
     def device_problems(self) -> Mapping[str, str]:
-        """Map devices that are not well to their reasons, and "card" to why one is missing."""
-        return self._manager.facts.device_problems()
+        """Map devices that are not well to their reasons, "card" to why one is missing, and "ram"
+        to what to do where programs wait for it."""
+        found, short = self._manager.facts.device_problems(), self._manager.facts.pressure()
+        return {**found, "ram": short} if short else found
+
+    def not_alive(self) -> str | None:
+        """Say why the server is to be started anew, if devices.live_without_card is off."""
+        return None if self._settings.devices.live_without_card else self._liveness.gone
 
     def lacks_card(self) -> str | None:
         """Say why there is no usable card although devices.require asks for one; else None."""
@@ -276,6 +294,7 @@ class Operations:
                 reserved=each.reserved_bytes,
                 utilisation=each.utilisation,
                 power_w=each.power_w,
+                slowed_by=each.slowed_by,
             )
             for each in self.devices()
         ]
@@ -316,10 +335,16 @@ class Operations:
         sample = await asyncio.to_thread(facts.sample, list(pids.values()), idle=idle)
         known, self._known_devices = self._known_devices, {device.id for device in facts.devices}
         self._manager.refresh(sample, pids)
+        self._liveness.look(facts.devices)
+        for replica in self._manager.replicas():  # whose devices may outlive it
+            if replica.answered_at is not None:
+                for device in replica.devices:
+                    before = self._answered_at.get(device, 0.0)
+                    self._answered_at[device] = max(before, replica.answered_at)
         if known and self._known_devices - known:
             self._use_found_cards()
         self._end_workers_of_lost_cards()
-        self._replace_outgrown()
+        self._growth.replace(self._manager)
 
     async def ask_torch(self) -> None:
         """Ask torch what only it knows of the cards, in a process of its own."""
@@ -334,17 +359,6 @@ class Operations:
                 self._manager.drain_replica(replica, "a card was found")
         if self.bootstrapped:
             self._preload()
-
-    def _replace_outgrown(self) -> None:
-        """Put another worker in the place of one whose RAM keeps growing, while it is idle."""
-        for replica in self._growth.outgrown(self._manager.replicas(), self._resident()):
-            self._manager.drain_replica(replica, "its RAM has grown")
-            self._manager.preload(replica.model)
-
-    def _resident(self) -> Mapping[int, int]:
-        """Map our processes to the bytes of RAM that they hold, as the last look has it."""
-        reading = self._manager.facts.reading(CPU)
-        return reading.processes if reading is not None else {}
 
     def _end_workers_of_lost_cards(self) -> None:
         """End workers whose card is gone: they would hang, and their jobs can run elsewhere."""

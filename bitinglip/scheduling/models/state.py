@@ -59,6 +59,7 @@ class Replica:
     suspended_before: float = field(default_factory=suspended_seconds)
     loaded_at: float = 0.0
     used_at: float = 0.0
+    answered_at: float | None = None  #: when a job has succeeded on it last
     load_seconds: float = 1.0
     storage_bytes: int = 0  #: that were read from storage in front of its load
 
@@ -246,6 +247,11 @@ class ModelState:
         """Say why the model does not serve, and when it is tried again."""
         rest = self.rests(now)
         return f"{self.cause} It is tried again in {rest:.0f} s." if rest else self.cause
+
+    def refusal(self, code: str, message: str, now: float) -> errors.BitingLipError:
+        """Make the error of the requests that wait, with when the model is tried again."""
+        rest, details = self.rests(now) or None, {"model": self.name}
+        return errors.from_code(code, message, param="model", details=details, retry_after=rest)
 
     def check(self, now: float) -> None:
         """Raise ModelLoadFailed while the model rests after too many failures."""

@@ -244,17 +244,26 @@ def _cache(manifest: Manifest, load_config: LoadConfig) -> int:
     )
 
 
-def fit_info(answer: FitAnswer) -> dict[str, Any]:
-    """Return the answer as JSON, for the route and for the details of MODEL_DOES_NOT_FIT."""
+def fit_info(
+    answer: FitAnswer, may_see: Callable[[str], bool] = lambda _model: True
+) -> dict[str, Any]:
+    """Return the answer as JSON, for the route and for the details of MODEL_DOES_NOT_FIT.
+
+    Other models are named only if ``may_see`` allows it.
+    """
     need, load_config = answer.need, answer.load_config
+    evict = answer.placement.evict if answer.placement else ()
+    message = answer.message
+    if answer.placement and not all(map(may_see, evict)):
+        message = f"{answer.model} fits on {answer.placement.device} after others made room."
     return {
         "model_id": answer.model,
         "fits": answer.fits,
         "verdict": answer.verdict,
-        "message": answer.message,
+        "message": message,
         "needs": need and _needs(need),
         "device": answer.placement.device if answer.placement else None,
-        "evict": list(answer.placement.evict) if answer.placement else [],
+        "evict": list(filter(may_see, evict)),
         "load_seconds": need.load_seconds if need else None,
         "settings": {
             "device": _setting(load_config.device),
@@ -275,7 +284,7 @@ def fit_info(answer: FitAnswer) -> dict[str, Any]:
             }
             for each in answer.devices
         ],
-        "ways_out": [_suggestion_info(answer.model, each) for each in answer.suggestions],
+        "ways_out": [_suggestion_info(answer.model, each, may_see) for each in answer.suggestions],
     }
 
 
@@ -290,7 +299,9 @@ def _needs(need: MemoryEstimate) -> dict[str, Any]:
     }
 
 
-def _suggestion_info(model: str, found: Suggestion) -> dict[str, Any]:
+def _suggestion_info(
+    model: str, found: Suggestion, may_see: Callable[[str], bool]
+) -> dict[str, Any]:
     """Give a setting and its value; lists of both where only several together help."""
     names = [f"models.{model}.{_IN_SECTION.get(name, name)}" for name in found.settings]
     values = list(found.settings.values())
@@ -299,5 +310,5 @@ def _suggestion_info(model: str, found: Suggestion) -> dict[str, Any]:
         "value": values[0] if len(values) == 1 else values,
         "needs_bytes": found.needs_bytes,
         "device": found.placement.device,
-        "evict": list(found.placement.evict),
+        "evict": list(filter(may_see, found.placement.evict)),
     }

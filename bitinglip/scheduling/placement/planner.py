@@ -203,8 +203,8 @@ class _Planner:
         return chosen is not None
 
     def _load_into_free(self, demand: Demand, devices: Sequence[DeviceCapacity]) -> bool:
-        """Load on the preferred kind, away from its other replicas and from screens, where least is
-        left over."""
+        """Load on the preferred kind, away from its other replicas and from a card that drives a
+        screen, where least is left over."""
         kinds = list(demand.needs)
         free = [each for each in devices if demand.needs[each.kind] <= self._ledger.free(each.id)]
         if not free:
@@ -215,7 +215,8 @@ class _Planner:
             same += sum(
                 load.model == demand.model and device.id in load.devices for load in self.plan.loads
             )
-            return kinds.index(device.kind), same, device.display, self._ledger.free(device.id)
+            kind, left = kinds.index(device.kind), self._ledger.free(device.id)
+            return kind, same, device.display, left
 
         device = min(free, key=rank)
         self._load(demand, {device.id: demand.needs[device.kind]})

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import msgspec
+
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class FairShare:
+class FairShare(msgspec.Struct, frozen=True):
     """A job belongs to a key, which has a level and a weight."""
 
     key: str

@@ -1,7 +1,9 @@
 """The priority of a job is its queue level, weight and limits, from its tier and its request."""
 
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
+
+import msgspec
 
 from bitinglip.settings import Tier, Tiers
 
@@ -9,8 +11,7 @@ RequestPriority = Literal["low", "normal", "high"]
 _STEPS: dict[RequestPriority, int] = {"low": -1, "normal": 0, "high": 1}
 
 
-@dataclass(frozen=True, slots=True)
-class Priority:
+class Priority(msgspec.Struct, frozen=True):
     """A job is queued with this level, weight and limit."""
 
     rank: int = 0  #: the tier's priority
@@ -22,13 +23,13 @@ class Priority:
 
 def priority_of(tier: Tier, priority: RequestPriority = "normal") -> Priority:
     """Return the priority of a request of a key of this tier."""
-    return Priority(
-        rank=tier.priority,
-        level=2 * tier.priority + _STEPS[priority],
-        weight=tier.weight,
-        max_waiting=tier.max_queue,
-        batch=priority == "low",
-    )
+    return _made(tier.priority, tier.weight, tier.max_queue, priority)
+
+
+@lru_cache(maxsize=64)
+def _made(rank: int, weight: float, max_waiting: int | None, priority: RequestPriority) -> Priority:
+    level = 2 * rank + _STEPS[priority]
+    return Priority(rank, level, weight, max_waiting, batch=priority == "low")
 
 
 def tier_of(tiers: Tiers, name: str) -> Tier:

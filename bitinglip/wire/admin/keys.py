@@ -99,6 +99,7 @@ def key_info(record: KeyRecord) -> dict[str, Any]:
         "quotas": described(record.quotas),
         "rotated_at": _moment(record.rotated_at),
         "grace_until": _moment(record.grace_until),
+        "rotate_by": _moment(record.rotate_by),
     }
 
 

@@ -80,7 +80,7 @@ class ImageFields(Body):
             **(defaults | paths | job_fields),
         )
         _check_bounds(work, limits, own, context.tier)
-        return context.job(work, timeout=timeout, output=output)
+        return context.job(work, timeout=timeout, output=output, seeded=self.seed is not None)
 
 
 class Lora(Body):

@@ -62,4 +62,4 @@ def speech_job(
         metadata=own.metadata,
         **job_fields,
     )
-    return context.job(work, timeout=timeout, output=output)
+    return context.job(work, timeout=timeout, output=output, seeded=seed is not None)

@@ -36,10 +36,7 @@ class _TextView(OpenAIView):
             "model": job.model,
         }
         self._begun = False
-        head = _json.encode({**self._frame, "object": self.chunk_kind})[:-1]
-        tail = b',"usage":null}' if include_usage else b"}"
-        self._head = b"data: " + head + b',"choices":['
-        self._tail = b"]" + tail + b"\n\n"
+        self._head = self._tail = b""  #: of each chunk
 
     def render(self, event: Event) -> bytes:
         match event:
@@ -79,6 +76,10 @@ class _TextView(OpenAIView):
         if self._begun:
             return b""
         self._begun = True
+        head = _json.encode({**self._frame, "object": self.chunk_kind})[:-1]
+        tail = b',"usage":null}' if self._include_usage else b"}"
+        self._head = b"data: " + head + b',"choices":['
+        self._tail = b"]" + tail + b"\n\n"
         choice = self.first_choice()
         return self._chunk(choice) if choice else b""
 

@@ -55,7 +55,7 @@ def test_scope_is_not_needed_where_any_key_is_enough(served: Served, client: htt
         if isinstance(route, APIRoute) and declared_scope(route) == ANY_KEY
         for method in route.methods or ()
     ]
-    assert len(routes) == 3
+    assert len(routes) == 4
     for method, path in routes:
         for scope in (str(each) for each in Scope):
             answer = client.request(method, path, headers=served.headers(scope))

@@ -23,7 +23,7 @@ def running_job(served: Served, model: str) -> Iterator[None]:
     """Keep a job of this model running inside the block."""
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(served, NATIVE, {"model": model, "prompt": "!wait"}))
-        eventually(lambda: served.services.dispatcher.running(model) == 1, 5)
+        eventually(lambda: served.services.dispatcher.running(model) == 1)
         yield
     served.wait_idle()
 
@@ -96,7 +96,7 @@ def test_workers_are_restarted_and_stopped(admin: httpx.Client) -> None:
     assert (worker()["id"], worker()["state"]) == ("org/deep/0", "ready")
     eventually(lambda: worker()["last_heartbeat"] is not None)
     assert admin.post("/api/v1/workers/org/deep/0/restart").status_code == 202
-    eventually(lambda: admin.get("/api/v1/models/org/deep").json()["status"] == "ready", 5)
+    eventually(lambda: admin.get("/api/v1/models/org/deep").json()["status"] == "ready")
     assert admin.delete("/api/v1/workers/org/deep/0").status_code == 204
     assert admin.get("/api/v1/workers").json()["data"] == []
     error_of(admin.delete("/api/v1/workers/nope/0"), 404, "WORKER_NOT_FOUND")

@@ -14,13 +14,15 @@ import pytest
 from bitinglip.http.connections import Times
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
+from tests.support.raw_http import read_response
 from tests.support.wait import eventually
 from tests.support.websocket_client import open_watch, refusal
 from workers import protocol
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 START = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
-TIMES = Times(header=0.6, guest=0.6, body=0.6, send=0.6, linger=0.4, tick=0.05)
+#: as short as a busy machine allows to those who are in time
+TIMES = Times(header=1.0, guest=1.0, body=1.0, send=1.5, linger=1.0, tick=0.05)
 CAP = 6
 LARGE = 14_000_000
 
@@ -102,7 +104,7 @@ def refused(answer: bytes, status: int, code: str = "INVALID_REQUEST") -> dict[s
 
 def answers(sock: socket.socket) -> bool:
     sock.sendall(LIVEZ)
-    return sock.recv(65536).startswith(b"HTTP/1.1 200")
+    return read_response(sock).startswith(b"HTTP/1.1 200")
 
 
 # ---- what is too large -------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def test_headers_up_to_the_limit_are_taken(served: Served) -> None:
         for _ in range(3):
             filler = b"".join(b"X-%d: %b\r\n" % (n, b"a" * 300) for n in range(98))
             sock.sendall(START + filler + b"\r\n")
-            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+            assert read_response(sock).startswith(b"HTTP/1.1 200")
 
 
 def test_trailers_are_no_headers(served: Served) -> None:
@@ -176,10 +178,11 @@ def test_pipelined_requests_are_answered_in_order_and_bounded(served: Served) ->
     with connected(served) as sock:
         sock.sendall(LIVEZ * 19 + START + b"Connection: close\r\n\r\n")
         assert everything(sock).count(b"HTTP/1.1 200") == 20
+    before = served.connections.refused["pipelined"]
     with connected(served) as sock:
         send_all_that_is_taken(sock, LIVEZ * 1000)
         assert everything(sock).count(b"HTTP/1.1 200") < 100
-    assert served.connections.refused["pipelined"] == 1
+    assert served.connections.refused["pipelined"] == before + 1
 
 
 def test_invalid_http_is_refused_in_the_contracts_words(served: Served) -> None:
@@ -214,8 +217,8 @@ def test_slow_body_is_refused(hurried: Served) -> None:
 
 
 def test_body_that_comes_in_keeps_its_connection(hurried: Served) -> None:
-    """Ten times as long as a body may stand still, at a rate above the least."""
-    size, piece = 600_000, 50_000
+    """More than twice as long as a body may stand still, at a rate above the least."""
+    size, piece = 900_000, 75_000
 
     async def send() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", hurried.port)
@@ -243,7 +246,7 @@ def test_answer_that_nobody_reads_is_given_up(wordy: Served) -> None:
     body = json.dumps(PROMPT).encode()
     with connected(wordy) as sock:
         sock.sendall(post(wordy, len(body)) + body)
-        eventually(lambda: wordy.connections.refused["unread"] == 1)
+        eventually(lambda: wordy.connections.refused["unread"])
         eventually(lambda: wordy.connections.open == 0)
 
 

@@ -206,3 +206,15 @@ def test_client_that_waits_is_told_to_continue_if_it_knows_how(
         answer = read_response(sock)
         assert answer.startswith(b"HTTP/1.1 404")
         assert (b"connection: close" in answer.lower()) is not told
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 10), (50, 500), (400, 4000)])
+def test_client_that_is_refused_while_it_sends_chunks_goes_on(
+    served: Served, count: int, size: int
+) -> None:
+    """Whatever it had sent by then; it uses its connection again where it may."""
+    with httpx.Client(base_url=served.url, timeout=20) as client:
+        for _ in range(5):
+            answer = client.post(NATIVE, content=iter([b"x" * size] * count))
+            assert answer.status_code == 401
+        assert client.get("/livez").status_code == 200

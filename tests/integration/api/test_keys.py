@@ -104,7 +104,7 @@ def test_model_outside_the_globs_is_denied_in_tasks_and_their_websocket(
 ) -> None:
     accepted = admin.post(NATIVE, json=DEEP, headers={"prefer": "respond-async"}).json()["task_id"]
     path = f"/api/v1/tasks/{accepted}"
-    eventually(lambda: admin.get(path).json()["status"] == "completed", 10)
+    eventually(lambda: admin.get(path).json()["status"] == "completed")
     error_of(narrow.get(path), 403, "MODEL_NOT_ALLOWED")
     error_of(narrow.delete(path), 403, "MODEL_NOT_ALLOWED")
     ticket = narrow.post("/api/v1/auth/ws-ticket", json={"task_id": accepted})
@@ -338,7 +338,7 @@ def test_rotation_ends_tasks_and_websockets_of_the_old_secret_with_its_grace(
                 _, code = heard(watched)
                 assert code == 1008
             path = f"/api/v1/tasks/{before}"
-            eventually(lambda: new.get(path).json()["status"] == "cancelled", 10)
+            eventually(lambda: new.get(path).json()["status"] == "cancelled")
             assert new.get(f"/api/v1/tasks/{after}").json()["status"] == "running"
             new.delete(f"/api/v1/tasks/{after}")
             error_of(old.get(path), 401, "EXPIRED_API_KEY")

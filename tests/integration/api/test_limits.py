@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from starlette.routing import Route
 
 from bitinglip import api
@@ -99,7 +99,7 @@ def test_limits_that_a_route_does_not_declare_stop_the_start() -> None:
 def test_limits_of_a_route_that_is_not_there_stop_the_start() -> None:
     settings = Settings.model_validate({"limits": {"endpoints": {"/v1/compeltions": {}}}})
     with pytest.raises(SettingsError, match=r'endpoints\."/v1/compeltions": there is no'):
-        api.mount(FastAPI(docs_url=None, redoc_url=None), settings)
+        api.mount(api.Application(docs_url=None, redoc_url=None), settings)
 
 
 # ---- rates -------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_rate_is_one_for_all_surfaces_and_refuses_with_the_same_headers(
         assert seconds == -(-wait_ms // 1000) <= 360
         assert refused.headers["ratelimit"] == f'"hour";r=0;t={seconds}'
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
-        assert refused.headers["x-ratelimit-reset-requests"] in ("59m59s", "59m58s", "1h0m0s")
+        assert re.fullmatch(r"1h0m0s|5\dm\d+s", refused.headers["x-ratelimit-reset-requests"])
     assert client.get("/api/v1/models").status_code == 200  # another limit
 
 
@@ -350,7 +350,7 @@ def test_limits_are_shown_to_their_key_and_to_admins(
     shown = client.get("/api/v1/limits").json()
     assert (shown["tier"], shown["concurrent"]) == ("free", {"limit": None, "used": 0})
     hour, other, route = shown["rates"]
-    assert 710 < hour.pop("reset_seconds") <= 720
+    assert 660 < hour.pop("reset_seconds") <= 720
     assert hour == {
         "name": "hour",
         "route": None,

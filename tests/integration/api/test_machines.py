@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.support import machines
 from tests.support.api_server import Served, serve
@@ -94,6 +95,13 @@ def test_health_tells_of_each_device_how_it_is_and_when_it_has_answered_last(
             return {each["id"]: each for each in health(served)["checks"]["devices"]["devices"]}
 
         eventually(lambda: all(each["last_look"] for each in told().values()))
+        assert not any(each["last_job"] for each in told().values())
+        with client(served) as admin:
+            assert admin.post("/v1/completions", json=WANT).status_code == 200
+            eventually(lambda: any(each["last_job"] for each in told().values()))
+            (used,) = (each for each in told().values() if each["last_job"])
+            assert used["id"] == "0"
+            assert admin.post("/api/v1/models/demo/unload").status_code < 300
         machines.lose(machine)
         eventually(lambda: told()["0"]["state"] == "lost")
         lost, other = told()["0"], told()["1"]
@@ -101,6 +109,55 @@ def test_health_tells_of_each_device_how_it_is_and_when_it_has_answered_last(
         assert (other["state"], other["reason"]) == ("well", None)
         eventually(lambda: told()["1"]["last_look"] > other["last_look"])
         assert told()["0"]["last_look"] == lost["last_look"]
+
+
+@pytest.mark.parametrize("live_without_card", [True, False])
+def test_liveness_without_a_card_that_was_there_is_a_setting(
+    live_without_card: bool, tmp_path: Path
+) -> None:
+    machine = machines.two_cards()
+    devices, own = machine.devices(tmp_path / "root"), {"live_without_card": live_without_card}
+    with serve(tmp_path, machine=devices, devices=own) as served:
+
+        def livez() -> httpx.Response:
+            return httpx.get(f"{served.url}/livez")
+
+        def is_lost(card: int) -> bool:
+            return devices.list()[card].condition.state == "lost"
+
+        served.wait_sampled()
+        machines.lose(machine, 0)
+        eventually(lambda: is_lost(0))
+        assert livez().status_code == 200  # there is another
+        machines.lose(machine, 1)
+        eventually(lambda: is_lost(1))
+        if live_without_card:
+            served.wait_sampled()
+            assert livez().status_code == 200
+        else:
+            eventually(lambda: livez().status_code == 503)
+            assert "fell off the bus" in livez().json()["detail"]
+
+
+def test_liveness_of_a_server_whose_cards_were_never_of_use_is_no_matter_of_them(
+    tmp_path: Path,
+) -> None:
+    devices = machines.old_driver().devices(tmp_path / "root")
+    with serve(tmp_path, machine=devices, devices={"live_without_card": False}) as served:
+        served.wait_sampled()
+        assert httpx.get(f"{served.url}/livez").status_code == 200
+
+
+def test_health_is_degraded_while_programs_wait_for_ram(tmp_path: Path) -> None:
+    host = machines.MadeUpHost()
+    with serve(tmp_path, machine=machines.no_driver().devices(tmp_path / "root", host)) as served:
+        served.wait_sampled()
+        assert health(served)["status"] == "healthy"
+        host.waits = 0.3
+        eventually(lambda: health(served)["status"] == "degraded")
+        assert "ram: For 30% of the last minute" in health(served)["checks"]["devices"]["detail"]
+        host.waits = 0.0
+        eventually(lambda: health(served)["status"] == "healthy")
 
 
 def test_card_that_no_model_can_use_is_never_replaced_by_the_cpu(tmp_path: Path) -> None:

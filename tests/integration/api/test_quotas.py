@@ -205,3 +205,47 @@ def test_quota_costs_a_request_a_few_microseconds(metered: Served, admin: httpx.
         reservation = meter.reserve(own, "m", lambda: (1, 500, 0, 0, 0))
         meter.settle(reservation, Amounts(1, 10, 10))
     assert (time.perf_counter() - began) / 2000 < 0.001
+
+
+# ---- rates in tokens ---------------------------------------------------------------------------
+
+
+def test_rate_in_tokens_is_reserved_settled_and_told_at_every_door(
+    metered: Served, admin: httpx.Client
+) -> None:
+    with new_client(admin, tier="enterprise") as client:
+        for path, body in (
+            (NATIVE, {**PROMPT, "stream": True}),
+            (CHAT, MESSAGES),
+            (NATIVE, PROMPT),
+        ):
+            answer = client.post(path, json={**body, "max_tokens": 100})
+            assert answer.status_code == 200
+            assert answer.headers["x-ratelimit-limit-tokens"] == "150"
+            assert '"tokens";q=150;w=60;qu="tokens"' in answer.headers["ratelimit-policy"]
+            left = int(answer.headers["x-ratelimit-remaining-tokens"])
+            assert f'"tokens";r={left};t=' in answer.headers["ratelimit"]
+        assert left >= 150 - 3 * 3  # what was not used came back
+        before = refusals(metered, "tokens", "enterprise")
+        stalled = {**PROMPT, "prompt": "!stall", "max_tokens": 1_000_000, "stream": True}
+        with client.stream("POST", NATIVE, json=stalled) as stream:
+            assert int(stream.headers["x-ratelimit-remaining-tokens"]) < 50
+            for path, body in ((NATIVE, PROMPT), (CHAT, MESSAGES)):
+                refused = client.post(path, json={**body, "max_tokens": 100})
+                error = error_of(refused, 429, "RATE_LIMIT_EXCEEDED")
+                assert error["details"]["violated_policies"] == ["tokens"]
+                seconds = int(refused.headers["retry-after"])
+                assert 10 <= seconds <= 60
+                assert refused.headers["ratelimit"].startswith('"tokens";r=')
+                assert int(refused.headers["ratelimit"].rpartition("=")[2]) <= seconds
+                assert "x-should-retry" not in refused.headers
+                assert "x-ratelimit-remaining-requests" not in refused.headers
+            image = client.post("/api/v1/inference/image-generation", json={**IMAGE, "async": True})
+            assert image.status_code == 202
+        eventually(lambda: _tokens_left(client) > 100)
+        assert refusals(metered, "tokens", "enterprise") == before + 2
+
+
+def _tokens_left(client: httpx.Client) -> int:
+    rates = client.get(LIMITS).json()["rates"]
+    return int(next(each for each in rates if each["name"] == "tokens")["remaining"])

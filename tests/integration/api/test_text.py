@@ -83,9 +83,9 @@ def test_queue_full_is_an_error_with_retry_after(tmp_path: Path) -> None:
         for taken in (1, 2):  # one runs, one waits
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
             sock.sendall(raw_request(served, NATIVE, {**PROMPT, "prompt": "!wait"}))
-            eventually(lambda taken=taken: served.in_flight == taken, 5)
+            eventually(lambda taken=taken: served.in_flight == taken)
             if taken == 1:
-                eventually(lambda: len(served.workers.jobs) == 1, 5)
+                eventually(lambda: len(served.workers.jobs) == 1)
         headers = served.headers("inference:text")
         for body in (PROMPT, {**PROMPT, "stream": True}):
             response = httpx.post(served.url + NATIVE, json=body, headers=headers)
@@ -120,11 +120,11 @@ def test_cancel_follows_when_the_client_disconnects(
     before = len(served.workers.cancelled)
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(served, path, body))
-        eventually(lambda: served.in_flight == 1, 5)
+        eventually(lambda: served.in_flight == 1)
         if body["model"] and body.get("prompt") == "!stall":
-            eventually(lambda: b"two" in sock.recv(65536), 5)
+            eventually(lambda: b"two" in sock.recv(65536))
     served.wait_idle()
-    eventually(lambda: len(served.workers.cancelled) == before + 1, 5)
+    eventually(lambda: len(served.workers.cancelled) == before + 1)
 
 
 def raw_request(served: Served, path: str, body: dict[str, Any]) -> bytes:
@@ -155,5 +155,12 @@ def test_send_timeout_ends_a_stream_that_the_client_does_not_read(
     monkeypatch.setattr(job_response, "SEND_TIMEOUT", 0.2)
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(served, NATIVE, {**PROMPT, "prompt": "!flood", "stream": True}))
-        eventually(lambda: served.in_flight == 1, 5)
+        eventually(lambda: served.in_flight == 1)
         served.wait_idle()
+
+
+def test_cache_is_off_unless_it_is_turned_on(client: httpx.Client) -> None:
+    for _ in range(2):
+        answer = client.post(NATIVE, json={**PROMPT, "temperature": 0})
+        assert answer.headers["x-cache"] == "BYPASS"
+    assert client.get("/health").json()["checks"]["cache"]["detail"] == "off"

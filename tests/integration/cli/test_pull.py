@@ -116,6 +116,9 @@ def test_pull_takes_a_model_under_another_name(hub: Hub, home: Path) -> None:
     shown = json.loads(run(home, "models", "show", "tiny", "--json").stdout)
     assert (shown["source"], shown["revision"]) == (f"hub:{REPO}", SHA)
     assert Home(home).models.is_dir()
+    (entry,) = json.loads(run(home, "audit", "list", "--json").stdout)
+    assert (entry["actor"], entry["action"], entry["target"]) == ("cli", "model.pull", "tiny")
+    assert entry["after"]["revision"] == SHA
 
 
 def test_token_of_the_hub_comes_from_the_settings_file_or_the_environment(

@@ -73,7 +73,7 @@ def test_https_with_a_wrong_key_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_admin_key_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
     with running_server(tmp_path / "home", *QUIET) as server:
-        eventually(lambda: "BitingLip answers on" in server.log.read_text(), 10)
+        eventually(lambda: "BitingLip answers on" in server.log.read_text())
     shown = server.log.read_text()
     assert server.key.startswith("blk_")
     assert server.key not in shown

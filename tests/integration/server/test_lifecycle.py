@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +34,38 @@ SLOW_ECHO = (
 
 
 def test_retry_after_a_kill_under_load_loses_nothing_that_had_not_streamed(tmp_path: Path) -> None:
-    async def one(client: httpx.AsyncClient, n: int, stream: bool) -> tuple[bool, int, str]:
-        body = {"model": "demo-echo", "prompt": f"n{n}", "max_tokens": 60, "stream": stream}
+    tokens = 150  # three seconds
+
+    async def plain(client: httpx.AsyncClient, n: int) -> None:
+        body = {"model": "demo-echo", "prompt": f"n{n}", "max_tokens": tokens}
         answer = await client.post(NATIVE, json=body)
-        return stream, answer.status_code, answer.text
+        assert answer.status_code == 200
+        assert answer.json()["result"]["text"] == " ".join([f"n{n}"] * tokens)
+
+    async def stream(client: httpx.AsyncClient, begun: asyncio.Semaphore) -> None:
+        body = {"model": "demo-echo", "prompt": "x", "max_tokens": tokens, "stream": True}
+        text = ""
+        async with client.stream("POST", NATIVE, json=body) as answer:
+            assert answer.status_code == 200
+            async for piece in answer.aiter_text():
+                if "event: token" in piece and "event: token" not in text:
+                    begun.release()
+                text += piece
+        finals = [event for event in events_of(text) if event[0] in ("completed", "failed")]
+        assert [name for name, _ in finals] == ["failed"]
+        assert finals[0][1]["error"]["code"] == "WORKER_CRASHED"
 
     async def run(server: Server) -> None:
+        begun = asyncio.Semaphore(0)
         async with server.async_client() as client:
             await client.post(NATIVE, json={"model": "demo-echo", "prompt": "x", "max_tokens": 1})
-            work = [asyncio.create_task(one(client, n, n % 2 == 0)) for n in range(30)]
-            await asyncio.sleep(0.5)
-            os.kill(server.worker("demo-echo")["pid"], signal.SIGKILL)
-            for n, (stream, status, text) in enumerate(await asyncio.gather(*work)):
-                assert status == 200
-                if stream:
-                    finals = [e for e in events_of(text) if e[0] in ("completed", "failed")]
-                    assert [name for name, _ in finals] == ["failed"]
-                    assert finals[0][1]["error"]["code"] == "WORKER_CRASHED"
-                else:
-                    assert json.loads(text)["result"]["text"] == " ".join([f"n{n}"] * 60)
+            pid = server.worker("demo-echo")["pid"]
+            work = [asyncio.create_task(plain(client, n)) for n in range(15)]
+            work += [asyncio.create_task(stream(client, begun)) for _ in range(15)]
+            for _ in range(15):
+                await begun.acquire()
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.gather(*work)
             assert (await client.get("/health")).json()["status"] == "healthy"
 
     with running_server(tmp_path / "home", *SLOW_ECHO) as server:
@@ -73,15 +85,18 @@ def test_spare_and_workers_end_when_their_gateway_is_killed(tmp_path: Path) -> N
         assert len(children) >= 3  # two workers, and the next spare
         server.process.kill()
         server.process.wait()
-        eventually(lambda: not any(alive(child) for child in children), 5)
+        eventually(lambda: not any(alive(child) for child in children))
         # The lock died with it: another start on the same home works at once.
+        os.utime(server.home / "server.json", (1, 1))  # as if the machine had gone down with it
         again = start_server(server.home)
         await_ready(again)
+        assert "the machine went down while the server ran" in again.log.read_text()
         assert again.stop() == 0
 
 
 def test_drain_on_sigterm_then_exit_with_0(tmp_path: Path) -> None:
-    body = {"model": "demo-echo", "prompt": "a b", "max_tokens": 60, "stream": True}
+    # Four seconds, in which the draining server is asked.
+    body = {"model": "demo-echo", "prompt": "a b", "max_tokens": 200, "stream": True}
     with running_server(tmp_path / "home", *SLOW_ECHO) as server, server.client() as client:
         children: list[psutil.Process] = []
         with client.stream("POST", NATIVE, json=body) as answer:
@@ -90,13 +105,13 @@ def test_drain_on_sigterm_then_exit_with_0(tmp_path: Path) -> None:
                 pass
             children = descendants(server.process.pid)
             server.process.send_signal(signal.SIGTERM)
-            eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503, 3)
+            eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503)
             refused = httpx.post(server.url + NATIVE, json=body, headers=server.headers)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "SHUTTING_DOWN"
             assert "completed" in [name for name, _ in events]
-        assert server.process.wait(10) == 0
-        eventually(lambda: not any(alive(child) for child in children), 5)
+        assert server.process.wait(20) == 0
+        eventually(lambda: not any(alive(child) for child in children))
         assert not (server.home / "server.json").exists()
         assert "stopping; requests may end" in server.log.read_text()
 
@@ -116,11 +131,9 @@ def test_drain_is_cut_short_by_a_second_signal(tmp_path: Path) -> None:
         pieces = answer.iter_bytes()  # let go, it would close the connection
         next(pieces)
         server.process.send_signal(signal.SIGINT)
-        eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503, 3)
-        began = time.monotonic()
+        eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(10) == 130
-        assert time.monotonic() - began < 5
+        assert server.process.wait(20) == 130  # the request would take minutes
 
 
 def test_start_of_a_second_server_on_the_same_home_is_refused(tmp_path: Path) -> None:
@@ -150,7 +163,7 @@ def test_start_that_cannot_succeed_is_refused_with_a_clear_message(
 def test_health_answers_before_the_models_are_there(tmp_path: Path) -> None:
     server = start_server(tmp_path / "home")
     try:
-        eventually((server.home / "server.json").exists, 20)
+        eventually((server.home / "server.json").exists)
         server.url = json.loads((server.home / "server.json").read_text())["url"]
         assert httpx.get(server.url + "/livez", timeout=20).status_code == 200
         assert httpx.get(server.url + "/health").status_code == 200

@@ -131,7 +131,7 @@ def test_descriptors_that_are_missing_are_taken_from_idle_connections(plain: Ser
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     with plain.client() as client:
         assert 'connections_refused_total{reason="descriptors"}' in client.get("/metrics").text
-        eventually(lambda: client.get("/health").json()["status"] == "healthy", 20)
+        eventually(lambda: client.get("/health").json()["status"] == "healthy")
 
 
 def connections(pid: int, address: tuple[str, int]) -> int:
@@ -191,7 +191,7 @@ def test_disk_that_fails_degrades_the_server_until_it_works(plain: Server) -> No
             assert client.post(NATIVE, json=BODY).status_code == 200
         finally:
             resource.prlimit(plain.process.pid, resource.RLIMIT_FSIZE, limits)
-        eventually(lambda: detail(client, "database") == "", 20)
+        eventually(lambda: detail(client, "database") == "")
         assert create_key(client).status_code == 201
         # The log could not be written either, which cost lines and nothing else.
         dropped = next(

@@ -79,13 +79,12 @@ def test_task_that_runs_is_cancelled_by_delete(server: Server) -> None:
 
 def test_cancel_of_a_plain_request_is_a_409(server: Server) -> None:
     answers: list[httpx.Response] = []
+    with new_client(server, ["inference:text"]) as client:  # whose tasks are none of other tests
 
-    def ask() -> None:
-        with server.client() as client:
+        def ask() -> None:
             answers.append(client.post(NATIVE, json=SLOW))
 
-    asking = threading.Thread(target=ask)
-    with server.client() as client:
+        asking = threading.Thread(target=ask)
         asking.start()
 
         def running() -> list[Any]:
@@ -96,7 +95,7 @@ def test_cancel_of_a_plain_request_is_a_409(server: Server) -> None:
         [found] = running()
         cancelled = client.delete(f"{TASKS}/{found['task_id']}")
         assert (cancelled.status_code, cancelled.json()["status"]) == (202, "cancelled")
-        asking.join(10)
+        asking.join(30)
         assert answers[0].status_code == 409
         assert answers[0].json()["error"]["code"] == "TASK_CANCELLED"
         assert task(client, found["task_id"])["status"] == "cancelled"

@@ -80,10 +80,10 @@ def test_drain_leaves_waiting_tasks_to_the_next_start(tmp_path: Path) -> None:
 def test_drain_lets_a_running_task_end(tmp_path: Path) -> None:
     with running_server(tmp_path / "home", *ONE_AT_A_TIME) as server:
         with server.client() as client:
-            task_id = begin(client, {**SLOW, "max_tokens": 2})
+            task_id = begin(client, {**SLOW, "max_tokens": 4})  # four seconds, to be asked in
             await_status(client, task_id, "running")
             server.process.send_signal(signal.SIGTERM)
-            eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503, 3)
+            eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503)
             refused = client.post(NATIVE, json={**ECHO, "async": True})
             assert refused.json()["error"]["code"] == "SHUTTING_DOWN"
         assert server.process.wait(20) == 0

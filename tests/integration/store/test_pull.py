@@ -153,7 +153,7 @@ def test_resume_after_a_kill_goes_on(store: ModelStore, hub: FakeHub, tmp_path: 
     )
     command = [sys.executable, "-c", code, str(tmp_path / "store"), REPO, hub.url]
     with subprocess.Popen(command) as process:
-        eventually(lambda: parts(store) > 1_000_000, 20)
+        eventually(lambda: parts(store) > 1_000_000)
         refused(store, hub, PullRunning)
         assert store.list() == []
         process.send_signal(signal.SIGKILL)
@@ -390,7 +390,7 @@ def test_interrupt_keeps_what_came(store: ModelStore, hub: FakeHub, tmp_path: Pa
     )
     command = [sys.executable, "-c", code, str(tmp_path / "store"), REPO, hub.url]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        eventually(lambda: parts(store) > 500_000, 20)
+        eventually(lambda: parts(store) > 500_000)
         process.send_signal(signal.SIGINT)
         process.wait(10)
     assert parts(store) > 500_000

@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,20 +15,9 @@ import pytest
 from model_store.demo import DEMO_MODELS, make_demo_models
 from model_store.disk import lock
 from model_store.errors import BadFiles, BadName, ChangedFiles, NameTaken, UnknownModel
-from model_store.manifest import Manifest
 from model_store.progress import Counter
 from model_store.store import ModelStore, sha256_of
-from tests.support.model_folders import llama, write
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "store")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return llama(tmp_path / "source")
+from tests.support.model_folders import write
 
 
 def test_import_links_what_it_may(store: ModelStore, source: Path) -> None:
@@ -156,70 +143,6 @@ def test_list_leaves_out_what_is_incomplete_but_can_be_removed(
     store.remove("mine")
     store.remove("half")
     store.import_folder(source, "mine")
-
-
-def test_list_sees_the_changes_of_another_process_at_once(
-    store: ModelStore, source: Path, tmp_path: Path
-) -> None:
-    other = ModelStore(tmp_path / "store")
-    for turn in range(20):
-        assert other.names() == []
-        store.import_folder(source, f"m{turn}")
-        assert other.names() == [f"m{turn}"]
-        store.remove(f"m{turn}")
-
-
-def test_list_sees_two_changes_within_one_tick_of_the_clock(
-    store: ModelStore, source: Path, tmp_path: Path
-) -> None:
-    root = tmp_path / "store"
-    store.import_folder(source, "one")
-    now = time.time_ns()
-    os.utime(root, ns=(now, now))
-    assert store.names() == ["one"]
-    (root / "one").rename(root / ".partial" / "gone")
-    os.utime(root, ns=(now, now))
-    assert store.names() == []
-
-
-class SlowStore(ModelStore):
-    """Its first look at the folder takes until ``go_on`` is set."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.looking = threading.Event()
-        self.go_on = threading.Event()
-
-    def _read(self) -> Iterator[Manifest]:
-        if not self.looking.is_set():
-            self.looking.set()
-            assert self.go_on.wait(10)
-        return super()._read()
-
-
-def test_list_in_a_thread_is_never_half_of_another_thread_s(
-    store: ModelStore, source: Path, tmp_path: Path
-) -> None:
-    store.import_folder(source, "mine")
-    os.utime(tmp_path / "store", (1, 1))  # long ago, so that looks are remembered
-    slow = SlowStore(tmp_path / "store")
-    looker = threading.Thread(target=slow.names)
-    looker.start()
-    assert slow.looking.wait(10)
-    assert slow.names() == ["mine"]
-    slow.go_on.set()
-    looker.join()
-    assert slow.names() == ["mine"]
-
-
-def test_list_costs_next_to_nothing(store: ModelStore, source: Path) -> None:
-    store.import_folder(source, "mine")
-    time.sleep(0.15)
-    store.names()
-    begun = time.perf_counter()
-    for _ in range(1000):
-        store.get("mine")
-    assert time.perf_counter() - begun < 0.1
 
 
 def test_sweep_removes_what_a_killed_import_left(store: ModelStore, source: Path) -> None:

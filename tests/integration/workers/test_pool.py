@@ -274,4 +274,4 @@ def test_worker_does_not_outlive_its_gateway(tmp_path: "os.PathLike[str]") -> No
         assert psutil.pid_exists(pid)
         parent.kill()
         parent.wait()
-    eventually(lambda: not any(alive(child) for child in children), 5)
+    eventually(lambda: not any(alive(child) for child in children))

@@ -218,10 +218,37 @@ def test_audit_log_that_was_damaged_can_be_read_all_the_same(path: Path) -> None
         assert (row["entry"], row["at"], row["after"]) == (4, "never", "{")
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_head SET anchor = 1000000000000, seal = 1000000000000",
+        "UPDATE audit_head SET last = 9223372036854775807",
+        "UPDATE audit_head SET last = 'x', first = 'y'",
+        "UPDATE audit_log SET seal = 'text', at = 'never' WHERE seq = 6",
+        "UPDATE audit_log SET seal = 7, at = 'never' WHERE seq = 1",
+    ],
+)
+@pytest.mark.parametrize("emptied", [False, True])
+def test_audit_log_goes_on_whatever_another_program_has_written(
+    path: Path, statement: str, emptied: bool, tmp_path: Path
+) -> None:
+    """Nobody is locked out of keys by that, and the check stays negative."""
+    change(path, statement, *(["DELETE FROM audit_log"] if emptied else []))
+    with using(path, folder=tmp_path / "audit", max_entries=4) as (run, audit):
+        for _ in range(2):
+            run(audit.record(Entry(Action.KEY_CREATE)))
+            run(audit.flush())
+        assert not run(audit.verify()).valid
+        assert [row["action"] for row in entries(run, audit)].count("audit.broken") <= 1
+        run(audit.prune())
+        run(audit.flush())
+
+
 def test_audit_entry_holds_no_secret_and_no_control_character() -> None:
     key = "blk_live_" + "a" * 12 + "_" + "b" * 49
+    hub = "hf_" + "q" * 34
     token = "eyJ" + "h" * 20 + "." + "c" * 20 + ".sIgNaTuRe"
-    actor = Actor(key, key, key, key, key, f"agent {key} {token}\x1b[2J" + "x" * 500)
+    actor = Actor(key, key, key, key, key, f"agent {key} {token} {hub}\x1b[2J" + "x" * 500)
     columns = Entry(
         Action.KEY_CREATE,
         actor,
@@ -230,6 +257,7 @@ def test_audit_entry_holds_no_secret_and_no_control_character() -> None:
     ).columns()
     text = repr(columns)
     assert "b" * 10 not in text
+    assert "q" * 10 not in text
     assert "sIgNaTuRe" not in text
     assert "\x1b" not in columns["user_agent"]
     assert len(columns["user_agent"]) == 200
@@ -266,3 +294,48 @@ def test_audit_check_yields_to_other_threads_and_reads_one_state(tmp_path: Path)
         run(audit.flush())
         run(both())
         assert run(audit.list(Filter(), limit=1))[1] == 320
+
+
+def test_audit_log_in_an_older_copy_of_the_database_is_told_from_the_newest(
+    path: Path, tmp_path: Path
+) -> None:
+    """The copy is whole; the head beside it knows of more, and what goes on tells of it."""
+    folder = tmp_path / "audit"
+    old = path.read_bytes()
+    with using(path, folder=folder) as (run, audit):
+        for _ in range(3):
+            audit.remember(Entry(Action.SERVER_START))
+        run(audit.flush())
+        assert run(audit.verify()) == Verdict(True, ROWS + 3, None)
+    path.write_bytes(old)
+    with using(path, folder=folder) as (run, audit):
+        assert run(audit.verify())[:3] == (False, ROWS, ROWS + 1)
+        run(audit.record(Entry(Action.SERVER_START)))
+        assert not run(audit.verify()).valid
+        run(audit.flush())
+        newest = entries(run, audit)[0]
+        assert (newest["action"], newest["before"]) == ("audit.rollback", {"last": ROWS + 3})
+        assert run(audit.verify()) == Verdict(True, ROWS + 2, None)
+    change(path, "DELETE FROM audit_log", "DELETE FROM audit_head")
+    with using(path, folder=folder) as (run, audit):
+        assert run(audit.verify())[:3] == (False, 0, 1)
+
+
+def test_audit_head_beside_the_database_may_be_behind_pruned_or_none_of_ours(
+    path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "audit"
+    with using(path, folder=folder, max_entries=2) as (run, audit):
+        run(audit.record(Entry(Action.SERVER_START)))
+        run(audit.flush())
+        run(audit.record(Entry(Action.SERVER_START)))  # and killed before the next flush
+        assert run(audit.verify()).valid
+        for _ in range(4):
+            run(audit.record(Entry(Action.SERVER_START)))
+        run(audit.prune())  # the row that the head's copy names is gone
+        assert run(audit.verify()).valid
+        run(audit.flush())
+        actions = {row["action"] for row in entries(run, audit)}
+        assert actions == {"server.start", "audit.prune"}
+        (folder / "head").write_text('{"last": 99, "seal": "00", "file_seal": "00"}')
+        assert run(audit.verify()).valid

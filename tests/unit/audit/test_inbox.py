@@ -23,9 +23,9 @@ def test_inbox_entry_is_entered_once(tmp_path: Path, folder: Path) -> None:
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     data = file.read_bytes()
-    with using(tmp_path / "bitinglip.db", inbox=folder) as (run, audit):
+    with using(tmp_path / "bitinglip.db", folder=folder) as (run, audit):
         run(audit.flush())
-        assert list(folder.iterdir()) == []
+        assert [each.name for each in folder.iterdir()] == ["head"]
         file.write_bytes(data)  # as after a crash between the two
         run(audit.flush())
         (row,) = entries(run, audit)
@@ -51,10 +51,10 @@ def test_inbox_takes_no_entry_that_is_not_sealed(tmp_path: Path, folder: Path) -
     (folder / "5.json").write_bytes(b"\xff")
     os.symlink(forged, folder / "6.json")
     (folder / "draft.json.abc").write_text("unfinished")
-    with using(tmp_path / "bitinglip.db", inbox=folder) as (run, audit):
+    with using(tmp_path / "bitinglip.db", folder=folder) as (run, audit):
         run(audit.flush())
         assert [row["action"] for row in entries(run, audit)] == ["backup"]
-    assert [file.name for file in folder.iterdir()] == ["draft.json.abc"]
+    assert {file.name for file in folder.iterdir()} == {"draft.json.abc", "head"}
 
 
 def test_inbox_that_is_not_there_is_empty(folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cli.commands import keys
 from cli.main import app
 
 
@@ -98,3 +99,17 @@ def test_imports_of_the_commands_leave_the_product_out(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_keys_end_by_their_expiry_or_their_age() -> None:
+    early, late = "2020-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
+    for expires, rotate, state in (
+        (None, None, "active"),
+        (late, None, "active"),
+        (None, late, "active"),
+        (late, early, "expired"),
+        (early, late, "expired"),
+    ):
+        key = {"revoked_at": None, "expires_at": expires, "rotate_by": rotate}
+        assert keys._state(key) == state
+    assert keys._end_of({"expires_at": late, "rotate_by": early}) == early

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from bitinglip.settings import Settings
-from cli.checks.surroundings import compilers, libraries, storage
+from cli.checks.surroundings import compilers, descriptions, libraries, storage
+from tests.support import machines
 
 
 def test_storage_that_is_slow_is_a_finding(tmp_path: Path) -> None:
@@ -57,3 +58,30 @@ def test_compiler_that_a_model_needs_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "g++").touch(mode=0o755)
     on_cpu = Settings.model_validate({"models": {"painter": {**compiled, "device": "cpu"}}})
     assert list(compilers(on_cpu, {"PATH": str(tmp_path)})) == []
+
+
+@pytest.mark.parametrize("folder", ["etc/cdi", "var/run/cdi"])
+@pytest.mark.parametrize(
+    ("loaded", "written", "stale"),
+    [
+        ("580.95.05", "580.95.05", False),
+        ("580.95.05", "570.86.10", True),
+        (None, "570.86.10", False),
+        ("580.95.05", None, False),
+    ],
+)
+def test_description_of_cards_for_containers_is_stale_after_an_update(
+    folder: str, loaded: str | None, written: str | None, stale: bool, tmp_path: Path
+) -> None:
+    if loaded is not None:
+        for name, text in machines.driver(loaded).items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+    (tmp_path / folder).mkdir(parents=True)
+    path = f"/usr/lib/x86_64-linux-gnu/libcuda.so.{written}" if written else "/usr/bin/true"
+    (tmp_path / folder / "nvidia.yaml").write_text(f"mounts:\n- hostPath: {path}\n")
+    found = list(descriptions(tmp_path))
+    assert [each.level for each in found] == ["warning"] * stale
+    for each in found:
+        assert f"/{folder}/nvidia.yaml gives containers the libraries of driver" in each.detail
+        assert each.advice == f"sudo nvidia-ctk cdi generate --output=/{folder}/nvidia.yaml"

@@ -104,5 +104,7 @@ def test_device_that_is_not_well_is_told_of_below_the_table() -> None:
     lines = shown(status(devices=[DEVICE | {"state": "well", "reason": None}, lost, doubtful]))
     assert "0 is lost: The card fell off the bus: restart the machine." in lines
     assert "1 is doubtful: It does not answer." in lines
+    lines = shown(status(devices=[DEVICE | {"slowed_by": ["heat", "power limit"]}]))
+    assert "0 is slowed by heat and power limit" in lines
     lines = shown(status(missing_card="No driver is installed: install one."))
     assert "A card is not used: No driver is installed: install one." in lines

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bitinglip.telemetry import metrics as metrics_module
-from bitinglip.telemetry.metrics import MAX_LABEL_VALUES, DeviceSample, Metrics
+from bitinglip.telemetry.device_gauges import DeviceSample
+from bitinglip.telemetry.metrics import MAX_LABEL_VALUES, Metrics
 
 
 def text(metrics: Metrics) -> str:
@@ -89,6 +91,7 @@ def test_metrics_have_live_gauges() -> None:
 def test_metrics_read_devices_at_each_scrape() -> None:
     metrics = Metrics()
     samples = [DeviceSample("0", total=80, used=30, reserved=20, utilisation=0.5, power_w=41.5)]
+    samples[0] = replace(samples[0], slowed_by=("heat",))
     metrics.watch(lambda: 0, dict, dict, devices=lambda: samples)
     shown = text(metrics)
     for line in [
@@ -97,6 +100,7 @@ def test_metrics_read_devices_at_each_scrape() -> None:
         'bitinglip_device_memory_bytes{device="0",kind="reserved"} 20.0',
         'bitinglip_device_utilisation_ratio{device="0"} 0.5',
         'bitinglip_device_power_watts{device="0"} 41.5',
+        'bitinglip_device_slowed{by="heat",device="0"} 1.0',
     ]:
         assert line in shown
     samples[:] = [DeviceSample("cpu", total=9, used=None, reserved=0, utilisation=None)]

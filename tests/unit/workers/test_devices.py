@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pynvml
@@ -16,6 +18,7 @@ from tests.support import machines
 from tests.support.machines import GIB, Machine, MadeUpHost
 from tests.support.nvml import NVMLError, StandInCard, StandInNvml
 from workers.devices import WELL, Condition, Devices
+from workers.devices import cards as cards_module
 from workers.devices.cards import Cards
 from workers.devices.host import Host
 from workers.environment import worker_environment
@@ -159,6 +162,50 @@ def test_card_reading_is_none_where_the_card_tells_nothing() -> None:
     reading = Cards.find(None, nvml).read()["0"]
     assert (reading.used_bytes, reading.processes) == (8, {})
     assert (reading.utilisation, reading.temperature_c, reading.power_w) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("mask", "slowed_by"),
+    [
+        (0, ()),
+        (0x1, ()),  # it has nothing to do
+        (0x4, ("power limit",)),
+        (0x8 | 0x40, ("heat",)),
+        (0x8, ("heat or power supply",)),
+        (0x20 | 0x80, ("heat", "power supply")),
+        (NOT_SUPPORTED, ()),
+    ],
+)
+def test_card_reading_says_what_keeps_the_clocks_down(mask: Any, slowed_by: tuple[str]) -> None:
+    cards = Cards.find(None, StandInNvml(StandInCard(clocks=mask)))
+    assert cards.read()["0"].slowed_by == slowed_by
+
+
+@pytest.mark.parametrize(
+    ("lanes", "told"),
+    [((4, 16), "4 of its 16 PCIe lanes"), ((16, 16), None), (NOT_SUPPORTED, None)],
+)
+def test_card_in_a_narrow_slot_is_told_of(lanes: Any, told: str | None) -> None:
+    devices = Devices(Cards.find(None, StandInNvml(StandInCard(lanes=lanes))))
+    note = devices.list()[0].note
+    assert note is None if told is None else told in (note or "")
+    devices.close()
+
+
+@pytest.mark.parametrize(("display", "told"), [(0, True), (1, False)])
+def test_driver_that_starts_slowly_where_nothing_keeps_it_is_told_of(
+    display: int, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards_module, "_SLOW_START", 0.05)
+    nvml = StandInNvml(StandInCard(display=display))
+    nvml.waits_for = threading.Event()
+    threading.Timer(0.2, nvml.waits_for.set).start()
+    devices = Devices(Cards.find(None, nvml))
+    assert ("enable nvidia-persistenced" in (devices.slow_start or "")) == told
+    devices.close()
+    quick = Devices(Cards.find(None, StandInNvml(StandInCard())))
+    assert quick.slow_start is None
+    quick.close()
 
 
 def test_card_that_is_lost_is_left_out_of_the_reading_and_comes_back() -> None:

@@ -6,7 +6,12 @@ The kernel's files are made up here, in the forms that versions 1 and 2 have.
 from pathlib import Path
 
 import psutil
+import pytest
 
+from bitinglip.settings import Settings
+from cli.checks import accelerator
+from tests.support.machines import MadeUpHost
+from workers.devices import Devices
 from workers.devices.host import Host
 
 GIB = 1024**3
@@ -82,3 +87,44 @@ def test_cpu_name_is_the_kernel_s(tmp_path: Path) -> None:
     folder = proc(tmp_path, "", "")
     (folder / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU: 8 cores\n")
     assert Host(folder).name == "Some CPU: 8 cores"
+
+
+def stalls(some: float, full: float) -> str:
+    return "".join(
+        f"{kind} avg10=99.00 avg60={share} avg300=0.00 total=7\n"
+        for kind, share in (("some", some), ("full", full))
+    )
+
+
+def test_pressure_of_memory_is_that_of_the_group_whose_limit_counts(tmp_path: Path) -> None:
+    mounts = "30 22 0:26 / AT/fs rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"
+    folder = proc(tmp_path, "0::/inner\n", mounts)
+    (folder / "pressure").mkdir()
+    (folder / "pressure/memory").write_text(stalls(80.0, 2.5))
+    assert Host(folder).pressure() == 0.025  # no group has a limit
+    group(tmp_path / "fs/inner", max=f"{GIB}\n", current="1\n", pressure=stalls(90.0, 41.37))
+    assert Host(folder).pressure() == pytest.approx(0.4137)
+    (tmp_path / "fs/inner/memory.pressure").unlink()
+    assert Host(folder).pressure() == 0.025
+
+
+@pytest.mark.parametrize("text", [None, "", "some avg10=1.00 avg60=50.00 total=1\n", "nonsense"])
+def test_pressure_that_the_kernel_does_not_tell_is_none(text: str | None, tmp_path: Path) -> None:
+    folder = proc(tmp_path, "", "")
+    if text is not None:
+        (folder / "pressure").mkdir()
+        (folder / "pressure/memory").write_text(text)
+    assert Host(folder).pressure() is None
+
+
+def test_pressure_is_told_with_what_to_do() -> None:
+    host = MadeUpHost()
+    devices = Devices(host=host)
+    for waits, told in ((None, False), (0.09, False), (0.5, True), (0.0, False)):
+        host.waits = waits
+        devices.read()
+        assert (devices.pressure() is not None) == told
+        found = list(accelerator.findings(devices, Settings(), None))
+        shown = [each for each in found if each.check == "ram"]
+        assert [each.level for each in shown] == ["warning"] * told
+        assert all("50% of the last minute" in each.detail and each.advice for each in shown)

@@ -111,18 +111,19 @@ def test_torch_is_asked_for_no_card_where_there_can_be_none(tmp_path: Path) -> N
 
 
 def test_torch_answers_from_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = ask_torch()
+    report = ask_torch(cards=True)
     assert report is not None
     assert list(report.architectures) == asked.architectures()
     assert len(report.cards) == torch.cuda.device_count()
-    assert ask_torch(0.01) is None
+    assert ask_torch(cards=False) == TorchReport(report.architectures)
+    assert ask_torch(True, 0.01) is None
     for output in (b"", b"{}", b'{"architectures": [], "cards": [{"uuid": ""}]}'):
 
         def run(*_: Any, said: bytes = output) -> tuple[bytes, int]:
             return said, 0
 
         monkeypatch.setattr(child, "run", run)
-        assert torch_report.ask_torch() is None
+        assert torch_report.ask_torch(cards=True) is None
 
 
 def test_torch_tells_of_a_card_what_a_worker_is_pinned_by(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,11 @@ def test_free_memory_is_taken_first_and_where_least_is_left_over() -> None:
     assert not found.evictions
 
 
-def test_free_memory_of_a_card_with_a_screen_is_taken_last() -> None:
-    """Long kernels freeze the desktop there, or are stopped by the display's watchdog."""
-    rooms = [replace(card("0", 12), display=True), card("1", 24)]
+def test_card_that_drives_a_screen_comes_after_one_that_does_not() -> None:
+    rooms = [card("0", display=True), card("1", memory=40)]
     assert planned(rooms, [], wanted()).loads == [Load("new", 0, {"1": 10})]
-    taken = [held("old", 20, device="1", in_flight=1)]
-    assert planned(rooms, taken, wanted()).loads == [Load("new", 0, {"0": 10})]
+    full = [held("a", 35, device="1", pinned=True)]
+    assert planned(rooms, full, wanted()).loads == [Load("new", 0, {"0": 10})]  # there is room
 
 
 def test_replicas_keep_apart() -> None:

@@ -1,0 +1,96 @@
+"""Rates in tokens: a request takes what it may use at most, and what it does not use comes back.
+
+So no request passes that the rate could not bear in the end, and none pays for tokens that it did
+not use. One that may use more than the whole burst takes all of it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bitinglip.access.limits.gcra import SECOND, Reading
+from bitinglip.access.limits.headers import Headers, duration
+from bitinglip.access.limits.policy import TOKENS, Limit, token_limit
+from bitinglip.access.limits.store import Cell, MemoryStore
+from bitinglip.errors import RateLimitExceeded
+from bitinglip.settings.limits import Limits
+
+
+class Taken(NamedTuple):
+    """What a request has taken of its key's rate."""
+
+    cell: Cell
+    tokens: int
+
+
+class TokenRates:
+    """Holds the tokens of keys; ``tier_of`` returns the tier of a key by its id."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        tier_of: Callable[[str], str],
+        store: MemoryStore,
+        *,
+        clock: Callable[[], int],
+    ) -> None:
+        self._by_tier = {name: token_limit(tier) for name, tier in limits.tiers}
+        self._tier_of = tier_of
+        self._store = store
+        self._clock = clock
+
+    def limit(self, key_id: str) -> Limit | None:
+        """Return the rate of a key; None if it has none."""
+        return self._by_tier[self._tier_of(key_id)]
+
+    def take(self, key_id: str, tokens: int) -> Taken | None:
+        """Take tokens for a request. Raises RateLimitExceeded, and takes nothing then."""
+        limit = self.limit(key_id)
+        if limit is None or tokens < 1:
+            return None
+        cost = min(tokens, limit.rate.burst)
+        cell = _cell(key_id, limit)
+        decision = self._store.take_now([cell], self._clock(), cost=cost)
+        if decision.wait:
+            raise _refusal(limit, cost, decision.wait)
+        return Taken(cell, cost)
+
+    def settle(self, taken: Taken, used: int) -> None:
+        """Give back what a request has not used; what it has used beyond that is taken, too."""
+        self._store.refund([taken.cell], cost=taken.tokens - used)
+
+    def read(self, key_id: str) -> Reading | None:
+        """Return what is left of a key's rate; None if it has none."""
+        limit = self.limit(key_id)
+        if limit is None:
+            return None
+        return self._store.take_now([_cell(key_id, limit)], self._clock(), cost=0).readings[0]
+
+    def headers(self, key_id: str) -> Headers:
+        """Return the headers of a response, in both families; none for a key without such a rate.
+
+        They are made when the response begins, after its request has taken its tokens.
+        """
+        limit, left = self.limit(key_id), self.read(key_id)
+        if limit is None or left is None:
+            return ()
+        wait = -(-left.next_unit // SECOND)
+        return (
+            (b"ratelimit", b'"%b";r=%d;t=%d' % (TOKENS.encode(), left.remaining, wait)),
+            (b"x-ratelimit-limit-tokens", b"%d" % limit.rate.quota),
+            (b"x-ratelimit-remaining-tokens", b"%d" % left.remaining),
+            (b"x-ratelimit-reset-tokens", duration(left.reset)),
+        )
+
+
+def _cell(key_id: str, limit: Limit) -> Cell:
+    return Cell(f"{key_id}:{limit.cell}", limit.rate)
+
+
+def _refusal(limit: Limit, cost: int, wait: int) -> RateLimitExceeded:
+    wait_ms = -(-wait // 1000)
+    return RateLimitExceeded(
+        f"This API key may use {limit.rate.quota} tokens in a minute, and this request up to "
+        f"{cost} of them; try again in {wait_ms / 1000:.1f} seconds.",
+        details={"violated_policies": [TOKENS], "retry_after_ms": wait_ms},
+        retry_after=wait_ms / 1000,
+    )

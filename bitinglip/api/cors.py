@@ -1,0 +1,72 @@
+"""Tells browsers which pages of other origins may read answers (CORS), errors included.
+
+It only ever widens what browsers allow; ``EdgeChecks`` refuses foreign pages by itself.
+"""
+
+from collections.abc import Collection, Mapping
+
+from starlette.responses import Response
+
+from bitinglip.access.limits import headers as limit_headers
+from bitinglip.api.hosts import Origins
+from bitinglip.errors import InsufficientScope
+
+Headers = tuple[tuple[bytes, bytes], ...]
+_METHODS = "GET, POST, PATCH, DELETE"
+_REQUEST_HEADERS = "Authorization, Content-Type, Prefer, X-API-Key, X-Request-ID"
+_EXPOSED = (
+    "Deprecation",
+    "Location",
+    "Sunset",
+    "X-Request-ID",
+    "X-Cache",
+    "X-Queue-Position",
+    "X-Should-Retry",
+    "X-BitingLip-Overhead-Ms",
+    *limit_headers.NAMES,
+)
+_MAX_AGE = 600  #: seconds for which a browser remembers what a preflight was answered
+_VARY = (b"vary", b"Origin")
+
+
+class Cors:
+    """Knows the allowed origins; without any it adds nothing."""
+
+    def __init__(self, origins: Collection[str]) -> None:
+        self._on = bool(origins)
+        self._origins = Origins(origins)
+        self._everywhere = "*" in origins
+        self._exposed = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
+
+    def headers(self, fields: Mapping[bytes, bytes]) -> Headers:
+        """Return what to add to the response, whatever its status."""
+        if not self._on:
+            return ()
+        origin = fields.get(b"origin")
+        if origin is None or not self._allows(origin):
+            return (_VARY,)
+        allowed = b"*" if self._everywhere else origin
+        return ((b"access-control-allow-origin", allowed), self._exposed, _VARY)
+
+    def preflight(self, method: str, fields: Mapping[bytes, bytes]) -> Response | None:
+        """Answer a browser that asks before a request; None for any other request.
+
+        Needs no key, as browsers send none. Raises InsufficientScope for a foreign origin.
+        """
+        if not self._on or method != "OPTIONS" or b"access-control-request-method" not in fields:
+            return None
+        if not self._allows(fields.get(b"origin", b"")):
+            raise InsufficientScope(
+                "Pages of this origin may not use the API; server.cors_origins allows more.",
+                param="Origin",
+            )
+        return Response(
+            headers={
+                "access-control-allow-methods": _METHODS,
+                "access-control-allow-headers": _REQUEST_HEADERS,
+                "access-control-max-age": str(_MAX_AGE),
+            },
+        )
+
+    def _allows(self, origin: bytes) -> bool:
+        return self._origins.accept(origin.decode("latin-1"), "", other_site=True)

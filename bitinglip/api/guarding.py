@@ -1,0 +1,29 @@
+"""Checks the prompts of a request with the guard before its job is admitted."""
+
+import msgspec
+from starlette.types import Scope
+
+from bitinglip.api.services import services_in
+from bitinglip.errors import BitingLipError
+from bitinglip.scheduling.job import Job
+
+#: fields that OpenAI's surface calls otherwise
+_OPENAI = {("speech", "text"): "input"}
+
+
+async def checked_job(scope: Scope, job: Job) -> Job:
+    """Return the job as a model may have it; what the client sent with a refused one is removed.
+
+    Raises PersonalDataDetected, ContentFiltered or GuardFailed.
+    """
+    services = services_in(scope)
+    assert services is not None
+    assert job.guard is not None
+    try:
+        work = await services.guard.checked(job.work, job.guard)
+    except BitingLipError as error:
+        services.uploads.discard(job)
+        if error.param is not None and scope["path"].startswith("/v1/"):
+            error.param = _OPENAI.get((job.kind, error.param), error.param)
+        raise
+    return job if work is job.work else msgspec.structs.replace(job, work=work)

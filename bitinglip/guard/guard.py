@@ -1,0 +1,121 @@
+"""The guard: what callers may send to models, and what comes back, by the modes of each job."""
+
+import asyncio
+import os
+from collections import Counter as Tally
+from functools import lru_cache, partial
+
+from bitinglip.guard.inputs import texts_of, with_texts
+from bitinglip.guard.modes import Modes, modes_of
+from bitinglip.guard.outputs import Checked, Output, output_of
+from bitinglip.guard.scanner import Scanner
+from bitinglip.guard.watch import WORDS, Found, Watch, filtered, refusal
+from bitinglip.guard.words import WordScan, read_words
+from bitinglip.settings import Settings, Tier
+from bitinglip.settings.guard import Mode
+from bitinglip.settings_loader import SettingsError
+from workers import protocol
+
+RELOAD_SECONDS = 5.0  #: between two looks at the file of words
+_SLICE = 16_384  #: characters that are scanned at once; the event loop gets a turn after each
+
+
+class Guard:
+    """Checks prompts, and makes the checks of results."""
+
+    def __init__(self, settings: Settings, watch: Watch) -> None:
+        """Raise SettingsError for a list of words that cannot be read."""
+        self._settings = settings.guard
+        self._kinds = frozenset(settings.guard.classes)
+        self._watch = watch
+        self._modes = lru_cache(maxsize=64)(partial(modes_of, settings.guard))
+        self._words_seen = self._words_state()
+        self._words = read_words(settings.guard)
+
+    def modes(self, tier: Tier, floor: Mode = "off") -> Modes | None:
+        """Return the modes of a key's jobs; None if nothing is looked for."""
+        return self._modes(tier.guard, floor)
+
+    async def checked(self, work: protocol.Job, modes: Modes) -> protocol.Job:
+        """Return the job as a model may have it.
+
+        Raises PersonalDataDetected or ContentFiltered where that is to be refused, and GuardFailed.
+        """
+        if modes.input == modes.words_input == "off":
+            return work
+        shown: dict[str, str] = {}
+        found: dict[str, Found] = {}
+        for field, text in texts_of(work).items():
+            try:
+                shown[field], found[field] = await self._scan(text, modes)
+            except Exception as error:  # noqa: BLE001  the setting says what happens then
+                if (refused := self._watch.failed(error, "input")) is not None:
+                    raise refused from None
+                return work
+        self._watch.works("input")
+        self._refuse(found, modes)
+        return with_texts(work, shown) if modes.input == "redact" and any(found.values()) else work
+
+    def output(self, work: protocol.Job, modes: Modes) -> Output | None:
+        """Return what guards the events of a job; None if they pass as they are."""
+        check = partial(Checked, self._kinds, modes, self._words, self._watch)
+        return output_of(work, modes, check, self._watch)
+
+    async def reload(self) -> None:
+        """Read the file of words again if it has changed; a bad one leaves the list as it is."""
+        state = self._words_state()
+        if state == self._words_seen:
+            return
+        try:
+            self._words = await asyncio.to_thread(read_words, self._settings)
+        except SettingsError:
+            self._watch.words_unread()
+        else:
+            self._watch.words_read(len(self._words))
+        self._words_seen = state
+
+    def _words_state(self) -> tuple[int, int, int] | None:
+        """Return what changes when the file of words does; None without a file."""
+        if self._settings.words_file is None:
+            return None
+        try:
+            found = os.stat(self._settings.words_file)
+        except OSError:
+            return (0, 0, 0)
+        return (found.st_mtime_ns, found.st_size, found.st_ino)
+
+    async def _scan(self, text: str, modes: Modes) -> tuple[str, Found]:
+        """Redact a text and count what was found; a long one leaves the loop its turns."""
+        scanner = Scanner(self._kinds) if modes.input != "off" else None
+        words = WordScan(self._words) if modes.words_input != "off" else None
+        shown: list[str] = []
+        found: Found = Tally()
+        for start in range(0, len(text), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            part = text[start : start + _SLICE]
+            last = start + _SLICE >= len(text)
+            if words is not None and (listed := words.feed(part, last=last)):
+                found[WORDS] += listed
+            if scanner is None:
+                continue
+            for piece in scanner.feed(part, last=last):
+                shown.append(piece.text)
+                if piece.kind is not None and piece.counts:
+                    found[piece.kind] += 1
+        return "".join(shown), found
+
+    def _refuse(self, found: dict[str, Found], modes: Modes) -> None:
+        """Count what was found; raise the error for what is not allowed."""
+        words = {field: each.pop(WORDS) for field, each in found.items() if WORDS in each}
+        data = {field: each for field, each in found.items() if each}
+        if words:
+            count = sum(words.values())
+            self._watch.found(Tally({WORDS: count}), "input", modes.words_input)
+            if modes.words_input == "block":
+                raise filtered(count, "input", next(iter(words)))
+        if data:
+            both: Found = sum(data.values(), Tally())
+            self._watch.found(both, "input", modes.input)
+            if modes.input == "block":
+                raise refusal(both, "input", next(iter(data)))

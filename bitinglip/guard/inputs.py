@@ -1,0 +1,46 @@
+"""The texts of a job that a client sent, by the field of the request that holds each."""
+
+from collections.abc import Mapping
+from typing import assert_never
+
+import msgspec
+
+from workers import protocol
+
+
+def texts_of(work: protocol.Job) -> dict[str, str]:
+    """Return what a client wrote that a model will read; files are not looked into."""
+    match work:
+        case protocol.TextJob():
+            if work.messages is None:
+                return {"prompt": work.prompt or ""}
+            return {
+                f"messages[{number}].content": message.content
+                for number, message in enumerate(work.messages)
+            }
+        case protocol.ImageJob():
+            return {"prompt": work.prompt, "negative_prompt": work.negative_prompt or ""}
+        case protocol.SpeechJob():
+            return {"text": work.text}
+        case protocol.TranscriptionJob():
+            return {"prompt": work.prompt or ""}
+        case protocol.EmbeddingJob():
+            return {f"input[{number}]": text for number, text in enumerate(work.texts)}
+        case _:
+            assert_never(work)
+
+
+def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
+    """Return the job with these texts in place of its own; others stay."""
+    if isinstance(work, protocol.TextJob) and work.messages is not None:
+        messages = tuple(
+            protocol.ChatMessage(
+                message.role, texts.get(f"messages[{number}].content", message.content)
+            )
+            for number, message in enumerate(work.messages)
+        )
+        return msgspec.structs.replace(work, messages=messages)
+    if isinstance(work, protocol.EmbeddingJob):
+        own = texts_of(work)
+        return msgspec.structs.replace(work, texts=tuple({**own, **texts}.values()))
+    return msgspec.structs.replace(work, **texts)

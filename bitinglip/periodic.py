@@ -1,0 +1,113 @@
+"""Starts what the server does beside requests, again and again."""
+
+import asyncio
+from functools import partial
+
+from bitinglip import tls
+from bitinglip.access.key_age import CHECK_SECONDS as KEY_AGE_SECONDS
+from bitinglip.access.key_age import KeyAge, Rotation
+from bitinglip.access.tokens import CLEAN_SECONDS as TOKEN_CLEAN_SECONDS
+from bitinglip.access.usage.rows import CLEAN_SECONDS as CLEAN_USAGE
+from bitinglip.api.services import Services
+from bitinglip.audit.log import DAY
+from bitinglip.audit.start import look_after
+from bitinglip.background import Background
+from bitinglip.db.write_behind import FLUSH_SECONDS
+from bitinglip.guard.guard import RELOAD_SECONDS
+from bitinglip.results.cache.cache import EXPIRE_SECONDS
+from bitinglip.results.files import CLEAN_SECONDS
+from bitinglip.scheduling.models.recheck import CHECK_SECONDS
+from bitinglip.scheduling.models.resume import LOOK_SECONDS
+from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
+from model_store.names import folder_name
+from workers.caches import CLEAN_SECONDS as CACHE_CLEAN_SECONDS
+from workers.caches import ModelCaches
+
+_FLUSH_SECONDS = 5.0  #: between two writes of what is kept in memory
+_PROBE_SECONDS = 2.0  #: between two attempts to write to a database that refused
+_AUDIT_SECONDS = 1.0  #: between two writes of audit entries that nobody waits for
+_TORCH_SECONDS = 300.0  #: between two questions to torch about cards, if there is one
+_SAMPLE_SECONDS = 1.0  #: between two samples of the devices
+_STORE_SECONDS = 1.0  #: between two looks at the folder of models, which commands may change too
+
+
+def start_periodic(
+    background: Background, services: Services, certificate: tls.Certificate | None
+) -> None:
+    """Start what the server does beside requests. ``certificate`` is HTTPS's, if it is on."""
+    operations, tasks, files = services.operations, services.tasks, services.files
+
+    async def sample() -> None:
+        await operations.sample_devices()
+        services.health.report("devices", operations.device_problems())
+
+    async def flush() -> None:
+        await services.keys.flush_last_used()
+        await services.footprints.flush()
+
+    manager, every = "cluster_manager", background.every
+    background.run(operations.watch, "watch workers", check=manager)
+    background.run(services.dispatcher.watch_overload, "measure overload", check=manager)
+    every(_SAMPLE_SECONDS, sample, "sample devices", check=manager)
+    every(LOOK_SECONDS, services.resume.look, "cards after a suspension", check=manager)
+    every(_TORCH_SECONDS, operations.ask_torch, "ask torch about cards", check=manager)
+    every(CHECK_SECONDS, services.recheck.look, "cards after faults", check=manager)
+    every(_PROBE_SECONDS, services.db.probe, "probe", check="database")
+    every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
+    _start_keys(background, services)
+    every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
+
+    async def clean() -> None:
+        await files.clean(tasks.is_open)
+        await services.uploads.clean(tasks.is_open)
+
+    every(CLEAN_SECONDS, clean, "remove expired files", check="task_manager")
+    if services.cache.enabled:
+        every(EXPIRE_SECONDS, services.cache.expire, "remove expired answers", check=manager)
+    caches = ModelCaches(services.home.caches, services.settings.files.max_cache_bytes)
+
+    def bound_caches() -> None:
+        caches.clean({folder_name(name) for name in services.store.names()})
+
+    bound = partial(asyncio.to_thread, bound_caches)
+    every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
+    _watch_files(background, services, certificate)
+
+
+def _start_keys(background: Background, services: Services) -> None:
+    """Start what keeps account of keys, and ends what belongs to ended ones."""
+    every = background.every
+
+    async def write() -> None:
+        await services.write_behind.flush()
+        await services.usage.refresh()
+
+    every(FLUSH_SECONDS, write, "limits and usage of keys", check="database")
+    every(CLEAN_USAGE, services.usage.clean, "remove old usage", check="database")
+    every(_AUDIT_SECONDS, services.audit.flush, "audit log", check="database")
+    every(
+        DAY, partial(look_after, services.audit, services.health), "old entries", check="database"
+    )
+    forget = services.tokens.forget_expired
+    every(TOKEN_CLEAN_SECONDS, forget, "revoked tokens that have expired", check="database")
+    if services.settings.security.key_rotation.max_age is not None:
+        age = KeyAge(services.settings.security.key_rotation)
+        rotation = Rotation(services.keys, age, services.home)
+        every(KEY_AGE_SECONDS, rotation.check, "age of keys", check="database")
+    every(REVOCATION_SECONDS, services.revocation.check, "ended keys", check="task_manager")
+
+
+def _watch_files(
+    background: Background, services: Services, certificate: tls.Certificate | None
+) -> None:
+    """Look at files that others may change while the server runs."""
+    every, settings = background.every, services.settings
+    look = partial(asyncio.to_thread, services.store.listing.look)
+    every(_STORE_SECONDS, look, "models on the disk", check="model_manager")
+    if settings.guard.words_file is not None:
+        every(RELOAD_SECONDS, services.guard.reload, "read the list of words", check="guard")
+    if certificate is not None:
+        renew = partial(certificate.look, services.health)
+        every(tls.LOOK_SECONDS, renew, "files of the TLS certificate", check="cluster_manager")
+        expiry = partial(tls.warn, settings.server)
+        every(tls.CHECK_SECONDS, expiry, "watch the TLS certificate", check="cluster_manager")

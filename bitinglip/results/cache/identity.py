@@ -1,0 +1,119 @@
+"""Tells which requests have the same answer: the cache's keys.
+
+A key covers the whole message to the worker, after validation and defaults, the model's files and
+settings, and who may share the answer. A request's id, its stream and its labels are no part of it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, assert_never
+
+import msgspec
+
+from bitinglip.access.keys import Caller
+from bitinglip.scheduling.job import Job
+from bitinglip.settings import Model, Settings
+from model_store.errors import UnknownModel
+from model_store.manifest import Manifest
+from model_store.store import ModelStore
+from workers import protocol
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def repeatable(job: Job) -> bool:
+    """Return whether the same request would have the same answer.
+
+    Answers with the addresses of files are none: the files are a task's own, and they expire.
+    """
+    work = job.work
+    if job.output == "url":
+        return False
+    match work:
+        case protocol.TextJob(sampling=sampling):
+            return sampling.temperature == 0 or sampling.seed is not None
+        case protocol.TranscriptionJob():
+            return work.temperature == 0
+        case protocol.ImageJob() | protocol.SpeechJob():
+            return job.seeded
+        case protocol.EmbeddingJob():
+            return True
+        case _:
+            assert_never(work)
+
+
+def canonical(work: protocol.Job, uploads: Mapping[str, str]) -> protocol.Job:
+    """Return a message without what changes no output; ``uploads`` are the digests of its files.
+
+    Text and transcriptions are the same in a stream and in one body. Images and speech are not:
+    only a stream brings previews and pieces of sound.
+    """
+    change = msgspec.structs.replace
+    match work:
+        case protocol.TextJob(sampling=sampling):
+            bias = dict(sorted(sampling.logit_bias.items()))
+            return change(work, id="", stream=False, sampling=change(sampling, logit_bias=bias))
+        case protocol.TranscriptionJob():
+            return change(work, id="", stream=False, **uploads)
+        case protocol.ImageJob() | protocol.SpeechJob():
+            return change(work, id="", folder="", **uploads)
+        case protocol.EmbeddingJob():
+            return change(work, id="")
+        case _:
+            assert_never(work)
+
+
+class Identity:
+    """Makes keys. The digests of models are made once for each manifest and each settings."""
+
+    def __init__(self, settings: Settings, store: ModelStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._models: dict[str, tuple[tuple[Manifest | None, ...], Model, bytes]] = {}
+
+    def key(self, job: Job, caller: Caller, uploads: Mapping[str, str]) -> bytes:
+        """Return the key of a request. Raises UnknownModel."""
+        model = self._model(job.model)
+        work = canonical(job.work, uploads)
+        return hashlib.sha256(_encode((self._sharing(caller), model, work))).digest()
+
+    def _sharing(self, caller: Caller) -> tuple[Any, ...]:
+        """Return what those callers have in common who may share an answer."""
+        match self._settings.cache.scope:
+            case "key":  # with what the key may do: a change of that begins anew
+                scopes = sorted(caller.scopes)
+                return "key", caller.key_id, caller.tier, scopes, caller.models
+            case "tier":
+                return "tier", caller.tier
+            case "all":
+                return ("all",)
+            case scope:
+                assert_never(scope)
+
+    def _model(self, name: str) -> bytes:
+        own = self._settings.model(name)
+        manifests = (self._store.get(name), self._vocoder(own))
+        known = self._models.get(name)
+        if known is not None and known[1] is own and all(map(_same, known[0], manifests)):
+            return known[2]
+        digest = hashlib.sha256(_encode((name, own.model_dump(mode="json"))))
+        for manifest in manifests:
+            if manifest is not None:
+                files = sorted((each.path, each.sha256) for each in manifest.files)
+                facts = (manifest.revision, manifest.engine, manifest.created_at, files)
+                digest.update(_encode(facts))
+        self._models[name] = manifests, own, digest.digest()
+        return digest.digest()
+
+    def _vocoder(self, own: Model) -> Manifest | None:
+        """Return the manifest of the vocoder that speaks for the model, if it is in the store."""
+        if own.speech.vocoder is None:
+            return None
+        try:
+            return self._store.get(own.speech.vocoder)
+        except UnknownModel:
+            return None
+
+
+def _same(known: Manifest | None, present: Manifest | None) -> bool:
+    return known is present

@@ -1,0 +1,74 @@
+"""Lists the models of a store by their manifests, from the disk or from memory."""
+
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from model_store.errors import BadFiles
+from model_store.manifest import Manifest, read_manifest
+from model_store.names import folder_name
+
+_TICK_NS = 100_000_000
+
+
+class Listing:
+    """The manifests below a folder, read again when a rename has changed it.
+
+    It looks whenever it is asked, or after ``keep_in_memory`` only when ``look`` is called.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: tuple[int | None, dict[str, Manifest]] = (None, {})
+        self._in_memory = False
+        self._looks = count()
+        self._last_look = -1  #: whose findings are held
+
+    def all(self) -> dict[str, Manifest]:
+        """Return the manifests by name, in the order of names."""
+        if not self._in_memory:
+            self.look()
+        return self._seen[1]
+
+    def find(self, name: str) -> Manifest | None:
+        """Return a model's manifest; looks once more for one that is not known."""
+        found = self.all().get(name)
+        if found is None and self._in_memory:  # another process may have brought it just now
+            self.look()
+            found = self._seen[1].get(name)
+        return found
+
+    def keep_in_memory(self) -> None:
+        """Answer from memory from now on: no disk on the way of a request.
+
+        What other processes change is seen at the next ``look``, which somebody must call from
+        time to time.
+        """
+        self.look()
+        self._in_memory = True
+
+    def look(self) -> None:
+        """Read the manifests again if the folder has changed. Raises OSError."""
+        number = next(self._looks)
+        stamp = self._root.stat().st_mtime_ns
+        if stamp == self._seen[0]:
+            return
+        # Clocks of file systems tick slowly: two changes within one tick have one stamp.
+        settled = time.time_ns() - stamp > _TICK_NS
+        found = sorted(self._read(), key=lambda manifest: manifest.name)
+        manifests = {manifest.name: manifest for manifest in found}
+        if number > self._last_look:  # another thread may have looked later, and be done already
+            self._last_look = number
+            # One assignment: another thread finds the stamp and what belongs to it.
+            self._seen = (stamp if settled else None, manifests)
+
+    def _read(self) -> Iterator[Manifest]:
+        for folder in self._root.iterdir():
+            if not folder.name.startswith("."):
+                try:
+                    manifest = read_manifest(folder)
+                except (BadFiles, OSError):
+                    continue
+                if folder_name(manifest.name) == folder.name:
+                    yield manifest

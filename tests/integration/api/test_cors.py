@@ -1,0 +1,94 @@
+"""Pages of other origins: what browsers are told before a request, and with each answer."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.api_server import Served, serve
+from tests.support.http_client import NATIVE, PROMPT, error_of
+
+PAGE = "https://app.example"
+ASKED = {"origin": PAGE, "access-control-request-method": "POST"}
+
+
+@pytest.fixture(scope="module")
+def open_to_a_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    limits = {"tiers": {"free": {"requests_per_minute": 1}}}
+    root = tmp_path_factory.mktemp("cors")
+    with serve(root, server={"cors_origins": [PAGE]}, limits=limits) as served:
+        yield served
+
+
+def test_preflight_is_answered_without_a_key(open_to_a_page: Served) -> None:
+    asked = {**ASKED, "access-control-request-headers": "authorization,content-type"}
+    answer = httpx.options(open_to_a_page.url + NATIVE, headers=asked)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == PAGE
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+    assert answer.headers["x-request-id"]
+
+
+def test_preflight_of_a_foreign_page_is_refused(open_to_a_page: Served) -> None:
+    asked = {**ASKED, "origin": "https://evil.example"}
+    answer = httpx.options(open_to_a_page.url + NATIVE, headers=asked)
+    error_of(answer, 403, "INSUFFICIENT_SCOPE")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_preflight_is_nothing_special_without_origins(client: httpx.Client) -> None:
+    answer = client.options(NATIVE, headers=ASKED)
+    error_of(answer, 405, "INVALID_REQUEST")
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_cors_headers_are_on_errors_of_every_kind(open_to_a_page: Served) -> None:
+    key = open_to_a_page.headers("inference:text")
+    with httpx.Client(base_url=open_to_a_page.url, headers={"origin": PAGE}) as client:
+        answers = [
+            client.post(NATIVE, json=PROMPT),
+            client.post(NATIVE, json=PROMPT, headers={"authorization": "Bearer wrong"}),
+            client.post(NATIVE, json={**PROMPT, "model": "none"}, headers=key),
+            client.post(NATIVE, json=PROMPT, headers=key),
+            client.get("/api/v1/keys", headers=key),
+            client.get("/nowhere", headers=key),
+            client.put(NATIVE, headers=key),
+            client.post(NATIVE, content=b"{}", headers={"content-encoding": "gzip"}),
+            client.get("/livez", headers={"host": "evil.example"}),
+        ]
+    assert [answer.status_code for answer in answers] == [
+        401,
+        401,
+        404,
+        429,
+        403,
+        404,
+        405,
+        415,
+        400,
+    ]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == PAGE, answer.request.url
+        assert "retry-after" in answer.headers["access-control-expose-headers"].lower()
+        assert answer.headers["vary"] == "Origin"
+
+
+def test_cors_headers_are_on_unforeseen_errors(
+    open_to_a_page: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(open_to_a_page.services.keys, "authenticate", fail)
+    key = open_to_a_page.headers("inference:text")
+    answer = httpx.post(open_to_a_page.url + NATIVE, json=PROMPT, headers={**key, "origin": PAGE})
+    error_of(answer, 500, "INTERNAL_ERROR")
+    assert answer.headers["access-control-allow-origin"] == PAGE
+
+
+def test_cors_headers_are_for_listed_origins_only(open_to_a_page: Served) -> None:
+    answer = httpx.get(open_to_a_page.url + "/livez", headers={"origin": "https://evil.example"})
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+    assert answer.headers["vary"] == "Origin"

@@ -1,0 +1,71 @@
+"""What a start enters of the settings, and what the daily check tells."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitinglip.audit.log import DAY
+from bitinglip.audit.start import begin, look_after
+from bitinglip.settings import Settings
+from bitinglip.telemetry.health import Health
+from tests.support.audit_log import entries, using
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "bitinglip.db"
+
+
+def starts(path: Path, *all_values: dict[str, Any]) -> list[dict[str, Any]]:
+    with using(path) as (run, audit):
+        for values in all_values:
+            run(begin(audit, Settings.model_validate(values)))
+        return entries(run, audit)[::-1]
+
+
+def test_audit_of_settings_holds_no_password_of_an_address(path: Path) -> None:
+    secret = {"hub": {"endpoint": "https://me:hunter2@mirror.example/x"}}
+    hosts = {"server": {"cors_origins": ["https://u:hunter2@a.example"]}}
+    first, second, change = starts(path, secret, secret | hosts)
+    assert first["after"]["settings"] == {"hub.endpoint": "https://***@mirror.example/x"}
+    assert second["after"]["ended_without_stop"] == first["entry"]
+    assert change["after"] == {"server.cors_origins": ["https://***@a.example"]}
+    assert b"hunter2" not in path.read_bytes()
+
+
+def test_audit_of_equal_settings_tells_no_change(path: Path) -> None:
+    values = {"queue": {"max_waiting": 3}, "models": {"m": {"pin": True}}}
+    rows = starts(path, values, values)
+    assert [row["action"] for row in rows] == ["server.start"] * 2
+    assert rows[0]["after"]["settings"] == {"queue.max_waiting": 3, "models.m.pin": True}
+
+
+def test_audit_of_very_many_settings_tells_their_digest(path: Path) -> None:
+    many = {"models": {f"model-{number}": {"pin": True} for number in range(500)}}
+    rows = starts(path, many, many, {})
+    assert "settings" not in rows[0]["after"]
+    assert [row["action"] for row in rows] == ["server.start"] * 3 + ["settings.change"]
+    assert rows[3]["before"] == {"settings_sha256": rows[0]["after"]["settings_sha256"]}
+
+
+def test_audit_log_that_is_not_whole_degrades_the_health_until_it_is(path: Path) -> None:
+    health = Health()
+    with using(path, days=1) as (run, audit):
+        run(begin(audit, Settings()))
+        run(begin(audit, Settings()))
+        run(look_after(audit, health))
+        assert not health.problems()
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("UPDATE audit_log SET at = at - ? WHERE seq = 1", [int(2 * DAY * 1e6)])
+        # It is too old now, so it goes; that it was changed stays known.
+        run(look_after(audit, health))
+        assert [row["entry"] for row in entries(run, audit)] == [4, 3, 2]
+        assert "entry 1 was changed, removed or forged" in health.problems()["database"]
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("DELETE FROM audit_log")
+            other.execute("DELETE FROM audit_head")
+        run(look_after(audit, health))
+        assert not health.problems()

@@ -1,0 +1,79 @@
+"""Prompts of every kind of job pass the guard, by the field that holds them."""
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from bitinglip.errors import PersonalDataDetected
+from bitinglip.guard.guard import Guard
+from bitinglip.guard.inputs import texts_of
+from bitinglip.guard.modes import Modes, modes_of
+from bitinglip.guard.watch import Watch
+from bitinglip.settings import Settings
+from bitinglip.settings.guard import Guard as GuardSettings
+from bitinglip.settings.guard import TierGuard
+from bitinglip.telemetry.health import Health
+from workers import protocol
+
+MAIL = "to john@example.com"
+SAMPLING = protocol.Sampling(max_tokens=1)
+JOBS: dict[str, protocol.Job] = {
+    "prompt of a text": protocol.TextJob(id="j", prompt=MAIL, sampling=SAMPLING),
+    "messages": protocol.TextJob(
+        id="j",
+        messages=(protocol.ChatMessage("system", "fine"), protocol.ChatMessage("user", MAIL)),
+        sampling=SAMPLING,
+    ),
+    "images": protocol.ImageJob(
+        id="j", prompt="a cat", negative_prompt=MAIL, width=8, height=8, steps=1, seeds=(1,),
+        folder="f",
+    ),
+    "speech": protocol.SpeechJob(id="j", text=MAIL, seed=1, folder="f"),
+    "transcription": protocol.TranscriptionJob(id="j", path="p", prompt=MAIL, max_seconds=1),
+    "embeddings": protocol.EmbeddingJob(id="j", texts=("fine", MAIL)),
+}  # fmt: skip
+FIELDS = {
+    "prompt of a text": "prompt",
+    "messages": "messages[1].content",
+    "images": "negative_prompt",
+    "speech": "text",
+    "transcription": "prompt",
+    "embeddings": "input[1]",
+}
+
+
+def _guard() -> Guard:
+    return Guard(Settings(), Watch(CollectorRegistry(), Health(), GuardSettings()))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_prompt_is_redacted_in_every_kind_of_job(name: str) -> None:
+    work = asyncio.run(_guard().checked(JOBS[name], Modes(input="redact")))
+    assert texts_of(work)[FIELDS[name]] == "to [EMAIL]"
+    others = {**texts_of(JOBS[name]), FIELDS[name]: "to [EMAIL]"}
+    assert texts_of(work) == others
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_blocked_prompt_names_its_field(name: str) -> None:
+    with pytest.raises(PersonalDataDetected) as refused:
+        asyncio.run(_guard().checked(JOBS[name], Modes(input="block")))
+    assert refused.value.param == FIELDS[name]
+    assert refused.value.details == {"classes": ["email"], "count": 1}
+    assert "john" not in refused.value.message
+
+
+@pytest.mark.parametrize("mode", ["off", "report"])
+def test_prompt_that_is_only_counted_is_the_same_job(mode: str) -> None:
+    work = JOBS["messages"]
+    assert asyncio.run(_guard().checked(work, Modes(input=mode))) is work  # type: ignore[arg-type]
+
+
+def test_modes_are_the_tiers_or_the_general_ones_and_a_floor_makes_them_stricter() -> None:
+    general = GuardSettings(input="redact", output="report")
+    assert modes_of(general, TierGuard()) == Modes("redact", "report")
+    assert modes_of(general, TierGuard(input="off")) == Modes("off", "report")
+    assert modes_of(general, TierGuard(input="off"), "redact") == Modes("redact", "redact")
+    assert modes_of(general, TierGuard(output="block"), "redact") == Modes("redact", "block")
+    assert modes_of(GuardSettings(), TierGuard()) is None
