@@ -117,6 +117,7 @@ def build(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        root_path_in_servers=False,
     )
     api.mount(app, settings)
     return app

@@ -13,21 +13,31 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bitinglip.access.narrowing import address_allowed
+from bitinglip.api.auth import is_local
 from bitinglip.api.cors import Cors
 from bitinglip.api.direct_routes import direct_routes
 from bitinglip.api.errors import error_response, to_error
 from bitinglip.api.hosts import Origins, normal_name, parse_host
-from bitinglip.api.request_context import CLIENT_GONE, RequestContext, context_of, new_request_id
+from bitinglip.api.proxies import Proxies
+from bitinglip.api.request_context import (
+    CLIENT_GONE,
+    RequestContext,
+    context_of,
+    new_request_id,
+    route_path,
+)
 from bitinglip.api.services import Services
 from bitinglip.errors import (
     InsufficientScope,
     InternalError,
     InvalidRequest,
+    IpNotAllowed,
     PayloadTooLarge,
     Unavailable,
     UnsupportedMediaType,
 )
-from bitinglip.settings import Server
+from bitinglip.settings import Security, Server, Settings
 from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
 
 log = structlog.get_logger(__name__)
@@ -59,10 +69,12 @@ class Door:
     serves all others.
     """
 
-    def __init__(self, app: Starlette, server: Server, rest: ASGIApp) -> None:
+    def __init__(self, app: Starlette, settings: Settings, rest: ASGIApp) -> None:
+        server = settings.server
         self._app = app
-        self._edge = EdgeChecks(server)
+        self._edge = EdgeChecks(server, settings.security)
         self._cors = Cors(server.cors_origins)
+        self._proxies = Proxies(server.trusted_proxies)
         self._direct = direct_routes(app.routes)
         self._rest = rest
 
@@ -78,6 +90,8 @@ class Door:
         structlog.contextvars.bind_contextvars(request_id=context.request_id)
         sender = _sender(context, send)
         try:
+            if self._proxies.apply(scope):
+                context.fields = dict(scope["headers"])
             receive = self._edge.check(scope, receive, context)
             await self._serve(scope, receive, sender)
         except ClientDisconnect:
@@ -100,7 +114,7 @@ class Door:
         method = _method(scope)
         response = self._cors.preflight(method, context_of(scope).fields)
         if response is None:
-            route = self._direct.get((method, scope["path"]))
+            route = self._direct.get((method, route_path(scope)))
             if route is None or scope["type"] != "http":
                 await self._rest(scope, receive, send)
                 return
@@ -173,22 +187,25 @@ def _count(scope: Scope, context: RequestContext) -> None:
 class EdgeChecks:
     """Refuses malformed and foreign requests before any body is read."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, security: Security) -> None:
         self._max_body = server.max_body_bytes
         self._max_upload = server.max_upload_bytes
         bound = server.host if server.host not in ("0.0.0.0", "::") else "localhost"
         names = ["localhost", "127.0.0.1", "::1", bound, *server.allowed_hosts]
         self._hosts = frozenset(normal_name(name) for name in names)
         self._origins = Origins(server.cors_origins)
+        self._allowed = tuple(security.ip_allow) or None
+        self._denied = tuple(security.ip_deny)
 
     def check(self, scope: Scope, receive: Receive, context: RequestContext) -> Receive:
         """Return how to receive the body. Raises what is wrong with the request."""
-        if context.services is None and scope["path"] != "/livez":
+        if context.services is None and route_path(scope) != "/livez":
             raise Unavailable("The server is starting.")
         headers: Headers = scope["headers"]
         fields = context.fields
         if len(fields) < len(headers):
             _check_single(headers)
+        self._check_address(scope)
         self._check_host(scope, fields)
         self._check_origin(scope, fields)
         if scope["query_string"]:
@@ -197,6 +214,18 @@ class EdgeChecks:
         if _check_body(fields, limit) is None:
             return _counted(receive, limit)
         return receive
+
+    def _check_address(self, scope: Scope) -> None:
+        """Refuse addresses that the settings keep out; the Unix socket has none."""
+        if self._allowed is None and not self._denied:
+            return
+        if is_local(scope):
+            return
+        address = scope["client"][0] if scope["client"] else ""
+        if not address_allowed(self._allowed, address) or address_allowed(self._denied, address):
+            raise IpNotAllowed(
+                "The server may not be used from this address.", details={"address": address}
+            )
 
     def _check_host(self, scope: Scope, fields: Fields) -> None:
         """Refuse names that are not ours, as a page under DNS rebinding would send."""

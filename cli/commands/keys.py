@@ -135,7 +135,10 @@ def list_keys(
     """All keys, revoked ones too."""
     place = CliContext.of(home, config)
     server = place.server()
-    rows = server.list("/api/v1/keys") if server else offline.keys(place.home)
+    if server:
+        rows = server.list("/api/v1/keys")
+    else:
+        rows = offline.keys(place.home, place.settings().security.key_rotation)
     empty = "No keys yet. The first start makes the admin key; `keys create --name N` makes more."
     show_list(rows, _show_keys, as_json=as_json, empty=empty)
 
@@ -156,7 +159,10 @@ def show(
 
     place = CliContext.of(home, config)
     server = place.server()
-    found = server.get(path_of("keys", key_id)) if server else offline.key(place.home, key_id)
+    if server:
+        found = server.get(path_of("keys", key_id))
+    else:
+        found = offline.key(place.home, key_id, place.settings().security.key_rotation)
     if as_json:
         show_json(found)
         return

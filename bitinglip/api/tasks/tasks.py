@@ -68,7 +68,7 @@ async def accept_as_task(request: Request, job: Job) -> Response:
         job = await checked_job(request.scope, job)
     task: Task = await services_of(request).tasks.accept(job)
     answer = json_response(task_info(task, request_id_of(request)), 202)
-    answer.headers["location"] = f"{router.prefix}/{task.id}"
+    answer.headers["location"] = f"{request.scope['root_path']}{router.prefix}/{task.id}"
     answer.headers["preference-applied"] = "respond-async"
     return answer
 

@@ -118,7 +118,9 @@ def test_keys_are_made_shown_and_revoked(home: Path) -> None:
     rows = json.loads(run(home, "keys", "list", "--json").stdout)
     assert [row["name"] for row in rows] == ["admin", "ann"]
     key_id = rows[1]["id"]
-    assert rows[1]["scopes"] == ["models:read"]
+    assert (rows[1]["scopes"], rows[1]["rotate_by"]) == (["models:read"], None)
+    aged = run(home, "keys", "list", "--json", BITINGLIP_SECURITY__KEY_ROTATION__MAX_AGE="90d")
+    assert all(row["rotate_by"] > row["created_at"] for row in json.loads(aged.stdout))
     assert run(home, "keys", "revoke", key_id).returncode == 0
     shown = run(home, "keys", "show", key_id).stdout
     assert "revoked" in shown
