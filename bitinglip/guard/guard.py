@@ -3,7 +3,8 @@
 import asyncio
 import os
 from collections import Counter as Tally
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 
 from bitinglip.guard.inputs import texts_of, with_texts
 from bitinglip.guard.modes import Modes, modes_of
@@ -28,13 +29,16 @@ class Guard:
         self._settings = settings.guard
         self._kinds = frozenset(settings.guard.classes)
         self._watch = watch
-        self._modes = lru_cache(maxsize=64)(partial(modes_of, settings.guard))
+        self._modes: dict[tuple[str, Mode], Modes | None] = {}
         self._words_seen = self._words_state()
         self._words = read_words(settings.guard)
+        self.on_change: Callable[[], None] = lambda: None  #: other words are listed than before
 
-    def modes(self, tier: Tier, floor: Mode = "off") -> Modes | None:
-        """Return the modes of a key's jobs; None if nothing is looked for."""
-        return self._modes(tier.guard, floor)
+    def modes(self, name: str, tier: Tier, floor: Mode = "off") -> Modes | None:
+        """Return the modes of a key's jobs, by its tier; None if nothing is looked for."""
+        if (name, floor) not in self._modes:
+            self._modes[name, floor] = modes_of(self._settings, tier.guard, floor)
+        return self._modes[name, floor]
 
     async def checked(self, work: protocol.Job, modes: Modes) -> protocol.Job:
         """Return the job as a model may have it.
@@ -72,6 +76,7 @@ class Guard:
             self._watch.words_unread()
         else:
             self._watch.words_read(len(self._words))
+            self.on_change()
         self._words_seen = state
 
     def _words_state(self) -> tuple[int, int, int] | None:

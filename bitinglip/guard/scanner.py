@@ -18,6 +18,8 @@ from bitinglip.settings.guard import PersonalData
 
 _CONTEXT = 4  #: characters before a candidate that its expression looks at
 _DIGIT = re.compile("[0-9]")
+_NUMBER_LEADS = "+(0-9XYZ"
+_NUMBER_AHEAD = r"(?=[0-9AB ().+/\-]{6})"  #: no number is shorter, and most that one meets are
 _WORD = re.compile(r"\w")
 
 
@@ -54,7 +56,8 @@ class _Group:
         self._members = [(re.compile(f"[{leads}]{_whole(each)}"), each) for each in members]
         # Each of several begins a word: one look tells that for all.
         lead = f"[{leads}]" if len(members) == 1 else rf"[{leads}](?<!\w.)"
-        self._candidate = re.compile(f"{lead}(?:{'|'.join(map(_whole, members))})")
+        ahead = _NUMBER_AHEAD if leads == _NUMBER_LEADS else ""
+        self._candidate = re.compile(f"{lead}{ahead}(?:{'|'.join(map(_whole, members))})")
         self.begun = f"{lead}(?:{'|'.join(map(_begun, members))})"
 
     def may_match(self, text: str) -> bool:
@@ -97,7 +100,7 @@ def _leads_of(recogniser: Recogniser) -> str:
     """Return a set with the first characters, the same for as many recognisers as possible."""
     if recogniser.needs:
         return recogniser.first
-    return "A-Z" if recogniser.first.startswith("A-") else "+(0-9XYZ"
+    return "A-Z" if recogniser.first.startswith("A-") else _NUMBER_LEADS
 
 
 def _too_long(found: re.Match[str], places: list[int] | None) -> bool:

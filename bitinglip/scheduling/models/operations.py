@@ -4,10 +4,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
+from bitinglip.scheduling.models.growth import RamGrowth
 from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
@@ -18,6 +19,7 @@ from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
+from workers.devices import CPU
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
@@ -40,6 +42,7 @@ class WorkerView:
     started_at: datetime
     last_heartbeat: datetime | None
     cause: str | None
+    ram_bytes: int | None = None  #: resident; None where it is not known
     activity: protocol.Activity | None = None  #: what it is busy with that may take minutes
     confined: protocol.Confined | None = None  #: None until it is ready
     stderr: list[str] = field(default_factory=list)
@@ -65,6 +68,7 @@ class DeviceView:
     note: str | None = None  #: what is special of it, and no fault
     slowed_by: tuple[str, ...] = ()  #: what keeps its clocks down
     last_look: datetime | None = None  #: when it has answered last
+    last_job: datetime | None = None  #: when a job has succeeded on it last, to a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ class Operations:
         self._manager = manager
         self._known_devices: set[str] = set()
         self._liveness = CardLiveness()
+        self._answered_at: dict[str, float] = {}  #: by device
+        self._growth = RamGrowth()
         self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
@@ -213,6 +219,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
+            ram_bytes=self._resident().get(worker.pid),
             activity=worker.activity,
             confined=ready.confined if ready else None,
             stderr=worker.output.tail,
@@ -253,9 +260,16 @@ class Operations:
                     note=device.note,
                     slowed_by=reading.slowed_by if reading else (),
                     last_look=None if at is None else datetime.fromtimestamp(at, UTC),
+                    last_job=self._last_job(device.id),
                 )
             )
         return found
+
+    def _last_job(self, device: str) -> datetime | None:
+        at = self._answered_at.get(device)
+        if at is None:
+            return None
+        return datetime.now(UTC) - timedelta(seconds=self._manager.clock() - at)
 
     def device_problems(self) -> Mapping[str, str]:
         """Map devices that are not well to their reasons, "card" to why one is missing, and "ram"
@@ -323,9 +337,15 @@ class Operations:
         known, self._known_devices = self._known_devices, {device.id for device in facts.devices}
         self._manager.refresh(sample, pids)
         self._liveness.look(facts.devices)
+        for replica in self._manager.replicas():  # whose devices may outlive it
+            if replica.answered_at is not None:
+                for device in replica.devices:
+                    before = self._answered_at.get(device, 0.0)
+                    self._answered_at[device] = max(before, replica.answered_at)
         if known and self._known_devices - known:
             self._use_found_cards()
         self._end_workers_of_lost_cards()
+        self._replace_outgrown()
 
     async def ask_torch(self) -> None:
         """Ask torch what only it knows of the cards, in a process of its own."""
@@ -340,6 +360,17 @@ class Operations:
                 self._manager.drain_replica(replica, "a card was found")
         if self.bootstrapped:
             self._preload()
+
+    def _replace_outgrown(self) -> None:
+        """Put another worker in the place of one whose RAM keeps growing, while it is idle."""
+        for replica in self._growth.outgrown(self._manager.replicas(), self._resident()):
+            self._manager.drain_replica(replica, "its RAM has grown")
+            self._manager.preload(replica.model)
+
+    def _resident(self) -> Mapping[int, int]:
+        """Map our processes to the bytes of RAM that they hold, as the last look has it."""
+        reading = self._manager.facts.reading(CPU)
+        return reading.processes if reading is not None else {}
 
     def _end_workers_of_lost_cards(self) -> None:
         """End workers whose card is gone: they would hang, and their jobs can run elsewhere."""
