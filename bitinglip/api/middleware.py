@@ -97,12 +97,12 @@ class Door:
         except ClientDisconnect:
             return  # in the middle of its body, or because that took too long
         except Exception as error:  # nothing above turns an exception into a response
-            known = to_error(error)
-            if isinstance(known, InternalError) and known is not error:
-                log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
+            _log_failure(scope, error)
             if context.status != CLIENT_GONE:
                 raise  # the response has begun and can only be cut off
-            await error_response(scope, known)(scope, receive, sender)
+            # No name for it here: with the error's traceback that is a cycle, which keeps the
+            # request's body until the collector comes by.
+            await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
             if context.leave is not None:
                 context.leave(refund=context.status >= 500 or context.spared)
@@ -121,6 +121,13 @@ class Door:
             scope["route"] = route
             response = await route.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+def _log_failure(scope: Scope, error: Exception) -> None:
+    """Log an error that is none of our table."""
+    if type(to_error(error)) is InternalError and not isinstance(error, InternalError):
+        told = {"method": _method(scope), "endpoint": endpoint(scope)}
+        log.error("request failed", exc_info=error, **told)
 
 
 def _sender(context: RequestContext, send: Send) -> Send:
