@@ -85,7 +85,7 @@ def build(
     connections: Connections | None = None,
     devices: Devices | None = None,
     certificate: Certificate | None = None,
-) -> FastAPI:
+) -> api.Application:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
@@ -117,6 +117,7 @@ def build(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        root_path_in_servers=False,
     )
     api.mount(app, settings)
     return app

@@ -105,6 +105,7 @@ def _watch_files(
     look = partial(asyncio.to_thread, services.store.listing.look)
     every(_STORE_SECONDS, look, "models on the disk", check="model_manager")
     if settings.guard.words_file is not None:
+        services.guard.on_change = services.cache.clear
         every(RELOAD_SECONDS, services.guard.reload, "read the list of words", check="guard")
     if certificate is not None:
         renew = partial(certificate.look, services.health)

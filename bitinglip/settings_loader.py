@@ -73,6 +73,12 @@ def find_config(config: Path | None, home: Path) -> Path | None:
 def check_bind(settings: Settings) -> None:
     """Refuses to be open to a network without keys; for whoever is about to bind."""
     secure = settings.security.require_api_key or settings.security.allow_insecure
+    if not secure and "*" in settings.server.cors_origins:
+        problem = (
+            "server.cors_origins allows every web page while security.require_api_key is false; "
+            "name the origins, require keys, or set security.allow_insecure to true"
+        )
+        raise SettingsError([problem])
     if not secure and not _is_loopback(settings.server.host):
         problem = (
             f"server.host {settings.server.host!r} is open to others while "

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitinglip.audit.log import AuditLog
     from bitinglip.db.database import Database
     from bitinglip.home import Home
+    from bitinglip.settings import KeyRotation
     from model_store.manifest import Manifest
     from model_store.store import ModelStore
 
@@ -79,7 +80,8 @@ def _model(found: "Manifest") -> dict[str, Any]:
 # ---- keys: one process at a time may have the database -------------------------------------------
 
 
-def keys(home: "Home") -> list[dict[str, Any]]:
+def keys(home: "Home", rotation: "KeyRotation | None" = None) -> list[dict[str, Any]]:
+    """List all keys; ``rotation``: the setting that tells when each is to be rotated."""
     from bitinglip.wire.admin.keys import key_info
 
     if not home.database.exists():
@@ -88,13 +90,13 @@ def keys(home: "Home") -> list[dict[str, Any]]:
     async def listed(ring: "KeyRing") -> list[dict[str, Any]]:
         return [key_info(record) for record in ring.list()]
 
-    return _with_keys(home, listed)
+    return _with_keys(home, listed, rotation)
 
 
-def key(home: "Home", key_id: str) -> dict[str, Any]:
+def key(home: "Home", key_id: str, rotation: "KeyRotation | None" = None) -> dict[str, Any]:
     from bitinglip.errors import KeyNotFound
 
-    found = [record for record in keys(home) if record["id"] == key_id]
+    found = [record for record in keys(home, rotation) if record["id"] == key_id]
     if not found:
         raise KeyNotFound
     return found[0]
@@ -117,6 +119,7 @@ def create_key(home: "Home", body: dict[str, Any]) -> dict[str, Any]:
             models=body.get("models"),
             ip_ranges=body.get("ip_ranges"),
             quotas=body.get("quotas"),
+            guard=body.get("guard"),
             by=_actor(),
         )
         return {**key_info(record), "key": secret}
@@ -189,17 +192,24 @@ def usage(home: "Home", query: dict[str, str]) -> list[dict[str, Any]]:
     return _with_database(home, summed)
 
 
-def _with_keys(home: "Home", work: "Callable[[KeyRing], Awaitable[T]]") -> T:
+def _with_keys(
+    home: "Home",
+    work: "Callable[[KeyRing], Awaitable[T]]",
+    rotation: "KeyRotation | None" = None,
+) -> T:
     async def run(db: "Database", audit: "AuditLog") -> T:
-        return await work(await _key_ring(home, db, audit))
+        return await work(await _key_ring(home, db, audit, rotation))
 
     return _with_database(home, run)
 
 
-async def _key_ring(home: "Home", db: "Database", audit: "AuditLog") -> "KeyRing":
+async def _key_ring(
+    home: "Home", db: "Database", audit: "AuditLog", rotation: "KeyRotation | None" = None
+) -> "KeyRing":
+    from bitinglip.access.key_age import KeyAge
     from bitinglip.access.keys import PEPPER, KeyRing
 
-    return await KeyRing.open(db, home.secret(PEPPER), audit)
+    return await KeyRing.open(db, home.secret(PEPPER), audit, age=KeyAge(rotation))
 
 
 # ---- the audit log -------------------------------------------------------------------------------

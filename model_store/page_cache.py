@@ -104,6 +104,13 @@ class PageCache:
         return kept.files
 
 
+def give_back(folder: Path) -> None:
+    """Give the pages of a model's files back, where cards have the same memory: CUDA counts them as
+    used. Blocks a little: call it in a thread."""
+    for path, _ in _weights(folder):
+        _close_reader(path)
+
+
 def _storage_bytes() -> int:
     """Return the bytes that this thread has read from storage; elsewhere, that the process has."""
     who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)

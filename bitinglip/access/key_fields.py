@@ -8,6 +8,7 @@ from bitinglip.access.narrowing import parse_models, parse_ranges
 from bitinglip.access.scopes import parse_scopes
 from bitinglip.access.usage.quotas import described, parse_quotas
 from bitinglip.errors import InvalidRequest
+from bitinglip.settings.guard import Mode
 from bitinglip.telemetry.redaction import mask
 
 #: the admin key's tier has no limits; those of the others are the limits' affair
@@ -36,6 +37,17 @@ def _checked_tier(tier: str) -> str:
     return tier
 
 
+def parse_guard(mode: str | None) -> Mode | None:
+    """Check the least that is done about personal data. Raises InvalidRequest."""
+    known: tuple[Mode, ...] = ("report", "redact", "block")
+    if mode is None:
+        return None
+    for each in known:
+        if each == mode:
+            return each
+    raise InvalidRequest(f"'guard' must be null or one of {', '.join(known)}.", param="guard")
+
+
 def _listed(values: tuple[str, ...] | None) -> list[str] | None:
     return None if values is None else list(values)
 
@@ -47,5 +59,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "expires_at": lambda moment: moment and check_expiry(moment),
     "models": lambda globs: _listed(parse_models(globs)),
     "quotas": lambda quotas: described(parse_quotas(quotas)),
+    "guard": parse_guard,
     "ip_ranges": lambda ranges: _listed(parse_ranges(ranges)),
 }

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from bitinglip.access.credentials import Credential
 from bitinglip.access.key_age import FOREVER, KeyAge
+from bitinglip.access.key_fields import parse_guard
 from bitinglip.access.narrowing import (
     address_allowed,
     model_allowed,
@@ -15,6 +16,7 @@ from bitinglip.access.narrowing import (
 from bitinglip.access.scopes import Scope
 from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas
 from bitinglip.db.tables import ApiKey
+from bitinglip.settings.guard import Mode
 
 NOBODY = bytes(32)  # compared with where there is no such key, so that a miss costs the same
 
@@ -41,6 +43,7 @@ class Caller:
     token: str = ""  #: the id of the token that was sent in place of the key
     retiring: Retiring | None = None
     quotas: KeyQuotas | None = None  #: of its own; None narrows nothing
+    guard: Mode | None = None  #: the least that is done about personal data
 
     @property
     def credential(self) -> Credential:
@@ -75,6 +78,7 @@ class KeyRecord:
     grace_until: datetime | None = None  #: when the secret before the last rotation ends
     rotate_by: datetime | None = None  #: when the secret ends by its age
     quotas: KeyQuotas | None = None
+    guard: Mode | None = None
 
 
 @dataclass(slots=True)
@@ -100,7 +104,7 @@ class HeldKey:
 def hold(row: ApiKey, age: KeyAge) -> HeldKey:
     scopes = frozenset(scope for scope in Scope if scope in row.scopes)
     models, ip_ranges = parse_models(row.models), parse_ranges(row.ip_ranges)
-    quotas = parse_quotas(row.quotas)
+    quotas, guard = parse_quotas(row.quotas), parse_guard(row.guard)
     last = age.of(row.created_at, row.rotated_at)
     record = KeyRecord(
         id=row.id,
@@ -118,6 +122,7 @@ def hold(row: ApiKey, age: KeyAge) -> HeldKey:
         grace_until=row.grace_until,
         rotate_by=last and last.until,
         quotas=quotas,
+        guard=guard,
     )
     caller = Caller(
         row.id,
@@ -129,6 +134,7 @@ def hold(row: ApiKey, age: KeyAge) -> HeldKey:
         row.expires_at,
         row.generation,
         quotas=quotas,
+        guard=guard,
     )
     former, former_ends = replace(caller, generation=row.generation - 1 or -1), 0.0
     if row.rotated_at and row.grace_until:

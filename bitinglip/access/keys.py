@@ -170,7 +170,7 @@ class KeyRing:
         """Make a key; return it and its text, which cannot be read again.
 
         Without ``scopes`` it has all but ``admin`` and ``cluster:write``. ``narrowing``: its
-        expires_at, models, ip_ranges and quotas. Raises InvalidRequest.
+        expires_at, models, ip_ranges, quotas and guard. Raises InvalidRequest.
         """
         key = credentials.make()
         scopes = DEFAULT if scopes is None else scopes

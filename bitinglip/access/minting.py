@@ -10,6 +10,7 @@ from bitinglip.access.narrowing import models_within, ranges_within
 from bitinglip.access.scopes import Scope, parse_scopes
 from bitinglip.access.usage.quotas import KeyQuotas, parse_quotas, quotas_within
 from bitinglip.errors import InsufficientScope
+from bitinglip.settings.guard import MODES, Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,19 @@ class Grant:
     ip_ranges: tuple[str, ...] | None
     expires_at: datetime | None
     quotas: KeyQuotas | None
+    guard: Mode | None  #: the least that is done about personal data
 
 
 def grant_of(key: Caller | KeyRecord) -> Grant:
     """Return what the key of a caller, or of a record, allows."""
     return Grant(
-        frozenset(key.scopes), key.tier, key.models, key.ip_ranges, key.expires_at, key.quotas
+        scopes=frozenset(key.scopes),
+        tier=key.tier,
+        models=key.models,
+        ip_ranges=key.ip_ranges,
+        expires_at=key.expires_at,
+        quotas=key.quotas,
+        guard=key.guard,
     )
 
 
@@ -56,6 +64,7 @@ def check_grants(caller: Caller, asked: Grant) -> None:
         ("tier", TIERS.index(asked.tier) <= TIERS.index(held.tier)),
         ("models", models_within(asked.models, held.models)),
         ("ip_ranges", ranges_within(asked.ip_ranges, held.ip_ranges)),
+        ("guard", MODES.index(asked.guard or "off") >= MODES.index(held.guard or "off")),
         ("quotas", quotas_within(asked.quotas, held.quotas)),
         ("expires", _ends_before(asked.expires_at, held.expires_at)),
     ):

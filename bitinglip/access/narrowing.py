@@ -135,6 +135,12 @@ def _address(text: str) -> Address | None:
     return getattr(found, "ipv4_mapped", None) or found
 
 
+def plain_address(text: str) -> str | None:
+    """Return an address in its plain form, as the IPv4 one that it holds; None if it is none."""
+    found = _address(text)
+    return None if found is None else str(found)
+
+
 def _inside(network: Network, other: Network) -> bool:
     if isinstance(network, ipaddress.IPv4Network):
         return isinstance(other, ipaddress.IPv4Network) and network.subnet_of(other)

@@ -63,7 +63,7 @@ def mount(app: Application, settings: Settings) -> None:
     check_declared(app.routes)
     check_endpoints(app.routes, settings)
     documentation.install(app)
-    app.door = Door(app, settings.server, AsyncExitStackMiddleware(app.router))
+    app.door = Door(app, settings, AsyncExitStackMiddleware(app.router))
 
 
 async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:

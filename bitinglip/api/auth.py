@@ -1,6 +1,6 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from email.utils import format_datetime
 from functools import partial, wraps
 from typing import Any, Literal, TypeVar
@@ -200,7 +200,8 @@ async def admit(
 def check_address(connection: HTTPConnection, caller: Caller) -> None:
     """Raise IpNotAllowed for a caller whose key is not for the address of the peer.
 
-    No header is believed. A program that comes over the home's socket has the loopback address.
+    No header is believed but those of trusted proxies. A program that comes over the home's socket
+    has the loopback address.
     """
     if caller.ip_ranges is None:
         return
@@ -260,6 +261,11 @@ def _of_bearer(value: bytes | None) -> str | None:
 def mark_as_local(scope: MutableMapping[str, Any]) -> None:
     """Record that a request came over the home's Unix socket."""
     scope[_LOCAL] = True
+
+
+def is_local(scope: Mapping[str, Any]) -> bool:
+    """Return whether a request came over the home's Unix socket."""
+    return _LOCAL in scope
 
 
 def from_this_machine(request: Request) -> bool:

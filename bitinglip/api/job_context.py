@@ -22,7 +22,7 @@ def job_context(request: Request, model: str, priority: RequestPriority = "norma
         credential=caller.credential,
         timeout=settings.server.request_timeout,
         priority=priority_of(tier, priority),
-        guard=services.guard.modes(tier),
+        guard=services.guard.modes(caller.tier, tier, caller.guard or "off"),
         folder=services.files.folder,
         uploads=services.uploads.folder,
     )

@@ -22,7 +22,7 @@ from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
 
-_GRACE_SECONDS = 0.02  #: an answer that takes longer gets a task that watches its connection
+_GRACE_SECONDS = 0.1  #: an answer that takes longer gets a task that watches its connection
 SEND_TIMEOUT = 60.0  #: seconds; a client that reads nothing for so long is disconnected
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -57,8 +57,9 @@ class JobResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = services_in(scope)
         try:
-            cached = services is not None and services.cache.enabled
-            if services is not None and cached and self._job.guard is None:
+            if self._job.guard is not None:
+                self._job = await checked_job(scope, self._job)
+            if services is not None and services.cache.enabled:
                 await self._run_cached(services.cache, scope, receive, send)
             else:
                 await self._run(scope, receive, send)
@@ -67,8 +68,6 @@ class JobResponse(Response):
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if self._job.guard is not None:
-                self._job = await checked_job(scope, self._job)
             with self._dispatcher.open(self._job) as event_log:
                 await self._answer(event_log, BYPASS, scope, receive, send)
         finally:

@@ -13,21 +13,31 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bitinglip.access.narrowing import address_allowed
+from bitinglip.api.auth import is_local
 from bitinglip.api.cors import Cors
 from bitinglip.api.direct_routes import direct_routes
 from bitinglip.api.errors import error_response, to_error
 from bitinglip.api.hosts import Origins, normal_name, parse_host
-from bitinglip.api.request_context import CLIENT_GONE, RequestContext, context_of, new_request_id
+from bitinglip.api.proxies import Proxies
+from bitinglip.api.request_context import (
+    CLIENT_GONE,
+    RequestContext,
+    context_of,
+    new_request_id,
+    route_path,
+)
 from bitinglip.api.services import Services
 from bitinglip.errors import (
     InsufficientScope,
     InternalError,
     InvalidRequest,
+    IpNotAllowed,
     PayloadTooLarge,
     Unavailable,
     UnsupportedMediaType,
 )
-from bitinglip.settings import Server
+from bitinglip.settings import Security, Server, Settings
 from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
 
 log = structlog.get_logger(__name__)
@@ -37,7 +47,7 @@ _CREDENTIAL_NAMES = frozenset({"key", "api_key", "apikey", "api-key", "token", "
 _LONGEST_QUERY = 8192  #: bytes
 _MOST_PARAMETERS = 100  #: of a query; routes know a few, and each takes time before any key
 _SECRET = re.compile(f"{KEY_SHAPE}|{TOKEN_SHAPE}", re.ASCII)
-_SECURITY_HEADERS = [
+SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -59,10 +69,12 @@ class Door:
     serves all others.
     """
 
-    def __init__(self, app: Starlette, server: Server, rest: ASGIApp) -> None:
+    def __init__(self, app: Starlette, settings: Settings, rest: ASGIApp) -> None:
+        server = settings.server
         self._app = app
-        self._edge = EdgeChecks(server)
-        self._cors = Cors(server.cors_origins)
+        self._edge = EdgeChecks(server, settings.security)
+        self.cors = Cors(server.cors_origins)
+        self._proxies = Proxies(server.trusted_proxies)
         self._direct = direct_routes(app.routes)
         self._rest = rest
 
@@ -73,22 +85,24 @@ class Door:
             return
         services: Services | None = getattr(self._app.state, "services", None)
         fields = dict(scope["headers"])
-        context = RequestContext(_request_id(fields), services, fields, self._cors.headers(fields))
+        context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))
         context.attach(scope)
         structlog.contextvars.bind_contextvars(request_id=context.request_id)
         sender = _sender(context, send)
         try:
+            if self._proxies.apply(scope):
+                context.fields = dict(scope["headers"])
             receive = self._edge.check(scope, receive, context)
             await self._serve(scope, receive, sender)
         except ClientDisconnect:
             return  # in the middle of its body, or because that took too long
         except Exception as error:  # nothing above turns an exception into a response
-            known = to_error(error)
-            if isinstance(known, InternalError) and known is not error:
-                log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
+            _log_failure(scope, error)
             if context.status != CLIENT_GONE:
                 raise  # the response has begun and can only be cut off
-            await error_response(scope, known)(scope, receive, sender)
+            # No name for it here: with the error's traceback that is a cycle, which keeps the
+            # request's body until the collector comes by.
+            await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
             if context.leave is not None:
                 context.leave(refund=context.status >= 500 or context.spared)
@@ -98,15 +112,22 @@ class Door:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = _method(scope)
-        response = self._cors.preflight(method, context_of(scope).fields)
+        response = self.cors.preflight(method, context_of(scope).fields)
         if response is None:
-            route = self._direct.get((method, scope["path"]))
+            route = self._direct.get((method, route_path(scope)))
             if route is None or scope["type"] != "http":
                 await self._rest(scope, receive, send)
                 return
             scope["route"] = route
             response = await route.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+def _log_failure(scope: Scope, error: Exception) -> None:
+    """Log an error that is none of our table."""
+    if type(to_error(error)) is InternalError and not isinstance(error, InternalError):
+        told = {"method": _method(scope), "endpoint": endpoint(scope)}
+        log.error("request failed", exc_info=error, **told)
 
 
 def _sender(context: RequestContext, send: Send) -> Send:
@@ -133,7 +154,7 @@ def _sender(context: RequestContext, send: Send) -> Send:
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *context.limit_headers,
                 *(context.token_headers() if context.token_headers is not None else ()),
-                *_SECURITY_HEADERS,
+                *SECURITY_HEADERS,
                 *context.notices,
                 *context.cors,
             ]
@@ -173,22 +194,25 @@ def _count(scope: Scope, context: RequestContext) -> None:
 class EdgeChecks:
     """Refuses malformed and foreign requests before any body is read."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, security: Security) -> None:
         self._max_body = server.max_body_bytes
         self._max_upload = server.max_upload_bytes
         bound = server.host if server.host not in ("0.0.0.0", "::") else "localhost"
         names = ["localhost", "127.0.0.1", "::1", bound, *server.allowed_hosts]
         self._hosts = frozenset(normal_name(name) for name in names)
         self._origins = Origins(server.cors_origins)
+        self._allowed = tuple(security.ip_allow) or None
+        self._denied = tuple(security.ip_deny)
 
     def check(self, scope: Scope, receive: Receive, context: RequestContext) -> Receive:
         """Return how to receive the body. Raises what is wrong with the request."""
-        if context.services is None and scope["path"] != "/livez":
+        if context.services is None and route_path(scope) != "/livez":
             raise Unavailable("The server is starting.")
         headers: Headers = scope["headers"]
         fields = context.fields
         if len(fields) < len(headers):
             _check_single(headers)
+        self._check_address(scope)
         self._check_host(scope, fields)
         self._check_origin(scope, fields)
         if scope["query_string"]:
@@ -197,6 +221,18 @@ class EdgeChecks:
         if _check_body(fields, limit) is None:
             return _counted(receive, limit)
         return receive
+
+    def _check_address(self, scope: Scope) -> None:
+        """Refuse addresses that the settings keep out; the Unix socket has none."""
+        if self._allowed is None and not self._denied:
+            return
+        if is_local(scope):
+            return
+        address = scope["client"][0] if scope["client"] else ""
+        if not address_allowed(self._allowed, address) or address_allowed(self._denied, address):
+            raise IpNotAllowed(
+                "The server may not be used from this address.", details={"address": address}
+            )
 
     def _check_host(self, scope: Scope, fields: Fields) -> None:
         """Refuse names that are not ours, as a page under DNS rebinding would send."""

@@ -59,6 +59,13 @@ def request_id_of(request: HTTPConnection) -> str:
     return context_of(request.scope).request_id
 
 
+def route_path(scope: Mapping[str, Any]) -> str:
+    """Return the path without the prefix that a proxy has put before it, if it left it there."""
+    path: str = scope["path"]
+    prefix: str = scope["root_path"]
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path
+
+
 def has_caller(scope: Mapping[str, Any]) -> bool | None:
     """Return whether a request's caller is known; None if it has not been looked at yet."""
     context: RequestContext | None = scope.get(_KEY)

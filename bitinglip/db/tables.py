@@ -73,6 +73,7 @@ class ApiKey(Table, table=True):
     quotas: dict[str, dict[str, float]] | None = Field(
         default=None, sa_column=Column("quotas", JSON(none_as_null=True))
     )
+    guard: str | None = None
     #: counts its secrets: 1, and one more for each rotation
     generation: int = Field(
         default=1, sa_column=Column("generation", Integer, nullable=False, server_default="1")

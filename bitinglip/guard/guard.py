@@ -3,12 +3,13 @@
 import asyncio
 import os
 from collections import Counter as Tally
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 
 from bitinglip.guard.inputs import texts_of, with_texts
 from bitinglip.guard.modes import Modes, modes_of
 from bitinglip.guard.outputs import Checked, Output, output_of
-from bitinglip.guard.scanner import Scanner
+from bitinglip.guard.scanner import Scanner, patterns_of
 from bitinglip.guard.watch import WORDS, Found, Watch, filtered, refusal
 from bitinglip.guard.words import WordScan, read_words
 from bitinglip.settings import Settings, Tier
@@ -17,7 +18,7 @@ from bitinglip.settings_loader import SettingsError
 from workers import protocol
 
 RELOAD_SECONDS = 5.0  #: between two looks at the file of words
-_SLICE = 16_384  #: characters that are scanned at once; the event loop gets a turn after each
+_SLICE = 4096  #: characters that are scanned at once; the event loop gets a turn after each
 
 
 class Guard:
@@ -27,14 +28,18 @@ class Guard:
         """Raise SettingsError for a list of words that cannot be read."""
         self._settings = settings.guard
         self._kinds = frozenset(settings.guard.classes)
+        patterns_of(self._kinds)  # they are compiled now, and no request waits for it
         self._watch = watch
-        self._modes = lru_cache(maxsize=64)(partial(modes_of, settings.guard))
+        self._modes: dict[tuple[str, Mode], Modes | None] = {}
         self._words_seen = self._words_state()
         self._words = read_words(settings.guard)
+        self.on_change: Callable[[], None] = lambda: None  #: other words are listed than before
 
-    def modes(self, tier: Tier, floor: Mode = "off") -> Modes | None:
-        """Return the modes of a key's jobs; None if nothing is looked for."""
-        return self._modes(tier.guard, floor)
+    def modes(self, name: str, tier: Tier, floor: Mode = "off") -> Modes | None:
+        """Return the modes of a key's jobs, by its tier; None if nothing is looked for."""
+        if (name, floor) not in self._modes:
+            self._modes[name, floor] = modes_of(self._settings, tier.guard, floor)
+        return self._modes[name, floor]
 
     async def checked(self, work: protocol.Job, modes: Modes) -> protocol.Job:
         """Return the job as a model may have it.
@@ -72,6 +77,7 @@ class Guard:
             self._watch.words_unread()
         else:
             self._watch.words_read(len(self._words))
+            self.on_change()
         self._words_seen = state
 
     def _words_state(self) -> tuple[int, int, int] | None:

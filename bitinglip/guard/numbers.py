@@ -7,10 +7,12 @@ Each takes a candidate and returns how many of its characters are such a number,
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 
 _GROUPS = re.compile(r"[0-9]+")
 _DOUBLED = bytes.maketrans(b"0123456789", b"0246813579")
 _ZERO = ord("0")
+_SEPARATORS = str.maketrans("", "", " -")
 
 #: digits by issuer; the longest beginning comes first
 _ISSUERS = (
@@ -52,13 +54,15 @@ _CALLING_CODES = {
     "90": 12, "91": 12, "92": 12, "98": 12, "351": 12, "352": 12, "353": 12, "358": 13,
     "380": 12, "420": 12, "852": 11, "886": 12, "971": 12, "972": 12,
 }  # fmt: skip
+_MOBILE = ("015", "016", "017", "06", "07")  #: in Germany, France, the United Kingdom
 
 
 def card(candidate: str) -> int:
     """Find a payment card: the issuer's length and Luhn's check digit."""
-    for digits, end in _beginnings(candidate, 13, 19):
-        if _issued(digits) and _luhn(digits):
-            return end
+    digits = candidate.translate(_SEPARATORS)
+    for length in _issued(digits[:4]):
+        if length <= len(digits) and _luhn(digits[:length]):
+            return next((end for _, end in _beginnings(candidate, length, length)), 0)
     return 0
 
 
@@ -91,18 +95,21 @@ def international_phone(candidate: str) -> int:
 def american_phone(candidate: str) -> int:
     """Find a number of North America: the area and the exchange begin with 2 to 9."""
     digits = _digits(candidate)[-10:]
-    return len(candidate) if digits[0] > "1" and digits[3] > "1" and digits[:3] != "555" else 0
+    mixed = "." in candidate and "-" in candidate
+    known = digits[0] > "1" and digits[3] > "1" and digits[:3] != "555"
+    return len(candidate) if known and not mixed else 0
 
 
 def national_phone(candidate: str) -> int:
     """Find a number with a trunk zero: in groups, or that of a mobile telephone."""
     groups = _GROUPS.findall(candidate)
-    if [len(each) for each in groups[:3]] == [2, 2, 4]:
-        return 0  # a date
+    sizes = [len(each) for each in groups]
+    if sizes[:3] == [2, 2, 4] or sizes == [5, 4]:
+        return 0  # a date, or a postal code of the United States
     for digits, end in _beginnings(candidate, 9, 12):
         held = _GROUPS.findall(candidate[:end])
         if len(held) == 1:
-            return end if digits.startswith(("01", "06", "07")) and len(digits) > 9 else 0
+            return end if digits.startswith(_MOBILE) and len(digits) > 9 else 0
         pairs = len(held) == 5 and all(len(each) == 2 for each in held)
         if pairs or (2 <= len(held[0]) <= 5 and len(held) <= 4 and min(map(len, held[1:])) > 1):
             return end
@@ -185,11 +192,13 @@ def _digits(candidate: str) -> str:
     return "".join(_GROUPS.findall(candidate))
 
 
-def _issued(digits: str) -> bool:
-    for beginning, lengths in _ISSUERS:
-        if beginning.match(digits):
-            return len(digits) in lengths
-    return False
+@lru_cache(maxsize=10_000)
+def _issued(beginning: str) -> tuple[int, ...]:
+    """Return the numbers of digits that cards of an issuer have, the most first."""
+    for issuer, lengths in _ISSUERS:
+        if issuer.match(beginning):
+            return lengths[::-1]
+    return ()
 
 
 def _luhn(digits: str) -> bool:

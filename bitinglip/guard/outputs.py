@@ -35,6 +35,11 @@ class Output(Protocol):
         """Begin anew: the job runs again, and nothing of it was seen."""
         ...
 
+    @property
+    def altered(self) -> bool:
+        """Return whether what is shown differs from what the worker has made."""
+        ...
+
 
 class Checked:
     """Scans one text that comes in parts, and does what the modes say about what is found."""
@@ -109,6 +114,10 @@ class TextOutput:
         self._pending: deque[_Delta] = deque()
         self._gaps: list[tuple[int, int]] = []  #: where something was left out
 
+    @property
+    def altered(self) -> bool:
+        return self._checked.redacted
+
     def take(self, event: protocol.JobEvent) -> Sequence[protocol.JobEvent]:
         match event:
             case protocol.TextDelta():
@@ -182,6 +191,10 @@ class TranscriptionOutput:
         self._pieces: deque[Piece] = deque()  #: decided, of segments that are not
         self._told = 0  #: characters that they hold
         self._shown: list[protocol.Segment] = []
+
+    @property
+    def altered(self) -> bool:
+        return self._checked.redacted
 
     def take(self, event: protocol.JobEvent) -> Sequence[protocol.JobEvent]:
         match event:
@@ -267,6 +280,10 @@ class ImageOutput:
 
     def reset(self) -> None:
         """Do nothing: each event is looked at by itself."""
+
+    @property
+    def altered(self) -> bool:
+        return False
 
 
 def output_of(

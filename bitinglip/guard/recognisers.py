@@ -296,6 +296,7 @@ RECOGNISERS: tuple[Recogniser, ...] = (
             ),
         ),
         after=r"\w:\-",
+        needs=(":", "-"),
     ),
     Recogniser(
         name="IPv6 address",

@@ -81,6 +81,11 @@ class EventLog:
         return self.job.work if self.guard is None else self.guard.work
 
     @property
+    def altered(self) -> bool:
+        """Return whether the guard has left something out of what the worker made."""
+        return self.guard is not None and self.guard.altered
+
+    @property
     def status(self) -> str:
         """Return the status in the contract's words."""
         if self.final is not None:

@@ -57,6 +57,7 @@ __all__ = [
     "Model",
     "SamplingDefaults",
     "Section",
+    "Security",
     "Server",
     "Settings",
     "SpeechLimits",

@@ -11,7 +11,8 @@ class Cache(Section):
     responses: bool = Field(
         False,
         description="answer repeated requests from memory where the answer cannot differ: text and "
-        "transcription at temperature 0, and text, images and speech with a seed of the client",
+        "transcription at temperature 0, embeddings, and text, images and speech with a seed of "
+        "the client",
     )
     scope: Literal["key", "tier", "all"] = Field(
         "key",

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from bitinglip.settings.addresses import AddressRange, Origin, Proxy, PublicUrl
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -47,7 +49,19 @@ class Server(Section):
     allowed_hosts: list[str] = Field(
         [], description="Host header values accepted besides loopback and the bound address"
     )
-    cors_origins: list[str] = Field([], description="web origins (CORS) that may call the API")
+    cors_origins: list[Origin] = Field(
+        [], description="web origins (CORS) that may call the API, such as https://app.example"
+    )
+    trusted_proxies: list[Proxy] = Field(
+        [],
+        description="addresses and networks of reverse proxies whose headers are believed "
+        "(Forwarded, X-Forwarded-For, -Proto, -Host, -Prefix); those of others are ignored",
+    )
+    public_url: PublicUrl | None = Field(
+        None,
+        description="URL by which clients reach the server, for links in answers; null takes it "
+        "from the request",
+    )
     tls_cert: str | None = Field(
         None, description="TLS certificate file (PEM); setting it enables HTTPS"
     )
@@ -108,7 +122,17 @@ class KeyRotation(Section):
 class Security(Section):
     require_api_key: bool = Field(True, description="require a valid API key on every request")
     allow_insecure: bool = Field(
-        False, description="allow listening beyond loopback while require_api_key is false"
+        False,
+        description="allow listening beyond loopback, or any web origin, while require_api_key is "
+        "false",
+    )
+    ip_allow: list[AddressRange] = Field(
+        [],
+        description="addresses and networks that may use the server, loopback among them; empty "
+        "allows all. The Unix socket in the home stays open",
+    )
+    ip_deny: list[AddressRange] = Field(
+        [], description="addresses and networks that may not use the server, even if ip_allow does"
     )
     key_rotation: KeyRotation = KeyRotation()
 

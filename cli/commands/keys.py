@@ -27,6 +27,14 @@ QuotaOption = Annotated[
         help="What it may use, as daily.tokens=100000 or monthly.requests=900; may be repeated.",
     ),
 ]
+GuardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--guard",
+        metavar="report|redact|block",
+        help="What is done about personal data at the least, whatever its tier says.",
+    ),
+]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as in `keys list`.")]
 
 
@@ -46,13 +54,14 @@ def create(
     model: ModelOption = None,
     ip_range: RangeOption = None,
     quota: QuotaOption = None,
+    guard: GuardOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Make a key. Its secret is shown now and never again."""
     place = CliContext.of(home, config)
-    body = _body(name, tier, scope, expires, model, ip_range, quota)
+    body = _body(name, tier, scope, expires, model, ip_range, quota, guard)
     server = place.server()
     made = server.post("/api/v1/keys", body) if server else offline.create_key(place.home, body)
     if as_json:
@@ -70,6 +79,7 @@ def _body(
     model: list[str] | None,
     ip_range: list[str] | None,
     quota: list[str] | None,
+    guard: str | None,
 ) -> dict[str, Any]:
     """Gather the fields that options gave."""
     asked: dict[str, Any] = {
@@ -77,6 +87,7 @@ def _body(
         "tier": tier,
         "scopes": scope or None,
         "expires": expires,
+        "guard": guard,
     }
     asked |= {"models": model or None, "ip_ranges": ip_range or None, "quotas": _quotas(quota)}
     return {key: value for key, value in asked.items() if value is not None}
@@ -102,6 +113,8 @@ def _described(key: dict[str, Any]) -> str:
         narrowed += f", from {', '.join(key['ip_ranges'])}"
     if quotas := _quota_list(key):
         narrowed += f", up to {', '.join(quotas)}"
+    if key.get("guard"):
+        narrowed += f", personal data: {key['guard']}"
     return (
         f"Key {key['id']} for {key['name']}: tier {key['tier']}, "
         f"{'until ' + moment(key['expires_at']) if key['expires_at'] else 'without an end'}, "
@@ -122,7 +135,10 @@ def list_keys(
     """All keys, revoked ones too."""
     place = CliContext.of(home, config)
     server = place.server()
-    rows = server.list("/api/v1/keys") if server else offline.keys(place.home)
+    if server:
+        rows = server.list("/api/v1/keys")
+    else:
+        rows = offline.keys(place.home, place.settings().security.key_rotation)
     empty = "No keys yet. The first start makes the admin key; `keys create --name N` makes more."
     show_list(rows, _show_keys, as_json=as_json, empty=empty)
 
@@ -143,7 +159,10 @@ def show(
 
     place = CliContext.of(home, config)
     server = place.server()
-    found = server.get(path_of("keys", key_id)) if server else offline.key(place.home, key_id)
+    if server:
+        found = server.get(path_of("keys", key_id))
+    else:
+        found = offline.key(place.home, key_id, place.settings().security.key_rotation)
     if as_json:
         show_json(found)
         return
@@ -168,10 +187,12 @@ def patch(
     model: ModelOption = None,
     ip_range: RangeOption = None,
     quota: QuotaOption = None,
+    guard: GuardOption = None,
     no_expiry: Annotated[bool, typer.Option("--no-expiry", help="Lift the expiry.")] = False,
     any_model: Annotated[bool, typer.Option("--any-model", help="Allow all models.")] = False,
     anywhere: Annotated[bool, typer.Option("--anywhere", help="Allow all addresses.")] = False,
     no_quotas: Annotated[bool, typer.Option("--no-quotas", help="Leave the tier's only.")] = False,
+    no_guard: Annotated[bool, typer.Option("--no-guard", help="Leave the tier's only.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,
@@ -179,8 +200,9 @@ def patch(
     """Change a key; what is not named stays. Requests meet the change at once."""
     from cli.client import path_of
 
-    body = _body(name, tier, scope, expires, model, ip_range, quota)
+    body = _body(name, tier, scope, expires, model, ip_range, quota, guard)
     lifted = {"expires": no_expiry, "models": any_model, "ip_ranges": anywhere, "quotas": no_quotas}
+    lifted |= {"guard": no_guard}
     for field in [field for field, lift in lifted.items() if lift]:
         if field in body:
             raise typer.BadParameter(f"{field} cannot be set and lifted at once")

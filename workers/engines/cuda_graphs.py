@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+_LEAST_FREE = 1 << 30  #: bytes of a card; graphs of Bark take some hundred MB
 _POSITIONS = (256, 512, 768)  #: and the longest
 
 #: tokens (rows,), filled positions (rows,), positions to look at -> logits (rows, vocabulary)
@@ -49,6 +50,15 @@ class Graphs:
         longest = max(filled[:top]) + 1
         replay = self._captured[at_least(self._rows, top), at_least(self._lengths, longest)]
         return replay()[:top]
+
+
+def has_room(device: torch.device) -> bool:
+    """True if a card has room for graphs beside what requests need: they hold memory for good, and
+    only save time."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return free >= _LEAST_FREE
 
 
 def cuda_capture() -> Capture:

@@ -5,6 +5,7 @@ Only engines import this module; the gateway never imports torch.
 
 import gc
 import logging
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in dtypes.DTYPE_BYTES}
 
 _context_bytes = CONTEXT_BYTES  #: as the gateway has measured it, if it has
+
+_MOST_UNUSED = 1 << 30  #: bytes of a card that the allocator may cache without need
 
 #: With more than this part of a card free, a library that gets no memory has another trouble.
 _ROOM = 0.25
@@ -58,6 +61,8 @@ def loading(
     torch.set_grad_enabled(False)
     if not cudnn_attention:
         _avoid_cudnn_attention()
+    if spec.device == "cuda":
+        _stay_on_the_cards()
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
@@ -192,6 +197,28 @@ def release_cached(device: torch.device | str) -> None:
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
+
+
+def release_unused(device: torch.device | str) -> None:
+    """Return cached memory to a card if much of it lies unused, in pieces of sizes that may not
+    come again."""
+    if torch.device(device).type != "cuda":
+        return
+    if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > _MOST_UNUSED:
+        torch.cuda.empty_cache()
+
+
+def _stay_on_the_cards(kernel: str = platform.release()) -> None:
+    """Let memory run out where a card is full, under WSL too.
+
+    The driver of Windows gives system memory then, in silence, and a step takes minutes. So the
+    allocator takes no more than what is free when the load begins.
+    """
+    if "microsoft" not in kernel.lower() or not torch.cuda.is_available():
+        return
+    for card in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(card)
+        torch.cuda.set_per_process_memory_fraction(free / total, card)
 
 
 def _finish_load(device: torch.device | str) -> None:

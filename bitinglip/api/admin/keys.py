@@ -42,6 +42,7 @@ async def create_key(request: Request) -> Response:
         "models": own.models if body.models is None else body.models,
         "ip_ranges": own.ip_ranges if body.ip_ranges is None else body.ip_ranges,
         "quotas": described(own.quotas) if body.quotas is None else body.quotas.model_dump(),
+        "guard": body.guard or own.guard,
         "expires_at": parse_expiry(body.expires) if body.expires else own.expires_at,
     }
     check_grants(caller_of(request), granted(own, fields))

@@ -16,6 +16,7 @@ from bitinglip.api.inference.respond import respond, wants_background
 from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
+from bitinglip.api.proxies import public_url
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.api.uploads import Upload, decode_image, inspect_image, store_uploads
@@ -100,7 +101,7 @@ def _respond(request: Request, job: Job, kind: str, partial_images: int) -> Resp
         request_id=request_id_of(request),
         files=services.files,
         kind=kind,
-        base_url=str(request.base_url).rstrip("/"),
+        base_url=public_url(request),
         partial=partial_images,
     )
     return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -58,6 +58,14 @@ class _Flight:
         self._holds = holds
         self._waiting = 0
 
+    def serves(self, job: Job) -> bool:
+        """Return whether a job may wait for this one.
+
+        It must not wait for one that stands behind it in the queue.
+        """
+        ahead = self.event_log.job.priority.level >= job.priority.level
+        return self.shared and (ahead or self.event_log.status not in ("queued", "loading"))
+
     @contextmanager
     def joined(self) -> Iterator[None]:
         """Keep the job alive; the last one to leave ends it."""
@@ -146,7 +154,7 @@ class ResponseCache:
         while asked.read:
             answer = self.entries.get(key, asked.max_age)
             flight = self._flights.get(key)
-            if answer is not None or flight is None or not flight.shared:
+            if answer is not None or flight is None or not flight.serves(job):
                 return answer
             await self._follow(flight, job, job.timeout - (time.monotonic() - began))
             if flight.answer is not None or not flight.shared:
@@ -178,7 +186,7 @@ class ResponseCache:
         with holds:
             event_log = holds.enter_context(self._dispatcher.open(job))
             flight = _Flight(event_log, holds.pop_all())
-        self._flights.setdefault(key, flight)
+        self._flights[key] = flight
         settling = asyncio.create_task(self._settle(key, flight))
         self._settling.add(settling)
         settling.add_done_callback(self._settling.discard)
@@ -190,12 +198,12 @@ class ResponseCache:
         try:
             final = await event_log.end()
             if isinstance(final, protocol.Success):
-                flight.shared = is_whole(final)
+                flight.shared = is_whole(final) and not event_log.altered
                 flight.answer = await self._pack(event_log) if flight.shared else None
         except Exception:  # a fault in keeping must not take the answer, which stands
             log.exception("an answer could not be cached", task=event_log.job.id)
         finally:
-            if self._flights.get(key) is flight:  # else it was cleared meanwhile, or did not lead
+            if self._flights.get(key) is flight:  # else it was cleared, or another has begun
                 del self._flights[key]
                 if flight.answer is not None:
                     self.entries.put(key, event_log.job.key_id, event_log.job.model, flight.answer)

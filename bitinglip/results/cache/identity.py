@@ -1,7 +1,8 @@
 """Tells which requests have the same answer: the cache's keys.
 
 A key covers the whole message to the worker, after validation and defaults, the model's files and
-settings, and who may share the answer. A request's id, its stream and its labels are no part of it.
+settings, what the guard does, and who may share the answer. A request's id, its stream and its
+labels are no part of it.
 """
 
 import hashlib
@@ -75,7 +76,8 @@ class Identity:
         """Return the key of a request. Raises UnknownModel."""
         model = self._model(job.model)
         work = canonical(job.work, uploads)
-        return hashlib.sha256(_encode((self._sharing(caller), model, work))).digest()
+        guarded = (self._sharing(caller), model, work, job.guard)
+        return hashlib.sha256(_encode(guarded)).digest()
 
     def _sharing(self, caller: Caller) -> tuple[Any, ...]:
         """Return what those callers have in common who may share an answer."""

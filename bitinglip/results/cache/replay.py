@@ -5,7 +5,7 @@ request has its own ids in it.
 """
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import msgspec
 
@@ -31,10 +31,12 @@ def is_whole(final: protocol.Final) -> bool:
             return not any(each.filtered for each in images)
         case protocol.TranscriptionDone(segments=segments):
             return all(each.temperature == 0 for each in segments)
-        case protocol.TextDone() | protocol.SpeechDone():
+        case protocol.TextDone() | protocol.SpeechDone() | protocol.EmbeddingDone():
             return True
-        case _:
+        case protocol.Failed() | protocol.Cancelled():
             return False
+        case _:
+            assert_never(final)
 
 
 def pack(event_log: EventLog, files: tuple[bytes, ...]) -> Answer:

@@ -15,7 +15,7 @@ from bitinglip.scheduling.placement.split import is_even
 from bitinglip.settings import Settings, SpeechModel
 from model_store.errors import StoreError, UnknownModel
 from model_store.manifest import Manifest
-from model_store.page_cache import PageCache
+from model_store.page_cache import PageCache, give_back
 from model_store.store import ModelStore
 from workers import protocol
 from workers.devices import DeviceUsage
@@ -142,8 +142,14 @@ class ReplicaLoader:
             _log_confinement(worker)
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
-            if self._page_cache is not None:
-                self._page_cache.drop(model_state.name)
+            await self._free_pages(replica)
+
+    async def _free_pages(self, replica: Replica) -> None:
+        """Let the files of a loaded model go: it is on its device now."""
+        if self._page_cache is not None:
+            self._page_cache.drop(replica.model)
+        if any(device.unified for device in self._facts.devices if device.id in replica.devices):
+            await asyncio.to_thread(give_back, self._store.path(replica.model))
 
     async def _has_room(self, replica: Replica) -> bool:
         """Wait for memory that ended workers have not given back; False if others took it."""

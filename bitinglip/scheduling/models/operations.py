@@ -4,10 +4,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
+from bitinglip.scheduling.models.growth import RamGrowth, resident
 from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
@@ -40,6 +41,7 @@ class WorkerView:
     started_at: datetime
     last_heartbeat: datetime | None
     cause: str | None
+    ram_bytes: int | None = None  #: resident; None where it is not known
     activity: protocol.Activity | None = None  #: what it is busy with that may take minutes
     confined: protocol.Confined | None = None  #: None until it is ready
     stderr: list[str] = field(default_factory=list)
@@ -65,6 +67,7 @@ class DeviceView:
     note: str | None = None  #: what is special of it, and no fault
     slowed_by: tuple[str, ...] = ()  #: what keeps its clocks down
     last_look: datetime | None = None  #: when it has answered last
+    last_job: datetime | None = None  #: when a job has succeeded on it last, to a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +84,16 @@ class Operations:
     """Shows models, workers and devices, and hands changes to their owners."""
 
     def __init__(
-        self,
-        settings: Settings,
-        store: ModelStore,
-        pool: WorkerPool,
-        manager: ModelManager,
+        self, settings: Settings, store: ModelStore, pool: WorkerPool, manager: ModelManager
     ) -> None:
         self._settings = settings
         self._store = store
         self._pool = pool
         self._manager = manager
         self._known_devices: set[str] = set()
+        self._growth = RamGrowth()
         self._liveness = CardLiveness()
+        self._answered_at: dict[str, float] = {}  #: by device
         self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
@@ -213,6 +214,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
+            ram_bytes=resident(self._manager).get(worker.pid),
             activity=worker.activity,
             confined=ready.confined if ready else None,
             stderr=worker.output.tail,
@@ -253,9 +255,16 @@ class Operations:
                     note=device.note,
                     slowed_by=reading.slowed_by if reading else (),
                     last_look=None if at is None else datetime.fromtimestamp(at, UTC),
+                    last_job=self._last_job(device.id),
                 )
             )
         return found
+
+    def _last_job(self, device: str) -> datetime | None:
+        at = self._answered_at.get(device)
+        if at is None:
+            return None
+        return datetime.now(UTC) - timedelta(seconds=self._manager.clock() - at)
 
     def device_problems(self) -> Mapping[str, str]:
         """Map devices that are not well to their reasons, "card" to why one is missing, and "ram"
@@ -323,9 +332,15 @@ class Operations:
         known, self._known_devices = self._known_devices, {device.id for device in facts.devices}
         self._manager.refresh(sample, pids)
         self._liveness.look(facts.devices)
+        for replica in self._manager.replicas():  # whose devices may outlive it
+            if replica.answered_at is not None:
+                for device in replica.devices:
+                    before = self._answered_at.get(device, 0.0)
+                    self._answered_at[device] = max(before, replica.answered_at)
         if known and self._known_devices - known:
             self._use_found_cards()
         self._end_workers_of_lost_cards()
+        self._growth.replace(self._manager)
 
     async def ask_torch(self) -> None:
         """Ask torch what only it knows of the cards, in a process of its own."""

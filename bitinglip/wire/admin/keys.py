@@ -1,7 +1,7 @@
 """API keys: the requests that make and change them, and how the API shows them."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ _Scopes = Annotated[list[str], Field(min_length=1, max_length=32)]
 _Expires = Annotated[str, Field(min_length=1, max_length=64)]
 _Globs = Annotated[list[str], Field(min_length=1, max_length=MOST)]
 _Ranges = Annotated[list[str], Field(min_length=1, max_length=MOST)]
-
+_Guard = Literal["report", "redact", "block"]
 
 _Amount = Annotated[float, Field(ge=0, le=MOST_AMOUNT)] | None
 _Whole = Annotated[int, Field(ge=0, le=MOST_AMOUNT)] | None
@@ -52,6 +52,7 @@ class CreateKeyRequest(Body):
     models: _Globs | None = None
     ip_ranges: _Ranges | None = None
     quotas: KeyQuotas | None = None
+    guard: _Guard | None = None
 
 
 class ChangeKeyRequest(Body):
@@ -64,6 +65,7 @@ class ChangeKeyRequest(Body):
     models: _Globs | None = None
     ip_ranges: _Ranges | None = None
     quotas: KeyQuotas | None = None
+    guard: _Guard | None = None
 
     def changes(self) -> dict[str, Any]:
         """Return the fields that were sent, as the key ring names them. Raises InvalidRequest."""
@@ -97,6 +99,7 @@ def key_info(record: KeyRecord) -> dict[str, Any]:
         "models": record.models,
         "ip_ranges": record.ip_ranges,
         "quotas": described(record.quotas),
+        "guard": record.guard,
         "rotated_at": _moment(record.rotated_at),
         "grace_until": _moment(record.grace_until),
         "rotate_by": _moment(record.rotate_by),

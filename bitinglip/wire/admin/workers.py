@@ -21,6 +21,7 @@ def worker_info(view: WorkerView, *, with_output: bool = False) -> dict[str, Any
         "in_flight": view.in_flight,
         "restarts": view.restarts,
         "memory_bytes": view.memory_bytes,
+        "ram_bytes": view.ram_bytes,
         "started_at": timestamp(view.started_at),
         "last_heartbeat": timestamp(beat) if beat else None,
         "cause": view.cause,

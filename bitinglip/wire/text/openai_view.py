@@ -13,6 +13,7 @@ from workers import protocol
 Logprobs = tuple[protocol.TokenLogprob, ...]
 
 _json = msgspec.json.Encoder()
+_MARK = "\0"  #: a text that no name of a model holds
 
 
 class _TextView(OpenAIView):
@@ -37,11 +38,12 @@ class _TextView(OpenAIView):
         }
         self._begun = False
         self._head = self._tail = b""  #: of each chunk
+        self._before = self._after = b""  #: the text of a token without logprobs
 
     def render(self, event: Event) -> bytes:
         match event:
             case protocol.TextDelta():
-                return self._begin() + self._chunk(self.token_choice(event))
+                return self._begin() + self._token(event)
             case protocol.TextDone():
                 return self._begin() + self._end(event)
             case _:
@@ -80,8 +82,16 @@ class _TextView(OpenAIView):
         tail = b',"usage":null}' if self._include_usage else b"}"
         self._head = b"data: " + head + b',"choices":['
         self._tail = b"]" + tail + b"\n\n"
+        model = self._chunk(self.token_choice(protocol.TextDelta(id="", text=_MARK, index=0)))
+        self._before, self._after = model.split(_json.encode(_MARK))
         choice = self.first_choice()
         return self._chunk(choice) if choice else b""
+
+    def _token(self, token: protocol.TextDelta) -> bytes:
+        """Show a token: all chunks are the same but for their text, unless they hold logprobs."""
+        if self._wants_logprobs:
+            return self._chunk(self.token_choice(token))
+        return self._before + _json.encode(token.text) + self._after
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         return self._head + _json.encode(choice) + self._tail

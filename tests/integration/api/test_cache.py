@@ -285,6 +285,14 @@ def test_cache_is_shared_by_keys_where_the_settings_say_so(sharing: Served) -> N
         error_of(denied, 403, "MODEL_NOT_ALLOWED")
 
 
+def test_cache_writes_nothing_to_the_disk(served: Served, client: httpx.Client) -> None:
+    canary = "canary-4711-of-the-cache"
+    assert [outcome(client.post(NATIVE, json=ask(canary))) for _ in range(2)] == ["MISS", "HIT"]
+    files = [path for path in served.home.root.rglob("*") if path.is_file()]
+    assert served.home.database in files
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
+
+
 # ---- how it is operated -----------------------------------------------------------------------
 
 

@@ -29,7 +29,8 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("cache"), engine, cache={"responses": True}) as served:
+    on = {"responses": True}
+    with serve(tmp_path_factory.mktemp("cache"), engine, slots=2, cache=on) as served:
         yield served
 
 
@@ -102,6 +103,25 @@ def test_cache_runs_one_job_for_requests_at_once(
     assert engine.runs["!gate many"] == 1
     assert len({text_of(each.result()) for each in answers[::2]}) == 1
     assert served.services.dispatcher.books()["input_bytes"] == 0
+
+
+def test_cache_lets_no_request_wait_for_one_of_lower_priority(
+    served: Served, rush: Rush, engine: Engine
+) -> None:
+    busy = [rush.post(ask(f"!gate busy {number}")) for number in range(2)]
+    eventually(lambda: served.services.dispatcher.running("demo") == 2)
+    low = rush.post(ask("!gate turn", priority="low"))
+    eventually(lambda: served.services.dispatcher.queued == 1)
+    high = rush.post(ask("!gate turn", priority="high"))
+    eventually(lambda: served.services.dispatcher.queued == 2)  # it does not wait for the other
+    low_too = rush.post(ask("!gate turn", priority="low"))
+    eventually(joined(rush, 4))  # and those that follow now go with the higher one
+    assert served.services.dispatcher.queued == 2
+    engine.gate.set()
+    assert [outcome(each.result()) for each in (low, high, low_too)] == ["MISS", "MISS", "HIT"]
+    assert text_of(high.result()) == text_of(low_too.result())
+    assert {each.result().status_code for each in busy} == {200}
+    assert engine.runs["!gate turn"] == 2
 
 
 def test_cache_hands_over_when_the_leader_fails(rush: Rush, engine: Engine) -> None:

@@ -1,5 +1,6 @@
 """The guard over real sockets: prompts, bodies, streams, tasks and WebSockets, on both surfaces."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from bitinglip.api.guarding import checked_job
+from bitinglip.api.request_context import RequestContext
+from bitinglip.errors import PersonalDataDetected
 from bitinglip.guard.folding import fold
+from bitinglip.guard.modes import Modes
+from bitinglip.scheduling.job import Job
 from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, NATIVE, error_of
 from tests.support.speaking_worker import say, speak
@@ -106,8 +112,25 @@ def test_prompt_of_a_task_is_stored_redacted(served: Served) -> None:
         error_of(client.post(NATIVE, json=_native(TEXT, **{"async": True})), 400, "PII_DETECTED")
 
 
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [("/v1/audio/speech", "input"), ("/api/v1/inference/text-to-speech", "text")],
+)
+def test_text_to_say_is_refused_by_the_name_that_the_surface_has(
+    served: Served, path: str, param: str
+) -> None:
+    work = protocol.SpeechJob(id="j", text=TEXT, seed=1, folder="f")
+    job = Job(work=work, model="m", key_id="k", guard=Modes(input="block"))
+    scope = {"type": "http", "app": served.app, "path": path}
+    RequestContext("r", served.services, {}).attach(scope)
+    check = checked_job(scope, job)
+    with pytest.raises(PersonalDataDetected) as refused:
+        asyncio.run_coroutine_threadsafe(check, served.loop).result()
+    assert refused.value.param == param
+
+
 def test_long_prompt_is_redacted_across_slices(served: Served) -> None:
-    text = "a word " * 2339 + MAIL  # 16384 characters, which are scanned at once, end inside
+    text = "a word " * 2339 + MAIL  # 4 times 4096 characters, which are scanned at once, end inside
     with _client(served, "redact") as client:
         served.workers.jobs.clear()
         client.post(NATIVE, json=_native(text)).raise_for_status()
@@ -208,6 +231,33 @@ def test_log_probabilities_tell_nothing_of_what_is_redacted(served: Served) -> N
     assert joined.startswith("Write ")
     assert joined.endswith("day.")
     assert not any(part in joined for part in ("john", "doe", "exa", "411", "111"))
+
+
+def test_redacted_answer_is_never_cached_and_another_is(tmp_path: Path) -> None:
+    tiers = {"pro": {"guard": {"output": "off"}}}
+    options: dict[str, Any] = {
+        "guard": {"input": "redact", "output": "redact"},
+        "cache": {"responses": True, "scope": "all"},
+        "limits": {"tiers": tiers},
+    }
+
+    def asked(client: httpx.Client, prompt: str, shown: str) -> str:
+        answer = client.post(NATIVE, json=_native(prompt, temperature=0))
+        assert answer.json()["result"]["text"] == shown
+        return answer.headers["x-cache"]
+
+    with serve(tmp_path, speak, **options) as served:
+        headers = {"X-API-Key": served.keys["admin"]}
+        body = {"name": "unguarded results", "tier": "pro"}
+        made = httpx.post(f"{served.url}/api/v1/keys", json=body, headers=headers)
+        served.keys["pro"] = made.json()["key"]
+        with _client(served, SCOPE) as redacted, _client(served, "pro") as whole:
+            assert [asked(redacted, say(TEXT), REDACTED) for _ in range(3)] == ["MISS"] * 3
+            assert [asked(whole, say(TEXT), TEXT) for _ in range(2)] == ["MISS", "HIT"]
+            assert asked(redacted, say(TEXT), REDACTED) == "MISS"
+            assert [asked(redacted, "fine", "fine") for _ in range(2)] == ["MISS", "HIT"]
+            assert asked(redacted, f"I am {MAIL}", "I am [EMAIL]") == "MISS"
+            assert asked(redacted, "I am a@b.example", "I am [EMAIL]") == "HIT"
 
 
 # ---- what is told of it --------------------------------------------------------------------------

@@ -118,7 +118,9 @@ def test_keys_are_made_shown_and_revoked(home: Path) -> None:
     rows = json.loads(run(home, "keys", "list", "--json").stdout)
     assert [row["name"] for row in rows] == ["admin", "ann"]
     key_id = rows[1]["id"]
-    assert rows[1]["scopes"] == ["models:read"]
+    assert (rows[1]["scopes"], rows[1]["rotate_by"]) == (["models:read"], None)
+    aged = run(home, "keys", "list", "--json", BITINGLIP_SECURITY__KEY_ROTATION__MAX_AGE="90d")
+    assert all(row["rotate_by"] > row["created_at"] for row in json.loads(aged.stdout))
     assert run(home, "keys", "revoke", key_id).returncode == 0
     shown = run(home, "keys", "show", key_id).stdout
     assert "revoked" in shown
@@ -127,13 +129,25 @@ def test_keys_are_made_shown_and_revoked(home: Path) -> None:
 
 
 def test_keys_are_narrowed_changed_and_rotated(home: Path) -> None:
-    narrowed = ("--model", "demo*", "--ip-range", "10.0.0.0/8")
+    narrowed = ("--model", "demo*", "--ip-range", "10.0.0.0/8", "--guard", "redact")
     made = json.loads(run(home, "keys", "create", "--name", "a", *narrowed, "--json").stdout)
     assert (made["models"], made["ip_ranges"]) == (["demo*"], ["10.0.0.0/8"])
+    assert made["guard"] == "redact"
     patch = ("keys", "patch", made["id"])
-    options = ("--tier", "pro", "--model", "x", "--model", "y", "--anywhere", "--json")
+    options = (
+        "--tier",
+        "pro",
+        "--model",
+        "x",
+        "--model",
+        "y",
+        "--anywhere",
+        "--no-guard",
+        "--json",
+    )
     changed = json.loads(run(home, *patch, *options).stdout)
     assert (changed["tier"], changed["models"], changed["ip_ranges"]) == ("pro", ["x", "y"], None)
+    assert changed["guard"] is None
     assert run(home, *patch).returncode == 2
     assert run(home, *patch, "--model", "x", "--any-model").returncode == 2
     assert run(home, *patch, "--name", "x" * 129).stderr.count("\n") == 1

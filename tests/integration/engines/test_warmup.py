@@ -15,6 +15,7 @@ from workers.engines.base import Refused
 from workers.engines.image.engine import ImageEngine
 from workers.engines.registry import make_engine
 from workers.engines.text.runner import Runner
+from workers.engines.text.warmup import paced
 from workers.protocol import ImageOptions, Load
 
 #: what diffusers' schedulers do with numpy
@@ -61,6 +62,31 @@ def test_warmup_of_text_computes_a_full_step_and_all_rows_and_changes_no_answer(
     assert engine.in_flight == 0
     assert not any(engine.books().values())
     assert {name: done.text for name, done in run(engine, *jobs).items()} == expected
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seconds", "step"),
+    [(2048, 0.05, 2048), (2048, 0.3, 1024), (2048, 0.5, 512), (2048, 9.0, 256), (500, 0.05, 1024)],
+)
+def test_warmup_finds_the_step_that_holds_up_nobody_for_long(
+    tokens: int, seconds: float, step: int
+) -> None:
+    assert paced(2048, tokens, seconds) == step
+
+
+def test_warmup_on_a_slow_card_takes_smaller_steps(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, ready = load(text, max_batch=ROWS, step_tokens=STEP)
+    monkeypatch.setattr("workers.engines.text.engine.paced", lambda usual, *_: usual // 2)
+    steps = steps_of(monkeypatch)
+    engine._pace(ready)
+    assert max(tokens for tokens, _ in steps) == STEP
+    steps.clear()
+    engine._run_largest(ready, 1)
+    assert max(tokens for tokens, _ in steps) == STEP // 2
+    assert not any(engine.books().values())
     engine.close()
 
 
@@ -111,7 +137,7 @@ def test_warmup_of_images_draws_a_whole_pass_of_the_usual_size(
     )
     engine = ImageEngine()
     engine.load(spec, lambda _: None)
-    assert drawn == [(3, 4, 8, 16)]
+    assert drawn == [(3, 4, 8, 16)] * (1 + fails), "once more in tiles"
     assert engine.in_flight == 0
     engine.close()
 

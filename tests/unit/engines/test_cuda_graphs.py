@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from workers.engines.cuda_graphs import Graphs, cuda_capture
+from workers.engines.cuda_graphs import Graphs, cuda_capture, has_room
 
 
 class Stream:
@@ -63,3 +63,12 @@ def test_cuda_graphs_of_several_stages_share_one_stream_and_one_pool(
     assert len(used) == 2 * 5 * 4  # stages, sizes of rows, sizes of positions
     assert len(set(used)) == 1
     assert Stream.made == 1
+
+
+@pytest.mark.parametrize(("free", "room"), [(8 << 30, True), (1 << 30, True), (1 << 29, False)])
+def test_graphs_are_left_out_where_a_card_is_nearly_full(
+    monkeypatch: pytest.MonkeyPatch, free: int, room: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 12 << 30))
+    assert has_room(torch.device("cuda")) is room
+    assert has_room(torch.device("cpu"))

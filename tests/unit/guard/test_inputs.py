@@ -70,6 +70,19 @@ def test_prompt_that_is_only_counted_is_the_same_job(mode: str) -> None:
     assert asyncio.run(_guard().checked(work, Modes(input=mode))) is work  # type: ignore[arg-type]
 
 
+def test_long_prompt_leaves_the_event_loop_its_turns() -> None:
+    work = protocol.TextJob(id="j", prompt="4444-" * 200_000, sampling=SAMPLING)
+
+    async def turns_meanwhile() -> int:
+        check, turns = asyncio.create_task(_guard().checked(work, Modes(input="redact"))), 0
+        while not check.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(turns_meanwhile()) >= 240  # one for each 4096 characters
+
+
 def test_modes_are_the_tiers_or_the_general_ones_and_a_floor_makes_them_stricter() -> None:
     general = GuardSettings(input="redact", output="report")
     assert modes_of(general, TierGuard()) == Modes("redact", "report")

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from bitinglip.errors import PersonalDataDetected
+from bitinglip.errors import ContentFiltered, PersonalDataDetected
 from bitinglip.guard.modes import Modes
 from bitinglip.guard.outputs import Checked, Output, output_of
+from bitinglip.guard.scanner import redact
 from bitinglip.guard.watch import Watch
 from bitinglip.guard.words import WordList
 from bitinglip.scheduling.event_log import EventLog
@@ -16,6 +20,7 @@ from bitinglip.settings.guard import Guard, Mode, PersonalData
 from bitinglip.telemetry.health import Health
 from workers import protocol
 
+SAMPLING = protocol.Sampling(max_tokens=9)
 #: the card is said in two segments
 SAID = [" My card is 4111 1111", " 1111 1111, and", " my address john@example.com", " Bye."]
 SHOWN = [" My card is [CARD]", ", and", " my address [EMAIL]", " Bye."]
@@ -103,6 +108,50 @@ def test_blocked_transcript_ends_before_its_match_is_shown() -> None:
     assert not guard.take(_deltas(segments)[0])
     with pytest.raises(PersonalDataDetected):
         guard.take(_deltas(segments)[1])
+
+
+def test_listed_words_are_held_back_beside_a_report() -> None:
+    watch = Watch(CollectorRegistry(), Health(), Guard())
+    modes, listed = Modes(output="report", words_output="block"), WordList(["a bad thing"])
+    checked = Checked(frozenset({"email"}), modes, listed, watch)
+    shown = [piece.text for piece in checked.feed("to john@example.com, a b")]
+    shown += [piece.text for piece in checked.feed("ad th")]
+    assert "".join(shown) == "to john@example.com, "
+    with pytest.raises(ContentFiltered):
+        checked.feed("ing", last=True)
+
+
+_PARTS = ["mail ", "john@exam", "ple.com", " 4111 1111", " 1111 1111", "ü", "x", " ", "\u200b", ""]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(_PARTS), max_size=12), st.booleans())
+def test_text_and_tokens_of_a_stream_tell_the_same(parts: list[str], stream: bool) -> None:
+    text = "".join(parts)
+    work = protocol.TextJob(id="t", prompt="p", sampling=SAMPLING, stream=stream)
+    guard, shown, tokens, indexes = _guard(work), "", [], [0]
+    tops = [protocol.TokenLogprob(token=part, id=1, logprob=-1) for part in parts]
+    events: list[protocol.JobEvent] = [
+        protocol.TextDelta(id="t", text=part, index=number, logprobs=(tops[number],))
+        for number, part in enumerate(parts)
+    ]
+    done = msgspec.structs.replace(_text_done(text), logprobs=tuple(tops))
+    for event in (each for sent in [*events, done] for each in guard.take(sent)):
+        if isinstance(event, protocol.TextDelta):
+            assert stream
+            shown += event.text
+            tokens += [each.token for each in event.logprobs]
+            indexes.append(event.index)
+        else:
+            assert isinstance(event, protocol.TextDone)
+            assert event.text == redact(text, frozenset({"card", "email"}))
+            final = [each.token for each in event.logprobs]
+    assert indexes == sorted(indexes)
+    if stream:
+        assert shown == redact(text, frozenset({"card", "email"}))
+        assert "".join(tokens) == "".join(final)
+    assert guard.altered == (redact(text, frozenset({"card", "email"})) != text)
+    assert "john@example.com" not in "".join(final)
 
 
 def test_job_that_runs_again_is_guarded_from_its_start() -> None:

@@ -96,6 +96,7 @@ INNOCENT = [
     "sk-learn-contrib-forest-package and key AKIA, eyJ, ghp_short",
     "order 1234567890123 in 12345678A; phone booth 555 1234; 16 digits 1234567812345678",
     "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
+    "Boston, MA 02110-1301, USA; 0123456789; DFARS 252.227-7013; 02 03 2024 10",
     "mov rax, 0x7fffdeadbeef; 12:30:45; aa:bb:cc; dead:beef",
     "",
 ]

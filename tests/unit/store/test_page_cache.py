@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store.page_cache import PageCache, _Kept, _read, budget
+from model_store.page_cache import PageCache, _Kept, _read, budget, give_back
 from tests.support.wait import eventually
 
 SIZE = 1_000_000
@@ -193,3 +193,16 @@ def test_page_cache_close_drops_all_and_ends_what_is_under_way(tmp_path: Path) -
     eventually(lambda: not thread.is_alive())
     cache.keep("a", tmp_path / "a")
     assert cache.held == {}
+
+
+@linux
+def test_pages_of_a_loaded_model_are_given_back_where_cards_share_the_memory(
+    tmp_path: Path,
+) -> None:
+    folder = model(tmp_path, "a", SIZE, SIZE)
+    evicted(*files(folder))
+    PageCache(10 * SIZE).keep("a", folder)
+    assert all(model_state(path) == 1.0 for path in files(folder))
+    give_back(folder)
+    assert all(model_state(path) < 0.1 for path in files(folder))
+    give_back(tmp_path / "none")

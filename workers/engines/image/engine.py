@@ -33,6 +33,7 @@ from workers.engines.torch_env import (
     loading,
     must_end,
     release_cached,
+    release_unused,
 )
 from workers.protocol import (
     Event,
@@ -77,6 +78,7 @@ class ImageEngine:
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="encode")
         self._max_calls = _MAX_CALLS
         self._first_use = FirstUse()
+        self._size = (0, 0)  #: of the images of the last call
         self._no_preview: str | None = None  #: the reason for which previews are refused
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
@@ -183,6 +185,10 @@ class ImageEngine:
             pipe, arguments = self._pipelines.prepare(samples)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return self._fail(samples, error)
+        job = samples[0].request.job
+        if (size := (job.width, job.height)) != self._size:  # pieces of other sizes are cached
+            release_unused(self._pipelines.device)
+            self._size = size
         call = PipelineCall(pipe, arguments, samples)
         call.seconds_per_image = min((c.seconds_per_image for c in self._calls), default=0.0)
         self._calls.append(call)

@@ -1,5 +1,7 @@
 """The text engine batches continuously over transformers' model classes, on CPU and CUDA."""
 
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +20,10 @@ from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Sampler
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
-from workers.engines.text.warmup import largest_jobs
+from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob
+
+log = logging.getLogger(__name__)
 
 #: Seconds that a step may take on a card: one is far shorter, but the first use of a kernel may
 #: read it from a slow disk or compile it.
@@ -97,17 +101,33 @@ class TextEngine:
 
     def _warm_up(self, ready: Ready) -> None:
         """Compute the largest steps once: what memory they take is told with the load."""
+        with busy_with("warmup"):
+            self._run_largest(ready, ready.slots)
+            if ready.device == "cuda" and self._step_tokens is None:
+                self._pace(ready)
+
+    def _run_largest(self, ready: Ready, rows: int) -> int:
+        """Run jobs of the largest shapes to their ends; return the tokens of the longest prompt."""
         jobs = largest_jobs(
-            rows=ready.slots,
+            rows=rows,
             step_tokens=self._scheduler.step_tokens,
             context=ready.max_context or 1,
             vocab_size=self._loaded.vocab_size,
         )
         for job in jobs:
             self.submit(job)
-        with busy_with("warmup"):
-            while self._requests:
-                self.step()
+        while self._requests:
+            self.step()
+        return len(jobs[0].prompt)
+
+    def _pace(self, ready: Ready) -> None:
+        """Take smaller steps where a full one would hold up the answers that run for long."""
+        usual, began = self._scheduler.step_tokens, time.monotonic()
+        tokens = self._run_largest(ready, 1)
+        step_tokens = paced(usual, tokens, time.monotonic() - began)
+        if step_tokens < usual:
+            self._scheduler.set_step(step_tokens)
+            log.info("prompts are read %d tokens at a time, not %d", step_tokens, usual)
 
     def prepare(self, job: TextJob) -> PreparedJob:
         return self._preprocessor.prepare(job)

@@ -111,6 +111,10 @@ class Scheduler:
     def waiting_count(self) -> int:
         return len(self._waiting)
 
+    def set_step(self, tokens: int) -> None:
+        """Plan no more than so many tokens a step from now on."""
+        self._most_tokens = self._step_tokens = tokens
+
     def limit_step(self, tokens: int) -> None:
         """Plan no more than so many tokens a step for a while: more did not fit into memory."""
         self._step_tokens = max(1, min(self._step_tokens, tokens))

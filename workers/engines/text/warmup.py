@@ -8,6 +8,9 @@ from workers.protocol import Sampling, TextJob
 
 _TOKENS = 3  #: of each answer: the first comes with its prompt, the others in steps of all rows
 
+_STEP_SECONDS = 0.15  #: that a step with a prompt may take
+_LEAST_STEP = 256  #: tokens: fewer do not use a card
+
 
 def largest_jobs(
     *, rows: int, step_tokens: int, context: int, vocab_size: int
@@ -26,3 +29,14 @@ def largest_jobs(
         )
         for row in range(rows)
     ]
+
+
+def paced(step_tokens: int, tokens: int, seconds: float) -> int:
+    """Return how many tokens a step should have, where so many have taken so many seconds.
+
+    All that runs waits for a step, so a prompt's is to be short. Halves of the default only: the
+    measured time varies, and the tokens of a step decide how a prompt's sums are rounded.
+    """
+    while step_tokens > _LEAST_STEP and seconds * step_tokens / tokens > _STEP_SECONDS:
+        step_tokens //= 2
+    return step_tokens

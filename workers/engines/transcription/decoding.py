@@ -22,6 +22,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from workers.engines.transcription.loading import LoadedWhisper
 
+LOOP_TOKENS = 64  #: of text without times, that a loop has at least
+_LONGEST_PHRASE = 24  #: tokens of what is repeated
+_TIMES = 5  #: that it is said at least
+_LOOK_TOKENS = 8  #: between two looks
+
 
 @dataclass(slots=True, eq=False)
 class Attempt:
@@ -44,6 +49,16 @@ class Attempt:
         size = int(math.log2(vocabulary) / 8) + 1
         raw = b"".join(token.to_bytes(size, "little") for token in self.tokens)
         return len(raw) / len(zlib.compress(raw))
+
+
+def is_loop(tokens: list[int]) -> bool:
+    """Tell whether text ends in one phrase, said again and again for many tokens."""
+    for period in range(1, _LONGEST_PHRASE + 1):
+        span = max(LOOP_TOKENS, _TIMES * period)
+        last = tokens[-span:]
+        if len(last) == span and last[period:] == last[:-period]:
+            return True
+    return False
 
 
 class DecodeBatch:
@@ -85,10 +100,18 @@ class DecodeBatch:
         tokens = self._choose(scores)
         self._ids = torch.cat((self._ids, torch.tensor(tokens, device=scores.device)[:, None]), 1)
         ended = self._ids.shape[1] >= self._decoding_config.max_tokens
-        staying = (
+        going_on = (
             [] if ended else [i for i, t in enumerate(tokens) if t != self._decoding_config.end]
         )
+        staying = [i for i in going_on if not self._repeats_itself(self.attempts[i])]
         return self._keep(staying)
+
+    def _repeats_itself(self, attempt: Attempt) -> bool:
+        """Tell whether an attempt has gone into a loop, which lasts to the window's last token."""
+        if len(attempt.tokens) < LOOP_TOKENS or len(attempt.tokens) % _LOOK_TOKENS:
+            return False
+        first = self._decoding_config.first_timestamp
+        return is_loop([token for token in attempt.tokens if token < first])
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
         output = self._loaded.model(

@@ -263,3 +263,13 @@ def test_dtype_on_a_card_follows_the_files_that_are_loaded(
     spec = Load(model="m", engine="image", path=str(tmp_path), device="cuda")
     found = choose_dtype("image", spec, torch.device("cuda"), _stored_dtype(tmp_path))
     assert str(found) == f"torch.{expected}"
+
+
+def test_memory_of_other_sizes_is_looked_at_when_the_size_of_images_changes(
+    own_harness: ImageHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Any] = []
+    monkeypatch.setattr("workers.engines.image.engine.release_unused", looks.append)
+    for width in (64, 64, 128, 64):
+        own_harness.run(own_harness.job(width=width, steps=1))
+    assert len(looks) == 3

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.audio import RATE, melody
-from tests.support.models.whisper import END, IDS, LANGUAGES
+from tests.support.models.whisper import END, FIRST_TIMESTAMP, IDS, LANGUAGES, POSITIONS
 from tests.support.transcription_harness import (
     TranscriptionHarness,
     check_segments,
@@ -17,6 +18,8 @@ from tests.support.transcription_harness import (
     tokens_of,
 )
 from workers.engines.base import Refused
+from workers.engines.transcription import decoding
+from workers.engines.transcription.decoding import DecodeBatch
 from workers.framing import FrameReader, decode_commands, encode_commands, encode_frame
 from workers.protocol import (
     Cancelled,
@@ -312,3 +315,28 @@ def test_file_that_is_no_audio_fails_by_name(harness: TranscriptionHarness, tmp_
     [failed] = harness.run(TranscriptionJob(id="a", path=str(path), max_seconds=9))
     assert isinstance(failed, Failed)
     assert (failed.code, failed.param) == ("INVALID_REQUEST", "file")
+
+
+def test_loop_of_the_decoder_ends_its_attempt_early(
+    harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times between the repetitions do not hide them, and the file is done all the same."""
+    phrase, time, steps = [1, 2, 3], FIRST_TIMESTAMP + 20, 0
+
+    def choose(batch: DecodeBatch, _scores: torch.Tensor) -> list[int]:
+        nonlocal steps
+        steps += 1
+        tokens = []
+        for attempt in batch.attempts:
+            place = len(attempt.tokens) % 4
+            tokens.append(time if place == 3 else phrase[place])
+            attempt.tokens.append(tokens[-1])
+            attempt.logprobs -= 0.1
+        return tokens
+
+    monkeypatch.setattr(decoding, "LOOP_TOKENS", 12)
+    monkeypatch.setattr(DecodeBatch, "_choose", choose)
+    events = harness.run(harness.job(SHORT, timestamps="segment"))
+    assert isinstance(events[-1], TranscriptionDone)
+    attempts = 6
+    assert steps <= attempts * 24 < attempts * (POSITIONS - 4)

@@ -27,6 +27,7 @@ IMAGE = protocol.ImageJob(
 SPEECH = protocol.SpeechJob(id="1", text="hi", seed=1, folder="/a")
 EMBEDDED = protocol.EmbeddingJob(id="1", texts=("hi",))
 HEARD = protocol.TranscriptionJob(id="1", path="/a/1", max_seconds=60)
+VECTORS = protocol.EmbeddingJob(id="1", texts=("hi",))
 
 
 @pytest.fixture
@@ -132,6 +133,7 @@ def test_cache_takes_what_a_repeat_cannot_change() -> None:
     assert repeatable(sampled(temperature=1.0, seed=0))
     assert not repeatable(sampled(temperature=1.0))
     assert repeatable(job(HEARD))
+    assert repeatable(job(VECTORS))
     assert repeatable(job(EMBEDDED))
     assert not repeatable(job(change(HEARD, temperature=0.2)))
     for work in (IMAGE, SPEECH):

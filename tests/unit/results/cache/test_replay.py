@@ -1,11 +1,11 @@
 """Answers of each kind come back as the events that they were made from, under another id."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
-from bitinglip.results.cache.replay import pack, unpack
+from bitinglip.results.cache.replay import is_whole, pack, unpack
 from bitinglip.scheduling.event_log import EventLog, Loading, Queued
 from bitinglip.scheduling.job import Job
 from workers import protocol
@@ -30,6 +30,7 @@ IMAGE = protocol.ImageJob(
     id="", prompt="p", width=8, height=8, steps=2, seeds=(1,), folder="/f", preview_every=1
 )
 SPEECH = protocol.SpeechJob(id="", text="hi", seed=1, folder="/f")
+VECTORS = protocol.EmbeddingJob(id="", texts=("hi", "ho"))
 HEARD = protocol.TranscriptionJob(id="", path="/f", max_seconds=9)
 OUTPUTS: dict[type, tuple[protocol.Job, list[Any]]] = {
     protocol.TextJob: (
@@ -69,6 +70,13 @@ OUTPUTS: dict[type, tuple[protocol.Job, list[Any]]] = {
             ),
         ],
     ),
+    protocol.EmbeddingJob: (
+        VECTORS,
+        [
+            protocol.Progress(id="", step=1, steps=1),
+            protocol.EmbeddingDone(id="", vectors=bytes(16), dimensions=2, prompt_tokens=2),
+        ],
+    ),
     protocol.TranscriptionJob: (
         HEARD,
         [
@@ -91,6 +99,11 @@ def log_of(work: protocol.Job, name: str, *, stream: bool = True) -> EventLog:
 
 def named(event: Any, name: str) -> Any:
     return msgspec.structs.replace(event, id=name)
+
+
+def test_cache_takes_answers_of_every_kind() -> None:
+    assert set(OUTPUTS) == set(get_args(protocol.Job))
+    assert all(is_whole(output[-1]) for _, output in OUTPUTS.values())
 
 
 @pytest.mark.parametrize("kind", OUTPUTS, ids=lambda kind: kind.__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from workers.engines.cuda_graphs import Capture, Graphs
+from workers.engines.cuda_graphs import Capture, Graphs, has_room
 from workers.engines.packed_linear import PackedLinear
 
 #: (layer, query, key, value) -> what the query found; each of (rows, heads, length, width)
@@ -51,7 +51,7 @@ class Stage:
         self._free = list(range(rows))
         self._held: dict[int, CacheSlot] = {}
         self._graphs: Graphs | None = None
-        if capture is not None:
+        if capture is not None and has_room(self.device):
             self._graphs = Graphs(self._advance, rows, self._longest, self.device, capture)
 
     @property

@@ -1,0 +1,52 @@
+"""Finds workers on cards whose RAM keeps growing, so that they are replaced before it runs out.
+
+What a worker on a card holds in RAM is the same after its first jobs as after thousands, but for
+what libraries lose. A worker on the processor has its model and cache there, which fill up.
+"""
+
+from collections.abc import Iterable, Mapping
+from weakref import WeakKeyDictionary
+
+from bitinglip.scheduling.models.manager import ModelManager
+from bitinglip.scheduling.models.state import Replica
+from workers.devices import CPU
+from workers.worker import Worker
+
+_FIRST_JOBS = 10  #: after which its RAM is what it needs
+_TIMES = 2.0  #: that, at which it is replaced
+_LEAST = 2_000_000_000  #: bytes that it has grown by, at least
+
+
+class RamGrowth:
+    def __init__(self) -> None:
+        self._first: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
+
+    def replace(self, manager: ModelManager) -> None:
+        """Put another worker in the place of one whose RAM keeps growing, while it is idle."""
+        for replica in self.outgrown(manager.replicas(), resident(manager)):
+            manager.drain_replica(replica, "its RAM has grown")
+            manager.preload(replica.model)
+
+    def outgrown(self, replicas: Iterable[Replica], resident: Mapping[int, int]) -> list[Replica]:
+        """List replicas that are to be replaced, all of which are idle.
+
+        resident: the RAM that processes hold, by their ids.
+        """
+        found = []
+        for replica in replicas:
+            worker = replica.worker
+            if worker is None or replica.state != "ready" or CPU in replica.devices:
+                continue
+            held = resident.get(worker.pid)
+            if held is None or replica.ended_jobs < _FIRST_JOBS:
+                continue
+            first = self._first.setdefault(worker, held)
+            if replica.in_flight == 0 and held > max(_TIMES * first, first + _LEAST):
+                found.append(replica)
+        return found
+
+
+def resident(manager: ModelManager) -> Mapping[int, int]:
+    """Map our processes to the bytes of RAM that they hold, as the last look has it."""
+    reading = manager.facts.reading(CPU)
+    return reading.processes if reading is not None else {}

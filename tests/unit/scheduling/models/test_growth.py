@@ -1,0 +1,43 @@
+"""A worker on a card whose RAM keeps growing is replaced while it is idle."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+
+from bitinglip.scheduling.models.growth import RamGrowth
+from bitinglip.scheduling.models.state import Replica
+from workers.worker import Worker
+
+GB = 1_000_000_000
+
+
+@dataclass(eq=False)
+class Process:
+    pid: int
+
+
+def replica(*, device: str = "GPU-aa", jobs: int = 10, in_flight: int = 0) -> Replica:
+    made = Replica("m", 0, {device: GB}, 0.0, state="ready")
+    made.worker = cast("Worker", Process(pid=7))
+    made.ended_jobs, made.in_flight = jobs, in_flight
+    return made
+
+
+def outgrown(one: Replica, *held: float) -> bool:
+    growth = RamGrowth()
+    return [bool(growth.outgrown([one], {7: int(each * GB)})) for each in held][-1]
+
+
+@pytest.mark.parametrize(
+    ("held", "found"), [((3, 5, 5.9), False), ((3, 6.1), True), ((0.5, 2.4), False), ((6,), False)]
+)
+def test_growth_to_twice_what_the_first_jobs_took_replaces_a_worker(
+    held: tuple[float, ...], found: bool
+) -> None:
+    assert outgrown(replica(), *held) is found
+
+
+@pytest.mark.parametrize("facts", [{"device": "cpu"}, {"jobs": 9}, {"in_flight": 1}])
+def test_growth_on_the_processor_at_first_or_at_work_is_left_alone(facts: dict[str, Any]) -> None:
+    assert not outgrown(replica(**facts), 3, 9)
