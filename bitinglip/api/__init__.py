@@ -10,8 +10,9 @@ from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usag
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import embedding, image, speech, text, transcription
 from bitinglip.api.middleware import Door
+from bitinglip.api.not_found import not_found
+from bitinglip.api.request_context import route_path
 from bitinglip.api.tasks import files, tasks, watch
-from bitinglip.errors import NotFound
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import SettingsError
 
@@ -66,9 +67,9 @@ def mount(app: Application, settings: Settings) -> None:
     app.door = Door(app, settings, AsyncExitStackMiddleware(app.router))
 
 
-async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
+async def _not_found(scope: Scope, _receive: Receive, _send: Send) -> None:
     """Raise NotFound where no route matches, for requests and WebSockets alike."""
-    raise NotFound()
+    raise not_found(route_path(scope))
 
 
 def check_declared(routes: list[BaseRoute]) -> None:

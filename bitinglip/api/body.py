@@ -14,7 +14,8 @@ from starlette.responses import Response
 from bitinglip.api.auth import caller_of
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import UnsupportedMediaType
+from bitinglip.errors import UnsupportedMediaType, UnsupportedParameter
+from bitinglip.wire.openai_body import OpenAIRequest
 from bitinglip.wire.parse import is_large, parse
 
 #: One thread: a body takes many times its size while it is read, so large ones take turns.
@@ -33,9 +34,25 @@ async def read_body(request: Request, model: type[M]) -> M:
     # Not request.body(), which keeps the bytes for as long as the request lives.
     first, more = await next_part(request)
     if not more and not is_large(first):
-        return parse(model, first)
+        return note_ignored(request, parse(model, first))
     with input_memory(request) as grow:
-        return await parsed(model, await _rest(request, first, more, grow))
+        return note_ignored(request, await parsed(model, await _rest(request, first, more, grow)))
+
+
+def note_ignored(request: Request, body: M) -> M:
+    """Return the body; the response will name its fields that were left out of account.
+
+    Raises UnsupportedParameter where the settings refuse such fields.
+    """
+    if not isinstance(body, OpenAIRequest) or not body.ignored:
+        return body
+    services, first = services_of(request), body.ignored[0]
+    if services.settings.openai.unknown_fields == "refuse":
+        raise UnsupportedParameter(f"'{first}' is unknown or not supported.", param=first)
+    context = context_of(request.scope)
+    context.notices += ((b"x-ignored-fields", ", ".join(body.ignored).encode()),)
+    services.metrics.fields_ignored()
+    return body
 
 
 async def read_optional_body(request: Request, model: type[M]) -> M:

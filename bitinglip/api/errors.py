@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from bitinglip import errors
 from bitinglip.access.limits.policy import TOKENS
-from bitinglip.api.request_context import context_of
+from bitinglip.api.request_context import context_of, route_path
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
@@ -51,11 +51,15 @@ def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
     if answer.status == 429:
         _count_refusal(scope, error)
     return Response(
-        error_body(error, context_of(scope).request_id),
+        error_body(error, context_of(scope).request_id, openai=_is_openai(scope)),
         status_code=answer.status,
         headers=headers_of(error, answer.status),
         media_type="application/json",
     )
+
+
+def _is_openai(scope: Scope) -> bool:
+    return route_path(scope).startswith("/v1/")
 
 
 def _count_refusal(scope: Scope, error: errors.BitingLipError) -> None:

@@ -11,7 +11,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from bitinglip.api.auth import caller_of
-from bitinglip.api.body import input_memory, media_type_of, next_part, parsed
+from bitinglip.api.body import input_memory, media_type_of, next_part, note_ignored, parsed
 from bitinglip.api.multipart import FormParser
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
@@ -44,7 +44,8 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
             await form.feed(part)
         form.finish()
         fields = _values(model, form.fields, names)
-        return await parsed(model, msgspec.json.encode(fields)), form.files
+        body = await parsed(model, msgspec.json.encode(fields))
+        return note_ignored(request, body), form.files
 
 
 def _values(

@@ -33,6 +33,7 @@ from bitinglip.settings.sections import (
     Hub,
     KeyRotation,
     Logging,
+    OpenAI,
     Queue,
     ResidencyRules,
     Section,
@@ -87,6 +88,7 @@ class Settings(Section):
     files: Files = Files()
     audit: Audit = Audit()
     usage: Usage = Usage()
+    openai: OpenAI = OpenAI()
     hub: Hub = Hub()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(

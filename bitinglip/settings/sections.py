@@ -298,6 +298,14 @@ class Usage(Section):
     )
 
 
+class OpenAI(Section):
+    unknown_fields: Literal["ignore", "refuse"] = Field(
+        "ignore",
+        description="request fields on /v1 that OpenAI's API does not have: ignore (the response's "
+        "header X-Ignored-Fields names them) or refuse",
+    )
+
+
 class Hub(Section):
     endpoint: str | None = Field(
         None, description="URL of a Hugging Face mirror; null uses the hub itself"

@@ -76,6 +76,11 @@ class Metrics:
             registry,
             buckets=_OVERHEAD,
         )
+        self._ignored = Counter(
+            "bitinglip_ignored_fields_total",
+            "Requests on OpenAI's surface with fields that were left out of account",
+            registry=registry,
+        )
         active = Gauge(
             "gateway_active_users", "API keys used in the last five minutes", registry=registry
         )
@@ -186,6 +191,9 @@ class Metrics:
         if completion_tokens > 1:
             each = (duration - first_token_seconds) / (completion_tokens - 1)
             self._between.observe(each, (model,))
+
+    def fields_ignored(self) -> None:
+        self._ignored.inc()
 
     def images_made(self, *, model: str, count: int) -> None:
         self._images.labels(self._models.bound(model)).inc(count)

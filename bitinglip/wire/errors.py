@@ -7,10 +7,27 @@ import msgspec
 
 from bitinglip import errors
 
+#: OpenAI's words for codes of ours; others are written in lower case on its surface
+_OPENAI_CODES = {
+    "INVALID_MODEL": "model_not_found",
+    "INVALID_API_KEY": "invalid_api_key",
+    "EXPIRED_API_KEY": "invalid_api_key",
+    "INVALID_TOKEN": "invalid_api_key",
+    "RATE_LIMIT_EXCEEDED": "rate_limit_exceeded",
+    "CONCURRENCY_LIMIT_EXCEEDED": "rate_limit_exceeded",
+    "QUOTA_EXCEEDED": "insufficient_quota",
+    "INVALID_REQUEST": "invalid_value",
+    "CONTENT_FILTERED": "content_filter",
+}
 
-def error_body(error: errors.BitingLipError, request_id: str) -> bytes:
-    """Encode an error as JSON: ``{"error": {...}}``."""
-    return msgspec.json.encode({"error": error_object(error, request_id)})
+
+def error_body(error: errors.BitingLipError, request_id: str, *, openai: bool = False) -> bytes:
+    """Encode an error as JSON: ``{"error": {...}}``; ``openai``: with that surface's codes."""
+    described = error_object(error, request_id)
+    if openai:
+        code = described["code"]
+        described["code"] = _OPENAI_CODES.get(code, code.lower())
+    return msgspec.json.encode({"error": described})
 
 
 def error_object(error: errors.BitingLipError, request_id: str) -> dict[str, Any]:

@@ -6,9 +6,9 @@ declared with the values that change nothing (``AllowedValues``), and refused wi
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, PrivateAttr, WithJsonSchema, model_validator
 
 from bitinglip.wire.body import Body
 
@@ -20,12 +20,28 @@ Label = Annotated[Any, WithJsonSchema({"description": "accepted, and has no effe
 
 
 class OpenAIBody(Body):
-    """A request body of OpenAI's surface; it keeps the names of fields that it does not know."""
+    """A part of a request on OpenAI's surface; fields that it does not know change nothing."""
 
     model_config = ConfigDict(extra="allow")
 
 
-def ignored_fields(body: BaseModel) -> list[str]:
+class OpenAIRequest(OpenAIBody):
+    """A whole request body; it knows which fields were left out of account."""
+
+    _ignored: list[str] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="after")
+    def _find_ignored(self) -> Self:
+        # Here, and not when they are asked for: large bodies are validated beside the event loop.
+        self._ignored = _ignored_fields(self)
+        return self
+
+    @property
+    def ignored(self) -> list[str]:
+        return self._ignored
+
+
+def _ignored_fields(body: BaseModel) -> list[str]:
     """Return the fields of a body that were left out of account, as paths without indices.
 
     A null is nothing that was left out. At most 16, each once; names that no header can hold, or

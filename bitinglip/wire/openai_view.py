@@ -44,4 +44,4 @@ class OpenAIView(ABC):
 
     def error_event(self, error: BitingLipError) -> bytes:
         """Return an error as an event of a stream that has begun."""
-        return sse(error_body(error, self._request_id))
+        return sse(error_body(error, self._request_id, openai=True))

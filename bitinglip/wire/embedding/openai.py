@@ -1,27 +1,26 @@
-"""OpenAI's surface takes this request for embeddings. A field that is not here is refused by name.
+"""OpenAI's surface takes this request for embeddings.
 
-Our additional fields are ``prompt_name`` and ``truncate``; ``user`` has no effect.
+Our additional fields are ``prompt_name`` and ``truncate``.
 """
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from bitinglip.scheduling.job import Job
-from bitinglip.wire.body import Body, ModelName
+from bitinglip.wire.body import ModelName
 from bitinglip.wire.embedding.job import Dimensions, PromptName, embedding_job, texts_of
 from bitinglip.wire.embedding.native import Input
 from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.openai_body import Label, OpenAIRequest
 
 Encoding = Literal["float", "base64"]
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(OpenAIRequest):
     model: ModelName
     input: Input
     encoding_format: Encoding | None = None
     dimensions: Dimensions | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
+    user: Label = None
     prompt_name: PromptName | None = None
     truncate: bool | None = None
 

@@ -1,7 +1,7 @@
 """OpenAI's surface takes these requests for images.
 
 Our additional fields are ``negative_prompt, steps, guidance_scale, seed, scheduler``, and
-``strength`` for edits. ``user`` has no effect and is not stored.
+``strength`` for edits.
 """
 
 import re
@@ -17,11 +17,12 @@ from bitinglip.scheduling.job import Job
 from bitinglip.wire.body import AllowedValues
 from bitinglip.wire.image.job import Format, ImageFields
 from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.openai_body import Label, OpenAIRequest
 
 _SIZE = re.compile(r"([0-9]{2,5})x([0-9]{2,5})", re.ASCII)
 
 
-class _ImagesRequest(ImageFields):
+class _ImagesRequest(ImageFields, OpenAIRequest):
     """The fields that generations and edits share."""
 
     size: Annotated[str, Field(max_length=16)] | None = None
@@ -29,7 +30,7 @@ class _ImagesRequest(ImageFields):
     output_format: Format | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
+    user: Label = None
     background: Annotated[Any, AllowedValues((None, "auto", "opaque"))] = None
     quality: Annotated[Any, AllowedValues((None, "auto", "standard"))] = None
 

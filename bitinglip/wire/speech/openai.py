@@ -9,15 +9,16 @@ from pydantic import Field
 
 from bitinglip.errors import UnsupportedParameter
 from bitinglip.scheduling.job import Job
-from bitinglip.wire.body import AllowedValues, Body, ModelName
+from bitinglip.wire.body import AllowedValues, ModelName
 from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.openai_body import OpenAIRequest
 from bitinglip.wire.speech.job import Language, SampleRate, Speed, Voice, speech_job
 
 _FORMATS = {"mp3": "mp3", "opus": "ogg", "flac": "flac", "wav": "wav", "pcm": "wav"}
 _PCM_RATE = 24_000
 
 
-class SpeechRequest(Body):
+class SpeechRequest(OpenAIRequest):
     """The body of ``POST /v1/audio/speech``; ``pcm`` is streamed, other formats are not."""
 
     model: ModelName

@@ -12,7 +12,7 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.wire.body import AllowedValues, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
-from bitinglip.wire.openai_body import Label, OpenAIBody
+from bitinglip.wire.openai_body import Label, OpenAIBody, OpenAIRequest
 from bitinglip.wire.text.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -70,7 +70,7 @@ class OpenAIMessage(OpenAIBody):
         return chat_message(self.role, self.content, self.name)
 
 
-class _OpenAIFields(SamplingFields, OpenAIBody):
+class _OpenAIFields(SamplingFields, OpenAIRequest):
     """The fields that chat and completions share."""
 
     model: ModelName

@@ -4,15 +4,16 @@ from typing import Annotated, Any, Literal
 
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
 from bitinglip.scheduling.job import Job
-from bitinglip.wire.body import AllowedValues, Body, ModelName
+from bitinglip.wire.body import AllowedValues, ModelName
 from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.openai_body import OpenAIRequest
 from bitinglip.wire.transcription.job import Language, Prompt, Temperature, transcription_job
 
 Form = Literal["json", "text", "srt", "vtt", "verbose_json"]
 _TIMED = ("srt", "vtt", "verbose_json")
 
 
-class _Fields(Body):
+class _Fields(OpenAIRequest):
     """The fields that both routes share."""
 
     model: ModelName
@@ -27,6 +28,7 @@ class TranscriptionRequest(_Fields):
     language: Language | None = None
     timestamp_granularities: list[Literal["word", "segment"]] | None = None
     stream: bool = False
+    include: Annotated[Any, AllowedValues((None, []))] = None
     chunking_strategy: Annotated[Any, AllowedValues((None, "auto"))] = None
 
     def to_job(self, context: JobContext, file_bytes: int) -> Job:
