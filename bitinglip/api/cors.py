@@ -20,6 +20,7 @@ _EXPOSED = (
     "Sunset",
     "X-Request-ID",
     "X-Cache",
+    "X-Ignored-Fields",
     "X-Queue-Position",
     "X-Should-Retry",
     "X-BitingLip-Overhead-Ms",

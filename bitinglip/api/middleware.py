@@ -83,6 +83,8 @@ class Door:
         if scope["type"] not in _TYPES:
             await self._rest(scope, receive, send)
             return
+        if _method(scope) == "HEAD":  # answered as GET is; the connection leaves the body out
+            scope = {**scope, "method": "GET"}
         services: Services | None = getattr(self._app.state, "services", None)
         fields = dict(scope["headers"])
         context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))

@@ -10,14 +10,14 @@ def not_found(path: str) -> NotFound:
     """Return the error for a path, with the usual mistake in it if it holds one."""
     plain = path.rstrip("/")
     if plain.startswith("/v1/v1/"):
-        return _instead(path, plain.removeprefix("/v1"), "The base URL holds /v1 already.")
+        return _instead(plain.removeprefix("/v1"), "The base URL holds /v1 already.")
     if plain.startswith(_OPENAI):
-        return _instead(path, f"/v1{plain}", "The base URL of OpenAI's API ends in /v1.")
+        return _instead(f"/v1{plain}", "The base URL of OpenAI's API ends in /v1.")
     if plain and plain != path and path.startswith(("/v1/", "/api/v1/")):
-        return _instead(path, plain, "Paths end without a slash.")
+        return _instead(plain, "Paths end without a slash.")
     return NotFound(f"There is nothing at this path. {_ROUTES}")
 
 
-def _instead(path: str, other: str, reason: str) -> NotFound:
+def _instead(other: str, reason: str) -> NotFound:
     shown = other[:200]
     return NotFound(f"There is nothing at this path; try {shown}. {reason}", details={"try": shown})

@@ -110,7 +110,8 @@ def test_cache_serves_streams_and_bodies_of_both_surfaces(
     if streams_first:
         asked.reverse()
     answers = [client.post(path, json=body) for path, body in asked]
-    assert [outcome(answer) for answer in answers] == ["MISS", "HIT", "HIT", "HIT"]
+    # A surface has its own: on OpenAI's max_tokens is cut to what the context leaves.
+    assert [outcome(answer) for answer in answers] == ["MISS", "HIT", "MISS", "HIT"]
     if streams_first:
         answers.reverse()
     body, chunks, native, events = answers
@@ -120,19 +121,18 @@ def test_cache_serves_streams_and_bodies_of_both_surfaces(
     said = [
         choice["delta"].get("content") or "" for each in parts[:-1] for choice in each["choices"]
     ]
-    assert "".join(said) == text_of(native) == text
+    assert "".join(said) == text
     assert len({body.json()["id"], parts[0]["id"], native.json()["task_id"]}) == 3
     names = [name for name, _ in events_of(events.text) if name not in ("queued", "loading")]
     tokens = ["token", "token"] if streams_first else ["token"]
     assert names == ["started", *tokens, "completed"]
     pieces = [data["text"] for name, data in events_of(events.text) if name == "token"]
-    assert "".join(pieces) == text
+    assert "".join(pieces) == text_of(native)
     details = [each["usage"]["prompt_tokens_details"] for each in (body.json(), parts[-2])]
     fresh = {"cached_tokens": 0}
-    assert details == (
-        [{"cached_tokens": 3}] * 2 if streams_first else [fresh, {"cached_tokens": 3}]
-    )
-    assert engine.runs[prompt] == 1
+    kept = {"cached_tokens": 3}
+    assert details == ([kept, fresh] if streams_first else [fresh, kept])
+    assert engine.runs[prompt] == 2
 
 
 def test_cache_passes_by_what_may_differ(client: httpx.Client, engine: Engine) -> None:

@@ -208,7 +208,7 @@ def test_blocked_stream_shows_what_came_before_and_ends_with_the_error(served: S
     assert native[-1][0] == "failed"
     assert native[-1][1]["error"]["code"] == "PII_DETECTED"
     assert native[-1][1]["error"]["details"] == {"classes": ["email"], "count": 1}
-    assert chat[-1][1]["error"]["code"] == "PII_DETECTED"
+    assert chat[-1][1]["error"]["code"] == "pii_detected"
     assert STREAM_END not in chat
     assert "john" not in json.dumps([native, chat])
     served.wait_idle()

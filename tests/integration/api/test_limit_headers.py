@@ -129,6 +129,6 @@ def test_retry_of_the_official_client_stops_at_a_quota(served: Served) -> None:
         client.chat.completions.create(model="demo", messages=MESSAGES)
         with pytest.raises(openai.RateLimitError) as refused:
             client.chat.completions.create(model="demo", messages=MESSAGES)
-    assert refused.value.response.json()["error"]["code"] == "QUOTA_EXCEEDED"
+    assert refused.value.response.json()["error"]["code"] == "insufficient_quota"
     assert refused.value.response.headers["x-should-retry"] == "false"
     assert refusals(served) == before + 1

@@ -67,7 +67,7 @@ def test_openai_stream_that_fails_later_ends_without_done(client: httpx.Client) 
     response = client.post(CHAT, json=body)
     assert response.status_code == 200
     assert "[DONE]" not in response.text
-    assert events_of(response.text)[-1][1]["error"]["code"] == "WORKER_CRASHED"
+    assert events_of(response.text)[-1][1]["error"]["code"] == "worker_crashed"
 
 
 def test_error_of_a_whole_answer_has_its_status(client: httpx.Client) -> None:

@@ -42,10 +42,10 @@ def message_of(request: Any, own: Model | None = None) -> Any:
 
 
 BOUNDS = [
-    ("max_tokens", [1, 1_000_000], [0, -1, 1_000_001, 1.0, True, "5"]),
+    ("max_tokens", [1, 1_000_000, -1], [0, -2, 1_000_001, 1.0, -1.0, True, "5"]),
     ("temperature", [0, 0.0, 2], [-0.01, 2.01, "1", False]),
-    ("top_p", [0.0001, 1], [0, 1.01]),
-    ("top_k", [1, 1_000_000], [0, -1, 1_000_001, 1.5]),
+    ("top_p", [0, 0.0001, 1], [-0.1, 1.01]),
+    ("top_k", [-1, 0, 1, 1_000_000], [-2, 1_000_001, 1.5]),
     ("min_p", [0, 1], [-0.1, 1.1]),
     ("repetition_penalty", [0.001, 2], [0, 2.01]),
     ("presence_penalty", [-2, 2], [-2.01, 2.01]),
@@ -74,7 +74,9 @@ def test_stop_sequences() -> None:
     assert refused(TextGenerationRequest, NATIVE, stop_sequences=["x"] * 17).param == (
         "stop_sequences"
     )
-    assert refused(TextGenerationRequest, NATIVE, stop_sequences=[""]).param == "stop_sequences[0]"
+    assert refused(TextGenerationRequest, NATIVE, stop_sequences="x").param == "stop_sequences"
+    some = message_of(read(TextGenerationRequest, NATIVE, stop_sequences=["", "a"]))
+    assert some.sampling.stop == ("a",)
     long = ["a", "x" * 257]
     assert refused(TextGenerationRequest, NATIVE, stop_sequences=long).param == "stop_sequences[1]"
 
@@ -82,9 +84,20 @@ def test_stop_sequences() -> None:
 @pytest.mark.parametrize(("model", "body"), SURFACES[1:])
 def test_openai_stop(model: Any, body: dict[str, Any]) -> None:
     assert message_of(read(model, body, stop="end")).sampling.stop == ("end",)
-    assert message_of(read(model, body, stop=["a"] * 4)).sampling.stop == ("a",) * 4
-    assert refused(model, body, stop=["a"] * 5).param == "stop"
-    assert refused(model, body, stop="").param == "stop[0]"
+    assert message_of(read(model, body, stop=["a"] * 16)).sampling.stop == ("a",) * 16
+    assert refused(model, body, stop=["a"] * 17).param == "stop"
+    assert message_of(read(model, body, stop="")).sampling.stop == ()
+    assert message_of(read(model, body, stop=["", "a"])).sampling.stop == ("a",)
+
+
+@pytest.mark.parametrize(("model", "body"), SURFACES)
+def test_top_k_that_is_off_is_off_whatever_the_model_s_default(
+    model: Any, body: dict[str, Any]
+) -> None:
+    own = Model(sampling=SamplingDefaults(top_k=5))
+    for off in (0, -1):
+        assert message_of(read(model, body, top_k=off), own).sampling.top_k is None
+    assert message_of(read(model, body, top_k=None), own).sampling.top_k == 5
 
 
 def test_logprobs() -> None:
@@ -102,11 +115,17 @@ def test_logprobs() -> None:
     )
 
 
-@pytest.mark.parametrize(("model", "body"), SURFACES)
-def test_unknown_fields_are_refused_by_name(model: Any, body: dict[str, Any]) -> None:
-    error = refused(model, body, mirostat=2)
+def test_unknown_fields_of_the_native_surface_are_refused_by_name() -> None:
+    error = refused(TextGenerationRequest, NATIVE, mirostat=2)
     assert isinstance(error, errors.UnsupportedParameter)
     assert error.param == "mirostat"
+
+
+@pytest.mark.parametrize(("model", "body"), SURFACES[1:])
+def test_unknown_fields_of_openai_s_surface_are_told(model: Any, body: dict[str, Any]) -> None:
+    request = read(model, body, mirostat=2, absent=None)
+    assert request.ignored == ["mirostat"]
+    assert read(model, body).ignored == []
 
 
 @pytest.mark.parametrize(
@@ -115,11 +134,11 @@ def test_unknown_fields_are_refused_by_name(model: Any, body: dict[str, Any]) ->
         (TextGenerationRequest, NATIVE, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "n", 2),
         (ChatCompletionRequest, CHAT, "n", True),
-        (ChatCompletionRequest, CHAT, "tools", []),
-        (ChatCompletionRequest, CHAT, "tool_choice", "auto"),
+        (ChatCompletionRequest, CHAT, "tools", [{"type": "function"}]),
+        (ChatCompletionRequest, CHAT, "tool_choice", "required"),
         (ChatCompletionRequest, CHAT, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "store", True),
-        (ChatCompletionRequest, CHAT, "metadata", {"a": "b"}),
+        (ChatCompletionRequest, CHAT, "functions", [{"name": "f"}]),
         (ChatCompletionRequest, CHAT, "modalities", ["text", "audio"]),
         (CompletionRequest, COMPLETION, "n", 2),
         (CompletionRequest, COMPLETION, "best_of", 2),
@@ -160,14 +179,14 @@ def test_fields_that_ask_for_nothing_else_are_taken() -> None:
     [
         ({}, "messages"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
             "messages[0].content[0].type",
         ),
-        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages[0].name"),
         ({"messages": [{"role": "user", "content": "x"}, 7]}, "messages[1]"),
     ],
 )
@@ -270,7 +289,8 @@ def test_fields_all_reach_the_worker(model: Any, body: dict[str, Any]) -> None:
     assert msgspec.structs.asdict(message) == msgspec.structs.asdict(sent)
     assert isinstance(message, protocol.TextJob)
     assert message.sampling == EXPECTED
-    assert (message.stream, message.clip_max_tokens) == (True, False)
+    clips = model is not TextGenerationRequest
+    assert (message.stream, message.clip_max_tokens) == (True, clips)
     assert (job.model, job.key_id, message.id) == ("m", "k", job.id)
     assert job.timeout == body.get("timeout", 600)
 
@@ -309,9 +329,9 @@ def test_seed_that_is_negative_is_taken_modulo_two_to_the_64() -> None:
 
 def test_max_completion_tokens() -> None:
     message = message_of(read(ChatCompletionRequest, CHAT, max_completion_tokens=4))
-    assert (message.sampling.max_tokens, message.clip_max_tokens) == (4, False)
+    assert (message.sampling.max_tokens, message.clip_max_tokens) == (4, True)
     both = {"max_completion_tokens": 4, "max_tokens": 5}
-    assert refused(ChatCompletionRequest, CHAT, **both).param == "max_completion_tokens"
+    assert message_of(read(ChatCompletionRequest, CHAT, **both)).sampling.max_tokens == 4
 
 
 def test_stream_options_need_a_stream() -> None:

@@ -1,0 +1,152 @@
+"""OpenAI's surface: what is accepted, left out and said, or refused, and in whose words."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.api_server import serve
+from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT
+
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"temperature": None, "top_p": None, "stop": None, "seed": None, "stream_options": None},
+        {"n": 1, "tools": [], "tool_choice": "auto", "functions": [], "store": False},
+        {"tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"]},
+        {"metadata": {"a": "b"}, "user": "", "safety_identifier": "x", "prompt_cache_key": "k"},
+        {"service_tier": "flex", "prompt_cache_retention": "24h", "parallel_tool_calls": True},
+        {"top_k": 0}, {"top_k": -1}, {"top_p": 0}, {"stop": ""}, {"stop": ["", "never"]},
+        {"stop": [f"stop{number}" for number in range(16)]},
+        {"max_tokens": -1}, {"max_tokens": None}, {"max_tokens": 32_000},
+        {"max_tokens": 50, "max_completion_tokens": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_chat_takes_what_changes_nothing(client: httpx.Client, field: dict[str, Any]) -> None:
+    response = client.post(CHAT, json={**MESSAGES, **field})
+    assert response.status_code == 200, response.text
+    assert "x-ignored-fields" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None},
+        {"role": "assistant"},
+        {"role": "assistant", "content": "a", "tool_calls": None, "refusal": None, "audio": None},
+        {"role": "user", "content": "a", "name": "ann"},
+        {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"x": "y"}}]},
+    ],
+    ids=str,
+)
+def test_chat_takes_turns_as_clients_keep_them(
+    client: httpx.Client, message: dict[str, Any]
+) -> None:
+    turns = [message, {"role": "user", "content": "hi"}]
+    response = client.post(CHAT, json={**MESSAGES, "messages": turns})
+    assert response.status_code == 200, response.text
+    assert "x-ignored-fields" not in response.headers
+
+
+def test_chat_says_which_fields_it_left_out(client: httpx.Client) -> None:
+    turn = {"role": "user", "content": "hi", "copilot_cache_control": {"type": "ephemeral"}}
+    asked = {**MESSAGES, "messages": [turn, turn], "verbosity": "low", "no\nname": 1, "void": None}
+    response = client.post(CHAT, json=asked)
+    assert response.status_code == 200
+    named = response.headers["x-ignored-fields"].split(", ")
+    assert sorted(named) == ["?", "messages.copilot_cache_control", "verbosity"]
+    many = {"model": "demo", "prompt": "a", **{f"x{number}": 1 for number in range(20)}}
+    response = client.post(COMPLETIONS, json=many)
+    assert len(response.headers["x-ignored-fields"].split(", ")) == 16
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"n": 2}, "n"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"prediction": {"type": "content", "content": "a"}}, "prediction"),
+    ],
+    ids=str,
+)
+def test_chat_refuses_by_name_what_would_change_the_answer(
+    client: httpx.Client, field: dict[str, Any], param: str
+) -> None:
+    error = client.post(CHAT, json={**MESSAGES, **field}).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", param)
+
+
+def test_unknown_fields_are_refused_where_the_settings_say_so(tmp_path: Path) -> None:
+    with (
+        serve(tmp_path, openai={"unknown_fields": "refuse"}) as served,
+        httpx.Client(base_url=served.url, headers=served.headers("inference:text")) as client,
+    ):
+        response = client.post(CHAT, json={**MESSAGES, "verbosity": "low"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "verbosity"
+
+
+def test_native_surface_refuses_unknown_fields_and_is_as_lenient_with_numbers(
+    client: httpx.Client,
+) -> None:
+    refused = client.post(NATIVE, json={**PROMPT, "verbosity": "low"})
+    assert refused.json()["error"]["code"] == "UNSUPPORTED_PARAMETER"
+    lenient = {"top_k": -1, "top_p": 0, "stop_sequences": [""], "max_tokens": -1}
+    assert client.post(NATIVE, json={**PROMPT, **lenient}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("POST", CHAT, {**MESSAGES, "model": "nope"}, 404, "model_not_found"),
+        ("POST", CHAT, {**MESSAGES, "messages": "hi"}, 400, "invalid_value"),
+        ("GET", CHAT, None, 405, "invalid_value"),
+        ("GET", "/v1/models", None, 403, "insufficient_scope"),
+        ("GET", "/v1/nothing", None, 404, "not_found"),
+    ],
+)
+def test_errors_on_v1_have_openai_s_codes(
+    client: httpx.Client, method: str, path: str, body: Any, status: int, code: str
+) -> None:
+    response = client.request(method, path, json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+def test_wrong_key_on_v1_has_openai_s_code(client: httpx.Client) -> None:
+    headers = {"Authorization": "Bearer wrong"}
+    on_v1 = client.get("/v1/models", headers=headers).json()["error"]["code"]
+    native = client.get("/api/v1/models", headers=headers).json()["error"]["code"]
+    assert (on_v1, native) == ("invalid_api_key", "INVALID_API_KEY")
+
+
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/models", "/v1/models"),
+    ],
+)
+def test_path_that_is_not_there_says_which_is(
+    client: httpx.Client, path: str, instead: str
+) -> None:
+    response = client.post(path, json=MESSAGES)
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert error["details"] == {"try": instead}
+    assert f"try {instead}." in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/health", "/v1/models", "/api/v1/models"])
+def test_head_answers_as_get_does_without_its_body(client: httpx.Client, path: str) -> None:
+    head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
