@@ -2,14 +2,16 @@
 
     python benchmarks/gateway.py [--concurrency 32] [--seconds 5] [--rounds 3] [--json]
 
-Ours does its whole work: key, scope, queue, a worker process, metrics; see bare.py for the other.
-Three figures, the two servers taking turns, medians over the rounds:
+Ours does its whole work for a key that has limits and quotas, high enough to refuse nothing: key,
+scope, rates, places, usage, queue, a worker process, metrics; see bare.py for the other. Guard and
+cache are off. Three figures, the two servers taking turns, medians over the rounds:
 
 - requests/s at ``--concurrency``, closed loop, whole answers, and the CPU time that each took: the
-  time of the server's process and of its workers, which a busy machine disturbs less;
+  time of the server's process and of its workers, and the other's over ours; compare these where
+  the machine does other work, too;
 - what we add to the latency at ``--rate`` requests a second, open loop;
-- tokens/s of ``--sse-streams`` SSE streams begun at once, and the longest that any of them stood
-  still once it had begun (ours alone).
+- tokens/s of ``--sse-streams`` SSE streams begun at once, the CPU time of a token, and the longest
+  that any of them stood still once it had begun (ours alone).
 """
 
 import argparse
@@ -39,6 +41,9 @@ from benchmarks.servers import BitingLip, Server, bare
 MODEL = "demo-echo"
 MAX_TOKENS = 8
 _BODY = chat_body(MODEL, PROMPT, MAX_TOKENS)
+_TIER = "enterprise"
+_PLENTY = 100_000_000
+_LIMITS = ("requests_per_minute", "requests_per_hour", "concurrent_requests", "daily.tokens")
 
 
 def _whole(server: Server) -> Target:
@@ -97,10 +102,13 @@ def streams(server: Server, asked: argparse.Namespace) -> dict[str, Any]:
     """All streams at once, once per round."""
     body = chat_body(MODEL, PROMPT, asked.sse_tokens, stream=True)
     target = make_target(server.url + CHAT, [body], server.key)
-    reports = []
+    reports, costs = [], []
     for _ in range(asked.rounds):
         work = closed_loop(target, concurrency=asked.sse_streams, requests=asked.sse_streams)
+        before = server.cpu_seconds()
         reports.append(_checked(server.name, run(work)))
+        spent = zip(before, server.cpu_seconds(), strict=True)
+        costs.append([(b - a) / reports[-1].tokens * 1e6 for a, b in spent])
     expected = asked.sse_streams * asked.sse_tokens
     if any(report.tokens != expected for report in reports):
         raise SystemExit(f"{expected} tokens expected, got {[r.tokens for r in reports]}")
@@ -108,7 +116,19 @@ def streams(server: Server, asked: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_s": statistics.median(report.tokens_per_s for report in reports),
         "longest_stall_ms": max(report.longest_stall for report in reports) * 1e3,
         "ttft_p99_ms": max(percentile(report.first_token, 99) for report in reports) * 1e3,
+        "cpu_us": [statistics.median(each) for each in zip(*costs, strict=True)],
     }
+
+
+def _limited_key(server: Server) -> str:
+    """Make the key that is measured: of a tier with limits, for text alone."""
+    asked = {"name": "benchmark", "tier": _TIER, "scopes": ["inference:text"]}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.key}"}
+    url = f"{server.url}/api/v1/keys"
+    request = urllib.request.Request(url, json.dumps(asked).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        key: str = json.load(answer)["key"]
+        return key
 
 
 def _answer_bytes(server: Server) -> int:
@@ -127,8 +147,10 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-gateway-")))
         # As many slots as streams, so that none waits for another's end.
         slots = f"models.{MODEL}.fake.batch_size={max(64, asked.sse_streams)}"
-        ours = BitingLip(work, slots, demo=True)
+        limits = [f"limits.tiers.{_TIER}.{name}={_PLENTY}" for name in _LIMITS]
+        ours = BitingLip(work, slots, *limits, demo=True)
         servers: list[Server] = [stack.enter_context(bare(work)), stack.enter_context(ours)]
+        ours.key = _limited_key(ours)
         sizes = {server.name: _answer_bytes(server) for server in servers}
         for server in servers:
             run(closed_loop(_whole(server), concurrency=asked.concurrency, seconds=1))
@@ -150,7 +172,8 @@ def table(found: dict[str, Any], asked: argparse.Namespace) -> str:
     lines.append(f"| requests/s, {asked.concurrency} at once | {row} | ratio {ratio:.2f} |")
     costs = found["throughput"]["cpu_us"]
     row = " | ".join(f"{costs[name][0]:.0f} + {costs[name][1]:.0f} us" for name in names)
-    lines.append(f"| CPU time of a request, server + workers | {row} | |")
+    cpu_ratio = costs[names[0]][0] / costs[names[1]][0]
+    lines.append(f"| CPU time of a request, server + workers | {row} | ratio {cpu_ratio:.2f} |")
     for label, each in found["latency"].items():
         row = " | ".join(f"{each[name]:.2f} ms" for name in names)
         title = f"latency {label.removesuffix('_ms')} at {asked.rate:g} requests/s"
@@ -159,6 +182,8 @@ def table(found: dict[str, Any], asked: argparse.Namespace) -> str:
     rest = f"longest stall {sse['longest_stall_ms']:.0f} ms, TTFT p99 {sse['ttft_p99_ms']:.0f} ms"
     title = f"{asked.sse_streams} SSE streams at once"
     lines.append(f"| {title} | - | {sse['tokens_per_s']:.0f} tokens/s | {rest} |")
+    token = " + ".join(f"{cost:.1f}" for cost in sse["cpu_us"])
+    lines.append(f"| CPU time of a streamed token, server + workers | - | {token} us | |")
     row = " | ".join(f"{found['answer_bytes'][name]}" for name in names)
     return "\n".join([*lines, f"| bytes of an answer | {row} | |"])
 

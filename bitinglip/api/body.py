@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from bitinglip.api.auth import caller_of, confirm_caller
+from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import UnsupportedMediaType
 from bitinglip.wire.parse import is_large, parse
@@ -89,7 +90,8 @@ async def parsed(model: type[M], raw: bytes | bytearray) -> M:
 
 def media_type_of(request: Request) -> str:
     """Return the media type of the request's body in lower case, without its parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    value = context_of(request.scope).fields.get(b"content-type", b"")
+    return value.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def json_response(value: Any, status: int = 200) -> Response:

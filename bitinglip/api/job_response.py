@@ -22,7 +22,7 @@ from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from workers import protocol
 
-_GRACE_SECONDS = 0.02  #: an answer that takes longer gets a task that watches its connection
+_GRACE_SECONDS = 0.1  #: an answer that takes longer gets a task that watches its connection
 SEND_TIMEOUT = 60.0  #: seconds; a client that reads nothing for so long is disconnected
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -37,6 +37,7 @@ from bitinglip.audit.chain import (
 )
 from bitinglip.audit.entry import Action, Entry
 from bitinglip.audit.inbox import take
+from bitinglip.audit.often import Often
 from bitinglip.audit.query import Filter
 from bitinglip.audit.refusals import Refusals
 from bitinglip.db.database import Database
@@ -76,6 +77,7 @@ class AuditLog:
         self._waiting: deque[Entry] = deque()
         self._lost = 0  #: entries that found no place in memory
         self.refusals = Refusals(self.remember)
+        self.often = Often(self.remember)
         self._flushing = asyncio.Lock()
         self._checking = asyncio.Lock()
 
@@ -95,6 +97,8 @@ class AuditLog:
 
         Raises DiskFull or DatabaseUnavailable; the entry is kept in memory then and written later.
         """
+        if not self.often.takes(entry):
+            return
         try:
             async with self._db.write() as session:
                 await self.append(session, entry)
@@ -112,6 +116,7 @@ class AuditLog:
     async def flush(self) -> None:
         """Write what waits. Raises DiskFull or DatabaseUnavailable, after which it waits on."""
         self.refusals.tick()
+        self.often.tick()
         async with self._flushing:
             await self._collect()
             waiting, lost = tuple(self._waiting), self._lost
@@ -128,6 +133,7 @@ class AuditLog:
     async def close(self, entry: Entry) -> None:
         """Write what waits and a last entry. Raises as ``flush`` does."""
         self.refusals.finish()
+        self.often.finish()
         self.remember(entry)
         await self.flush()
 

@@ -31,12 +31,18 @@ class _Source:
 
 
 @dataclass(slots=True)
-class _Budget:
+class Budget:
+    """Allows ``BURST`` entries at once, and one more in each ``SECONDS_EACH``."""
+
     left: float = BURST
     at: float = field(default_factory=time.monotonic)
 
+    def at_hand(self, now: float) -> float:
+        return min(BURST, self.left + (now - self.at) / SECONDS_EACH)
+
     def take(self, now: float) -> bool:
-        self.left = min(BURST, self.left + (now - self.at) / SECONDS_EACH)
+        """Take one entry; return False if there is none."""
+        self.left = self.at_hand(now)
         self.at = now
         if self.left < 1:
             return False
@@ -52,7 +58,7 @@ class Refusals:
     ) -> None:
         self._remember = remember
         self._clock = clock
-        self._budget = _Budget(at=clock())
+        self._budget = Budget(at=clock())
         self._sources: dict[tuple[str, ...], _Source] = {}
         self._others: dict[str, int] = {}  #: refusals beyond the budget, by code
         self._counted_at = self._summed_at = clock()

@@ -9,7 +9,7 @@ from functools import partial
 from bitinglip.guard.inputs import texts_of, with_texts
 from bitinglip.guard.modes import Modes, modes_of
 from bitinglip.guard.outputs import Checked, Output, output_of
-from bitinglip.guard.scanner import Scanner
+from bitinglip.guard.scanner import Scanner, patterns_of
 from bitinglip.guard.watch import WORDS, Found, Watch, filtered, refusal
 from bitinglip.guard.words import WordScan, read_words
 from bitinglip.settings import Settings, Tier
@@ -18,7 +18,7 @@ from bitinglip.settings_loader import SettingsError
 from workers import protocol
 
 RELOAD_SECONDS = 5.0  #: between two looks at the file of words
-_SLICE = 16_384  #: characters that are scanned at once; the event loop gets a turn after each
+_SLICE = 4096  #: characters that are scanned at once; the event loop gets a turn after each
 
 
 class Guard:
@@ -28,6 +28,7 @@ class Guard:
         """Raise SettingsError for a list of words that cannot be read."""
         self._settings = settings.guard
         self._kinds = frozenset(settings.guard.classes)
+        patterns_of(self._kinds)  # they are compiled now, and no request waits for it
         self._watch = watch
         self._modes: dict[tuple[str, Mode], Modes | None] = {}
         self._words_seen = self._words_state()

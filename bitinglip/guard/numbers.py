@@ -7,10 +7,12 @@ Each takes a candidate and returns how many of its characters are such a number,
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 
 _GROUPS = re.compile(r"[0-9]+")
 _DOUBLED = bytes.maketrans(b"0123456789", b"0246813579")
 _ZERO = ord("0")
+_SEPARATORS = str.maketrans("", "", " -")
 
 #: digits by issuer; the longest beginning comes first
 _ISSUERS = (
@@ -57,9 +59,10 @@ _MOBILE = ("015", "016", "017", "06", "07")  #: in Germany, France, the United K
 
 def card(candidate: str) -> int:
     """Find a payment card: the issuer's length and Luhn's check digit."""
-    for digits, end in _beginnings(candidate, 13, 19):
-        if _issued(digits) and _luhn(digits):
-            return end
+    digits = candidate.translate(_SEPARATORS)
+    for length in _issued(digits[:4]):
+        if length <= len(digits) and _luhn(digits[:length]):
+            return next((end for _, end in _beginnings(candidate, length, length)), 0)
     return 0
 
 
@@ -189,11 +192,13 @@ def _digits(candidate: str) -> str:
     return "".join(_GROUPS.findall(candidate))
 
 
-def _issued(digits: str) -> bool:
-    for beginning, lengths in _ISSUERS:
-        if beginning.match(digits):
-            return len(digits) in lengths
-    return False
+@lru_cache(maxsize=10_000)
+def _issued(beginning: str) -> tuple[int, ...]:
+    """Return the numbers of digits that cards of an issuer have, the most first."""
+    for issuer, lengths in _ISSUERS:
+        if issuer.match(beginning):
+            return lengths[::-1]
+    return ()
 
 
 def _luhn(digits: str) -> bool:

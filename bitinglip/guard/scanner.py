@@ -6,7 +6,7 @@ candidate is longer, and none where nothing is open.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -53,11 +53,19 @@ class _Group:
         self._needs = tuple({each: None for member in members for each in member.needs})
         shared = set.intersection(*map(set, self._needs)) if self._needs else set()
         self._sign = next((each for each in shared if not each.isalnum()), "")
-        self._members = [(re.compile(f"[{leads}]{_whole(each)}"), each) for each in members]
+        self._members = members
         # Each of several begins a word: one look tells that for all.
         lead = f"[{leads}]" if len(members) == 1 else rf"[{leads}](?<!\w.)"
         ahead = _NUMBER_AHEAD if leads == _NUMBER_LEADS else ""
-        self._candidate = re.compile(f"{lead}{ahead}(?:{'|'.join(map(_whole, members))})")
+        # Nothing else is a group, so the last group tells which of them matches first.
+        wholes = [f"({_whole(each)})" for each in members]
+        self._lead = re.compile(lead)
+        self._candidate = re.compile(f"{lead}{ahead}(?:{'|'.join(wholes)})")
+        #: for the recognisers from each number on
+        self._others = [
+            re.compile(f"[{leads}](?:{'|'.join(wholes[number:])})")
+            for number in range(len(members))
+        ]
         self.begun = f"{lead}(?:{'|'.join(map(_begun, members))})"
 
     def may_match(self, text: str) -> bool:
@@ -70,15 +78,37 @@ class _Group:
 
     def next(self, text: str, start: int, places: list[int] | None) -> _Match | None:
         """Return the first match from ``start`` on."""
+        if places is not None:
+            return self._next_in_window(text, start, places)
         while candidate := self._candidate.search(text, start):
             start = candidate.start()
-            for expression, recogniser in self._members:
-                found = expression.match(text, start)
-                if found is None or _too_long(found, places):
-                    continue
-                if match := _accept(recogniser, found, text):
-                    return match
+            if match := self._accepted(candidate, text, len(text)):
+                return match
             start += 1
+        return None
+
+    def _next_in_window(self, text: str, start: int, places: list[int]) -> _Match | None:
+        """Look at each candidate as far as a stream waits for it, with all that shows nothing."""
+        while lead := self._lead.search(text, start):
+            start = lead.start()
+            end = bisect_left(places, places[start] + LONGEST)
+            candidate = self._others[0].match(text, start, end)
+            if candidate is not None and (match := self._accepted(candidate, text, end)):
+                return match
+            start += 1
+        return None
+
+    def _accepted(self, candidate: re.Match[str], text: str, end: int) -> _Match | None:
+        """Return the match of the first recogniser that accepts what begins here."""
+        found: re.Match[str] | None = candidate
+        number = 0
+        while found is not None:
+            number += found.lastindex or 1
+            if match := _accept(self._members[number - 1], found, text, end):
+                return match
+            if number == len(self._members):
+                return None
+            found = self._others[number].match(text, found.start(), end)
         return None
 
 
@@ -103,15 +133,11 @@ def _leads_of(recogniser: Recogniser) -> str:
     return "A-Z" if recogniser.first.startswith("A-") else _NUMBER_LEADS
 
 
-def _too_long(found: re.Match[str], places: list[int] | None) -> bool:
-    """Return True for a candidate with so much between its characters that it is not awaited."""
-    return places is not None and places[found.end()] - places[found.start()] > LONGEST
-
-
-def _accept(recogniser: Recogniser, found: re.Match[str], text: str) -> _Match | None:
+def _accept(recogniser: Recogniser, found: re.Match[str], text: str, seen: int) -> _Match | None:
+    """``seen``: where what the decision may depend on ends."""
     start, end = found.span()
     candidate = found[0]
-    if recogniser.in_groups and _WORD.match(text, end):
+    if recogniser.in_groups and _WORD.match(text, end, seen):
         candidate = candidate.rstrip("0123456789")
     meant = recogniser.accept(candidate)
     first, last = meant if isinstance(meant, tuple) else (0, meant)
@@ -208,9 +234,8 @@ class Scanner:
         self._held = raw[done if places is None else places[done] :]
         if self._tail is not None and (seen := folded[done:]) != self._held:
             # It is dropped in any case, and what shows nothing would have no bound.
-            shown = "" if self._redacts else self._held[: len(self._held) - len(seen)]
             size = len(self._held) - len(seen)
-            pieces.append(Piece(shown, size, self._tail_kind, replaced=self._redacts))
+            pieces.append(Piece("", size, self._tail_kind, replaced=True))
             self._held = seen
         return pieces
 
@@ -236,9 +261,17 @@ class Scanner:
 
         told = start
 
-        def add(end: int, kind: PersonalData | None = None, shown: str | None = None) -> None:
+        def add(
+            end: int,
+            kind: PersonalData | None = None,
+            shown: str | None = None,
+            *,
+            exact: bool = False,  # without what follows and shows nothing
+        ) -> None:
             nonlocal told
-            begin, told = told, end if places is None else places[end]
+            begin, told = told, end
+            if places is not None:
+                told = places[end - 1] + 1 if exact else places[end]
             if begin < told:
                 replaced = kind is not None and self._redacts
                 text = (shown or "") if replaced else raw[begin:told]
@@ -253,8 +286,10 @@ class Scanner:
             if match.begin >= edge:
                 break
             add(match.start)
-            add(match.end, match.kind, label(match.kind))
-            start, self._tail, self._tail_kind = match.end, match.tail, match.kind
+            # The rest of what is shown as it came is text like any other.
+            tail = match.tail if self._redacts else None
+            add(match.end, match.kind, label(match.kind), exact=tail is None)
+            start, self._tail, self._tail_kind = match.end, tail, match.kind
             start = self._eat(text, start, last, add)
             if self._tail is not None:
                 return start

@@ -11,7 +11,7 @@ from bitinglip.api.documentation import list_query
 from bitinglip.api.guarding import checked_job
 from bitinglip.api.lookup import find_task, with_files
 from bitinglip.api.paging import read_page
-from bitinglip.api.request_context import request_id_of
+from bitinglip.api.request_context import context_of, request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job
@@ -75,6 +75,8 @@ async def accept_as_task(request: Request, job: Job) -> Response:
 
 def wants_async(request: Request) -> bool:
     """Return whether a Prefer header holds ``respond-async``, alone or among others."""
+    if b"prefer" not in context_of(request.scope).fields:
+        return False
     given = ",".join(request.headers.getlist("prefer")).split(",")
     return any(each.partition(";")[0].strip().lower() == "respond-async" for each in given)
 

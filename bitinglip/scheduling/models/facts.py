@@ -134,8 +134,8 @@ class ResourceFacts:
                 reason=device.condition.reason,
                 doubtful=device.condition.state == "doubtful",
                 short_since=self.use.short_since(device.id),
-                display=device.display,
                 exclusive=device.exclusive,
+                display=device.display,
                 shares="cpu" if device.unified else None,
             )
             for device in self.devices

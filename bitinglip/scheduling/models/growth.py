@@ -7,6 +7,7 @@ what libraries lose. A worker on the processor has its model and cache there, wh
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
+from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from workers.devices import CPU
 from workers.worker import Worker
@@ -19,6 +20,12 @@ _LEAST = 2_000_000_000  #: bytes that it has grown by, at least
 class RamGrowth:
     def __init__(self) -> None:
         self._first: WeakKeyDictionary[Worker, int] = WeakKeyDictionary()
+
+    def replace(self, manager: ModelManager) -> None:
+        """Put another worker in the place of one whose RAM keeps growing, while it is idle."""
+        for replica in self.outgrown(manager.replicas(), resident(manager)):
+            manager.drain_replica(replica, "its RAM has grown")
+            manager.preload(replica.model)
 
     def outgrown(self, replicas: Iterable[Replica], resident: Mapping[int, int]) -> list[Replica]:
         """List replicas that are to be replaced, all of which are idle.
@@ -37,3 +44,9 @@ class RamGrowth:
             if replica.in_flight == 0 and held > max(_TIMES * first, first + _LEAST):
                 found.append(replica)
         return found
+
+
+def resident(manager: ModelManager) -> Mapping[int, int]:
+    """Map our processes to the bytes of RAM that they hold, as the last look has it."""
+    reading = manager.facts.reading(CPU)
+    return reading.processes if reading is not None else {}

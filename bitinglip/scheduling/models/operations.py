@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
-from bitinglip.scheduling.models.growth import RamGrowth
+from bitinglip.scheduling.models.growth import RamGrowth, resident
 from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
@@ -19,7 +19,6 @@ from bitinglip.telemetry.device_gauges import DeviceSample
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
-from workers.devices import CPU
 from workers.pool import WorkerPool
 from workers.worker import Worker
 
@@ -85,20 +84,16 @@ class Operations:
     """Shows models, workers and devices, and hands changes to their owners."""
 
     def __init__(
-        self,
-        settings: Settings,
-        store: ModelStore,
-        pool: WorkerPool,
-        manager: ModelManager,
+        self, settings: Settings, store: ModelStore, pool: WorkerPool, manager: ModelManager
     ) -> None:
         self._settings = settings
         self._store = store
         self._pool = pool
         self._manager = manager
         self._known_devices: set[str] = set()
+        self._growth = RamGrowth()
         self._liveness = CardLiveness()
         self._answered_at: dict[str, float] = {}  #: by device
-        self._growth = RamGrowth()
         self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
@@ -219,7 +214,7 @@ class Operations:
             started_at=worker.started_at,
             last_heartbeat=worker.last_heartbeat,
             cause=worker.cause,
-            ram_bytes=self._resident().get(worker.pid),
+            ram_bytes=resident(self._manager).get(worker.pid),
             activity=worker.activity,
             confined=ready.confined if ready else None,
             stderr=worker.output.tail,
@@ -345,7 +340,7 @@ class Operations:
         if known and self._known_devices - known:
             self._use_found_cards()
         self._end_workers_of_lost_cards()
-        self._replace_outgrown()
+        self._growth.replace(self._manager)
 
     async def ask_torch(self) -> None:
         """Ask torch what only it knows of the cards, in a process of its own."""
@@ -360,17 +355,6 @@ class Operations:
                 self._manager.drain_replica(replica, "a card was found")
         if self.bootstrapped:
             self._preload()
-
-    def _replace_outgrown(self) -> None:
-        """Put another worker in the place of one whose RAM keeps growing, while it is idle."""
-        for replica in self._growth.outgrown(self._manager.replicas(), self._resident()):
-            self._manager.drain_replica(replica, "its RAM has grown")
-            self._manager.preload(replica.model)
-
-    def _resident(self) -> Mapping[int, int]:
-        """Map our processes to the bytes of RAM that they hold, as the last look has it."""
-        reading = self._manager.facts.reading(CPU)
-        return reading.processes if reading is not None else {}
 
     def _end_workers_of_lost_cards(self) -> None:
         """End workers whose card is gone: they would hang, and their jobs can run elsewhere."""

@@ -18,8 +18,8 @@ class DeviceCapacity:
     short_since: float = float("-inf")  #: when reserved memory began to be missing, if it does
     reason: str | None = None  #: why nothing new is planned there; None if it is well
     doubtful: bool = False  #: it may be well again in a moment
-    display: bool = False  #: a screen hangs on it: another one is taken before it
     exclusive: bool = False  #: it takes one worker at a time
+    display: bool = False  #: a screen hangs on it, which long computations hold up
     shares: str | None = None  #: the device whose memory this one uses, too: they are one budget
 
     @property

@@ -140,7 +140,7 @@ def test_health_is_degraded_while_a_model_is_broken(served: Served, admin: httpx
     body = admin.get("/health").json()
     assert body["status"] == "healthy"
     checks = ["database", "cache", "cluster_manager", "model_manager"]
-    checks += ["task_manager", "devices"]
+    checks += ["task_manager", "guard", "devices"]
     assert list(body["checks"]) == checks
     assert set(body["checks"]["database"]) == {"ok", "detail", "latency_ms"}
     served.workers.broken_models.add("painter")

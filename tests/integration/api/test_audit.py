@@ -118,7 +118,7 @@ def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_pat
         error_of(admin.post("/api/v1/models/demo/load"), 503, refused)
         assert len(served.services.keys.list()) == keys
         switch("OFF")
-        eventually(lambda: bool(on_disk(served.home, action="model.load")), 10)
+        eventually(lambda: bool(on_disk(served.home, action="model.load")))
         (row,) = on_disk(served.home, action="model.load")
         assert (row["outcome"], row["target"]) == ("ok", "demo")
         (row,) = on_disk(served.home, action="key.create", outcome=refused)
@@ -137,7 +137,7 @@ def test_audit_counts_a_flood_of_wrong_keys(served: Served) -> None:
     for _ in range(30):
         headers = {"x-api-key": wrong, "user-agent": "flood"}
         error_of(httpx.get(served.url + KEYS, headers=headers), 401, "INVALID_API_KEY")
-    eventually(lambda: len(on_disk(served.home, action="auth.refused")) == before + 1, 5)
+    eventually(lambda: len(on_disk(served.home, action="auth.refused")) == before + 1)
     row = on_disk(served.home, action="auth.refused")[-1]
     assert (row["actor"], row["address"], row["outcome"], row["user_agent"]) == (
         "unknown",
@@ -147,7 +147,7 @@ def test_audit_counts_a_flood_of_wrong_keys(served: Served) -> None:
     )
     assert row["target"] == credentials.parse(wrong)
     served.loop.call_soon_threadsafe(refusals.finish)
-    eventually(lambda: len(on_disk(served.home, action="auth.refused")) == before + 2, 5)
+    eventually(lambda: len(on_disk(served.home, action="auth.refused")) == before + 2)
     assert json.loads(on_disk(served.home, action="auth.refused")[-1]["after"])["count"] == 29
 
 
@@ -169,7 +169,7 @@ def test_audit_of_attempts_at_more_than_a_key_may(served: Served, admin: httpx.C
     def refused(client: httpx.Client, method: str, path: str, body: Any = None) -> dict[str, Any]:
         error_of(client.request(method, path, json=body), 403, "INSUFFICIENT_SCOPE")
         served.loop.call_soon_threadsafe(served.services.audit.refusals.finish)
-        eventually(lambda: bool(wanted(client)), 5)
+        eventually(lambda: bool(wanted(client)))
         return wanted(client)[-1]
 
     def wanted(client: httpx.Client) -> list[dict[str, Any]]:
@@ -181,7 +181,7 @@ def test_audit_of_attempts_at_more_than_a_key_may(served: Served, admin: httpx.C
         assert row["outcome"] == "INSUFFICIENT_SCOPE"
         assert row["target"] == "DELETE /api/v1/models/{model_id}"
         error_of(reader.get(AUDIT), 403, "INSUFFICIENT_SCOPE")
-        eventually(lambda: wanted(reader)[-1]["target"] == "GET /api/v1/audit", 5)
+        eventually(lambda: wanted(reader)[-1]["target"] == "GET /api/v1/audit")
         # what is no operator's affair is none of the log's
         error_of(reader.post(NATIVE, json=PROMPT), 403, "INSUFFICIENT_SCOPE")
         assert not any("inference" in row["target"] for row in wanted(reader))
@@ -217,7 +217,7 @@ def test_audit_holds_no_secret_wherever_one_is_put(
         admin.delete("/api/v1/models/p", headers=headers)
     admin.post(NATIVE, json={**PROMPT, "prompt": prompt}).raise_for_status()
     served.loop.call_soon_threadsafe(served.services.audit.refusals.finish)
-    eventually(lambda: not served.services.audit._waiting, 5)
+    eventually(lambda: not served.services.audit._waiting)
     assert on_disk(served.home, action="model.import")
     files = [file for file in served.home.root.glob("bitinglip.db*") if file.is_file()]
     stored = b"".join(file.read_bytes() for file in files)
@@ -264,7 +264,7 @@ def test_audit_verify_says_where_the_log_was_changed(tmp_path: Path) -> None:
         file.execute("UPDATE audit_log SET actor = 'somebody' WHERE seq = 2")
     with serve(tmp_path) as again, client_of(again, "admin") as admin:
         # found at the start, told by the health check; the server goes on
-        eventually(lambda: "audit log" in str(admin.get("/health").json()), 10)
+        eventually(lambda: "audit log" in str(admin.get("/health").json()))
         assert "entry 2" in admin.get("/health").json()["checks"]["database"]["detail"]
         assert admin.get("/readyz").status_code == 200
         found = admin.get(f"{AUDIT}/verify").json()

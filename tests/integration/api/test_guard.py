@@ -130,7 +130,7 @@ def test_text_to_say_is_refused_by_the_name_that_the_surface_has(
 
 
 def test_long_prompt_is_redacted_across_slices(served: Served) -> None:
-    text = "a word " * 2339 + MAIL  # 16384 characters, which are scanned at once, end inside
+    text = "a word " * 2339 + MAIL  # 4 times 4096 characters, which are scanned at once, end inside
     with _client(served, "redact") as client:
         served.workers.jobs.clear()
         client.post(NATIVE, json=_native(text)).raise_for_status()

@@ -8,6 +8,7 @@ import pytest
 
 from bitinglip.access.scopes import Scope
 from bitinglip.access.tokens import LIFETIME
+from bitinglip.audit.refusals import BURST
 from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of
 from tests.support.wait import eventually
@@ -209,3 +210,18 @@ def test_ticket_works_where_keys_are_off(tmp_path_factory: pytest.TempPathFactor
         ticket = httpx.post(f"{served.url}/api/v1/auth/ws-ticket", json=body).json()["ticket"]
         with open_watch(served.url, accepted["task_id"], query=f"?ticket={ticket}") as watched:
             assert heard(watched)[1] == 1000
+
+
+def test_tokens_of_one_key_do_not_fill_the_audit_log(served: Served) -> None:
+    """Any key can make them, so it could push out the entries that tell on it."""
+    times = BURST // 2 + 20
+    with (
+        httpx.Client(base_url=served.url, headers=served.headers("models:read")) as client,
+        httpx.Client(base_url=served.url, headers=served.headers("admin")) as admin,
+    ):
+        for _ in range(times):
+            token = make(client)["access_token"]
+            assert client.post(REVOKE, json={"token": token}).status_code == 204
+        asked = {"actor": served.keys["models:read"].split("_")[2]}
+        entered = admin.get("/api/v1/audit", params=asked).json()["total"]
+    assert BURST <= entered < BURST + 20 < 2 * times

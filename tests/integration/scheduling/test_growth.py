@@ -3,6 +3,9 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+from bitinglip.scheduling.models import growth, operations
 from tests.support import short_engine
 from tests.support.nvml import StandInCard, StandInNvml
 from tests.support.scheduling_rig import Rig, answer, job, with_settings
@@ -13,13 +16,16 @@ from workers.devices.cards import Cards
 GB = 1_000_000_000
 
 
-def test_growth_of_a_worker_s_ram_replaces_it_and_requests_go_on(tmp_path: Path) -> None:
+def test_growth_of_a_worker_s_ram_replaces_it_and_requests_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test(rig: Rig) -> None:
         for number in range(10):
             assert await answer(rig, job(f"a{number}", 1, model="a")) == f"a{number}"
         pid = rig.pid("a/0")
         resident = {pid: 3 * GB}
-        rig.operations._resident = lambda: resident  # type: ignore[method-assign]
+        for module in (growth, operations):
+            monkeypatch.setattr(module, "resident", lambda _: resident)
         await rig.operations.sample_devices()
         assert rig.operations.workers()[0].ram_bytes == 3 * GB
         resident[pid] = 7 * GB

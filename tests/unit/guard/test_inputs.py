@@ -80,7 +80,7 @@ def test_long_prompt_leaves_the_event_loop_its_turns() -> None:
             turns += 1
         return turns
 
-    assert asyncio.run(turns_meanwhile()) >= 60
+    assert asyncio.run(turns_meanwhile()) >= 240  # one for each 4096 characters
 
 
 def test_modes_are_the_tiers_or_the_general_ones_and_a_floor_makes_them_stricter() -> None:

@@ -4,7 +4,7 @@ import time
 import typing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitinglip.guard.scanner import Scanner, redact
@@ -14,7 +14,18 @@ from tests.unit.guard.test_recognisers import FOUND
 
 ALL = frozenset(typing.get_args(PersonalData))
 _EXAMPLES = [text for texts in FOUND.values() for text, _ in texts]
-_GLUE = [*" .-@+:=pZ4\n", "\u200b", "\u200b" * 40, "日本", "ü", "hello ", "(0", "eyJ", "1-" * 9]
+_GLUE = [
+    *" .-@+:=pZ4\n",
+    "\u200b",
+    "\u200b" * 20,
+    "\u200b" * 60,
+    "日本",
+    "ü",
+    "hello ",
+    "(0",
+    "eyJ",
+    "1-" * 9,
+]
 _TEXT = st.lists(st.sampled_from(_EXAMPLES + _GLUE) | st.text(max_size=3), max_size=9).map("".join)
 _SIZES = st.lists(st.sampled_from([1, 1, 2, 3, 5, 8, 20, 70]), min_size=1)
 
@@ -30,6 +41,10 @@ def _pieces(text: str, sizes: list[int]) -> list[str]:
 
 @settings(max_examples=250, deadline=None)
 @given(_TEXT, _SIZES)
+@example("+49 30 1234567 " + "\u200b" * 60 + "00:1A:2B:3C:4D:5E", [70])
+@example("4111 1111 1111 1111" + "\u200b" * 60 + "AB 12 34 56 C", [70])
+@example("-----BEGIN PRIVATE KEY-----\nM\n-----END PRIVATE KEY-----\u200b\u200bx", [59, 1])
+@example("123-45-6789" + "\u200b" * 30 + "a@b.co-" + "\u200b" * 30 + "hello9", [8])
 def test_stream_is_redacted_as_the_whole_text_is(text: str, sizes: list[int]) -> None:
     scanner, shown, came, taken = Scanner(ALL), "", 0, 0
     whole = redact(text, ALL)
@@ -46,6 +61,7 @@ def test_stream_is_redacted_as_the_whole_text_is(text: str, sizes: list[int]) ->
 
 @settings(max_examples=200, deadline=None)
 @given(_TEXT, _SIZES, st.booleans())
+@example("-----BEGIN PRIVATE KEY-----\nM\n-----END PRIVATE KEY-----\u200b", [1], False)
 def test_stream_that_holds_more_back_shows_the_same(
     text: str, sizes: list[int], redacts: bool
 ) -> None:

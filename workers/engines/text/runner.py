@@ -14,14 +14,14 @@ from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.decoder import Decoder, LibraryDecoder
 from workers.engines.text.fused import FusedDecoder, can_fuse
 from workers.engines.text.loading import LoadedModel
-from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
+from workers.engines.text.scheduler import Chunk, Plan
+from workers.engines.text.self_check import compare, prompts, within
 from workers.engines.torch_env import load_failed
 
 #: How far our logits may be from the library's, root mean square, in standard deviations of the
 #: latter. Rounding stays well below, also where it sends a token to another expert; a mask or a
 #: scale that we do not know of goes beyond.
 _TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
-_CHECK_TOKENS = 12
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,9 +39,11 @@ class Runner:
     def __init__(self, loaded: LoadedModel, cache_plan: CachePlan) -> None:
         """Set up the cache and check the model. Raises Refused if it would be computed wrongly."""
         self._vocab = loaded.vocab_size
-        check = _check_ids(loaded)
-        expected = _library_logits(loaded, check)
-        if not expected.isfinite().all():
+        check = prompts(
+            loaded.device.type, longest=loaded.max_positions, vocab_size=loaded.vocab_size
+        )
+        expected = [_library_logits(loaded, ids) for ids in check]
+        if not all(bool(each.isfinite().all()) for each in expected):
             raise no_numbers(loaded.dtype)
         library = LibraryDecoder(loaded.model)
         shapes = library.probe()
@@ -79,30 +81,15 @@ class Runner:
     def close(self) -> None:
         self._decoder.close()
 
-    def _self_check(self, ids: list[int], expected: Tensor, tolerance: float) -> None:
-        """Compare logits with the library's: of a prompt in two pieces, then of single tokens."""
+    def _self_check(self, rows: Rows[list[int]], expected: Rows[Tensor], tolerance: float) -> None:
+        """Compare logits with the library's. Raises Refused if they are too far apart."""
+        rows = within(rows, self.blocks, self._cache.block_size)
+        theirs = expected[: len(rows)]
         allocator = BlockAllocator(self.blocks, self._cache.block_size)
-        scheduler = Scheduler(allocator, max_rows=1, step_tokens=len(ids) // 3, watermark=0.0)
-        sequence = Sequence("self check", ids[:-2], len(ids) - 2)
-        scheduler.add(sequence)
-        worst = 0.0
-        for token in (*ids[-2:], None):
-            while sequence.pending:
-                plan = scheduler.schedule()
-                _, logits = self.run(plan)
-                scheduler.commit(plan)
-            wanted = expected[len(sequence.tokens) - 1]
-            worst = max(worst, (logits[-1].float() - wanted).square().mean().sqrt().item())
-            if token is not None:
-                sequence.tokens.append(token)
-        self.scrub(sequence.blocks)
-        if not worst <= tolerance * expected.std().item():
+        worst, used = compare(self.run, rows, theirs, allocator)
+        self.scrub(used)
+        if not worst <= tolerance * torch.cat(list(theirs)).std().item():
             raise load_failed("The text engine does not compute this model as its library does.")
-
-
-def _check_ids(loaded: LoadedModel) -> list[int]:
-    count = min(_CHECK_TOKENS, loaded.max_positions)
-    return [(17 + 31 * place) % loaded.vocab_size for place in range(count)]
 
 
 @torch.inference_mode()

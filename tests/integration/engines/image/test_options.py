@@ -1,5 +1,6 @@
 """What the settings of an image model do: LoRAs, cached steps, compiling, offload."""
 
+import gc
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -84,6 +86,23 @@ def test_loras_change_only_the_images_that_ask_for_them(lora_harness: ImageHarne
     again = lora_harness.job()
     lora_harness.run(again)
     assert np.array_equal(lora_harness.pixels(again), images[0])
+
+
+def test_loras_that_take_turns_a_thousand_times_take_no_more_memory(
+    lora_harness: ImageHarness,
+) -> None:
+    loras = lora_harness.engine._loras
+    ways = [(Lora("bold", 1.0),), (), (Lora("soft", 0.5), Lora("bold", 0.2)), (Lora("soft", 1.0),)]
+
+    def switch(times: int) -> int:
+        for number in range(times):
+            loras.activate(ways[number % len(ways)])
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    before = switch(40)
+    assert switch(1000) - before < 20_000_000
+    loras.activate(())
 
 
 def test_lora_that_is_unknown_is_refused(lora_harness: ImageHarness) -> None:

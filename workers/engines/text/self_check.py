@@ -1,0 +1,74 @@
+"""Compares what the engine computes of a model with what the library does, before requests come.
+
+On a card several prompts are computed, of one block and of several, in pieces and together: so
+padding, masks of later pieces and the kernels of several rows are tried as requests use them.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from workers.engines.text.blocks import BlockAllocator
+from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
+
+#: Tokens of each prompt. On a CPU more take seconds with large models, and the ways are the same on
+#: all machines.
+LENGTHS = {"cpu": (12,), "cuda": (5, 37, 70)}
+_SINGLE = 2  #: tokens of each that come one by one, at its end
+
+
+def prompts(device: str, *, longest: int, vocab_size: int) -> list[list[int]]:
+    """Return the prompts to compare, as long as the model allows."""
+    return [
+        [(17 + 31 * place + 7 * row) % vocab_size for place in range(min(length, longest))]
+        for row, length in enumerate(LENGTHS[device])
+    ]
+
+
+def within(rows: Rows[list[int]], blocks: int, block_size: int) -> list[list[int]]:
+    """Return as many of the prompts as the cache holds together, the last of them cut off."""
+    found: list[list[int]] = []
+    for ids in rows:
+        kept = ids[: blocks * block_size]
+        if not kept or (found and len(kept) <= _SINGLE):
+            break
+        found.append(kept)
+        blocks -= -(-len(kept) // block_size)
+    return found
+
+
+def compare(
+    run: Callable[[Plan], tuple[list[Chunk], Tensor]],
+    rows: Rows[list[int]],
+    expected: Rows[Tensor],
+    allocator: BlockAllocator,
+) -> tuple[float, list[int]]:
+    """Compute prompts in pieces, then their last tokens one by one, all rows together.
+
+    expected: the library's logits of each prompt, [tokens, vocab]. Returns how far ours are from
+    them at most, as the root mean square of a token, NaN if one is none; and the blocks used.
+    """
+    step = max(len(rows), sum(map(len, rows)) // 3)
+    scheduler = Scheduler(allocator, max_rows=len(rows), step_tokens=step, watermark=0.0)
+    wanted: dict[str, Tensor] = {}
+    sequences: list[Sequence] = []
+    for number, (ids, logits) in enumerate(zip(rows, expected, strict=True)):
+        prompt = ids[:-_SINGLE] or ids
+        sequences.append(Sequence(f"self check {number}", list(prompt), len(prompt)))
+        scheduler.add(sequences[-1])
+        wanted[sequences[-1].id] = logits
+    found: list[Tensor] = []
+    while any(sequence.pending for sequence in sequences):
+        plan = scheduler.schedule()
+        order, logits = run(plan)
+        scheduler.commit(plan)
+        for chunk, ours in zip(order, logits, strict=True):
+            theirs = wanted[chunk.sequence.id][chunk.end - 1]
+            found.append((ours.float() - theirs.to(ours.device)).square().mean().sqrt())
+        if not any(sequence.pending for sequence in sequences):
+            for sequence, ids in zip(sequences, rows, strict=True):
+                sequence.tokens += ids[len(sequence.tokens) :][:1]
+    worst: float = torch.stack(found).max().item()
+    return worst, [block for sequence in sequences for block in sequence.blocks]
