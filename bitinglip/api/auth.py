@@ -41,6 +41,9 @@ _UNITS: dict[Required, tuple[int, ...]] = {
     Scope.AUDIO: (REQUESTS, AUDIO),
 }
 _OPERATING = (Scope.ADMIN, Scope.CLUSTER_WRITE)  #: attempts at these without the scope are audited
+_REQUIRED = "bitinglip.required"  #: in the scope of an admitted request: the scope of its route
+#: a caller whose body was complete later is looked at again; open work is at such intervals, too
+CONFIRM_SECONDS = 0.25
 _LOCAL = "bitinglip.local"  #: in the scope of requests over the home's Unix socket
 _LOOPBACK = "127.0.0.1"
 _PROXY_HEADERS = frozenset(
@@ -124,13 +127,35 @@ async def authorize_limited(request: Request, scope: Required, limits: LimitClas
     caller = identify(request)
     units = _UNITS.get(scope, ()) if limits is LimitClass.INFERENCE else ()
     await admit(request, caller, limits, units)
-    if scope != ANY_KEY and not caller.may(scope):
-        error = InsufficientScope(
-            f"This route needs the scope {scope}.", details={"required": scope}
-        )
-        if scope in _OPERATING:
-            refuse_access(request, caller, error)
-        raise error
+    _check_scope(request, caller, scope)
+    request.scope["bitinglip.caller"] = caller
+    request.scope[_REQUIRED] = scope
+
+
+def _check_scope(request: Request, caller: Caller, scope: Required) -> None:
+    """Raise InsufficientScope for a caller without the scope of the route."""
+    if scope == ANY_KEY or caller.may(scope):
+        return
+    error = InsufficientScope(f"This route needs the scope {scope}.", details={"required": scope})
+    if scope in _OPERATING:
+        refuse_access(request, caller, error)
+    raise error
+
+
+def confirm_caller(request: Request) -> None:
+    """Look at the caller again once the body is there, if that took its time.
+
+    A body may be held back for minutes, in which its key is revoked, expires or is narrowed. What
+    comes sooner is over within the time that a revocation has. Raises what ``authorize_limited``
+    raises for the caller; no limit is taken twice.
+    """
+    if context_of(request.scope).elapsed < CONFIRM_SECONDS:
+        return
+    caller, scope = identify(request), request.scope.get(_REQUIRED)
+    if scope is None:
+        check_inference(caller)
+    else:
+        _check_scope(request, caller, scope)
     request.scope["bitinglip.caller"] = caller
 
 

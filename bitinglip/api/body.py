@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from bitinglip.api.auth import caller_of
+from bitinglip.api.auth import caller_of, confirm_caller
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import UnsupportedMediaType, UnsupportedParameter
@@ -27,16 +27,20 @@ M = TypeVar("M", bound=BaseModel)
 async def read_body(request: Request, model: type[M]) -> M:
     """Read and check a JSON body.
 
-    Raises UnsupportedMediaType, QueueFull, ClientDisconnect, or what ``parse`` raises.
+    Raises UnsupportedMediaType, QueueFull, ClientDisconnect, or what ``confirm_caller`` and
+    ``parse`` raise.
     """
     if media_type_of(request) != "application/json":
         raise UnsupportedMediaType()
     # Not request.body(), which keeps the bytes for as long as the request lives.
     first, more = await next_part(request)
     if not more and not is_large(first):
+        confirm_caller(request)
         return note_ignored(request, parse(model, first))
     with input_memory(request) as grow:
-        return note_ignored(request, await parsed(model, await _rest(request, first, more, grow)))
+        raw = await _rest(request, first, more, grow)
+        confirm_caller(request)
+        return note_ignored(request, await parsed(model, raw))
 
 
 def note_ignored(request: Request, body: M) -> M:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from bitinglip.api.auth import caller_of
+from bitinglip.api.auth import caller_of, confirm_caller
 from bitinglip.api.body import input_memory, media_type_of, next_part, note_ignored, parsed
 from bitinglip.api.multipart import FormParser
 from bitinglip.api.request_context import context_of
@@ -30,8 +30,8 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
     """Read and check a form: its fields, and its files of those names.
 
     The files are removed when the request has ended, but for those that a job has taken.
-    Raises InvalidRequest, UnsupportedParameter, UnsupportedMediaType, QueueFull, DiskFull or
-    ClientDisconnect.
+    Raises InvalidRequest, UnsupportedParameter, UnsupportedMediaType, QueueFull, DiskFull,
+    ClientDisconnect, or what ``confirm_caller`` raises.
     """
     boundary = _boundary(request)
     incoming = services_of(request).uploads.receive(caller_of(request).key_id)
@@ -43,6 +43,7 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
             part, more = await next_part(request)
             await form.feed(part)
         form.finish()
+        confirm_caller(request)
         fields = _values(model, form.fields, names)
         body = await parsed(model, msgspec.json.encode(fields))
         return note_ignored(request, body), form.files

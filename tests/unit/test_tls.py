@@ -1,12 +1,13 @@
 """The check of HTTPS: each problem names its file, and each risk is a warning."""
 
+import ssl
 from pathlib import Path
 
 import pytest
 
 from bitinglip.settings import Server
 from bitinglip.settings_loader import SettingsError
-from bitinglip.tls import check_tls
+from bitinglip.tls import Certificate, check_tls
 from cli.checks.doors import every_door
 from tests.support.certificates import make_certificate
 
@@ -81,3 +82,9 @@ def test_doctor_reports_tls_and_a_proxy_before_loopback(tmp_path: Path) -> None:
     ]:
         found = [(each.check, each.level) for each in every_door(server)]
         assert [each for each in found if each in expected] == expected
+
+
+def test_tls_older_than_1_2_is_not_spoken(tmp_path: Path) -> None:
+    context = Certificate(https(*make_certificate(tmp_path))).context()
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert context.maximum_version == ssl.TLSVersion.MAXIMUM_SUPPORTED
