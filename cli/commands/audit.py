@@ -78,7 +78,7 @@ def verify(
 
 
 def _show_entries(rows: list[dict[str, Any]]) -> None:
-    show_table(_COLUMNS, [_row(row) for row in rows], right="ENTRY")
+    show_table(_COLUMNS, [_row(row) for row in rows], right="ENTRY", below="FROM CHANGE")
 
 
 def _row(entry: dict[str, Any]) -> tuple[Any, ...]:

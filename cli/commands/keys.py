@@ -144,7 +144,7 @@ def list_keys(
 
 
 def _show_keys(rows: list[dict[str, Any]]) -> None:
-    show_table(_COLUMNS, [_row(row) for row in rows])
+    show_table(_COLUMNS, [_row(row) for row in rows], below="SCOPES")
 
 
 @app.command()
