@@ -107,6 +107,8 @@ def show(*parts: "RenderableType") -> None:
 def _cell(value: Any) -> str:
     if value is None or value == "":
         return "-"
+    if isinstance(value, Mapping):
+        value = [f"{name} {each}" for name, each in value.items()]
     if isinstance(value, (list, tuple)):
         return clean(", ".join(str(item) for item in value)) or "-"
     return clean(str(value)).replace("\n", " ")
