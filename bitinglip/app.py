@@ -85,7 +85,7 @@ def build(
     connections: Connections | None = None,
     devices: Devices | None = None,
     certificate: Certificate | None = None,
-) -> FastAPI:
+) -> api.Application:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called

@@ -20,20 +20,20 @@ ROOT = Path(__file__).parents[1]
 #: a kind that nothing knows of, in the unions of the protocol: its job and one of its events
 JOBS = """
 
-class EmbeddingJob(msgspec.Struct, tag="embedding", frozen=True, kw_only=True):
+class VideoJob(msgspec.Struct, tag="video", frozen=True, kw_only=True):
     id: str
     stream: bool = True
 
 
-Job = TextJob | ImageJob | SpeechJob | TranscriptionJob | EmbeddingJob
+Job = TextJob | ImageJob | SpeechJob | TranscriptionJob | EmbeddingJob | VideoJob
 """
 EVENTS = """
 
-class EmbeddingDelta(msgspec.Struct, tag="vector", frozen=True, kw_only=True):
+class VideoDelta(msgspec.Struct, tag="frames", frozen=True, kw_only=True):
     id: str
 
 
-JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | EmbeddingDelta | Final
+JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | VideoDelta | Final
 """
 
 #: the functions that tell kinds apart: each is found where the made-up kind is forgotten
@@ -48,8 +48,13 @@ OF_JOBS = {
         "event_types",
         "most_event_bytes",
     ],
+    "bitinglip/scheduling/usage.py": ["most_used", "used"],
     "bitinglip/wire/kinds.py": ["result_of", "usage_of"],
+    "bitinglip/guard/inputs.py": ["texts_of"],
+    "bitinglip/guard/outputs.py": ["output_of"],
+    "bitinglip/results/cache/identity.py": ["repeatable", "canonical"],
 }
+PACKAGES = ("wire", "scheduling", "guard", "results")
 OF_EVENTS = {"bitinglip/scheduling/event_log.py", "bitinglip/wire/events.py"}
 
 
@@ -67,9 +72,10 @@ def test_kind_that_is_not_handled_does_not_type_check(tmp_path: Path) -> None:
         shutil.copytree(cache, tmp_path / ".mypy_cache")
     replace_union(tmp_path / "workers/protocol/__init__.py", "Job", JOBS)
     replace_union(tmp_path / "workers/protocol/__init__.py", "JobEvent", EVENTS)
+    packages = [word for name in PACKAGES for word in ("-p", f"bitinglip.{name}")]
     environ = {**os.environ, "MYPYPATH": str(tmp_path)}
     checked = subprocess.run(
-        [sys.executable, "-m", "mypy", "-p", "bitinglip.wire", "-p", "bitinglip.scheduling"],
+        [sys.executable, "-m", "mypy", *packages],
         cwd=tmp_path,
         env=environ,
         check=False,
@@ -79,9 +85,9 @@ def test_kind_that_is_not_handled_does_not_type_check(tmp_path: Path) -> None:
     assert checked.returncode == 1, checked.stdout
     errors = [line for line in checked.stdout.splitlines() if ": error:" in line]
     for path, functions in OF_JOBS.items():
-        found = [line for line in errors if line.startswith(path) and "EmbeddingJob" in line]
+        found = [line for line in errors if line.startswith(path) and "VideoJob" in line]
         assert len(found) == len(functions), checked.stdout
-    assert {line.partition(":")[0] for line in errors if "EmbeddingDelta" in line} == OF_EVENTS
+    assert {line.partition(":")[0] for line in errors if "VideoDelta" in line} == OF_EVENTS
 
 
 def replace_union(module: Path, name: str, made_up: str) -> None:

@@ -47,7 +47,7 @@ _CREDENTIAL_NAMES = frozenset({"key", "api_key", "apikey", "api-key", "token", "
 _LONGEST_QUERY = 8192  #: bytes
 _MOST_PARAMETERS = 100  #: of a query; routes know a few, and each takes time before any key
 _SECRET = re.compile(f"{KEY_SHAPE}|{TOKEN_SHAPE}", re.ASCII)
-_SECURITY_HEADERS = [
+SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -73,7 +73,7 @@ class Door:
         server = settings.server
         self._app = app
         self._edge = EdgeChecks(server, settings.security)
-        self._cors = Cors(server.cors_origins)
+        self.cors = Cors(server.cors_origins)
         self._proxies = Proxies(server.trusted_proxies)
         self._direct = direct_routes(app.routes)
         self._rest = rest
@@ -85,7 +85,7 @@ class Door:
             return
         services: Services | None = getattr(self._app.state, "services", None)
         fields = dict(scope["headers"])
-        context = RequestContext(_request_id(fields), services, fields, self._cors.headers(fields))
+        context = RequestContext(_request_id(fields), services, fields, self.cors.headers(fields))
         context.attach(scope)
         structlog.contextvars.bind_contextvars(request_id=context.request_id)
         sender = _sender(context, send)
@@ -97,12 +97,12 @@ class Door:
         except ClientDisconnect:
             return  # in the middle of its body, or because that took too long
         except Exception as error:  # nothing above turns an exception into a response
-            known = to_error(error)
-            if isinstance(known, InternalError) and known is not error:
-                log.exception("request failed", method=_method(scope), endpoint=endpoint(scope))
+            _log_failure(scope, error)
             if context.status != CLIENT_GONE:
                 raise  # the response has begun and can only be cut off
-            await error_response(scope, known)(scope, receive, sender)
+            # No name for it here: with the error's traceback that is a cycle, which keeps the
+            # request's body until the collector comes by.
+            await error_response(scope, to_error(error))(scope, receive, sender)
         finally:
             if context.leave is not None:
                 context.leave(refund=context.status >= 500 or context.spared)
@@ -112,7 +112,7 @@ class Door:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = _method(scope)
-        response = self._cors.preflight(method, context_of(scope).fields)
+        response = self.cors.preflight(method, context_of(scope).fields)
         if response is None:
             route = self._direct.get((method, route_path(scope)))
             if route is None or scope["type"] != "http":
@@ -121,6 +121,13 @@ class Door:
             scope["route"] = route
             response = await route.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+def _log_failure(scope: Scope, error: Exception) -> None:
+    """Log an error that is none of our table."""
+    if type(to_error(error)) is InternalError and not isinstance(error, InternalError):
+        told = {"method": _method(scope), "endpoint": endpoint(scope)}
+        log.error("request failed", exc_info=error, **told)
 
 
 def _sender(context: RequestContext, send: Send) -> Send:
@@ -147,7 +154,7 @@ def _sender(context: RequestContext, send: Send) -> Send:
                 (b"x-bitinglip-overhead-ms", b"%.3f" % (own_seconds * 1000)),
                 *context.limit_headers,
                 *(context.token_headers() if context.token_headers is not None else ()),
-                *_SECURITY_HEADERS,
+                *SECURITY_HEADERS,
                 *context.notices,
                 *context.cors,
             ]

@@ -234,9 +234,8 @@ class Scanner:
         self._held = raw[done if places is None else places[done] :]
         if self._tail is not None and (seen := folded[done:]) != self._held:
             # It is dropped in any case, and what shows nothing would have no bound.
-            shown = "" if self._redacts else self._held[: len(self._held) - len(seen)]
             size = len(self._held) - len(seen)
-            pieces.append(Piece(shown, size, self._tail_kind, replaced=self._redacts))
+            pieces.append(Piece("", size, self._tail_kind, replaced=True))
             self._held = seen
         return pieces
 
@@ -287,8 +286,10 @@ class Scanner:
             if match.begin >= edge:
                 break
             add(match.start)
-            add(match.end, match.kind, label(match.kind), exact=match.tail is None)
-            start, self._tail, self._tail_kind = match.end, match.tail, match.kind
+            # The rest of what is shown as it came is text like any other.
+            tail = match.tail if self._redacts else None
+            add(match.end, match.kind, label(match.kind), exact=tail is None)
+            start, self._tail, self._tail_kind = match.end, tail, match.kind
             start = self._eat(text, start, last, add)
             if self._tail is not None:
                 return start

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from bitinglip import errors
+from bitinglip.api.cors import Cors
 from bitinglip.api.request_context import has_caller
 from bitinglip.http.connections import BODY_BYTES, Connection, Connections
 from bitinglip.http.early_response import EarlyResponse
@@ -39,8 +40,10 @@ class HttpProtocol(HttpToolsProtocol):
         connection: Connection,
         config: Config,
         server_state: ServerState,
+        cors: Cors,
     ) -> None:
         super().__init__(config, server_state, {})
+        self._cors = cors
         self._connections = connections
         self._times = connections.times
         self._connection = connection
@@ -377,7 +380,9 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is not None:
             cycle.disconnected = True
             cycle.message_event.set()
-        self.transport.write(refusal_bytes(error, self.server_state.default_headers))
+        fields = dict(self.headers or ())  # as far as they are here
+        headers = (*self.server_state.default_headers, *self._cors.headers(fields))
+        self.transport.write(refusal_bytes(error, headers))
         self._linger()
 
     def hang_up(self) -> None:

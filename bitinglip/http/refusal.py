@@ -7,12 +7,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from bitinglip import errors
 from bitinglip.api.errors import headers_of
+from bitinglip.api.middleware import SECURITY_HEADERS
 from bitinglip.api.request_context import new_request_id
 from bitinglip.wire.errors import error_body
 
 
 def refusal_bytes(
-    error: errors.BitingLipError, default_headers: Iterable[tuple[bytes, bytes]]
+    error: errors.BitingLipError, more_headers: Iterable[tuple[bytes, bytes]]
 ) -> bytes:
     """Return a whole response that says why, and that the connection ends."""
     request_id = new_request_id()
@@ -22,10 +23,9 @@ def refusal_bytes(
         "content-length": len(body),
         "connection": "close",
         "x-request-id": request_id,
-        "x-content-type-options": "nosniff",
         **headers_of(error, status),
     }
     lines = [STATUS_LINE[status]]
-    lines += [b"%b: %b\r\n" % pair for pair in default_headers]
+    lines += [b"%b: %b\r\n" % pair for pair in (*more_headers, *SECURITY_HEADERS)]
     lines += [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
     return b"".join([*lines, b"\r\n", body])

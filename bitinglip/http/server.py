@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import uvicorn
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from bitinglip.api import Application
 from bitinglip.http import websocket
 from bitinglip.http.acceptor import Acceptor, Factory, Tls
 from bitinglip.http.connections import Connection, Connections
@@ -20,7 +20,7 @@ class HttpServer(uvicorn.Server):
 
     def __init__(
         self,
-        app: FastAPI,
+        app: Application,
         connections: Connections,
         *,
         tls: Tls | None = None,
@@ -72,4 +72,6 @@ class HttpServer(uvicorn.Server):
         self.listen(sock, protocol, None)
 
     def _protocol(self, connection: Connection) -> HttpProtocol:
-        return HttpProtocol(self._connections, connection, self.config, self.server_state)
+        return HttpProtocol(
+            self._connections, connection, self.config, self.server_state, self._app.door.cors
+        )

@@ -84,11 +84,7 @@ class Operations:
     """Shows models, workers and devices, and hands changes to their owners."""
 
     def __init__(
-        self,
-        settings: Settings,
-        store: ModelStore,
-        pool: WorkerPool,
-        manager: ModelManager,
+        self, settings: Settings, store: ModelStore, pool: WorkerPool, manager: ModelManager
     ) -> None:
         self._settings = settings
         self._store = store

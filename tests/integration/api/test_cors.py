@@ -1,5 +1,6 @@
 """Pages of other origins: what browsers are told before a request, and with each answer."""
 
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -92,3 +93,26 @@ def test_cors_headers_are_for_listed_origins_only(open_to_a_page: Served) -> Non
     assert answer.status_code == 200
     assert "access-control-allow-origin" not in answer.headers
     assert answer.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nOrigin: %b\r\n" + b"X-Long: %b\r\n\r\n" % (b"x" * 40_000), 431),
+        (b"GET / HTTP/1.1\r\nOrigin: %b\r\nTransfer-Encoding: gzip\r\n\r\n", 400),
+    ],
+)
+def test_cors_headers_are_on_refusals_of_malformed_requests(
+    open_to_a_page: Served, request_bytes: bytes, status: int
+) -> None:
+    with socket.create_connection(("127.0.0.1", open_to_a_page.port), timeout=10) as sock:
+        sock.sendall(request_bytes.replace(b"%b", PAGE.encode(), 1))
+        head = sock.recv(65536).partition(b"\r\n\r\n")[0].lower()
+    assert head.startswith(b"http/1.1 %d" % status)
+    for header in (
+        b"access-control-allow-origin: " + PAGE.encode(),
+        b"vary: origin",
+        b"x-frame-options: deny",
+        b"referrer-policy: no-referrer",
+    ):
+        assert header in head

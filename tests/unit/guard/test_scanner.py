@@ -61,6 +61,7 @@ def test_stream_is_redacted_as_the_whole_text_is(text: str, sizes: list[int]) ->
 
 @settings(max_examples=200, deadline=None)
 @given(_TEXT, _SIZES, st.booleans())
+@example("-----BEGIN PRIVATE KEY-----\nM\n-----END PRIVATE KEY-----\u200b", [1], False)
 def test_stream_that_holds_more_back_shows_the_same(
     text: str, sizes: list[int], redacts: bool
 ) -> None:
