@@ -214,6 +214,8 @@ class _Layers:
         )
         if detail["type"] == "extra_forbidden":
             return f"{where}: there is no setting {dotted(keys)}{_hint(keys)}"
+        if detail["type"] == "value_error":  # our own words, which quote what is wrong
+            return f"{where}: {dotted(keys)}: {detail['ctx']['error']}"
         what = (
             detail["msg"]
             .replace("Input should", "should")

@@ -179,7 +179,8 @@ def failure_line(
             return "the server does not accept the API key; check BITINGLIP_API_KEY, or admin.key"
         case "INTERNAL_ERROR":
             return f"{message} ({error.get('request_id')})"
-    return f"{message} Try again in {retry_after} s." if retry_after else message
+    said = not retry_after or "try again in" in message
+    return message if said else f"{message} Try again in {retry_after} s."
 
 
 def parse_events(chunks: Iterable[bytes]) -> Iterator[Event]:

@@ -281,7 +281,10 @@ def _check_single(headers: Headers) -> None:
 
 
 def _foreign_host() -> InvalidRequest:
-    return InvalidRequest("The Host header does not name this server.", param="Host")
+    return InvalidRequest(
+        "The Host header does not name this server; server.allowed_hosts can add names.",
+        param="Host",
+    )
 
 
 def _check_body(headers: Fields, limit: int) -> int | None:

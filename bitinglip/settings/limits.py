@@ -46,7 +46,7 @@ class TierTranscription(Section):
     )
 
 
-_QUOTA = "of a key in such a period (UTC); null sets no limit"
+_QUOTA = "per key in a calendar day or month (UTC); null sets no limit"
 Amount = Annotated[float, Field(ge=0, le=1e12)]
 WholeAmount = Annotated[int, Field(ge=0, le=10**12)]
 

@@ -21,13 +21,24 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def span_in_seconds(value: object) -> object:
-    """``10m`` is 600 seconds; everything else is left to the field."""
-    match = _SPAN.fullmatch(value) if isinstance(value, str) else None
-    return float(match[1]) * _UNITS[match[2]] if match else value
+    """``10m`` is 600 seconds; numbers are left to the field. Raises ValueError for other text."""
+    if not isinstance(value, str):
+        return value
+    if match := _SPAN.fullmatch(value):
+        return float(match[1]) * _UNITS[match[2]]
+    raise ValueError(f"{value[:40]!r} is no number of seconds and no span such as 30m or 90d")
+
+
+def _span_or_forever(value: object) -> object:
+    return value if value == "forever" else span_in_seconds(value)
 
 
 #: how long something unused is kept: seconds, a span such as 30m, or forever
-KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(span_in_seconds)]
+KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(_span_or_forever)]
+
+#: how long something that has ended is kept: seconds, or a span such as 12h
+Kept = Annotated[float, Field(ge=1), BeforeValidator(span_in_seconds)]
+UsageKept = Annotated[float, Field(ge=32 * 86_400), BeforeValidator(span_in_seconds)]
 
 #: YAML reads a plain ``off`` as false
 Confine = Annotated[
@@ -259,8 +270,10 @@ class ResidencyRules(Section):
 
 
 class Files(Section):
-    retention: Annotated[float, Field(ge=1)] | None = Field(
-        None, description="seconds that a generated file is kept; null uses tasks.retention"
+    retention: Kept | None = Field(
+        None,
+        description="how long a generated file is kept: seconds, or a span such as 12h; null uses "
+        "tasks.retention",
     )
     max_bytes: Bytes = Field(
         21_474_836_480,
@@ -282,8 +295,10 @@ class Files(Section):
 
 
 class Tasks(Section):
-    retention: Annotated[float, Field(ge=1)] = Field(
-        86_400, description="seconds that a finished task and its result are kept"
+    retention: Kept = Field(
+        86_400,
+        description="how long a finished task and its result are kept: seconds, or a span such as "
+        "12h",
     )
     max_bytes: Bytes = Field(
         1_073_741_824,
@@ -292,9 +307,10 @@ class Tasks(Section):
 
 
 class Usage(Section):
-    retention: Annotated[float, Field(ge=32 * 86_400)] | None = Field(
+    retention: UsageKept | None = Field(
         34_560_000,
-        description="seconds that the usage of a key, by model and day, is kept; null keeps it",
+        description="how long the usage of a key, by model and day, is kept: seconds, or a span of "
+        "32d or more; null keeps it",
     )
 
 

@@ -1,8 +1,9 @@
 """Parsing makes bytes a checked request, or raises an error that names the field, not its value."""
 
 import re
+from difflib import get_close_matches
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,7 +16,6 @@ LARGE = 256 * 1024  #: bytes of a body that takes too long to check beside other
 _MANY = 4096  #: members and elements of such a body
 _MAX_ERRORS = 500  #: of which the library is asked for the first: it makes them all
 _MAX_PARAM = 128
-_UNSUPPORTED = frozenset({"extra_forbidden", "unsupported"})
 #: Possessive and with an optional end, so that it is linear whatever it is given.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 #: A piece of a string: one match holds the interpreter, so it is short.
@@ -37,7 +37,32 @@ def parse(model: type[M], raw: bytes | bytearray) -> M:
             wrong = error.error_count()
             raise InvalidRequest(f"The body is not valid: {wrong} of its values are.") from None
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _refusal(first["type"], param_path(first["loc"]), first["msg"]) from None
+        param = param_path(first["loc"])
+        if first["type"] == "extra_forbidden":
+            hint = _nearest(model, first["loc"])
+            raise UnsupportedParameter(
+                f"'{param}' is unknown or not supported{hint}", param=param
+            ) from None
+        raise _refusal(first["type"], param, first["msg"]) from None
+
+
+def _nearest(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """Return the end of a sentence: the known field that an unknown one may be meant for."""
+    shape: type[BaseModel] | None = model
+    for step in loc[:-1]:
+        fields = {} if shape is None else shape.model_fields
+        shape = _section(fields[step].annotation) if step in fields else None
+    if shape is None:
+        return "."
+    near = get_close_matches(str(loc[-1])[:_MAX_PARAM], shape.model_fields, n=1)
+    return f"; did you mean '{near[0]}'?" if near else "."
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of a field that may hold one."""
+    shapes = get_args(annotation) or (annotation,)
+    found = (each for each in shapes if isinstance(each, type) and issubclass(each, BaseModel))
+    return next(found, None)
 
 
 def is_large(raw: bytes | bytearray) -> bool:
@@ -48,9 +73,8 @@ def is_large(raw: bytes | bytearray) -> bool:
 
 
 def _refusal(kind: str, param: str | None, message: str) -> InvalidRequest:
-    if kind in _UNSUPPORTED:
-        reason = "is unknown or not supported" if kind == "extra_forbidden" else message
-        return UnsupportedParameter(f"'{param}' {reason}.", param=param)
+    if kind == "unsupported":
+        return UnsupportedParameter(f"'{param}' {message}.", param=param)
     if param is None:
         return InvalidRequest(f"The body is not valid. {message}.")
     return InvalidRequest(f"'{param}' is not valid. {message}.", param=param)

@@ -71,14 +71,15 @@ def verify(
     if not found["valid"]:
         raise Failure(
             f"the audit log is not whole: entry {found['first_bad']} was changed, removed or "
-            "forged, or secret.key is another one; compare with a backup"
+            "forged, secret.key is another one, or the database is an older copy; compare with a "
+            "backup"
         )
     if not as_json:
         print_note(f"The audit log is whole: {found['rows']} entries.")
 
 
 def _show_entries(rows: list[dict[str, Any]]) -> None:
-    show_table(_COLUMNS, [_row(row) for row in rows], right="ENTRY")
+    show_table(_COLUMNS, [_row(row) for row in rows], right="ENTRY", below="FROM CHANGE")
 
 
 def _row(entry: dict[str, Any]) -> tuple[Any, ...]:

@@ -24,7 +24,8 @@ QuotaOption = Annotated[
     typer.Option(
         "--quota",
         metavar="NAME=AMOUNT",
-        help="What it may use, as daily.tokens=100000 or monthly.requests=900; may be repeated.",
+        help="What it may use, as daily.tokens=100000 or monthly.gpu_seconds=36000; also of "
+        "requests, megapixels and audio_seconds. May be repeated.",
     ),
 ]
 GuardOption = Annotated[
@@ -32,7 +33,7 @@ GuardOption = Annotated[
     typer.Option(
         "--guard",
         metavar="report|redact|block",
-        help="What is done about personal data at the least, whatever its tier says.",
+        help="The least that is done about personal data, even if its tier asks for less.",
     ),
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A key's id, as in `keys list`.")]
@@ -117,7 +118,7 @@ def _described(key: dict[str, Any]) -> str:
         narrowed += f", personal data: {key['guard']}"
     return (
         f"Key {key['id']} for {key['name']}: tier {key['tier']}, "
-        f"{'until ' + moment(key['expires_at']) if key['expires_at'] else 'without an end'}, "
+        f"{'until ' + moment(end) if (end := _end_of(key)) else 'no expiry'}, "
         f"may {', '.join(key['scopes'])}{narrowed}."
     )
 
@@ -144,7 +145,7 @@ def list_keys(
 
 
 def _show_keys(rows: list[dict[str, Any]]) -> None:
-    show_table(_COLUMNS, [_row(row) for row in rows])
+    show_table(_COLUMNS, [_row(row) for row in rows], below="SCOPES")
 
 
 @app.command()
@@ -191,8 +192,12 @@ def patch(
     no_expiry: Annotated[bool, typer.Option("--no-expiry", help="Lift the expiry.")] = False,
     any_model: Annotated[bool, typer.Option("--any-model", help="Allow all models.")] = False,
     anywhere: Annotated[bool, typer.Option("--anywhere", help="Allow all addresses.")] = False,
-    no_quotas: Annotated[bool, typer.Option("--no-quotas", help="Leave the tier's only.")] = False,
-    no_guard: Annotated[bool, typer.Option("--no-guard", help="Leave the tier's only.")] = False,
+    no_quotas: Annotated[
+        bool, typer.Option("--no-quotas", help="Lift its quotas, not its tier's.")
+    ] = False,
+    no_guard: Annotated[
+        bool, typer.Option("--no-guard", help="Lift its guard, not its tier's.")
+    ] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,

@@ -62,7 +62,9 @@ def usage(
 def _show(rows: list[dict[str, Any]]) -> None:
     names = [name for name in _COLUMNS if name in rows[0]]
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
-    show_table([_COLUMNS[name] for name in names], cells, right=_NUMBERS)
+    show_table(
+        [_COLUMNS[name] for name in names], cells, right=_NUMBERS, below="MEGAPIXELS AUDIO-S GPU-S"
+    )
 
 
 def _cell(value: Any) -> Any:

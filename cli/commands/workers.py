@@ -103,7 +103,7 @@ def stop(worker_id: IdArgument, home: HomeOption = None, config: ConfigOption = 
 
 
 def show_workers(rows: list[dict[str, Any]]) -> None:
-    show_table(COLUMNS, [_row(row) for row in rows], right=NUMBERS)
+    show_table(COLUMNS, [_row(row) for row in rows], right=NUMBERS, below="DEVICES RESTARTS")
     for row in rows:
         if row["cause"]:
             print_note(f"{row['id']}: {row['cause']}")

@@ -63,18 +63,21 @@ def show_list(
         print_note(empty)
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: str = "") -> None:
-    """Print a table; ``right`` names the columns of numbers, with blanks between."""
-    from rich.table import Table
-    from rich.text import Text
+def show_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: str = "", below: str = ""
+) -> None:
+    """Print a table.
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        justify = "right" if column in right.split() else "left"
-        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    show(table)
+    ``right`` names the columns of numbers, ``below`` those that go below their row where the
+    terminal is narrow, with blanks between.
+    """
+    from cli.show.layout import lay_out
+
+    cells = [[_cell(value) for value in row] for row in rows]
+    width = console().width
+    lines = lay_out(columns, cells, width, right=right.split(), below=below.split())
+    for number, line in enumerate(lines):
+        typer.secho(line, bold=number == 0 or None)
 
 
 def show_pairs(pairs: Mapping[str, Any]) -> None:
@@ -104,6 +107,8 @@ def show(*parts: "RenderableType") -> None:
 def _cell(value: Any) -> str:
     if value is None or value == "":
         return "-"
+    if isinstance(value, Mapping):
+        value = [f"{name} {each}" for name, each in value.items()]
     if isinstance(value, (list, tuple)):
         return clean(", ".join(str(item) for item in value)) or "-"
     return clean(str(value)).replace("\n", " ")

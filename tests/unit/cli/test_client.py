@@ -63,6 +63,8 @@ def test_key_that_is_refused_says_where_keys_come_from() -> None:
     assert "BITINGLIP_API_KEY" in failure_line(error, has_key=False)
     assert "does not accept" in failure_line(error)
     assert failure_line({"message": "Slow down."}, "7") == "Slow down. Try again in 7 s."
+    told = "Too many; try again in 4.8 seconds."
+    assert failure_line({"message": told}, "5") == told
 
 
 def test_names_stay_in_their_place_of_the_path() -> None:

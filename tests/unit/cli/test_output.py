@@ -79,6 +79,11 @@ def test_pairs_leave_out_what_is_not_known(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.split() == ["name", "x", "count", "0", "tags", "a,", "b"]
 
 
+def test_pairs_show_values_by_name_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    show_pairs({"load_seconds": {"cache": 4.9, "disk": 6.0}, "none": {}})
+    assert capsys.readouterr().out == "load_seconds  cache 4.9, disk 6.0\n"
+
+
 def test_json_is_safe_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"name": "\x1b[31m\x9b\u202e\ud800 é"}
     show_json(value)

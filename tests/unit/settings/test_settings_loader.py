@@ -182,10 +182,37 @@ def test_problems_are_told_with_their_place_and_the_nearest_name() -> None:
         ("workers: {threads: .nan}\n", "workers.threads should be a"),
         ("a: &a {b: *a}\n", "given.yaml: this is nested too deeply"),
         ("a: 1\n---\nb: 1\n", "given.yaml:2: this is not YAML"),
+        (
+            "server:\n  trusted_proxies: [nginx]\n",
+            "given.yaml:2: server.trusted_proxies[0]: 'nginx' is no address and no network such as",
+        ),
+        (
+            "security: {key_rotation: {max_age: 1d, notice: 2d}}\n",
+            "given.yaml:1: security.key_rotation: notice must be shorter than max_age",
+        ),
+        *(
+            (f"{section}: {{{name}: soon}}\n", f"{section}.{name}: 'soon' is no number of seconds")
+            for section, name in (
+                ("cache", "ttl"),
+                ("usage", "retention"),
+                ("tasks", "retention"),
+                ("files", "retention"),
+                ("residency", "keep_alive"),
+            )
+        ),
     ],
 )
 def test_problem_of_one_setting_is_told(text: str, problem: str) -> None:
-    assert problem in "\n".join(problems(text))
+    told = "\n".join(problems(text))
+    assert problem in told
+    assert "Value error" not in told
+
+
+def test_retention_may_be_a_span() -> None:
+    text = "usage: {retention: 90d}\ntasks: {retention: 12h}\nfiles: {retention: 30m}\n"
+    got = load(text)
+    assert got.usage.retention == 90 * 86_400
+    assert (got.tasks.retention, got.files.retention) == (43_200, 1_800)
 
 
 @pytest.mark.parametrize(

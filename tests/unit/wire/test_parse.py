@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitinglip import errors
+from bitinglip.wire.admin.keys import CreateKeyRequest
 from bitinglip.wire.parse import (
     LARGE,
     MAX_DEPTH,
@@ -122,3 +123,25 @@ def test_body_of_many_values_is_checked_beside_the_event_loop() -> None:
     assert is_large(b"[" + b"[]" * 5000 + b"]")
     assert is_large(json.dumps({f"k{i}": 1 for i in range(3000)}).encode())
     assert is_large(b" " * (LARGE + 1))
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (
+            {"quotas": {"daily": {"token": 1}}},
+            "'quotas.daily.token' is unknown or not supported; did you mean 'tokens'?",
+        ),
+        (
+            {"quotas": {"dayly": {}}},
+            "'quotas.dayly' is unknown or not supported; did you mean 'daily'?",
+        ),
+        ({"zzz": 1}, "'zzz' is unknown or not supported."),
+    ],
+)
+def test_unknown_field_is_told_with_the_nearest_known_one(
+    sent: dict[str, object], message: str
+) -> None:
+    with pytest.raises(errors.UnsupportedParameter) as told:
+        parse(CreateKeyRequest, json.dumps({"name": "n", **sent}).encode())
+    assert str(told.value) == message
