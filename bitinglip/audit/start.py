@@ -1,4 +1,4 @@
-"""What the server enters when it starts, and how it looks after the log while it runs."""
+"""Enters the start of the server in the audit log, and looks after the log while it runs."""
 
 import hashlib
 import json
