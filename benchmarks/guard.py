@@ -1,4 +1,4 @@
-"""How long the guard takes: for a prompt of 1 KB, for a token of a stream, and for hostile text.
+"""Measures the guard: a prompt of 1 KB, a token of a stream, and hostile text.
 
 .venv/bin/python -m benchmarks.guard
 """

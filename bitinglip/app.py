@@ -268,7 +268,7 @@ async def _open_audit(
 
 
 class _Counts(NamedTuple):
-    """What is counted of keys, and its owner of writes."""
+    """Holds the parts that count what keys use, and the one that writes it."""
 
     cells: MemoryStore
     token_rates: TokenRates

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from bitinglip.file_stamp import FileStamp, file_stamp
 from bitinglip.settings import Server
 from bitinglip.settings_loader import SettingsError
 from bitinglip.telemetry.health import Health
@@ -18,7 +19,6 @@ _WARN_BEFORE = timedelta(days=30)
 CHECK_SECONDS = 12 * 3600.0  #: between two checks of a running server
 LOOK_SECONDS = 5.0  #: between two looks at whether the files have changed
 _PART = "TLS certificate"  #: in /health
-Stamps = tuple[tuple[int, int, int], ...]
 
 
 class Certificate:
@@ -70,17 +70,9 @@ def _context(server: Server) -> ssl.SSLContext:
     return context
 
 
-def _stamps(server: Server) -> Stamps:
-    """Return what tells one state of the files from another; links are followed."""
-    return tuple(_stamp(path) for path in (server.tls_cert, server.tls_key) if path is not None)
-
-
-def _stamp(path: str) -> tuple[int, int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
+def _stamps(server: Server) -> list[FileStamp]:
+    """Return what tells one state of the files from another."""
+    return [file_stamp(path) for path in (server.tls_cert, server.tls_key) if path is not None]
 
 
 def check_tls(server: Server) -> list[str]:

@@ -313,7 +313,7 @@ def storage_bytes(who: int = resource.RUSAGE_SELF) -> int:
 
 
 def _raise_oom_score() -> None:
-    """When the machine runs out of memory, a worker is the lesser loss."""
+    """Have the worker killed first when the machine runs out of memory: it is the lesser loss."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
 

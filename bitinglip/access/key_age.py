@@ -75,7 +75,8 @@ class Rotation:
             ageing = self._age.of(record.created_at, record.rotated_at)
             if ageing is None or ageing.since > now or not _lives(record, now):
                 continue
-            own = own or await asyncio.to_thread(_admin_key_id, self._home)
+            if own is None:
+                own = await asyncio.to_thread(_admin_key_id, self._home)
             if record.id == own:
                 grace = max(timedelta(), min(ageing.until - now, LONGEST_GRACE))
                 await self._keys.rotate(record.id, grace, self._home)

@@ -1,4 +1,4 @@
-"""How the changes of keys are shown in the audit log."""
+"""Shows the changes of keys in the audit log."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is known of a key: its record, its callers, and what each request is held against."""
+"""Holds what is known of a key: its record, its callers, and what requests are checked by."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime

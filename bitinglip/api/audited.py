@@ -29,7 +29,7 @@ _actions: dict[object, Action] = {}  #: by handler; filled while the routes' mod
 
 @dataclass(slots=True)
 class _Change:
-    """What a handler tells of what it has changed."""
+    """Holds what a handler tells of its change."""
 
     target: str | None = None
     before: Mapping[str, Any] | None = None

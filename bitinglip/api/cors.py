@@ -13,7 +13,7 @@ from bitinglip.errors import InsufficientScope
 
 Headers = tuple[tuple[bytes, bytes], ...]
 _METHODS = "GET, POST, PATCH, DELETE"
-_REQUEST_HEADERS = "Authorization, Content-Type, Prefer, X-API-Key, X-Request-ID"
+_REQUEST_HEADERS = "Authorization, Cache-Control, Content-Type, Prefer, X-API-Key, X-Request-ID"
 _EXPOSED = (
     "Deprecation",
     "Location",

@@ -56,14 +56,14 @@ class Head:
 
 
 class Known(NamedTuple):
-    """Where the log ended at some time, as is known from elsewhere."""
+    """Tells where the log ended at some time, as is known from elsewhere."""
 
     last: int
     seal: bytes
 
 
 class Verdict(NamedTuple):
-    """What a check of the log has found."""
+    """Tells what a check of the log has found."""
 
     valid: bool
     rows: int

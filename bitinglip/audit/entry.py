@@ -56,7 +56,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, and from where: a key, or ``cli``, or ``server``."""
+    """Names who acts, and from where: a key, or ``cli``, or ``server``."""
 
     id: str
     name: str = ""

@@ -40,7 +40,10 @@ def put(folder: Path, key: bytes, entry: Entry) -> None:
 
 
 def take(folder: Path, key: bytes) -> list[tuple[Path, Entry]]:
-    """Read the entries that lie there, the oldest first. What is none of ours is removed."""
+    """Read the entries that lie there, the oldest first. What is none of ours is removed.
+
+    Raises OSError for a file that cannot be read, such as another user's.
+    """
     return list(_entries(folder, key)) if folder.is_dir() else []
 
 

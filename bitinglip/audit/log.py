@@ -114,11 +114,14 @@ class AuditLog:
             self._lost += 1
 
     async def flush(self) -> None:
-        """Write what waits. Raises DiskFull or DatabaseUnavailable, after which it waits on."""
+        """Write the entries in memory, then those that commands have left.
+
+        Raises DiskFull, DatabaseUnavailable or OSError; what could not be written is tried again by
+        the next flush.
+        """
         self.refusals.tick()
         self.often.tick()
         async with self._flushing:
-            await self._collect()
             waiting, lost = tuple(self._waiting), self._lost
             if lost:
                 waiting = (*waiting, Entry(Action.AUDIT_LOST, after={"entries": lost}))
@@ -128,10 +131,13 @@ class AuditLog:
                 for _ in range(len(waiting) - bool(lost)):
                     self._waiting.popleft()
                 self._lost -= lost
-            await self._copy_head()
+            try:
+                await self._collect()  # after ours, which a file that cannot be read must not stop
+            finally:
+                await self._copy_head()
 
     async def close(self, entry: Entry) -> None:
-        """Write what waits and a last entry. Raises as ``flush`` does."""
+        """Write the entries in memory and a last one. Raises as ``flush`` does."""
         self.refusals.finish()
         self.often.finish()
         self.remember(entry)

@@ -1,4 +1,4 @@
-"""What a reader of the audit log asks for."""
+"""Selects the entries of the audit log that a reader asks for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the server enters when it starts, and how it looks after the log while it runs."""
+"""Enters the start of the server in the audit log, and looks after the log while it runs."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import structlog
 from bitinglip import __version__
 from bitinglip.audit.entry import Action, Entry, changed
 from bitinglip.audit.log import AuditLog
-from bitinglip.errors import BitingLipError
+from bitinglip.background import RECOVERABLE, reason
 from bitinglip.settings import Settings
 from bitinglip.telemetry.health import Health
 
@@ -45,8 +45,8 @@ async def begin(audit: AuditLog, settings: Settings) -> None:
         audit.remember(Entry(Action.SETTINGS_CHANGE, target="settings", before=old, after=new))
     try:
         await audit.flush()
-    except BitingLipError as error:
-        log.warning("the start is not in the audit log yet", reason=error.message)
+    except RECOVERABLE as error:
+        log.warning("the start is not in the audit log yet", reason=reason(error))
 
 
 def _shown(settings: Settings) -> dict[str, Any]:

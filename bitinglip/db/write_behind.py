@@ -15,7 +15,7 @@ FLUSH_SECONDS = 0.5  #: between two flushes: with the write itself less than a s
 
 
 class Changes(Protocol):
-    """What a part has taken out of its memory, to be written once."""
+    """Holds what a part has taken out of its memory, to be written once."""
 
     async def write(self, session: AsyncSession) -> None: ...
 

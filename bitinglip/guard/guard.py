@@ -1,11 +1,11 @@
 """The guard: what callers may send to models, and what comes back, by the modes of each job."""
 
 import asyncio
-import os
 from collections import Counter as Tally
 from collections.abc import Callable
 from functools import partial
 
+from bitinglip.file_stamp import FileStamp, file_stamp
 from bitinglip.guard.inputs import texts_of, with_texts
 from bitinglip.guard.modes import Modes, modes_of
 from bitinglip.guard.outputs import Checked, Output, output_of
@@ -68,7 +68,7 @@ class Guard:
 
     async def reload(self) -> None:
         """Read the file of words again if it has changed; a bad one leaves the list as it is."""
-        state = self._words_state()
+        state = await asyncio.to_thread(self._words_state)
         if state == self._words_seen:
             return
         try:
@@ -80,15 +80,10 @@ class Guard:
             self.on_change()
         self._words_seen = state
 
-    def _words_state(self) -> tuple[int, int, int] | None:
+    def _words_state(self) -> FileStamp | None:
         """Return what changes when the file of words does; None without a file."""
-        if self._settings.words_file is None:
-            return None
-        try:
-            found = os.stat(self._settings.words_file)
-        except OSError:
-            return (0, 0, 0)
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
+        path = self._settings.words_file
+        return None if path is None else file_stamp(path)
 
     async def _scan(self, text: str, modes: Modes) -> tuple[str, Found]:
         """Redact a text and count what was found; a long one leaves the loop its turns."""

@@ -8,7 +8,7 @@ from bitinglip.settings.guard import MODES, Guard, ListMode, Mode, TierGuard
 
 @dataclass(frozen=True, slots=True)
 class Modes:
-    """What happens to personal data and listed words in a job's prompts, and in its results."""
+    """Says what happens to personal data and listed words in a job's prompts and results."""
 
     input: Mode = "off"
     output: Mode = "off"

@@ -37,7 +37,10 @@ class Output(Protocol):
 
     @property
     def altered(self) -> bool:
-        """Return whether what is shown differs from what the worker has made."""
+        """Return whether what is shown is not what the worker has made, or nothing has checked it.
+
+        Such an answer is this job's alone: no cache may keep it.
+        """
         ...
 
 
@@ -57,6 +60,10 @@ class Checked:
         self._words = None if self._words_mode == "off" else WordScan(words)
         self._passes = False
         self.redacted = False  #: something was left out
+
+    @property
+    def altered(self) -> bool:
+        return self.redacted or self._passes
 
     def feed(self, text: str, *, last: bool = False) -> list[Piece]:
         """Return what may be shown now.
@@ -116,7 +123,7 @@ class TextOutput:
 
     @property
     def altered(self) -> bool:
-        return self._checked.redacted
+        return self._checked.altered
 
     def take(self, event: protocol.JobEvent) -> Sequence[protocol.JobEvent]:
         match event:
@@ -194,7 +201,7 @@ class TranscriptionOutput:
 
     @property
     def altered(self) -> bool:
-        return self._checked.redacted
+        return self._checked.altered
 
     def take(self, event: protocol.JobEvent) -> Sequence[protocol.JobEvent]:
         match event:

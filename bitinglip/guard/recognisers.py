@@ -1,4 +1,4 @@
-"""What the guard recognises, as data: one row for each shape of personal data and secrets.
+"""Lists what the guard recognises, as data: one row for each shape of personal data and secrets.
 
 A candidate begins with a character of ``first`` that no character of ``before`` precedes, goes on
 with ``rest``, and no character of ``after`` follows. ``accept`` says which part of it is meant.

@@ -82,7 +82,7 @@ class EventLog:
 
     @property
     def altered(self) -> bool:
-        """Return whether the guard has left something out of what the worker made."""
+        """Return whether the guard has left something out, or has failed and let all pass."""
         return self.guard is not None and self.guard.altered
 
     @property

@@ -22,7 +22,7 @@ def new_task_id() -> str:
 
 
 class Claim(NamedTuple):
-    """What work needs for as long as it goes on: a credential that may run a kind and a model."""
+    """Names what work needs while it goes on: a credential that may run a kind and a model."""
 
     credential: Credential
     model: str

@@ -26,7 +26,7 @@ _WORDS = "off, report or block (CONTENT_FILTERED)"
 
 
 class TierGuard(Section):
-    """What the guard does for the keys of a tier, in place of the general modes."""
+    """Says what the guard does for the keys of a tier, in place of the general modes."""
 
     input: Mode | None = Field(
         None, description="personal data in the prompts of these keys; null uses guard.input"

@@ -38,7 +38,7 @@ def list_entries(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """What was done, by whom, when and from where; the newest first."""
+    """Show what was done, by whom, when and from where; the newest first."""
     asked = {"actor": actor, "action": action, "target": target, "from": since, "to": until}
     wanted: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     place = CliContext.of(home, config)

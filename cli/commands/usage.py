@@ -45,7 +45,7 @@ def usage(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """What each key used: requests, tokens, megapixels, seconds of audio and of GPUs."""
+    """Show what each key used: requests, tokens, megapixels, seconds of audio and of GPUs."""
     if as_csv and as_json:
         raise typer.BadParameter("--csv and --json exclude each other")
     asked = {"key_id": key, "model": model, "from": first, "to": last, "group_by": by}

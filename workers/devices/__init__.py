@@ -99,14 +99,14 @@ class Devices:
 
     @property
     def note(self) -> str | None:
-        """What an operator should know of the devices that were found."""
+        """Return what an operator should know of the devices that were found."""
         if self._made_up:
             return "made-up devices stand in for those of this machine"
         return self._cards.note if self._cards else None
 
     @property
     def missing(self) -> str | None:
-        """Why a card that is there is no device, and what to do; None if nothing is missing."""
+        """Say why a card that is there is no device, and what to do; None if nothing is missing."""
         return self._cards.missing if self._cards else None
 
     def unknown_limits(self) -> Sequence[str]:

@@ -47,7 +47,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the driver shows, of what CUDA_VISIBLE_DEVICES leaves to us."""
+    """Holds what the driver shows, of what CUDA_VISIBLE_DEVICES leaves to us."""
 
     driver: Driver
     count: int  #: of cards that it shows to everybody

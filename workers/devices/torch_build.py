@@ -1,4 +1,4 @@
-"""Which cards the installed torch can use, told from its files: torch itself is never imported."""
+"""Tells which cards the installed torch can use, by its files: torch itself is never imported."""
 
 import importlib.util
 import re

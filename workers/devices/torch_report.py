@@ -28,7 +28,7 @@ class TorchCard(msgspec.Struct, frozen=True):
 
 
 class TorchReport(msgspec.Struct, frozen=True):
-    """What torch says of itself and of the cards."""
+    """Holds what torch says of itself and of the cards."""
 
     architectures: Annotated[tuple[Name, ...], msgspec.Meta(max_length=_MOST)]
     cards: Annotated[tuple[TorchCard, ...], msgspec.Meta(max_length=_MOST)] = ()

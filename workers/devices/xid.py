@@ -21,7 +21,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Xid:
-    """What a number means."""
+    """Tells what a number means."""
 
     blame: XidBlame
     meaning: str  #: as in "The card reports ..."

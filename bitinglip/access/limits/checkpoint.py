@@ -41,6 +41,7 @@ class Checkpoint:
         self._store = store
         self._clock = clock
         self._calendar = calendar
+        self._written: set[str] = set()  #: cells that may have a row
 
     async def load(self) -> None:
         """Take over what the last run wrote. Raises DatabaseError if it cannot be read.
@@ -56,6 +57,7 @@ class Checkpoint:
             raise DatabaseError(
                 "the table of limits is damaged; restore a backup (see README, Backups)"
             ) from error
+        self._written.update(left)
         self._store.restore({name: here + wait for name, wait in left.items() if wait > 0})
 
     def take(self) -> "CellChanges | None":
@@ -67,7 +69,14 @@ class Checkpoint:
             for name, full in changes.items()
             if full - here > _SOON
         ]
-        return CellChanges(self._store, list(changes), rows, today) if rows else None
+        new = {row.id for row in rows}
+        # What was given back, tokens above all, must not be missing again after a restart.
+        gone = [name for name in changes if name not in new and name in self._written]
+        if not rows and not gone:
+            return None
+        self._written.difference_update(gone)
+        self._written |= new
+        return CellChanges(self._store, self._written, gone, rows, today)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +84,25 @@ class CellChanges:
     """Holds changed cells, as they were at ``today``."""
 
     store: MemoryStore
-    names: list[str]
+    written: set[str]  #: the checkpoint's
+    gone: list[str]  #: cells that are full again, or will be soon, and have a row from before
     rows: list[LimitCell]
     today: int
 
+    @property
+    def names(self) -> list[str]:
+        return [*self.gone, *(row.id for row in self.rows)]
+
     async def write(self, session: AsyncSession) -> None:
         await session.execute(delete(LimitCell).where(col(LimitCell.full_at) <= self.today))
+        names = self.names
+        for start in range(0, len(names), _ROWS_AT_ONCE):
+            part = names[start : start + _ROWS_AT_ONCE]
+            await session.execute(delete(LimitCell).where(col(LimitCell.id).in_(part)))
         for start in range(0, len(self.rows), _ROWS_AT_ONCE):
-            part = self.rows[start : start + _ROWS_AT_ONCE]
-            names = [row.id for row in part]
-            await session.execute(delete(LimitCell).where(col(LimitCell.id).in_(names)))
-            session.add_all(part)
+            session.add_all(self.rows[start : start + _ROWS_AT_ONCE])
             await session.flush()
 
     def give_back(self) -> None:
+        self.written.update(self.gone)
         self.store.unwritten(self.names)

@@ -1,4 +1,4 @@
-"""Which limits a request has: by the tier of its key, the class of its route, and its route."""
+"""Tells which limits a request has: by its key's tier, its route, and the class of that."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where the states of limits are kept: behind an interface, in memory so far."""
+"""Keeps the states of limits: behind an interface, in memory so far."""
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence

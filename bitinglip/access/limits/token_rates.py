@@ -16,7 +16,7 @@ from bitinglip.settings.limits import Limits
 
 
 class Taken(NamedTuple):
-    """What a request has taken of its key's rate."""
+    """Holds what a request has taken of its key's rate."""
 
     cell: Cell
     tokens: int

@@ -15,7 +15,7 @@ NO_UNITS: Units = (0, 0, 0, 0, 0)
 
 
 class Amounts(NamedTuple):
-    """What was used: of one request, or a sum of many."""
+    """Holds what was used: by one request, or by many together."""
 
     requests: int = 0
     prompt_tokens: int = 0

@@ -37,7 +37,7 @@ RowId = tuple[str, str, str]
 
 
 class _Account:
-    """What a key has used in the present day and month, and what running requests reserve."""
+    """Holds what a key has used in the present day and month, and what running requests reserve."""
 
     __slots__ = ("daily", "monthly", "reserved")
 
@@ -51,7 +51,7 @@ class _Account:
 
 
 class Reservation:
-    """What one request may use, from its admission until it is settled."""
+    """Holds what one request may use, from its admission until it is settled."""
 
     __slots__ = ("account", "estimate", "key_id", "model", "recorded", "settled", "taken", "used")
 

@@ -28,7 +28,7 @@ GROUPS = ("day", "month", "key", "model")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which rows are summed, and by what; None matches any."""
+    """Says which rows are summed, and by what; None matches any."""
 
     by: Sequence[str]  #: of ``GROUPS``
     key_id: str | None = None

@@ -1,4 +1,4 @@
-"""What a request's ``Cache-Control`` asks of the response cache. Pure."""
+"""Reads what a request's ``Cache-Control`` asks of the response cache. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -230,7 +230,10 @@ class Dispatcher:
 
     def _admit(self, job: Job, *, admitted: bool) -> InFlightJob:
         self._check(job)
-        size = input_bytes(job)
+        # What may fail comes before what is taken.
+        output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
+        event_log = EventLog(job, self._clock, guard=output)
+        size, job_cost = input_bytes(job), cost(job)
         self.delivery.input_memory.take(job.key_id, size)
         try:
             reservation = self._meter.reserve(
@@ -240,14 +243,11 @@ class Dispatcher:
                 admitted=admitted,
                 recorded=not job.asynchronous,
             )
-        except (errors.QuotaExceeded, errors.RateLimitExceeded):
+        except BaseException:
             self.delivery.input_memory.give_back(job.key_id, size)
             raise
-        priority = job.priority
-        share = FairShare(job.key_id, priority.level, priority.weight)
-        output = self._guard.output(job.work, job.guard) if self._guard and job.guard else None
-        event_log = EventLog(job, self._clock, guard=output)
-        entry = InFlightJob(event_log, share, cost(job), reservation, size)
+        share = FairShare(job.key_id, job.priority.level, job.priority.weight)
+        entry = InFlightJob(event_log, share, job_cost, reservation, size)
         self.delivery.add(entry)
         return entry
 

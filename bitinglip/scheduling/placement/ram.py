@@ -1,4 +1,4 @@
-"""How much RAM a model takes beside its devices: while it loads, and for weights kept there. Pure.
+"""Estimates the RAM that a model takes beside its devices: at its load, and for weights. Pure.
 
 Weights go straight to a card, and a weight that keeps its number format is copied from the pages of
 its file, which the system takes back as it likes. Measured with files of 440 MB and a device that

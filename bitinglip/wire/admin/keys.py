@@ -26,7 +26,7 @@ _Whole = Annotated[int, Field(ge=0, le=MOST_AMOUNT)] | None
 
 
 class QuotaAmounts(Body):
-    """How much a key may use in a day or in a month; null narrows nothing."""
+    """Bounds what a key may use in a day or in a month; null narrows nothing."""
 
     requests: _Whole = None
     tokens: _Whole = None

@@ -170,7 +170,7 @@ def test_origin_is_checked_where_keys_are_off(tmp_path: Path) -> None:
 def test_cache_control_is_private_on_every_route(
     served: Served, client: httpx.Client, admin: httpx.Client
 ) -> None:
-    """Whoever asks and whatever the answer, no proxy on the way may keep it."""
+    """No proxy on the way may keep any answer, of any caller."""
     answers = [client.get("/nope"), client.post(NATIVE, json=PROMPT)]
     answers += [client.post(NATIVE, json={**PROMPT, "stream": True})]
     answers += [client.post(NATIVE, json={**PROMPT, "model": "gpt"})]

@@ -321,3 +321,17 @@ def test_failing_guard_closes_or_opens_and_is_seen(
     assert f"bitinglip_guard_failures_total{{{labels}}} {failed}" in metrics
     assert 'bitinglip_degraded{check="guard"} 1.0' in metrics
     assert well["checks"]["guard"]["ok"]
+
+
+def test_fault_in_making_a_guard_leaves_nothing_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_given: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("bitinglip.guard.guard.output_of", failing)
+    with serve(tmp_path, speak, guard={"output": "redact"}) as served:
+        with _client(served, SCOPE) as client:
+            error_of(client.post(NATIVE, json=_native("hello")), 500, "INTERNAL_ERROR")
+        served.wait_idle()
+        assert not any(served.services.dispatcher.books().values())

@@ -184,7 +184,7 @@ def test_door_knows_the_models_of_a_narrowed_key(
         error_of(stranger.post(path, data=form, files=files, headers=key), 403, "MODEL_NOT_ALLOWED")
 
 
-def test_door_is_the_same_for_whoever_comes_first(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_door_is_the_same_for_every_first_request(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A server of its own that nobody has asked anything: no route is open before others."""
     began = datetime.now(UTC)
     with serve(tmp_path_factory.mktemp("fresh")) as served:

@@ -8,6 +8,8 @@ import pytest
 
 from bitinglip.audit.entry import Action, Actor, Entry
 from bitinglip.audit.inbox import put, take
+from bitinglip.audit.start import begin
+from bitinglip.settings import Settings
 from tests.support.audit_log import KEY, entries, using
 
 REMOVED = Entry(Action.MODEL_REMOVE, Actor("cli", "me"), "m", before={"kind": "text"})
@@ -55,6 +57,23 @@ def test_inbox_takes_no_entry_that_is_not_sealed(tmp_path: Path, folder: Path) -
         run(audit.flush())
         assert [row["action"] for row in entries(run, audit)] == ["backup"]
     assert {file.name for file in folder.iterdir()} == {"draft.json.abc", "head"}
+
+
+def test_inbox_that_cannot_be_read_stops_no_other_entry(tmp_path: Path, folder: Path) -> None:
+    unreadable = folder / "1.json"
+    unreadable.mkdir(parents=True)  # as another user's file is; these tests may run as root
+    with using(tmp_path / "bitinglip.db", folder=folder) as (run, audit):
+        run(begin(audit, Settings()))
+        audit.remember(REMOVED)
+        with pytest.raises(OSError, match="directory"):
+            run(audit.flush())
+        assert [row["action"] for row in entries(run, audit)] == ["model.remove", "server.start"]
+        assert (folder / "head").exists()
+        unreadable.rmdir()
+        put(folder, KEY, Entry(Action.BACKUP))
+        run(audit.flush())
+        assert entries(run, audit)[0]["action"] == "backup"
+        assert run(audit.verify()).valid
 
 
 def test_inbox_that_is_not_there_is_empty(folder: Path) -> None:

@@ -28,11 +28,11 @@ def starts(path: Path, *all_values: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_audit_of_settings_holds_no_password_of_an_address(path: Path) -> None:
     secret = {"hub": {"endpoint": "https://me:hunter2@mirror.example/x"}}
-    hosts = {"hub": {"endpoint": "https://me:hunter2@other.example/y"}}
-    first, second, change = starts(path, secret, secret | hosts)
+    other = {"hub": {"endpoint": "https://me:hunter2@other.example/x"}}
+    first, second, change = starts(path, secret, other)
     assert first["after"]["settings"] == {"hub.endpoint": "https://***@mirror.example/x"}
     assert second["after"]["ended_without_stop"] == first["entry"]
-    assert change["after"] == {"hub.endpoint": "https://***@other.example/y"}
+    assert change["after"] == {"hub.endpoint": "https://***@other.example/x"}
     assert b"hunter2" not in path.read_bytes()
 
 

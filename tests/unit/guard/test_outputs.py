@@ -1,6 +1,7 @@
 """The guard of a job's events: transcripts by segment, and jobs that run again."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import pytest
@@ -26,8 +27,10 @@ SAID = [" My card is 4111 1111", " 1111 1111, and", " my address john@example.co
 SHOWN = [" My card is [CARD]", ", and", " my address [EMAIL]", " Bye."]
 
 
-def _guard(work: protocol.Job, mode: Mode = "redact") -> Output:
-    watch = Watch(CollectorRegistry(), Health(), Guard())
+def _guard(
+    work: protocol.Job, mode: Mode = "redact", *, on_error: Literal["close", "open"] = "close"
+) -> Output:
+    watch = Watch(CollectorRegistry(), Health(), Guard(on_error=on_error))
     modes, kinds = Modes(output=mode), frozenset[PersonalData]({"card", "email"})
     guard = output_of(work, modes, lambda: Checked(kinds, modes, WordList(()), watch), watch)
     assert guard is not None
@@ -185,3 +188,24 @@ def _text_done(text: str) -> protocol.TextDone:
     return protocol.TextDone(
         id="t", text=text, finish_reason="stop", prompt_tokens=1, completion_tokens=3
     )
+
+
+@pytest.mark.parametrize("kind", ["text", "transcript"])
+def test_altered_is_what_passed_unchecked_because_the_guard_failed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the guard works again, a cache that had kept it would show it all the same."""
+
+    def failing(_text: str) -> tuple[str, None]:
+        raise RuntimeError("a fault of the guard")
+
+    monkeypatch.setattr("bitinglip.guard.scanner.fold", failing)
+    said = "mail john@example.com"
+    if kind == "text":
+        guard = _guard(protocol.TextJob(id="t", prompt="p", sampling=SAMPLING), on_error="open")
+        (done,) = guard.take(_text_done(said))
+    else:
+        guard = _guard(_transcription(stream=False), on_error="open")
+        (done,) = guard.take(_done(_segments()[2:]))
+    assert "john@example.com" in getattr(done, "text", "")
+    assert guard.altered

@@ -114,6 +114,28 @@ def test_limits_that_are_nearly_full_cost_no_write(tmp_path: Path) -> None:
     asyncio.run(runs())
 
 
+def test_limits_that_were_given_back_are_whole_after_a_restart(tmp_path: Path) -> None:
+    async def runs() -> None:
+        db = await Database.open(tmp_path / "db")
+        first = Run(db)
+        first.take(10)
+        await first.write_behind.flush()
+        first.store.refund([CELL], cost=10)
+        await first.write_behind.flush()
+        assert await rows(db) == {}
+        first.take(10)
+        await first.write_behind.flush()
+        second = Run(db)
+        await second.checkpoint.load()
+        assert second.left() == 0
+        second.store.refund([CELL], cost=10)  # by a task of the last run, say
+        await second.write_behind.flush()
+        assert await rows(db) == {}
+        await db.close()
+
+    asyncio.run(runs())
+
+
 def test_limits_that_could_not_be_written_are_written_by_the_next_flush(tmp_path: Path) -> None:
     async def runs() -> None:
         path = tmp_path / "db"
