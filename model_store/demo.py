@@ -22,6 +22,12 @@ def _make_text(folder: Path) -> None:
     make_text_model(folder)
 
 
+def _make_embedding(folder: Path) -> None:
+    from model_store.demo_embedding import make_embedding_model
+
+    make_embedding_model(folder)
+
+
 def _make_image(folder: Path) -> None:
     from model_store.demo_image import make_image_model
 
@@ -37,6 +43,10 @@ def _make_speech(folder: Path) -> None:
 #: name -> what it is, and who makes its files
 DEMOS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "demo-echo": ("Repeats the words of the prompt; no weights.", _make_echo),
+    "demo-embedding": (
+        "A tiny BERT with random weights: texts are near each other if they share words.",
+        _make_embedding,
+    ),
     "demo-image": ("A tiny Stable Diffusion with random weights: wild colours.", _make_image),
     "demo-speech": ("A tiny Bark with random weights: babble in six voices.", _make_speech),
     "demo-text": ("A tiny Llama with random weights: quick nonsense.", _make_text),

@@ -6,7 +6,7 @@ The same Python makes the same bytes each time.
 import json
 import pydoc
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 _SEED = 20261123
-_WORDS = 2000
-_ROWS = 2048  #: of the embedding: spare ones, as real models have
+WORDS = 2000
+ROWS = 2048  #: of the embedding: spare ones, as real models have
 _HIDDEN, _INNER, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 64, 128, 2, 4, 2, 16
 _CONTEXT = 2048
 _BEGIN, _END = "<|im_start|>", "<|im_end|>"
@@ -32,7 +32,7 @@ _TEMPLATE = (
 
 def make_text_model(folder: Path) -> None:
     """Write config, tokenizer, template and weights in Hugging Face layout."""
-    tokenizer = _train_tokenizer()
+    tokenizer = train_tokenizer(_TOKENS)
     end = _TOKENS.index(_END)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(folder / "config.json", _config(end))
@@ -51,13 +51,14 @@ def make_text_model(folder: Path) -> None:
     save_file(_weights(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _train_tokenizer() -> Tokenizer:
+def train_tokenizer(special_tokens: Sequence[str]) -> Tokenizer:
+    """Train a byte-level tokenizer of ``WORDS`` tokens; the special ones have the first ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_WORDS,
-        special_tokens=_TOKENS,
+        vocab_size=WORDS,
+        special_tokens=[*special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -84,7 +85,7 @@ def _config(end: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": _ROWS,
+        "vocab_size": ROWS,
         "hidden_size": _HIDDEN,
         "intermediate_size": _INNER,
         "num_hidden_layers": _LAYERS,
@@ -115,10 +116,10 @@ def _weights() -> dict[str, NDArray[np.float32]]:
         return np.ones(_HIDDEN, dtype=np.float32)
 
     tensors = {
-        "model.embed_tokens.weight": matrix(_ROWS, _HIDDEN, 4.0),
+        "model.embed_tokens.weight": matrix(ROWS, _HIDDEN, 4.0),
         "model.norm.weight": ones(),
     }
-    tensors["model.embed_tokens.weight"][_WORDS:] = 0  # no text belongs to these
+    tensors["model.embed_tokens.weight"][WORDS:] = 0  # no text belongs to these
     kv = _KV_HEADS * _HEAD_DIM
     for layer in range(_LAYERS):
         at = f"model.layers.{layer}"

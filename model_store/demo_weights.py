@@ -45,6 +45,6 @@ def _tensor(
     return (random.standard_normal(shape) * spread).astype(np.float32)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n")

@@ -21,6 +21,7 @@ class Outcome:
                 | protocol.ImageDone()
                 | protocol.SpeechDone()
                 | protocol.TranscriptionDone()
+                | protocol.EmbeddingDone()
             ):
                 return cls(wait, COMPLETED)
             case protocol.Failed(code=code):

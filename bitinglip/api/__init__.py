@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from bitinglip.api import docs_page, documentation, ops
 from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
-from bitinglip.api.inference import image, speech, text, transcription
+from bitinglip.api.inference import embedding, image, speech, text, transcription
 from bitinglip.api.middleware import Door
 from bitinglip.api.tasks import files, tasks, watch
 from bitinglip.errors import NotFound
@@ -24,6 +24,8 @@ _ROUTERS = (
     image.openai,
     speech.native,
     speech.openai,
+    embedding.native,
+    embedding.openai,
     transcription.native,
     transcription.openai,
     tasks.router,

@@ -24,6 +24,8 @@ def texts_of(work: protocol.Job) -> dict[str, str]:
             return {"text": work.text}
         case protocol.TranscriptionJob():
             return {"prompt": work.prompt or ""}
+        case protocol.EmbeddingJob():
+            return {f"input[{number}]": text for number, text in enumerate(work.texts)}
         case _:
             assert_never(work)
 
@@ -38,4 +40,7 @@ def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
             for number, message in enumerate(work.messages)
         )
         return msgspec.structs.replace(work, messages=messages)
+    if isinstance(work, protocol.EmbeddingJob):
+        own = texts_of(work)
+        return msgspec.structs.replace(work, texts=tuple({**own, **texts}.values()))
     return msgspec.structs.replace(work, **texts)

@@ -281,7 +281,7 @@ def output_of(
             return TranscriptionOutput(work, check) if texts else None
         case protocol.ImageJob():
             return ImageOutput(work, watch) if modes.flagged_images == "refuse" else None
-        case protocol.SpeechJob():
+        case protocol.SpeechJob() | protocol.EmbeddingJob():
             return None
         case _:
             assert_never(work)

@@ -67,7 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """Return the kind of inference: text, image, speech or transcription."""
+        """Return the kind of inference: text, image, speech, transcription or embedding."""
         return kind_of(type(self.work))
 
     def streamed(self) -> "Job":

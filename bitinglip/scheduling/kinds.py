@@ -25,6 +25,7 @@ _OF_ANY = (protocol.Started, protocol.Progress, protocol.Failed, protocol.Cancel
 _OF_TEXT = frozenset[type]({*_OF_ANY, protocol.TextDelta, protocol.TextDone})
 _OF_IMAGES = frozenset[type]({*_OF_ANY, protocol.ImageDone})
 _OF_SPEECH = frozenset[type]({*_OF_ANY, protocol.AudioDelta, protocol.SpeechDone})
+_OF_EMBEDDINGS = frozenset[type]({*_OF_ANY, protocol.EmbeddingDone})
 _OF_TRANSCRIPTIONS = frozenset[type]({*_OF_ANY, protocol.SegmentDelta, protocol.TranscriptionDone})
 
 
@@ -40,6 +41,8 @@ def cost(job: Job) -> float:
             return len(work.text) / _CHARACTERS_PER_SECOND
         case protocol.TranscriptionJob():
             return min(work.max_seconds, job.file_bytes / _BYTES_PER_SECOND)
+        case protocol.EmbeddingJob():
+            return sum(map(len, work.texts)) / _CHARACTERS_PER_TOKEN
         case _:
             assert_never(work)
 
@@ -57,6 +60,9 @@ def cost_done(job: Job, final: protocol.Success | protocol.Cancelled) -> float:
         case protocol.SpeechJob() | protocol.TranscriptionJob():
             if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
                 return final.duration
+        case protocol.EmbeddingJob():
+            if isinstance(final, protocol.EmbeddingDone):
+                return float(final.prompt_tokens)
         case _:
             assert_never(work)
     return cost(job)
@@ -66,7 +72,7 @@ def affinity(job: Job) -> bytes:
     """Return the same digest for jobs of a key that a worker's caches make cheaper together.
 
     These are texts that begin alike (the turns of a conversation), images of one prompt, and speech
-    in one voice; audio files share nothing.
+    in one voice; audio files and texts to embed share nothing.
     """
     work = job.work
     match work:
@@ -78,6 +84,8 @@ def affinity(job: Job) -> bytes:
             shared = f"{work.voice}\0{work.language}"
         case protocol.TranscriptionJob():
             shared = work.path
+        case protocol.EmbeddingJob():
+            shared = job.id
         case _:
             assert_never(work)
     whole = f"{job.key_id}\0{shared}".encode("utf-8", "replace")
@@ -96,6 +104,8 @@ def input_bytes(job: Job) -> int:
             texts = [work.text]
         case protocol.TranscriptionJob():
             texts = [work.prompt]
+        case protocol.EmbeddingJob():
+            texts = [*work.texts]
         case _:
             assert_never(work)
     return sum(getsizeof(text) for text in texts)
@@ -114,6 +124,8 @@ def without_input(job: Job) -> Job:
             work = msgspec.structs.replace(work, prompt="", negative_prompt=None)
         case protocol.TranscriptionJob():
             work = msgspec.structs.replace(work, prompt=None)
+        case protocol.EmbeddingJob():
+            work = msgspec.structs.replace(work, texts=())
         case protocol.SpeechJob():
             return job
         case _:
@@ -129,7 +141,7 @@ def upload_paths(work: protocol.Job) -> dict[str, str]:
             return {name: path for name, path in found.items() if path is not None}
         case protocol.TranscriptionJob():
             return {"path": work.path}
-        case protocol.TextJob() | protocol.SpeechJob():
+        case protocol.TextJob() | protocol.SpeechJob() | protocol.EmbeddingJob():
             return {}
         case _:
             assert_never(work)
@@ -146,6 +158,8 @@ def event_types(work: protocol.Job) -> frozenset[type]:
             return _OF_SPEECH
         case protocol.TranscriptionJob():
             return _OF_TRANSCRIPTIONS
+        case protocol.EmbeddingJob():
+            return _OF_EMBEDDINGS
         case _:
             assert_never(work)
 
@@ -159,6 +173,8 @@ def most_event_bytes(work: protocol.Job, cost: float) -> float:
             return _EVENT_BYTES + cost * (1 << 20)
         case protocol.TranscriptionJob():
             return _EVENT_BYTES + cost * (1 << 16)
+        case protocol.EmbeddingJob():
+            return _EVENT_BYTES
         case _:
             assert_never(work)
 

@@ -30,6 +30,8 @@ def _payload(event: object) -> int:
             return len(event.preview)
         case protocol.SegmentDelta():
             return _segment(event.segment)
+        case protocol.EmbeddingDone():
+            return len(event.vectors)
         case protocol.TranscriptionDone():
             return getsizeof(event.text) + sum(map(_segment, event.segments))
         case protocol.Failed():

@@ -30,6 +30,9 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
             pixels = len(work.seeds) * work.width * work.height
         case protocol.SpeechJob() | protocol.TranscriptionJob():
             audio_us = max(1, round(cost(job) * MILLION))
+        case protocol.EmbeddingJob():
+            each = [_bytes(text) + _MESSAGE_TOKENS for text in work.texts]
+            tokens = sum(each if context is None else (min(size, context) for size in each))
         case _:
             assert_never(work)
     return 1, tokens, pixels, audio_us, gpu_us
@@ -49,7 +52,7 @@ def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
             return NOTHING
         requests = gpu_us = 0
     match work:
-        case protocol.TextJob():
+        case protocol.TextJob() | protocol.EmbeddingJob():
             prompt, completion = _tokens(last, events)
             return Amounts(requests, prompt, completion, gpu_us=gpu_us)
         case protocol.ImageJob():
@@ -106,6 +109,8 @@ def _tokens(last: protocol.Final, events: Sequence[Event]) -> tuple[int, int]:
     """Return the tokens of the prompt and those sampled; of a failed job those handed over."""
     if isinstance(last, (protocol.TextDone, protocol.Cancelled)) and last.prompt_tokens:
         return last.prompt_tokens, last.completion_tokens
+    if isinstance(last, protocol.EmbeddingDone):
+        return last.prompt_tokens, 0
     return _handed_over(events)
 
 

@@ -148,6 +148,12 @@ class SpeechLimits(Section):
     )
 
 
+class EmbeddingLimits(Section):
+    max_texts: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        2048, description="maximum texts per embedding request"
+    )
+
+
 class TranscriptionLimits(Section):
     max_seconds: Annotated[float, Field(gt=0)] = Field(
         14_400, description="maximum seconds of audio per request"
@@ -191,3 +197,4 @@ class Limits(Section):
     images: ImageLimits = ImageLimits()
     speech: SpeechLimits = SpeechLimits()
     transcription: TranscriptionLimits = TranscriptionLimits()
+    embedding: EmbeddingLimits = EmbeddingLimits()

@@ -94,6 +94,16 @@ class SpeechModel(Section):
     )
 
 
+class EmbeddingModel(Section):
+    """Fills in what requests for embeddings leave open."""
+
+    truncate: bool = Field(
+        False,
+        description="embed the beginning of texts that are longer than the model reads, unless the "
+        "request says otherwise; false refuses them",
+    )
+
+
 class Fake(Section):
     load_seconds: Seconds = Field(0, description="seconds that loading takes")
     tokens_per_second: Annotated[float, Field(ge=0)] = Field(
@@ -163,4 +173,7 @@ class Model(Section):
     )
     image: ImageModel = Field(ImageModel(), description="settings of an image model")
     speech: SpeechModel = Field(SpeechModel(), description="settings of a speech model")
+    embedding: EmbeddingModel = Field(
+        EmbeddingModel(), description="settings of an embedding model"
+    )
     fake: Fake = Field(Fake(), description="settings of the fake engine")

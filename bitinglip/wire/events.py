@@ -9,6 +9,7 @@ from bitinglip.errors import BitingLipError
 from bitinglip.results.files import Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, error_of
+from bitinglip.wire.embedding.result import encoded_vectors
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.response import cancelled, inference_response
 from bitinglip.wire.text.result import logprob_info
@@ -33,7 +34,12 @@ class NativeView:
         self._error: BitingLipError | None = None
 
     async def prepare_final(self) -> None:
-        """Register the job's files (output=url), or read them into the answer."""
+        """Register the job's files (output=url), or read them into the answer; encode vectors."""
+        final = self._event_log.final
+        if isinstance(final, protocol.EmbeddingDone):
+            result = {"embeddings": await encoded_vectors(final), "dimensions": final.dimensions}
+            self._answer = inference_response(self._event_log, result)
+            return
         if not any(outputs_of(self._event_log)):
             return
         try:

@@ -7,6 +7,8 @@ from typing import Any, assert_never
 from bitinglip.access.scopes import Scope
 from bitinglip.scheduling.job import Job, kind_of
 from bitinglip.wire.body import Body
+from bitinglip.wire.embedding.native import EmbeddingRequest
+from bitinglip.wire.embedding.result import embedding_result, embedding_usage
 from bitinglip.wire.image.job import SIDE, STEPS
 from bitinglip.wire.image.native import ImageGenerationRequest
 from bitinglip.wire.image.result import image_result, image_usage
@@ -24,7 +26,7 @@ class Kind:
     """A kind of inference as clients know it."""
 
     scope: Scope  #: what a key needs for its requests and tasks
-    api_type: str  #: the design's word for its models: text, image or audio
+    api_type: str  #: the design's word for its models: text, image, audio or embedding
     purpose: str  #: completes "a model for ..."
     request: type[Body]  #: the native request
     inputs: frozenset[str] = frozenset()  #: fields of the request that are no parameters
@@ -67,6 +69,13 @@ KINDS: Mapping[str, Kind] = {
         purpose="transcription",
         request=TranscriptionFields,
     ),
+    kind_of(protocol.EmbeddingJob): Kind(
+        scope=Scope.TEXT,
+        api_type="embedding",
+        purpose="embeddings",
+        request=EmbeddingRequest,
+        inputs=frozenset({"input"}),
+    ),
 }
 
 
@@ -86,6 +95,9 @@ def result_of(job: Job, done: protocol.Success) -> dict[str, Any]:
         case protocol.TranscriptionJob():
             assert isinstance(done, protocol.TranscriptionDone)
             return transcription_result(done)
+        case protocol.EmbeddingJob():
+            assert isinstance(done, protocol.EmbeddingDone)
+            return embedding_result(done)
         case _:
             assert_never(work)
 
@@ -108,5 +120,8 @@ def usage_of(job: Job, final: protocol.Final | None) -> dict[str, Any] | None:
         case protocol.TranscriptionJob():
             assert isinstance(final, protocol.TranscriptionDone | protocol.Cancelled)
             return transcription_usage(final)
+        case protocol.EmbeddingJob():
+            assert isinstance(final, protocol.EmbeddingDone | protocol.Cancelled)
+            return embedding_usage(final)
         case _:
             assert_never(work)

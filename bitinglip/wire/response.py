@@ -14,11 +14,15 @@ from workers import protocol
 _json = msgspec.json.Encoder()
 
 
-def inference_response(event_log: EventLog) -> dict[str, Any]:
-    """Describe a job in any state as InferenceResponse; unknown values are null."""
+def inference_response(event_log: EventLog, result: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Describe a job in any state as InferenceResponse; unknown values are null.
+
+    result: of a job that succeeded, where it is made already.
+    """
     job, final = event_log.job, event_log.final
     answer = _state_of(event_log)
-    answer["result"] = result_of(job, final) if isinstance(final, protocol.Success) else None
+    if isinstance(final, protocol.Success):
+        answer["result"] = result_of(job, final) if result is None else result
     return answer
 
 

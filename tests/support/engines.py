@@ -13,11 +13,13 @@ from PIL import Image
 
 from tests.support import audio
 from tests.support.engine_runs import run_to_end
-from tests.support.models import bark, pipelines, text, whisper
+from tests.support.models import bark, embedding, pipelines, text, whisper
 from workers.engines.base import Engine, Refused
 from workers.engines.image.engine import ImageEngine
 from workers.engines.registry import make_engine
 from workers.protocol import (
+    EmbeddingDone,
+    EmbeddingJob,
     Event,
     FakeOptions,
     Final,
@@ -87,6 +89,8 @@ class Subject:
             case ImageDone():
                 with Image.open(self.folder / image_file_name(job.id, 0, "png")) as image:
                     return np.asarray(image).astype(int)
+            case EmbeddingDone():
+                return (np.frombuffer(done.vectors, "<f4") * 1000).astype(int)
             case SpeechDone():
                 path = self.folder / audio_file_name(job.id, "wav")
                 return soundfile.read(path, dtype="int16")[0].astype(int)
@@ -161,6 +165,14 @@ def _text(folder: Path) -> Subject:
     return Subject("text", *opened, _text_job, {"prompt": "word " * 9000}, decoder)
 
 
+def _embedding(folder: Path) -> Subject:
+    embedding.make(folder / "model")
+    opened = _open("embedding", folder)
+    inside(opened[0])._step_tokens = 12  # a step for each text
+    norm = inside(opened[0])._loaded.model.embeddings.LayerNorm
+    return Subject("embedding", *opened, _embedding_job, {"prompt_name": "none"}, norm)
+
+
 def _image(folder: Path) -> Subject:
     pipelines.make("sd", folder / "model")
     opened = _open("image", folder)
@@ -190,6 +202,10 @@ def _text_job(subject: Subject, name: str, fields: Mapping[str, Any]) -> Job:
     return TextJob(id=name, prompt=prompt, sampling=sampling, stream=fields.get("stream", True))
 
 
+def _embedding_job(_: Subject, name: str, fields: Mapping[str, Any]) -> Job:
+    return EmbeddingJob(id=name, **{"texts": ("one two",) * 3, "stream": True, **fields})
+
+
 def _image_job(subject: Subject, name: str, fields: Mapping[str, Any]) -> Job:
     fields = {"width": 64, "height": 64, "steps": 4, "seeds": (3,), **fields}
     return ImageJob(id=name, prompt="a cat", folder=str(subject.folder), **fields)
@@ -207,6 +223,7 @@ def _transcription_job(subject: Subject, name: str, fields: Mapping[str, Any]) -
 
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "fake": _fake,
+    "embedding": _embedding,
     "image": _image,
     "speech": _speech,
     "text": _text,

@@ -19,3 +19,7 @@ SPEECH_ROWS = 16  #: sentences at once, and the memory that their attention cach
 SPEECH_CACHE_BYTES = {"cpu": 2048 * _MIB, "cuda": 4096 * _MIB}
 
 TRANSCRIPTION_BATCH = 8  #: files at once
+
+EMBEDDING_JOBS = 32  #: requests at once
+EMBEDDING_TEXTS = 256  #: texts in one pass
+EMBEDDING_STEP_TOKENS = {"cpu": 1024, "cuda": 16384}  #: tokens of a pass, padding included

@@ -23,7 +23,7 @@ _FAULTY_NAMES = re.compile(r"\bGTX 16\d\d|\bT(?:400|500|550|600|1000|1200|2000)\
 _OVERFLOWING = ("gemma", "plamo2", "glm4", "t5", "mt5", "umt5")
 
 #: Kinds that are computed in one half of the size on a card; the others are small and sensitive.
-HALVED = ("text", "image", "bark", "whisper")
+HALVED = ("text", "embedding", "image", "bark", "whisper")
 
 
 def dtype_for(
@@ -36,9 +36,10 @@ def dtype_for(
 ) -> str:
     """Return the number format that a model computes in where no setting names one.
 
-    kind: text, image, bark, whisper, or another type of model, which is computed in float32.
-    stored: the format of the files, None if it is not known. capability: the card's compute
-    capability, None on a CPU. name: the driver's name of the card. model_type: of a text model.
+    kind: text, embedding, image, bark, whisper, or another type of model, which is computed in
+    float32. stored: the format of the files, None if it is not known. capability: the card's
+    compute capability, None on a CPU. name: the driver's name of the card. model_type: of a text
+    model.
 
     On a CPU text follows its files, except that float16, for which CPUs have no fast products,
     becomes bfloat16; all else is float32. On a card float32 takes several times longer than the

@@ -18,6 +18,10 @@ class EngineInfo:
 
 ENGINES = {
     "fake": EngineInfo("workers.engines.fake:FakeEngine", multi_device=True),
+    "embedding": EngineInfo(
+        "workers.engines.embedding.engine:EmbeddingEngine",
+        preimport=("workers.engines.embedding.preimport",),
+    ),
     "image": EngineInfo(
         "workers.engines.image.engine:ImageEngine",
         preimport=("workers.engines.image.preimport",),

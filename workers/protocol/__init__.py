@@ -8,6 +8,7 @@ from workers.protocol.events import (
     Broken,
     Cancelled,
     Confined,
+    EmbeddingDone,
     Failed,
     Heartbeat,
     ImageDone,
@@ -31,6 +32,7 @@ from workers.protocol.events import (
 from workers.protocol.files import AudioFormat, ImageFormat, audio_file_name, image_file_name
 from workers.protocol.jobs import (
     ChatMessage,
+    EmbeddingJob,
     ImageJob,
     Lora,
     Sampling,
@@ -62,6 +64,8 @@ __all__ = [
     "Confined",
     "Confinement",
     "DeviceKind",
+    "EmbeddingDone",
+    "EmbeddingJob",
     "Event",
     "Failed",
     "FakeOptions",
@@ -113,10 +117,10 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Leave the loop, close the engine, exit with 0."""
 
 
-Job = TextJob | ImageJob | SpeechJob | TranscriptionJob
+Job = TextJob | ImageJob | SpeechJob | TranscriptionJob | EmbeddingJob
 Command = Import | Load | Job | Cancel | Stop
 
-Success = TextDone | ImageDone | SpeechDone | TranscriptionDone
+Success = TextDone | ImageDone | SpeechDone | TranscriptionDone | EmbeddingDone
 Final = Success | Failed | Cancelled
 JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | Final
 WorkerEvent = Imported | LoadProgress | Ready | LoadFailed | Heartbeat | Working | Broken

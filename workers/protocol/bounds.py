@@ -11,6 +11,7 @@ MOST_MESSAGE = 4096  #: characters
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=0, le=2**50)]  #: bytes
+Dimensions = Annotated[int, Meta(ge=1, le=2**20)]
 Slots = Annotated[int, Meta(ge=1, le=2**16)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 StepSeconds = Annotated[float, Meta(ge=0, le=7200)]
@@ -24,6 +25,8 @@ Message = Annotated[str, Meta(max_length=MOST_MESSAGE)]
 
 Preview = Annotated[bytes, Meta(max_length=1 << 20)]
 Samples = Annotated[bytes, Meta(max_length=1 << 20)]
+MOST_VECTOR_BYTES = (16 << 20) - (64 << 10)  #: one frame holds them, with the rest of their event
+Vectors = Annotated[bytes, Meta(max_length=MOST_VECTOR_BYTES)]
 
 #: What ``details`` may hold: plain values, three levels deep. JSON and the database take them all.
 Plain = str | int | Number | bool | None

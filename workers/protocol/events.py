@@ -9,6 +9,7 @@ from workers.faults import FaultName
 from workers.protocol.bounds import (
     Count,
     Details,
+    Dimensions,
     Fraction,
     JobId,
     Message,
@@ -21,6 +22,7 @@ from workers.protocol.bounds import (
     Size,
     Slots,
     StepSeconds,
+    Vectors,
 )
 from workers.protocol.files import AudioFormat, ImageFormat
 from workers.protocol.load import DeviceKind
@@ -122,6 +124,15 @@ class TextDone(msgspec.Struct, tag="text_done", frozen=True, kw_only=True, omit_
     completion_tokens: Count  #: every sampled token, the end token too
     cached_tokens: Count = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class EmbeddingDone(msgspec.Struct, tag="embedding_done", frozen=True, kw_only=True):
+    """The final event of an embedding job that succeeded."""
+
+    id: JobId
+    vectors: Vectors  #: float32, little-endian, one text's after another's
+    dimensions: Dimensions  #: of each vector
+    prompt_tokens: Count
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True, omit_defaults=True):

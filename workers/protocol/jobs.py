@@ -41,6 +41,17 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True):
     stream: bool = True  #: without it, only the final event is sent
 
 
+class EmbeddingJob(msgspec.Struct, tag="embedding", frozen=True, kw_only=True, omit_defaults=True):
+    """Make a vector of each text."""
+
+    id: str
+    texts: tuple[str, ...]
+    prompt_name: str | None = None  #: None: the model's default prompt, if it has one
+    dimensions: int | None = None  #: the first ones of each vector; None: all
+    truncate: bool = False  #: cut texts that are too long, else refuse them
+    stream: bool = False  #: tell of the progress after each batch
+
+
 class Lora(msgspec.Struct, frozen=True):
     """A LoRA: a name of the settings, and how strongly it is applied."""
 

@@ -36,6 +36,8 @@ def repeatable(job: Job) -> bool:
             return work.temperature == 0
         case protocol.ImageJob() | protocol.SpeechJob():
             return job.seeded
+        case protocol.EmbeddingJob():
+            return True
         case _:
             assert_never(work)
 
@@ -55,6 +57,8 @@ def canonical(work: protocol.Job, uploads: Mapping[str, str]) -> protocol.Job:
             return change(work, id="", stream=False, **uploads)
         case protocol.ImageJob() | protocol.SpeechJob():
             return change(work, id="", folder="", **uploads)
+        case protocol.EmbeddingJob():
+            return change(work, id="")
         case _:
             assert_never(work)
 

@@ -311,7 +311,7 @@ class Dispatcher:
         assert final is not None
         assert event_log.ended is not None
         first = event_log.first_token
-        tokens = final if isinstance(final, protocol.TextDone | protocol.Cancelled) else None
+        prompt_tokens, completion_tokens = _tokens(final)
         self._metrics.job_finished(
             model=event_log.job.model,
             kind=event_log.job.kind,
@@ -319,13 +319,24 @@ class Dispatcher:
             queue_seconds=event_log.queue_time,
             first_token_seconds=first - event_log.submitted if first else None,
             duration=event_log.ended - event_log.submitted,
-            prompt_tokens=tokens.prompt_tokens if tokens else 0,
-            completion_tokens=tokens.completion_tokens if tokens else 0,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
         )
         if isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
+
+
+def _tokens(final: protocol.Final) -> tuple[int, int]:
+    """Return the tokens of prompt and completion that a job took."""
+    match final:
+        case protocol.TextDone() | protocol.Cancelled():
+            return final.prompt_tokens, final.completion_tokens
+        case protocol.EmbeddingDone():
+            return final.prompt_tokens, 0
+        case _:
+            return 0, 0
 
 
 def _end_of(final: protocol.Final) -> str:

@@ -150,6 +150,7 @@ def test_requests_that_are_wrong_get_the_error_of_the_contract_without_their_tex
     if code == "INVALID_MODEL":
         assert error["details"]["available_models"] == [
             "demo-echo",
+            "demo-embedding",
             "demo-image",
             "demo-speech",
             "demo-text",

@@ -31,6 +31,7 @@ JOBS: dict[str, protocol.Job] = {
     ),
     "speech": protocol.SpeechJob(id="j", text=MAIL, seed=1, folder="f"),
     "transcription": protocol.TranscriptionJob(id="j", path="p", prompt=MAIL, max_seconds=1),
+    "embeddings": protocol.EmbeddingJob(id="j", texts=("fine", MAIL)),
 }  # fmt: skip
 FIELDS = {
     "prompt of a text": "prompt",
@@ -38,6 +39,7 @@ FIELDS = {
     "images": "negative_prompt",
     "speech": "text",
     "transcription": "prompt",
+    "embeddings": "input[1]",
 }
 
 

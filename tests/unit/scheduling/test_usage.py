@@ -17,6 +17,7 @@ IMAGES = protocol.ImageJob(
 SPEECH = protocol.SpeechJob(id="s", text="x" * 30, seed=1, folder=str(Path()))
 HEARD = protocol.TranscriptionJob(id="t", path="p", max_seconds=60.0)
 TEXT = text_job("hé llo", max_tokens=50, name="x", stream=True).work
+EMBEDDED = protocol.EmbeddingJob(id="e", texts=("one", "x" * 9000))
 FIRST = protocol.AudioDelta(id="s", index=0, samples=b"\0" * 16_000, sample_rate=16_000)
 
 
@@ -58,6 +59,7 @@ def segment(end: float) -> protocol.SegmentDelta:
         (SPEECH, 0, (1, 0, 0, 2 * MILLION, 9)),
         (HEARD, 32_000, (1, 0, 0, 2 * MILLION, 9)),
         (HEARD, 10**9, (1, 0, 0, 60 * MILLION, 9)),
+        (EMBEDDED, 0, (1, 3 + 16 + 4096, 0, 0, 9)),
     ],
 )
 def test_usage_is_estimated_by_kind(work: protocol.Job, file_bytes: int, expected: Units) -> None:
@@ -90,6 +92,8 @@ def test_usage_of_what_is_done_is_what_was_made() -> None:
     assert charged(SPEECH, FIRST, speech) == Amounts(1, audio_us=1_250_000, gpu_us=7)
     heard = protocol.TranscriptionDone(id="t", text="a", language="en", duration=2.5, segments=())
     assert charged(HEARD, segment(2), heard) == Amounts(1, audio_us=2_500_000, gpu_us=7)
+    vectors = protocol.EmbeddingDone(id="e", vectors=b"", dimensions=4, prompt_tokens=9)
+    assert charged(EMBEDDED, vectors) == Amounts(1, 9, gpu_us=7)
 
 
 def test_usage_of_what_was_cancelled_is_what_was_made_by_then() -> None:

@@ -25,6 +25,7 @@ IMAGE = protocol.ImageJob(
     id="1", prompt="a fox", width=64, height=64, steps=4, seeds=(1,), folder="/a", image="/a/1"
 )
 SPEECH = protocol.SpeechJob(id="1", text="hi", seed=1, folder="/a")
+EMBEDDED = protocol.EmbeddingJob(id="1", texts=("hi",))
 HEARD = protocol.TranscriptionJob(id="1", path="/a/1", max_seconds=60)
 
 
@@ -62,7 +63,9 @@ def test_cache_key_leaves_out_what_changes_no_output(identity: Identity) -> None
     assert identity.key(job(again), ME, {"image": "digest"}) == image
 
 
-@pytest.mark.parametrize("work", [TEXT, IMAGE, SPEECH, HEARD], ids=lambda work: type(work).__name__)
+@pytest.mark.parametrize(
+    "work", [TEXT, IMAGE, SPEECH, HEARD, EMBEDDED], ids=lambda work: type(work).__name__
+)
 def test_cache_key_holds_every_other_field(identity: Identity, work: protocol.Job) -> None:
     """Also one that a later version adds: a field is in the key unless it is named here."""
     left_out = {"id", "folder", "path", "image", "sampling"}
@@ -129,6 +132,7 @@ def test_cache_takes_what_a_repeat_cannot_change() -> None:
     assert repeatable(sampled(temperature=1.0, seed=0))
     assert not repeatable(sampled(temperature=1.0))
     assert repeatable(job(HEARD))
+    assert repeatable(job(EMBEDDED))
     assert not repeatable(job(change(HEARD, temperature=0.2)))
     for work in (IMAGE, SPEECH):
         assert repeatable(job(work, seeded=True))

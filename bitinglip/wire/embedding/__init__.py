@@ -1,0 +1,1 @@
+"""Embeddings: requests, jobs, results, and OpenAI's view of them."""

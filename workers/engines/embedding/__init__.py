@@ -1,0 +1,1 @@
+"""The embedding engine: transformers' encoders and decoders in sentence-transformers' layout."""
