@@ -6,11 +6,11 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import psutil
 import structlog
 
 from bitinglip import allocator, local_socket, standard_streams
@@ -127,7 +127,7 @@ class _Runner(HttpServer):
         super().__init__(app, connections, tls=tls, **options)
 
     def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
-        if self._home.machine_went_down(psutil.boot_time()):
+        if self._home.machine_went_down(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)):
             log.warning(_WENT_DOWN)
         self._home.write_server_json(self._url, os.getpid())
         try:

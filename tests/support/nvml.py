@@ -35,6 +35,7 @@ class StandInCard:
     display: Any = 0  #: 1: a screen hangs on it
     bus_id: str = "00000000:01:00.0"
     lanes: Any = (16, 16)  #: PCIe lanes that it uses, and that it has
+    rows: Any = (0, 0, 0, 0)  #: of memory that were replaced, and whether some wait, or failed
     clocks: Any = 1  #: reasons for low clocks; 1: it has nothing to do
     events: Any = None  #: an exception: it reports nothing by itself
     instances: "list[StandInCard | None] | None" = None  #: of one that is partitioned
@@ -148,6 +149,9 @@ class StandInNvml:
 
     def nvmlDeviceGetMaxPcieLinkWidth(self, card: StandInCard) -> Any:
         return self._answer(card.lanes)[1]
+
+    def nvmlDeviceGetRemappedRows(self, card: StandInCard) -> Any:
+        return self._answer(card.rows)
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, card: StandInCard) -> Any:
         return self._answer(card.clocks)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from workers.devices.device import DeviceUsage
 from workers.devices.events import Events
@@ -41,6 +41,7 @@ class Card:
     unified: bool = False  #: it has no memory of its own
     exclusive: bool = False  #: it takes one process at a time
     prohibited: bool = False  #: it takes none
+    repairs: Literal["none", "pending", "failed"] = "none"  #: spare memory in place of bad
     lanes: tuple[int, int] | None = None  #: PCIe lanes that it uses, and that it has
 
 
@@ -204,8 +205,13 @@ class Nvml:
             unified=memory is None,
             exclusive=mode == nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
             prohibited=mode == nvml.NVML_COMPUTEMODE_PROHIBITED,
+            repairs=self.told(lambda: self._repairs(handle)) or "none",
             lanes=self.told(lambda: self._lanes(handle)),
         )
+
+    def _repairs(self, handle: Any) -> Literal["none", "pending", "failed"]:
+        *_, pending, failed = self._nvml.nvmlDeviceGetRemappedRows(handle)
+        return "failed" if failed else "pending" if pending else "none"
 
     def _lanes(self, handle: Any) -> tuple[int, int]:
         used = self._nvml.nvmlDeviceGetCurrPcieLinkWidth(handle)

@@ -8,6 +8,11 @@ _EXCLUSIVE = "takes one worker at a time (its compute mode is exclusive)"
 _IN_WSL = "is told of by Windows, which counts its own use and names no processes"
 _AT_FIRST_USE = "has code built for it at its first use, which takes minutes (PTX)"
 _REPORTS_NOTHING = "reports no faults by itself (Xid)"
+_REPAIRS = {
+    "none": None,
+    "pending": "puts spare memory in place of bad at its next restart, which should be soon",
+    "failed": "has no spare memory left in place of bad, and should be replaced",
+}
 
 
 def remark(
@@ -20,6 +25,7 @@ def remark(
         _EXCLUSIVE if card.exclusive else None,
         _IN_WSL if in_wsl else None,
         _AT_FIRST_USE if needs_building else None,
+        _REPAIRS[card.repairs],
         _lanes(card),
         None if reports else _REPORTS_NOTHING,
     ]

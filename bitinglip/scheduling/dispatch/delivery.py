@@ -211,6 +211,7 @@ class Delivery:
         replica.measured(done, seconds)
         if isinstance(final, protocol.Success):
             model_queue.service_time.ended(seconds)
+            replica.answered_at = self._clock()
 
     def _release_slot(self, entry: InFlightJob) -> None:
         """Release the job's slot once its worker has dropped the job."""

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from bitinglip import errors
 from bitinglip.scheduling.models.deaths import RESTARTED_BY_OPERATOR
@@ -65,6 +65,7 @@ class DeviceView:
     note: str | None = None  #: what is special of it, and no fault
     slowed_by: tuple[str, ...] = ()  #: what keeps its clocks down
     last_look: datetime | None = None  #: when it has answered last
+    last_job: datetime | None = None  #: when a job has succeeded on it last, to a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Operations:
         self._manager = manager
         self._known_devices: set[str] = set()
         self._liveness = CardLiveness()
+        self._answered_at: dict[str, float] = {}  #: by device
         self._ending: dict[Worker, asyncio.Task[None]] = {}  #: workers of lost cards
         self.bootstrapped = False  #: the store has its first models; what readiness waits for
 
@@ -253,9 +255,16 @@ class Operations:
                     note=device.note,
                     slowed_by=reading.slowed_by if reading else (),
                     last_look=None if at is None else datetime.fromtimestamp(at, UTC),
+                    last_job=self._last_job(device.id),
                 )
             )
         return found
+
+    def _last_job(self, device: str) -> datetime | None:
+        at = self._answered_at.get(device)
+        if at is None:
+            return None
+        return datetime.now(UTC) - timedelta(seconds=self._manager.clock() - at)
 
     def device_problems(self) -> Mapping[str, str]:
         """Map devices that are not well to their reasons, "card" to why one is missing, and "ram"
@@ -323,6 +332,11 @@ class Operations:
         known, self._known_devices = self._known_devices, {device.id for device in facts.devices}
         self._manager.refresh(sample, pids)
         self._liveness.look(facts.devices)
+        for replica in self._manager.replicas():  # whose devices may outlive it
+            if replica.answered_at is not None:
+                for device in replica.devices:
+                    before = self._answered_at.get(device, 0.0)
+                    self._answered_at[device] = max(before, replica.answered_at)
         if known and self._known_devices - known:
             self._use_found_cards()
         self._end_workers_of_lost_cards()

@@ -59,6 +59,7 @@ class Replica:
     suspended_before: float = field(default_factory=suspended_seconds)
     loaded_at: float = 0.0
     used_at: float = 0.0
+    answered_at: float | None = None  #: when a job has succeeded on it last
     load_seconds: float = 1.0
     storage_bytes: int = 0  #: that were read from storage in front of its load
 

@@ -27,13 +27,14 @@ def device_info(view: DeviceView) -> dict[str, Any]:
         "note": view.note,
         "slowed_by": list(view.slowed_by),
         "last_look": view.last_look and timestamp(view.last_look),
+        "last_job": view.last_job and timestamp(view.last_job),
     }
 
 
 def device_health(view: DeviceView) -> dict[str, Any]:
     """Describe how a device is, for everybody."""
     told = device_info(view)
-    return {name: told[name] for name in ("id", "state", "reason", "last_look")}
+    return {name: told[name] for name in ("id", "state", "reason", "last_look", "last_job")}
 
 
 def reservation_info(view: ReservationView) -> dict[str, Any]:

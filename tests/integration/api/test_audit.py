@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import text
-from starlette.routing import BaseRoute
 
 from bitinglip.access import credentials
-from bitinglip.access.scopes import INFERENCE
-from bitinglip.api.audited import declared_action
-from bitinglip.api.auth import declared_scope
-from bitinglip.audit.chain import SEALING, verify_file
-from bitinglip.audit.entry import Action
+from bitinglip.audit.chain import SEALING
 from bitinglip.settings import Settings
 from tests.support.api_server import Served, serve
+from tests.support.audit_log import on_disk, verdict
 from tests.support.http_client import NATIVE, PROMPT, error_of
 from tests.support.model_folders import llama
 from tests.support.wait import eventually
@@ -47,127 +43,6 @@ def admin(served: Served) -> Iterator[httpx.Client]:
 def client_of(served: Served, scope: str) -> httpx.Client:
     headers = {**served.headers(scope), "user-agent": AGENT}
     return httpx.Client(base_url=served.url, headers=headers, timeout=30)
-
-
-def on_disk(served: Served, **wanted: object) -> list[dict[str, Any]]:
-    """Return the rows that the file holds now, read as another program reads it."""
-    with closing(sqlite3.connect(f"{served.home.database.as_uri()}?mode=ro", uri=True)) as file:
-        file.row_factory = sqlite3.Row
-        rows = [dict(row) for row in file.execute("SELECT * FROM audit_log ORDER BY seq")]
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-
-
-def verdict(served: Served) -> tuple[bool, int, int | None]:
-    return verify_file(served.home.database, served.home.secret(SEALING))[:3]
-
-
-# ---- every route that changes something ----------------------------------------------------------
-
-
-class Routes:
-    """Requests that succeed, by method and path of the route that they are for."""
-
-    def __init__(self, served: Served, admin: httpx.Client, folder: Path) -> None:
-        self._served, self._admin, self._folder = served, admin, folder
-
-    def key(self) -> str:
-        return str(self._admin.post(KEYS, json={"name": "one"}).json()["id"])
-
-    def worker(self) -> str:
-        self._admin.post("/api/v1/models/demo/load")
-        rows = self._admin.get("/api/v1/workers").json()["data"]
-        return str(next(row["id"] for row in rows if row["model"] == "demo"))
-
-    def model(self) -> str:
-        body = {"path": str(llama(self._folder / "m")), "name": f"m{id(object())}"}
-        self._admin.post("/api/v1/models/import", json=body).raise_for_status()
-        return body["name"]
-
-    def token(self) -> str:
-        return str(self._admin.post("/api/v1/auth/token").json()["access_token"])
-
-    def request_for(self, method: str, path: str) -> tuple[str, Any]:
-        """Return the path to ask, and the body."""
-        make: dict[tuple[str, str], Callable[[], tuple[str, Any]]] = {
-            ("POST", KEYS): lambda: (KEYS, {"name": "new"}),
-            ("PATCH", f"{KEYS}/{{key_id}}"): lambda: (f"{KEYS}/{self.key()}", {"tier": "pro"}),
-            ("POST", f"{KEYS}/{{key_id}}/rotate"): lambda: (f"{KEYS}/{self.key()}/rotate", None),
-            ("DELETE", f"{KEYS}/{{key_id}}"): lambda: (f"{KEYS}/{self.key()}", None),
-            ("POST", "/api/v1/auth/token"): lambda: ("/api/v1/auth/token", None),
-            ("POST", "/api/v1/auth/revoke"): lambda: (
-                "/api/v1/auth/revoke",
-                {"token": self.token()},
-            ),
-            ("POST", "/api/v1/models/import"): lambda: (
-                "/api/v1/models/import",
-                {"path": str(llama(self._folder / "imported")), "name": "imported"},
-            ),
-            ("POST", "/api/v1/models/{model_id:path}/load"): lambda: (
-                "/api/v1/models/demo/load",
-                None,
-            ),
-            ("POST", "/api/v1/models/{model_id:path}/unload"): lambda: (
-                "/api/v1/models/org/deep/unload",
-                None,
-            ),
-            ("DELETE", "/api/v1/models/{model_id:path}"): lambda: (
-                f"/api/v1/models/{self.model()}",
-                None,
-            ),
-            ("DELETE", "/api/v1/cache"): lambda: ("/api/v1/cache", None),
-            ("POST", "/api/v1/workers/{worker_id:path}/restart"): lambda: (
-                f"/api/v1/workers/{self.worker()}/restart",
-                None,
-            ),
-            ("POST", "/api/v1/workers/{worker_id:path}/drain"): lambda: (
-                f"/api/v1/workers/{self.worker()}/drain",
-                None,
-            ),
-            ("DELETE", "/api/v1/workers/{worker_id:path}"): lambda: (
-                f"/api/v1/workers/{self.worker()}",
-                None,
-            ),
-        }
-        assert (method, path) in make, f"{method} {path}: is it audited? Add a request for it here"
-        return make[method, path]()
-
-
-#: routes that change something and are not audited, with the reason
-NOT_AUDITED: dict[tuple[str, str], str] = {}
-
-
-def unsafe(routes: list[BaseRoute]) -> Iterator[tuple[str, str, BaseRoute]]:
-    for route in routes:
-        for method in getattr(route, "methods", None) or ():
-            if method not in ("GET", "HEAD", "OPTIONS"):
-                yield method, str(getattr(route, "path", "")), route
-
-
-def test_audit_covers_every_route_that_changes_something(
-    served: Served, admin: httpx.Client, tmp_path: Path
-) -> None:
-    routes = Routes(served, admin, tmp_path)
-    seen: set[Action] = set()
-    for method, path, route in unsafe(served.app.routes):
-        if declared_scope(route) in INFERENCE:
-            continue  # what a key computes, and its own tasks: usage counts that
-        if (method, path) in NOT_AUDITED:
-            continue
-        action = declared_action(route)
-        assert action is not None, f"{method} {path} is neither audited nor exempt"
-        asked, body = routes.request_for(method, path)
-        request_id = f"walk-{len(seen)}"
-        answer = admin.request(method, asked, json=body, headers={"x-request-id": request_id})
-        assert answer.is_success, (method, path, answer.text)
-        (row,) = on_disk(served, request_id=request_id)
-        assert (row["action"], row["outcome"]) == (action, "ok")
-        assert (row["actor_name"], row["address"]) == ("admin", "127.0.0.1")
-        assert row["actor"] == credentials.parse(served.keys["admin"])
-        assert row["user_agent"] == AGENT
-        assert row["target"] != ""
-        seen.add(action)
-    assert len(seen) >= 13
-    assert verdict(served)[0]
 
 
 # ---- what an entry holds -------------------------------------------------------------------------
@@ -200,12 +75,12 @@ def test_audit_of_a_key_shows_the_changed_fields(admin: httpx.Client) -> None:
 
 def test_audit_names_the_token_that_was_used(served: Served, admin: httpx.Client) -> None:
     token = admin.post("/api/v1/auth/token").json()["access_token"]
-    issued = on_disk(served, action="token.issue")[-1]
+    issued = on_disk(served.home, action="token.issue")[-1]
     unloaded = httpx.post(
         f"{served.url}/api/v1/models/demo/unload", headers={"authorization": f"Bearer {token}"}
     )
     assert unloaded.status_code == 200
-    row = on_disk(served, action="model.unload")[-1]
+    row = on_disk(served.home, action="model.unload")[-1]
     assert row["token"] == issued["target"] != ""
     assert row["actor"] == issued["actor"]
 
@@ -216,11 +91,13 @@ def test_audit_of_a_failure_tells_its_code_and_a_bad_request_is_no_news(
     key = admin.post(KEYS, json={"name": "gone"}).json()["id"]
     admin.delete(f"{KEYS}/{key}")
     error_of(admin.patch(f"{KEYS}/{key}", json={"tier": "pro"}), 409, "CONFLICT")
-    before = len(on_disk(served))
+    before = len(on_disk(served.home))
     error_of(admin.patch(f"{KEYS}/{key}", json={"tier": "no such"}), 400, "INVALID_REQUEST")
     error_of(admin.delete(f"{KEYS}/nobody"), 404, "KEY_NOT_FOUND")
-    eventually(lambda: bool(on_disk(served, action="key.update", outcome="CONFLICT", target=key)))
-    assert len(on_disk(served)) <= before + 1
+    eventually(
+        lambda: bool(on_disk(served.home, action="key.update", outcome="CONFLICT", target=key))
+    )
+    assert len(on_disk(served.home)) <= before + 1
 
 
 def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_path: Path) -> None:
@@ -241,12 +118,12 @@ def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_pat
         error_of(admin.post("/api/v1/models/demo/load"), 503, refused)
         assert len(served.services.keys.list()) == keys
         switch("OFF")
-        eventually(lambda: bool(on_disk(served, action="model.load")), 10)
-        (row,) = on_disk(served, action="model.load")
+        eventually(lambda: bool(on_disk(served.home, action="model.load")), 10)
+        (row,) = on_disk(served.home, action="model.load")
         assert (row["outcome"], row["target"]) == ("ok", "demo")
-        (row,) = on_disk(served, action="key.create", outcome=refused)
+        (row,) = on_disk(served.home, action="key.create", outcome=refused)
         assert row["after"] is None
-        assert verdict(served)[0]
+        assert verdict(served.home)[0]
 
 
 # ---- refusals ------------------------------------------------------------------------------------
@@ -255,13 +132,13 @@ def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_pat
 def test_audit_counts_a_flood_of_wrong_keys(served: Served) -> None:
     """The first is entered at once, the others are a number."""
     refusals = served.services.audit.refusals
-    before = len(on_disk(served, action="auth.refused"))
+    before = len(on_disk(served.home, action="auth.refused"))
     wrong = credentials.make().text
     for _ in range(30):
         headers = {"x-api-key": wrong, "user-agent": "flood"}
         error_of(httpx.get(served.url + KEYS, headers=headers), 401, "INVALID_API_KEY")
-    eventually(lambda: len(on_disk(served, action="auth.refused")) == before + 1, 5)
-    row = on_disk(served, action="auth.refused")[-1]
+    eventually(lambda: len(on_disk(served.home, action="auth.refused")) == before + 1, 5)
+    row = on_disk(served.home, action="auth.refused")[-1]
     assert (row["actor"], row["address"], row["outcome"], row["user_agent"]) == (
         "unknown",
         "127.0.0.1",
@@ -270,8 +147,8 @@ def test_audit_counts_a_flood_of_wrong_keys(served: Served) -> None:
     )
     assert row["target"] == credentials.parse(wrong)
     served.loop.call_soon_threadsafe(refusals.finish)
-    eventually(lambda: len(on_disk(served, action="auth.refused")) == before + 2, 5)
-    assert json.loads(on_disk(served, action="auth.refused")[-1]["after"])["count"] == 29
+    eventually(lambda: len(on_disk(served.home, action="auth.refused")) == before + 2, 5)
+    assert json.loads(on_disk(served.home, action="auth.refused")[-1]["after"])["count"] == 29
 
 
 def test_audit_counts_wrong_tickets_of_websockets_too(served: Served) -> None:
@@ -283,7 +160,8 @@ def test_audit_counts_wrong_tickets_of_websockets_too(served: Served) -> None:
     served.loop.call_soon_threadsafe(served.services.audit.refusals.finish)
     expected = {"INVALID_TOKEN", "INVALID_API_KEY"}
     eventually(
-        lambda: expected <= {row["outcome"] for row in on_disk(served, action="auth.refused")}, 5
+        lambda: expected <= {row["outcome"] for row in on_disk(served.home, action="auth.refused")},
+        5,
     )
 
 
@@ -296,7 +174,7 @@ def test_audit_of_attempts_at_more_than_a_key_may(served: Served, admin: httpx.C
 
     def wanted(client: httpx.Client) -> list[dict[str, Any]]:
         key = client.headers["authorization"].partition(" ")[2]
-        return on_disk(served, action="access.refused", actor=credentials.parse(key))
+        return on_disk(served.home, action="access.refused", actor=credentials.parse(key))
 
     with client_of(served, "models:read") as reader:
         row = refused(reader, "DELETE", "/api/v1/models/demo")
@@ -340,7 +218,7 @@ def test_audit_holds_no_secret_wherever_one_is_put(
     admin.post(NATIVE, json={**PROMPT, "prompt": prompt}).raise_for_status()
     served.loop.call_soon_threadsafe(served.services.audit.refusals.finish)
     eventually(lambda: not served.services.audit._waiting, 5)
-    assert on_disk(served, action="model.import")
+    assert on_disk(served.home, action="model.import")
     files = [file for file in served.home.root.glob("bitinglip.db*") if file.is_file()]
     stored = b"".join(file.read_bytes() for file in files)
     assert b"key.rotate" in stored
@@ -410,4 +288,4 @@ def test_audit_of_a_start_tells_changed_settings(tmp_path: Path) -> None:
     with closing(sqlite3.connect(served.home.database)) as file:
         (last,) = file.execute("SELECT action FROM audit_log ORDER BY seq DESC LIMIT 1").fetchone()
     assert last == "server.stop"
-    assert verdict(served)[0]
+    assert verdict(served.home)[0]

@@ -95,6 +95,13 @@ def test_health_tells_of_each_device_how_it_is_and_when_it_has_answered_last(
             return {each["id"]: each for each in health(served)["checks"]["devices"]["devices"]}
 
         eventually(lambda: all(each["last_look"] for each in told().values()))
+        assert not any(each["last_job"] for each in told().values())
+        with client(served) as admin:
+            assert admin.post("/v1/completions", json=WANT).status_code == 200
+            eventually(lambda: any(each["last_job"] for each in told().values()))
+            (used,) = (each for each in told().values() if each["last_job"])
+            assert used["id"] == "0"
+            assert admin.post("/api/v1/models/demo/unload").status_code < 300
         machines.lose(machine)
         eventually(lambda: told()["0"]["state"] == "lost")
         lost, other = told()["0"], told()["1"]

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import machines
 from tests.support.machines import Machine, lose
+from tests.support.nvml import NVMLError, StandInNvml
 from workers.devices import Report
 from workers.devices.xid import meaning_of, sentence
 
@@ -57,3 +59,24 @@ def test_xid_is_told_in_words_with_what_to_do() -> None:
         assert f"Xid {number} " in told
         assert told.endswith(".")
         assert found.blame == "note" or found.advice or found.blame == "program"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ((3, 1, 0, 0), None),
+        ((0, 1, 1, 0), "at its next restart"),
+        ((0, 1, 1, 1), "should be replaced"),
+        (NVMLError(StandInNvml.NVML_ERROR_NOT_SUPPORTED), None),
+    ],
+)
+def test_memory_that_a_card_could_not_replace_is_told_of(
+    rows: Any, told: str | None, tmp_path: Path
+) -> None:
+    machine = machines.two_cards()
+    machine.nvml.cards[0].rows = rows
+    devices = machine.devices(tmp_path)
+    first, second, _ = devices.list()
+    assert first.note is None if told is None else told in (first.note or "")
+    assert (first.condition.state, second.note) == ("well", None)
+    devices.close()
