@@ -71,6 +71,21 @@ def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
             assert_never(work)
 
 
+def cancelled(event_log: EventLog) -> protocol.Cancelled:
+    """Make the end of a job that the gateway cancels, with what its client has seen of it.
+
+    Its worker tells later what it had done by then, which is charged.
+    """
+    prompt, completion = _handed_over(event_log.events)
+    progress = (e.step for e in reversed(event_log.events) if isinstance(e, protocol.Progress))
+    return protocol.Cancelled(
+        id=event_log.job.id,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        steps=next(progress, 0),
+    )
+
+
 def _is_our_failure(final: protocol.Final) -> bool:
     if not isinstance(final, protocol.Failed):
         return False
@@ -96,9 +111,14 @@ def _tokens(last: protocol.Final, events: Sequence[Event]) -> tuple[int, int]:
         return last.prompt_tokens, last.completion_tokens
     if isinstance(last, protocol.EmbeddingDone):
         return last.prompt_tokens, 0
-    prompt = next((e.prompt_tokens for e in events if isinstance(e, protocol.Started)), 0)
-    last_delta = next((e for e in reversed(events) if isinstance(e, protocol.TextDelta)), None)
-    return prompt, 0 if last_delta is None else last_delta.index + 1
+    return _handed_over(events)
+
+
+def _handed_over(events: Sequence[Event]) -> tuple[int, int]:
+    """Return the tokens of the prompt and those sampled, as far as events have told."""
+    started = next((each for each in events if isinstance(each, protocol.Started)), None)
+    delta = next((each for each in reversed(events) if isinstance(each, protocol.TextDelta)), None)
+    return started.prompt_tokens if started else 0, delta.index + 1 if delta else 0
 
 
 def _spoken(events: Sequence[Event]) -> float:

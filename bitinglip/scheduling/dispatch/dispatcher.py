@@ -25,7 +25,7 @@ from bitinglip.scheduling.kinds import cost, input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
-from bitinglip.scheduling.usage import most_used
+from bitinglip.scheduling.usage import cancelled, most_used
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
@@ -121,7 +121,7 @@ class Dispatcher:
         if entry is None or entry.event_log.final is not None:
             return False
         self.delivery.cancel_on_worker(entry)
-        entry.event_log.put(protocol.Cancelled(id=job_id))
+        entry.event_log.put(cancelled(entry.event_log))
         return True
 
     def claims(self) -> set[Claim]:
@@ -291,7 +291,7 @@ class Dispatcher:
         entry.abandoned = True
         if entry.event_log.final is None:
             self.delivery.cancel_on_worker(entry)
-            entry.event_log.put(protocol.Cancelled(id=entry.id))
+            entry.event_log.put(cancelled(entry.event_log))
         if entry.replica is None:
             self.delivery.release(entry)
         try:

@@ -109,9 +109,10 @@ def test_usage_of_a_cancelled_task_is_what_was_made_for_it(
     with open_watch(metered.url, task, **{"X-API-Key": client.headers["x-api-key"]}) as socket:
         while '" two"' not in str(socket.recv(timeout=20)):
             pass
-        client.delete(f"/api/v1/tasks/{task}")
+        shown = client.delete(f"/api/v1/tasks/{task}").json()["usage"]
     metered.wait_idle()
     assert (total(client)["requests"], total(client)["total_tokens"]) == (1, 3)
+    assert (shown["prompt_tokens"], shown["completion_tokens"]) == (1, 2)
 
 
 def test_usage_of_what_the_server_failed_is_none(

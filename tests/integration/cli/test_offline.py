@@ -159,7 +159,24 @@ def test_keys_are_narrowed_changed_and_rotated(home: Path) -> None:
         assert run(home, "keys", "rotate", *wrong).returncode == 1
 
 
-@pytest.mark.parametrize("option", [["--scope", "all"], ["--expires", "soon"]])
+def test_keys_have_quotas_of_their_own(home: Path) -> None:
+    quotas = ("--quota", "daily.tokens=1000", "--quota", "monthly.gpu_seconds=1.5")
+    made = json.loads(run(home, "keys", "create", "--name", "a", *quotas, "--json").stdout)
+    assert made["quotas"] == {"daily": {"tokens": 1000}, "monthly": {"gpu_seconds": 1.5}}
+    shown = run(home, "keys", "show", made["id"]).stdout
+    assert "daily.tokens=1000, monthly.gpu_seconds=1.5" in shown
+    patch = ("keys", "patch", made["id"])
+    changed = run(home, *patch, "--quota", "requests=5")
+    assert "up to daily.requests=5." in changed.stderr
+    assert json.loads(run(home, *patch, "--no-quotas", "--json").stdout)["quotas"] is None
+    assert run(home, *patch, "--quota", "daily.tokens=much").returncode == 2
+    assert run(home, "usage", "--json").stdout == "[]\n"
+    assert "Nothing was used" in run(home, "usage").stderr
+
+
+@pytest.mark.parametrize(
+    "option", [["--scope", "all"], ["--expires", "soon"], ["--quota", "daily.words=1"]]
+)
 def test_keys_error_is_one_clear_line(home: Path, option: list[str]) -> None:
     done = run(home, "keys", "create", "--name", "ann", *option)
     assert (done.returncode, done.stdout) == (1, "")

@@ -80,6 +80,7 @@ def test_usage_sums_of_all_kinds_are_what_clients_saw(server: Server, client: ht
     image = {"prompt": "x", "width": 64, "height": 64, "steps": 2, "n": 2}
     ask("/api/v1/inference/image-generation", model="demo-image", **image)
     ask("/api/v1/inference/text-to-speech", model="demo-speech", text="Hello.")
+    ask("/v1/embeddings", model="demo-embedding", input=["some", "words"])
     task = begin(client, ECHO)
     with open_watch(server.url, task, **{"X-API-Key": client.headers["x-api-key"]}) as socket:
         watched = heard(socket)[0][-1][1]["usage"]

@@ -92,6 +92,8 @@ def test_usage_of_what_is_done_is_what_was_made() -> None:
     assert charged(SPEECH, FIRST, speech) == Amounts(1, audio_us=1_250_000, gpu_us=7)
     heard = protocol.TranscriptionDone(id="t", text="a", language="en", duration=2.5, segments=())
     assert charged(HEARD, segment(2), heard) == Amounts(1, audio_us=2_500_000, gpu_us=7)
+    vectors = protocol.EmbeddingDone(id="e", vectors=b"", dimensions=4, prompt_tokens=9)
+    assert charged(EMBEDDED, vectors) == Amounts(1, 9, gpu_us=7)
 
 
 def test_usage_of_what_was_cancelled_is_what_was_made_by_then() -> None:
