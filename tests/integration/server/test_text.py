@@ -264,6 +264,7 @@ def test_health_answers_without_a_key(server: Server) -> None:
         "model_manager",
         "task_manager",
         "devices",
+        "guard",
     }
     assert all(check["ok"] for check in body["checks"].values())
 
