@@ -1,4 +1,4 @@
-"""What requests on OpenAI's surface may hold beside the fields that are honoured.
+"""Requests on OpenAI's surface may hold more than the fields that are honoured.
 
 A null is no value, a label has no effect, and a field that is not in OpenAI's schema is left out of
 account: the response's header names it. A field of the schema that would change the answer is

@@ -1,4 +1,4 @@
-"""What is metered of jobs on real workers: each once, whatever becomes of worker and client."""
+"""Jobs on real workers are metered once each, whatever becomes of worker and client."""
 
 import asyncio
 from pathlib import Path

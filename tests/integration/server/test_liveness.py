@@ -1,4 +1,4 @@
-"""What a probe of the server's life gets while the machine has more to do than it can."""
+"""Probes of the server's life are answered while the machine has more to do than it can."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What is believed of a request that came through proxies."""
+"""Headers of proxies are believed from trusted ones only."""
 
 from typing import Any
 

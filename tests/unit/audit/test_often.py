@@ -1,4 +1,4 @@
-"""What any key may do often: it costs few entries, and no key pushes others' entries out."""
+"""Actions that any key may repeat cost few entries, and push no other key's out."""
 
 from bitinglip.audit.entry import Action, Actor, Entry
 from bitinglip.audit.often import OFTEN, Often

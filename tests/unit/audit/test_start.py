@@ -1,4 +1,4 @@
-"""What a start enters of the settings, and what the daily check tells."""
+"""A start enters its settings in the audit log, and the daily check tells what it found."""
 
 import sqlite3
 from contextlib import closing

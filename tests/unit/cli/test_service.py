@@ -1,4 +1,4 @@
-"""What ``doctor --as-service`` concludes from a unit of systemd; unit and machine are made up."""
+"""``doctor --as-service`` reads a unit of systemd; unit and machine are made up."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def machine(tmp_path: Path) -> Path:
 
 
 def told(root: Path, *changes: str, environ: dict[str, str] | None = None) -> list[str]:
-    """What is found of a good unit with some lines in place of its own."""
+    """Return what is found of a good unit with some lines in place of its own."""
     names = {change.partition("=")[0] for change in changes}
     kept = [line for line in GOOD.splitlines() if line.partition("=")[0] not in names]
     unit = parse("bitinglip.service", "\n".join([*kept, *filter(None, changes)]))

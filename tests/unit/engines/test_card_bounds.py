@@ -1,4 +1,4 @@
-"""What an allocator may take of a card and gives back, by stand-ins for torch's answers."""
+"""An allocator takes a bounded part of a card and gives it back; torch's answers are stand-ins."""
 
 import pytest
 import torch

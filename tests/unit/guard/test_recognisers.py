@@ -1,4 +1,4 @@
-"""What the recognisers take for personal data, and what only looks like it."""
+"""Recognisers find personal data, and pass what only looks like it."""
 
 import typing
 

@@ -1,4 +1,4 @@
-"""What jobs may use and have used, by kind and by how they ended."""
+"""Usage of jobs is estimated and counted by kind, and by how they ended."""
 
 from pathlib import Path
 

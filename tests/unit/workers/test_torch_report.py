@@ -1,4 +1,4 @@
-"""What torch is asked about cards, and what follows: code that it has, and cards without NVML."""
+"""Torch tells for which cards it has code, and of cards that NVML does not."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""How groups of layers are offloaded: by setting, and by what the system can do."""
+"""Groups of layers are offloaded by setting, and by what the system can do."""
 
 from typing import Any
 
