@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping
 from starlette.responses import Response
 
 from bitinglip.access.limits import headers as limit_headers
-from bitinglip.api.hosts import Origins
-from bitinglip.errors import InsufficientScope
+from bitinglip.api.hosts import Origins, foreign_page
 
 Headers = tuple[tuple[bytes, bytes], ...]
 _METHODS = "GET, POST, PATCH, DELETE"
@@ -57,10 +56,7 @@ class Cors:
         if not self._on or method != "OPTIONS" or b"access-control-request-method" not in fields:
             return None
         if not self._allows(fields.get(b"origin", b"")):
-            raise InsufficientScope(
-                "Pages of this origin may not use the API; server.cors_origins allows more.",
-                param="Origin",
-            )
+            raise foreign_page()
         return Response(
             headers={
                 "access-control-allow-methods": _METHODS,

@@ -6,9 +6,19 @@ from collections.abc import Collection
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from bitinglip.errors import InsufficientScope
+
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
 _MAX_PORT = 65535
 _LONGEST = 260  #: longer ones fill no cache
+
+
+def foreign_page() -> InsufficientScope:
+    """Return the refusal of a page that no setting allows to use the API."""
+    return InsufficientScope(
+        "Pages of this origin may not use the API; server.cors_origins allows more.",
+        param="Origin",
+    )
 
 
 def normal_name(name: str) -> str:

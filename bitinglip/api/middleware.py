@@ -18,7 +18,7 @@ from bitinglip.api.auth import is_local
 from bitinglip.api.cors import Cors
 from bitinglip.api.direct_routes import direct_routes
 from bitinglip.api.errors import error_response, to_error
-from bitinglip.api.hosts import Origins, normal_name, parse_host
+from bitinglip.api.hosts import Origins, foreign_page, normal_name, parse_host
 from bitinglip.api.proxies import Proxies
 from bitinglip.api.request_context import (
     CLIENT_GONE,
@@ -29,7 +29,6 @@ from bitinglip.api.request_context import (
 )
 from bitinglip.api.services import Services
 from bitinglip.errors import (
-    InsufficientScope,
     InternalError,
     InvalidRequest,
     IpNotAllowed,
@@ -260,10 +259,7 @@ class EdgeChecks:
         host = headers[b"host"].decode("latin-1")
         text = None if origin is None else origin.decode("latin-1")
         if not self._origins.accept(text, host, other_site=site in _FOREIGN_SITES):
-            raise InsufficientScope(
-                "Pages of this origin may not use the API; server.cors_origins allows more.",
-                param="Origin",
-            )
+            raise foreign_page()
 
     def _limit(self, headers: Fields) -> int:
         """Return the bytes that the body may have; forms bring files."""

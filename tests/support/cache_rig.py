@@ -47,6 +47,9 @@ class Engine:
         if prompt.startswith("!fail") or (prompt == "!gate once" and self.runs[prompt] == 1):
             yield protocol.Failed(id=job.id, code="INFERENCE_FAILED", message="no")
             return
+        if prompt == "!gate long":
+            yield protocol.Failed(id=job.id, code="CONTEXT_LENGTH_EXCEEDED", message="too long")
+            return
         yield protocol.TextDone(
             id=job.id,
             text="".join(words),

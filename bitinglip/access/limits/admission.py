@@ -14,7 +14,13 @@ from bitinglip.access.keys import Caller
 from bitinglip.access.limits.gcra import FULL, Reading
 from bitinglip.access.limits.headers import Headers, full_headers, limit_headers
 from bitinglip.access.limits.places import Places
-from bitinglip.access.limits.policy import CONCURRENT, LimitClass, Policies, Policy
+from bitinglip.access.limits.policy import (
+    CONCURRENT,
+    LimitClass,
+    Policies,
+    Policy,
+    rate_exceeded,
+)
 from bitinglip.access.limits.store import Cell, Decision, MemoryStore, Store
 from bitinglip.access.usage.meter import Meter
 from bitinglip.errors import BitingLipError, ConcurrencyLimitExceeded, RateLimitExceeded
@@ -149,16 +155,8 @@ def _no_place(limit: float) -> ConcurrencyLimitExceeded:
 
 
 def _refusal(policy: Policy, decision: Decision) -> RateLimitExceeded:
-    wait_ms = -(-decision.wait // 1000)
     limits = [policy.rates[index] for index in decision.refusing]
     longest = max(limits, key=lambda limit: limit.rate.window)
     window = longest.rate.window // 1_000_000
-    return RateLimitExceeded(
-        f"This API key may send {longest.rate.quota} such requests in {window} seconds; try again "
-        f"in {wait_ms / 1000:.1f} seconds.",
-        details={
-            "violated_policies": [limit.name for limit in limits],
-            "retry_after_ms": wait_ms,
-        },
-        retry_after=wait_ms / 1000,
-    )
+    text = f"This API key may send {longest.rate.quota} such requests in {window} seconds"
+    return rate_exceeded(text, [limit.name for limit in limits], decision.wait)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from bitinglip.access.limits.admission import now
 from bitinglip.access.limits.gcra import Rate
 from bitinglip.access.limits.headers import Headers, limit_headers
-from bitinglip.access.limits.policy import MINUTE, Limit, Policy, policy_header
+from bitinglip.access.limits.policy import MINUTE, Limit, Policy, policy_header, rate_exceeded
 from bitinglip.access.limits.store import Cell, MemoryStore
-from bitinglip.errors import BitingLipError, RateLimitExceeded
+from bitinglip.errors import BitingLipError
 
 _MOST_ADDRESSES = 10_000
 _NAME = "failed-logins"
@@ -37,12 +37,8 @@ class FailedLogins:
         decision = self._store.take_now([Cell(network_of(address), self._rate)], self._clock())
         if not decision.wait:
             return error
-        wait_ms = -(-decision.wait // 1000)
-        return RateLimitExceeded(
-            "Too many wrong credentials come from this address.",
-            details={"violated_policies": [_NAME], "retry_after_ms": wait_ms},
-            retry_after=wait_ms / 1000,
-        )
+        text = "Too many wrong credentials come from this address"
+        return rate_exceeded(text, [_NAME], decision.wait)
 
     def headers(self, address: str) -> Headers:
         """Return what is left to an address, as headers of a response."""

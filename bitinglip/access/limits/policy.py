@@ -1,12 +1,13 @@
 """Tells which limits a request has: by its key's tier, its route, and the class of that."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from bitinglip.access.key_fields import OPERATOR, TIERS
 from bitinglip.access.limits.gcra import SECOND, Rate
+from bitinglip.errors import RateLimitExceeded
 from bitinglip.settings import Tier
 from bitinglip.settings.limits import Endpoint, Limits
 
@@ -116,6 +117,16 @@ def policy_header(
     if places is not None:
         items.append(f'"{CONCURRENT}";q={places};qu="concurrent-requests"')
     return ", ".join(items).encode()
+
+
+def rate_exceeded(text: str, names: Sequence[str], wait: int) -> RateLimitExceeded:
+    """Return the refusal by these rates of a request that passes in ``wait`` microseconds."""
+    wait_ms = -(-wait // 1000)
+    return RateLimitExceeded(
+        f"{text}; try again in {wait_ms / 1000:.1f} seconds.",
+        details={"violated_policies": list(names), "retry_after_ms": wait_ms},
+        retry_after=wait_ms / 1000,
+    )
 
 
 CONCURRENT = "concurrent"  #: the name of the limit of requests at once

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bitinglip.access.limits.gcra import SECOND, Reading
 from bitinglip.access.limits.headers import Headers, duration
-from bitinglip.access.limits.policy import TOKENS, Limit, token_limit
+from bitinglip.access.limits.policy import TOKENS, Limit, rate_exceeded, token_limit
 from bitinglip.access.limits.store import Cell, MemoryStore
 from bitinglip.errors import RateLimitExceeded
 from bitinglip.settings.limits import Limits
@@ -87,10 +87,8 @@ def _cell(key_id: str, limit: Limit) -> Cell:
 
 
 def _refusal(limit: Limit, cost: int, wait: int) -> RateLimitExceeded:
-    wait_ms = -(-wait // 1000)
-    return RateLimitExceeded(
+    text = (
         f"This API key may use {limit.rate.quota} tokens in a minute, and this request up to "
-        f"{cost} of them; try again in {wait_ms / 1000:.1f} seconds.",
-        details={"violated_policies": [TOKENS], "retry_after_ms": wait_ms},
-        retry_after=wait_ms / 1000,
+        f"{cost} of them"
     )
+    return rate_exceeded(text, [TOKENS], wait)

@@ -1,8 +1,9 @@
 """The response cache: requests whose answer is known, or is being computed, run no job.
 
 The first of equal requests leads: its job runs. The others follow: they wait for its end and are
-answered from what it made. The job lives until nobody waits for it any more, the leader or a
-follower. A leader without an answer hands over: the next follower leads.
+answered from what it made, and refused with it where the request itself is at fault. The job lives
+until nobody waits for it any more, the leader or a follower. A leader without an answer hands over:
+the next follower leads.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import structlog
 
 from bitinglip.access.keys import Caller
 from bitinglip.errors import TaskCancelled, Timeout
+from bitinglip.errors import answer as answer_to
 from bitinglip.results.cache.control import CacheControl
 from bitinglip.results.cache.entries import Answer, Entries
 from bitinglip.results.cache.identity import Identity, repeatable
@@ -24,7 +26,7 @@ from bitinglip.results.cache.replay import is_whole, pack, unpack
 from bitinglip.results.files import Files, outputs_of
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
-from bitinglip.scheduling.event_log import EventLog
+from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.kinds import upload_paths
 from bitinglip.settings import Settings
@@ -36,6 +38,7 @@ from workers import protocol
 log = structlog.get_logger(__name__)
 
 HIT, MISS, BYPASS = b"HIT", b"MISS", b"BYPASS"  #: values of X-Cache
+_BAD_REQUEST = 400
 EXPIRE_SECONDS = 60.0  #: between two looks for answers that are too old
 
 
@@ -54,6 +57,7 @@ class _Flight:
         self.event_log = event_log
         self.ended = asyncio.Event()
         self.answer: Answer | None = None
+        self.refused: protocol.Failed | None = None  #: because of the request: as any repeat would
         self.shared = True  #: False once its answer turned out to be nobody else's
         self._holds = holds
         self._waiting = 0
@@ -113,7 +117,7 @@ class ResponseCache:
         """Open what answers a job, around the whole answer, and discard its uploads in the end.
 
         Raises what ``Dispatcher.open`` raises, and QuotaExceeded where the answer is known, too;
-        Timeout or TaskCancelled where it had to wait for another request.
+        Timeout, TaskCancelled or the other's refusal where it had to wait for another request.
         """
         began = time.monotonic()
         with ExitStack() as stack:
@@ -150,13 +154,18 @@ class ResponseCache:
         await asyncio.gather(*self._settling, return_exceptions=True)
 
     async def _find(self, key: bytes, job: Job, asked: CacheControl, began: float) -> Answer | None:
-        """Return the answer that is kept, or that another request gets; None to run the job."""
+        """Return the answer that is kept, or that another request gets; None to run the job.
+
+        Raises what ``_follow`` raises, and the refusal that another request gets.
+        """
         while asked.read:
             answer = self.entries.get(key, asked.max_age)
             flight = self._flights.get(key)
             if answer is not None or flight is None or not flight.serves(job):
                 return answer
             await self._follow(flight, job, job.timeout - (time.monotonic() - began))
+            if flight.refused is not None:
+                raise error_of(flight.refused)
             if flight.answer is not None or not flight.shared:
                 return flight.answer
         return None
@@ -200,6 +209,9 @@ class ResponseCache:
             if isinstance(final, protocol.Success):
                 flight.shared = is_whole(final) and not event_log.altered
                 flight.answer = await self._pack(event_log) if flight.shared else None
+            elif isinstance(final, protocol.Failed):
+                at_fault = answer_to(error_of(final)).status == _BAD_REQUEST
+                flight.refused = final if at_fault else None
         except Exception:  # a fault in keeping must not take the answer, which stands
             log.exception("an answer could not be cached", task=event_log.job.id)
         finally:

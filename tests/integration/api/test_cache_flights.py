@@ -133,6 +133,17 @@ def test_cache_hands_over_when_the_leader_fails(rush: Rush, engine: Engine) -> N
     assert engine.runs["!gate once"] == 2
 
 
+def test_cache_refuses_followers_with_a_leader_whose_request_is_at_fault(
+    rush: Rush, engine: Engine
+) -> None:
+    answers = [rush.post(ask("!gate long")) for _ in range(4)]
+    eventually(joined(rush, 4))
+    engine.gate.set()
+    for each in answers:
+        error_of(each.result(), 400, "CONTEXT_LENGTH_EXCEEDED")
+    assert engine.runs["!gate long"] == 1
+
+
 def test_cache_hands_over_when_the_leader_is_cancelled_or_times_out(
     served: Served, rush: Rush, client: httpx.Client, engine: Engine
 ) -> None:
