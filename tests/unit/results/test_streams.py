@@ -133,7 +133,7 @@ def test_openai_stream_that_failed_has_no_done() -> None:
     data = view.render(token("a"))
     data += view.render(protocol.Failed(id="task-1", code="WORKER_CRASHED", message="no"))
     assert DONE not in data
-    assert events_of(data)[-1][1]["error"]["code"] == "WORKER_CRASHED"
+    assert events_of(data)[-1][1]["error"]["code"] == "worker_crashed"
 
 
 def test_chat_answer_is_whole() -> None:
