@@ -6,8 +6,10 @@ HOST ?= 127.0.0.1
 PORT ?= 8080
 
 # A file's tests stay together, so that those that share a server start it once. Files run in the
-# order of tests/conftest.py, the long ones first, so that all processes end at the same time.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# order of tests/conftest.py, the long ones first, so that all processes end at the same time. There
+# is one process more than cores, as tests of real servers wait a third of their time.
+PROCESSES := $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
+PARALLEL := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 FAST := tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
 .PHONY: serve test test-fast coverage check format config clean

@@ -151,6 +151,7 @@ def cards(*models: str, **fake: object) -> dict[str, Any]:
     return {
         "models": {name: {"engine": "fake", "fake": options} for name in models},
         "devices": {"fake": [{"name": "card", "memory_bytes": 8 * GB}]},
+        "residency": {"patience": 1},  # requests wait so long for a card that is in question
     }
 
 

@@ -231,7 +231,7 @@ def test_disk_that_is_full_degrades_the_server_until_there_is_room(small_disk: P
             "data": {"model": "demo-echo"},
             "headers": {"connection": "close"},
         }
-        assert status_of(client.post(TRANSCRIBE, **form)) == (507, "DISK_FULL")
+        assert status_of(client.post(TRANSCRIBE, **form)) == (507, "disk_full")
         assert "uploads: There is not enough disk space" in detail(client, "task_manager")
         assert "disk space" in detail(client, "database")
         eventually(lambda: "times of use" in detail(client, "database"), 30)
