@@ -11,12 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography import x509
-from structlog.testing import capture_logs
 
+from bitinglip import tls
 from bitinglip.settings import Server
 from bitinglip.tls import Certificate
 from tests.support.api_server import Served, serve
 from tests.support.certificates import make_certificate
+from tests.support.logs import capture_log
 
 
 @dataclass
@@ -82,7 +83,7 @@ def test_certificate_that_is_renewed_is_given_to_new_connections(
 
 
 def test_certificate_that_is_broken_changes_nothing_and_is_told(
-    https: Https, tmp_path: Path
+    https: Https, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = _serial(https.cert)
     good = (
@@ -91,13 +92,13 @@ def test_certificate_that_is_broken_changes_nothing_and_is_told(
     )
     new, new_key = make_certificate(tmp_path, name="new")
     shutil.copy(new, https.cert)  # the key is still the old one
-    with capture_logs() as lines:
-        for _ in range(2):
-            https.look()
+    log = capture_log(monkeypatch, tls)
+    for _ in range(2):
+        https.look()
     assert https.shown() == old
     assert "the one from before is in use" in https.problems()
     assert str(tmp_path) not in https.problems()
-    [told] = [each for each in lines if "stays in use" in each["event"]]
+    [told] = [each for each in log.entries if "stays in use" in each["event"]]
     assert "is not the key of the certificate" in told["problem"]
     https.key.unlink()
     https.look()

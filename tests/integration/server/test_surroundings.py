@@ -239,7 +239,7 @@ def test_disk_that_is_full_degrades_the_server_until_there_is_room(small_disk: P
         filler.unlink()
         eventually(lambda: detail(client, "database") == "", 40)
         assert create_key(client).status_code == 201
-        assert status_of(client.post(TRANSCRIBE, **form)) == (400, "INVALID_REQUEST")
+        assert status_of(client.post(TRANSCRIBE, **form)) == (400, "invalid_value")
         assert detail(client, "task_manager") == ""
         fill(filler)
         client.get("/api/v1/models")

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from pydantic import ValidationError
-from structlog.testing import LogCapture
 
 from bitinglip.access import key_age
 from bitinglip.access.key_age import KeyAge, Rotation
@@ -22,6 +20,7 @@ from bitinglip.errors import ExpiredApiKey, InvalidToken
 from bitinglip.home import Home
 from bitinglip.settings import KeyRotation
 from bitinglip.wire.admin.keys import key_info
+from tests.support.logs import capture_log
 
 PEPPER = b"p" * 32
 DAY = 86_400.0
@@ -154,8 +153,7 @@ def test_rotation_due_holds_for_tokens_of_the_key(home: Home, clock: Clock) -> N
 def test_rotation_of_the_admin_key_is_done_by_the_server(
     home: Home, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = LogCapture()  # whatever an earlier test has set up for the log of the process
-    monkeypatch.setattr(key_age, "log", structlog.wrap_logger(None, processors=[told]))
+    told = capture_log(monkeypatch, key_age)
 
     def warnings() -> list[str]:
         """Return what was warned of since the last call."""
