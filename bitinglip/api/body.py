@@ -102,7 +102,14 @@ async def parsed(model: type[M], raw: bytes | bytearray) -> M:
     """Validate a JSON body; a large one beside the event loop. Raises what wire.parse raises."""
     if not is_large(raw):
         return parse(model, raw)
-    return await asyncio.get_running_loop().run_in_executor(_LARGE_BODIES, parse, model, raw)
+    return await asyncio.get_running_loop().run_in_executor(_LARGE_BODIES, _parsed, model, raw)
+
+
+def _parsed(model: type[M], raw: bytes | bytearray) -> M:
+    body = parse(model, raw)
+    if isinstance(body, OpenAIRequest):
+        _ = body.ignored  # found here, beside the event loop
+    return body
 
 
 def media_type_of(request: Request) -> str:

@@ -6,9 +6,10 @@ declared with the values that change nothing (``AllowedValues``), and refused wi
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from functools import cached_property
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 from bitinglip.wire.body import Body
 
@@ -28,17 +29,10 @@ class OpenAIBody(Body):
 class OpenAIRequest(OpenAIBody):
     """A whole request body; it knows which fields were left out of account."""
 
-    _ignored: list[str] = PrivateAttr(default_factory=list)
-
-    @model_validator(mode="after")
-    def _find_ignored(self) -> Self:
-        # Here, and not when they are asked for: large bodies are validated beside the event loop.
-        self._ignored = _ignored_fields(self)
-        return self
-
-    @property
+    @cached_property
     def ignored(self) -> list[str]:
-        return self._ignored
+        """Name the fields that were left out of account; of a large body it takes its time."""
+        return _ignored_fields(self)
 
 
 def _ignored_fields(body: BaseModel) -> list[str]:
@@ -63,9 +57,8 @@ def _unknown(value: Any, path: str) -> Iterator[str]:
         for name, extra in (value.model_extra or {}).items():
             if extra is not None:
                 yield f"{path}{_shown(name)}"
-        for name in type(value).model_fields:
-            inner = getattr(value, name)
-            if isinstance(inner, (BaseModel, list)):
+        for name, inner in value.__dict__.items():
+            if inner is not None and isinstance(inner, (BaseModel, list)):
                 yield from _unknown(inner, f"{path}{name}.")
 
 
