@@ -223,7 +223,7 @@ class ModelDoesNotFit(Unavailable):
     retry_after = None
 
     @property
-    def should_retry(self) -> bool | None:  # type: ignore[override]
+    def should_retry(self) -> bool | None:  # type: ignore[override]  # derived here
         """False unless it is known when there may be room."""
         return False if self.retry_after is None else None
 

@@ -37,10 +37,10 @@ def test_direct_routes_are_documented_like_all_others() -> None:
 def test_direct_routes_take_nothing_but_the_request() -> None:
     router = APIRouter()
 
-    async def plain(request: Request) -> Response:  # noqa: ARG001
+    async def plain(request: Request) -> Response:  # noqa: ARG001  its name counts
         return Response()
 
-    async def with_value(request: Request, name: str) -> Response:  # noqa: ARG001
+    async def with_value(request: Request, name: str) -> Response:  # noqa: ARG001  its name counts
         return Response()
 
     router.get("/plain")(plain)
@@ -53,7 +53,7 @@ def test_direct_routes_take_nothing_but_the_request() -> None:
 def test_direct_route_behind_another_that_takes_its_path_is_left_to_the_router() -> None:
     router = APIRouter()
 
-    async def handler(request: Request) -> Response:  # noqa: ARG001
+    async def handler(request: Request) -> Response:  # noqa: ARG001  its name counts
         return Response()
 
     router.get("/things/{name}")(handler)

@@ -27,13 +27,13 @@ def _count(text: str, words: WordList = LIST) -> int:
         "BadWord",
         "badword",
         "(badword)",
-        "ＢＡＤＷＯＲＤ",  # noqa: RUF001
+        "ＢＡＤＷＯＲＤ",  # noqa: RUF001  the disguise
         "b\u0430dw\u043erd",  # Cyrillic
         "b\u00e1dw\u00f6rd",
         "ba\u0301dword",
         "bad\u200bword",
         "bad\u00adword",
-        "𝐛𝐚𝐝𝐰𝐨𝐫𝐝",  # noqa: RUF001
+        "𝐛𝐚𝐝𝐰𝐨𝐫𝐝",  # noqa: RUF001  the disguise
         "a very  bad,\n thing!",
         "VERY-BAD-THING",
         "grimness and more",
