@@ -26,8 +26,7 @@ def event_log(**sampling: Any) -> EventLog:
 def done(**more: Any) -> protocol.TextDone:
     return protocol.TextDone(
         id="task-1",
-        text="a b",
-        finish_reason="stop",
+        choices=(protocol.TextChoice(text="a b", finish_reason="stop"),),
         prompt_tokens=3,
         completion_tokens=2,
         **more,

@@ -151,7 +151,10 @@ def job(**more: Any) -> Job:
 def done(event_log: EventLog) -> None:
     event_log.put(protocol.Started(id=event_log.job.id))
     final = protocol.TextDone(
-        id=event_log.job.id, text="t", finish_reason="stop", prompt_tokens=1, completion_tokens=1
+        id=event_log.job.id,
+        choices=(protocol.TextChoice(text="t", finish_reason="stop"),),
+        prompt_tokens=1,
+        completion_tokens=1,
     )
     event_log.put(final)
 
@@ -326,8 +329,7 @@ def test_ended_tasks_beyond_the_bound_go_from_the_key_that_holds_most(tmp_path: 
             event_log = EventLog(one)
             final = protocol.TextDone(
                 id=one.id,
-                text="x" * 5000,
-                finish_reason="stop",
+                choices=(protocol.TextChoice(text="x" * 5000, finish_reason="stop"),),
                 prompt_tokens=1,
                 completion_tokens=1,
             )

@@ -19,7 +19,7 @@ from workers.framing import (
     read_commands,
     write_events,
 )
-from workers.protocol import Cancel, Event, Failed, Started, Stop, TextDelta, TextDone
+from workers.protocol import Cancel, Event, Failed, Started, Stop, TextChoice, TextDelta, TextDone
 
 _DONE: dict[str, Any] = {"type": "text_done", "id": "j", "text": "", "finish_reason": "stop"}
 _DONE |= {"prompt_tokens": 1, "completion_tokens": 1}
@@ -102,7 +102,12 @@ def test_frame_holds_one_large_event() -> None:
 
 
 def test_frame_that_no_event_fits_fails_that_job_only() -> None:
-    end = TextDone(id="large", text="", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+    end = TextDone(
+        id="large",
+        choices=(TextChoice(text="", finish_reason="stop"),),
+        prompt_tokens=1,
+        completion_tokens=1,
+    )
     events: list[Event] = [delta(5), delta(MAX_FRAME_BYTES, "large"), delta(5, "large"), end]
     _, read, failed = written([*events, delta(6)])
     assert failed == ["large"]
