@@ -1,25 +1,19 @@
 """Starts a real server, which tests share if they leave it as they found it."""
 
-import inspect
 import os
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
+from tests.support import httpx_defaults
 from tests.support.server import Server, running_server
 from tests.support.wait import eventually
 
 #: One CPU thread per process, set before any of them imports torch: tests run in parallel, models
 #: are tiny, and threads that wait for each other take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-#: Requests that name no time-out of their own wait so long: the library's five seconds are less
-#: than a busy machine may stand still.
-PATIENCE_SECONDS = 60.0
-
-_default_timeout = inspect.signature(httpx.get).parameters["timeout"].default
-vars(_default_timeout).update(vars(httpx.Timeout(PATIENCE_SECONDS)))
+httpx_defaults.be_patient()
+httpx_defaults.read_roots_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
