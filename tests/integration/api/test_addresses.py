@@ -32,7 +32,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def through(proxied: Served) -> Iterator[httpx.Client]:
     headers = proxied.headers("admin")
-    with httpx.Client(base_url=proxied.url, headers=headers, timeout=10) as client:
+    with httpx.Client(base_url=proxied.url, headers=headers, timeout=60) as client:
         yield client
 
 
