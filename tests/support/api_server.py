@@ -77,7 +77,10 @@ async def echo(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
         yield protocol.Cancelled(id=job.id)
     else:
         yield protocol.TextDone(
-            id=job.id, text="one two", finish_reason="length", prompt_tokens=1, completion_tokens=2
+            id=job.id,
+            choices=(protocol.TextChoice(text="one two", finish_reason="length"),),
+            prompt_tokens=1,
+            completion_tokens=2,
         )
 
 

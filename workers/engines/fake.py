@@ -26,6 +26,7 @@ from workers.protocol import (
     Load,
     Ready,
     Started,
+    TextChoice,
     TextDelta,
     TextDone,
     TextJob,
@@ -173,8 +174,11 @@ class FakeEngine:
         del self._running[request.job.id]
         return TextDone(
             id=request.job.id,
-            text=request.text,
-            finish_reason="stop" if request.stops.stopped else "length",
+            choices=(
+                TextChoice(
+                    text=request.text, finish_reason="stop" if request.stops.stopped else "length"
+                ),
+            ),
             prompt_tokens=len(request.words),
             completion_tokens=request.produced,
         )

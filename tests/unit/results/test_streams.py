@@ -24,14 +24,8 @@ def event_log(**sampling: Any) -> EventLog:
 
 
 def done(**more: Any) -> protocol.TextDone:
-    return protocol.TextDone(
-        id="task-1",
-        text="a b",
-        finish_reason="stop",
-        prompt_tokens=3,
-        completion_tokens=2,
-        **more,
-    )
+    choice = protocol.TextChoice(text="a b", finish_reason="stop", **more)
+    return protocol.TextDone(id="task-1", choices=(choice,), prompt_tokens=3, completion_tokens=2)
 
 
 def token(text: str, **more: Any) -> protocol.TextDelta:

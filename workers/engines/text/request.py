@@ -14,6 +14,7 @@ from workers.protocol import (
     Event,
     Failed,
     Started,
+    TextChoice,
     TextDelta,
     TextDone,
     TextJob,
@@ -96,11 +97,13 @@ class Request:
     def _done(self, reason: Literal["stop", "length"]) -> TextDone:
         return TextDone(
             id=self.job.id,
-            text="".join(self._text),
-            finish_reason=reason,
+            choices=(
+                TextChoice(
+                    text="".join(self._text), finish_reason=reason, logprobs=tuple(self._logprobs)
+                ),
+            ),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self.produced,
-            logprobs=tuple(self._logprobs),
         )
 
     def _named(self, token: int, logprobs: Logprobs) -> TokenLogprob:

@@ -206,14 +206,18 @@ def test_events_of_one_request(llama: TextEngine) -> None:
     assert isinstance(events[0], Started)
     end = events[-1]
     assert isinstance(end, TextDone)
-    assert (end.finish_reason, end.completion_tokens) == ("length", 40)
+    assert (end.choices[0].finish_reason, end.completion_tokens) == ("length", 40)
     tokens = [event for event in events if isinstance(event, TextDelta)]
     assert "".join(event.text for event in tokens) == end.text
     indices = [event.index for event in tokens]
     assert indices == sorted(set(indices))
-    assert len(end.logprobs) == 40
-    assert all(len(one.top) == 2 and one.top[0][2] >= one.logprob - 1e-6 for one in end.logprobs)
-    assert [p for event in tokens for p in event.logprobs] == list(end.logprobs[: indices[-1] + 1])
+    assert len(end.choices[0].logprobs) == 40
+    assert all(
+        len(one.top) == 2 and one.top[0][2] >= one.logprob - 1e-6 for one in end.choices[0].logprobs
+    )
+    assert [p for event in tokens for p in event.logprobs] == list(
+        end.choices[0].logprobs[: indices[-1] + 1]
+    )
 
 
 def test_cancel_takes_effect_in_the_next_step_wherever_the_request_is(
@@ -244,7 +248,7 @@ def test_stop_string_across_tokens_is_found_and_never_shown(llama: TextEngine) -
     end = done(events)["a"]
     assert end.text == whole[: whole.index(stop)]
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == end.text
-    assert end.finish_reason == "stop"
+    assert end.choices[0].finish_reason == "stop"
     assert end.completion_tokens < 30
 
 
@@ -267,14 +271,14 @@ def test_end_token_ends_and_counts_and_is_not_shown(scripted: Path) -> None:
     engine.submit(engine.prepare(job("a", "!", ignore_eos=False)))
     events = run_to_end(engine)
     end = done(events)["a"]
-    assert (end.text, end.finish_reason, end.completion_tokens) == ("A🦊", "stop", 6)
+    assert (end.text, end.choices[0].finish_reason, end.completion_tokens) == ("A🦊", "stop", 6)
     shown = [(event.text, event.index) for event in events if isinstance(event, TextDelta)]
     assert shown == [("A", 0), ("🦊", 4)]
     going_on = run(engine, job("a", "!", ignore_eos=True, max_tokens=9))["a"]
-    assert (going_on.finish_reason, going_on.completion_tokens) == ("length", 9)
+    assert (going_on.choices[0].finish_reason, going_on.completion_tokens) == ("length", 9)
     cut = run(engine, job("a", "!", max_tokens=3))["a"]
     assert cut.text.startswith("A")
-    assert cut.finish_reason == "length"
+    assert cut.choices[0].finish_reason == "length"
     engine.close()
 
 
