@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import regex
 
 from workers.engines.stop_strings import StopFinder
+from workers.engines.text.history import template_tools
 from workers.engines.text.parsing import readers
 from workers.engines.text.parsing.calls import Call, Schemas, calls_of_json
 from workers.engines.text.parsing.recognition import ResponseFormat
@@ -48,7 +49,7 @@ class AnswerParser:
         """
         self._family = form.family
         self._schemas = schemas_of(tools)
-        own_tools = [library_tool(tool) for tool in tools] if form.family is None else ()
+        own_tools = template_tools(tools) if form.family is None else ()
         self._regions = RegionParser(form.template(tools=bool(tools)), begun, own_tools)
         self._stops = stops
         self._parallel = parallel
@@ -231,12 +232,3 @@ def schemas_of(tools: Iterable[Tool]) -> dict[str, dict[str, Any]]:
         properties = (tool.parameters or {}).get("properties")
         found[tool.name] = properties if isinstance(properties, dict) else {}
     return found
-
-
-def library_tool(tool: Tool) -> dict[str, Any]:
-    """Return a tool as chat templates and the library take it."""
-    parameters = tool.parameters or {"type": "object", "properties": {}}
-    function: dict[str, Any] = {"name": tool.name}
-    if tool.description is not None:
-        function["description"] = tool.description
-    return {"type": "function", "function": {**function, "parameters": parameters}}
