@@ -85,7 +85,11 @@ class Server(Section):
     request_timeout: Seconds = Field(
         600, description="maximum seconds per request, time in the queue included"
     )
-
+    stream_comment_interval: Annotated[float, Field(ge=0.01, le=3600)] = Field(
+        10,
+        description="seconds of silence after which a stream of events sends a comment line, also "
+        "while its model loads or it waits in the queue, so that proxies do not end it",
+    )
     max_connections: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="maximum open connections; null uses the limit of descriptors, at most 16384",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workers.context_length import context_length_error
 from workers.engines.base import Refused
 from workers.engines.embedding.loading import LoadedEmbedder
 from workers.protocol import (
@@ -137,12 +138,12 @@ class Preprocessor:
         if tokens == 0:
             raise Refused("INVALID_REQUEST", "The text is empty.", param=f"input[{index}]")
         if tokens > most:
+            message, details = context_length_error(most, tokens, max_tokens=None)
             raise Refused(
                 "CONTEXT_LENGTH_EXCEEDED",
-                f"This text has {tokens} tokens; the model reads {most}. Send shorter pieces, or "
-                "'truncate': true to embed the beginning only.",
+                f"{message} Send shorter pieces, or 'truncate': true to embed the beginning only.",
                 param=f"input[{index}]",
-                details={"max_context": most, "prompt_tokens": tokens},
+                details=details,
             )
 
     def _prompt_length(self, prompt: str) -> int:
