@@ -99,7 +99,10 @@ class Request:
             id=self.job.id,
             choices=(
                 TextChoice(
-                    text="".join(self._text), finish_reason=reason, logprobs=tuple(self._logprobs)
+                    text="".join(self._text),
+                    finish_reason=reason,
+                    stop=self._stops.found,
+                    logprobs=tuple(self._logprobs),
                 ),
             ),
             prompt_tokens=self._prompt_tokens,
