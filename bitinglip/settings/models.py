@@ -104,6 +104,14 @@ class EmbeddingModel(Section):
     )
 
 
+class TranscriptionModel(Section):
+    voice_activity: bool = Field(
+        True,
+        description="leave out words that the model makes up where nothing sounds like a voice: "
+        "silence, hum, steady noise",
+    )
+
+
 class Fake(Section):
     load_seconds: Seconds = Field(0, description="seconds that loading takes")
     tokens_per_second: Annotated[float, Field(ge=0)] = Field(
@@ -173,6 +181,9 @@ class Model(Section):
     )
     image: ImageModel = Field(ImageModel(), description="settings of an image model")
     speech: SpeechModel = Field(SpeechModel(), description="settings of a speech model")
+    transcription: TranscriptionModel = Field(
+        TranscriptionModel(), description="settings of a transcription model"
+    )
     embedding: EmbeddingModel = Field(
         EmbeddingModel(), description="settings of an embedding model"
     )

@@ -78,6 +78,7 @@ class TranscriptionJob(
     prompt: str | None = None  #: what might have been said before, for names and spelling
     temperature: float = 0.0  #: where the first attempt at a window begins; later ones go up
     timestamps: str = "none"  #: none, segment or word
+    voice_activity: bool = False  #: doubt words where the sound neither rises nor falls
     max_seconds: float  #: a longer file is refused, as one of more channels or samples is
     max_channels: int = 8
     max_sample_rate: int = 768_000

@@ -34,6 +34,7 @@ def transcription_job(
     work = protocol.TranscriptionJob(
         id=task_id,
         path=str(context.uploads / f"{task_id}-file"),
+        voice_activity=context.model_settings.transcription.voice_activity,
         max_seconds=min(each for each in seconds if each is not None),
         max_channels=limits.max_channels,
         max_sample_rate=limits.max_sample_rate,
