@@ -2,6 +2,7 @@
 
 from bitinglip.errors import ContextLengthExceeded
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.kinds import prompts_of
 from model_store.manifest import Manifest
 from workers.protocol import TextJob
 
@@ -16,13 +17,18 @@ def check_length(job: Job, manifest: Manifest, max_context: int | None) -> None:
     longest = manifest.longest_token
     if not isinstance(work, TextJob) or not known or not longest:
         return
-    if work.messages is None:
-        characters, param = len(work.prompt or ""), "prompt"
-    else:
-        characters, param = sum(len(each.content) for each in work.messages), "messages"
     context = min(known)
-    if characters > context * longest:
-        tokens = -(-characters // longest)
+    if work.messages is None:
+        param = "prompt"
+        sizes = [
+            -(-len(each) // longest) if isinstance(each, str) else len(each)
+            for each in prompts_of(work)
+        ]
+    else:
+        param = "messages"
+        sizes = [-(-sum(len(each.content) for each in work.messages) // longest)]
+    tokens = max(sizes, default=0)
+    if tokens > context:
         wanted = work.sampling.max_tokens
         raise ContextLengthExceeded(
             f"The prompt has {tokens} tokens at least; together with max_tokens it may have "
