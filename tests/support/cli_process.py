@@ -15,7 +15,6 @@ from tests.support import command_forks
 
 COMMAND = [sys.executable, "-m", "cli"]
 ROOT = Path(__file__).parents[2]
-_MEASURED = "COVERAGE_PROCESS_CONFIG"  #: is set while coverage is measured
 
 
 def environ(home: Path, **more: str) -> dict[str, str]:
@@ -31,8 +30,7 @@ def run(
     """One command, without a terminal."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     env, folder = environ(home, **more), home.parent
-    # What the interpreter reads at its start, and the measurement of coverage, need a new one.
-    if any(not name.startswith("BITINGLIP_") for name in more) or _MEASURED in os.environ:
+    if not command_forks.can_run(more):
         done = subprocess.run(
             [*COMMAND, *arguments],
             input=data,
