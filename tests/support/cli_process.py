@@ -62,7 +62,7 @@ class Terminal:
     def interrupt(self) -> None:
         self.type("\x03")
 
-    def wait_for(self, pattern: str, seconds: float = 30) -> None:
+    def wait_for(self, pattern: str, seconds: float = 60) -> None:
         """What it shows after what was waited for before."""
         deadline = time.monotonic() + seconds
         while (match := re.search(pattern, self.shown[self._seen :])) is None:
@@ -70,7 +70,7 @@ class Terminal:
             assert self._read(), f"{pattern!r} did not come before the end:\n{self.shown}"
         self._seen += match.end()
 
-    def wait_for_end(self, seconds: float = 30) -> int:
+    def wait_for_end(self, seconds: float = 60) -> int:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._read():
             pass

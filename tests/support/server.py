@@ -17,7 +17,7 @@ import psutil
 
 from tests.support import command_forks
 
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 @dataclass
