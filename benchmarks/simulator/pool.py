@@ -171,8 +171,7 @@ class _Process:
             [
                 protocol.TextDone(
                     id=job.id,
-                    text="",
-                    finish_reason="stop",
+                    choices=(protocol.TextChoice(text="", finish_reason="stop"),),
                     prompt_tokens=_prompt_tokens(job),
                     completion_tokens=tokens_of(job),
                 )

@@ -144,8 +144,11 @@ class TextOutput:
             self.reset()
             self._release(done.id, self._checked.feed(done.text, last=True))
             events = ()
-        logprobs = tuple(self._logprobs) if self._checked.redacted else done.logprobs
-        shown = msgspec.structs.replace(done, text="".join(self._shown), logprobs=logprobs)
+        logprobs = tuple(self._logprobs) if self._checked.redacted else done.choices[0].logprobs
+        choice = msgspec.structs.replace(
+            done.choices[0], text="".join(self._shown), logprobs=logprobs
+        )
+        shown = msgspec.structs.replace(done, choices=(choice,))
         return (*events, shown)
 
     def _are_of(self, event: protocol.TextDelta) -> bool:

@@ -22,8 +22,10 @@ def event_bytes(events: Iterable[object]) -> int:
 
 def _payload(event: object) -> int:
     match event:
-        case protocol.TextDelta() | protocol.TextDone():
-            return getsizeof(event.text) + sum(map(_logprob, event.logprobs))
+        case protocol.TextDelta():
+            return _text(event)
+        case protocol.TextDone():
+            return sum(map(_text, event.choices))
         case protocol.AudioDelta():
             return len(event.samples)
         case protocol.Progress():
@@ -38,6 +40,12 @@ def _payload(event: object) -> int:
             return getsizeof(event.message)
         case _:
             return 0
+
+
+def _text(text: protocol.TextDelta | protocol.TextChoice) -> int:
+    calls = sum(_BYTES_OF_AN_EVENT + getsizeof(call.arguments) for call in text.tool_calls)
+    texts = getsizeof(text.text) + getsizeof(text.reasoning)
+    return texts + calls + sum(map(_logprob, text.logprobs))
 
 
 def _logprob(logprob: protocol.TokenLogprob) -> int:

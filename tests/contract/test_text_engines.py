@@ -107,7 +107,7 @@ def test_job_starts_streams_and_ends_once(loaded: Loaded) -> None:
     done = done_of(events)
     assert events[-1] is done
     assert done.completion_tokens == 6
-    assert done.finish_reason == "length"
+    assert done.choices[0].finish_reason == "length"
     assert done.prompt_tokens == events[0].prompt_tokens
     assert streamed(events) == done.text != ""
     indices = [e.index for e in events if isinstance(e, TextDelta)]
@@ -163,7 +163,7 @@ def test_stop_sequence_ends_the_answer_and_is_not_in_it(loaded: Loaded) -> None:
     loaded.submit(job(max_tokens=12, stop=(stop,)))
     events = loaded.run()
     done = done_of(events)
-    assert done.finish_reason == "stop"
+    assert done.choices[0].finish_reason == "stop"
     assert done.text == whole[: whole.index(stop)] == streamed(events)
 
 

@@ -59,7 +59,7 @@ async def echo(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     if prompt == "!refuse":
         yield protocol.Failed(id=job.id, code="CONTEXT_LENGTH_EXCEEDED", message="too long")
         return
-    if prompt == "!wait":
+    if prompt.startswith("!wait"):
         await asyncio.sleep(60)
     yield protocol.Started(id=job.id, prompt_tokens=1)
     for index, text in enumerate(["one", " two"]):
@@ -77,7 +77,10 @@ async def echo(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
         yield protocol.Cancelled(id=job.id)
     else:
         yield protocol.TextDone(
-            id=job.id, text="one two", finish_reason="length", prompt_tokens=1, completion_tokens=2
+            id=job.id,
+            choices=(protocol.TextChoice(text="one two", finish_reason="length"),),
+            prompt_tokens=1,
+            completion_tokens=2,
         )
 
 

@@ -52,8 +52,7 @@ class Engine:
             return
         yield protocol.TextDone(
             id=job.id,
-            text="".join(words),
-            finish_reason="stop",
+            choices=(protocol.TextChoice(text="".join(words), finish_reason="stop"),),
             prompt_tokens=3,
             completion_tokens=2,
         )

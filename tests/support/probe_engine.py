@@ -18,7 +18,7 @@ from typing import Any
 
 from workers.confinement import seccomp
 from workers.engines.registry import ENGINES, EngineInfo
-from workers.protocol import Event, Load, Ready, TextDone, TextJob
+from workers.protocol import Event, Load, Ready, TextChoice, TextDone, TextJob
 
 libc = ctypes.CDLL(None, use_errno=True)
 ENGINES["probe"] = EngineInfo(f"{__name__}:ProbeEngine", preimport=(__name__,))
@@ -172,5 +172,8 @@ def link(path: str, target: str) -> str:
 
 def _done(job_id: str, text: str) -> TextDone:
     return TextDone(
-        id=job_id, text=text, finish_reason="stop", prompt_tokens=0, completion_tokens=0
+        id=job_id,
+        choices=(TextChoice(text=text, finish_reason="stop"),),
+        prompt_tokens=0,
+        completion_tokens=0,
     )

@@ -28,9 +28,11 @@ async def speak(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
             yield protocol.TextDelta(id=job.id, text=piece, index=index, logprobs=logprobs)
     yield protocol.TextDone(
         id=job.id,
-        text=text,
-        finish_reason="stop",
+        choices=(
+            protocol.TextChoice(
+                text=text, finish_reason="stop", logprobs=tuple(tokens) if wanted else ()
+            ),
+        ),
         prompt_tokens=1,
         completion_tokens=len(pieces),
-        logprobs=tuple(tokens) if wanted else (),
     )

@@ -46,11 +46,11 @@ def distance_from_library(
     -> by how much another token was likelier at most, and how far off a logprob is at most
     """
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
-    said = [one.id for one in end.logprobs]
+    said = [one.id for one in end.choices[0].logprobs]
     ids = torch.tensor([[*prompt, *said]], device=device)
     logits = model.to(device).eval()(input_ids=ids).logits[0].float()
     expected = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [said, vocab]
     chosen = expected.gather(1, ids[0, len(prompt) :, None])[:, 0]
-    reported = torch.tensor([one.logprob for one in end.logprobs], device=device)
+    reported = torch.tensor([one.logprob for one in end.choices[0].logprobs], device=device)
     likelier = (expected.amax(-1) - chosen).max().item()
     return likelier, (reported - chosen).abs().max().item()

@@ -22,22 +22,16 @@ from workers.protocol.events import (
     SegmentDelta,
     SpeechDone,
     Started,
-    TextDelta,
-    TextDone,
-    TokenLogprob,
     TranscriptionDone,
     Word,
     Working,
 )
 from workers.protocol.files import AudioFormat, ImageFormat, audio_file_name, image_file_name
 from workers.protocol.jobs import (
-    ChatMessage,
     EmbeddingJob,
     ImageJob,
     Lora,
-    Sampling,
     SpeechJob,
-    TextJob,
     TranscriptionJob,
 )
 from workers.protocol.load import (
@@ -49,6 +43,22 @@ from workers.protocol.load import (
     Import,
     Load,
     SpeechOptions,
+)
+from workers.protocol.text import (
+    ChatMessage,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    Prompt,
+    Sampling,
+    TextChoice,
+    TextDelta,
+    TextDone,
+    TextJob,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
 )
 
 __all__ = [
@@ -70,6 +80,9 @@ __all__ = [
     "Failed",
     "FakeOptions",
     "Final",
+    "FinishReason",
+    "Grammar",
+    "GrammarKind",
     "Heartbeat",
     "ImageDone",
     "ImageFile",
@@ -85,6 +98,7 @@ __all__ = [
     "LoadProgress",
     "Lora",
     "Progress",
+    "Prompt",
     "Ready",
     "Sampling",
     "Segment",
@@ -95,10 +109,14 @@ __all__ = [
     "Started",
     "Stop",
     "Success",
+    "TextChoice",
     "TextDelta",
     "TextDone",
     "TextJob",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "TranscriptionDone",
     "TranscriptionJob",
     "Word",

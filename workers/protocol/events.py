@@ -98,41 +98,16 @@ class Started(msgspec.Struct, tag="started", frozen=True, kw_only=True):
     prompt_tokens: Count = 0
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
-    token: str
-    id: Count
-    logprob: Number
-    top: tuple[tuple[str, Count, Number], ...] = ()  #: (token, id, logprob), best first
-
-
-class TextDelta(msgspec.Struct, tag="text_delta", frozen=True, kw_only=True, omit_defaults=True):
-    """Text that may be shown: never half a character, never part of a stop sequence."""
-
-    id: JobId
-    text: str
-    index: Count  #: of the last sampled token this text comes from, from 0
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-class TextDone(msgspec.Struct, tag="text_done", frozen=True, kw_only=True, omit_defaults=True):
-    """The final event of a job that succeeded."""
-
-    id: JobId
-    text: str  #: all of it, also when it was streamed
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: Count
-    completion_tokens: Count  #: every sampled token, the end token too
-    cached_tokens: Count = 0
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-class EmbeddingDone(msgspec.Struct, tag="embedding_done", frozen=True, kw_only=True):
-    """The final event of an embedding job that succeeded."""
+class EmbeddingDone(
+    msgspec.Struct, tag="embedding_done", frozen=True, kw_only=True, omit_defaults=True
+):
+    """The final event of an embedding job that succeeded; scores are vectors of one number."""
 
     id: JobId
     vectors: Vectors  #: float32, little-endian, one text's after another's
     dimensions: Dimensions  #: of each vector
     prompt_tokens: Count
+    cut: tuple[Count, ...] = ()  #: the texts of which only the beginning was read
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True, omit_defaults=True):

@@ -5,48 +5,12 @@ import msgspec
 from workers.protocol.files import AudioFormat, ImageFormat
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The sampling parameters. ``None`` means off; every number is checked before it gets here."""
-
-    max_tokens: int
-    temperature: float = 0.0  #: 0 is greedy: the arg max, ties to the lowest id
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
-    logprobs: int | None = None  #: how many alternatives to report beside each sampled token
-    #: The same seed gives the same tokens: on a CPU whatever runs beside it, on a card in the same
-    #: batch, since products of other sizes round otherwise there.
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-
-class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
-    role: str
-    content: str
-    name: str | None = None  #: of who speaks, for templates that have a place for it
-
-
-class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True):
-    """Generate text from a prompt, or from messages through the model's chat template."""
-
-    id: str
-    prompt: str | None = None
-    messages: tuple[ChatMessage, ...] | None = None
-    sampling: Sampling
-    clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
-    stream: bool = True  #: without it, only the final event is sent
-
-
 class EmbeddingJob(msgspec.Struct, tag="embedding", frozen=True, kw_only=True, omit_defaults=True):
-    """Make a vector of each text."""
+    """Make a vector of each text; with a query, one number of each: how well it answers that."""
 
     id: str
     texts: tuple[str, ...]
+    query: str | None = None  #: for cross-encoders, which read it together with each text
     prompt_name: str | None = None  #: None: the model's default prompt, if it has one
     dimensions: int | None = None  #: the first ones of each vector; None: all
     truncate: bool = False  #: cut texts that are too long, else refuse them

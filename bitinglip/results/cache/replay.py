@@ -69,9 +69,11 @@ def unpack(answer: Answer, job: Job, submitted: float) -> EventLog:
 def _pieces(final: protocol.Success) -> Iterator[protocol.JobEvent]:
     """Yield the output of a stream for an answer that came in one body."""
     match final:
-        case protocol.TextDone() if final.text or final.logprobs:
+        case protocol.TextDone() if final.text or final.choices[0].logprobs:
             last = max(0, final.completion_tokens - 1)
-            yield protocol.TextDelta(id="", text=final.text, index=last, logprobs=final.logprobs)
+            yield protocol.TextDelta(
+                id="", text=final.text, index=last, logprobs=final.choices[0].logprobs
+            )
         case protocol.TranscriptionDone(segments=segments):
             for index, segment in enumerate(segments):
                 yield protocol.SegmentDelta(id="", segment=segment, index=index)

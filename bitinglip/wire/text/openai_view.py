@@ -114,14 +114,14 @@ class ChatView(_TextView):
         return self._delta({"content": token.text}, self._logprobs(token.logprobs))
 
     def last_choice(self, done: protocol.TextDone) -> dict[str, Any]:
-        return self._delta({}, finish_reason=done.finish_reason)
+        return self._delta({}, finish_reason=done.choices[0].finish_reason)
 
     def body_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return {
             "index": 0,
             "message": {"role": "assistant", "content": done.text, "refusal": None},
-            "logprobs": self._logprobs(done.logprobs),
-            "finish_reason": done.finish_reason,
+            "logprobs": self._logprobs(done.choices[0].logprobs),
+            "finish_reason": done.choices[0].finish_reason,
         }
 
     def _delta(
@@ -156,10 +156,10 @@ class CompletionView(_TextView):
         return self._choice(token.text, token.logprobs, None)
 
     def last_choice(self, done: protocol.TextDone) -> dict[str, Any]:
-        return self._choice("", (), done.finish_reason)
+        return self._choice("", (), done.choices[0].finish_reason)
 
     def body_choice(self, done: protocol.TextDone) -> dict[str, Any]:
-        return self._choice(done.text, done.logprobs, done.finish_reason)
+        return self._choice(done.text, done.choices[0].logprobs, done.choices[0].finish_reason)
 
     def _choice(self, text: str, sampled: Logprobs, reason: str | None) -> dict[str, Any]:
         return {
@@ -189,7 +189,7 @@ def _chat_logprob(sampled: protocol.TokenLogprob) -> dict[str, Any]:
     return {**_one_logprob(sampled.token, sampled.logprob), "top_logprobs": top}
 
 
-def _one_logprob(token: str, logprob: float) -> dict[str, Any]:
+def _one_logprob(token: str, logprob: float | None) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 

@@ -16,9 +16,9 @@ def logprob_info(sampled: protocol.TokenLogprob) -> dict[str, Any]:
 
 def text_result(work: protocol.TextJob, done: protocol.TextDone) -> dict[str, Any]:
     """Describe the text, with log-probabilities if they were asked for."""
-    result: dict[str, Any] = {"text": done.text, "finish_reason": done.finish_reason}
+    result: dict[str, Any] = {"text": done.text, "finish_reason": done.choices[0].finish_reason}
     if work.sampling.logprobs is not None:
-        result["logprobs"] = [logprob_info(each) for each in done.logprobs]
+        result["logprobs"] = [logprob_info(each) for each in done.choices[0].logprobs]
     return result
 
 

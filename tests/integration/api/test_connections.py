@@ -32,8 +32,7 @@ async def large(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     yield protocol.Started(id=job.id, prompt_tokens=1)
     yield protocol.TextDone(
         id=job.id,
-        text="x" * LARGE,
-        finish_reason="length",
+        choices=(protocol.TextChoice(text="x" * LARGE, finish_reason="length"),),
         prompt_tokens=1,
         completion_tokens=2,
     )

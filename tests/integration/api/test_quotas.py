@@ -253,3 +253,11 @@ def test_rate_in_tokens_is_reserved_settled_and_told_at_every_door(
 def _tokens_left(client: httpx.Client) -> int:
     rates = client.get(LIMITS).json()["rates"]
     return int(next(each for each in rates if each["name"] == "tokens")["remaining"])
+
+
+def test_scope_that_is_missing_comes_before_a_quota_that_is_spent(admin: httpx.Client) -> None:
+    spent = {"daily": {"requests": 1}}
+    with new_client(admin, scopes=["inference:image"], quotas=spent) as client:
+        image = client.post("/api/v1/inference/image-generation", json=IMAGE)
+        assert image.status_code == 200, image.text
+        error_of(client.post(NATIVE, json=PROMPT), 403, "INSUFFICIENT_SCOPE")

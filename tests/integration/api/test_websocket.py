@@ -27,7 +27,10 @@ async def gush(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     for index in range(PIECES):
         yield protocol.TextDelta(id=job.id, text="x" * 100_000, index=index)
     yield protocol.TextDone(
-        id=job.id, text="", finish_reason="length", prompt_tokens=1, completion_tokens=PIECES
+        id=job.id,
+        choices=(protocol.TextChoice(text="", finish_reason="length"),),
+        prompt_tokens=1,
+        completion_tokens=PIECES,
     )
 
 

@@ -52,7 +52,9 @@ def test_logprobs_of_many_answers_that_end_together_lose_no_worker(wordy: Path) 
         assert seen.lost == []
         done = [each for each in finals(seen.events) if isinstance(each, TextDone)]
         assert len(done) == _ROWS
-        told = sum(len(other[0]) for each in done for one in each.logprobs for other in one.top)
+        told = sum(
+            len(other[0]) for each in done for one in each.choices[0].logprobs for other in one.top
+        )
         assert told > MAX_FRAME_BYTES
 
     with_pool(test, load_timeout=100, seconds=60)

@@ -35,7 +35,7 @@ def test_worker_loads_answers_and_exits() -> None:
         await seen.until(lambda: any(isinstance(e, TextDone) for e in seen.events))
         done = seen.events[-1]
         assert isinstance(done, TextDone)
-        assert (done.text, done.finish_reason) == ("one two one", "length")
+        assert (done.text, done.choices[0].finish_reason) == ("one two one", "length")
         await pool.stop(worker)
         assert worker.state == "stopped"
         assert not psutil.pid_exists(worker.pid)

@@ -138,7 +138,9 @@ def test_text_and_tokens_of_a_stream_tell_the_same(parts: list[str], stream: boo
         protocol.TextDelta(id="t", text=part, index=number, logprobs=(tops[number],))
         for number, part in enumerate(parts)
     ]
-    done = msgspec.structs.replace(_text_done(text), logprobs=tuple(tops))
+    done = _text_done(text)
+    choice = msgspec.structs.replace(done.choices[0], logprobs=tuple(tops))
+    done = msgspec.structs.replace(done, choices=(choice,))
     for event in (each for sent in [*events, done] for each in guard.take(sent)):
         if isinstance(event, protocol.TextDelta):
             assert stream
@@ -148,7 +150,7 @@ def test_text_and_tokens_of_a_stream_tell_the_same(parts: list[str], stream: boo
         else:
             assert isinstance(event, protocol.TextDone)
             assert event.text == redact(text, frozenset({"card", "email"}))
-            final = [each.token for each in event.logprobs]
+            final = [each.token for each in event.choices[0].logprobs]
     assert indexes == sorted(indexes)
     if stream:
         assert shown == redact(text, frozenset({"card", "email"}))
@@ -186,7 +188,10 @@ def _body(work: protocol.TextJob) -> protocol.TextJob:
 
 def _text_done(text: str) -> protocol.TextDone:
     return protocol.TextDone(
-        id="t", text=text, finish_reason="stop", prompt_tokens=1, completion_tokens=3
+        id="t",
+        choices=(protocol.TextChoice(text=text, finish_reason="stop"),),
+        prompt_tokens=1,
+        completion_tokens=3,
     )
 
 

@@ -11,7 +11,7 @@ from bitinglip.scheduling.dispatch.recent import RecentJobs
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
 from bitinglip.scheduling.job import Job
 from tests.support.jobs import text_job
-from workers.protocol import Cancelled, Started, TextDelta, TextDone, TextJob
+from workers.protocol import Cancelled, Started, TextChoice, TextDelta, TextDone, TextJob
 
 
 def job(name: str = "j", **fields: Any) -> Job:
@@ -22,7 +22,12 @@ def token(index: int) -> TextDelta:
     return TextDelta(id="j", text=str(index), index=index)
 
 
-DONE = TextDone(id="j", text="x", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+DONE = TextDone(
+    id="j",
+    choices=(TextChoice(text="x", finish_reason="stop"),),
+    prompt_tokens=1,
+    completion_tokens=1,
+)
 
 
 async def read(event_log: EventLog) -> list[Event]:
@@ -132,7 +137,8 @@ def test_recent_jobs_are_bounded_in_bytes_by_the_key_that_holds_most() -> None:
     recent.add(small)
     for number in range(50):
         event_log = EventLog(job(str(number)))
-        event_log.put(msgspec.structs.replace(DONE, text="x" * 1000))
+        choice = msgspec.structs.replace(DONE.choices[0], text="x" * 1000)
+        event_log.put(msgspec.structs.replace(DONE, choices=(choice,)))
         recent.add(event_log)
         assert recent.bytes <= 20_000
     assert recent.get("small") is small

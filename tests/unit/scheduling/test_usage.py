@@ -80,7 +80,10 @@ def test_usage_of_text_is_estimated_at_a_token_a_byte(text: str) -> None:
 
 def test_usage_of_what_is_done_is_what_was_made() -> None:
     text = protocol.TextDone(
-        id="x", text="a", finish_reason="stop", prompt_tokens=3, completion_tokens=4
+        id="x",
+        choices=(protocol.TextChoice(text="a", finish_reason="stop"),),
+        prompt_tokens=3,
+        completion_tokens=4,
     )
     assert charged(TEXT, text) == Amounts(1, 3, 4, gpu_us=7)
     image = protocol.ImageFile(width=100, height=200, seed=1, format="png", bytes=1)

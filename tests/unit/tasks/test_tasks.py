@@ -46,8 +46,20 @@ FULL = Job(
             logprobs=2,
             seed=2**64 - 1,
             stop=("a", "b"),
+            stop_token_ids=(7,),
+            min_tokens=3,
+            typical_p=0.5,
             ignore_eos=True,
         ),
+        n=2,
+        best_of=3,
+        echo=True,
+        tools=(protocol.Tool(name="t", parameters={"type": "object"}, strict=True),),
+        tool_choice="t",
+        parallel_tool_calls=False,
+        grammar=protocol.Grammar(kind="regex", source="a*"),
+        template_kwargs={"enable_thinking": False},
+        continue_final=True,
         clip_max_tokens=True,
         stream=False,
     ),
@@ -151,7 +163,10 @@ def job(**more: Any) -> Job:
 def done(event_log: EventLog) -> None:
     event_log.put(protocol.Started(id=event_log.job.id))
     final = protocol.TextDone(
-        id=event_log.job.id, text="t", finish_reason="stop", prompt_tokens=1, completion_tokens=1
+        id=event_log.job.id,
+        choices=(protocol.TextChoice(text="t", finish_reason="stop"),),
+        prompt_tokens=1,
+        completion_tokens=1,
     )
     event_log.put(final)
 
@@ -326,8 +341,7 @@ def test_ended_tasks_beyond_the_bound_go_from_the_key_that_holds_most(tmp_path: 
             event_log = EventLog(one)
             final = protocol.TextDone(
                 id=one.id,
-                text="x" * 5000,
-                finish_reason="stop",
+                choices=(protocol.TextChoice(text="x" * 5000, finish_reason="stop"),),
                 prompt_tokens=1,
                 completion_tokens=1,
             )

@@ -6,11 +6,16 @@ import msgspec
 import pytest
 
 from tests.support.pool_harness import fake
-from workers.protocol import Activity, Cancelled, Failed, Load, Ready, TextDone
+from workers.protocol import Activity, Cancelled, Failed, Load, Ready, TextChoice, TextDone
 from workers.watchdog import Watchdog
 from workers.worker import Worker
 
-DONE = TextDone(id="a", text="", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+DONE = TextDone(
+    id="a",
+    choices=(TextChoice(text="", finish_reason="stop"),),
+    prompt_tokens=1,
+    completion_tokens=1,
+)
 DOG = Watchdog(heartbeat_timeout=2, load_timeout=4)
 
 

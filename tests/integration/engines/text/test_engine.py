@@ -121,7 +121,7 @@ def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
 ) -> None:
     engine, _ = load(models["qwen3"], step_tokens=11, dtype=dtype)
     jobs = [job(str(n), prompt, logprobs=3) for n, prompt in enumerate(PROMPTS[:3])]
-    prompts = {one.id: engine.prepare(one).prompt for one in jobs}
+    prompts = {one.id: engine.prepare(one).prompts[0].ids for one in jobs}
     for name, end in run(engine, *jobs).items():
         found = distance_from_library(
             models["qwen3"], getattr(torch, dtype), "cpu", prompts[name], end
@@ -206,14 +206,19 @@ def test_events_of_one_request(llama: TextEngine) -> None:
     assert isinstance(events[0], Started)
     end = events[-1]
     assert isinstance(end, TextDone)
-    assert (end.finish_reason, end.completion_tokens) == ("length", 40)
+    assert (end.choices[0].finish_reason, end.completion_tokens) == ("length", 40)
     tokens = [event for event in events if isinstance(event, TextDelta)]
     assert "".join(event.text for event in tokens) == end.text
     indices = [event.index for event in tokens]
     assert indices == sorted(set(indices))
-    assert len(end.logprobs) == 40
-    assert all(len(one.top) == 2 and one.top[0][2] >= one.logprob - 1e-6 for one in end.logprobs)
-    assert [p for event in tokens for p in event.logprobs] == list(end.logprobs[: indices[-1] + 1])
+    assert len(end.choices[0].logprobs) == 40
+    assert all(
+        len(one.top) == 2 and one.top[0][2] >= (one.logprob or 0.0) - 1e-6
+        for one in end.choices[0].logprobs
+    )
+    assert [p for event in tokens for p in event.logprobs] == list(
+        end.choices[0].logprobs[: indices[-1] + 1]
+    )
 
 
 def test_cancel_takes_effect_in_the_next_step_wherever_the_request_is(
@@ -244,7 +249,7 @@ def test_stop_string_across_tokens_is_found_and_never_shown(llama: TextEngine) -
     end = done(events)["a"]
     assert end.text == whole[: whole.index(stop)]
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == end.text
-    assert end.finish_reason == "stop"
+    assert end.choices[0].finish_reason == "stop"
     assert end.completion_tokens < 30
 
 
@@ -267,14 +272,14 @@ def test_end_token_ends_and_counts_and_is_not_shown(scripted: Path) -> None:
     engine.submit(engine.prepare(job("a", "!", ignore_eos=False)))
     events = run_to_end(engine)
     end = done(events)["a"]
-    assert (end.text, end.finish_reason, end.completion_tokens) == ("A🦊", "stop", 6)
+    assert (end.text, end.choices[0].finish_reason, end.completion_tokens) == ("A🦊", "stop", 6)
     shown = [(event.text, event.index) for event in events if isinstance(event, TextDelta)]
     assert shown == [("A", 0), ("🦊", 4)]
     going_on = run(engine, job("a", "!", ignore_eos=True, max_tokens=9))["a"]
-    assert (going_on.finish_reason, going_on.completion_tokens) == ("length", 9)
+    assert (going_on.choices[0].finish_reason, going_on.completion_tokens) == ("length", 9)
     cut = run(engine, job("a", "!", max_tokens=3))["a"]
     assert cut.text.startswith("A")
-    assert cut.finish_reason == "length"
+    assert cut.choices[0].finish_reason == "length"
     engine.close()
 
 
@@ -296,10 +301,17 @@ def test_context_that_does_not_suffice_is_refused_with_the_numbers_or_clipped(
     assert refused.details["max_tokens"] == 1000
     assert refusal(llama, job("a", "word " * 500)).param == "prompt"
     assert refusal(llama, job("a", "x" * 100_000)).param == "prompt"
+    left_open = TextJob(
+        id="a", prompt="word " * 500, sampling=Sampling(max_tokens=9999), clip_max_tokens=True
+    )
+    told = refusal(llama, left_open)
+    assert "This model's maximum context length is 256 tokens" in told.message
+    assert "9999" not in told.message  # the client has not said that
+    assert "max_tokens" not in told.details
     clipped = TextJob(
         id="a", prompt="one", sampling=Sampling(max_tokens=9999), clip_max_tokens=True
     )
-    assert llama.prepare(clipped).max_tokens < 256
+    assert llama.prepare(clipped).prompts[0].max_tokens < 256
 
 
 def test_parameters_that_would_harm_the_device_are_refused(llama: TextEngine) -> None:
@@ -322,7 +334,7 @@ def test_chat_messages_go_through_the_template(llama: TextEngine) -> None:
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": "one two"}], add_generation_prompt=True
     )
-    assert llama.prepare(chat).prompt == rendered["input_ids"]
+    assert llama.prepare(chat).prompts[0].ids == rendered["input_ids"]
 
 
 def test_chat_with_a_model_without_a_template_is_refused(tmp_path: Path) -> None:

@@ -40,11 +40,13 @@ OUTPUTS: dict[type, tuple[protocol.Job, list[Any]]] = {
             protocol.TextDelta(id="", text="llo", index=2, logprobs=(LOGPROB,)),
             protocol.TextDone(
                 id="",
-                text="héllo",
-                finish_reason="length",
+                choices=(
+                    protocol.TextChoice(
+                        text="héllo", finish_reason="length", logprobs=(LOGPROB, LOGPROB)
+                    ),
+                ),
                 prompt_tokens=7,
                 completion_tokens=3,
-                logprobs=(LOGPROB, LOGPROB),
             ),
         ],
     ),

@@ -15,7 +15,10 @@ HEARD = protocol.TranscriptionJob(id="j", path="", max_seconds=60.0)
 PICTURE = protocol.ImageFile(width=64, height=64, seed=1, format="png", bytes=1)
 FINALS: dict[str, protocol.Success] = {
     "text": protocol.TextDone(
-        id="j", text="", finish_reason="stop", prompt_tokens=1, completion_tokens=1
+        id="j",
+        choices=(protocol.TextChoice(text="", finish_reason="stop"),),
+        prompt_tokens=1,
+        completion_tokens=1,
     ),
     "image": protocol.ImageDone(id="j", images=(PICTURE,) * 2, steps=2, scheduler="s"),
     "speech": protocol.SpeechDone(
