@@ -31,6 +31,11 @@ class _ImagesRequest(ImageFields, OpenAIRequest):
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     user: Label = None
+    safety_identifier: Label = None
+    complexity: Annotated[Any, AllowedValues((None,))] = None
+    frame_count: Annotated[Any, AllowedValues((None,))] = None
+    frame_duration_ms: Annotated[Any, AllowedValues((None,))] = None
+    svg: Annotated[Any, AllowedValues((None,))] = None
     background: Annotated[Any, AllowedValues((None, "auto", "opaque"))] = None
     quality: Annotated[Any, AllowedValues((None, "auto", "standard"))] = None
 
