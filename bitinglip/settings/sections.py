@@ -176,7 +176,9 @@ class Workers(Section):
         description="keep an idle process with the libraries imported, so that models load faster",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="CPU threads per worker; null uses one per core"
+        None,
+        description="CPU threads per worker; null uses one per core, and one for models below "
+        "16 MiB, which more only slow down",
     )
     confine: Confine = Field(
         "auto",

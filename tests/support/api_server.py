@@ -205,7 +205,7 @@ async def _make_keys(home: Home) -> dict[str, str]:
     keys = {ADMIN: home.admin_key.read_text().strip()}
     for scopes in [*(str(scope) for scope in Scope if scope is not Scope.ADMIN), *_PAIRS]:
         _, keys[scopes] = await ring.create(name=scopes, scopes=scopes.split(","))
-    soon = datetime.now(UTC) + timedelta(milliseconds=50)
+    soon = datetime.now(UTC) + timedelta(milliseconds=200)
     _, keys[EXPIRED] = await ring.create(name=EXPIRED, expires_at=soon)
     await db.close()
     return keys

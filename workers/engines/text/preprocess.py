@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.context_length import context_length_error
-from workers.engines.base import Refused
+from workers.engines.base import Refused, counted
 from workers.engines.text.loading import is_panic
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
 from workers.protocol import TextJob
@@ -42,10 +42,15 @@ class Preprocessor:
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
 
     def prepare(self, job: TextJob) -> PreparedJob:
-        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST."""
+        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST.
+
+        Raises Answered for a job that only asks for the number of its tokens.
+        """
         self._check_bias(job)
         param = "prompt" if job.messages is None else "messages"
         prompt = self._tokens(job, param)
+        if job.count_only:
+            raise counted(job, len(prompt))
         seed = job.sampling.seed
         return PreparedJob(
             job=job,

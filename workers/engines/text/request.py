@@ -36,7 +36,7 @@ class Request:
         self.job: TextJob = prepared.job
         sampling = prepared.job.sampling
         prompt = prepared.prompt
-        self.sequence = Sequence(self.job.id, list(prompt), len(prompt))
+        self.sequence = Sequence(self.job.id, list(prompt))
         self.sampling = SamplingParams(sampling, prepared.seed, prompt, vocab_size)
         self.produced = 0
         self.ended = False
@@ -99,7 +99,10 @@ class Request:
             id=self.job.id,
             choices=(
                 TextChoice(
-                    text="".join(self._text), finish_reason=reason, logprobs=tuple(self._logprobs)
+                    text="".join(self._text),
+                    finish_reason=reason,
+                    stop=self._stops.found,
+                    logprobs=tuple(self._logprobs),
                 ),
             ),
             prompt_tokens=self._prompt_tokens,
