@@ -83,7 +83,13 @@ class SpeechModel(Section):
         None, description="default language of a voice that is named without one"
     )
     metadata: bool = Field(
-        True, description="mark the audio files as machine-generated in their metadata"
+        True,
+        description="mark the audio files as machine-generated in their metadata (aac has none)",
+    )
+    voice_aliases: dict[str, str] = Field(
+        {},
+        description="further names of the model's voices, such as alloy: v2/en_speaker_6; OpenAI's "
+        "names that are not among them stand for the model's voices in order",
     )
     vocoder: str | None = Field(
         None, description="vocoder of a SpeechT5 model: the name of a model in the store"

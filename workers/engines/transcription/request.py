@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from workers.codes import Code
+from workers.engines.languages import language_name
 from workers.engines.transcription.decoding import Attempt
 from workers.engines.transcription.features import Recording
 from workers.engines.transcription.loading import DecodingConfig
@@ -157,6 +158,7 @@ class Request:
             id=self.job.id,
             text="".join(segment.text for segment in self.segments).strip(),
             language=self.language,
+            language_name=language_name(self.language),
             duration=self.recording.seconds,
             segments=tuple(self.segments),
         )

@@ -53,7 +53,7 @@ def test_activity_counts_the_file_only_not_the_silence_after_it() -> None:
 
 def attempt(logprob: float, no_speech: float = 0.1, tokens: list[int] | None = None) -> Attempt:
     tokens = tokens or [2, 3, 4, END]
-    made = Attempt([1], False, 0.0, torch.Generator(), tokens, logprob * len(tokens))
+    made = Attempt([1], False, 0.0, torch.Generator(), tokens, [logprob] * len(tokens))
     made.no_speech_prob = no_speech
     return made
 
