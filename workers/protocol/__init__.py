@@ -42,7 +42,9 @@ from workers.protocol.load import (
     ImageOptions,
     Import,
     Load,
+    ResponseFormatName,
     SpeechOptions,
+    TextOptions,
 )
 from workers.protocol.text import (
     ChatMessage,
@@ -98,6 +100,7 @@ __all__ = [
     "Lora",
     "Progress",
     "Ready",
+    "ResponseFormatName",
     "Sampling",
     "Segment",
     "SegmentDelta",
@@ -111,6 +114,7 @@ __all__ = [
     "TextDelta",
     "TextDone",
     "TextJob",
+    "TextOptions",
     "TokenLogprob",
     "Tool",
     "ToolCall",
