@@ -107,7 +107,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device
     max_batch: int | None = None
-    threads: int | None = None  #: CPU threads; None: all cores
+    threads: int | None = None  #: CPU threads; None: by the model's size
     image: ImageOptions | None = None
     speech: SpeechOptions | None = None
     text: TextOptions | None = None

@@ -131,8 +131,8 @@ class ChatTemplate:
 def _too_long(max_characters: int) -> Refused:
     return Refused(
         "CONTEXT_LENGTH_EXCEEDED",
-        f"The rendered messages are longer than {max_characters} characters, "
-        "which the model's context cannot hold.",
+        f"The prompt is too long: its messages make more than {max_characters} characters, and "
+        "this model's maximum context length cannot hold them.",
         param="messages",
     )
 
