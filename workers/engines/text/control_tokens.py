@@ -5,10 +5,10 @@ template sees them; what the template makes of the strings, the marks stay with 
 tokens between marks are encoded as plain text. A text without control tokens is not touched.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from itertools import groupby
+from os.path import commonpath
 from typing import Any
 
 from workers.engines.base import Refused
@@ -35,7 +35,9 @@ class ControlTokens:
         self._backend = tokenizer.backend_tokenizer
         added = [token for token in tokenizer.added_tokens_decoder.values() if token.content]
         named = getattr(tokenizer, "chat_control_tokens", None)
-        self._ids = {token.content: tokenizer.convert_tokens_to_ids(token.content) for token in added}
+        self._ids = {
+            token.content: tokenizer.convert_tokens_to_ids(token.content) for token in added
+        }
         control = {t.content for t in added if t.special or _LOOKS.fullmatch(t.content)}
         control |= {tokenizer.eos_token} & self._ids.keys()
         tags = {text for text in self._ids if text in (literals if named is None else set(named))}
@@ -150,7 +152,7 @@ def _any_of(texts: list[str]) -> str:
     by_letter = [list(group) for _, group in groupby(filter(None, texts), key=lambda text: text[0])]
     branches = []
     for group in by_letter:
-        shared = os.path.commonprefix(group)
+        shared = commonpath(group)
         rest = [text[len(shared) :] for text in group]
         branches.append(re.escape(shared) + (_any_of(rest) if any(rest) else ""))
     return f"(?:{'|'.join(branches)}){'?' if '' in texts else ''}"
