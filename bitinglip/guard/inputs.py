@@ -1,6 +1,6 @@
 """The texts of a job that a client sent, by the field of the request that holds each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -12,16 +12,7 @@ def texts_of(work: protocol.Job) -> dict[str, str]:
     """Return what a client wrote that a model will read; files are not looked into."""
     match work:
         case protocol.TextJob():
-            if work.messages is None:
-                return {"prompt": work.prompt or ""}
-            found: dict[str, str] = {}
-            for number, message in enumerate(work.messages):
-                found[f"messages[{number}].content"] = message.content
-                if message.reasoning is not None:
-                    found[f"messages[{number}].reasoning"] = message.reasoning
-                for place, call in enumerate(message.tool_calls):
-                    found[_arguments(number, place)] = call.arguments
-            return found
+            return _messages(work.messages) if work.messages else {"prompt": work.prompt or ""}
         case protocol.ImageJob():
             return {"prompt": work.prompt, "negative_prompt": work.negative_prompt or ""}
         case protocol.SpeechJob():
@@ -35,6 +26,17 @@ def texts_of(work: protocol.Job) -> dict[str, str]:
             return {"query": work.query, **documents}
         case _:
             assert_never(work)
+
+
+def _messages(messages: Sequence[protocol.ChatMessage]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for number, message in enumerate(messages):
+        found[f"messages[{number}].content"] = message.content
+        if message.reasoning is not None:
+            found[f"messages[{number}].reasoning"] = message.reasoning
+        for place, call in enumerate(message.tool_calls):
+            found[_arguments(number, place)] = call.arguments
+    return found
 
 
 def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:

@@ -130,6 +130,7 @@ class Generation:
         return TextChoice(
             text="".join(self._text),
             finish_reason="tool_calls" if called else self._reason,
+            stop=self._stops.found,
             logprobs=tuple(self._logprobs),
             reasoning="".join(self._reasoning),
             tool_calls=tuple(self._calls),

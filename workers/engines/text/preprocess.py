@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.context_length import context_length_error
-from workers.engines.base import Refused
+from workers.engines.base import Refused, counted
 from workers.engines.text.conversation import Conversation, Reading
 from workers.engines.text.loading import is_panic
 from workers.protocol import Prompt, TextJob
@@ -53,7 +53,10 @@ class Preprocessor:
         self._most_characters = min(_LONGEST_PROMPT, self._longest_token * max_context)
 
     def prepare(self, job: TextJob) -> PreparedJob:
-        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST."""
+        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST.
+
+        Raises Answered for a job that only asks for the number of its tokens.
+        """
         self._check_tokens(job.sampling.logit_bias, "logit_bias")
         self._check_tokens(job.sampling.stop_token_ids, "stop_token_ids")
         prompts: list[PreparedPrompt] = []
@@ -77,6 +80,8 @@ class Preprocessor:
             ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
+        if job.count_only:
+            raise counted(job, len(ids))
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
