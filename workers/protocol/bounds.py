@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta
 
 MOST_MESSAGE = 4096  #: characters
+MOST_GRAMMAR = 1 << 18  #: characters of a grammar's source
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=0, le=2**50)]  #: bytes

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.text.draw import UNDECIDED, Draw
+from workers.engines.text.grammar.mask import masked
 from workers.engines.text.penalties import Penalties, PenaltyTable
 from workers.engines.text.sampling_params import SamplingParams, upload
 from workers.engines.text.truncation import Truncation, by_candidates
@@ -139,7 +140,7 @@ class Sampler:
     def _adjust(
         self, logits: Tensor, rows: Sequence[SamplingParams], sent: dict[str, Tensor]
     ) -> Tensor:
-        """Apply penalties, then biases. -> [rows, vocab] float32"""
+        """Apply penalties, then biases, then grammars. -> [rows, vocab] float32"""
         adjusted = logits.float()
         picked = sent["penalised"]
         if len(picked):
@@ -148,7 +149,15 @@ class Sampler:
         if len(sent["bias"]):
             places = sent["bias_rows"] * adjusted.shape[1] + sent["bias_tokens"]
             adjusted = adjusted.reshape(-1).index_add(0, places, sent["bias"]).view_as(adjusted)
-        return adjusted
+        return _constrained(adjusted, rows)
+
+
+def _constrained(logits: Tensor, rows: Sequence[SamplingParams]) -> Tensor:
+    """Rule out what grammars do not let follow, where rows have them. -> [rows, vocab]"""
+    held = [(index, row.constraint) for index, row in enumerate(rows) if row.constraint is not None]
+    if not held:
+        return logits
+    return masked(logits, [index for index, _ in held], [each.words for _, each in held])
 
 
 def collect(pending: PendingSample) -> list[Choice]:

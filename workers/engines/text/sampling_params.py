@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from workers.engines.text.grammar.constraint import Constraint
 from workers.protocol import Sampling
 
 
@@ -28,7 +29,13 @@ class SamplingParams:
         self.penalised = (self.repetition, self.presence, self.frequency) != (1.0, 0.0, 0.0)
         #: Only the arg max is needed: no copy of the logits, nothing to send to the device.
         self.plain = self.greedy and not self.penalised and not self.bias and self.logprobs is None
+        self.constraint: Constraint | None = None
         self._seed = seed
+
+    def constrain(self, constraint: Constraint) -> None:
+        """Choose only from the tokens that a grammar lets follow."""
+        self.constraint = constraint
+        self.plain = False
 
     def keys(self, position: int) -> tuple[int, int]:
         """Return two signed 32-bit numbers that are this row's own at this position."""
