@@ -89,9 +89,7 @@ def _bounded(kind: type[Validator]) -> type[Validator]:
 
 
 def _timed(name: str, keyword: Keyword) -> Keyword:
-    def check(
-        validator: Any, value: Any, instance: Any, schema: Any
-    ) -> Iterator[ValidationError]:
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
         _clock.look()
         if name == "additionalProperties" and "patternProperties" in schema:
             return

@@ -29,12 +29,11 @@ class _Bytes:
 def make_vocabulary(tokenizer: Any, eos_ids: Collection[int], size: int) -> LLTokenizer:
     """Return what llguidance must know of a tokenizer; no other thread may use that meanwhile.
 
-    ``size``: how many tokens the model chooses from. The interpreter's lock is held throughout,
+    ``size``: how many tokens to describe. The interpreter's lock is held throughout,
     for a second of 150,000 tokens; by bytes it takes a third of what it takes by the tokenizer's
     own description, which serves where tokens are not bytes.
     """
     ends = sorted(eos_ids)
-    size = max(size, len(tokenizer))
     table = byte_table(tokenizer)
     if table is None or not ends:
         backend = copy.copy(tokenizer.backend_tokenizer)
