@@ -14,7 +14,8 @@ from typing import NoReturn
 
 import msgspec
 
-from workers.engines.base import Refused
+from workers.context_length import context_length_error
+from workers.engines.base import Refused, counted
 from workers.engines.job_table import JobTable
 from workers.engines.stop_strings import StopFinder
 from workers.faults import classify
@@ -80,6 +81,8 @@ class FakeEngine:
         _refuse_what_needs_a_model(job)
         text = job.prompt if job.messages is None else _last_user_text(job)
         words = (text or "").split()
+        if job.count_only:
+            raise counted(job, len(words))
         max_tokens = self._fit(job, len(words))
         fault = words[0] if self._options.faults and words and words[0] in _FAULTS else None
         if fault == "!oom":
@@ -96,17 +99,13 @@ class FakeEngine:
             return wanted
         if job.clip_max_tokens and left > 0:
             return left
-        raise Refused(
-            "CONTEXT_LENGTH_EXCEEDED",
-            f"The prompt has {prompt_tokens} tokens and max_tokens is {wanted}; together they "
-            f"may be {self._max_context}.",
-            param="max_tokens" if left > 0 else "prompt" if job.messages is None else "messages",
-            details={
-                "prompt_tokens": prompt_tokens,
-                "max_tokens": wanted,
-                "max_context": self._max_context,
-            },
+        message, details = context_length_error(
+            self._max_context,
+            prompt_tokens,
+            max_tokens=None if job.clip_max_tokens else wanted,
         )
+        param = "max_tokens" if left > 0 else "prompt" if job.messages is None else "messages"
+        raise Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
 
     def submit(self, prepared: _Request) -> None:
         self._running[prepared.job.id] = prepared
@@ -176,7 +175,9 @@ class FakeEngine:
             id=request.job.id,
             choices=(
                 TextChoice(
-                    text=request.text, finish_reason="stop" if request.stops.stopped else "length"
+                    text=request.text,
+                    finish_reason="stop" if request.stops.stopped else "length",
+                    stop=request.stops.found,
                 ),
             ),
             prompt_tokens=len(request.words),

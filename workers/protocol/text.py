@@ -105,6 +105,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     template_kwargs: dict[str, Any] = {}  #: further variables of the chat template
     continue_final: bool = False  #: the answer goes on with the last message, an assistant's
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
+    count_only: bool = False  #: tell how many tokens the prompt has, and make none
     stream: bool = True  #: without it, only the final event is sent
 
     @property
@@ -142,6 +143,7 @@ class TextChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     text: str
     finish_reason: FinishReason
+    stop: str | None = None  #: the stop string that ended it
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()

@@ -129,7 +129,7 @@ def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
     async def run() -> None:
         db = await Database.open(tmp_path / "bitinglip.db")
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await act(db)
         finally:
             await db.close()

@@ -7,7 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from workers.engines.base import Refused
+from workers.context_length import context_length_error
+from workers.engines.base import Refused, counted
 from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
@@ -54,7 +55,10 @@ class Preprocessor:
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
 
     def prepare(self, job: TextJob) -> PreparedJob:
-        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST."""
+        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST.
+
+        Raises Answered for a job that only asks for the number of its tokens.
+        """
         self._check_tokens(job.sampling.logit_bias, "logit_bias")
         self._check_tokens(job.sampling.stop_token_ids, "stop_token_ids")
         prompts: list[PreparedPrompt] = []
@@ -85,6 +89,8 @@ class Preprocessor:
             ids = list(given) or self._beginning(param)
         else:
             ids = self._tokens(job, given or "", param)
+        if job.count_only:
+            raise counted(job, len(ids))
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
@@ -116,7 +122,8 @@ class Preprocessor:
         else:
             text = prompt
         if len(text) > most:
-            raise self._too_long(job, -(-len(text) // self._longest_token), param)
+            tokens = -(-len(text) // self._longest_token)
+            raise self._too_long(job, tokens, param, at_least=True)
         ids = self._encode(text, special=job.messages is None)
         if not ids:
             ids = self._beginning(param)
@@ -154,19 +161,14 @@ class Preprocessor:
             return left
         raise self._too_long(job, prompt_tokens, "max_tokens" if left > 0 else param)
 
-    def _too_long(self, job: TextJob, prompt_tokens: int, param: str) -> Refused:
-        wanted = job.sampling.max_tokens
-        return Refused(
-            "CONTEXT_LENGTH_EXCEEDED",
-            f"The prompt has {prompt_tokens} tokens and max_tokens is {wanted}; together they "
-            f"may be {self._max_context}.",
-            param=param,
-            details={
-                "max_context": self._max_context,
-                "prompt_tokens": prompt_tokens,
-                "max_tokens": wanted,
-            },
+    def _too_long(
+        self, job: TextJob, prompt_tokens: int, param: str, *, at_least: bool = False
+    ) -> Refused:
+        asked = None if job.clip_max_tokens else job.sampling.max_tokens
+        message, details = context_length_error(
+            self._max_context, prompt_tokens, max_tokens=asked, at_least=at_least
         )
+        return Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
 
 
 def _check_scores(job: TextJob, prompts: list[PreparedPrompt]) -> None:
