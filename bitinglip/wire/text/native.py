@@ -1,21 +1,22 @@
 """The native API takes this request for text."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.scheduling.queue.priority import RequestPriority
-from bitinglip.wire.body import AllowedValues, ModelName, Timeout
+from bitinglip.wire.body import ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stops
+from bitinglip.wire.text.forms import NativeForms
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
 
-class TextGenerationRequest(SamplingFields):
+class TextGenerationRequest(NativeForms, SamplingFields):
     """Asks for text from a ``prompt``, or from ``messages`` through the model's chat template."""
 
     model: ModelName
@@ -23,7 +24,6 @@ class TextGenerationRequest(SamplingFields):
     messages: Messages | None = None
     stop_sequences: Stops = None
     logprobs: Logprobs | None = None
-    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     timeout: Timeout | None = None
     stream: bool = False
     priority: RequestPriority = "normal"
@@ -45,6 +45,7 @@ class TextGenerationRequest(SamplingFields):
             ),
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
+            grammar=self.asked_grammar(),
         )
         return context.job(work, timeout=self.timeout)
 

@@ -1,6 +1,6 @@
 """OpenAI's surface takes these requests for text; ``openai_body`` has the rules.
 
-Our additional fields are ``top_k, min_p, repetition_penalty, ignore_eos``.
+Our additional fields are ``top_k, min_p, repetition_penalty, ignore_eos``, and those of ``forms``.
 """
 
 from typing import Annotated, Any, Self
@@ -28,6 +28,7 @@ from bitinglip.wire.text.fields import (
     chat_message,
     parts,
 )
+from bitinglip.wire.text.forms import OpenAIForms
 from workers import protocol
 
 CHAT_DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
@@ -70,7 +71,7 @@ class OpenAIMessage(OpenAIBody):
         return chat_message(self.role, self.content, self.name)
 
 
-class _OpenAIFields(SamplingFields, OpenAIRequest):
+class _OpenAIFields(OpenAIForms, SamplingFields, OpenAIRequest):
     """The fields that chat and completions share."""
 
     model: ModelName
@@ -99,7 +100,6 @@ class ChatCompletionRequest(_OpenAIFields):
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     modalities: Annotated[Any, AllowedValues((None, ["text"]))] = None
     store: Annotated[Any, AllowedValues((None, False))] = None
     tools: Annotated[Any, AllowedValues((None, []))] = None
@@ -131,6 +131,7 @@ class ChatCompletionRequest(_OpenAIFields):
             ),
             clip_max_tokens=True,
             stream=bool(self.stream),
+            grammar=self.asked_grammar(),
         )
         return context.job(work)
 
@@ -179,5 +180,6 @@ class CompletionRequest(_OpenAIFields):
             ),
             clip_max_tokens=True,
             stream=bool(self.stream),
+            grammar=self.asked_grammar(),
         )
         return context.job(work)

@@ -131,12 +131,10 @@ def test_unknown_fields_of_openai_s_surface_are_told(model: Any, body: dict[str,
 @pytest.mark.parametrize(
     ("model", "body", "field", "value"),
     [
-        (TextGenerationRequest, NATIVE, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "n", 2),
         (ChatCompletionRequest, CHAT, "n", True),
         (ChatCompletionRequest, CHAT, "tools", [{"type": "function"}]),
         (ChatCompletionRequest, CHAT, "tool_choice", "required"),
-        (ChatCompletionRequest, CHAT, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "store", True),
         (ChatCompletionRequest, CHAT, "functions", [{"name": "f"}]),
         (ChatCompletionRequest, CHAT, "modalities", ["text", "audio"]),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def is_of_its_kind(kind: str, text: str) -> bool:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_text_is_of_the_form_that_was_asked_for(engine: TextEngine, temperature: float) -> None:
-    settings = {"temperature": temperature, "seed": 5, "frequency_penalty": 0.5}
+    settings: dict[str, Any] = {"temperature": temperature, "seed": 5, "frequency_penalty": 0.5}
     jobs = [
         job(f"{kind}/{n}", grammar, n=n, ignore_eos=ignore, **settings)
         for kind, grammar in KINDS.items()
@@ -150,7 +151,7 @@ def test_slow_mask_holds_up_its_own_row_only(
     engine: TextEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = constraint_module.Constraint._look
-    gate = constraint_module.threading.Event()
+    gate = threading.Event()
 
     def slow(constraint: constraint_module.Constraint) -> None:
         if constraint.grammar.kind == "regex":
