@@ -49,20 +49,19 @@ class GrammarCompiler:
         self._make_vocabulary = vocabulary
         self._vocabulary: LLTokenizer | None = None
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, bool], Future[Compiled]] = OrderedDict()
+        self._kept: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
         self._characters = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
     def compile(self, grammar: Grammar) -> "Future[Compiled]":
         """Return the compiled grammar, now or later; one that is refused gives Refused."""
-        key = (grammar.kind, grammar.source, grammar.strict)
         with self._lock:
-            known = self._kept.get(key)
+            known = self._kept.get(grammar)
             if known is not None:
-                self._kept.move_to_end(key)
+                self._kept.move_to_end(grammar)
                 return known
             new = self._thread.submit(self._compile, grammar)
-            self._kept[key] = new
+            self._kept[grammar] = new
             self._characters += len(grammar.source)
             self._forget_oldest()
         return new
@@ -76,8 +75,8 @@ class GrammarCompiler:
 
     def _forget_oldest(self) -> None:
         while len(self._kept) > _MOST_KEPT or self._characters > _MOST_KEPT_CHARACTERS:
-            (_, source, _), _ = self._kept.popitem(last=False)
-            self._characters -= len(source)
+            grammar, _ = self._kept.popitem(last=False)
+            self._characters -= len(grammar.source)
 
     def _known_vocabulary(self) -> LLTokenizer:
         if self._vocabulary is None:
