@@ -178,8 +178,6 @@ class TextEngine:
         events = self._requests.end_cancelled(self._end_cancelled)
         if self._grammars.busy:
             events += self._go_on()
-        if not self._requests:
-            return events
         plan = self._scheduler.schedule()
         for sequence in plan.started:
             events += self._requests[sequence.id].begin()

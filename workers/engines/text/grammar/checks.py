@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from workers.engines.text.grammar.check import fault
 from workers.protocol import Event, Failed, Grammar, TextDone, TextJob
 
 
@@ -41,17 +42,14 @@ class Checks:
 
 
 def _first_fault(grammar: Grammar, texts: list[str]) -> str | None:
-    # Its libraries take a tenth of a second to import, and only this thread needs them.
-    from workers.engines.text.grammar.check import fault
-
     return next((found for text in texts if (found := fault(grammar, text))), None)
 
 
-def _judged(final: TextDone, fault: str | None) -> Event:
-    if fault is None:
+def _judged(final: TextDone, found: str | None) -> Event:
+    if found is None:
         return final
     return Failed(
         id=final.id,
         code="INFERENCE_FAILED",
-        message=f"The text that the model made is not of the form that was asked for: {fault}",
+        message=f"The text that the model made is not of the form that was asked for: {found}",
     )

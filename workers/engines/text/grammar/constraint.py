@@ -78,6 +78,11 @@ class Constraint:
         thread.call(partial(self._catch, self._look))
 
     @property
+    def accepting(self) -> bool:
+        """True if the text may end here; only right while it is settled."""
+        return self._matcher.is_accepting()
+
+    @property
     def settled(self) -> bool:
         return self._settled.is_set()
 

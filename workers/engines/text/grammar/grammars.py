@@ -18,11 +18,14 @@ class Grammars:
     def __init__(self, tokenizer: Any, eos_ids: Collection[int], vocab_size: int) -> None:
         """``vocab_size``: how many tokens the model chooses from."""
         size = max(vocab_size, len(tokenizer))
-        self.compiler = GrammarCompiler(lambda: make_vocabulary(tokenizer, eos_ids, size))
+        ends = [token for token in eos_ids if token < size]
+        if not ends:  # the library needs one: it is given one that the model cannot choose
+            ends, size = [size], size + 1
+        self.compiler = GrammarCompiler(lambda: make_vocabulary(tokenizer, ends, size))
         self.rows = ConstrainedRows()
         self.checks = Checks()
         self._masks = MaskThread()
-        self._ends = Ends((token for token in eos_ids if token < size), size)
+        self._ends = Ends(ends, size)
         self._awaited: dict[str, Future[Compiled]] = {}
 
     def wait(self, job_id: str, compiled: "Future[Compiled]") -> None:

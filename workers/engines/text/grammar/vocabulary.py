@@ -27,19 +27,19 @@ class _Bytes:
 
 
 def make_vocabulary(tokenizer: Any, eos_ids: Collection[int], size: int) -> LLTokenizer:
-    """Return what llguidance must know of a tokenizer; no other thread may use that meanwhile.
+    """Return what llguidance must know of a tokenizer, of its first ``size`` tokens.
 
-    ``size``: how many tokens to describe. The interpreter's lock is held throughout,
-    for a second of 150,000 tokens; by bytes it takes a third of what it takes by the tokenizer's
-    own description, which serves where tokens are not bytes.
+    ``eos_ids`` may name one token more, for a model that has none to end a text with. The
+    interpreter's lock is held throughout, for half a second of 150,000 tokens; where tokens are
+    not bytes the library reads the tokenizer's own description, which takes three times as long.
     """
     ends = sorted(eos_ids)
     table = byte_table(tokenizer)
-    if table is None or not ends:
+    if table is None:
         backend = copy.copy(tokenizer.backend_tokenizer)
         backend.no_padding()
         backend.no_truncation()
-        return LLTokenizer(backend.to_str(), n_vocab=size, eos_token=ends or None)
+        return LLTokenizer(backend.to_str(), n_vocab=size, eos_token=ends)
     known = _Bytes(tokenizer, table, size, ends[0])
     return LLTokenizer(TokenizerWrapper(known), n_vocab=size, eos_token=ends)
 
