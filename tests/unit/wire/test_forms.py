@@ -7,8 +7,9 @@ import pytest
 
 from bitinglip import errors
 from bitinglip.wire.parse import parse
+from bitinglip.wire.text.completions import CompletionRequest
 from bitinglip.wire.text.native import TextGenerationRequest
-from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest
 from tests.support.jobs import job_context
 from workers.protocol import Grammar
 from workers.protocol.bounds import MOST_GRAMMAR
