@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
-from bitinglip.wire.body import AllowedValues, Body, coalesce
+from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce
 from workers import protocol
 from workers.protocol.bounds import MOST_LOGPROBS, MOST_SEQUENCES
 
@@ -26,7 +26,7 @@ def parts(value: Any) -> Any:
 
 
 def _limit(value: Any) -> Any:
-    return None if value == -1 and type(value) is int else value
+    return None if value == -1 else value
 
 
 def _without_empty(value: Any) -> Any:
@@ -39,10 +39,10 @@ def _listed(value: Any) -> Any:
 
 #: -1 is no limit, as null is
 MaxTokens = Annotated[
-    Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None,
+    Annotated[int, Field(ge=1, le=MAX_TOKENS), Whole] | None,
     BeforeValidator(_limit, json_schema_input_type=int | None),
 ]
-Logprobs = Annotated[int, Field(ge=0, le=20)]
+Logprobs = Annotated[int, Field(ge=0, le=20), Whole]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 StopTokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)]
@@ -111,7 +111,7 @@ class SamplingFields(Body):
     max_tokens: MaxTokens = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None  #: 0 keeps the likeliest token
-    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = None  #: 0 and -1 are off
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000), Whole] | None = None  #: 0 and -1 are off
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     #: no end token and no stop before so many
@@ -125,7 +125,7 @@ class SamplingFields(Body):
         Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
         | None
     ) = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), Whole] | None = None
     ignore_eos: bool | None = None
 
     @property

@@ -41,6 +41,7 @@ class StreamOptions(OpenAIBody):
 
 class OpenAIPart(TextPart, OpenAIBody):
     cache_control: Label = None
+    prompt_cache_breakpoint: Label = None
 
 
 class OpenAIMessage(OpenAIBody):
@@ -110,7 +111,9 @@ class ChatCompletionRequest(OpenAITextFields):
     web_search_options: Annotated[Any, AllowedValues((None,))] = None
     safety_identifier: Label = None
     prompt_cache_key: Label = None
+    prompt_cache_options: Label = None
     prompt_cache_retention: Label = None
+    moderation: Annotated[Any, AllowedValues((None,))] = None
     service_tier: Label = None
     parallel_tool_calls: Label = None
 
