@@ -5,12 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import httpx_defaults
 from tests.support.server import Server, running_server
 from tests.support.wait import eventually
 
 #: One CPU thread per process, set before any of them imports torch: tests run in parallel, models
 #: are tiny, and threads that wait for each other take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+httpx_defaults.be_patient()
+httpx_defaults.read_roots_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -125,7 +125,8 @@ async def authorize_limited(request: Request, scope: Required, limits: LimitClas
     Raises InsufficientScope, or what ``identify`` and ``admit`` raise.
     """
     caller = identify(request)
-    units = _UNITS.get(scope, ()) if limits is LimitClass.INFERENCE else ()
+    may = scope == ANY_KEY or caller.may(scope)
+    units = _UNITS.get(scope, ()) if may and limits is LimitClass.INFERENCE else ()
     await admit(request, caller, limits, units)
     _check_scope(request, caller, scope)
     request.scope["bitinglip.caller"] = caller

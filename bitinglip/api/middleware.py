@@ -10,10 +10,11 @@ from urllib.parse import parse_qsl
 
 import structlog
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitinglip.access.narrowing import address_allowed
+from bitinglip.api.audited import refuse_login
 from bitinglip.api.auth import is_local
 from bitinglip.api.cors import Cors
 from bitinglip.api.direct_routes import direct_routes
@@ -35,6 +36,7 @@ from bitinglip.errors import (
     PayloadTooLarge,
     Unavailable,
     UnsupportedMediaType,
+    answer,
 )
 from bitinglip.settings import Security, Server, Settings
 from bitinglip.telemetry.redaction import KEY_SHAPE, TOKEN_SHAPE
@@ -231,9 +233,12 @@ class EdgeChecks:
             return
         address = scope["client"][0] if scope["client"] else ""
         if not address_allowed(self._allowed, address) or address_allowed(self._denied, address):
-            raise IpNotAllowed(
+            error = IpNotAllowed(
                 "The server may not be used from this address.", details={"address": address}
             )
+            if context_of(scope).services is not None:
+                refuse_login(HTTPConnection(scope), None, answer(error).code)
+            raise error
 
     def _check_host(self, scope: Scope, fields: Fields) -> None:
         """Refuse names that are not ours, as a page under DNS rebinding would send."""

@@ -3,10 +3,9 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from bitinglip.scheduling.event_log import Event, EventLog
+from bitinglip.scheduling.event_log import Event, EventLog, Loading
 
 KEEP_ALIVE = b": keep-alive\n\n"
-KEEP_ALIVE_SECONDS = 15.0
 DONE = b"data: [DONE]\n\n"
 
 
@@ -46,6 +45,17 @@ def sse(data: bytes, event: str = "") -> bytes:
     if event:
         return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
     return b"data: %b\n\n" % data
+
+
+def comment(event_log: EventLog | None) -> bytes:
+    """Return the comment of a silent stream: what its job waits for, as far as that is known."""
+    if event_log is None or event_log.dispatched is not None:
+        return KEEP_ALIVE
+    last = event_log.events[-1] if event_log.events else None
+    if isinstance(last, Loading):
+        return b": loading %d%%\n\n" % round(last.progress * 100)
+    place = event_log.place
+    return KEEP_ALIVE if place is None else b": queued %d\n\n" % place.position
 
 
 async def chunks(event_log: EventLog, view: View) -> AsyncIterator[tuple[bytes, bool]]:

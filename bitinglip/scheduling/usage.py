@@ -33,7 +33,8 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
         case protocol.SpeechJob() | protocol.TranscriptionJob():
             audio_us = max(1, round(cost(job) * MILLION))
         case protocol.EmbeddingJob():
-            each = [_bytes(text) + _MESSAGE_TOKENS for text in work.texts]
+            more = _MESSAGE_TOKENS + _bytes(work.query or "")
+            each = [_bytes(text) + more for text in work.texts]
             tokens = sum(each if context is None else (min(size, context) for size in each))
         case _:
             assert_never(work)

@@ -85,7 +85,11 @@ class Server(Section):
     request_timeout: Seconds = Field(
         600, description="maximum seconds per request, time in the queue included"
     )
-
+    stream_comment_interval: Annotated[float, Field(ge=0.01, le=3600)] = Field(
+        10,
+        description="seconds of silence after which a stream of events sends a comment line, also "
+        "while its model loads or it waits in the queue, so that proxies do not end it",
+    )
     max_connections: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="maximum open connections; null uses the limit of descriptors, at most 16384",
@@ -172,7 +176,9 @@ class Workers(Section):
         description="keep an idle process with the libraries imported, so that models load faster",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="CPU threads per worker; null uses one per core"
+        None,
+        description="CPU threads per worker; null uses one per core, and one for models below "
+        "16 MiB, which more only slow down",
     )
     confine: Confine = Field(
         "auto",

@@ -59,7 +59,7 @@ async def echo(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     if prompt == "!refuse":
         yield protocol.Failed(id=job.id, code="CONTEXT_LENGTH_EXCEEDED", message="too long")
         return
-    if prompt == "!wait":
+    if prompt.startswith("!wait"):
         await asyncio.sleep(60)
     yield protocol.Started(id=job.id, prompt_tokens=1)
     for index, text in enumerate(["one", " two"]):
@@ -205,7 +205,7 @@ async def _make_keys(home: Home) -> dict[str, str]:
     keys = {ADMIN: home.admin_key.read_text().strip()}
     for scopes in [*(str(scope) for scope in Scope if scope is not Scope.ADMIN), *_PAIRS]:
         _, keys[scopes] = await ring.create(name=scopes, scopes=scopes.split(","))
-    soon = datetime.now(UTC) + timedelta(milliseconds=50)
+    soon = datetime.now(UTC) + timedelta(milliseconds=200)
     _, keys[EXPIRED] = await ring.create(name=EXPIRED, expires_at=soon)
     await db.close()
     return keys

@@ -1,4 +1,4 @@
-"""Runs commands as a user does: each in a new process, some of them on a terminal."""
+"""Runs commands as a user does: each in a process of its own, some of them on a terminal."""
 
 import os
 import pty
@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support import command_forks
+
 COMMAND = [sys.executable, "-m", "cli"]
 ROOT = Path(__file__).parents[2]
+_MEASURED = "COVERAGE_PROCESS_CONFIG"  #: is set while coverage is measured
 
 
 def environ(home: Path, **more: str) -> dict[str, str]:
@@ -25,17 +28,22 @@ def environ(home: Path, **more: str) -> dict[str, str]:
 def run(
     home: Path, *arguments: str, stdin: str | bytes = "", **more: str
 ) -> "subprocess.CompletedProcess[str]":
-    """One command, with pipes in place of a terminal."""
+    """One command, without a terminal."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        input=data,
-        check=False,
-        capture_output=True,
-        env=environ(home, **more),
-        cwd=home.parent,
-        timeout=60,
-    )
+    env, folder = environ(home, **more), home.parent
+    # What the interpreter reads at its start, and the measurement of coverage, need a new one.
+    if any(not name.startswith("BITINGLIP_") for name in more) or _MEASURED in os.environ:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            input=data,
+            check=False,
+            capture_output=True,
+            env=env,
+            cwd=folder,
+            timeout=60,
+        )
+    else:
+        done = command_forks.run(arguments, stdin=data, env=env, cwd=folder, timeout=60)
     out, err = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
     assert "Traceback" not in err, err
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)

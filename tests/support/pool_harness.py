@@ -10,7 +10,7 @@ from workers.worker import Worker
 
 
 class Recorder:
-    def __init__(self, seconds: float = 20) -> None:
+    def __init__(self, seconds: float = 60) -> None:
         """``seconds``: as long as a condition is waited for."""
         self._seconds = seconds
         self.events: list[JobEvent] = []
@@ -53,7 +53,7 @@ def with_pool(
     heartbeat_timeout: float = 10,
     load_timeout: float = 20,
     entry: str | None = None,
-    seconds: float = 20,
+    seconds: float = 60,
 ) -> None:
     """Run a test on a pool; ``entry`` plays the worker in place of the product's own."""
 

@@ -94,7 +94,7 @@ def write(path: str, offset: int = 0) -> str:
 
 def connect(family: int, address: object) -> str:
     with socket.socket(family) as found:
-        found.settimeout(5)
+        found.settimeout(20)
         found.connect(address)  # type: ignore[arg-type]
     return "connected"
 

@@ -15,7 +15,7 @@ def open_watch(
 ) -> ClientConnection:
     """Connect to a task of the server at this http:// address."""
     address = f"ws{url.removeprefix('http')}{prefix}/ws/inference/{task_id}{query}"
-    return connect(address, additional_headers=headers, proxy=None, open_timeout=10)
+    return connect(address, additional_headers=headers, proxy=None, open_timeout=60)
 
 
 def heard(socket: ClientConnection) -> tuple[list[Message], int]:
@@ -23,7 +23,7 @@ def heard(socket: ClientConnection) -> tuple[list[Message], int]:
     messages: list[Message] = []
     with contextlib.suppress(ConnectionClosed):
         while True:
-            message = json.loads(socket.recv(timeout=20))
+            message = json.loads(socket.recv(timeout=60))
             messages.append((message["event"], message["data"]))
     return messages, socket.close_code or 0
 

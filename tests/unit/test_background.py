@@ -49,7 +49,7 @@ def supervised(
         work.health = health
         background = Background(health, work.fatal.set, first_delay=0.001)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await act(background, work)
         finally:
             await background.close()

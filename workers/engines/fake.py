@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import msgspec
 
+from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
 from workers.engines.job_table import JobTable
 from workers.engines.stop_strings import StopFinder
@@ -98,17 +99,13 @@ class FakeEngine:
             return wanted
         if job.clip_max_tokens and left > 0:
             return left
-        raise Refused(
-            "CONTEXT_LENGTH_EXCEEDED",
-            f"The prompt has {prompt_tokens} tokens and max_tokens is {wanted}; together they "
-            f"may be {self._max_context}.",
-            param="max_tokens" if left > 0 else "prompt" if job.messages is None else "messages",
-            details={
-                "prompt_tokens": prompt_tokens,
-                "max_tokens": wanted,
-                "max_context": self._max_context,
-            },
+        message, details = context_length_error(
+            self._max_context,
+            prompt_tokens,
+            max_tokens=None if job.clip_max_tokens else wanted,
         )
+        param = "max_tokens" if left > 0 else "prompt" if job.messages is None else "messages"
+        raise Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
 
     def submit(self, prepared: _Request) -> None:
         self._running[prepared.job.id] = prepared

@@ -5,6 +5,7 @@ Only engines import this module; the gateway never imports torch.
 
 import gc
 import logging
+import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 
 from workers.engines import dtypes
 from workers.engines.base import Refused, reason
+from workers.engines.cpu_threads import threads_for
 from workers.engines.defaults import CONTEXT_BYTES
 from workers.faults import Fault, classify, sentence
 from workers.protocol import Load
@@ -55,8 +57,8 @@ def loading(
     """
     global _context_bytes  # noqa: PLW0603  the process has one engine
     _context_bytes = spec.context_bytes or CONTEXT_BYTES
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
+    if (threads := threads_for(spec, os.environ)) is not None:
+        torch.set_num_threads(threads)
     # For good, and not around each call: calls of several jobs take turns on one thread.
     torch.set_grad_enabled(False)
     if not cudnn_attention:

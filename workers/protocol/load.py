@@ -78,7 +78,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     max_context: int | None = None  #: None: the model's own
     kv_cache_bytes: int | None = None  #: None: the engine's default for the device
     max_batch: int | None = None
-    threads: int | None = None  #: CPU threads; None: all cores
+    threads: int | None = None  #: CPU threads; None: by the model's size
     image: ImageOptions | None = None
     speech: SpeechOptions | None = None
     warmup: bool | None = None  #: compute the largest shapes once; None: text models on a card

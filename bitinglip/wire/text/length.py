@@ -3,6 +3,7 @@
 from bitinglip.errors import ContextLengthExceeded
 from bitinglip.scheduling.job import Job
 from model_store.manifest import Manifest
+from workers.context_length import context_length_error
 from workers.protocol import TextJob
 
 
@@ -23,10 +24,10 @@ def check_length(job: Job, manifest: Manifest, max_context: int | None) -> None:
     context = min(known)
     if characters > context * longest:
         tokens = -(-characters // longest)
-        wanted = work.sampling.max_tokens
-        raise ContextLengthExceeded(
-            f"The prompt has {tokens} tokens at least; together with max_tokens it may have "
-            f"{context}.",
-            param=param,
-            details={"max_context": context, "prompt_tokens": tokens, "max_tokens": wanted},
+        message, details = context_length_error(
+            context,
+            tokens,
+            max_tokens=None if work.clip_max_tokens else work.sampling.max_tokens,
+            at_least=True,
         )
+        raise ContextLengthExceeded(message, param=param, details=details)

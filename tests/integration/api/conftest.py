@@ -18,14 +18,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
     headers = served.headers("inference:text")
-    with httpx.Client(base_url=served.url, headers=headers, timeout=10) as client:
+    with httpx.Client(base_url=served.url, headers=headers, timeout=60) as client:
         yield client
     served.wait_idle()
 
 
 @pytest.fixture
 def admin(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=10) as client:
+    with httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60) as client:
         yield client
 
 

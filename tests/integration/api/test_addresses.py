@@ -32,7 +32,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def through(proxied: Served) -> Iterator[httpx.Client]:
     headers = proxied.headers("admin")
-    with httpx.Client(base_url=proxied.url, headers=headers, timeout=10) as client:
+    with httpx.Client(base_url=proxied.url, headers=headers, timeout=60) as client:
         yield client
 
 
@@ -85,10 +85,15 @@ def test_proxied_request_is_not_taken_for_one_of_this_machine(proxied: Served) -
     assert httpx.get(proxied.url + "/metrics", headers=told).status_code == 401
 
 
-def test_address_that_is_denied_is_refused_before_anything_else(proxied: Served) -> None:
+def test_address_that_is_denied_is_refused_before_anything_else_and_audited(
+    proxied: Served, through: httpx.Client
+) -> None:
     for address in ("203.0.113.5", "::ffff:203.0.113.5", "2001:db8:bad::1"):
         refused = httpx.get(proxied.url + "/livez", headers={"x-forwarded-for": address})
         error_of(refused, 403, "IP_NOT_ALLOWED")
+    audited = through.get("/api/v1/audit", params={"action": "auth.refused"}).text
+    assert "IP_NOT_ALLOWED" in audited
+    assert "203.0.113." in audited
     allowed = httpx.get(proxied.url + "/livez", headers={"x-forwarded-for": "203.0.114.5"})
     assert allowed.status_code == 200
 

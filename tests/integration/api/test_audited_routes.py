@@ -30,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def admin(served: Served) -> Iterator[httpx.Client]:
     headers = {**served.headers("admin"), "user-agent": AGENT}
-    with httpx.Client(base_url=served.url, headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=served.url, headers=headers, timeout=60) as client:
         yield client
 
 

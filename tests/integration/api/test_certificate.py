@@ -32,7 +32,7 @@ class Https:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with (
-            socket.create_connection(("127.0.0.1", self.served.port), timeout=10) as sock,
+            socket.create_connection(("127.0.0.1", self.served.port), timeout=60) as sock,
             context.wrap_socket(sock) as secure,
         ):
             found = secure.getpeercert(binary_form=True)
@@ -41,7 +41,7 @@ class Https:
 
     def look(self) -> None:
         looking = self.certificate.look(self.served.services.health)
-        asyncio.run_coroutine_threadsafe(looking, self.served.loop).result(10)
+        asyncio.run_coroutine_threadsafe(looking, self.served.loop).result(60)
 
     def replace(self, cert: Path, key: Path) -> None:
         """As programs that renew certificates do it: new files are moved over the old ones."""

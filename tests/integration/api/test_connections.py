@@ -62,7 +62,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @contextmanager
 def connected(served: Served) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
         yield sock
 
 
@@ -253,7 +253,7 @@ def test_answer_that_is_read_slowly_arrives_whole(wordy: Served) -> None:
     before = dict(wordy.connections.refused)
     headers = wordy.headers("inference:text")
     with (
-        httpx.Client(base_url=wordy.url, headers=headers, timeout=30) as client,
+        httpx.Client(base_url=wordy.url, headers=headers, timeout=60) as client,
         client.stream("POST", NATIVE, json=PROMPT) as response,
     ):
         count = 0
@@ -303,7 +303,7 @@ def test_concurrency_of_one_key_is_bounded(small: Served) -> None:
     waiting = {**PROMPT, "prompt": "!stall", "stream": True}
     with ExitStack() as stack:
         headers = small.headers("inference:text")
-        client = stack.enter_context(httpx.Client(base_url=small.url, headers=headers, timeout=10))
+        client = stack.enter_context(httpx.Client(base_url=small.url, headers=headers, timeout=60))
         for _ in range(2):
             stack.enter_context(client.stream("POST", NATIVE, json=waiting))
         over = client.post(NATIVE, json=PROMPT)
@@ -311,7 +311,7 @@ def test_concurrency_of_one_key_is_bounded(small: Served) -> None:
         assert over.headers["retry-after"] == "1"
         other = client.get("/livez")
         assert other.status_code == 200
-    with httpx.Client(base_url=small.url, headers=headers, timeout=10) as client:
+    with httpx.Client(base_url=small.url, headers=headers, timeout=60) as client:
         eventually(lambda: client.post(NATIVE, json=PROMPT).status_code == 200)
 
 
@@ -319,7 +319,7 @@ def test_concurrency_of_one_key_counts_those_who_watch_by_tickets(small: Served)
     with (
         ExitStack() as stack,
         httpx.Client(
-            base_url=small.url, headers=small.headers("inference:text"), timeout=10
+            base_url=small.url, headers=small.headers("inference:text"), timeout=60
         ) as client,
     ):
         accepted = client.post(NATIVE, json={**PROMPT, "prompt": "!stall", "async": True})

@@ -39,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, headers=served.headers(SCOPE), timeout=20) as client:
+    with httpx.Client(base_url=served.url, headers=served.headers(SCOPE), timeout=60) as client:
         yield client
     served.wait_idle()
 

@@ -106,7 +106,7 @@ def test_cors_headers_are_for_listed_origins_only(open_to_a_page: Served) -> Non
 def test_cors_headers_are_on_refusals_of_malformed_requests(
     open_to_a_page: Served, request_bytes: bytes, status: int
 ) -> None:
-    with socket.create_connection(("127.0.0.1", open_to_a_page.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", open_to_a_page.port), timeout=60) as sock:
         sock.sendall(request_bytes.replace(b"%b", PAGE.encode(), 1))
         head = sock.recv(65536).partition(b"\r\n\r\n")[0].lower()
     assert head.startswith(b"http/1.1 %d" % status)

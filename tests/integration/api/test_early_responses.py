@@ -158,7 +158,7 @@ def test_early_response_that_lingers_makes_room(tmp_path_factory: pytest.TempPat
         refused: list[socket.socket] = []
         try:
             for _ in range(12):
-                sock = socket.create_connection(("127.0.0.1", served.port), timeout=10)
+                sock = socket.create_connection(("127.0.0.1", served.port), timeout=60)
                 refused.append(sock)
                 sock.sendall(head(CHUNKED))
                 assert read_response(sock).startswith(b"HTTP/1.1 401")
@@ -213,7 +213,7 @@ def test_client_that_is_refused_while_it_sends_chunks_goes_on(
     served: Served, count: int, size: int
 ) -> None:
     """Whatever it had sent by then; it uses its connection again where it may."""
-    with httpx.Client(base_url=served.url, timeout=20) as client:
+    with httpx.Client(base_url=served.url, timeout=60) as client:
         for _ in range(5):
             answer = client.post(NATIVE, content=iter([b"x" * size] * count))
             assert answer.status_code == 401

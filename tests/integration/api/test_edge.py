@@ -55,7 +55,7 @@ def test_body_over_the_limit_is_refused(client: httpx.Client) -> None:
 
 
 def test_body_over_the_limit_is_refused_before_it_is_read(served: Served) -> None:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
         sock.sendall(
             b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n\r\nxx"
             % NATIVE.encode()
@@ -66,7 +66,7 @@ def test_body_over_the_limit_is_refused_before_it_is_read(served: Served) -> Non
 
 
 def test_content_length_and_chunks_exclude_each_other(served: Served) -> None:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
         sock.sendall(
             b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % NATIVE.encode()

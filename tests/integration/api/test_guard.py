@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def _client(served: Served, mode: str) -> httpx.Client:
-    return httpx.Client(base_url=served.url, headers=served.headers(mode), timeout=20)
+    return httpx.Client(base_url=served.url, headers=served.headers(mode), timeout=60)
 
 
 @pytest.fixture(params=["off", "report", "redact", "block"])

@@ -24,7 +24,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def _client(served: Served, key: str) -> httpx.Client:
-    return httpx.Client(base_url=served.url, headers={"X-API-Key": key}, timeout=20)
+    return httpx.Client(base_url=served.url, headers={"X-API-Key": key}, timeout=60)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def image_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def client(image_server: Served) -> Iterator[httpx.Client]:
     headers = image_server.headers("inference:image")
-    with httpx.Client(base_url=image_server.url, headers=headers, timeout=10) as client:
+    with httpx.Client(base_url=image_server.url, headers=headers, timeout=60) as client:
         yield client
     image_server.wait_idle()
 

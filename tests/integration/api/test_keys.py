@@ -40,7 +40,7 @@ def make(admin: httpx.Client, **fields: Any) -> dict[str, Any]:
 
 def client_of(served: Served, record: dict[str, Any]) -> httpx.Client:
     headers = {"authorization": f"Bearer {record['key']}"}
-    return httpx.Client(base_url=served.url, headers=headers, timeout=20)
+    return httpx.Client(base_url=served.url, headers=headers, timeout=60)
 
 
 @pytest.fixture
@@ -363,7 +363,7 @@ def test_rotations_at_once_leave_one_secret_and_its_former(
 
     async def rotate() -> list[str]:
         headers = served.headers("admin")
-        async with httpx.AsyncClient(base_url=served.url, headers=headers, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=served.url, headers=headers, timeout=60) as client:
             path = f"{KEYS}/{record['id']}/rotate"
             return [
                 answer.json()["key"]

@@ -40,7 +40,7 @@ def new_key(served: Served, tier: str) -> str:
 
 def official(served: Served, tier: str) -> openai.OpenAI:
     key = new_key(served, tier)
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=5, timeout=20)
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=5, timeout=60)
 
 
 def refusals(served: Served) -> int:
@@ -124,7 +124,7 @@ def test_retry_of_the_official_client_stops_at_a_quota(served: Served) -> None:
     made = httpx.post(f"{served.url}/api/v1/keys", json=body, headers=served.headers("admin"))
     before = refusals(served)
     with openai.OpenAI(
-        base_url=f"{served.url}/v1", api_key=made.json()["key"], max_retries=5, timeout=20
+        base_url=f"{served.url}/v1", api_key=made.json()["key"], max_retries=5, timeout=60
     ) as client:
         client.chat.completions.create(model="demo", messages=MESSAGES)
         with pytest.raises(openai.RateLimitError) as refused:

@@ -55,7 +55,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def admin(limited: Served) -> Iterator[httpx.Client]:
     headers = limited.headers("admin")
-    with httpx.Client(base_url=limited.url, headers=headers, timeout=20) as client:
+    with httpx.Client(base_url=limited.url, headers=headers, timeout=60) as client:
         yield client
 
 
@@ -69,7 +69,7 @@ def new_key(admin: httpx.Client, tier: str) -> dict[str, str]:
 def client(limited: Served, admin: httpx.Client) -> Iterator[httpx.Client]:
     """A client with a key of its own of tier free."""
     headers = new_key(admin, "free")
-    with httpx.Client(base_url=limited.url, headers=headers, timeout=20) as client:
+    with httpx.Client(base_url=limited.url, headers=headers, timeout=60) as client:
         yield client
     limited.wait_idle()
     eventually(lambda: limited.services.admission.in_flight == 0)
@@ -148,7 +148,7 @@ def test_rate_is_one_for_all_surfaces_and_refuses_with_the_same_headers(
 
 def test_rate_under_a_burst_is_earned_back(limited: Served, admin: httpx.Client) -> None:
     headers = new_key(admin, "enterprise")
-    with httpx.Client(base_url=limited.url, headers=headers, timeout=20) as client:
+    with httpx.Client(base_url=limited.url, headers=headers, timeout=60) as client:
         answer = client.post(NATIVE, json=PROMPT)
         policy = '"minute";q=6000;w=60;bl-burst=2, "concurrent";q=1;qu="concurrent-requests"'
         assert answer.headers["ratelimit-policy"] == policy
@@ -213,7 +213,7 @@ def test_concurrency_of_a_tier_is_refused_and_not_queued(
     headers = new_key(admin, "pro")
     with ExitStack() as stack:
         client = stack.enter_context(
-            httpx.Client(base_url=limited.url, headers=headers, timeout=20)
+            httpx.Client(base_url=limited.url, headers=headers, timeout=60)
         )
         task = client.post(NATIVE, json={**PROMPT, "async": True, "prompt": "!stall"}).json()
         stack.enter_context(client.stream("POST", NATIVE, json=WAITING))
@@ -235,7 +235,7 @@ def test_concurrency_of_one_never_refuses_one_after_the_other(
     limited: Served, admin: httpx.Client
 ) -> None:
     headers = new_key(admin, "enterprise")
-    with httpx.Client(base_url=limited.url, headers=headers, timeout=20) as client:
+    with httpx.Client(base_url=limited.url, headers=headers, timeout=60) as client:
         for number in range(40):
             answer = client.post(NATIVE, json={**PROMPT, "stream": number % 2 == 0})
             if answer.status_code == 429:
@@ -244,7 +244,7 @@ def test_concurrency_of_one_never_refuses_one_after_the_other(
 
 def test_concurrency_is_free_again_after_a_watch(limited: Served, admin: httpx.Client) -> None:
     headers = new_key(admin, "pro")
-    with httpx.Client(base_url=limited.url, headers=headers, timeout=20) as client:
+    with httpx.Client(base_url=limited.url, headers=headers, timeout=60) as client:
         task = client.post(NATIVE, json={**PROMPT, "async": True}).json()["task_id"]
         for _ in range(5):
             with open_watch(limited.url, task, **headers) as socket:
@@ -274,7 +274,7 @@ def test_concurrency_is_free_after_a_thousand_aborts_and_crashes(
             return "aborted"
 
     async def storm() -> Counter[str]:
-        async with httpx.AsyncClient(base_url=limited.url, headers=headers, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=limited.url, headers=headers, timeout=60) as client:
             outcomes: Counter[str] = Counter()
             for _ in range(125):
                 outcomes.update(await asyncio.gather(*(one(client) for _ in range(8))))
@@ -286,7 +286,7 @@ def test_concurrency_is_free_after_a_thousand_aborts_and_crashes(
     eventually(lambda: limited.services.admission.in_flight == 0)
     with ExitStack() as stack:
         client = stack.enter_context(
-            httpx.Client(base_url=limited.url, headers=headers, timeout=20)
+            httpx.Client(base_url=limited.url, headers=headers, timeout=60)
         )
         for _ in range(2):
             opened = stack.enter_context(client.stream("POST", NATIVE, json=WAITING))
@@ -326,7 +326,7 @@ def test_limits_of_a_key_are_those_of_all_its_tokens(limited: Served, admin: htt
         made = [httpx.post(f"{limited.url}/api/v1/auth/token", headers=key) for _ in range(3)]
         return [key, *({"authorization": f"Bearer {each.json()['access_token']}"} for each in made)]
 
-    with httpx.Client(base_url=limited.url, timeout=20) as anyone:
+    with httpx.Client(base_url=limited.url, timeout=60) as anyone:
         known = bearers("free")
         codes = Counter(
             anyone.post(NATIVE, json=PROMPT, headers=known[number % 4]).status_code
@@ -380,7 +380,7 @@ def test_limits_of_a_key_outlive_a_restart(tmp_path: Path) -> None:
     limits = {"tiers": TIERS}
     with (
         serve(tmp_path, limits=limits) as served,
-        httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=20) as admin,
+        httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60) as admin,
     ):
         headers = new_key(admin, "free")
         for _ in range(HOURLY):  # a bad request counts, too

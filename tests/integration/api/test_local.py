@@ -41,7 +41,7 @@ def test_metrics_need_a_scope_behind_a_proxy(
 def test_metrics_need_a_scope_over_http_1_0(served: Served) -> None:
     """A proxy that is told nothing but where to go sends this: no header, and an old version."""
     host = f"127.0.0.1:{served.port}"
-    with socket.create_connection(("127.0.0.1", served.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
         sock.sendall(f"GET /metrics HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
         while chunk := sock.recv(65536):

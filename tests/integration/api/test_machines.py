@@ -19,7 +19,7 @@ def health(served: Served) -> dict[str, Any]:
 
 
 def client(served: Served) -> httpx.Client:
-    return httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=30)
+    return httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60)
 
 
 def test_health_is_degraded_while_a_card_is_missing_and_models_move_to_it(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_narrowing_ends_streams(
     body = dict(STALL)
     if path == CHAT:
         body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
-    with httpx.stream("POST", served.url + path, json=body, headers=key, timeout=20) as stream:
+    with httpx.stream("POST", served.url + path, json=body, headers=key, timeout=60) as stream:
         lines = stream.iter_lines()
         while "two" not in next(lines):
             pass

@@ -71,7 +71,7 @@ def ways(served: Served) -> list[Way]:
 
 @pytest.fixture
 def stranger(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=10) as client:
+    with httpx.Client(base_url=served.url, timeout=60) as client:
         yield client
 
 
@@ -169,6 +169,7 @@ def test_door_knows_the_models_of_a_narrowed_key(
         "/v1/audio/speech": {"input": "x", "voice": "alloy"},
         "/api/v1/inference/embeddings": {"input": ["x"]},
         "/v1/embeddings": {"input": "x"},
+        "/v1/rerank": {"query": "x", "documents": ["x"]},
     }
     forms = {"/v1/images/edits", "/api/v1/inference/transcription"}
     forms |= {"/v1/audio/transcriptions", "/v1/audio/translations"}
@@ -188,7 +189,7 @@ def test_door_is_the_same_for_every_first_request(tmp_path_factory: pytest.TempP
     """A server of its own that nobody has asked anything: no route is open before others."""
     began = datetime.now(UTC)
     with serve(tmp_path_factory.mktemp("fresh")) as served:
-        with httpx.Client(base_url=served.url, timeout=10) as client:
+        with httpx.Client(base_url=served.url, timeout=60) as client:
             for way in _ways(served):
                 error_of(way.ask(client, {}), 401, "INVALID_API_KEY")
         assert all(

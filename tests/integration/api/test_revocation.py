@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.support.websocket_client import heard, open_watch
 WAIT = {**PROMPT, "prompt": "!wait"}
 ENDLESS = {**PROMPT, "prompt": "!stall"}  #: it starts, and does not end
 STALL = {**ENDLESS, "stream": True}
-IN_TIME = 5.0  #: seconds, on a machine that is busy; the rule is one
+IN_TIME = 30.0  #: seconds: half of what the work would take; the rule is one
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def admin_of(served: Served) -> httpx.Client:
-    return httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=20)
+    return httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def new_key(admin: httpx.Client, **fields: Any) -> tuple[str, dict[str, str]]:
 
 def accept(admin: httpx.Client, key: dict[str, str], body: dict[str, Any]) -> str:
     headers = {**key, "prefer": "respond-async"}
-    answer = httpx.post(f"{admin.base_url}{NATIVE}", json=body, headers=headers, timeout=20)
+    answer = httpx.post(f"{admin.base_url}{NATIVE}", json=body, headers=headers, timeout=60)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["task_id"])
 
@@ -62,7 +63,7 @@ def status(admin: httpx.Client, task_id: str) -> str:
 
 def test_revocation_ends_a_stream(narrow: Served, admin: httpx.Client) -> None:
     key_id, key = new_key(admin)
-    with httpx.stream("POST", narrow.url + NATIVE, json=STALL, headers=key, timeout=20) as stream:
+    with httpx.stream("POST", narrow.url + NATIVE, json=STALL, headers=key, timeout=60) as stream:
         lines = stream.iter_lines()
         while "two" not in next(lines):
             pass
@@ -78,7 +79,7 @@ def test_revocation_ends_a_request_that_waits_for_its_whole_answer(
     narrow: Served, admin: httpx.Client
 ) -> None:
     key_id, key = new_key(admin)
-    with socket.create_connection(("127.0.0.1", narrow.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", narrow.port), timeout=60) as sock:
         request = raw_request(narrow, NATIVE, WAIT).replace(
             narrow.keys["inference:text"].encode(), key["x-api-key"].encode()
         )
@@ -101,7 +102,7 @@ def test_revocation_ends_running_and_queued_tasks_of_that_key_only(
     for task_id in (running[0], queued[0]):
         eventually(lambda task_id=task_id: status(admin, task_id) == "cancelled", IN_TIME)
     assert status(admin, running[1]) == "running"
-    eventually(lambda: status(admin, queued[1]) == "running", 5)  # it got the free slot
+    eventually(lambda: status(admin, queued[1]) == "running")  # it got the free slot
     assert queued[0] not in {job.id for job in narrow.workers.jobs[ran:]}
     for task_id in (running[1], queued[1]):
         admin.delete(f"/api/v1/tasks/{task_id}")
@@ -139,12 +140,14 @@ def test_revocation_closes_a_websocket_that_came_with_a_ticket(
 
 
 def test_expiry_ends_streams_tasks_and_websockets(narrow: Served, admin: httpx.Client) -> None:
-    _, key = new_key(admin, expires="4s")  # by then all of it is open, also on a busy machine
+    key_id, key = new_key(admin, expires="1h")
     task_id = accept(admin, key, WAIT)
     with (
         open_watch(narrow.url, task_id, **key) as watched,
-        httpx.stream("POST", narrow.url + NATIVE, json=STALL, headers=key, timeout=20) as stream,
+        httpx.stream("POST", narrow.url + NATIVE, json=STALL, headers=key, timeout=60) as stream,
     ):
+        changed = admin.patch(f"/api/v1/keys/{key_id}", json={"expires": "1s"})
+        assert changed.status_code == 200, changed.text
         assert "event: cancelled" in list(stream.iter_lines())
         _, code = heard(watched)
         assert code in (1000, 1008)
@@ -159,11 +162,9 @@ def test_recovered_task_of_a_revoked_key_does_not_run(tmp_path: Path) -> None:
         running = accept(client, other, ENDLESS)
         eventually(lambda: status(client, running) == "running")
         revoked, kept = accept(client, key, PROMPT), accept(client, other, PROMPT)
-        _, brief = new_key(client, expires="2s")
-        ends = time.monotonic() + 2
+        brief_id, brief = new_key(client, expires="1h")
         expired = accept(client, brief, PROMPT)
-    asyncio.run(revoke(first, key_id))
-    time.sleep(max(0.0, ends + 0.1 - time.monotonic()))  # until the third key has expired
+    asyncio.run(end_keys(first, revoked=key_id, expired=brief_id))
     with serve(tmp_path, slots=1) as again, admin_of(again) as client:
         eventually(lambda: status(client, kept) == "completed")
         for task_id in (revoked, expired):
@@ -171,11 +172,13 @@ def test_recovered_task_of_a_revoked_key_does_not_run(tmp_path: Path) -> None:
         assert [job.id for job in again.workers.jobs] == [kept]
 
 
-async def revoke(served: Served, key_id: str) -> None:
-    """Revoke a key while no server runs."""
+async def end_keys(served: Served, *, revoked: str, expired: str) -> None:
+    """Revoke a key and let another expire while no server runs."""
     db = await Database.open(served.home.database)
     ring = await KeyRing.open(
         db, served.home.secret(PEPPER), AuditLog(db, served.home.secret(SEALING))
     )
-    await ring.revoke(key_id)
+    await ring.revoke(revoked)
+    await ring.change(expired, expires_at=datetime.now(UTC) + timedelta(seconds=0.2))
+    await asyncio.sleep(0.25)
     await db.close()

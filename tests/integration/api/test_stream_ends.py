@@ -1,6 +1,7 @@
 """A stream ends in exactly one way, however its job ends: its mark, an error, or neither."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -17,7 +18,8 @@ FINAL = {"completed", "failed", "cancelled"}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    cache, server = {"responses": True}, {"request_timeout": 0.5}
+    cache = {"responses": True}
+    server = {"request_timeout": 0.5, "stream_comment_interval": 0.05}
     with serve(tmp_path_factory.mktemp("ends"), cache=cache, server=server) as served:
         yield served
 
@@ -62,6 +64,20 @@ def test_stream_ends_in_exactly_one_way(
         assert ends(events) == [native if path == NATIVE else openai]
         assert ends(events[-1:]) != []  # and nothing comes after it
     assert answer.headers["x-cache"] == ("HIT" if prompt == "hi" else "MISS")
+
+
+@pytest.mark.parametrize("path", [NATIVE, CHAT])
+def test_stream_that_waits_for_another_request_s_job_ends_in_exactly_one_way(
+    client: httpx.Client, path: str
+) -> None:
+    asked = body_of(path, "!wait again")
+    with client.stream("POST", path, json=asked) as first, ThreadPoolExecutor(1) as pool:
+        follower = pool.submit(client.post, path, json=asked)
+        first.read()
+    for answer in (first, follower.result()):
+        assert answer.status_code == 200
+        assert ": keep-alive\n\n" in answer.text
+        assert ends(events_of(answer.text)) == ["failed" if path == NATIVE else "error"]
 
 
 @pytest.mark.parametrize("path", SURFACES)

@@ -3,13 +3,14 @@
 import json
 import socket
 from contextlib import ExitStack
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from bitinglip.api import job_response
+from bitinglip.api import stream_writer
 from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of
 from tests.support.sse import STREAM_END, events_of
@@ -134,25 +135,52 @@ def raw_request(served: Served, path: str, body: dict[str, Any]) -> bytes:
     return (head + key).encode() + data
 
 
-def test_keep_alive_comments_are_sent_on_an_idle_stream(
-    served: Served, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+def silence(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let streams comment on a silence that tests can wait for."""
+    server = served.services.settings.server
+    monkeypatch.setitem(server.__dict__, "stream_comment_interval", 0.05)
+
+
+@pytest.mark.parametrize("path", [NATIVE, CHAT])
+def test_stream_comments_on_its_silence(
+    served: Served, client: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_response, "KEEP_ALIVE_SECONDS", 0.05)
-    body = {**PROMPT, "prompt": "!stall", "stream": True}
-    seen = b""
-    with client.stream("POST", NATIVE, json=body) as response:
-        for chunk in response.iter_raw():
-            seen += chunk
-            if seen.count(b": keep-alive\n\n") >= 2:
-                break
+    silence(served, monkeypatch)
+    messages = [{"role": "user", "content": "!stall"}]
+    text = {"prompt": "!stall"} if path == NATIVE else {"messages": messages}
+    with client.stream("POST", path, json={"model": "demo", "stream": True, **text}) as response:
+        lines = response.iter_lines()
+        seen = list(takewhile(lambda line: line != ": keep-alive", lines))
+        assert next(line for line in lines if line) == ": keep-alive"
+    # beside such lines, clients take a comment for an event
+    assert not [line for line in seen if line.startswith("id:")]
     served.wait_idle()
+
+
+def test_stream_begins_with_comments_while_its_request_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = {**MESSAGES, "messages": [{"role": "user", "content": "!wait"}], "stream": True}
+    with (
+        serve(tmp_path, slots=1, queue={"max_waiting": 1}) as served,
+        httpx.Client(base_url=served.url, headers=served.headers("inference:text")) as client,
+    ):
+        silence(served, monkeypatch)
+        with client.stream("POST", CHAT, json=waiting) as first:
+            assert first.status_code == 200
+            with client.stream("POST", CHAT, json=waiting) as second:
+                lines = second.iter_lines()
+                assert next(line for line in lines if line) == ": queued 1"
+                # what is refused before any output still has its own status
+                error_of(client.post(CHAT, json=waiting), 503, "QUEUE_FULL")
+        served.wait_idle()
 
 
 def test_send_timeout_ends_a_stream_that_the_client_does_not_read(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_response, "KEEP_ALIVE_SECONDS", 0.05)
-    monkeypatch.setattr(job_response, "SEND_TIMEOUT", 0.2)
+    silence(served, monkeypatch)
+    monkeypatch.setattr(stream_writer, "SEND_TIMEOUT", 0.2)
     with socket.create_connection(("127.0.0.1", served.port)) as sock:
         sock.sendall(raw_request(served, NATIVE, {**PROMPT, "prompt": "!flood", "stream": True}))
         eventually(lambda: served.in_flight == 1)

@@ -28,7 +28,7 @@ def make(client: httpx.Client, **body: Any) -> dict[str, Any]:
 
 def with_token(served: Served, token: dict[str, Any]) -> httpx.Client:
     headers = {"authorization": f"Bearer {token['access_token']}"}
-    return httpx.Client(base_url=served.url, headers=headers, timeout=20)
+    return httpx.Client(base_url=served.url, headers=headers, timeout=60)
 
 
 @pytest.fixture

@@ -172,6 +172,6 @@ def test_tunnel_is_refused(served: Served, target: bytes) -> None:
 
 def test_handshake_that_takes_its_time_has_little(hurried: Served) -> None:
     """Nobody may hold a connection with a part of a handshake."""
-    with socket.create_connection(("127.0.0.1", hurried.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", hurried.port), timeout=60) as sock:
         sock.sendall(WATCH)
         refused(everything(sock), 408)

@@ -34,7 +34,7 @@ def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def admin(metered: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=metered.url, headers=metered.headers("admin"), timeout=20) as client:
+    with httpx.Client(base_url=metered.url, headers=metered.headers("admin"), timeout=60) as client:
         yield client
     metered.wait_idle()
 
@@ -107,7 +107,7 @@ def test_usage_of_a_cancelled_task_is_what_was_made_for_it(
 ) -> None:
     task = client.post(NATIVE, json={**PROMPT, "prompt": "!stall", "async": True}).json()["task_id"]
     with open_watch(metered.url, task, **{"X-API-Key": client.headers["x-api-key"]}) as socket:
-        while '" two"' not in str(socket.recv(timeout=20)):
+        while '" two"' not in str(socket.recv(timeout=60)):
             pass
         shown = client.delete(f"/api/v1/tasks/{task}").json()["usage"]
     metered.wait_idle()

@@ -46,7 +46,7 @@ def shake_hands(
     """Connect a watcher that reads no more than the test reads."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.settimeout(20)
+    sock.settimeout(60)
     sock.connect(("127.0.0.1", served.port))
     sock.sendall(
         b"GET /ws/inference/%b HTTP/1.1\r\nHost: %b\r\nUpgrade: websocket\r\n"

@@ -45,7 +45,7 @@ class Late:
         self, served: Served, method: str, path: str, key: str, body: bytes, kind: str
     ) -> None:
         self._body = body
-        self._connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+        self._connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
         self._connection.putrequest(method, path)
         headers = {"x-api-key": key, "content-type": kind, "content-length": str(len(body))}
         for name, value in headers.items():

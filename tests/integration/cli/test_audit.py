@@ -70,7 +70,7 @@ def test_audit_command_with_a_server_and_after_its_kill(tmp_path: Path) -> None:
         path = f"{server.url}/api/v1/keys/{made['id']}"
         assert httpx.delete(path, headers=server.headers).status_code == 204
         server.process.kill()  # right after the answer
-        server.process.wait(20)
+        server.process.wait(60)
     rows = listed(home)
     assert rows[0]["action"] in ("key.revoke", "backup")
     assert {"key.revoke", "backup", "server.start"} <= {row["action"] for row in rows}

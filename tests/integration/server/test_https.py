@@ -35,7 +35,7 @@ def healthcheck(home: Path) -> "subprocess.CompletedProcess[bytes]":
     """Run what the container image asks its server with."""
     environ = {**os.environ, "BITINGLIP_HOME": str(home), "https_proxy": "http://127.0.0.1:9"}
     command = [sys.executable, str(ROOT / "deploy/healthcheck.py")]
-    return subprocess.run(command, env=environ, capture_output=True, timeout=30, check=False)
+    return subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
 
 
 def test_https_serves_and_its_risks_are_in_the_log(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_tls_handshakes_that_never_end_keep_nobody_out(tmp_path: Path) -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(40):
                 address = ("127.0.0.1", int(url.rpartition(":")[2]))
-                sock = stack.enter_context(socket.create_connection(address, timeout=30))
+                sock = stack.enter_context(socket.create_connection(address, timeout=60))
             assert answers(home, trust)
             assert sock.recv(1) == b""  # given up after the time that headers have
             assert answers(home, trust)

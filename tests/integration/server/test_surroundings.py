@@ -98,10 +98,10 @@ def test_descriptors_are_not_used_up_by_idle_connections(plain: Server) -> None:
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(plain.client())
         for n in range(400):
-            connection = socket.create_connection(("127.0.0.1", port(plain)), timeout=10)
+            connection = socket.create_connection(("127.0.0.1", port(plain)), timeout=60)
             stack.enter_context(connection)
             if n % 80 == 0:
-                assert httpx.get(plain.url + "/livez", timeout=10).status_code == 200
+                assert httpx.get(plain.url + "/livez", timeout=60).status_code == 200
         assert client.post(NATIVE, json=BODY).status_code == 200
         assert create_key(client).status_code == 201
         assert 'bitinglip_connections_refused_total{reason="idle"}' in client.get("/metrics").text
@@ -116,12 +116,12 @@ def test_descriptors_that_are_missing_are_taken_from_idle_connections(plain: Ser
     address = ("127.0.0.1", port(plain))
     try:
         with (
-            socket.create_connection(address, timeout=30) as idle,
-            socket.create_connection(address, timeout=30) as other,
+            socket.create_connection(address, timeout=60) as idle,
+            socket.create_connection(address, timeout=60) as other,
         ):
             eventually(lambda: connections(pid, address) >= 2)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, limits[1]))
-            with socket.create_connection(address, timeout=30) as new:
+            with socket.create_connection(address, timeout=60) as new:
                 new.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert idle.recv(1) == b""  # closed for it
                 assert other.recv(1) == b""
@@ -143,7 +143,7 @@ def connections(pid: int, address: tuple[str, int]) -> int:
 def test_headers_without_end_take_no_memory(plain: Server) -> None:
     process = psutil.Process(plain.process.pid)
     before = process.memory_info().rss
-    with socket.create_connection(("127.0.0.1", port(plain)), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", port(plain)), timeout=60) as sock:
         sock.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ")
         with contextlib.suppress(OSError):
             for _ in range(64):
@@ -367,6 +367,6 @@ def test_watchdog_and_state_are_told_to_the_service_manager(
     assert not any("NOTIFY_SOCKET" in worker.environ() for worker in workers)
     plain.process.send_signal(signal.SIGHUP)  # what a terminal that closes sends, twice
     plain.process.send_signal(signal.SIGHUP)
-    assert plain.process.wait(20) == 0
+    assert plain.process.wait(60) == 0
     assert manager.heard("STOPPING=1") == 1
     assert not (plain.home / "server.json").exists()

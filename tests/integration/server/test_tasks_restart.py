@@ -66,7 +66,7 @@ def test_drain_leaves_waiting_tasks_to_the_next_start(tmp_path: Path) -> None:
             # Nobody is told of an end that is none.
             assert {name for name, _ in messages} <= {"queued"}
             assert code == 1012
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
         again = started_again(server, *args)
         try:
             with again.client() as client:
@@ -86,7 +86,7 @@ def test_drain_lets_a_running_task_end(tmp_path: Path) -> None:
             eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503)
             refused = client.post(NATIVE, json={**ECHO, "async": True})
             assert refused.json()["error"]["code"] == "SHUTTING_DOWN"
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
         again = started_again(server)
         try:
             with again.client() as client:

@@ -159,7 +159,7 @@ def test_requests_that_are_wrong_get_the_error_of_the_contract_without_their_tex
 
 def test_body_over_the_limit_is_refused_before_it_is_read(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as sock:
+    with socket.create_connection((host, int(port)), timeout=60) as sock:
         sock.sendall(
             b"POST /api/v1/inference/text-generation HTTP/1.1\r\nHost: localhost\r\n"
             b"Authorization: Bearer " + server.key.encode() + b"\r\n"
@@ -210,7 +210,7 @@ def test_disconnect_without_a_stream_cancels_too(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({"model": "demo-echo", "prompt": "!slow a", "max_tokens": 1000}).encode()
     eventually(server.idle)
-    with socket.create_connection((host, int(port)), timeout=10) as sock:
+    with socket.create_connection((host, int(port)), timeout=60) as sock:
         sock.sendall(
             b"POST /api/v1/inference/text-generation HTTP/1.1\r\nHost: localhost\r\n"
             b"Authorization: Bearer " + server.key.encode() + b"\r\n"

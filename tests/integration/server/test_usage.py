@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from tests.support.awake import AwakeClock
 from tests.support.cli_process import run
 from tests.support.http_client import CHAT, NATIVE
 from tests.support.server import Server, running_server
@@ -112,6 +113,7 @@ class Load:
 
     server: Server
     headers: dict[str, str]
+    clock: AwakeClock
     answered: list[float] = field(default_factory=list)
     sent: int = 0
 
@@ -130,7 +132,7 @@ class Load:
                 except httpx.TransportError:
                     return  # it was killed
                 assert answer.status_code == 200, answer.text
-                self.answered.append(time.monotonic())
+                self.answered.append(self.clock())
 
     def end(self) -> None:
         self._stop.set()
@@ -153,12 +155,13 @@ def test_usage_and_rates_lose_a_second_at_most_when_the_server_is_killed(tmp_pat
                 assert client.post(NATIVE, json=ECHO).status_code == 200  # it is not locked
                 certain, sent = certain + 1, sent + 1
                 check_counts(client, certain, sent, began)
-            load = Load(server, headers)
-            time.sleep(LOST_SECONDS + chance.uniform(0.2, 1.2))
-            killed = time.monotonic()
-            server.process.kill()
-            server.process.wait(20)
-            load.end()
+            with AwakeClock() as clock:
+                load = Load(server, headers, clock)
+                time.sleep(LOST_SECONDS + chance.uniform(0.2, 1.2))
+                killed = clock()
+                server.process.kill()
+                server.process.wait(60)
+                load.end()
         certain += sum(at < killed - LOST_SECONDS for at in load.answered)
         sent += load.sent
     with running_server(home, *sets) as server, server.client(headers=headers) as client:

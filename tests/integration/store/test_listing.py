@@ -49,7 +49,7 @@ class SlowListing(Listing):
         found = list(super()._read())
         if not self.looking.is_set():
             self.looking.set()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(60)
         return iter(found)
 
 
@@ -61,7 +61,7 @@ def test_list_in_a_thread_is_never_half_of_another_thread_s(
     slow = SlowListing(tmp_path / "store")
     looker = threading.Thread(target=slow.all)
     looker.start()
-    assert slow.looking.wait(10)
+    assert slow.looking.wait(60)
     assert list(slow.all()) == ["mine"]
     slow.go_on.set()
     looker.join()
@@ -95,7 +95,7 @@ def test_list_keeps_what_was_seen_last(store: ModelStore, source: Path, tmp_path
     slow = SlowListing(tmp_path / "store")
     looker = threading.Thread(target=slow.look)
     looker.start()
-    assert slow.looking.wait(10)  # it has read the folder, and is slow to tell
+    assert slow.looking.wait(60)  # it has read the folder, and is slow to tell
     store.import_folder(source, "new")
     slow.look()
     slow.go_on.set()

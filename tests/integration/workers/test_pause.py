@@ -79,4 +79,4 @@ def test_pause_of_the_gateway_ends_no_load_and_no_worker(tmp_path: Path) -> None
             process.stdin.flush()
             assert process.stdout.readline() == "[]\n"
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0

@@ -108,7 +108,7 @@ def test_worker_ends_at_once_after_an_error_without_any_clean_up(tmp_path: Path)
         "_end_at_once(1, Broken(fault='unknown error', error='RuntimeError'), error)\n"
     )
     command = [sys.executable, "-c", program]
-    ended = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert b"broken" in ended.stdout
     assert b"RuntimeError: CUDA error: unknown error" in ended.stderr

@@ -144,12 +144,13 @@ def test_revocation_holds_although_the_disk_fails(home: Home) -> None:
 
 def test_key_expires(home: Home) -> None:
     async def act(ring: KeyRing) -> None:
-        soon = datetime.now(UTC) + timedelta(seconds=0.3)
-        _, key = await ring.create(name="a", expires_at=soon)
-        ring.authenticate(key)
-        await asyncio.sleep(0.35)
+        _, long = await ring.create(name="a", expires_at=datetime.now(UTC) + timedelta(hours=1))
+        soon = datetime.now(UTC) + timedelta(seconds=0.2)
+        _, short = await ring.create(name="b", expires_at=soon)
+        await asyncio.sleep(0.25)
+        ring.authenticate(long)
         with pytest.raises(ExpiredApiKey):
-            ring.authenticate(key)
+            ring.authenticate(short)
 
     using(home, act)
 

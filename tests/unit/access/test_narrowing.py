@@ -54,9 +54,9 @@ def test_glob_within_another(inner: str, outer: str, within: bool) -> None:
 
 
 def test_glob_of_many_stars_is_matched_in_bounded_time() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert not model_allowed(("*a" * 60 + "b",), "a" * 256)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("glob", ["", "a b", "[ab]", "x" * 129, "\u0430", "a\n", "{a,b}"])

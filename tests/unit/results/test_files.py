@@ -34,7 +34,7 @@ def using(
         folder.mkdir()
         options_of_all = {"retention": 60, "max_bytes": 10**6, **options}
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await act(Files(db, folder, **options_of_all), db)
         finally:
             await db.close()
@@ -191,7 +191,7 @@ def test_file_that_is_registered_while_others_are_removed_stays(tmp_path: Path) 
         event_log = drawn(files, age=500)
 
         def register_now(_task_id: str) -> bool:
-            asyncio.run_coroutine_threadsafe(files.register(event_log), loop).result(5)
+            asyncio.run_coroutine_threadsafe(files.register(event_log), loop).result(60)
             return False
 
         loop = asyncio.get_running_loop()

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from bitinglip.results.streams import DONE, chunks, sse
+from bitinglip.results.streams import DONE, KEEP_ALIVE, chunks, comment, sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued
 from bitinglip.scheduling.job import Job
 from bitinglip.wire.events import NativeView
@@ -24,13 +24,8 @@ def event_log(**sampling: Any) -> EventLog:
 
 
 def done(**more: Any) -> protocol.TextDone:
-    return protocol.TextDone(
-        id="task-1",
-        choices=(protocol.TextChoice(text="a b", finish_reason="stop"),),
-        prompt_tokens=3,
-        completion_tokens=2,
-        **more,
-    )
+    choice = protocol.TextChoice(text="a b", finish_reason="stop", **more)
+    return protocol.TextDone(id="task-1", choices=(choice,), prompt_tokens=3, completion_tokens=2)
 
 
 def token(text: str, **more: Any) -> protocol.TextDelta:
@@ -180,6 +175,17 @@ def test_sse_events_that_came_together_are_written_together() -> None:
     [(data, last)] = asyncio.run(collect(box))
     assert last
     assert data.count(b"data: ") == 5
+
+
+def test_comment_of_a_silent_stream_says_what_its_job_waits_for() -> None:
+    box = event_log()
+    assert comment(None) == comment(box) == KEEP_ALIVE
+    box.put(Queued(3, 1.5))
+    assert comment(box) == b": queued 3\n\n"
+    box.put(Loading(0.404))
+    assert comment(box) == b": loading 40%\n\n"
+    box.dispatch("w/0")
+    assert comment(box) == KEEP_ALIVE
 
 
 @pytest.mark.parametrize("text", ["\u2028", "\r\n", "\n\nevent: x", "\0"])

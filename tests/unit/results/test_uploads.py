@@ -38,7 +38,7 @@ def using(
     health: Health | None = None,
 ) -> None:
     async def run() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             space = DiskSpace(folder.parent, min_free)
             await act(Uploads(folder, max_bytes=100, space=space, health=health))
 

@@ -36,7 +36,7 @@ async def read(event_log: EventLog) -> list[Event]:
 
 def run(test: Callable[[EventLog], Awaitable[None]]) -> None:
     async def within() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await test(EventLog(job()))
 
     asyncio.run(within())

@@ -46,8 +46,20 @@ FULL = Job(
             logprobs=2,
             seed=2**64 - 1,
             stop=("a", "b"),
+            stop_token_ids=(7,),
+            min_tokens=3,
+            typical_p=0.5,
             ignore_eos=True,
         ),
+        n=2,
+        best_of=3,
+        echo=True,
+        tools=(protocol.Tool(name="t", parameters={"type": "object"}, strict=True),),
+        tool_choice="t",
+        parallel_tool_calls=False,
+        grammar=protocol.Grammar(kind="regex", source="a*"),
+        template_kwargs={"enable_thinking": False},
+        continue_final=True,
         clip_max_tokens=True,
         stream=False,
     ),
@@ -117,7 +129,7 @@ def using(tmp_path: Path, act: Callable[[Database], Awaitable[None]]) -> None:
     async def run() -> None:
         db = await Database.open(tmp_path / "bitinglip.db")
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await act(db)
         finally:
             await db.close()

@@ -138,7 +138,7 @@ class Stuck(io.StringIO):
         self.free = threading.Event()
 
     def write(self, text: str) -> int:
-        self.free.wait(10)
+        self.free.wait(60)
         return super().write(text)
 
 

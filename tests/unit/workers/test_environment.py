@@ -53,6 +53,14 @@ def test_environment_bounds_the_arenas_of_the_heap_unless_the_operator_chose() -
     assert worker_environment(other, LINUX)["MALLOC_ARENA_MAX"] == "2"
 
 
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_environment_bounds_how_long_threads_spin_unless_the_operator_chose(name: str) -> None:
+    assert worker_environment({}, LINUX)["GOMP_SPINCOUNT"] == "3000"
+    chosen = worker_environment({name: "operator's"}, LINUX)
+    assert chosen[name] == "operator's"
+    assert {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & chosen.keys() == {name}
+
+
 def test_environment_asks_nvml_whether_there_is_a_card() -> None:
     assert worker_environment({}, LINUX)["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
 

@@ -21,7 +21,8 @@ from workers.framing import (
 )
 from workers.protocol import Cancel, Event, Failed, Started, Stop, TextChoice, TextDelta, TextDone
 
-_DONE: dict[str, Any] = {"type": "text_done", "id": "j", "text": "", "finish_reason": "stop"}
+_CHOICE: dict[str, Any] = {"text": "", "finish_reason": "stop"}
+_DONE: dict[str, Any] = {"type": "text_done", "id": "j", "choices": [_CHOICE]}
 _DONE |= {"prompt_tokens": 1, "completion_tokens": 1}
 _PICTURE: dict[str, Any] = {"width": 64, "height": 64, "seed": 1, "format": "png", "bytes": 1}
 _DRAWN: dict[str, Any] = {
@@ -135,10 +136,13 @@ def test_commands_come_as_they_were_sent() -> None:
     [
         {**_DONE, "prompt_tokens": -5},
         {**_DONE, "completion_tokens": 2**62},
-        {**_DONE, "finish_reason": "because"},
+        {**_DONE, "choices": [{**_CHOICE, "finish_reason": "because"}]},
         {**_DONE, "id": "x" * 1000},
-        {**_DONE, "logprobs": [{**_TOKEN, "logprob": float("nan")}]},
-        {**_DONE, "logprobs": [{**_TOKEN, "top": [["a", 1, float("-inf")]]}]},
+        {**_DONE, "choices": [{**_CHOICE, "logprobs": [{**_TOKEN, "logprob": float("nan")}]}]},
+        {
+            **_DONE,
+            "choices": [{**_CHOICE, "logprobs": [{**_TOKEN, "top": [["a", 1, float("-inf")]]}]}],
+        },
         {**_DRAWN, "images": [{**_PICTURE, "format": "exe"}]},
         {**_DRAWN, "images": [{**_PICTURE, "bytes": 2**63}]},
         {**_DRAWN, "guidance_scale": float("inf")},
@@ -207,7 +211,8 @@ def test_frame_whose_length_is_over_the_limit_is_refused_before_it_is_read() -> 
 
 
 def test_frame_error_quotes_no_control_characters() -> None:
-    payload = msgspec.msgpack.encode([{**_DONE, "finish_reason": "\x1b[2J\n" + "z" * 1000}])
+    choice = {**_CHOICE, "finish_reason": "\x1b[2J\n" + "z" * 1000}
+    payload = msgspec.msgpack.encode([{**_DONE, "choices": [choice]}])
     with pytest.raises(BadFrame) as refused:
         FrameReader().feed(struct.pack("!I", len(payload)) + payload)
     assert str(refused.value).isprintable()

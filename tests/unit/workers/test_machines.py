@@ -329,14 +329,14 @@ def test_driver_that_hangs_leaves_the_last_figures_then_doubtful_cards(tmp_path:
     machine.clock += 11
     began = time.monotonic()
     assert list(devices.read()) == ["cpu"]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert states(devices) == [("0", "doubtful"), ("1", "doubtful"), ("cpu", "well")]
     assert "does not answer" in devices.problems()["0"]
     calls = machine.nvml.calls
     devices.read()
     assert machine.nvml.calls == calls  # no second call while one is out
     machine.nvml.waits_for.set()
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while "0" not in devices.read() or devices.problems():
         assert time.monotonic() < ends
         machine.clock += 1

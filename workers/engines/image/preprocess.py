@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
+from workers.context_length import context_length_error
 from workers.engines.base import Refused
 from workers.engines.image.pipelines import TOKENIZERS, Pipelines
 from workers.engines.image.request import Request, Sources
@@ -42,12 +43,8 @@ class Preprocessor:
         counts = [len(tokenizer(text).input_ids) for tokenizer in self._tokenizers]
         longest = self._pipelines.longest_prompt
         if min(counts) > longest:
-            raise Refused(
-                "CONTEXT_LENGTH_EXCEEDED",
-                f"The text has {min(counts)} tokens; this model reads {longest}.",
-                param=param,
-                details={"prompt_tokens": min(counts), "max_context": longest},
-            )
+            message, details = context_length_error(longest, min(counts), max_tokens=None)
+            raise Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
 
 
 def _sources(job: ImageJob) -> Sources:

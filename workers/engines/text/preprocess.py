@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
 from workers.engines.text.loading import is_panic
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
@@ -79,7 +80,8 @@ class Preprocessor:
         else:
             text = job.prompt or ""
         if len(text) > most:
-            raise self._too_long(job, -(-len(text) // self._longest_token), param)
+            tokens = -(-len(text) // self._longest_token)
+            raise self._too_long(job, tokens, param, at_least=True)
         ids = self._encode(text, special=job.messages is None)
         if not ids:
             ids = self._beginning(param)
@@ -117,16 +119,11 @@ class Preprocessor:
             return left
         raise self._too_long(job, prompt_tokens, "max_tokens" if left > 0 else param)
 
-    def _too_long(self, job: TextJob, prompt_tokens: int, param: str) -> Refused:
-        wanted = job.sampling.max_tokens
-        return Refused(
-            "CONTEXT_LENGTH_EXCEEDED",
-            f"The prompt has {prompt_tokens} tokens and max_tokens is {wanted}; together they "
-            f"may be {self._max_context}.",
-            param=param,
-            details={
-                "max_context": self._max_context,
-                "prompt_tokens": prompt_tokens,
-                "max_tokens": wanted,
-            },
+    def _too_long(
+        self, job: TextJob, prompt_tokens: int, param: str, *, at_least: bool = False
+    ) -> Refused:
+        asked = None if job.clip_max_tokens else job.sampling.max_tokens
+        message, details = context_length_error(
+            self._max_context, prompt_tokens, max_tokens=asked, at_least=at_least
         )
+        return Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)

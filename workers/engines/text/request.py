@@ -36,7 +36,7 @@ class Request:
         self.job: TextJob = prepared.job
         sampling = prepared.job.sampling
         prompt = prepared.prompt
-        self.sequence = Sequence(self.job.id, list(prompt), len(prompt))
+        self.sequence = Sequence(self.job.id, list(prompt))
         self.sampling = SamplingParams(sampling, prepared.seed, prompt, vocab_size)
         self.produced = 0
         self.ended = False

@@ -2,20 +2,30 @@
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 
 from workers.engines.base import Refused
+from workers.engines.text.history import (
+    HistoryForm,
+    characters,
+    found_form,
+    template_messages,
+    template_tools,
+)
 from workers.engines.text.template_bounds import TemplateTooSlow
 from workers.engines.text.template_sandbox import BoundedEnvironment, library_environment
-from workers.protocol import ChatMessage
+from workers.protocol import ChatMessage, Tool
 
 RENDER_SECONDS = 2.0
 _AGAIN_SECONDS = 0.25
 _LONGEST_SOURCE = 1_000_000
+_PROBE = 100_000  #: characters of a conversation that tries a template
 
 
 class BrokenTemplate:
@@ -25,7 +35,14 @@ class BrokenTemplate:
         line = (error.message or type(error).__name__).splitlines()[0][:300]
         self._message = f"This model's chat template does not compile: {line}"
 
-    def render(self, _messages: tuple[ChatMessage, ...], _max_characters: int) -> str:
+    def render(
+        self,
+        _messages: Sequence[ChatMessage],
+        _max_characters: int,
+        *,
+        tools: Sequence[Tool] = (),  # noqa: ARG002  it takes what a template takes
+        variables: Mapping[str, Any] | None = None,  # noqa: ARG002
+    ) -> str:
         """Raise :class:`Refused` with what the compiler said."""
         raise Refused("INVALID_REQUEST", self._message, param="messages")
 
@@ -37,25 +54,50 @@ class ChatTemplate:
         self._special_tokens = {name: str(token) for name, token in special_tokens.items()}
         if len(source) > _LONGEST_SOURCE:
             raise jinja2.TemplateError(f"it is longer than {_LONGEST_SOURCE} characters")
+        self.source = source
         self._environment = BoundedEnvironment(library_environment())
         try:
             self._template = self._environment.from_string(source)
+            #: the names that the template looks up
+            self.variables = meta.find_undeclared_variables(self._environment.parse(source))
         except (RecursionError, SyntaxError, MemoryError) as error:
             # What is nested too deep for the library fails in Python's own compiler.
             raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
 
-    def render(self, messages: tuple[ChatMessage, ...], max_characters: int) -> str:
+    @cached_property
+    def history_form(self) -> HistoryForm:
+        """Return how the template takes calls in what was said before, found out by trying."""
+        return found_form(self.source, lambda messages: self._rendered(messages, _PROBE, {}))
+
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        max_characters: int,
+        *,
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return the prompt for these messages, up to where the model's answer begins.
 
-        Raises :class:`Refused` with INVALID_REQUEST when the template refuses the messages, and
-        with CONTEXT_LENGTH_EXCEEDED when more than ``max_characters`` come out.
+        ``variables``: further ones for the template. Raises :class:`Refused` with INVALID_REQUEST
+        when the template refuses the messages, and with CONTEXT_LENGTH_EXCEEDED when more than
+        ``max_characters`` come out.
         """
-        plain = [_plain(message) for message in messages]
-        if sum(len(m.content) for m in messages) > max_characters:
+        if characters(messages) > max_characters:
             raise _too_long(max_characters)
+        more = any(each.tool_calls or each.tool_call_id or each.reasoning for each in messages)
+        form = self.history_form if more else HistoryForm()
+        given = dict(variables or {})
+        if tools:
+            given["tools"] = template_tools(tools)
+        return self._rendered(template_messages(messages, form), max_characters, given)
+
+    def _rendered(
+        self, messages: list[dict[str, Any]], max_characters: int, given: dict[str, Any]
+    ) -> str:
         try:
             with _time_limit(RENDER_SECONDS):
-                return self._collect(plain, max_characters)
+                return self._collect(messages, max_characters, given)
         except jinja2.TemplateError as error:
             raise _refusal(str(error.message or type(error).__name__)) from error
         except Refused:
@@ -64,12 +106,19 @@ class ChatTemplate:
             # What a template does wrong inside an expression comes out as Python's own errors.
             raise _refusal(f"{type(error).__name__}: {error}") from error
 
-    def _collect(self, messages: list[dict[str, str]], max_characters: int) -> str:
+    def _collect(
+        self, messages: list[dict[str, Any]], max_characters: int, given: dict[str, Any]
+    ) -> str:
         self._environment.start()
         pieces: list[str] = []
         length = 0
         rendered = self._template.generate(
-            messages=messages, add_generation_prompt=True, **self._special_tokens
+            {
+                **given,
+                **self._special_tokens,
+                "messages": messages,
+                "add_generation_prompt": True,
+            }
         )
         for piece in rendered:
             length += len(piece)
@@ -82,8 +131,8 @@ class ChatTemplate:
 def _too_long(max_characters: int) -> Refused:
     return Refused(
         "CONTEXT_LENGTH_EXCEEDED",
-        f"The rendered messages are longer than {max_characters} characters, "
-        "which the model's context cannot hold.",
+        f"The prompt is too long: its messages make more than {max_characters} characters, and "
+        "this model's maximum context length cannot hold them.",
         param="messages",
     )
 
@@ -94,11 +143,6 @@ def _refusal(reason: str) -> Refused:
         f"The model's chat template refuses these messages: {reason[:500]}",
         param="messages",
     )
-
-
-def _plain(message: ChatMessage) -> dict[str, str]:
-    plain = {"role": message.role, "content": message.content}
-    return plain if message.name is None else {**plain, "name": message.name}
 
 
 @contextmanager

@@ -300,6 +300,13 @@ def test_context_that_does_not_suffice_is_refused_with_the_numbers_or_clipped(
     assert refused.details["max_tokens"] == 1000
     assert refusal(llama, job("a", "word " * 500)).param == "prompt"
     assert refusal(llama, job("a", "x" * 100_000)).param == "prompt"
+    left_open = TextJob(
+        id="a", prompt="word " * 500, sampling=Sampling(max_tokens=9999), clip_max_tokens=True
+    )
+    told = refusal(llama, left_open)
+    assert "This model's maximum context length is 256 tokens" in told.message
+    assert "9999" not in told.message  # the client has not said that
+    assert "max_tokens" not in told.details
     clipped = TextJob(
         id="a", prompt="one", sampling=Sampling(max_tokens=9999), clip_max_tokens=True
     )

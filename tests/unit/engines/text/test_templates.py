@@ -15,7 +15,7 @@ from workers.engines.text.templates import ChatTemplate
 from workers.protocol import ChatMessage
 
 HELLO = (ChatMessage("user", "hello"),)
-SOON = 5.0  #: seconds: the limit, one operation at its bound, and a busy machine
+SOON = 5.0  #: seconds of computing: the limit, one operation at its bound, and a busy machine
 
 
 def render(source: str, limit: int = 100_000) -> str:
@@ -193,7 +193,8 @@ class Renderer:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection
 
-    def __call__(self, source: str) -> str | tuple[str, str]:
+    def __call__(self, source: str) -> tuple[str | tuple[str, str], float]:
+        """Return what came out, and the seconds of computing that it took."""
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
@@ -201,11 +202,11 @@ class Renderer:
             self._process.start()
             self._pipe.recv()  # it has imported what it needs
         self._pipe.send(source)
-        if not self._pipe.poll(4 * SOON):
+        if not self._pipe.poll(60):
             self.close()
             pytest.fail("the template could not be interrupted")
         try:
-            answer: str | tuple[str, str] = self._pipe.recv()
+            answer: tuple[str | tuple[str, str], float] = self._pipe.recv()
         except EOFError:
             self.close()
             pytest.fail("the template ended its process")
@@ -223,12 +224,15 @@ def _serve(pipe: Connection) -> None:
     pipe.send("ready")
     while True:
         source = pipe.recv()
+        began = time.process_time()
+        answer: str | tuple[str, str]
         try:
-            pipe.send(render(source))
+            answer = render(source)
         except Refused as refusal:
-            pipe.send((refusal.code, str(refusal)))
+            answer = (refusal.code, str(refusal))
         except jinja2.TemplateError as error:
-            pipe.send((type(error).__name__, str(error)))
+            answer = (type(error).__name__, str(error))
+        pipe.send((answer, time.process_time() - began))
 
 
 @pytest.fixture(scope="module")
@@ -240,15 +244,13 @@ def renderer() -> Iterator[Renderer]:
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_template_that_is_hostile_is_refused_at_once(source: str, renderer: Renderer) -> None:
-    renderer("")
-    started = time.monotonic()
-    answer = renderer(source)
-    assert time.monotonic() - started < SOON
+    answer, seconds = renderer(source)
+    assert seconds < SOON
     assert answer[0] == "INVALID_REQUEST", answer
 
 
 def test_template_namespace_that_holds_itself_is_printed(renderer: Renderer) -> None:
-    assert renderer("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}") == "<Namespace>"
+    assert renderer("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}")[0] == "<Namespace>"
 
 
 def test_template_output_that_is_too_long_is_cut_off() -> None:
