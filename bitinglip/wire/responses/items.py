@@ -230,9 +230,7 @@ def chat_messages(
         turns += _closed(open_turn)
         open_turn = None
         if item["type"] == "function_call_output":
-            turns.append(
-                protocol.ChatMessage("tool", item["output"], tool_call_id=item["call_id"])
-            )
+            turns.append(protocol.ChatMessage("tool", item["output"], tool_call_id=item["call_id"]))
             continue
         text = _text_of(item)
         role = "system" if item["role"] in ("system", "developer") else item["role"]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import Job, new_task_id
+from bitinglip.scheduling.job import Job
 from bitinglip.wire.body import AllowedValues, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.openai_body import MOST_NAMED, Label, OpenAIBody, OpenAIRequest
@@ -112,7 +112,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     def max_tokens_field(self) -> str:
         return "max_output_tokens"
 
-    def to_job(self, context: JobContext, items: Sequence[Shown]) -> Job:
+    def to_job(self, context: JobContext, items: Sequence[Shown], job_id: str) -> Job:
         """Make the job of a response to these items. Raises InvalidRequest."""
         if self.background and not self.stores:
             raise InvalidRequest("'background' needs 'store'.", param="background")
@@ -121,7 +121,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
         functions, choice = chosen(self.tool_choice, self.tools or [])
         form = self.text.format if self.text is not None else None
         work = protocol.TextJob(
-            id=new_task_id(),
+            id=job_id,
             messages=chat_messages(self.instructions, items),
             sampling=self.sampling(
                 context.model_settings.sampling,
@@ -163,7 +163,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
         sampling = work.sampling
         tools = [each.shown() for each in self.tools or () if each.type == "function"]
         return {
-            "id": response_id(job.id),
+            "id": id_of_response(job.id),
             "object": "response",
             "created_at": int(job.created_at.timestamp()),
             "completed_at": None,
@@ -207,7 +207,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
         return {"format": form, "verbosity": config.verbosity or "medium"}
 
 
-def response_id(task_id: str) -> str:
+def id_of_response(task_id: str) -> str:
     return "resp_" + task_id.removeprefix("task-")
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from bitinglip.errors import BitingLipError
 from bitinglip.results.streams import sse
-from bitinglip.scheduling.event_log import Event, EventLog
+from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.wire.openai_view import OpenAIView
 from bitinglip.wire.responses.items import (
     Shown,
@@ -58,7 +58,7 @@ class ResponseView(OpenAIView):
 
         One that has failed before its client saw anything of it is not kept.
         """
-        self._response = ended(self._echo, self._event_log)
+        self._response = self._ended()
         succeeded = isinstance(self._event_log.final, protocol.TextDone)
         if self._keep is None or not (succeeded or self._event_log.output_seen):
             return
@@ -78,8 +78,13 @@ class ResponseView(OpenAIView):
         match event:
             case protocol.TextDelta():
                 return self._begin() + self._delta(event)
-            case protocol.TextDone() | protocol.Failed() | protocol.Cancelled():
-                return self._begin() + self._end()
+            case protocol.TextDone():
+                return self._begin() + self._end(self._response or self._ended())
+            case protocol.Failed():
+                response = self._response or failed(self._echo, error_of(event))
+                return self._begin() + self._end(response)
+            case protocol.Cancelled():
+                return self._begin() + self._end(self._response or self._ended())
             case _:
                 return b""
 
@@ -121,8 +126,10 @@ class ResponseView(OpenAIView):
         name = "response.output_text.delta"
         return shown + self._of_part(name, delta=delta.text, logprobs=logprobs)
 
-    def _end(self) -> bytes:
-        response = self._response or ended(self._echo, self._event_log)
+    def _ended(self) -> Shown:
+        return ended(self._echo, self._event_log)
+
+    def _end(self, response: Shown) -> bytes:
         status = response["status"]
         shown = self._close("incomplete" if status != "completed" else "completed")
         if not self._items and status in ("completed", "incomplete"):  # an answer without a word

@@ -35,7 +35,9 @@ class ControlTokens:
         self._backend = tokenizer.backend_tokenizer
         added = [token for token in tokenizer.added_tokens_decoder.values() if token.content]
         named = getattr(tokenizer, "chat_control_tokens", None)
-        self._ids = {token.content: tokenizer.convert_tokens_to_ids(token.content) for token in added}
+        self._ids = {
+            token.content: tokenizer.convert_tokens_to_ids(token.content) for token in added
+        }
         control = {t.content for t in added if t.special or _LOOKS.fullmatch(t.content)}
         control |= {tokenizer.eos_token} & self._ids.keys()
         tags = {text for text in self._ids if text in (literals if named is None else set(named))}
