@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import CursorResult, literal
+from sqlalchemy import literal
 from sqlmodel import col, delete, func, select, update
 
 from bitinglip import errors
 from bitinglip.db.database import Database
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
-from bitinglip.db.tables import StoredResponse
+from bitinglip.db.tables import StoredResponse, StoredTask
 from bitinglip.disk_space import DiskSpace
 from bitinglip.scheduling.event_log import EventLog
 
@@ -121,14 +121,12 @@ class Responses:
             raise missing()
         return row
 
-    async def delete(self, response_id: str) -> bool:
-        """Remove a response; return whether there was one."""
+    async def delete(self, response_id: str, task_id: str) -> None:
+        """Remove a response, and the task that has made it: its result holds the same text."""
         async with self._db.write() as session:
-            done = await session.execute(
-                delete(StoredResponse).where(col(StoredResponse.id) == response_id)
-            )
-            assert isinstance(done, CursorResult)
-            return done.rowcount > 0
+            own = delete(StoredResponse).where(col(StoredResponse.id) == response_id)
+            await session.execute(own)
+            await session.execute(delete(StoredTask).where(col(StoredTask.id) == task_id))
 
     async def turns(self, response_id: str, key_id: str | None) -> list[Turn]:
         """Return a response and those before it, the first one first.

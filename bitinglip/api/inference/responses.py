@@ -78,7 +78,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
     services, row = services_of(request), await _find(request, response_id)
     if row.status in OPEN:
         await _cancel(services, row)
-    await services.responses.delete(row.id)
+    await services.responses.delete(row.id, task_id(row.id))
     return json_response({"id": row.id, "object": "response", "deleted": True})
 
 
@@ -142,7 +142,7 @@ class _Keep:
         await self._kept.add(checked.key_id, items, response, previous_id=previous)
 
     async def delete(self) -> None:
-        await self._kept.delete(self.echo["id"])
+        await self._kept.delete(self.echo["id"], self.job.id)
 
 
 async def _in_background(request: Request, keep: _Keep, *, stream: bool) -> Response:

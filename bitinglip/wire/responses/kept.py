@@ -56,8 +56,8 @@ def kept_input(
     They are the whole conversation as the model got it, without what was before it by reference.
     ``instructed``: the first message holds instructions, which are no items.
     """
-    messages = checked.messages or ()
-    if messages == sent.messages:
+    messages = checked.messages
+    if messages is None or messages == sent.messages:
         return None
     return items_of(messages[1:] if instructed else messages, response_id)
 

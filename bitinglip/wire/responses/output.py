@@ -79,8 +79,13 @@ def ended(echo: Mapping[str, Any], event_log: EventLog) -> Shown:
 def failed(response: Mapping[str, Any], error: errors.BitingLipError) -> Shown:
     """Describe a response that an error has ended."""
     code = _ERRORS.get(errors.answer(error).code, "server_error")
-    told = {"code": code, "message": error.message, "param": error.param}
+    told = {"code": code, "message": error.message, "param": own_param(error.param)}
     return {**response, "status": "failed", "error": told}
+
+
+def own_param(param: str | None) -> str | None:
+    """Return what a field of the job is called on this surface, where messages are items."""
+    return "input" if param is not None and param.startswith("messages") else param
 
 
 def _usage(done: protocol.TextDone) -> Shown:

@@ -79,7 +79,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     store: bool | None = None
     background: bool | None = None
     stream: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Label = None
     stream_options: Label = None
     user: Label = None
     safety_identifier: Label = None

@@ -278,6 +278,7 @@ def test_response_errors_are_openai_s(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as long:
         client.responses.create(model="demo", input="!refuse", stream=True)
     assert long.value.code == "context_length_exceeded"
+    assert long.value.param in (None, "input")
     with pytest.raises(openai.BadRequestError) as empty:
         client.responses.create(model="demo", input=[])
     assert empty.value.param == "input"
