@@ -77,6 +77,7 @@ class Item(OpenAIBody):
     encrypted_content: Label = None
     namespace: Label = None
     caller: Label = None
+    asynchronous: Annotated[Label, Field(alias="async")] = None
 
     @model_validator(mode="after")
     def _is_known(self) -> Self:

@@ -26,9 +26,11 @@ class ResponseTool(OpenAIBody):
     output_schema: Label = None
     allowed_callers: Label = None
     defer_loading: Label = None
+    asynchronous: Annotated[Label, Field(alias="async")] = None
     #: of the tools that are left out
     external_web_access: Label = None
     search_context_size: Label = None
+    search_content_types: Label = None
     user_location: Label = None
     filters: Label = None
 
