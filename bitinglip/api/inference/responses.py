@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 from fastapi import APIRouter
@@ -29,7 +30,7 @@ from bitinglip.wire.responses.items import Shown, shown_items
 from bitinglip.wire.responses.kept import kept_input, referred, resolved
 from bitinglip.wire.responses.output import failed
 from bitinglip.wire.responses.request import ResponsesRequest, id_of_response, task_id
-from bitinglip.wire.responses.view import ResponseView
+from bitinglip.wire.responses.view import InputTokensView, ResponseView
 from bitinglip.wire.text.length import check_length
 from workers import protocol
 
@@ -43,20 +44,26 @@ router = APIRouter(prefix="/v1/responses", tags=["openai"])
 async def create_response(request: Request) -> Response:
     """Make a response, as one answer, as a stream of events, or in the background."""
     body = await read_body(request, ResponsesRequest)
-    services, new_id = services_of(request), new_task_id()
-    manifest = find_model_of(request, body.model, "text")
-    context = job_context(request, body.model)
-    items = await _with_references(request, shown_items(body.input, id_of_response(new_id)))
-    history = await _history(request, body.previous_response_id)
-    job = body.to_job(context, [*history, *items], new_id)
-    check_length(job, manifest, context.model_settings.max_context)
-    echo = body.echo(job)
-    keep = _Keep(services.responses, job, items, echo) if body.stores else None
+    services, asked = services_of(request), await _asked(request, body)
+    echo = body.echo(asked.job)
+    keep = _Keep(services.responses, asked, echo) if body.stores else None
     if keep is not None:
-        await services.responses.check_space(items)
+        await services.responses.check_space(asked.items)
         if body.background:
             return await _in_background(request, keep, stream=bool(body.stream))
     view = partial(ResponseView, request_id=request_id_of(request), echo=echo, keep=keep)
+    return JobResponse(services.dispatcher, services.uploads, asked.job, view)
+
+
+@router.post("/input_tokens", openapi_extra=json_body(ResponsesRequest))
+@requires_scope(Scope.TEXT, LimitClass.INFERENCE)
+async def count_input_tokens(request: Request) -> Response:
+    """Count the tokens that a response would be made from."""
+    body = await read_body(request, ResponsesRequest)
+    services, asked = services_of(request), await _asked(request, body)
+    work = msgspec.structs.replace(asked.job.work, count_only=True, stream=False)
+    job = msgspec.structs.replace(asked.job, work=work)
+    view = partial(InputTokensView, request_id=request_id_of(request))
     return JobResponse(services.dispatcher, services.uploads, job, view)
 
 
@@ -118,14 +125,32 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     )
 
 
+class _Asked(NamedTuple):
+    """What a request asks for: a job, and the items that the request itself has brought."""
+
+    job: Job
+    items: list[Shown]
+
+
+async def _asked(request: Request, body: ResponsesRequest) -> _Asked:
+    """Make the job. Raises InvalidRequest, ContextLengthExceeded, or what is wrong with a model."""
+    manifest, new_id = find_model_of(request, body.model, "text"), new_task_id()
+    context = job_context(request, body.model)
+    items = await _with_references(request, shown_items(body.input, id_of_response(new_id)))
+    history = await _history(request, body.previous_response_id)
+    job = body.to_job(context, [*history, *items], new_id)
+    check_length(job, manifest, context.model_settings.max_context)
+    return _Asked(job, items)
+
+
 class _Keep:
     """Keeps one response, with what the guard has let through of its input."""
 
-    def __init__(self, kept: Responses, job: Job, items: list[Shown], echo: Shown) -> None:
-        self.job = job
+    def __init__(self, kept: Responses, asked: _Asked, echo: Shown) -> None:
+        self.job = asked.job
         self.echo = echo
         self._kept = kept
-        self._items = items
+        self._items = asked.items
 
     async def __call__(self, response: Shown, event_log: EventLog) -> None:
         await self.write(response, event_log.job)

@@ -53,7 +53,7 @@ def shown_logprobs(sampled: Iterable[protocol.TokenLogprob]) -> list[Shown]:
     ]
 
 
-def _logprob(token: str, logprob: float) -> Shown:
+def _logprob(token: str, logprob: float | None) -> Shown:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 

@@ -194,3 +194,12 @@ class ResponseView(OpenAIView):
         if number <= self._after:
             return b""
         return sse(_json.encode({"type": name, "sequence_number": number, **values}), name)
+
+
+class InputTokensView(OpenAIView):
+    """Shows how many tokens a response would be made from."""
+
+    def body(self) -> bytes:
+        done = self._event_log.final
+        assert isinstance(done, protocol.TextDone)
+        return _json.encode({"object": "response.input_tokens", "input_tokens": done.prompt_tokens})

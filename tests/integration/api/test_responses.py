@@ -271,6 +271,14 @@ def test_response_that_fails_late_says_so_in_its_stream(client: openai.OpenAI) -
     assert client.responses.retrieve(last.response.id).status == "failed"
 
 
+def test_input_tokens_are_counted(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="demo", input="one two")
+    count = client.responses.input_tokens.count(
+        model="demo", input="three", previous_response_id=first.id, instructions="four"
+    )
+    assert (count.object, count.input_tokens) == ("response.input_tokens", 4 + len(TEXT.split()))
+
+
 def test_response_errors_are_openai_s(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.responses.create(model="nope", input="a")
