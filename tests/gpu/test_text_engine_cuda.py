@@ -90,7 +90,7 @@ def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
     prompts = {}
     for one in jobs:
         prepared = engine.prepare(one)
-        prompts[one.id] = prepared.prompt
+        prompts[one.id] = prepared.prompts[0].ids
         engine.submit(prepared)
     ends = [event for event in run_to_end(engine) if isinstance(event, TextDone)]
     engine.close()

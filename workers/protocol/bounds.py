@@ -8,6 +8,9 @@ from typing import Annotated
 from msgspec import Meta
 
 MOST_MESSAGE = 4096  #: characters
+#: Logprobs of one answer, those of alternatives included: they come in one piece in the end.
+MOST_LOGPROBS = 350_000
+MOST_SEQUENCES = 128  #: that one text job makes
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, Meta(ge=0, le=2**50)]  #: bytes

@@ -78,15 +78,23 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: str | None = None  #: what an assistant thought before its content
 
 
+Prompt = str | tuple[int, ...]  #: a text or its tokens
+
+
 class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaults=True):
-    """Generate text from a prompt, or from messages through the model's chat template."""
+    """Generate text from a prompt, or from messages through the model's chat template.
+
+    Of ``prompts`` each is answered by itself: choice ``p * n + i`` is the i-th one of prompt p.
+    """
 
     id: str
     prompt: str | None = None
+    prompts: tuple[Prompt, ...] = ()  #: in place of ``prompt``
     messages: tuple[ChatMessage, ...] | None = None
     sampling: Sampling
     n: int = 1  #: how many choices to answer with, for each prompt
-    best_of: int | None = None  #: how many to make; the n likeliest by token are told
+    #: how many to make for each prompt; the n likeliest by token are told, and no piece before
+    best_of: int | None = None
     echo: bool = False  #: the text of a choice begins with its prompt
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"  #: or none, required, or the name of a tool
@@ -97,11 +105,21 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
     stream: bool = True  #: without it, only the final event is sent
 
+    @property
+    def choices(self) -> int:
+        """The number of texts to answer with."""
+        return self.n * max(1, len(self.prompts))
+
+    @property
+    def sequences(self) -> int:
+        """The number of texts to make."""
+        return (self.best_of or self.n) * max(1, len(self.prompts))
+
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     id: Count
-    logprob: Number
+    logprob: Number | None  #: None for the first token of a prompt, which follows nothing
     top: tuple[tuple[str, Count, Number], ...] = ()  #: (token, id, logprob), best first
 
 

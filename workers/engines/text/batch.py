@@ -43,7 +43,8 @@ class Batch:
     slots: Tensor  #: [tokens], where in the cache their keys and values go
     decodes: list[DecodeGroup]
     prompts: list[PromptPiece]
-    sampled: Tensor | None  #: [rows] tokens whose logits are wanted; None: all of them
+    #: [rows] tokens whose logits are wanted, first those that are sampled from; None: all of them
+    sampled: Tensor | None
     order: list[Chunk]  #: the chunks that sample, in the order of their logits
     elsewhere: "dict[torch.device, Batch]" = field(default_factory=dict)  #: copies, see ``on``
 
@@ -92,6 +93,7 @@ class BatchBuilder:
             self._add_tokens(chunk, *numbers)
         ids, positions, slots = torch.tensor(numbers, device=self._device).unbind()
         last = [*range(len(decodes)), *_last_rows(len(decodes), plan.prefills)]
+        last += _scored_rows(len(decodes), plan.prefills)
         return Batch(
             ids=ids,
             positions=positions,
@@ -176,4 +178,13 @@ def _last_rows(start: int, chunks: Sequence[Chunk]) -> list[int]:
         start += chunk.end - chunk.start
         if chunk.samples:
             rows.append(start - 1)
+    return rows
+
+
+def _scored_rows(start: int, chunks: Sequence[Chunk]) -> list[int]:
+    """Return the rows of the prompts' tokens whose logits are wanted, chunk after chunk."""
+    rows: list[int] = []
+    for chunk in chunks:
+        rows += range(start, start + chunk.scored)
+        start += chunk.end - chunk.start
     return rows

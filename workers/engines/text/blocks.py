@@ -16,7 +16,10 @@ class NoFreeBlocks(Exception):
 
 
 class BlockAllocator:
-    """Hands out the blocks 1 to ``total``; each holds ``block_size`` tokens of one sequence."""
+    """Hands out the blocks 1 to ``total``; each holds ``block_size`` tokens of one sequence.
+
+    Sequences that begin alike may share full blocks: one is free once all have released it.
+    """
 
     def __init__(self, total: int, block_size: int) -> None:
         if total < 1 or block_size < 1:
@@ -24,7 +27,7 @@ class BlockAllocator:
         self.total = total
         self.block_size = block_size
         self._free = deque(range(1, total + 1))
-        self._used: set[int] = set()
+        self._holders: dict[int, int] = {}  #: of each block in use, how many sequences hold it
 
     @property
     def free_count(self) -> int:
@@ -32,7 +35,7 @@ class BlockAllocator:
 
     @property
     def used_count(self) -> int:
-        return len(self._used)
+        return len(self._holders)
 
     def blocks_for(self, tokens: int) -> int:
         """Count the blocks that so many tokens of one sequence take."""
@@ -43,16 +46,26 @@ class BlockAllocator:
         if count > len(self._free):
             raise NoFreeBlocks(f"{count} blocks asked for, {len(self._free)} free")
         blocks = [self._free.popleft() for _ in range(count)]
-        self._used.update(blocks)
+        self._holders.update(dict.fromkeys(blocks, 1))
         return blocks
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Hold blocks once more. Raises ValueError for one that is not in use."""
+        for block in blocks:
+            if block not in self._holders:
+                raise ValueError(f"block {block} is not in use")
+            self._holders[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
         """Give blocks back. Raises ValueError for one that is not in use."""
         for block in blocks:
-            if block not in self._used:
+            holders = self._holders.pop(block, 0)
+            if not holders:
                 raise ValueError(f"block {block} is not in use")
-            self._used.remove(block)
-            self._free.append(block)
+            if holders > 1:
+                self._holders[block] = holders - 1
+            else:
+                self._free.append(block)
 
     def books(self) -> dict[str, int]:
         """Count the blocks: ``free`` and ``used`` add up to ``total`` at any time."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from workers.engines.text.gumbel import gumbel_noise
 from workers.engines.text.sampling_params import upload
-from workers.engines.text.truncation import Truncation, more_candidates
+from workers.engines.text.truncation import Truncation, more_candidates, untypical
 
 _NEVER = float("-inf")
 #: The token of a row whose nucleus is larger than the candidates that were looked at.
@@ -44,8 +44,16 @@ class Draw:
             return self.noisy.argmax(dim=-1)
         threshold, undecided = self._thresholds(groups)
         self.noisy.masked_fill_(self.scaled < threshold, _NEVER)
+        if self.truncation.typical is not None:
+            self._keep_typical(threshold, *self.truncation.typical)
         tokens = self.noisy.argmax(dim=-1)
         return tokens if undecided is None else tokens.masked_fill_(undecided[:, 0], UNDECIDED)
+
+    def _keep_typical(self, threshold: Tensor, rows: Tensor, typical_p: Tensor) -> None:
+        """Rule out what is not typical in some rows, of what their thresholds leave."""
+        scaled, threshold = self.scaled[rows], threshold[rows]
+        out = untypical(scaled.masked_fill(scaled < threshold, _NEVER), typical_p)
+        self.noisy[rows] = self.noisy[rows].masked_fill_(out, _NEVER)
 
     def choose_again(self, rows: Sequence[int]) -> list[int]:
         """Choose for undecided rows, among more and more candidates. -> their tokens

@@ -13,12 +13,13 @@ from workers.engines.activity import FirstUse, busy_with
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.detokenizer import DetokenizerFactory
+from workers.engines.text.generation import Generation
 from workers.engines.text.loading import LoadedModel, load, private_copy
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
-from workers.engines.text.sampler import Choice, Sampler
-from workers.engines.text.scheduler import Chunk, Plan, Scheduler
+from workers.engines.text.sampler import Choice, Logprobs, Sampler, logprobs_of
+from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
 from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 #: read it from a slow disk or compile it.
 _CUDA_STEP_TIMEOUT = 60.0
 _BLOCK_SIZE = 16
+
+Scores = list[tuple[Chunk, list[Logprobs]]]
 
 
 class TextEngine:
@@ -55,6 +58,7 @@ class TextEngine:
         self._sampler = Sampler()
         self._first_use = FirstUse()
         self._requests: JobTable[Request] = JobTable()
+        self._generations: dict[Sequence, Generation] = {}  #: those that go on, of all requests
 
     def load(self, spec: Load, progress: Callable[[float], None]) -> Ready:
         progress(0.0)
@@ -118,7 +122,7 @@ class TextEngine:
             self.submit(job)
         while self._requests:
             self.step()
-        return len(jobs[0].prompt)
+        return len(jobs[0].prompts[0].ids)
 
     def _pace(self, ready: Ready) -> None:
         """Take smaller steps where a full one would hold up the answers that run for long."""
@@ -140,7 +144,9 @@ class TextEngine:
             vocab_size=self._loaded.vocab_size,
         )
         self._requests[prepared.job.id] = request
-        self._scheduler.add(request.sequence)
+        for generation in request.generations:
+            self._generations[generation.sequence] = generation
+            self._scheduler.add(generation.sequence)
 
     def cancel(self, job_id: str) -> None:
         self._requests.cancel(job_id)
@@ -150,7 +156,8 @@ class TextEngine:
         if not self._requests:
             return events
         plan = self._scheduler.schedule()
-        events += [self._requests[sequence.id].started() for sequence in plan.started]
+        for sequence in plan.started:
+            events += self._requests[sequence.id].begin()
         if not plan.chunks:
             return events
         return events + self._run(plan)
@@ -160,14 +167,16 @@ class TextEngine:
         computed = self._try(plan)
         if computed is None:
             return self._run_in_parts(plan)
-        order, choices = computed
+        order, choices, scores = computed
         self._scheduler.commit(plan)
+        for chunk, found in scores:
+            self._generations[chunk.sequence].score(chunk.start, found)
         events: list[Event] = []
         for chunk, choice in zip(order, choices, strict=True):
             events += self._advance(chunk, choice)
         return events
 
-    def _try(self, plan: Plan) -> tuple[list[Chunk], list[Choice]] | None:
+    def _try(self, plan: Plan) -> tuple[list[Chunk], list[Choice], Scores] | None:
         """Compute a plan; returns None if memory does not suffice.
 
         The error ends here: its traceback holds on to all that the failed step had computed, so
@@ -197,27 +206,60 @@ class TextEngine:
             return self._fail(plan.chunks[0])
         if plan.prefills:
             self._scheduler.limit_step(max(plan.tokens // 2, len(plan.decodes) + 1))
-        return [event for part in parts for event in self._run(part)]
+        events: list[Event] = []
+        for part in parts:
+            left = part.of(self._generations)  # the part before may have ended a request
+            events += self._run(left) if left.chunks else []
+        return events
 
     @torch.inference_mode()
-    def _compute(self, plan: Plan) -> tuple[list[Chunk], list[Choice]]:
+    def _compute(self, plan: Plan) -> tuple[list[Chunk], list[Choice], Scores]:
         order, logits = self._runner.run(plan)
+        scores = self._score(plan, logits[len(order) :])
         if not order:
-            return [], []
-        requests = [self._requests[chunk.sequence.id] for chunk in order]
-        rows = [request.sampling for request in requests]
-        return order, self._sampler.sample(logits, rows, [each.produced for each in requests])
+            return [], [], scores
+        generations = [self._generations[chunk.sequence] for chunk in order]
+        rows = [each.sampling for each in generations]
+        positions = [each.produced for each in generations]
+        return order, self._sampler.sample(logits[: len(order)], rows, positions), scores
+
+    def _score(self, plan: Plan, logits: torch.Tensor) -> Scores:
+        """Return the log-probabilities of prompts that are echoed. logits: [their tokens, vocab]"""
+        scores: Scores = []
+        start = 0
+        for chunk in plan.prefills:
+            if not chunk.scored:
+                continue
+            end = start + chunk.scored
+            told = chunk.sequence.tokens[chunk.start + 1 :][: chunk.scored]
+            tokens = torch.tensor(told, device=logits.device)
+            count = self._generations[chunk.sequence].sampling.logprobs or 0
+            found = logprobs_of(logits[start:end], tokens, [count] * len(told))
+            scores.append((chunk, found))
+            start = end
+        return scores
 
     def _advance(self, chunk: Chunk, choice: Choice) -> list[Event]:
+        generation = self._generations.get(chunk.sequence)
+        if generation is None:  # its request has ended in this very step
+            return []
         request = self._requests[chunk.sequence.id]
         if choice.token < 0:
-            self._runner.scrub(chunk.sequence.blocks)
+            for each in request.generations:
+                self._runner.scrub(each.sequence.blocks)
             self._forget(request)
             return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
-        events = request.accept(choice)
+        events = request.accept(generation, choice)
+        if generation.ended:
+            self._end(generation)
         if request.ended:
             self._forget(request)
         return events
+
+    def _end(self, generation: Generation) -> None:
+        del self._generations[generation.sequence]
+        self._scheduler.remove(generation.sequence)
+        self._sampler.release(generation.sampling)
 
     def _end_cancelled(self, request: Request) -> Event:
         self._forget(request)
@@ -230,8 +272,9 @@ class TextEngine:
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]
-        self._scheduler.remove(request.sequence)
-        self._sampler.release(request.sampling)
+        for generation in request.generations:
+            if generation.sequence in self._generations:
+                self._end(generation)
 
     @property
     def in_flight(self) -> int:
@@ -249,6 +292,7 @@ class TextEngine:
 
     def close(self) -> None:
         self._requests.clear()
+        self._generations.clear()
         if hasattr(self, "_runner"):
             self._runner.close()
 

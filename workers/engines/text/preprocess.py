@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +10,23 @@ from workers.context_length import context_length_error
 from workers.engines.base import Refused
 from workers.engines.text.loading import is_panic
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
-from workers.protocol import TextJob
+from workers.protocol import Prompt, TextJob
+from workers.protocol.bounds import MOST_LOGPROBS
 
 _LONGEST_PROMPT = 16_000_000  #: characters; tokenizers take about a hundred bytes for each
 
 
 @dataclass(slots=True, frozen=True)
+class PreparedPrompt:
+    ids: list[int]
+    max_tokens: int
+    text: str = ""  #: of the prompt, if it is to be echoed
+
+
+@dataclass(slots=True, frozen=True)
 class PreparedJob:
     job: TextJob
-    prompt: list[int]
-    max_tokens: int
+    prompts: list[PreparedPrompt]
     seed: int
 
 
@@ -43,27 +51,44 @@ class Preprocessor:
 
     def prepare(self, job: TextJob) -> PreparedJob:
         """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST."""
-        self._check_bias(job)
-        param = "prompt" if job.messages is None else "messages"
-        prompt = self._tokens(job, param)
+        self._check_tokens(job.sampling.logit_bias, "logit_bias")
+        self._check_tokens(job.sampling.stop_token_ids, "stop_token_ids")
+        prompts: list[PreparedPrompt] = []
+        for given in job.prompts or (job.prompt,):
+            prompts.append(self._prepare_prompt(job, given))
+            _check_scores(job, prompts)
         seed = job.sampling.seed
         return PreparedJob(
-            job=job,
-            prompt=prompt,
-            max_tokens=self._fit(job, len(prompt), param),
-            seed=secrets.randbits(63) if seed is None else seed,
+            job=job, prompts=prompts, seed=secrets.randbits(63) if seed is None else seed
         )
 
-    def _check_bias(self, job: TextJob) -> None:
-        wrong = [t for t in job.sampling.logit_bias if not 0 <= t < self._vocab_size]
-        if wrong:
+    def _prepare_prompt(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
+        param = "prompt" if job.messages is None else "messages"
+        if isinstance(given, tuple):
+            self._check_tokens(given, param)
+            ids = list(given) or self._beginning(param)
+        else:
+            ids = self._tokens(job, given or "", param)
+        text = ""
+        if job.echo:
+            text = self._decode(ids) if isinstance(given, tuple) else given or ""
+        return PreparedPrompt(ids, self._fit(job, len(ids), param), text)
+
+    def _decode(self, ids: list[int]) -> str:
+        with self._lock:
+            text: str = self._tokenizer.decode(ids)
+        return text
+
+    def _check_tokens(self, tokens: Iterable[int], param: str) -> None:
+        wrong = next((each for each in tokens if not 0 <= each < self._vocab_size), None)
+        if wrong is not None:
             raise Refused(
                 "INVALID_REQUEST",
-                f"logit_bias names the token {wrong[0]}; this model has {self._vocab_size}.",
-                param="logit_bias",
+                f"{param} names the token {wrong}; this model has {self._vocab_size}.",
+                param=param,
             )
 
-    def _tokens(self, job: TextJob, param: str) -> list[int]:
+    def _tokens(self, job: TextJob, prompt: str, param: str) -> list[int]:
         # A token is at most so many characters, so a longer text cannot fit the context.
         most = min(_LONGEST_PROMPT, self._longest_token * self._max_context)
         if job.messages is not None:
@@ -73,7 +98,7 @@ class Preprocessor:
                 )
             text = self._template.render(job.messages, most)
         else:
-            text = job.prompt or ""
+            text = prompt
         if len(text) > most:
             tokens = -(-len(text) // self._longest_token)
             raise self._too_long(job, tokens, param, at_least=True)
@@ -122,3 +147,19 @@ class Preprocessor:
             self._max_context, prompt_tokens, max_tokens=asked, at_least=at_least
         )
         return Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
+
+
+def _check_scores(job: TextJob, prompts: list[PreparedPrompt]) -> None:
+    """Raise Refused if the echoed prompts have more log-probabilities than an answer may hold."""
+    if not job.echo or job.sampling.logprobs is None:
+        return
+    of_each = job.n * (1 + job.sampling.logprobs)
+    most = MOST_LOGPROBS // of_each
+    tokens = sum(len(each.ids) + each.max_tokens for each in prompts)
+    if tokens > most:
+        raise Refused(
+            "INVALID_REQUEST",
+            f"With echo and these logprobs prompts and texts may have {most} tokens together.",
+            param="logprobs",
+            details={"tokens": tokens},
+        )

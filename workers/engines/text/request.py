@@ -1,29 +1,25 @@
-"""A running request takes sampled tokens and returns events."""
+"""A running request makes the texts of a job and returns its events."""
 
-from typing import Literal
+from itertools import count
+from typing import Any
+
+import msgspec
 
 from workers.codes import Code
-from workers.engines.stop_strings import StopFinder
 from workers.engines.text.detokenizer import DetokenizerFactory
-from workers.engines.text.preprocess import PreparedJob
-from workers.engines.text.sampler import Choice, Logprobs
+from workers.engines.text.generation import Generation
+from workers.engines.text.preprocess import PreparedJob, PreparedPrompt
+from workers.engines.text.sampler import Choice
 from workers.engines.text.sampling_params import SamplingParams
 from workers.engines.text.scheduler import Sequence
-from workers.protocol import (
-    Cancelled,
-    Event,
-    Failed,
-    Started,
-    TextChoice,
-    TextDelta,
-    TextDone,
-    TextJob,
-    TokenLogprob,
-)
+from workers.protocol import Cancelled, Event, Failed, Started, TextDone, TextJob
 
 
 class Request:
-    """Holds the state of a job between its submission and its final event."""
+    """Holds the state of a job between its submission and its final event.
+
+    ``generations`` holds those of the first prompt, then those of the next one.
+    """
 
     def __init__(
         self,
@@ -33,25 +29,67 @@ class Request:
         eos_ids: frozenset[int],
         vocab_size: int,
     ) -> None:
-        self.job: TextJob = prepared.job
-        sampling = prepared.job.sampling
-        prompt = prepared.prompt
-        self.sequence = Sequence(self.job.id, list(prompt))
-        self.sampling = SamplingParams(sampling, prepared.seed, prompt, vocab_size)
-        self.produced = 0
+        job: TextJob = prepared.job
+        self.job = job
         self.ended = False
-        self._prompt_tokens = len(prompt)
-        self._max_tokens = prepared.max_tokens
-        self._ends = frozenset() if sampling.ignore_eos else eos_ids
+        self._seed = prepared.seed
         self._factory = factory
-        self._detokenizer = factory.new()
-        self._stops = StopFinder(sampling.stop)
-        self._text: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._logprobs_sent = 0
+        self._vocab_size = vocab_size
+        self._of_each = job.best_of or job.n
+        self._ranks = self._of_each > job.n
+        self._ends = frozenset(job.sampling.stop_token_ids)
+        if not job.sampling.ignore_eos:
+            self._ends |= eos_ids
+        self._started = False
+        self._prompt_tokens = sum(len(each.ids) for each in prepared.prompts)
+        numbers = count()
+        self.generations = [
+            each for prompt in prepared.prompts for each in self._generations(prompt, numbers)
+        ]
+        self._running = len(self.generations)
 
-    def started(self) -> Started:
-        return Started(id=self.job.id, prompt_tokens=self._prompt_tokens)
+    def _generations(self, prompt: PreparedPrompt, numbers: "count[int]") -> list[Generation]:
+        """Make the generations of a prompt, which share what is computed of it."""
+        job, sampling = self.job, self.job.sampling
+        if self._ranks and sampling.logprobs is None:
+            sampling = msgspec.structs.replace(sampling, logprobs=0)
+        holders: list[Sequence] | None = [] if self._of_each > 1 else None
+        scores = job.echo and sampling.logprobs is not None
+        settings: dict[str, Any] = {
+            "max_tokens": prompt.max_tokens,
+            "ends": self._ends,
+            "streams": job.stream and not self._ranks,
+            "echo": prompt.text if job.echo else "",
+        }
+        return [
+            Generation(
+                Sequence(job.id, list(prompt.ids), len(prompt.ids), scores=scores, holders=holders),
+                SamplingParams(
+                    sampling,
+                    self._seed,
+                    prompt.ids,
+                    self._vocab_size,
+                    choice=number,
+                    ends=self._ends,
+                ),
+                sampling,
+                self._factory,
+                number=next(numbers),
+                **settings,
+            )
+            for number in range(self._of_each)
+        ]
+
+    @property
+    def produced(self) -> int:
+        return sum(each.produced for each in self.generations)
+
+    def begin(self) -> list[Event]:
+        """Return the event of the job's start, once."""
+        if self._started:
+            return []
+        self._started = True
+        return [Started(id=self.job.id, prompt_tokens=self._prompt_tokens)]
 
     def cancelled(self) -> Cancelled:
         return Cancelled(
@@ -61,52 +99,35 @@ class Request:
     def failed(self, code: Code, message: str) -> Failed:
         return Failed(id=self.job.id, code=code, message=message)
 
-    def accept(self, choice: Choice) -> list[Event]:
+    def accept(self, generation: Generation, choice: Choice) -> list[Event]:
         """Take a sampled token; returns its text, if any, and the final event at the end."""
-        self.sequence.tokens.append(choice.token)
-        self.produced += 1
-        if choice.logprobs is not None:
-            self._logprobs.append(self._named(choice.token, choice.logprobs))
-        ended = choice.token in self._ends
-        text = "" if ended else self._stops.push(self._detokenizer.push(choice.token))
-        reason = self._reason(ended)
-        if reason is not None and not self._stops.stopped:
-            text += self._stops.push(self._detokenizer.flush())
-            text += self._stops.flush()
-        events: list[Event] = []
-        if text:
-            self._text.append(text)
-            if self.job.stream:
-                events.append(self._token(text))
-        if reason is not None:
-            self.ended = True
-            # The last bytes may complete a stop string: then that is why it ended.
-            events.append(self._done("stop" if self._stops.stopped else reason))
+        delta = generation.accept(choice)
+        events: list[Event] = [] if delta is None else [delta]
+        if generation.ended:
+            self._running -= 1
+            if not self._running:
+                self.ended = True
+                events.append(self._done())
         return events
 
-    def _reason(self, ended: bool) -> Literal["stop", "length"] | None:
-        if ended or self._stops.stopped:
-            return "stop"
-        return "length" if self.produced >= self._max_tokens else None
-
-    def _token(self, text: str) -> TextDelta:
-        new = tuple(self._logprobs[self._logprobs_sent :])
-        self._logprobs_sent = len(self._logprobs)
-        return TextDelta(id=self.job.id, text=text, index=self.produced - 1, logprobs=new)
-
-    def _done(self, reason: Literal["stop", "length"]) -> TextDone:
+    def _done(self) -> TextDone:
+        choices = [each.finished() for each in self._told()]
+        if self._ranks and self.job.sampling.logprobs is None:
+            choices = [msgspec.structs.replace(each, logprobs=()) for each in choices]
         return TextDone(
             id=self.job.id,
-            choices=(
-                TextChoice(
-                    text="".join(self._text), finish_reason=reason, logprobs=tuple(self._logprobs)
-                ),
-            ),
+            choices=tuple(choices),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self.produced,
         )
 
-    def _named(self, token: int, logprobs: Logprobs) -> TokenLogprob:
-        name = self._factory.token_text
-        top = tuple((name(other), other, logprob) for other, logprob in logprobs.top)
-        return TokenLogprob(token=name(token), id=token, logprob=logprobs.chosen, top=top)
+    def _told(self) -> list[Generation]:
+        """Return the generations to tell: of each prompt the likeliest by token, best first."""
+        if not self._ranks:
+            return self.generations
+        of_each, told = self._of_each, []
+        for start in range(0, len(self.generations), of_each):
+            made = self.generations[start : start + of_each]
+            made.sort(key=lambda each: -each.likelihood())
+            told += made[: self.job.n]
+        return told

@@ -139,7 +139,7 @@ class Sampler:
     def _adjust(
         self, logits: Tensor, rows: Sequence[SamplingParams], sent: dict[str, Tensor]
     ) -> Tensor:
-        """Apply penalties, then biases. -> [rows, vocab] float32"""
+        """Apply penalties, then biases, and rule out ends too early. -> [rows, vocab] float32"""
         adjusted = logits.float()
         picked = sent["penalised"]
         if len(picked):
@@ -148,6 +148,9 @@ class Sampler:
         if len(sent["bias"]):
             places = sent["bias_rows"] * adjusted.shape[1] + sent["bias_tokens"]
             adjusted = adjusted.reshape(-1).index_add(0, places, sent["bias"]).view_as(adjusted)
+        if len(sent["barred"]):
+            places = sent["barred_rows"] * adjusted.shape[1] + sent["barred"]
+            adjusted = adjusted.reshape(-1).index_fill(0, places, -inf).view_as(adjusted)
         return adjusted
 
 
@@ -185,6 +188,13 @@ def _send(
     drawn = [rows[index] for index in random]
     weakened = [rows[index] for index in penalised]
     biased = [(index, row.bias) for index, row in enumerate(rows) if row.bias]
+    typical = [index for index, row in enumerate(drawn) if row.typical_p < 1.0]
+    barred = [
+        (index, token)
+        for index, row in enumerate(rows)
+        if row.barred and positions[index] < row.min_tokens
+        for token in row.barred
+    ]
     return upload(
         logits.device,
         floats={
@@ -195,6 +205,7 @@ def _send(
             "presence": _unless([row.presence for row in weakened], 0.0),
             "frequency": _unless([row.frequency for row in weakened], 0.0),
             "bias": [value for _, bias in biased for value in bias.values()],
+            "typical_p": [drawn[index].typical_p for index in typical],
         },
         ints={
             "random": random,
@@ -204,6 +215,9 @@ def _send(
             "slots": slots,
             "bias_rows": [index for index, bias in biased for _ in bias],
             "bias_tokens": [token for _, bias in biased for token in bias],
+            "barred_rows": [index for index, _ in barred],
+            "barred": [token for _, token in barred],
+            "typical": typical,
             "wanted": [index for index, row in enumerate(rows) if row.logprobs is not None],
             **{str(count): members for count, members in groups.items()},
         },
@@ -222,7 +236,9 @@ def _pick(logits: Tensor, rows: Tensor) -> Tensor:
 
 def _draw(logits: Tensor, sent: dict[str, Tensor]) -> Draw:
     """Set up the draw of logits [rows that are drawn, vocab]."""
-    truncation = Truncation(*_columns(sent, "top_k", "top_p", "min_p"))
+    typical = (sent["typical"], sent["typical_p"].unsqueeze(1)) if len(sent["typical"]) else None
+    top_k, top_p, min_p = _columns(sent, "top_k", "top_p", "min_p")
+    truncation = Truncation(top_k, top_p, min_p, typical)
     return Draw.of(logits, sent["temperature"], sent["keys"].view(-1, 2), truncation)
 
 
@@ -239,17 +255,26 @@ def _logprobs(pending: PendingSample) -> dict[int, Logprobs]:
     """Return log-probabilities by the index of the row, for rows that ask for them."""
     if pending.wanted is None:
         return {}
-    logprobs = pending.logits.index_select(0, pending.wanted).float().log_softmax(dim=-1)
     tokens = pending.tokens.index_select(0, pending.wanted).clamp_(min=0)
     counts = {i: row.logprobs for i, row in enumerate(pending.rows) if row.logprobs is not None}
-    most = min(max(_TOP_LOGPROBS, *counts.values()), logprobs.shape[1])
+    found = logprobs_of(pending.logits.index_select(0, pending.wanted), tokens, [*counts.values()])
+    return dict(zip(counts, found, strict=True))
+
+
+def logprobs_of(logits: Tensor, tokens: Tensor, counts: Sequence[int]) -> list[Logprobs]:
+    """Return the log-probability of a token of each row, beside those of its best ones.
+
+    logits: [rows, vocab]; tokens: [rows] int64; counts: of alternatives, for each row.
+    """
+    logprobs = logits.float().log_softmax(dim=-1)
+    most = min(max(_TOP_LOGPROBS, *counts), logprobs.shape[1])
     values, ids = logprobs.topk(most, dim=-1)
     values = values.clamp_(min=_LEAST_LOGPROB)
     chosen = logprobs.gather(1, tokens.unsqueeze(1)).clamp_(min=_LEAST_LOGPROB)
     found = torch.cat((chosen.view(torch.int32), values.view(torch.int32), ids.int()), 1).cpu()
     numbers = found[:, : most + 1].contiguous().view(torch.float32).tolist()
     names = found[:, most + 1 :].tolist()
-    return {
-        index: Logprobs(own, list(zip(name[:count], top[:count], strict=True)))
-        for (index, count), (own, *top), name in zip(counts.items(), numbers, names, strict=True)
-    }
+    return [
+        Logprobs(own, list(zip(name[:count], top[:count], strict=True)))
+        for count, (own, *top), name in zip(counts, numbers, names, strict=True)
+    ]

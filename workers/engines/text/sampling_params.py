@@ -13,11 +13,23 @@ from workers.protocol import Sampling
 class SamplingParams:
     """Holds the settings of one request, in the form that a step needs them."""
 
-    def __init__(self, sampling: Sampling, seed: int, prompt: Sequence[int], vocab: int) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        seed: int,
+        prompt: Sequence[int],
+        vocab: int,
+        *,
+        choice: int = 0,
+        ends: frozenset[int] = frozenset(),
+    ) -> None:
+        """``choice``: of several with the same seed; ``ends``: tokens not to sample before
+        min_tokens."""
         self.temperature = sampling.temperature
         self.top_k = sampling.top_k if sampling.top_k and sampling.top_k < vocab else None
         self.top_p = sampling.top_p
         self.min_p = sampling.min_p
+        self.typical_p = sampling.typical_p
         self.repetition = sampling.repetition_penalty
         self.presence = sampling.presence_penalty
         self.frequency = sampling.frequency_penalty
@@ -26,9 +38,17 @@ class SamplingParams:
         self.prompt = prompt
         self.greedy = sampling.temperature == 0.0
         self.penalised = (self.repetition, self.presence, self.frequency) != (1.0, 0.0, 0.0)
+        self.min_tokens = sampling.min_tokens
+        self.barred = sorted(each for each in ends if each < vocab) if self.min_tokens else []
         #: Only the arg max is needed: no copy of the logits, nothing to send to the device.
-        self.plain = self.greedy and not self.penalised and not self.bias and self.logprobs is None
-        self._seed = seed
+        self.plain = (
+            self.greedy
+            and not self.penalised
+            and not self.bias
+            and not self.barred
+            and self.logprobs is None
+        )
+        self._seed = f"{seed}/{choice}" if choice else str(seed)
 
     def keys(self, position: int) -> tuple[int, int]:
         """Return two signed 32-bit numbers that are this row's own at this position."""

@@ -3,9 +3,14 @@
 One token budget per step: first the sequences that wait for one token only (decode), then the
 prompts, in pieces that fill what is left. When blocks run out, the youngest sequence loses its
 blocks (preemption) and is computed again later from its prompt and its own tokens.
+
+A job may have several sequences. Each job has a row before another has its second one: if rows or
+blocks lack for that, the youngest sequence of the job that has most rows is preempted. Sequences of
+one prompt share its full blocks: the first computes them while the others wait.
 """
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from workers.engines.text.blocks import BlockAllocator
@@ -13,13 +18,16 @@ from workers.engines.text.blocks import BlockAllocator
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Holds the tokens of one request and how far they are in the cache."""
+    """Holds the tokens of one text of a job and how far they are in the cache."""
 
-    id: str
+    id: str  #: of the job
     tokens: list[int]  #: the prompt, then every sampled token
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  #: tokens whose keys and values are in ``blocks``
     started: bool = False  #: was part of a plan at least once
+    scores: bool = False  #: the logits at the prompt's tokens are wanted, too
+    #: the running sequences of the same prompt, oldest first; None: there is no other
+    holders: "list[Sequence] | None" = None
 
     @property
     def pending(self) -> int:
@@ -34,6 +42,13 @@ class Chunk:
     start: int
     end: int
     samples: bool
+
+    @property
+    def scored(self) -> int:
+        """Count the tokens whose logits are wanted beside the last: each tells the next one's."""
+        if not self.sequence.scores:
+            return 0
+        return max(0, min(self.end, self.sequence.prompt_length - 1) - self.start)
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,6 +67,11 @@ class Plan:
     @property
     def tokens(self) -> int:
         return sum(chunk.end - chunk.start for chunk in self.chunks)
+
+    def of(self, sequences: Container[Sequence]) -> "Plan":
+        """Return what it plans of these sequences."""
+        decodes = [chunk for chunk in self.decodes if chunk.sequence in sequences]
+        return Plan(decodes, [c for c in self.prefills if c.sequence in sequences], [], [])
 
     def halves(self) -> "list[Plan]":
         """Split into two plans of half the chunks each.
@@ -75,6 +95,8 @@ class Plan:
         return [Plan([], [first], [], [])]
 
 
+#: Prompts' tokens of a step whose logits are wanted: they are as wide as the vocabulary, each.
+_SCORED_TOKENS = 256
 _CAUTIOUS_STEPS = 256  #: steps after which a limit that memory set is tried at twice its size
 
 
@@ -96,6 +118,8 @@ class Scheduler:
         self._watermark = int(allocator.total * watermark)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  #: oldest first
+        self._rows: Counter[str] = Counter()  #: of the running sequences, by their job
+        self._scored_left = 0  #: tokens that this step may still score
 
     @property
     def running_count(self) -> int:
@@ -134,21 +158,22 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is, and free its blocks."""
         if sequence in self._running:
-            self._running.remove(sequence)
+            self._leave(sequence)
         else:
             self._waiting.remove(sequence)
-        self._free(sequence)
 
     def schedule(self) -> Plan:
         """Plan a step, and reserve the blocks that it writes to."""
-        preempted: list[Sequence] = []
+        self._scored_left = _SCORED_TOKENS
+        preempted = self._make_way()
+        made_way = len(preempted)
         decodes = self._plan_decodes(preempted)
         budget = self._step_tokens - len(decodes)
         prefills = self._plan_running_prefills(budget)
         if not decodes and not prefills and len(self._running) > 1:
             prefills = self._unblock_oldest(preempted)
         budget -= sum(chunk.end - chunk.start for chunk in prefills)
-        if not preempted:
+        if len(preempted) == made_way:
             prefills += self._admit(budget)
         started = [c.sequence for c in prefills if not c.sequence.started]
         for sequence in started:
@@ -173,12 +198,34 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
         """Reserve the block of the next token; preempt younger sequences if need be."""
         while not self._grow(sequence, 1):
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            preempted.append(youngest)
-            if youngest is sequence:
+            place = self._running.index(sequence)  # those before it are in the plan
+            victim = self._of_most_rows(self._running[place:])
+            self._preempt(victim)
+            preempted.append(victim)
+            if victim is sequence:
                 return False
         return True
+
+    def _of_most_rows(self, sequences: list[Sequence]) -> Sequence:
+        """Return the youngest of those whose job has most rows."""
+        return max(reversed(sequences), key=lambda each: self._rows[each.id])
+
+    def _make_way(self) -> list[Sequence]:
+        """Preempt sequences of jobs with several rows for the first one of a job that has none."""
+        made_way: list[Sequence] = []
+        if len(self._rows) == len(self._running) or not self._waiting:
+            return made_way  # no job has several
+        first = next((each for each in self._waiting if not self._rows[each.id]), None)
+        while first is not None and not self._has_room(first):
+            victim = self._of_most_rows(self._running)
+            if self._rows[victim.id] < 2:
+                break
+            self._preempt(victim)
+            made_way.append(victim)
+        return made_way
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        return len(self._running) < self._max_rows and self._fits(sequence, 0)
 
     def _plan_running_prefills(self, budget: int) -> list[Chunk]:
         chunks = []
@@ -204,23 +251,83 @@ class Scheduler:
     def _admit(self, budget: int) -> list[Chunk]:
         chunks = []
         while self._waiting and budget > 0 and len(self._running) < self._max_rows:
-            sequence = self._waiting[0]
-            if not self._fits(sequence):
+            sequence = self._next()
+            if sequence is None:
                 break
-            self._waiting.popleft()
-            self._running.append(sequence)
+            shared = self._shared(sequence)
+            if not self._fits(sequence, len(shared)):
+                break
+            self._waiting.remove(sequence)
+            self._enter(sequence, shared)
             chunk = self._prefill(sequence, budget)
             if chunk:
                 budget -= chunk.end - chunk.start
                 chunks.append(chunk)
         return chunks
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _next(self) -> Sequence | None:
+        """Return the sequence to admit next: the first one of the job that has the fewest rows.
+
+        One whose prompt another computes just now is none. Without jobs of several sequences it is
+        the first that waits.
+        """
+        found = None
+        for sequence in self._waiting:
+            rows = self._rows[sequence.id]
+            if rows and self._awaits_prompt(sequence):
+                continue
+            if not rows:
+                return sequence
+            if found is None or rows < self._rows[found.id]:
+                found = sequence
+        return found
+
+    def _awaits_prompt(self, sequence: Sequence) -> bool:
+        holders = () if sequence.scores else sequence.holders or ()
+        return bool(holders) and all(each.computed < self._sharable(each) for each in holders)
+
+    def _sharable(self, sequence: Sequence) -> int:
+        """Count the tokens of a prompt's full blocks, without its last token: that is computed by
+        each, since its logits are what the next token is drawn from."""
+        size = self._allocator.block_size
+        return (sequence.prompt_length - 1) // size * size
+
+    def _shared(self, sequence: Sequence) -> list[int]:
+        """Return the blocks of the prompt that another sequence has computed, if they suffice."""
+        tokens = self._sharable(sequence)
+        for each in () if sequence.scores else sequence.holders or ():
+            if each.computed >= tokens:
+                return each.blocks[: tokens // self._allocator.block_size]
+        return []
+
+    def _enter(self, sequence: Sequence, shared: list[int]) -> None:
+        """Make a sequence run, with the blocks that it shares."""
+        self._allocator.share(shared)
+        sequence.blocks = list(shared)
+        sequence.computed = len(shared) * self._allocator.block_size
+        self._running.append(sequence)
+        self._rows[sequence.id] += 1
+        if sequence.holders is not None:
+            sequence.holders.append(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Make a sequence run no more, and free its blocks."""
+        self._running.remove(sequence)
+        self._rows[sequence.id] -= 1
+        if not self._rows[sequence.id]:
+            del self._rows[sequence.id]
+        if sequence.holders is not None:
+            sequence.holders.remove(sequence)
+        self._allocator.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0
+
+    def _fits(self, sequence: Sequence, shared: int) -> bool:
         """True if all of its tokens fit beside those that the running prompts still need."""
         if not self._running:
             return True
         promised = sum(self._missing_blocks(running) for running in self._running)
-        needed = self._missing_blocks(sequence) + promised + self._watermark
+        needed = self._missing_blocks(sequence) - shared + promised + self._watermark
         return needed <= self._allocator.free_count
 
     def _missing_blocks(self, sequence: Sequence) -> int:
@@ -231,8 +338,12 @@ class Scheduler:
         held = len(sequence.blocks) + self._allocator.free_count
         room = held * self._allocator.block_size - sequence.computed
         count = min(sequence.pending, budget, room)
+        if sequence.scores:
+            count = min(count, self._scored_left)
         if count < 1 or not self._grow(sequence, count):
             return None
+        if sequence.scores:
+            self._scored_left -= count
         return _chunk(sequence, count)
 
     def _grow(self, sequence: Sequence, count: int) -> bool:
@@ -245,14 +356,8 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._free(sequence)
+        self._leave(sequence)
         self._waiting.appendleft(sequence)
-
-    def _free(self, sequence: Sequence) -> None:
-        self._allocator.release(sequence.blocks)
-        sequence.blocks = []
-        sequence.computed = 0
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

@@ -1,4 +1,4 @@
-"""Truncates many rows at once: by top_k, then top_p of what is left, then min_p.
+"""Truncates many rows at once: by top_k, then top_p of what is left, then min_p, then typical_p.
 
 Everything is a threshold on the value, so equal logits share their fate and the outcome does not
 depend on how a sort breaks ties.
@@ -26,11 +26,15 @@ class Truncation:
     top_k: Tensor | None  #: [rows, 1] int64; 0: off
     top_p: Tensor | None  #: [rows, 1] float32; infinite: off
     min_p: Tensor | None  #: [rows, 1] float32; 0: off
+    #: the indices of the rows that have typical_p, and its values [of those, 1]; None: none has
+    typical: tuple[Tensor, Tensor] | None = None
 
     def of(self, rows: Tensor) -> "Truncation":
-        """Return the settings of the rows with these indices. rows: [some]"""
-        columns = (self.top_k, self.top_p, self.min_p)
-        return Truncation(*(None if each is None else each[rows] for each in columns))
+        """Return the settings of the rows with these indices, but typical_p. rows: [some]"""
+        top_k, top_p, min_p = (
+            None if each is None else each[rows] for each in (self.top_k, self.top_p, self.min_p)
+        )
+        return Truncation(top_k, top_p, min_p)
 
     def least(self, scaled: Tensor) -> Tensor:
         """Find the smallest value that min_p leaves in each row. -> [rows, 1]"""
@@ -68,14 +72,34 @@ class Truncation:
         return least, beyond & (self.top_p <= 1.0)
 
 
+def untypical(scaled: Tensor, typical_p: Tensor) -> Tensor:
+    """Find the tokens whose surprise is far from the expected one. -> [rows, vocab] bool
+
+    scaled: [rows, vocab], -inf where a token is ruled out already; typical_p: [rows, 1]. The
+    nearest ones stay whose probabilities reach typical_p together.
+    """
+    logs = scaled.log_softmax(dim=-1)
+    chances = logs.exp()
+    # Sums one after the other, so that no row depends on how many there are.
+    entropy = -(chances * logs).nan_to_num_(nan=0.0).double().cumsum(dim=-1)[:, -1:].float()
+    distance = (-logs - entropy).abs_()
+    nearest, ids = distance.sort(dim=-1)
+    reached = chances.gather(1, ids).cumsum(dim=-1)
+    last = (reached < typical_p).sum(dim=-1, keepdim=True).clamp_(max=scaled.shape[1] - 1)
+    return distance > nearest.gather(1, last)
+
+
 def by_candidates(rows: Sequence[SamplingParams], vocab: int) -> dict[int, list[int]]:
     """Group the rows (as indices) by how many candidates are looked at.
 
-    Rows that have neither top_k nor top_p are in no list.
+    Rows that have neither top_k, top_p nor typical_p are in no list. With typical_p the whole
+    nucleus must be known.
     """
     groups: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
-        if row.top_k is not None or row.top_p < 1.0:
+        if row.typical_p < 1.0:
+            groups.setdefault(vocab, []).append(index)
+        elif row.top_k is not None or row.top_p < 1.0:
             least = row.top_k or min(_NUCLEUS_CANDIDATES, vocab)
             count = next(count for count in _counts(vocab) if least <= count)
             groups.setdefault(count, []).append(index)

@@ -3,7 +3,7 @@
 Their memory is then measured with the load, and not found out by the first long prompt.
 """
 
-from workers.engines.text.preprocess import PreparedJob
+from workers.engines.text.preprocess import PreparedJob, PreparedPrompt
 from workers.protocol import Sampling, TextJob
 
 _TOKENS = 3  #: of each answer: the first comes with its prompt, the others in steps of all rows
@@ -23,8 +23,7 @@ def largest_jobs(
     return [
         PreparedJob(
             job=TextJob(id=f"warm-up {row}", prompt="", sampling=sampling, stream=False),
-            prompt=ids if row == 0 else ids[:1],
-            max_tokens=tokens,
+            prompts=[PreparedPrompt(ids if row == 0 else ids[:1], tokens)],
             seed=row,
         )
         for row in range(rows)

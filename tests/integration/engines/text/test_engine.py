@@ -121,7 +121,7 @@ def test_greedy_tokens_and_logprobs_of_several_rows_are_the_library_s(
 ) -> None:
     engine, _ = load(models["qwen3"], step_tokens=11, dtype=dtype)
     jobs = [job(str(n), prompt, logprobs=3) for n, prompt in enumerate(PROMPTS[:3])]
-    prompts = {one.id: engine.prepare(one).prompt for one in jobs}
+    prompts = {one.id: engine.prepare(one).prompts[0].ids for one in jobs}
     for name, end in run(engine, *jobs).items():
         found = distance_from_library(
             models["qwen3"], getattr(torch, dtype), "cpu", prompts[name], end
@@ -213,7 +213,8 @@ def test_events_of_one_request(llama: TextEngine) -> None:
     assert indices == sorted(set(indices))
     assert len(end.choices[0].logprobs) == 40
     assert all(
-        len(one.top) == 2 and one.top[0][2] >= one.logprob - 1e-6 for one in end.choices[0].logprobs
+        len(one.top) == 2 and one.top[0][2] >= (one.logprob or 0.0) - 1e-6
+        for one in end.choices[0].logprobs
     )
     assert [p for event in tokens for p in event.logprobs] == list(
         end.choices[0].logprobs[: indices[-1] + 1]
@@ -310,7 +311,7 @@ def test_context_that_does_not_suffice_is_refused_with_the_numbers_or_clipped(
     clipped = TextJob(
         id="a", prompt="one", sampling=Sampling(max_tokens=9999), clip_max_tokens=True
     )
-    assert llama.prepare(clipped).max_tokens < 256
+    assert llama.prepare(clipped).prompts[0].max_tokens < 256
 
 
 def test_parameters_that_would_harm_the_device_are_refused(llama: TextEngine) -> None:
@@ -333,7 +334,7 @@ def test_chat_messages_go_through_the_template(llama: TextEngine) -> None:
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": "one two"}], add_generation_prompt=True
     )
-    assert llama.prepare(chat).prompt == rendered["input_ids"]
+    assert llama.prepare(chat).prompts[0].ids == rendered["input_ids"]
 
 
 def test_chat_with_a_model_without_a_template_is_refused(tmp_path: Path) -> None:

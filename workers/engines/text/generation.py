@@ -1,0 +1,123 @@
+"""A generation turns the tokens of one sequence into one text of its job's answer."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from workers.engines.stop_strings import StopFinder
+from workers.engines.text.detokenizer import DetokenizerFactory
+from workers.engines.text.sampler import Choice, Logprobs
+from workers.engines.text.sampling_params import SamplingParams
+from workers.engines.text.scheduler import Sequence
+from workers.protocol import Sampling, TextChoice, TextDelta, TokenLogprob
+
+
+class Generation:
+    """Holds the state of one text from the submission of its job to the text's end."""
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        params: SamplingParams,
+        sampling: Sampling,
+        factory: DetokenizerFactory,
+        *,
+        number: int,
+        max_tokens: int,
+        ends: frozenset[int],
+        streams: bool,
+        echo: str = "",
+    ) -> None:
+        """``number``: of the choice; ``ends``: tokens that end it; ``streams``: its pieces are
+        told; ``echo`` is what the text begins with."""
+        self.sequence = sequence
+        self.sampling = params
+        self.number = number
+        self.produced = 0
+        self.ended = False
+        self._max_tokens = max_tokens
+        self._min_tokens = sampling.min_tokens
+        self._ends = ends
+        self._streams = streams
+        self._factory = factory
+        self._detokenizer = factory.new()
+        self._stops = StopFinder(sampling.stop)
+        self._reason: Literal["stop", "length"] = "length"
+        self._text: list[str] = []
+        self._echo = echo
+        self._prompt_logprobs: list[TokenLogprob] = []
+        if sequence.scores:
+            first = sequence.tokens[0]
+            name = factory.token_text(first)
+            self._prompt_logprobs.append(TokenLogprob(token=name, id=first, logprob=None))
+        self._logprobs: list[TokenLogprob] = []
+        self._logprobs_sent = 0
+
+    def score(self, start: int, found: Iterable[Logprobs]) -> None:
+        """Take the log-probabilities of the prompt's tokens after ``start``."""
+        tokens = self.sequence.tokens
+        del self._prompt_logprobs[start + 1 :]  # a preempted sequence is computed again
+        for place, logprobs in enumerate(found, start + 1):
+            self._prompt_logprobs.append(self._named(tokens[place], logprobs))
+
+    def accept(self, choice: Choice) -> TextDelta | None:
+        """Take a sampled token; returns the text to stream now, if there is any."""
+        if not self.produced:
+            self._begin()
+        ended = choice.token in self._ends
+        text = ""
+        if self._max_tokens:
+            self.sequence.tokens.append(choice.token)
+            self.produced += 1
+            if choice.logprobs is not None:
+                self._logprobs.append(self._named(choice.token, choice.logprobs))
+            text = "" if ended else self._push(self._detokenizer.push(choice.token))
+        if ended or self._stops.stopped or self.produced >= self._max_tokens:
+            text += self._end(ended)
+        if self._echo:
+            text, self._echo = self._echo + text, ""
+        if not text:
+            return None
+        self._text.append(text)
+        if not self._streams:
+            return None
+        new = tuple(self._logprobs[self._logprobs_sent :])
+        self._logprobs_sent = len(self._logprobs)
+        index = max(0, self.produced - 1)
+        return TextDelta(
+            id=self.sequence.id, text=text, index=index, logprobs=new, choice=self.number
+        )
+
+    def finished(self) -> TextChoice:
+        """Return all of a text that has ended."""
+        return TextChoice(
+            text="".join(self._text), finish_reason=self._reason, logprobs=tuple(self._logprobs)
+        )
+
+    def likelihood(self) -> float:
+        """Return the mean log-probability of the sampled tokens."""
+        sampled = self._logprobs[len(self._logprobs) - self.produced :]
+        return sum(each.logprob or 0.0 for each in sampled) / max(1, self.produced)
+
+    def _begin(self) -> None:
+        self.sequence.scores = False
+        self._logprobs, self._prompt_logprobs = self._prompt_logprobs, []
+
+    def _push(self, text: str) -> str:
+        """Return what may be shown of a token's text; stop strings count from min_tokens on."""
+        return text if self.produced < self._min_tokens else self._stops.push(text)
+
+    def _end(self, ended: bool) -> str:
+        """Note why the text ends; returns the rest of it."""
+        text = ""
+        if not self._stops.stopped:
+            text = self._stops.push(self._detokenizer.flush())
+            text += self._stops.flush()
+        self.ended = True
+        # The last bytes may complete a stop string: then that is why it ended.
+        self._reason = "stop" if ended or self._stops.stopped else "length"
+        return text
+
+    def _named(self, token: int, logprobs: Logprobs) -> TokenLogprob:
+        name = self._factory.token_text
+        top = tuple((name(other), other, logprob) for other, logprob in logprobs.top)
+        return TokenLogprob(token=name(token), id=token, logprob=logprobs.chosen, top=top)
