@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -31,10 +32,13 @@ class DetokenizerFactory:
         self._special = frozenset(tokenizer.all_special_ids)
         self._table = _ByteTable(tokenizer) if _is_byte_level(tokenizer) else None
 
-    def new(self) -> Detokenizer:
+    def new(self, before: Sequence[int] = ()) -> Detokenizer:
+        """Begin a text; one that goes on with another keeps its first space. ``before``: the ids
+        of that one."""
         if self._table is not None:
             return _ByteDetokenizer(self._table, self._special)
-        return _WindowDetokenizer(self._tokenizer, self._special)
+        shown = [token for token in before[-_LONGEST_RUN:] if token not in self._special]
+        return _WindowDetokenizer(self._tokenizer, self._special, shown)
 
     def token_text(self, token: int) -> str:
         """Return the text of one id alone, special ones too, for log-probabilities."""
@@ -66,10 +70,10 @@ class _WindowDetokenizer:
     differently (they strip its space).
     """
 
-    def __init__(self, tokenizer: Any, special: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, special: frozenset[int], shown: list[int]) -> None:
         self._tokenizer = tokenizer
         self._special = special
-        self._shown: list[int] = []  #: the last ids whose text is out
+        self._shown = shown  #: the last ids whose text is out
         self._new: list[int] = []
 
     def push(self, token: int) -> str:

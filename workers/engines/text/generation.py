@@ -26,9 +26,10 @@ class Generation:
         ends: frozenset[int],
         streams: bool,
         echo: str = "",
+        goes_on: bool = False,
     ) -> None:
         """``number``: of the choice; ``ends``: tokens that end it; ``streams``: its pieces are
-        told; ``echo`` is what the text begins with."""
+        told; ``echo`` is what the text begins with; it ``goes_on`` with the prompt's text."""
         self.sequence = sequence
         self.sampling = params
         self.number = number
@@ -39,7 +40,7 @@ class Generation:
         self._ends = ends
         self._streams = streams
         self._factory = factory
-        self._detokenizer = factory.new()
+        self._detokenizer = factory.new(sequence.tokens if goes_on else ())
         self._stops = StopFinder(sampling.stop)
         self._reason: Literal["stop", "length"] = "length"
         self._text: list[str] = []

@@ -8,8 +8,11 @@ from typing import Any
 
 from workers.context_length import context_length_error
 from workers.engines.base import Refused
+from workers.engines.text.chat_templates import ChatTemplates
+from workers.engines.text.control_tokens import ControlTokens, is_marked
+from workers.engines.text.end_tokens import turn_ends
 from workers.engines.text.loading import is_panic
-from workers.engines.text.templates import BrokenTemplate, ChatTemplate
+from workers.engines.text.templates import PromptEnd
 from workers.protocol import Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
@@ -36,14 +39,17 @@ class Preprocessor:
     def __init__(
         self,
         tokenizer: Any,
-        template: ChatTemplate | BrokenTemplate | None,
+        templates: ChatTemplates | None,
         *,
         max_context: int,
         vocab_size: int,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``."""
         self._tokenizer = tokenizer
-        self._template = template
+        self._templates = templates
+        self._control = ControlTokens(tokenizer, templates.literals if templates else "")
+        #: tokens by which the template ends what an assistant says
+        self.turn_ends = turn_ends(templates, self._control) if templates else frozenset()
         self._max_context = max_context
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
@@ -91,26 +97,43 @@ class Preprocessor:
     def _tokens(self, job: TextJob, prompt: str, param: str) -> list[int]:
         # A token is at most so many characters, so a longer text cannot fit the context.
         most = min(_LONGEST_PROMPT, self._longest_token * self._max_context)
-        if job.messages is not None:
-            if self._template is None:
-                raise Refused(
-                    "INVALID_REQUEST", "This model has no chat template.", param="messages"
-                )
-            text = self._template.render(job.messages, most)
-        else:
-            text = prompt
+        text = prompt if job.messages is None else self._render(job, most)
         if len(text) > most:
             tokens = -(-len(text) // self._longest_token)
             raise self._too_long(job, tokens, param, at_least=True)
-        ids = self._encode(text, special=job.messages is None)
+        if job.messages is None:
+            ids = self._encode(text, special=job.special_tokens)
+        else:
+            ids = self._encode(text, special=False, marked=is_marked(text))
         if not ids:
             ids = self._beginning(param)
         return ids
 
-    def _encode(self, text: str, *, special: bool) -> list[int]:
+    def _render(self, job: TextJob, most: int) -> str:
+        if self._templates is None:
+            raise Refused(
+                "INVALID_REQUEST",
+                "This model has no chat template. It completes a 'prompt': by /v1/completions, or "
+                "without 'messages' by /api/v1/inference/text-generation.",
+                param="messages",
+            )
+        end = PromptEnd(header=job.generation_prompt, goes_on=job.continue_final)
+        template = self._templates.choose(tools=bool(job.tools))
+        return template.render(
+            job.messages or (),
+            most,
+            tools=job.tools,
+            variables=job.template_kwargs,
+            end=end,
+            control=self._control,
+        )
+
+    def _encode(self, text: str, *, special: bool, marked: bool = False) -> list[int]:
         """Tokenise a text; a template has written the special tokens itself."""
         try:
             with self._lock:
+                if marked:
+                    return self._control.encode(text)
                 encoded = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=special)
         except BaseException as error:
             if not is_panic(error):
@@ -119,7 +142,9 @@ class Preprocessor:
                 "INFERENCE_FAILED", "The model's tokenizer failed on this text."
             ) from error
         ids: list[int] = encoded.ids
-        return ids
+        # A client that has rendered a template itself has written it already.
+        twice = special and ids[:2] == [self._tokenizer.bos_token_id] * 2
+        return ids[1:] if twice else ids
 
     def _beginning(self, param: str) -> list[int]:
         bos: int | None = self._tokenizer.bos_token_id
