@@ -15,11 +15,13 @@ from model_store.headers import DTYPES, Tensor, read_header
 from model_store.kinds import (
     FAKE,
     architecture_of,
+    is_cross_encoder,
     kind_of,
     known_names,
     read_any_json,
     read_json,
 )
+from model_store.manifest import EMBEDDING, RERANK
 from model_store.names import check_file, check_files
 from model_store.selection import (
     INDEX,
@@ -254,6 +256,8 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Ins
         # What was heard is kept beside what was written.
         lengths = ("max_source_positions", "max_target_positions")
         found.cache_positions = sum(_number(config, name) or 0 for name in lengths)
+    if kind == "embedding":
+        found.capabilities = (RERANK if is_cross_encoder(folder, config) else EMBEDDING,)
     if kind == "text":
         _check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)

@@ -21,6 +21,7 @@ _TABLES = {
         "MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING_NAMES",
     ],
     "transcription": ["MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "MODEL_FOR_CTC_MAPPING_NAMES"],
+    "embedding": ["MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"],  # cross-encoders
 }
 #: what no table has: part of a speech model, in a repository of its own
 _VOCODERS = frozenset({"SpeechT5HifiGan"})
@@ -75,8 +76,8 @@ def _kind_of_config(config: dict[str, Any]) -> str:
         if name in known_names(kind):
             return kind
     raise BadFiles(
-        f"The architecture '{str(name)[:80]}' is none that BitingLip runs (text, speech or "
-        "transcription models of the transformers library, and diffusers pipelines)."
+        f"The architecture '{str(name)[:80]}' is none that BitingLip runs (text, speech, "
+        "transcription or reranking models of the transformers library, and diffusers pipelines)."
     )
 
 
@@ -85,6 +86,22 @@ def architecture_of(config: dict[str, Any]) -> str | None:
     names = config.get("architectures")
     first = names[0] if isinstance(names, list) and names else None
     return first if isinstance(first, str) else None
+
+
+def is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
+    """Tell whether a model of the kind embedding scores pairs of texts. Raises BadFiles.
+
+    sentence-transformers says it in its own file; a classifier without its files is one if it has
+    one label, and refused if it has more.
+    """
+    own = folder / "config_sentence_transformers.json"
+    if (folder / "modules.json").exists() or own.exists():
+        return own.exists() and read_json(own).get("model_type") == "CrossEncoder"
+    labels = config.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+    if count != 1:
+        raise BadFiles("A classifier with more than one label is not run; a reranker has one.")
+    return True
 
 
 def known_names(kind: str) -> frozenset[str]:

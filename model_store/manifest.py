@@ -20,6 +20,9 @@ class FileEntry(msgspec.Struct, frozen=True):
     mtime_ns: int = 0  #: when its content last changed; 0 in manifests of old versions
 
 
+EMBEDDING, RERANK = "embedding", "rerank"  #: what a model of the kind embedding is capable of
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The description of a model, from its files alone."""
 

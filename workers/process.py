@@ -21,7 +21,7 @@ import msgspec
 from workers.codes import DRIVER_STARTED, LoadCode
 from workers.confinement import NotConfined, confine
 from workers.engines import activity
-from workers.engines.base import Engine, Refused
+from workers.engines.base import Answered, Engine, Refused
 from workers.engines.registry import engine_info, make_engine
 from workers.faults import FAULTS, classify, sentence
 from workers.framing import read_commands, write_events
@@ -33,6 +33,7 @@ from workers.protocol import (
     Confined,
     Event,
     Failed,
+    Final,
     Heartbeat,
     Import,
     Imported,
@@ -59,7 +60,7 @@ class _Prepared:
     request: Any
 
 
-_Item = _Prepared | Failed | Cancel | Stop
+_Item = _Prepared | Final | Cancel | Stop
 
 
 def worker_main(jobs: int, events: int, death: int) -> None:
@@ -248,6 +249,8 @@ class Loop:
             return command
         try:
             return _Prepared(self._engine.prepare(command))
+        except Answered as answered:
+            return answered.final
         except Refused as refused:
             return refused.final(command.id)
         except BaseException as error:  # noqa: BLE001  native tokenizers panic with BaseException
@@ -265,18 +268,18 @@ class Loop:
             if not self._incoming and not self._engine.in_flight:
                 self._wake.wait(max(0.0, self._next_heartbeat - time.monotonic()))
             items, self._incoming = self._incoming, []
-        failures: list[Event] = []
+        answered: list[Event] = []
         for item in items:
             match item:
                 case _Prepared(request=request):
                     self._engine.submit(request)
-                case Failed():
-                    failures.append(item)
                 case Cancel(id=job_id):
                     self._engine.cancel(job_id)
                 case Stop():
                     self._stopping = True
-        return failures
+                case _:
+                    answered.append(item)
+        return answered
 
     def _heartbeat(self) -> list[Event]:
         now = time.monotonic()

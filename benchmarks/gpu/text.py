@@ -133,7 +133,7 @@ class _Bench:
             for row in range(rows)
         ]
         prepared = [self._engine.prepare(job) for job in jobs]
-        assert len(prepared[0].prompt) <= prompt + 1, "words of more than one token"
+        assert len(prepared[0].prompts[0].ids) <= prompt + 1, "words of more than one token"
         self._record.synchronize()
         began = time.perf_counter()
         for each in prepared:

@@ -11,6 +11,7 @@ from starlette.types import Scope
 from bitinglip import errors
 from bitinglip.access.limits.policy import TOKENS
 from bitinglip.api.request_context import context_of, route_path
+from bitinglip.wire.anthropic.errors import anthropic_error, anthropic_status
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
 from model_store.errors import StoreError
@@ -47,19 +48,26 @@ def _invalid_parameter(exception: RequestValidationError) -> errors.BitingLipErr
 
 def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
     """Make the response to a request that ended in this error."""
-    answer = errors.answer(error)
-    if answer.status == 429:
+    status, path, request_id = errors.answer(error).status, route_path(scope), _request_id(scope)
+    if status == 429:
         _count_refusal(scope, error)
-    return Response(
-        error_body(error, context_of(scope).request_id, openai=_is_openai(scope)),
-        status_code=answer.status,
-        headers=headers_of(error, answer.status),
-        media_type="application/json",
-    )
+    headers = headers_of(error, status)
+    if is_anthropic(path):
+        body, status = anthropic_error(error, request_id), anthropic_status(error)
+        if not any(name == b"request-id" for name, _ in context_of(scope).notices):
+            headers["request-id"] = request_id
+    else:
+        body = error_body(error, request_id, openai=path.startswith("/v1/"))
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 
-def _is_openai(scope: Scope) -> bool:
-    return route_path(scope).startswith("/v1/")
+def _request_id(scope: Scope) -> str:
+    return context_of(scope).request_id
+
+
+def is_anthropic(path: str) -> bool:
+    """Return whether errors at this path are shown as Anthropic shows them."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def _count_refusal(scope: Scope, error: errors.BitingLipError) -> None:

@@ -2,7 +2,15 @@
 
 from bitinglip.errors import NotFound
 
-_OPENAI = ("/chat/completions", "/completions", "/embeddings", "/models", "/images/", "/audio/")
+_OPENAI = (
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/rerank",
+    "/models",
+    "/images/",
+    "/audio/",
+)
 _ROUTES = "/docs lists the routes that there are."
 
 

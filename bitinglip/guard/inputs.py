@@ -25,7 +25,10 @@ def texts_of(work: protocol.Job) -> dict[str, str]:
         case protocol.TranscriptionJob():
             return {"prompt": work.prompt or ""}
         case protocol.EmbeddingJob():
-            return {f"input[{number}]": text for number, text in enumerate(work.texts)}
+            if work.query is None:
+                return {f"input[{number}]": text for number, text in enumerate(work.texts)}
+            documents = {f"documents[{number}]": text for number, text in enumerate(work.texts)}
+            return {"query": work.query, **documents}
         case _:
             assert_never(work)
 
@@ -41,6 +44,7 @@ def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
         )
         return msgspec.structs.replace(work, messages=messages)
     if isinstance(work, protocol.EmbeddingJob):
-        own = texts_of(work)
-        return msgspec.structs.replace(work, texts=tuple({**own, **texts}.values()))
+        whole = {**texts_of(work), **texts}
+        query = whole.pop("query", None)
+        return msgspec.structs.replace(work, query=query, texts=tuple(whole.values()))
     return msgspec.structs.replace(work, **texts)

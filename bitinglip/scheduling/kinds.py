@@ -42,7 +42,8 @@ def cost(job: Job) -> float:
         case protocol.TranscriptionJob():
             return min(work.max_seconds, job.file_bytes / _BYTES_PER_SECOND)
         case protocol.EmbeddingJob():
-            return sum(map(len, work.texts)) / _CHARACTERS_PER_TOKEN
+            query = len(work.query or "")
+            return sum(query + len(text) for text in work.texts) / _CHARACTERS_PER_TOKEN
         case _:
             assert_never(work)
 
@@ -105,7 +106,7 @@ def input_bytes(job: Job) -> int:
         case protocol.TranscriptionJob():
             texts = [work.prompt]
         case protocol.EmbeddingJob():
-            texts = [*work.texts]
+            texts = [*work.texts, work.query]
         case _:
             assert_never(work)
     return sum(getsizeof(text) for text in texts)
@@ -125,7 +126,7 @@ def without_input(job: Job) -> Job:
         case protocol.TranscriptionJob():
             work = msgspec.structs.replace(work, prompt=None)
         case protocol.EmbeddingJob():
-            work = msgspec.structs.replace(work, texts=())
+            work = msgspec.structs.replace(work, texts=(), query=work.query and "")
         case protocol.SpeechJob():
             return job
         case _:

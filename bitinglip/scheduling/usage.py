@@ -23,6 +23,8 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
     """
     work, tokens, pixels, audio_us = job.work, 0, 0, 0
     match work:
+        case protocol.TextJob(count_only=True):
+            pass  # nothing is read or made of its tokens
         case protocol.TextJob():
             tokens = _prompt_bytes(work) + work.sampling.max_tokens
             tokens = tokens if context is None else min(tokens, context)
@@ -31,7 +33,8 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
         case protocol.SpeechJob() | protocol.TranscriptionJob():
             audio_us = max(1, round(cost(job) * MILLION))
         case protocol.EmbeddingJob():
-            each = [_bytes(text) + _MESSAGE_TOKENS for text in work.texts]
+            more = _MESSAGE_TOKENS + _bytes(work.query or "")
+            each = [_bytes(text) + more for text in work.texts]
             tokens = sum(each if context is None else (min(size, context) for size in each))
         case _:
             assert_never(work)
@@ -52,6 +55,8 @@ def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
             return NOTHING
         requests = gpu_us = 0
     match work:
+        case protocol.TextJob(count_only=True):
+            return Amounts(requests, gpu_us=gpu_us)
         case protocol.TextJob() | protocol.EmbeddingJob():
             prompt, completion = _tokens(last, events)
             return Amounts(requests, prompt, completion, gpu_us=gpu_us)

@@ -9,7 +9,7 @@ from bitinglip.errors import BitingLipError
 from bitinglip.results.files import Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, error_of
-from bitinglip.wire.embedding.result import encoded_vectors
+from bitinglip.wire.embedding.result import encoded_result
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.response import cancelled, inference_response
 from bitinglip.wire.text.result import logprob_info
@@ -37,7 +37,8 @@ class NativeView:
         """Register the job's files (output=url), or read them into the answer; encode vectors."""
         final = self._event_log.final
         if isinstance(final, protocol.EmbeddingDone):
-            result = {"embeddings": await encoded_vectors(final), "dimensions": final.dimensions}
+            assert isinstance(self._job.work, protocol.EmbeddingJob)
+            result = await encoded_result(self._job.work, final)
             self._answer = inference_response(self._event_log, result)
             return
         if not any(outputs_of(self._event_log)):

@@ -97,7 +97,7 @@ def result_of(job: Job, done: protocol.Success) -> dict[str, Any]:
             return transcription_result(done)
         case protocol.EmbeddingJob():
             assert isinstance(done, protocol.EmbeddingDone)
-            return embedding_result(done)
+            return embedding_result(work, done)
         case _:
             assert_never(work)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from tests.support.engine_runs import run_to_end
 from workers.engines.embedding.engine import EmbeddingEngine
@@ -35,6 +35,16 @@ class EmbeddingHarness:
         """Return the library's own vectors."""
         model = SentenceTransformer(str(self.folder), device="cpu", local_files_only=True)
         found: Vectors = np.asarray(model.encode(list(texts), **options), np.float32)
+        return found
+
+    def rank(self, query: str, texts: Sequence[str], **fields: Any) -> Vectors:
+        """Return the scores of a request that succeeds."""
+        return self.embed(texts, query=query, **fields)[:, 0]
+
+    def expected_scores(self, query: str, texts: Sequence[str]) -> Vectors:
+        """Return the library's own scores."""
+        model = CrossEncoder(str(self.folder), device="cpu", local_files_only=True)
+        found: Vectors = np.asarray(model.predict([(query, text) for text in texts]), np.float32)
         return found
 
 

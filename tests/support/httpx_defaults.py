@@ -21,11 +21,12 @@ def be_patient() -> None:
 
 def read_roots_once() -> None:
     """Share the certificates that clients trust: each client reads them for 25 ms otherwise."""
-    create = transports.create_ssl_context
+    create = vars(transports)["create_ssl_context"]
 
     @functools.cache
     def shared(_file: str | None, _folder: str | None, trust_env: bool) -> ssl.SSLContext:
-        return create(trust_env=trust_env)
+        made: ssl.SSLContext = create(trust_env=trust_env)
+        return made
 
     def create_ssl_context(
         verify: Any = True, cert: Any = None, trust_env: bool = True
@@ -33,6 +34,7 @@ def read_roots_once() -> None:
         if verify is True and cert is None:
             named = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
             return shared(*named, trust_env)
-        return create(verify=verify, cert=cert, trust_env=trust_env)
+        made: ssl.SSLContext = create(verify=verify, cert=cert, trust_env=trust_env)
+        return made
 
-    transports.create_ssl_context = create_ssl_context
+    vars(transports)["create_ssl_context"] = create_ssl_context

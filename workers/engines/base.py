@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from workers.codes import Code
 from workers.faults import FaultName
-from workers.protocol import Event, Failed, Job, Load, Ready
+from workers.protocol import Event, Failed, Job, Load, Ready, Success, TextChoice, TextDone, TextJob
 from workers.protocol.bounds import MOST_MESSAGE
 
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
@@ -49,6 +49,21 @@ def reason(error: BaseException) -> str:
     return _FOLDERS.sub("", line)[:300]
 
 
+class Answered(Exception):
+    """The job is answered by what was found out before any step."""
+
+    def __init__(self, final: Success) -> None:
+        super().__init__()
+        self.final = final
+
+
+def counted(job: TextJob, tokens: int) -> Answered:
+    """Return the answer to a job that only asks how many tokens its prompt has."""
+    nothing = TextChoice(text="", finish_reason="stop")
+    done = TextDone(id=job.id, choices=(nothing,), prompt_tokens=tokens, completion_tokens=0)
+    return Answered(done)
+
+
 class Engine(Protocol):
     """Runs jobs of one model, many at a time, one step after another.
 
@@ -64,7 +79,10 @@ class Engine(Protocol):
         ...
 
     def prepare(self, job: Job) -> Any:
-        """Check and tokenise a job, off the loop's thread. Raises :class:`Refused`."""
+        """Check and tokenise a job, off the loop's thread. Raises :class:`Refused`.
+
+        Raises :class:`Answered` for a job that needs no step.
+        """
         ...
 
     def submit(self, prepared: Any) -> None:

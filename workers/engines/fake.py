@@ -15,7 +15,7 @@ from typing import NoReturn
 import msgspec
 
 from workers.context_length import context_length_error
-from workers.engines.base import Refused
+from workers.engines.base import Refused, counted
 from workers.engines.job_table import JobTable
 from workers.engines.stop_strings import StopFinder
 from workers.faults import classify
@@ -81,6 +81,8 @@ class FakeEngine:
         _refuse_what_needs_a_model(job)
         text = job.prompt if job.messages is None else _last_user_text(job)
         words = (text or "").split()
+        if job.count_only:
+            raise counted(job, len(words))
         max_tokens = self._fit(job, len(words))
         fault = words[0] if self._options.faults and words and words[0] in _FAULTS else None
         if fault == "!oom":
@@ -173,7 +175,9 @@ class FakeEngine:
             id=request.job.id,
             choices=(
                 TextChoice(
-                    text=request.text, finish_reason="stop" if request.stops.stopped else "length"
+                    text=request.text,
+                    finish_reason="stop" if request.stops.stopped else "length",
+                    stop=request.stops.found,
                 ),
             ),
             prompt_tokens=len(request.words),

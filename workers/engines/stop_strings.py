@@ -10,17 +10,21 @@ class StopFinder:
         self._stops = tuple(stop for stop in stops if stop)
         self._longest = max((len(stop) for stop in self._stops), default=0)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None  #: the stop string at which it stopped
+
+    @property
+    def stopped(self) -> bool:
+        return self.found is not None
 
     def push(self, text: str) -> str:
-        """Take more text; returns what may be sent now, and sets ``stopped`` at a stop string."""
+        """Take more text; returns what may be sent now, and sets ``found`` at a stop string."""
         if not self._stops:
             return text
         self._held += text
-        hits = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        hits = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if hits:
-            self.stopped = True
-            return self._give(min(hits))
+            at, self.found = min(hits)
+            return self._give(at)
         return self._give(len(self._held) - self._possible_beginning())
 
     def flush(self) -> str:

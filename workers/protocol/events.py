@@ -98,13 +98,16 @@ class Started(msgspec.Struct, tag="started", frozen=True, kw_only=True):
     prompt_tokens: Count = 0
 
 
-class EmbeddingDone(msgspec.Struct, tag="embedding_done", frozen=True, kw_only=True):
-    """The final event of an embedding job that succeeded."""
+class EmbeddingDone(
+    msgspec.Struct, tag="embedding_done", frozen=True, kw_only=True, omit_defaults=True
+):
+    """The final event of an embedding job that succeeded; scores are vectors of one number."""
 
     id: JobId
     vectors: Vectors  #: float32, little-endian, one text's after another's
     dimensions: Dimensions  #: of each vector
     prompt_tokens: Count
+    cut: tuple[Count, ...] = ()  #: the texts of which only the beginning was read
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True, omit_defaults=True):

@@ -6,10 +6,11 @@ from workers.protocol.files import AudioFormat, ImageFormat
 
 
 class EmbeddingJob(msgspec.Struct, tag="embedding", frozen=True, kw_only=True, omit_defaults=True):
-    """Make a vector of each text."""
+    """Make a vector of each text; with a query, one number of each: how well it answers that."""
 
     id: str
     texts: tuple[str, ...]
+    query: str | None = None  #: for cross-encoders, which read it together with each text
     prompt_name: str | None = None  #: None: the model's default prompt, if it has one
     dimensions: int | None = None  #: the first ones of each vector; None: all
     truncate: bool = False  #: cut texts that are too long, else refuse them

@@ -105,6 +105,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     generation_prompt: bool = True  #: the template writes the header of the model's turn
     special_tokens: bool = True  #: the tokenizer adds its own around a prompt, such as BOS
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
+    count_only: bool = False  #: tell how many tokens the prompt has, and make none
     stream: bool = True  #: without it, only the final event is sent
 
     @property
@@ -142,6 +143,7 @@ class TextChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     text: str
     finish_reason: FinishReason
+    stop: str | None = None  #: the stop string that ended it
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()

@@ -1,4 +1,4 @@
-"""Embeddings, on the native surface and on OpenAI's."""
+"""Embeddings, on the native surface and on OpenAI's, and reranking beside the latter."""
 
 from functools import partial
 
@@ -17,9 +17,12 @@ from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
+from bitinglip.errors import InvalidRequest
 from bitinglip.wire.embedding import native as native_wire
 from bitinglip.wire.embedding.openai import EmbeddingRequest
 from bitinglip.wire.embedding.openai_view import EmbeddingView
+from bitinglip.wire.embedding.rerank import RerankRequest, RerankView
+from model_store.manifest import RERANK
 
 native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
 openai = APIRouter(prefix="/v1", tags=["openai"])
@@ -30,7 +33,7 @@ openai = APIRouter(prefix="/v1", tags=["openai"])
 async def embed(request: Request) -> Response:
     """Make a vector of each text."""
     body = await read_body(request, native_wire.EmbeddingRequest)
-    find_model_of(request, body.model, "embedding")
+    _check_model(request, body.model)
     background = wants_background(request, body)
     job = body.to_job(job_context(request, body.model, body.priority), background=background)
     return await respond(request, job, background=background)
@@ -42,7 +45,7 @@ async def create_embeddings(request: Request) -> Response:
     """Make a vector of each text."""
     services = services_of(request)
     body = await read_body(request, EmbeddingRequest)
-    find_model_of(request, body.model, "embedding")
+    _check_model(request, body.model)
     job = body.to_job(job_context(request, body.model))
     view = partial(
         EmbeddingView,
@@ -50,3 +53,28 @@ async def create_embeddings(request: Request) -> Response:
         encoding=body.encoding_format or "float",
     )
     return JobResponse(services.dispatcher, services.uploads, job, view)
+
+
+@openai.post("/rerank", openapi_extra=json_body(RerankRequest))
+@requires_scope(Scope.TEXT, LimitClass.INFERENCE)
+async def rerank(request: Request) -> Response:
+    """Score how well each document answers a query, and list the best first."""
+    services = services_of(request)
+    body = await read_body(request, RerankRequest)
+    _check_model(request, body.model, scores=True)
+    job = body.to_job(job_context(request, body.model))
+    view = partial(RerankView, request_id=request_id_of(request), request=body)
+    return JobResponse(services.dispatcher, services.uploads, job, view)
+
+
+def _check_model(request: Request, name: str, *, scores: bool = False) -> None:
+    """Raise InvalidRequest for a model that makes no vectors, or no scores."""
+    manifest = find_model_of(request, name, "embedding")
+    if scores and RERANK not in manifest.capabilities:
+        raise InvalidRequest(
+            "This model makes vectors of texts; reranking needs a cross-encoder.", param="model"
+        )
+    if not scores and RERANK in manifest.capabilities:
+        raise InvalidRequest(
+            "This model scores documents: send them with a query to /v1/rerank.", param="model"
+        )

@@ -37,19 +37,25 @@ def embedding_job(
     context: JobContext,
     texts: list[str],
     *,
+    query: str | None = None,
+    field: str = "input",
     prompt_name: str | None,
-    dimensions: int | None,
+    dimensions: int | None = None,
     truncate: bool | None,
     timeout: float | None = None,
     stream: bool = False,
 ) -> Job:
-    """Make the job. Raises InvalidRequest for more texts than a request may hold."""
+    """Make the job; ``field`` is where the request holds its texts.
+
+    Raises InvalidRequest for more texts than a request may hold.
+    """
     most = context.limits.embedding.max_texts
     if len(texts) > most:
-        raise InvalidRequest(f"A request may hold {most} texts; send fewer.", param="input")
+        raise InvalidRequest(f"A request may hold {most} texts; send fewer.", param=field)
     work = protocol.EmbeddingJob(
         id=new_task_id(),
         texts=tuple(texts),
+        query=query,
         prompt_name=prompt_name,
         dimensions=dimensions,
         stream=stream,

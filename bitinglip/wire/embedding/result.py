@@ -30,10 +30,21 @@ def floats(vector: bytes) -> list[float]:
     return numbers.tolist()
 
 
-def embedding_result(done: protocol.EmbeddingDone) -> dict[str, Any]:
-    """Describe the vectors, in the order of the texts."""
+def embedding_result(work: protocol.EmbeddingJob, done: protocol.EmbeddingDone) -> dict[str, Any]:
+    """Describe the vectors, or the scores of a query's job, in the order of the texts."""
+    if work.query is not None:
+        return {"scores": floats(done.vectors)}
     vectors = [floats(vector) for vector in vector_bytes(done)]
     return {"embeddings": vectors, "dimensions": done.dimensions}
+
+
+async def encoded_result(
+    work: protocol.EmbeddingJob, done: protocol.EmbeddingDone
+) -> dict[str, Any]:
+    """Describe the same as ``embedding_result``; the event loop serves others in between."""
+    if work.query is not None:
+        return embedding_result(work, done)
+    return {"embeddings": await encoded_vectors(done), "dimensions": done.dimensions}
 
 
 async def encoded_vectors(done: protocol.EmbeddingDone) -> list[msgspec.Raw]:

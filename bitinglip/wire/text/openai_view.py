@@ -189,7 +189,7 @@ def _chat_logprob(sampled: protocol.TokenLogprob) -> dict[str, Any]:
     return {**_one_logprob(sampled.token, sampled.logprob), "top_logprobs": top}
 
 
-def _one_logprob(token: str, logprob: float) -> dict[str, Any]:
+def _one_logprob(token: str, logprob: float | None) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 

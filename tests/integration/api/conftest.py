@@ -5,6 +5,7 @@ import pytest
 
 from tests.support.api_server import Served, serve
 from tests.support.http_client import MAX_BODY
+from tests.support.speaking_script import speak
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +27,10 @@ def client(served: Served) -> Iterator[httpx.Client]:
 def admin(served: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server whose model thinks and calls tools; see ``speaking_script``."""
+    with serve(tmp_path_factory.mktemp("speaker"), speak) as served:
+        yield served

@@ -169,6 +169,7 @@ def test_door_knows_the_models_of_a_narrowed_key(
         "/v1/audio/speech": {"input": "x", "voice": "alloy"},
         "/api/v1/inference/embeddings": {"input": ["x"]},
         "/v1/embeddings": {"input": "x"},
+        "/v1/rerank": {"query": "x", "documents": ["x"]},
     }
     forms = {"/v1/images/edits", "/api/v1/inference/transcription"}
     forms |= {"/v1/audio/transcriptions", "/v1/audio/translations"}

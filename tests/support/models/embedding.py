@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import processors
 from transformers import (
     AutoModel,
+    AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
     Gemma3TextConfig,
@@ -99,10 +100,42 @@ def make(
     return folder
 
 
+def make_reranker(
+    folder: Path,
+    family: str = "bert",
+    *,
+    labels: int = 1,
+    config: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a cross-encoder. config: of config.json; own: of the library's file, if it has one."""
+    cls, settings = _CONFIGS[family]
+    torch.manual_seed(sum(family.encode()))
+    made = cls(**settings, num_labels=labels, **(config or {}))
+    model = AutoModelForSequenceClassification.from_config(made, dtype=torch.float32).eval()
+    model.save_pretrained(folder)
+    _write_tokenizer(folder)
+    if own is not None:
+        transformer = {
+            "idx": 0,
+            "name": "0",
+            "path": "",
+            "type": "sentence_transformers.base.modules.transformer.Transformer",
+        }
+        _write(folder / "modules.json", [transformer])
+        _write(folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder", **own})
+        task = {"transformer_task": "sequence-classification", "module_output_name": "scores"}
+        output = {"text": {"method": "forward", "method_output_name": "logits"}}
+        _write(folder / "sentence_bert_config.json", {**task, "modality_config": output})
+    return folder
+
+
 def _write_tokenizer(folder: Path) -> None:
     tokenizer = train_tokenizer(None)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, 0), (EOS, 1)]
+        single=f"{BOS} $A {EOS}",
+        pair=f"{BOS} $A {EOS} $B:1 {EOS}:1",
+        special_tokens=[(BOS, 0), (EOS, 1)],
     )
     tokenizer.pad_token = EOS
     tokenizer.save_pretrained(folder)

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from bitinglip.errors import PersonalDataDetected
 from bitinglip.guard.guard import Guard
-from bitinglip.guard.inputs import texts_of
+from bitinglip.guard.inputs import texts_of, with_texts
 from bitinglip.guard.modes import Modes, modes_of
 from bitinglip.guard.watch import Watch
 from bitinglip.settings import Settings
@@ -90,3 +90,11 @@ def test_modes_are_the_tiers_or_the_general_ones_and_a_floor_makes_them_stricter
     assert modes_of(general, TierGuard(input="off"), "redact") == Modes("redact", "redact")
     assert modes_of(general, TierGuard(output="block"), "redact") == Modes("redact", "block")
     assert modes_of(GuardSettings(), TierGuard()) is None
+
+
+def test_guard_reads_query_and_documents_of_a_reranking() -> None:
+    work = protocol.EmbeddingJob(id="1", texts=("one", "two"), query="q")
+    assert texts_of(work) == {"query": "q", "documents[0]": "one", "documents[1]": "two"}
+    changed = with_texts(work, {"query": "Q", "documents[1]": "TWO"})
+    assert isinstance(changed, protocol.EmbeddingJob)
+    assert (changed.query, changed.texts) == ("Q", ("one", "TWO"))

@@ -167,6 +167,20 @@ def test_inspection_counts_the_parts_of_an_embedding_model(tmp_path: Path) -> No
     llama(tmp_path / "2_Dense")
     found = inspect(tmp_path)
     assert (found.kind, found.weight_bytes) == ("embedding", 2 * whole)
+    assert found.capabilities == ("embedding",)
+
+
+def test_inspection_knows_rerankers_by_their_one_label(tmp_path: Path) -> None:
+    config = {"architectures": ["BertForSequenceClassification"], "model_type": "bert"}
+    write(llama(tmp_path) / "config.json", {**config, "id2label": {"0": "LABEL_0"}})
+    found = inspect(tmp_path)
+    assert (found.kind, found.capabilities) == ("embedding", ("rerank",))
+    for labels in ({}, {"num_labels": 3}, {"id2label": {"0": "bad", "1": "good"}}):
+        write(tmp_path / "config.json", {**config, **labels})
+        with pytest.raises(BadFiles, match="more than one label"):
+            inspect(tmp_path)
+    write(tmp_path / "config_sentence_transformers.json", {"model_type": "CrossEncoder"})
+    assert inspect(tmp_path).capabilities == ("rerank",)
 
 
 @pytest.mark.parametrize(

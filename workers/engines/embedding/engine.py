@@ -1,4 +1,7 @@
-"""The embedding engine runs texts of all requests together, batched by tokens."""
+"""The embedding engine runs texts of all requests together, batched by tokens.
+
+A cross-encoder reads pairs of a query and a text in the same way, and makes one number of each.
+"""
 
 from collections.abc import Callable
 
@@ -113,17 +116,23 @@ class EmbeddingEngine:
         return batch
 
     def _compute(self, batch: list[TokenizedText]) -> Tensor:
-        """Return the vectors of a batch, float32 [texts, dimensions]."""
+        """Return the vectors or scores of a batch, float32 [texts, dimensions]."""
         loaded = self._loaded
         longest = max(len(text.tokens) for text in batch)
         ids = torch.full((len(batch), longest), loaded.tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
+        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, text in enumerate(batch):
             ids[row, : len(text.tokens)] = torch.tensor(text.tokens)
             mask[row, : len(text.tokens)] = 1
-        skip = torch.tensor([text.skip for text in batch])
-        ids, mask, skip = (each.to(loaded.device) for each in (ids, mask, skip))
-        states = loaded.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            types[row, : len(text.types)] = torch.tensor(text.types)
+        inputs = {"input_ids": ids.to(loaded.device), "attention_mask": mask.to(loaded.device)}
+        if batch[0].types:
+            inputs["token_type_ids"] = types.to(loaded.device)
+        output = loaded.model(**inputs)
+        if loaded.layout.score is not None:
+            return loaded.finish(output.logits.float())
+        skip = torch.tensor([text.skip for text in batch]).to(loaded.device)
+        states, mask = output.last_hidden_state, inputs["attention_mask"]
         return loaded.finish(pool(states, mask, loaded.layout.pooling, skip))
 
     def _keep(self, text: TokenizedText, vector: Tensor) -> list[Event]:

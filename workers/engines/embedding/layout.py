@@ -1,4 +1,4 @@
-"""Reads sentence-transformers' files, which say how token states become a vector; free of torch.
+"""Reads sentence-transformers' files, which say how a text becomes a vector; free of torch.
 
 ``modules.json`` lists the modules that follow one another: Transformer, Pooling, Dense, Normalize.
 """
@@ -15,6 +15,8 @@ from workers.engines.base import Refused
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
 
+_OVERALL = "config_sentence_transformers.json"
+_CLASSIFIER = "ForSequenceClassification"
 _OLD_MODES = {  #: the switches of files from before ``pooling_mode``
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -57,6 +59,7 @@ class Layout:
     lower_case: bool = False
     prompts: Mapping[str, str]  #: texts that go before an input, by name
     default_prompt: str | None = None
+    score: str | None = None  #: of a cross-encoder: the activation that its scores go through
 
     def prompt(self, name: str | None) -> str:
         """Return the text of a prompt, of the default one for None. Raises Refused."""
@@ -75,16 +78,22 @@ class Layout:
 def read_layout(folder: Path) -> Layout:
     """Read the layout of a model's folder. Raises Refused for a module that is not run here.
 
-    A folder without ``modules.json`` is pooled by the mean, as the library itself does.
+    A folder without ``modules.json`` is pooled by the mean, as the library itself does, unless its
+    architecture is a classifier's, which makes it a cross-encoder.
     """
-    overall = _read(folder / "config_sentence_transformers.json")
+    overall = _read(folder / _OVERALL)
     prompts = overall.get("prompts") or {}
     default = overall.get("default_prompt_name")
     if not _is_texts(prompts) or (default is not None and default not in prompts):
-        raise _malformed("config_sentence_transformers.json")
+        raise _malformed(_OVERALL)
     fields: dict[str, Any] = {"prompts": prompts, "default_prompt": default}
     fields |= _transformer(folder)
     dense: list[Dense] = []
+    config = _read(folder / "config.json")
+    if _is_cross_encoder(folder, overall, config):
+        if _modules(folder):
+            raise Refused("MODEL_LOAD_FAILED", "A cross-encoder with further modules is not run.")
+        return Layout(score=_score(overall, config), **fields)
     for kind, path in _modules(folder):
         if fields.get("normalize"):
             raise Refused("MODEL_LOAD_FAILED", f"A module {kind} after Normalize is not run here.")
@@ -102,6 +111,34 @@ def read_layout(folder: Path) -> Layout:
                     "Dense and Normalize.",
                 )
     return Layout(dense=tuple(dense), **fields)
+
+
+def _is_cross_encoder(folder: Path, overall: dict[str, Any], config: dict[str, Any]) -> bool:
+    if overall or (folder / "modules.json").is_file():
+        return overall.get("model_type") == "CrossEncoder"
+    return any(str(name).endswith(_CLASSIFIER) for name in config.get("architectures") or ())
+
+
+def _score(overall: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return the activation of a cross-encoder's scores, which versions name in different places.
+
+    One that is no class of torch is left out of account, as the library does without trust in code.
+    """
+    older = config.get("sentence_transformers")
+    older = older.get("activation_fn") if isinstance(older, dict) else None
+    oldest = config.get("sbert_ce_default_activation_function")
+    for named in (overall.get("activation_fn"), older or oldest):
+        if isinstance(named, str) and named.startswith("torch."):
+            return _activation(named, "A cross-encoder")
+    return "Sigmoid"
+
+
+def _activation(path: str, of: str) -> str:
+    """Return the name of a class of torch. Raises Refused for one that is not run here."""
+    name = path.rpartition(".")[2]
+    if name not in ACTIVATIONS:
+        raise Refused("MODEL_LOAD_FAILED", f"{of} with the activation {name[:64]} is not run here.")
+    return name
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
@@ -150,12 +187,9 @@ def _pooling(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dense(path: str, config: dict[str, Any]) -> Dense:
-    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
-    if activation not in ACTIVATIONS or config.get("use_residual"):
-        raise Refused(
-            "MODEL_LOAD_FAILED",
-            f"A Dense module with the activation {activation[:64]} or a residual is not run here.",
-        )
+    activation = _activation(str(config.get("activation_function", "Tanh")), "A Dense module")
+    if config.get("use_residual"):
+        raise Refused("MODEL_LOAD_FAILED", "A Dense module with a residual is not run here.")
     inputs, outputs = config.get("in_features"), config.get("out_features")
     if not isinstance(inputs, int) or not isinstance(outputs, int) or min(inputs, outputs) < 1:
         raise _malformed("Dense's config.json")

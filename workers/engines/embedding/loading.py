@@ -3,6 +3,7 @@
 Any fault of the files raises Refused with MODEL_LOAD_FAILED.
 """
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ _UNKNOWN_LENGTH = 1 << 20  #: the library's number for "no limit" is far above
 
 @dataclass(slots=True, frozen=True)
 class LoadedEmbedder:
-    """Holds a model, and the layers that its pooled vectors go through."""
+    """Holds a model, and the layers that its pooled vectors or its scores go through."""
 
     model: Any
     tokenizer: Any
@@ -38,6 +39,7 @@ class LoadedEmbedder:
     device: torch.device
     max_tokens: int
     dimensions: int
+    token_types: bool  #: whether the model is told which of a pair's tokens are the text's
 
     def finish(self, pooled: Tensor) -> Tensor:
         """Turn pooled states, float32 [texts, width], into the model's vectors."""
@@ -55,9 +57,11 @@ def load(spec: Load) -> LoadedEmbedder:
         own = getattr(config, "dtype", None) or torch.float32
         dtype = torch_env.choose_dtype("embedding", spec, device, own)
         tokenizer = _tokenizer(folder, layout)
-        model, missing = _model(folder, config, dtype, device)
+        model, missing = _model(folder, config, layout, dtype, device)
         dense = _dense_layers(folder, layout, device)
-    check_missing(key for key in missing if not key.startswith(_UNUSED))
+    check_missing(key for key in missing if layout.score or not key.startswith(_UNUSED))
+    if layout.score:
+        _prepare_scoring(model, tokenizer)
     if len(tokenizer) > config.get_text_config().vocab_size:
         raise load_failed("The model's tokenizer has more tokens than its embedding.")
     dimensions = _dimensions(config, layout)
@@ -65,8 +69,17 @@ def load(spec: Load) -> LoadedEmbedder:
     if device.type == "cpu":
         pack_all(model)
         unmap(model)
-    max_tokens = _max_tokens(spec, config, layout, tokenizer)
-    return LoadedEmbedder(model, tokenizer, layout, dense, dtype, device, max_tokens, dimensions)
+    return LoadedEmbedder(
+        model=model,
+        tokenizer=tokenizer,
+        layout=layout,
+        dense=dense,
+        dtype=dtype,
+        device=device,
+        max_tokens=_max_tokens(spec, config, layout, tokenizer),
+        dimensions=dimensions,
+        token_types=layout.score is not None and _reads_token_types(model, tokenizer),
+    )
 
 
 def _config(folder: Path) -> Any:
@@ -101,9 +114,12 @@ def _tokenizer(folder: Path, layout: Layout) -> Any:
 
 
 def _model(
-    folder: Path, config: Any, dtype: torch.dtype, device: torch.device
+    folder: Path, config: Any, layout: Layout, dtype: torch.dtype, device: torch.device
 ) -> tuple[Any, list[str]]:
-    model, info = transformers.AutoModel.from_pretrained(
+    auto = transformers.AutoModel
+    if layout.score:
+        auto = transformers.AutoModelForSequenceClassification
+    model, info = auto.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
@@ -115,8 +131,26 @@ def _model(
     return model, sorted(info["missing_keys"])
 
 
+def _prepare_scoring(model: Any, tokenizer: Any) -> None:
+    """Check that a cross-encoder has one score. Raises Refused.
+
+    Those made of decoders find a text's last token by the padding's id.
+    """
+    if model.config.num_labels != 1:
+        raise load_failed("A cross-encoder with more than one label is not run here.")
+    if model.config.get_text_config().pad_token_id is None:
+        if tokenizer.pad_token_id is None:
+            raise load_failed("The cross-encoder's tokenizer has no padding token.")
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _reads_token_types(model: Any, tokenizer: Any) -> bool:
+    taken = inspect.signature(model.forward).parameters
+    return "token_type_ids" in taken and "token_type_ids" in tokenizer.model_input_names
+
+
 def _dense_layers(folder: Path, layout: Layout, device: torch.device) -> nn.Sequential:
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [getattr(nn, layout.score)()] if layout.score else []
     for dense in layout.dense:
         linear = nn.Linear(dense.inputs, dense.outputs, bias=dense.bias, device=device)
         linear.load_state_dict(_weights(folder, dense))
@@ -131,6 +165,8 @@ def _weights(folder: Path, dense: Dense) -> dict[str, Tensor]:
 
 def _dimensions(config: Any, layout: Layout) -> int:
     """Return the length of the model's vectors. Raises Refused if its parts do not fit."""
+    if layout.score:
+        return 1
     width = config.get_text_config().hidden_size * len(layout.pooling)
     for dense in layout.dense:
         if dense.inputs != width:

@@ -31,6 +31,7 @@ class TokenizedText:
     request: "Request"
     index: int
     tokens: Sequence[int]
+    types: Sequence[int]  #: of each token, 0 for the query and 1 for the text, or empty
     skip: int
 
 
@@ -43,6 +44,7 @@ class Request:
     normalize: bool
     prompt_tokens: int = 0
     texts: list[TokenizedText] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)  #: texts that were longer than what is read
     vectors: dict[int, Tensor] = field(default_factory=dict)
     started: bool = False
 
@@ -76,6 +78,7 @@ class Request:
             vectors=stacked.contiguous().numpy().astype("<f4").tobytes(),
             dimensions=self.dimensions,
             prompt_tokens=self.prompt_tokens,
+            cut=tuple(self.cut),
         )
 
     def failed(self, code: Any, message: str) -> Failed:
@@ -94,24 +97,42 @@ class Preprocessor:
 
     def prepare(self, job: EmbeddingJob) -> Request:
         """Tokenise the texts of a job. Raises Refused."""
+        self._check_capability(job)
         layout, dimensions = self._loaded.layout, self._dimensions(job)
         prompt = layout.prompt(job.prompt_name)
         skip = 0 if layout.include_prompt or not prompt else self._prompt_length(prompt)
         request = Request(job, dimensions, layout.normalize)
-        encoded = self._loaded.tokenizer(
-            [prompt + text for text in job.texts],
+        encoded = self._encode(job, prompt)
+        kinds = encoded.get("token_type_ids") or [()] * len(job.texts)
+        for index, (tokens, types) in enumerate(zip(encoded["input_ids"], kinds, strict=True)):
+            self._check_length(job, index, len(tokens))
+            text = TokenizedText(request, index, tokens, types, min(skip, len(tokens) - 1))
+            request.texts.append(text)
+            request.prompt_tokens += len(tokens)
+            if encoded.encodings[index].overflowing:
+                request.cut.append(index)
+        return request
+
+    def _encode(self, job: EmbeddingJob, prompt: str) -> Any:
+        """Tokenise the texts, or the query with each of them: the longer of a pair is cut first."""
+        texts = [(prompt if job.query is None else "") + text for text in job.texts]
+        queries = [[prompt + job.query] * len(texts)] if job.query is not None else []
+        return self._loaded.tokenizer(
+            *queries,
+            texts,
             truncation=job.truncate,
             max_length=self._loaded.max_tokens if job.truncate else None,
             return_attention_mask=False,
-            return_token_type_ids=False,
+            return_token_type_ids=self._loaded.token_types,
             verbose=False,
-        )["input_ids"]
-        for index, tokens in enumerate(encoded):
-            self._check_length(index, len(tokens))
-            text = TokenizedText(request, index, tokens, min(skip, len(tokens) - 1))
-            request.texts.append(text)
-            request.prompt_tokens += len(tokens)
-        return request
+        )
+
+    def _check_capability(self, job: EmbeddingJob) -> None:
+        """Raise Refused for a query to an embedding model, or a text alone to a cross-encoder."""
+        if self._loaded.layout.score is None and job.query is not None:
+            raise Refused("INVALID_REQUEST", "This model makes vectors, not scores.", param="model")
+        if self._loaded.layout.score is not None and job.query is None:
+            raise Refused("INVALID_REQUEST", "This model makes scores, not vectors.", param="model")
 
     def _dimensions(self, job: EmbeddingJob) -> int:
         """Return the length of the job's vectors. Raises Refused."""
@@ -132,17 +153,20 @@ class Preprocessor:
             )
         return asked
 
-    def _check_length(self, index: int, tokens: int) -> None:
+    def _check_length(self, job: EmbeddingJob, index: int, tokens: int) -> None:
         """Raise Refused for a text without tokens, or with more than the model reads."""
         most = self._loaded.max_tokens
+        field_name = f"input[{index}]" if job.query is None else f"documents[{index}]"
         if tokens == 0:
-            raise Refused("INVALID_REQUEST", "The text is empty.", param=f"input[{index}]")
+            raise Refused("INVALID_REQUEST", "The text is empty.", param=field_name)
         if tokens > most:
+            what = "" if job.query is None else "The query is read with each document. "
             message, details = context_length_error(most, tokens, max_tokens=None)
             raise Refused(
                 "CONTEXT_LENGTH_EXCEEDED",
-                f"{message} Send shorter pieces, or 'truncate': true to embed the beginning only.",
-                param=f"input[{index}]",
+                f"{message} {what}Send shorter pieces, or 'truncate': true to read the beginning "
+                "only.",
+                param=field_name,
                 details=details,
             )
 

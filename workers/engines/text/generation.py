@@ -91,7 +91,10 @@ class Generation:
     def finished(self) -> TextChoice:
         """Return all of a text that has ended."""
         return TextChoice(
-            text="".join(self._text), finish_reason=self._reason, logprobs=tuple(self._logprobs)
+            text="".join(self._text),
+            finish_reason=self._reason,
+            stop=self._stops.found,
+            logprobs=tuple(self._logprobs),
         )
 
     def likelihood(self) -> float:

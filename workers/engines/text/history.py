@@ -92,10 +92,10 @@ def _message(message: ChatMessage, form: HistoryForm, names: dict[str, str]) -> 
     elif message.tool_calls:
         calls = [f"<tool_call>\n{_as_text(each)}\n</tool_call>" for each in message.tool_calls]
         plain["content"] = "\n".join([message.content, *calls] if message.content else calls)
-    if message.reasoning and form.reasoning_key is not None:
-        # gpt-oss's template refuses both in a turn that calls
-        if not (form.reasoning_key == "thinking" and message.tool_calls and message.content):
-            plain[form.reasoning_key] = message.reasoning
+    # gpt-oss's template refuses reasoning and content in a turn that calls
+    both = form.reasoning_key == "thinking" and message.tool_calls and message.content
+    if message.reasoning and form.reasoning_key is not None and not both:
+        plain[form.reasoning_key] = message.reasoning
     return plain
 
 
@@ -129,7 +129,7 @@ def _as_text(call: ToolCall) -> str:
 
 def _id(id: str, form: HistoryForm) -> str:
     """Return a call's id, or nine characters that stand for it where the template wants those."""
-    nine = len(id) == 9 and id.isascii() and id.isalnum()  # noqa: PLR2004
+    nine = len(id) == 9 and id.isascii() and id.isalnum()
     if nine or not form.nine_characters:
         return id
     digest = hashlib.blake2b(id.encode("utf-8", "replace"), digest_size=9).digest()

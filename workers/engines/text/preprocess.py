@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.context_length import context_length_error
-from workers.engines.base import Refused
+from workers.engines.base import Refused, counted
 from workers.engines.text.chat_templates import ChatTemplates
 from workers.engines.text.control_tokens import ControlTokens, is_marked
 from workers.engines.text.end_tokens import turn_ends
@@ -56,7 +56,10 @@ class Preprocessor:
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
 
     def prepare(self, job: TextJob) -> PreparedJob:
-        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST."""
+        """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST.
+
+        Raises Answered for a job that only asks for the number of its tokens.
+        """
         self._check_tokens(job.sampling.logit_bias, "logit_bias")
         self._check_tokens(job.sampling.stop_token_ids, "stop_token_ids")
         prompts: list[PreparedPrompt] = []
@@ -75,6 +78,8 @@ class Preprocessor:
             ids = list(given) or self._beginning(param)
         else:
             ids = self._tokens(job, given or "", param)
+        if job.count_only:
+            raise counted(job, len(ids))
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""

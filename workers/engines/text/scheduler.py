@@ -22,6 +22,7 @@ class Sequence:
 
     id: str  #: of the job
     tokens: list[int]  #: the prompt, then every sampled token
+    prompt_length: int
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  #: tokens whose keys and values are in ``blocks``
     started: bool = False  #: was part of a plan at least once

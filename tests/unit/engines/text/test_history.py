@@ -19,7 +19,8 @@ BOTH = """{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' -%}
 {%- endif %}){% endfor %}{% endfor %}"""
 #: as Llama's: arguments are written as JSON, whatever they are
 OBJECTS = """{% for m in messages %}[{{ m.role }}]{{ m.content }}
-{%- for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }})
+{%- for call in m.tool_calls or [] -%}
+{{ call.function.name }}({{ call.function.arguments | tojson }})
 {%- endfor %}{% endfor %}"""
 #: as Qwen3-Coder's: each argument has its own place
 ITEMS = """{% for m in messages %}[{{ m.role }}]{{ m.content }}
@@ -60,8 +61,12 @@ def render(source: str, messages: tuple[ChatMessage, ...], **more: Any) -> str:
 @pytest.mark.parametrize("source", ALL)
 def test_history_with_a_call_is_rendered_whole_by_every_kind_of_template(source: str) -> None:
     text = render(source, talk('{"at": "the sea"}'))
-    assert "look" in text and "at" in text and "the sea" in text and "seen" in text
-    assert "None" not in text and '\\"' not in text
+    assert "look" in text
+    assert "at" in text
+    assert "the sea" in text
+    assert "seen" in text
+    assert "None" not in text
+    assert '\\"' not in text
 
 
 @pytest.mark.parametrize("source", ALL)
@@ -70,7 +75,8 @@ def test_history_with_a_call_without_arguments_has_an_empty_object(
     source: str, arguments: str
 ) -> None:
     text = render(source, talk(arguments))
-    assert "null" not in text and "None" not in text
+    assert "null" not in text
+    assert "None" not in text
     assert "look(" in text or '{"name": "look", "arguments": ' in text
 
 
@@ -78,7 +84,8 @@ def test_history_with_a_call_without_arguments_has_an_empty_object(
 @pytest.mark.parametrize("arguments", ['{"at": "the se', "[1, 2]", "the sea", '"x"', "[" * 2000])
 def test_history_with_broken_arguments_survives(source: str, arguments: str) -> None:
     text = render(source, talk(arguments))
-    assert "look" in text and "seen" in text
+    assert "look" in text
+    assert "seen" in text
     assert arguments in text or json.dumps(arguments)[1:-1] in text
 
 
@@ -91,7 +98,8 @@ def test_history_keeps_content_and_reasoning_beside_a_call() -> None:
 def test_history_s_ids_fit_templates_that_want_nine_characters() -> None:
     text = render(NINE, talk("{}"))
     id = text.rpartition("[tool]seen")[2]
-    assert len(id) == 9 and id.isalnum()
+    assert len(id) == 9
+    assert id.isalnum()
     assert f"look({{}}){id}" in text
     assert "call_1" in render(NINE.replace("!= 9", "< 1"), talk("{}"))
 

@@ -41,7 +41,7 @@ def make(
 
 
 def sequence(name: str, length: int) -> Sequence:
-    return Sequence(name, list(range(length)))
+    return Sequence(name, list(range(length)), length)
 
 
 def run(scheduler: Scheduler) -> Plan:
