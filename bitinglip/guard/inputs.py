@@ -14,10 +14,14 @@ def texts_of(work: protocol.Job) -> dict[str, str]:
         case protocol.TextJob():
             if work.messages is None:
                 return {"prompt": work.prompt or ""}
-            return {
-                f"messages[{number}].content": message.content
-                for number, message in enumerate(work.messages)
-            }
+            found: dict[str, str] = {}
+            for number, message in enumerate(work.messages):
+                found[f"messages[{number}].content"] = message.content
+                if message.reasoning is not None:
+                    found[f"messages[{number}].reasoning"] = message.reasoning
+                for place, call in enumerate(message.tool_calls):
+                    found[_arguments(number, place)] = call.arguments
+            return found
         case protocol.ImageJob():
             return {"prompt": work.prompt, "negative_prompt": work.negative_prompt or ""}
         case protocol.SpeechJob():
@@ -37,10 +41,7 @@ def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
     """Return the job with these texts in place of its own; others stay."""
     if isinstance(work, protocol.TextJob) and work.messages is not None:
         messages = tuple(
-            msgspec.structs.replace(
-                message, content=texts.get(f"messages[{number}].content", message.content)
-            )
-            for number, message in enumerate(work.messages)
+            _with_texts(message, number, texts) for number, message in enumerate(work.messages)
         )
         return msgspec.structs.replace(work, messages=messages)
     if isinstance(work, protocol.EmbeddingJob):
@@ -48,3 +49,24 @@ def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
         query = whole.pop("query", None)
         return msgspec.structs.replace(work, query=query, texts=tuple(whole.values()))
     return msgspec.structs.replace(work, **texts)
+
+
+def _with_texts(
+    message: protocol.ChatMessage, number: int, texts: Mapping[str, str]
+) -> protocol.ChatMessage:
+    calls = tuple(
+        msgspec.structs.replace(
+            call, arguments=texts.get(_arguments(number, place), call.arguments)
+        )
+        for place, call in enumerate(message.tool_calls)
+    )
+    return msgspec.structs.replace(
+        message,
+        content=texts.get(f"messages[{number}].content", message.content),
+        reasoning=texts.get(f"messages[{number}].reasoning", message.reasoning),
+        tool_calls=calls,
+    )
+
+
+def _arguments(number: int, place: int) -> str:
+    return f"messages[{number}].tool_calls[{place}].function.arguments"

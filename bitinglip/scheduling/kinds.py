@@ -19,8 +19,10 @@ _CHARACTERS_PER_TOKEN = 4
 _CHARACTERS_PER_SECOND = 15  #: of speech at an ordinary pace
 _BYTES_PER_SECOND = 16_000  #: of an audio file of middling quality
 _PIXELS = 1_000_000  #: of a megapixel
+_TREE_BYTES = 8  #: that a schema takes in memory for each byte of its JSON
 _EVENT_BYTES = 64 << 20  #: of any job's events; beside it, some for each unit of its cost
 
+_json = msgspec.json.Encoder()
 _OF_ANY = (protocol.Started, protocol.Progress, protocol.Failed, protocol.Cancelled)
 _OF_TEXT = frozenset[type]({*_OF_ANY, protocol.TextDelta, protocol.TextDone})
 _OF_IMAGES = frozenset[type]({*_OF_ANY, protocol.ImageDone})
@@ -98,7 +100,7 @@ def input_bytes(job: Job) -> int:
     work = job.work
     match work:
         case protocol.TextJob():
-            texts = [message.content for message in work.messages or ()] + [work.prompt]
+            return _text_bytes(work)
         case protocol.ImageJob():
             texts = [work.prompt, work.negative_prompt]
         case protocol.SpeechJob():
@@ -112,6 +114,12 @@ def input_bytes(job: Job) -> int:
     return sum(getsizeof(text) for text in texts)
 
 
+def _text_bytes(work: protocol.TextJob) -> int:
+    texts = [text for message in work.messages or () for text in message.texts()]
+    tools = _TREE_BYTES * tools_bytes(work) if work.tools else 0
+    return sum(getsizeof(text) for text in (work.prompt, *texts)) + tools
+
+
 def without_input(job: Job) -> Job:
     """Return an ended job without its prompts, which nothing asks for any more.
 
@@ -120,7 +128,9 @@ def without_input(job: Job) -> Job:
     work = job.work
     match work:
         case protocol.TextJob():
-            work = msgspec.structs.replace(work, prompt=None, messages=None)
+            work = msgspec.structs.replace(
+                work, prompt=None, messages=None, tools=(), template_kwargs={}
+            )
         case protocol.ImageJob():
             work = msgspec.structs.replace(work, prompt="", negative_prompt=None)
         case protocol.TranscriptionJob():
@@ -188,7 +198,13 @@ def megapixels(work: protocol.ImageJob) -> float:
 def _characters(work: protocol.TextJob) -> int:
     if work.prompt is not None:
         return len(work.prompt)
-    return sum(len(message.content) for message in work.messages or ())
+    told = tools_bytes(work) if work.tools else 0
+    return told + sum(len(text) for message in work.messages or () for text in message.texts())
+
+
+def tools_bytes(work: protocol.TextJob) -> int:
+    """Return how long a job's tools are as JSON, as which templates write them into prompts."""
+    return len(_json.encode(work.tools))
 
 
 def _beginning(work: protocol.TextJob) -> str:

@@ -7,7 +7,7 @@ from bitinglip import errors
 from bitinglip.access.usage.amounts import MILLION, NOTHING, Amounts, Units
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import cost
+from bitinglip.scheduling.kinds import cost, tools_bytes
 from workers import protocol
 
 _TEMPLATE_TOKENS = 128  #: that a chat template may add, and for each message
@@ -102,8 +102,12 @@ def _prompt_bytes(work: protocol.TextJob) -> int:
     """Return more tokens than the prompt has with its template."""
     if work.prompt is not None:
         return _bytes(work.prompt) + _MESSAGE_TOKENS
-    messages = work.messages or ()
-    return _TEMPLATE_TOKENS + sum(_bytes(each.content) + _MESSAGE_TOKENS for each in messages)
+    tokens = _TEMPLATE_TOKENS + (_TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0)
+    for message in work.messages or ():
+        tokens += _MESSAGE_TOKENS * (1 + len(message.tool_calls)) + sum(
+            map(_bytes, message.texts())
+        )
+    return tokens
 
 
 def _bytes(text: str) -> int:

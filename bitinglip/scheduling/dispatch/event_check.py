@@ -25,8 +25,9 @@ class EventCheck:
         """Raise BadFrame for an event that a sound worker does not send."""
         if type(event) not in self._types:
             raise BadFrame(f"{type(event).__name__} for a {type(self._job).__name__}")
-        if isinstance(event, protocol.TextDelta) and not event.logprobs:
-            self._left -= _EVENT_BYTES + len(event.text)  # quick: it comes for each token
+        if isinstance(event, protocol.TextDelta) and not (event.logprobs or event.tool_calls):
+            # Quick: it comes for each token.
+            self._left -= _EVENT_BYTES + len(event.text) + len(event.reasoning)
         else:
             self._left -= _EVENT_BYTES + self._size(event)
         if self._left < 0:
@@ -34,8 +35,10 @@ class EventCheck:
 
     def _size(self, event: protocol.JobEvent) -> int:
         match event:
-            case protocol.TextDelta(text=text, logprobs=logprobs):
-                return len(text) + sum(_LOGPROB_BYTES * (1 + len(each.top)) for each in logprobs)
+            case protocol.TextDelta(logprobs=logprobs):
+                calls = sum(_EVENT_BYTES + len(call.arguments) for call in event.tool_calls)
+                told = sum(_LOGPROB_BYTES * (1 + len(each.top)) for each in logprobs)
+                return len(event.text) + len(event.reasoning) + calls + told
             case protocol.AudioDelta(samples=samples):
                 return len(samples)
             case protocol.Progress(preview=preview):

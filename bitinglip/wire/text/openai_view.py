@@ -8,6 +8,7 @@ import msgspec
 from bitinglip.results.streams import DONE, sse
 from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.wire.openai_view import OpenAIView
+from bitinglip.wire.text.openai_message import delta, message
 from workers import protocol
 
 Logprobs = tuple[protocol.TokenLogprob, ...]
@@ -88,8 +89,8 @@ class _TextView(OpenAIView):
         return self._chunk(choice) if choice else b""
 
     def _token(self, token: protocol.TextDelta) -> bytes:
-        """Show a token: all chunks are the same but for their text, unless they hold logprobs."""
-        if self._wants_logprobs:
+        """Show a token: chunks are the same but for their text, unless they hold more."""
+        if self._wants_logprobs or token.reasoning or token.tool_calls:
             return self._chunk(self.token_choice(token))
         return self._before + _json.encode(token.text) + self._after
 
@@ -111,7 +112,7 @@ class ChatView(_TextView):
         return self._delta({"role": "assistant", "content": ""})
 
     def token_choice(self, token: protocol.TextDelta) -> dict[str, Any]:
-        return self._delta({"content": token.text}, self._logprobs(token.logprobs))
+        return self._delta(delta(token), self._logprobs(token.logprobs))
 
     def last_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return self._delta({}, finish_reason=done.choices[0].finish_reason)
@@ -119,20 +120,20 @@ class ChatView(_TextView):
     def body_choice(self, done: protocol.TextDone) -> dict[str, Any]:
         return {
             "index": 0,
-            "message": {"role": "assistant", "content": done.text, "refusal": None},
+            "message": message(done.choices[0]),
             "logprobs": self._logprobs(done.choices[0].logprobs),
             "finish_reason": done.choices[0].finish_reason,
         }
 
     def _delta(
         self,
-        delta: dict[str, str],
+        shown: dict[str, Any],
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
     ) -> dict[str, Any]:
         return {
             "index": 0,
-            "delta": delta,
+            "delta": shown,
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
@@ -199,4 +200,5 @@ def _usage(done: protocol.TextDone) -> dict[str, Any]:
         "completion_tokens": done.completion_tokens,
         "total_tokens": done.prompt_tokens + done.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": done.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": done.reasoning_tokens},
     }

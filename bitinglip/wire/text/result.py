@@ -14,9 +14,19 @@ def logprob_info(sampled: protocol.TokenLogprob) -> dict[str, Any]:
     }
 
 
+def call_info(call: protocol.ToolCall | protocol.ToolCallDelta) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 def text_result(work: protocol.TextJob, done: protocol.TextDone) -> dict[str, Any]:
     """Describe the text, with log-probabilities if they were asked for."""
     result: dict[str, Any] = {"text": done.text, "finish_reason": done.choices[0].finish_reason}
+    choice = done.choices[0]
+    if choice.reasoning:
+        result["reasoning"] = choice.reasoning
+    if choice.tool_calls:
+        result["tool_calls"] = [call_info(each) for each in choice.tool_calls]
     if work.sampling.logprobs is not None:
         result["logprobs"] = [logprob_info(each) for each in done.choices[0].logprobs]
     return result
@@ -24,8 +34,11 @@ def text_result(work: protocol.TextJob, done: protocol.TextDone) -> dict[str, An
 
 def text_usage(final: protocol.TextDone | protocol.Cancelled) -> dict[str, Any]:
     """Count what is charged: tokens."""
-    return {
+    usage = {
         "prompt_tokens": final.prompt_tokens,
         "completion_tokens": final.completion_tokens,
         "total_tokens": final.prompt_tokens + final.completion_tokens,
     }
+    if isinstance(final, protocol.TextDone) and final.reasoning_tokens:
+        usage["reasoning_tokens"] = final.reasoning_tokens
+    return usage

@@ -119,6 +119,11 @@ def is_marked(text: str) -> bool:
     return _PRIVATE.search(text) is not None
 
 
+def without_marks(text: str) -> str:
+    """Return a text without marks."""
+    return _PRIVATE.sub("", text)
+
+
 class _Marker:
     """Puts marks around some tokens."""
 
@@ -143,7 +148,7 @@ class _Marker:
         return found[0] if found else None
 
     def _mark_text(self, text: str) -> str:
-        text = _PRIVATE.sub("", text)
+        text = without_marks(text)
         marked = self._any.sub(f"{_START}\\g<0>{_END}", text)
         ends = range(1, min(self._longest, len(text) + 1))
         begins_one = any(text[-size:] in self._beginnings for size in ends)

@@ -32,13 +32,16 @@ class DetokenizerFactory:
         self._special = frozenset(tokenizer.all_special_ids)
         self._table = _ByteTable(tokenizer) if _is_byte_level(tokenizer) else None
 
-    def new(self, before: Sequence[int] = ()) -> Detokenizer:
-        """Begin a text; one that goes on with another keeps its first space. ``before``: the ids
-        of that one."""
+    def new(self, before: Sequence[int] = (), kept: frozenset[int] = frozenset()) -> Detokenizer:
+        """Return a detokenizer that shows no special tokens but those that are ``kept``.
+
+        Its text goes on with that of the ids ``before`` and keeps its first space then.
+        """
+        special = self._special - kept if kept else self._special
         if self._table is not None:
-            return _ByteDetokenizer(self._table, self._special)
-        shown = [token for token in before[-_LONGEST_RUN:] if token not in self._special]
-        return _WindowDetokenizer(self._tokenizer, self._special, shown)
+            return _ByteDetokenizer(self._table, special)
+        shown = [token for token in before[-_LONGEST_RUN:] if token not in special]
+        return _WindowDetokenizer(self._tokenizer, special, shown)
 
     def token_text(self, token: int) -> str:
         """Return the text of one id alone, special ones too, for log-probabilities."""

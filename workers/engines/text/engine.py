@@ -13,6 +13,7 @@ from workers.engines.activity import FirstUse, busy_with
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.chat_templates import chat_templates
+from workers.engines.text.conversation import Conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.generation import Generation
 from workers.engines.text.loading import LoadedModel, load, private_copy
@@ -80,15 +81,18 @@ class TextEngine:
         progress(0.9)
         rows = min(rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
-        templates = chat_templates(loaded.tokenizer, Path(spec.path))
+        wanted = spec.text.response_template if spec.text else None
+        tokenizer = private_copy(loaded.tokenizer)
+        templates = chat_templates(tokenizer, Path(spec.path))
+        chat = Conversation(templates, tokenizer, loaded.model_type, wanted)
+        loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
+        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         self._preprocessor = Preprocessor(
-            private_copy(loaded.tokenizer),
-            templates,
+            tokenizer,
+            chat,
             max_context=context,
             vocab_size=loaded.vocab_size,
         )
-        loaded = replace(loaded, eos_ids=loaded.eos_ids | self._preprocessor.turn_ends)
-        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         return Ready(
             slots=rows,
             max_context=context,

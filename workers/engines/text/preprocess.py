@@ -8,11 +8,9 @@ from typing import Any
 
 from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
-from workers.engines.text.chat_templates import ChatTemplates
-from workers.engines.text.control_tokens import ControlTokens, is_marked
-from workers.engines.text.end_tokens import turn_ends
+from workers.engines.text.control_tokens import is_marked
+from workers.engines.text.conversation import Conversation, Reading
 from workers.engines.text.loading import is_panic
-from workers.engines.text.templates import PromptEnd
 from workers.protocol import Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
@@ -24,6 +22,7 @@ class PreparedPrompt:
     ids: list[int]
     max_tokens: int
     text: str = ""  #: of the prompt, if it is to be echoed
+    reading: Reading | None = None  #: how the answer is read; None: its text is all there is
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,21 +38,20 @@ class Preprocessor:
     def __init__(
         self,
         tokenizer: Any,
-        templates: ChatTemplates | None,
+        chat: Conversation,
         *,
         max_context: int,
         vocab_size: int,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``."""
         self._tokenizer = tokenizer
-        self._templates = templates
-        self._control = ControlTokens(tokenizer, templates.literals if templates else "")
-        #: tokens by which the template ends what an assistant says
-        self.turn_ends = turn_ends(templates, self._control) if templates else frozenset()
+        self._chat = chat
         self._max_context = max_context
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
+        # A token is at most so many characters, so a longer text cannot fit the context.
+        self._most_characters = min(_LONGEST_PROMPT, self._longest_token * max_context)
 
     def prepare(self, job: TextJob) -> PreparedJob:
         """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST.
@@ -73,9 +71,14 @@ class Preprocessor:
 
     def _prepare_prompt(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
         param = "prompt" if job.messages is None else "messages"
+        reading: Reading | None = None
         if isinstance(given, tuple):
             self._check_tokens(given, param)
             ids = list(given) or self._beginning(param)
+        elif job.messages is not None:
+            rendered = self._chat.render(job, self._most_characters)
+            reading = self._chat.reading(job, rendered)
+            ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
         if job.count_only:
@@ -83,7 +86,7 @@ class Preprocessor:
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
-        return PreparedPrompt(ids, self._fit(job, len(ids), param), text)
+        return PreparedPrompt(ids, self._fit(job, len(ids), param), text, reading)
 
     def _decode(self, ids: list[int]) -> str:
         with self._lock:
@@ -99,11 +102,8 @@ class Preprocessor:
                 param=param,
             )
 
-    def _tokens(self, job: TextJob, prompt: str, param: str) -> list[int]:
-        # A token is at most so many characters, so a longer text cannot fit the context.
-        most = min(_LONGEST_PROMPT, self._longest_token * self._max_context)
-        text = prompt if job.messages is None else self._render(job, most)
-        if len(text) > most:
+    def _tokens(self, job: TextJob, text: str, param: str) -> list[int]:
+        if len(text) > self._most_characters:
             tokens = -(-len(text) // self._longest_token)
             raise self._too_long(job, tokens, param, at_least=True)
         if job.messages is None:
@@ -114,31 +114,12 @@ class Preprocessor:
             ids = self._beginning(param)
         return ids
 
-    def _render(self, job: TextJob, most: int) -> str:
-        if self._templates is None:
-            raise Refused(
-                "INVALID_REQUEST",
-                "This model has no chat template. It completes a 'prompt': by /v1/completions, or "
-                "without 'messages' by /api/v1/inference/text-generation.",
-                param="messages",
-            )
-        end = PromptEnd(header=job.generation_prompt, goes_on=job.continue_final)
-        template = self._templates.choose(tools=bool(job.tools))
-        return template.render(
-            job.messages or (),
-            most,
-            tools=job.tools,
-            variables=job.template_kwargs,
-            end=end,
-            control=self._control,
-        )
-
     def _encode(self, text: str, *, special: bool, marked: bool = False) -> list[int]:
         """Tokenise a text; a template has written the special tokens itself."""
         try:
             with self._lock:
                 if marked:
-                    return self._control.encode(text)
+                    return self._chat.encode(text)
                 encoded = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=special)
         except BaseException as error:
             if not is_panic(error):

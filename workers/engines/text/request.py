@@ -61,6 +61,7 @@ class Request:
             "streams": job.stream and not self._ranks,
             "echo": prompt.text if job.echo else "",
             "goes_on": job.messages is None or job.continue_final,
+            "reading": prompt.reading,
         }
         return [
             Generation(
@@ -120,6 +121,7 @@ class Request:
             choices=tuple(choices),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self.produced,
+            reasoning_tokens=sum(each.reasoning_tokens for each in self.generations),
         )
 
     def _told(self) -> list[Generation]:
