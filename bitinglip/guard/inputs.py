@@ -12,7 +12,7 @@ def texts_of(work: protocol.Job) -> dict[str, str]:
     """Return what a client wrote that a model will read; files are not looked into."""
     match work:
         case protocol.TextJob():
-            return _messages(work.messages) if work.messages else {"prompt": work.prompt or ""}
+            return _prompts(work) if work.messages is None else _messages(work.messages)
         case protocol.ImageJob():
             return {"prompt": work.prompt, "negative_prompt": work.negative_prompt or ""}
         case protocol.SpeechJob():
@@ -46,6 +46,9 @@ def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
             _with_texts(message, number, texts) for number, message in enumerate(work.messages)
         )
         return msgspec.structs.replace(work, messages=messages)
+    if isinstance(work, protocol.TextJob) and work.prompts:
+        prompts = [texts.get(_field(number), prompt) for number, prompt in enumerate(work.prompts)]
+        return msgspec.structs.replace(work, prompts=tuple(prompts))
     if isinstance(work, protocol.EmbeddingJob):
         whole = {**texts_of(work), **texts}
         query = whole.pop("query", None)
@@ -72,3 +75,24 @@ def _with_texts(
 
 def _arguments(number: int, place: int) -> str:
     return f"messages[{number}].tool_calls[{place}].function.arguments"
+
+
+def has_token_ids(work: protocol.Job) -> bool:
+    """Return whether prompts are tokens, whose text only the model's tokenizer knows."""
+    return isinstance(work, protocol.TextJob) and any(
+        not isinstance(prompt, str) for prompt in work.prompts
+    )
+
+
+def _prompts(work: protocol.TextJob) -> dict[str, str]:
+    if not work.prompts:
+        return {"prompt": work.prompt or ""}
+    return {
+        _field(number): prompt
+        for number, prompt in enumerate(work.prompts)
+        if isinstance(prompt, str)
+    }
+
+
+def _field(number: int) -> str:
+    return f"prompt[{number}]"

@@ -58,9 +58,10 @@ class ChatTemplate:
         self._environment = BoundedEnvironment(library_environment())
         try:
             self._template = self._environment.from_string(source)
+            #: The names that the template looks up. ``jinja2.meta`` would fold constants on the way,
+            #: which a hostile template makes take for ever.
             names = self._environment.parse(source).find_all(nodes.Name)
-            #: the names that the template reads
-            self.variables = frozenset(each.name for each in names if each.ctx == "load")
+            self.variables = {each.name for each in names if each.ctx == "load"}
         except (RecursionError, SyntaxError, MemoryError) as error:
             # What is nested too deep for the library fails in Python's own compiler.
             raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
