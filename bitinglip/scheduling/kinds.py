@@ -18,6 +18,7 @@ _AFFINITY_CHARACTERS = 1024
 _CHARACTERS_PER_TOKEN = 4
 _CHARACTERS_PER_SECOND = 15  #: of speech at an ordinary pace
 _BYTES_PER_SECOND = 16_000  #: of an audio file of middling quality
+_TOKEN_BYTES = 36  #: of a token id in a tuple
 _PIXELS = 1_000_000  #: of a megapixel
 _TREE_BYTES = 8  #: that a schema takes in memory for each byte of its JSON
 _EVENT_BYTES = 64 << 20  #: of any job's events; beside it, some for each unit of its cost
@@ -36,7 +37,7 @@ def cost(job: Job) -> float:
     work = job.work
     match work:
         case protocol.TextJob():
-            return _characters(work) / _CHARACTERS_PER_TOKEN + work.sampling.max_tokens
+            return _prompt_tokens(work) + work.sequences * work.sampling.max_tokens
         case protocol.ImageJob():
             return megapixels(work) * work.steps
         case protocol.SpeechJob():
@@ -98,6 +99,7 @@ def affinity(job: Job) -> bytes:
 def input_bytes(job: Job) -> int:
     """Count what the client sent and the gateway keeps until the job has ended."""
     work = job.work
+    texts: list[str | None]
     match work:
         case protocol.TextJob():
             return _text_bytes(work)
@@ -115,9 +117,9 @@ def input_bytes(job: Job) -> int:
 
 
 def _text_bytes(work: protocol.TextJob) -> int:
-    texts = [text for message in work.messages or () for text in message.texts()]
-    tools = _TREE_BYTES * tools_bytes(work) if work.tools else 0
-    return sum(getsizeof(text) for text in (work.prompt, *texts)) + tools
+    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
+    tools = _TREE_BYTES * tools_bytes(work)
+    return sum(map(getsizeof, _texts(work))) + ids * _TOKEN_BYTES + tools
 
 
 def without_input(job: Job) -> Job:
@@ -128,8 +130,9 @@ def without_input(job: Job) -> Job:
     work = job.work
     match work:
         case protocol.TextJob():
+            prompts = ("",) * len(work.prompts)  # their number tells that of the choices
             work = msgspec.structs.replace(
-                work, prompt=None, messages=None, tools=(), template_kwargs={}
+                work, prompt=None, prompts=prompts, messages=None, tools=(), template_kwargs={}
             )
         case protocol.ImageJob():
             work = msgspec.structs.replace(work, prompt="", negative_prompt=None)
@@ -195,20 +198,31 @@ def megapixels(work: protocol.ImageJob) -> float:
     return len(work.seeds) * work.width * work.height / _PIXELS
 
 
-def _characters(work: protocol.TextJob) -> int:
-    if work.prompt is not None:
-        return len(work.prompt)
-    told = tools_bytes(work) if work.tools else 0
-    return told + sum(len(text) for message in work.messages or () for text in message.texts())
+def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
+    """Return the prompts of a job; none of one that has messages."""
+    return work.prompts if work.prompt is None else (work.prompt,)
 
 
 def tools_bytes(work: protocol.TextJob) -> int:
     """Return how long a job's tools are as JSON, as which templates write them into prompts."""
-    return len(_json.encode(work.tools))
+    return len(_json.encode(work.tools)) if work.tools else 0
+
+
+def _prompt_tokens(work: protocol.TextJob) -> float:
+    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
+    characters = tools_bytes(work) + sum(map(len, _texts(work)))
+    return ids + characters / _CHARACTERS_PER_TOKEN
+
+
+def _texts(work: protocol.TextJob) -> list[str]:
+    found = [each for each in prompts_of(work) if isinstance(each, str)]
+    for message in work.messages or ():
+        found += message.texts()
+    return found
 
 
 def _beginning(work: protocol.TextJob) -> str:
-    if work.prompt is not None:
-        return work.prompt[:_AFFINITY_CHARACTERS]
+    for prompt in prompts_of(work)[:1]:
+        return str(prompt[:_AFFINITY_CHARACTERS])
     start = "\0".join(message.content for message in (work.messages or ())[:2])
     return start[:_AFFINITY_CHARACTERS]

@@ -43,7 +43,13 @@ def test_tools_reach_the_worker(model: Any, body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("model", "body"), SURFACES)
 def test_tools_that_are_none_are_accepted(model: Any, body: dict[str, Any]) -> None:
-    for more in ({"tools": []}, {"tools": None}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
+    nothing: list[dict[str, Any]] = [
+        {"tools": []},
+        {"tools": None},
+        {"tool_choice": "auto"},
+        {"tool_choice": "none"},
+    ]
+    for more in nothing:
         assert not message_of(read(model, body, **more)).tools
 
 
@@ -153,12 +159,12 @@ def test_calls_and_reasoning_are_shown_in_openai_s_body() -> None:
 
 def test_calls_and_reasoning_are_shown_in_openai_s_stream() -> None:
     view = ChatView(log(), "r")
-    pieces = [
+    pieces: list[protocol.TextDelta | protocol.TextDone] = [
         protocol.TextDelta(id="task-1", text="", index=0, reasoning="why"),
         protocol.TextDelta(id="task-1", text="so", index=1),
         protocol.TextDelta(id="task-1", text="", index=2, tool_calls=(PIECE,)),
     ]
-    data = b"".join(view.render(each) for each in [*pieces, DONE]).decode()
+    data = b"".join(view.render(each) for each in (*pieces, DONE)).decode()
     chunks = [json.loads(each.removeprefix("data: ")) for each in data.split("\n\n")[:-2]]
     deltas = [each["choices"][0]["delta"] for each in chunks]
     assert deltas == [

@@ -97,7 +97,7 @@ def _message(message: ChatMessage, form: HistoryForm, names: dict[str, str]) -> 
     elif message.tool_calls:
         calls = [f"<tool_call>\n{_as_text(each)}\n</tool_call>" for each in message.tool_calls]
         plain["content"] = "\n".join([message.content, *calls] if message.content else calls)
-    # gpt-oss's template refuses content and reasoning together in a turn that calls
+    # gpt-oss's template refuses reasoning and content in a turn that calls
     both = form.reasoning_key == "thinking" and message.tool_calls and message.content
     if message.reasoning and form.reasoning_key is not None and not both:
         plain[form.reasoning_key] = message.reasoning

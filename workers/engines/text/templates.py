@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
+from jinja2 import nodes
 
 from workers.engines.base import Refused
 from workers.engines.text.control_tokens import GOES_ON, ControlTokens
@@ -78,9 +78,11 @@ class ChatTemplate:
         self._environment = BoundedEnvironment(library_environment())
         try:
             self._template = self._environment.from_string(source)
-            #: the names that the template looks up
+            #: The names that the template looks up. ``jinja2.meta`` would fold constants on the way,
+            #: which a hostile template makes take for ever.
             tree = self._environment.parse(source)
-            self.variables = meta.find_undeclared_variables(tree)
+            names = tree.find_all(nodes.Name)
+            self.variables = {each.name for each in names if each.ctx == "load"}
             self.literals = _literals(tree)
         except (RecursionError, SyntaxError, MemoryError) as error:
             # What is nested too deep for the library fails in Python's own compiler.
