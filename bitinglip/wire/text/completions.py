@@ -85,6 +85,7 @@ class CompletionRequest(OpenAITextFields):
             special_tokens=self.add_special_tokens is not False,
             clip_max_tokens=True,
             stream=bool(self.stream),
+            grammar=self.asked_grammar(),
         )
         return context.job(work)
 

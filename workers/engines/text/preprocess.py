@@ -3,6 +3,7 @@
 import secrets
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
 from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
+from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
-from workers.protocol import Prompt, TextJob
+from workers.protocol import Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
 _LONGEST_PROMPT = 16_000_000  #: characters; tokenizers take about a hundred bytes for each
@@ -30,6 +32,7 @@ class PreparedJob:
     job: TextJob
     prompts: list[PreparedPrompt]
     seed: int
+    grammar: Future[Compiled] | None = None  #: of each of its texts, once it is compiled
 
 
 class Preprocessor:
@@ -42,8 +45,10 @@ class Preprocessor:
         *,
         max_context: int,
         vocab_size: int,
+        grammars: GrammarCompiler,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``."""
+        self._grammars = grammars
         self._tokenizer = tokenizer
         self._chat = chat
         self._max_context = max_context
@@ -66,8 +71,20 @@ class Preprocessor:
             _check_scores(job, prompts)
         seed = job.sampling.seed
         return PreparedJob(
-            job=job, prompts=prompts, seed=secrets.randbits(63) if seed is None else seed
+            job=job,
+            prompts=prompts,
+            seed=secrets.randbits(63) if seed is None else seed,
+            grammar=self._compile(job.grammar),
         )
+
+    def _compile(self, grammar: Grammar | None) -> "Future[Compiled] | None":
+        """Begin to compile a grammar; raises Refused if it is known to be refused."""
+        if grammar is None:
+            return None
+        compiled = self._grammars.compile(grammar)
+        if compiled.done():
+            compiled.result()
+        return compiled
 
     def _prepare_prompt(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
         param = "prompt" if job.messages is None else "messages"
