@@ -63,11 +63,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     strict: bool = False  #: the arguments are held to the schema
 
 
-class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A form that the text is held to; ``source`` of a choice is a JSON list of strings."""
 
     kind: GrammarKind
     source: str
+    strict: bool = False  #: refuse a schema that can be kept to only nearly
+    param: str = "response_format"  #: the field of the request that asks for it
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):

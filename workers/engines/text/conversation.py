@@ -1,17 +1,23 @@
 """Makes prompts of conversations, and knows how the model's answers to them are to be read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 import msgspec
 
 from workers.engines.base import Refused
+from workers.engines.text.grammar.vocabulary import added_tokens
 from workers.engines.text.history import template_tools
+from workers.engines.text.parsing.call_grammar import (
+    Unwritable,
+    call_grammar,
+    json_after_reasoning,
+)
 from workers.engines.text.parsing.recognition import ResponseFormat, response_format
 from workers.engines.text.templates import BrokenTemplate, ChatTemplate
-from workers.protocol import ChatMessage, TextJob, Tool
+from workers.protocol import ChatMessage, Grammar, TextJob, Tool
 
 _HERMES = "hermes"  #: how calls are asked for where a template has no place for tools
 _TOLD = """You may call functions to help with the request. Their signatures:
@@ -32,6 +38,11 @@ class Reading(NamedTuple):
     tools: tuple[Tool, ...]
     parallel: bool
 
+    @property
+    def reasons(self) -> bool:
+        """Return whether the prompt has begun the model's reasoning."""
+        return self.form.reasons_after(self.begun)
+
 
 class Conversation:
     """Renders messages and tools by the templates of one model."""
@@ -43,12 +54,15 @@ class Conversation:
         *,
         form: ResponseFormat | None,
         generic: ResponseFormat | None,
+        added: Mapping[str, int],
     ) -> None:
         """``with_tools``: the template for requests with tools, often the same one.
 
         ``form``: how the model's answers are read; ``generic``: how they are where calls were asked
-        for in the prompt, None where nothing is to be read.
+        for in the prompt, None where nothing is to be read. ``added``: ids of the tokens that were
+        added to the vocabulary.
         """
+        self._added = added
         self.plain = plain
         self._with_tools = with_tools
         self._form = form
@@ -83,6 +97,39 @@ class Conversation:
             return None
         return Reading(form, form.begun(prompt), job.tools, job.parallel_tool_calls)
 
+    def held(self, job: TextJob, reading: Reading | None) -> tuple[Grammar | None, Reading | None]:
+        """Return what the answer is held to, and how it is read then. Raises Refused.
+
+        A form that the request asks for begins after the reasoning, where it can be written so;
+        else all of the text is of that form, and nothing else is read out of it.
+        """
+        if reading is None:
+            return job.grammar, None
+        if job.tools and job.tool_choice != "auto":
+            return self._calls(job, reading), reading
+        family = reading.form.family
+        if job.grammar is None or family is None or not reading.form.reasons:
+            return job.grammar, reading
+        held = json_after_reasoning(job.grammar, family, self._added, begun=reading.reasons)
+        return (job.grammar, None) if held is None else (held, reading)
+
+    def _calls(self, job: TextJob, reading: Reading) -> Grammar:
+        named = [tool for tool in job.tools if tool.name == job.tool_choice]
+        one = bool(named) or not job.parallel_tool_calls
+        reasoning = reading.reasons if reading.form.reasons else None
+        try:
+            if reading.form.family is None:
+                raise Unwritable("its files define a format of their own")
+            return call_grammar(
+                reading.form.family, named or job.tools, self._added, one=one, reasoning=reasoning
+            )
+        except Unwritable as error:
+            raise Refused(
+                "UNSUPPORTED_PARAMETER",
+                f"This model cannot be made to call a tool: {error}.",
+                param="tool_choice",
+            ) from error
+
 
 def conversation(tokenizer: Any, model_type: str, wanted: str | None) -> Conversation:
     """Make the conversation of a loaded model. ``wanted``: the setting text.response_template."""
@@ -92,7 +139,9 @@ def conversation(tokenizer: Any, model_type: str, wanted: str | None) -> Convers
         with_tools = plain
     form = response_format(tokenizer, tool_source or source, model_type, wanted)
     generic = None if wanted == "none" else response_format(tokenizer, None, "", _HERMES)
-    return Conversation(plain, with_tools, form=form, generic=generic)
+    return Conversation(
+        plain, with_tools, form=form, generic=generic, added=added_tokens(tokenizer)
+    )
 
 
 def _template(

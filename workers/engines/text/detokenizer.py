@@ -29,7 +29,7 @@ class DetokenizerFactory:
         """``tokenizer`` is a fast tokenizer of transformers, not shared with another thread."""
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
-        self._table = _ByteTable(tokenizer) if _is_byte_level(tokenizer) else None
+        self._table = byte_table(tokenizer)
 
     def new(self, kept: frozenset[int] = frozenset()) -> Detokenizer:
         """Return a detokenizer that shows no special tokens but those that are ``kept``."""
@@ -47,7 +47,7 @@ class DetokenizerFactory:
 class _ByteDetokenizer:
     """Detokenizes byte-level vocabularies: ids are bytes, and UTF-8 says where text may end."""
 
-    def __init__(self, table: "_ByteTable", special: frozenset[int]) -> None:
+    def __init__(self, table: "ByteTable", special: frozenset[int]) -> None:
         self._table = table
         self._special = special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -99,7 +99,7 @@ class _WindowDetokenizer:
         return text
 
 
-class _ByteTable(dict[int, bytes]):
+class ByteTable(dict[int, bytes]):
     """Holds the bytes of each id of a byte-level vocabulary, looked up when first needed."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -118,6 +118,11 @@ class _ByteTable(dict[int, bytes]):
         if all(letter in letters for letter in name):
             return bytes(letters[letter] for letter in name)
         return str(name).encode()
+
+
+def byte_table(tokenizer: Any) -> ByteTable | None:
+    """Return the bytes of a tokenizer's ids; None if its ids are not bytes."""
+    return ByteTable(tokenizer) if _is_byte_level(tokenizer) else None
 
 
 @lru_cache(maxsize=1)

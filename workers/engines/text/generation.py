@@ -88,6 +88,15 @@ class Generation:
             text = "" if ended else self._push(self._detokenizer.push(choice.token))
         if ended or self._stopped or self.produced >= self._max_tokens:
             text += self._end(ended)
+        return self._tell(text)
+
+    def complete(self) -> TextDelta | None:
+        """End the text, since nothing may follow; returns the text to stream now, if any."""
+        if not self.produced:
+            self._begin()
+        return self._tell(self._end(ended=True))
+
+    def _tell(self, text: str) -> TextDelta | None:
         if self._echo:
             text, self._echo = self._echo + text, ""
         if self._parser is not None:

@@ -45,13 +45,9 @@ FORMS = MappingProxyType(
             head="<tool_call>{name}\n",
             tail="</tool_call>",
             between="\n",
-            parts=Parts(
-                before="<arg_key>{key}</arg_key>\n<arg_value>", after="</arg_value>\n"
-            ),
+            parts=Parts(before="<arg_key>{key}</arg_key>\n<arg_value>", after="</arg_value>\n"),
         ),
-        "mistral": CallForm(
-            begin="[TOOL_CALLS][", head=_NAMED, tail="}", between=", ", end="]"
-        ),
+        "mistral": CallForm(begin="[TOOL_CALLS][", head=_NAMED, tail="}", between=", ", end="]"),
         "mistral_args": CallForm(head="[TOOL_CALLS]{name}[ARGS]"),
         "deepseek": CallForm(
             begin="<｜tool▁calls▁begin｜>",

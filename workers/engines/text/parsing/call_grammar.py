@@ -13,6 +13,7 @@ from workers.engines.text.parsing.families import Family
 from workers.protocol import Grammar, Tool
 
 _MOST_CALLS = 16  #: of one answer
+_NOTHING: dict[str, Any] = {"properties": {}, "additionalProperties": False}
 _BLANKS = r"/\s{0,4}/"
 
 
@@ -87,7 +88,7 @@ class _Rules:
         return f"{self._literal(form.begin)} {call} {more} {self._literal(form.end)}"
 
     def _call(self, form: CallForm, number: int, tool: Tool) -> str:
-        schema = {"type": "object", **(tool.parameters or {"properties": {}})}
+        schema = {"type": "object", **(tool.parameters or _NOTHING)}
         if form.parts is None:
             arguments = self.add(f"args_{number}", json_text(schema))
         else:
@@ -96,7 +97,7 @@ class _Rules:
         return self.add(f"call_{number}", f"{head} {arguments} {self._literal(form.tail)}")
 
     def _parts(self, parts: Parts, prefix: str, schema: Mapping[str, Any]) -> str:
-        """Return the arguments one by one: those that are required first, then each other or not."""
+        """Return the arguments one by one, those that are required first."""
         properties = schema.get("properties") or {}
         required = [key for key in schema.get("required") or () if key in properties]
         others = [key for key in properties if key not in required]
