@@ -56,27 +56,6 @@ def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
     return msgspec.structs.replace(work, **texts)
 
 
-def _with_texts(
-    message: protocol.ChatMessage, number: int, texts: Mapping[str, str]
-) -> protocol.ChatMessage:
-    calls = tuple(
-        msgspec.structs.replace(
-            call, arguments=texts.get(_arguments(number, place), call.arguments)
-        )
-        for place, call in enumerate(message.tool_calls)
-    )
-    return msgspec.structs.replace(
-        message,
-        content=texts.get(f"messages[{number}].content", message.content),
-        reasoning=texts.get(f"messages[{number}].reasoning", message.reasoning),
-        tool_calls=calls,
-    )
-
-
-def _arguments(number: int, place: int) -> str:
-    return f"messages[{number}].tool_calls[{place}].function.arguments"
-
-
 def has_token_ids(work: protocol.Job) -> bool:
     """Return whether prompts are tokens, whose text only the model's tokenizer knows."""
     return isinstance(work, protocol.TextJob) and any(
@@ -96,3 +75,24 @@ def _prompts(work: protocol.TextJob) -> dict[str, str]:
 
 def _field(number: int) -> str:
     return f"prompt[{number}]"
+
+
+def _with_texts(
+    message: protocol.ChatMessage, number: int, texts: Mapping[str, str]
+) -> protocol.ChatMessage:
+    calls = tuple(
+        msgspec.structs.replace(
+            call, arguments=texts.get(_arguments(number, place), call.arguments)
+        )
+        for place, call in enumerate(message.tool_calls)
+    )
+    return msgspec.structs.replace(
+        message,
+        content=texts.get(f"messages[{number}].content", message.content),
+        reasoning=texts.get(f"messages[{number}].reasoning", message.reasoning),
+        tool_calls=calls,
+    )
+
+
+def _arguments(number: int, place: int) -> str:
+    return f"messages[{number}].tool_calls[{place}].function.arguments"

@@ -117,9 +117,11 @@ def input_bytes(job: Job) -> int:
 
 
 def _text_bytes(work: protocol.TextJob) -> int:
+    texts = [text for message in work.messages or () for text in message.texts()]
+    texts += [each for each in prompts_of(work) if isinstance(each, str)]
     ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
-    tools = _TREE_BYTES * tools_bytes(work)
-    return sum(map(getsizeof, _texts(work))) + ids * _TOKEN_BYTES + tools
+    tools = _TREE_BYTES * tools_bytes(work) if work.tools else 0
+    return sum(getsizeof(text) for text in texts) + ids * _TOKEN_BYTES + tools
 
 
 def without_input(job: Job) -> Job:
@@ -203,22 +205,17 @@ def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
     return work.prompts if work.prompt is None else (work.prompt,)
 
 
-def tools_bytes(work: protocol.TextJob) -> int:
-    """Return how long a job's tools are as JSON, as which templates write them into prompts."""
-    return len(_json.encode(work.tools)) if work.tools else 0
-
-
 def _prompt_tokens(work: protocol.TextJob) -> float:
     ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
-    characters = tools_bytes(work) + sum(map(len, _texts(work)))
-    return ids + characters / _CHARACTERS_PER_TOKEN
+    texts = [each for each in prompts_of(work) if isinstance(each, str)]
+    texts += [text for message in work.messages or () for text in message.texts()]
+    told = tools_bytes(work) if work.tools else 0
+    return ids + (told + sum(map(len, texts))) / _CHARACTERS_PER_TOKEN
 
 
-def _texts(work: protocol.TextJob) -> list[str]:
-    found = [each for each in prompts_of(work) if isinstance(each, str)]
-    for message in work.messages or ():
-        found += message.texts()
-    return found
+def tools_bytes(work: protocol.TextJob) -> int:
+    """Return how long a job's tools are as JSON, as which templates write them into prompts."""
+    return len(_json.encode(work.tools))
 
 
 def _beginning(work: protocol.TextJob) -> str:

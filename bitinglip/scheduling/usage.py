@@ -114,12 +114,11 @@ def _prompt_bytes(work: protocol.TextJob) -> list[int]:
             _MESSAGE_TOKENS + (_bytes(each) if isinstance(each, str) else len(each))
             for each in prompts_of(work)
         ]
-    of_messages = [
-        sum(map(_bytes, each.texts())) + _MESSAGE_TOKENS * (1 + len(each.tool_calls))
-        for each in work.messages
-    ]
-    of_tools = _TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0
-    return [_TEMPLATE_TOKENS + of_tools + sum(of_messages)]
+    tokens = _TEMPLATE_TOKENS + (_TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0)
+    for message in work.messages:
+        tokens += _MESSAGE_TOKENS * (1 + len(message.tool_calls))
+        tokens += sum(map(_bytes, message.texts()))
+    return [tokens]
 
 
 def _bytes(text: str) -> int:

@@ -128,12 +128,12 @@ def _segment(heard: protocol.SegmentDelta) -> bytes:
 
 def _token(token: protocol.TextDelta, tells_choice: bool) -> bytes:
     data: dict[str, Any] = {"text": token.text, "index": token.index}
+    if tells_choice:
+        data["choice"] = token.choice
     if token.reasoning:
         data["reasoning"] = token.reasoning
     if token.tool_calls:
         data["tool_calls"] = [{"index": each.index, **call_info(each)} for each in token.tool_calls]
-    if tells_choice:
-        data["choice"] = token.choice
     if token.logprobs:
         data["logprobs"] = [logprob_info(each) for each in token.logprobs]
     return _json.encode(data)
