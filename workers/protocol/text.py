@@ -114,6 +114,8 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     grammar: Grammar | None = None
     template_kwargs: dict[str, Any] = {}  #: further variables of the chat template
     continue_final: bool = False  #: the answer goes on with the last message, an assistant's
+    generation_prompt: bool = True  #: the template writes the header of the model's turn
+    special_tokens: bool = True  #: the tokenizer adds its own around a prompt, such as BOS
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
     count_only: bool = False  #: tell how many tokens the prompt has, and make none
     stream: bool = True  #: without it, only the final event is sent

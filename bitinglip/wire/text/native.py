@@ -54,13 +54,13 @@ class TextGenerationRequest(NativeForms, SamplingFields):
             n=self.n or 1,
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
-            grammar=self.asked_grammar(),
             template_kwargs=template_variables(
                 self.chat_template_kwargs,
                 enable_thinking=self.enable_thinking,
                 reasoning_effort=self.reasoning_effort,
             ),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            grammar=self.asked_grammar(),
         )
         return context.job(work, timeout=self.timeout)
 

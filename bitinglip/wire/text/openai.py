@@ -157,13 +157,13 @@ class ChatCompletionRequest(OpenAITextFields):
             n=self.n or 1,
             clip_max_tokens=True,
             stream=bool(self.stream),
-            grammar=self.asked_grammar(),
             template_kwargs=template_variables(
                 self.chat_template_kwargs,
                 enable_thinking=self.enable_thinking,
                 reasoning_effort=self.reasoning_effort,
             ),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            grammar=self.asked_grammar(),
         )
         return context.job(work)
 

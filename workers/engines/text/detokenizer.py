@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -31,12 +32,16 @@ class DetokenizerFactory:
         self._special = frozenset(tokenizer.all_special_ids)
         self._table = byte_table(tokenizer)
 
-    def new(self, kept: frozenset[int] = frozenset()) -> Detokenizer:
-        """Return a detokenizer that shows no special tokens but those that are ``kept``."""
+    def new(self, before: Sequence[int] = (), kept: frozenset[int] = frozenset()) -> Detokenizer:
+        """Return a detokenizer that shows no special tokens but those that are ``kept``.
+
+        Its text goes on with that of the ids ``before`` and keeps its first space then.
+        """
         special = self._special - kept if kept else self._special
         if self._table is not None:
             return _ByteDetokenizer(self._table, special)
-        return _WindowDetokenizer(self._tokenizer, special)
+        shown = [token for token in before[-_LONGEST_RUN:] if token not in special]
+        return _WindowDetokenizer(self._tokenizer, special, shown)
 
     def token_text(self, token: int) -> str:
         """Return the text of one id alone, special ones too, for log-probabilities."""
@@ -68,10 +73,10 @@ class _WindowDetokenizer:
     differently (they strip its space).
     """
 
-    def __init__(self, tokenizer: Any, special: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, special: frozenset[int], shown: list[int]) -> None:
         self._tokenizer = tokenizer
         self._special = special
-        self._shown: list[int] = []  #: the last ids whose text is out
+        self._shown = shown  #: the last ids whose text is out
         self._new: list[int] = []
 
     def push(self, token: int) -> str:

@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,7 +13,8 @@ from workers.engines.activity import FirstUse, busy_with
 from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
-from workers.engines.text.conversation import conversation
+from workers.engines.text.chat_templates import chat_templates
+from workers.engines.text.conversation import Conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.generation import Generation
 from workers.engines.text.grammar.compiler import Compiled
@@ -22,7 +25,6 @@ from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Logprobs, Sampler, logprobs_of
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
-from workers.engines.text.templates import ChatTemplate
 from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob
 
@@ -87,11 +89,14 @@ class TextEngine:
         progress(0.9)
         rows = min(rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
-        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         wanted = spec.text.response_template if spec.text else None
-        chat = conversation(loaded.tokenizer, loaded.model_type, wanted)
+        tokenizer = private_copy(loaded.tokenizer)
+        templates = chat_templates(tokenizer, Path(spec.path))
+        chat = Conversation(templates, tokenizer, loaded.model_type, wanted)
+        loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
+        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         self._preprocessor = Preprocessor(
-            private_copy(loaded.tokenizer),
+            tokenizer,
             chat,
             max_context=context,
             vocab_size=loaded.vocab_size,
@@ -102,7 +107,7 @@ class TextEngine:
             max_context=context,
             dtype=torch_env.dtype_name(loaded.dtype),
             device=spec.device,
-            has_chat_template=isinstance(chat.plain, ChatTemplate),
+            has_chat_template=templates is not None and templates.default is not None,
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
         )
 

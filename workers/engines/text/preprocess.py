@@ -9,6 +9,7 @@ from typing import Any
 
 from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
+from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
 from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
@@ -122,15 +123,20 @@ class Preprocessor:
         if len(text) > self._most_characters:
             tokens = -(-len(text) // self._longest_token)
             raise self._too_long(job, tokens, param, at_least=True)
-        ids = self._encode(text, special=job.messages is None)
+        if job.messages is None:
+            ids = self._encode(text, special=job.special_tokens)
+        else:
+            ids = self._encode(text, special=False, marked=is_marked(text))
         if not ids:
             ids = self._beginning(param)
         return ids
 
-    def _encode(self, text: str, *, special: bool) -> list[int]:
+    def _encode(self, text: str, *, special: bool, marked: bool = False) -> list[int]:
         """Tokenise a text; a template has written the special tokens itself."""
         try:
             with self._lock:
+                if marked:
+                    return self._chat.encode(text)
                 encoded = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=special)
         except BaseException as error:
             if not is_panic(error):
@@ -139,7 +145,9 @@ class Preprocessor:
                 "INFERENCE_FAILED", "The model's tokenizer failed on this text."
             ) from error
         ids: list[int] = encoded.ids
-        return ids
+        # A client that has rendered a template itself has written it already.
+        twice = special and ids[:2] == [self._tokenizer.bos_token_id] * 2
+        return ids[1:] if twice else ids
 
     def _beginning(self, param: str) -> list[int]:
         bos: int | None = self._tokenizer.bos_token_id

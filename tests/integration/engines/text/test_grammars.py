@@ -33,7 +33,7 @@ PERSON = {
 KINDS = {
     "person": Grammar(kind="json_schema", source=json.dumps(PERSON), strict=True),
     "choice": Grammar(kind="choice", source=json.dumps(["yes", "no", "żółć"])),
-    "regex": Grammar(kind="regex", source=r"^[a-f]{3}-\d{2,4}$"),
+    "regex": Grammar(kind="regex", source=r"^[a-f]{3}-[0-9]{2,4}$"),
     "lark": Grammar(kind="lark", source='start: "f(" NUMBER ")"\nNUMBER: /[0-9]{1,4}/\n'),
 }
 
