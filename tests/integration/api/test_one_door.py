@@ -49,7 +49,7 @@ def _ways(served: Served) -> Iterator[Way]:
             continue
         assert isinstance(route, APIRoute | APIWebSocketRoute)
         path = route.path_format
-        for name in ("model_id", "worker_id", "key_id", "task_id", "file_id"):
+        for name in ("model_id", "worker_id", "key_id", "task_id", "file_id", "response_id"):
             path = path.replace(f"{{{name}}}", "w/0" if name == "worker_id" else "nobody")
         assert "{" not in path, path
         if isinstance(route, APIWebSocketRoute):
