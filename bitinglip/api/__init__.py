@@ -5,7 +5,7 @@ from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from bitinglip.api import docs_page, documentation, ops
+from bitinglip.api import docs_page, documentation, openai_lists, ops
 from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import anthropic, embedding, image, speech, text, transcription
@@ -34,7 +34,7 @@ _ROUTERS = (
     files.router,
     watch.router,
     models.native,
-    models.openai,
+    openai_lists.router,
     workers.router,
     keys.router,
     audit.router,

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.api_server import serve
+from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT
 
 COMPLETIONS = "/v1/completions"
@@ -150,3 +150,27 @@ def test_head_answers_as_get_does_without_its_body(client: httpx.Client, path: s
     head, whole = client.head(path), client.get(path)
     assert (head.status_code, head.content) == (whole.status_code, b"")
     assert head.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_models_are_listed_with_what_clients_ask_of_them(admin: httpx.Client) -> None:
+    models = {each["id"]: each for each in admin.get("/v1/models").json()["data"]}
+    text, painter = models["org/deep"], models["painter"]
+    assert text["context_length"] == text["max_model_len"] > 0
+    assert text["architecture"] == {"input_modalities": ["text"], "output_modalities": ["text"]}
+    assert painter["architecture"]["output_modalities"] == ["image"]
+    assert "context_length" not in painter
+    assert (painter["object"], painter["type"]) == ("model", "image")
+    for path in ("/v1/models/org/deep", "/v1/models/org%2Fdeep"):
+        assert admin.get(path).json() == text
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/models", "/v1/audio/voices"])
+def test_audio_lists_need_a_key_unless_the_settings_open_them(
+    served: Served, admin: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert httpx.get(served.url + path).status_code == 401
+    assert admin.get(path).json() == {path.rpartition("/")[2]: []}  # none of its models speaks
+    openai = served.services.settings.openai
+    monkeypatch.setitem(openai.__dict__, "public_audio_lists", True)
+    assert httpx.get(served.url + path).status_code == 200
+    assert httpx.get(served.url + path, headers={"x-api-key": "wrong"}).status_code == 401

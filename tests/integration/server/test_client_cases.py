@@ -280,3 +280,11 @@ def test_client_s_wrong_method_is_told_the_right_one(client: httpx.Client) -> No
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
     assert response.json()["error"]["code"] == "invalid_value"
+
+
+def test_open_web_ui_finds_models_that_speak_and_their_voices(client: httpx.Client) -> None:
+    models = client.get("/v1/audio/models").json()["models"]
+    assert [each["id"] for each in models] == ["demo-speech"]
+    voices = client.get("/v1/audio/voices").json()["voices"]
+    assert voices
+    assert all(each["id"] and each["name"] for each in voices)
