@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import httpx_defaults
 from tests.support.server import Server, running_server
@@ -12,6 +13,9 @@ from tests.support.wait import eventually
 #: One CPU thread per process, set before any of them imports torch: tests run in parallel, models
 #: are tiny, and threads that wait for each other take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+#: A machine that stands still makes an example late and no property false.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 httpx_defaults.be_patient()
 httpx_defaults.read_roots_once()
 

@@ -73,7 +73,8 @@ def _convert(source: Path, target: Path) -> None:
 def _read(torch: Any, source: Path) -> Any:
     """Mapped where the file's format allows that."""
     try:
-        mapped = bool(torch.serialization._is_zipfile(source.open("rb")))
+        with source.open("rb") as file:
+            mapped = bool(torch.serialization._is_zipfile(file))
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise _Unfit("it holds more than tensors, which could run code") from error

@@ -13,7 +13,7 @@ def texts_of(work: protocol.Job) -> dict[str, str]:
     match work:
         case protocol.TextJob():
             if work.messages is None:
-                return {"prompt": work.prompt or ""}
+                return _prompts(work)
             return {
                 f"messages[{number}].content": message.content
                 for number, message in enumerate(work.messages)
@@ -43,8 +43,32 @@ def with_texts(work: protocol.Job, texts: Mapping[str, str]) -> protocol.Job:
             for number, message in enumerate(work.messages)
         )
         return msgspec.structs.replace(work, messages=messages)
+    if isinstance(work, protocol.TextJob) and work.prompts:
+        prompts = [texts.get(_field(number), prompt) for number, prompt in enumerate(work.prompts)]
+        return msgspec.structs.replace(work, prompts=tuple(prompts))
     if isinstance(work, protocol.EmbeddingJob):
         whole = {**texts_of(work), **texts}
         query = whole.pop("query", None)
         return msgspec.structs.replace(work, query=query, texts=tuple(whole.values()))
     return msgspec.structs.replace(work, **texts)
+
+
+def has_token_ids(work: protocol.Job) -> bool:
+    """Return whether prompts are tokens, whose text only the model's tokenizer knows."""
+    return isinstance(work, protocol.TextJob) and any(
+        not isinstance(prompt, str) for prompt in work.prompts
+    )
+
+
+def _prompts(work: protocol.TextJob) -> dict[str, str]:
+    if not work.prompts:
+        return {"prompt": work.prompt or ""}
+    return {
+        _field(number): prompt
+        for number, prompt in enumerate(work.prompts)
+        if isinstance(prompt, str)
+    }
+
+
+def _field(number: int) -> str:
+    return f"prompt[{number}]"

@@ -15,7 +15,6 @@ from tests.support import command_forks
 
 COMMAND = [sys.executable, "-m", "cli"]
 ROOT = Path(__file__).parents[2]
-_MEASURED = "COVERAGE_PROCESS_CONFIG"  #: is set while coverage is measured
 
 
 def environ(home: Path, **more: str) -> dict[str, str]:
@@ -31,8 +30,7 @@ def run(
     """One command, without a terminal."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     env, folder = environ(home, **more), home.parent
-    # What the interpreter reads at its start, and the measurement of coverage, need a new one.
-    if any(not name.startswith("BITINGLIP_") for name in more) or _MEASURED in os.environ:
+    if not command_forks.can_run(more):
         done = subprocess.run(
             [*COMMAND, *arguments],
             input=data,
@@ -64,7 +62,7 @@ class Terminal:
     def interrupt(self) -> None:
         self.type("\x03")
 
-    def wait_for(self, pattern: str, seconds: float = 30) -> None:
+    def wait_for(self, pattern: str, seconds: float = 60) -> None:
         """What it shows after what was waited for before."""
         deadline = time.monotonic() + seconds
         while (match := re.search(pattern, self.shown[self._seen :])) is None:
@@ -72,7 +70,7 @@ class Terminal:
             assert self._read(), f"{pattern!r} did not come before the end:\n{self.shown}"
         self._seen += match.end()
 
-    def wait_for_end(self, seconds: float = 30) -> int:
+    def wait_for_end(self, seconds: float = 60) -> int:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._read():
             pass

@@ -34,29 +34,79 @@ MODULES = (
 )  # fmt: skip
 
 
+class Forked:
+    """A command that runs: what tests use of ``subprocess.Popen``."""
+
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._sock = sock  #: tells the exit code, once
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code. Raises TimeoutExpired if it still runs after ``timeout`` s."""
+        if self.returncode is None:
+            ready, _, _ = select.select([self._sock], [], [], timeout)
+            if not ready:
+                raise subprocess.TimeoutExpired([], timeout or 0)
+            self.returncode = int(self._sock.recv(20))
+            self._sock.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    stdin: BinaryIO,
+    stdout: BinaryIO,
+    stderr: BinaryIO,
+) -> Forked:
+    """Start ``python -m cli`` as ``subprocess.Popen`` does."""
+    message = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)}).encode()
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(_address())
+    files = [each.fileno() for each in (stdin, stdout, stderr)]
+    socket.send_fds(sock, [b"%10d" % len(message)], files)
+    sock.sendall(message)
+    return Forked(int(sock.recv(10)), sock)
+
+
 def run(
     arguments: Sequence[str], *, stdin: bytes, env: Mapping[str, str], cwd: Path, timeout: float
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run ``python -m cli`` as ``subprocess.run`` does, with files in place of pipes."""
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
-        files[0].write(stdin)
-        files[0].seek(0)
-        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-        sock.settimeout(timeout)
-        sock.connect(_address())
-        message = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)})
-        socket.send_fds(sock, [b"%10d" % len(message.encode())], [each.fileno() for each in files])
-        sock.sendall(message.encode())
-        reader = stack.enter_context(sock.makefile("rb"))
-        pid = int(reader.readline())
+        given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        given.write(stdin)
+        given.seek(0)
+        process = start(arguments, env=env, cwd=cwd, stdin=given, stdout=out, stderr=err)
         try:
-            code = int(reader.readline())
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            raise subprocess.TimeoutExpired(list(arguments), timeout) from None
-        outputs = [_whole(each) for each in files[1:]]
-        return subprocess.CompletedProcess([*arguments], code, *outputs)
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess([*arguments], code, _whole(out), _whole(err))
+
+
+def can_run(more: Mapping[str, str]) -> bool:
+    """Return whether a command needs no new interpreter with these variables of its own.
+
+    An interpreter reads some at its start, and the measurement of coverage begins with one.
+    """
+    ours = all(name.startswith("BITINGLIP_") for name in more)
+    return ours and "COVERAGE_PROCESS_CONFIG" not in os.environ
 
 
 def _whole(file: BinaryIO) -> bytes:
@@ -75,9 +125,16 @@ def _address() -> str:
         cwd=ROOT,
     )
     assert process.stdout is not None
-    address = process.stdout.readline().decode().strip()
-    atexit.register(process.communicate)
+    with process.stdout as told:
+        address = told.readline().decode().strip()
+    atexit.register(_end, process)
     return "\0" + address
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
 
 
 # ---- the process that forks --------------------------------------------------------------------
@@ -119,10 +176,10 @@ def _watch(connection: socket.socket) -> NoReturn:
     if not pid:
         connection.close()
         _become(message, files)
-    connection.sendall(b"%d\n" % pid)
+    connection.sendall(b"%10d" % pid)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):
-        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+        connection.sendall(b"%d" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 
 

@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import psutil
 
-START_SECONDS = 60
+from tests.support import command_forks
+
+START_SECONDS = 120
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Server:
     """A running server, and what a test needs to talk to it."""
 
     home: Path
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | command_forks.Forked"
     log: Path
     url: str = ""
     key: str = ""
@@ -100,20 +102,20 @@ def start_server(
     """
     home.mkdir(parents=True, exist_ok=True)
     log = home.with_suffix(".log")
-    command = [sys.executable, "-m", "cli", "serve", "--home", str(home), "--port", "0", *args]
-    if shell:
-        command = ["/bin/sh", "-c", shell, "sh", *command]
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                "BITINGLIP_WORKERS__SPARE": str(spare).lower(),
-                **(environ or {}),
-            },
-        )
+    command = ["serve", "--home", str(home), "--port", "0", *args]
+    own = {"BITINGLIP_WORKERS__SPARE": str(spare).lower(), **(environ or {})}
+    env = {**os.environ, **own}
+    process: subprocess.Popen[bytes] | command_forks.Forked
+    with log.open("ab") as out, open(os.devnull, "rb") as nothing:
+        if not shell and command_forks.can_run(own):
+            process = command_forks.start(
+                command, env=env, cwd=Path.cwd(), stdin=nothing, stdout=out, stderr=out
+            )
+        else:
+            command = [sys.executable, "-m", "cli", *command]
+            if shell:
+                command = ["/bin/sh", "-c", shell, "sh", *command]
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
     return Server(home, process, log)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 _POLL_SECONDS = 0.02
-_PATIENCE = 30.0  #: seconds: a machine of the checks may be busy, and only failures wait so long
+_PATIENCE = 60.0  #: seconds: a machine of the checks may be busy, and only failures wait so long
 
 
 def eventually(condition: Any, seconds: float = _PATIENCE) -> None:

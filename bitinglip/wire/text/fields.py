@@ -10,12 +10,11 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
 from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce
 from workers import protocol
+from workers.protocol.bounds import MOST_LOGPROBS, MOST_SEQUENCES
 
 MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  #: of a message
-#: Logprobs of one answer, those of alternatives included: they come in one piece in the end.
-MAX_LOGPROBS = 350_000
 _SEEDS = 2**64
 
 
@@ -46,6 +45,8 @@ MaxTokens = Annotated[
 Logprobs = Annotated[int, Field(ge=0, le=20), Whole]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+StopTokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)]
+Count = Annotated[int, Field(ge=1, le=MOST_SEQUENCES)]  #: of choices
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 #: empty ones are none
 Stops = Annotated[
@@ -112,6 +113,11 @@ class SamplingFields(Body):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None  #: 0 keeps the likeliest token
     top_k: Annotated[int, Field(ge=-1, le=1_000_000), Whole] | None = None  #: 0 and -1 are off
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    #: no end token and no stop before so many
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    stop_token_ids: StopTokenIds | None = None
+    n: Count | None = None  #: choices for each prompt
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -135,25 +141,35 @@ class SamplingFields(Body):
         max_tokens: int | None,
         stop: list[str] | None,
         logprobs: int | None,
+        sequences: int | None = None,
     ) -> protocol.Sampling:
         """Take the request's values, else the model's defaults, else the API's.
 
-        Raise InvalidRequest for more logprobs than an answer may hold.
+        sequences: how many texts are made; None: n. Raise InvalidRequest for more tokens or
+        logprobs than an answer may hold, and for min_tokens above max_tokens.
         """
-        most = MAX_TOKENS if logprobs is None else MAX_LOGPROBS // (1 + logprobs)
+        most = _most_tokens(logprobs, sequences or self.n or 1)
         if max_tokens is not None and max_tokens > most:
             raise InvalidRequest(
-                f"With logprobs of {logprobs} alternatives an answer has {most} tokens at most; "
-                "ask for fewer tokens or alternatives.",
+                f"With so many texts and log-probabilities each text has {most} tokens at most; "
+                "ask for fewer.",
                 param=self.max_tokens_field,
                 details={"max_tokens": most},
             )
+        max_tokens = min(most, coalesce(max_tokens, own.max_tokens, api.max_tokens))
+        if (self.min_tokens or 0) > max_tokens:
+            raise InvalidRequest(
+                f"min_tokens is more than max_tokens, which is {max_tokens}.", param="min_tokens"
+            )
         return protocol.Sampling(
-            max_tokens=min(most, coalesce(max_tokens, own.max_tokens, api.max_tokens)),
+            max_tokens=max_tokens,
             temperature=coalesce(self.temperature, own.temperature, api.temperature),
             top_p=coalesce(self.top_p, own.top_p, api.top_p),
             top_k=own.top_k if self.top_k is None else max(0, self.top_k) or None,
             min_p=coalesce(self.min_p, None, 0.0),
+            typical_p=coalesce(self.typical_p, None, 1.0),
+            min_tokens=self.min_tokens or 0,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
             repetition_penalty=coalesce(self.repetition_penalty, None, 1.0),
             presence_penalty=coalesce(self.presence_penalty, None, 0.0),
             frequency_penalty=coalesce(self.frequency_penalty, None, 0.0),
@@ -163,3 +179,8 @@ class SamplingFields(Body):
             stop=tuple(stop or ()),
             ignore_eos=bool(self.ignore_eos),
         )
+
+
+def _most_tokens(logprobs: int | None, sequences: int) -> int:
+    """Return how many tokens each of several texts may have, so that one answer holds them."""
+    return (MAX_TOKENS if logprobs is None else MOST_LOGPROBS // (1 + logprobs)) // sequences

@@ -43,6 +43,7 @@ class TextGenerationRequest(SamplingFields):
                 stop=self.stop_sequences,
                 logprobs=self.logprobs,
             ),
+            n=self.n or 1,
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
         )

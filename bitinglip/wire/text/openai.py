@@ -1,6 +1,7 @@
 """OpenAI's surface takes these requests for text; ``openai_body`` has the rules.
 
-Our additional fields are ``top_k, min_p, repetition_penalty, ignore_eos``.
+Our additional fields are ``top_k, min_p, typical_p, min_tokens, stop_token_ids,
+repetition_penalty, ignore_eos``.
 """
 
 from typing import Annotated, Any, Self
@@ -31,7 +32,6 @@ from bitinglip.wire.text.fields import (
 from workers import protocol
 
 CHAT_DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
-COMPLETION_DEFAULTS = ApiDefaults(max_tokens=16, temperature=1.0, top_p=1.0)
 
 
 class StreamOptions(OpenAIBody):
@@ -71,7 +71,7 @@ class OpenAIMessage(OpenAIBody):
         return chat_message(self.role, self.content, self.name)
 
 
-class _OpenAIFields(SamplingFields, OpenAIRequest):
+class OpenAITextFields(SamplingFields, OpenAIRequest):
     """The fields that chat and completions share."""
 
     model: ModelName
@@ -80,7 +80,6 @@ class _OpenAIFields(SamplingFields, OpenAIRequest):
     stream_options: StreamOptions | None = None
     user: Label = None
     metadata: Label = None
-    n: Annotated[Any, AllowedValues((None, 1))] = None
 
     @property
     def include_usage(self) -> bool:
@@ -93,7 +92,7 @@ class _OpenAIFields(SamplingFields, OpenAIRequest):
             )
 
 
-class ChatCompletionRequest(_OpenAIFields):
+class ChatCompletionRequest(OpenAITextFields):
     messages: Annotated[
         list[OpenAIMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
@@ -132,6 +131,7 @@ class ChatCompletionRequest(_OpenAIFields):
                 stop=self.stop,
                 logprobs=self._asked_logprobs(),
             ),
+            n=self.n or 1,
             clip_max_tokens=True,
             stream=bool(self.stream),
         )
@@ -147,40 +147,3 @@ class ChatCompletionRequest(_OpenAIFields):
         if self.top_logprobs is not None:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         return None
-
-
-def _one_prompt(value: Any) -> Any:
-    """Take a string, or the only string of a list."""
-    if not isinstance(value, list):
-        return value
-    if len(value) == 1 and isinstance(value[0], str):
-        return value[0]
-    if value and not all(isinstance(each, str) for each in value):
-        raise PydanticCustomError("unsupported", "is not supported as token ids, only as text")
-    raise PydanticCustomError("unsupported", "is not supported with other than one text")
-
-
-class CompletionRequest(_OpenAIFields):
-    prompt: Annotated[str, BeforeValidator(_one_prompt, json_schema_input_type=str | list[str])]
-    logprobs: Logprobs | None = None
-    best_of: Annotated[Any, AllowedValues((None, 1))] = None
-    echo: Annotated[Any, AllowedValues((None, False))] = None
-    suffix: Annotated[Any, AllowedValues((None, ""))] = None
-
-    def to_job(self, context: JobContext) -> Job:
-        """Make the job that this request asks for. Raises InvalidRequest."""
-        self.check_stream_options()
-        work = protocol.TextJob(
-            id=new_task_id(),
-            prompt=self.prompt,
-            sampling=self.sampling(
-                context.model_settings.sampling,
-                COMPLETION_DEFAULTS,
-                max_tokens=self.max_tokens,
-                stop=self.stop,
-                logprobs=self.logprobs,
-            ),
-            clip_max_tokens=True,
-            stream=bool(self.stream),
-        )
-        return context.job(work)

@@ -148,7 +148,7 @@ def test_usage_and_rates_lose_a_second_at_most_when_the_server_is_killed(tmp_pat
     limits = {"requests_per_hour": HOURLY, "requests_per_minute": "null", "priority": 3}
     sets = [f"limits.tiers.enterprise.{name}={value}" for name, value in limits.items()]
     sets = [word for each in sets for word in ("--set", each)]
-    for _ in range(3):
+    for _ in range(2):
         with running_server(home, *sets) as server:
             headers = headers or new_key(server, quotas={"daily": {"requests": 100_000}})
             with server.client(headers=headers) as client:

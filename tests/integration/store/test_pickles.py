@@ -25,6 +25,7 @@ from tests.support.hub import REPO, fake_hub
 from tests.support.models.bark import make as make_bark
 from tests.support.models.voices import make_vits
 from tests.support.wait import eventually
+from workers import unpickle
 from workers.confinement import Kernel
 
 
@@ -128,7 +129,19 @@ def _huge(path: Path) -> None:
     torch.save({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, path)
 
 
-@pytest.mark.parametrize("spoil", [_code, _old_format, _list, _nested, _sparse, _cut, _text, _huge])
+@pytest.mark.parametrize("spoil", [_old_format, _list, _nested, _sparse, _cut, _text])
+def test_pickle_that_is_not_just_tensors_is_read_by_nobody(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(tmp_path / "pytorch_model.bin")
+    with pytest.raises(unpickle._Unfit) as refused:
+        unpickle._convert(tmp_path / "pytorch_model.bin", tmp_path / "model.safetensors")
+    assert str(tmp_path) not in str(refused.value)
+    assert not (Path(sys.argv[0]).parent / "ran").exists()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("spoil", [_code, _huge])
 def test_pickle_that_is_not_just_tensors_is_refused_and_runs_nothing(
     tmp_path: Path, store: ModelStore, spoil: Callable[[Path], None]
 ) -> None:

@@ -29,6 +29,10 @@ class Sequence:
     scores: bool = False  #: the logits at the prompt's tokens are wanted, too
     #: the running sequences of the same prompt, oldest first; None: there is no other
     holders: "list[Sequence] | None" = None
+    prompt_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.tokens)
 
     @property
     def pending(self) -> int:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import nodes
 
 from workers.engines.base import Refused
 from workers.engines.text.history import (
@@ -58,8 +58,10 @@ class ChatTemplate:
         self._environment = BoundedEnvironment(library_environment())
         try:
             self._template = self._environment.from_string(source)
-            #: the names that the template looks up
-            self.variables = meta.find_undeclared_variables(self._environment.parse(source))
+            #: The names that the template looks up. ``jinja2.meta`` would fold constants on the way,
+            #: which a hostile template makes take for ever.
+            names = self._environment.parse(source).find_all(nodes.Name)
+            self.variables = {each.name for each in names if each.ctx == "load"}
         except (RecursionError, SyntaxError, MemoryError) as error:
             # What is nested too deep for the library fails in Python's own compiler.
             raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error

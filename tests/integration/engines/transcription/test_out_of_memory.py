@@ -16,7 +16,7 @@ from tests.support.transcription_harness import (
     tokens_of,
 )
 from workers.engines.base import Refused
-from workers.engines.batch_limit import CAUTIOUS_PASSES, BatchLimit
+from workers.engines.batch_limit import BatchLimit
 from workers.engines.transcription.engine import TranscriptionEngine
 from workers.protocol import Failed, Load, TranscriptionDone
 
@@ -150,6 +150,8 @@ def test_out_of_memory_changes_no_drawn_token(
 def test_out_of_memory_limits_the_batch_for_a_while_only(
     harness: TranscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cautious = 3
+    monkeypatch.setattr(harness.engine, "_batch", BatchLimit(8, cautious))
     encoder = harness.engine._loaded.model.model.encoder
     usual, batches = encoder.forward, []
 
@@ -162,7 +164,7 @@ def test_out_of_memory_limits_the_batch_for_a_while_only(
     monkeypatch.setattr(encoder, "forward", forward)
     harness.run(*(harness.job(sound) for sound in SOUNDS[:4]))
     assert batches == [4, 2, 2]
-    for _ in range(2 * CAUTIOUS_PASSES):
+    for _ in range(2 * cautious):
         harness.transcribe(SOUNDS[0])
     batches.clear()
     batches.append(0)
