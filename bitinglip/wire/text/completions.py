@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
-from bitinglip.wire.body import AllowedValues
+from bitinglip.wire.body import AllowedValues, Whole
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import MAX_TOKENS, ApiDefaults, Count, Logprobs
 from bitinglip.wire.text.openai import OpenAITextFields
@@ -55,7 +55,7 @@ Prompts = Annotated[
 
 class CompletionRequest(OpenAITextFields):
     prompt: Prompts
-    max_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None = None  #: -1 is no limit
+    max_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS), Whole] | None = None  #: -1 is no limit
     logprobs: Logprobs | None = None
     best_of: Count | None = None
     echo: bool | None = None

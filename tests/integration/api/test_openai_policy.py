@@ -70,7 +70,6 @@ def test_chat_says_which_fields_it_left_out(client: httpx.Client) -> None:
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"n": 2}, "n"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"prediction": {"type": "content", "content": "a"}}, "prediction"),
     ],

@@ -35,7 +35,8 @@ from bitinglip.wire.openai_body import OpenAIRequest, treatments
 from bitinglip.wire.parse import parse
 from bitinglip.wire.schema import schema_of
 from bitinglip.wire.speech.openai import SpeechRequest
-from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from bitinglip.wire.text.completions import CompletionRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest
 from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
 
 Model = type[OpenAIRequest]
