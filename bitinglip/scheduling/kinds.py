@@ -20,8 +20,10 @@ _CHARACTERS_PER_SECOND = 15  #: of speech at an ordinary pace
 _BYTES_PER_SECOND = 16_000  #: of an audio file of middling quality
 _TOKEN_BYTES = 36  #: of a token id in a tuple
 _PIXELS = 1_000_000  #: of a megapixel
+_TREE_BYTES = 8  #: that a schema takes in memory for each byte of its JSON
 _EVENT_BYTES = 64 << 20  #: of any job's events; beside it, some for each unit of its cost
 
+_json = msgspec.json.Encoder()
 _OF_ANY = (protocol.Started, protocol.Progress, protocol.Failed, protocol.Cancelled)
 _OF_TEXT = frozenset[type]({*_OF_ANY, protocol.TextDelta, protocol.TextDone})
 _OF_IMAGES = frozenset[type]({*_OF_ANY, protocol.ImageDone})
@@ -100,10 +102,7 @@ def input_bytes(job: Job) -> int:
     texts: list[str | None]
     match work:
         case protocol.TextJob():
-            texts = [message.content for message in work.messages or ()]
-            texts += [each for each in prompts_of(work) if isinstance(each, str)]
-            ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
-            return sum(getsizeof(text) for text in texts) + ids * _TOKEN_BYTES
+            return _text_bytes(work)
         case protocol.ImageJob():
             texts = [work.prompt, work.negative_prompt]
         case protocol.SpeechJob():
@@ -117,6 +116,14 @@ def input_bytes(job: Job) -> int:
     return sum(getsizeof(text) for text in texts)
 
 
+def _text_bytes(work: protocol.TextJob) -> int:
+    texts = [text for message in work.messages or () for text in message.texts()]
+    texts += [each for each in prompts_of(work) if isinstance(each, str)]
+    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
+    tools = _TREE_BYTES * tools_bytes(work) if work.tools else 0
+    return sum(getsizeof(text) for text in texts) + ids * _TOKEN_BYTES + tools
+
+
 def without_input(job: Job) -> Job:
     """Return an ended job without its prompts, which nothing asks for any more.
 
@@ -126,7 +133,9 @@ def without_input(job: Job) -> Job:
     match work:
         case protocol.TextJob():
             prompts = ("",) * len(work.prompts)  # their number tells that of the choices
-            work = msgspec.structs.replace(work, prompt=None, prompts=prompts, messages=None)
+            work = msgspec.structs.replace(
+                work, prompt=None, prompts=prompts, messages=None, tools=(), template_kwargs={}
+            )
         case protocol.ImageJob():
             work = msgspec.structs.replace(work, prompt="", negative_prompt=None)
         case protocol.TranscriptionJob():
@@ -199,8 +208,14 @@ def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
 def _prompt_tokens(work: protocol.TextJob) -> float:
     ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
     texts = [each for each in prompts_of(work) if isinstance(each, str)]
-    characters = sum(map(len, texts)) + sum(len(each.content) for each in work.messages or ())
-    return ids + characters / _CHARACTERS_PER_TOKEN
+    texts += [text for message in work.messages or () for text in message.texts()]
+    told = tools_bytes(work) if work.tools else 0
+    return ids + (told + sum(map(len, texts))) / _CHARACTERS_PER_TOKEN
+
+
+def tools_bytes(work: protocol.TextJob) -> int:
+    """Return how long a job's tools are as JSON, as which templates write them into prompts."""
+    return len(_json.encode(work.tools))
 
 
 def _beginning(work: protocol.TextJob) -> str:

@@ -7,7 +7,7 @@ from bitinglip import errors
 from bitinglip.access.usage.amounts import MILLION, NOTHING, Amounts, Units
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import cost, prompts_of
+from bitinglip.scheduling.kinds import cost, prompts_of, tools_bytes
 from workers import protocol
 
 _TEMPLATE_TOKENS = 128  #: that a chat template may add, and for each message
@@ -114,8 +114,11 @@ def _prompt_bytes(work: protocol.TextJob) -> list[int]:
             _MESSAGE_TOKENS + (_bytes(each) if isinstance(each, str) else len(each))
             for each in prompts_of(work)
         ]
-    of_messages = [_bytes(each.content) + _MESSAGE_TOKENS for each in work.messages]
-    return [_TEMPLATE_TOKENS + sum(of_messages)]
+    tokens = _TEMPLATE_TOKENS + (_TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0)
+    for message in work.messages:
+        tokens += _MESSAGE_TOKENS * (1 + len(message.tool_calls))
+        tokens += sum(map(_bytes, message.texts()))
+    return [tokens]
 
 
 def _bytes(text: str) -> int:

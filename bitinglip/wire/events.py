@@ -12,7 +12,7 @@ from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, err
 from bitinglip.wire.embedding.result import encoded_result
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.response import cancelled, inference_response
-from bitinglip.wire.text.result import logprob_info
+from bitinglip.wire.text.result import call_info, logprob_info
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -130,6 +130,10 @@ def _token(token: protocol.TextDelta, tells_choice: bool) -> bytes:
     data: dict[str, Any] = {"text": token.text, "index": token.index}
     if tells_choice:
         data["choice"] = token.choice
+    if token.reasoning:
+        data["reasoning"] = token.reasoning
+    if token.tool_calls:
+        data["tool_calls"] = [{"index": each.index, **call_info(each)} for each in token.tool_calls]
     if token.logprobs:
         data["logprobs"] = [logprob_info(each) for each in token.logprobs]
     return _json.encode(data)

@@ -1,5 +1,6 @@
 """Messages about text: what a worker is asked for, and what it says of it."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -76,6 +77,15 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None  #: of the call that a tool's message answers
     reasoning: str | None = None  #: what an assistant thought before its content
+
+    def texts(self) -> Iterator[str]:
+        """Yield all that a client wrote in it, which a template may write into the prompt."""
+        yield self.content
+        if self.reasoning is not None:
+            yield self.reasoning
+        for call in self.tool_calls:
+            yield call.name
+            yield call.arguments
 
 
 Prompt = str | tuple[int, ...]  #: a text or its tokens

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
 from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce
+from bitinglip.wire.text.tools import MAX_CALLS, CallEntry, CallId
 from workers import protocol
 from workers.protocol.bounds import MOST_LOGPROBS, MOST_SEQUENCES
 
@@ -60,7 +62,7 @@ def _text_parts(value: Any) -> Any:
     return value if value is None else parts(value)
 
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 class TextPart(Body):
@@ -69,27 +71,55 @@ class TextPart(Body):
 
 
 class Message(Body):
-    """A turn of a conversation; the last three fields let our own answers be sent back."""
+    """A turn of a conversation; our own answers may be sent back as they are."""
 
     role: Role
     content: Annotated[
-        list[TextPart],
+        list[TextPart] | None,
         Field(max_length=MAX_PARTS, fail_fast=True),
-        BeforeValidator(_text_parts, json_schema_input_type=str | list[TextPart]),
-    ]
+        BeforeValidator(_text_parts, json_schema_input_type=str | list[TextPart] | None),
+    ] = None
+    reasoning: str | None = None
+    tool_calls: Annotated[list[CallEntry] | None, Field(max_length=MAX_CALLS)] = None
+    tool_call_id: CallId | None = None
     refusal: Annotated[Any, AllowedValues((None,))] = None
     annotations: Annotated[Any, AllowedValues((None, []))] = None
-    tool_calls: Annotated[Any, AllowedValues((None, []))] = None
+
+    @model_validator(mode="after")
+    def _content_is_there(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise PydanticCustomError("missing", "has no content")
+        return self
 
     def to_job(self) -> protocol.ChatMessage:
-        return chat_message(self.role, self.content)
+        return chat_message(
+            self.role,
+            self.content or (),
+            tool_calls=self.tool_calls,
+            tool_call_id=self.tool_call_id,
+            reasoning=self.reasoning,
+        )
 
 
 def chat_message(
-    role: Role, content: Iterable[TextPart], name: str | None = None
+    role: Role,
+    content: Iterable[TextPart],
+    name: str | None = None,
+    *,
+    tool_calls: Iterable[CallEntry] | None = None,
+    tool_call_id: str | None = None,
+    reasoning: str | None = None,
 ) -> protocol.ChatMessage:
-    """Make the message to a worker: developers speak as the system, parts are joined."""
+    """Make the message to a worker: developers speak as the system, parts are joined.
+
+    Only assistants call tools and reason, and only tools answer calls: others' are left out.
+    """
     text = "".join(part.text for part in content)
+    if role == "assistant" and (tool_calls or reasoning):
+        calls = tuple(each.to_job() for each in tool_calls or ())
+        return protocol.ChatMessage(role, text, name, tool_calls=calls, reasoning=reasoning)
+    if role == "tool":
+        return protocol.ChatMessage(role, text, name, tool_call_id=tool_call_id)
     return protocol.ChatMessage("system" if role == "developer" else role, text, name)
 
 

@@ -10,6 +10,8 @@ from bitinglip.scheduling.queue.priority import RequestPriority
 from bitinglip.wire.body import AllowedValues, ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stops
+from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
+from bitinglip.wire.text.tools import MAX_TOOLS, ToolChoice, ToolEntry, tool_fields
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
@@ -23,6 +25,12 @@ class TextGenerationRequest(SamplingFields):
     messages: Messages | None = None
     stop_sequences: Stops = None
     logprobs: Logprobs | None = None
+    tools: Annotated[list[ToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     timeout: Timeout | None = None
     stream: bool = False
@@ -46,10 +54,18 @@ class TextGenerationRequest(SamplingFields):
             n=self.n or 1,
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
+            template_kwargs=template_variables(
+                self.chat_template_kwargs,
+                enable_thinking=self.enable_thinking,
+                reasoning_effort=self.reasoning_effort,
+            ),
+            **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
         )
         return context.job(work, timeout=self.timeout)
 
     def _check_one_input(self) -> None:
+        if self.messages is None and self.tools:
+            raise InvalidRequest("'tools' needs 'messages'.", param="tools")
         if self.prompt is not None and self.messages is not None:
             raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages")
         if self.prompt is None and self.messages is None:

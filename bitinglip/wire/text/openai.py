@@ -1,7 +1,7 @@
 """OpenAI's surface takes these requests for text; ``openai_body`` has the rules.
 
 Our additional fields are ``top_k, min_p, typical_p, min_tokens, stop_token_ids,
-repetition_penalty, ignore_eos``.
+repetition_penalty, ignore_eos, enable_thinking, chat_template_kwargs``.
 """
 
 from typing import Annotated, Any, Self
@@ -28,6 +28,16 @@ from bitinglip.wire.text.fields import (
     TextPart,
     chat_message,
     parts,
+)
+from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
+from bitinglip.wire.text.tools import (
+    MAX_CALLS,
+    MAX_TOOLS,
+    CallId,
+    OpenAICallEntry,
+    OpenAIToolEntry,
+    ToolChoice,
+    tool_fields,
 )
 from workers import protocol
 
@@ -56,7 +66,10 @@ class OpenAIMessage(OpenAIBody):
     name: Annotated[str, Field(max_length=256)] | None = None
     refusal: Label = None
     annotations: Label = None
-    tool_calls: Annotated[Any, AllowedValues((None, []))] = None
+    tool_calls: Annotated[list[OpenAICallEntry] | None, Field(max_length=MAX_CALLS)] = None
+    tool_call_id: CallId | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     function_call: Annotated[Any, AllowedValues((None,))] = None
     audio: Annotated[Any, AllowedValues((None,))] = None
     cache_control: Label = None
@@ -68,7 +81,14 @@ class OpenAIMessage(OpenAIBody):
         return self
 
     def to_job(self) -> protocol.ChatMessage:
-        return chat_message(self.role, self.content, self.name)
+        return chat_message(
+            self.role,
+            self.content,
+            self.name,
+            tool_calls=self.tool_calls,
+            tool_call_id=self.tool_call_id,
+            reasoning=self.reasoning_content or self.reasoning,
+        )
 
 
 class OpenAITextFields(SamplingFields, OpenAIRequest):
@@ -102,8 +122,12 @@ class ChatCompletionRequest(OpenAITextFields):
     response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     modalities: Annotated[Any, AllowedValues((None, ["text"]))] = None
     store: Annotated[Any, AllowedValues((None, False))] = None
-    tools: Annotated[Any, AllowedValues((None, []))] = None
-    tool_choice: Annotated[Any, AllowedValues((None, "auto", "none"))] = None
+    tools: Annotated[list[OpenAIToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     functions: Annotated[Any, AllowedValues((None, []))] = None
     function_call: Annotated[Any, AllowedValues((None, "auto", "none"))] = None
     audio: Annotated[Any, AllowedValues((None,))] = None
@@ -115,7 +139,6 @@ class ChatCompletionRequest(OpenAITextFields):
     prompt_cache_retention: Label = None
     moderation: Annotated[Any, AllowedValues((None,))] = None
     service_tier: Label = None
-    parallel_tool_calls: Label = None
 
     def to_job(self, context: JobContext) -> Job:
         """Make the job that this request asks for. Raises InvalidRequest."""
@@ -134,6 +157,12 @@ class ChatCompletionRequest(OpenAITextFields):
             n=self.n or 1,
             clip_max_tokens=True,
             stream=bool(self.stream),
+            template_kwargs=template_variables(
+                self.chat_template_kwargs,
+                enable_thinking=self.enable_thinking,
+                reasoning_effort=self.reasoning_effort,
+            ),
+            **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
         )
         return context.job(work)
 

@@ -8,6 +8,7 @@ import msgspec
 from bitinglip.results.streams import DONE, sse
 from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.wire.openai_view import OpenAIView
+from bitinglip.wire.text.openai_message import delta, message
 from workers import protocol
 
 Logprobs = tuple[protocol.TokenLogprob, ...]
@@ -100,8 +101,8 @@ class _TextView(OpenAIView):
         return before, after
 
     def _token(self, token: protocol.TextDelta) -> bytes:
-        """Show a token: all chunks are the same but for their text, unless they hold logprobs."""
-        if self._wants_logprobs:
+        """Show a token: chunks are the same but for their text, unless they hold more."""
+        if self._wants_logprobs or token.reasoning or token.tool_calls:
             return self._chunk(self.token_choice(token))
         if not token.choice:
             return self._before + _json.encode(token.text) + self._after
@@ -128,7 +129,7 @@ class ChatView(_TextView):
         return self._delta(index, {"role": "assistant", "content": ""})
 
     def token_choice(self, token: protocol.TextDelta) -> dict[str, Any]:
-        return self._delta(token.choice, {"content": token.text}, self._logprobs(token.logprobs))
+        return self._delta(token.choice, delta(token), self._logprobs(token.logprobs))
 
     def last_choice(self, index: int, choice: protocol.TextChoice) -> dict[str, Any]:
         return self._delta(index, {}, finish_reason=choice.finish_reason)
@@ -136,7 +137,7 @@ class ChatView(_TextView):
     def body_choice(self, index: int, choice: protocol.TextChoice) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": message(choice),
             "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": choice.finish_reason,
         }
@@ -144,13 +145,13 @@ class ChatView(_TextView):
     def _delta(
         self,
         index: int,
-        delta: dict[str, str],
+        shown: dict[str, Any],
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
     ) -> dict[str, Any]:
         return {
             "index": index,
-            "delta": delta,
+            "delta": shown,
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
@@ -227,4 +228,5 @@ def _usage(done: protocol.TextDone) -> dict[str, Any]:
         "completion_tokens": done.completion_tokens,
         "total_tokens": done.prompt_tokens + done.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": done.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": done.reasoning_tokens},
     }

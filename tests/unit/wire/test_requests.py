@@ -137,8 +137,6 @@ def test_unknown_fields_of_openai_s_surface_are_told(model: Any, body: dict[str,
     ("model", "body", "field", "value"),
     [
         (TextGenerationRequest, NATIVE, "response_format", {"type": "json_object"}),
-        (ChatCompletionRequest, CHAT, "tools", [{"type": "function"}]),
-        (ChatCompletionRequest, CHAT, "tool_choice", "required"),
         (ChatCompletionRequest, CHAT, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "store", True),
         (ChatCompletionRequest, CHAT, "functions", [{"name": "f"}]),
@@ -177,7 +175,7 @@ def test_fields_that_ask_for_nothing_else_are_taken() -> None:
         ({}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0]"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},

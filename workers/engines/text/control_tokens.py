@@ -5,10 +5,10 @@ template sees them; what the template makes of the strings, the marks stay with 
 tokens between marks are encoded as plain text. A text without control tokens is not touched.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from itertools import groupby
+from os.path import commonpath
 from typing import Any
 
 from workers.engines.base import Refused
@@ -152,7 +152,7 @@ def _any_of(texts: list[str]) -> str:
     by_letter = [list(group) for _, group in groupby(filter(None, texts), key=lambda text: text[0])]
     branches = []
     for group in by_letter:
-        shared = os.path.commonprefix(group)
+        shared = commonpath(group)
         rest = [text[len(shared) :] for text in group]
         branches.append(re.escape(shared) + (_any_of(rest) if any(rest) else ""))
     return f"(?:{'|'.join(branches)}){'?' if '' in texts else ''}"

@@ -31,10 +31,12 @@ class DetokenizerFactory:
         self._special = frozenset(tokenizer.all_special_ids)
         self._table = _ByteTable(tokenizer) if _is_byte_level(tokenizer) else None
 
-    def new(self) -> Detokenizer:
+    def new(self, kept: frozenset[int] = frozenset()) -> Detokenizer:
+        """Return a detokenizer that shows no special tokens but those that are ``kept``."""
+        special = self._special - kept if kept else self._special
         if self._table is not None:
-            return _ByteDetokenizer(self._table, self._special)
-        return _WindowDetokenizer(self._tokenizer, self._special)
+            return _ByteDetokenizer(self._table, special)
+        return _WindowDetokenizer(self._tokenizer, special)
 
     def token_text(self, token: int) -> str:
         """Return the text of one id alone, special ones too, for log-probabilities."""

@@ -3,15 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
-import jinja2
 import torch
 
 from workers.engines import defaults, torch_env
 from workers.engines.activity import FirstUse, busy_with
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
+from workers.engines.text.conversation import conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.generation import Generation
 from workers.engines.text.loading import LoadedModel, load, private_copy
@@ -20,7 +19,7 @@ from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Logprobs, Sampler, logprobs_of
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
-from workers.engines.text.templates import BrokenTemplate, ChatTemplate
+from workers.engines.text.templates import ChatTemplate
 from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob
 
@@ -81,10 +80,11 @@ class TextEngine:
         rows = min(rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
         self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
-        template = _template(loaded.tokenizer)
+        wanted = spec.text.response_template if spec.text else None
+        chat = conversation(loaded.tokenizer, loaded.model_type, wanted)
         self._preprocessor = Preprocessor(
             private_copy(loaded.tokenizer),
-            template,
+            chat,
             max_context=context,
             vocab_size=loaded.vocab_size,
         )
@@ -93,7 +93,7 @@ class TextEngine:
             max_context=context,
             dtype=torch_env.dtype_name(loaded.dtype),
             device=spec.device,
-            has_chat_template=isinstance(template, ChatTemplate),
+            has_chat_template=isinstance(chat.plain, ChatTemplate),
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
         )
 
@@ -295,14 +295,3 @@ class TextEngine:
         self._generations.clear()
         if hasattr(self, "_runner"):
             self._runner.close()
-
-
-def _template(tokenizer: Any) -> ChatTemplate | BrokenTemplate | None:
-    try:
-        source = tokenizer.get_chat_template()
-    except ValueError:  # that is how the library says that there is none
-        return None
-    try:
-        return ChatTemplate(source, tokenizer.special_tokens_map)
-    except jinja2.TemplateError as error:
-        return BrokenTemplate(error)

@@ -8,8 +8,8 @@ from typing import Any
 
 from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
+from workers.engines.text.conversation import Conversation, Reading
 from workers.engines.text.loading import is_panic
-from workers.engines.text.templates import BrokenTemplate, ChatTemplate
 from workers.protocol import Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
@@ -21,6 +21,7 @@ class PreparedPrompt:
     ids: list[int]
     max_tokens: int
     text: str = ""  #: of the prompt, if it is to be echoed
+    reading: Reading | None = None  #: how the answer is read; None: its text is all there is
 
 
 @dataclass(slots=True, frozen=True)
@@ -36,18 +37,20 @@ class Preprocessor:
     def __init__(
         self,
         tokenizer: Any,
-        template: ChatTemplate | BrokenTemplate | None,
+        chat: Conversation,
         *,
         max_context: int,
         vocab_size: int,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``."""
         self._tokenizer = tokenizer
-        self._template = template
+        self._chat = chat
         self._max_context = max_context
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
+        # A token is at most so many characters, so a longer text cannot fit the context.
+        self._most_characters = min(_LONGEST_PROMPT, self._longest_token * max_context)
 
     def prepare(self, job: TextJob) -> PreparedJob:
         """Check and tokenise a job. Raises Refused: CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST.
@@ -67,9 +70,14 @@ class Preprocessor:
 
     def _prepare_prompt(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
         param = "prompt" if job.messages is None else "messages"
+        reading: Reading | None = None
         if isinstance(given, tuple):
             self._check_tokens(given, param)
             ids = list(given) or self._beginning(param)
+        elif job.messages is not None:
+            rendered = self._chat.render(job, self._most_characters)
+            reading = self._chat.reading(job, rendered)
+            ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
         if job.count_only:
@@ -77,7 +85,7 @@ class Preprocessor:
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
-        return PreparedPrompt(ids, self._fit(job, len(ids), param), text)
+        return PreparedPrompt(ids, self._fit(job, len(ids), param), text, reading)
 
     def _decode(self, ids: list[int]) -> str:
         with self._lock:
@@ -93,18 +101,8 @@ class Preprocessor:
                 param=param,
             )
 
-    def _tokens(self, job: TextJob, prompt: str, param: str) -> list[int]:
-        # A token is at most so many characters, so a longer text cannot fit the context.
-        most = min(_LONGEST_PROMPT, self._longest_token * self._max_context)
-        if job.messages is not None:
-            if self._template is None:
-                raise Refused(
-                    "INVALID_REQUEST", "This model has no chat template.", param="messages"
-                )
-            text = self._template.render(job.messages, most)
-        else:
-            text = prompt
-        if len(text) > most:
+    def _tokens(self, job: TextJob, text: str, param: str) -> list[int]:
+        if len(text) > self._most_characters:
             tokens = -(-len(text) // self._longest_token)
             raise self._too_long(job, tokens, param, at_least=True)
         ids = self._encode(text, special=job.messages is None)

@@ -60,6 +60,7 @@ class Request:
             "ends": self._ends,
             "streams": job.stream and not self._ranks,
             "echo": prompt.text if job.echo else "",
+            "reading": prompt.reading,
         }
         return [
             Generation(
@@ -119,6 +120,7 @@ class Request:
             choices=tuple(choices),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self.produced,
+            reasoning_tokens=sum(each.reasoning_tokens for each in self.generations),
         )
 
     def _told(self) -> list[Generation]:

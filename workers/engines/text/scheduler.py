@@ -22,14 +22,13 @@ class Sequence:
 
     id: str  #: of the job
     tokens: list[int]  #: the prompt, then every sampled token
-    prompt_length: int
+    prompt_length: int = field(init=False)
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  #: tokens whose keys and values are in ``blocks``
     started: bool = False  #: was part of a plan at least once
     scores: bool = False  #: the logits at the prompt's tokens are wanted, too
     #: the running sequences of the same prompt, oldest first; None: there is no other
     holders: "list[Sequence] | None" = None
-    prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)

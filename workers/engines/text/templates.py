@@ -58,8 +58,8 @@ class ChatTemplate:
         self._environment = BoundedEnvironment(library_environment())
         try:
             self._template = self._environment.from_string(source)
-            #: The names that the template looks up. ``jinja2.meta`` would fold constants on the way,
-            #: which a hostile template makes take for ever.
+            #: The names that the template reads. ``jinja2.meta`` would fold constants on the way,
+            #: which takes for ever in a hostile template.
             names = self._environment.parse(source).find_all(nodes.Name)
             self.variables = {each.name for each in names if each.ctx == "load"}
         except (RecursionError, SyntaxError, MemoryError) as error:
