@@ -1,5 +1,6 @@
 """OpenAI's surface: what is accepted, left out and said, or refused, and in whose words."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_chat_takes_turns_as_clients_keep_them(
     assert "x-ignored-fields" not in response.headers
 
 
-def test_chat_says_which_fields_it_left_out(client: httpx.Client) -> None:
+def test_chat_says_which_fields_it_left_out(client: httpx.Client, admin: httpx.Client) -> None:
+    before = ignored_requests(admin)
     turn = {"role": "user", "content": "hi", "copilot_cache_control": {"type": "ephemeral"}}
     asked = {**MESSAGES, "messages": [turn, turn], "verbosity": "low", "no\nname": 1, "void": None}
     response = client.post(CHAT, json=asked)
@@ -63,14 +65,24 @@ def test_chat_says_which_fields_it_left_out(client: httpx.Client) -> None:
     many = {"model": "demo", "prompt": "a", **{f"x{number}": 1 for number in range(20)}}
     response = client.post(COMPLETIONS, json=many)
     assert len(response.headers["x-ignored-fields"].split(", ")) == 16
+    with client.stream("POST", CHAT, json={**MESSAGES, "zzz": 1, "stream": True}) as stream:
+        assert stream.headers["x-ignored-fields"] == "zzz"
+    assert ignored_requests(admin) == before + 3
+
+
+def ignored_requests(admin: httpx.Client) -> float:
+    [line] = re.findall(r"^bitinglip_ignored_fields_total (.*)$", admin.get("/metrics").text, re.M)
+    return float(line)
 
 
 @pytest.mark.parametrize(
     ("field", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"store": True}, "store"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"audio": {"voice": "alloy", "format": "mp3"}}, "audio"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"moderation": {"model": "m"}}, "moderation"),
         ({"prediction": {"type": "content", "content": "a"}}, "prediction"),
     ],
     ids=str,
@@ -132,6 +144,8 @@ def test_wrong_key_on_v1_has_openai_s_code(client: httpx.Client) -> None:
         ("/chat/completions", "/v1/chat/completions"),
         ("/v1/chat/completions/", "/v1/chat/completions"),
         ("/models", "/v1/models"),
+        ("/api/chat", "/v1/chat/completions"),
+        ("/v1/chat/completion", "/v1/chat/completions"),
     ],
 )
 def test_path_that_is_not_there_says_which_is(
