@@ -331,6 +331,15 @@ class OpenAI(Section):
         description="answer GET /v1/audio/models and /v1/audio/voices without a key, as Open WebUI "
         "asks for them; anybody can read the names of speech models and voices then",
     )
+    response_retention: Kept = Field(
+        2_592_000,
+        description="how long a stored response of /v1/responses is kept: seconds, or a span such "
+        "as 30d",
+    )
+    response_max_bytes: Bytes = Field(
+        1_073_741_824,
+        description="maximum bytes of stored responses; the largest holder loses its oldest first",
+    )
 
 
 class Hub(Section):

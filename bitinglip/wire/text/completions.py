@@ -83,6 +83,7 @@ class CompletionRequest(OpenAITextFields):
             echo=bool(self.echo),
             clip_max_tokens=True,
             stream=bool(self.stream),
+            grammar=self.asked_grammar(),
         )
         return context.job(work)
 

@@ -1,15 +1,16 @@
 """The native API takes this request for text."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.scheduling.queue.priority import RequestPriority
-from bitinglip.wire.body import AllowedValues, ModelName, Timeout
+from bitinglip.wire.body import ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stops
+from bitinglip.wire.text.forms import NativeForms
 from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
 from bitinglip.wire.text.tools import MAX_TOOLS, ToolChoice, ToolEntry, tool_fields
 from workers import protocol
@@ -17,7 +18,7 @@ from workers import protocol
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
 
-class TextGenerationRequest(SamplingFields):
+class TextGenerationRequest(NativeForms, SamplingFields):
     """Asks for text from a ``prompt``, or from ``messages`` through the model's chat template."""
 
     model: ModelName
@@ -31,7 +32,6 @@ class TextGenerationRequest(SamplingFields):
     enable_thinking: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: TemplateVariables | None = None
-    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     timeout: Timeout | None = None
     stream: bool = False
     priority: RequestPriority = "normal"
@@ -60,6 +60,7 @@ class TextGenerationRequest(SamplingFields):
                 reasoning_effort=self.reasoning_effort,
             ),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            grammar=self.asked_grammar(),
         )
         return context.job(work, timeout=self.timeout)
 

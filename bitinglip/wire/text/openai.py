@@ -1,7 +1,7 @@
 """OpenAI's surface takes these requests for text; ``openai_body`` has the rules.
 
 Our additional fields are ``top_k, min_p, typical_p, min_tokens, stop_token_ids,
-repetition_penalty, ignore_eos, enable_thinking, chat_template_kwargs``.
+repetition_penalty, ignore_eos, enable_thinking, chat_template_kwargs``, and those of ``forms``.
 """
 
 from typing import Annotated, Any, Self
@@ -29,6 +29,7 @@ from bitinglip.wire.text.fields import (
     chat_message,
     parts,
 )
+from bitinglip.wire.text.forms import OpenAIForms
 from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
 from bitinglip.wire.text.tools import (
     MAX_CALLS,
@@ -91,7 +92,7 @@ class OpenAIMessage(OpenAIBody):
         )
 
 
-class OpenAITextFields(SamplingFields, OpenAIRequest):
+class OpenAITextFields(OpenAIForms, SamplingFields, OpenAIRequest):
     """The fields that chat and completions share."""
 
     model: ModelName
@@ -119,7 +120,6 @@ class ChatCompletionRequest(OpenAITextFields):
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     modalities: Annotated[Any, AllowedValues((None, ["text"]))] = None
     store: Annotated[Any, AllowedValues((None, False))] = None
     tools: Annotated[list[OpenAIToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
@@ -163,6 +163,7 @@ class ChatCompletionRequest(OpenAITextFields):
                 reasoning_effort=self.reasoning_effort,
             ),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            grammar=self.asked_grammar(),
         )
         return context.job(work)
 

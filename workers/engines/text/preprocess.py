@@ -3,14 +3,17 @@
 import secrets
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
+from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
+from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
-from workers.protocol import Prompt, TextJob
+from workers.protocol import Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
 _LONGEST_PROMPT = 16_000_000  #: characters; tokenizers take about a hundred bytes for each
@@ -29,6 +32,7 @@ class PreparedJob:
     job: TextJob
     prompts: list[PreparedPrompt]
     seed: int
+    grammar: Future[Compiled] | None = None  #: of each of its texts, once it is compiled
 
 
 class Preprocessor:
@@ -41,8 +45,10 @@ class Preprocessor:
         *,
         max_context: int,
         vocab_size: int,
+        grammars: GrammarCompiler,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``."""
+        self._grammars = grammars
         self._tokenizer = tokenizer
         self._chat = chat
         self._max_context = max_context
@@ -65,8 +71,20 @@ class Preprocessor:
             _check_scores(job, prompts)
         seed = job.sampling.seed
         return PreparedJob(
-            job=job, prompts=prompts, seed=secrets.randbits(63) if seed is None else seed
+            job=job,
+            prompts=prompts,
+            seed=secrets.randbits(63) if seed is None else seed,
+            grammar=self._compile(job.grammar),
         )
+
+    def _compile(self, grammar: Grammar | None) -> "Future[Compiled] | None":
+        """Begin to compile a grammar; raises Refused if it is known to be refused."""
+        if grammar is None:
+            return None
+        compiled = self._grammars.compile(grammar)
+        if compiled.done():
+            compiled.result()
+        return compiled
 
     def _prepare_prompt(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
         param = "prompt" if job.messages is None else "messages"
@@ -105,15 +123,20 @@ class Preprocessor:
         if len(text) > self._most_characters:
             tokens = -(-len(text) // self._longest_token)
             raise self._too_long(job, tokens, param, at_least=True)
-        ids = self._encode(text, special=job.messages is None)
+        if job.messages is None:
+            ids = self._encode(text, special=job.special_tokens)
+        else:
+            ids = self._encode(text, special=False, marked=is_marked(text))
         if not ids:
             ids = self._beginning(param)
         return ids
 
-    def _encode(self, text: str, *, special: bool) -> list[int]:
+    def _encode(self, text: str, *, special: bool, marked: bool = False) -> list[int]:
         """Tokenise a text; a template has written the special tokens itself."""
         try:
             with self._lock:
+                if marked:
+                    return self._chat.encode(text)
                 encoded = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=special)
         except BaseException as error:
             if not is_panic(error):
@@ -122,7 +145,9 @@ class Preprocessor:
                 "INFERENCE_FAILED", "The model's tokenizer failed on this text."
             ) from error
         ids: list[int] = encoded.ids
-        return ids
+        # A client that has rendered a template itself has written it already.
+        twice = special and ids[:2] == [self._tokenizer.bos_token_id] * 2
+        return ids[1:] if twice else ids
 
     def _beginning(self, param: str) -> list[int]:
         bos: int | None = self._tokenizer.bos_token_id
