@@ -38,9 +38,10 @@ async def generate_images(request: Request) -> Response:
     """Make images, as one answer or as a stream of events."""
     services = services_of(request)
     body = await read_body(request, ImageGenerationRequest)
-    find_model_of(request, body.model, "image")
+    manifest = find_model_of(request, body.model, "image")
     background = wants_background(request, body)
-    job = body.to_job(job_context(request, body.model, body.priority))
+    side = manifest.image_side
+    job = body.to_job(job_context(request, body.model, body.priority, image_side=side))
     if texts := body.uploads():
         held = sum(map(len, texts.values()))
         with input_memory(request) as grow:
@@ -56,8 +57,8 @@ async def generate_images(request: Request) -> Response:
 async def create_images(request: Request) -> Response:
     """Make images from a prompt."""
     body = await read_body(request, ImagesRequest)
-    find_model_of(request, body.model, "image")
-    job = body.to_job(job_context(request, body.model), uploads=set())
+    side = find_model_of(request, body.model, "image").image_side
+    job = body.to_job(job_context(request, body.model, image_side=side), uploads=set())
     return _respond(request, job, "image_generation", body.partial_images or 0)
 
 

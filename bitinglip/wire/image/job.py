@@ -13,7 +13,7 @@ from bitinglip.wire.body import Body, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
-SIDE, STEPS = 1024, 50  #: the design's defaults
+SIDE, STEPS = 1024, 50  #: the design's defaults, where nothing tells the model's own
 SIDE_MULTIPLE = 8
 
 
@@ -66,12 +66,13 @@ class ImageFields(Body):
         }
         paths = {name: str(context.uploads / f"{task_id}-{name}") for name in uploads}
         limits = context.limits.images
+        side = min(context.image_side or SIDE, limits.max_side)
         work = protocol.ImageJob(
             id=task_id,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or None,
-            width=coalesce(size[0], own.width, SIDE),
-            height=coalesce(size[1], own.height, SIDE),
+            width=coalesce(size[0], own.width, side),
+            height=coalesce(size[1], own.height, side),
             steps=coalesce(self.steps, own.steps, STEPS),
             guidance_scale=coalesce(self.guidance_scale, own.guidance_scale, None),
             seeds=_seeds(self.seed, limits.max_images, coalesce(self.n, None, 1)),
