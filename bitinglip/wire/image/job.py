@@ -20,7 +20,7 @@ SIDE_MULTIPLE = 8
 MAX_PROMPT = 16_384  #: characters; the model's own limit is told by its tokens
 
 
-_SEEDS = 2**63
+_SEEDS = 2**64  #: a negative one is taken modulo this, as torch takes it
 _RANDOM_SEEDS = 2**32  #: what other tools take, and JavaScript's numbers hold
 
 
@@ -41,7 +41,7 @@ class ImageFields(Body):
     negative_prompt: Prompt | None = None
     steps: int | None = None
     guidance_scale: float | None = None
-    seed: Annotated[int, Field(ge=0, lt=_SEEDS)] | None = None
+    seed: Annotated[int, Field(ge=-_SEEDS // 2, lt=_SEEDS)] | None = None
     n: int | None = None
     scheduler: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
