@@ -8,7 +8,15 @@ from starlette.types import Receive, Scope, Send
 from bitinglip.api import docs_page, documentation, ops
 from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
-from bitinglip.api.inference import anthropic, embedding, image, speech, text, transcription
+from bitinglip.api.inference import (
+    anthropic,
+    embedding,
+    image,
+    responses,
+    speech,
+    text,
+    transcription,
+)
 from bitinglip.api.middleware import Door
 from bitinglip.api.not_found import not_found
 from bitinglip.api.request_context import route_path
@@ -22,6 +30,7 @@ _ROUTERS = (
     text.native,
     text.openai,
     anthropic.router,
+    responses.router,
     image.native,
     image.openai,
     speech.native,

@@ -29,6 +29,7 @@ from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from bitinglip.tasks.responses import Responses
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
@@ -53,6 +54,7 @@ class Services:
     db: Database
     audit: AuditLog
     tasks: Tasks
+    responses: Responses
     revocation: Revocation
     tickets: Tickets
     links: Links

@@ -5,10 +5,12 @@ from collections import Counter as Tally
 from collections.abc import Callable
 from functools import partial
 
+from bitinglip.errors import InvalidRequest
 from bitinglip.file_stamp import FileStamp, file_stamp
-from bitinglip.guard.inputs import texts_of, with_texts
+from bitinglip.guard.checked import Checked
+from bitinglip.guard.inputs import has_token_ids, texts_of, with_texts
 from bitinglip.guard.modes import Modes, modes_of
-from bitinglip.guard.outputs import Checked, Output, output_of
+from bitinglip.guard.outputs import Output, output_of
 from bitinglip.guard.scanner import Scanner, patterns_of
 from bitinglip.guard.watch import WORDS, Found, Watch, filtered, refusal
 from bitinglip.guard.words import WordScan, read_words
@@ -44,10 +46,16 @@ class Guard:
     async def checked(self, work: protocol.Job, modes: Modes) -> protocol.Job:
         """Return the job as a model may have it.
 
-        Raises PersonalDataDetected or ContentFiltered where that is to be refused, and GuardFailed.
+        Raises PersonalDataDetected or ContentFiltered where that is to be refused, InvalidRequest
+        for tokens instead of text, and GuardFailed.
         """
         if modes.input == modes.words_input == "off":
             return work
+        if has_token_ids(work):
+            raise InvalidRequest(
+                "Token ids cannot be checked for what this server does not let pass; send text.",
+                param="prompt",
+            )
         shown: dict[str, str] = {}
         found: dict[str, Found] = {}
         for field, text in texts_of(work).items():

@@ -18,9 +18,12 @@ _AFFINITY_CHARACTERS = 1024
 _CHARACTERS_PER_TOKEN = 4
 _CHARACTERS_PER_SECOND = 15  #: of speech at an ordinary pace
 _BYTES_PER_SECOND = 16_000  #: of an audio file of middling quality
+_TOKEN_BYTES = 36  #: of a token id in a tuple
 _PIXELS = 1_000_000  #: of a megapixel
+_TREE_BYTES = 8  #: that a schema takes in memory for each byte of its JSON
 _EVENT_BYTES = 64 << 20  #: of any job's events; beside it, some for each unit of its cost
 
+_json = msgspec.json.Encoder()
 _OF_ANY = (protocol.Started, protocol.Progress, protocol.Failed, protocol.Cancelled)
 _OF_TEXT = frozenset[type]({*_OF_ANY, protocol.TextDelta, protocol.TextDone})
 _OF_IMAGES = frozenset[type]({*_OF_ANY, protocol.ImageDone})
@@ -34,7 +37,7 @@ def cost(job: Job) -> float:
     work = job.work
     match work:
         case protocol.TextJob():
-            return _characters(work) / _CHARACTERS_PER_TOKEN + work.sampling.max_tokens
+            return _prompt_tokens(work) + work.sequences * work.sampling.max_tokens
         case protocol.ImageJob():
             return megapixels(work) * work.steps
         case protocol.SpeechJob():
@@ -96,9 +99,10 @@ def affinity(job: Job) -> bytes:
 def input_bytes(job: Job) -> int:
     """Count what the client sent and the gateway keeps until the job has ended."""
     work = job.work
+    texts: list[str | None]
     match work:
         case protocol.TextJob():
-            texts = [message.content for message in work.messages or ()] + [work.prompt]
+            return _text_bytes(work)
         case protocol.ImageJob():
             texts = [work.prompt, work.negative_prompt]
         case protocol.SpeechJob():
@@ -112,6 +116,14 @@ def input_bytes(job: Job) -> int:
     return sum(getsizeof(text) for text in texts)
 
 
+def _text_bytes(work: protocol.TextJob) -> int:
+    texts = [text for message in work.messages or () for text in message.texts()]
+    texts += [each for each in prompts_of(work) if isinstance(each, str)]
+    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
+    tools = _TREE_BYTES * tools_bytes(work) if work.tools else 0
+    return sum(getsizeof(text) for text in texts) + ids * _TOKEN_BYTES + tools
+
+
 def without_input(job: Job) -> Job:
     """Return an ended job without its prompts, which nothing asks for any more.
 
@@ -120,7 +132,10 @@ def without_input(job: Job) -> Job:
     work = job.work
     match work:
         case protocol.TextJob():
-            work = msgspec.structs.replace(work, prompt=None, messages=None)
+            prompts = ("",) * len(work.prompts)  # their number tells that of the choices
+            work = msgspec.structs.replace(
+                work, prompt=None, prompts=prompts, messages=None, tools=(), template_kwargs={}
+            )
         case protocol.ImageJob():
             work = msgspec.structs.replace(work, prompt="", negative_prompt=None)
         case protocol.TranscriptionJob():
@@ -185,14 +200,26 @@ def megapixels(work: protocol.ImageJob) -> float:
     return len(work.seeds) * work.width * work.height / _PIXELS
 
 
-def _characters(work: protocol.TextJob) -> int:
-    if work.prompt is not None:
-        return len(work.prompt)
-    return sum(len(message.content) for message in work.messages or ())
+def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
+    """Return the prompts of a job; none of one that has messages."""
+    return work.prompts if work.prompt is None else (work.prompt,)
+
+
+def _prompt_tokens(work: protocol.TextJob) -> float:
+    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
+    texts = [each for each in prompts_of(work) if isinstance(each, str)]
+    texts += [text for message in work.messages or () for text in message.texts()]
+    told = tools_bytes(work) if work.tools else 0
+    return ids + (told + sum(map(len, texts))) / _CHARACTERS_PER_TOKEN
+
+
+def tools_bytes(work: protocol.TextJob) -> int:
+    """Return how long a job's tools are as JSON, as which templates write them into prompts."""
+    return len(_json.encode(work.tools))
 
 
 def _beginning(work: protocol.TextJob) -> str:
-    if work.prompt is not None:
-        return work.prompt[:_AFFINITY_CHARACTERS]
+    for prompt in prompts_of(work)[:1]:
+        return str(prompt[:_AFFINITY_CHARACTERS])
     start = "\0".join(message.content for message in (work.messages or ())[:2])
     return start[:_AFFINITY_CHARACTERS]

@@ -7,7 +7,7 @@ from bitinglip import errors
 from bitinglip.access.usage.amounts import MILLION, NOTHING, Amounts, Units
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import cost
+from bitinglip.scheduling.kinds import cost, prompts_of, tools_bytes
 from workers import protocol
 
 _TEMPLATE_TOKENS = 128  #: that a chat template may add, and for each message
@@ -26,8 +26,7 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
         case protocol.TextJob(count_only=True):
             pass  # nothing is read or made of its tokens
         case protocol.TextJob():
-            tokens = _prompt_bytes(work) + work.sampling.max_tokens
-            tokens = tokens if context is None else min(tokens, context)
+            tokens = _text_tokens(work, context)
         case protocol.ImageJob():
             pixels = len(work.seeds) * work.width * work.height
         case protocol.SpeechJob() | protocol.TranscriptionJob():
@@ -58,7 +57,7 @@ def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
         case protocol.TextJob(count_only=True):
             return Amounts(requests, gpu_us=gpu_us)
         case protocol.TextJob() | protocol.EmbeddingJob():
-            prompt, completion = _tokens(last, events)
+            prompt, completion = _tokens(last, event_log)
             return Amounts(requests, prompt, completion, gpu_us=gpu_us)
         case protocol.ImageJob():
             made = len(last.images) if isinstance(last, protocol.ImageDone) else 0
@@ -81,7 +80,7 @@ def cancelled(event_log: EventLog) -> protocol.Cancelled:
 
     Its worker tells later what it had done by then, which is charged.
     """
-    prompt, completion = _handed_over(event_log.events)
+    prompt, completion = _handed_over(event_log)
     progress = (e.step for e in reversed(event_log.events) if isinstance(e, protocol.Progress))
     return protocol.Cancelled(
         id=event_log.job.id,
@@ -98,32 +97,55 @@ def _is_our_failure(final: protocol.Final) -> bool:
     return errors.answer(error).status >= 500 and not isinstance(error, errors.Timeout)
 
 
-def _prompt_bytes(work: protocol.TextJob) -> int:
-    """Return more tokens than the prompt has with its template."""
-    if work.prompt is not None:
-        return _bytes(work.prompt) + _MESSAGE_TOKENS
-    messages = work.messages or ()
-    return _TEMPLATE_TOKENS + sum(_bytes(each.content) + _MESSAGE_TOKENS for each in messages)
+def _text_tokens(work: protocol.TextJob, context: int | None) -> int:
+    """Return the tokens of all prompts and of all texts that are made, at most."""
+    of_each = work.sequences // max(1, len(work.prompts))  #: texts of a prompt
+    made = of_each * work.sampling.max_tokens
+    if context is None:
+        return sum(_prompt_bytes(work)) + work.sequences * work.sampling.max_tokens
+    # A prompt counts once, and with each of its texts it is within the context.
+    return sum(min(size + made, of_each * context) for size in _prompt_bytes(work))
+
+
+def _prompt_bytes(work: protocol.TextJob) -> list[int]:
+    """Return more tokens than each prompt has, with its template."""
+    if work.messages is None:
+        return [
+            _MESSAGE_TOKENS + (_bytes(each) if isinstance(each, str) else len(each))
+            for each in prompts_of(work)
+        ]
+    tokens = _TEMPLATE_TOKENS + (_TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0)
+    for message in work.messages:
+        tokens += _MESSAGE_TOKENS * (1 + len(message.tool_calls))
+        tokens += sum(map(_bytes, message.texts()))
+    return [tokens]
 
 
 def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _tokens(last: protocol.Final, events: Sequence[Event]) -> tuple[int, int]:
+def _tokens(last: protocol.Final, event_log: EventLog) -> tuple[int, int]:
     """Return the tokens of the prompt and those sampled; of a failed job those handed over."""
     if isinstance(last, (protocol.TextDone, protocol.Cancelled)) and last.prompt_tokens:
         return last.prompt_tokens, last.completion_tokens
     if isinstance(last, protocol.EmbeddingDone):
         return last.prompt_tokens, 0
-    return _handed_over(events)
+    return _handed_over(event_log)
 
 
-def _handed_over(events: Sequence[Event]) -> tuple[int, int]:
+def _handed_over(event_log: EventLog) -> tuple[int, int]:
     """Return the tokens of the prompt and those sampled, as far as events have told."""
+    work, events = event_log.job.work, event_log.events
+    choices = work.choices if isinstance(work, protocol.TextJob) else 0
+    sampled: dict[int, int] = {}
+    for each in reversed(events):
+        if len(sampled) == choices:
+            break
+        if isinstance(each, protocol.TextDelta):
+            sampled.setdefault(each.choice, each.index + 1)
     started = next((each for each in events if isinstance(each, protocol.Started)), None)
-    delta = next((each for each in reversed(events) if isinstance(each, protocol.TextDelta)), None)
-    return started.prompt_tokens if started else 0, delta.index + 1 if delta else 0
+    return started.prompt_tokens if started else 0, sum(sampled.values())
 
 
 def _spoken(events: Sequence[Event]) -> float:

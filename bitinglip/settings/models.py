@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
+from workers.protocol import ResponseFormatName
 
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
@@ -23,6 +24,16 @@ class SamplingDefaults(Section):
     )
     top_k: Annotated[int, Field(ge=1)] | None = Field(
         None, description="default number of likeliest tokens to sample from; null is all"
+    )
+
+
+class TextModel(Section):
+    """Sets how a text model's answers are read."""
+
+    response_template: ResponseFormatName | None = Field(
+        None,
+        description="format in which the model writes reasoning and tool calls; none leaves them "
+        "in the text; null follows the model's files",
     )
 
 
@@ -171,6 +182,7 @@ class Model(Section):
     sampling: SamplingDefaults = Field(
         SamplingDefaults(), description="sampling defaults of the model's requests"
     )
+    text: TextModel = Field(TextModel(), description="settings of a text model")
     image: ImageModel = Field(ImageModel(), description="settings of an image model")
     speech: SpeechModel = Field(SpeechModel(), description="settings of a speech model")
     embedding: EmbeddingModel = Field(

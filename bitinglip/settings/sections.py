@@ -332,6 +332,15 @@ class OpenAI(Section):
         description="request fields on /v1 that OpenAI's API does not have: ignore (the response's "
         "header X-Ignored-Fields names them) or refuse",
     )
+    response_retention: Kept = Field(
+        2_592_000,
+        description="how long a stored response of /v1/responses is kept: seconds, or a span such "
+        "as 30d",
+    )
+    response_max_bytes: Bytes = Field(
+        1_073_741_824,
+        description="maximum bytes of stored responses; the largest holder loses its oldest first",
+    )
 
 
 class Hub(Section):

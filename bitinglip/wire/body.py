@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 MAX_TIMEOUT = 86_400
@@ -28,14 +28,22 @@ class AllowedValues:
         return core_schema.no_info_plain_validator_function(self._check)
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _next: Any) -> dict[str, Any]:
-        return {"enum": list(self.allowed)}
+        shown = "not supported" if self.allowed == (None,) else "not supported with other values"
+        return {"enum": list(self.allowed), "description": shown}
 
     def _check(self, value: Any) -> Any:
         for allowed in self.allowed:
-            if type(value) is type(allowed) and value == allowed:
+            if value == allowed and isinstance(value, bool) is isinstance(allowed, bool):
                 return value
         raise PydanticCustomError("unsupported", "is not supported with this value")
 
+
+def _whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+#: Lets an integer be written as 50.0, as languages do that know one kind of number.
+Whole = BeforeValidator(_whole, json_schema_input_type=int)
 
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 

@@ -12,7 +12,7 @@ from bitinglip.scheduling.event_log import Event, EventLog, Loading, Queued, err
 from bitinglip.wire.embedding.result import encoded_result
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.response import cancelled, inference_response
-from bitinglip.wire.text.result import logprob_info
+from bitinglip.wire.text.result import call_info, logprob_info
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -30,6 +30,8 @@ class NativeView:
         self._job = event_log.job
         self._request_id = request_id
         self._files = files
+        work = self._job.work
+        self._tells_choice = isinstance(work, protocol.TextJob) and work.choices > 1
         self._answer: dict[str, Any] | None = None
         self._error: BitingLipError | None = None
 
@@ -54,7 +56,7 @@ class NativeView:
         """Return the event's name and its data as JSON, the same for SSE and WebSocket."""
         match event:
             case protocol.TextDelta():
-                return "token", _token(event)
+                return "token", _token(event, self._tells_choice)
             case Queued(position=position, eta=eta):
                 return "queued", _json.encode({"position": position, "eta": eta})
             case Loading(progress=progress):
@@ -124,8 +126,14 @@ def _segment(heard: protocol.SegmentDelta) -> bytes:
     return _json.encode(data)
 
 
-def _token(token: protocol.TextDelta) -> bytes:
+def _token(token: protocol.TextDelta, tells_choice: bool) -> bytes:
     data: dict[str, Any] = {"text": token.text, "index": token.index}
+    if tells_choice:
+        data["choice"] = token.choice
+    if token.reasoning:
+        data["reasoning"] = token.reasoning
+    if token.tool_calls:
+        data["tool_calls"] = [{"index": each.index, **call_info(each)} for each in token.tool_calls]
     if token.logprobs:
         data["logprobs"] = [logprob_info(each) for each in token.logprobs]
     return _json.encode(data)

@@ -2,22 +2,37 @@
 
 A null is no value, a label has no effect, and a field that is not in OpenAI's schema is left out of
 account: the response's header names it. A field of the schema that would change the answer is
-declared with the values that change nothing (``AllowedValues``), and refused with any other.
+declared with the values that change nothing (``AllowedValues``), and refused with any other. So a
+request's class is the table of its surface: ``treatments`` reads it, OpenAPI's document shows it,
+and a test compares it with the official package's types.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, WithJsonSchema
+from pydantic import BaseModel, ConfigDict
 
-from bitinglip.wire.body import Body
+from bitinglip.wire.body import AllowedValues, Body
 
 MOST_NAMED = 16  #: fields that a response names
 _LONGEST_NAME = 64
 
-#: A field that only labels a request, or hints at how to serve it: any value, no effect.
-Label = Annotated[Any, WithJsonSchema({"description": "accepted, and has no effect"})]
+#: What becomes of a field: honoured, without effect, accepted with some values, or refused.
+Treatment = Literal["honoured", "label", "values", "refused"]
+
+
+@dataclass(frozen=True)
+class _HasNoEffect:
+    """Marks a field that only labels a request, or hints at how to serve it."""
+
+    def __get_pydantic_json_schema__(self, _schema: Any, _next: Any) -> dict[str, Any]:
+        return {"description": "accepted, and has no effect"}
+
+
+#: A field that takes any value, which has no effect.
+Label = Annotated[Any, _HasNoEffect()]
 
 
 class OpenAIBody(Body):
@@ -33,6 +48,23 @@ class OpenAIRequest(OpenAIBody):
     def ignored(self) -> list[str]:
         """Name the fields that were left out of account; of a large body it takes its time."""
         return _ignored_fields(self)
+
+
+def treatments(model: type[BaseModel]) -> dict[str, Treatment]:
+    """Return what becomes of each field that a request of this class declares."""
+    found: dict[str, Treatment] = {}
+    for name, field in model.model_fields.items():
+        marks = [each for each in field.metadata if isinstance(each, AllowedValues | _HasNoEffect)]
+        match marks:
+            case [_HasNoEffect()]:
+                found[name] = "label"
+            case [AllowedValues(allowed=(None,))]:
+                found[name] = "refused"
+            case [AllowedValues()]:
+                found[name] = "values"
+            case _:
+                found[name] = "honoured"
+    return found
 
 
 def _ignored_fields(body: BaseModel) -> list[str]:

@@ -39,9 +39,18 @@ def text(
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest tokens that make up this share.")
     ] = None,
+    typical_p: Annotated[
+        float | None, typer.Option(help="Draw from the most typical tokens of this share.")
+    ] = None,
+    min_tokens: Annotated[
+        int | None, typer.Option(help="Shortest answer, in tokens.", min=0)
+    ] = None,
     seed: SeedOption = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be repeated.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", help="How many answers.", min=1)
     ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -54,12 +63,17 @@ def text(
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
+        typical_p=typical_p,
+        min_tokens=min_tokens,
         seed=seed,
+        n=count,
         stop_sequences=stop or None,
     )
     server = CliContext.of(home, config).need_server()
     if as_json or output is not None:
         _whole(server, body, output, as_json=as_json)
+    elif count is not None and count > 1:
+        _several(server, body)
     else:
         _streamed(server, body)
 
@@ -233,13 +247,28 @@ def _streamed(server: "Client", body: dict[str, Any]) -> None:
     _show_figures(answer)
 
 
+def _several(server: "Client", body: dict[str, Any]) -> None:
+    """Write several answers one after the other, each under its number, when all are there."""
+    from cli.stream.text_stream import stream_answer
+
+    answer = stream_answer(server, body, lambda _: None)
+    for choice in answer.response["result"]["choices"]:
+        typer.echo(f"[{choice['index'] + 1}] {clean(choice['text'])}")
+    _show_figures(answer)
+
+
 def _whole(server: "Client", body: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
-    """Write the answer in one piece; a file holds exactly what the model wrote."""
+    """Write the answer in one piece; a file holds exactly what the model wrote.
+
+    Between several answers there is a line break.
+    """
     from cli.stream.text_stream import stream_answer
 
     answer = stream_answer(server, body, lambda _: None)
     if output is not None:
-        output.write_text(answer.response["result"]["text"], encoding="utf-8", errors="replace")
+        result = answer.response["result"]
+        texts = [each["text"] for each in result.get("choices", [result])]
+        output.write_text("\n".join(texts), encoding="utf-8", errors="replace")
         print_note(f"Wrote {output}.")
     if as_json:
         show_json(answer.response)

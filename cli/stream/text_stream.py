@@ -27,7 +27,9 @@ class Answer:
         if seconds > 0:
             parts.append(f"{tokens / seconds:.1f} tokens/s")
         parts.append(f"first after {self.first_text_after:.2f} s")
-        if self.response["result"]["finish_reason"] == "length":
+        result = self.response["result"]
+        choices = result.get("choices", [result])
+        if any(each["finish_reason"] == "length" for each in choices):
             parts.append("cut off at its longest; --max-tokens allows more")
         return ", ".join(parts)
 
@@ -41,7 +43,7 @@ def stream_answer(client: Client, body: dict[str, Any], write: Callable[[str], N
     first: float | None = None
     with waiting() as spinner, client.stream(ROUTE, {**body, "stream": True}) as events:
         for name, data in events:
-            if name == "token" and data.get("text"):
+            if name == "token" and data.get("text") and not data.get("choice"):
                 first = first or time.monotonic()
                 spinner.stop()
                 write(data["text"])

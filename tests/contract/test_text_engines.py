@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from model_store.demo import make_demo_models
@@ -154,6 +155,31 @@ def test_cancel_of_an_unknown_job_does_nothing(loaded: Loaded) -> None:
     loaded.engine.cancel("nobody")
     loaded.submit(job())
     assert done_of(loaded.run()).completion_tokens == 6
+
+
+def test_choices_of_several_prompts_come_in_order_and_count_together(loaded: Loaded) -> None:
+    prompts = ("one two three", "four")
+    alone = []
+    for prompt in prompts:
+        loaded.submit(job(prompt=prompt))
+        alone.append(done_of(loaded.run()))
+    several = msgspec.structs.replace(job(), prompt=None, prompts=prompts, n=2, echo=True)
+    loaded.submit(several)
+    events = loaded.run()
+    done = done_of(events)
+    expected = [each.text for each in alone for _ in range(2)]
+    echoed = [prompt for prompt in prompts for _ in range(2)]
+    whole = [prompt + text for prompt, text in zip(echoed, expected, strict=True)]
+    assert [choice.text for choice in done.choices] == whole
+    assert done.prompt_tokens == sum(each.prompt_tokens for each in alone)
+    assert done.completion_tokens == 2 * sum(each.completion_tokens for each in alone)
+    deltas = [event for event in events if isinstance(event, TextDelta)]
+    for number, text in enumerate(whole):
+        assert "".join(each.text for each in deltas if each.choice == number) == text
+    loaded.submit(msgspec.structs.replace(several, best_of=3, stream=False))
+    best = done_of(loaded.run())
+    assert len(best.choices) == 4
+    assert best.completion_tokens == 3 * sum(each.completion_tokens for each in alone)
 
 
 def test_stop_sequence_ends_the_answer_and_is_not_in_it(loaded: Loaded) -> None:

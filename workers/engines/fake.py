@@ -40,17 +40,48 @@ _FAULTS = ("!crash", "!hang", "!oom", "!raise", "!slow", "!garbage")
 
 
 @dataclass(slots=True)
-class _Request:
-    job: TextJob
+class _Text:
+    """One of the texts of a job."""
+
     words: list[str]
     max_tokens: int
-    seconds_per_token: float
-    fault: str | None
+    min_tokens: int
     stops: StopFinder
-    due: float = 0.0
-    started: bool = False
+    echo: str = ""  #: to be sent before the first word
     text: str = ""  #: sent so far
     produced: int = 0
+    ended: bool = False
+
+    def next(self) -> str:
+        """Make one more word; returns the text that may be sent now."""
+        text, self.echo = self.echo, ""
+        if self.max_tokens:
+            words = self.words or ["..."]
+            word = words[self.produced % len(words)]
+            word = f" {word}" if self.produced else word
+            self.produced += 1
+            text += word if self.produced < self.min_tokens else self.stops.push(word)
+        self.ended = self.stops.stopped or self.produced >= self.max_tokens
+        if self.ended:
+            text += self.stops.flush()
+        self.text += text
+        return text
+
+
+@dataclass(slots=True)
+class _Request:
+    job: TextJob
+    texts: list[_Text]
+    prompt_tokens: int
+    words: list[str]  #: of the first prompt
+    seconds_per_token: float
+    fault: str | None
+    due: float = 0.0
+    started: bool = False
+
+    @property
+    def produced(self) -> int:
+        return sum(text.produced for text in self.texts)
 
 
 class FakeEngine:
@@ -79,17 +110,28 @@ class FakeEngine:
 
     def prepare(self, job: TextJob) -> _Request:
         _refuse_what_needs_a_model(job)
-        text = job.prompt if job.messages is None else _last_user_text(job)
-        words = (text or "").split()
+        prompts = [_last_user_text(job)] if job.messages else _prompts(job)
+        each_words = [prompt.split() for prompt in prompts]
+        words = each_words[0]
         if job.count_only:
             raise counted(job, len(words))
-        max_tokens = self._fit(job, len(words))
+        texts = [
+            _Text(
+                words,
+                self._fit(job, len(words)),
+                job.sampling.min_tokens,
+                StopFinder(job.sampling.stop),
+                echo=prompt if job.echo else "",
+            )
+            for prompt, words in zip(prompts, each_words, strict=True)
+            for _ in range(job.best_of or job.n)
+        ]
         fault = words[0] if self._options.faults and words and words[0] in _FAULTS else None
         if fault == "!oom":
             raise Refused("OUT_OF_MEMORY", "The device ran out of memory on this request.")
         rate = self._options.tokens_per_second
         pause = _SLOW_SECONDS if fault == "!slow" else 1 / rate if rate else 0.0
-        return _Request(job, words, max_tokens, pause, fault, StopFinder(job.sampling.stop))
+        return _Request(job, texts, sum(map(len, each_words)), words, pause, fault)
 
     def _fit(self, job: TextJob, prompt_tokens: int) -> int:
         """Return how many tokens to make, cut to the context if the client left it open."""
@@ -120,7 +162,7 @@ class FakeEngine:
         for request in list(self._running.values()):
             if not request.started:
                 request.started = True
-                events.append(Started(id=request.job.id, prompt_tokens=len(request.words)))
+                events.append(Started(id=request.job.id, prompt_tokens=request.prompt_tokens))
                 if request.fault == "!garbage":
                     return [_GARBAGE]  # type: ignore[list-item]
                 if request.fault == "!raise":
@@ -147,40 +189,43 @@ class FakeEngine:
         del self._running[request.job.id]
         return Cancelled(
             id=request.job.id,
-            prompt_tokens=len(request.words),
+            prompt_tokens=request.prompt_tokens,
             completion_tokens=request.produced,
         )
 
     def _advance(self, request: _Request) -> list[Event]:
-        """Make the next token; all of them at once for a fast request without a stream."""
+        """Make each text's next token; all of them at once for a fast request without a stream."""
         request.due += request.seconds_per_token
-        events: list[Event] = []
-        whole = not request.job.stream and not request.seconds_per_token
-        for _ in range(request.max_tokens if whole else 1):
-            text = _next(request)
-            ends = request.stops.stopped or request.produced >= request.max_tokens
-            if ends:
-                text += request.stops.flush()
-            request.text += text
-            if text and request.job.stream:
-                events.append(TextDelta(id=request.job.id, text=text, index=request.produced - 1))
-            if ends:
-                events.append(self._done(request))
-                break
+        job, events = request.job, list[Event]()
+        streams = job.stream and (job.best_of or job.n) == job.n
+        whole = not job.stream and not request.seconds_per_token
+        for choice, made in enumerate(request.texts):
+            if made.ended:
+                continue
+            for _ in range(max(1, made.max_tokens) if whole else 1):
+                text = made.next()
+                if text and streams:
+                    index = max(0, made.produced - 1)
+                    events.append(TextDelta(id=job.id, text=text, index=index, choice=choice))
+                if made.ended:
+                    break
+        if all(made.ended for made in request.texts):
+            events.append(self._done(request))
         return events
 
     def _done(self, request: _Request) -> TextDone:
         del self._running[request.job.id]
         return TextDone(
             id=request.job.id,
-            choices=(
+            choices=tuple(
                 TextChoice(
-                    text=request.text,
-                    finish_reason="stop" if request.stops.stopped else "length",
-                    stop=request.stops.found,
-                ),
+                    text=made.text,
+                    finish_reason="stop" if made.stops.stopped else "length",
+                    stop=made.stops.found,
+                )
+                for made in _told(request)
             ),
-            prompt_tokens=len(request.words),
+            prompt_tokens=request.prompt_tokens,
             completion_tokens=request.produced,
         )
 
@@ -204,20 +249,33 @@ class FakeEngine:
 
 
 def _refuse_what_needs_a_model(job: TextJob) -> None:
-    for name in ("logprobs", "logit_bias"):
-        if getattr(job.sampling, name) not in (None, {}):
+    if job.grammar is not None:
+        raise Refused(
+            "UNSUPPORTED_PARAMETER",
+            f"'{job.grammar.param}' is not supported for this model.",
+            param=job.grammar.param,
+        )
+    for name in ("logprobs", "logit_bias", "stop_token_ids"):
+        if getattr(job.sampling, name) not in (None, {}, ()):
             raise Refused(
                 "UNSUPPORTED_PARAMETER", f"'{name}' is not supported for this model.", param=name
             )
 
 
-def _next(request: _Request) -> str:
-    """Make one more word; returns the text that may be sent now."""
-    words = request.words or ["..."]
-    word = words[request.produced % len(words)]
-    text = request.stops.push(f" {word}" if request.produced else word)
-    request.produced += 1
-    return text
+def _prompts(job: TextJob) -> list[str]:
+    """Return the texts of the prompts. Raises Refused for tokens, since there is no tokenizer."""
+    prompts = job.prompts or (job.prompt or "",)
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise Refused(
+            "UNSUPPORTED_PARAMETER", "This model takes text, not token ids.", param="prompt"
+        )
+    return [str(prompt) for prompt in prompts]
+
+
+def _told(request: _Request) -> list[_Text]:
+    """Return the texts to tell: the first ones of each prompt, which are as good as the others."""
+    of_each = request.job.best_of or request.job.n
+    return [made for number, made in enumerate(request.texts) if number % of_each < request.job.n]
 
 
 def _last_user_text(job: TextJob) -> str:

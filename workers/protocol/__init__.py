@@ -42,7 +42,9 @@ from workers.protocol.load import (
     ImageOptions,
     Import,
     Load,
+    ResponseFormatName,
     SpeechOptions,
+    TextOptions,
 )
 from workers.protocol.text import (
     ChatMessage,
@@ -100,6 +102,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "Ready",
+    "ResponseFormatName",
     "Sampling",
     "Segment",
     "SegmentDelta",
@@ -113,6 +116,7 @@ __all__ = [
     "TextDelta",
     "TextDone",
     "TextJob",
+    "TextOptions",
     "TokenLogprob",
     "Tool",
     "ToolCall",

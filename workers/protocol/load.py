@@ -55,6 +55,35 @@ class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
     height: int = 1024
 
 
+#: How a family of models writes reasoning and calls of tools; see engines/text/parsing/families.
+ResponseFormatName = Literal[
+    "cohere",
+    "deepseek",
+    "deepseek_dsml",
+    "function_gemma",
+    "gemma",
+    "glm",
+    "gpt_oss",
+    "granite",
+    "hermes",
+    "kimi",
+    "lfm",
+    "llama_json",
+    "llama_python",
+    "minimax",
+    "mistral",
+    "none",
+    "qwen_xml",
+    "think",
+]
+
+
+class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The text engine's options for a model (``models.<name>.text.*``)."""
+
+    response_template: ResponseFormatName | None = None  #: None: as the model's files say
+
+
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The files that a speech model needs beside its own (``models.<name>.speech.*``)."""
 
@@ -81,6 +110,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     threads: int | None = None  #: CPU threads; None: by the model's size
     image: ImageOptions | None = None
     speech: SpeechOptions | None = None
+    text: TextOptions | None = None
     warmup: bool | None = None  #: compute the largest shapes once; None: text models on a card
     heartbeat_seconds: float = 1.0
     fake: FakeOptions | None = None

@@ -1,5 +1,6 @@
 """Messages about text: what a worker is asked for, and what it says of it."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -62,11 +63,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     strict: bool = False  #: the arguments are held to the schema
 
 
-class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A form that the text is held to; ``source`` of a choice is a JSON list of strings."""
 
     kind: GrammarKind
     source: str
+    strict: bool = False  #: refuse a schema that can be kept to only nearly
+    param: str = "response_format"  #: the field of the request that asks for it
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -76,6 +79,15 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None  #: of the call that a tool's message answers
     reasoning: str | None = None  #: what an assistant thought before its content
+
+    def texts(self) -> Iterator[str]:
+        """Yield all that a client wrote in it, which a template may write into the prompt."""
+        yield self.content
+        if self.reasoning is not None:
+            yield self.reasoning
+        for call in self.tool_calls:
+            yield call.name
+            yield call.arguments
 
 
 Prompt = str | tuple[int, ...]  #: a text or its tokens
@@ -102,6 +114,8 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     grammar: Grammar | None = None
     template_kwargs: dict[str, Any] = {}  #: further variables of the chat template
     continue_final: bool = False  #: the answer goes on with the last message, an assistant's
+    generation_prompt: bool = True  #: the template writes the header of the model's turn
+    special_tokens: bool = True  #: the tokenizer adds its own around a prompt, such as BOS
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
     count_only: bool = False  #: tell how many tokens the prompt has, and make none
     stream: bool = True  #: without it, only the final event is sent

@@ -17,9 +17,10 @@ from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
+from bitinglip.wire.text.completions import CompletionRequest
 from bitinglip.wire.text.length import check_length
 from bitinglip.wire.text.native import TextGenerationRequest
-from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
 
 native = APIRouter(prefix="/api/v1/inference", tags=["inference"])

@@ -87,7 +87,7 @@ async def _respond(
     view = partial(
         TranscriptionView,
         request_id=request_id_of(request),
-        form=body.response_format,
+        form=body.response_format or "json",
         granularities=granularities,
     )
     return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -69,14 +69,32 @@ def unpack(answer: Answer, job: Job, submitted: float) -> EventLog:
 def _pieces(final: protocol.Success) -> Iterator[protocol.JobEvent]:
     """Yield the output of a stream for an answer that came in one body."""
     match final:
-        case protocol.TextDone() if final.text or final.choices[0].logprobs:
-            last = max(0, final.completion_tokens - 1)
-            yield protocol.TextDelta(
-                id="", text=final.text, index=last, logprobs=final.choices[0].logprobs
-            )
+        case protocol.TextDone(choices=choices):
+            last = max(0, final.completion_tokens // len(choices) - 1)
+            for number, choice in enumerate(choices):
+                yield from _text_pieces(number, choice, last)
         case protocol.TranscriptionDone(segments=segments):
             for index, segment in enumerate(segments):
                 yield protocol.SegmentDelta(id="", segment=segment, index=index)
+
+
+def _text_pieces(
+    number: int, choice: protocol.TextChoice, last: int
+) -> Iterator[protocol.TextDelta]:
+    calls = tuple(
+        protocol.ToolCallDelta(index=index, id=call.id, name=call.name, arguments=call.arguments)
+        for index, call in enumerate(choice.tool_calls)
+    )
+    if choice.text or choice.logprobs or choice.reasoning or calls:
+        yield protocol.TextDelta(
+            id="",
+            text=choice.text,
+            index=last,
+            logprobs=choice.logprobs,
+            choice=number,
+            reasoning=choice.reasoning,
+            tool_calls=calls,
+        )
 
 
 def _of(event: E, job_id: str) -> E:

@@ -14,10 +14,11 @@ _LOGPROB_BYTES = 64
 class EventCheck:
     """Takes the events of one job from one worker."""
 
-    __slots__ = ("_job", "_left", "_types")
+    __slots__ = ("_choices", "_job", "_left", "_types")
 
     def __init__(self, job: protocol.Job, cost: float) -> None:
         self._job = job
+        self._choices = job.choices if isinstance(job, protocol.TextJob) else 0
         self._types = event_types(job)
         self._left = most_event_bytes(job, cost)
 
@@ -25,7 +26,9 @@ class EventCheck:
         """Raise BadFrame for an event that a sound worker does not send."""
         if type(event) not in self._types:
             raise BadFrame(f"{type(event).__name__} for a {type(self._job).__name__}")
-        if isinstance(event, protocol.TextDelta) and not event.logprobs:
+        if isinstance(event, protocol.TextDelta) and event.choice >= self._choices:
+            raise BadFrame(f"choice {event.choice} of {self._choices}")
+        if isinstance(event, protocol.TextDelta) and _is_plain(event):
             self._left -= _EVENT_BYTES + len(event.text)  # quick: it comes for each token
         else:
             self._left -= _EVENT_BYTES + self._size(event)
@@ -34,8 +37,12 @@ class EventCheck:
 
     def _size(self, event: protocol.JobEvent) -> int:
         match event:
-            case protocol.TextDelta(text=text, logprobs=logprobs):
-                return len(text) + sum(_LOGPROB_BYTES * (1 + len(each.top)) for each in logprobs)
+            case protocol.TextDelta():
+                return _text_size(event)
+            case protocol.TextDone(choices=choices):
+                if len(choices) != self._choices:
+                    raise BadFrame(f"{len(choices)} choices for {self._choices}")
+                return 0  # its frame bounds it
             case protocol.AudioDelta(samples=samples):
                 return len(samples)
             case protocol.Progress(preview=preview):
@@ -50,3 +57,13 @@ class EventCheck:
                 return _EVENT_BYTES * len(images)
             case _:
                 return 0
+
+
+def _is_plain(delta: protocol.TextDelta) -> bool:
+    return not (delta.logprobs or delta.reasoning or delta.tool_calls)
+
+
+def _text_size(delta: protocol.TextDelta) -> int:
+    calls = sum(_EVENT_BYTES + len(call.arguments) for call in delta.tool_calls)
+    scores = sum(_LOGPROB_BYTES * (1 + len(each.top)) for each in delta.logprobs)
+    return len(delta.text) + len(delta.reasoning) + calls + scores

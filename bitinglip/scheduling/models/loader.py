@@ -275,6 +275,7 @@ class ReplicaLoader:
                 height=own.image.height or side,
             ),
             speech=self._speech_options(own.speech),
+            text=protocol.TextOptions(response_template=own.text.response_template),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )
 

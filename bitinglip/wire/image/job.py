@@ -96,9 +96,13 @@ def _check_bounds(
 ) -> None:
     """Raise InvalidRequest for a job beyond the limits of the operator."""
     for name in ("width", "height"):
-        _within(name, getattr(work, name), limits.min_side, limits.max_side)
-        if getattr(work, name) % SIDE_MULTIPLE:
-            raise InvalidRequest(f"'{name}' must be a multiple of {SIDE_MULTIPLE}.", param=name)
+        side = getattr(work, name)
+        _within(name, side, limits.min_side, limits.max_side)
+        if side % SIDE_MULTIPLE:
+            nearest = side // SIDE_MULTIPLE * SIDE_MULTIPLE
+            raise InvalidRequest(
+                f"'{name}' must be a multiple of {SIDE_MULTIPLE}. {nearest} is one.", param=name
+            )
     _within("steps", work.steps, 1, limits.max_steps)
     if work.guidance_scale is not None:
         _within("guidance_scale", work.guidance_scale, 0, limits.max_guidance)

@@ -31,6 +31,11 @@ class _ImagesRequest(ImageFields, OpenAIRequest):
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     user: Label = None
+    safety_identifier: Label = None
+    complexity: Annotated[Any, AllowedValues((None,))] = None
+    frame_count: Annotated[Any, AllowedValues((None,))] = None
+    frame_duration_ms: Annotated[Any, AllowedValues((None,))] = None
+    svg: Annotated[Any, AllowedValues((None,))] = None
     background: Annotated[Any, AllowedValues((None, "auto", "opaque"))] = None
     quality: Annotated[Any, AllowedValues((None, "auto", "standard"))] = None
 
@@ -52,16 +57,20 @@ class _ImagesRequest(ImageFields, OpenAIRequest):
                 "'response_format' is not supported with 'stream'.", param="response_format"
             )
         steps = self.steps or context.model_settings.image.steps or 50
-        return self.image_job(
-            context,
-            self._asked_size() or size or (None, None),
-            uploads,
-            strength=strength,
-            format=self.output_format or "png",
-            output="url" if self.response_format == "url" else "b64",
-            preview_every=max(1, steps // (self.partial_images + 1)) if self.partial_images else 0,
-            stream=bool(self.stream),
-        )
+        previews = max(1, steps // (self.partial_images + 1)) if self.partial_images else 0
+        try:
+            return self.image_job(
+                context,
+                self._asked_size() or size or (None, None),
+                uploads,
+                strength=strength,
+                format=self.output_format or "png",
+                output="url" if self.response_format == "url" else "b64",
+                preview_every=previews,
+                stream=bool(self.stream),
+            )
+        except InvalidRequest as error:
+            raise _named(error) from None
 
     def _asked_size(self) -> tuple[int, int] | None:
         if self.size in (None, "auto"):
@@ -70,6 +79,14 @@ class _ImagesRequest(ImageFields, OpenAIRequest):
         if match is None:
             raise InvalidRequest("'size' must be like 1024x1024, or auto.", param="size")
         return int(match[1]), int(match[2])
+
+
+def _named(error: InvalidRequest) -> InvalidRequest:
+    """Return a refusal of a side under the name that this surface has for both."""
+    if error.param not in ("width", "height"):
+        return error
+    message = error.message.replace(f"'{error.param}'", f"The {error.param} in 'size'")
+    return InvalidRequest(message, param="size")
 
 
 class ImagesRequest(_ImagesRequest):

@@ -24,9 +24,9 @@ class SpeechRequest(OpenAIRequest):
     model: ModelName
     input: Annotated[str, Field(max_length=1_000_000)]
     voice: Voice | None = None
-    response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
+    response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] | None = None  #: mp3
     speed: Speed | None = None
-    stream_format: Literal["audio", "sse"] = "audio"
+    stream_format: Literal["audio", "sse"] | None = None  #: audio
     instructions: Annotated[Any, AllowedValues((None, ""))] = None
     language: Language | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
@@ -47,7 +47,7 @@ class SpeechRequest(OpenAIRequest):
             language=self.language,
             seed=self.seed,
             speed=None if self.speed == 1.0 else self.speed,
-            format=_FORMATS[self.response_format],
+            format=_FORMATS[self.response_format or "mp3"],
             # Samples alone do not say their rate, and OpenAI's clients play them at this one.
             sample_rate=self.sample_rate or (_PCM_RATE if is_pcm else None),
             stream=is_pcm,

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
-from bitinglip.wire.body import AllowedValues, Body, coalesce
+from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce
+from bitinglip.wire.text.tools import MAX_CALLS, CallEntry, CallId
 from workers import protocol
+from workers.protocol.bounds import MOST_LOGPROBS, MOST_SEQUENCES
 
 MAX_TOKENS = 1_000_000
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  #: of a message
-#: Logprobs of one answer, those of alternatives included: they come in one piece in the end.
-MAX_LOGPROBS = 350_000
 _SEEDS = 2**64
 
 
@@ -27,7 +28,7 @@ def parts(value: Any) -> Any:
 
 
 def _limit(value: Any) -> Any:
-    return None if value == -1 and type(value) is int else value
+    return None if value == -1 else value
 
 
 def _without_empty(value: Any) -> Any:
@@ -40,12 +41,14 @@ def _listed(value: Any) -> Any:
 
 #: -1 is no limit, as null is
 MaxTokens = Annotated[
-    Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None,
+    Annotated[int, Field(ge=1, le=MAX_TOKENS), Whole] | None,
     BeforeValidator(_limit, json_schema_input_type=int | None),
 ]
-Logprobs = Annotated[int, Field(ge=0, le=20)]
+Logprobs = Annotated[int, Field(ge=0, le=20), Whole]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+StopTokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)]
+Count = Annotated[int, Field(ge=1, le=MOST_SEQUENCES)]  #: of choices
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 #: empty ones are none
 Stops = Annotated[
@@ -59,7 +62,7 @@ def _text_parts(value: Any) -> Any:
     return value if value is None else parts(value)
 
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 class TextPart(Body):
@@ -68,27 +71,55 @@ class TextPart(Body):
 
 
 class Message(Body):
-    """A turn of a conversation; the last three fields let our own answers be sent back."""
+    """A turn of a conversation; our own answers may be sent back as they are."""
 
     role: Role
     content: Annotated[
-        list[TextPart],
+        list[TextPart] | None,
         Field(max_length=MAX_PARTS, fail_fast=True),
-        BeforeValidator(_text_parts, json_schema_input_type=str | list[TextPart]),
-    ]
+        BeforeValidator(_text_parts, json_schema_input_type=str | list[TextPart] | None),
+    ] = None
+    reasoning: str | None = None
+    tool_calls: Annotated[list[CallEntry] | None, Field(max_length=MAX_CALLS)] = None
+    tool_call_id: CallId | None = None
     refusal: Annotated[Any, AllowedValues((None,))] = None
     annotations: Annotated[Any, AllowedValues((None, []))] = None
-    tool_calls: Annotated[Any, AllowedValues((None, []))] = None
+
+    @model_validator(mode="after")
+    def _content_is_there(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise PydanticCustomError("missing", "has no content")
+        return self
 
     def to_job(self) -> protocol.ChatMessage:
-        return chat_message(self.role, self.content)
+        return chat_message(
+            self.role,
+            self.content or (),
+            tool_calls=self.tool_calls,
+            tool_call_id=self.tool_call_id,
+            reasoning=self.reasoning,
+        )
 
 
 def chat_message(
-    role: Role, content: Iterable[TextPart], name: str | None = None
+    role: Role,
+    content: Iterable[TextPart],
+    name: str | None = None,
+    *,
+    tool_calls: Iterable[CallEntry] | None = None,
+    tool_call_id: str | None = None,
+    reasoning: str | None = None,
 ) -> protocol.ChatMessage:
-    """Make the message to a worker: developers speak as the system, parts are joined."""
+    """Make the message to a worker: developers speak as the system, parts are joined.
+
+    Only assistants call tools and reason, and only tools answer calls: others' are left out.
+    """
     text = "".join(part.text for part in content)
+    if role == "assistant" and (tool_calls or reasoning):
+        calls = tuple(each.to_job() for each in tool_calls or ())
+        return protocol.ChatMessage(role, text, name, tool_calls=calls, reasoning=reasoning)
+    if role == "tool":
+        return protocol.ChatMessage(role, text, name, tool_call_id=tool_call_id)
     return protocol.ChatMessage("system" if role == "developer" else role, text, name)
 
 
@@ -110,8 +141,13 @@ class SamplingFields(Body):
     max_tokens: MaxTokens = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None  #: 0 keeps the likeliest token
-    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = None  #: 0 and -1 are off
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000), Whole] | None = None  #: 0 and -1 are off
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    #: no end token and no stop before so many
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    stop_token_ids: StopTokenIds | None = None
+    n: Count | None = None  #: choices for each prompt
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -119,7 +155,7 @@ class SamplingFields(Body):
         Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
         | None
     ) = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), Whole] | None = None
     ignore_eos: bool | None = None
 
     @property
@@ -135,25 +171,35 @@ class SamplingFields(Body):
         max_tokens: int | None,
         stop: list[str] | None,
         logprobs: int | None,
+        sequences: int | None = None,
     ) -> protocol.Sampling:
         """Take the request's values, else the model's defaults, else the API's.
 
-        Raise InvalidRequest for more logprobs than an answer may hold.
+        sequences: how many texts are made; None: n. Raise InvalidRequest for more tokens or
+        logprobs than an answer may hold, and for min_tokens above max_tokens.
         """
-        most = MAX_TOKENS if logprobs is None else MAX_LOGPROBS // (1 + logprobs)
+        most = _most_tokens(logprobs, sequences or self.n or 1)
         if max_tokens is not None and max_tokens > most:
             raise InvalidRequest(
-                f"With logprobs of {logprobs} alternatives an answer has {most} tokens at most; "
-                "ask for fewer tokens or alternatives.",
+                f"With so many texts and log-probabilities each text has {most} tokens at most; "
+                "ask for fewer.",
                 param=self.max_tokens_field,
                 details={"max_tokens": most},
             )
+        max_tokens = min(most, coalesce(max_tokens, own.max_tokens, api.max_tokens))
+        if (self.min_tokens or 0) > max_tokens:
+            raise InvalidRequest(
+                f"min_tokens is more than max_tokens, which is {max_tokens}.", param="min_tokens"
+            )
         return protocol.Sampling(
-            max_tokens=min(most, coalesce(max_tokens, own.max_tokens, api.max_tokens)),
+            max_tokens=max_tokens,
             temperature=coalesce(self.temperature, own.temperature, api.temperature),
             top_p=coalesce(self.top_p, own.top_p, api.top_p),
             top_k=own.top_k if self.top_k is None else max(0, self.top_k) or None,
             min_p=coalesce(self.min_p, None, 0.0),
+            typical_p=coalesce(self.typical_p, None, 1.0),
+            min_tokens=self.min_tokens or 0,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
             repetition_penalty=coalesce(self.repetition_penalty, None, 1.0),
             presence_penalty=coalesce(self.presence_penalty, None, 0.0),
             frequency_penalty=coalesce(self.frequency_penalty, None, 0.0),
@@ -163,3 +209,8 @@ class SamplingFields(Body):
             stop=tuple(stop or ()),
             ignore_eos=bool(self.ignore_eos),
         )
+
+
+def _most_tokens(logprobs: int | None, sequences: int) -> int:
+    """Return how many tokens each of several texts may have, so that one answer holds them."""
+    return (MAX_TOKENS if logprobs is None else MOST_LOGPROBS // (1 + logprobs)) // sequences

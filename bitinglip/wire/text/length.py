@@ -2,6 +2,7 @@
 
 from bitinglip.errors import ContextLengthExceeded
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.kinds import prompts_of
 from model_store.manifest import Manifest
 from workers.context_length import context_length_error
 from workers.protocol import TextJob
@@ -17,13 +18,18 @@ def check_length(job: Job, manifest: Manifest, max_context: int | None) -> None:
     longest = manifest.longest_token
     if not isinstance(work, TextJob) or not known or not longest:
         return
-    if work.messages is None:
-        characters, param = len(work.prompt or ""), "prompt"
-    else:
-        characters, param = sum(len(each.content) for each in work.messages), "messages"
     context = min(known)
-    if characters > context * longest:
-        tokens = -(-characters // longest)
+    if work.messages is None:
+        param = "prompt"
+        sizes = [
+            -(-len(each) // longest) if isinstance(each, str) else len(each)
+            for each in prompts_of(work)
+        ]
+    else:
+        param = "messages"
+        sizes = [-(-sum(len(each.content) for each in work.messages) // longest)]
+    tokens = max(sizes, default=0)
+    if tokens > context:
         message, details = context_length_error(
             context,
             tokens,

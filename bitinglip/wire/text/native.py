@@ -1,21 +1,24 @@
 """The native API takes this request for text."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.scheduling.queue.priority import RequestPriority
-from bitinglip.wire.body import AllowedValues, ModelName, Timeout
+from bitinglip.wire.body import ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stops
+from bitinglip.wire.text.forms import NativeForms
+from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
+from bitinglip.wire.text.tools import MAX_TOOLS, ToolChoice, ToolEntry, tool_fields
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
 
-class TextGenerationRequest(SamplingFields):
+class TextGenerationRequest(NativeForms, SamplingFields):
     """Asks for text from a ``prompt``, or from ``messages`` through the model's chat template."""
 
     model: ModelName
@@ -23,7 +26,12 @@ class TextGenerationRequest(SamplingFields):
     messages: Messages | None = None
     stop_sequences: Stops = None
     logprobs: Logprobs | None = None
-    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
+    tools: Annotated[list[ToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     timeout: Timeout | None = None
     stream: bool = False
     priority: RequestPriority = "normal"
@@ -43,12 +51,22 @@ class TextGenerationRequest(SamplingFields):
                 stop=self.stop_sequences,
                 logprobs=self.logprobs,
             ),
+            n=self.n or 1,
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
+            template_kwargs=template_variables(
+                self.chat_template_kwargs,
+                enable_thinking=self.enable_thinking,
+                reasoning_effort=self.reasoning_effort,
+            ),
+            **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            grammar=self.asked_grammar(),
         )
         return context.job(work, timeout=self.timeout)
 
     def _check_one_input(self) -> None:
+        if self.messages is None and self.tools:
+            raise InvalidRequest("'tools' needs 'messages'.", param="tools")
         if self.prompt is not None and self.messages is not None:
             raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages")
         if self.prompt is None and self.messages is None:

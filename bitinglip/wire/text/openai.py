@@ -1,6 +1,7 @@
 """OpenAI's surface takes these requests for text; ``openai_body`` has the rules.
 
-Our additional fields are ``top_k, min_p, repetition_penalty, ignore_eos``.
+Our additional fields are ``top_k, min_p, typical_p, min_tokens, stop_token_ids,
+repetition_penalty, ignore_eos, enable_thinking, chat_template_kwargs``, and those of ``forms``.
 """
 
 from typing import Annotated, Any, Self
@@ -28,10 +29,20 @@ from bitinglip.wire.text.fields import (
     chat_message,
     parts,
 )
+from bitinglip.wire.text.forms import OpenAIForms
+from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
+from bitinglip.wire.text.tools import (
+    MAX_CALLS,
+    MAX_TOOLS,
+    CallId,
+    OpenAICallEntry,
+    OpenAIToolEntry,
+    ToolChoice,
+    tool_fields,
+)
 from workers import protocol
 
 CHAT_DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
-COMPLETION_DEFAULTS = ApiDefaults(max_tokens=16, temperature=1.0, top_p=1.0)
 
 
 class StreamOptions(OpenAIBody):
@@ -41,6 +52,7 @@ class StreamOptions(OpenAIBody):
 
 class OpenAIPart(TextPart, OpenAIBody):
     cache_control: Label = None
+    prompt_cache_breakpoint: Label = None
 
 
 class OpenAIMessage(OpenAIBody):
@@ -55,7 +67,10 @@ class OpenAIMessage(OpenAIBody):
     name: Annotated[str, Field(max_length=256)] | None = None
     refusal: Label = None
     annotations: Label = None
-    tool_calls: Annotated[Any, AllowedValues((None, []))] = None
+    tool_calls: Annotated[list[OpenAICallEntry] | None, Field(max_length=MAX_CALLS)] = None
+    tool_call_id: CallId | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     function_call: Annotated[Any, AllowedValues((None,))] = None
     audio: Annotated[Any, AllowedValues((None,))] = None
     cache_control: Label = None
@@ -67,10 +82,17 @@ class OpenAIMessage(OpenAIBody):
         return self
 
     def to_job(self) -> protocol.ChatMessage:
-        return chat_message(self.role, self.content, self.name)
+        return chat_message(
+            self.role,
+            self.content,
+            self.name,
+            tool_calls=self.tool_calls,
+            tool_call_id=self.tool_call_id,
+            reasoning=self.reasoning_content or self.reasoning,
+        )
 
 
-class _OpenAIFields(SamplingFields, OpenAIRequest):
+class OpenAITextFields(OpenAIForms, SamplingFields, OpenAIRequest):
     """The fields that chat and completions share."""
 
     model: ModelName
@@ -79,7 +101,6 @@ class _OpenAIFields(SamplingFields, OpenAIRequest):
     stream_options: StreamOptions | None = None
     user: Label = None
     metadata: Label = None
-    n: Annotated[Any, AllowedValues((None, 1))] = None
 
     @property
     def include_usage(self) -> bool:
@@ -92,18 +113,21 @@ class _OpenAIFields(SamplingFields, OpenAIRequest):
             )
 
 
-class ChatCompletionRequest(_OpenAIFields):
+class ChatCompletionRequest(OpenAITextFields):
     messages: Annotated[
         list[OpenAIMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     modalities: Annotated[Any, AllowedValues((None, ["text"]))] = None
     store: Annotated[Any, AllowedValues((None, False))] = None
-    tools: Annotated[Any, AllowedValues((None, []))] = None
-    tool_choice: Annotated[Any, AllowedValues((None, "auto", "none"))] = None
+    tools: Annotated[list[OpenAIToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     functions: Annotated[Any, AllowedValues((None, []))] = None
     function_call: Annotated[Any, AllowedValues((None, "auto", "none"))] = None
     audio: Annotated[Any, AllowedValues((None,))] = None
@@ -111,9 +135,10 @@ class ChatCompletionRequest(_OpenAIFields):
     web_search_options: Annotated[Any, AllowedValues((None,))] = None
     safety_identifier: Label = None
     prompt_cache_key: Label = None
+    prompt_cache_options: Label = None
     prompt_cache_retention: Label = None
+    moderation: Annotated[Any, AllowedValues((None,))] = None
     service_tier: Label = None
-    parallel_tool_calls: Label = None
 
     def to_job(self, context: JobContext) -> Job:
         """Make the job that this request asks for. Raises InvalidRequest."""
@@ -129,8 +154,16 @@ class ChatCompletionRequest(_OpenAIFields):
                 stop=self.stop,
                 logprobs=self._asked_logprobs(),
             ),
+            n=self.n or 1,
             clip_max_tokens=True,
             stream=bool(self.stream),
+            template_kwargs=template_variables(
+                self.chat_template_kwargs,
+                enable_thinking=self.enable_thinking,
+                reasoning_effort=self.reasoning_effort,
+            ),
+            **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            grammar=self.asked_grammar(),
         )
         return context.job(work)
 
@@ -144,40 +177,3 @@ class ChatCompletionRequest(_OpenAIFields):
         if self.top_logprobs is not None:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         return None
-
-
-def _one_prompt(value: Any) -> Any:
-    """Take a string, or the only string of a list."""
-    if not isinstance(value, list):
-        return value
-    if len(value) == 1 and isinstance(value[0], str):
-        return value[0]
-    if value and not all(isinstance(each, str) for each in value):
-        raise PydanticCustomError("unsupported", "is not supported as token ids, only as text")
-    raise PydanticCustomError("unsupported", "is not supported with other than one text")
-
-
-class CompletionRequest(_OpenAIFields):
-    prompt: Annotated[str, BeforeValidator(_one_prompt, json_schema_input_type=str | list[str])]
-    logprobs: Logprobs | None = None
-    best_of: Annotated[Any, AllowedValues((None, 1))] = None
-    echo: Annotated[Any, AllowedValues((None, False))] = None
-    suffix: Annotated[Any, AllowedValues((None, ""))] = None
-
-    def to_job(self, context: JobContext) -> Job:
-        """Make the job that this request asks for. Raises InvalidRequest."""
-        self.check_stream_options()
-        work = protocol.TextJob(
-            id=new_task_id(),
-            prompt=self.prompt,
-            sampling=self.sampling(
-                context.model_settings.sampling,
-                COMPLETION_DEFAULTS,
-                max_tokens=self.max_tokens,
-                stop=self.stop,
-                logprobs=self.logprobs,
-            ),
-            clip_max_tokens=True,
-            stream=bool(self.stream),
-        )
-        return context.job(work)

@@ -18,8 +18,8 @@ class _Fields(OpenAIRequest):
 
     model: ModelName
     prompt: Prompt | None = None
-    response_format: Form = "json"
-    temperature: Temperature = 0.0
+    response_format: Form | None = None  #: json
+    temperature: Temperature | None = None
 
 
 class TranscriptionRequest(_Fields):
@@ -27,9 +27,13 @@ class TranscriptionRequest(_Fields):
 
     language: Language | None = None
     timestamp_granularities: list[Literal["word", "segment"]] | None = None
-    stream: bool = False
+    stream: bool | None = None
     include: Annotated[Any, AllowedValues((None, []))] = None
     chunking_strategy: Annotated[Any, AllowedValues((None, "auto"))] = None
+    keywords: Annotated[Any, AllowedValues((None, []))] = None
+    known_speaker_names: Annotated[Any, AllowedValues((None, []))] = None
+    known_speaker_references: Annotated[Any, AllowedValues((None, []))] = None
+    languages: Annotated[Any, AllowedValues((None, []))] = None
 
     def to_job(self, context: JobContext, file_bytes: int) -> Job:
         """Make the job for a file of so many bytes. Raises InvalidRequest or PayloadTooLarge."""
@@ -38,7 +42,7 @@ class TranscriptionRequest(_Fields):
                 "'timestamp_granularities' needs the response_format verbose_json.",
                 param="timestamp_granularities",
             )
-        if self.stream and self.response_format not in ("json", "text"):
+        if self.stream and self.response_format not in (None, "json", "text"):
             raise UnsupportedParameter(
                 "'response_format' must be json or text with 'stream'.", param="response_format"
             )
@@ -49,9 +53,9 @@ class TranscriptionRequest(_Fields):
             file_bytes,
             language=self.language,
             prompt=self.prompt,
-            temperature=self.temperature,
+            temperature=self.temperature or 0.0,
             timestamps="word" if words else timed,
-            stream=self.stream,
+            stream=bool(self.stream),
         )
 
 
@@ -68,7 +72,7 @@ class TranslationRequest(_Fields):
             file_bytes,
             task="translate",
             prompt=self.prompt,
-            temperature=self.temperature,
+            temperature=self.temperature or 0.0,
             timestamps="segment" if self.response_format in _TIMED else "none",
             stream=False,
         )

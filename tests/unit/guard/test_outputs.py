@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from bitinglip.errors import ContentFiltered, PersonalDataDetected
+from bitinglip.guard.checked import Checked
 from bitinglip.guard.modes import Modes
-from bitinglip.guard.outputs import Checked, Output, output_of
+from bitinglip.guard.outputs import Output, output_of
 from bitinglip.guard.scanner import redact
 from bitinglip.guard.watch import Watch
 from bitinglip.guard.words import WordList

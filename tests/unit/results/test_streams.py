@@ -150,7 +150,7 @@ def test_completion_stream_has_chunks() -> None:
     assert bodies[1]["choices"][0]["logprobs"] == {
         "tokens": ["hé"],
         "token_logprobs": [-0.5],
-        "top_logprobs": [{"a": -1.0}],
+        "top_logprobs": [{"a": -1.0, "hé": -0.5}],
         "text_offset": [2],
     }
     box = event_log()

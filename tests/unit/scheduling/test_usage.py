@@ -7,6 +7,7 @@ import pytest
 from bitinglip.access.usage.amounts import MILLION, NOTHING, Amounts, Units
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.kinds import cost
 from bitinglip.scheduling.usage import most_used, used
 from tests.support.jobs import text_job
 from workers import protocol
@@ -70,6 +71,24 @@ def test_usage_of_text_is_estimated_within_the_context() -> None:
     endless = text_job("p", max_tokens=1_000_000)
     assert most_used(endless, context=2048, gpu_us=0)[1] == 2048
     assert most_used(endless, context=None, gpu_us=0)[1] > 1_000_000
+
+
+def test_usage_of_several_texts_counts_each_prompt_once_and_all_texts() -> None:
+    sampling = protocol.Sampling(max_tokens=50)
+    work = protocol.TextJob(
+        id="x", prompts=("abcd", (1, 2)), sampling=sampling, n=2, best_of=3, stream=True
+    )
+    tokens = (16 + 4) + (16 + 2) + 6 * 50
+    assert most_used(envelope(work), context=4096, gpu_us=0)[1] == tokens
+    assert most_used(envelope(work), context=40, gpu_us=0)[1] == 2 * 3 * 40
+    assert cost(envelope(work)) == 1 + 2 + 6 * 50
+    parts = [
+        protocol.TextDelta(id="x", text="a", index=index, choice=choice)
+        for index, choice in [(0, 0), (0, 3), (4, 3), (2, 0), (1, 1)]
+    ]
+    gone = protocol.Cancelled(id="x")
+    used = charged(work, protocol.Started(id="x", prompt_tokens=6), *parts, gone)
+    assert (used.prompt_tokens, used.completion_tokens) == (6, 3 + 5 + 2)
 
 
 @pytest.mark.parametrize("text", ["a b c", "héllo wörld", "日本語", "🙂" * 9, "\ud800"])

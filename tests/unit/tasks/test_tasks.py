@@ -51,6 +51,7 @@ FULL = Job(
             typical_p=0.5,
             ignore_eos=True,
         ),
+        prompts=("p", (1, 2)),
         n=2,
         best_of=3,
         echo=True,
@@ -60,7 +61,9 @@ FULL = Job(
         grammar=protocol.Grammar(kind="regex", source="a*"),
         template_kwargs={"enable_thinking": False},
         continue_final=True,
+        count_only=True,
         clip_max_tokens=True,
+        count_only=True,
         stream=False,
     ),
     model="m",
@@ -72,6 +75,7 @@ FULL = Job(
     file_bytes=9,
     seeded=True,
     asynchronous=True,
+    response_id="resp_1",
     credential=Credential("k", 2, "t"),
     guard=Modes("redact", "block"),
 )
@@ -141,7 +145,7 @@ def tasks_of(db: Database, dispatcher: FakeDispatcher) -> Tasks:
     return Tasks(
         rows_of(db),
         cast("Any", dispatcher),
-        register_files=made_nothing,
+        finish=made_nothing,
         discard_uploads=dispatcher.discarded.append,
         retention=60,
     )
@@ -365,7 +369,7 @@ def test_task_is_refused_where_it_would_fill_the_disk(tmp_path: Path) -> None:
         tasks = Tasks(
             rows,
             cast("Any", dispatcher),
-            register_files=made_nothing,
+            finish=made_nothing,
             discard_uploads=dispatcher.discarded.append,
             retention=60,
         )

@@ -8,15 +8,16 @@ import pytest
 from bitinglip import errors
 from bitinglip.settings import Model, SamplingDefaults
 from bitinglip.wire.parse import parse
-from bitinglip.wire.text.fields import MAX_LOGPROBS
+from bitinglip.wire.text.completions import CompletionRequest
 from bitinglip.wire.text.native import TextGenerationRequest
-from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest
 from tests.support.jobs import job_context
 from workers.protocol import TextJob
+from workers.protocol.bounds import MOST_LOGPROBS
 
 PROMPT = {"model": "m", "prompt": "p"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-MOST = MAX_LOGPROBS // 21  #: tokens with 20 alternatives each
+MOST = MOST_LOGPROBS // 21  #: tokens with 20 alternatives each
 
 
 def max_tokens(request: Any, body: dict[str, Any], own: Model | None = None) -> int:

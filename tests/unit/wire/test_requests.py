@@ -12,8 +12,9 @@ from bitinglip.wire.parse import (
     param_path,
     parse,
 )
+from bitinglip.wire.text.completions import CompletionRequest
 from bitinglip.wire.text.native import TextGenerationRequest
-from bitinglip.wire.text.openai import ChatCompletionRequest, CompletionRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest
 from tests.support.jobs import job_context
 from workers import framing, protocol
 
@@ -42,11 +43,15 @@ def message_of(request: Any, own: Model | None = None) -> Any:
 
 
 BOUNDS = [
-    ("max_tokens", [1, 1_000_000, -1], [0, -2, 1_000_001, 1.0, -1.0, True, "5"]),
+    ("max_tokens", [1, 1_000_000, -1, 50.0, -1.0], [0, -2, 1_000_001, 1.5, True, "5"]),
     ("temperature", [0, 0.0, 2], [-0.01, 2.01, "1", False]),
     ("top_p", [0, 0.0001, 1], [-0.1, 1.01]),
-    ("top_k", [-1, 0, 1, 1_000_000], [-2, 1_000_001, 1.5]),
+    ("top_k", [-1, 0, 1, 1_000_000, 40.0], [-2, 1_000_001, 1.5]),
     ("min_p", [0, 1], [-0.1, 1.1]),
+    ("typical_p", [0.001, 1], [0, 1.1, True]),
+    ("min_tokens", [0, 16], [-1, 17.0, True, 1_000_001]),
+    ("stop_token_ids", [[], [0, 2**31 - 1]], [[-1], [2**31], ["1"], [True], [1.0], [5] * 65]),
+    ("n", [1, 128], [0, 129, True, "2"]),
     ("repetition_penalty", [0.001, 2], [0, 2.01]),
     ("presence_penalty", [-2, 2], [-2.01, 2.01]),
     ("frequency_penalty", [-2, 2], [-2.01, 2.01]),
@@ -131,22 +136,10 @@ def test_unknown_fields_of_openai_s_surface_are_told(model: Any, body: dict[str,
 @pytest.mark.parametrize(
     ("model", "body", "field", "value"),
     [
-        (TextGenerationRequest, NATIVE, "response_format", {"type": "json_object"}),
-        (ChatCompletionRequest, CHAT, "n", 2),
-        (ChatCompletionRequest, CHAT, "n", True),
-        (ChatCompletionRequest, CHAT, "tools", [{"type": "function"}]),
-        (ChatCompletionRequest, CHAT, "tool_choice", "required"),
-        (ChatCompletionRequest, CHAT, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "store", True),
         (ChatCompletionRequest, CHAT, "functions", [{"name": "f"}]),
         (ChatCompletionRequest, CHAT, "modalities", ["text", "audio"]),
-        (CompletionRequest, COMPLETION, "n", 2),
-        (CompletionRequest, COMPLETION, "best_of", 2),
-        (CompletionRequest, COMPLETION, "echo", True),
         (CompletionRequest, COMPLETION, "suffix", "x"),
-        (CompletionRequest, COMPLETION, "prompt", [1, 2]),
-        (CompletionRequest, COMPLETION, "prompt", [[1, 2]]),
-        (CompletionRequest, COMPLETION, "prompt", ["a", "b"]),
     ],
 )
 def test_fields_that_are_not_honoured_are_refused(
@@ -180,7 +173,7 @@ def test_fields_that_ask_for_nothing_else_are_taken() -> None:
         ({}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0]"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
@@ -248,6 +241,9 @@ ALL_SAMPLING = {
     "frequency_penalty": -0.4,
     "logit_bias": {"12": 1.5},
     "seed": 99,
+    "stop_token_ids": [3, 4],
+    "min_tokens": 2,
+    "typical_p": 0.7,
     "ignore_eos": True,
 }
 EXPECTED = protocol.Sampling(
@@ -263,6 +259,9 @@ EXPECTED = protocol.Sampling(
     logprobs=4,
     seed=99,
     stop=("a", "b"),
+    stop_token_ids=(3, 4),
+    min_tokens=2,
+    typical_p=0.7,
     ignore_eos=True,
 )
 ROUND_TRIPS = [

@@ -25,6 +25,7 @@ class HistoryForm:
     """How a template takes what was said before."""
 
     knows_calls: bool = True
+    knows_answers: bool = True  #: has a turn for what a tool has answered
     objects: bool = True  #: arguments are objects, else JSON text
     broken_text: bool = False  #: arguments that are no object are given as the text they are
     empty: str | None = ""  #: the content of a turn that has none
@@ -36,7 +37,8 @@ def found_form(source: str, render: Callable[[list[dict[str, Any]]], str]) -> Hi
     """Find out how a template takes calls; ``render`` raises Refused where it cannot."""
     key = next((each for each in _REASONING_KEYS if each in source), None)
     if "tool_calls" not in source:
-        return HistoryForm(knows_calls=False, reasoning_key=key)
+        answers = "'tool'" in source or '"tool"' in source
+        return HistoryForm(knows_calls=False, knows_answers=answers, reasoning_key=key)
 
     def rendered(form: HistoryForm, arguments: str, id: str = "abcdef123") -> str:
         try:
@@ -79,6 +81,9 @@ def template_messages(messages: Sequence[ChatMessage], form: HistoryForm) -> lis
 
 def _message(message: ChatMessage, form: HistoryForm, names: dict[str, str]) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.role == "tool" and not form.knows_answers:
+        answer = f"<tool_response>\n{message.content}\n</tool_response>"
+        return {"role": "user", "content": answer}
     if message.name is not None:
         plain["name"] = message.name
     if message.tool_call_id is not None:
@@ -149,9 +154,4 @@ def _function(tool: Tool) -> dict[str, Any]:
 
 def characters(messages: Iterable[ChatMessage]) -> int:
     """Return how many characters messages hold, those of their calls included."""
-    return sum(
-        len(each.content)
-        + len(each.reasoning or "")
-        + sum(len(call.name) + len(call.arguments) for call in each.tool_calls)
-        for each in messages
-    )
+    return sum(len(text) for each in messages for text in each.texts())

@@ -31,6 +31,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     vocab_size: int  #: rows of the output head
     max_positions: int
+    model_type: str = ""
     spread: bool = False  #: its layers lie on several devices
 
 
@@ -54,6 +55,7 @@ def load(spec: Load) -> LoadedModel:
         eos_ids=_eos_ids(model, tokenizer),
         vocab_size=vocab,
         max_positions=_max_positions(config),
+        model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
     )
 

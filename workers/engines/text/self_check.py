@@ -56,7 +56,7 @@ def compare(
     sequences: list[Sequence] = []
     for number, (ids, logits) in enumerate(zip(rows, expected, strict=True)):
         prompt = ids[:-_SINGLE] or ids
-        sequences.append(Sequence(f"self check {number}", list(prompt), len(prompt)))
+        sequences.append(Sequence(f"self check {number}", list(prompt)))
         scheduler.add(sequences[-1])
         wanted[sequences[-1].id] = logits
     found: list[Tensor] = []

@@ -137,7 +137,7 @@ def fused_logits(decoder: FusedDecoder, model: Any, ids: list[int]) -> torch.Ten
     cache = PagedCache([shape] * config.num_hidden_layers, 8, 4, dtype=JOINED)
     builder = BatchBuilder(4, {window}, dtype=JOINED, device=CPU)
     scheduler = Scheduler(BlockAllocator(8, 4), max_rows=1, step_tokens=6)
-    sequence = Sequence("one", ids, len(ids))
+    sequence = Sequence("one", ids)
     scheduler.add(sequence)
     while sequence.pending:
         plan = scheduler.schedule()

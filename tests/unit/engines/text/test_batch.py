@@ -7,8 +7,8 @@ from workers.engines.text.scheduler import Chunk, Plan, Sequence
 
 
 def plan() -> Plan:
-    old = Sequence("old", list(range(9)), 8, blocks=[1, 2, 3], computed=8)
-    new = Sequence("new", list(range(6)), 6, blocks=[4, 5], computed=2)
+    old = Sequence("old", list(range(9)), blocks=[1, 2, 3], computed=8)
+    new = Sequence("new", list(range(6)), blocks=[4, 5], computed=2)
     return Plan([Chunk(old, 8, 9, samples=True)], [Chunk(new, 2, 6, samples=True)], [], [])
 
 

@@ -19,9 +19,8 @@ BOTH = """{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' -%}
 {%- endif %}){% endfor %}{% endfor %}"""
 #: as Llama's: arguments are written as JSON, whatever they are
 OBJECTS = """{% for m in messages %}[{{ m.role }}]{{ m.content }}
-{%- for call in m.tool_calls or [] -%}
-{{ call.function.name }}({{ call.function.arguments | tojson }})
-{%- endfor %}{% endfor %}"""
+{%- for call in m.tool_calls or [] %}{% set f = call.function -%}
+{{ f.name }}({{ f.arguments | tojson }}){% endfor %}{% endfor %}"""
 #: as Qwen3-Coder's: each argument has its own place
 ITEMS = """{% for m in messages %}[{{ m.role }}]{{ m.content }}
 {%- for call in m.tool_calls or [] %}{{ call.function.name }}(

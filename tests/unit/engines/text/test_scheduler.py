@@ -41,7 +41,7 @@ def make(
 
 
 def sequence(name: str, length: int) -> Sequence:
-    return Sequence(name, list(range(length)), length)
+    return Sequence(name, list(range(length)))
 
 
 def run(scheduler: Scheduler) -> Plan:

@@ -18,7 +18,7 @@ def make(
 def choices(name: str, length: int, count: int) -> list[Sequence]:
     holders: list[Sequence] = []
     tokens = list(range(length))
-    return [Sequence(name, list(tokens), length, holders=holders) for _ in range(count)]
+    return [Sequence(name, list(tokens), holders=holders) for _ in range(count)]
 
 
 def run(scheduler: Scheduler) -> Plan:
@@ -69,11 +69,11 @@ def test_each_job_has_a_row_before_another_has_its_second() -> None:
         run(scheduler)
     assert scheduler.running_count == 4
     for name in "bcd":
-        scheduler.add(Sequence(name, [1, 2], 2))
+        scheduler.add(Sequence(name, [1, 2]))
     for _ in range(4):
         plan = run(scheduler)
     assert {chunk.sequence.id for chunk in plan.chunks} == {"many", "b", "c", "d"}
-    scheduler.add(Sequence("e", [1, 2], 2))
+    scheduler.add(Sequence("e", [1, 2]))
     assert "e" not in {chunk.sequence.id for chunk in run(scheduler).chunks}
 
 
@@ -84,7 +84,7 @@ def test_blocks_of_a_job_s_choices_make_way_for_another_job() -> None:
     for _ in range(4):
         run(scheduler)
     assert allocator.books()["free"] < 5
-    scheduler.add(Sequence("b", list(range(16)), 16))
+    scheduler.add(Sequence("b", list(range(16))))
     plans = [run(scheduler) for _ in range(3)]
     assert "b" in {chunk.sequence.id for plan in plans for chunk in plan.chunks}
 
@@ -92,8 +92,8 @@ def test_blocks_of_a_job_s_choices_make_way_for_another_job() -> None:
 def test_scored_tokens_of_a_step_are_bounded() -> None:
     scheduler, _ = make(blocks=2000, step_tokens=4096)
     for name in "ab":
-        scheduler.add(Sequence(name, list(range(1500)), 1500, scores=True))
-    scheduler.add(Sequence("c", list(range(900)), 900))
+        scheduler.add(Sequence(name, list(range(1500)), scores=True))
+    scheduler.add(Sequence("c", list(range(900))))
     plan = run(scheduler)
     assert sum(chunk.scored for chunk in plan.chunks) == 256
     assert plan.tokens == 256 + 900

@@ -141,3 +141,24 @@ def test_cache_makes_a_stream_of_a_body(kind: type) -> None:
     (delta,) = events[1:-1]
     whole = protocol.TextDelta(id="again", text="héllo", index=2, logprobs=(LOGPROB, LOGPROB))
     assert delta == whole
+
+
+def test_cache_makes_a_stream_of_all_choices_of_a_body() -> None:
+    call = protocol.ToolCall(id="c", name="f", arguments="{}")
+    choices = (
+        protocol.TextChoice(text="a", finish_reason="stop", logprobs=(LOGPROB,)),
+        protocol.TextChoice(text="", finish_reason="stop"),
+        protocol.TextChoice(
+            text="", finish_reason="tool_calls", reasoning="hm", tool_calls=(call,)
+        ),
+    )
+    work = msgspec.structs.replace(TEXT, n=3)
+    first = log_of(work, "first", stream=False)
+    first.put(protocol.TextDone(id="first", choices=choices, prompt_tokens=7, completion_tokens=9))
+    *events, final = unpack(pack(first, ()), log_of(work, "again").job, submitted=1.0).events
+    assert isinstance(final, protocol.TextDone)
+    assert final.choices == choices
+    told = [each for each in events if isinstance(each, protocol.TextDelta)]
+    assert [each.choice for each in told] == [0, 2]
+    assert (told[0].text, told[0].logprobs) == ("a", (LOGPROB,))
+    assert (told[1].reasoning, told[1].tool_calls[0].arguments) == ("hm", "{}")

@@ -1,5 +1,6 @@
 """What a worker may say of a job: of its kind, and not for ever."""
 
+import msgspec
 import pytest
 
 from bitinglip.scheduling.dispatch.event_check import EventCheck
@@ -44,6 +45,39 @@ def test_event_of_another_kind_is_refused(job: protocol.Job) -> None:
                 check(job).take(final)
     check(job).take(protocol.Failed(id="j", code="INFERENCE_FAILED", message=""))
     check(job).take(protocol.Cancelled(id="j"))
+
+
+def test_event_of_a_choice_that_was_not_asked_for_is_refused() -> None:
+    several = msgspec.structs.replace(TEXT, prompt=None, prompts=("a", (1, 2)), n=2)
+    for job, choices in ((TEXT, 1), (several, 4)):
+        taken = check(job)
+        for choice in range(choices):
+            taken.take(protocol.TextDelta(id="j", text="x", index=0, choice=choice))
+        with pytest.raises(BadFrame, match="choice"):
+            taken.take(protocol.TextDelta(id="j", text="x", index=0, choice=choices))
+        one = protocol.TextChoice(text="", finish_reason="stop")
+        for count in (1, choices, choices + 1):
+            final = protocol.TextDone(
+                id="j", choices=(one,) * count, prompt_tokens=1, completion_tokens=1
+            )
+            if count == choices:
+                check(job).take(final)
+            else:
+                with pytest.raises(BadFrame, match="choices"):
+                    check(job).take(final)
+
+
+def test_events_of_reasoning_and_calls_count_as_text_does() -> None:
+    call = protocol.ToolCallDelta(index=0, id="c", name="f", arguments="x" * (1 << 20))
+    for delta in (
+        protocol.TextDelta(id="j", text="", index=0, reasoning="x" * (1 << 20)),
+        protocol.TextDelta(id="j", text="", index=0, tool_calls=(call,)),
+    ):
+        taken = check(TEXT)
+        for _ in range(64):
+            taken.take(delta)
+        with pytest.raises(BadFrame, match="more events"):
+            taken.take(delta)
 
 
 def test_event_with_more_images_than_were_asked_for_is_refused() -> None:

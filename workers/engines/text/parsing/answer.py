@@ -52,6 +52,7 @@ class AnswerParser:
         own_tools = template_tools(tools) if form.family is None else ()
         self._regions = RegionParser(form.template(tools=bool(tools)), begun, own_tools)
         self._stops = stops
+        self._watches = True
         self._parallel = parallel
         self._content = _Trimmed()
         self._reasoning = _Trimmed(after_marker=True)
@@ -74,8 +75,9 @@ class AnswerParser:
         """Return whether the answer has called a tool."""
         return self._calls > 0
 
-    def push(self, text: str) -> Piece:
-        """Take more text of the answer."""
+    def push(self, text: str, *, stops: bool = True) -> Piece:
+        """Take more text of the answer; without ``stops`` no stop string ends it."""
+        self._watches = stops
         if self._bare is not None:
             text = self._decide(text)
         return self._shown(self._regions.take(text)) if text else Piece()
@@ -137,7 +139,8 @@ class AnswerParser:
         return self._more_content(event.text) if event.kind == "text" else ""
 
     def _more_content(self, text: str) -> str:
-        text = self._stops.push(self._content.leading(text))
+        text = self._content.leading(text)
+        text = self._stops.push(text) if self._watches else text
         self.stopped = self._stops.stopped
         shown = self._content.push(text)
         return shown + self._content.rest() if self.stopped else shown

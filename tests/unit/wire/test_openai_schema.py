@@ -1,0 +1,262 @@
+"""The official package's types beside our requests: no field of theirs is passed over.
+
+Requests are generated from the types, so a new version of the package that knows more fails here.
+"""
+
+import json
+import re
+import typing
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+from anthropic.types import (
+    ContentBlockParam,
+    MessageParam,
+    ToolUnionParam,
+    message_count_tokens_params,
+    message_create_params,
+)
+from openai.types import (
+    completion_create_params,
+    embedding_create_params,
+    image_edit_params,
+    image_generate_params,
+)
+from openai.types.audio import (
+    speech_create_params,
+    transcription_create_params,
+    translation_create_params,
+)
+from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.chat.chat_completion_stream_options_param import (
+    ChatCompletionStreamOptionsParam,
+)
+from openai.types.responses import ResponseInputItemParam, ToolParam, response_create_params
+
+from bitinglip.errors import InvalidRequest, UnsupportedParameter
+from bitinglip.wire.anthropic.messages import CountTokensRequest, MessagesRequest
+from bitinglip.wire.embedding.openai import EmbeddingRequest
+from bitinglip.wire.image.openai import ImageEditRequest, ImagesRequest
+from bitinglip.wire.openai_body import OpenAIRequest, treatments
+from bitinglip.wire.parse import parse
+from bitinglip.wire.responses.request import ResponsesRequest
+from bitinglip.wire.responses.tools import LEFT_OUT
+from bitinglip.wire.schema import schema_of
+from bitinglip.wire.speech.openai import SpeechRequest
+from bitinglip.wire.text.completions import CompletionRequest
+from bitinglip.wire.text.openai import ChatCompletionRequest
+from bitinglip.wire.transcription.openai import TranscriptionRequest, TranslationRequest
+
+Model = type[OpenAIRequest]
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+MESSAGE: dict[str, Any] = {**CHAT, "max_tokens": 1}
+#: our request, the package's type, a request as small as may be
+SURFACES: dict[Model, tuple[Any, dict[str, Any]]] = {
+    ChatCompletionRequest: (chat_params.CompletionCreateParamsStreaming, CHAT),
+    CompletionRequest: (
+        completion_create_params.CompletionCreateParamsStreaming,
+        {"model": "m", "prompt": "p"},
+    ),
+    ResponsesRequest: (
+        response_create_params.ResponseCreateParamsStreaming,
+        {"model": "m", "input": "a"},
+    ),
+    MessagesRequest: (message_create_params.MessageCreateParamsStreaming, MESSAGE),
+    CountTokensRequest: (
+        message_count_tokens_params.MessageCountTokensParams,
+        {"model": "m", "messages": MESSAGE["messages"]},
+    ),
+    EmbeddingRequest: (
+        embedding_create_params.EmbeddingCreateParams,
+        {"model": "m", "input": "a"},
+    ),
+    ImagesRequest: (
+        image_generate_params.ImageGenerateParamsStreaming,
+        {"model": "m", "prompt": "p"},
+    ),
+    ImageEditRequest: (
+        image_edit_params.ImageEditParamsStreaming,
+        {"model": "m", "prompt": "p"},
+    ),
+    SpeechRequest: (speech_create_params.SpeechCreateParams, {"model": "m", "input": "a"}),
+    TranscriptionRequest: (
+        transcription_create_params.TranscriptionCreateParamsStreaming,
+        {"model": "m"},
+    ),
+    TranslationRequest: (translation_create_params.TranslationCreateParams, {"model": "m"}),
+}
+#: parts of forms, which are no fields of the request
+FILES = {"file", "image", "mask", "markup"}
+#: given to chat templates that know them, else left out of account and said
+GIVEN_TO_TEMPLATES = {"reasoning_effort", "verbosity"}
+MOST_DEPTH = 5
+_PLAIN: dict[Any, tuple[Any, ...]] = {
+    str: ("text",),
+    object: ("text",),
+    int: (1,),
+    float: (0.5, 1),
+    bool: (True, False),
+    type(None): (None,),
+}
+_TRANSPARENT = (Union, UnionType, typing.Required, typing.NotRequired)
+
+
+def values(hint: Any, depth: int = 0) -> Iterator[Any]:
+    """Yield values of a type, one or more of each alternative; nothing for files."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _PLAIN:
+        yield from _PLAIN[hint]
+    elif origin is Literal:
+        yield from inner
+    elif typing.is_typeddict(hint):
+        yield from objects(hint, depth)
+    elif origin is dict:
+        yield from ({}, {"name": "text"})
+    elif origin in _TRANSPARENT:
+        for each in inner:
+            yield from values(each, depth)
+    elif len(inner) == 1 and depth < MOST_DEPTH:  # Iterable, List and their kind
+        yield from ([each] for each in values(inner[0], depth + 1))
+
+
+def objects(hint: Any, depth: int) -> Iterator[dict[str, Any]]:
+    """Yield the smallest object of a TypedDict, and one with each of its other fields."""
+    fields = get_type_hints(hint, include_extras=True)
+    needed = [name for name, each in fields.items() if get_origin(each) is typing.Required]
+    least = {name: next(values(fields[name], depth + 1), None) for name in needed}
+    yield least
+    if depth < 2:
+        for name in fields.keys() - least.keys():
+            yield from ({**least, name: value} for value in values(fields[name], depth + 1))
+
+
+def least_of(official: Any) -> dict[str, Any]:
+    return next(objects(official, 0))
+
+
+def fields_of(official: Any) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(official).items() if name not in FILES}
+
+
+ROWS = [
+    pytest.param(model, name, hint, id=f"{model.__name__}-{name}")
+    for model, (official, _) in SURFACES.items()
+    for name, hint in fields_of(official).items()
+]
+
+
+def outcome(model: Model, asked: dict[str, Any]) -> OpenAIRequest | InvalidRequest:
+    try:
+        return parse(model, json.dumps(asked).encode())
+    except InvalidRequest as error:
+        return error
+
+
+@pytest.mark.parametrize(("model", "name", "hint"), ROWS)
+def test_field_of_openai_s_schema_is_taken_or_refused_by_name(
+    model: Model, name: str, hint: Any
+) -> None:
+    least = SURFACES[model][1]
+    treatment = treatments(model).get(name)
+    assert treatment is not None or name in GIVEN_TO_TEMPLATES
+    for value in [*values(hint), None]:
+        if value is None and name in least:
+            continue
+        found = outcome(model, {**least, name: value})
+        if isinstance(found, InvalidRequest):
+            assert (found.param or "").startswith(name), found.message
+            assert treatment != "label", found.message
+            assert value is not None, found.message
+            assert isinstance(found, UnsupportedParameter) or treatment == "honoured"
+        else:
+            assert not found.ignored or treatment is None
+            assert treatment != "refused" or value is None
+
+
+@pytest.mark.parametrize("model", SURFACES)
+def test_documentation_says_what_becomes_of_each_field(model: Model) -> None:
+    shown = schema_of(model)["properties"]
+    for name, treatment in treatments(model).items():
+        described = shown[name].get("description", "")
+        assert (treatment == "label") == (described == "accepted, and has no effect"), name
+        assert (treatment == "refused") == (described == "not supported"), name
+        assert (treatment == "values") == (described == "not supported with other values"), name
+
+
+MESSAGES = [
+    pytest.param(official, message, id=f"{official.__name__}-{number}")
+    for official in get_args(ChatCompletionMessageParam)
+    for number, message in enumerate(objects(official, 0))
+]
+
+
+@pytest.mark.parametrize(("official", "message"), MESSAGES)
+def test_field_of_openai_s_messages_is_taken_or_refused_by_name(
+    official: Any, message: dict[str, Any]
+) -> None:
+    nulls = dict.fromkeys(get_type_hints(official).keys() - least_of(official).keys())
+    for turn in (message, {**nulls, **message}):
+        found = outcome(
+            ChatCompletionRequest, {"model": "m", "messages": [turn, *CHAT["messages"]]}
+        )
+        if isinstance(found, InvalidRequest):
+            path = re.split(r"[.[\]]+", found.param or "")
+            assert path[:2] == ["messages", "0"], found.message
+            assert turn[path[2]] is not None, found.message
+        else:
+            assert not found.ignored
+
+
+@pytest.mark.parametrize("options", [*objects(ChatCompletionStreamOptionsParam, 0)])
+def test_stream_options_of_openai_s_schema_are_taken(options: dict[str, Any]) -> None:
+    nulls = dict.fromkeys(get_type_hints(ChatCompletionStreamOptionsParam))
+    for each in (options, {**nulls, **options}):
+        asked = {**CHAT, "stream": True, "stream_options": each}
+        assert not parse(ChatCompletionRequest, json.dumps(asked).encode()).ignored
+
+
+#: the request, where its list of objects lies, and the package's types of these
+LISTS: list[tuple[Model, str, Any]] = [
+    (ResponsesRequest, "input", ResponseInputItemParam),
+    (ResponsesRequest, "tools", ToolParam),
+    (MessagesRequest, "tools", ToolUnionParam),
+    (MessagesRequest, "messages", MessageParam),
+]
+PARTS = [
+    pytest.param(model, name, each, id=f"{model.__name__}-{name}-{official.__name__}-{number}")
+    for model, name, union in LISTS
+    for official in get_args(union)
+    for number, each in enumerate(objects(official, 0))
+]
+
+
+@pytest.mark.parametrize(("model", "name", "part"), PARTS)
+def test_part_of_a_request_is_taken_or_refused_by_name(
+    model: Model, name: str, part: dict[str, Any]
+) -> None:
+    found = outcome(model, {**SURFACES[model][1], name: [part]})
+    if isinstance(found, InvalidRequest):
+        assert (found.param or "").startswith(f"{name}[0]"), found.message
+    else:
+        assert {each.partition(".")[2] for each in found.ignored} <= LEFT_OUT
+
+
+BLOCKS = [
+    pytest.param(block, id=f"{official.__name__}-{number}")
+    for official in get_args(ContentBlockParam)
+    for number, block in enumerate(objects(official, 0))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_of_anthropic_s_messages_is_taken_or_refused_by_name(block: dict[str, Any]) -> None:
+    role = "assistant" if "use" in block["type"] or "thinking" in block["type"] else "user"
+    turns = [{"role": role, "content": [block]}]
+    found = outcome(MessagesRequest, {**MESSAGE, "messages": turns})
+    if isinstance(found, InvalidRequest):
+        assert (found.param or "").startswith("messages[0].content[0]"), found.message
+    else:
+        assert not found.ignored
