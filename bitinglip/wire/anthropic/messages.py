@@ -126,7 +126,8 @@ class MessagesRequest(SamplingFields, _Conversation):
             clip_max_tokens=True,
             stream=bool(self.stream),
         )
-        return context.job(work)
+        user = self.metadata.get("user_id") if isinstance(self.metadata, dict) else None
+        return context.job(work, session=user)
 
     def _grammar(self) -> protocol.Grammar | None:
         if self.output_config is None or self.output_config.format is None:

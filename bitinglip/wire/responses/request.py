@@ -138,7 +138,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             clip_max_tokens=True,
             stream=bool(self.stream or self.background),
         )
-        return context.job(work)
+        return context.job(work, session=self.prompt_cache_key)
 
     def _asked_logprobs(self) -> int | None:
         if self.top_logprobs is None and _LOGPROBS not in (self.include or ()):

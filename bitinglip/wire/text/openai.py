@@ -168,7 +168,7 @@ class ChatCompletionRequest(PromptEndFields, OpenAITextFields):
             grammar=self.asked_grammar(),
             **self.prompt_end(messages),
         )
-        return context.job(work)
+        return context.job(work, session=self.prompt_cache_key)
 
     @property
     def max_tokens_field(self) -> str:
