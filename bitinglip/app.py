@@ -18,6 +18,7 @@ from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.limits.token_rates import TokenRates
+from bitinglip.access.links import SIGNATURES, Links
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
@@ -44,6 +45,7 @@ from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Claim
 from bitinglip.scheduling.models.facts import ResourceFacts
 from bitinglip.scheduling.models.manager import ModelManager
@@ -53,6 +55,7 @@ from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
+from bitinglip.tasks.responses import Responses
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
@@ -63,6 +66,7 @@ from bitinglip.telemetry.refusals import LimitRefusals
 from bitinglip.tls import Certificate
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
+from bitinglip.wire.responses.output import ended
 from model_store.file_systems import slow_storage
 from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
@@ -178,19 +182,7 @@ async def _open(
     uploads = Uploads(
         home.uploads, max_bytes=settings.files.max_upload_bytes, space=space, health=health
     )
-    tasks = Tasks(
-        TaskStore(
-            db,
-            inference_response,
-            retention=settings.tasks.retention,
-            max_bytes=settings.tasks.max_bytes,
-            space=space,
-        ),
-        dispatcher,
-        register_files=files.register,
-        discard_uploads=uploads.discard,
-        retention=settings.tasks.retention,
-    )
+    tasks, responses = _tasks(settings, db, space, dispatcher, files, uploads)
     await tasks.recover()
     revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)
     await revocation.check()  # the keys of recovered tasks may have ended
@@ -207,6 +199,7 @@ async def _open(
         degraded=health.problems,
         connections=connections.states,
         refused=lambda: connections.refused,
+        tokens=dispatcher.tokens,
     )
     services = Services(
         settings=settings,
@@ -221,8 +214,10 @@ async def _open(
         db=db,
         audit=audit,
         tasks=tasks,
+        responses=responses,
         revocation=revocation,
         tickets=Tickets(),
+        links=Links(home.secret(SIGNATURES), settings.files.link_lifetime),
         files=files,
         uploads=uploads,
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
@@ -245,6 +240,46 @@ async def _open(
         refusals=LimitRefusals(metrics.registry),
     )
     return services, admin_key
+
+
+def _tasks(
+    settings: Settings,
+    db: Database,
+    space: DiskSpace,
+    dispatcher: Dispatcher,
+    files: Files,
+    uploads: Uploads,
+) -> tuple[Tasks, Responses]:
+    """Make what outlives its requests: asynchronous tasks, and responses that are kept."""
+    kept, own = settings.tasks, settings.openai
+    responses = Responses(
+        db,
+        ended,
+        retention=own.response_retention,
+        max_bytes=own.response_max_bytes,
+        space=space,
+    )
+    rows = TaskStore(
+        db,
+        inference_response,
+        retention=kept.retention,
+        max_bytes=kept.max_bytes,
+        space=space,
+    )
+    tasks = Tasks(
+        rows,
+        dispatcher,
+        finish=partial(_finish, files, responses),
+        discard_uploads=uploads.discard,
+        retention=kept.retention,
+    )
+    return tasks, responses
+
+
+async def _finish(files: Files, responses: Responses, event_log: EventLog) -> None:
+    """Write what a task leaves behind before its end is told: files, and a response."""
+    await files.register(event_log)
+    await responses.finish(event_log)
 
 
 def _is_granted(tokens: Tokens, claim: Claim) -> bool:

@@ -18,6 +18,7 @@ from bitinglip.results.cache.cache import EXPIRE_SECONDS
 from bitinglip.results.files import CLEAN_SECONDS
 from bitinglip.scheduling.models.recheck import CHECK_SECONDS
 from bitinglip.scheduling.models.resume import LOOK_SECONDS
+from bitinglip.tasks.responses import CLEAN_SECONDS as CLEAN_RESPONSES
 from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
 from model_store.names import folder_name
 from workers.caches import CLEAN_SECONDS as CACHE_CLEAN_SECONDS
@@ -56,6 +57,8 @@ def start_periodic(
     every(_FLUSH_SECONDS, flush, "times of use and sizes", check="database")
     _start_keys(background, services)
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
+    clean_responses = services.responses.clean
+    every(CLEAN_RESPONSES, clean_responses, "remove expired responses", check="task_manager")
 
     async def clean() -> None:
         await files.clean(tasks.is_open)

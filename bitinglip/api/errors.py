@@ -14,6 +14,7 @@ from bitinglip.api.request_context import context_of, route_path
 from bitinglip.wire.anthropic.errors import anthropic_error, anthropic_status
 from bitinglip.wire.errors import error_body
 from bitinglip.wire.parse import param_path
+from bitinglip.wire.responses.output import own_param
 from model_store.errors import StoreError
 
 
@@ -57,6 +58,8 @@ def error_response(scope: Scope, error: errors.BitingLipError) -> Response:
         if not any(name == b"request-id" for name, _ in context_of(scope).notices):
             headers["request-id"] = request_id
     else:
+        if path.startswith("/v1/responses"):
+            error.param = own_param(error.param)
         body = error_body(error, request_id, openai=path.startswith("/v1/"))
     return Response(body, status_code=status, headers=headers, media_type="application/json")
 

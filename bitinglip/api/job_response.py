@@ -1,7 +1,7 @@
 """Responds with a job's result over one connection: as one body, or as a stream of events."""
 
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,6 +18,7 @@ from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
 from bitinglip.scheduling.job import Job
+from bitinglip.wire.errors import name_as_openai
 from workers import protocol
 
 
@@ -54,6 +55,10 @@ class JobResponse(Response):
                 await self._run(scope, receive, send)
         except ClientGone:
             return
+        except BitingLipError as error:
+            if scope["path"].startswith("/v1/"):
+                name_as_openai(error, self._job.kind)
+            raise
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -148,6 +153,24 @@ class JobResponse(Response):
                     _refuse_early(event_log)
                     await writer.begin()
                 await writer.write(data, last=last)
+
+
+class FollowedJob(JobResponse):
+    """Streams the events of a task, which goes on without its client."""
+
+    def __init__(self, event_log: EventLog, view: View) -> None:
+        self.background = None
+        self._event_log = event_log
+        self._followed_by = view
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services = services_in(scope)
+        assert services is not None, "requests are refused until the server is up"
+        self._silence = services.settings.server.stream_comment_interval
+        writer = self._writer(self._followed_by, scope, send)
+        writer.shows(self._event_log, [])
+        with suppress(ClientGone):
+            await self._send_stream(self._event_log, self._followed_by, writer, receive)
 
 
 def _refuse_early(event_log: EventLog) -> None:

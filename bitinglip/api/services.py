@@ -9,6 +9,7 @@ from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.token_rates import TokenRates
+from bitinglip.access.links import Links
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
@@ -28,6 +29,7 @@ from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
+from bitinglip.tasks.responses import Responses
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
@@ -52,8 +54,10 @@ class Services:
     db: Database
     audit: AuditLog
     tasks: Tasks
+    responses: Responses
     revocation: Revocation
     tickets: Tickets
+    links: Links
     files: Files
     uploads: Uploads
     admission: Admission

@@ -119,6 +119,24 @@ class StoredTask(Table, table=True):
     completed_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
+class StoredResponse(Table, table=True):
+    """A response of /v1/responses: the items that it was made from, and the response itself."""
+
+    __tablename__ = "responses"
+    __table_args__ = (Index(None, "completed_at"),)
+
+    id: str = Field(primary_key=True, max_length=64)
+    key_id: str
+    model: str
+    previous_id: str | None = None
+    status: str
+    input: list[dict[str, Any]] = Field(sa_type=JSON)
+    response: dict[str, Any] = Field(sa_type=JSON)
+    bytes: int = Field(sa_type=BigInteger)
+    created_at: datetime = Field(sa_type=UtcTime)
+    completed_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
 class StoredFile(Table, table=True):
     """An image or a sound that a task made; its bytes are in the home's ``files/``."""
 

@@ -47,6 +47,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     seeded: bool = False  #: the seed of an image or speech job is its client's own
     guard: Modes | None = None  #: what is done about personal data; None: nothing
     asynchronous: bool = False  #: it is a task of the database, and runs again after a restart
+    response_id: str | None = None  #: of the background response that it makes
 
     @property
     def id(self) -> str:

@@ -26,8 +26,8 @@ _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0  #: for the ends that are known and not written yet
 _WAITING = ("queued", "loading")
 
-#: lets the owner of an ended job fetch its files
-RegisterFiles = Callable[[EventLog], Awaitable[None]]
+#: writes what an ended job leaves behind: its owner may ask for it
+Finish = Callable[[EventLog], Awaitable[None]]
 #: removes what a client sent with a job that is over
 DiscardUploads = Callable[[Job], None]
 
@@ -61,13 +61,13 @@ class Tasks:
         rows: TaskStore,
         dispatcher: Dispatcher,
         *,
-        register_files: RegisterFiles,
+        finish: Finish,
         discard_uploads: DiscardUploads,
         retention: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._retention = retention
-        self._register_files = register_files
+        self._finish_work = finish
         self._discard_uploads = discard_uploads
         self._rows = rows
         self._open: dict[str, AsyncTask] = {}
@@ -277,7 +277,7 @@ class Tasks:
 
     async def _finish(self, open_task: AsyncTask, event_log: EventLog) -> None:
         try:
-            await self._retry_write(lambda: self._register_files(event_log))
+            await self._retry_write(lambda: self._finish_work(event_log))
             await self._retry_write(lambda: self._rows.end(event_log))
         except Exception:  # whatever the fault, a client waits for this task's end
             log.exception("a task's answer could not be written", task=open_task.job.id)

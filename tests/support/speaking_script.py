@@ -1,5 +1,6 @@
 """A scripted text engine that thinks, speaks and calls tools, for the surfaces that show these."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from workers import protocol
@@ -31,6 +32,8 @@ async def speak(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     if job.stream:
         for delta in _deltas(job.id, choice):
             yield delta
+    if "!wait" in asked:
+        await asyncio.sleep(60)
     if "!crash" in asked:
         yield protocol.Failed(id=job.id, code="WORKER_CRASHED", message="it died")
         return

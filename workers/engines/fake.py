@@ -249,6 +249,12 @@ class FakeEngine:
 
 
 def _refuse_what_needs_a_model(job: TextJob) -> None:
+    if job.grammar is not None:
+        raise Refused(
+            "UNSUPPORTED_PARAMETER",
+            f"'{job.grammar.param}' is not supported for this model.",
+            param=job.grammar.param,
+        )
     for name in ("logprobs", "logit_bias", "stop_token_ids"):
         if getattr(job.sampling, name) not in (None, {}, ()):
             raise Refused(

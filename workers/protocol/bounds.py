@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta
 
 MOST_MESSAGE = 4096  #: characters
+MOST_GRAMMAR = 1 << 18  #: characters of a grammar's source
 #: Logprobs of one answer, those of alternatives included: they come in one piece in the end.
 MOST_LOGPROBS = 350_000
 MOST_SEQUENCES = 128  #: that one text job makes

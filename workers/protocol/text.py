@@ -63,11 +63,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     strict: bool = False  #: the arguments are held to the schema
 
 
-class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A form that the text is held to; ``source`` of a choice is a JSON list of strings."""
 
     kind: GrammarKind
     source: str
+    strict: bool = False  #: refuse a schema that can be kept to only nearly
+    param: str = "response_format"  #: the field of the request that asks for it
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -112,6 +114,8 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     grammar: Grammar | None = None
     template_kwargs: dict[str, Any] = {}  #: further variables of the chat template
     continue_final: bool = False  #: the answer goes on with the last message, an assistant's
+    generation_prompt: bool = True  #: the template writes the header of the model's turn
+    special_tokens: bool = True  #: the tokenizer adds its own around a prompt, such as BOS
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
     count_only: bool = False  #: tell how many tokens the prompt has, and make none
     stream: bool = True  #: without it, only the final event is sent

@@ -60,6 +60,7 @@ class CompletionRequest(OpenAITextFields):
     logprobs: Logprobs | None = None
     best_of: Count | None = None
     echo: bool | None = None
+    add_special_tokens: bool | None = None  #: such as BOS, around each text; null is true
     suffix: Annotated[Any, AllowedValues((None, ""))] = None
 
     def to_job(self, context: JobContext) -> Job:
@@ -82,8 +83,10 @@ class CompletionRequest(OpenAITextFields):
             n=self.n or 1,
             best_of=self.best_of,
             echo=bool(self.echo),
+            special_tokens=self.add_special_tokens is not False,
             clip_max_tokens=True,
             stream=bool(self.stream),
+            grammar=self.asked_grammar(),
         )
         return context.job(work)
 

@@ -1,7 +1,7 @@
 """OpenAI's surface takes these requests for text; ``openai_body`` has the rules.
 
 Our additional fields are ``top_k, min_p, typical_p, min_tokens, stop_token_ids,
-repetition_penalty, ignore_eos, enable_thinking, chat_template_kwargs``.
+repetition_penalty, ignore_eos, enable_thinking, chat_template_kwargs``, and those of ``forms``.
 """
 
 from typing import Annotated, Any, Self
@@ -29,6 +29,8 @@ from bitinglip.wire.text.fields import (
     chat_message,
     parts,
 )
+from bitinglip.wire.text.forms import OpenAIForms
+from bitinglip.wire.text.prompt_end import PromptEndFields
 from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
 from bitinglip.wire.text.tools import (
     MAX_CALLS,
@@ -91,7 +93,7 @@ class OpenAIMessage(OpenAIBody):
         )
 
 
-class OpenAITextFields(SamplingFields, OpenAIRequest):
+class OpenAITextFields(OpenAIForms, SamplingFields, OpenAIRequest):
     """The fields that chat and completions share."""
 
     model: ModelName
@@ -112,14 +114,13 @@ class OpenAITextFields(SamplingFields, OpenAIRequest):
             )
 
 
-class ChatCompletionRequest(OpenAITextFields):
+class ChatCompletionRequest(PromptEndFields, OpenAITextFields):
     messages: Annotated[
         list[OpenAIMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    response_format: Annotated[Any, AllowedValues((None, {"type": "text"}))] = None
     modalities: Annotated[Any, AllowedValues((None, ["text"]))] = None
     store: Annotated[Any, AllowedValues((None, False))] = None
     tools: Annotated[list[OpenAIToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
@@ -144,9 +145,10 @@ class ChatCompletionRequest(OpenAITextFields):
         """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
         asked = coalesce(self.max_completion_tokens, self.max_tokens, None)
+        messages = tuple(message.to_job() for message in self.messages)
         work = protocol.TextJob(
             id=new_task_id(),
-            messages=tuple(message.to_job() for message in self.messages),
+            messages=messages,
             sampling=self.sampling(
                 context.model_settings.sampling,
                 CHAT_DEFAULTS,
@@ -163,6 +165,8 @@ class ChatCompletionRequest(OpenAITextFields):
                 reasoning_effort=self.reasoning_effort,
             ),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
+            grammar=self.asked_grammar(),
+            **self.prompt_end(messages),
         )
         return context.job(work)
 

@@ -105,3 +105,20 @@ def test_stream_that_is_refused_raises_before_it_begins(client: openai.OpenAI) -
         client.completions.create(model="demo-text", prompt="a " * 5000, max_tokens=5, stream=True)
     assert refused.value.code == "context_length_exceeded"
     assert refused.value.request_id
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_response_is_kept_and_gone_on_with(client: openai.OpenAI, model: str) -> None:
+    first = client.responses.create(model=model, input="a b", max_output_tokens=2)
+    assert first.output[0].type == "message"
+    stream = client.responses.create(
+        model=model, input="c", previous_response_id=first.id, max_output_tokens=3, stream=True
+    )
+    told = list(stream)
+    last: Any = told[-1]
+    assert last.type in ("response.completed", "response.incomplete")
+    second = last.response
+    text = "".join(each.delta for each in told if each.type == "response.output_text.delta")
+    assert client.responses.retrieve(second.id).output_text == second.output_text == text
+    for made in (first, second):
+        client.responses.delete(made.id)

@@ -74,6 +74,7 @@ FULL = Job(
     file_bytes=9,
     seeded=True,
     asynchronous=True,
+    response_id="resp_1",
     credential=Credential("k", 2, "t"),
     guard=Modes("redact", "block"),
 )
@@ -143,7 +144,7 @@ def tasks_of(db: Database, dispatcher: FakeDispatcher) -> Tasks:
     return Tasks(
         rows_of(db),
         cast("Any", dispatcher),
-        register_files=made_nothing,
+        finish=made_nothing,
         discard_uploads=dispatcher.discarded.append,
         retention=60,
     )
@@ -367,7 +368,7 @@ def test_task_is_refused_where_it_would_fill_the_disk(tmp_path: Path) -> None:
         tasks = Tasks(
             rows,
             cast("Any", dispatcher),
-            register_files=made_nothing,
+            finish=made_nothing,
             discard_uploads=dispatcher.discarded.append,
             retention=60,
         )

@@ -11,6 +11,13 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from anthropic.types import (
+    ContentBlockParam,
+    MessageParam,
+    ToolUnionParam,
+    message_count_tokens_params,
+    message_create_params,
+)
 from openai.types import (
     completion_create_params,
     embedding_create_params,
@@ -27,12 +34,16 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_stream_options_param import (
     ChatCompletionStreamOptionsParam,
 )
+from openai.types.responses import ResponseInputItemParam, ToolParam, response_create_params
 
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
+from bitinglip.wire.anthropic.messages import CountTokensRequest, MessagesRequest
 from bitinglip.wire.embedding.openai import EmbeddingRequest
 from bitinglip.wire.image.openai import ImageEditRequest, ImagesRequest
 from bitinglip.wire.openai_body import OpenAIRequest, treatments
 from bitinglip.wire.parse import parse
+from bitinglip.wire.responses.request import ResponsesRequest
+from bitinglip.wire.responses.tools import LEFT_OUT
 from bitinglip.wire.schema import schema_of
 from bitinglip.wire.speech.openai import SpeechRequest
 from bitinglip.wire.text.completions import CompletionRequest
@@ -41,12 +52,22 @@ from bitinglip.wire.transcription.openai import TranscriptionRequest, Translatio
 
 Model = type[OpenAIRequest]
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+MESSAGE: dict[str, Any] = {**CHAT, "max_tokens": 1}
 #: our request, the package's type, a request as small as may be
 SURFACES: dict[Model, tuple[Any, dict[str, Any]]] = {
     ChatCompletionRequest: (chat_params.CompletionCreateParamsStreaming, CHAT),
     CompletionRequest: (
         completion_create_params.CompletionCreateParamsStreaming,
         {"model": "m", "prompt": "p"},
+    ),
+    ResponsesRequest: (
+        response_create_params.ResponseCreateParamsStreaming,
+        {"model": "m", "input": "a"},
+    ),
+    MessagesRequest: (message_create_params.MessageCreateParamsStreaming, MESSAGE),
+    CountTokensRequest: (
+        message_count_tokens_params.MessageCountTokensParams,
+        {"model": "m", "messages": MESSAGE["messages"]},
     ),
     EmbeddingRequest: (
         embedding_create_params.EmbeddingCreateParams,
@@ -71,6 +92,8 @@ SURFACES: dict[Model, tuple[Any, dict[str, Any]]] = {
 FILES = {"file", "image", "mask", "markup"}
 #: given to chat templates that know them, else left out of account and said
 GIVEN_TO_TEMPLATES = {"reasoning_effort", "verbosity"}
+#: hints that nothing here takes: left out of account and said
+HINTS = {"instructions"}
 MOST_DEPTH = 5
 _PLAIN: dict[Any, tuple[Any, ...]] = {
     str: ("text",),
@@ -140,7 +163,7 @@ def test_field_of_openai_s_schema_is_taken_or_refused_by_name(
 ) -> None:
     least = SURFACES[model][1]
     treatment = treatments(model).get(name)
-    assert treatment is not None or name in GIVEN_TO_TEMPLATES
+    assert treatment is not None or name in GIVEN_TO_TEMPLATES | HINTS
     for value in [*values(hint), None]:
         if value is None and name in least:
             continue
@@ -195,3 +218,47 @@ def test_stream_options_of_openai_s_schema_are_taken(options: dict[str, Any]) ->
     for each in (options, {**nulls, **options}):
         asked = {**CHAT, "stream": True, "stream_options": each}
         assert not parse(ChatCompletionRequest, json.dumps(asked).encode()).ignored
+
+
+#: the request, where its list of objects lies, and the package's types of these
+LISTS: list[tuple[Model, str, Any]] = [
+    (ResponsesRequest, "input", ResponseInputItemParam),
+    (ResponsesRequest, "tools", ToolParam),
+    (MessagesRequest, "tools", ToolUnionParam),
+    (MessagesRequest, "messages", MessageParam),
+]
+PARTS = [
+    pytest.param(model, name, each, id=f"{model.__name__}-{name}-{official.__name__}-{number}")
+    for model, name, union in LISTS
+    for official in get_args(union)
+    for number, each in enumerate(objects(official, 0))
+]
+
+
+@pytest.mark.parametrize(("model", "name", "part"), PARTS)
+def test_part_of_a_request_is_taken_or_refused_by_name(
+    model: Model, name: str, part: dict[str, Any]
+) -> None:
+    found = outcome(model, {**SURFACES[model][1], name: [part]})
+    if isinstance(found, InvalidRequest):
+        assert (found.param or "").startswith(f"{name}[0]"), found.message
+    else:
+        assert {each.partition(".")[2] for each in found.ignored} <= LEFT_OUT
+
+
+BLOCKS = [
+    pytest.param(block, id=f"{official.__name__}-{number}")
+    for official in get_args(ContentBlockParam)
+    for number, block in enumerate(objects(official, 0))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_of_anthropic_s_messages_is_taken_or_refused_by_name(block: dict[str, Any]) -> None:
+    role = "assistant" if "use" in block["type"] or "thinking" in block["type"] else "user"
+    turns = [{"role": role, "content": [block]}]
+    found = outcome(MessagesRequest, {**MESSAGE, "messages": turns})
+    if isinstance(found, InvalidRequest):
+        assert (found.param or "").startswith("messages[0].content[0]"), found.message
+    else:
+        assert not found.ignored

@@ -136,8 +136,6 @@ def test_unknown_fields_of_openai_s_surface_are_told(model: Any, body: dict[str,
 @pytest.mark.parametrize(
     ("model", "body", "field", "value"),
     [
-        (TextGenerationRequest, NATIVE, "response_format", {"type": "json_object"}),
-        (ChatCompletionRequest, CHAT, "response_format", {"type": "json_object"}),
         (ChatCompletionRequest, CHAT, "store", True),
         (ChatCompletionRequest, CHAT, "functions", [{"name": "f"}]),
         (ChatCompletionRequest, CHAT, "modalities", ["text", "audio"]),

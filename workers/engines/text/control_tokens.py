@@ -8,7 +8,6 @@ tokens between marks are encoded as plain text. A text without control tokens is
 import re
 from collections.abc import Iterable
 from itertools import groupby
-from os.path import commonpath
 from typing import Any
 
 from workers.engines.base import Refused
@@ -21,7 +20,7 @@ _START, _END, _BREAK = "\U000f0000", "\U000f0001", "\U000f0003"
 GOES_ON = "\U000f0002 "
 _PRIVATE = re.compile("[\U000f0000-\U000f0003]")
 #: Control tokens by their looks, for files that do not say so.
-_LOOKS = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
+_LOOKS = re.compile("<[|\N{FULLWIDTH VERTICAL LINE}].+[|\N{FULLWIDTH VERTICAL LINE}]>", re.DOTALL)
 #: Who may write the template's own tags, such as <think> in what an assistant has said. Real
 #: control tokens nobody may write.
 _TRUSTED = frozenset({"system", "assistant"})
@@ -33,6 +32,7 @@ class ControlTokens:
     def __init__(self, tokenizer: Any, literals: str) -> None:
         """``literals``: all text that stands in the template, outside and inside of strings."""
         self._backend = tokenizer.backend_tokenizer
+        self._first = tokenizer.bos_token
         added = [token for token in tokenizer.added_tokens_decoder.values() if token.content]
         named = getattr(tokenizer, "chat_control_tokens", None)
         self._ids = {
@@ -46,8 +46,10 @@ class ControlTokens:
         self._plain: dict[str, list[int]] = {}
         self._split = re.compile(f"{_START}(.*?){_END}|[{_START}{_END}{_BREAK}]", re.DOTALL)
 
-    def __contains__(self, text: str) -> bool:
-        return text in self._control.tokens
+    def id_at_start_of(self, text: str) -> int | None:
+        """Return the control token that a text begins with, other than the first of all texts."""
+        token = self._control.at_start_of(text)
+        return None if token is None or token == self._first else self._ids[token]
 
     def mark_messages(self, messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return messages whose strings can be told from what the template writes."""
@@ -117,26 +119,36 @@ def is_marked(text: str) -> bool:
     return _PRIVATE.search(text) is not None
 
 
+def without_marks(text: str) -> str:
+    """Return a text without marks."""
+    return _PRIVATE.sub("", text)
+
+
 class _Marker:
     """Puts marks around some tokens."""
 
     def __init__(self, tokens: set[str]) -> None:
-        self.tokens = tokens
         self._any = re.compile(_any_of(sorted(tokens)) if tokens else "(?!)")
-        self._beginnings = {token[:end] for token in tokens for end in range(1, len(token))}
-        self._longest = max(map(len, tokens), default=1)
+        # Not those that look like words: a role may end in a letter.
+        signs = [token for token in tokens if not token[0].isalnum()]
+        self._beginnings = {token[:end] for token in signs for end in range(1, len(token))}
+        self._longest = max(map(len, signs), default=1)
 
     def mark(self, value: Any) -> Any:
         if isinstance(value, str):
             return self._mark_text(value)
         if isinstance(value, dict):
-            return {key: self.mark(each) for key, each in value.items()}
+            return {self.mark(key): self.mark(each) for key, each in value.items()}
         if isinstance(value, list | tuple):
             return [self.mark(each) for each in value]
         return value
 
+    def at_start_of(self, text: str) -> str | None:
+        found = self._any.match(text)
+        return found[0] if found else None
+
     def _mark_text(self, text: str) -> str:
-        text = _PRIVATE.sub("", text)
+        text = without_marks(text)
         marked = self._any.sub(f"{_START}\\g<0>{_END}", text)
         ends = range(1, min(self._longest, len(text) + 1))
         begins_one = any(text[-size:] in self._beginnings for size in ends)
@@ -152,7 +164,12 @@ def _any_of(texts: list[str]) -> str:
     by_letter = [list(group) for _, group in groupby(filter(None, texts), key=lambda text: text[0])]
     branches = []
     for group in by_letter:
-        shared = commonpath(group)
+        shared = _shared_start(group[0], group[-1])  # of sorted texts it is that of all
         rest = [text[len(shared) :] for text in group]
         branches.append(re.escape(shared) + (_any_of(rest) if any(rest) else ""))
     return f"(?:{'|'.join(branches)}){'?' if '' in texts else ''}"
+
+
+def _shared_start(one: str, other: str) -> str:
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    return one[: min(len(one), len(other)) if length is None else length]

@@ -4,16 +4,28 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 import msgspec
 
 from workers.engines.base import Refused
+from workers.engines.text.chat_templates import ChatTemplates
+from workers.engines.text.control_tokens import ControlTokens, without_marks
+from workers.engines.text.end_tokens import turn_ends
+from workers.engines.text.grammar.vocabulary import added_tokens
 from workers.engines.text.history import template_tools
+from workers.engines.text.parsing.call_grammar import (
+    Unwritable,
+    call_grammar,
+    json_after_reasoning,
+)
 from workers.engines.text.parsing.recognition import ResponseFormat, response_format
-from workers.engines.text.templates import BrokenTemplate, ChatTemplate
-from workers.protocol import ChatMessage, TextJob, Tool
+from workers.engines.text.templates import ChatTemplate, PromptEnd
+from workers.protocol import ChatMessage, Grammar, TextJob, Tool
 
 _HERMES = "hermes"  #: how calls are asked for where a template has no place for tools
+_NO_TEMPLATE = (
+    "This model has no chat template. It completes a 'prompt': by /v1/completions, or without "
+    "'messages' by /api/v1/inference/text-generation."
+)
 _TOLD = """You may call functions to help with the request. Their signatures:
 <tools>
 {tools}
@@ -32,45 +44,60 @@ class Reading(NamedTuple):
     tools: tuple[Tool, ...]
     parallel: bool
 
+    @property
+    def reasons(self) -> bool:
+        """Return whether the prompt has begun the model's reasoning."""
+        return self.form.reasons_after(self.begun)
+
 
 class Conversation:
     """Renders messages and tools by the templates of one model."""
 
     def __init__(
-        self,
-        plain: ChatTemplate | BrokenTemplate | None,
-        with_tools: ChatTemplate | BrokenTemplate | None,
-        *,
-        form: ResponseFormat | None,
-        generic: ResponseFormat | None,
+        self, templates: ChatTemplates | None, tokenizer: Any, model_type: str, wanted: str | None
     ) -> None:
-        """``with_tools``: the template for requests with tools, often the same one.
-
-        ``form``: how the model's answers are read; ``generic``: how they are where calls were asked
-        for in the prompt, None where nothing is to be read.
-        """
-        self.plain = plain
-        self._with_tools = with_tools
-        self._form = form
-        self._generic = generic
-        known = isinstance(with_tools, ChatTemplate) and "tools" in with_tools.variables
-        self._native = known and form is not None and form.calls
+        """``wanted``: the setting text.response_template."""
+        self._templates = templates
+        self._added = added_tokens(tokenizer)
+        self._control = ControlTokens(tokenizer, templates.literals if templates else "")
+        with_tools = templates.choose(tools=True) if templates else None
+        known = with_tools if isinstance(with_tools, ChatTemplate) else None
+        source = known.source if known else None
+        #: how the model's answers are read
+        self._form = response_format(tokenizer, source, model_type, wanted)
+        #: how they are where calls were asked for in the prompt; None where nothing is to be read
+        self._generic = None if wanted == "none" else response_format(tokenizer, None, "", _HERMES)
+        form = self._form
+        native = known is not None and "tools" in known.variables
+        self._native = native and form is not None and form.calls
+        #: tokens by which the template ends what an assistant says
+        self.turn_ends = turn_ends(templates, self._control) if templates else frozenset()
 
     def render(self, job: TextJob, most: int) -> str:
         """Return the prompt of a job's messages. Raises Refused; ``most``: characters."""
-        template = self._with_tools if job.tools else self.plain
-        messages = job.messages or ()
-        if template is None:
-            raise Refused("INVALID_REQUEST", "This model has no chat template.", param="messages")
+        if self._templates is None:
+            raise Refused("INVALID_REQUEST", _NO_TEMPLATE, param="messages")
         if job.tools and self._generic is None:
             raise Refused(
                 "UNSUPPORTED_PARAMETER",
                 "Calls of this model are not read: its setting text.response_template is 'none'.",
                 param="tools",
             )
-        if job.tools and not self._native:
-            return template.render(told(messages, job.tools), most, variables=job.template_kwargs)
-        return template.render(messages, most, tools=job.tools, variables=job.template_kwargs)
+        messages, tools = job.messages or (), job.tools
+        if tools and not self._native:
+            messages, tools = tuple(told(messages, tools)), ()
+        return self._templates.choose(tools=bool(job.tools)).render(
+            messages,
+            most,
+            tools=tools,
+            variables=job.template_kwargs,
+            end=PromptEnd(header=job.generation_prompt, goes_on=job.continue_final),
+            control=self._control,
+        )
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt with marks. Raises Refused; one thread at a time may call."""
+        return self._control.encode(prompt)
 
     def reading(self, job: TextJob, prompt: str) -> Reading | None:
         """Return how the answer is to be read; None if its text is all there is."""
@@ -81,32 +108,41 @@ class Conversation:
             form = None
         if form is None:
             return None
-        return Reading(form, form.begun(prompt), job.tools, job.parallel_tool_calls)
+        begun = without_marks(form.begun(prompt))
+        return Reading(form, begun, job.tools, job.parallel_tool_calls)
 
+    def held(self, job: TextJob, reading: Reading | None) -> tuple[Grammar | None, Reading | None]:
+        """Return what the answer is held to, and how it is read then. Raises Refused.
 
-def conversation(tokenizer: Any, model_type: str, wanted: str | None) -> Conversation:
-    """Make the conversation of a loaded model. ``wanted``: the setting text.response_template."""
-    plain, source = _template(tokenizer, with_tools=False)
-    with_tools, tool_source = _template(tokenizer, with_tools=True)
-    if tool_source == source:
-        with_tools = plain
-    form = response_format(tokenizer, tool_source or source, model_type, wanted)
-    generic = None if wanted == "none" else response_format(tokenizer, None, "", _HERMES)
-    return Conversation(plain, with_tools, form=form, generic=generic)
+        A form that the request asks for begins after the reasoning, where it can be written so;
+        else all of the text is of that form, and nothing else is read out of it.
+        """
+        if reading is None:
+            return job.grammar, None
+        if job.tools and job.tool_choice != "auto":
+            return self._calls(job, reading), reading
+        family = reading.form.family
+        if job.grammar is None or family is None or not reading.form.reasons:
+            return job.grammar, reading
+        held = json_after_reasoning(job.grammar, family, self._added, begun=reading.reasons)
+        return (job.grammar, None) if held is None else (held, reading)
 
-
-def _template(
-    tokenizer: Any, *, with_tools: bool
-) -> tuple[ChatTemplate | BrokenTemplate | None, str | None]:
-    """Return a template and its source: with tools the one called tool_use, if there is one."""
-    try:
-        source = tokenizer.get_chat_template(tools=[{}] if with_tools else None)
-    except ValueError:  # that is how the library says that there is none
-        return None, None
-    try:
-        return ChatTemplate(source, tokenizer.special_tokens_map), source
-    except jinja2.TemplateError as error:
-        return BrokenTemplate(error), source
+    def _calls(self, job: TextJob, reading: Reading) -> Grammar:
+        named = [tool for tool in job.tools if tool.name == job.tool_choice]
+        one = bool(named) or not job.parallel_tool_calls
+        reasoning = reading.reasons if reading.form.reasons else None
+        try:
+            if reading.form.family is None:
+                raise Unwritable("its files define a format of their own")
+            return call_grammar(
+                reading.form.family, named or job.tools, self._added, one=one, reasoning=reasoning
+            )
+        except Unwritable as error:
+            raise Refused(
+                "UNSUPPORTED_PARAMETER",
+                f"This model cannot be made to call a tool: {error}.",
+                param="tool_choice",
+            ) from error
 
 
 def told(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[ChatMessage]:

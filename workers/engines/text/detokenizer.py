@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -29,14 +30,18 @@ class DetokenizerFactory:
         """``tokenizer`` is a fast tokenizer of transformers, not shared with another thread."""
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
-        self._table = _ByteTable(tokenizer) if _is_byte_level(tokenizer) else None
+        self._table = byte_table(tokenizer)
 
-    def new(self, kept: frozenset[int] = frozenset()) -> Detokenizer:
-        """Return a detokenizer that shows no special tokens but those that are ``kept``."""
+    def new(self, before: Sequence[int] = (), kept: frozenset[int] = frozenset()) -> Detokenizer:
+        """Return a detokenizer that shows no special tokens but those that are ``kept``.
+
+        Its text goes on with that of the ids ``before`` and keeps its first space then.
+        """
         special = self._special - kept if kept else self._special
         if self._table is not None:
             return _ByteDetokenizer(self._table, special)
-        return _WindowDetokenizer(self._tokenizer, special)
+        shown = [token for token in before[-_LONGEST_RUN:] if token not in special]
+        return _WindowDetokenizer(self._tokenizer, special, shown)
 
     def token_text(self, token: int) -> str:
         """Return the text of one id alone, special ones too, for log-probabilities."""
@@ -47,7 +52,7 @@ class DetokenizerFactory:
 class _ByteDetokenizer:
     """Detokenizes byte-level vocabularies: ids are bytes, and UTF-8 says where text may end."""
 
-    def __init__(self, table: "_ByteTable", special: frozenset[int]) -> None:
+    def __init__(self, table: "ByteTable", special: frozenset[int]) -> None:
         self._table = table
         self._special = special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -68,10 +73,10 @@ class _WindowDetokenizer:
     differently (they strip its space).
     """
 
-    def __init__(self, tokenizer: Any, special: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, special: frozenset[int], shown: list[int]) -> None:
         self._tokenizer = tokenizer
         self._special = special
-        self._shown: list[int] = []  #: the last ids whose text is out
+        self._shown = shown  #: the last ids whose text is out
         self._new: list[int] = []
 
     def push(self, token: int) -> str:
@@ -99,7 +104,7 @@ class _WindowDetokenizer:
         return text
 
 
-class _ByteTable(dict[int, bytes]):
+class ByteTable(dict[int, bytes]):
     """Holds the bytes of each id of a byte-level vocabulary, looked up when first needed."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -118,6 +123,11 @@ class _ByteTable(dict[int, bytes]):
         if all(letter in letters for letter in name):
             return bytes(letters[letter] for letter in name)
         return str(name).encode()
+
+
+def byte_table(tokenizer: Any) -> ByteTable | None:
+    """Return the bytes of a tokenizer's ids; None if its ids are not bytes."""
+    return ByteTable(tokenizer) if _is_byte_level(tokenizer) else None
 
 
 @lru_cache(maxsize=1)

@@ -3,23 +3,28 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from workers.engines import defaults, torch_env
 from workers.engines.activity import FirstUse, busy_with
+from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
-from workers.engines.text.conversation import conversation
+from workers.engines.text.chat_templates import chat_templates
+from workers.engines.text.conversation import Conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.generation import Generation
+from workers.engines.text.grammar.compiler import Compiled
+from workers.engines.text.grammar.grammars import Grammars
 from workers.engines.text.loading import LoadedModel, load, private_copy
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Logprobs, Sampler, logprobs_of
 from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
-from workers.engines.text.templates import ChatTemplate
 from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob
 
@@ -29,6 +34,10 @@ log = logging.getLogger(__name__)
 #: read it from a slow disk or compile it.
 _CUDA_STEP_TIMEOUT = 60.0
 _BLOCK_SIZE = 16
+_REST = 0.002  #: seconds
+
+#: Stands for the token of a row that none can be chosen for yet.
+_NONE = Choice(-3)
 
 Scores = list[tuple[Chunk, list[Logprobs]]]
 
@@ -41,6 +50,7 @@ class TextEngine:
     _scheduler: Scheduler
     _allocator: BlockAllocator
     _detokenizers: DetokenizerFactory
+    _grammars: Grammars
     _loaded: LoadedModel
 
     def __init__(
@@ -79,27 +89,32 @@ class TextEngine:
         progress(0.9)
         rows = min(rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
-        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         wanted = spec.text.response_template if spec.text else None
-        chat = conversation(loaded.tokenizer, loaded.model_type, wanted)
+        tokenizer = private_copy(loaded.tokenizer)
+        templates = chat_templates(tokenizer, Path(spec.path))
+        chat = Conversation(templates, tokenizer, loaded.model_type, wanted)
+        loaded = replace(loaded, eos_ids=loaded.eos_ids | chat.turn_ends)
+        self._set_up(loaded, rows, self._step_tokens or defaults.TEXT_STEP_TOKENS[device])
         self._preprocessor = Preprocessor(
-            private_copy(loaded.tokenizer),
+            tokenizer,
             chat,
             max_context=context,
             vocab_size=loaded.vocab_size,
+            grammars=self._grammars.compiler,
         )
         return Ready(
             slots=rows,
             max_context=context,
             dtype=torch_env.dtype_name(loaded.dtype),
             device=spec.device,
-            has_chat_template=isinstance(chat.plain, ChatTemplate),
+            has_chat_template=templates is not None and templates.default is not None,
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
         )
 
     def _set_up(self, loaded: LoadedModel, rows: int, step_tokens: int) -> None:
         self._loaded = loaded
         self._detokenizers = DetokenizerFactory(loaded.tokenizer)
+        self._grammars = Grammars(loaded.tokenizer, loaded.eos_ids, loaded.vocab_size)
         self._allocator = BlockAllocator(self._runner.blocks, self._block_size)
         self._scheduler = Scheduler(self._allocator, max_rows=rows, step_tokens=step_tokens)
 
@@ -107,6 +122,7 @@ class TextEngine:
         """Compute the largest steps once: what memory they take is told with the load."""
         with busy_with("warmup"):
             self._run_largest(ready, ready.slots)
+            self._grammars.compiler.warm_up()
             if ready.device == "cuda" and self._step_tokens is None:
                 self._pace(ready)
 
@@ -144,7 +160,19 @@ class TextEngine:
             vocab_size=self._loaded.vocab_size,
         )
         self._requests[prepared.job.id] = request
+        if prepared.grammar is None:
+            self._admit(request, None)
+        else:
+            self._grammars.wait(request.job.id, prepared.grammar)
+
+    def _admit(self, request: Request, grammar: Compiled | None) -> None:
+        """Let a request take part in the steps."""
         for generation in request.generations:
+            if grammar is not None:
+                may_end = not request.job.sampling.ignore_eos
+                constraint = self._grammars.constraint(grammar, may_end=may_end)
+                generation.sampling.constrain(constraint)
+                self._grammars.rows.add(generation.sequence, constraint)
             self._generations[generation.sequence] = generation
             self._scheduler.add(generation.sequence)
 
@@ -153,14 +181,39 @@ class TextEngine:
 
     def step(self) -> list[Event]:
         events = self._requests.end_cancelled(self._end_cancelled)
-        if not self._requests:
-            return events
+        if self._grammars.busy:
+            events += self._go_on()
         plan = self._scheduler.schedule()
         for sequence in plan.started:
             events += self._requests[sequence.id].begin()
-        if not plan.chunks:
-            return events
-        return events + self._run(plan)
+        if plan.chunks:
+            return events + self._run(plan)
+        if not events:
+            time.sleep(_REST)  # all that is here waits for a grammar
+        return events
+
+    def _go_on(self) -> list[Event]:
+        """Go on with what has waited for grammars: jobs, rows and finished texts."""
+        events = self._grammars.checks.take()
+        for job_id, grammar in self._grammars.take():
+            if isinstance(grammar, Refused):
+                self._forget(self._requests[job_id])
+                events.append(grammar.final(job_id))
+            else:
+                self._admit(self._requests[job_id], grammar)
+        for sequence, error in self._grammars.rows.ended():
+            if sequence in self._generations:  # its request may have failed just now
+                events += self._complete(sequence, error)
+        return events
+
+    def _complete(self, sequence: Sequence, error: str | None) -> list[Event]:
+        """End a text that nothing may follow, or that its grammar can lead no further."""
+        request = self._requests[sequence.id]
+        if error is not None:
+            self._forget(request)
+            return [request.failed("INFERENCE_FAILED", f"The text's grammar failed: {error}")]
+        generation = self._generations[sequence]
+        return self._settle(request, generation, request.complete(generation))
 
     def _run(self, plan: Plan) -> list[Event]:
         """Compute a plan, in smaller and smaller parts if it does not fit into memory."""
@@ -219,9 +272,24 @@ class TextEngine:
         if not order:
             return [], [], scores
         generations = [self._generations[chunk.sequence] for chunk in order]
+        unready = self._grammars.rows.unready(chunk.sequence for chunk in order)
+        if unready:
+            ready = [
+                place for place, each in enumerate(generations) if each.sequence not in unready
+            ]
+            choices = iter(self._sample(logits[ready], [generations[place] for place in ready]))
+            return (
+                order,
+                [_NONE if each.sequence in unready else next(choices) for each in generations],
+                scores,
+            )
+        return order, self._sample(logits[: len(order)], generations), scores
+
+    def _sample(self, logits: torch.Tensor, generations: list[Generation]) -> list[Choice]:
+        if not generations:
+            return []
         rows = [each.sampling for each in generations]
-        positions = [each.produced for each in generations]
-        return order, self._sampler.sample(logits[: len(order)], rows, positions), scores
+        return self._sampler.sample(logits, rows, [each.produced for each in generations])
 
     def _score(self, plan: Plan, logits: torch.Tensor) -> Scores:
         """Return the log-probabilities of prompts that are echoed. logits: [their tokens, vocab]"""
@@ -243,6 +311,9 @@ class TextEngine:
         generation = self._generations.get(chunk.sequence)
         if generation is None:  # its request has ended in this very step
             return []
+        if choice is _NONE:
+            self._scheduler.postpone(chunk.sequence)
+            return []
         request = self._requests[chunk.sequence.id]
         if choice.token < 0:
             for each in request.generations:
@@ -250,16 +321,24 @@ class TextEngine:
             self._forget(request)
             return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
         events = request.accept(generation, choice)
+        if not generation.ended:
+            self._grammars.rows.advance(chunk.sequence, choice.token)
+        return self._settle(request, generation, events)
+
+    def _settle(self, request: Request, generation: Generation, events: list[Event]) -> list[Event]:
+        """Forget what has ended; returns the events to send now."""
         if generation.ended:
             self._end(generation)
         if request.ended:
             self._forget(request)
+            return self._grammars.checks.hold(request.job, events)
         return events
 
     def _end(self, generation: Generation) -> None:
         del self._generations[generation.sequence]
         self._scheduler.remove(generation.sequence)
         self._sampler.release(generation.sampling)
+        self._grammars.rows.remove(generation.sequence)
 
     def _end_cancelled(self, request: Request) -> Event:
         self._forget(request)
@@ -272,13 +351,14 @@ class TextEngine:
 
     def _forget(self, request: Request) -> None:
         del self._requests[request.job.id]
+        self._grammars.forget(request.job.id)
         for generation in request.generations:
             if generation.sequence in self._generations:
                 self._end(generation)
 
     @property
     def in_flight(self) -> int:
-        return len(self._requests)
+        return len(self._requests) + len(self._grammars.checks)
 
     def device_bytes(self) -> int | None:
         return torch_env.held_bytes(self._loaded.device)
@@ -286,12 +366,14 @@ class TextEngine:
     def books(self) -> dict[str, int]:
         return {
             "rows": self._scheduler.running_count,
-            "waiting": self._scheduler.waiting_count,
+            "waiting": self._scheduler.waiting_count + self._grammars.awaited,
             "blocks": self._allocator.used_count,
         }
 
     def close(self) -> None:
         self._requests.clear()
         self._generations.clear()
+        if hasattr(self, "_grammars"):
+            self._grammars.close()
         if hasattr(self, "_runner"):
             self._runner.close()

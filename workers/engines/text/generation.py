@@ -35,10 +35,12 @@ class Generation:
         ends: frozenset[int],
         streams: bool,
         echo: str = "",
+        goes_on: bool = False,
         reading: Reading | None = None,
     ) -> None:
         """``number``: of the choice; ``ends``: tokens that end it; ``streams``: its pieces are
-        told; ``echo`` is what the text begins with; ``reading``: how it is taken apart."""
+        told; ``echo`` is what the text begins with; it ``goes_on`` with the prompt's text;
+        ``reading``: how it is taken apart."""
         self.sequence = sequence
         self.sampling = params
         self.number = number
@@ -49,7 +51,8 @@ class Generation:
         self._ends = ends
         self._streams = streams
         self._factory = factory
-        self._detokenizer = factory.new(reading.form.kept if reading else frozenset())
+        before = sequence.tokens if goes_on else ()
+        self._detokenizer = factory.new(before, reading.form.kept if reading else frozenset())
         self._stops = StopFinder(sampling.stop)
         self._parser = None if reading is None else _parser(reading, self._stops)
         self.reasoning_tokens = 0
@@ -88,6 +91,15 @@ class Generation:
             text = "" if ended else self._push(self._detokenizer.push(choice.token))
         if ended or self._stopped or self.produced >= self._max_tokens:
             text += self._end(ended)
+        return self._tell(text)
+
+    def complete(self) -> TextDelta | None:
+        """End the text, since nothing may follow; returns the text to stream now, if any."""
+        if not self.produced:
+            self._begin()
+        return self._tell(self._end(ended=True))
+
+    def _tell(self, text: str) -> TextDelta | None:
         if self._echo:
             text, self._echo = self._echo + text, ""
         if self._parser is not None:

@@ -3,14 +3,19 @@
 import secrets
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
+from workers.engines.text.control_tokens import is_marked
 from workers.engines.text.conversation import Conversation, Reading
+from workers.engines.text.grammar.compiler import Compiled, GrammarCompiler
 from workers.engines.text.loading import is_panic
-from workers.protocol import Prompt, TextJob
+from workers.protocol import Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
 _LONGEST_PROMPT = 16_000_000  #: characters; tokenizers take about a hundred bytes for each
@@ -22,6 +27,7 @@ class PreparedPrompt:
     max_tokens: int
     text: str = ""  #: of the prompt, if it is to be echoed
     reading: Reading | None = None  #: how the answer is read; None: its text is all there is
+    grammar: Grammar | None = None  #: what the answer is held to
 
 
 @dataclass(slots=True, frozen=True)
@@ -29,6 +35,7 @@ class PreparedJob:
     job: TextJob
     prompts: list[PreparedPrompt]
     seed: int
+    grammar: Future[Compiled] | None = None  #: of each of its texts, once it is compiled
 
 
 class Preprocessor:
@@ -41,8 +48,10 @@ class Preprocessor:
         *,
         max_context: int,
         vocab_size: int,
+        grammars: GrammarCompiler,
     ) -> None:
         """Set up; no other thread may use ``tokenizer``."""
+        self._grammars = grammars
         self._tokenizer = tokenizer
         self._chat = chat
         self._max_context = max_context
@@ -64,19 +73,33 @@ class Preprocessor:
             prompts.append(self._prepare_prompt(job, given))
             _check_scores(job, prompts)
         seed = job.sampling.seed
+        if job.tool_choice != "auto":  # calls have a form of their own
+            job = msgspec.structs.replace(job, grammar=None)
         return PreparedJob(
-            job=job, prompts=prompts, seed=secrets.randbits(63) if seed is None else seed
+            job=job,
+            prompts=prompts,
+            seed=secrets.randbits(63) if seed is None else seed,
+            grammar=self._compile(prompts[0].grammar),
         )
+
+    def _compile(self, grammar: Grammar | None) -> "Future[Compiled] | None":
+        """Begin to compile a grammar; raises Refused if it is known to be refused."""
+        if grammar is None:
+            return None
+        compiled = self._grammars.compile(grammar)
+        if compiled.done():
+            compiled.result()
+        return compiled
 
     def _prepare_prompt(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
         param = "prompt" if job.messages is None else "messages"
-        reading: Reading | None = None
+        reading, grammar = None, job.grammar
         if isinstance(given, tuple):
             self._check_tokens(given, param)
             ids = list(given) or self._beginning(param)
         elif job.messages is not None:
             rendered = self._chat.render(job, self._most_characters)
-            reading = self._chat.reading(job, rendered)
+            grammar, reading = self._chat.held(job, self._chat.reading(job, rendered))
             ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
@@ -85,7 +108,7 @@ class Preprocessor:
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
-        return PreparedPrompt(ids, self._fit(job, len(ids), param), text, reading)
+        return PreparedPrompt(ids, self._fit(job, len(ids), param), text, reading, grammar)
 
     def _decode(self, ids: list[int]) -> str:
         with self._lock:
@@ -105,15 +128,20 @@ class Preprocessor:
         if len(text) > self._most_characters:
             tokens = -(-len(text) // self._longest_token)
             raise self._too_long(job, tokens, param, at_least=True)
-        ids = self._encode(text, special=job.messages is None)
+        if job.messages is None:
+            ids = self._encode(text, special=job.special_tokens)
+        else:
+            ids = self._encode(text, special=False, marked=is_marked(text))
         if not ids:
             ids = self._beginning(param)
         return ids
 
-    def _encode(self, text: str, *, special: bool) -> list[int]:
+    def _encode(self, text: str, *, special: bool, marked: bool = False) -> list[int]:
         """Tokenise a text; a template has written the special tokens itself."""
         try:
             with self._lock:
+                if marked:
+                    return self._chat.encode(text)
                 encoded = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=special)
         except BaseException as error:
             if not is_panic(error):
@@ -122,7 +150,9 @@ class Preprocessor:
                 "INFERENCE_FAILED", "The model's tokenizer failed on this text."
             ) from error
         ids: list[int] = encoded.ids
-        return ids
+        # A client that has rendered a template itself has written it already.
+        twice = special and ids[:2] == [self._tokenizer.bos_token_id] * 2
+        return ids[1:] if twice else ids
 
     def _beginning(self, param: str) -> list[int]:
         bos: int | None = self._tokenizer.bos_token_id

@@ -12,7 +12,7 @@ from workers.engines.text.preprocess import PreparedJob, PreparedPrompt
 from workers.engines.text.sampler import Choice
 from workers.engines.text.sampling_params import SamplingParams
 from workers.engines.text.scheduler import Sequence
-from workers.protocol import Cancelled, Event, Failed, Started, TextDone, TextJob
+from workers.protocol import Cancelled, Event, Failed, Started, TextDelta, TextDone, TextJob
 
 
 class Request:
@@ -60,6 +60,7 @@ class Request:
             "ends": self._ends,
             "streams": job.stream and not self._ranks,
             "echo": prompt.text if job.echo else "",
+            "goes_on": job.messages is None or job.continue_final,
             "reading": prompt.reading,
         }
         return [
@@ -102,7 +103,13 @@ class Request:
 
     def accept(self, generation: Generation, choice: Choice) -> list[Event]:
         """Take a sampled token; returns its text, if any, and the final event at the end."""
-        delta = generation.accept(choice)
+        return self._events(generation, generation.accept(choice))
+
+    def complete(self, generation: Generation) -> list[Event]:
+        """End a text that its grammar lets nothing follow; returns events as ``accept`` does."""
+        return self._events(generation, generation.complete())
+
+    def _events(self, generation: Generation, delta: TextDelta | None) -> list[Event]:
         events: list[Event] = [] if delta is None else [delta]
         if generation.ended:
             self._running -= 1

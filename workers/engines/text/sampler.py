@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.text.draw import UNDECIDED, Draw
+from workers.engines.text.grammar.mask import masked
 from workers.engines.text.penalties import Penalties, PenaltyTable
 from workers.engines.text.sampling_params import SamplingParams, upload
 from workers.engines.text.truncation import Truncation, by_candidates
@@ -139,7 +140,10 @@ class Sampler:
     def _adjust(
         self, logits: Tensor, rows: Sequence[SamplingParams], sent: dict[str, Tensor]
     ) -> Tensor:
-        """Apply penalties, then biases, and rule out ends too early. -> [rows, vocab] float32"""
+        """Apply penalties and biases; rule out early ends, and what no grammar lets follow.
+
+        -> [rows, vocab] float32
+        """
         adjusted = logits.float()
         picked = sent["penalised"]
         if len(picked):
@@ -151,7 +155,15 @@ class Sampler:
         if "barred" in sent:
             places = sent["barred_rows"] * adjusted.shape[1] + sent["barred"]
             adjusted = adjusted.reshape(-1).index_fill(0, places, -inf).view_as(adjusted)
-        return adjusted
+        return _constrained(adjusted, rows)
+
+
+def _constrained(logits: Tensor, rows: Sequence[SamplingParams]) -> Tensor:
+    """Rule out what grammars do not let follow, where rows have them. -> [rows, vocab]"""
+    held = [(index, row.constraint) for index, row in enumerate(rows) if row.constraint is not None]
+    if not held:
+        return logits
+    return masked(logits, [index for index, _ in held], [each.words for _, each in held])
 
 
 def collect(pending: PendingSample) -> list[Choice]:

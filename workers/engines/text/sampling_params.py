@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from workers.engines.text.grammar.constraint import Constraint
 from workers.protocol import Sampling
 
 
@@ -48,7 +49,13 @@ class SamplingParams:
             and not self.barred
             and self.logprobs is None
         )
+        self.constraint: Constraint | None = None
         self._seed = f"{seed}/{choice}" if choice else str(seed)
+
+    def constrain(self, constraint: Constraint) -> None:
+        """Choose only from the tokens that a grammar lets follow."""
+        self.constraint = constraint
+        self.plain = False
 
     def keys(self, position: int) -> tuple[int, int]:
         """Return two signed 32-bit numbers that are this row's own at this position."""

@@ -26,6 +26,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  #: tokens whose keys and values are in ``blocks``
     started: bool = False  #: was part of a plan at least once
+    paused: bool = False  #: no token can be chosen for it for a while
     scores: bool = False  #: the logits at the prompt's tokens are wanted, too
     #: the running sequences of the same prompt, oldest first; None: there is no other
     holders: "list[Sequence] | None" = None
@@ -174,7 +175,8 @@ class Scheduler:
         decodes = self._plan_decodes(preempted)
         budget = self._step_tokens - len(decodes)
         prefills = self._plan_running_prefills(budget)
-        if not decodes and not prefills and len(self._running) > 1:
+        stuck = not decodes and not prefills and len(self._running) > 1
+        if stuck and not any(sequence.paused for sequence in self._running):
             prefills = self._unblock_oldest(preempted)
         budget -= sum(chunk.end - chunk.start for chunk in prefills)
         if len(preempted) == made_way:
@@ -190,10 +192,15 @@ class Scheduler:
             chunk.sequence.computed = chunk.end
         self._recover()
 
+    def postpone(self, sequence: Sequence) -> None:
+        """Compute a sequence's last token again, once it is no longer paused."""
+        sequence.computed = len(sequence.tokens) - 1
+        sequence.paused = True
+
     def _plan_decodes(self, preempted: list[Sequence]) -> list[Chunk]:
         chunks = []
         for sequence in list(self._running):
-            if sequence.pending != 1 or not sequence.blocks:
+            if sequence.pending != 1 or not sequence.blocks or sequence.paused:
                 continue
             if self._make_room(sequence, preempted):
                 chunks.append(_chunk(sequence, 1))

@@ -4,6 +4,7 @@ import ctypes
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ import jinja2
 from jinja2 import nodes
 
 from workers.engines.base import Refused
+from workers.engines.text.control_tokens import GOES_ON, ControlTokens
 from workers.engines.text.history import (
     HistoryForm,
     characters,
@@ -28,12 +30,28 @@ _LONGEST_SOURCE = 1_000_000
 _PROBE = 100_000  #: characters of a conversation that tries a template
 
 
-class BrokenTemplate:
-    """Stands for a template that does not compile: it refuses chats, completions work."""
+@dataclass(frozen=True, slots=True)
+class PromptEnd:
+    """How a conversation ends in a prompt; usually the header of the model's turn is written."""
 
-    def __init__(self, error: jinja2.TemplateError) -> None:
+    header: bool = True
+    goes_on: bool = False  #: after the last message's content, whose turn is not closed
+
+
+ANSWER = PromptEnd()
+
+
+class BrokenTemplate:
+    """Stands for a template that cannot be used: it refuses chats, completions work."""
+
+    def __init__(self, reason: str) -> None:
+        self._message = f"This model's chat template {reason}"
+
+    @classmethod
+    def of(cls, error: jinja2.TemplateError) -> "BrokenTemplate":
+        """Return one that tells what the compiler said."""
         line = (error.message or type(error).__name__).splitlines()[0][:300]
-        self._message = f"This model's chat template does not compile: {line}"
+        return cls(f"does not compile: {line}")
 
     def render(
         self,
@@ -42,8 +60,10 @@ class BrokenTemplate:
         *,
         tools: Sequence[Tool] = (),  # noqa: ARG002  it takes what a template takes
         variables: Mapping[str, Any] | None = None,  # noqa: ARG002
+        end: PromptEnd = ANSWER,  # noqa: ARG002
+        control: ControlTokens | None = None,  # noqa: ARG002
     ) -> str:
-        """Raise :class:`Refused` with what the compiler said."""
+        """Raise :class:`Refused` with the reason."""
         raise Refused("INVALID_REQUEST", self._message, param="messages")
 
 
@@ -60,8 +80,10 @@ class ChatTemplate:
             self._template = self._environment.from_string(source)
             #: The names that the template reads. ``jinja2.meta`` would fold constants on the way,
             #: which takes for ever in a hostile template.
-            names = self._environment.parse(source).find_all(nodes.Name)
+            tree = self._environment.parse(source)
+            names = tree.find_all(nodes.Name)
             self.variables = {each.name for each in names if each.ctx == "load"}
+            self.literals = _literals(tree)
         except (RecursionError, SyntaxError, MemoryError) as error:
             # What is nested too deep for the library fails in Python's own compiler.
             raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
@@ -69,7 +91,9 @@ class ChatTemplate:
     @cached_property
     def history_form(self) -> HistoryForm:
         """Return how the template takes calls in what was said before, found out by trying."""
-        return found_form(self.source, lambda messages: self._rendered(messages, _PROBE, {}))
+        return found_form(
+            self.source, lambda messages: self._rendered(messages, _PROBE, {}, ANSWER)
+        )
 
     def render(
         self,
@@ -78,12 +102,14 @@ class ChatTemplate:
         *,
         tools: Sequence[Tool] = (),
         variables: Mapping[str, Any] | None = None,
+        end: PromptEnd = ANSWER,
+        control: ControlTokens | None = None,
     ) -> str:
         """Return the prompt for these messages, up to where the model's answer begins.
 
-        ``variables``: further ones for the template. Raises :class:`Refused` with INVALID_REQUEST
-        when the template refuses the messages, and with CONTEXT_LENGTH_EXCEEDED when more than
-        ``max_characters`` come out.
+        ``variables``: further ones for the template. ``control`` marks what clients have written
+        like control tokens. Raises :class:`Refused` with INVALID_REQUEST when the template refuses
+        the messages, and with CONTEXT_LENGTH_EXCEEDED when more than ``max_characters`` come out.
         """
         if characters(messages) > max_characters:
             raise _too_long(max_characters)
@@ -92,14 +118,24 @@ class ChatTemplate:
         given = dict(variables or {})
         if tools:
             given["tools"] = template_tools(tools)
-        return self._rendered(template_messages(messages, form), max_characters, given)
+        told = template_messages(messages, form)
+        if control is not None:
+            told, given = control.mark_messages(told), control.mark(given)
+        if not end.goes_on:
+            return self._rendered(told, max_characters, given, end)
+        told[-1] = {**told[-1], "content": (told[-1]["content"] or "") + GOES_ON}
+        return _open(self._rendered(told, max_characters, given, end))
 
     def _rendered(
-        self, messages: list[dict[str, Any]], max_characters: int, given: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        max_characters: int,
+        given: dict[str, Any],
+        end: PromptEnd,
     ) -> str:
         try:
             with _time_limit(RENDER_SECONDS):
-                return self._collect(messages, max_characters, given)
+                return self._collect(messages, max_characters, given, end)
         except jinja2.TemplateError as error:
             raise _refusal(str(error.message or type(error).__name__)) from error
         except Refused:
@@ -109,7 +145,11 @@ class ChatTemplate:
             raise _refusal(f"{type(error).__name__}: {error}") from error
 
     def _collect(
-        self, messages: list[dict[str, Any]], max_characters: int, given: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        max_characters: int,
+        given: dict[str, Any],
+        end: PromptEnd,
     ) -> str:
         self._environment.start()
         pieces: list[str] = []
@@ -119,7 +159,7 @@ class ChatTemplate:
                 **given,
                 **self._special_tokens,
                 "messages": messages,
-                "add_generation_prompt": True,
+                "add_generation_prompt": end.header and not end.goes_on,
             }
         )
         for piece in rendered:
@@ -128,6 +168,22 @@ class ChatTemplate:
                 raise _too_long(max_characters)
             pieces.append(piece)
         return "".join(pieces)
+
+
+def _literals(tree: nodes.Template) -> str:
+    """Return all text that stands in a template, outside and inside of strings."""
+    texts = {node.data for node in tree.find_all(nodes.TemplateData)}
+    texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return "\0".join(sorted(texts))
+
+
+def _open(rendered: str) -> str:
+    """Return a prompt up to where the last message goes on. Raises Refused."""
+    text, found, rest = rendered.rpartition(GOES_ON.strip())
+    if not found:
+        raise _refusal("it leaves the last one out, so that none can go on")
+    # A template that trims its messages is to trim this one too.
+    return text if rest.startswith(GOES_ON[1:]) else text.rstrip()
 
 
 def _too_long(max_characters: int) -> Refused:

@@ -1,0 +1,270 @@
+"""Responses, on OpenAI's surface: made, and where the client does not object, kept."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bitinglip.access.limits.policy import LimitClass
+from bitinglip.access.scopes import Scope
+from bitinglip.api.auth import caller_of, requires_scope
+from bitinglip.api.body import json_response, read_body
+from bitinglip.api.documentation import json_body
+from bitinglip.api.guarding import checked_job
+from bitinglip.api.job_context import job_context
+from bitinglip.api.job_response import FollowedJob, JobResponse
+from bitinglip.api.lookup import check_model, check_owner, find_model_of
+from bitinglip.api.request_context import request_id_of
+from bitinglip.api.services import Services, services_of
+from bitinglip.db.tables import StoredResponse
+from bitinglip.errors import InternalError, InvalidRequest, NotFound, TaskNotFound
+from bitinglip.scheduling.event_log import EventLog
+from bitinglip.scheduling.job import Job, new_task_id
+from bitinglip.tasks.responses import OPEN, Responses, missing
+from bitinglip.wire.responses.items import Shown, shown_items
+from bitinglip.wire.responses.kept import kept_input, referred, resolved
+from bitinglip.wire.responses.output import failed
+from bitinglip.wire.responses.request import ResponsesRequest, id_of_response, task_id
+from bitinglip.wire.responses.view import InputTokensView, ResponseView
+from bitinglip.wire.text.length import check_length
+from workers import protocol
+
+_MOST_DIGITS = 9
+
+router = APIRouter(prefix="/v1/responses", tags=["openai"])
+
+
+@router.post("", openapi_extra=json_body(ResponsesRequest))
+@requires_scope(Scope.TEXT, LimitClass.INFERENCE)
+async def create_response(request: Request) -> Response:
+    """Make a response, as one answer, as a stream of events, or in the background."""
+    body = await read_body(request, ResponsesRequest)
+    services, asked = services_of(request), await _asked(request, body)
+    echo = body.echo(asked.job)
+    keep = _Keep(services.responses, asked, echo) if body.stores else None
+    if keep is not None:
+        await services.responses.check_space(asked.items)
+        if body.background:
+            return await _in_background(request, keep, stream=bool(body.stream))
+    view = partial(ResponseView, request_id=request_id_of(request), echo=echo, keep=keep)
+    return JobResponse(services.dispatcher, services.uploads, asked.job, view)
+
+
+@router.post("/input_tokens", openapi_extra=json_body(ResponsesRequest))
+@requires_scope(Scope.TEXT, LimitClass.INFERENCE)
+async def count_input_tokens(request: Request) -> Response:
+    """Count the tokens that a response would be made from."""
+    body = await read_body(request, ResponsesRequest)
+    services, asked = services_of(request), await _asked(request, body)
+    work = msgspec.structs.replace(asked.job.work, count_only=True, stream=False)
+    job = msgspec.structs.replace(asked.job, work=work)
+    view = partial(InputTokensView, request_id=request_id_of(request))
+    return JobResponse(services.dispatcher, services.uploads, job, view)
+
+
+@router.get("/{response_id}")
+@requires_scope(Scope.TEXT, LimitClass.LIGHT)
+async def get_response(request: Request, response_id: str) -> Response:
+    """Show a stored response, or follow the stream of one that is being made."""
+    row = await _find(request, response_id)
+    query = request.query_params
+    if query.get("stream") == "true":
+        return await _follow(request, row.response, after=_number(query, "starting_after", -1))
+    return json_response(await _shown(services_of(request), row))
+
+
+@router.delete("/{response_id}")
+@requires_scope(Scope.TEXT, LimitClass.LIGHT)
+async def delete_response(request: Request, response_id: str) -> Response:
+    """Delete a stored response; one that is being made is cancelled first."""
+    services, row = services_of(request), await _find(request, response_id)
+    if row.status in OPEN:
+        await _cancel(services, row)
+    await services.responses.delete(row.id, task_id(row.id))
+    return json_response({"id": row.id, "object": "response", "deleted": True})
+
+
+@router.post("/{response_id}/cancel")
+@requires_scope(Scope.TEXT, LimitClass.LIGHT)
+async def cancel_response(request: Request, response_id: str) -> Response:
+    """Cancel a response that is made in the background; one that has ended stays as it is."""
+    services, row = services_of(request), await _find(request, response_id)
+    if not row.response["background"]:
+        raise InvalidRequest("Only a response that is made in the background can be cancelled.")
+    if row.status in OPEN:
+        row = await _cancel(services, row)
+    return json_response(await _shown(services, row))
+
+
+@router.get("/{response_id}/input_items")
+@requires_scope(Scope.TEXT, LimitClass.LIGHT)
+async def list_input_items(request: Request, response_id: str) -> Response:
+    """List the items that a stored response was made from, the last one first."""
+    row, query = await _find(request, response_id), request.query_params
+    limit = _number(query, "limit", 20)
+    if not 1 <= limit <= 100:
+        raise InvalidRequest("'limit' must be 1 to 100.", param="limit")
+    items = row.input if query.get("order") == "asc" else row.input[::-1]
+    ids = [item["id"] for item in items]
+    after = query.get("after")
+    begin = ids.index(after) + 1 if after in ids else 0
+    page = items[begin : begin + limit]
+    return json_response(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": begin + limit < len(items),
+        }
+    )
+
+
+class _Asked(NamedTuple):
+    """What a request asks for: a job, and the items that the request itself has brought."""
+
+    job: Job
+    items: list[Shown]
+
+
+async def _asked(request: Request, body: ResponsesRequest) -> _Asked:
+    """Make the job. Raises InvalidRequest, ContextLengthExceeded, or what is wrong with a model."""
+    manifest, new_id = find_model_of(request, body.model, "text"), new_task_id()
+    context = job_context(request, body.model)
+    items = await _with_references(request, shown_items(body.input, id_of_response(new_id)))
+    history = await _history(request, body.previous_response_id)
+    job = body.to_job(context, [*history, *items], new_id)
+    check_length(job, manifest, context.model_settings.max_context)
+    return _Asked(job, items)
+
+
+class _Keep:
+    """Keeps one response, with what the guard has let through of its input."""
+
+    def __init__(self, kept: Responses, asked: _Asked, echo: Shown) -> None:
+        self.job = asked.job
+        self.echo = echo
+        self._kept = kept
+        self._items = asked.items
+
+    async def __call__(self, response: Shown, event_log: EventLog) -> None:
+        await self.write(response, event_log.job)
+
+    async def write(self, response: Shown, checked: Job) -> None:
+        """Write it. Raises DiskFull or DatabaseUnavailable."""
+        sent, read = self.job.work, checked.work
+        assert isinstance(sent, protocol.TextJob)
+        assert isinstance(read, protocol.TextJob)
+        instructed = bool(self.echo["instructions"])
+        changed = kept_input(sent, read, instructed=instructed, response_id=response["id"])
+        previous = self.echo["previous_response_id"] if changed is None else None
+        items = self._items if changed is None else changed
+        await self._kept.add(checked.key_id, items, response, previous_id=previous)
+
+    async def delete(self) -> None:
+        await self._kept.delete(self.echo["id"], self.job.id)
+
+
+async def _in_background(request: Request, keep: _Keep, *, stream: bool) -> Response:
+    """Accept the response as a task; its row is there before anybody can ask for it."""
+    services, job = services_of(request), keep.job
+    if job.guard is not None:
+        job = await checked_job(request.scope, job)
+    await keep.write(keep.echo, job)
+    try:
+        await services.tasks.accept(msgspec.structs.replace(job, response_id=keep.echo["id"]))
+    except Exception:
+        await keep.delete()
+        raise
+    if stream:
+        return await _follow(request, keep.echo)
+    return json_response(keep.echo)
+
+
+async def _follow(request: Request, echo: Shown, *, after: int = -1) -> Response:
+    """Stream the events of a background response. Raises InvalidRequest once they are gone."""
+    tasks, job_id = services_of(request).tasks, task_id(echo["id"])
+    event_log = await tasks.event_log(job_id) if echo["background"] else None
+    if event_log is None:
+        raise InvalidRequest("The stream of this response is over; ask without it.", param="stream")
+
+    async def ended_on_disk(_response: Shown, _event_log: EventLog) -> None:
+        await tasks.finished(job_id)
+
+    view = ResponseView(
+        event_log, request_id_of(request), echo=echo, keep=ended_on_disk, after=after
+    )
+    return FollowedJob(event_log, view)
+
+
+async def _cancel(services: Services, row: StoredResponse) -> StoredResponse:
+    with suppress(TaskNotFound):
+        await services.tasks.cancel(task_id(row.id))
+    return await services.responses.get(row.id)
+
+
+async def _find(request: Request, response_id: str) -> StoredResponse:
+    """Return a response of the caller's. Raises NotFound, InsufficientScope or ModelNotAllowed."""
+    row, caller = await services_of(request).responses.get(response_id), caller_of(request)
+    check_owner(caller, row.key_id, "text", missing)
+    check_model(caller, row.model)
+    return row
+
+
+async def _shown(services: Services, row: StoredResponse) -> Shown:
+    """Return a response as it is now; of one that has not ended its task tells."""
+    if row.status not in OPEN:
+        return row.response
+    try:
+        task = await services.tasks.get(task_id(row.id))
+    except TaskNotFound:  # its row has expired, or the server ended before it was written
+        return failed(row.response, InternalError("The response was lost."))
+    if task.error is not None:
+        return failed(row.response, task.error)
+    if task.status == "completed":
+        return (await services.responses.get(row.id)).response
+    status = {"running": "in_progress", "cancelled": "cancelled"}.get(task.status, "queued")
+    return {**row.response, "status": status}
+
+
+def _owner(request: Request) -> str | None:
+    """Return whose responses the caller may go on with; None is anybody's."""
+    caller = caller_of(request)
+    return None if caller.may(Scope.ADMIN) else caller.key_id
+
+
+async def _history(request: Request, previous_id: str | None) -> list[Shown]:
+    """Return all items before the request's own. Raises InvalidRequest or ModelNotAllowed."""
+    if previous_id is None:
+        return []
+    turns = await services_of(request).responses.turns(previous_id, _owner(request))
+    for turn in turns:
+        check_model(caller_of(request), turn.model)
+    return [item for turn in turns for item in (*turn.input, *turn.output)]
+
+
+async def _with_references(request: Request, items: list[Shown]) -> list[Shown]:
+    """Put stored items in the places of those that refer to them.
+
+    Raises InvalidRequest, InsufficientScope or ModelNotAllowed.
+    """
+    known: dict[str, Shown] = {}
+    for each in sorted(referred(items)):
+        with suppress(NotFound):
+            row = await _find(request, each)
+            known |= {item["id"]: item for item in (*row.input, *row.response["output"])}
+    return resolved(items, known)
+
+
+def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:
+    value = query.get(name)
+    if value is None:
+        return otherwise
+    if not value.isdecimal() or len(value) > _MOST_DIGITS:
+        raise InvalidRequest(f"'{name}' must be a number.", param=name)
+    return int(value)

@@ -1,0 +1,290 @@
+"""Items are what a response is made from, and what it consists of: messages, calls, reasoning."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from bitinglip.wire.openai_body import Label, OpenAIBody
+from bitinglip.wire.text.fields import MAX_PARTS
+from workers import protocol
+
+MAX_ITEMS = 8192
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Kind = Annotated[str, Field(max_length=64, pattern="^[a-z0-9_]+$")]
+_TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
+#: by type: the fields that an item must have
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "message": ("role",),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+    "reasoning": (),
+    "item_reference": ("id",),
+}
+
+
+class ItemPart(OpenAIBody):
+    """A part of an item's content; pictures, files and sounds are refused by their type."""
+
+    type: Kind
+    text: str | None = None
+    refusal: str | None = None
+    annotations: Label = None
+    logprobs: Label = None
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Self:
+        if self.type not in _TEXT_PARTS:
+            raise PydanticCustomError(
+                "unsupported", "is not supported as a part of type '{kind}'", {"kind": self.type}
+            )
+        if self.said is None:
+            raise PydanticCustomError("missing", "It has no text")
+        return self
+
+    @property
+    def said(self) -> str | None:
+        return self.refusal if self.type == "refusal" else self.text
+
+
+def _parts(value: Any) -> Any:
+    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
+
+
+#: a string is one part
+Parts = Annotated[
+    list[ItemPart],
+    Field(max_length=MAX_PARTS, fail_fast=True),
+    BeforeValidator(_parts, json_schema_input_type=str | list[ItemPart]),
+]
+
+
+class Item(OpenAIBody):
+    """One item; a message may leave its type out."""
+
+    type: Kind | None = None
+    id: Name | None = None
+    status: Label = None
+    phase: Label = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: Parts | None = None
+    call_id: Name | None = None
+    name: Name | None = None
+    arguments: str | None = None
+    output: Parts | None = None
+    summary: Parts | None = None
+    encrypted_content: Label = None
+    namespace: Label = None
+    caller: Label = None
+    asynchronous: Annotated[Label, Field(alias="async")] = None
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        kind = self.kind
+        if kind not in _NEEDED:
+            raise PydanticCustomError(
+                "unsupported", "is not supported as an item of type '{kind}'", {"kind": kind}
+            )
+        needed = _NEEDED[kind]
+        if kind == "message" and self.role != "assistant":
+            needed = (*needed, "content")
+        for name in needed:
+            if getattr(self, name) is None:
+                raise PydanticCustomError("missing", "It has no '{name}'", {"name": name})
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Return its type; one that has an id alone refers to another item."""
+        if self.type is not None:
+            return self.type
+        return "item_reference" if self.id is not None and self.role is None else "message"
+
+
+def _items(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+#: a string is what a user says
+Input = Annotated[
+    list[Item],
+    Field(max_length=MAX_ITEMS, fail_fast=True),
+    BeforeValidator(_items, json_schema_input_type=str | list[Item]),
+]
+
+#: an item as JSON, as it is stored and shown
+Shown = dict[str, Any]
+
+
+def shown_items(items: Iterable[Item], response_id: str) -> list[Shown]:
+    """Describe what a client sent, with ids for items that have none."""
+    tail = response_id.removeprefix("resp_")
+    return [_shown(item, f"{tail}_in{number}") for number, item in enumerate(items)]
+
+
+def _shown(item: Item, tail: str) -> Shown:
+    own_id = item.id
+    match item.kind:
+        case "message":
+            parts = [_shown_part(part, item.role) for part in item.content or ()]
+            return {
+                "id": own_id or f"msg_{tail}",
+                "type": "message",
+                "status": "completed",
+                "role": item.role,
+                "content": parts,
+            }
+        case "function_call":
+            return function_call(
+                own_id or f"fc_{tail}", item.call_id or "", item.name or "", item.arguments or ""
+            )
+        case "function_call_output":
+            return {
+                "id": own_id or f"fco_{tail}",
+                "type": "function_call_output",
+                "status": "completed",
+                "call_id": item.call_id,
+                "output": joined(item.output),
+            }
+        case "reasoning":
+            thought = joined(item.content) or joined(item.summary)
+            return reasoning_item(own_id or f"rs_{tail}", thought)
+        case kind:
+            return {"id": own_id, "type": kind}
+
+
+def _shown_part(part: ItemPart, role: str | None) -> Shown:
+    if part.type == "refusal":
+        return {"type": "refusal", "refusal": part.refusal}
+    return output_text(part.text or "") if role == "assistant" else _input_text(part.text or "")
+
+
+def _input_text(text: str) -> Shown:
+    return {"type": "input_text", "text": text}
+
+
+def output_text(text: str, logprobs: Sequence[Shown] = ()) -> Shown:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
+
+
+def message_item(item_id: str, parts: list[Shown], status: str = "completed") -> Shown:
+    return {
+        "id": item_id,
+        "type": "message",
+        "status": status,
+        "role": "assistant",
+        "content": parts,
+    }
+
+
+def function_call(
+    item_id: str, call_id: str, name: str, arguments: str, status: str = "completed"
+) -> Shown:
+    return {
+        "id": item_id,
+        "type": "function_call",
+        "status": status,
+        "call_id": call_id,
+        "name": name,
+        "arguments": arguments,
+    }
+
+
+def reasoning_item(item_id: str, text: str, status: str = "completed") -> Shown:
+    content = [{"type": "reasoning_text", "text": text}] if text else []
+    return {
+        "id": item_id,
+        "type": "reasoning",
+        "status": status,
+        "summary": [],
+        "content": content,
+        "encrypted_content": None,
+    }
+
+
+def joined(parts: Iterable[ItemPart] | None) -> str:
+    return "".join(part.said or "" for part in parts or ())
+
+
+# ---- items as a conversation ---------------------------------------------------------------------
+
+
+def chat_messages(
+    instructions: str | None, items: Iterable[Shown]
+) -> tuple[protocol.ChatMessage, ...]:
+    """Make the messages to a worker.
+
+    Reasoning, text and calls that follow one another are one turn of the assistant's. What the
+    system says in the beginning is one message: many templates take no second one.
+    """
+    told = [instructions] if instructions else []
+    turns: list[protocol.ChatMessage] = []
+    open_turn: _Turn | None = None
+    for item in items:
+        if _is_assistants(item):
+            if open_turn is None or not open_turn.takes(item):
+                turns += _closed(open_turn)
+                open_turn = _Turn()
+            open_turn.add(item)
+            continue
+        turns += _closed(open_turn)
+        open_turn = None
+        if item["type"] == "function_call_output":
+            turns.append(protocol.ChatMessage("tool", item["output"], tool_call_id=item["call_id"]))
+            continue
+        text = _text_of(item)
+        role = "system" if item["role"] in ("system", "developer") else item["role"]
+        if role == "system" and not turns:
+            told.append(text)
+        else:
+            turns.append(protocol.ChatMessage(role, text))
+    turns += _closed(open_turn)
+    first = [protocol.ChatMessage("system", "\n\n".join(told))] if told else []
+    return (*first, *turns)
+
+
+def _is_assistants(item: Shown) -> bool:
+    kind = item["type"]
+    return kind in ("reasoning", "function_call") or item.get("role") == "assistant"
+
+
+def _text_of(item: Shown) -> str:
+    return "".join(part.get("text") or part.get("refusal") or "" for part in item["content"])
+
+
+class _Turn:
+    """Gathers the items of one turn of the assistant's."""
+
+    def __init__(self) -> None:
+        self._thoughts: list[str] = []
+        self._texts: list[str] = []
+        self._calls: list[protocol.ToolCall] = []
+
+    def takes(self, item: Shown) -> bool:
+        """Return whether an item goes on with this turn: thoughts come before all else."""
+        return item["type"] == "function_call" or not (self._calls or self._texts)
+
+    def add(self, item: Shown) -> None:
+        match item["type"]:
+            case "reasoning":
+                self._thoughts.append(_text_of(item))
+            case "function_call":
+                call = protocol.ToolCall(
+                    id=item["call_id"], name=item["name"], arguments=item["arguments"]
+                )
+                self._calls.append(call)
+            case _:
+                self._texts.append(_text_of(item))
+
+    def message(self) -> protocol.ChatMessage:
+        return protocol.ChatMessage(
+            "assistant",
+            "".join(self._texts),
+            tool_calls=tuple(self._calls),
+            reasoning="".join(self._thoughts) or None,
+        )
+
+
+def _closed(turn: _Turn | None) -> list[protocol.ChatMessage]:
+    return [] if turn is None else [turn.message()]

@@ -1,0 +1,98 @@
+"""What a model has made, as the items of a response, whole or while they come."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bitinglip import errors
+from bitinglip.scheduling.event_log import EventLog, error_of
+from bitinglip.wire.responses.items import (
+    Shown,
+    function_call,
+    message_item,
+    output_text,
+    reasoning_item,
+)
+from workers import protocol
+
+#: OpenAI's words for errors of a response; all others are the server's
+_ERRORS = {
+    "CONTEXT_LENGTH_EXCEEDED": "context_length_exceeded",
+    "RATE_LIMIT_EXCEEDED": "rate_limit_exceeded",
+    "QUOTA_EXCEEDED": "insufficient_quota",
+    "INVALID_REQUEST": "invalid_prompt",
+    "UNSUPPORTED_PARAMETER": "invalid_prompt",
+    "CONTENT_FILTERED": "invalid_prompt",
+    "PII_DETECTED": "invalid_prompt",
+}
+
+
+def items_of(choice: protocol.TextChoice, tail: str) -> list[Shown]:
+    """Describe an answer: reasoning, text and calls, in this order; ``tail`` ends their ids."""
+    last = "incomplete" if choice.finish_reason == "length" else "completed"
+    items: list[Shown] = []
+    if choice.reasoning:
+        items.append(reasoning_item(f"rs_{tail}_0", choice.reasoning))
+    if choice.text or not (choice.tool_calls or items):
+        part = output_text(choice.text, shown_logprobs(choice.logprobs))
+        items.append(message_item(f"msg_{tail}_{len(items)}", [part]))
+    items += [
+        function_call(f"fc_{tail}_{len(items) + number}", call.id, call.name, call.arguments)
+        for number, call in enumerate(choice.tool_calls)
+    ]
+    items[-1]["status"] = last
+    return items
+
+
+def shown_logprobs(sampled: Iterable[protocol.TokenLogprob]) -> list[Shown]:
+    return [
+        {
+            **_logprob(each.token, each.logprob),
+            "top_logprobs": [_logprob(token, logprob) for token, _, logprob in each.top],
+        }
+        for each in sampled
+    ]
+
+
+def _logprob(token: str, logprob: float | None) -> Shown:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+
+def ended(echo: Mapping[str, Any], event_log: EventLog) -> Shown:
+    """Describe a response that has ended."""
+    final, completed = event_log.final, event_log.completed_at
+    response: Shown = {**echo, "completed_at": int(completed.timestamp()) if completed else None}
+    if isinstance(final, protocol.TextDone):
+        choice, tail = final.choices[0], str(echo["id"]).removeprefix("resp_")
+        cut = choice.finish_reason == "length"
+        return {
+            **response,
+            "status": "incomplete" if cut else "completed",
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "output": items_of(choice, tail),
+            "usage": _usage(final),
+        }
+    if isinstance(final, protocol.Failed):
+        return failed(response, error_of(final))
+    return {**response, "status": "cancelled"}
+
+
+def failed(response: Mapping[str, Any], error: errors.BitingLipError) -> Shown:
+    """Describe a response that an error has ended."""
+    code = _ERRORS.get(errors.answer(error).code, "server_error")
+    told = {"code": code, "message": error.message, "param": own_param(error.param)}
+    return {**response, "status": "failed", "error": told}
+
+
+def own_param(param: str | None) -> str | None:
+    """Return what a field of the job is called on this surface, where messages are items."""
+    return "input" if param is not None and param.startswith("messages") else param
+
+
+def _usage(done: protocol.TextDone) -> Shown:
+    return {
+        "input_tokens": done.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": done.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": done.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": done.reasoning_tokens},
+        "total_tokens": done.prompt_tokens + done.completion_tokens,
+    }

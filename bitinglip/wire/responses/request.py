@@ -1,0 +1,216 @@
+"""OpenAI's surface takes this request for a response: a turn of a conversation, kept or not."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from bitinglip.errors import InvalidRequest
+from bitinglip.scheduling.job import Job
+from bitinglip.wire.body import AllowedValues, ModelName, coalesce
+from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.openai_body import MOST_NAMED, Label, OpenAIBody, OpenAIRequest
+from bitinglip.wire.responses.items import Input, Shown, chat_messages
+from bitinglip.wire.responses.tools import LEFT_OUT, Choice, Tools, chosen, shown_choice
+from bitinglip.wire.text.fields import (
+    MAX_TOKENS,
+    ApiDefaults,
+    Logprobs,
+    MaxTokens,
+    SamplingFields,
+)
+from workers import protocol
+
+DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
+_LOGPROBS = "message.output_text.logprobs"
+
+
+class TextFormat(OpenAIBody):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise PydanticCustomError("missing", "It has no 'schema'")
+        return self
+
+    def grammar(self) -> protocol.Grammar | None:
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return protocol.Grammar(kind="json_object", source="")
+        schema = msgspec.json.encode(self.json_schema).decode()
+        return protocol.Grammar(kind="json_schema", source=schema)
+
+
+class TextConfig(OpenAIBody):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class Reasoning(OpenAIBody):
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Label = None
+    generate_summary: Label = None
+
+
+class ResponsesRequest(SamplingFields, OpenAIRequest):
+    """Asks for a response to items, after those of an earlier response if it names one."""
+
+    model: ModelName
+    input: Input = Field(default_factory=list)
+    instructions: str | None = None
+    previous_response_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    max_output_tokens: MaxTokens = None
+    top_logprobs: Logprobs | None = None
+    include: list[str] | None = None
+    tools: Tools | None = None
+    tool_choice: Choice = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: Reasoning | None = None
+    store: bool | None = None
+    background: bool | None = None
+    stream: bool | None = None
+    metadata: Label = None
+    stream_options: Label = None
+    user: Label = None
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
+    prompt_cache_retention: Label = None
+    prompt_cache_options: Label = None
+    service_tier: Label = None
+    max_tool_calls: Label = None
+    access_programs: Label = None
+    background_options: Label = None
+    image: Label = None
+    truncation: Annotated[Any, AllowedValues((None, "disabled"))] = None
+    conversation: Annotated[Any, AllowedValues((None,))] = None
+    prompt: Annotated[Any, AllowedValues((None,))] = None
+    moderation: Annotated[Any, AllowedValues((None,))] = None
+    context_management: Annotated[Any, AllowedValues((None, []))] = None
+
+    @cached_property
+    def ignored(self) -> list[str]:
+        """Name the fields and the tools that were left out of account."""
+        hosted = {f"tools.{each.type}" for each in self.tools or () if each.type in LEFT_OUT}
+        return [*super().ignored, *sorted(hosted)][:MOST_NAMED]
+
+    @property
+    def stores(self) -> bool:
+        """Return whether the response is kept. OpenAI's API keeps all unless told otherwise."""
+        return self.store is not False
+
+    @property
+    def max_tokens_field(self) -> str:
+        return "max_output_tokens"
+
+    def to_job(self, context: JobContext, items: Sequence[Shown], job_id: str) -> Job:
+        """Make the job of a response to these items. Raises InvalidRequest."""
+        if self.background and not self.stores:
+            raise InvalidRequest("'background' needs 'store'.", param="background")
+        if not items:
+            raise InvalidRequest("'input' is missing.", param="input")
+        functions, choice = chosen(self.tool_choice, self.tools or [])
+        form = self.text.format if self.text is not None else None
+        work = protocol.TextJob(
+            id=job_id,
+            messages=chat_messages(self.instructions, items),
+            sampling=self.sampling(
+                context.model_settings.sampling,
+                DEFAULTS,
+                max_tokens=coalesce(self.max_output_tokens, self.max_tokens, None),
+                stop=None,
+                logprobs=self._asked_logprobs(),
+            ),
+            tools=tuple(each.to_job() for each in functions),
+            tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            grammar=form.grammar() if form is not None else None,
+            template_kwargs=self._template_kwargs(),
+            clip_max_tokens=True,
+            stream=bool(self.stream or self.background),
+        )
+        return context.job(work)
+
+    def _asked_logprobs(self) -> int | None:
+        if self.top_logprobs is None and _LOGPROBS not in (self.include or ()):
+            return None
+        return self.top_logprobs or 0
+
+    def _template_kwargs(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.reasoning is not None and self.reasoning.effort is not None:
+            effort = self.reasoning.effort
+            found["reasoning_effort"] = effort
+            if effort == "none":
+                found["enable_thinking"] = False
+        if self.text is not None and self.text.verbosity is not None:
+            found["verbosity"] = self.text.verbosity
+        return found
+
+    def echo(self, job: Job) -> Shown:
+        """Describe a response that has not begun: who asked for what."""
+        work = job.work
+        assert isinstance(work, protocol.TextJob)
+        sampling = work.sampling
+        tools = [each.shown() for each in self.tools or () if each.type == "function"]
+        return {
+            "id": id_of_response(job.id),
+            "object": "response",
+            "created_at": int(job.created_at.timestamp()),
+            "completed_at": None,
+            "status": "queued" if self.background else "in_progress",
+            "background": bool(self.background),
+            "error": None,
+            "incomplete_details": None,
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_output_tokens,
+            "max_tool_calls": None,
+            "metadata": self.metadata or {},
+            "model": job.model,
+            "output": [],
+            "parallel_tool_calls": work.parallel_tool_calls,
+            "previous_response_id": self.previous_response_id,
+            "prompt_cache_key": self.prompt_cache_key,
+            "reasoning": self._shown_reasoning(),
+            "safety_identifier": self.safety_identifier,
+            "service_tier": "default",
+            "store": self.stores,
+            "temperature": sampling.temperature,
+            "text": self._shown_text(),
+            "tool_choice": shown_choice(self.tool_choice),
+            "tools": tools,
+            "top_logprobs": self.top_logprobs or 0,
+            "top_p": sampling.top_p,
+            "truncation": "disabled",
+            "usage": None,
+            "user": self.user,
+        }
+
+    def _shown_reasoning(self) -> Shown:
+        asked = self.reasoning
+        return {"effort": asked.effort if asked is not None else None, "summary": None}
+
+    def _shown_text(self) -> Shown:
+        config = self.text or TextConfig()
+        form: Shown = {"type": "text"}
+        if config.format is not None:
+            form = config.format.model_dump(by_alias=True, exclude_none=True)
+        return {"format": form, "verbosity": config.verbosity or "medium"}
+
+
+def id_of_response(task_id: str) -> str:
+    return "resp_" + task_id.removeprefix("task-")
+
+
+def task_id(response: str) -> str:
+    """Return the id of the task that makes, or has made, a response."""
+    return "task-" + response.removeprefix("resp_")

@@ -1,0 +1,137 @@
+"""Tools of a response: functions of the client's; of hosted ones, a search is left out aloud."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from bitinglip.errors import InvalidRequest
+from bitinglip.wire.openai_body import Label, OpenAIBody
+from bitinglip.wire.responses.items import Kind, Name, Shown
+from workers import protocol
+
+MAX_TOOLS = 1024
+#: hosted tools that agents offer in each request: a model that does not see one works without it
+LEFT_OUT = frozenset({"web_search", "web_search_preview"})
+
+
+class ResponseTool(OpenAIBody):
+    """A function; any other tool is refused by its type, unless it is left out."""
+
+    type: Kind
+    name: Name | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    output_schema: Label = None
+    allowed_callers: Label = None
+    defer_loading: Label = None
+    asynchronous: Annotated[Label, Field(alias="async")] = None
+    #: of the tools that are left out
+    external_web_access: Label = None
+    search_context_size: Label = None
+    search_content_types: Label = None
+    user_location: Label = None
+    filters: Label = None
+
+    @model_validator(mode="after")
+    def _is_a_function(self) -> Self:
+        if self.type in LEFT_OUT:
+            return self
+        if self.type != "function":
+            raise PydanticCustomError(
+                "unsupported", "is not supported as a tool of type '{kind}'", {"kind": self.type}
+            )
+        if self.name is None:
+            raise PydanticCustomError("missing", "It has no 'name'")
+        return self
+
+    def to_job(self) -> protocol.Tool:
+        return protocol.Tool(
+            name=self.name or "",
+            description=self.description,
+            parameters=self.parameters,
+            strict=bool(self.strict),
+        )
+
+    def shown(self) -> Shown:
+        return {
+            "type": "function",
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+            "strict": bool(self.strict),
+        }
+
+
+class AllowedTool(OpenAIBody):
+    type: Literal["function"]
+    name: Name
+
+
+class ResponseToolChoice(OpenAIBody):
+    """Says which tools may be called, or which one must."""
+
+    type: Kind
+    name: Name | None = None
+    mode: Literal["auto", "required", "none"] | None = None
+    tools: Annotated[list[AllowedTool], Field(max_length=MAX_TOOLS)] | None = None
+
+    @model_validator(mode="after")
+    def _is_honoured(self) -> Self:
+        needed = {"function": "name", "allowed_tools": "tools", "mode": "mode"}.get(self.type)
+        if needed is None:
+            raise PydanticCustomError(
+                "unsupported", "is not supported as a choice of '{kind}'", {"kind": self.type}
+            )
+        if getattr(self, needed) is None:
+            raise PydanticCustomError("missing", "It has no '{name}'", {"name": needed})
+        return self
+
+
+def _choice(value: Any) -> Any:
+    return {"type": "mode", "mode": value} if isinstance(value, str) else value
+
+
+Choice = Annotated[
+    ResponseToolChoice | None,
+    BeforeValidator(_choice, json_schema_input_type=str | ResponseToolChoice | None),
+]
+Tools = Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+
+
+def chosen(
+    choice: ResponseToolChoice | None, tools: list[ResponseTool]
+) -> tuple[list[ResponseTool], str]:
+    """Return the functions that may be called, and the job's tool_choice.
+
+    Raises InvalidRequest for a choice that asks for a tool that is not there.
+    """
+    functions = [each for each in tools if each.type == "function"]
+    if choice is None:
+        return functions, "auto"
+    names = {each.name for each in functions}
+    wanted = {choice.name} if choice.type == "function" else {t.name for t in choice.tools or ()}
+    if not wanted <= names:
+        raise InvalidRequest(
+            "'tool_choice' names a tool that is not among 'tools'.", param="tool_choice"
+        )
+    if choice.type == "function":
+        return functions, choice.name or ""
+    mode = choice.mode or "auto"
+    if mode == "required" and not functions:
+        raise InvalidRequest("'tool_choice' asks for a tool, and there is none.", param="tools")
+    if choice.type == "allowed_tools":
+        functions = [each for each in functions if each.name in wanted]
+    return functions, mode
+
+
+def shown_choice(choice: ResponseToolChoice | None) -> Any:
+    if choice is None:
+        return "auto"
+    if choice.type == "mode":
+        return choice.mode
+    if choice.type == "function":
+        return {"type": "function", "name": choice.name}
+    allowed = [{"type": "function", "name": each.name} for each in choice.tools or ()]
+    return {"type": "allowed_tools", "mode": choice.mode or "auto", "tools": allowed}

@@ -1,0 +1,115 @@
+"""Turns what a request asks for into the grammar language of llguidance. Pure.
+
+Other parts of the engine write grammars of the kind ``lark`` from ``literal`` and ``json_text``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from llguidance import LLMatcher, regex_to_lark
+
+from workers.engines.base import Refused
+from workers.protocol import Grammar
+from workers.protocol.bounds import MOST_GRAMMAR
+
+_MOST_REASON = 300  #: characters
+#: White space between the tokens of JSON: without a bound a weak model writes nothing else.
+_JSON_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+_ANY_OBJECT = {"type": "object"}
+
+
+def translate(grammar: Grammar) -> str:
+    """Return the grammar as llguidance reads it. Raises Refused: INVALID_REQUEST.
+
+    Most faults of a grammar come out when it is compiled, not here.
+    """
+    if len(grammar.source) > MOST_GRAMMAR:
+        raise refusal(grammar, f"it is longer than {MOST_GRAMMAR} characters")
+    match grammar.kind:
+        case "json_object":
+            return _json(_ANY_OBJECT, strict=True)
+        case "json_schema":
+            return _json(_schema(grammar), strict=grammar.strict)
+        case "regex":
+            return _regex(grammar.source)
+        case "choice":
+            return _choice(grammar.source)
+        case "lark":
+            return LLMatcher.grammar_from_lark(grammar.source)
+
+
+def literal(text: str, added: Mapping[str, int]) -> str:
+    """Return Lark that matches exactly this text, as its tokeniser would write it.
+
+    ``added`` are the ids of the tokens added to the vocabulary by their texts: the model writes
+    such a text as that one token.
+    """
+    if not added:
+        return _quoted(text)
+    names = "|".join(re.escape(name) for name in sorted(added, key=len, reverse=True))
+    parts = [part for part in re.split(f"({names})", text) if part]
+    written = [f"<[{added[part]}]>" if part in added else _quoted(part) for part in parts]
+    return " ".join(written) or '""'
+
+
+def json_text(schema: Mapping[str, Any]) -> str:
+    """Return Lark that matches JSON of this schema, to be the whole body of a rule."""
+    return f"%json {json.dumps({**schema, 'x-guidance': _options(strict=False)})}"
+
+
+def refusal(grammar: Grammar, reason: str) -> Refused:
+    """Return the refusal of a grammar, with what is wrong with it."""
+    text = " ".join(reason.replace("<non-verbose/>", "").split())
+    return Refused(
+        "INVALID_REQUEST",
+        f"The text cannot be held to this form: {text[:_MOST_REASON]}",
+        param=grammar.param,
+    )
+
+
+def _options(*, strict: bool) -> dict[str, Any]:
+    """Return llguidance's options for JSON.
+
+    Where alternatives of a ``oneOf`` overlap it can only promise that one or more of them hold; a
+    strict schema is refused then.
+    """
+    return {"whitespace_pattern": _JSON_SPACE, "coerce_one_of": not strict, "lenient": False}
+
+
+def _schema(grammar: Grammar) -> dict[str, Any]:
+    try:
+        schema = json.loads(grammar.source)
+    except (ValueError, RecursionError) as error:
+        raise refusal(grammar, f"the schema is no JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise refusal(grammar, "the schema is not an object")
+    return schema
+
+
+def _json(schema: dict[str, Any], *, strict: bool) -> str:
+    options: Any = _options(strict=strict)
+    return LLMatcher.grammar_from_json_schema(schema, overrides=options)
+
+
+def _regex(source: str) -> str:
+    """Return the grammar of a whole text; its anchors say the same, and the library has none.
+
+    Digits are those of ASCII, which an author of an expression nearly always means.
+    """
+    start = 1 if source.startswith("^") else 0
+    end = len(source)
+    if source.endswith("$") and (end - len(source[: end - 1].rstrip("\\"))) % 2:
+        end -= 1
+    expression = regex_to_lark(source[start:end], "d")
+    return LLMatcher.grammar_from_lark(f"start: /{expression}/")
+
+
+def _choice(source: str) -> str:
+    choices = json.loads(source)
+    return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, choices)))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
