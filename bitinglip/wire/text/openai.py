@@ -31,6 +31,7 @@ from bitinglip.wire.text.fields import (
 )
 from bitinglip.wire.text.forms import OpenAIForms
 from bitinglip.wire.text.prompt_end import PromptEndFields
+from bitinglip.wire.text.switches import Switches
 from bitinglip.wire.text.tools import (
     MAX_CALLS,
     MAX_TOOLS,
@@ -113,7 +114,7 @@ class OpenAITextFields(OpenAIForms, SamplingFields, OpenAIRequest):
             )
 
 
-class ChatCompletionRequest(PromptEndFields, OpenAITextFields):
+class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
     messages: Annotated[
         list[OpenAIMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
