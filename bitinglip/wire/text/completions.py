@@ -55,7 +55,8 @@ Prompts = Annotated[
 
 class CompletionRequest(OpenAITextFields):
     prompt: Prompts
-    max_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS), Whole] | None = None  #: -1 is no limit
+    #: -1 is no limit
+    max_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS), Whole] | None = None
     logprobs: Logprobs | None = None
     best_of: Count | None = None
     echo: bool | None = None
