@@ -11,6 +11,7 @@ from tests.support.text_harness import load, run
 from workers.engines.base import Refused
 from workers.engines.text.chat_templates import chat_templates
 from workers.engines.text.conversation import Conversation
+from workers.engines.text.grammar.grammars import Grammars
 from workers.engines.text.preprocess import Preprocessor
 from workers.protocol import ChatMessage, Sampling, TextJob
 
@@ -25,7 +26,8 @@ def preprocessor(template: str | None) -> Preprocessor:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bos)]
     )
     chat = Conversation(chat_templates(tokenizer, Path("none")), tokenizer, "", None)
-    return Preprocessor(tokenizer, chat, max_context=500, vocab_size=500)
+    grammars = Grammars(tokenizer, frozenset({tokenizer.eos_token_id}), 500).compiler
+    return Preprocessor(tokenizer, chat, max_context=500, vocab_size=500, grammars=grammars)
 
 
 def begins(prepared: Preprocessor, job: TextJob) -> int:
