@@ -154,7 +154,7 @@ def test_search_tools_are_left_out_aloud() -> None:
 @pytest.mark.parametrize(
     ("choice", "names", "expected"),
     [
-        (None, ["f", "g"], "auto"),
+        (None, ["f", "g"], None),
         ("required", ["f", "g"], "required"),
         ("none", ["f", "g"], "none"),
         ({"type": "function", "name": "g"}, ["f", "g"], "g"),
@@ -164,7 +164,7 @@ def test_search_tools_are_left_out_aloud() -> None:
     ids=str,
 )  # fmt: skip
 def test_tool_choice_of_a_response_is_said_in_the_protocol_s_words(
-    choice: Any, names: list[str], expected: str
+    choice: Any, names: list[str], expected: str | None
 ) -> None:
     body = _parsed(tools=[FUNCTION, OTHER], tool_choice=choice)
     functions, mode = chosen(body.tool_choice, body.tools or [])
@@ -172,11 +172,11 @@ def test_tool_choice_of_a_response_is_said_in_the_protocol_s_words(
     assert functions[0].to_job().strict == (functions[0].name == "f")
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "nope"}])
-def test_tool_choice_of_a_response_that_no_tool_meets_is_refused(choice: Any) -> None:
-    body = _parsed(tool_choice=choice)
+def test_tools_that_are_allowed_and_not_there_are_refused() -> None:
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [OTHER]}
+    body = _parsed(tools=[FUNCTION], tool_choice=allowed)
     with pytest.raises(InvalidRequest):
-        chosen(body.tool_choice, [])
+        chosen(body.tool_choice, body.tools or [])
 
 
 # ---- the stream ----------------------------------------------------------------------------------
