@@ -68,10 +68,7 @@ def test_chat_says_which_fields_it_left_out(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("field", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"n": 2}, "n"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"prediction": {"type": "content", "content": "a"}}, "prediction"),
     ],
     ids=str,
