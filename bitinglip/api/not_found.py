@@ -7,6 +7,8 @@ _OPENAI = (
     "/completions",
     "/embeddings",
     "/rerank",
+    "/responses",
+    "/messages",
     "/models",
     "/images/",
     "/audio/",
