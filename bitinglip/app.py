@@ -18,6 +18,7 @@ from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.limits.token_rates import TokenRates
+from bitinglip.access.links import SIGNATURES, Links
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
@@ -198,6 +199,7 @@ async def _open(
         degraded=health.problems,
         connections=connections.states,
         refused=lambda: connections.refused,
+        tokens=dispatcher.tokens,
     )
     services = Services(
         settings=settings,
@@ -215,6 +217,7 @@ async def _open(
         responses=responses,
         revocation=revocation,
         tickets=Tickets(),
+        links=Links(home.secret(SIGNATURES), settings.files.link_lifetime),
         files=files,
         uploads=uploads,
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from model_store.errors import NameTaken
 from model_store.kinds import FAKE
-from model_store.manifest import Manifest
-from model_store.store import FILES, ModelStore
+from model_store.manifest import FILES, Manifest
+from model_store.store import ModelStore
 
 
 def _make_echo(folder: Path) -> None:

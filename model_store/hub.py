@@ -27,12 +27,12 @@ from model_store.disk import check_room, link_or_copy, store_errors
 from model_store.errors import BadFiles, BadName, DownloadError
 from model_store.inspection import components, inspect_texts
 from model_store.kinds import read_json
-from model_store.manifest import Manifest
+from model_store.manifest import FILES, Manifest
 from model_store.names import check_files, check_name, check_revision
 from model_store.pickles import convert, pickled
 from model_store.progress import Counter, Progress
 from model_store.selection import INDEX, PICKLES, WEIGHTS, select
-from model_store.store import FILES, ModelStore
+from model_store.store import ModelStore
 from model_store.transfer import Fetcher, Wanted
 
 _HEAVY = (WEIGHTS, *PICKLES)

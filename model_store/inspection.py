@@ -12,6 +12,7 @@ from typing import Any
 
 from model_store.errors import BadFiles
 from model_store.headers import DTYPES, Tensor, read_header
+from model_store.image_size import own_side
 from model_store.kinds import (
     FAKE,
     architecture_of,
@@ -90,6 +91,7 @@ class Inspection:
     voices: tuple[str, ...] = ()
     denoiser_width: int = 0
     decoder_width: int = 0
+    image_side: int = 0
 
 
 def inspect(folder: Path) -> Inspection:
@@ -172,6 +174,7 @@ def _inspect_pipeline(folder: Path) -> Inspection:
     index = read_json(folder / INDEX)
     model = Inspection("image", "image", architecture=index["_class_name"])
     model.capabilities = ("text-to-image",)
+    model.image_side = own_side(folder)
     tensors: dict[str, Tensor] = {}
     for part in components(index):
         found = weights(folder / part)

@@ -1,5 +1,6 @@
 """Reads and writes manifests: one JSON file beside a model's files, written last."""
 
+import contextlib
 from datetime import datetime
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import msgspec
 
 from model_store.disk import sync
 from model_store.errors import BadFiles
+from model_store.image_size import own_side
 
 MANIFEST = "manifest.json"
+FILES = "files"  #: the folder of a model's files, beside its manifest
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -44,6 +47,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     components: dict[str, int] = {}  #: image: bytes of each of the pipeline's models, as stored
     denoiser_width: int = 0  #: image: channels that its activations have at each latent
     decoder_width: int = 0  #: image: channels of the decoder at full size
+    image_side: int = 0  #: image: pixels of a side that the model was made for; 0 if it is not told
     voices: tuple[str, ...] = ()  #: speech: the presets that the repository names
     source: str  #: "hub:org/name", "import", "demo"
     revision: str | None = None  #: the commit that was pulled
@@ -59,11 +63,15 @@ _decoder = msgspec.json.Decoder(Manifest)
 def read_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest. Raises BadFiles if it is damaged, OSError if absent."""
     try:
-        return _decoder.decode((folder / MANIFEST).read_bytes())
+        manifest = _decoder.decode((folder / MANIFEST).read_bytes())
     except msgspec.DecodeError as error:
         raise BadFiles(
             f"A manifest is damaged ({error}); remove the model and add it again."
         ) from error
+    if manifest.kind == "image" and not manifest.image_side:  # as older ones are
+        with contextlib.suppress(BadFiles, OSError):
+            return msgspec.structs.replace(manifest, image_side=own_side(folder / FILES))
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -38,14 +38,13 @@ from model_store.errors import (
 )
 from model_store.inspection import inspect, inspect_texts, model_files
 from model_store.listing import Listing
-from model_store.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
 from model_store.pickles import convert, pickled
 from model_store.progress import Counter, Progress
 from model_store.rights import refusal
 from model_store.selection import WEIGHTS, required
 
-FILES = "files"
 PARTIAL = ".partial"
 _CHUNK = 1 << 20
 _SWEPT_AFTER_SECONDS = 60  #: a folder is made a moment before it is locked

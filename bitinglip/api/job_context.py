@@ -8,7 +8,9 @@ from bitinglip.scheduling.queue.priority import RequestPriority, priority_of, ti
 from bitinglip.wire.job_context import JobContext
 
 
-def job_context(request: Request, model: str, priority: RequestPriority = "normal") -> JobContext:
+def job_context(
+    request: Request, model: str, priority: RequestPriority = "normal", *, image_side: int = 0
+) -> JobContext:
     """Gather what a request for this model needs to become a job."""
     services, caller = services_of(request), caller_of(request)
     settings = services.settings
@@ -16,6 +18,7 @@ def job_context(request: Request, model: str, priority: RequestPriority = "norma
     return JobContext(
         model=model,
         model_settings=settings.model(model),
+        image_side=image_side,
         limits=settings.limits,
         tier=tier,
         key_id=caller.key_id,

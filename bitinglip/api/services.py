@@ -9,6 +9,7 @@ from bitinglip.access.keys import KeyRing
 from bitinglip.access.limits.admission import Admission
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.token_rates import TokenRates
+from bitinglip.access.links import Links
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import Tokens
 from bitinglip.access.usage.meter import Meter
@@ -56,6 +57,7 @@ class Services:
     responses: Responses
     revocation: Revocation
     tickets: Tickets
+    links: Links
     files: Files
     uploads: Uploads
     admission: Admission

@@ -41,10 +41,10 @@ class ImageModel(Section):
     """Sets how an image model runs, and fills in what its requests leave open."""
 
     width: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="default width of an image in pixels; null is 1024"
+        None, description="default width of an image in pixels; null is the model's own, else 1024"
     )
     height: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="default height of an image in pixels; null is 1024"
+        None, description="default height of an image in pixels; null is the model's own, else 1024"
     )
     steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="default denoising steps; null is 50"

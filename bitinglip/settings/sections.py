@@ -38,6 +38,7 @@ KeepAlive = Annotated[Seconds | Literal["forever"], BeforeValidator(_span_or_for
 
 #: how long something that has ended is kept: seconds, or a span such as 12h
 Kept = Annotated[float, Field(ge=1), BeforeValidator(span_in_seconds)]
+Lasting = Annotated[float, Field(ge=0, le=604_800), BeforeValidator(span_in_seconds)]  #: a week
 UsageKept = Annotated[float, Field(ge=32 * 86_400), BeforeValidator(span_in_seconds)]
 
 #: YAML reads a plain ``off`` as false
@@ -281,6 +282,11 @@ class Files(Section):
         description="how long a generated file is kept: seconds, or a span such as 12h; null uses "
         "tasks.retention",
     )
+    link_lifetime: Lasting = Field(
+        3600,
+        description="how long an image's link in answers on OpenAI's surface opens it without a "
+        "key: seconds, or a span such as 15m; 0 gives links that need the key",
+    )
     max_bytes: Bytes = Field(
         21_474_836_480,
         description="maximum bytes of generated files; the largest holder loses its oldest first",
@@ -325,6 +331,11 @@ class OpenAI(Section):
         "ignore",
         description="request fields on /v1 that OpenAI's API does not have: ignore (the response's "
         "header X-Ignored-Fields names them) or refuse",
+    )
+    public_audio_lists: bool = Field(
+        False,
+        description="answer GET /v1/audio/models and /v1/audio/voices without a key, as Open WebUI "
+        "asks for them; anybody can read the names of speech models and voices then",
     )
     response_retention: Kept = Field(
         2_592_000,

@@ -18,6 +18,7 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     model_settings: Model
+    image_side: int = 0  #: pixels that the model was made for; 0 if its files do not tell
     limits: Limits
     tier: Tier
     key_id: str

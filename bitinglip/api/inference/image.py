@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.limits.policy import LimitClass
+from bitinglip.access.links import Links
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import input_memory, read_body
@@ -21,6 +22,7 @@ from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.api.uploads import Upload, decode_image, inspect_image, store_uploads
 from bitinglip.errors import InvalidRequest, UnsupportedParameter
+from bitinglip.results.files import PREFIX
 from bitinglip.scheduling.job import Job
 from bitinglip.settings import ImageLimits
 from bitinglip.wire.image.job import SIDE_MULTIPLE
@@ -38,9 +40,10 @@ async def generate_images(request: Request) -> Response:
     """Make images, as one answer or as a stream of events."""
     services = services_of(request)
     body = await read_body(request, ImageGenerationRequest)
-    find_model_of(request, body.model, "image")
+    manifest = find_model_of(request, body.model, "image")
     background = wants_background(request, body)
-    job = body.to_job(job_context(request, body.model, body.priority))
+    side = manifest.image_side
+    job = body.to_job(job_context(request, body.model, body.priority, image_side=side))
     if texts := body.uploads():
         held = sum(map(len, texts.values()))
         with input_memory(request) as grow:
@@ -56,8 +59,8 @@ async def generate_images(request: Request) -> Response:
 async def create_images(request: Request) -> Response:
     """Make images from a prompt."""
     body = await read_body(request, ImagesRequest)
-    find_model_of(request, body.model, "image")
-    job = body.to_job(job_context(request, body.model), uploads=set())
+    side = find_model_of(request, body.model, "image").image_side
+    job = body.to_job(job_context(request, body.model, image_side=side), uploads=set())
     return _respond(request, job, "image_generation", body.partial_images or 0)
 
 
@@ -94,6 +97,11 @@ def _size_of(upload: Upload, limits: ImageLimits) -> tuple[int, int]:
     return side(upload.width), side(upload.height)
 
 
+def _link(server: str, links: Links, file_id: str) -> str:
+    """Return the URL of a file, which a browser can open for a while."""
+    return f"{server}{PREFIX}{file_id}{links.query(file_id)}"
+
+
 def _respond(request: Request, job: Job, kind: str, partial_images: int) -> Response:
     services = services_of(request)
     view = partial(
@@ -101,7 +109,7 @@ def _respond(request: Request, job: Job, kind: str, partial_images: int) -> Resp
         request_id=request_id_of(request),
         files=services.files,
         kind=kind,
-        base_url=public_url(request),
+        address=partial(_link, public_url(request), services.links),
         partial=partial_images,
     )
     return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -28,7 +28,7 @@ from workers.faults import NO_NUMBERS, Fault
 
 _BYTES_PER_SECOND = 1e9  #: assumed load speed of a model that was never loaded
 _BLOCKED_SECONDS = 30.0  #: Retry-After when other models hold the memory
-USUAL_SIDE = 1024  #: pixels of an image's side where the settings say nothing
+USUAL_SIDE = 1024  #: pixels of an image's side where settings and files say nothing
 _PROVEN_JOBS = 32  #: after which a model has shown what it takes
 _KIND_OF = {"cuda": ("cuda", "fake"), "cpu": ("cpu", "fake")}
 
@@ -216,7 +216,7 @@ class ResourceFacts:
         """Plan for the usual image size, and for no more offload than the largest device needs,
         of what the RAM has room for."""
         own = self._settings.model(manifest.name).image
-        side = USUAL_SIDE
+        side = manifest.image_side or USUAL_SIDE
         load_config = replace(load_config, pixels=(own.width or side) * (own.height or side))
         if own.offload != "auto":
             return replace(load_config, offload=own.offload)

@@ -249,6 +249,7 @@ class ReplicaLoader:
         own = self._settings.model(manifest.name)
         workers = self._settings.workers
         offload = self._facts.load_config(manifest, kind).offload
+        side = manifest.image_side or USUAL_SIDE
         return protocol.Load(
             model=manifest.name,
             engine=own.engine or manifest.engine,
@@ -270,8 +271,8 @@ class ReplicaLoader:
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
                 loras=own.image.loras,
-                width=own.image.width or USUAL_SIDE,
-                height=own.image.height or USUAL_SIDE,
+                width=own.image.width or side,
+                height=own.image.height or side,
             ),
             speech=self._speech_options(own.speech),
             text=protocol.TextOptions(response_template=own.text.response_template),

@@ -71,7 +71,7 @@ def model_info(
         "load_seconds": {source: round(each, 3) for source, each in (load_times or {}).items()},
         "capabilities": list(manifest.capabilities),
         "supported_parameters": supported_parameters(
-            _kind(manifest), manifest.engine, manifest.model_type
+            _kind(manifest), manifest.engine, manifest.model_type, manifest.image_side
         ),
         **({"voices": voices} if voices else {}),
         "engine": manifest.engine,
@@ -86,18 +86,10 @@ def model_info(
     }
 
 
-def openai_model(manifest: Manifest) -> dict[str, Any]:
-    """Describe a model as OpenAI's list does."""
-    return {
-        "id": manifest.name,
-        "object": "model",
-        "created": int(manifest.created_at.timestamp()),
-        "owned_by": "bitinglip",
-    }
-
-
 @cache
-def supported_parameters(kind: str, engine: str, model_type: str | None) -> Mapping[str, Any]:
+def supported_parameters(
+    kind: str, engine: str, model_type: str | None, image_side: int
+) -> Mapping[str, Any]:
     """List the parameters of a model's requests: type, bounds and default, from their schema."""
     if kind not in KINDS:
         return {}
@@ -106,10 +98,13 @@ def supported_parameters(kind: str, engine: str, model_type: str | None) -> Mapp
     if engine == "fake":
         never |= _NEED_A_MODEL
     properties = schema_of(own.request)["properties"]
+    defaults = own.defaults
+    if image_side and kind == "image":
+        defaults = {**defaults, "width": image_side, "height": image_side}
     return {
         name: {
             **schema.get("anyOf", [schema])[0],
-            "default": own.defaults.get(name, schema.get("default")),
+            "default": defaults.get(name, schema.get("default")),
         }
         for name, schema in properties.items()
         if name not in never

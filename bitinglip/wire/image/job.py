@@ -13,14 +13,14 @@ from bitinglip.wire.body import Body, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
-SIDE, STEPS = 1024, 50  #: the design's defaults
+SIDE, STEPS = 1024, 50  #: the design's defaults, where nothing tells the model's own
 SIDE_MULTIPLE = 8
 
 
 MAX_PROMPT = 16_384  #: characters; the model's own limit is told by its tokens
 
 
-_SEEDS = 2**63
+_SEEDS = 2**64  #: a negative one is taken modulo this, as torch takes it
 _RANDOM_SEEDS = 2**32  #: what other tools take, and JavaScript's numbers hold
 
 
@@ -41,7 +41,7 @@ class ImageFields(Body):
     negative_prompt: Prompt | None = None
     steps: int | None = None
     guidance_scale: float | None = None
-    seed: Annotated[int, Field(ge=0, lt=_SEEDS)] | None = None
+    seed: Annotated[int, Field(ge=-_SEEDS // 2, lt=_SEEDS)] | None = None
     n: int | None = None
     scheduler: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
@@ -66,12 +66,13 @@ class ImageFields(Body):
         }
         paths = {name: str(context.uploads / f"{task_id}-{name}") for name in uploads}
         limits = context.limits.images
+        side = min(context.image_side or SIDE, limits.max_side)
         work = protocol.ImageJob(
             id=task_id,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or None,
-            width=coalesce(size[0], own.width, SIDE),
-            height=coalesce(size[1], own.height, SIDE),
+            width=coalesce(size[0], own.width, side),
+            height=coalesce(size[1], own.height, side),
             steps=coalesce(self.steps, own.steps, STEPS),
             guidance_scale=coalesce(self.guidance_scale, own.guidance_scale, None),
             seeds=_seeds(self.seed, limits.max_images, coalesce(self.n, None, 1)),

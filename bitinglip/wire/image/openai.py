@@ -92,7 +92,7 @@ def _named(error: InvalidRequest) -> InvalidRequest:
 class ImagesRequest(_ImagesRequest):
     """The body of ``POST /v1/images/generations``."""
 
-    moderation: Annotated[Any, AllowedValues((None, "auto"))] = None
+    moderation: Annotated[Any, AllowedValues((None, "auto", "low"))] = None  # there is none here
     style: Annotated[Any, AllowedValues((None,))] = None
     output_compression: Annotated[Any, AllowedValues((None, 100))] = None
 

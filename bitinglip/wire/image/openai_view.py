@@ -1,12 +1,13 @@
 """OpenAI's surface shows an image job as finished images, or as events with partial ones."""
 
 from base64 import b64encode
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from bitinglip.errors import BitingLipError
-from bitinglip.results.files import PREFIX, Files, outputs_of
+from bitinglip.results.files import Files, outputs_of
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.wire.openai_view import OpenAIView
@@ -18,7 +19,7 @@ _json = msgspec.json.Encoder()
 class ImagesView(OpenAIView):
     """Shows a job as one object, or as partial images and a last one.
 
-    ``kind``: image_generation or image_edit; ``base_url``: the server's URL for the client.
+    ``kind``: image_generation or image_edit; ``address``: gives the client's URL of a file.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class ImagesView(OpenAIView):
         files: Files,
         *,
         kind: str,
-        base_url: str,
+        address: Callable[[str], str],
         partial: int,
     ) -> None:
         super().__init__(event_log, request_id)
@@ -37,7 +38,7 @@ class ImagesView(OpenAIView):
         self._work = event_log.job.work
         self._files = files
         self._kind = kind
-        self._base_url = base_url
+        self._address = address
         self._partial_left = partial
         self._partial_sent = 0
         self._data: list[dict[str, Any]] = []
@@ -50,7 +51,7 @@ class ImagesView(OpenAIView):
                 await self._files.register(self._event_log)
             for made in outputs_of(self._event_log):
                 if self._job.output == "url":
-                    self._data.append({"url": f"{self._base_url}{PREFIX}{made.id}"})
+                    self._data.append({"url": self._address(made.id)})
                 else:
                     self._data.append({"b64_json": await self._files.base64(made.id)})
         except BitingLipError as error:

@@ -131,6 +131,16 @@ def test_image_request_of_the_design_and_its_defaults(
     assert (job.format, job.preview_every, len(job.seeds)) == ("png", 0, 1)
 
 
+def test_seed_has_64_bits_and_a_negative_one_is_taken_modulo(client: httpx.Client) -> None:
+    for seed, seeds in (
+        (2**64 - 1, [2**64 - 1, 0]),
+        (-1, [2**64 - 1, 0]),
+        (2**63, [2**63, 2**63 + 1]),
+    ):
+        made = client.post(NATIVE, json={**ASKED, "seed": seed, "n": 2}).json()["result"]["images"]
+        assert [image["seed"] for image in made] == seeds
+
+
 def test_seed_differs_between_requests_without_one(client: httpx.Client) -> None:
     answers = [client.post(NATIVE, json=ASKED).json() for _ in range(3)]
     assert len({answer["result"]["images"][0]["seed"] for answer in answers}) == 3
@@ -159,8 +169,8 @@ def test_image_stream_shows_each_step_and_some_previews(client: httpx.Client) ->
         ({"guidance_scale": -1}, "guidance_scale"),
         ({"width": 2048, "height": 1024}, "width"),
         ({"width": 1024, "height": 1024, "n": 5}, "n"),
-        ({"seed": -1}, "seed"),
-        ({"seed": 2**63}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"seed": 2**64}, "seed"),
         ({"format": "gif"}, "format"),
         ({"loras": [{"name": "x", "scale": 5}]}, "loras[0].scale"),
         ({"mask": "aaaa"}, "mask"),

@@ -195,3 +195,14 @@ def test_confinement_of_an_image_worker_is_whole(server: Server) -> None:
     with server.client() as client:
         client.post("/api/v1/models/demo-image/load").raise_for_status()
     check_whole(server.worker("demo-image"))
+
+
+def test_image_without_a_size_has_the_model_s_own(server: Server) -> None:
+    with server.client() as client:
+        shown = client.get("/api/v1/models/demo-image").json()["supported_parameters"]
+        assert (shown["width"]["default"], shown["height"]["default"]) == (256, 256)
+        for size in ({}, {"size": "auto"}, {"size": None}):
+            asked = {"model": "demo-image", "prompt": "a fox", "steps": 1, **size}
+            made = client.post("/v1/images/generations", json=asked).json()
+            assert made["size"] == "256x256"
+            assert pixels(base64.b64decode(made["data"][0]["b64_json"])).shape == (256, 256, 3)

@@ -12,6 +12,7 @@ import diffusers
 import torch
 
 from workers.engines.base import Refused
+from workers.engines.image import long_prompts
 from workers.engines.image.loading import LoadedPipeline
 from workers.engines.image.prompt_cache import PromptCache
 from workers.engines.image.request import ImageSample
@@ -20,7 +21,7 @@ from workers.protocol import ImageJob
 
 _CLASSIC_GUIDANCE = 7.5  #: of classic pipelines, if the request names none
 _DEFAULT_SEQUENCE = 512
-TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
 
 
 class Pipelines:
@@ -31,6 +32,7 @@ class Pipelines:
         self._pipes = {"text": loaded.pipe}
         self.schedulers = Schedulers(loaded.pipe.scheduler)
         self.prompt_cache = PromptCache()
+        self.chunks_prompts = long_prompts.can_chunk(loaded.pipe)
 
     @property
     def base(self) -> Any:
@@ -44,12 +46,16 @@ class Pipelines:
         return 2 * factor if packs else factor
 
     @property
+    def tokenizers(self) -> list[Any]:
+        found = [getattr(self.base, name, None) for name in _TOKENIZERS]
+        return [each for each in found if each is not None]
+
+    @property
     def longest_prompt(self) -> int:
         """Return the tokens that the longest encoder reads; CLIP's beside it see the start only."""
         sequence = self._parameters("text").get("max_sequence_length")
         limit = sequence.default if sequence is not None else _DEFAULT_SEQUENCE
-        tokenizers = [getattr(self.base, name, None) for name in TOKENIZERS]
-        lengths = [min(each.model_max_length, limit) for each in tokenizers if each is not None]
+        lengths = [min(each.model_max_length, limit) for each in self.tokenizers]
         return max(lengths, default=limit)
 
     def guidance(self, job: ImageJob) -> float | None:
@@ -92,6 +98,8 @@ class Pipelines:
         job, mode = request.job, _mode(request.job)
         pipe = copy.copy(self._pipe(mode))
         pipe.scheduler = self.schedulers.fresh(job.scheduler)
+        if self.chunks_prompts:
+            long_prompts.attach(pipe, self.tokenizers, self.longest_prompt)
         self.prompt_cache.attach(pipe, job.adapters)
         arguments: dict[str, Any] = {
             "prompt": [sample.request.job.prompt for sample in samples],

@@ -8,7 +8,8 @@ from PIL import Image, ImageChops
 
 from workers.context_length import context_length_error
 from workers.engines.base import Refused
-from workers.engines.image.pipelines import TOKENIZERS, Pipelines
+from workers.engines.image.long_prompts import MOST_CHUNKS, chunks_of, room_of
+from workers.engines.image.pipelines import Pipelines
 from workers.engines.image.request import Request, Sources
 from workers.protocol import ImageJob
 
@@ -22,29 +23,33 @@ class Preprocessor:
     def __init__(self, pipelines: Pipelines) -> None:
         self._pipelines = pipelines
         # Copies: two threads that use one fast tokenizer get each other's results.
-        found = [getattr(pipelines.base, name, None) for name in TOKENIZERS]
-        self._tokenizers = [copy.deepcopy(each) for each in found if each is not None]
+        self._tokenizers = [copy.deepcopy(each) for each in pipelines.tokenizers]
 
     def prepare(self, job: ImageJob) -> Request:
         """Check a job and decode its images. Raises Refused for what would be cut or ignored."""
         self._pipelines.check(job)
-        self._check_length(job.prompt, "prompt")
+        chunks = self._count_chunks(job.prompt, "prompt")
         if job.negative_prompt is not None:
-            self._check_length(job.negative_prompt, "negative_prompt")
-        return Request(job, _sources(job) if job.image is not None else None)
+            chunks = max(chunks, self._count_chunks(job.negative_prompt, "negative_prompt"))
+        return Request(job, _sources(job) if job.image is not None else None, chunks)
 
-    def _check_length(self, text: str, param: str) -> None:
-        """Raise Refused for a text that all encoders would cut without a word.
+    def _count_chunks(self, text: str, param: str) -> int:
+        """Return in how many chunks a text is encoded.
 
-        It counts with its marks at both ends.
+        Raises Refused for one of too many, and for one that all encoders of a pipeline without
+        chunks would cut without a word. A text counts with its marks at both ends.
         """
-        if not self._tokenizers:
-            return
-        counts = [len(tokenizer(text).input_ids) for tokenizer in self._tokenizers]
-        longest = self._pipelines.longest_prompt
-        if min(counts) > longest:
-            message, details = context_length_error(longest, min(counts), max_tokens=None)
-            raise Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
+        longest, chunks = self._pipelines.longest_prompt, 1
+        tokens = min((len(each(text).input_ids) for each in self._tokenizers), default=0)
+        if self._pipelines.chunks_prompts:
+            chunks = len(chunks_of(text, self._tokenizers, longest))
+            if chunks <= MOST_CHUNKS:
+                return chunks
+            longest = MOST_CHUNKS * room_of(longest)
+        elif tokens <= longest:
+            return 1
+        message, details = context_length_error(longest, tokens, max_tokens=None)
+        raise Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
 
 
 def _sources(job: ImageJob) -> Sources:

@@ -45,6 +45,7 @@ class Request:
 
     job: ImageJob
     sources: Sources | None = None
+    chunks: int = 1  #: in which the longest prompt is encoded; padding would change a shorter one
     samples: list[ImageSample] = field(default_factory=list)
     has_started: bool = False
     ended: bool = False
@@ -69,6 +70,7 @@ class Request:
             job.guidance_scale,
             job.scheduler,
             job.negative_prompt is None,
+            self.chunks,
             job.adapters,
             id(self) if self.sources else None,
         )

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.support.engine_runs import finals
 from tests.support.image_harness import ImageHarness
 from workers.engines.base import Refused
+from workers.engines.image import long_prompts
 from workers.protocol import (
     ImageDone,
 )
@@ -38,11 +39,15 @@ def test_scheduler_that_is_offered_works(harness: ImageHarness) -> None:
 
 
 def test_prompt_that_would_be_cut_is_refused(harness: ImageHarness) -> None:
-    longest = harness.engine._pipelines.longest_prompt
+    pipelines = harness.engine._pipelines
+    longest = pipelines.longest_prompt
+    if pipelines.chunks_prompts:
+        longest = long_prompts.MOST_CHUNKS * long_prompts.room_of(longest)
     harness.engine.prepare(harness.job("x" * (longest - 2)))
-    found = refusal(harness, prompt="x" * (longest + 1))
-    assert (found.code, found.param) == ("CONTEXT_LENGTH_EXCEEDED", "prompt")
-    assert found.details["max_context"] == longest < found.details["prompt_tokens"]
+    for param in ("prompt", "negative_prompt") if pipelines.chunks_prompts else ("prompt",):
+        found = refusal(harness, **{param: "x" * 2 * longest})
+        assert (found.code, found.param) == ("CONTEXT_LENGTH_EXCEEDED", param)
+        assert found.details["max_context"] == longest < found.details["prompt_tokens"]
 
 
 def test_size_that_would_be_rounded_is_refused(harness: ImageHarness) -> None:

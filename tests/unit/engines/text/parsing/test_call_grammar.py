@@ -151,5 +151,5 @@ def test_json_follows_reasoning() -> None:
     told = Told(parser(form("hermes"), "<think>", tools=()), [text])
     assert (told.reasoning, json.loads(told.text)) == ("why", {"a": 1})
     for kind in ("regex", "choice", "lark"):
-        other = Grammar(kind=kind, source="[]")  # type: ignore[arg-type]
+        other = Grammar(kind=kind, source="[]")
         assert json_after_reasoning(other, FAMILIES["hermes"], {}, begun=True) is None
