@@ -24,7 +24,7 @@ from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import InternalError, InvalidRequest, NotFound, TaskNotFound
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import Job, new_task_id
+from bitinglip.scheduling.job import Claim, Job, new_task_id
 from bitinglip.tasks.responses import OPEN, KeptResponse, Responses, missing
 from bitinglip.wire.responses.items import Shown, shown_items
 from bitinglip.wire.responses.kept import kept_input, referred, resolved
@@ -199,7 +199,8 @@ async def _follow(request: Request, echo: Shown, *, after: int = -1) -> Response
     view = ResponseView(
         event_log, request_id_of(request), echo=echo, keep=ended_on_disk, after=after
     )
-    return FollowedJob(event_log, view)
+    claim = Claim(caller_of(request).credential, echo["model"], "text")
+    return FollowedJob(event_log, view, claim)
 
 
 async def _cancel(services: Services, row: KeptResponse) -> KeptResponse:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.api_server import Served, serve
 from tests.support.speaking_script import REASONING, TEXT, speak
-from tests.support.sse import events_of
+from tests.support.sse import events_of, iter_events
 from tests.support.wait import eventually
 
 FUNCTION: Any = {
@@ -222,6 +222,23 @@ def test_responses_are_their_key_s_alone(client: openai.OpenAI, speaker: Served)
     reference: Any = [{"type": "item_reference", "id": foreign.output[0].id}]
     with pytest.raises(openai.BadRequestError):
         client.responses.create(model="demo", input=reference)
+
+
+def test_response_is_followed_no_longer_than_the_follower_s_key_lives(
+    client: openai.OpenAI, speaker: Served
+) -> None:
+    made = client.responses.create(model="demo", input="!wait", background=True)
+    keys, admin = f"{speaker.url}/api/v1/keys", speaker.headers("admin")
+    key = httpx.post(keys, json={"name": "n", "scopes": ["admin"]}, headers=admin).json()
+    path = f"{speaker.url}/v1/responses/{made.id}?stream=true"
+    headers = {"authorization": f"Bearer {key['key']}"}
+    with httpx.stream("GET", path, headers=headers, timeout=20) as response:
+        told = iter_events(response.iter_lines())
+        assert next(told)[0] == "response.created"
+        httpx.delete(f"{keys}/{key['id']}", headers=admin)
+        assert "response.completed" not in [name for name, _ in told]
+    assert client.responses.retrieve(made.id).status == "in_progress"
+    assert client.responses.cancel(made.id).status == "cancelled"
 
 
 def test_input_items_come_in_pages(client: openai.OpenAI) -> None:
