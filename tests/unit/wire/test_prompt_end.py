@@ -34,8 +34,8 @@ def test_prompt_end_is_a_new_turn_unless_the_request_says_otherwise(model: Any) 
     job = message_of(read(model, body(USER), add_generation_prompt=False))
     assert (job.continue_final, job.generation_prompt) == (False, False)
     for header in (None, False):
-        more = {"continue_final_message": True, "add_generation_prompt": header}
-        assert message_of(read(model, body(USER, SAID), **more)).continue_final
+        goes_on = {"continue_final_message": True, "add_generation_prompt": header}
+        assert message_of(read(model, body(USER, SAID), **goes_on)).continue_final
 
 
 @pytest.mark.parametrize("model", SURFACES)

@@ -1,6 +1,7 @@
 """Where a prompt ends and where an answer does: BOS once, turns that go on, all end tokens."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tokenizers import processors
@@ -11,6 +12,7 @@ from tests.support.text_harness import load, run
 from workers.engines.base import Refused
 from workers.engines.text.chat_templates import chat_templates
 from workers.engines.text.conversation import Conversation
+from workers.engines.text.grammar.compiler import GrammarCompiler
 from workers.engines.text.preprocess import Preprocessor
 from workers.protocol import ChatMessage, Sampling, TextJob
 
@@ -25,7 +27,12 @@ def preprocessor(template: str | None) -> Preprocessor:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bos)]
     )
     chat = Conversation(chat_templates(tokenizer, Path("none")), tokenizer, "", None)
-    return Preprocessor(tokenizer, chat, max_context=500, vocab_size=500)
+    grammars = GrammarCompiler(_no_vocabulary)
+    return Preprocessor(tokenizer, chat, max_context=500, vocab_size=500, grammars=grammars)
+
+
+def _no_vocabulary() -> NoReturn:
+    raise AssertionError("no grammar is asked for")
 
 
 def begins(prepared: Preprocessor, job: TextJob) -> int:
