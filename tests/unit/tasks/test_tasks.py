@@ -63,7 +63,6 @@ FULL = Job(
         continue_final=True,
         count_only=True,
         clip_max_tokens=True,
-        count_only=True,
         stream=False,
     ),
     model="m",
