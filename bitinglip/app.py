@@ -199,6 +199,7 @@ async def _open(
         degraded=health.problems,
         connections=connections.states,
         refused=lambda: connections.refused,
+        tokens=dispatcher.tokens,
     )
     services = Services(
         settings=settings,

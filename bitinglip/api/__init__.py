@@ -3,9 +3,9 @@
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.routing import BaseRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bitinglip.api import docs_page, documentation, ops
+from bitinglip.api import docs_page, documentation, openai_lists, ops
 from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.inference import (
@@ -18,7 +18,7 @@ from bitinglip.api.inference import (
     transcription,
 )
 from bitinglip.api.middleware import Door
-from bitinglip.api.not_found import not_found
+from bitinglip.api.not_found import blurred, not_found
 from bitinglip.api.request_context import route_path
 from bitinglip.api.tasks import files, tasks, watch
 from bitinglip.settings import Settings
@@ -43,7 +43,7 @@ _ROUTERS = (
     files.router,
     watch.router,
     models.native,
-    models.openai,
+    openai_lists.router,
     workers.router,
     keys.router,
     audit.router,
@@ -70,16 +70,21 @@ def mount(app: Application, settings: Settings) -> None:
     app.router.redirect_slashes = False
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
-    app.router.default = _not_found
+    app.router.default = _not_found(app.routes)
     check_declared(app.routes)
     check_endpoints(app.routes, settings)
     documentation.install(app)
     app.door = Door(app, settings, AsyncExitStackMiddleware(app.router))
 
 
-async def _not_found(scope: Scope, _receive: Receive, _send: Send) -> None:
-    """Raise NotFound where no route matches, for requests and WebSockets alike."""
-    raise not_found(route_path(scope))
+def _not_found(routes: list[BaseRoute]) -> ASGIApp:
+    """Return what raises NotFound where no route matches, for requests and WebSockets alike."""
+    known = blurred(getattr(route, "path", "") for route in routes)
+
+    async def raise_not_found(scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise not_found(route_path(scope), known)
+
+    return raise_not_found
 
 
 def check_declared(routes: list[BaseRoute]) -> None:

@@ -1,6 +1,7 @@
 """Multipart forms: files, and fields that are checked as those of a JSON body are."""
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -19,6 +20,8 @@ from bitinglip.errors import InvalidRequest, UnsupportedMediaType
 from bitinglip.results.uploads import ReceivedFile
 
 FORM = "multipart/form-data"
+#: of a list, as clients name it: ``name[]`` or ``name[0]``
+_ELEMENT = re.compile(r"\[[0-9]{0,4}\]\Z", re.ASCII)
 _UTF8 = (b"utf-8", b"utf8")
 _WORDS = {"true": True, "false": False}
 
@@ -58,8 +61,9 @@ def _values(
         shown = name[:64]
         if name in names:
             raise InvalidRequest(f"'{shown}' must be a file.", param=shown)
-        if name.endswith("[]"):
-            listed = fields.setdefault(name.removesuffix("[]"), [])
+        whole = _ELEMENT.sub("", name)
+        if whole != name or _is_list(model, name):
+            listed = fields.setdefault(whole, [])
             if not isinstance(listed, list):
                 raise InvalidRequest(f"'{shown}' is given twice.", param=shown)
             listed.append(value)
@@ -68,6 +72,12 @@ def _values(
         else:
             fields[name] = _typed(model, name, value)
     return fields
+
+
+def _is_list(model: type[BaseModel], name: str) -> bool:
+    """Tell whether a field holds a list: its elements may come without brackets, too."""
+    field = model.model_fields.get(name)
+    return field is not None and any(get_origin(kind) is list for kind in _kinds(field.annotation))
 
 
 def single_file(files: Uploaded) -> ReceivedFile:

@@ -7,9 +7,6 @@ from bitinglip.api.services import services_in
 from bitinglip.errors import BitingLipError
 from bitinglip.scheduling.job import Job
 
-#: fields that OpenAI's surface calls otherwise
-_OPENAI = {("speech", "text"): "input"}
-
 
 async def checked_job(scope: Scope, job: Job) -> Job:
     """Return the job as a model may have it; what the client sent with a refused one is removed.
@@ -21,9 +18,7 @@ async def checked_job(scope: Scope, job: Job) -> Job:
     assert job.guard is not None
     try:
         work = await services.guard.checked(job.work, job.guard)
-    except BitingLipError as error:
+    except BitingLipError:
         services.uploads.discard(job)
-        if error.param is not None and scope["path"].startswith("/v1/"):
-            error.param = _OPENAI.get((job.kind, error.param), error.param)
         raise
     return job if work is job.work else msgspec.structs.replace(job, work=work)

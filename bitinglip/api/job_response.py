@@ -18,6 +18,7 @@ from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
 from bitinglip.scheduling.job import Job
+from bitinglip.wire.errors import name_as_openai
 from workers import protocol
 
 
@@ -54,6 +55,10 @@ class JobResponse(Response):
                 await self._run(scope, receive, send)
         except ClientGone:
             return
+        except BitingLipError as error:
+            if scope["path"].startswith("/v1/"):
+                name_as_openai(error, self._job.kind)
+            raise
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

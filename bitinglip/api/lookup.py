@@ -45,6 +45,12 @@ def find_model(request: Request, name: str) -> Manifest:
     return manifest
 
 
+def allowed_models(request: Request) -> list[Manifest]:
+    """Return the models that the caller's key is for."""
+    caller = caller_of(request)
+    return [each for each in services_of(request).store.list() if caller.may_use(each.name)]
+
+
 def find_model_of(request: Request, name: str, kind: str) -> Manifest:
     """Return a model of a kind. Raises as find_model does, or InvalidRequest for another kind."""
     manifest = find_model(request, name)

@@ -34,6 +34,7 @@ MEDIA_TYPES = {
     "flac": "audio/flac",
     "ogg": "audio/ogg",
     "mp3": "audio/mpeg",
+    "aac": "audio/aac",
 }
 PREFIX = "/api/v1/files/"
 _UNCLAIMED_SECONDS = 120  #: that a file without a row is left, so that its readers can finish

@@ -57,7 +57,7 @@ def used(event_log: EventLog, last: protocol.Final, gpu_us: int) -> Amounts:
         case protocol.TextJob(count_only=True):
             return Amounts(requests, gpu_us=gpu_us)
         case protocol.TextJob() | protocol.EmbeddingJob():
-            prompt, completion = _tokens(last, event_log)
+            prompt, completion = tokens_of(event_log, last)
             return Amounts(requests, prompt, completion, gpu_us=gpu_us)
         case protocol.ImageJob():
             made = len(last.images) if isinstance(last, protocol.ImageDone) else 0
@@ -125,8 +125,12 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _tokens(last: protocol.Final, event_log: EventLog) -> tuple[int, int]:
-    """Return the tokens of the prompt and those sampled; of a failed job those handed over."""
+def tokens_of(event_log: EventLog, last: protocol.Final | None = None) -> tuple[int, int]:
+    """Return the tokens of the prompt and those sampled; before the end those handed over.
+
+    last: the last event of the job's worker, if it is another than the log's.
+    """
+    last = last or event_log.final
     if isinstance(last, (protocol.TextDone, protocol.Cancelled)) and last.prompt_tokens:
         return last.prompt_tokens, last.completion_tokens
     if isinstance(last, protocol.EmbeddingDone):

@@ -94,7 +94,13 @@ class SpeechModel(Section):
         None, description="default language of a voice that is named without one"
     )
     metadata: bool = Field(
-        True, description="mark the audio files as machine-generated in their metadata"
+        True,
+        description="mark the audio files as machine-generated in their metadata (aac has none)",
+    )
+    voice_aliases: dict[str, str] = Field(
+        {},
+        description="further names of the model's voices, such as alloy: v2/en_speaker_6; OpenAI's "
+        "names that are not among them stand for the model's voices in order",
     )
     vocoder: str | None = Field(
         None, description="vocoder of a SpeechT5 model: the name of a model in the store"
@@ -112,6 +118,14 @@ class EmbeddingModel(Section):
         False,
         description="embed the beginning of texts that are longer than the model reads, unless the "
         "request says otherwise; false refuses them",
+    )
+
+
+class TranscriptionModel(Section):
+    voice_activity: bool = Field(
+        True,
+        description="leave out words that the model makes up where nothing sounds like a voice: "
+        "silence, hum, steady noise",
     )
 
 
@@ -185,6 +199,9 @@ class Model(Section):
     text: TextModel = Field(TextModel(), description="settings of a text model")
     image: ImageModel = Field(ImageModel(), description="settings of an image model")
     speech: SpeechModel = Field(SpeechModel(), description="settings of a speech model")
+    transcription: TranscriptionModel = Field(
+        TranscriptionModel(), description="settings of a transcription model"
+    )
     embedding: EmbeddingModel = Field(
         EmbeddingModel(), description="settings of an embedding model"
     )

@@ -335,6 +335,11 @@ class OpenAI(Section):
         description="request fields on /v1 that OpenAI's API does not have: ignore (the response's "
         "header X-Ignored-Fields names them) or refuse",
     )
+    public_audio_lists: bool = Field(
+        False,
+        description="answer GET /v1/audio/models and /v1/audio/voices without a key, as Open WebUI "
+        "asks for them; anybody can read the names of speech models and voices then",
+    )
     response_retention: Kept = Field(
         2_592_000,
         description="how long a stored response of /v1/responses is kept: seconds, or a span such "

@@ -39,6 +39,7 @@ class Turn:
     """What a response was made from, without the turns before it, and what it consists of."""
 
     response_id: str
+    model: str
     input: list[Shown]
     output: list[Shown]
 
@@ -168,7 +169,8 @@ class Responses:
                 raise _not_previous("is not there, or not any more")
             if row.status not in ("completed", "incomplete"):
                 raise _not_previous("has not ended, or not well")
-            turns.append(Turn(response_id=at, input=row.input, output=row.response["output"]))
+            output = row.response["output"]
+            turns.append(Turn(response_id=at, model=row.model, input=row.input, output=output))
             at = row.previous_id
         return turns[::-1]
 

@@ -16,7 +16,7 @@ from bitinglip.telemetry.device_gauges import DeviceSample, device_gauges
 from bitinglip.telemetry.exposition import MaySee, render
 from bitinglip.telemetry.health import CHECKS
 from bitinglip.telemetry.logs import dropped_lines
-from bitinglip.telemetry.tally import Spread, Tally
+from bitinglip.telemetry.tally import Labels, LiveTally, Spread, Tally
 
 ACTIVE_SECONDS = 300.0  #: a user counts as active for this long after a request
 MAX_LABEL_VALUES = 256  #: different models, or reasons, before the rest are called ``_other``
@@ -104,7 +104,7 @@ class Metrics:
         self._jobs = Tally(
             "bitinglip_jobs_total", "Jobs by how they ended", ["model", "status"], registry
         )
-        self._tokens = Tally(
+        self._tokens = LiveTally(
             "bitinglip_tokens_total", "Tokens read and made", ["model", "kind"], registry
         )
         self._images = Counter(
@@ -228,10 +228,23 @@ class Metrics:
         degraded: Callable[[], Iterable[str]] = tuple,
         connections: Callable[[], Mapping[str, int]] = dict,
         refused: Callable[[], Mapping[str, int]] = dict,
+        tokens: Callable[[], Iterable[tuple[str, int, int]]] = tuple,
     ) -> None:
-        """Read these gauges whenever somebody scrapes: on the event loop, so none may block."""
+        """Read these gauges whenever somebody scrapes: on the event loop, so none may block.
+
+        ``tokens``: of each job that is not counted yet its model, and its prompt's and made tokens.
+        """
+        self._tokens.live = lambda: self._live_tokens(tokens())
         self.registry.register(_Edge(connections, refused, degraded))
         self.registry.register(_Live(in_flight, depth, workers, devices, self._models))
+
+    def _live_tokens(self, jobs: Iterable[tuple[str, int, int]]) -> dict[Labels, float]:
+        found: dict[Labels, float] = {}
+        for name, prompt, made in jobs:
+            model = self._models.bound(name)
+            for labels, tokens in (((model, "prompt"), prompt), ((model, "completion"), made)):
+                found[labels] = found.get(labels, 0.0) + tokens
+        return found
 
     def render(self, accept: str, may_see: MaySee | None = None) -> tuple[bytes, str]:
         """Return the text in the format that ``accept`` asks for, and its content type."""

@@ -5,7 +5,7 @@ one of the event loop, and renders too.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -32,6 +32,29 @@ class Tally(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
         for labels, count in self._counts.items():
+            family.add_metric(labels, count)
+        yield family
+
+
+class LiveTally(Tally):
+    """A counter that also shows what is still going on; it never falls, whatever becomes of it."""
+
+    #: returns what has not been added yet
+    live: Callable[[], Mapping[Labels, float]] = staticmethod(dict)
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry
+    ) -> None:
+        self._shown: dict[Labels, float] = {}
+        super().__init__(name, text, labels, registry)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        live = self.live()
+        for labels in self._counts.keys() | live.keys():
+            now = self._counts.get(labels, 0.0) + live.get(labels, 0.0)
+            self._shown[labels] = max(now, self._shown.get(labels, 0.0))
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, count in self._shown.items():
             family.add_metric(labels, count)
         yield family
 

@@ -20,6 +20,19 @@ _OPENAI_CODES = {
     "CONTENT_FILTERED": "content_filter",
 }
 
+#: what OpenAI's surface calls a field that an error of a job of some kind names
+_OPENAI_FIELDS = {
+    ("speech", "text"): "input",
+    ("transcription", "task"): "model",  # translation has a route of its own
+    ("transcription", "timestamps"): "timestamp_granularities",
+}
+
+
+def name_as_openai(error: errors.BitingLipError, kind: str) -> None:
+    """Let an error of a job name the field that OpenAI's surface has for it."""
+    if error.param is not None:
+        error.param = _OPENAI_FIELDS.get((kind, error.param), error.param)
+
 
 def error_body(error: errors.BitingLipError, request_id: str, *, openai: bool = False) -> bytes:
     """Encode an error as JSON: ``{"error": {...}}``; ``openai``: with that surface's codes."""

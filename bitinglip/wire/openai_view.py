@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from bitinglip.errors import BitingLipError, TaskCancelled
 from bitinglip.results.streams import sse
 from bitinglip.scheduling.event_log import Event, EventLog, error_of
-from bitinglip.wire.errors import error_body
+from bitinglip.wire.errors import error_body, name_as_openai
 from workers import protocol
 
 
@@ -44,4 +44,5 @@ class OpenAIView(ABC):
 
     def error_event(self, error: BitingLipError) -> bytes:
         """Return an error as an event of a stream that has begun."""
+        name_as_openai(error, self._event_log.job.kind)
         return sse(error_body(error, self._request_id, openai=True))

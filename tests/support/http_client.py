@@ -38,9 +38,21 @@ def _path_of(response: httpx.Response) -> str:
         return "/"
 
 
+def _of_anthropic(response: httpx.Response, code: str) -> dict[str, Any]:
+    """Check a refusal in Anthropic's shape; returns its error object, with our details alone."""
+    told = response.json()
+    assert set(told) == {"type", "error", "request_id"}
+    assert told["request_id"] == response.headers["request-id"]
+    error: dict[str, Any] = told["error"]
+    assert error["details"].pop("error_code") == code.lower()
+    return error
+
+
 def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """Check a refusal by our table's code; returns its error object."""
     assert response.status_code == status, response.text
+    if _path_of(response).startswith("/v1/messages"):
+        return _of_anthropic(response, code)
     error: dict[str, Any] = response.json()["error"]
     assert error["code"] == code_on(_path_of(response), code)
     assert error["request_id"] == response.headers["x-request-id"]

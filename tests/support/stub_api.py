@@ -77,6 +77,7 @@ class Stub:
     url: str = ""
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
     pieces: list[str] = field(default_factory=lambda: ["Hello", ", ", "world"])
+    choices: list[dict[str, Any]] = field(default_factory=list)  #: of an answer with several
     pause: float = 0.0  #: seconds before each token
     failure: dict[str, Any] | None = None  #: the stream ends with it
     cuts_off: bool = False
@@ -169,7 +170,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.stub.failure:
             self._event("failed", {"error": self.stub.failure})
         else:
-            self._event("completed", completed("".join(self.stub.pieces), len(self.stub.pieces)))
+            whole = completed("".join(self.stub.pieces), len(self.stub.pieces))
+            if self.stub.choices:
+                whole["result"]["choices"] = self.stub.choices
+            self._event("completed", whole)
 
     def _event(self, name: str, data: Any) -> None:
         text = json.dumps(data, ensure_ascii=False)

@@ -178,6 +178,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str
     tokens: tuple[Count, ...]
     words: tuple[Word, ...] = ()
+    logprobs: tuple[tuple[bytes, Number], ...] = ()  #: of each token of text: its bytes, and that
     avg_logprob: Number
     no_speech_prob: Number
     temperature: Number
@@ -192,12 +193,15 @@ class SegmentDelta(msgspec.Struct, tag="segment_delta", frozen=True, kw_only=Tru
     index: Count
 
 
-class TranscriptionDone(msgspec.Struct, tag="transcription_done", frozen=True, kw_only=True):
+class TranscriptionDone(
+    msgspec.Struct, tag="transcription_done", frozen=True, kw_only=True, omit_defaults=True
+):
     """The final event of a transcription that succeeded."""
 
     id: JobId
     text: str
     language: Name | None  #: as a code
+    language_name: Name | None = None  #: in English
     duration: Seconds  #: of the file, in seconds
     segments: tuple[Segment, ...]
 

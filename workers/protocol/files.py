@@ -3,7 +3,7 @@
 from typing import Literal
 
 ImageFormat = Literal["png", "jpeg", "webp"]
-AudioFormat = Literal["wav", "flac", "ogg", "mp3"]
+AudioFormat = Literal["wav", "flac", "ogg", "mp3", "aac"]
 
 
 def image_file_name(job_id: str, index: int, image_format: str) -> str:

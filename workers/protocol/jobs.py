@@ -59,7 +59,8 @@ class SpeechJob(msgspec.Struct, tag="speech", frozen=True, kw_only=True, omit_de
     language: str | None = None
     seed: int
     speed: float | None = None
-    format: AudioFormat = "wav"  #: ogg holds Opus
+    stretch: bool = False  #: where the model has no speed, change that of the sound
+    format: AudioFormat = "wav"  #: ogg holds Opus, aac ADTS
     sample_rate: int | None = None  #: None: the model's own, or the next that the format has
     metadata: bool = True  #: label the file as made by a machine
     folder: str
@@ -78,6 +79,8 @@ class TranscriptionJob(
     prompt: str | None = None  #: what might have been said before, for names and spelling
     temperature: float = 0.0  #: where the first attempt at a window begins; later ones go up
     timestamps: str = "none"  #: none, segment or word
+    logprobs: bool = False  #: report that of each token of text
+    voice_activity: bool = False  #: doubt words where the sound neither rises nor falls
     max_seconds: float  #: a longer file is refused, as one of more channels or samples is
     max_channels: int = 8
     max_sample_rate: int = 768_000

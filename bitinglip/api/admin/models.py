@@ -13,17 +13,16 @@ from bitinglip.api.audited import audited, note_change
 from bitinglip.api.auth import caller_of, from_this_machine, requires_scope
 from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body, list_query
-from bitinglip.api.lookup import check_model, describe, find_model
-from bitinglip.api.paging import check_query, read_page
+from bitinglip.api.lookup import allowed_models, check_model, describe, find_model
+from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
 from bitinglip.audit.entry import Action, changed
 from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
 from bitinglip.scheduling.placement.fit import fit_info
-from bitinglip.wire.admin.models import ImportModelRequest, openai_model
+from bitinglip.wire.admin.models import ImportModelRequest
 from model_store.manifest import Manifest
 
 native = APIRouter(prefix="/api/v1/models", tags=["models"])
-openai = APIRouter(prefix="/v1/models", tags=["openai"])
 
 _FILTERS = {
     "type": ("text", "image", "audio", "embedding"),
@@ -38,7 +37,7 @@ async def list_models(request: Request) -> Response:
     services = services_of(request)
     page = read_page(request, *_FILTERS)
     wanted = _read_filters(request)
-    models = [describe(services, manifest) for manifest in _allowed_models(request)]
+    models = [describe(services, manifest) for manifest in allowed_models(request)]
     return page.of(
         [model for model in models if all(model[name] == value for name, value in wanted.items())]
     )
@@ -138,12 +137,6 @@ def _note_status(request: Request, name: str, before: str) -> None:
     note_change(request, target=name, before=old, after=new)
 
 
-def _allowed_models(request: Request) -> list[Manifest]:
-    """Return the models that the caller's key is for."""
-    caller = caller_of(request)
-    return [each for each in services_of(request).store.list() if caller.may_use(each.name)]
-
-
 def _read_filters(request: Request) -> dict[str, str]:
     wanted = {name: value for name, value in request.query_params.items() if name in _FILTERS}
     for name, value in wanted.items():
@@ -152,19 +145,3 @@ def _read_filters(request: Request) -> dict[str, str]:
                 f"'{name}' must be one of {', '.join(_FILTERS[name])}.", param=name
             )
     return wanted
-
-
-@openai.get("")
-@requires_scope(Scope.MODELS_READ)
-async def list_openai_models(request: Request) -> Response:
-    """List all models of the store, as OpenAI's client expects them."""
-    check_query(request)
-    models = [openai_model(manifest) for manifest in _allowed_models(request)]
-    return json_response({"object": "list", "data": models})
-
-
-@openai.get("/{model_id:path}")
-@requires_scope(Scope.MODELS_READ)
-async def get_openai_model(request: Request, model_id: str) -> Response:
-    """Show one model; its id may hold one slash."""
-    return json_response(openai_model(find_model(request, model_id)))

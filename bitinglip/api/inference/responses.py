@@ -239,22 +239,25 @@ def _owner(request: Request) -> str | None:
 
 
 async def _history(request: Request, previous_id: str | None) -> list[Shown]:
-    """Return all items before the request's own. Raises InvalidRequest."""
+    """Return all items before the request's own. Raises InvalidRequest or ModelNotAllowed."""
     if previous_id is None:
         return []
     turns = await services_of(request).responses.turns(previous_id, _owner(request))
+    for turn in turns:
+        check_model(caller_of(request), turn.model)
     return [item for turn in turns for item in (*turn.input, *turn.output)]
 
 
 async def _with_references(request: Request, items: list[Shown]) -> list[Shown]:
-    """Put stored items in the places of those that refer to them. Raises InvalidRequest."""
+    """Put stored items in the places of those that refer to them.
+
+    Raises InvalidRequest, InsufficientScope or ModelNotAllowed.
+    """
     known: dict[str, Shown] = {}
-    owner = _owner(request)
     for each in sorted(referred(items)):
         with suppress(NotFound):
-            row = await services_of(request).responses.get(each)
-            if owner in (None, row.key_id):
-                known |= {item["id"]: item for item in (*row.input, *row.response["output"])}
+            row = await _find(request, each)
+            known |= {item["id"]: item for item in (*row.input, *row.response["output"])}
     return resolved(items, known)
 
 

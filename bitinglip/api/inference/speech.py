@@ -20,6 +20,7 @@ from bitinglip.api.services import services_of
 from bitinglip.wire.speech import native as native_wire
 from bitinglip.wire.speech import openai as openai_wire
 from bitinglip.wire.speech.openai_view import SpeechView
+from model_store.voices import voices_of
 
 native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
 openai = APIRouter(prefix="/v1/audio", tags=["openai"])
@@ -42,13 +43,13 @@ async def create_speech(request: Request) -> Response:
     """Say a text; the answer is the audio itself, whole or streamed."""
     services = services_of(request)
     body = await read_body(request, openai_wire.SpeechRequest)
-    find_model_of(request, body.model, "speech")
+    manifest = find_model_of(request, body.model, "speech")
+    voices = voices_of(manifest, services.settings.model(manifest.name).speech.voices)
+    job = body.to_job(job_context(request, body.model), voices)
     view = partial(
         SpeechView,
         request_id=request_id_of(request),
         files=services.files,
         events=body.stream_format == "sse",
     )
-    return JobResponse(
-        services.dispatcher, services.uploads, body.to_job(job_context(request, body.model)), view
-    )
+    return JobResponse(services.dispatcher, services.uploads, job, view)

@@ -25,7 +25,7 @@ from bitinglip.scheduling.kinds import cost, input_bytes
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.queue.fair_queue import FairShare
 from bitinglip.scheduling.queue.overload import OverloadController, Pressure
-from bitinglip.scheduling.usage import cancelled, most_used
+from bitinglip.scheduling.usage import cancelled, most_used, tokens_of
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
 from workers import protocol
@@ -187,6 +187,12 @@ class Dispatcher:
             self.delivery.eta(model_queue, model_queue.depth) if model_queue is not None else None
         )
 
+    def tokens(self) -> Iterator[tuple[str, int, int]]:
+        """Yield the model of each job that is not counted yet, and the tokens it took so far."""
+        for entry in self.delivery.entries.values():
+            if not entry.abandoned:
+                yield entry.event_log.job.model, *tokens_of(entry.event_log)
+
     async def watch_overload(self) -> None:
         """Measure how late the event loop is, and the overload, for as long as the server runs."""
         while True:
@@ -311,7 +317,7 @@ class Dispatcher:
         assert final is not None
         assert event_log.ended is not None
         first = event_log.first_token
-        prompt_tokens, completion_tokens = _tokens(final)
+        prompt_tokens, completion_tokens = tokens_of(event_log)
         self._metrics.job_finished(
             model=event_log.job.model,
             kind=event_log.job.kind,
@@ -326,17 +332,6 @@ class Dispatcher:
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
-
-
-def _tokens(final: protocol.Final) -> tuple[int, int]:
-    """Return the tokens of prompt and completion that a job took."""
-    match final:
-        case protocol.TextDone() | protocol.Cancelled():
-            return final.prompt_tokens, final.completion_tokens
-        case protocol.EmbeddingDone():
-            return final.prompt_tokens, 0
-        case _:
-            return 0, 0
 
 
 def _end_of(final: protocol.Final) -> str:

@@ -86,16 +86,6 @@ def model_info(
     }
 
 
-def openai_model(manifest: Manifest) -> dict[str, Any]:
-    """Describe a model as OpenAI's list does."""
-    return {
-        "id": manifest.name,
-        "object": "model",
-        "created": int(manifest.created_at.timestamp()),
-        "owned_by": "bitinglip",
-    }
-
-
 @cache
 def supported_parameters(
     kind: str, engine: str, model_type: str | None, image_side: int

@@ -19,7 +19,8 @@ _RANDOM_SEEDS = 2**32
 Voice = Annotated[str, Field(min_length=1, max_length=128)]
 
 
-Language = Annotated[str, Field(min_length=2, max_length=16)]
+#: a code, with a region or not, or an English name; blank or ``auto`` is none
+Language = Annotated[str, Field(max_length=32)]
 
 
 Speed = Annotated[float, Field(ge=0.25, le=4)]
@@ -41,6 +42,8 @@ def speech_job(
     **job_fields: Any,
 ) -> Job:
     """Make the job; ``param`` is what the surface calls the text. Raises InvalidRequest."""
+    if language is not None and language.strip().lower() in ("", "auto"):
+        language = None
     own, most = context.model_settings.speech, context.limits.speech.max_characters
     if context.tier.speech.max_characters is not None:
         most = min(most, context.tier.speech.max_characters)
@@ -55,7 +58,7 @@ def speech_job(
     work = protocol.SpeechJob(
         id=new_task_id(),
         text=text,
-        voice=voice or own.voice,
+        voice=own.voice_aliases.get(voice or own.voice or "", voice or own.voice),
         language=language or own.language,
         seed=secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed,
         folder=str(context.folder),

@@ -55,10 +55,12 @@ Prompts = Annotated[
 
 class CompletionRequest(OpenAITextFields):
     prompt: Prompts
-    max_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS), Whole] | None = None  #: -1 is no limit
+    #: -1 is no limit
+    max_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS), Whole] | None = None
     logprobs: Logprobs | None = None
     best_of: Count | None = None
     echo: bool | None = None
+    add_special_tokens: bool | None = None  #: such as BOS, around each text; null is true
     suffix: Annotated[Any, AllowedValues((None, ""))] = None
 
     def to_job(self, context: JobContext) -> Job:
@@ -81,6 +83,7 @@ class CompletionRequest(OpenAITextFields):
             n=self.n or 1,
             best_of=self.best_of,
             echo=bool(self.echo),
+            special_tokens=self.add_special_tokens is not False,
             clip_max_tokens=True,
             stream=bool(self.stream),
             grammar=self.asked_grammar(),

@@ -48,7 +48,7 @@ Logprobs = Annotated[int, Field(ge=0, le=20), Whole]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 StopTokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=64)]
-Count = Annotated[int, Field(ge=1, le=MOST_SEQUENCES)]  #: of choices
+Count = Annotated[int, Field(ge=1, le=MOST_SEQUENCES), Whole]  #: of choices
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 #: empty ones are none
 Stops = Annotated[
@@ -145,7 +145,7 @@ class SamplingFields(Body):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     #: no end token and no stop before so many
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS), Whole] | None = None
     stop_token_ids: StopTokenIds | None = None
     n: Count | None = None  #: choices for each prompt
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None

@@ -11,6 +11,7 @@ from bitinglip.wire.body import ModelName, Timeout
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stops
 from bitinglip.wire.text.forms import NativeForms
+from bitinglip.wire.text.prompt_end import PromptEndFields
 from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
 from bitinglip.wire.text.tools import MAX_TOOLS, ToolChoice, ToolEntry, tool_fields
 from workers import protocol
@@ -18,12 +19,13 @@ from workers import protocol
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
 
-class TextGenerationRequest(NativeForms, SamplingFields):
+class TextGenerationRequest(NativeForms, PromptEndFields, SamplingFields):
     """Asks for text from a ``prompt``, or from ``messages`` through the model's chat template."""
 
     model: ModelName
     prompt: str | None = None
     messages: Messages | None = None
+    add_special_tokens: bool | None = None  #: such as BOS, around a prompt; null is true
     stop_sequences: Stops = None
     logprobs: Logprobs | None = None
     tools: Annotated[list[ToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
@@ -40,10 +42,11 @@ class TextGenerationRequest(NativeForms, SamplingFields):
     def to_job(self, context: JobContext) -> Job:
         """Make the job that this request asks for. Raises InvalidRequest."""
         self._check_one_input()
+        messages = tuple(m.to_job() for m in self.messages) if self.messages else None
         work = protocol.TextJob(
             id=new_task_id(),
             prompt=self.prompt,
-            messages=tuple(m.to_job() for m in self.messages) if self.messages else None,
+            messages=messages,
             sampling=self.sampling(
                 context.model_settings.sampling,
                 DEFAULTS,
@@ -54,6 +57,7 @@ class TextGenerationRequest(NativeForms, SamplingFields):
             n=self.n or 1,
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
+            special_tokens=self.add_special_tokens is not False,
             template_kwargs=template_variables(
                 self.chat_template_kwargs,
                 enable_thinking=self.enable_thinking,
@@ -61,12 +65,19 @@ class TextGenerationRequest(NativeForms, SamplingFields):
             ),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
             grammar=self.asked_grammar(),
+            **self.prompt_end(messages),
         )
         return context.job(work, timeout=self.timeout)
 
     def _check_one_input(self) -> None:
         if self.messages is None and self.tools:
             raise InvalidRequest("'tools' needs 'messages'.", param="tools")
+        if self.messages is not None and self.add_special_tokens is not None:
+            raise InvalidRequest(
+                "'add_special_tokens' is for a 'prompt'; the chat template of the model writes "
+                "those of 'messages'.",
+                param="add_special_tokens",
+            )
         if self.prompt is not None and self.messages is not None:
             raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages")
         if self.prompt is None and self.messages is None:

@@ -30,6 +30,7 @@ from bitinglip.wire.text.fields import (
     parts,
 )
 from bitinglip.wire.text.forms import OpenAIForms
+from bitinglip.wire.text.prompt_end import PromptEndFields
 from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
 from bitinglip.wire.text.tools import (
     MAX_CALLS,
@@ -113,7 +114,7 @@ class OpenAITextFields(OpenAIForms, SamplingFields, OpenAIRequest):
             )
 
 
-class ChatCompletionRequest(OpenAITextFields):
+class ChatCompletionRequest(PromptEndFields, OpenAITextFields):
     messages: Annotated[
         list[OpenAIMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
@@ -144,9 +145,10 @@ class ChatCompletionRequest(OpenAITextFields):
         """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
         asked = coalesce(self.max_completion_tokens, self.max_tokens, None)
+        messages = tuple(message.to_job() for message in self.messages)
         work = protocol.TextJob(
             id=new_task_id(),
-            messages=tuple(message.to_job() for message in self.messages),
+            messages=messages,
             sampling=self.sampling(
                 context.model_settings.sampling,
                 CHAT_DEFAULTS,
@@ -164,6 +166,7 @@ class ChatCompletionRequest(OpenAITextFields):
             ),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
             grammar=self.asked_grammar(),
+            **self.prompt_end(messages),
         )
         return context.job(work)
 

@@ -39,9 +39,8 @@ class _TextView(OpenAIView):
         }
         self._begun = False
         self._head = self._tail = b""  #: of each chunk
-        self._before = self._after = (
-            b""  #: the text of a token of the first choice, without logprobs
-        )
+        #: the text of a token of the first choice, without logprobs
+        self._before = self._after = b""
         self._other_frames: dict[int, tuple[bytes, bytes]] = {}  #: the same of other choices
         self._choices = job.work.choices
 

@@ -9,7 +9,8 @@ from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
-Language = Annotated[str, Field(min_length=2, max_length=32)]
+#: a code, with a region or not, or an English name; blank or ``auto``: the model finds out
+Language = Annotated[str, Field(max_length=32)]
 
 
 Prompt = Annotated[str, Field(max_length=4096)]
@@ -18,8 +19,18 @@ Prompt = Annotated[str, Field(max_length=4096)]
 Temperature = Annotated[float, Field(ge=0, le=1)]
 
 
+def given_language(name: str) -> str | None:
+    """Return the language that a request names; None if it leaves it to the model."""
+    return None if name.strip().lower() in ("", "auto") else name
+
+
 def transcription_job(
-    context: JobContext, file_bytes: int, *, timeout: float | None = None, **job_fields: Any
+    context: JobContext,
+    file_bytes: int,
+    *,
+    language: str | None = None,
+    timeout: float | None = None,
+    **job_fields: Any,
 ) -> Job:
     """Make the job; the file, of so many bytes, is to be written where it says that it is.
 
@@ -34,6 +45,8 @@ def transcription_job(
     work = protocol.TranscriptionJob(
         id=task_id,
         path=str(context.uploads / f"{task_id}-file"),
+        language=None if language is None else given_language(language),
+        voice_activity=context.model_settings.transcription.voice_activity,
         max_seconds=min(each for each in seconds if each is not None),
         max_channels=limits.max_channels,
         max_sample_rate=limits.max_sample_rate,

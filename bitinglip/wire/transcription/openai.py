@@ -28,7 +28,7 @@ class TranscriptionRequest(_Fields):
     language: Language | None = None
     timestamp_granularities: list[Literal["word", "segment"]] | None = None
     stream: bool | None = None
-    include: Annotated[Any, AllowedValues((None, []))] = None
+    include: list[Literal["logprobs"]] | None = None
     chunking_strategy: Annotated[Any, AllowedValues((None, "auto"))] = None
     keywords: Annotated[Any, AllowedValues((None, []))] = None
     known_speaker_names: Annotated[Any, AllowedValues((None, []))] = None
@@ -46,6 +46,8 @@ class TranscriptionRequest(_Fields):
             raise UnsupportedParameter(
                 "'response_format' must be json or text with 'stream'.", param="response_format"
             )
+        if self.include and self.response_format not in (None, "json"):
+            raise UnsupportedParameter("'include' needs the response_format json.", param="include")
         words = "word" in (self.timestamp_granularities or ())
         timed = "segment" if self.response_format in _TIMED else "none"
         return transcription_job(
@@ -55,6 +57,7 @@ class TranscriptionRequest(_Fields):
             prompt=self.prompt,
             temperature=self.temperature or 0.0,
             timestamps="word" if words else timed,
+            logprobs=bool(self.include),
             stream=bool(self.stream),
         )
 

@@ -1,5 +1,6 @@
 """OpenAI's surface shows a transcription as text, subtitles, JSON or events."""
 
+import math
 from typing import Any
 
 import msgspec
@@ -37,7 +38,7 @@ class TranscriptionView(OpenAIView):
             case protocol.SegmentDelta(segment=segment):
                 return _event("delta", delta=segment.text)
             case protocol.TranscriptionDone(text=text):
-                return _event("done", text=text)
+                return _event("done", text=text, **self._logprobs(event))
             case _:
                 return super().render(event)
 
@@ -53,14 +54,27 @@ class TranscriptionView(OpenAIView):
                 return vtt(done.segments).encode()
             case "verbose_json":
                 return _json.encode(self._verbose(done))
-        return _json.encode({"text": done.text})
+        usage = _usage(done)
+        return _json.encode({"text": done.text, **self._logprobs(done), "usage": usage})
+
+    def _logprobs(self, done: protocol.TranscriptionDone) -> dict[str, Any]:
+        """Describe each token, if the request asked for that."""
+        if not self._work.logprobs:
+            return {}
+        found = [
+            {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": [*token]}
+            for segment in done.segments
+            for token, logprob in segment.logprobs
+        ]
+        return {"logprobs": found}
 
     def _verbose(self, done: protocol.TranscriptionDone) -> dict[str, Any]:
         answer: dict[str, Any] = {
             "task": self._work.task,
-            "language": done.language,
+            "language": done.language_name,
             "duration": done.duration,
             "text": done.text,
+            "usage": _usage(done),
         }
         if "segment" in self._granularities:
             answer["segments"] = [
@@ -73,6 +87,10 @@ class TranscriptionView(OpenAIView):
         return answer
 
 
-def _event(name: str, **data: str) -> bytes:
+def _usage(done: protocol.TranscriptionDone) -> dict[str, Any]:
+    return {"type": "duration", "seconds": math.ceil(done.duration)}
+
+
+def _event(name: str, **data: Any) -> bytes:
     kind = f"transcript.text.{name}"
     return sse(_json.encode({"type": kind, **data}), kind)

@@ -49,7 +49,7 @@ def _ways(served: Served) -> Iterator[Way]:
             continue
         assert isinstance(route, APIRoute | APIWebSocketRoute)
         path = route.path_format
-        for name in ("model_id", "worker_id", "key_id", "task_id", "file_id"):
+        for name in ("model_id", "worker_id", "key_id", "task_id", "file_id", "response_id"):
             path = path.replace(f"{{{name}}}", "w/0" if name == "worker_id" else "nobody")
         assert "{" not in path, path
         if isinstance(route, APIWebSocketRoute):
@@ -170,11 +170,16 @@ def test_door_knows_the_models_of_a_narrowed_key(
         "/api/v1/inference/embeddings": {"input": ["x"]},
         "/v1/embeddings": {"input": "x"},
         "/v1/rerank": {"query": "x", "documents": ["x"]},
+        "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+        "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "x"}]},
+        "/v1/responses": {"input": "x"},
+        "/v1/responses/input_tokens": {"input": "x"},
     }
     forms = {"/v1/images/edits", "/api/v1/inference/transcription"}
     forms |= {"/v1/audio/transcriptions", "/v1/audio/translations"}
     named = [way for way in ways if way.needs and way.needs <= frozenset(INFERENCE)]
     posts = {way.path for way in named if way.method == "POST" and "ws-ticket" not in way.path}
+    posts.remove("/v1/responses/nobody/cancel")
     assert posts == bodies.keys() | forms, "a new route for inference needs a line here"
     for path, body in bodies.items():
         answer = stranger.post(path, json={**body, "model": "demo"}, headers=key)

@@ -1,12 +1,13 @@
 """OpenAI's surface: what is accepted, left out and said, or refused, and in whose words."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.api_server import serve
+from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT
 
 COMPLETIONS = "/v1/completions"
@@ -53,7 +54,8 @@ def test_chat_takes_turns_as_clients_keep_them(
     assert "x-ignored-fields" not in response.headers
 
 
-def test_chat_says_which_fields_it_left_out(client: httpx.Client) -> None:
+def test_chat_says_which_fields_it_left_out(client: httpx.Client, admin: httpx.Client) -> None:
+    before = ignored_requests(admin)
     turn = {"role": "user", "content": "hi", "copilot_cache_control": {"type": "ephemeral"}}
     asked = {**MESSAGES, "messages": [turn, turn], "verbosity": "low", "no\nname": 1, "void": None}
     response = client.post(CHAT, json=asked)
@@ -63,15 +65,25 @@ def test_chat_says_which_fields_it_left_out(client: httpx.Client) -> None:
     many = {"model": "demo", "prompt": "a", **{f"x{number}": 1 for number in range(20)}}
     response = client.post(COMPLETIONS, json=many)
     assert len(response.headers["x-ignored-fields"].split(", ")) == 16
+    with client.stream("POST", CHAT, json={**MESSAGES, "zzz": 1, "stream": True}) as stream:
+        assert stream.headers["x-ignored-fields"] == "zzz"
+    assert ignored_requests(admin) == before + 3
+
+
+def ignored_requests(admin: httpx.Client) -> float:
+    [line] = re.findall(r"^bitinglip_ignored_fields_total (.*)$", admin.get("/metrics").text, re.M)
+    return float(line)
 
 
 @pytest.mark.parametrize(
     ("field", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"n": 2}, "n"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"store": True}, "store"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"audio": {"voice": "alloy", "format": "mp3"}}, "audio"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"moderation": {"model": "m"}}, "moderation"),
         ({"prediction": {"type": "content", "content": "a"}}, "prediction"),
     ],
     ids=str,
@@ -133,6 +145,8 @@ def test_wrong_key_on_v1_has_openai_s_code(client: httpx.Client) -> None:
         ("/chat/completions", "/v1/chat/completions"),
         ("/v1/chat/completions/", "/v1/chat/completions"),
         ("/models", "/v1/models"),
+        ("/api/chat", "/v1/chat/completions"),
+        ("/v1/chat/completion", "/v1/chat/completions"),
     ],
 )
 def test_path_that_is_not_there_says_which_is(
@@ -150,3 +164,27 @@ def test_head_answers_as_get_does_without_its_body(client: httpx.Client, path: s
     head, whole = client.head(path), client.get(path)
     assert (head.status_code, head.content) == (whole.status_code, b"")
     assert head.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_models_are_listed_with_what_clients_ask_of_them(admin: httpx.Client) -> None:
+    models = {each["id"]: each for each in admin.get("/v1/models").json()["data"]}
+    text, painter = models["org/deep"], models["painter"]
+    assert text["context_length"] == text["max_model_len"] > 0
+    assert text["architecture"] == {"input_modalities": ["text"], "output_modalities": ["text"]}
+    assert painter["architecture"]["output_modalities"] == ["image"]
+    assert "context_length" not in painter
+    assert (painter["object"], painter["type"]) == ("model", "image")
+    for path in ("/v1/models/org/deep", "/v1/models/org%2Fdeep"):
+        assert admin.get(path).json() == text
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/models", "/v1/audio/voices"])
+def test_audio_lists_need_a_key_unless_the_settings_open_them(
+    served: Served, admin: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert httpx.get(served.url + path).status_code == 401
+    assert admin.get(path).json() == {path.rpartition("/")[2]: []}  # none of its models speaks
+    openai = served.services.settings.openai
+    monkeypatch.setitem(openai.__dict__, "public_audio_lists", True)
+    assert httpx.get(served.url + path).status_code == 200
+    assert httpx.get(served.url + path, headers={"x-api-key": "wrong"}).status_code == 401

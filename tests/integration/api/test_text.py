@@ -1,6 +1,7 @@
 """Text over real sockets: answers, streams, errors, and clients that disconnect."""
 
 import json
+import re
 import socket
 from contextlib import ExitStack
 from itertools import takewhile
@@ -155,6 +156,24 @@ def test_stream_comments_on_its_silence(
     # beside such lines, clients take a comment for an event
     assert not [line for line in seen if line.startswith("id:")]
     served.wait_idle()
+
+
+def test_tokens_of_a_stream_are_counted_while_it_runs(
+    served: Served, client: httpx.Client, admin: httpx.Client
+) -> None:
+    def counted() -> float:
+        found = re.search(r'tokens_total{kind="completion",model="demo"} (.*)', metrics(admin))
+        return float(found[1]) if found else 0.0
+
+    before = counted()
+    with client.stream("POST", NATIVE, json={**PROMPT, "prompt": "!stall", "stream": True}):
+        eventually(lambda: counted() == before + 2)
+    served.wait_idle()
+    assert counted() == before + 2
+
+
+def metrics(admin: httpx.Client) -> str:
+    return admin.get("/metrics").text
 
 
 def test_stream_begins_with_comments_while_its_request_waits(

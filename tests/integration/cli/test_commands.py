@@ -122,6 +122,18 @@ def test_generate_writes_only_the_text_to_stdout(stub: Stub) -> None:
     ]
 
 
+def test_generate_writes_several_answers_under_their_numbers(stub: Stub) -> None:
+    texts = ["Hello, world", "Bye"]
+    stub.choices = [
+        {"index": index, "text": text, "finish_reason": "stop"} for index, text in enumerate(texts)
+    ]
+    options = ["-n", "2", "--min-tokens", "3", "--typical-p", "0.5"]
+    done = run(stub.home, "generate", "text", "demo-text", "x", *options)
+    assert (done.returncode, done.stdout) == (0, "[1] Hello, world\n[2] Bye\n")
+    [body] = stub.bodies()
+    assert (body["n"], body["min_tokens"], body["typical_p"]) == (2, 3, 0.5)
+
+
 def test_generate_reads_a_piped_prompt(stub: Stub) -> None:
     run(stub.home, "generate", "text", "demo-text", stdin="one\ntwo")
     run(stub.home, "generate", "text", "demo-text", "-", stdin=b"\xff\x00")

@@ -158,11 +158,16 @@ OTHERS = [
     Case("embedding of nothing", {"input": ""}, path=EMBEDDINGS),
     Case("embedding of ids", {"input": [1, 2, 3]}, 400, "input", EMBEDDINGS),
     Case("embedding of a list of ids", {"input": [[57668, 53901]]}, 400, "input", EMBEDDINGS),
+    Case("speech in OpenAI's voice", {"voice": "shimmer"}, path=SPEECH),
+    Case("speech as aac", {"response_format": "aac"}, path=SPEECH),
+    Case("slow speech", {"speed": 0.25}, path=SPEECH),
+    Case("speech with hints", {"instructions": "calm", "stream_format": "audio"}, path=SPEECH),
     Case("speech at no speed", {"speed": 0}, 400, "speed", SPEECH),
     Case("image of no size", {"size": "0x0"}, 400, "size", IMAGES),
     Case("image of an odd size", {"size": "427x640"}, 400, "size", IMAGES),
     Case("image of a large size", {"size": "8192x8192"}, 400, "size", IMAGES),
     Case("image, ten of them", {"n": 10}, 400, "n", IMAGES),
+    Case("image as Open WebUI asks", {"n": 1, "response_format": "b64_json"}, path=IMAGES),
     Case("image as url", {"response_format": "url"}, path=IMAGES),
     Case("image, format left open", {"response_format": None, "style": None}, path=IMAGES),
     Case("image as webp", {"output_format": "webp"}, path=IMAGES),
@@ -280,3 +285,50 @@ def test_client_s_wrong_method_is_told_the_right_one(client: httpx.Client) -> No
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
     assert response.json()["error"]["code"] == "invalid_value"
+
+
+def test_open_web_ui_finds_models_that_speak_and_their_voices(client: httpx.Client) -> None:
+    models = client.get("/v1/audio/models").json()["models"]
+    assert [each["id"] for each in models] == ["demo-speech"]
+    voices = client.get("/v1/audio/voices").json()["voices"]
+    assert voices
+    assert all(each["id"] and each["name"] for each in voices)
+
+
+def test_client_s_stream_of_two_choices_begins_and_ends_each_once(client: httpx.Client) -> None:
+    asked = {**BASE[CHAT], "n": 2, "stream": True}
+    chunks = [data for _, data in events_of(client.post(CHAT, json=asked).text)][:-1]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert sorted(each["index"] for each in choices if "role" in each["delta"]) == [0, 1]
+    assert sorted(each["index"] for each in choices if each["finish_reason"]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (CHAT, {"logprobs": True, "top_logprobs": 20, "top_k": 1, "temperature": 1}),
+        (COMPLETIONS, {"logprobs": 5, "top_k": 1, "temperature": 1}),
+        (COMPLETIONS, {"logprobs": 1, "echo": True, "top_k": 1, "temperature": 1}),
+        (COMPLETIONS, {"logprobs": 1, "echo": True, "max_tokens": 0}),
+    ],
+    ids=["chat", "completions", "echo", "scores only"],
+)
+def test_client_s_logprobs_are_numbers_that_json_has(
+    client: httpx.Client, path: str, more: dict[str, Any]
+) -> None:
+    response = client.post(path, json={**BASE[path], **more})
+    assert response.status_code == 200, response.text
+    [choice] = json.loads(response.text, parse_constant=pytest.fail)["choices"]
+    if "echo" in more:
+        first, *others = choice["logprobs"]["token_logprobs"]
+        assert first is None
+        assert all(-9999 <= each <= 0 for each in others)
+
+
+def test_client_s_stream_of_a_completion_is_of_one_shape(client: httpx.Client) -> None:
+    events = events_of(client.post(COMPLETIONS, json={**BASE[COMPLETIONS], "stream": True}).text)
+    chunks = [data for _, data in events][:-1]
+    assert events[-1] == ("message", "[DONE]")
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert all(len(chunk["choices"]) == 1 and "usage" not in chunk for chunk in chunks)
+    assert [bool(chunk["choices"][0]["finish_reason"]) for chunk in chunks][-1]

@@ -145,12 +145,35 @@ def test_openai_client_gets_speech_in_each_format(server: Server) -> None:
         )
     pcm = np.frombuffer(speak(response_format="pcm").content, "<i2")
     assert np.abs(pcm - wav).max() <= 1
+    aac = speak(response_format="aac")
+    assert aac.response.headers["content-type"] == "audio/aac"
+    assert aac.content[:2] == b"\xff\xf1"  # ADTS
+    fast = samples_of(speak(response_format="wav", speed=2).content)
+    assert len(fast) == pytest.approx(len(wav) / 2, abs=2400)
     with pytest.raises(openai.BadRequestError) as refused:
-        client.audio.speech.create(model="demo-speech", input="x", voice="alloy")
+        client.audio.speech.create(model="demo-speech", input="x", voice="nobody")
     assert refused.value.param == "voice"
-    with pytest.raises(openai.BadRequestError) as refused:
-        speak(response_format="aac")
-    assert refused.value.param == "response_format"
+    assert "v2/en_speaker_1" in refused.value.body["details"]["voices"]  # type: ignore[index]
+
+
+def test_openai_s_voice_names_stand_for_the_model_s_own(server: Server) -> None:
+    body = {"model": "demo-speech", "input": "Hello.", "seed": 3, "response_format": "wav"}
+    with server.client() as client:
+
+        def speak(**more: Any) -> bytes:
+            answer = client.post("/v1/audio/speech", json={**body, **more})
+            assert answer.status_code == 200, answer.text
+            return answer.content
+
+        first = speak(voice="v2/en_speaker_0")
+        assert speak(voice="alloy") == speak(voice={"id": "alloy"}) == first
+        assert speak(voice="ash") == speak(voice="v2/en_speaker_1") != first
+        assert speak(voice="alloy", language="de-DE") == speak(voice="v2/de_speaker_0")
+        assert speak(voice="alloy", language="auto", speed=1) == first
+        hinted = client.post(
+            "/v1/audio/speech", json={**body, "voice": "alloy", "instructions": "calm"}
+        )
+    assert (hinted.content, hinted.headers["x-ignored-fields"]) == (first, "instructions")
 
 
 def test_openai_stream_has_the_events_of_its_surface(server: Server) -> None:

@@ -29,7 +29,8 @@ MODEL = "tiny-whisper"
 
 def sound(seconds: float = 2.0, kind: str = "WAV", rate: int = 16_000) -> bytes:
     out = io.BytesIO()
-    wave = 0.3 * np.sin(np.arange(int(seconds * rate)) * 0.2)
+    times = np.arange(int(seconds * rate))
+    wave = 0.3 * np.sin(times * 0.2) * np.sin(times * 10 / rate)  # rises and falls as voices do
     soundfile.write(out, wave, rate, format=kind)
     return out.getvalue()
 
@@ -185,8 +186,11 @@ def test_openai_client_gets_transcripts_in_each_format(official: openai.OpenAI) 
     assert write_down(response_format="vtt").startswith("WEBVTT\n\n")
     assert " --> " in write_down(response_format="srt")
     whole = write_down(response_format="verbose_json")
-    assert (whole.duration, whole.language) == (2.0, "en")
+    assert (whole.duration, whole.language) == (2.0, "english")
+    assert (whole.usage.type, whole.usage.seconds) == ("duration", 2)
     assert whole.segments
+    tokens = write_down(include=["logprobs"])
+    assert "".join(each.token for each in tokens.logprobs).strip() == tokens.text
     deltas = list(write_down(stream=True))
     assert deltas[-1].type == "transcript.text.done"
     assert "".join(each.delta for each in deltas[:-1]) == deltas[-1].text
@@ -196,6 +200,45 @@ def test_openai_client_gets_transcripts_in_each_format(official: openai.OpenAI) 
     with pytest.raises(openai.BadRequestError) as refused:
         official.audio.transcriptions.create(model=MODEL, file=("a.wav", b"nothing"))
     assert refused.value.param == "file"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"language": ""},
+        {"language": "auto"},
+        {"language": "en-US"},
+        {"language": "English"},
+        {"timestamp_granularities": ["word", "segment"]},
+        {"timestamp_granularities[]": "word", "timestamp_granularities": "segment"},
+        {"timestamp_granularities[0]": "word", "timestamp_granularities[1]": "segment"},
+        {"chunking_strategy": "auto", "vad_filter": "true", "stream": "false"},
+    ],
+    ids=str,
+)
+def test_transcription_takes_what_clients_send(
+    client: httpx.Client, fields: dict[str, Any]
+) -> None:
+    asked = {"model": MODEL, "response_format": "verbose_json", **fields}
+    answer = client.post("/v1/audio/transcriptions", data=asked, files={"file": ("a.wav", sound())})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["segments"]
+    assert ("words" in answer.json()) == any(name.startswith("timestamp") for name in fields)
+    assert answer.headers.get("x-ignored-fields") == (
+        "vad_filter" if "vad_filter" in fields else None
+    )
+
+
+def test_silence_has_no_words(client: httpx.Client) -> None:
+    """The tiny model is sure of nothing; what it says of silence is made up."""
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros(5 * 16_000), 16_000, format="WAV")
+    answer = client.post(
+        "/v1/audio/transcriptions",
+        data={"model": MODEL},
+        files={"file": ("a.wav", silence.getvalue())},
+    )
+    assert answer.json() == {"text": "", "usage": {"type": "duration", "seconds": 5}}
 
 
 def test_translations_are_into_english(client: httpx.Client) -> None:

@@ -61,6 +61,8 @@ FULL = Job(
         grammar=protocol.Grammar(kind="regex", source="a*"),
         template_kwargs={"enable_thinking": False},
         continue_final=True,
+        generation_prompt=False,
+        special_tokens=False,
         count_only=True,
         clip_max_tokens=True,
         stream=False,

@@ -172,3 +172,16 @@ def test_metrics_format_is_a_known_one_whatever_is_asked_for(accept: str) -> Non
     version = re.search(r"version=\s*([^;]*)", content_type)
     assert version
     assert version[1] in ("0.0.1", "0.0.4", "1.0.0")
+
+
+def test_metrics_count_tokens_while_they_are_made_and_never_fewer() -> None:
+    metrics = Metrics()
+    jobs = [("m", 3, 2), ("m", 1, 1)]
+    metrics.watch(lambda: 0, dict, dict, tokens=lambda: jobs)
+    line = 'bitinglip_tokens_total{{kind="completion",model="m"}} {}'
+    finish(metrics)
+    assert line.format("14.0") in text(metrics)
+    jobs.clear()  # they were lost, and nobody has counted them
+    assert line.format("14.0") in text(metrics)
+    finish(metrics)
+    assert line.format("22.0") in text(metrics)

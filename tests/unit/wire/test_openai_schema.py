@@ -92,6 +92,8 @@ SURFACES: dict[Model, tuple[Any, dict[str, Any]]] = {
 FILES = {"file", "image", "mask", "markup"}
 #: given to chat templates that know them, else left out of account and said
 GIVEN_TO_TEMPLATES = {"reasoning_effort", "verbosity"}
+#: hints that nothing here takes: left out of account and said
+HINTS = {"instructions"}
 MOST_DEPTH = 5
 _PLAIN: dict[Any, tuple[Any, ...]] = {
     str: ("text",),
@@ -161,7 +163,7 @@ def test_field_of_openai_s_schema_is_taken_or_refused_by_name(
 ) -> None:
     least = SURFACES[model][1]
     treatment = treatments(model).get(name)
-    assert treatment is not None or name in GIVEN_TO_TEMPLATES
+    assert treatment is not None or name in GIVEN_TO_TEMPLATES | HINTS
     for value in [*values(hint), None]:
         if value is None and name in least:
             continue

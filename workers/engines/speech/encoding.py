@@ -7,6 +7,7 @@ from typing import Any
 import av
 import numpy as np
 import soundfile
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from workers.engines.base import Refused
@@ -25,6 +26,7 @@ _KINDS = {
 _RATES = {
     "ogg": (8000, 12_000, 16_000, 24_000, 48_000),
     "mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
+    "aac": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
 }
 
 Samples = NDArray[np.float32]
@@ -82,9 +84,12 @@ class AudioFile:
         """Open the file. Raises OSError if the disk does not take it."""
         self._path = Path(job.folder) / audio_file_name(job.id, job.format)
         self._draft = self._path.with_name(f"{self._path.name}.part")
+        if job.format == "aac":
+            self._file: Any = _AacFile(self._draft, sample_rate)
+            return
         container, coding = _KINDS[job.format]
         try:
-            self._file: Any = soundfile.SoundFile(
+            self._file = soundfile.SoundFile(
                 self._draft, "w", sample_rate, 1, subtype=coding, format=container
             )
         except soundfile.LibsndfileError as error:
@@ -106,3 +111,35 @@ class AudioFile:
     def discard(self) -> None:
         self._file.close()
         self._draft.unlink(missing_ok=True)
+
+
+class _AacFile:
+    """Writes AAC in ADTS frames, which hold no metadata. Raises OSError."""
+
+    def __init__(self, path: Path, sample_rate: int) -> None:
+        self._bytes = path.open("wb")
+        self._container = av.open(self._bytes, "w", format="adts")
+        self._stream = self._container.add_stream("aac", rate=sample_rate, layout="mono")
+        self._rate = sample_rate
+
+    def write(self, samples: Samples) -> None:
+        if not len(samples):
+            return
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], "fltp", "mono")
+        frame.sample_rate = self._rate
+        self._encode(frame)
+
+    def close(self) -> None:
+        if self._bytes.closed:
+            return
+        try:
+            self._encode(None)
+            self._container.close()
+        finally:
+            self._bytes.close()
+
+    def _encode(self, frame: av.AudioFrame | None) -> None:
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except FFmpegError as error:
+            raise OSError(str(error)) from error

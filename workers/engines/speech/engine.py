@@ -16,6 +16,7 @@ from workers.engines.speech.joining import Joiner, pcm16, pieces
 from workers.engines.speech.loading import load
 from workers.engines.speech.model import SpeechModel, Utterance
 from workers.engines.speech.sentences import split_sentences
+from workers.engines.speech.stretching import Stretcher
 from workers.engines.torch_env import (
     dtype_name,
     held_bytes,
@@ -53,6 +54,7 @@ class _Request:
     waiting: list[Utterance]
     sentences: int
     joiner: Joiner
+    stretcher: Stretcher
     resampler: Resampler
     sample_rate: int  #: of the audio that the client gets
     file: AudioFile | None = None
@@ -101,7 +103,7 @@ class SpeechEngine:
         sample_rate = choose_rate(job, own)
         pieces = split_sentences(job.text, self._model.fits)
         if not pieces:
-            raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
+            raise Refused("INVALID_REQUEST", "There is nothing to say.", param="text")
         utterances = [
             self._model.start(piece, voice, job.speed, job.seed + number)
             for number, piece in enumerate(pieces)
@@ -112,6 +114,7 @@ class SpeechEngine:
             utterances,
             len(utterances),
             Joiner(own),
+            Stretcher(own, 1.0 if self._model.has_speed else job.speed or 1.0),
             Resampler(own, sample_rate),
             sample_rate,
         )
@@ -213,7 +216,8 @@ class SpeechEngine:
         """Add a sentence to a request; returns the audio that is playable now, and its progress."""
         request.done += 1
         request.served_at = self._steps
-        ready = request.resampler.push(request.joiner.push(samples))
+        ready = request.stretcher.push(request.joiner.push(samples))
+        ready = request.resampler.push(ready)
         events = self._write(request, ready)
         if request.job.stream:
             step, steps = request.done, request.sentences
@@ -242,7 +246,8 @@ class SpeechEngine:
 
     def _finish(self, request: _Request) -> list[Event]:
         job = request.job
-        last = self._write(request, request.resampler.finish(request.joiner.finish()))
+        last = request.stretcher.finish(request.joiner.finish())
+        told = self._write(request, request.resampler.finish(last))
         assert request.file is not None
         size = request.file.finish()
         del self._requests[job.id]
@@ -256,7 +261,7 @@ class SpeechEngine:
             sentences=request.sentences,
             voice=request.voice,
         )
-        return [*last, done]
+        return [*told, done]
 
     def _end_cancelled(self, request: _Request) -> Event:
         self._forget(request)

@@ -40,6 +40,7 @@ class SpeechModel(Protocol):
 
     sample_rate: int
     dtype: torch.dtype
+    has_speed: bool  #: whether ``start`` heeds its ``speed``; else it is refused or stretched
 
     def resolve_voice(self, job: SpeechJob) -> str | None:
         """Return the voice that a job means. Raises Refused for all that this model cannot do."""
@@ -101,6 +102,12 @@ def unknown_language(names: Sequence[str]) -> Refused:
     message = f"This model does not speak that language; it speaks {', '.join(names)}."
     details = {"languages": list(names)}
     return Refused("INVALID_REQUEST", message, param="language", details=details)
+
+
+def check_speed(job: SpeechJob) -> None:
+    """Raise Refused for a speed that the model has not, unless its sound may be stretched."""
+    if job.speed is not None and not job.stretch:
+        raise not_supported("speed")
 
 
 def not_supported(param: str) -> Refused:

@@ -13,7 +13,13 @@ import numpy as np
 import torch
 
 from workers.engines.base import Refused
-from workers.engines.speech.model import Utterance, drawing_from, not_supported, unknown_voice
+from workers.engines.speech.model import (
+    Utterance,
+    check_speed,
+    drawing_from,
+    not_supported,
+    unknown_voice,
+)
 from workers.protocol import SpeechJob
 
 _LONGEST = 200  #: tokens of a piece; the speech of longer ones goes wrong
@@ -29,6 +35,7 @@ class SpeechT5:
     """Speaks with one SpeechT5 and its vocoder."""
 
     rows_used = 0
+    has_speed = False
 
     def __init__(
         self, model: Any, tokenizer: Any, vocoder: Any, voices: Mapping[str, torch.Tensor]
@@ -42,9 +49,9 @@ class SpeechT5:
         self.sample_rate: int = vocoder.config.sampling_rate
 
     def resolve_voice(self, job: SpeechJob) -> str | None:
-        for name in ("speed", "language"):
-            if getattr(job, name) is not None:
-                raise not_supported(name)
+        check_speed(job)
+        if job.language is not None:
+            raise not_supported("language")
         if job.voice is None:
             return next(iter(self._voices))
         if job.voice not in self._voices:

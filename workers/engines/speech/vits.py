@@ -32,6 +32,7 @@ class Vits:
     """Speaks with one VITS model, whose voices are the numbers of its speakers."""
 
     rows_used = 0
+    has_speed = True
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         if tokenizer.phonemize:
@@ -55,10 +56,12 @@ class Vits:
         return job.voice
 
     def _check_language(self, language: str) -> None:
-        """Raise Refused for a language that is not the model's, by its three letters or two."""
+        """Raise Refused for a language that is not the model's, by its three letters or two; a
+        region after them is of no account."""
         if self._language is None:
             raise not_supported("language")
-        if language not in (self._language, self._language[:2]):
+        plain = language.lower().replace("_", "-").partition("-")[0]
+        if plain not in (self._language, self._language[:2]):
             raise unknown_language([self._language])
 
     def fits(self, text: str) -> bool:
@@ -67,7 +70,7 @@ class Vits:
     def start(self, text: str, voice: str | None, speed: float | None, seed: int) -> _Utterance:
         tokens = self._tokens(text)
         if len(tokens) <= 1:  # a blank at most
-            message = "'text' has a sentence that this model has no letters for."
+            message = "One of the sentences has none of this model's letters."
             raise Refused("INVALID_REQUEST", message, param="text")
         device = self._model.device
         return _Utterance(

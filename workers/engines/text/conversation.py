@@ -10,10 +10,16 @@ from workers.engines.base import Refused
 from workers.engines.text.chat_templates import ChatTemplates
 from workers.engines.text.control_tokens import ControlTokens, without_marks
 from workers.engines.text.end_tokens import turn_ends
+from workers.engines.text.grammar.vocabulary import added_tokens
 from workers.engines.text.history import template_tools
+from workers.engines.text.parsing.call_grammar import (
+    Unwritable,
+    call_grammar,
+    json_after_reasoning,
+)
 from workers.engines.text.parsing.recognition import ResponseFormat, response_format
 from workers.engines.text.templates import ChatTemplate, PromptEnd
-from workers.protocol import ChatMessage, TextJob, Tool
+from workers.protocol import ChatMessage, Grammar, TextJob, Tool
 
 _HERMES = "hermes"  #: how calls are asked for where a template has no place for tools
 _NO_TEMPLATE = (
@@ -38,6 +44,11 @@ class Reading(NamedTuple):
     tools: tuple[Tool, ...]
     parallel: bool
 
+    @property
+    def reasons(self) -> bool:
+        """Return whether the prompt has begun the model's reasoning."""
+        return self.form.reasons_after(self.begun)
+
 
 class Conversation:
     """Renders messages and tools by the templates of one model."""
@@ -47,6 +58,7 @@ class Conversation:
     ) -> None:
         """``wanted``: the setting text.response_template."""
         self._templates = templates
+        self._added = added_tokens(tokenizer)
         self._control = ControlTokens(tokenizer, templates.literals if templates else "")
         with_tools = templates.choose(tools=True) if templates else None
         known = with_tools if isinstance(with_tools, ChatTemplate) else None
@@ -96,7 +108,41 @@ class Conversation:
             form = None
         if form is None:
             return None
-        return Reading(form, without_marks(form.begun(prompt)), job.tools, job.parallel_tool_calls)
+        begun = without_marks(form.begun(prompt))
+        return Reading(form, begun, job.tools, job.parallel_tool_calls)
+
+    def held(self, job: TextJob, reading: Reading | None) -> tuple[Grammar | None, Reading | None]:
+        """Return what the answer is held to, and how it is read then. Raises Refused.
+
+        A form that the request asks for begins after the reasoning, where it can be written so;
+        else all of the text is of that form, and nothing else is read out of it.
+        """
+        if reading is None:
+            return job.grammar, None
+        if job.tools and job.tool_choice != "auto":
+            return self._calls(job, reading), reading
+        family = reading.form.family
+        if job.grammar is None or family is None or not reading.form.reasons:
+            return job.grammar, reading
+        held = json_after_reasoning(job.grammar, family, self._added, begun=reading.reasons)
+        return (job.grammar, None) if held is None else (held, reading)
+
+    def _calls(self, job: TextJob, reading: Reading) -> Grammar:
+        named = [tool for tool in job.tools if tool.name == job.tool_choice]
+        one = bool(named) or not job.parallel_tool_calls
+        reasoning = reading.reasons if reading.form.reasons else None
+        try:
+            if reading.form.family is None:
+                raise Unwritable("its files define a format of their own")
+            return call_grammar(
+                reading.form.family, named or job.tools, self._added, one=one, reasoning=reasoning
+            )
+        except Unwritable as error:
+            raise Refused(
+                "UNSUPPORTED_PARAMETER",
+                f"This model cannot be made to call a tool: {error}.",
+                param="tool_choice",
+            ) from error
 
 
 def told(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[ChatMessage]:

@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from workers.context_length import context_length_error
 from workers.engines.base import Refused, counted
 from workers.engines.text.control_tokens import is_marked
@@ -25,6 +27,7 @@ class PreparedPrompt:
     max_tokens: int
     text: str = ""  #: of the prompt, if it is to be echoed
     reading: Reading | None = None  #: how the answer is read; None: its text is all there is
+    grammar: Grammar | None = None  #: what the answer is held to
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,11 +73,13 @@ class Preprocessor:
             prompts.append(self._prepare_prompt(job, given))
             _check_scores(job, prompts)
         seed = job.sampling.seed
+        if job.tool_choice != "auto":  # calls have a form of their own
+            job = msgspec.structs.replace(job, grammar=None)
         return PreparedJob(
             job=job,
             prompts=prompts,
             seed=secrets.randbits(63) if seed is None else seed,
-            grammar=self._compile(job.grammar),
+            grammar=self._compile(prompts[0].grammar),
         )
 
     def _compile(self, grammar: Grammar | None) -> "Future[Compiled] | None":
@@ -88,13 +93,13 @@ class Preprocessor:
 
     def _prepare_prompt(self, job: TextJob, given: Prompt | None) -> PreparedPrompt:
         param = "prompt" if job.messages is None else "messages"
-        reading: Reading | None = None
+        reading, grammar = None, job.grammar
         if isinstance(given, tuple):
             self._check_tokens(given, param)
             ids = list(given) or self._beginning(param)
         elif job.messages is not None:
             rendered = self._chat.render(job, self._most_characters)
-            reading = self._chat.reading(job, rendered)
+            grammar, reading = self._chat.held(job, self._chat.reading(job, rendered))
             ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
@@ -103,7 +108,7 @@ class Preprocessor:
         text = ""
         if job.echo:
             text = self._decode(ids) if isinstance(given, tuple) else given or ""
-        return PreparedPrompt(ids, self._fit(job, len(ids), param), text, reading)
+        return PreparedPrompt(ids, self._fit(job, len(ids), param), text, reading, grammar)
 
     def _decode(self, ids: list[int]) -> str:
         with self._lock:

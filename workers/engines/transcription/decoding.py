@@ -37,12 +37,12 @@ class Attempt:
     temperature: float
     random: torch.Generator
     tokens: list[int] = field(default_factory=list)  #: with the end token, if it came to one
-    logprobs: float = 0.0  #: the sum over them
+    logprobs: list[float] = field(default_factory=list)  #: of each of them
     no_speech_prob: float = 0.0
 
     @property
     def avg_logprob(self) -> float:
-        return self.logprobs / len(self.tokens)
+        return sum(self.logprobs) / len(self.tokens)
 
     def compression_ratio(self, vocabulary: int) -> float:
         """Return how well the tokens' bytes compress: text that repeats itself does very well."""
@@ -137,7 +137,7 @@ class DecodeBatch:
             if attempt.temperature > 0:
                 tokens[row], logprobs[row] = self._draw(scores[row : row + 1], attempt)
             attempt.tokens.append(tokens[row])
-            attempt.logprobs += logprobs[row]
+            attempt.logprobs.append(logprobs[row])
         return list(tokens)
 
     def _draw(self, scores: torch.Tensor, attempt: Attempt) -> tuple[int, float]:

@@ -157,6 +157,8 @@ class TranscriptionEngine:
         for request, found in zip(group, encoded, strict=True):
             if request.language is None:
                 request.language = self._language(found)
+            if request.job.voice_activity:
+                request.steady = request.recording.is_steady(request.seek, decoding.window)
             # Last: what is encoded is not encoded again if memory runs out on the way here.
             request.encoded = found
 
@@ -198,15 +200,17 @@ class TranscriptionEngine:
         assert attempt is not None
         if not math.isfinite(attempt.avg_logprob):
             return self._fail(request, "INFERENCE_FAILED", "The model's output is not a number.")
-        if request.retries(attempt, decoding, self._loaded.model.config.vocab_size):
-            request.attempts += 1
+        vocabulary = self._loaded.model.config.vocab_size
+        if request.retries(attempt, decoding, vocabulary):
+            request.bad.append(attempt)
             request.attempt = None
             self._waiting.append(request)
             return []
         segments: list[Segment] = []
         advance = min(decoding.window, request.frames)
-        if not request.is_silent(attempt, decoding):
-            segments, advance = self._segment_builder.build(request, attempt, advance)
+        chosen = request.choose(attempt, decoding, vocabulary)
+        if chosen is not None:
+            segments, advance = self._segment_builder.build(request, chosen, advance)
         request.advance(advance)
         events: list[Event] = list(request.add(segments))
         if not request.ended:

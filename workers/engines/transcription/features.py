@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from workers.engines.transcription.activity import is_steady
+
 _FLOOR = 1e-10
 _RANGE = 8.0  #: powers of ten between the loudest value and the quietest that is kept
 
@@ -30,6 +32,14 @@ class Recording:
 
     def window(self, start: int, length: int) -> torch.Tensor:
         """Return ``length`` frames from ``start`` on, zeros after the end, as (bins, length)."""
+        found = (self._frames(start, length).clamp(min=self.peak - _RANGE) + 4.0) / 4.0
+        return torch.nn.functional.pad(found, (0, length - found.shape[1]))
+
+    def is_steady(self, start: int, length: int) -> bool:
+        """Tell whether nothing in these frames of the file sounds like voices."""
+        return is_steady(self._frames(start, min(length, self.file_frames - start)))
+
+    def _frames(self, start: int, length: int) -> torch.Tensor:
         pieces = []
         begin = 0
         for block in self.blocks:
@@ -37,8 +47,7 @@ class Recording:
             if begin < start + length and end > start:
                 pieces.append(block[:, max(0, start - begin) : start + length - begin])
             begin = end
-        found = (torch.cat(pieces, dim=1).clamp(min=self.peak - _RANGE) + 4.0) / 4.0
-        return torch.nn.functional.pad(found, (0, length - found.shape[1]))
+        return torch.cat(pieces, dim=1)
 
 
 class LogMel:

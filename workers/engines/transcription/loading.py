@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from workers.engines import torch_env
 from workers.engines.numbers import check_numbers
@@ -95,12 +94,6 @@ def _logits_of_noise(model: Any, decoding: DecodingConfig) -> torch.Tensor:
     output = model(noise.to(model.device, model.dtype), decoder_input_ids=start)
     logits: torch.Tensor = output.logits
     return logits
-
-
-def language_code(name: str) -> str | None:
-    """Return the code of a language given as a code or an English name; None for neither."""
-    name = name.strip().lower()
-    return name if name in LANGUAGES else TO_LANGUAGE_CODE.get(name)
 
 
 def _check_files(folder: Path) -> None:

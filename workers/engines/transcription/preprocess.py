@@ -11,9 +11,10 @@ from pathlib import Path
 from threading import Event
 
 from workers.engines.base import Refused
+from workers.engines.languages import language_code
 from workers.engines.transcription.audio import Bounds, Samples, read
 from workers.engines.transcription.features import LogMel, Recording
-from workers.engines.transcription.loading import LoadedWhisper, language_code
+from workers.engines.transcription.loading import LoadedWhisper
 from workers.engines.transcription.request import Request
 from workers.protocol import TranscriptionJob
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from workers.codes import Code
+from workers.engines.languages import language_name
 from workers.engines.transcription.decoding import Attempt
 from workers.engines.transcription.features import Recording
 from workers.engines.transcription.loading import DecodingConfig
@@ -41,7 +42,8 @@ class Request:
     seek: int = 0  #: the frame where the window begins
     attempt: Attempt | None = None
     state: torch.Tensor | None = None  #: of ``random`` when the attempt began
-    attempts: int = 0  #: at this window that have ended
+    bad: list[Attempt] = field(default_factory=list)  #: at this window that were not good enough
+    steady: bool = False  #: nothing in the window sounds like voices
     segments: list[Segment] = field(default_factory=list)
     steps: int = 0  #: windows that are done
     has_started: bool = False
@@ -56,7 +58,7 @@ class Request:
             tokens.append(decoding.tasks[self.job.task])
         if not self.timestamps:
             tokens.append(decoding.no_timestamps)
-        temperature = self.temperatures[self.attempts]
+        temperature = self.temperatures[len(self.bad)]
         self.attempt = Attempt(tokens, self.timestamps, temperature, self.random)
         self.state = self.random.get_state()
         return self.attempt
@@ -84,25 +86,46 @@ class Request:
         return self.seek >= self.recording.file_frames
 
     def retries(self, attempt: Attempt, decoding: DecodingConfig, vocabulary: int) -> bool:
-        """True if the attempt is too bad to be taken, and another one is left."""
-        if self.attempts + 1 >= len(self.temperatures) or self.is_silent(attempt, decoding):
+        """True if the attempt is too bad to be taken, and another one is left and worth it."""
+        if len(self.bad) + 1 >= len(self.temperatures) or self.steady:
             return False
-        return (
-            attempt.avg_logprob < decoding.logprob
-            or attempt.compression_ratio(vocabulary) > decoding.compression
-        )
+        return not self.is_silent(attempt, decoding) and _is_bad(attempt, decoding, vocabulary)
 
     def is_silent(self, attempt: Attempt, decoding: DecodingConfig) -> bool:
-        """True if no one speaks in the window, so that its text is made up."""
-        return (
-            attempt.avg_logprob < decoding.logprob and attempt.no_speech_prob > decoding.no_speech
-        )
+        """True if no one speaks in the window, so that its text is made up.
+
+        The original decoder believes its estimate of that only if it is unsure of the text, too;
+        of silence it is often sure to have heard a word. A sound without a rise or fall counts as
+        much as its doubt.
+        """
+        unsure = attempt.avg_logprob < decoding.logprob
+        return (unsure or self.steady) and attempt.no_speech_prob > decoding.no_speech
+
+    def choose(self, last: Attempt, decoding: DecodingConfig, vocabulary: int) -> Attempt | None:
+        """Return the attempt to take after the last one; None if the window's text is made up.
+
+        What is bad and has no voices under it is made up. People do say things again: if all that
+        is wrong with an earlier attempt is that it repeats itself, and it came to an end, it is
+        better than the last one, which was drawn the most freely.
+        """
+        if self.is_silent(last, decoding):
+            return None
+        if not _is_bad(last, decoding, vocabulary):
+            return last
+        if self.steady:
+            return None
+        likely = [
+            each
+            for each in [last, *self.bad]
+            if each.avg_logprob >= decoding.logprob and each.tokens[-1] == decoding.end
+        ]
+        return max(likely, key=lambda each: each.avg_logprob, default=last)
 
     def advance(self, frames: int) -> None:
         """Go on to the next window."""
         self.seek += frames
         self.steps += 1
-        self.attempts = 0
+        self.bad = []
         self.encoded = self.attempt = None
 
     # ---- events ----------------------------------------------------------------------------------
@@ -135,6 +158,7 @@ class Request:
             id=self.job.id,
             text="".join(segment.text for segment in self.segments).strip(),
             language=self.language,
+            language_name=language_name(self.language),
             duration=self.recording.seconds,
             segments=tuple(self.segments),
         )
@@ -144,3 +168,10 @@ class Request:
 
     def cancelled(self) -> Cancelled:
         return Cancelled(id=self.job.id, steps=self.steps)
+
+
+def _is_bad(attempt: Attempt, decoding: DecodingConfig, vocabulary: int) -> bool:
+    return (
+        attempt.avg_logprob < decoding.logprob
+        or attempt.compression_ratio(vocabulary) > decoding.compression
+    )

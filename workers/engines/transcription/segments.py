@@ -2,6 +2,8 @@
 
 import copy
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from workers.engines.transcription.decoding import Attempt
 from workers.engines.transcription.loading import LoadedWhisper
 from workers.engines.transcription.request import Request
@@ -9,6 +11,8 @@ from workers.engines.transcription.windows import Piece, cut, whole
 from workers.engines.transcription.word_times import token_times, words_of
 from workers.protocol import Segment, Word
 
+#: the bytes that the characters of a byte-level vocabulary stand for
+_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 _TIMESTAMP_SECONDS = 0.02  #: in all models of the family
 
 
@@ -62,10 +66,25 @@ class SegmentBuilder:
             ),
             tokens=tuple(tokens),
             words=self._words(request, attempt, piece, times) if times else (),
+            logprobs=self._logprobs(attempt, piece) if request.job.logprobs else (),
             avg_logprob=attempt.avg_logprob,
             no_speech_prob=attempt.no_speech_prob,
             temperature=attempt.temperature,
             compression_ratio=attempt.compression_ratio(self._vocabulary),
+        )
+
+    def _logprobs(self, attempt: Attempt, piece: Piece) -> tuple[tuple[bytes, float], ...]:
+        """Return the bytes of each token of text, which may be less than a character, and how
+        likely it was."""
+        places = [
+            each
+            for each in range(piece.first, piece.last)
+            if attempt.tokens[each] < self._decoding_config.end
+        ]
+        written = self._tokenizer.convert_ids_to_tokens([attempt.tokens[each] for each in places])
+        return tuple(
+            (bytes(_BYTES.get(char, 32) for char in token), attempt.logprobs[each])
+            for token, each in zip(written, places, strict=True)
         )
 
     def _words(

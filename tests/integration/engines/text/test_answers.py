@@ -16,6 +16,7 @@ from workers.engines.text.engine import TextEngine
 from workers.protocol import (
     ChatMessage,
     Event,
+    Grammar,
     Sampling,
     TextDelta,
     TextDone,
@@ -66,7 +67,10 @@ def engine(folder: Path) -> TextEngine:
 
 
 def ask(name: str = "a", **more: Any) -> TextJob:
-    sampling = Sampling(max_tokens=more.pop("max_tokens", 12), stop=more.pop("stop", ()))
+    settings = {
+        name: more.pop(name) for name in ("max_tokens", "stop", "logit_bias") if name in more
+    }
+    sampling = Sampling(**{"max_tokens": 12, **settings})
     messages = (ChatMessage("user", "where?"),)
     return TextJob(id=name, sampling=sampling, **{"messages": messages, "tools": (LOOK,), **more})
 
@@ -134,6 +138,55 @@ def test_template_switches_reach_the_template(engine: TextEngine) -> None:
     assert thinks.reading.begun == "<think>"
     assert not_so.reading is not None
     assert not_so.reading.begun == ""
+
+
+NEAR = Tool(
+    name="near",
+    parameters={
+        "type": "object",
+        "properties": {"what": {"enum": ["sea", "hill"]}, "far": {"type": "boolean"}},
+        "required": ["what", "far"],
+        "additionalProperties": False,
+    },
+)
+
+
+@pytest.mark.parametrize("choice", ["required", "near"])
+def test_answer_that_has_to_call_a_tool_calls_it(
+    engine: TextEngine, folder: Path, choice: str
+) -> None:
+    thought = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<think>")
+    settings = {
+        "tools": (NEAR, LOOK),
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 200,
+        "template_kwargs": {"enable_thinking": False},
+        "logit_bias": {thought: -100.0},
+    }
+    jobs = [ask(f"{stream}", stream=stream, **settings) for stream in (True, False)]
+    plain = answer(engine, ask("plain"))[0].choices
+    ended = done(run_to_end(engine, *jobs, ask("plain")))
+    for job in jobs:
+        [told] = ended[job.id].choices
+        assert told.finish_reason in ("tool_calls", "length")
+        if choice == "near":
+            [call] = told.tool_calls
+            assert call.name == "near"
+            arguments = json.loads(call.arguments)
+            assert arguments["what"] in ("sea", "hill")
+            assert isinstance(arguments["far"], bool)
+    assert ended["plain"].choices[0].text == plain[0].text
+
+
+def test_answer_in_json_comes_after_its_reasoning(engine: TextEngine) -> None:
+    schema = NEAR.parameters or {}
+    form = Grammar(kind="json_schema", source=json.dumps(schema))
+    quiet = {"enable_thinking": False}
+    job = ask(tools=(), grammar=form, template_kwargs=quiet, max_tokens=200)
+    [told] = answer(engine, job)[0].choices
+    assert told.reasoning == ""
+    assert set(json.loads(told.text)) == {"what", "far"}
 
 
 def test_setting_that_reads_nothing_leaves_the_text_and_refuses_tools(folder: Path) -> None:

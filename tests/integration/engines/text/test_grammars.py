@@ -75,7 +75,7 @@ def is_of_its_kind(kind: str, text: str) -> bool:
         case "choice":
             return text in ("yes", "no", "żółć")
         case "regex":
-            return re.fullmatch(r"[a-f]{3}-\d{2,4}", text) is not None
+            return re.fullmatch(r"[a-f]{3}-[0-9]{2,4}", text) is not None
     return re.fullmatch(r"f\(\d{1,4}\)", text) is not None
 
 

@@ -74,8 +74,18 @@ def test_language_and_task_can_be_given(harness: TranscriptionHarness, language:
     heard = harness.transcribe(SHORT, timestamps="segment", **options)
     assert heard.language == language
     assert tokens_of(heard.segments) == harness.expected(SHORT, **options)
-    named = {"de": "German", "en": "english", "zh": "Mandarin"}[language]
+    named = {"de": "de-AT", "en": "english", "zh": "zh_Hant-TW"}[language]
     assert harness.transcribe(SHORT, language=named).language == language
+    assert heard.language_name == {"de": "german", "en": "english", "zh": "chinese"}[language]
+
+
+def test_logprobs_are_of_each_token_of_the_text(harness: TranscriptionHarness) -> None:
+    heard = harness.transcribe(SHORT, logprobs=True)
+    assert not harness.transcribe(SHORT).segments[0].logprobs
+    for segment in heard.segments:
+        written = b"".join(token for token, _ in segment.logprobs).decode(errors="replace")
+        assert written == segment.text
+        assert all(logprob <= 0 for _, logprob in segment.logprobs)
 
 
 def test_language_is_the_one_that_the_library_finds(harness: TranscriptionHarness) -> None:
@@ -277,6 +287,15 @@ def test_silence_in_a_window_is_left_out(tmp_path: Path) -> None:
     assert [each.step for each in events if isinstance(each, Progress)] == [30, 60, 75]
 
 
+def test_voice_activity_leaves_out_words_under_a_steady_sound(tmp_path: Path) -> None:
+    """The model takes it for no speech, and is sure of its words all the same, as of silence."""
+    harness = open_transcription_harness(tmp_path, no_speech_threshold=0.0)
+    hum = 0.3 * np.sin(np.arange(9 * RATE) * 0.2)
+    assert harness.transcribe(hum).text
+    assert harness.transcribe(hum, voice_activity=True).segments == ()
+    assert harness.transcribe(SHORT, voice_activity=True).text
+
+
 def test_temperature_of_the_request_is_that_of_the_first_attempt(
     harness: TranscriptionHarness,
 ) -> None:
@@ -331,7 +350,7 @@ def test_loop_of_the_decoder_ends_its_attempt_early(
             place = len(attempt.tokens) % 4
             tokens.append(time if place == 3 else phrase[place])
             attempt.tokens.append(tokens[-1])
-            attempt.logprobs -= 0.1
+            attempt.logprobs.append(-0.1)
         return tokens
 
     monkeypatch.setattr(decoding, "LOOP_TOKENS", 12)

@@ -109,3 +109,14 @@ def test_detokenizer_does_not_hold_text_back_for_bytes_that_are_no_character(
     pieces = stream(sentencepiece, ids)
     assert pieces.count("") < len(pieces) - 3
     assert set("".join(pieces)) == {"�"}
+
+
+def test_detokenizer_keeps_the_first_space_of_a_text_that_goes_on(
+    sentencepiece: PreTrainedTokenizerFast,
+) -> None:
+    ids = sentencepiece.convert_tokens_to_ids(["▁one", "▁two"])
+    factory = DetokenizerFactory(sentencepiece)
+    assert factory.new().push(ids[1]) == "two"
+    assert factory.new(ids[:1]).push(ids[1]) == " two"
+    end = sentencepiece.eos_token_id
+    assert factory.new([*ids[:1], end]).push(ids[1]) == " two"

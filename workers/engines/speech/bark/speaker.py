@@ -6,14 +6,17 @@ from typing import Any
 import torch
 
 from workers.engines.base import Refused
+from workers.engines.languages import language_code
 from workers.engines.speech.bark.model import Bark, BarkUtterance
 from workers.engines.speech.bark.voices import Voices
-from workers.engines.speech.model import not_supported
+from workers.engines.speech.model import check_speed
 from workers.protocol import SpeechJob
 
 
 class BarkSpeaker:
     """Speaks with one Bark; ``rows`` is how many sentences it computes at once."""
+
+    has_speed = False
 
     def __init__(self, model: Any, tokenizer: Any, voices: Voices, rows: int) -> None:
         self._device: torch.device = model.device
@@ -24,9 +27,9 @@ class BarkSpeaker:
         self.sample_rate = self.bark.sample_rate
 
     def resolve_voice(self, job: SpeechJob) -> str | None:
-        if job.speed is not None:
-            raise not_supported("speed")
-        return self.voices.resolve(job.voice, job.language)
+        check_speed(job)
+        language = job.language and (language_code(job.language) or job.language)
+        return self.voices.resolve(job.voice, language)
 
     def fits(self, text: str) -> bool:
         return len(self._tokens(text)) <= self.bark.longest_text
@@ -34,7 +37,7 @@ class BarkSpeaker:
     def start(self, text: str, voice: str | None, _speed: float | None, seed: int) -> BarkUtterance:
         tokens = self._tokens(text)
         if not tokens:
-            raise Refused("INVALID_REQUEST", "'text' holds nothing to say.", param="text")
+            raise Refused("INVALID_REQUEST", "There is nothing to say.", param="text")
         return BarkUtterance(
             text=tokens,
             voice=self.voices.load(voice) if voice else None,

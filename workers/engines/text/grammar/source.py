@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, regex_to_lark
 
 from workers.engines.base import Refused
 from workers.protocol import Grammar
@@ -94,12 +94,16 @@ def _json(schema: dict[str, Any], *, strict: bool) -> str:
 
 
 def _regex(source: str) -> str:
-    """Return the grammar of a whole text; its anchors say the same, and the library has none."""
+    """Return the grammar of a whole text; its anchors say the same, and the library has none.
+
+    Digits are those of ASCII, which an author of an expression nearly always means.
+    """
     start = 1 if source.startswith("^") else 0
     end = len(source)
     if source.endswith("$") and (end - len(source[: end - 1].rstrip("\\"))) % 2:
         end -= 1
-    return LLMatcher.grammar_from_regex(source[start:end])
+    expression = regex_to_lark(source[start:end], "d")
+    return LLMatcher.grammar_from_lark(f"start: /{expression}/")
 
 
 def _choice(source: str) -> str:

@@ -19,6 +19,7 @@ class Family:
     name: str
     reasoning: tuple[tuple[str, ...], tuple[str, ...]] | None = None  #: openings, closings
     tools: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    resumed: str = ""  #: what follows reasoning before all else
     dropped: tuple[str, ...] = ()  #: markers around content and sections, which nobody reads
     read: Reader = readers.read_json
     #: how a response begins that is a call without any marker: it is read as if one were there
@@ -123,6 +124,7 @@ _ROWS = (
             ("<|channel|>analysis<|message|>",),
             ("<|end|>", "<|return|>", "<|call|>"),
         ),
+        resumed="<|start|>assistant",
         tools=(
             (
                 "<|channel|>commentary to=functions.",

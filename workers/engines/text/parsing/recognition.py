@@ -12,7 +12,11 @@ from transformers.utils.chat_parsing.response_templates import (
 )
 
 from workers.engines.text.parsing.families import FAMILIES, Family
-from workers.engines.text.parsing.region_parser import REASONING_FIELDS, bounded
+from workers.engines.text.parsing.region_parser import (
+    REASONING_FIELDS,
+    RegionParser,
+    bounded,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,10 @@ class ResponseFormat:
                 fields.pop("tool_calls", None)
             wanted = {**self.source, "fields": fields}
         return bounded(load_response_template(wanted))
+
+    def reasons_after(self, begun: str) -> bool:
+        """Return whether an answer that has begun so goes on with reasoning."""
+        return RegionParser(self.template(tools=False), begun).region in REASONING_FIELDS
 
     def begun(self, prompt: str) -> str:
         """Return what a prompt has already written of the answer."""

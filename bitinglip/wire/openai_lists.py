@@ -1,0 +1,47 @@
+"""OpenAI's surface lists models and voices so, with what clients of other servers look for."""
+
+from typing import Any
+
+from bitinglip.wire.admin.models import model_type
+from model_store.manifest import Manifest
+
+#: what models of a kind read and make, in the words of OpenRouter's list
+_MODALITIES = {
+    "text": ("text", "text"),
+    "image": ("text", "image"),
+    "speech": ("text", "audio"),
+    "transcription": ("audio", "text"),
+    "embedding": ("text", "embeddings"),
+}
+
+
+def openai_model(manifest: Manifest, max_context: int | None) -> dict[str, Any]:
+    """Describe a model; fields of ours stand behind OpenAI's.
+
+    The context has the names that it has in vLLM's and in OpenRouter's lists.
+    """
+    described: dict[str, Any] = {
+        "id": manifest.name,
+        "object": "model",
+        "created": int(manifest.created_at.timestamp()),
+        "owned_by": "bitinglip",
+        "type": model_type(manifest),
+        "capabilities": list(manifest.capabilities),
+    }
+    kind = "text" if manifest.engine == "fake" else manifest.kind
+    if kind in _MODALITIES:
+        read, made = _MODALITIES[kind]
+        described["architecture"] = {"input_modalities": [read], "output_modalities": [made]}
+    if max_context is not None:
+        described |= {"max_model_len": max_context, "context_length": max_context}
+    return described
+
+
+def audio_models(manifests: list[Manifest]) -> dict[str, Any]:
+    """List the models that speak, as Open WebUI reads them."""
+    return {"models": [{"id": each.name, "name": each.name} for each in manifests]}
+
+
+def audio_voices(names: list[str]) -> dict[str, Any]:
+    """List voices, each once, as Open WebUI reads them."""
+    return {"voices": [{"id": name, "name": name} for name in dict.fromkeys(names)]}

@@ -1,0 +1,155 @@
+"""Grammars of calls: what they let a model write is read as calls that fit their schemas."""
+
+import json
+import random
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+from tokenizers import AddedToken
+
+from tests.support.models.text import train_tokenizer
+from tests.unit.engines.text.parsing.samples import TOOLS
+from tests.unit.engines.text.parsing.test_answer import Told, form, parser
+from workers.engines.text.grammar.source import translate
+from workers.engines.text.grammar.vocabulary import added_tokens, make_vocabulary
+from workers.engines.text.parsing.call_grammar import (
+    Unwritable,
+    call_grammar,
+    json_after_reasoning,
+)
+from workers.engines.text.parsing.families import FAMILIES, Family
+from workers.protocol import Grammar, Tool
+
+LOOK = Tool(
+    name="look",
+    parameters={
+        "type": "object",
+        "properties": {
+            "wide": {"type": "boolean"},
+            "at": {"type": "string", "enum": ["the sea", "<hill>"]},
+            "days": {"enum": [1, 2]},
+        },
+        "required": ["at"],
+        "additionalProperties": False,
+    },
+)
+REST = Tool(name="rest")
+MARKERS = ("<think>", "</think>", "<tool_call>", "<arg_value>", "</arg_value>", "[ARGS]")
+CALLING = [name for name, family in FAMILIES.items() if family.tools]
+
+
+@lru_cache
+def vocabulary(added: tuple[str, ...]) -> tuple[Any, LLTokenizer]:
+    tokenizer = train_tokenizer()
+    tokenizer.add_tokens([AddedToken(each, special=False) for each in added])
+    return tokenizer, make_vocabulary(tokenizer, [tokenizer.eos_token_id], len(tokenizer))
+
+
+def written(
+    grammar: Grammar, added: tuple[str, ...], seed: int, begin: str = ""
+) -> tuple[str, bool]:
+    """What a model that knows nothing writes after ``begin``, and whether it came to an end."""
+    tokenizer, known = vocabulary(added)
+    matcher = LLMatcher(known, translate(grammar), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    chance = random.Random(seed)
+    ids: list[int] = tokenizer.backend_tokenizer.encode(begin, add_special_tokens=False).ids
+    assert all(matcher.consume_token(each) for each in ids), "the grammar does not let it begin so"
+    for _ in range(500):
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()
+        token = chance.choice(allowed)
+        if token == tokenizer.eos_token_id:
+            return tokenizer.decode(ids), True
+        matcher.consume_token(token)
+        ids.append(token)
+    return tokenizer.decode(ids), False
+
+
+def grammar(family: Family, added: tuple[str, ...], **more: Any) -> Grammar:
+    known = added_tokens(vocabulary(added)[0])
+    settings: dict[str, Any] = {"one": False, "reasoning": None, **more}
+    tools = settings.pop("tools", (LOOK, REST))
+    return call_grammar(family, tools, known, **settings)
+
+
+@pytest.mark.parametrize("added", [(), MARKERS], ids=["plain", "added"])
+@pytest.mark.parametrize("name", CALLING)
+def test_call_grammar_makes_calls_that_fit(name: str, added: tuple[str, ...]) -> None:
+    ended = 0
+    for seed in range(6):
+        text, whole = written(grammar(FAMILIES[name], added), added, seed)
+        ended += whole
+        told = Told(parser(name, tools=(LOOK, REST)), [text], cut=not whole)
+        assert told.calls or not whole, text
+        for called, arguments in told.calls:
+            assert called in ("look", "rest")
+            if called == "look":
+                assert arguments["at"] in ("the sea", "<hill>")
+                assert set(arguments) <= {"at", "wide", "days"}
+        assert not (whole and told.text), text
+    assert ended
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_call_grammar_of_one_call_lets_no_second_follow(name: str) -> None:
+    one = grammar(FAMILIES[name], (), one=True, tools=(REST,))
+    for seed in range(4):
+        text, whole = written(one, (), seed)
+        assert len(Told(parser(name, tools=(REST,)), [text]).calls) == 1 or not whole
+
+
+@pytest.mark.parametrize("added", [(), MARKERS], ids=["plain", "added"])
+@pytest.mark.parametrize("name", CALLING)
+def test_call_grammar_leaves_reasoning_free(name: str, added: tuple[str, ...]) -> None:
+    family = FAMILIES[name]
+    if family.reasoning is None:
+        return
+    opening, closing = family.reasoning[0][0], family.reasoning[1][0]
+    for reasoning, begin in ((True, "why not"), (False, f"{opening}why not")):
+        held = grammar(family, added, reasoning=reasoning, tools=(REST,))
+        text, whole = written(held, added, 1, f"{begin}{closing}{family.resumed}")
+        begun = opening if reasoning else ""
+        told = Told(parser(name, begun, tools=(REST,)), [text], cut=not whole)
+        assert told.reasoning.startswith("why")
+        assert told.calls or not whole
+
+
+def test_call_grammar_takes_schemas_of_all_kinds() -> None:
+    deep = Tool(
+        name="deep",
+        parameters={
+            "type": "object",
+            "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}},
+            "properties": {"tree": {"$ref": "#/$defs/node"}, "many": {"type": "array"}, "x": True},
+        },
+    )
+    for name in CALLING:
+        _, known = vocabulary(())
+        held = grammar(FAMILIES[name], (), tools=(*TOOLS, deep))
+        assert not LLMatcher(known, translate(held), log_level=0).is_error()
+
+
+def test_call_grammar_that_cannot_be_written_says_so() -> None:
+    odd = Tool(name="f", parameters={"properties": {"a b": {"type": "integer"}}})
+    with pytest.raises(Unwritable, match="a b"):
+        grammar(FAMILIES["lfm"], (), tools=(odd,))
+    with pytest.raises(Unwritable, match="no grammar"):
+        grammar(FAMILIES["think"], ())
+
+
+def test_json_follows_reasoning() -> None:
+    schema = {"properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
+    asked = Grammar(kind="json_schema", source=json.dumps({"type": "object", **schema}))
+    held = json_after_reasoning(asked, FAMILIES["hermes"], {}, begun=True)
+    assert held is not None
+    text, whole = written(held, (), 3, "why</think>\n\n")
+    assert whole
+    told = Told(parser(form("hermes"), "<think>", tools=()), [text])
+    assert (told.reasoning, json.loads(told.text)) == ("why", {"a": 1})
+    for kind in ("regex", "choice", "lark"):
+        other = Grammar(kind=kind, source="[]")
+        assert json_after_reasoning(other, FAMILIES["hermes"], {}, begun=True) is None

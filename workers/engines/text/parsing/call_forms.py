@@ -1,0 +1,118 @@
+"""How each family writes a call, for requests in which the model has to call a tool."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Arguments that are written one by one; ``{key}`` stands for the argument's name."""
+
+    before: str
+    after: str
+    before_text: str | None = None  #: of a text, where that differs
+    between: str = ""
+    raw: bool = True  #: texts are written as they are, else as JSON
+    mark: str = ""  #: before and after a text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallForm:
+    """What surrounds calls, and the arguments of each; ``{name}`` stands for the tool's name."""
+
+    head: str
+    tail: str = ""
+    begin: str = ""  #: before the first call
+    between: str = ""
+    end: str = ""  #: after the last call
+    parts: Parts | None = None  #: None: the arguments are one JSON object
+    one: bool = False  #: an answer holds one call
+
+
+_NAMED = '{"name": "{name}", "arguments": '
+_PYTHON = Parts(before="{key}=", after="", between=", ", raw=False)
+
+FORMS = MappingProxyType(
+    {
+        "hermes": CallForm(head=f"<tool_call>\n{_NAMED}", tail="}\n</tool_call>", between="\n"),
+        "qwen_xml": CallForm(
+            head="<tool_call>\n<function={name}>\n",
+            tail="</function>\n</tool_call>",
+            between="\n",
+            parts=Parts(before="<parameter={key}>\n", after="\n</parameter>\n"),
+        ),
+        "glm": CallForm(
+            head="<tool_call>{name}\n",
+            tail="</tool_call>",
+            between="\n",
+            parts=Parts(before="<arg_key>{key}</arg_key>\n<arg_value>", after="</arg_value>\n"),
+        ),
+        "mistral": CallForm(begin="[TOOL_CALLS][", head=_NAMED, tail="}", between=", ", end="]"),
+        "mistral_args": CallForm(head="[TOOL_CALLS]{name}[ARGS]"),
+        "deepseek": CallForm(
+            begin="<｜tool▁calls▁begin｜>",
+            head="<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n",
+            tail="\n```<｜tool▁call▁end｜>",
+            between="\n",
+            end="<｜tool▁calls▁end｜>",
+        ),
+        "deepseek_dsml": CallForm(
+            begin="<｜DSML｜function_calls>\n",
+            head='<｜DSML｜invoke name="{name}">\n',
+            tail="</｜DSML｜invoke>\n",
+            end="</｜DSML｜function_calls>",
+            parts=Parts(
+                before='<｜DSML｜parameter name="{key}" string="false">',
+                before_text='<｜DSML｜parameter name="{key}" string="true">',
+                after="</｜DSML｜parameter>\n",
+            ),
+        ),
+        "gpt_oss": CallForm(
+            head="<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>", one=True
+        ),
+        "gemma": CallForm(
+            head="<|tool_call>call:{name}{",
+            tail="}<tool_call|>",
+            parts=Parts(before="{key}:", after="", between=",", mark='<|"|>'),
+        ),
+        "function_gemma": CallForm(
+            head="<start_function_call>call:{name}{",
+            tail="}<end_function_call>",
+            parts=Parts(before="{key}:", after="", between=",", mark="<escape>"),
+        ),
+        "kimi": CallForm(
+            begin="<|tool_calls_section_begin|>",
+            head="<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>",
+            tail="<|tool_call_end|>",
+            end="<|tool_calls_section_end|>",
+            one=True,
+        ),
+        "cohere": CallForm(
+            begin="<|START_ACTION|>[\n    ",
+            head='{"tool_call_id": "0", "tool_name": "{name}", "parameters": ',
+            tail="}",
+            end="\n]<|END_ACTION|>",
+            one=True,
+        ),
+        "minimax": CallForm(
+            begin="<minimax:tool_call>\n",
+            head='<invoke name="{name}">\n',
+            tail="</invoke>\n",
+            end="</minimax:tool_call>",
+            parts=Parts(before='<parameter name="{key}">', after="</parameter>\n"),
+        ),
+        "lfm": CallForm(
+            begin="<|tool_call_start|>[",
+            head="{name}(",
+            tail=")",
+            between=", ",
+            end="]<|tool_call_end|>",
+            parts=_PYTHON,
+        ),
+        "granite": CallForm(begin="<|tool_call|>[", head=_NAMED, tail="}", between=", ", end="]"),
+        "llama_python": CallForm(
+            begin="[", head="{name}(", tail=")", between=", ", end="]", parts=_PYTHON
+        ),
+        "llama_json": CallForm(head='{"name": "{name}", "parameters": ', tail="}", one=True),
+    }
+)
