@@ -165,7 +165,6 @@ OTHERS = [
     Case("slow speech", {"speed": 0.25}, path=SPEECH),
     Case("speech with hints", {"instructions": "calm", "stream_format": "audio"}, path=SPEECH),
     Case("speech as ogg opus, fast", {"response_format": "opus", "speed": 4}, path=SPEECH),
-    Case("speech, hints", {"instructions": "calm", "stream_format": "audio"}, path=SPEECH),
     Case("speech in no format", {"response_format": "mp5"}, 400, "response_format", SPEECH),
     Case("speech of nothing", {"input": ""}, 400, "input", SPEECH),
     Case("speech at no speed", {"speed": 0}, 400, "speed", SPEECH),
