@@ -193,8 +193,10 @@ def neighbour(shared_server: Server) -> Iterator[None]:
     with shared_server.client() as client:
 
         def run() -> None:
-            while not over.wait(0.1):
+            going = True
+            while going:
                 told.append(joined(events_of(client.post(CHAT, json=body).text)))
+                going = not over.wait(0.1)
 
         thread = threading.Thread(target=run)
         thread.start()
