@@ -99,9 +99,18 @@ def response_format(
     if wanted is None and (own := _own(tokenizer)) is not None:
         return own
     family = FAMILIES[wanted] if wanted else recognised(source or "", model_type)
-    if family is None:
-        return None
-    reasons = family.reasoning is not None and (bool(wanted) or _reasons(tokenizer, family, source))
+    return None if family is None else _format(tokenizer, source, family, reasons=bool(wanted))
+
+
+def told_format(tokenizer: Any, source: str | None) -> ResponseFormat:
+    """Return the format of calls that a prompt asks for, where a template has no tools."""
+    return _format(tokenizer, source, FAMILIES["hermes"], reasons=False)
+
+
+def _format(tokenizer: Any, source: str | None, family: Family, *, reasons: bool) -> ResponseFormat:
+    """Make a family's format. ``reasons``: it reasons, whether its files know the marker or not."""
+    known = family.reasoning is not None
+    reasons = known and (reasons or _reasons(tokenizer, family, source))
     template = family.template(reasoning=reasons, tools=True)
     return ResponseFormat(
         source=template,
