@@ -79,6 +79,13 @@ def check_bind(settings: Settings) -> None:
             "name the origins, require keys, or set security.allow_insecure to true"
         )
         raise SettingsError([problem])
+    if not secure and "*" in settings.server.allowed_hosts:
+        problem = (
+            "server.allowed_hosts accepts every name while security.require_api_key is false, so "
+            "every web page may lead its own name here; name the hosts, require keys, or set "
+            "security.allow_insecure to true"
+        )
+        raise SettingsError([problem])
     if not secure and not _is_loopback(settings.server.host):
         problem = (
             f"server.host {settings.server.host!r} is open to others while "

@@ -3,6 +3,7 @@
 It only ever widens what browsers allow; ``EdgeChecks`` refuses foreign pages by itself.
 """
 
+import re
 from collections.abc import Collection, Mapping
 
 from starlette.responses import Response
@@ -25,6 +26,9 @@ _EXPOSED = (
     "X-BitingLip-Overhead-Ms",
     *limit_headers.NAMES,
 )
+#: a header that a page may send, too: its client's own, such as x-stainless-os of OpenAI's
+_NAME = re.compile(rb"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII | re.IGNORECASE)
+_MOST_NAMES = 40
 _MAX_AGE = 600  #: seconds for which a browser remembers what a preflight was answered
 _VARY = (b"vary", b"Origin")
 
@@ -60,10 +64,22 @@ class Cors:
         return Response(
             headers={
                 "access-control-allow-methods": _METHODS,
-                "access-control-allow-headers": _REQUEST_HEADERS,
+                "access-control-allow-headers": _allowed_headers(fields),
                 "access-control-max-age": str(_MAX_AGE),
             },
         )
 
     def _allows(self, origin: bytes) -> bool:
         return self._origins.accept(origin.decode("latin-1"), "", other_site=True)
+
+
+def _allowed_headers(fields: Mapping[bytes, bytes]) -> str:
+    """Return the headers that a page of an allowed origin may send: ours, and those it asks for.
+
+    What a header means is decided by the request itself, whoever sends it.
+    """
+    asked = fields.get(b"access-control-request-headers", b"").split(b",")[:_MOST_NAMES]
+    names = [name.strip() for name in asked]
+    ours = _REQUEST_HEADERS.lower().split(", ")
+    more = [name.decode() for name in names if _NAME.fullmatch(name)]
+    return ", ".join([_REQUEST_HEADERS, *(name for name in more if name.lower() not in ours)])

@@ -2,14 +2,17 @@
 
 import ipaddress
 import re
+import socket
 from collections.abc import Collection
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from bitinglip.errors import InsufficientScope
+from bitinglip.errors import InsufficientScope, InvalidRequest
+from bitinglip.settings import Server
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?", re.ASCII)
 _MAX_PORT = 65535
+_WILDCARDS = ("0.0.0.0", "::")
 _LONGEST = 260  #: longer ones fill no cache
 
 
@@ -19,6 +22,18 @@ def foreign_page() -> InsufficientScope:
         "Pages of this origin may not use the API; server.cors_origins allows more.",
         param="Origin",
     )
+
+
+def foreign_host(name: str | None) -> InvalidRequest:
+    """Return the refusal of a name that is not the server's; None for a malformed header."""
+    if name is None:
+        message = "The Host header is missing or malformed: it is to name this server."
+    else:
+        message = (
+            f"The Host header names '{name}', to which this server does not answer; the setting "
+            "server.allowed_hosts adds names."
+        )
+    return InvalidRequest(message, param="Host")
 
 
 def normal_name(name: str) -> str:
@@ -62,6 +77,36 @@ def is_loopback(name: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
+
+
+class Hosts:
+    """The names that the server answers to.
+
+    Any other is refused: a page whose name is led to this machine (DNS rebinding) sends its own.
+    """
+
+    def __init__(self, server: Server) -> None:
+        names = [normal_name(name) for name in server.allowed_hosts]
+        self._all = "*" in names
+        self._domains = tuple(name for name in names if name.startswith("."))
+        own = ["localhost", "127.0.0.1", "::1"]
+        own += _names_of_this_machine() if server.host in _WILDCARDS else [server.host]
+        if server.public_url is not None:
+            own.append(urlsplit(server.public_url).hostname or "")
+        self._names = frozenset(names) | {normal_name(name) for name in own if name}
+
+    def accept(self, name: str, local: str | None) -> bool:
+        """Return whether the server answers to a name; ``local`` is the address that was called."""
+        if name in self._names or self._all or (name == local and name not in _WILDCARDS):
+            return True
+        return any(name.endswith(each) or name == each[1:] for each in self._domains)
+
+
+def _names_of_this_machine() -> list[str]:
+    """Return the machine's name as others on its network call it: plain, whole, and by mDNS."""
+    whole = socket.gethostname()
+    plain = whole.partition(".")[0]
+    return [whole, plain, f"{plain}.local"]
 
 
 class Origins:

@@ -19,7 +19,7 @@ from bitinglip.api.auth import is_local
 from bitinglip.api.cors import Cors
 from bitinglip.api.direct_routes import direct_routes
 from bitinglip.api.errors import error_response, to_error
-from bitinglip.api.hosts import Origins, foreign_page, normal_name, parse_host
+from bitinglip.api.hosts import Hosts, Origins, foreign_host, foreign_page, parse_host
 from bitinglip.api.proxies import Proxies
 from bitinglip.api.request_context import (
     CLIENT_GONE,
@@ -200,9 +200,7 @@ class EdgeChecks:
     def __init__(self, server: Server, security: Security) -> None:
         self._max_body = server.max_body_bytes
         self._max_upload = server.max_upload_bytes
-        bound = server.host if server.host not in ("0.0.0.0", "::") else "localhost"
-        names = ["localhost", "127.0.0.1", "::1", bound, *server.allowed_hosts]
-        self._hosts = frozenset(normal_name(name) for name in names)
+        self._hosts = Hosts(server)
         self._origins = Origins(server.cors_origins)
         self._allowed = tuple(security.ip_allow) or None
         self._denied = tuple(security.ip_deny)
@@ -241,14 +239,17 @@ class EdgeChecks:
             raise error
 
     def _check_host(self, scope: Scope, fields: Fields) -> None:
-        """Refuse names that are not ours, as a page under DNS rebinding would send."""
+        """Refuse names that are not ours, as a page under DNS rebinding would send.
+
+        Clients of HTTP/1.0 need not send a name; health checks of proxies do not.
+        """
         value = fields.get(b"host")
-        if value is not None:
-            host = parse_host(value.decode("latin-1"))
-            local = scope["server"][0] if scope.get("server") else None
-            if host in self._hosts or (host and host == local and host not in ("0.0.0.0", "::")):
-                return
-        raise _foreign_host()
+        if value is None and scope.get("http_version") == "1.0":
+            return
+        name = None if value is None else parse_host(value.decode("latin-1"))
+        local = scope["server"][0] if scope.get("server") else None
+        if name is None or not self._hosts.accept(name, local):
+            raise foreign_host(name)
 
     def _check_origin(self, scope: Scope, headers: Fields) -> None:
         """Refuse pages of other sites: WebSockets, and requests that change something.
@@ -261,7 +262,7 @@ class EdgeChecks:
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
         if origin is None and site is None:
             return
-        host = headers[b"host"].decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1")
         text = None if origin is None else origin.decode("latin-1")
         if not self._origins.accept(text, host, other_site=site in _FOREIGN_SITES):
             raise foreign_page()
@@ -276,16 +277,9 @@ def _check_single(headers: Headers) -> None:
     """Refuse two hosts, and two types of one body: one would be checked, and the other used."""
     names = [name for name, _ in headers]
     if names.count(b"host") > 1:
-        raise _foreign_host()
+        raise foreign_host(None)
     if names.count(b"content-type") > 1:
         raise InvalidRequest("The request has two Content-Type headers.", param="Content-Type")
-
-
-def _foreign_host() -> InvalidRequest:
-    return InvalidRequest(
-        "The Host header does not name this server; server.allowed_hosts can add names.",
-        param="Host",
-    )
 
 
 def _check_body(headers: Fields, limit: int) -> int | None:

@@ -19,6 +19,7 @@ class Exchange(RequestResponseCycle):
     """Writes a response of declared length in one piece: one call, one record of TLS."""
 
     _head = b""  #: waits for the first part of the body
+    _until_close = False  #: the end of the connection is that of the body
 
     async def send(self, message: Any) -> None:
         """Take one of the application's messages. Raises RuntimeError if it is out of order."""
@@ -47,8 +48,11 @@ class Exchange(RequestResponseCycle):
             headers.append((b"connection", b"close"))
         bodiless = self.scope["method"] == "HEAD" or status in _WITHOUT_BODY
         if self.chunked_encoding is None and not bodiless:
-            self.chunked_encoding = True
-            headers.append((b"transfer-encoding", b"chunked"))
+            if self.scope["http_version"] == "1.0":  # which knows no chunks
+                self._until_close = True
+            else:
+                self.chunked_encoding = True
+                headers.append((b"transfer-encoding", b"chunked"))
         head = _head(STATUS_LINE[status], headers)
         if self.chunked_encoding is False and not bodiless:
             self._head = head
@@ -60,6 +64,8 @@ class Exchange(RequestResponseCycle):
             self.expected_content_length = 0
         elif self.chunked_encoding:
             self._write_chunk(body, last=last)
+        elif self._until_close:
+            self.transport.write(body)
         else:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 _ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.ASCII)
+_HOST = re.compile(r"\[?[0-9a-f:]*:[0-9a-f:.]*\]?|\.?[a-z0-9_-][a-z0-9._-]{0,252}", re.ASCII)
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*", re.ASCII)
 
 
@@ -35,6 +36,15 @@ def _origin(text: str) -> str:
     return text
 
 
+def _host(text: str) -> str:
+    if text != "*" and not _HOST.fullmatch(text.strip().lower()):
+        raise ValueError(
+            f"{text!r} is no name such as box.lan, no address, no .example.com (a domain and all "
+            "below it) and not * (every name); schemes, ports and paths do not belong here"
+        )
+    return text
+
+
 def _url(text: str) -> str:
     text = text.removesuffix("/")
     origin = _ORIGIN.match(text.lower())
@@ -46,4 +56,5 @@ def _url(text: str) -> str:
 AddressRange = Annotated[str, AfterValidator(_range)]
 Proxy = Annotated[str, AfterValidator(_proxy)]
 Origin = Annotated[str, AfterValidator(_origin)]
+HostName = Annotated[str, AfterValidator(_host)]
 PublicUrl = Annotated[str, AfterValidator(_url)]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from bitinglip.settings.addresses import AddressRange, Origin, Proxy, PublicUrl
+from bitinglip.settings.addresses import AddressRange, HostName, Origin, Proxy, PublicUrl
 
 
 class Section(BaseModel):
@@ -58,8 +58,11 @@ class Server(Section):
     drain_timeout: Seconds = Field(
         30, description="seconds to wait for running requests at shutdown"
     )
-    allowed_hosts: list[str] = Field(
-        [], description="Host header values accepted besides loopback and the bound address"
+    allowed_hosts: list[HostName] = Field(
+        [],
+        description="Host header names accepted besides loopback, the bound address, that of "
+        "public_url and, if bound to all addresses, the machine's own: host.docker.internal for "
+        "containers on this machine, .example.com for a domain and all below it, * for every name",
     )
     cors_origins: list[Origin] = Field(
         [], description="web origins (CORS) that may call the API, such as https://app.example"

@@ -161,7 +161,7 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
             grammar=self.asked_grammar(),
             **self.prompt_end(messages),
         )
-        return context.job(work)
+        return context.job(work, session=self.prompt_cache_key)
 
     @property
     def max_tokens_field(self) -> str:

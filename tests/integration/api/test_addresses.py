@@ -15,6 +15,7 @@ from bitinglip.settings import Settings
 from bitinglip.settings_loader import SettingsError, check_bind, load_settings
 from tests.support.api_server import Served, serve
 from tests.support.http_client import NATIVE, PROMPT, error_of
+from tests.support.wait import eventually
 
 ELSEWHERE = {"x-forwarded-for": "198.51.100.7"}
 
@@ -91,9 +92,12 @@ def test_address_that_is_denied_is_refused_before_anything_else_and_audited(
     for address in ("203.0.113.5", "::ffff:203.0.113.5", "2001:db8:bad::1"):
         refused = httpx.get(proxied.url + "/livez", headers={"x-forwarded-for": address})
         error_of(refused, 403, "IP_NOT_ALLOWED")
-    audited = through.get("/api/v1/audit", params={"action": "auth.refused"}).text
-    assert "IP_NOT_ALLOWED" in audited
-    assert "203.0.113." in audited
+
+    def audited() -> str:
+        return through.get("/api/v1/audit", params={"action": "auth.refused"}).text
+
+    eventually(lambda: "IP_NOT_ALLOWED" in audited())
+    assert "203.0.113." in audited()
     allowed = httpx.get(proxied.url + "/livez", headers={"x-forwarded-for": "203.0.114.5"})
     assert allowed.status_code == 200
 
@@ -151,6 +155,7 @@ def test_public_url_is_the_setting_or_what_the_request_says(
         ("server.cors_origins", "['https://app.example/']"),
         ("server.cors_origins", "['null']"),
         ("server.public_url", "ai.example"),
+        ("server.allowed_hosts", "['*.example.com']"),
         ("server.public_url", "'https://ai.example/?x'"),
         ("security.ip_allow", "[10.0.0.1/8]"),
         ("security.ip_deny", "[nobody]"),
@@ -168,5 +173,14 @@ def test_setting_that_opens_the_server_to_every_page_needs_keys() -> None:
     security = {"require_api_key": False}
     with pytest.raises(SettingsError, match=r"server\.cors_origins"):
         check_bind(Settings.model_validate({"server": server, "security": security}))
+    security["allow_insecure"] = True
+    check_bind(Settings.model_validate({"server": server, "security": security}))
+
+
+def test_setting_that_takes_every_host_name_needs_keys() -> None:
+    server, security = {"allowed_hosts": ["*"]}, {"require_api_key": False}
+    with pytest.raises(SettingsError, match=r"server\.allowed_hosts"):
+        check_bind(Settings.model_validate({"server": server, "security": security}))
+    check_bind(Settings.model_validate({"server": server}))
     security["allow_insecure"] = True
     check_bind(Settings.model_validate({"server": server, "security": security}))

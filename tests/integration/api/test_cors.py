@@ -32,6 +32,36 @@ def test_preflight_is_answered_without_a_key(open_to_a_page: Served) -> None:
     assert answer.headers["x-request-id"]
 
 
+def test_preflight_allows_the_headers_that_official_clients_add(open_to_a_page: Served) -> None:
+    """As OpenAI's and Anthropic's packages send them from a browser."""
+    added = [
+        "x-stainless-os",
+        "x-stainless-retry-count",
+        "openai-organization",
+        "anthropic-version",
+        "anthropic-dangerous-direct-browser-access",
+        "x-session-id",
+    ]
+    asked = {**ASKED, "access-control-request-headers": ",".join(["authorization", *added])}
+    answer = httpx.options(open_to_a_page.url + "/v1/chat/completions", headers=asked)
+    assert answer.status_code == 200
+    allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert {"authorization", *added} <= set(allowed)
+    assert len(allowed) == len(set(allowed))
+
+
+def test_preflight_repeats_nothing_that_is_no_header(open_to_a_page: Served) -> None:
+    wrong = ["a b", "x" * 65, "*", "", "a:b", "<b>", "%00"]
+    many = [f"x-{number}" for number in range(200)]
+    for names in (wrong, many):
+        asked = {**ASKED, "access-control-request-headers": ", ".join(names)}
+        answer = httpx.options(open_to_a_page.url + NATIVE, headers=asked)
+        assert answer.status_code == 200
+        allowed = answer.headers["access-control-allow-headers"].split(", ")
+        assert not set(wrong) & set(allowed)
+        assert len(allowed) < 60
+
+
 def test_preflight_of_a_foreign_page_is_refused(open_to_a_page: Served) -> None:
     asked = {**ASKED, "origin": "https://evil.example"}
     answer = httpx.options(open_to_a_page.url + NATIVE, headers=asked)

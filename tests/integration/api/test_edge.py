@@ -104,6 +104,65 @@ def test_host_that_is_foreign_is_refused(client: httpx.Client, host: str) -> Non
     error_of(client.get("/health", headers={"host": host}), 400, "INVALID_REQUEST")
 
 
+def test_host_that_is_foreign_is_named_with_the_setting(client: httpx.Client) -> None:
+    answer = client.get("/livez", headers={"host": "Host.Docker.Internal:8134"})
+    error = error_of(answer, 400, "INVALID_REQUEST")
+    assert error["param"] == "Host"
+    assert "'host.docker.internal'" in error["message"]
+    assert "server.allowed_hosts" in error["message"]
+    malformed = client.get("/livez", headers={"host": "a b<script>"})
+    assert "script" not in error_of(malformed, 400, "INVALID_REQUEST")["message"]
+
+
+# ---- HTTP/1.0 ----------------------------------------------------------------------------------
+
+
+def old_answer(served: Served, request: bytes) -> tuple[bytes, bytes]:
+    """Return the head and the body of what a client of HTTP/1.0 is sent until the end."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
+        sock.sendall(request)
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.lower(), body
+
+
+def test_old_client_needs_no_host_header(served: Served) -> None:
+    """As health checks of proxies send it; one of HTTP/1.1 needs it."""
+    head, body = old_answer(served, b"GET /livez HTTP/1.0\r\n\r\n")
+    assert head.startswith(b"http/1.1 200")
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
+    assert json.loads(body)["status"]
+    for request, status in (
+        (b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.0\r\nHost: evil.example\r\n\r\n", b"400"),
+        (b"OPTIONS /livez HTTP/1.0\r\nOrigin: https://evil.example\r\n\r\n", b"405"),
+        (b"POST %b HTTP/1.0\r\nOrigin: https://evil.example\r\n\r\n" % NATIVE.encode(), b"403"),
+    ):
+        assert old_answer(served, request)[0].split(b" ")[1] == status, request
+
+
+@pytest.mark.parametrize("path", [NATIVE, "/v1/completions"])
+def test_old_client_gets_a_stream_without_chunks(served: Served, path: str) -> None:
+    body = json.dumps({**PROMPT, "stream": True}).encode()
+    request = (
+        b"POST %b HTTP/1.0\r\nHost: localhost\r\nX-Api-Key: %b\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (path.encode(), served.keys["inference:text"].encode(), len(body), body)
+    )
+    head, stream = old_answer(served, request)
+    assert head.startswith(b"http/1.1 200")
+    assert b"transfer-encoding" not in head
+    assert b"content-length" not in head
+    assert b"connection: close" in head
+    lines = stream.decode().splitlines()
+    assert not [line for line in lines if line and not line.startswith(("event:", "data:", ":"))]
+    assert "two" in stream.decode()
+    assert stream.endswith(b"\n\n")
+
+
 FOREIGN_PAGES: list[dict[str, str]] = [
     {"origin": "https://evil.example"},
     {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
