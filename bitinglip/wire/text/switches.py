@@ -31,22 +31,6 @@ def _no_own(value: dict[str, Any]) -> dict[str, Any]:
 TemplateVariables = Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_no_own)]
 
 
-def template_variables(
-    given: dict[str, Any] | None, *, enable_thinking: bool | None, reasoning_effort: str | None
-) -> dict[str, Any]:
-    """Return the variables of a job's chat template; what was given by name there comes first."""
-    if given is None and enable_thinking is None and reasoning_effort is None:
-        return {}
-    switches: dict[str, Any] = {}
-    thinks = enable_thinking
-    if reasoning_effort is not None:
-        switches["reasoning_effort"] = reasoning_effort
-        thinks = reasoning_effort != "none" if thinks is None else thinks
-    if thinks is not None:
-        switches.update(dict.fromkeys(_THINKING, thinks))
-    return {**switches, **(given or {})}
-
-
 class Switches(Body):
     """The fields that become variables of a chat template."""
 
@@ -56,13 +40,17 @@ class Switches(Body):
     chat_template_kwargs: TemplateVariables | None = None
 
     def template_variables(self) -> dict[str, Any]:
-        """Return the variables of a job's chat template."""
-        given = self.chat_template_kwargs
+        """Return the variables; what was given by name in chat_template_kwargs comes first."""
+        switches: dict[str, Any] = {}
+        thinks = self.enable_thinking
+        if self.reasoning_effort is not None:
+            switches["reasoning_effort"] = self.reasoning_effort
+            thinks = self.reasoning_effort != "none" if thinks is None else thinks
         if self.verbosity is not None:
-            given = {"verbosity": self.verbosity, **(given or {})}
-        return template_variables(
-            given, enable_thinking=self.enable_thinking, reasoning_effort=self.reasoning_effort
-        )
+            switches["verbosity"] = self.verbosity
+        if thinks is not None:
+            switches.update(dict.fromkeys(_THINKING, thinks))
+        return {**switches, **self.chat_template_kwargs} if self.chat_template_kwargs else switches
 
     def unknown_switches(self, known: Collection[str] | None) -> list[str]:
         """Return the fields that are set and that a template which knows these does not know.
