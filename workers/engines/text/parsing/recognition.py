@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import regex
@@ -32,9 +32,15 @@ class ResponseFormat:
     reasons: bool  #: it may write reasoning
     calls: bool  #: it may write calls
     kept: frozenset[int]  #: ids of special tokens that markers hold
+    _templates: dict[bool, ResponseTemplate] = field(default_factory=dict, init=False, repr=False)
 
     def template(self, *, tools: bool) -> ResponseTemplate:
-        """Return a template for one response; without ``tools`` calls are content."""
+        """Return the template of responses; without ``tools`` calls are content."""
+        if tools not in self._templates:
+            self._templates[tools] = self._loaded(tools=tools)
+        return self._templates[tools]
+
+    def _loaded(self, *, tools: bool) -> ResponseTemplate:
         if self.family is not None:
             wanted = self.family.template(reasoning=self.reasons, tools=tools)
         else:
@@ -80,9 +86,9 @@ class ResponseFormat:
 
     def _markers(self, names: Collection[str]) -> list[str]:
         found: list[str] = []
-        for name, field in self.source["fields"].items():
+        for name, one in self.source["fields"].items():
             if name in names:
-                opens = field.get("open", ())
+                opens = one.get("open", ())
                 found += [opens] if isinstance(opens, str) else opens
         return found
 
