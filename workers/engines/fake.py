@@ -255,6 +255,9 @@ def _refuse_what_needs_a_model(job: TextJob) -> None:
             f"'{job.grammar.param}' is not supported for this model.",
             param=job.grammar.param,
         )
+    if job.tools and job.tool_choice != "auto":
+        message = "This model cannot be made to call a tool: it repeats the prompt."
+        raise Refused("UNSUPPORTED_PARAMETER", message, param="tool_choice")
     for name in ("logprobs", "logit_bias", "stop_token_ids"):
         if getattr(job.sampling, name) not in (None, {}, ()):
             raise Refused(
