@@ -118,6 +118,8 @@ def measure(
                 work.spinning.append(work.ask(spinning))
             with _busy_process():
                 work.busy.append(work.ask(ours))
+            told = f"{work.name:<30} alone {work.alone[-1]:6.2f} s  busy {work.busy[-1]:6.2f} s"
+            print(f"  {told}", file=sys.stderr, flush=True)
 
 
 def table(works: list[Work]) -> str:

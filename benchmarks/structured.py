@@ -1,13 +1,13 @@
 """Texts held to JSON schemas: which are refused, what they cost, and whether texts keep to them.
 
     python -m benchmarks.structured schemas FILE [--tokenizer FOLDER]
-    python -m benchmarks.structured beside [--rows 8] [--threads 2]
+    python -m benchmarks.structured beside [--shape 135m] [--rows 8] [--threads 2]
 
 ``schemas`` reads lines of JSON, each with ``name``, ``schema`` and ``tests`` (``data``, ``valid``).
 Each schema leads a text of a tiny random model through the engine, which jsonschema then judges;
 hostile schemas do the same beside a text that is held to nothing, as does that text alone;
 ``--tokenizer`` measures compiling and masks with a real vocabulary, over the instances.
-``beside`` measures the step loop of the random 135M Llama with none, half and all rows held.
+``beside`` measures the step loop of a random Llama with none, half and all rows held.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.random_llama import make_model
+from benchmarks.random_llama import SHAPES, make_model
 from workers.engines.base import Refused
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.grammar.compiler import Compiled
@@ -62,6 +62,7 @@ def main() -> None:
     schemas.add_argument("file", type=Path)
     schemas.add_argument("--tokenizer", type=Path)
     beside = commands.add_parser("beside")
+    beside.add_argument("--shape", choices=sorted(SHAPES), default="135m")
     beside.add_argument("--rows", type=int, default=8)
     beside.add_argument("--threads", type=int, default=2)
     beside.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -208,7 +209,7 @@ def _takes(grammars: Grammars, compiled: Compiled, ids: list[int], masks: list[f
 
 
 def _beside(arguments: argparse.Namespace) -> None:
-    folder = make_model(Path(tempfile.gettempdir()) / "llama-135m")
+    folder = make_model(Path(tempfile.gettempdir()) / f"llama-{arguments.shape}", arguments.shape)
     engine = _engine(folder, threads=arguments.threads, device=arguments.device)
     rows = arguments.rows
     grammar = Grammar(kind="json_schema", source=json.dumps(_SCHEMA))
@@ -219,13 +220,19 @@ def _beside(arguments: argparse.Namespace) -> None:
     _run(engine, [])
     print(f"torch {torch.__version__}, {rows} rows, {arguments.threads} threads")
     for held in (0, rows // 2, rows, 0, rows // 2, rows):
-        seconds = _step_seconds(engine, rows, held, grammar)
-        print(f"{held:3d} held  {rows / seconds:8.1f} tok/s  {1000 * seconds:6.2f} ms a step")
+        seconds, cpu = _step_seconds(engine, rows, held, grammar)
+        speed = f"{rows / seconds:8.1f} tok/s  {1000 * seconds:6.2f} ms a step"
+        print(f"{held:3d} held  {speed}, of all threads' CPU {1000 * cpu:.2f}")
     engine.close()
 
 
-def _step_seconds(engine: TextEngine, rows: int, held: int, grammar: Grammar) -> float:
-    """The median over decode steps of all rows; strings of random tokens do not end so soon."""
+def _step_seconds(
+    engine: TextEngine, rows: int, held: int, grammar: Grammar
+) -> tuple[float, float]:
+    """The median over decode steps of all rows, and the mean of the CPU that they take.
+
+    Strings of random tokens do not end so soon.
+    """
     sampling = Sampling(max_tokens=150, temperature=0.0, ignore_eos=True)
     for row in range(rows):
         form = grammar if row < held else None
@@ -234,10 +241,12 @@ def _step_seconds(engine: TextEngine, rows: int, held: int, grammar: Grammar) ->
     for _ in range(20):
         engine.step()
     seconds = []
+    cpu = time.process_time()
     while engine.in_flight == rows:
         seconds.append(_timed(engine.step))
+    cpu = time.process_time() - cpu
     _run(engine, [])
-    return statistics.median(seconds)
+    return statistics.median(seconds), cpu / len(seconds)
 
 
 def _engine(folder: Path, *, threads: int, device: DeviceKind = "cpu") -> TextEngine:

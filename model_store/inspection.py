@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model_store.chat_templates import has_template, switches
 from model_store.errors import BadFiles
 from model_store.headers import DTYPES, Tensor, read_header
 from model_store.image_size import own_side
@@ -84,6 +85,7 @@ class Inspection:
     vocab_size: int | None = None
     longest_token: int | None = None
     has_chat_template: bool = False
+    template_switches: tuple[str, ...] = ()
     kv_bytes_per_token: int | None = None
     cache_positions: int = 0
     capabilities: tuple[str, ...] = field(default_factory=tuple)
@@ -244,7 +246,7 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Ins
         model_type=model_type if isinstance(model_type, str) else None,
         max_context=_number(text, *_CONTEXT_FIELDS),
         vocab_size=_number(text, "vocab_size"),
-        has_chat_template=_has_template(folder),
+        has_chat_template=has_template(folder),
     )
     if kind == "speech":
         found.voices = _voices(folder, config)
@@ -265,6 +267,7 @@ def _inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Ins
         _check_widths(text, tensors)
         found.kv_bytes_per_token = _kv_bytes(text)
         found.longest_token = longest_token(folder)
+        found.template_switches = switches(folder)
         found.capabilities = ("completion", "chat") if found.has_chat_template else ("completion",)
     return _with_weights(found, tensors)
 
@@ -354,13 +357,6 @@ def _number(config: dict[str, Any], *names: str) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
-
-
-def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
-        return True
-    path = folder / "tokenizer_config.json"
-    return path.exists() and bool(read_json(path).get("chat_template"))
 
 
 def _with_weights(found: Inspection, tensors: dict[str, Tensor]) -> Inspection:

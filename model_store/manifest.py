@@ -42,6 +42,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int | None = None
     longest_token: int | None = None  #: text: characters
     has_chat_template: bool = False
+    #: text: settings of a request that a chat template names; None: it was not looked at
+    template_switches: tuple[str, ...] | None = None
     kv_bytes_per_token: int | None = None  #: all layers that keep any, at 2 bytes an element
     cache_positions: int = 0  #: speech and transcription: of one row in the attention caches
     components: dict[str, int] = {}  #: image: bytes of each of the pipeline's models, as stored

@@ -1,7 +1,7 @@
 """JSON bodies of requests and responses."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ from bitinglip.wire.parse import is_large, parse
 
 #: One thread: a body takes many times its size while it is read, so large ones take turns.
 _LARGE_BODIES = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+
+_IGNORED = b"x-ignored-fields"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,15 +50,25 @@ def note_ignored(request: Request, body: M) -> M:
 
     Raises UnsupportedParameter where the settings refuse such fields.
     """
-    if not isinstance(body, OpenAIRequest) or not body.ignored:
-        return body
-    services, first = services_of(request), body.ignored[0]
+    if isinstance(body, OpenAIRequest) and body.ignored:
+        note_fields(request, body.ignored)
+    return body
+
+
+def note_fields(request: Request, names: Sequence[str]) -> None:
+    """Have the response name fields that were left out of account, after those it names already.
+
+    Raises UnsupportedParameter where the settings refuse such fields.
+    """
+    services, first = services_of(request), names[0]
     if services.settings.openai.unknown_fields == "refuse":
         raise UnsupportedParameter(f"'{first}' is unknown or not supported.", param=first)
     context = context_of(request.scope)
-    context.notices += ((b"x-ignored-fields", ", ".join(body.ignored).encode()),)
-    services.metrics.fields_ignored()
-    return body
+    noted = [value.decode() for name, value in context.notices if name == _IGNORED]
+    others = tuple(each for each in context.notices if each[0] != _IGNORED)
+    context.notices = (*others, (_IGNORED, ", ".join([*noted, *names]).encode()))
+    if not noted:
+        services.metrics.fields_ignored()
 
 
 async def read_optional_body(request: Request, model: type[M]) -> M:

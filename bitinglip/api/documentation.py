@@ -7,6 +7,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from bitinglip.api.auth import declared_scope
+from bitinglip.api.documented_answers import ANSWERS
 from bitinglip.wire.schema import schema_of
 
 _SCHEMES = {
@@ -78,6 +80,8 @@ def _builder(app: FastAPI) -> Callable[[], dict[str, Any]]:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             schema["components"] = {"securitySchemes": _SCHEMES, "schemas": {"Error": _ERROR}}
             _name_errors(schema["paths"])
+            _name_answers(schema["paths"])
+            _open_public(schema["paths"], app)
             schema["security"] = [{"bearer": []}, {"api_key": []}]
             app.openapi_schema = schema
         return app.openapi_schema
@@ -92,3 +96,20 @@ def _name_errors(paths: dict[str, dict[str, Any]]) -> None:
         for operation in operations.values():
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = {"description": "An error", "content": content}
+
+
+def _name_answers(paths: dict[str, dict[str, Any]]) -> None:
+    """Document what successful responses hold."""
+    for path, content in ANSWERS.items():
+        for operation in paths[path].values():
+            if "200" in operation["responses"]:
+                operation["responses"]["200"]["content"] = content
+
+
+def _open_public(paths: dict[str, dict[str, Any]], app: FastAPI) -> None:
+    """Document which routes need no key."""
+    for route in app.routes:
+        path = getattr(route, "path_format", "")
+        if path in paths and declared_scope(route) is None:
+            for operation in paths[path].values():
+                operation["security"] = []

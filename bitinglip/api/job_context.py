@@ -3,9 +3,11 @@
 from starlette.requests import Request
 
 from bitinglip.api.auth import caller_of
+from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
+from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.queue.priority import RequestPriority, priority_of, tier_of
-from bitinglip.wire.job_context import JobContext
+from bitinglip.wire.job_context import MOST_SESSION_NAME, JobContext, named_session
 
 
 def job_context(
@@ -26,6 +28,20 @@ def job_context(
         timeout=settings.server.request_timeout,
         priority=priority_of(tier, priority),
         guard=services.guard.modes(caller.tier, tier, caller.guard or "off"),
+        session=_session(request),
         folder=services.files.folder,
         uploads=services.uploads.folder,
     )
+
+
+def _session(request: Request) -> str | None:
+    """Return the header that names the request's session. Raises InvalidRequest."""
+    value = context_of(request.scope).fields.get(b"x-session-id")
+    if not value:
+        return None
+    session = named_session(value.decode("latin-1"))
+    if session is None:
+        raise InvalidRequest(
+            f"'X-Session-ID' may have {MOST_SESSION_NAME} characters.", param="X-Session-ID"
+        )
+    return session

@@ -1,5 +1,6 @@
 """Responds with a job's result over one connection: as one body, or as a stream of events."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
@@ -17,7 +18,7 @@ from bitinglip.results.streams import View, chunks
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of, failed_with
-from bitinglip.scheduling.job import Job
+from bitinglip.scheduling.job import Claim, Job
 from bitinglip.wire.errors import name_as_openai
 from workers import protocol
 
@@ -156,12 +157,16 @@ class JobResponse(Response):
 
 
 class FollowedJob(JobResponse):
-    """Streams the events of a task, which goes on without its client."""
+    """Streams the events of a task, which goes on without its client.
 
-    def __init__(self, event_log: EventLog, view: View) -> None:
+    The stream ends with the claim of the client that follows it, whoever's the task is.
+    """
+
+    def __init__(self, event_log: EventLog, view: View, claim: Claim) -> None:
         self.background = None
         self._event_log = event_log
         self._followed_by = view
+        self._claim = claim
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = services_in(scope)
@@ -169,8 +174,23 @@ class FollowedJob(JobResponse):
         self._silence = services.settings.server.stream_comment_interval
         writer = self._writer(self._followed_by, scope, send)
         writer.shows(self._event_log, [])
-        with suppress(ClientGone):
-            await self._send_stream(self._event_log, self._followed_by, writer, receive)
+        with services.revocation.connection(self._claim) as ended, suppress(ClientGone):
+            stream = asyncio.create_task(
+                self._send_stream(self._event_log, self._followed_by, writer, receive)
+            )
+            cut = asyncio.create_task(ended.wait())
+            try:
+                await asyncio.wait([stream, cut], return_when=asyncio.FIRST_COMPLETED)
+                if stream.done():
+                    await stream
+                    return
+            finally:
+                stream.cancel()
+                cut.cancel()
+                await asyncio.gather(stream, cut, return_exceptions=True)
+            if not writer.begun:
+                raise TaskCancelled()
+            await writer.write(b"", last=True)
 
 
 def _refuse_early(event_log: EventLog) -> None:

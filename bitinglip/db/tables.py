@@ -130,8 +130,8 @@ class StoredResponse(Table, table=True):
     model: str
     previous_id: str | None = None
     status: str
-    input: list[dict[str, Any]] = Field(sa_type=JSON)
-    response: dict[str, Any] = Field(sa_type=JSON)
+    input: bytes = Field(sa_type=LargeBinary)  #: JSON, here and below
+    response: bytes = Field(sa_type=LargeBinary)
     bytes: int = Field(sa_type=BigInteger)
     created_at: datetime = Field(sa_type=UtcTime)
     completed_at: datetime | None = Field(default=None, sa_type=UtcTime)

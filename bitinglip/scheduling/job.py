@@ -47,6 +47,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     seeded: bool = False  #: the seed of an image or speech job is its client's own
     guard: Modes | None = None  #: what is done about personal data; None: nothing
     asynchronous: bool = False  #: it is a task of the database, and runs again after a restart
+    session: str | None = None  #: the client's name for jobs that stay on one replica
     response_id: str | None = None  #: of the background response that it makes
 
     @property
@@ -57,6 +58,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def owner(self) -> Credential:
         """Return what the job ends with: the secret or token it came with, or else its key."""
         return self.credential or Credential(self.key_id)
+
+    @property
+    def session_id(self) -> tuple[str, str] | None:
+        """Return what tells its session from those of other keys."""
+        return None if self.session is None else (self.key_id, self.session)
 
     @property
     def claim(self) -> Claim:

@@ -6,8 +6,8 @@ before its task is accepted, and its end before the task's.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -26,7 +26,7 @@ OPEN = ("queued", "in_progress")  #: states of a response that has not ended
 CLEAN_SECONDS = 60.0  #: between two looks for responses that are too old
 _ROW_BYTES = 500  #: of the other columns and the index, roughly
 _MOST_TURNS = 1000  #: that are gone back from one response to the next
-_MOST_BYTES = 64 << 20  #: of all of them: no model reads so much
+_MOST_BYTES = 16 << 20  #: of all of them: hardly a model reads so much
 
 #: an item or a response, as JSON
 Shown = dict[str, Any]
@@ -34,14 +34,34 @@ Shown = dict[str, Any]
 Describe = Callable[[Mapping[str, Any], EventLog], Shown]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """What a response was made from, without the turns before it, and what it consists of."""
+class KeptResponse:
+    """A response as it is kept; what is large of it is read when it is asked for."""
 
-    response_id: str
-    model: str
-    input: list[Shown]
-    output: list[Shown]
+    def __init__(self, row: StoredResponse) -> None:
+        self.id = row.id
+        self.key_id = row.key_id
+        self.model = row.model
+        self.status = row.status
+        self.previous_id = row.previous_id
+        self.completed_at = row.completed_at
+        self.size = row.bytes
+        self._row = row
+
+    @cached_property
+    def input(self) -> list[Shown]:
+        """Return the items that it was made from, without those of the responses before it."""
+        items: list[Shown] = msgspec.json.decode(self._row.input)
+        return items
+
+    @cached_property
+    def response(self) -> Shown:
+        response: Shown = msgspec.json.decode(self._row.response)
+        return response
+
+    @property
+    def items(self) -> list[Shown]:
+        """Return its input and its output."""
+        return [*self.input, *self.response["output"]]
 
 
 class Responses:
@@ -65,7 +85,7 @@ class Responses:
 
     async def check_space(self, items: Sequence[Shown]) -> None:
         """Raise DiskFull where a response could not be kept, before it is made."""
-        await asyncio.to_thread(self._space.check, _size(items))
+        await asyncio.to_thread(self._space.check, len(msgspec.json.encode(items)))
 
     async def add(
         self,
@@ -77,15 +97,16 @@ class Responses:
     ) -> None:
         """Write a response, ended or not. Raises DiskFull or DatabaseUnavailable."""
         ended = response["status"] not in OPEN
+        made_from, told = msgspec.json.encode(items), msgspec.json.encode(response)
         row = StoredResponse(
             id=response["id"],
             key_id=key_id,
             model=response["model"],
             previous_id=previous_id,
             status=response["status"],
-            input=items,
-            response=response,
-            bytes=_ROW_BYTES + _size(items) + _size(response),
+            input=made_from,
+            response=told,
+            bytes=_ROW_BYTES + len(made_from) + len(told),
             created_at=datetime.fromtimestamp(response["created_at"], UTC),
             completed_at=datetime.now(UTC) if ended else None,
         )
@@ -98,29 +119,29 @@ class Responses:
         Raises DiskFull or DatabaseUnavailable.
         """
         response_id = event_log.job.response_id
-        row = None if response_id is None else await self._row(response_id)
-        if row is None or row.status not in OPEN:
+        kept = None if response_id is None else await self._find(response_id)
+        if kept is None or kept.status not in OPEN:
             return
-        response = self._describe(row.response, event_log)
-        size = _ROW_BYTES + _size(row.input) + _size(response)
+        response = self._describe(kept.response, event_log)
+        before, told = msgspec.json.encode(kept.response), msgspec.json.encode(response)
         async with self._db.write() as session:
             await session.execute(
                 update(StoredResponse)
-                .where(col(StoredResponse.id) == row.id)
+                .where(col(StoredResponse.id) == kept.id)
                 .values(
                     status=response["status"],
-                    response=response,
-                    bytes=size,
+                    response=told,
+                    bytes=kept.size - len(before) + len(told),
                     completed_at=datetime.now(UTC),
                 )
             )
 
-    async def get(self, response_id: str) -> StoredResponse:
-        """Return a response's row. Raises NotFound."""
-        row = await self._row(response_id)
-        if row is None:
+    async def get(self, response_id: str) -> KeptResponse:
+        """Return a response. Raises NotFound."""
+        kept = await self._find(response_id)
+        if kept is None:
             raise missing()
-        return row
+        return kept
 
     async def delete(self, response_id: str, task_id: str) -> None:
         """Remove a response, and the task that has made it: its result holds the same text."""
@@ -129,7 +150,7 @@ class Responses:
             await session.execute(own)
             await session.execute(delete(StoredTask).where(col(StoredTask.id) == task_id))
 
-    async def turns(self, response_id: str, key_id: str | None) -> list[Turn]:
+    async def turns(self, response_id: str, key_id: str | None) -> list[KeptResponse]:
         """Return a response and those before it, the first one first.
 
         ``key_id``: whose they must be; None is anybody. Raises InvalidRequest where one is not
@@ -156,12 +177,12 @@ class Responses:
             rows = (
                 await session.scalars(select(table).join(chain, col(table.id) == chain.c.id))
             ).all()
-        return self._in_order(response_id, {row.id: row for row in rows}, key_id)
+        return self._in_order(response_id, {row.id: KeptResponse(row) for row in rows}, key_id)
 
     def _in_order(
-        self, response_id: str, rows: Mapping[str, StoredResponse], key_id: str | None
-    ) -> list[Turn]:
-        turns: list[Turn] = []
+        self, response_id: str, rows: Mapping[str, KeptResponse], key_id: str | None
+    ) -> list[KeptResponse]:
+        turns: list[KeptResponse] = []
         at: str | None = response_id
         while at is not None:
             row = rows.get(at)
@@ -169,8 +190,7 @@ class Responses:
                 raise _not_previous("is not there, or not any more")
             if row.status not in ("completed", "incomplete"):
                 raise _not_previous("has not ended, or not well")
-            output = row.response["output"]
-            turns.append(Turn(response_id=at, model=row.model, input=row.input, output=output))
+            turns.append(row)
             at = row.previous_id
         return turns[::-1]
 
@@ -184,12 +204,13 @@ class Responses:
             await session.execute(delete(StoredResponse).where(expired))
             await shrink(session, StoredResponse, StoredResponse.completed_at, self._max_bytes)
 
-    async def _row(self, response_id: str) -> StoredResponse | None:
+    async def _find(self, response_id: str) -> KeptResponse | None:
         async with self._db.read() as session:
             row = await session.get(StoredResponse, response_id)
-        return None if row is None or self._expired(row) else row
+        found = None if row is None else KeptResponse(row)
+        return None if found is None or self._expired(found) else found
 
-    def _expired(self, row: StoredResponse) -> bool:
+    def _expired(self, row: KeptResponse) -> bool:
         return row.completed_at is not None and row.completed_at < self._retention.oldest()
 
 
@@ -201,7 +222,3 @@ def _not_previous(why: str) -> errors.InvalidRequest:
     return errors.InvalidRequest(
         f"The response that 'previous_response_id' names {why}.", param="previous_response_id"
     )
-
-
-def _size(value: Any) -> int:
-    return len(msgspec.json.encode(value))

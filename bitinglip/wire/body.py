@@ -63,3 +63,8 @@ def coalesce(asked: T | None, own: T | None, otherwise: T) -> T:
     if asked is not None:
         return asked
     return otherwise if own is None else own
+
+
+def named_language(name: str | None) -> str | None:
+    """Return the language that a request names; None if it is blank or ``auto``."""
+    return None if name is None or name.strip().lower() in ("", "auto") else name

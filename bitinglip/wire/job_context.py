@@ -12,6 +12,8 @@ from bitinglip.settings import Model, Tier
 from bitinglip.settings.limits import Limits
 from workers import protocol
 
+MOST_SESSION_NAME = 256  #: characters
+
 
 class JobContext(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of the server and the model, and the caller's key, tier and priority."""
@@ -26,6 +28,7 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float  #: seconds; a request may ask for less
     priority: Priority
     guard: Modes | None = None
+    session: str | None = None  #: the client's name for requests that stay on one replica
     folder: Path  #: where workers write images and audio to
     uploads: Path  #: where the files are that clients send
 
@@ -37,8 +40,12 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
         output: Output = "b64",
         file_bytes: int = 0,
         seeded: bool = False,
+        session: object = None,
     ) -> Job:
-        """Put a message into its envelope."""
+        """Put a message into its envelope.
+
+        ``session``: what a field of the body says of it, for requests without the header.
+        """
         return Job(
             work=work,
             model=self.model,
@@ -50,4 +57,12 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
             file_bytes=file_bytes,
             seeded=seeded,
             guard=self.guard,
+            session=self.session or named_session(session),
         )
+
+
+def named_session(value: object) -> str | None:
+    """Return a client's name of a session, if this is one: up to 256 characters."""
+    if isinstance(value, str) and 0 < len(value) <= MOST_SESSION_NAME:
+        return value
+    return None

@@ -6,5 +6,6 @@ from bitinglip.scheduling.queue.fair_queue import FairShare
 from tests.support.jobs import text_job
 
 
-def entry(name: str = "x", key: str = "k") -> InFlightJob:
-    return InFlightJob(EventLog(text_job(name=name, key_id=key)), FairShare(key), 1.0)
+def entry(name: str = "x", key: str = "k", session: str | None = None) -> InFlightJob:
+    job = text_job(name=name, key_id=key, session=session)
+    return InFlightJob(EventLog(job), FairShare(key), 1.0)

@@ -1,5 +1,6 @@
 """Responses, on OpenAI's surface: made, and where the client does not object, kept."""
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -21,11 +22,10 @@ from bitinglip.api.job_response import FollowedJob, JobResponse
 from bitinglip.api.lookup import check_model, check_owner, find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import Services, services_of
-from bitinglip.db.tables import StoredResponse
 from bitinglip.errors import InternalError, InvalidRequest, NotFound, TaskNotFound
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import Job, new_task_id
-from bitinglip.tasks.responses import OPEN, Responses, missing
+from bitinglip.scheduling.job import Claim, Job, new_task_id
+from bitinglip.tasks.responses import OPEN, KeptResponse, Responses, missing
 from bitinglip.wire.responses.items import Shown, shown_items
 from bitinglip.wire.responses.kept import kept_input, referred, resolved
 from bitinglip.wire.responses.output import failed
@@ -199,16 +199,17 @@ async def _follow(request: Request, echo: Shown, *, after: int = -1) -> Response
     view = ResponseView(
         event_log, request_id_of(request), echo=echo, keep=ended_on_disk, after=after
     )
-    return FollowedJob(event_log, view)
+    claim = Claim(caller_of(request).credential, echo["model"], "text")
+    return FollowedJob(event_log, view, claim)
 
 
-async def _cancel(services: Services, row: StoredResponse) -> StoredResponse:
+async def _cancel(services: Services, row: KeptResponse) -> KeptResponse:
     with suppress(TaskNotFound):
         await services.tasks.cancel(task_id(row.id))
     return await services.responses.get(row.id)
 
 
-async def _find(request: Request, response_id: str) -> StoredResponse:
+async def _find(request: Request, response_id: str) -> KeptResponse:
     """Return a response of the caller's. Raises NotFound, InsufficientScope or ModelNotAllowed."""
     row, caller = await services_of(request).responses.get(response_id), caller_of(request)
     check_owner(caller, row.key_id, "text", missing)
@@ -216,7 +217,7 @@ async def _find(request: Request, response_id: str) -> StoredResponse:
     return row
 
 
-async def _shown(services: Services, row: StoredResponse) -> Shown:
+async def _shown(services: Services, row: KeptResponse) -> Shown:
     """Return a response as it is now; of one that has not ended its task tells."""
     if row.status not in OPEN:
         return row.response
@@ -245,7 +246,7 @@ async def _history(request: Request, previous_id: str | None) -> list[Shown]:
     turns = await services_of(request).responses.turns(previous_id, _owner(request))
     for turn in turns:
         check_model(caller_of(request), turn.model)
-    return [item for turn in turns for item in (*turn.input, *turn.output)]
+    return await asyncio.to_thread(lambda: [item for turn in turns for item in turn.items])
 
 
 async def _with_references(request: Request, items: list[Shown]) -> list[Shown]:
@@ -256,8 +257,7 @@ async def _with_references(request: Request, items: list[Shown]) -> list[Shown]:
     known: dict[str, Shown] = {}
     for each in sorted(referred(items)):
         with suppress(NotFound):
-            row = await _find(request, each)
-            known |= {item["id"]: item for item in (*row.input, *row.response["output"])}
+            known |= {item["id"]: item for item in (await _find(request, each)).items}
     return resolved(items, known)
 
 

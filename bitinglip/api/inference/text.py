@@ -9,7 +9,7 @@ from starlette.responses import Response
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import requires_scope
-from bitinglip.api.body import read_body
+from bitinglip.api.body import note_fields, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
 from bitinglip.api.job_context import job_context
@@ -17,11 +17,13 @@ from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
+from bitinglip.errors import UnsupportedParameter
 from bitinglip.wire.text.completions import CompletionRequest
 from bitinglip.wire.text.length import check_length
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest
 from bitinglip.wire.text.openai_view import ChatView, CompletionView
+from bitinglip.wire.text.switches import Switches
 
 native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
 openai = APIRouter(prefix="/v1", tags=["openai"])
@@ -35,6 +37,11 @@ async def generate_text(request: Request) -> Response:
     manifest = find_model_of(request, body.model, "text")
     background = wants_background(request, body)
     context = job_context(request, body.model, body.priority)
+    if unknown := body.unknown_switches(manifest.template_switches):
+        raise UnsupportedParameter(
+            f"'{unknown[0]}' is not supported for this model: its chat template does not know it.",
+            param=unknown[0],
+        )
     job = body.to_job(context)
     check_length(job, manifest, context.model_settings.max_context)
     return await respond(request, job, background=background)
@@ -62,6 +69,10 @@ def _respond(
     services = services_of(request)
     manifest = find_model_of(request, body.model, "text")
     context = job_context(request, body.model)
+    if isinstance(body, Switches) and (
+        unknown := body.unknown_switches(manifest.template_switches)
+    ):
+        note_fields(request, unknown)
     job = body.to_job(context)
     check_length(job, manifest, context.model_settings.max_context)
     return JobResponse(

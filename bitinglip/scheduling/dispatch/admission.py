@@ -54,7 +54,7 @@ def _has_place(model_queue: ModelQueue, key: str, most_waiting: int, share: floa
     with nothing in the queue, and in its tier's part of the queue a key counts the others only for
     as much as it has itself (max-min fairness).
     """
-    others = model_queue.waiting.counts()
+    others = model_queue.counts()
     own = others.pop(key, 0)
     if model_queue.depth >= most_waiting - (most_waiting // _KEPT if own else 0):
         return False

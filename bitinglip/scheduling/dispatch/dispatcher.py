@@ -280,7 +280,7 @@ class Dispatcher:
     def _check_queue(self, job: Job, model_queue: ModelQueue, slots: int) -> None:
         of_key = 0
         if job.priority.max_waiting is not None:
-            of_key = sum(each.waiting.counts()[job.key_id] for each in self._model_queues)
+            of_key = sum(each.counts()[job.key_id] for each in self._model_queues)
         admission.check(
             job.priority,
             job.key_id,

@@ -5,7 +5,7 @@ offender is unknown: then each suspect runs alone, the likeliest first, until on
 or all have outlived the time after which the worker had died.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,7 @@ from functools import partial
 from bitinglip.access.usage.meter import Reservation
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.event_check import EventCheck
+from bitinglip.scheduling.dispatch.sessions import Sessions
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.kinds import affinity
 from bitinglip.scheduling.models.state import Replica
@@ -57,16 +58,27 @@ class ModelQueue:
         default_factory=deque
     )  #: suspects that have to run alone
     isolated: InFlightJob | None = None  #: the job that runs alone now
+    #: jobs whose turn has come, and whose session's replica is busy
+    sessions: Sessions[InFlightJob] = field(default_factory=Sessions)
     running: dict[str, InFlightJob] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
         """Count the waiting jobs."""
-        return len(self.waiting) + len(self.retry_queue) + len(self.isolation_queue)
+        retried = len(self.retry_queue) + len(self.isolation_queue)
+        return len(self.waiting) + len(self.sessions) + retried
+
+    def counts(self) -> Counter[str]:
+        """Count the waiting jobs of each key, without those that are run again."""
+        found = self.waiting.counts()
+        for entry in self.sessions:
+            found[entry.share.key] += 1
+        return found
 
     def waiters(self) -> Iterator[InFlightJob]:
         yield from self.retry_queue
         yield from self.isolation_queue
+        yield from self.sessions
         yield from self.waiting
 
     def begin(
@@ -81,12 +93,34 @@ class ModelQueue:
                 self.isolated = self.isolation_queue.popleft()
                 yield self._start(self.isolated, empty[0])
         reserved = self._reserved(replicas)
+        if len(self.sessions):
+            yield from self._begin_at_home(replicas, reserved)
         while self.retry_queue or self.waiting:
             open_ = [each for each in replicas if each.free_slots > 0 and each is not reserved]
             if not open_:
                 return
             entry = self.retry_queue.popleft() if self.retry_queue else self.waiting.pop(now)
-            yield self._start(entry, self._choose(open_, replicas, entry))
+            session = entry.event_log.job.session_id
+            home = None if session is None else self.sessions.home(session, replicas)
+            if home is not None and home not in open_:
+                self.sessions.wait(entry, home)
+                continue
+            replica = home or self._choose(open_, replicas, entry)
+            if session is not None:
+                self.sessions.bind(session, replica)
+            yield self._start(entry, replica)
+
+    def _begin_at_home(
+        self, replicas: Sequence[Replica], reserved: Replica | None
+    ) -> Iterator[tuple[InFlightJob, Replica]]:
+        """Yield the jobs that have waited for the replicas of their sessions."""
+        self.retry_queue.extend(self.sessions.homeless({each.id: each for each in replicas}))
+        for replica in replicas:
+            while replica.free_slots > 0 and replica is not reserved:
+                entry = self.sessions.take(replica)
+                if entry is None:
+                    break
+                yield self._start(entry, replica)
 
     def _reserved(self, replicas: Sequence[Replica]) -> Replica | None:
         """Return the replica of the isolated job, or the one that empties for isolation."""
@@ -124,7 +158,7 @@ class ModelQueue:
             self.retry_queue.remove(entry)
         elif entry in self.isolation_queue:
             self.isolation_queue.remove(entry)
-        else:
+        elif not self.sessions.remove(entry):
             self.waiting.remove(entry)
 
     def isolate(self, entries: Sequence[InFlightJob]) -> None:
@@ -146,9 +180,10 @@ class ModelQueue:
 
     def oldest(self) -> InFlightJob | None:
         """Return the job that has waited longest."""
-        first = (*self.retry_queue, *self.isolation_queue, *self.waiting.heads())
+        first = (*self.retry_queue, *self.isolation_queue, *self.sessions, *self.waiting.heads())
         return min(first, key=lambda entry: entry.event_log.submitted, default=None)
 
     def order(self, now: float) -> list[InFlightJob]:
         """List the waiting jobs in the order of service."""
-        return [*self.retry_queue, *self.isolation_queue, *self.waiting.order(now)]
+        first = (*self.retry_queue, *self.isolation_queue, *self.sessions)
+        return [*first, *self.waiting.order(now)]

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
@@ -13,6 +12,9 @@ from bitinglip.wire.body import AllowedValues, ModelName
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.openai_body import Label, OpenAIBody, OpenAIRequest
 from bitinglip.wire.text.fields import MAX_TOKENS, ApiDefaults, MaxTokens, SamplingFields, Stops
+from bitinglip.wire.text.forms import schema_grammar
+from bitinglip.wire.text.switches import template_variables
+from bitinglip.wire.text.tools import tool_fields
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
@@ -57,17 +59,15 @@ class _Conversation(OpenAIRequest):
 
     def text_job(self, sampling: protocol.Sampling, **values: Any) -> protocol.TextJob:
         """Make the message to a worker. Raises InvalidRequest."""
-        tools = self.tools or []
         choice = self.tool_choice
+        alone = choice is not None and choice.disable_parallel_tool_use
         return protocol.TextJob(
             id=new_task_id(),
             messages=chat_messages(self.system, self.messages),
             sampling=sampling,
-            tools=tuple(each.to_job() for each in tools),
-            tool_choice=chosen(choice, tools),
-            parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
             template_kwargs=self._template_kwargs(),
             continue_final=self._continues(),
+            **tool_fields(self.tools, chosen(choice), parallel=not alone),
             **values,
         )
 
@@ -84,13 +84,13 @@ class _Conversation(OpenAIRequest):
         return True
 
     def _template_kwargs(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self.thinking is not None:
-            found["enable_thinking"] = self.thinking.type != "disabled"
-        if self.output_config is not None and self.output_config.effort is not None:
-            effort = self.output_config.effort
-            found["reasoning_effort"] = _EFFORTS.get(effort, effort)
-        return found
+        thinking, config = self.thinking, self.output_config
+        effort = config.effort if config is not None else None
+        return template_variables(
+            None,
+            enable_thinking=None if thinking is None else thinking.type != "disabled",
+            reasoning_effort=None if effort is None else _EFFORTS.get(effort, effort),
+        )
 
 
 class MessagesRequest(SamplingFields, _Conversation):
@@ -126,13 +126,14 @@ class MessagesRequest(SamplingFields, _Conversation):
             clip_max_tokens=True,
             stream=bool(self.stream),
         )
-        return context.job(work)
+        user = self.metadata.get("user_id") if isinstance(self.metadata, dict) else None
+        return context.job(work, session=user)
 
     def _grammar(self) -> protocol.Grammar | None:
         if self.output_config is None or self.output_config.format is None:
             return None
-        schema = msgspec.json.encode(self.output_config.format.json_schema)
-        return protocol.Grammar(kind="json_schema", source=schema.decode())
+        schema = self.output_config.format.json_schema
+        return schema_grammar(schema, "output_config.format.schema", strict=True)
 
 
 class CountTokensRequest(_Conversation):

@@ -5,19 +5,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from bitinglip.errors import InvalidRequest
-from bitinglip.wire.anthropic.blocks import BlockType, Name
+from bitinglip.wire.anthropic.blocks import BlockType
 from bitinglip.wire.openai_body import Label, OpenAIBody
+from bitinglip.wire.text.tools import MAX_TOOLS, ToolName
 from workers import protocol
-
-MAX_TOOLS = 1024
 
 
 class AnthropicTool(OpenAIBody):
     """A tool of the client's; those that Anthropic runs or defines itself are refused by name."""
 
     type: BlockType | None = None
-    name: Name
+    name: ToolName
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     strict: bool | None = None
@@ -48,7 +46,7 @@ class AnthropicTool(OpenAIBody):
 
 class ToolChoice(OpenAIBody):
     type: Literal["auto", "any", "tool", "none"]
-    name: Name | None = None
+    name: ToolName | None = None
     disable_parallel_tool_use: bool | None = None
 
     @model_validator(mode="after")
@@ -62,14 +60,8 @@ Tools = Annotated[list[AnthropicTool], Field(max_length=MAX_TOOLS, fail_fast=Tru
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def chosen(choice: ToolChoice | None, tools: list[AnthropicTool]) -> str:
-    """Return the job's tool_choice. Raises InvalidRequest for a tool that is not there."""
+def chosen(choice: ToolChoice | None) -> str | None:
+    """Return what is chosen in the protocol's words."""
     if choice is None:
-        return "auto"
-    if choice.type in ("any", "tool") and not tools:
-        raise InvalidRequest("'tool_choice' asks for a tool, and there is none.", param="tools")
-    if choice.type == "tool" and choice.name not in {each.name for each in tools}:
-        raise InvalidRequest(
-            "'tool_choice' names a tool that is not among 'tools'.", param="tool_choice.name"
-        )
-    return choice.name or "" if choice.type == "tool" else _CHOICES[choice.type]
+        return None
+    return choice.name if choice.type == "tool" else _CHOICES[choice.type]

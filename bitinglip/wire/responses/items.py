@@ -1,5 +1,6 @@
 """Items are what a response is made from, and what it consists of: messages, calls, reasoning."""
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +12,7 @@ from bitinglip.wire.text.fields import MAX_PARTS
 from workers import protocol
 
 MAX_ITEMS = 8192
+_PACKED = "bitinglip-1."  #: begins a text that is packed
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Kind = Annotated[str, Field(max_length=64, pattern="^[a-z0-9_]+$")]
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
@@ -74,7 +76,7 @@ class Item(OpenAIBody):
     arguments: str | None = None
     output: Parts | None = None
     summary: Parts | None = None
-    encrypted_content: Label = None
+    encrypted_content: str | None = None
     namespace: Label = None
     caller: Label = None
     asynchronous: Annotated[Label, Field(alias="async")] = None
@@ -148,7 +150,8 @@ def _shown(item: Item, tail: str) -> Shown:
                 "output": joined(item.output),
             }
         case "reasoning":
-            thought = joined(item.content) or joined(item.summary)
+            thought = joined(item.content) or _unpacked(item.encrypted_content)
+            thought = thought or joined(item.summary)
             return reasoning_item(own_id or f"rs_{tail}", thought)
         case kind:
             return {"id": own_id, "type": kind}
@@ -191,7 +194,14 @@ def function_call(
     }
 
 
-def reasoning_item(item_id: str, text: str, status: str = "completed") -> Shown:
+def reasoning_item(
+    item_id: str, text: str, status: str = "completed", *, packed: bool = False
+) -> Shown:
+    """Describe what the model thought.
+
+    ``packed``: some clients send nothing of it back but what is called encrypted, so the text is
+    there once more. It is no secret: the client has it.
+    """
     content = [{"type": "reasoning_text", "text": text}] if text else []
     return {
         "id": item_id,
@@ -199,8 +209,22 @@ def reasoning_item(item_id: str, text: str, status: str = "completed") -> Shown:
         "status": status,
         "summary": [],
         "content": content,
-        "encrypted_content": None,
+        "encrypted_content": _packed(text) if packed and text else None,
     }
+
+
+def _packed(text: str) -> str:
+    return _PACKED + b64encode(text.encode()).decode()
+
+
+def _unpacked(value: str | None) -> str:
+    """Return the text of ``_packed``; nothing of what another server has made."""
+    if value is None or not value.startswith(_PACKED):
+        return ""
+    try:
+        return b64decode(value.removeprefix(_PACKED), validate=True).decode()
+    except ValueError:
+        return ""
 
 
 def joined(parts: Iterable[ItemPart] | None) -> str:

@@ -26,12 +26,12 @@ _ERRORS = {
 }
 
 
-def items_of(choice: protocol.TextChoice, tail: str) -> list[Shown]:
+def items_of(choice: protocol.TextChoice, tail: str, *, packed: bool) -> list[Shown]:
     """Describe an answer: reasoning, text and calls, in this order; ``tail`` ends their ids."""
     last = "incomplete" if choice.finish_reason == "length" else "completed"
     items: list[Shown] = []
     if choice.reasoning:
-        items.append(reasoning_item(f"rs_{tail}_0", choice.reasoning))
+        items.append(reasoning_item(f"rs_{tail}_0", choice.reasoning, packed=packed))
     if choice.text or not (choice.tool_calls or items):
         part = output_text(choice.text, shown_logprobs(choice.logprobs))
         items.append(message_item(f"msg_{tail}_{len(items)}", [part]))
@@ -41,6 +41,11 @@ def items_of(choice: protocol.TextChoice, tail: str) -> list[Shown]:
     ]
     items[-1]["status"] = last
     return items
+
+
+def is_packed(echo: Mapping[str, Any]) -> bool:
+    """Return whether reasoning is packed: a response that is kept is gone on with by its id."""
+    return echo.get("store") is False
 
 
 def shown_logprobs(sampled: Iterable[protocol.TokenLogprob]) -> list[Shown]:
@@ -68,7 +73,7 @@ def ended(echo: Mapping[str, Any], event_log: EventLog) -> Shown:
             **response,
             "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": items_of(choice, tail),
+            "output": items_of(choice, tail, packed=is_packed(echo)),
             "usage": _usage(final),
         }
     if isinstance(final, protocol.Failed):

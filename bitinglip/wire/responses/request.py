@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-import msgspec
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -22,6 +21,9 @@ from bitinglip.wire.text.fields import (
     MaxTokens,
     SamplingFields,
 )
+from bitinglip.wire.text.forms import schema_grammar
+from bitinglip.wire.text.switches import ReasoningEffort, template_variables
+from bitinglip.wire.text.tools import tool_fields
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
@@ -45,9 +47,9 @@ class TextFormat(OpenAIBody):
         if self.type == "text":
             return None
         if self.type == "json_object":
-            return protocol.Grammar(kind="json_object", source="")
-        schema = msgspec.json.encode(self.json_schema).decode()
-        return protocol.Grammar(kind="json_schema", source=schema)
+            return protocol.Grammar(kind="json_object", source="", param="text.format")
+        schema = self.json_schema or {}
+        return schema_grammar(schema, "text.format.schema", strict=bool(self.strict))
 
 
 class TextConfig(OpenAIBody):
@@ -56,7 +58,7 @@ class TextConfig(OpenAIBody):
 
 
 class Reasoning(OpenAIBody):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: ReasoningEffort | None = None
     summary: Label = None
     generate_summary: Label = None
 
@@ -130,15 +132,13 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
                 stop=None,
                 logprobs=self._asked_logprobs(),
             ),
-            tools=tuple(each.to_job() for each in functions),
-            tool_choice=choice,
-            parallel_tool_calls=self.parallel_tool_calls is not False,
             grammar=form.grammar() if form is not None else None,
             template_kwargs=self._template_kwargs(),
             clip_max_tokens=True,
             stream=bool(self.stream or self.background),
+            **tool_fields(functions, choice, parallel=self.parallel_tool_calls),
         )
-        return context.job(work)
+        return context.job(work, session=self.prompt_cache_key)
 
     def _asked_logprobs(self) -> int | None:
         if self.top_logprobs is None and _LOGPROBS not in (self.include or ()):
@@ -146,15 +146,10 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
         return self.top_logprobs or 0
 
     def _template_kwargs(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self.reasoning is not None and self.reasoning.effort is not None:
-            effort = self.reasoning.effort
-            found["reasoning_effort"] = effort
-            if effort == "none":
-                found["enable_thinking"] = False
-        if self.text is not None and self.text.verbosity is not None:
-            found["verbosity"] = self.text.verbosity
-        return found
+        effort = self.reasoning.effort if self.reasoning is not None else None
+        verbosity = self.text.verbosity if self.text is not None else None
+        given = None if verbosity is None else {"verbosity": verbosity}
+        return template_variables(given, enable_thinking=None, reasoning_effort=effort)
 
     def echo(self, job: Job) -> Shown:
         """Describe a response that has not begun: who asked for what."""
@@ -177,7 +172,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             "metadata": self.metadata or {},
             "model": job.model,
             "output": [],
-            "parallel_tool_calls": work.parallel_tool_calls,
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
             "previous_response_id": self.previous_response_id,
             "prompt_cache_key": self.prompt_cache_key,
             "reasoning": self._shown_reasoning(),

@@ -7,10 +7,10 @@ from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.wire.openai_body import Label, OpenAIBody
-from bitinglip.wire.responses.items import Kind, Name, Shown
+from bitinglip.wire.responses.items import Kind, Shown
+from bitinglip.wire.text.tools import MAX_TOOLS, ToolName
 from workers import protocol
 
-MAX_TOOLS = 1024
 #: hosted tools that agents offer in each request: a model that does not see one works without it
 LEFT_OUT = frozenset({"web_search", "web_search_preview"})
 
@@ -19,7 +19,7 @@ class ResponseTool(OpenAIBody):
     """A function; any other tool is refused by its type, unless it is left out."""
 
     type: Kind
-    name: Name | None = None
+    name: ToolName | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -66,14 +66,14 @@ class ResponseTool(OpenAIBody):
 
 class AllowedTool(OpenAIBody):
     type: Literal["function"]
-    name: Name
+    name: ToolName
 
 
 class ResponseToolChoice(OpenAIBody):
     """Says which tools may be called, or which one must."""
 
     type: Kind
-    name: Name | None = None
+    name: ToolName | None = None
     mode: Literal["auto", "required", "none"] | None = None
     tools: Annotated[list[AllowedTool], Field(max_length=MAX_TOOLS)] | None = None
 
@@ -102,28 +102,24 @@ Tools = Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True
 
 def chosen(
     choice: ResponseToolChoice | None, tools: list[ResponseTool]
-) -> tuple[list[ResponseTool], str]:
-    """Return the functions that may be called, and the job's tool_choice.
+) -> tuple[list[ResponseTool], str | None]:
+    """Return the functions that may be called, and what is chosen in the protocol's words.
 
-    Raises InvalidRequest for a choice that asks for a tool that is not there.
+    Raises InvalidRequest for tools that are allowed and not there.
     """
     functions = [each for each in tools if each.type == "function"]
     if choice is None:
-        return functions, "auto"
-    names = {each.name for each in functions}
-    wanted = {choice.name} if choice.type == "function" else {t.name for t in choice.tools or ()}
-    if not wanted <= names:
-        raise InvalidRequest(
-            "'tool_choice' names a tool that is not among 'tools'.", param="tool_choice"
-        )
+        return functions, None
     if choice.type == "function":
-        return functions, choice.name or ""
-    mode = choice.mode or "auto"
-    if mode == "required" and not functions:
-        raise InvalidRequest("'tool_choice' asks for a tool, and there is none.", param="tools")
+        return functions, choice.name
     if choice.type == "allowed_tools":
+        wanted = {each.name for each in choice.tools or ()}
+        if not wanted <= {each.name for each in functions}:
+            raise InvalidRequest(
+                "'tool_choice' allows a tool that is not among 'tools'.", param="tool_choice.tools"
+            )
         functions = [each for each in functions if each.name in wanted]
-    return functions, mode
+    return functions, choice.mode
 
 
 def shown_choice(choice: ResponseToolChoice | None) -> Any:

@@ -16,7 +16,7 @@ from bitinglip.wire.responses.items import (
     output_text,
     reasoning_item,
 )
-from bitinglip.wire.responses.output import ended, failed, shown_logprobs
+from bitinglip.wire.responses.output import ended, failed, is_packed, shown_logprobs
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -163,7 +163,7 @@ class ResponseView(OpenAIView):
             shown = self._of_item("response.function_call_arguments.done", arguments=text)
         elif kind == "reasoning":
             part = {"type": "reasoning_text", "text": text}
-            item = {**item, "content": [part]}
+            item = reasoning_item(item["id"], text, packed=is_packed(self._echo))
             shown = self._of_part("response.reasoning_text.done", text=text)
             shown += self._part("done", part)
         else:

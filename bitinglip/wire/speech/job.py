@@ -7,6 +7,7 @@ from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, Output, new_task_id
+from bitinglip.wire.body import named_language
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
@@ -42,8 +43,6 @@ def speech_job(
     **job_fields: Any,
 ) -> Job:
     """Make the job; ``param`` is what the surface calls the text. Raises InvalidRequest."""
-    if language is not None and language.strip().lower() in ("", "auto"):
-        language = None
     own, most = context.model_settings.speech, context.limits.speech.max_characters
     if context.tier.speech.max_characters is not None:
         most = min(most, context.tier.speech.max_characters)
@@ -59,7 +58,7 @@ def speech_job(
         id=new_task_id(),
         text=text,
         voice=own.voice_aliases.get(voice or own.voice or "", voice or own.voice),
-        language=language or own.language,
+        language=named_language(language) or own.language,
         seed=secrets.randbelow(_RANDOM_SEEDS) if seed is None else seed,
         folder=str(context.folder),
         metadata=own.metadata,

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bitinglip.errors import UnsupportedParameter
 from bitinglip.scheduling.job import Job
-from bitinglip.wire.body import ModelName
+from bitinglip.wire.body import ModelName, named_language
 from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.openai_body import OpenAIBody, OpenAIRequest
 from bitinglip.wire.speech.job import Language, SampleRate, Speed, Voice, speech_job
@@ -80,4 +80,5 @@ class SpeechRequest(OpenAIRequest):
         name = self.voice.id if isinstance(self.voice, CustomVoice) else self.voice
         if name is None or name in context.model_settings.speech.voice_aliases:
             return name
-        return own_voice(name, voices, self.language or context.model_settings.speech.language)
+        language = named_language(self.language) or context.model_settings.speech.language
+        return own_voice(name, voices, language)

@@ -49,7 +49,7 @@ class ResponseFormat(Body):
             param += ".schema"
         if schema is None:
             return protocol.Grammar(kind="json_object", source="")
-        return _schema(schema, param, strict=strict)
+        return schema_grammar(schema, param, strict=strict)
 
 
 class OpenAIJsonSchema(JsonSchema, OpenAIBody):
@@ -136,7 +136,7 @@ def _only(form: ResponseFormat | None, given: Mapping[str, Any]) -> protocol.Gra
     kind = field.rpartition(".")[2].removeprefix("guided_")
     match kind:
         case "json":
-            return _schema(value, field, strict=False)
+            return schema_grammar(value, field, strict=False)
         case "json_object":
             return protocol.Grammar(kind="json_object", source="", param=field)
         case "regex":
@@ -147,7 +147,8 @@ def _only(form: ResponseFormat | None, given: Mapping[str, Any]) -> protocol.Gra
     return protocol.Grammar(kind="lark", source=value, param=field)
 
 
-def _schema(schema: Schema | str, param: str, *, strict: bool) -> protocol.Grammar:
+def schema_grammar(schema: Schema | str, param: str, *, strict: bool) -> protocol.Grammar:
+    """Return the grammar of a schema in this field. Raises InvalidRequest for a long one."""
     source = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
     if len(source) > MOST_GRAMMAR:
         raise InvalidRequest(f"'{param}' is longer than {MOST_GRAMMAR} characters.", param=param)

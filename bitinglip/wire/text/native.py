@@ -12,14 +12,14 @@ from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.text.fields import ApiDefaults, Logprobs, Messages, SamplingFields, Stops
 from bitinglip.wire.text.forms import NativeForms
 from bitinglip.wire.text.prompt_end import PromptEndFields
-from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
+from bitinglip.wire.text.switches import Switches
 from bitinglip.wire.text.tools import MAX_TOOLS, ToolChoice, ToolEntry, tool_fields
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=512, temperature=0.7, top_p=0.9)
 
 
-class TextGenerationRequest(NativeForms, PromptEndFields, SamplingFields):
+class TextGenerationRequest(NativeForms, Switches, PromptEndFields, SamplingFields):
     """Asks for text from a ``prompt``, or from ``messages`` through the model's chat template."""
 
     model: ModelName
@@ -31,9 +31,6 @@ class TextGenerationRequest(NativeForms, PromptEndFields, SamplingFields):
     tools: Annotated[list[ToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    enable_thinking: bool | None = None
-    reasoning_effort: ReasoningEffort | None = None
-    chat_template_kwargs: TemplateVariables | None = None
     timeout: Timeout | None = None
     stream: bool = False
     priority: RequestPriority = "normal"
@@ -58,11 +55,7 @@ class TextGenerationRequest(NativeForms, PromptEndFields, SamplingFields):
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
             special_tokens=self.add_special_tokens is not False,
-            template_kwargs=template_variables(
-                self.chat_template_kwargs,
-                enable_thinking=self.enable_thinking,
-                reasoning_effort=self.reasoning_effort,
-            ),
+            template_kwargs=self.template_variables(),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
             grammar=self.asked_grammar(),
             **self.prompt_end(messages),

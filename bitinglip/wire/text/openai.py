@@ -31,7 +31,7 @@ from bitinglip.wire.text.fields import (
 )
 from bitinglip.wire.text.forms import OpenAIForms
 from bitinglip.wire.text.prompt_end import PromptEndFields
-from bitinglip.wire.text.switches import ReasoningEffort, TemplateVariables, template_variables
+from bitinglip.wire.text.switches import Switches
 from bitinglip.wire.text.tools import (
     MAX_CALLS,
     MAX_TOOLS,
@@ -114,7 +114,7 @@ class OpenAITextFields(OpenAIForms, SamplingFields, OpenAIRequest):
             )
 
 
-class ChatCompletionRequest(PromptEndFields, OpenAITextFields):
+class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
     messages: Annotated[
         list[OpenAIMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
@@ -126,9 +126,6 @@ class ChatCompletionRequest(PromptEndFields, OpenAITextFields):
     tools: Annotated[list[OpenAIToolEntry] | None, Field(max_length=MAX_TOOLS)] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: ReasoningEffort | None = None
-    enable_thinking: bool | None = None
-    chat_template_kwargs: TemplateVariables | None = None
     functions: Annotated[Any, AllowedValues((None, []))] = None
     function_call: Annotated[Any, AllowedValues((None, "auto", "none"))] = None
     audio: Annotated[Any, AllowedValues((None,))] = None
@@ -159,16 +156,12 @@ class ChatCompletionRequest(PromptEndFields, OpenAITextFields):
             n=self.n or 1,
             clip_max_tokens=True,
             stream=bool(self.stream),
-            template_kwargs=template_variables(
-                self.chat_template_kwargs,
-                enable_thinking=self.enable_thinking,
-                reasoning_effort=self.reasoning_effort,
-            ),
+            template_kwargs=self.template_variables(),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
             grammar=self.asked_grammar(),
             **self.prompt_end(messages),
         )
-        return context.job(work)
+        return context.job(work, session=self.prompt_cache_key)
 
     @property
     def max_tokens_field(self) -> str:

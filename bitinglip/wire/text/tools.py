@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -119,8 +119,14 @@ ToolChoice = Annotated[
 ]
 
 
+class AnyTool(Protocol):
+    """A tool as one of the surfaces takes it."""
+
+    def to_job(self) -> protocol.Tool: ...
+
+
 def tool_fields(
-    tools: Iterable[ToolEntry] | None, choice: str | None, *, parallel: bool | None
+    tools: Iterable[AnyTool] | None, choice: str | None, *, parallel: bool | None
 ) -> dict[str, Any]:
     """Return the fields of a job about tools. Raises InvalidRequest.
 

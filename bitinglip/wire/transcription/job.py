@@ -6,6 +6,7 @@ from pydantic import Field
 
 from bitinglip.errors import PayloadTooLarge
 from bitinglip.scheduling.job import Job, new_task_id
+from bitinglip.wire.body import named_language
 from bitinglip.wire.job_context import JobContext
 from workers import protocol
 
@@ -17,11 +18,6 @@ Prompt = Annotated[str, Field(max_length=4096)]
 
 
 Temperature = Annotated[float, Field(ge=0, le=1)]
-
-
-def given_language(name: str) -> str | None:
-    """Return the language that a request names; None if it leaves it to the model."""
-    return None if name.strip().lower() in ("", "auto") else name
 
 
 def transcription_job(
@@ -45,7 +41,7 @@ def transcription_job(
     work = protocol.TranscriptionJob(
         id=task_id,
         path=str(context.uploads / f"{task_id}-file"),
-        language=None if language is None else given_language(language),
+        language=named_language(language),
         voice_activity=context.model_settings.transcription.voice_activity,
         max_seconds=min(each for each in seconds if each is not None),
         max_channels=limits.max_channels,

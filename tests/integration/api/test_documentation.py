@@ -2,12 +2,15 @@
 
 import json
 import re
+from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 
+from bitinglip.api import PUBLIC
 from tests.support.api_server import Served
-from tests.support.http_client import NATIVE, error_of
+from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -57,3 +60,37 @@ def test_documentation_describes_bodies_errors_and_authentication(client: httpx.
     assert set(operation["responses"]) == {"200", "default"}
     assert "422" not in schema["paths"]["/api/v1/models/{model_id}"]["get"]["responses"]
     assert schema["security"] == [{"bearer": []}, {"api_key": []}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, MESSAGES),
+        ("/v1/completions", PROMPT),
+        (NATIVE, PROMPT),
+        ("/v1/models", None),
+        ("/v1/models/org/deep", None),
+        ("/api/v1/models", None),
+        ("/v1/audio/voices", None),
+    ],
+)
+def test_documentation_describes_what_answers_hold(
+    admin: httpx.Client, path: str, body: dict[str, Any] | None
+) -> None:
+    answer = admin.get(path) if body is None else admin.post(path, json=body)
+    assert answer.status_code == 200
+    operations = admin.get("/openapi.json").json()["paths"]
+    shown = "/v1/models/{model_id}" if path.endswith("org/deep") else path
+    [operation] = operations[shown].values()
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(answer.json(), schema)
+    assert schema["required"]
+
+
+def test_documentation_tells_media_types_and_open_routes(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert "text/event-stream" in paths[CHAT]["post"]["responses"]["200"]["content"]
+    assert set(paths["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
+    assert "image/png" in paths["/api/v1/files/{file_id}"]["get"]["responses"]["200"]["content"]
+    keyless = {path for path, each in paths.items() if each.get("get", {}).get("security") == []}
+    assert keyless == set(PUBLIC) & set(paths)

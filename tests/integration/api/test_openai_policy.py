@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.api_server import Served, serve
-from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT
+from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of
 
 COMPLETIONS = "/v1/completions"
 
@@ -188,3 +188,12 @@ def test_audio_lists_need_a_key_unless_the_settings_open_them(
     monkeypatch.setitem(openai.__dict__, "public_audio_lists", True)
     assert httpx.get(served.url + path).status_code == 200
     assert httpx.get(served.url + path, headers={"x-api-key": "wrong"}).status_code == 401
+
+
+@pytest.mark.parametrize("path", [CHAT, NATIVE])
+def test_session_s_name_is_bounded(client: httpx.Client, path: str) -> None:
+    body = MESSAGES if path == CHAT else PROMPT
+    kept = client.post(path, json=body, headers={"x-session-id": "one"})
+    assert kept.status_code == 200, kept.text
+    refused = client.post(path, json=body, headers={"x-session-id": "x" * 300})
+    assert error_of(refused, 400, "INVALID_REQUEST")["param"] == "X-Session-ID"

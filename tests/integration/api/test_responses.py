@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.api_server import Served, serve
 from tests.support.speaking_script import REASONING, TEXT, speak
-from tests.support.sse import events_of
+from tests.support.sse import events_of, iter_events
 from tests.support.wait import eventually
 
 FUNCTION: Any = {
@@ -224,6 +224,23 @@ def test_responses_are_their_key_s_alone(client: openai.OpenAI, speaker: Served)
         client.responses.create(model="demo", input=reference)
 
 
+def test_response_is_followed_no_longer_than_the_follower_s_key_lives(
+    client: openai.OpenAI, speaker: Served
+) -> None:
+    made = client.responses.create(model="demo", input="!wait", background=True)
+    keys, admin = f"{speaker.url}/api/v1/keys", speaker.headers("admin")
+    key = httpx.post(keys, json={"name": "n", "scopes": ["admin"]}, headers=admin).json()
+    path = f"{speaker.url}/v1/responses/{made.id}?stream=true"
+    headers = {"authorization": f"Bearer {key['key']}"}
+    with httpx.stream("GET", path, headers=headers, timeout=20) as response:
+        told = iter_events(response.iter_lines())
+        assert next(told)[0] == "response.created"
+        httpx.delete(f"{keys}/{key['id']}", headers=admin)
+        assert "response.completed" not in [name for name, _ in told]
+    assert client.responses.retrieve(made.id).status == "in_progress"
+    assert client.responses.cancel(made.id).status == "cancelled"
+
+
 def test_input_items_come_in_pages(client: openai.OpenAI) -> None:
     items: list[Any] = [{"role": "user", "content": str(number)} for number in range(5)]
     made = client.responses.create(model="demo", input=items)
@@ -247,7 +264,8 @@ def test_codex_s_first_request_is_streamed(speaker: Served) -> None:
     roles = [each.role for each in work.messages]
     assert roles == ["system", "user", "user"]
     assert [each.name for each in work.tools] == ["get_weather", "update_plan"]
-    assert work.template_kwargs == {"reasoning_effort": "medium", "verbosity": "low"}
+    assert work.template_kwargs["reasoning_effort"] == "medium"
+    assert work.template_kwargs["verbosity"] == "low"
 
 
 def test_ai_sdk_s_request_is_answered(speaker: Served) -> None:

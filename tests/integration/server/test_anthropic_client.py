@@ -1,5 +1,6 @@
 """The official Anthropic client against a real server with real workers (fixture ``server``)."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,3 +38,26 @@ def test_stop_sequence_that_was_met_is_named(client: anthropic.Anthropic) -> Non
     with client.messages.stream(**asked) as stream:
         assert stream.get_final_text() == message.content[0].text == "a b "
         assert stream.get_final_message().stop_sequence == "c"
+
+
+def test_prefilled_message_goes_on_in_the_model_itself(client: anthropic.Anthropic) -> None:
+    begun = [*TURNS, {"role": "assistant", "content": "well"}]
+    plain = client.messages.count_tokens(model="demo-text", messages=TURNS).input_tokens
+    prefilled = client.messages.count_tokens(model="demo-text", messages=begun).input_tokens
+    assert prefilled > plain
+    message = client.messages.create(
+        model="demo-text", max_tokens=3, messages=begun, extra_body={"temperature": 0}
+    )
+    assert message.usage.output_tokens <= 3
+
+
+def test_message_is_held_to_a_schema(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    message = client.messages.create(
+        model="demo-text",
+        max_tokens=60,
+        messages=TURNS,
+        output_config={"format": {"type": "json_schema", "schema": schema}},
+    )
+    assert json.loads(message.content[0].text) == {"a": "x"}

@@ -230,7 +230,7 @@ def test_transcription_takes_what_clients_send(
 
 
 def test_silence_has_no_words(client: httpx.Client) -> None:
-    """The tiny model is sure of nothing; what it says of silence is made up."""
+    """The tiny model takes everything for speech; of no sound at all it is not believed."""
     silence = io.BytesIO()
     soundfile.write(silence, np.zeros(5 * 16_000), 16_000, format="WAV")
     answer = client.post(

@@ -58,7 +58,7 @@ def test_turns_of_a_conversation_come_in_their_order(tmp_path: Path) -> None:
     async def act(kept: Responses) -> None:
         await _chain(kept, 4)
         turns = await kept.turns("resp_3", "k")
-        assert [turn.response_id for turn in turns] == [f"resp_{number}" for number in range(4)]
+        assert [turn.id for turn in turns] == [f"resp_{number}" for number in range(4)]
         assert turns[0].input == [ITEM]
         assert len(await kept.turns("resp_1", None)) == 2
 

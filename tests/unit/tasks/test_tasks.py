@@ -77,6 +77,7 @@ FULL = Job(
     seeded=True,
     asynchronous=True,
     response_id="resp_1",
+    session="s",
     credential=Credential("k", 2, "t"),
     guard=Modes("redact", "block"),
 )

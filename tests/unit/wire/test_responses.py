@@ -154,7 +154,7 @@ def test_search_tools_are_left_out_aloud() -> None:
 @pytest.mark.parametrize(
     ("choice", "names", "expected"),
     [
-        (None, ["f", "g"], "auto"),
+        (None, ["f", "g"], None),
         ("required", ["f", "g"], "required"),
         ("none", ["f", "g"], "none"),
         ({"type": "function", "name": "g"}, ["f", "g"], "g"),
@@ -164,7 +164,7 @@ def test_search_tools_are_left_out_aloud() -> None:
     ids=str,
 )  # fmt: skip
 def test_tool_choice_of_a_response_is_said_in_the_protocol_s_words(
-    choice: Any, names: list[str], expected: str
+    choice: Any, names: list[str], expected: str | None
 ) -> None:
     body = _parsed(tools=[FUNCTION, OTHER], tool_choice=choice)
     functions, mode = chosen(body.tool_choice, body.tools or [])
@@ -172,22 +172,24 @@ def test_tool_choice_of_a_response_is_said_in_the_protocol_s_words(
     assert functions[0].to_job().strict == (functions[0].name == "f")
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "nope"}])
-def test_tool_choice_of_a_response_that_no_tool_meets_is_refused(choice: Any) -> None:
-    body = _parsed(tool_choice=choice)
+def test_tools_that_are_allowed_and_not_there_are_refused() -> None:
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [OTHER]}
+    body = _parsed(tools=[FUNCTION], tool_choice=allowed)
     with pytest.raises(InvalidRequest):
-        chosen(body.tool_choice, [])
+        chosen(body.tool_choice, body.tools or [])
 
 
 # ---- the stream ----------------------------------------------------------------------------------
 
 
-def _streamed(events: Iterable[Event], **values: Any) -> list[tuple[str, Any]]:
+def _streamed(
+    events: Iterable[Event], *, store: bool = True, **values: Any
+) -> list[tuple[str, Any]]:
     work = protocol.TextJob(
         id="task-1", prompt="x", sampling=protocol.Sampling(max_tokens=5, logprobs=1)
     )
     event_log = EventLog(Job(work=work, model="org/m", key_id="k"))
-    view = ResponseView(event_log, "r", echo=ECHO, **values)
+    view = ResponseView(event_log, "r", echo={**ECHO, "store": store}, **values)
     shown = b""
     for event in events:
         event_log.put(event)
@@ -240,6 +242,21 @@ def test_stream_of_a_response_has_each_event_in_its_order() -> None:
 def test_stream_of_a_response_goes_on_after_the_number_that_was_seen() -> None:
     whole, rest = _streamed(_whole_stream()), _streamed(_whole_stream(), after=7)
     assert rest == whole[8:]
+
+
+def test_reasoning_of_a_response_that_is_not_kept_can_be_sent_back_packed() -> None:
+    told = _streamed(_whole_stream(), store=False)
+    item = told[-1][1]["response"]["output"][0]
+    done = (data["item"] for name, data in told if name == "response.output_item.done")
+    assert next(done) == item
+    del item["content"]
+    [turn] = _turns([item])
+    assert turn.reasoning == "let me see"
+    kept = _streamed(_whole_stream())[-1][1]["response"]["output"][0]
+    assert kept["encrypted_content"] is None
+    for other in ("gAAAA", "bitinglip-1.%"):
+        [turn] = _turns([{**item, "encrypted_content": other}])
+        assert turn.reasoning is None
 
 
 @pytest.mark.parametrize(

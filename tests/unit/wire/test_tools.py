@@ -119,6 +119,15 @@ def test_reasoning_and_its_switches_reach_the_worker() -> None:
     assert message_of(read(ChatCompletionRequest, CHAT)).template_kwargs == {}
 
 
+def test_switches_that_a_template_does_not_know_are_named() -> None:
+    body = read(ChatCompletionRequest, CHAT, reasoning_effort="low", verbosity="high")
+    assert message_of(body).template_kwargs["verbosity"] == "high"
+    assert body.unknown_switches(None) == []
+    assert body.unknown_switches(()) == ["reasoning_effort", "verbosity"]
+    assert body.unknown_switches(("enable_thinking", "verbosity")) == []
+    assert read(ChatCompletionRequest, CHAT).unknown_switches(()) == []
+
+
 WORK = protocol.TextJob(id="task-1", sampling=protocol.Sampling(max_tokens=8))
 CALLED = protocol.ToolCall(id="c1", name="look", arguments="{}")
 DONE = protocol.TextDone(

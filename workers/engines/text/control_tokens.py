@@ -19,6 +19,10 @@ _START, _END, _BREAK = "\U000f0000", "\U000f0001", "\U000f0003"
 #: template that trims its messages takes the space.
 GOES_ON = "\U000f0002 "
 _PRIVATE = re.compile("[\U000f0000-\U000f0003]")
+#: What becomes of them in a list that a template prints, and in JSON that it keeps to ASCII; and
+#: what a client writes like that.
+_ESCAPED = re.compile(r"\\+(?:U000f000|udb80\\+udc0)([0-3])")
+_LIKE_ESCAPED = re.compile(r"\\(?=U000f000|udb80)")
 #: Control tokens by their looks, for files that do not say so.
 _LOOKS = re.compile("<[|\N{FULLWIDTH VERTICAL LINE}].+[|\N{FULLWIDTH VERTICAL LINE}]>", re.DOTALL)
 #: Who may write the template's own tags, such as <think> in what an assistant has said. Real
@@ -119,6 +123,13 @@ def is_marked(text: str) -> bool:
     return _PRIVATE.search(text) is not None
 
 
+def with_marks(rendered: str) -> str:
+    """Return a rendered text with its marks as they were before the template escaped them."""
+    if "U000f000" not in rendered and "udb80" not in rendered:
+        return rendered
+    return _ESCAPED.sub(lambda found: chr(ord(_START) + int(found[1])), rendered)
+
+
 def without_marks(text: str) -> str:
     """Return a text without marks."""
     return _PRIVATE.sub("", text)
@@ -148,7 +159,7 @@ class _Marker:
         return found[0] if found else None
 
     def _mark_text(self, text: str) -> str:
-        text = without_marks(text)
+        text = _LIKE_ESCAPED.sub(lambda _: "\\" + _BREAK, without_marks(text))
         marked = self._any.sub(f"{_START}\\g<0>{_END}", text)
         ends = range(1, min(self._longest, len(text) + 1))
         begins_one = any(text[-size:] in self._beginnings for size in ends)

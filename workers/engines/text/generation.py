@@ -154,6 +154,8 @@ class Generation:
         return sum(each.logprob or 0.0 for each in sampled) / max(1, self.produced)
 
     def _begin(self) -> None:
+        """Leave the prompt: from here on the sequence has tokens of its own."""
+        self.sequence.tokens = list(self.sequence.tokens)
         self.sequence.scores = False
         self._logprobs, self._prompt_logprobs = self._prompt_logprobs, []
 
@@ -187,6 +189,7 @@ class Generation:
             text = self._stops.push(self._detokenizer.flush())
             text += self._stops.flush()
         self.ended = True
+        self.sequence.tokens = []  # other texts of the job may go on for long
         # The last bytes may complete a stop string: then that is why it ended.
         self._reason = "stop" if ended or self._stopped else "length"
         return text

@@ -18,6 +18,7 @@ from workers.engines.text.loading import is_panic
 from workers.protocol import Grammar, Prompt, TextJob
 from workers.protocol.bounds import MOST_LOGPROBS
 
+_MOST_ECHOED = 2_000_000  #: characters of prompts in an answer: one frame holds it
 _LONGEST_PROMPT = 16_000_000  #: characters; tokenizers take about a hundred bytes for each
 
 
@@ -71,7 +72,7 @@ class Preprocessor:
         prompts: list[PreparedPrompt] = []
         for given in job.prompts or (job.prompt,):
             prompts.append(self._prepare_prompt(job, given))
-            _check_scores(job, prompts)
+            _check_echo(job, prompts)
         seed = job.sampling.seed
         if job.tool_choice != "auto":  # calls have a form of their own
             job = msgspec.structs.replace(job, grammar=None)
@@ -182,9 +183,17 @@ class Preprocessor:
         return Refused("CONTEXT_LENGTH_EXCEEDED", message, param=param, details=details)
 
 
-def _check_scores(job: TextJob, prompts: list[PreparedPrompt]) -> None:
-    """Raise Refused if the echoed prompts have more log-probabilities than an answer may hold."""
-    if not job.echo or job.sampling.logprobs is None:
+def _check_echo(job: TextJob, prompts: list[PreparedPrompt]) -> None:
+    """Raise Refused if an answer cannot hold the echoed prompts with their log-probabilities."""
+    if not job.echo:
+        return
+    if job.n * sum(len(each.text) for each in prompts) > _MOST_ECHOED:
+        raise Refused(
+            "INVALID_REQUEST",
+            f"With echo the prompts of all choices may have {_MOST_ECHOED} characters together.",
+            param="echo",
+        )
+    if job.sampling.logprobs is None:
         return
     of_each = job.n * (1 + job.sampling.logprobs)
     most = MOST_LOGPROBS // of_each

@@ -65,7 +65,7 @@ class Request:
         }
         return [
             Generation(
-                Sequence(job.id, list(prompt.ids), scores=scores, holders=holders),
+                Sequence(job.id, prompt.ids, scores=scores, holders=holders),
                 SamplingParams(
                     sampling,
                     self._seed,

@@ -152,7 +152,7 @@ class Sampler:
         if len(sent["bias"]):
             places = sent["bias_rows"] * adjusted.shape[1] + sent["bias_tokens"]
             adjusted = adjusted.reshape(-1).index_add(0, places, sent["bias"]).view_as(adjusted)
-        if len(sent["barred"]):
+        if "barred" in sent:
             places = sent["barred_rows"] * adjusted.shape[1] + sent["barred"]
             adjusted = adjusted.reshape(-1).index_fill(0, places, -inf).view_as(adjusted)
         return _constrained(adjusted, rows)
@@ -200,13 +200,7 @@ def _send(
     drawn = [rows[index] for index in random]
     weakened = [rows[index] for index in penalised]
     biased = [(index, row.bias) for index, row in enumerate(rows) if row.bias]
-    typical = [index for index, row in enumerate(drawn) if row.typical_p < 1.0]
-    barred = [
-        (index, token)
-        for index, row in enumerate(rows)
-        if row.barred and positions[index] < row.min_tokens
-        for token in row.barred
-    ]
+    rare, typical_p = _send_rarely(rows, positions, drawn)
     return upload(
         logits.device,
         floats={
@@ -217,7 +211,7 @@ def _send(
             "presence": _unless([row.presence for row in weakened], 0.0),
             "frequency": _unless([row.frequency for row in weakened], 0.0),
             "bias": [value for _, bias in biased for value in bias.values()],
-            "typical_p": [drawn[index].typical_p for index in typical],
+            **typical_p,
         },
         ints={
             "random": random,
@@ -227,13 +221,28 @@ def _send(
             "slots": slots,
             "bias_rows": [index for index, bias in biased for _ in bias],
             "bias_tokens": [token for _, bias in biased for token in bias],
-            "barred_rows": [index for index, _ in barred],
-            "barred": [token for _, token in barred],
-            "typical": typical,
+            **rare,
             "wanted": [index for index, row in enumerate(rows) if row.logprobs is not None],
             **{str(count): members for count, members in groups.items()},
         },
     )
+
+
+def _send_rarely(
+    rows: Sequence[SamplingParams], positions: Sequence[int], drawn: Sequence[SamplingParams]
+) -> tuple[dict[str, list[int]], dict[str, list[float]]]:
+    """Return the columns of settings that few requests have; nothing where none has them."""
+    ints: dict[str, list[int]] = {}
+    floats: dict[str, list[float]] = {}
+    typical = [index for index, row in enumerate(drawn) if row.typical_p < 1.0]
+    if typical:
+        ints["typical"] = typical
+        floats["typical_p"] = [drawn[index].typical_p for index in typical]
+    barring = [i for i, row in enumerate(rows) if row.barred and positions[i] < row.min_tokens]
+    if barring:
+        ints["barred_rows"] = [index for index in barring for _ in rows[index].barred]
+        ints["barred"] = [token for index in barring for token in rows[index].barred]
+    return ints, floats
 
 
 def _unless(values: list[T], off: T) -> list[T]:
@@ -248,7 +257,7 @@ def _pick(logits: Tensor, rows: Tensor) -> Tensor:
 
 def _draw(logits: Tensor, sent: dict[str, Tensor]) -> Draw:
     """Set up the draw of logits [rows that are drawn, vocab]."""
-    typical = (sent["typical"], sent["typical_p"].unsqueeze(1)) if len(sent["typical"]) else None
+    typical = (sent["typical"], sent["typical_p"].unsqueeze(1)) if "typical" in sent else None
     top_k, top_p, min_p = _columns(sent, "top_k", "top_p", "min_p")
     truncation = Truncation(top_k, top_p, min_p, typical)
     return Draw.of(logits, sent["temperature"], sent["keys"].view(-1, 2), truncation)

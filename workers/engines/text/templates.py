@@ -12,7 +12,7 @@ import jinja2
 from jinja2 import nodes
 
 from workers.engines.base import Refused
-from workers.engines.text.control_tokens import GOES_ON, ControlTokens
+from workers.engines.text.control_tokens import GOES_ON, ControlTokens, with_marks
 from workers.engines.text.history import (
     HistoryForm,
     characters,
@@ -122,9 +122,9 @@ class ChatTemplate:
         if control is not None:
             told, given = control.mark_messages(told), control.mark(given)
         if not end.goes_on:
-            return self._rendered(told, max_characters, given, end)
+            return with_marks(self._rendered(told, max_characters, given, end))
         told[-1] = {**told[-1], "content": (told[-1]["content"] or "") + GOES_ON}
-        return _open(self._rendered(told, max_characters, given, end))
+        return _open(with_marks(self._rendered(told, max_characters, given, end)))
 
     def _rendered(
         self,

@@ -158,7 +158,7 @@ class TranscriptionEngine:
             if request.language is None:
                 request.language = self._language(found)
             if request.job.voice_activity:
-                request.steady = request.recording.is_steady(request.seek, decoding.window)
+                request.activity = request.recording.activity(request.seek, decoding.window)
             # Last: what is encoded is not encoded again if memory runs out on the way here.
             request.encoded = found
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.engines.transcription.activity import is_steady
+from workers.engines.transcription.activity import Activity, activity_of
 
 _FLOOR = 1e-10
 _RANGE = 8.0  #: powers of ten between the loudest value and the quietest that is kept
@@ -35,9 +35,9 @@ class Recording:
         found = (self._frames(start, length).clamp(min=self.peak - _RANGE) + 4.0) / 4.0
         return torch.nn.functional.pad(found, (0, length - found.shape[1]))
 
-    def is_steady(self, start: int, length: int) -> bool:
-        """Tell whether nothing in these frames of the file sounds like voices."""
-        return is_steady(self._frames(start, min(length, self.file_frames - start)))
+    def activity(self, start: int, length: int) -> Activity:
+        """Tell how much these frames, as far as they are the file's, are like voices."""
+        return activity_of(self._frames(start, min(length, self.file_frames - start)))
 
     def _frames(self, start: int, length: int) -> torch.Tensor:
         pieces = []

@@ -7,6 +7,7 @@ import torch
 
 from workers.codes import Code
 from workers.engines.languages import language_name
+from workers.engines.transcription.activity import Activity
 from workers.engines.transcription.decoding import Attempt
 from workers.engines.transcription.features import Recording
 from workers.engines.transcription.loading import DecodingConfig
@@ -43,7 +44,7 @@ class Request:
     attempt: Attempt | None = None
     state: torch.Tensor | None = None  #: of ``random`` when the attempt began
     bad: list[Attempt] = field(default_factory=list)  #: at this window that were not good enough
-    steady: bool = False  #: nothing in the window sounds like voices
+    activity: Activity = Activity.LIVELY  #: in the window
     segments: list[Segment] = field(default_factory=list)
     steps: int = 0  #: windows that are done
     has_started: bool = False
@@ -87,7 +88,7 @@ class Request:
 
     def retries(self, attempt: Attempt, decoding: DecodingConfig, vocabulary: int) -> bool:
         """True if the attempt is too bad to be taken, and another one is left and worth it."""
-        if len(self.bad) + 1 >= len(self.temperatures) or self.steady:
+        if len(self.bad) + 1 >= len(self.temperatures) or self._is_steady:
             return False
         return not self.is_silent(attempt, decoding) and _is_bad(attempt, decoding, vocabulary)
 
@@ -96,10 +97,15 @@ class Request:
 
         The original decoder believes its estimate of that only if it is unsure of the text, too;
         of silence it is often sure to have heard a word. A sound without a rise or fall counts as
-        much as its doubt.
+        much as its doubt; where there is no sound at all, nothing is believed.
         """
-        unsure = attempt.avg_logprob < decoding.logprob
-        return (unsure or self.steady) and attempt.no_speech_prob > decoding.no_speech
+        doubtful = attempt.avg_logprob < decoding.logprob or self._is_steady
+        nobody = doubtful and attempt.no_speech_prob > decoding.no_speech
+        return nobody or self.activity == Activity.NOTHING
+
+    @property
+    def _is_steady(self) -> bool:
+        return self.activity < Activity.LIVELY
 
     def choose(self, last: Attempt, decoding: DecodingConfig, vocabulary: int) -> Attempt | None:
         """Return the attempt to take after the last one; None if the window's text is made up.
@@ -112,7 +118,7 @@ class Request:
             return None
         if not _is_bad(last, decoding, vocabulary):
             return last
-        if self.steady:
+        if self._is_steady:
             return None
         likely = [
             each

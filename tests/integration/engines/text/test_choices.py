@@ -14,6 +14,7 @@ from tests.support.engine_runs import run_to_end, step_until, submit
 from tests.support.models.text import make_tiny_model, write_script
 from tests.support.text_harness import BLOCK_SIZE, done, job, load, run
 from workers.engines.base import Refused
+from workers.engines.text import preprocess
 from workers.engines.text.engine import TextEngine
 from workers.protocol import Cancelled, Event, Started, TextChoice, TextDelta, TextDone, TextJob
 
@@ -112,6 +113,16 @@ def test_tokens_that_a_model_does_not_have_are_refused(
     with pytest.raises(Refused) as caught:
         engine.prepare(with_fields(one, **fields))
     assert (caught.value.code, caught.value.param) == ("INVALID_REQUEST", param)
+
+
+def test_echo_of_more_than_an_answer_holds_is_refused(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "_MOST_ECHOED", 2 * len(PROMPTS[0]))
+    engine.prepare(with_fields(job("a", PROMPTS[0]), echo=True, n=2))
+    with pytest.raises(Refused) as caught:
+        engine.prepare(with_fields(job("a", PROMPTS[0]), echo=True, n=3))
+    assert caught.value.param == "echo"
 
 
 def test_best_of_tells_the_likeliest_by_token_and_counts_all(engine: TextEngine) -> None:

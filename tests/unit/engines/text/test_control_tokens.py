@@ -38,16 +38,16 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, folder: Path = Path("none")) -> None:
         self.tokenizer = tokenizer
-        self._chat = Conversation(chat_templates(tokenizer, folder), tokenizer, "", None)
+        self.conversation = Conversation(chat_templates(tokenizer, folder), tokenizer, "", None)
 
     def ids(self, talk: Talk, **fields: Any) -> list[int]:
         messages = tuple(ChatMessage(*each) for each in talk)
         return self.ids_of(TextJob(id="a", messages=messages, sampling=_FEW, **fields))
 
     def ids_of(self, job: TextJob) -> list[int]:
-        text = self._chat.render(job, 1_000_000)
+        text = self.conversation.render(job, 1_000_000)
         if is_marked(text):
-            return self._chat.encode(text)
+            return self.conversation.encode(text)
         ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -115,6 +115,32 @@ def test_control_tokens_of_the_template_cannot_be_taken_away_by_marks_of_a_clien
         assert chat.ids([("user", f"hi{start}"), ("user", f"{end}x")]) == chat.ids(
             [("user", "hi"), ("user", "x")]
         )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages }}<|im_end|>",
+        "{{ messages | string | list | join }}<|im_end|>",
+        "{{ '%r' % messages[-1].content }}<|im_end|>",
+        "{{ messages | tojson(ensure_ascii=true) }}<|im_end|>",
+        "{{ messages | string | tojson(ensure_ascii=true) | tojson(ensure_ascii=true) }}<|im_end|>",
+        "{% for letter in messages[-1].content %}{{ letter }}{% endfor %}<|im_end|>",
+    ],
+)
+def test_control_tokens_stay_text_however_a_template_writes_them(source: str) -> None:
+    chat = Chat(chat_tokenizer("byte-level", source))
+    typed = "hi<|im_start|>x</s>"
+    assert chat.control(chat.ids([("user", typed)])) == ["<|im_end|>"]
+    goes_on = chat.ids([("user", typed), ("assistant", "y")], continue_final=True)
+    assert chat.control(goes_on) == []
+
+
+@pytest.mark.parametrize("typed", [r"\U000f0000", r"a \udb80\udc01 b", r"\\U000f0003<"])
+def test_control_tokens_marks_that_a_client_spells_are_text(typed: str) -> None:
+    chat = Chat(chat_tokenizer("byte-level", TEMPLATES["chatml"]))
+    said = chat.tokenizer.decode(chat.ids([("user", typed)]))
+    assert said == chat.tokenizer.decode(chat.library_ids([("user", typed)]))
 
 
 def test_control_tokens_in_names_calls_and_tools_are_text() -> None:
@@ -193,3 +219,13 @@ def test_generation_prompt_is_left_out_if_a_client_says_so() -> None:
     assert chat.ids(talk, generation_prompt=False) == chat.library_ids(
         talk, add_generation_prompt=False
     )
+
+
+def test_continued_message_is_what_the_prompt_has_begun_of_the_answer() -> None:
+    chat = Chat(chat_tokenizer("byte-level", TEMPLATES["chatml"]))
+    for said in ("<think>\nhm", "The </s> colour"):
+        talk = (ChatMessage("user", "hi"), ChatMessage("assistant", said))
+        job = TextJob(id="a", messages=talk, sampling=_FEW, continue_final=True)
+        reading = chat.conversation.reading(job, chat.conversation.render(job, 1000))
+        assert reading is not None
+        assert reading.begun == said

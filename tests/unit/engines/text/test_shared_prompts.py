@@ -77,6 +77,16 @@ def test_each_job_has_a_row_before_another_has_its_second() -> None:
     assert "e" not in {chunk.sequence.id for chunk in run(scheduler).chunks}
 
 
+def test_prompts_of_one_job_do_not_hold_up_another_s() -> None:
+    scheduler, _ = make(blocks=1000, rows=8)
+    for _ in range(6):
+        scheduler.add(Sequence("many", list(range(400))))
+    run(scheduler)
+    scheduler.add(Sequence("b", list(range(20))))
+    plans = [run(scheduler) for _ in range(400 // 16 + 3)]  # the prompt that has begun, then b
+    assert "b" in {chunk.sequence.id for plan in plans for chunk in plan.chunks}
+
+
 def test_blocks_of_a_job_s_choices_make_way_for_another_job() -> None:
     scheduler, allocator = make(blocks=8, rows=8)
     for each in choices("many", 5, 4):

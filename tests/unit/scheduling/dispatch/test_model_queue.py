@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
+from bitinglip.scheduling.dispatch.sessions import MOST_SESSIONS
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
 from tests.support.in_flight import entry
@@ -94,6 +95,65 @@ def test_retry_goes_before_jobs_that_came_later() -> None:
     assert [each.id for each in ours.order(0.0)] == ["first"]
 
 
+def push(ours: ModelQueue, name: str, key: str = "k", session: str | None = None) -> InFlightJob:
+    each = entry(name, key, session)
+    ours.waiting.push(each, each.share, 1.0, 0.0)
+    return each
+
+
+def test_session_stays_on_its_replica_and_others_pass_it_while_that_is_full() -> None:
+    ours, one, two = model_queue(), replica(0, slots=1), replica(1, slots=1)
+    first = push(ours, "first", session="s")
+    assert begun(ours, one, two) == ["first"]
+    push(ours, "second", session="s")
+    push(ours, "plain")
+    assert begun(ours, one, two) == ["plain"]
+    assert (ours.depth, [each.id for each in ours.order(0.0)]) == (1, ["second"])
+    assert ours.counts() == {"k": 1}
+    home = first.replica
+    ours.release_slot(first, 0.0)
+    push(ours, "late")
+    assert [(each.id, on) for each, on in ours.begin([one, two], 0.0)] == [("second", home)]
+
+
+def test_session_of_another_key_is_another_session() -> None:
+    ours, one, two = model_queue(), replica(0), replica(1)
+    ours.sessions.bind(("k", "s"), one)
+    ours.sessions.bind(("other", "s"), two)
+    push(ours, "a", "k", "s")
+    push(ours, "b", "other", "s")
+    assert {each.id: on for each, on in ours.begin([one, two], 0.0)} == {"a": one, "b": two}
+
+
+def test_session_moves_once_its_replica_has_gone() -> None:
+    ours, one, two = model_queue(), replica(0, slots=1), replica(1, slots=1)
+    push(ours, "first", session="s")
+    [(_, home)] = ours.begin([one, two], 0.0)
+    other = two if home is one else one
+    push(ours, "second", session="s")
+    assert begun(ours, one, two) == []
+    assert begun(ours, other) == ["second"]
+    assert ours.sessions.home(("k", "s"), [one, two]) is other
+
+
+def test_session_that_waits_can_be_forgotten() -> None:
+    ours, one, two = model_queue(), replica(0, slots=1), replica(1, slots=1)
+    push(ours, "first", session="s")
+    begun(ours, one, two)
+    gone = push(ours, "second", session="s")
+    begun(ours, one, two)
+    ours.forget(gone)
+    assert (ours.depth, begun(ours, one, two)) == (0, [])
+
+
+def test_sessions_that_are_remembered_are_bounded() -> None:
+    ours, one = model_queue(), replica()
+    for number in range(MOST_SESSIONS + 1):
+        ours.sessions.bind(("k", str(number)), one)
+    assert ours.sessions.home(("k", "0"), [one]) is None
+    assert ours.sessions.home(("k", "1"), [one]) is one
+
+
 class LaneMachine(RuleBasedStateMachine):
     """Random lives of flights: each is in exactly one place, and the replicas' books add up."""
 
@@ -104,9 +164,9 @@ class LaneMachine(RuleBasedStateMachine):
         self.alive: dict[str, InFlightJob] = {}
         self.number = 0
 
-    @rule(key=st.sampled_from("ab"))
-    def arrive(self, key: str) -> None:
-        each = entry(str(self.number), key)
+    @rule(key=st.sampled_from("ab"), session=st.sampled_from([None, "s", "t"]))
+    def arrive(self, key: str, session: str | None) -> None:
+        each = entry(str(self.number), key, session)
         self.number += 1
         self.alive[each.id] = each
         self.model_queue.waiting.push(each, each.share, each.cost, 0.0)

@@ -18,6 +18,13 @@ _MOST_REASON = 300  #: characters
 #: White space between the tokens of JSON: without a bound a weak model writes nothing else.
 _JSON_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 _ANY_OBJECT = {"type": "object"}
+#: Those that llguidance can lead a text by; the standard takes any other for a remark.
+_FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
+#: Keywords that hold schemas by names of the author's, and those that hold values.
+_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_VALUES = frozenset({"const", "enum", "default", "examples"})
 
 
 def translate(grammar: Grammar) -> str:
@@ -56,7 +63,7 @@ def literal(text: str, added: Mapping[str, int]) -> str:
 
 def json_text(schema: Mapping[str, Any]) -> str:
     """Return Lark that matches JSON of this schema, to be the whole body of a rule."""
-    return f"%json {json.dumps({**schema, 'x-guidance': _options(strict=False)})}"
+    return f"%json {json.dumps({**_known_formats(schema), 'x-guidance': _options(strict=False)})}"
 
 
 def refusal(grammar: Grammar, reason: str) -> Refused:
@@ -78,14 +85,33 @@ def _options(*, strict: bool) -> dict[str, Any]:
     return {"whitespace_pattern": _JSON_SPACE, "coerce_one_of": not strict, "lenient": False}
 
 
-def _schema(grammar: Grammar) -> dict[str, Any]:
+def _schema(grammar: Grammar) -> Any:
     try:
         schema = json.loads(grammar.source)
+        if not grammar.strict:
+            schema = _known_formats(schema)
     except (ValueError, RecursionError) as error:
         raise refusal(grammar, f"the schema is no JSON: {error}") from error
     if not isinstance(schema, dict):
         raise refusal(grammar, "the schema is not an object")
     return schema
+
+
+def _known_formats(schema: Any) -> Any:
+    """Return a schema without formats of strings that the library does not know."""
+    if isinstance(schema, list):
+        return [_known_formats(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    known: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _VALUES:
+            known[key] = value
+        elif key in _BY_NAME and isinstance(value, dict):
+            known[key] = {name: _known_formats(each) for name, each in value.items()}
+        elif key != "format" or not isinstance(value, str) or value in _FORMATS:
+            known[key] = _known_formats(value)
+    return known
 
 
 def _json(schema: dict[str, Any], *, strict: bool) -> str:

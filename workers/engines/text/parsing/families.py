@@ -63,6 +63,8 @@ ANCHORS = (
     "]~b]ai\n",
     "[/INST]",
     "[/TOOL_RESULTS]",
+    "<｜tool▁outputs▁end｜>",
+    "<tool_response|>",
 )
 _THINK = (("<think>",), ("</think>",))
 _CALL = (("<tool_call>",), ("</tool_call>",))

@@ -18,7 +18,7 @@ from workers.engines.text.grammar import check, compiler
 from workers.engines.text.grammar.compiler import GrammarCompiler
 from workers.engines.text.grammar.constraint import Constraint, Ends, MaskThread
 from workers.engines.text.grammar.mask import expand, masked
-from workers.engines.text.grammar.source import json_text, literal
+from workers.engines.text.grammar.source import json_text, literal, translate
 from workers.engines.text.grammar.vocabulary import added_tokens, make_vocabulary
 from workers.protocol import Grammar
 
@@ -176,6 +176,24 @@ def test_compiler_refuses_with_the_same_reason_for_another_field(
         with pytest.raises(Refused) as caught:
             grammars.compile(Grammar(kind="regex", source="(", param=param)).result()
         assert caught.value.param == param
+
+
+def test_formats_that_are_remarks_are_left_out_unless_strict(grammars: GrammarCompiler) -> None:
+    own = {"type": "string", "format": "colour"}
+    schema = {
+        "type": "object",
+        "properties": {"format": own, "a": {"items": [own, {"format": "date"}]}},
+        "required": ["format"],
+        "default": {"format": "x"},
+    }
+    source = json.dumps(schema)
+    grammars.compile(Grammar(kind="json_schema", source=source)).result()
+    with pytest.raises(Refused, match="colour"):
+        grammars.compile(Grammar(kind="json_schema", source=source, strict=True)).result()
+    left = translate(Grammar(kind="json_schema", source=source))
+    assert "colour" not in left
+    assert '"format":{"type":"string"}' in left.replace(" ", "")
+    assert '"default":{"format":"x"}' in left.replace(" ", "")
 
 
 def test_compiler_outlives_a_panic_of_its_library(
