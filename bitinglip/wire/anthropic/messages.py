@@ -13,13 +13,13 @@ from bitinglip.wire.job_context import JobContext
 from bitinglip.wire.openai_body import Label, OpenAIBody, OpenAIRequest
 from bitinglip.wire.text.fields import MAX_TOKENS, ApiDefaults, MaxTokens, SamplingFields, Stops
 from bitinglip.wire.text.forms import schema_grammar
-from bitinglip.wire.text.switches import template_variables
+from bitinglip.wire.text.switches import ReasoningEffort, Switches
 from bitinglip.wire.text.tools import tool_fields
 from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
 #: efforts that templates do not know stand for the highest that they do
-_EFFORTS = {"xhigh": "high", "max": "high"}
+_EFFORTS: dict[ReasoningEffort, ReasoningEffort] = {"xhigh": "high", "max": "high"}
 
 
 class Thinking(OpenAIBody):
@@ -86,11 +86,10 @@ class _Conversation(OpenAIRequest):
     def _template_kwargs(self) -> dict[str, Any]:
         thinking, config = self.thinking, self.output_config
         effort = config.effort if config is not None else None
-        return template_variables(
-            None,
+        return Switches(
             enable_thinking=None if thinking is None else thinking.type != "disabled",
             reasoning_effort=None if effort is None else _EFFORTS.get(effort, effort),
-        )
+        ).template_variables()
 
 
 class MessagesRequest(SamplingFields, _Conversation):

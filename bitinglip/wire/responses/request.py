@@ -22,7 +22,7 @@ from bitinglip.wire.text.fields import (
     SamplingFields,
 )
 from bitinglip.wire.text.forms import schema_grammar
-from bitinglip.wire.text.switches import ReasoningEffort, template_variables
+from bitinglip.wire.text.switches import ReasoningEffort, Switches
 from bitinglip.wire.text.tools import tool_fields
 from workers import protocol
 
@@ -148,8 +148,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     def _template_kwargs(self) -> dict[str, Any]:
         effort = self.reasoning.effort if self.reasoning is not None else None
         verbosity = self.text.verbosity if self.text is not None else None
-        given = None if verbosity is None else {"verbosity": verbosity}
-        return template_variables(given, enable_thinking=None, reasoning_effort=effort)
+        return Switches(reasoning_effort=effort, verbosity=verbosity).template_variables()
 
     def echo(self, job: Job) -> Shown:
         """Describe a response that has not begun: who asked for what."""
