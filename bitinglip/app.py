@@ -188,13 +188,17 @@ async def _open(
     uploads = Uploads(
         home.uploads, max_bytes=settings.files.max_upload_bytes, space=space, health=health
     )
-    tasks, responses = await _tasks(settings, db, space, dispatcher, files, uploads)
+    tasks, responses = await _tasks(settings, db, space, dispatcher, files, uploads, stack)
     revocation = await _revocation(tokens, dispatcher, tasks)
-    stack.push_async_callback(tasks.close)
     admission = counts.admission(settings, connections, dispatcher)
-    requests = Requests(settings, home, store, guard, dispatcher, admission)
-    granted = partial(_caller, tokens, keys)
-    batches = await Batches.open(db, home.batches, requests, granted, settings, space)
+    batches = await Batches.open(
+        db,
+        home.batches,
+        Requests(settings, home, store, guard, dispatcher, admission),
+        partial(_caller, tokens, keys),
+        settings,
+        space,
+    )
     stack.push_async_callback(batches.close)
     cache = ResponseCache(
         settings, store, dispatcher, files, uploads, revocation, CacheMetrics(metrics.registry)
@@ -253,6 +257,7 @@ async def _tasks(
     dispatcher: Dispatcher,
     files: Files,
     uploads: Uploads,
+    stack: AsyncExitStack,
 ) -> tuple[Tasks, Responses]:
     """Make what outlives its requests: asynchronous tasks, and responses that are kept."""
     kept, own = settings.tasks, settings.openai
@@ -278,6 +283,7 @@ async def _tasks(
         retention=kept.retention,
     )
     await tasks.recover()
+    stack.push_async_callback(tasks.close)
     return tasks, responses
 
 
