@@ -124,7 +124,7 @@ def test_batch_of_completions(client: openai.OpenAI) -> None:
         ([{"method": "POST"}], "invalid_request", 1),
         ([chat_line("a") | {"method": "GET"}], "invalid_request", 1),
         ([chat_line("a") | {"body": []}], "invalid_request", 1),
-        ([b"[" * 100_000], "invalid_json_line", 1),
+        ([b'{"a":' + b"[" * 100_000], "invalid_json_line", 1),
         ([b" ", b" "], "empty_file", None),
         ([chat_line(str(number)) for number in range(13)], "too_many_tasks", None),
     ],
