@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,22 +11,20 @@ import structlog
 from fastapi import FastAPI
 
 from bitinglip import __version__, api
-from bitinglip.access.credentials import Credential
 from bitinglip.access.key_age import KeyAge
-from bitinglip.access.keys import PEPPER, Caller, KeyRing
+from bitinglip.access.keys import PEPPER, KeyRing
 from bitinglip.access.limits.admission import Admission, now
 from bitinglip.access.limits.checkpoint import Checkpoint
 from bitinglip.access.limits.logins import FailedLogins
 from bitinglip.access.limits.store import MemoryStore
 from bitinglip.access.limits.token_rates import TokenRates
 from bitinglip.access.links import SIGNATURES, Links
-from bitinglip.access.scopes import Scope
 from bitinglip.access.tickets import Tickets
 from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.quotas import Plans
 from bitinglip.access.usage.rows import UsageRows
-from bitinglip.api.auth import ANONYMOUS
+from bitinglip.api.auth import text_caller
 from bitinglip.api.services import Services
 from bitinglip.audit.chain import SEALING
 from bitinglip.audit.entry import Action, Entry
@@ -195,7 +192,7 @@ async def _open(
         db,
         home.batches,
         Requests(settings, home, store, guard, dispatcher, admission),
-        partial(_caller, tokens, keys),
+        partial(text_caller, tokens, keys),
         settings,
         space,
     )
@@ -301,14 +298,6 @@ async def _revocation(tokens: Tokens, dispatcher: Dispatcher, tasks: Tasks) -> R
 
 def _is_granted(tokens: Tokens, claim: Claim) -> bool:
     return tokens.grants(claim.credential, KINDS[claim.kind].scope, claim.model)
-
-
-def _caller(tokens: Tokens, keys: KeyRing, credential: Credential) -> Caller | None:
-    """Return who may still run texts with a credential; None is nobody."""
-    if not tokens.is_valid(credential):
-        return None
-    caller = keys.caller(credential) or ANONYMOUS  # who has no key
-    return replace(caller, token=credential.token) if caller.may(Scope.TEXT) else None
 
 
 async def _open_audit(
