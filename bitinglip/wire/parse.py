@@ -31,7 +31,7 @@ def parse(model: type[M], raw: bytes | bytearray) -> M:
     """Validate a JSON body. Raises InvalidRequest or UnsupportedParameter with ``param``."""
     check_shape(raw)
     try:
-        return model.model_validate_json(raw)
+        body = model.model_validate_json(raw)
     except ValidationError as error:
         if error.error_count() > _MAX_ERRORS:
             wrong = error.error_count()
@@ -44,6 +44,16 @@ def parse(model: type[M], raw: bytes | bytearray) -> M:
                 f"'{param}' is unknown or not supported{hint}", param=param
             ) from None
         raise _refusal(first["type"], param, first["msg"]) from None
+    _check_numbers(raw)
+    return body
+
+
+def _check_numbers(raw: bytes | bytearray) -> None:
+    """Refuse NaN and Infinity, which fields of any value let pass. Raises InvalidRequest."""
+    if b"NaN" in raw or b"Infinity" in raw:
+        structure = _structure(raw) if len(raw) > LARGE else _STRING.sub(b"", raw)
+        if b"NaN" in structure or b"Infinity" in structure:
+            raise InvalidRequest("The body holds NaN or Infinity, which are no JSON numbers.")
 
 
 def _nearest(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:

@@ -12,7 +12,7 @@ from tests.support.text_harness import distance_from_library
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.sampler import Sampler, collect
 from workers.engines.text.sampling_params import SamplingParams
-from workers.protocol import Cancelled, Load, Sampling, TextDone, TextJob
+from workers.protocol import Cancelled, Grammar, Load, Sampling, TextDone, TextJob
 
 pytestmark = [
     pytest.mark.gpu,
@@ -168,3 +168,20 @@ def test_sampling_waits_for_the_device_only_to_take_the_tokens() -> None:
             assert (one.logprobs is None) == (other.logprobs is None)
     # The card's logarithms round otherwise, so a draw between two that are very close may differ.
     assert differ <= 3
+
+
+def test_texts_are_held_to_their_grammars_and_neighbours_are_not(tmp_path: Path) -> None:
+    engine = load(make_tiny_model("llama", tmp_path), "float32")
+    plain = job("plain", PROMPTS[0])
+    alone = {end.id: end for end in run_to_end(engine, plain) if isinstance(end, TextDone)}
+    held = TextJob(
+        id="held",
+        prompt=PROMPTS[1],
+        n=3,
+        sampling=Sampling(max_tokens=24, temperature=1.2, seed=1, presence_penalty=0.5),
+        grammar=Grammar(kind="choice", source='["yes", "no", "żółć"]'),
+    )
+    ends = {end.id: end for end in run_to_end(engine, plain, held) if isinstance(end, TextDone)}
+    engine.close()
+    assert ends["plain"].text == alone["plain"].text
+    assert {choice.text for choice in ends["held"].choices} <= {"yes", "no", "żółć"}

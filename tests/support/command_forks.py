@@ -22,6 +22,7 @@ import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any, BinaryIO, NoReturn
 
 ROOT = Path(__file__).parents[2]
@@ -176,11 +177,20 @@ def _watch(connection: socket.socket) -> NoReturn:
     if not pid:
         connection.close()
         _become(message, files)
+    Thread(target=_end_with, args=(connection, os.pidfd_open(pid)), daemon=True).start()
     connection.sendall(b"%10d" % pid)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):
         connection.sendall(b"%d" % os.waitstatus_to_exitcode(status))
     os._exit(0)
+
+
+def _end_with(connection: socket.socket, pidfd: int) -> None:
+    """End the command when nobody waits for it any more, because the tests were ended."""
+    with contextlib.suppress(OSError):
+        connection.recv(1)
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
 def _become(message: dict[str, Any], files: list[int]) -> NoReturn:

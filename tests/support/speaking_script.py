@@ -15,7 +15,7 @@ REASONING, TEXT = "let me see", "it is fine"
 async def speak(job: protocol.Job) -> AsyncIterator[protocol.JobEvent]:
     """Do what the last words of the prompt ask for, by ``!think``, ``!call`` and the like."""
     assert isinstance(job, protocol.TextJob)
-    asked = (job.messages or ())[-1].content
+    asked = next(each.content for each in reversed(job.messages or ()) if each.role != "system")
     if job.count_only:
         words = sum(len(each.content.split()) for each in job.messages or ())
         nothing = protocol.TextChoice(text="", finish_reason="stop")

@@ -35,6 +35,7 @@ from workers.protocol import (
 
 MAX_CONTEXT = 8192
 _SLOW_SECONDS = 1.0
+_LATE_SECONDS = 0.25  #: by which tokens may be late and still come at their rate, all in all
 _GARBAGE = msgspec.Raw(b"\xc1")  #: a byte that msgpack never uses: the frame will not decode
 _FAULTS = ("!crash", "!hang", "!oom", "!raise", "!slow", "!garbage")
 
@@ -170,7 +171,7 @@ class FakeEngine:
                     continue
                 _inject_fault(request.fault)
             if request.due <= now:
-                events += self._advance(request)
+                events += self._advance(request, now)
         if not events:
             self._sleep_until_due()
         return events
@@ -193,9 +194,12 @@ class FakeEngine:
             completion_tokens=request.produced,
         )
 
-    def _advance(self, request: _Request) -> list[Event]:
-        """Make each text's next token; all of them at once for a fast request without a stream."""
-        request.due += request.seconds_per_token
+    def _advance(self, request: _Request, now: float) -> list[Event]:
+        """Make each text's next token; all of them at once for a fast request without a stream.
+
+        What a machine that stood still has missed is not made up for at once.
+        """
+        request.due = max(request.due, now - _LATE_SECONDS) + request.seconds_per_token
         job, events = request.job, list[Event]()
         streams = job.stream and (job.best_of or job.n) == job.n
         whole = not job.stream and not request.seconds_per_token
@@ -255,6 +259,9 @@ def _refuse_what_needs_a_model(job: TextJob) -> None:
             f"'{job.grammar.param}' is not supported for this model.",
             param=job.grammar.param,
         )
+    if job.tools and job.tool_choice != "auto":
+        message = "This model cannot be made to call a tool: it repeats the prompt."
+        raise Refused("UNSUPPORTED_PARAMETER", message, param="tool_choice")
     for name in ("logprobs", "logit_bias", "stop_token_ids"):
         if getattr(job.sampling, name) not in (None, {}, ()):
             raise Refused(

@@ -118,11 +118,21 @@ AnthropicMessages = Annotated[
 def chat_messages(
     system: Iterable[TextBlock], messages: Iterable[AnthropicMessage]
 ) -> tuple[protocol.ChatMessage, ...]:
-    """Make the messages to a worker: the system's texts come first, results are tools' turns."""
+    """Make the messages to a worker: the system's texts come first, results are tools' turns.
+
+    User turns that follow one another are one, as Anthropic's API has it. What the system says
+    later is part of them: many templates take a system's turn in the beginning only.
+    """
     told = [each.text for each in system if each.text]
-    first = [protocol.ChatMessage("system", "\n\n".join(told))] if told else []
-    rest = [turn for message in messages for turn in _turns(message)]
-    return (*first, *rest)
+    turns = [protocol.ChatMessage("system", "\n\n".join(told))] if told else []
+    for turn in (turn for message in messages for turn in _turns(message)):
+        if turn.role == "system" and turns:
+            turn = protocol.ChatMessage("user", turn.content)  # noqa: PLW2901
+        if turn.role == "user" and turns and turns[-1].role == "user":
+            turns[-1] = protocol.ChatMessage("user", f"{turns[-1].content}\n\n{turn.content}")
+        else:
+            turns.append(turn)
+    return tuple(turns)
 
 
 def _turns(message: AnthropicMessage) -> Iterator[protocol.ChatMessage]:

@@ -1,7 +1,7 @@
 """Items are what a response is made from, and what it consists of: messages, calls, reasoning."""
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -12,6 +12,7 @@ from bitinglip.wire.text.fields import MAX_PARTS
 from workers import protocol
 
 MAX_ITEMS = 8192
+_IN_NAMESPACE = "."  #: between a namespace and a name in it
 _PACKED = "bitinglip-1."  #: begins a text that is packed
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Kind = Annotated[str, Field(max_length=64, pattern="^[a-z0-9_]+$")]
@@ -77,7 +78,7 @@ class Item(OpenAIBody):
     output: Parts | None = None
     summary: Parts | None = None
     encrypted_content: str | None = None
-    namespace: Label = None
+    namespace: Name | None = None
     caller: Label = None
     asynchronous: Annotated[Label, Field(alias="async")] = None
 
@@ -138,9 +139,12 @@ def _shown(item: Item, tail: str) -> Shown:
                 "content": parts,
             }
         case "function_call":
-            return function_call(
-                own_id or f"fc_{tail}", item.call_id or "", item.name or "", item.arguments or ""
+            name = joined_name(item.namespace, item.name or "")
+            call = protocol.ToolCall(
+                id=item.call_id or "", name=name, arguments=item.arguments or ""
             )
+            namespaces = {item.namespace} if item.namespace is not None else ()
+            return function_call(own_id or f"fc_{tail}", call, namespaces=namespaces)
         case "function_call_output":
             return {
                 "id": own_id or f"fco_{tail}",
@@ -182,16 +186,29 @@ def message_item(item_id: str, parts: list[Shown], status: str = "completed") ->
 
 
 def function_call(
-    item_id: str, call_id: str, name: str, arguments: str, status: str = "completed"
+    item_id: str,
+    call: protocol.ToolCall | protocol.ToolCallDelta,
+    status: str = "completed",
+    *,
+    arguments: str | None = None,
+    namespaces: Collection[str] = (),
 ) -> Shown:
+    """Describe a call; ``arguments``: what there is of them, if not the call's own."""
+    namespace, _, name = call.name.partition(_IN_NAMESPACE)
+    named = {"namespace": namespace, "name": name} if namespace in namespaces else None
     return {
         "id": item_id,
         "type": "function_call",
         "status": status,
-        "call_id": call_id,
-        "name": name,
-        "arguments": arguments,
+        "call_id": call.id,
+        **(named or {"name": call.name}),
+        "arguments": call.arguments if arguments is None else arguments,
     }
+
+
+def joined_name(namespace: str | None, name: str) -> str:
+    """Return the name that a model knows a function by."""
+    return name if namespace is None else f"{namespace}{_IN_NAMESPACE}{name}"
 
 
 def reasoning_item(
@@ -294,9 +311,8 @@ class _Turn:
             case "reasoning":
                 self._thoughts.append(_text_of(item))
             case "function_call":
-                call = protocol.ToolCall(
-                    id=item["call_id"], name=item["name"], arguments=item["arguments"]
-                )
+                name = joined_name(item.get("namespace"), item["name"])
+                call = protocol.ToolCall(id=item["call_id"], name=name, arguments=item["arguments"])
                 self._calls.append(call)
             case _:
                 self._texts.append(_text_of(item))

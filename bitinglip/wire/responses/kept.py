@@ -92,4 +92,4 @@ def _items_of(message: protocol.ChatMessage) -> Iterator[Shown]:
         part = {"type": "input_text", "text": message.content}
         yield {**message_item("msg", [part]), "role": message.role}
     for call in message.tool_calls:
-        yield function_call("fc", call.id, call.name, call.arguments)
+        yield function_call("fc", call)

@@ -26,21 +26,28 @@ _ERRORS = {
 }
 
 
-def items_of(choice: protocol.TextChoice, tail: str, *, packed: bool) -> list[Shown]:
-    """Describe an answer: reasoning, text and calls, in this order; ``tail`` ends their ids."""
+def items_of(choice: protocol.TextChoice, echo: Mapping[str, Any]) -> list[Shown]:
+    """Describe an answer: reasoning, text and calls, in this order."""
+    tail, namespaces = str(echo["id"]).removeprefix("resp_"), namespaces_of(echo)
     last = "incomplete" if choice.finish_reason == "length" else "completed"
     items: list[Shown] = []
     if choice.reasoning:
-        items.append(reasoning_item(f"rs_{tail}_0", choice.reasoning, packed=packed))
+        items.append(reasoning_item(f"rs_{tail}_0", choice.reasoning, packed=is_packed(echo)))
     if choice.text or not (choice.tool_calls or items):
         part = output_text(choice.text, shown_logprobs(choice.logprobs))
         items.append(message_item(f"msg_{tail}_{len(items)}", [part]))
     items += [
-        function_call(f"fc_{tail}_{len(items) + number}", call.id, call.name, call.arguments)
+        function_call(f"fc_{tail}_{len(items) + number}", call, namespaces=namespaces)
         for number, call in enumerate(choice.tool_calls)
     ]
     items[-1]["status"] = last
     return items
+
+
+def namespaces_of(echo: Mapping[str, Any]) -> frozenset[str]:
+    """Return the namespaces of the tools that a response was offered."""
+    tools = echo.get("tools", ())
+    return frozenset(each["name"] for each in tools if each["type"] == "namespace")
 
 
 def is_packed(echo: Mapping[str, Any]) -> bool:
@@ -67,13 +74,13 @@ def ended(echo: Mapping[str, Any], event_log: EventLog) -> Shown:
     final, completed = event_log.final, event_log.completed_at
     response: Shown = {**echo, "completed_at": int(completed.timestamp()) if completed else None}
     if isinstance(final, protocol.TextDone):
-        choice, tail = final.choices[0], str(echo["id"]).removeprefix("resp_")
+        choice = final.choices[0]
         cut = choice.finish_reason == "length"
         return {
             **response,
             "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": items_of(choice, tail, packed=is_packed(echo)),
+            "output": items_of(choice, echo),
             "usage": _usage(final),
         }
     if isinstance(final, protocol.Failed):

@@ -155,7 +155,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
         work = job.work
         assert isinstance(work, protocol.TextJob)
         sampling = work.sampling
-        tools = [each.shown() for each in self.tools or () if each.type == "function"]
+        tools = [shown for each in self.tools or () if (shown := each.shown()) is not None]
         return {
             "id": id_of_response(job.id),
             "object": "response",

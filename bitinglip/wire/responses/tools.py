@@ -1,13 +1,13 @@
 """Tools of a response: functions of the client's; of hosted ones, a search is left out aloud."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.wire.openai_body import Label, OpenAIBody
-from bitinglip.wire.responses.items import Kind, Shown
+from bitinglip.wire.responses.items import Kind, Shown, joined_name
 from bitinglip.wire.text.tools import MAX_TOOLS, ToolName
 from workers import protocol
 
@@ -15,12 +15,27 @@ from workers import protocol
 LEFT_OUT = frozenset({"web_search", "web_search_preview"})
 
 
+class NamedFunction(OpenAIBody):
+    """A function of a namespace."""
+
+    type: Literal["function"]
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    output_schema: Label = None
+    allowed_callers: Label = None
+    defer_loading: Label = None
+    asynchronous: Annotated[Label, Field(alias="async")] = None
+
+
 class ResponseTool(OpenAIBody):
-    """A function; any other tool is refused by its type, unless it is left out."""
+    """A function, or a namespace of some; other tools are refused by their type, or left out."""
 
     type: Kind
     name: ToolName | None = None
     description: str | None = None
+    tools: Annotated[list[NamedFunction] | None, Field(max_length=MAX_TOOLS)] = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     output_schema: Label = None
@@ -38,7 +53,9 @@ class ResponseTool(OpenAIBody):
     def _is_a_function(self) -> Self:
         if self.type in LEFT_OUT:
             return self
-        if self.type != "function":
+        if self.type == "namespace" and self.tools is None:
+            raise PydanticCustomError("missing", "It has no 'tools'")
+        if self.type not in ("function", "namespace"):
             raise PydanticCustomError(
                 "unsupported", "is not supported as a tool of type '{kind}'", {"kind": self.type}
             )
@@ -46,22 +63,46 @@ class ResponseTool(OpenAIBody):
             raise PydanticCustomError("missing", "It has no 'name'")
         return self
 
+    def functions(self) -> list["Offered"]:
+        """Return the functions that it stands for."""
+        if self.type == "function":
+            return [Offered(self.name or "", self)]
+        return [Offered(joined_name(self.name, each.name), each) for each in self.tools or ()]
+
+    def shown(self) -> Shown | None:
+        """Describe it; None if it is left out."""
+        if self.type == "function":
+            return _shown(self)
+        if self.type != "namespace":
+            return None
+        functions = [_shown(each) for each in self.tools or ()]
+        told = {"name": self.name, "description": self.description, "tools": functions}
+        return {"type": "namespace", **told}
+
+
+def _shown(function: "NamedFunction | ResponseTool") -> Shown:
+    return {
+        "type": "function",
+        "name": function.name,
+        "description": function.description,
+        "parameters": function.parameters,
+        "strict": bool(function.strict),
+    }
+
+
+class Offered(NamedTuple):
+    """A function by the name that the model knows it by."""
+
+    name: str
+    function: NamedFunction | ResponseTool
+
     def to_job(self) -> protocol.Tool:
         return protocol.Tool(
-            name=self.name or "",
-            description=self.description,
-            parameters=self.parameters,
-            strict=bool(self.strict),
+            name=self.name,
+            description=self.function.description,
+            parameters=self.function.parameters,
+            strict=bool(self.function.strict),
         )
-
-    def shown(self) -> Shown:
-        return {
-            "type": "function",
-            "name": self.name,
-            "description": self.description,
-            "parameters": self.parameters,
-            "strict": bool(self.strict),
-        }
 
 
 class AllowedTool(OpenAIBody):
@@ -102,12 +143,12 @@ Tools = Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True
 
 def chosen(
     choice: ResponseToolChoice | None, tools: list[ResponseTool]
-) -> tuple[list[ResponseTool], str | None]:
+) -> tuple[list[Offered], str | None]:
     """Return the functions that may be called, and what is chosen in the protocol's words.
 
     Raises InvalidRequest for tools that are allowed and not there.
     """
-    functions = [each for each in tools if each.type == "function"]
+    functions = [each for tool in tools for each in tool.functions()]
     if choice is None:
         return functions, None
     if choice.type == "function":

@@ -16,7 +16,7 @@ from bitinglip.wire.responses.items import (
     output_text,
     reasoning_item,
 )
-from bitinglip.wire.responses.output import ended, failed, is_packed, shown_logprobs
+from bitinglip.wire.responses.output import ended, failed, is_packed, namespaces_of, shown_logprobs
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -41,6 +41,7 @@ class ResponseView(OpenAIView):
         super().__init__(event_log, request_id)
         self._echo = {**echo, "status": "in_progress"}
         self._tail = str(echo["id"]).removeprefix("resp_")
+        self._namespaces = namespaces_of(echo)
         self._keep = keep
         self._after = after
         self._number = 0
@@ -110,8 +111,15 @@ class ResponseView(OpenAIView):
         for call in delta.tool_calls:
             if self._kind != "function_call" or call.index != self._call:
                 self._call = call.index
-                item = function_call(self._next_id("fc"), call.id, call.name, "", "in_progress")
-                shown += self._add(item)
+                shown += self._add(
+                    function_call(
+                        self._next_id("fc"),
+                        call,
+                        "in_progress",
+                        arguments="",
+                        namespaces=self._namespaces,
+                    )
+                )
             self._pieces.append(call.arguments)
             shown += self._of_item("response.function_call_arguments.delta", delta=call.arguments)
         return shown

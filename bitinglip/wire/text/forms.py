@@ -9,6 +9,7 @@ from pydantic import Field
 from bitinglip.errors import InvalidRequest
 from bitinglip.wire.body import Body
 from bitinglip.wire.openai_body import Label, OpenAIBody
+from bitinglip.wire.parse import check_shape
 from workers import protocol
 from workers.protocol.bounds import MOST_GRAMMAR
 
@@ -150,6 +151,18 @@ def _only(form: ResponseFormat | None, given: Mapping[str, Any]) -> protocol.Gra
 def schema_grammar(schema: Schema | str, param: str, *, strict: bool) -> protocol.Grammar:
     """Return the grammar of a schema in this field. Raises InvalidRequest for a long one."""
     source = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+    if isinstance(schema, str) and len(source) <= MOST_GRAMMAR:
+        _check_object(source, param)
     if len(source) > MOST_GRAMMAR:
         raise InvalidRequest(f"'{param}' is longer than {MOST_GRAMMAR} characters.", param=param)
     return protocol.Grammar(kind="json_schema", source=source, strict=strict, param=param)
+
+
+def _check_object(source: str, param: str) -> None:
+    try:
+        check_shape(source.encode())
+        schema = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"'{param}' is no JSON.", param=param) from error
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"'{param}' is no JSON object.", param=param)

@@ -24,12 +24,13 @@ TOOLS: list[Any] = [
     },
 ]
 
-#: what Claude Code sends first, shortened where it repeats itself
+#: what Claude Code 2.1.197 was seen to send first, texts and tools shortened
 CLAUDE_CODE: dict[str, Any] = {
     "model": "demo",
     "max_tokens": 32_000,
     "stream": True,
     "system": [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.197;"},
         {"type": "text", "text": "You are a coding agent.", "cache_control": {"type": "ephemeral"}},
         {"type": "text", "text": "# Environment\n", "cache_control": {"type": "ephemeral"}},
     ],
@@ -38,14 +39,15 @@ CLAUDE_CODE: dict[str, Any] = {
             "role": "user",
             "content": [
                 {"type": "text", "text": "<system-reminder>\nToday is Friday.\n</system-reminder>"},
-                {"type": "text", "text": "list the files", "cache_control": {"type": "ephemeral"}},
+                {"type": "text", "text": "say hi", "cache_control": {"type": "ephemeral"}},
             ],
-        }
+        },
+        {"role": "system", "content": "Available agent types for the Agent tool:\n- claude"},
     ],
     "tools": [
         {
             "name": "Bash",
-            "description": "Run a command.",
+            "description": "Executes a bash command and returns its output.",
             "input_schema": {
                 "$schema": "https://json-schema.org/draft/2020-12/schema",
                 "type": "object",
@@ -53,19 +55,20 @@ CLAUDE_CODE: dict[str, Any] = {
                 "required": ["command"],
                 "additionalProperties": False,
             },
-            "eager_input_streaming": True,
         }
     ],
-    "thinking": {"type": "enabled", "budget_tokens": 31_999},
-    "metadata": {"user_id": "user_0_account__session_1"},
+    "thinking": {"type": "adaptive"},
+    "output_config": {"effort": "high"},
+    "metadata": {"user_id": '{"device_id":"38","account_uuid":"","session_id":"77"}'},
     "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
 }
 AGENT_HEADERS = {
     "anthropic-version": "2023-06-01",
-    "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14",
+    "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14,effort-2025-11-24",
     "anthropic-dangerous-direct-browser-access": "true",
-    "user-agent": "claude-cli/2.0.1 (external, cli)",
+    "user-agent": "claude-cli/2.1.197 (external, sdk-cli)",
     "x-app": "cli",
+    "x-claude-code-session-id": "77",
     "x-stainless-lang": "js",
 }
 

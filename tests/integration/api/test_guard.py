@@ -335,3 +335,14 @@ def test_fault_in_making_a_guard_leaves_nothing_held(
             error_of(client.post(NATIVE, json=_native("hello")), 500, "INTERNAL_ERROR")
         served.wait_idle()
         assert not any(served.services.dispatcher.books().values())
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_guard_keeps_no_personal_data_with_a_response(served: Served, *, background: bool) -> None:
+    begun = {"model": "demo", "instructions": "Be kind.", "background": background}
+    with _client(served, "redact") as client:
+        made = client.post("/v1/responses", json={**begun, "input": TEXT}).json()
+        kept = client.get(f"/v1/responses/{made['id']}/input_items").text
+    assert REDACTED in kept
+    assert MAIL not in kept
+    assert "Be kind" not in kept

@@ -20,32 +20,36 @@ FUNCTION: Any = {
     "strict": False,
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-#: what Codex sends first, shortened where it repeats itself
+#: what Codex 0.171.0 was seen to send first, texts and tools shortened
 CODEX: dict[str, Any] = {
     "model": "demo",
-    "instructions": "You are a coding agent.",
+    "stream": True,
     "input": [
-        {"type": "message", "role": "developer", "content": [
-            {"type": "input_text", "text": "<permissions>read only</permissions>"}]},
-        {"type": "message", "role": "user", "content": [
+        {"type": "message", "id": "msg_96ab0e3f-dd3b", "role": "developer", "content": [
+            {"type": "input_text", "text": "You are a coding agent."}]},
+        {"type": "message", "id": "msg_01a21d5a-7ffb", "role": "developer", "content": [
+            {"type": "input_text", "text": "<skills_instructions/>"},
+            {"type": "input_text", "text": "<permissions/>"}]},
+        {"type": "message", "id": "msg_01a21d5a-7ffc", "role": "user", "content": [
             {"type": "input_text", "text": "<environment_context/>"}]},
-        {"type": "message", "role": "user", "content": [
-            {"type": "input_text", "text": "list the files"}]},
+        {"type": "message", "id": "msg_01a21d5a-8006", "role": "user", "content": [
+            {"type": "input_text", "text": "say hi"}]},
     ],
     "tools": [
-        FUNCTION,
-        {"type": "function", "name": "update_plan", "strict": False,
-         "parameters": {"type": "object", "properties": {}, "additionalProperties": False}},
+        {"type": "function", "name": "exec_command", "strict": False, "description": "Runs.",
+         "parameters": {"type": "object", "properties": {"cmd": {"type": "string"}}}},
+        {"type": "namespace", "name": "multi_agent_v1", "description": "Agents.", "tools": [
+            {"type": "function", "name": "close_agent", "description": "Close.", "strict": False,
+             "parameters": {"type": "object", "properties": {}}}]},
         {"type": "web_search", "external_web_access": False},
     ],
     "tool_choice": "auto",
-    "parallel_tool_calls": False,
-    "reasoning": {"effort": "medium", "summary": "auto"},
+    "parallel_tool_calls": True,
+    "reasoning": {"summary": "auto"},
     "store": False,
-    "stream": True,
     "include": ["reasoning.encrypted_content"],
-    "prompt_cache_key": "0199-aa",
-    "text": {"verbosity": "low"},
+    "prompt_cache_key": "01a21d57-d978",
+    "client_metadata": {"x-codex-window-id": "0"},
 }  # fmt: skip
 
 
@@ -254,16 +258,24 @@ def test_input_items_come_in_pages(client: openai.OpenAI) -> None:
 
 
 def test_codex_s_first_request_is_streamed(speaker: Served) -> None:
-    headers = {**speaker.headers("inference:text"), "originator": "codex_cli_rs"}
+    headers = {**speaker.headers("inference:text"), "originator": "codex_exec"}
     response = httpx.post(f"{speaker.url}/v1/responses", json=CODEX, headers=headers)
     assert response.status_code == 200, response.text
-    assert response.headers["x-ignored-fields"] == "tools.web_search"
+    assert response.headers["x-ignored-fields"] == "client_metadata, tools.web_search"
     told = events_of(response.text)
     assert (told[0][0], told[-1][0]) == ("response.created", "response.completed")
     work: Any = speaker.workers.jobs[-1]
-    roles = [each.role for each in work.messages]
-    assert roles == ["system", "user", "user"]
-    assert [each.name for each in work.tools] == ["get_weather", "update_plan"]
+    assert [each.role for each in work.messages] == ["system", "user", "user"]
+    assert [each.name for each in work.tools] == ["exec_command", "multi_agent_v1.close_agent"]
+
+
+def test_effort_and_verbosity_are_given_to_the_template(
+    client: openai.OpenAI, speaker: Served
+) -> None:
+    client.responses.create(
+        model="demo", input="a", reasoning={"effort": "medium"}, text={"verbosity": "low"}
+    )
+    work: Any = speaker.workers.jobs[-1]
     assert work.template_kwargs["reasoning_effort"] == "medium"
     assert work.template_kwargs["verbosity"] == "low"
 

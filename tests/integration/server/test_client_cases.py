@@ -139,6 +139,8 @@ NUMBERS = [
     Case("bias of no token", {"logit_bias": {"-1": 5}}, 400, "logit_bias"),
     Case("bias of a word", {"logit_bias": {"hello": 5}}, 400, "logit_bias"),
     Case("bias beyond the vocabulary", {"logit_bias": {"9999999": 5}}, 400, "logit_bias"),
+    Case("stop tokens of no vocabulary", {"stop_token_ids": [9999999], "min_tokens": 2}, 400,
+         "stop_token_ids"),
     Case("seed -1", {"seed": -1}),
     Case("seed 0", {"seed": 0}),
     Case("seed of 65 bits", {"seed": 2**64}, 400, "seed"),
@@ -162,6 +164,9 @@ OTHERS = [
     Case("speech as aac", {"response_format": "aac"}, path=SPEECH),
     Case("slow speech", {"speed": 0.25}, path=SPEECH),
     Case("speech with hints", {"instructions": "calm", "stream_format": "audio"}, path=SPEECH),
+    Case("speech as ogg opus, fast", {"response_format": "opus", "speed": 4}, path=SPEECH),
+    Case("speech in no format", {"response_format": "mp5"}, 400, "response_format", SPEECH),
+    Case("speech of nothing", {"input": ""}, 400, "input", SPEECH),
     Case("speech at no speed", {"speed": 0}, 400, "speed", SPEECH),
     Case("image of no size", {"size": "0x0"}, 400, "size", IMAGES),
     Case("image of an odd size", {"size": "427x640"}, 400, "size", IMAGES),
@@ -188,8 +193,10 @@ def neighbour(shared_server: Server) -> Iterator[None]:
     with shared_server.client() as client:
 
         def run() -> None:
-            while not over.wait(0.1):
+            going = True
+            while going:
                 told.append(joined(events_of(client.post(CHAT, json=body).text)))
+                going = not over.wait(0.1)
 
         thread = threading.Thread(target=run)
         thread.start()
@@ -229,6 +236,10 @@ def test_client_s_request_is_answered_as_it_should(client: httpx.Client, case: C
         assert error["message"], error
         assert not case.path.startswith("/v1/") or error["code"] == error["code"].lower()
         assert case.param is None or (error["param"] or "").startswith(case.param), error
+    elif case.path == SPEECH:
+        kinds = {"mpeg": (b"ID3", b"\xff"), "ogg": (b"OggS",), "aac": (b"\xff",)}
+        kind = response.headers["content-type"].removeprefix("audio/")
+        assert response.content.startswith(kinds[kind])
     elif case.path == CHAT:
         answer = response.json()
         [choice] = answer["choices"]

@@ -1,5 +1,6 @@
 """The official client against a real server with real workers (fixture ``server``)."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,3 +123,37 @@ def test_response_is_kept_and_gone_on_with(client: openai.OpenAI, model: str) ->
     assert client.responses.retrieve(second.id).output_text == second.output_text == text
     for made in (first, second):
         client.responses.delete(made.id)
+
+
+LOOK: Any = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "parameters": {
+            "type": "object",
+            "properties": {"at": {"enum": ["sea", "hill"]}},
+            "required": ["at"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_tools_are_called_when_they_have_to_be(client: openai.OpenAI) -> None:
+    named: Any = {"type": "function", "function": {"name": "look"}}
+    asked: Any = {
+        "model": "demo-text",
+        "messages": [{"role": "user", "content": "where?"}],
+        "tools": [LOOK],
+        "max_tokens": 200,
+    }
+    choice = client.chat.completions.create(**asked, tool_choice=named).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls or []
+    assert json.loads(call.function.arguments)["at"] in ("sea", "hill")
+    result = {"role": "tool", "tool_call_id": call.id, "content": "blue"}
+    history = [*asked["messages"], choice.message.model_dump(), result]
+    again = client.chat.completions.create(**{**asked, "messages": history, "max_tokens": 4})
+    assert again.choices[0].finish_reason in ("stop", "length", "tool_calls")
+    with pytest.raises(openai.BadRequestError, match="made to call a tool"):
+        client.chat.completions.create(**{**asked, "model": "demo-echo"}, tool_choice="required")

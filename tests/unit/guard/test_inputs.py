@@ -92,6 +92,22 @@ def test_modes_are_the_tiers_or_the_general_ones_and_a_floor_makes_them_stricter
     assert modes_of(GuardSettings(), TierGuard()) is None
 
 
+def test_guard_reads_calls_and_reasoning_of_the_history() -> None:
+    call = protocol.ToolCall(id="c", name="mail", arguments=f'{{"text": "{MAIL}"}}')
+    turn = protocol.ChatMessage("assistant", "", tool_calls=(call,), reasoning=MAIL)
+    job = protocol.TextJob(id="j", messages=(turn,), sampling=SAMPLING)
+    texts = texts_of(job)
+    assert set(texts) == {
+        "messages[0].content",
+        "messages[0].reasoning",
+        "messages[0].tool_calls[0].function.arguments",
+    }
+    hidden = with_texts(job, {name: text.replace(MAIL, "x") for name, text in texts.items()})
+    assert isinstance(hidden, protocol.TextJob)
+    [shown] = hidden.messages or ()
+    assert (shown.reasoning, shown.tool_calls[0].arguments) == ("x", '{"text": "x"}')
+
+
 def test_guard_reads_query_and_documents_of_a_reranking() -> None:
     work = protocol.EmbeddingJob(id="1", texts=("one", "two"), query="q")
     assert texts_of(work) == {"query": "q", "documents[0]": "one", "documents[1]": "two"}

@@ -73,6 +73,25 @@ def test_tool_results_become_turns_of_their_own_in_the_order_of_the_blocks() -> 
     )
 
 
+def test_user_turns_in_a_row_and_what_the_system_says_later_are_one_turn() -> None:
+    turns = _turns(
+        {"role": "user", "content": "one"},
+        {"role": "user", "content": "two"},
+        {"role": "system", "content": "be kind"},
+        {"role": "assistant", "content": "well"},
+        {"role": "system", "content": "be short"},
+        system="begin",
+    )
+    assert [(each.role, each.content) for each in turns] == [
+        ("system", "begin"),
+        ("user", "one\n\ntwo\n\nbe kind"),
+        ("assistant", "well"),
+        ("user", "be short"),
+    ]
+    [first] = _turns({"role": "system", "content": "alone"})
+    assert first.role == "system"
+
+
 @pytest.mark.parametrize(
     ("block", "kind"),
     [

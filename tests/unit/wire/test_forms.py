@@ -109,6 +109,8 @@ def test_forms_have_fields_of_their_own(name: str, value: Any, kind: Any, source
             "response_format.json_schema.name",
         ),
         (ChatCompletionRequest, {"response_format": {"type": "xml"}}, "response_format.type"),
+        (ChatCompletionRequest, {"guided_json": "{"}, "guided_json"),
+        (ChatCompletionRequest, {"guided_json": "[1]"}, "guided_json"),
         (TextGenerationRequest, {"choice": []}, "choice"),
         (TextGenerationRequest, {"choice": [""]}, "choice[0]"),
         (TextGenerationRequest, {"regex": "a" * (MOST_GRAMMAR + 1)}, "regex"),
@@ -125,6 +127,12 @@ def test_form_that_cannot_be_is_refused_by_name(
     with pytest.raises(errors.InvalidRequest) as caught:
         grammar_of(model, **fields)
     assert caught.value.param == param
+
+
+def test_schema_in_a_string_is_as_deep_as_a_body_may_be() -> None:
+    nested = '{"a":' * 100 + "1" + "}" * 100
+    with pytest.raises(errors.InvalidRequest, match="deeper"):
+        grammar_of(ChatCompletionRequest, guided_json=nested)
 
 
 def test_unknown_parts_of_a_form_are_told_or_refused() -> None:

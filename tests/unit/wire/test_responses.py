@@ -172,6 +172,38 @@ def test_tool_choice_of_a_response_is_said_in_the_protocol_s_words(
     assert functions[0].to_job().strict == (functions[0].name == "f")
 
 
+def test_function_of_a_namespace_is_known_by_both_names() -> None:
+    space = {"type": "namespace", "name": "agents", "description": "d", "tools": [FUNCTION]}
+    body = _parsed(tools=[FUNCTION, space])
+    functions, _ = chosen(body.tool_choice, body.tools or [])
+    assert [each.to_job().name for each in functions] == ["f", "agents.f"]
+    assert [each.shown() for each in body.tools or ()][1] == {
+        **space, "tools": [{**FUNCTION, "description": None}],
+    }  # fmt: skip
+    calls = tuple(
+        protocol.ToolCall(id=f"c{number}", name=name, arguments="{}")
+        for number, name in enumerate(["agents.f", "f", "other.f"])
+    )
+    choice = protocol.TextChoice(text="", finish_reason="tool_calls", tool_calls=calls)
+    deltas = [
+        protocol.ToolCallDelta(index=number, id=call.id, name=call.name, arguments="{}")
+        for number, call in enumerate(calls)
+    ]
+    told = _streamed(
+        [
+            protocol.TextDelta(id="task-1", text="", index=0, tool_calls=tuple(deltas)),
+            _done(choice),
+        ],
+        tools=[space],
+    )
+    items = told[-1][1]["response"]["output"]
+    assert items == [data["item"] for name, data in told if name == "response.output_item.done"]
+    assert [(item.get("namespace"), item["name"]) for item in items] == [
+        ("agents", "f"), (None, "f"), (None, "other.f"),
+    ]  # fmt: skip
+    assert _turns(items)[0].tool_calls == calls
+
+
 def test_tools_that_are_allowed_and_not_there_are_refused() -> None:
     allowed = {"type": "allowed_tools", "mode": "auto", "tools": [OTHER]}
     body = _parsed(tools=[FUNCTION], tool_choice=allowed)
@@ -183,13 +215,13 @@ def test_tools_that_are_allowed_and_not_there_are_refused() -> None:
 
 
 def _streamed(
-    events: Iterable[Event], *, store: bool = True, **values: Any
+    events: Iterable[Event], *, store: bool = True, tools: Any = (), **values: Any
 ) -> list[tuple[str, Any]]:
     work = protocol.TextJob(
         id="task-1", prompt="x", sampling=protocol.Sampling(max_tokens=5, logprobs=1)
     )
     event_log = EventLog(Job(work=work, model="org/m", key_id="k"))
-    view = ResponseView(event_log, "r", echo={**ECHO, "store": store}, **values)
+    view = ResponseView(event_log, "r", echo={**ECHO, "store": store, "tools": tools}, **values)
     shown = b""
     for event in events:
         event_log.put(event)

@@ -1,6 +1,7 @@
 """Tools, their calls and reasoning on both surfaces: what is sent and what is shown."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -117,6 +118,14 @@ def test_reasoning_and_its_switches_reach_the_worker() -> None:
         request = read(model, body, enable_thinking=False, chat_template_kwargs=given)
         assert message_of(request).template_kwargs == {**given, "thinking": False}
     assert message_of(read(ChatCompletionRequest, CHAT)).template_kwargs == {}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused_in_fields_of_any_value(number: float) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"a": number}}}
+    for more in ({"tools": [tool]}, {"chat_template_kwargs": {"a": [number]}}):
+        assert "NaN" in refused(ChatCompletionRequest, CHAT, **more).message
+    read(ChatCompletionRequest, CHAT, chat_template_kwargs={"a": 'NaN " Infinity'})
 
 
 def test_switches_that_a_template_does_not_know_are_named() -> None:

@@ -149,7 +149,10 @@ class _Marker:
         if isinstance(value, str):
             return self._mark_text(value)
         if isinstance(value, dict):
-            return {self.mark(key): self.mark(each) for key, each in value.items()}
+            return {
+                key if key.isidentifier() else self._mark_text(key): self.mark(each)
+                for key, each in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self.mark(each) for each in value]
         return value
@@ -159,7 +162,9 @@ class _Marker:
         return found[0] if found else None
 
     def _mark_text(self, text: str) -> str:
-        text = _LIKE_ESCAPED.sub(lambda _: "\\" + _BREAK, without_marks(text))
+        text = without_marks(text)
+        if "\\" in text:
+            text = _LIKE_ESCAPED.sub(lambda _: "\\" + _BREAK, text)
         marked = self._any.sub(f"{_START}\\g<0>{_END}", text)
         ends = range(1, min(self._longest, len(text) + 1))
         begins_one = any(text[-size:] in self._beginnings for size in ends)

@@ -17,11 +17,14 @@ from workers.engines.text.parsing.call_grammar import (
     call_grammar,
     json_after_reasoning,
 )
-from workers.engines.text.parsing.recognition import ResponseFormat, response_format
+from workers.engines.text.parsing.recognition import (
+    ResponseFormat,
+    response_format,
+    told_format,
+)
 from workers.engines.text.templates import ChatTemplate, PromptEnd
 from workers.protocol import ChatMessage, Grammar, TextJob, Tool
 
-_HERMES = "hermes"  #: how calls are asked for where a template has no place for tools
 _NO_TEMPLATE = (
     "This model has no chat template. It completes a 'prompt': by /v1/completions, or without "
     "'messages' by /api/v1/inference/text-generation."
@@ -66,7 +69,7 @@ class Conversation:
         #: how the model's answers are read
         self._form = response_format(tokenizer, source, model_type, wanted)
         #: how they are where calls were asked for in the prompt; None where nothing is to be read
-        self._generic = None if wanted == "none" else response_format(tokenizer, None, "", _HERMES)
+        self._generic = None if wanted == "none" else told_format(tokenizer, source)
         form = self._form
         native = known is not None and "tools" in known.variables
         self._native = native and form is not None and form.calls

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import regex
@@ -32,9 +32,15 @@ class ResponseFormat:
     reasons: bool  #: it may write reasoning
     calls: bool  #: it may write calls
     kept: frozenset[int]  #: ids of special tokens that markers hold
+    _templates: dict[bool, ResponseTemplate] = field(default_factory=dict, init=False, repr=False)
 
     def template(self, *, tools: bool) -> ResponseTemplate:
-        """Return a template for one response; without ``tools`` calls are content."""
+        """Return the template of responses; without ``tools`` calls are content."""
+        if tools not in self._templates:
+            self._templates[tools] = self._loaded(tools=tools)
+        return self._templates[tools]
+
+    def _loaded(self, *, tools: bool) -> ResponseTemplate:
         if self.family is not None:
             wanted = self.family.template(reasoning=self.reasons, tools=tools)
         else:
@@ -80,9 +86,9 @@ class ResponseFormat:
 
     def _markers(self, names: Collection[str]) -> list[str]:
         found: list[str] = []
-        for name, field in self.source["fields"].items():
+        for name, one in self.source["fields"].items():
             if name in names:
-                opens = field.get("open", ())
+                opens = one.get("open", ())
                 found += [opens] if isinstance(opens, str) else opens
         return found
 
@@ -99,9 +105,18 @@ def response_format(
     if wanted is None and (own := _own(tokenizer)) is not None:
         return own
     family = FAMILIES[wanted] if wanted else recognised(source or "", model_type)
-    if family is None:
-        return None
-    reasons = family.reasoning is not None and (bool(wanted) or _reasons(tokenizer, family, source))
+    return None if family is None else _format(tokenizer, source, family, reasons=bool(wanted))
+
+
+def told_format(tokenizer: Any, source: str | None) -> ResponseFormat:
+    """Return the format of calls that a prompt asks for, where a template has no tools."""
+    return _format(tokenizer, source, FAMILIES["hermes"], reasons=False)
+
+
+def _format(tokenizer: Any, source: str | None, family: Family, *, reasons: bool) -> ResponseFormat:
+    """Make a family's format. ``reasons``: it reasons, whether its files know the marker or not."""
+    known = family.reasoning is not None
+    reasons = known and (reasons or _reasons(tokenizer, family, source))
     template = family.template(reasoning=reasons, tools=True)
     return ResponseFormat(
         source=template,

@@ -3,7 +3,7 @@
 import json
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -12,7 +12,7 @@ from workers.engines.stop_strings import StopFinder
 from workers.engines.text.parsing.answer import AnswerParser
 from workers.engines.text.parsing.families import FAMILIES
 from workers.engines.text.parsing.recognition import ResponseFormat, response_format
-from workers.protocol import Tool, ToolCall
+from workers.protocol import ResponseFormatName, Tool, ToolCall
 
 NAMES = [f"{number}-{sample.family}" for number, sample in enumerate(SAMPLES)]
 CALLING = [sample for sample in SAMPLES if sample.calls]
@@ -76,6 +76,10 @@ def test_answer_is_the_same_wherever_it_is_cut(sample: Sample) -> None:
     check(sample, [sample.answer])
     for at in range(1, len(sample.answer)):
         check(sample, [sample.answer[:at], sample.answer[at:]])
+
+
+def test_families_are_those_that_the_setting_knows() -> None:
+    assert set(get_args(ResponseFormatName)) == {*FAMILIES, "none"}
 
 
 def test_answer_samples_hold_every_family() -> None:
