@@ -8,9 +8,13 @@ from sqlmodel import col, delete, select
 
 from bitinglip.access.credentials import Credential
 from bitinglip.db.database import Database
+from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredBatch
 from bitinglip.wire.batches import Batch
+
+_ROW_BYTES = 500  #: of the other columns and the index, roughly
+MOST_BYTES = 64 << 20  #: of ended batches; the key that holds most loses its oldest first
 
 
 class KeptBatch:
@@ -46,9 +50,10 @@ class BatchRows:
             "key_id": kept.key_id,
             "credential": msgspec.msgpack.encode(kept.credential),
             "batch": batch,
+            "bytes": _ROW_BYTES + len(batch),
             "ended_at": ended_at,
         }
-        changed = {"batch": batch, "ended_at": ended_at}
+        changed = {name: row[name] for name in ("batch", "bytes", "ended_at")}
         async with self._db.write() as session:
             added = insert(StoredBatch).values(row)
             again = added.on_conflict_do_update(index_elements=["id"], set_=changed)
@@ -78,7 +83,11 @@ class BatchRows:
             return [KeptBatch.of(row) for row in rows]
 
     async def clean(self) -> None:
-        """Remove ended batches that are too old. Raises DiskFull or DatabaseUnavailable."""
+        """Remove ended batches that are too old, or hold too much.
+
+        Raises DiskFull or DatabaseUnavailable.
+        """
         async with self._db.write() as session:
             expired = col(StoredBatch.ended_at) < self._retention.oldest()
             await session.execute(delete(StoredBatch).where(expired))
+            await shrink(session, StoredBatch, StoredBatch.ended_at, MOST_BYTES)

@@ -162,6 +162,7 @@ class StoredBatch(Table, table=True):
     key_id: str
     credential: bytes = Field(sa_type=LargeBinary)  #: msgpack; it holds no secret
     batch: bytes = Field(sa_type=LargeBinary)  #: JSON
+    bytes: int = Field(sa_type=BigInteger)
     ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
