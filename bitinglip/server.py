@@ -177,6 +177,7 @@ class _Runner(HttpServer):
         self._manager.stopping("lets running requests end")
         if self._services is not None:
             self._services.tasks.suspend()
+            self._services.batches.suspend()
             seconds = self._settings.server.drain_timeout
             if running := self._services.dispatcher.in_flight:
                 log.info("stopping; requests may end", requests=running, at_most_seconds=seconds)

@@ -19,13 +19,14 @@ from bitinglip.api.documentation import json_body
 from bitinglip.api.guarding import checked_job
 from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import FollowedJob, JobResponse
-from bitinglip.api.lookup import check_model, check_owner, find_model_of
+from bitinglip.api.lookup import check_owner, find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import InternalError, InvalidRequest, NotFound, TaskNotFound
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Claim, Job, new_task_id
 from bitinglip.tasks.responses import OPEN, KeptResponse, Responses, missing
+from bitinglip.wire.model_lookup import check_model
 from bitinglip.wire.responses.items import Shown, shown_items
 from bitinglip.wire.responses.kept import kept_input, referred, resolved
 from bitinglip.wire.responses.output import failed
