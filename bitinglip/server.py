@@ -206,7 +206,8 @@ class _Runner(HttpServer):
             operations.device_problems(),
             {model.name: model.capabilities for model in services.store.list()},
         )
-        standard_streams.say(start_text(self._url, *told, self._home.root, key))
+        if not self.should_exit:
+            standard_streams.say(start_text(self._url, *told, self._home.root, key))
         self._manager.ready(self._status())
 
     def _tell_manager(self) -> None:

@@ -266,7 +266,6 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(stub: Stub) ->
     [
         ("chat ", ["demo-text"]),
         ("generate image ", ["org/painter"]),
-        ("models show org/", ["org/painter"]),
         ("keys create --scope inference:t", ["inference:text"]),
     ],
 )

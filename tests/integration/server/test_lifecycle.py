@@ -143,6 +143,15 @@ def test_drain_is_cut_short_by_a_second_signal(tmp_path: Path) -> None:
     assert " error " not in shell.shown
 
 
+def test_interrupt_of_a_start_is_quiet(tmp_path: Path) -> None:
+    with terminal(tmp_path / "home", "serve", "--port", "0", "--set", "demo=never") as shell:
+        shell.wait_for(" info ")  # the log's first line, before the server answers
+        shell.interrupt()
+        assert shell.wait_for_end() in (0, 130)
+    assert "Traceback" not in shell.shown
+    assert " error " not in shell.shown
+
+
 def test_start_of_a_second_server_on_the_same_home_is_refused(tmp_path: Path) -> None:
     with running_server(tmp_path / "home") as server:
         second = start_server(server.home)
