@@ -36,6 +36,7 @@ def test_content_encoding_is_refused(client: httpx.Client) -> None:
     response = client.post(NATIVE, json=PROMPT, headers={"content-encoding": "gzip"})
     error = error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
     assert error["message"] == "Send the body without a Content-Encoding."
+    assert response.headers["accept-encoding"] == "identity"
 
 
 def test_body_of_two_types_is_refused(client: httpx.Client) -> None:
