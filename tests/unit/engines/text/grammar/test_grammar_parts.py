@@ -250,13 +250,13 @@ def test_masks_are_the_same_on_every_device(seed: int, rows: int) -> None:
 def test_check_finds_what_is_not_of_the_form() -> None:
     schema = {"type": "object", "properties": {"a": {"oneOf": [{"minimum": 1}, {"maximum": 3}]}}}
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.fault(grammar, '{"a": 0}') is None
-    fault = check.fault(grammar, '{"a": 2}')
+    assert check.first_fault(grammar, ['{"a": 0}']) is None
+    fault = check.first_fault(grammar, ['{"a": 2}'])
     assert fault is not None
     assert "$.a" in fault
-    assert check.fault(grammar, '{"a"') is not None
-    assert check.fault(Grammar(kind="choice", source='["a"]'), "b") is not None
-    assert check.fault(Grammar(kind="json_object", source=""), "[]") is not None
+    assert check.first_fault(grammar, ['{"a"']) is not None
+    assert check.first_fault(Grammar(kind="choice", source='["a"]'), ["b"]) is not None
+    assert check.first_fault(Grammar(kind="json_object", source=""), ["[]"]) is not None
 
 
 def test_check_of_patterns_is_left_to_the_grammar() -> None:
@@ -266,7 +266,7 @@ def test_check_of_patterns_is_left_to_the_grammar() -> None:
         "additionalProperties": {"pattern": "^(a+)+$"},
     }
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.fault(grammar, json.dumps({"a" * 60 + "!": "a" * 60 + "!"})) is None
+    assert check.first_fault(grammar, [json.dumps({"a" * 60 + "!": "a" * 60 + "!"})]) is None
 
 
 def test_check_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,9 +274,9 @@ def test_check_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}, {"type": "integer"}]}
     schema = {**both, "$defs": {"a": {"type": "array", "items": both}}}
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.fault(grammar, "[" * 60 + "]" * 60) is None
+    assert check.first_fault(grammar, ["[" * 60 + "]" * 60]) is None
 
 
 def test_check_fetches_no_reference() -> None:
     grammar = Grammar(kind="json_schema", source='{"$ref": "http://127.0.0.1:9/schema"}')
-    assert check.fault(grammar, "{}") is None
+    assert check.first_fault(grammar, ["{}"]) is None
