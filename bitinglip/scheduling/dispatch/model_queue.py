@@ -103,8 +103,10 @@ class ModelQueue:
             session = entry.event_log.job.session_id
             home = None if session is None else self.sessions.home(session, replicas)
             if home is not None and home not in open_:
-                self.sessions.wait(entry, home)
-                continue
+                if self.sessions.may_wait(home):
+                    self.sessions.wait(entry, home)
+                    continue
+                home = None
             replica = home or self._choose(open_, replicas, entry)
             if session is not None:
                 self.sessions.bind(session, replica)
