@@ -1,8 +1,13 @@
-"""Writes what ``serve`` prints once it answers: where, with which devices and models."""
+"""Writes what ``serve`` prints when it answers, with devices and models, and when it stops."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from bitinglip.home import HomeError, resolve_home
 from bitinglip.scheduling.models.operations import DeviceView
+from model_store.manifest import Manifest
 from model_store.sizes import size_text
 
 _INDENT = " " * 10
@@ -12,11 +17,12 @@ def start_text(
     url: str,
     devices: Iterable[DeviceView],
     problems: Mapping[str, str],
-    models: Sequence[str],
+    models: Sequence[Manifest],
+    home: Path,
     key: str | None = None,
 ) -> str:
     """Return the lines of a start. ``problems`` are those of the check ``devices``; ``key`` says
-    where the admin key is, if it is new."""
+    where the admin key is, if it is new; ``home`` is named in commands unless it is the usual."""
     lines = [f"BitingLip answers on {url}", f"  docs    {url}/docs"]
     if key:
         lines.append(f"  key     {key}")
@@ -24,11 +30,26 @@ def start_text(
     if (missing := problems.get("card")) is not None:
         told.append(f"a card is not used: {missing}")
     lines.append(f"  devices {f'{chr(10)}{_INDENT}'.join(told)}")
-    lines.append(f"  models  {', '.join(models) or 'none yet: bitinglip models pull REPO'}")
-    if models:
-        tried = "demo-text" if "demo-text" in models else models[0]
-        lines.append(f"  try     bitinglip chat {tried}")
+    option = _home_option(home)
+    names = ", ".join(model.name for model in models)
+    lines.append(f"  models  {names or f'none yet: bitinglip models pull REPO{option}'}")
+    if talkers := [model.name for model in models if "chat" in model.capabilities]:
+        tried = "demo-text" if "demo-text" in talkers else talkers[0]
+        lines.append(f"  try     bitinglip chat {tried}{option}")
     return "\n".join(lines) + "\n"
+
+
+def stop_text(requests: int) -> str:
+    """Return the line of a stop that waits for running requests."""
+    return f"Waiting for {requests} request{'s' * (requests != 1)}; Ctrl-C again stops now\n"
+
+
+def _home_option(home: Path) -> str:
+    """Return the option that commands in another terminal need to find this home."""
+    with suppress(HomeError):
+        if home == resolve_home(None, {}):
+            return ""
+    return f" --home {shlex.quote(str(home))}"
 
 
 def _device(device: DeviceView) -> str:

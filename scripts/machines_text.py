@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 from rich.console import Console
 
+from bitinglip.home import resolve_home
 from bitinglip.settings import Settings
 from bitinglip.start_text import start_text
 from cli.checks.accelerator import findings
@@ -73,7 +75,8 @@ def _server(root: Path, devices: Devices) -> Iterator[str]:
     with serve(root, machine=devices) as served:
         served.wait_sampled()
         operations = served.services.operations
-        told = operations.devices(), operations.device_problems(), ["demo-text"]
+        model = msgspec.structs.replace(served.services.store.get("demo"), name="demo-text")
+        told = operations.devices(), operations.device_problems(), [model], resolve_home(None, {})
         yield "$ bitinglip serve\n" + start_text("http://localhost:8080", *told)
         health = httpx.get(f"{served.url}/health").json()
         headers = served.headers("admin")
