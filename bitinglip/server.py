@@ -201,8 +201,13 @@ class _Runner(HttpServer):
         gc.set_threshold(20_000, 20, 20)
         operations = services.operations
         key = _key_text(admin_key, self._home) if admin_key else None
-        told = operations.devices(), operations.device_problems(), services.store.list()
-        standard_streams.say(start_text(self._url, *told, self._home.root, key))
+        told = (
+            operations.devices(),
+            operations.device_problems(),
+            {model.name: model.capabilities for model in services.store.list()},
+        )
+        if not self.should_exit:
+            standard_streams.say(start_text(self._url, *told, self._home.root, key))
         self._manager.ready(self._status())
 
     def _tell_manager(self) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bitinglip.home import HomeError, resolve_home
 from bitinglip.scheduling.models.operations import DeviceView
-from model_store.manifest import Manifest
 from model_store.sizes import size_text
 
 _INDENT = " " * 10
@@ -17,12 +16,13 @@ def start_text(
     url: str,
     devices: Iterable[DeviceView],
     problems: Mapping[str, str],
-    models: Sequence[Manifest],
+    models: Mapping[str, Sequence[str]],
     home: Path,
     key: str | None = None,
 ) -> str:
-    """Return the lines of a start. ``problems`` are those of the check ``devices``; ``key`` says
-    where the admin key is, if it is new; ``home`` is named in commands unless it is the usual."""
+    """Return the lines of a start. ``problems`` are those of the check ``devices``, ``models`` the
+    capabilities of each; ``home`` is named in commands unless it is the usual one; ``key`` says
+    where the admin key is, if it is new."""
     lines = [f"BitingLip answers on {url}", f"  docs    {url}/docs"]
     if key:
         lines.append(f"  key     {key}")
@@ -31,9 +31,9 @@ def start_text(
         told.append(f"a card is not used: {missing}")
     lines.append(f"  devices {f'{chr(10)}{_INDENT}'.join(told)}")
     option = _home_option(home)
-    names = ", ".join(model.name for model in models)
-    lines.append(f"  models  {names or f'none yet: bitinglip models pull REPO{option}'}")
-    if talkers := [model.name for model in models if "chat" in model.capabilities]:
+    none = f"none yet: bitinglip models pull REPO{option}"
+    lines.append(f"  models  {', '.join(models) or none}")
+    if talkers := [name for name in models if "chat" in models[name]]:
         tried = "demo-text" if "demo-text" in talkers else talkers[0]
         lines.append(f"  try     bitinglip chat {tried}{option}")
     return "\n".join(lines) + "\n"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import msgspec
 from rich.console import Console
 
 from bitinglip.home import resolve_home
@@ -75,9 +74,9 @@ def _server(root: Path, devices: Devices) -> Iterator[str]:
     with serve(root, machine=devices) as served:
         served.wait_sampled()
         operations = served.services.operations
-        model = msgspec.structs.replace(served.services.store.get("demo"), name="demo-text")
-        told = operations.devices(), operations.device_problems(), [model], resolve_home(None, {})
-        yield "$ bitinglip serve\n" + start_text("http://localhost:8080", *told)
+        told = operations.devices(), operations.device_problems(), {"demo-text": ("chat",)}
+        home = resolve_home(None, {})
+        yield "$ bitinglip serve\n" + start_text("http://localhost:8080", *told, home)
         health = httpx.get(f"{served.url}/health").json()
         headers = served.headers("admin")
         status = httpx.get(f"{served.url}/api/v1/cluster/status", headers=headers).json()

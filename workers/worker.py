@@ -106,6 +106,6 @@ class Worker:
         self.outbox.append(command)
 
     def _flush(self) -> None:
+        commands, self.outbox = self.outbox, []  # first: a fault must not end all sending
         if not self.ended.is_set():
-            self.handle.send(encode_commands(self.outbox))
-        self.outbox.clear()
+            self.handle.send(encode_commands(commands))

@@ -120,8 +120,12 @@ def _text_bytes(work: protocol.TextJob) -> int:
     texts = [text for message in work.messages or () for text in message.texts()]
     texts += [each for each in prompts_of(work) if isinstance(each, str)]
     ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
-    tools = _TREE_BYTES * tools_bytes(work) if work.tools else 0
-    return sum(getsizeof(text) for text in texts) + ids * _TOKEN_BYTES + tools
+    if work.grammar is not None:
+        texts.append(work.grammar.source)
+    trees = tools_bytes(work) if work.tools else 0
+    if work.template_kwargs:
+        trees += len(_json.encode(work.template_kwargs))
+    return sum(getsizeof(text) for text in texts) + ids * _TOKEN_BYTES + trees * _TREE_BYTES
 
 
 def without_input(job: Job) -> Job:
@@ -134,7 +138,13 @@ def without_input(job: Job) -> Job:
         case protocol.TextJob():
             prompts = ("",) * len(work.prompts)  # their number tells that of the choices
             work = msgspec.structs.replace(
-                work, prompt=None, prompts=prompts, messages=None, tools=(), template_kwargs={}
+                work,
+                prompt=None,
+                prompts=prompts,
+                messages=None,
+                tools=(),
+                template_kwargs={},
+                grammar=None,
             )
         case protocol.ImageJob():
             work = msgspec.structs.replace(work, prompt="", negative_prompt=None)

@@ -25,8 +25,8 @@ from bitinglip.scheduling.event_log import EventLog
 OPEN = ("queued", "in_progress")  #: states of a response that has not ended
 CLEAN_SECONDS = 60.0  #: between two looks for responses that are too old
 _ROW_BYTES = 500  #: of the other columns and the index, roughly
-_MOST_TURNS = 1000  #: that are gone back from one response to the next
-_MOST_BYTES = 16 << 20  #: of all of them: hardly a model reads so much
+MOST_TURNS = 1000  #: that are gone back from one response to the next
+MOST_BYTES = 16 << 20  #: of all of them: hardly a model reads so much
 
 #: an item or a response, as JSON
 Shown = dict[str, Any]
@@ -163,17 +163,14 @@ class Responses:
         before = (
             select(*own, chain.c.turn + 1)
             .join(chain, col(table.id) == chain.c.previous_id)
-            .where(chain.c.turn <= _MOST_TURNS)
+            .where(chain.c.turn <= MOST_TURNS)
         )
         chain = chain.union_all(before)
         async with self._db.read() as session:
             sums = select(func.count(), func.coalesce(func.sum(chain.c.bytes), 0))
             count, size = (await session.execute(sums.select_from(chain))).one()
-            if count > _MOST_TURNS or size > _MOST_BYTES:
-                raise errors.ContextLengthExceeded(
-                    "The prompt is too long: the responses before this one hold too much.",
-                    param="previous_response_id",
-                )
+            if count > MOST_TURNS or size > MOST_BYTES:
+                raise too_much("previous_response_id")
             rows = (
                 await session.scalars(select(table).join(chain, col(table.id) == chain.c.id))
             ).all()
@@ -212,6 +209,12 @@ class Responses:
 
     def _expired(self, row: KeptResponse) -> bool:
         return row.completed_at is not None and row.completed_at < self._retention.oldest()
+
+
+def too_much(param: str) -> errors.ContextLengthExceeded:
+    return errors.ContextLengthExceeded(
+        "The prompt is too long: the responses that it refers to hold too much.", param=param
+    )
 
 
 def missing() -> errors.NotFound:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.commands.generate import MaxTokensOption, SeedOption, TemperatureOption, piped_text
+from cli.completion import models
 from cli.context import CliContext
 from cli.errors import Failure, print_errors
 from cli.options import ConfigOption, HomeOption
@@ -27,7 +28,7 @@ _WORDS = {"image": "images", "embedding": "embeddings"}  #: where a kind's own n
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=models("chat"))],
     system: Annotated[
         str | None, typer.Option(help="Instructions that stand before the conversation.")
     ] = None,

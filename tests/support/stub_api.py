@@ -203,7 +203,10 @@ def listed(rows: list[Any]) -> dict[str, Any]:
 
 
 def answer_to(method: str, path: str, body: Any) -> tuple[int, Any]:
-    models = [model("demo-text"), model("org/painter", "image")]
+    models = [
+        model("demo-text"),
+        {**model("org/painter", "image"), "capabilities": ["text-to-image"]},
+    ]
     base = {**model("org/base"), "capabilities": ["completion"]}
     status = {
         "status": "running",

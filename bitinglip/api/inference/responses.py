@@ -1,7 +1,7 @@
 """Responses, on OpenAI's surface: made, and where the client does not object, kept."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import caller_of, requires_scope
-from bitinglip.api.body import json_response, read_body
+from bitinglip.api.body import input_memory, json_response, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.guarding import checked_job
 from bitinglip.api.job_context import job_context
@@ -25,7 +25,15 @@ from bitinglip.api.services import Services, services_of
 from bitinglip.errors import InternalError, InvalidRequest, NotFound, TaskNotFound
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Claim, Job, new_task_id
-from bitinglip.tasks.responses import OPEN, KeptResponse, Responses, missing
+from bitinglip.tasks.responses import (
+    MOST_BYTES,
+    MOST_TURNS,
+    OPEN,
+    KeptResponse,
+    Responses,
+    missing,
+    too_much,
+)
 from bitinglip.wire.model_lookup import check_model
 from bitinglip.wire.openai_lists import page_of
 from bitinglip.wire.responses.items import Shown, shown_items
@@ -126,13 +134,18 @@ class _Asked(NamedTuple):
 
 
 async def _asked(request: Request, body: ResponsesRequest) -> _Asked:
-    """Make the job. Raises InvalidRequest, ContextLengthExceeded, or what is wrong with a model."""
+    """Make the job; what is read of the store for it counts as input of the caller's.
+
+    Raises InvalidRequest, ContextLengthExceeded, QueueFull, or what is wrong with a model.
+    """
     manifest, new_id = find_model_of(request, body.model, "text"), new_task_id()
     context = job_context(request, body.model)
-    items = await _with_references(request, shown_items(body.input, id_of_response(new_id)))
-    history = await _history(request, body.previous_response_id)
-    job = body.to_job(context, [*history, *items], new_id)
-    check_length(job, manifest, context.model_settings.max_context)
+    own_items = shown_items(body.input, id_of_response(new_id))
+    with input_memory(request) as grow:
+        items = await _with_references(request, own_items, grow)
+        history = await _history(request, body.previous_response_id, grow)
+        job = body.to_job(context, [*history, *items], new_id)
+        check_length(job, manifest, context.model_settings.max_context)
     return _Asked(job, items)
 
 
@@ -232,25 +245,41 @@ def _owner(request: Request) -> str | None:
     return None if caller.may(Scope.ADMIN) else caller.key_id
 
 
-async def _history(request: Request, previous_id: str | None) -> list[Shown]:
-    """Return all items before the request's own. Raises InvalidRequest or ModelNotAllowed."""
+async def _history(
+    request: Request, previous_id: str | None, grow: Callable[[int], None]
+) -> list[Shown]:
+    """Return all items before the request's own.
+
+    Raises InvalidRequest, ContextLengthExceeded, ModelNotAllowed or QueueFull.
+    """
     if previous_id is None:
         return []
     turns = await services_of(request).responses.turns(previous_id, _owner(request))
     for turn in turns:
         check_model(caller_of(request), turn.model)
+    grow(sum(turn.size for turn in turns))
     return await asyncio.to_thread(lambda: [item for turn in turns for item in turn.items])
 
 
-async def _with_references(request: Request, items: list[Shown]) -> list[Shown]:
+async def _with_references(
+    request: Request, items: list[Shown], grow: Callable[[int], None]
+) -> list[Shown]:
     """Put stored items in the places of those that refer to them.
 
-    Raises InvalidRequest, InsufficientScope or ModelNotAllowed.
+    Raises InvalidRequest, ContextLengthExceeded, InsufficientScope, ModelNotAllowed or QueueFull.
     """
     known: dict[str, Shown] = {}
-    for each in sorted(referred(items)):
+    named, size = sorted(referred(items)), 0
+    if len(named) > MOST_TURNS:
+        raise too_much("input")
+    for each in named:
         with suppress(NotFound):
-            known |= {item["id"]: item for item in (await _find(request, each)).items}
+            row = await _find(request, each)
+            size += row.size
+            if size > MOST_BYTES:
+                raise too_much("input")
+            grow(row.size)
+            known |= {item["id"]: item for item in await asyncio.to_thread(lambda: row.items)}  # noqa: B023
     return resolved(items, known)
 
 

@@ -103,8 +103,10 @@ class ModelQueue:
             session = entry.event_log.job.session_id
             own = None if session is None else self.sessions.replica(session, replicas)
             if own is not None and own not in open_:
-                self.sessions.wait(entry, own)
-                continue
+                if self.sessions.may_wait(own):
+                    self.sessions.wait(entry, own)
+                    continue
+                own = None
             replica = own or self._choose(open_, replicas, entry)
             if session is not None:
                 self.sessions.bind(session, replica)

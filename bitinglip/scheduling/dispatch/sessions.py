@@ -16,6 +16,9 @@ class Replica(Protocol):
     @property
     def id(self) -> str: ...
 
+    @property
+    def slots(self) -> int: ...
+
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Replica)
@@ -45,6 +48,14 @@ class Sessions(Generic[T]):
         self._replicas.move_to_end(session)
         while len(self._replicas) > MOST_SESSIONS:
             self._replicas.popitem(last=False)
+
+    def may_wait(self, replica: Replica) -> bool:
+        """Return whether a job may wait for this replica, and go first there once it is free.
+
+        As many may as it runs at once: more of them would keep it from all other jobs, whatever
+        their turn, for as long as one key likes.
+        """
+        return len(self._waiting.get(replica.id, ())) < replica.slots
 
     def wait(self, item: T, replica: Replica) -> None:
         """Let a job wait until its session's replica has a free slot."""

@@ -125,14 +125,19 @@ def chat_messages(
     """
     told = [each.text for each in system if each.text]
     turns = [protocol.ChatMessage("system", "\n\n".join(told))] if told else []
+    said: list[str] = []  # by the user, since the last other turn: joined once, however many
     for turn in (turn for message in messages for turn in _turns(message)):
-        if turn.role == "system" and turns:
-            turn = protocol.ChatMessage("user", turn.content)  # noqa: PLW2901
-        if turn.role == "user" and turns and turns[-1].role == "user":
-            turns[-1] = protocol.ChatMessage("user", f"{turns[-1].content}\n\n{turn.content}")
-        else:
-            turns.append(turn)
-    return tuple(turns)
+        if turn.role == "user" or (turn.role == "system" and (turns or said)):
+            said.append(turn.content)
+            continue
+        turns += _user_turn(said)
+        said = []
+        turns.append(turn)
+    return (*turns, *_user_turn(said))
+
+
+def _user_turn(said: list[str]) -> list[protocol.ChatMessage]:
+    return [protocol.ChatMessage("user", "\n\n".join(said))] if said else []
 
 
 def _turns(message: AnthropicMessage) -> Iterator[protocol.ChatMessage]:

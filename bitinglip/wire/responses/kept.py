@@ -26,17 +26,20 @@ def referred(items: Iterable[Shown]) -> set[str]:
 
 
 def resolved(items: Sequence[Shown], known: Mapping[str, Shown]) -> list[Shown]:
-    """Put the items that these refer to in their places. Raises InvalidRequest for an unknown id.
+    """Put the items that these refer to in their places.
 
-    ``known``: items of earlier responses, by id.
+    ``known``: items of earlier responses, by id. Raises InvalidRequest for an unknown id, and for
+    one that comes again: a short request would become a prompt of any length.
     """
-    found = []
+    found, used = [], set()
     for number, item in enumerate(items):
         if _is_reference(item):
+            param = f"input[{number}].id"
             if item["id"] not in known:
-                raise InvalidRequest(
-                    "There is no stored item with this id.", param=f"input[{number}].id"
-                )
+                raise InvalidRequest("There is no stored item with this id.", param=param)
+            if item["id"] in used:
+                raise InvalidRequest("This item is referred to twice.", param=param)
+            used.add(item["id"])
             item = known[item["id"]]  # noqa: PLW2901
         found.append(item)
     return found

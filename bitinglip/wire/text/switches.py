@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from bitinglip.wire.body import Body
+from bitinglip.wire.text.tools import is_sendable
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -25,6 +26,8 @@ _OWN = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_
 def _no_own(value: dict[str, Any]) -> dict[str, Any]:
     if wrong := sorted(_OWN.intersection(value)):
         raise PydanticCustomError("value", f"{wrong[0]} is a field of the request")
+    if not is_sendable(value):
+        raise PydanticCustomError("value", "It holds a number of more than 64 bits")
     return value
 
 

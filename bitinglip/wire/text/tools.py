@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Protocol
 
+import msgspec
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
@@ -14,6 +15,7 @@ from workers import protocol
 
 MAX_TOOLS = 1024
 MAX_CALLS = 1024  #: of one turn
+_packer = msgspec.msgpack.Encoder()
 _CHOICES = ("auto", "none", "required")
 
 #: also those that servers of tools make: with dots, slashes and colons
@@ -119,6 +121,15 @@ ToolChoice = Annotated[
 ]
 
 
+def is_sendable(value: Any) -> bool:
+    """Return whether a message to a worker can hold a value: its numbers have 64 bits."""
+    try:
+        _packer.encode(value)
+    except OverflowError:
+        return False
+    return True
+
+
 class AnyTool(Protocol):
     """A tool as one of the surfaces takes it."""
 
@@ -148,4 +159,6 @@ def tool_fields(
         raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
     if not listed or chosen == "none":
         return {}
+    if not is_sendable(listed):
+        raise InvalidRequest("'tools' holds a number of more than 64 bits.", param="tools")
     return {"tools": listed, "tool_choice": chosen, "parallel_tool_calls": parallel is not False}

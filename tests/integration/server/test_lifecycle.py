@@ -143,6 +143,15 @@ def test_drain_is_cut_short_by_a_second_signal(tmp_path: Path) -> None:
     assert " error " not in shell.shown
 
 
+def test_interrupt_of_a_start_is_quiet(tmp_path: Path) -> None:
+    with terminal(tmp_path / "home", "serve", "--port", "0", "--set", "demo=never") as shell:
+        shell.wait_for(" info ")  # the log's first line, before the server answers
+        shell.interrupt()
+        assert shell.wait_for_end() in (0, 130)
+    assert "Traceback" not in shell.shown
+    assert " error " not in shell.shown
+
+
 def test_start_of_a_second_server_on_the_same_home_is_refused(tmp_path: Path) -> None:
     with running_server(tmp_path / "home") as server:
         second = start_server(server.home)
@@ -151,18 +160,18 @@ def test_start_of_a_second_server_on_the_same_home_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("args", "code", "message"),
     [
-        (("--set", "server.prot=1"), "server.port"),
-        (("--host", "0.0.0.0", "--set", "security.require_api_key=false"), "allow_insecure"),
-        (("--host", "203.0.113.7"), "Cannot listen"),
+        (("--set", "server.prot=1"), 2, "server.port"),
+        (("--host", "0.0.0.0", "--set", "security.require_api_key=false"), 1, "allow_insecure"),
+        (("--host", "203.0.113.7"), 1, "Cannot listen"),
     ],
 )
 def test_start_that_cannot_succeed_is_refused_with_a_clear_message(
-    tmp_path: Path, args: tuple[str, ...], message: str
+    tmp_path: Path, args: tuple[str, ...], code: int, message: str
 ) -> None:
     server = start_server(tmp_path / "home", args)
-    assert server.process.wait(60) == 1
+    assert server.process.wait(60) == code
     assert message in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -114,3 +115,33 @@ def test_guard_reads_query_and_documents_of_a_reranking() -> None:
     changed = with_texts(work, {"query": "Q", "documents[1]": "TWO"})
     assert isinstance(changed, protocol.EmbeddingJob)
     assert (changed.query, changed.texts) == ("Q", ("one", "TWO"))
+
+
+def test_guard_reads_what_templates_write_of_tools_names_and_variables() -> None:
+    parameters = {
+        "type": "object",
+        "properties": {
+            "type": {"type": "string", "description": MAIL, "enum": ["a", MAIL]},
+            "required": {"type": "integer", "default": 4111111111111111},
+        },
+        "required": ["type"],
+    }
+    job = protocol.TextJob(
+        id="j",
+        messages=(protocol.ChatMessage("user", "hi", MAIL),),
+        tools=(protocol.Tool(name="f", description=MAIL, parameters=parameters),),
+        template_kwargs={"documents": [{"type": MAIL, "number": 1}]},
+        sampling=protocol.Sampling(max_tokens=1),
+    )
+    texts = texts_of(job)
+    assert sorted(name for name, text in texts.items() if text == MAIL) == [
+        "chat_template_kwargs.documents[0].type",
+        "messages[0].name",
+        "tools[0].function.description",
+        "tools[0].function.parameters.properties.type.description",
+        "tools[0].function.parameters.properties.type.enum[1]",
+    ]
+    assert "string" not in texts.values()
+    assert with_texts(job, texts) == job
+    hidden = with_texts(job, {name: text.replace(MAIL, "x") for name, text in texts.items()})
+    assert MAIL not in msgspec.json.encode(hidden).decode()

@@ -21,6 +21,18 @@ MESSAGES: list[protocol.Job] = [
         messages=(protocol.ChatMessage("user", LONG),),
         sampling=protocol.Sampling(max_tokens=1),
     ),
+    protocol.TextJob(
+        id="j",
+        messages=(protocol.ChatMessage("user", "a"),),
+        sampling=protocol.Sampling(max_tokens=1),
+        template_kwargs={"a": LONG},
+    ),
+    protocol.TextJob(
+        id="j",
+        prompt="a",
+        sampling=protocol.Sampling(max_tokens=1),
+        grammar=protocol.Grammar(kind="regex", source=LONG),
+    ),
     protocol.ImageJob(
         id="j", prompt="p", negative_prompt=LONG, width=8, height=8, steps=1, seeds=(1,), folder="f"
     ),

@@ -1,6 +1,7 @@
 """Requests and answers of Anthropic's surface, as messages of the protocol and back."""
 
 import json
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -339,3 +340,12 @@ def test_errors_have_the_statuses_and_types_that_clients_act_on(
     told = json.loads(anthropic_error(error, "r"))
     assert (anthropic_status(error), told["error"]["type"]) == (status, kind)
     assert told["error"]["details"]["error_code"] == errors.answer(error).code.lower()
+
+
+def test_user_turns_without_number_are_joined_once() -> None:
+    """Each joined with all before it would copy gigabytes while nothing else runs."""
+    text = "x" * 2000
+    begin = time.process_time()
+    [turn] = _turns(*[{"role": "user", "content": text}] * 4096)
+    assert turn.content == "\n\n".join([text] * 4096)
+    assert time.process_time() - begin < 1

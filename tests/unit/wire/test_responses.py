@@ -101,6 +101,15 @@ def test_references_are_put_in_the_place_of_the_items_that_they_name() -> None:
     assert missing.value.param == "input[1].id"
 
 
+def test_references_to_an_item_come_once() -> None:
+    """A short request would become a prompt of gigabytes."""
+    tail = "0" * 32
+    items = shown_items(_parsed(input=[{"id": f"msg_{tail}_0"}] * 2).input, "resp_1")
+    with pytest.raises(InvalidRequest) as again:
+        resolved(items, {f"msg_{tail}_0": {"type": "message"}})
+    assert again.value.param == "input[1].id"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -14,6 +14,7 @@ from bitinglip.wire.text.openai import ChatCompletionRequest
 from bitinglip.wire.text.openai_view import ChatView
 from tests.unit.wire.test_requests import CHAT, message_of, read, refused
 from workers import protocol
+from workers.framing import encode_commands
 
 FUNCTION = {"name": "look", "parameters": {"type": "object", "properties": {}}}
 TOOL = {"type": "function", "function": FUNCTION}
@@ -210,3 +211,19 @@ def test_calls_and_reasoning_are_shown_by_the_native_api() -> None:
         "reasoning": "x",
         "tool_calls": [{"index": 0, **SHOWN}],
     }
+
+
+@pytest.mark.parametrize(("model", "body"), SURFACES)
+def test_tools_and_switches_with_numbers_that_no_message_holds_are_refused(
+    model: Any, body: dict[str, Any]
+) -> None:
+    """A message to a worker that cannot be written would be the last that it is sent."""
+    numbers = {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}
+    for large in (10**30, -(2**63) - 1):
+        tool = {"type": "function", "function": {**FUNCTION, "parameters": {"maximum": large}}}
+        assert refused(model, body, tools=[tool]).param == "tools"
+        fields = {"chat_template_kwargs": {"a": [large]}}
+        assert refused(model, body, **fields).param == "chat_template_kwargs"
+    tool = {"type": "function", "function": {**FUNCTION, "parameters": numbers}}
+    job = message_of(read(model, body, tools=[tool], chat_template_kwargs=numbers))
+    assert encode_commands([job])

@@ -148,6 +148,12 @@ class Conversation:
                 f"This model cannot be made to call a tool: {error}.",
                 param="tool_choice",
             ) from error
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise Refused(
+                "INVALID_REQUEST",
+                "The parameters of a tool are no JSON schema that a call can be held to.",
+                param="tools",
+            ) from error
 
 
 def with_tools_prompt(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[ChatMessage]:

@@ -136,6 +136,23 @@ def test_session_moves_once_its_replica_has_gone() -> None:
     assert ours.sessions.replica(("k", "s"), [one, two]) is other
 
 
+def test_sessions_keep_no_replica_from_others() -> None:
+    """As many jobs wait for a replica as it runs; those beyond go where there is room."""
+    ours, one, two = model_queue(), replica(0, slots=2), replica(1, slots=2)
+    ours.sessions.bind(("k", "s"), one)
+    first = [push(ours, f"first{number}", session="s") for number in range(2)]
+    begun(ours, one)
+    for number in range(5):
+        push(ours, f"pinned{number}", session="s")
+    assert begun(ours, one, two) == ["pinned2", "pinned3"]
+    assert len(ours.sessions) == 2
+    push(ours, "other", "another key")
+    for each in first:
+        ours.release_slot(each, 0.0)
+    assert begun(ours, one, two) == ["pinned0", "pinned1"]
+    assert len(ours.sessions) == 0
+
+
 def test_session_that_waits_can_be_forgotten() -> None:
     ours, one, two = model_queue(), replica(0, slots=1), replica(1, slots=1)
     push(ours, "first", session="s")

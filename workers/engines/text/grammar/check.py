@@ -7,7 +7,7 @@ else ends with its time.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from referencing import Registry
 
 from workers.protocol import Grammar
 
-_SECONDS = 0.5
+_SECONDS = 0.5  #: for all texts of a job
 _MOST_CHARACTERS = 1 << 20
 _MOST_REASON = 200  #: characters
 #: Keywords by regular expressions, and one that takes quadratic time and that no grammar knows.
@@ -47,8 +47,16 @@ class _Clock:
 _clock = _Clock()
 
 
-def fault(grammar: Grammar, text: str) -> str | None:
-    """Say why a whole text is not of its form; None if it is, or if it cannot be told in time."""
+def first_fault(grammar: Grammar, texts: Iterable[str]) -> str | None:
+    """Say why one of some whole texts is not of its form.
+
+    None if all are, or as far as it cannot be told in the time that they have together.
+    """
+    _clock.start()
+    return next((found for text in texts if (found := _fault(grammar, text))), None)
+
+
+def _fault(grammar: Grammar, text: str) -> str | None:
     if len(text) > _MOST_CHARACTERS:
         return None
     match grammar.kind:
@@ -63,8 +71,8 @@ def fault(grammar: Grammar, text: str) -> str | None:
 
 
 def _json_fault(text: str, schema: dict[str, Any]) -> str | None:
-    _clock.start()
     try:
+        _clock.look()
         value = json.loads(text)
         kind = _bounded(validators.validator_for(schema, validators.Draft202012Validator))
         error = next(kind(schema, registry=Registry()).iter_errors(value), None)

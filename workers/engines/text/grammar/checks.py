@@ -2,8 +2,8 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from workers.engines.text.grammar.check import fault
-from workers.protocol import Event, Failed, Grammar, TextDone, TextJob
+from workers.engines.text.grammar.check import first_fault
+from workers.protocol import Event, Failed, TextDone, TextJob
 
 
 class Checks:
@@ -30,7 +30,7 @@ class Checks:
             return events
         ended = [each for each in final.choices if each.finish_reason == "stop"]
         texts = [each.text for each in ended if each.stop is None]
-        self._held[job.id] = (final, self._thread.submit(_first_fault, job.grammar, texts))
+        self._held[job.id] = (final, self._thread.submit(first_fault, job.grammar, texts))
         return events[:-1]
 
     def take(self) -> list[Event]:
@@ -43,10 +43,6 @@ class Checks:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._held.clear()
-
-
-def _first_fault(grammar: Grammar, texts: list[str]) -> str | None:
-    return next((found for text in texts if (found := fault(grammar, text))), None)
 
 
 def _judged(final: TextDone, found: str | None) -> Event:

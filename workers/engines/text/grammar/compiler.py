@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -15,17 +16,24 @@ from workers.protocol import Grammar
 
 log = logging.getLogger(__name__)
 
-#: What one grammar may take, in llguidance's units. Compiling ends within some 20 ms by the first
-#: and half a second by the size of the source; a step within 10 ms on an idle core.
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: What one grammar may take, in llguidance's units: compiling a second and some megabytes (a unit
+#: of fuel holds 150 bytes, and its time grows with the square of the symbols), a step 10 ms.
 LIMITS = LLParserLimits(
-    initial_lexer_fuel=1_000_000,
+    initial_lexer_fuel=100_000,
     step_lexer_fuel=100_000,
     step_max_items=50_000,
     max_lexer_states=20_000,  # of up to two kilobytes each
-    max_grammar_size=200_000,
+    max_grammar_size=20_000,
     verbose_errors=False,
 )
 _MOST_KEPT = 64
+#: Bytes of the compiling thread's stack, of which only what is used is taken. The library follows
+#: rules and references that name one another by recursion, as many as a source has room for, and a
+#: stack that ends ends the process.
+_STACK = 256 << 20
 _MOST_KEPT_CHARACTERS = 4 << 20  #: of the sources of the grammars that are kept
 
 
@@ -60,7 +68,7 @@ class GrammarCompiler:
             if known is not None:
                 self._kept.move_to_end(grammar)
                 return known
-            new = self._thread.submit(self._compile, grammar)
+            new = self._submit(self._compile, grammar)
             self._kept[grammar] = new
             self._characters += len(grammar.source)
             self._forget_oldest()
@@ -68,10 +76,20 @@ class GrammarCompiler:
 
     def warm_up(self) -> None:
         """Make the vocabulary now, while nobody waits for the interpreter."""
-        self._thread.submit(self._known_vocabulary).result()
+        with self._lock:
+            made = self._submit(self._known_vocabulary)
+        made.result()
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Have a function called on the thread, whose first call starts it."""
+        usual = threading.stack_size(_STACK)
+        try:
+            return self._thread.submit(function, *args, **kwargs)
+        finally:
+            threading.stack_size(usual)
 
     def _forget_oldest(self) -> None:
         while len(self._kept) > _MOST_KEPT or self._characters > _MOST_KEPT_CHARACTERS:
@@ -93,6 +111,8 @@ class GrammarCompiler:
                 matcher.compute_bitmask()
         except Refused:
             raise
+        except ValueError as error:  # such as half a character, or a number of too many digits
+            raise refusal(grammar, "it holds what no JSON of a text can say") from error
         except BaseException as error:
             # The library's own faults are panics, which are BaseExceptions.
             log.exception("a grammar of the kind %s could not be compiled", grammar.kind)

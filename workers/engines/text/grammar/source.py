@@ -54,7 +54,7 @@ def literal(text: str, added: Mapping[str, int]) -> str:
     ``added`` are the ids of the tokens added to the vocabulary by their texts: the model writes
     such a text as that one token.
     """
-    if not added:
+    if not any(name in text for name in added):
         return _quoted(text)
     names = "|".join(re.escape(name) for name in sorted(added, key=len, reverse=True))
     parts = [part for part in re.split(f"({names})", text) if part]

@@ -11,6 +11,7 @@ from workers.engines.text.grammar.source import json_text, literal
 from workers.engines.text.parsing.call_forms import FORMS, CallForm, Parts
 from workers.engines.text.parsing.families import Family
 from workers.protocol import Grammar, Tool
+from workers.protocol.bounds import MOST_GRAMMAR
 
 _MOST_CALLS = 16  #: of one answer
 _NOTHING: dict[str, Any] = {"properties": {}, "additionalProperties": False}
@@ -63,11 +64,15 @@ class _Rules:
     def __init__(self, added: Mapping[str, int]) -> None:
         self._added = added
         self._rules: dict[str, str] = {}
+        self._left = MOST_GRAMMAR  #: characters
 
     def text(self) -> str:
         return "\n".join(f"{name}: {body}" for name, body in self._rules.items())
 
     def add(self, name: str, body: str) -> str:
+        self._left -= len(body)
+        if self._left < 0:
+            raise Unwritable("the tools are too many, or too long")
         self._rules[name] = body
         return name
 
@@ -113,6 +118,8 @@ class _Rules:
         rest = ""
         for key in reversed(others):  # without any that is required the first has nothing before it
             rest = f"({written[key]} {rest and f'({between} {rest})?'})"
+            if len(rest) > MOST_GRAMMAR:
+                raise Unwritable("a tool has too many arguments")
         return f"{rest}?" if rest else ""
 
     def _part(

@@ -1,8 +1,11 @@
 """The parts of grammars: sources, vocabularies, compiling, masks and checks."""
 
 import json
+import resource
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -250,13 +253,13 @@ def test_masks_are_the_same_on_every_device(seed: int, rows: int) -> None:
 def test_check_finds_what_is_not_of_the_form() -> None:
     schema = {"type": "object", "properties": {"a": {"oneOf": [{"minimum": 1}, {"maximum": 3}]}}}
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.fault(grammar, '{"a": 0}') is None
-    fault = check.fault(grammar, '{"a": 2}')
+    assert check.first_fault(grammar, ['{"a": 0}']) is None
+    fault = check.first_fault(grammar, ['{"a": 2}'])
     assert fault is not None
     assert "$.a" in fault
-    assert check.fault(grammar, '{"a"') is not None
-    assert check.fault(Grammar(kind="choice", source='["a"]'), "b") is not None
-    assert check.fault(Grammar(kind="json_object", source=""), "[]") is not None
+    assert check.first_fault(grammar, ['{"a"']) is not None
+    assert check.first_fault(Grammar(kind="choice", source='["a"]'), ["b"]) is not None
+    assert check.first_fault(Grammar(kind="json_object", source=""), ["[]"]) is not None
 
 
 def test_check_of_patterns_is_left_to_the_grammar() -> None:
@@ -266,7 +269,7 @@ def test_check_of_patterns_is_left_to_the_grammar() -> None:
         "additionalProperties": {"pattern": "^(a+)+$"},
     }
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.fault(grammar, json.dumps({"a" * 60 + "!": "a" * 60 + "!"})) is None
+    assert check.first_fault(grammar, [json.dumps({"a" * 60 + "!": "a" * 60 + "!"})]) is None
 
 
 def test_check_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,9 +277,67 @@ def test_check_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}, {"type": "integer"}]}
     schema = {**both, "$defs": {"a": {"type": "array", "items": both}}}
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.fault(grammar, "[" * 60 + "]" * 60) is None
+    assert check.first_fault(grammar, ["[" * 60 + "]" * 60]) is None
 
 
 def test_check_fetches_no_reference() -> None:
     grammar = Grammar(kind="json_schema", source='{"$ref": "http://127.0.0.1:9/schema"}')
-    assert check.fault(grammar, "{}") is None
+    assert check.first_fault(grammar, ["{}"]) is None
+
+
+def chain(kind: Any, length: int) -> Grammar:
+    """Return a grammar whose rules name one another, each the next one."""
+    if kind == "lark":
+        rules = "\n".join(f"r{number}: r{number + 1}" for number in range(length))
+        return Grammar(kind=kind, source=f'start: r0\n{rules}\nr{length}: "a"')
+    steps = {f"a{number}": {"$ref": f"#/$defs/a{number + 1}"} for number in range(length)}
+    schema = {"$ref": "#/$defs/a0", "$defs": {**steps, f"a{length}": {"const": "a"}}}
+    return Grammar(kind=kind, source=json.dumps(schema))
+
+
+@pytest.mark.parametrize(("kind", "length"), [("lark", 12_000), ("json_schema", 6_000)])
+def test_compiler_outlives_long_chains_of_rules(
+    grammars: GrammarCompiler, kind: Any, length: int
+) -> None:
+    """The library follows them by recursion; a stack that ends would end this process."""
+    usual = threading.stack_size()
+    matcher = grammars.compile(chain(kind, length)).result().matcher.deep_copy()
+    assert not matcher.is_error()
+    assert threading.stack_size() == usual
+
+
+def test_compiler_takes_little_memory_for_short_sources(grammars: GrammarCompiler) -> None:
+    grammars.compile(Grammar(kind="regex", source="a")).result()
+    before = held_bytes()
+    grammars.compile(Grammar(kind="regex", source="(a{1000}){1000}")).result()
+    assert held_bytes() - before < 60 << 20
+
+
+def held_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_compiler_refuses_grammars_that_take_long(grammars: GrammarCompiler) -> None:
+    properties = {f"p{number}": {"type": "string"} for number in range(8000)}
+    source = json.dumps({"type": "object", "properties": properties})
+    with pytest.raises(Refused, match="too big"):
+        grammars.compile(Grammar(kind="json_schema", source=source)).result()
+
+
+def test_compiler_logs_nothing_of_a_schema_that_is_no_json(
+    grammars: GrammarCompiler, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = '{"const": "\\ud800", "minimum": 99999999999999999999999}'
+    with pytest.raises(Refused, match="no JSON"):
+        grammars.compile(Grammar(kind="json_schema", source=source)).result()
+    assert not caplog.records
+
+
+def test_check_of_many_texts_takes_the_time_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_SECONDS", 0.05)
+    both = {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}, {"type": "integer"}]}
+    schema = {**both, "$defs": {"a": {"type": "array", "items": both}}}
+    grammar = Grammar(kind="json_schema", source=json.dumps(schema))
+    begin = time.process_time()
+    assert check.first_fault(grammar, ["[" * 60 + "]" * 60] * 128) is None
+    assert time.process_time() - begin < 3

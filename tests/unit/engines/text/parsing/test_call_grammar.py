@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -153,3 +154,15 @@ def test_json_follows_reasoning() -> None:
     for kind in ("regex", "choice", "lark"):
         other = Grammar(kind=kind, source="[]")
         assert json_after_reasoning(other, FAMILIES["hermes"], {}, begun=True) is None
+
+
+@pytest.mark.parametrize("name", ["llama_python", "qwen_xml", "hermes"])
+def test_call_grammar_of_too_many_arguments_is_given_up_soon(name: str) -> None:
+    """Each argument brings its definitions along, and optional ones nest: a product of lengths."""
+    properties = {f"p{number}": {"type": "integer"} for number in range(30_000)}
+    schema = {"type": "object", "properties": properties, "$defs": {"a": {"title": "x" * 100_000}}}
+    tool = Tool(name="f", parameters=schema)
+    begin = time.process_time()
+    with pytest.raises(Unwritable, match="too"):
+        call_grammar(FAMILIES[name], [tool], {"<a>": 1}, one=True, reasoning=None)
+    assert time.process_time() - begin < 2
