@@ -184,9 +184,9 @@ class Responses:
         while at is not None:
             row = rows.get(at)
             if row is None or key_id not in (None, row.key_id) or self._expired(row):
-                raise _not_previous("is not there, or not any more")
+                raise _not_previous("does not exist, or has expired")
             if row.status not in ("completed", "incomplete"):
-                raise _not_previous("has not ended, or not well")
+                raise _not_previous("has not ended, was cancelled, or has failed")
             turns.append(row)
             at = row.previous_id
         return turns[::-1]
