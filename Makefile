@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-HOST ?= 127.0.0.1
-PORT ?= 8080
 
 # A file's tests stay together, so that those that share a server start it once. Files run in the
 # order of tests/conftest.py, the long ones first, so that all processes end at the same time. There
@@ -14,8 +12,12 @@ FAST := tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
 .PHONY: serve test test-fast coverage check format config clean
 
-serve: $(VENV)/.serve  ## start the server on http://127.0.0.1:8080
-	$(BIN)/bitinglip serve --host $(HOST) --port $(PORT)
+# Only what is given here goes before config.yaml and the environment: make serve PORT=9000
+given = $(filter command%,$(origin $(1)))
+OPTIONS := $(if $(call given,HOST),--host $(HOST)) $(if $(call given,PORT),--port $(PORT))
+
+serve: $(VENV)/.serve  ## start the server, on http://127.0.0.1:8080 unless the settings say else
+	$(BIN)/bitinglip serve $(OPTIONS)
 
 test: $(VENV)/.test  ## all tests that this machine can run
 	$(BIN)/pytest $(PARALLEL)

@@ -50,6 +50,13 @@ _SENTENCES = (
 RATE = 16_000
 _SYNCHRONOUS, _UTF8 = 2, 1  #: constants of eSpeak NG
 
+_ADVISED = {
+    "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "compression_ratio_threshold": 1.35,
+    "logprob_threshold": -1.0,
+    "no_speech_threshold": 0.6,
+}
+
 Hear = Callable[[Path], str]
 
 
@@ -114,7 +121,7 @@ def ours(model: Path, threads: int) -> Hear:
 
 
 def library(model: Path) -> Hear:
-    """Return the library's pipeline, which reads long files as its authors advise."""
+    """Return the library's pipeline, with the thresholds that its authors advise."""
     found: Any = pipeline(
         "automatic-speech-recognition", model=str(model), device="cpu", dtype=torch.float32
     )
@@ -122,7 +129,7 @@ def library(model: Path) -> Hear:
     def hear(path: Path) -> str:
         blocks = read(path, RATE, Bounds(3600, 8, 768_000), block=RATE)
         sound = {"raw": np.concatenate([*blocks]), "sampling_rate": RATE}
-        return str(found(sound, return_timestamps=True)["text"])
+        return str(found(sound, return_timestamps=True, generate_kwargs=_ADVISED)["text"])
 
     return hear
 

@@ -24,12 +24,15 @@ from bitinglip.access.tokens import SIGNING, Tokens
 from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.quotas import Plans
 from bitinglip.access.usage.rows import UsageRows
+from bitinglip.api.auth import text_caller
 from bitinglip.api.services import Services
 from bitinglip.audit.chain import SEALING
 from bitinglip.audit.entry import Action, Entry
 from bitinglip.audit.log import AuditLog
 from bitinglip.audit.start import begin
 from bitinglip.background import RECOVERABLE, Background
+from bitinglip.batches.batches import Batches
+from bitinglip.batches.requests import Requests
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
@@ -182,11 +185,18 @@ async def _open(
     uploads = Uploads(
         home.uploads, max_bytes=settings.files.max_upload_bytes, space=space, health=health
     )
-    tasks, responses = _tasks(settings, db, space, dispatcher, files, uploads)
-    await tasks.recover()
-    revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)
-    await revocation.check()  # the keys of recovered tasks may have ended
-    stack.push_async_callback(tasks.close)
+    tasks, responses = await _tasks(settings, db, space, dispatcher, files, uploads, stack)
+    revocation = await _revocation(tokens, dispatcher, tasks)
+    admission = counts.admission(settings, connections, dispatcher)
+    batches = await Batches.open(
+        db,
+        home.batches,
+        Requests(settings, home, store, guard, dispatcher, admission),
+        partial(text_caller, tokens, keys),
+        settings,
+        space,
+    )
+    stack.push_async_callback(batches.close)
     cache = ResponseCache(
         settings, store, dispatcher, files, uploads, revocation, CacheMetrics(metrics.registry)
     )
@@ -215,6 +225,7 @@ async def _open(
         audit=audit,
         tasks=tasks,
         responses=responses,
+        batches=batches,
         revocation=revocation,
         tickets=Tickets(),
         links=Links(home.secret(SIGNATURES), settings.files.link_lifetime),
@@ -223,13 +234,7 @@ async def _open(
         resume=Resume(devices, manager, dispatcher.delivery, pool, probe_cards),
         recheck=Recheck(manager, probe_cards),
         health=health,
-        admission=Admission(
-            settings.limits,
-            per_key=connections.capacity.per_key,
-            share=dispatcher.share,
-            store=counts.cells,
-            meter=counts.meter,
-        ),
+        admission=admission,
         write_behind=counts.write_behind,
         meter=counts.meter,
         token_rates=counts.token_rates,
@@ -242,13 +247,14 @@ async def _open(
     return services, admin_key
 
 
-def _tasks(
+async def _tasks(
     settings: Settings,
     db: Database,
     space: DiskSpace,
     dispatcher: Dispatcher,
     files: Files,
     uploads: Uploads,
+    stack: AsyncExitStack,
 ) -> tuple[Tasks, Responses]:
     """Make what outlives its requests: asynchronous tasks, and responses that are kept."""
     kept, own = settings.tasks, settings.openai
@@ -273,6 +279,8 @@ def _tasks(
         discard_uploads=uploads.discard,
         retention=kept.retention,
     )
+    await tasks.recover()
+    stack.push_async_callback(tasks.close)
     return tasks, responses
 
 
@@ -280,6 +288,12 @@ async def _finish(files: Files, responses: Responses, event_log: EventLog) -> No
     """Write what a task leaves behind before its end is told: files, and a response."""
     await files.register(event_log)
     await responses.finish(event_log)
+
+
+async def _revocation(tokens: Tokens, dispatcher: Dispatcher, tasks: Tasks) -> Revocation:
+    revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)
+    await revocation.check()  # the keys of recovered tasks may have ended
+    return revocation
 
 
 def _is_granted(tokens: Tokens, claim: Claim) -> bool:
@@ -323,6 +337,17 @@ class _Counts(NamedTuple):
         usage = UsageRows(db, meter, retention=settings.usage.retention)
         await usage.load()
         return cls(cells, rates, meter, usage, WriteBehind(db, checkpoint, usage))
+
+    def admission(
+        self, settings: Settings, connections: Connections, dispatcher: Dispatcher
+    ) -> Admission:
+        return Admission(
+            settings.limits,
+            per_key=connections.capacity.per_key,
+            share=dispatcher.share,
+            store=self.cells,
+            meter=self.meter,
+        )
 
 
 async def _open_store(settings: Settings, home: Home) -> ModelStore:

@@ -33,6 +33,7 @@ async def bootstrap(services: Services, admin_key: str | None, on_open: Opened) 
             on_open(services, admin_key)
             services.operations.open()
             services.tasks.resume()
+            services.batches.resume()
     await asyncio.to_thread(_warn_of_unreadable, services.home.models)
     await asyncio.to_thread(services.store.sweep)
 

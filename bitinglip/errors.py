@@ -152,7 +152,7 @@ class PayloadTooLarge(BitingLipError):
 
 
 class UnsupportedMediaType(BitingLipError):
-    """The request's body must be application/json, not encoded."""
+    """The request's body must be JSON: send Content-Type: application/json."""
 
 
 class RateLimitExceeded(BitingLipError):

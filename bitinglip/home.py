@@ -68,6 +68,11 @@ class Home:
         return self.root / "uploads"
 
     @property
+    def batches(self) -> Path:
+        """Return the folder of files that clients keep, and of results of batches."""
+        return self.root / "batches"
+
+    @property
     def work(self) -> Path:
         """Folders of worker processes, while they run."""
         return self.root / "work"
@@ -107,7 +112,7 @@ class Home:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._close_to_others()
-            for folder in (self.models, self.files, self.uploads):
+            for folder in (self.models, self.files, self.uploads, self.batches):
                 folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             found = refusal(self.root, write=True)
@@ -142,7 +147,7 @@ class Home:
         """Return the names of ours that are there."""
         ours = {path.name for path in (self.models, self.files, self.admin_key, self.secret_key)}
         ours |= {path.name for path in (self.lock, self.server_json, self.socket, self.uploads)}
-        ours |= {path.name for path in (self.work, self.caches, self.audit)}
+        ours |= {path.name for path in (self.work, self.caches, self.audit, self.batches)}
         ours |= {"config.yaml"}
         names = {path.name for path in self.root.iterdir()}
         return {name for name in names if name in ours or name.startswith(self.database.name)}

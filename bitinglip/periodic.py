@@ -12,6 +12,7 @@ from bitinglip.api.services import Services
 from bitinglip.audit.log import DAY
 from bitinglip.audit.start import look_after
 from bitinglip.background import Background
+from bitinglip.batches.files import CLEAN_SECONDS as CLEAN_BATCHES
 from bitinglip.db.write_behind import FLUSH_SECONDS
 from bitinglip.guard.guard import RELOAD_SECONDS
 from bitinglip.results.cache.cache import EXPIRE_SECONDS
@@ -58,6 +59,8 @@ def start_periodic(
     _start_keys(background, services)
     every(tasks.cleanup_interval, tasks.clean, "remove expired tasks", check="task_manager")
     clean_responses = services.responses.clean
+    clean_batches = services.batches.clean
+    every(CLEAN_BATCHES, clean_batches, "remove expired batches", check="task_manager")
     every(CLEAN_RESPONSES, clean_responses, "remove expired responses", check="task_manager")
 
     async def clean() -> None:

@@ -1,6 +1,7 @@
 """Runs the application: the lock on the home, the socket, the signals, the way down."""
 
 import asyncio
+import contextvars
 import gc
 import os
 import signal
@@ -27,7 +28,7 @@ from bitinglip.http.server import HttpServer
 from bitinglip.service_manager import ServiceManager
 from bitinglip.settings import Settings
 from bitinglip.settings_loader import check_bind
-from bitinglip.start_text import start_text
+from bitinglip.start_text import start_text, stop_text
 from bitinglip.telemetry import logs
 from bitinglip.tls import Certificate, check_tls
 
@@ -162,7 +163,11 @@ class _Runner(HttpServer):
             self._exit_code = EXIT_FORCED
             self.should_exit = self.force_exit = True
             return
-        asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+        asyncio.get_running_loop().call_soon_threadsafe(
+            # not in the context of the request that the signal interrupted
+            self._drain,
+            context=contextvars.Context(),
+        )
 
     def _drain(self) -> None:
         if self._draining is None:
@@ -172,9 +177,12 @@ class _Runner(HttpServer):
         self._manager.stopping("lets running requests end")
         if self._services is not None:
             self._services.tasks.suspend()
+            self._services.batches.suspend()
             seconds = self._settings.server.drain_timeout
             if running := self._services.dispatcher.in_flight:
                 log.info("stopping; requests may end", requests=running, at_most_seconds=seconds)
+                if sys.stdout.isatty():
+                    standard_streams.say(stop_text(running))
             await self._services.dispatcher.drain(seconds)
         self.should_exit = True
 
@@ -193,8 +201,13 @@ class _Runner(HttpServer):
         gc.set_threshold(20_000, 20, 20)
         operations = services.operations
         key = _key_text(admin_key, self._home) if admin_key else None
-        told = operations.devices(), operations.device_problems(), services.store.names()
-        standard_streams.say(start_text(self._url, *told, key))
+        told = (
+            operations.devices(),
+            operations.device_problems(),
+            {model.name: model.capabilities for model in services.store.list()},
+        )
+        if not self.should_exit:
+            standard_streams.say(start_text(self._url, *told, self._home.root, key))
         self._manager.ready(self._status())
 
     def _tell_manager(self) -> None:

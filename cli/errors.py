@@ -1,4 +1,4 @@
-"""Ends a command that fails with one clear line on stderr and exit code 1."""
+"""Ends a command that fails with one clear line on stderr and exit code 1, or 2 for wrong usage."""
 
 import errno
 import sys
@@ -44,7 +44,13 @@ class Commands(TyperGroup):
             if not lines:
                 raise
             print_errors(lines)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if _is_usage(error) else 1) from None
+
+
+def _is_usage(error: Exception) -> bool:
+    """Return whether all that is wrong was said by options, as ``--set`` and ``--port``."""
+    problems: Sequence[str] = getattr(error, "problems", ())
+    return bool(problems) and all(problem.startswith("--") for problem in problems)
 
 
 def print_errors(lines: "Sequence[str]") -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from huggingface_hub import HfApi, constants, hf_hub_url
@@ -28,7 +29,7 @@ from model_store.errors import BadFiles, BadName, DownloadError
 from model_store.inspection import components, inspect_texts
 from model_store.kinds import read_json
 from model_store.manifest import FILES, Manifest
-from model_store.names import check_files, check_name, check_revision
+from model_store.names import check_files, check_repo, check_revision
 from model_store.pickles import convert, pickled
 from model_store.progress import Counter, Progress
 from model_store.selection import INDEX, PICKLES, WEIGHTS, select
@@ -73,7 +74,7 @@ def pull(
     weights, fetch those and convert them. Raises BadName, NameTaken, BadFiles,
     DownloadError, NoSpace or PullCancelled.
     """
-    check_name(repo)
+    check_repo(repo)
     if revision is not None:
         check_revision(revision)
     store.check_free(name or repo)
@@ -211,4 +212,13 @@ def _hub_errors(repo: str, revision: str | None, hub: HubOptions) -> Iterator[No
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DownloadError("The hub's answer is not what a hub answers.") from error
     except Exception as error:  # the client's transport is its own affair, and its errors with it
-        raise DownloadError(f"The hub cannot be reached ({type(error).__name__}).") from error
+        raise DownloadError(
+            f"The hub cannot be reached at {_address(hub)} ({type(error).__name__}). Another "
+            "address, such as a mirror's: hub.endpoint in the settings, or HF_ENDPOINT; by a "
+            "proxy: HTTPS_PROXY."
+        ) from error
+
+
+def _address(hub: HubOptions) -> str:
+    """Return the host that is asked, without what an address may hold of secrets."""
+    return urlsplit(hub.endpoint or constants.ENDPOINT).netloc.rpartition("@")[2]

@@ -9,6 +9,11 @@ from model_store.errors import BadFiles, BadName
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
 _NAME = re.compile(rf"{_PART}(/{_PART})?", re.ASCII)
+#: of a repository's page; what follows the repository is left out
+_ADDRESS = re.compile(
+    r"(?:https?://[^/]+|(?!https?:)[a-z]+:/|(?:www\.)?(?:huggingface|hf)\.co)/"
+    r"(?:models/)?([^/:@?#]+(?:/[^/:@?#]+)?)"
+)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-/]{0,127}", re.ASCII)
 _LONGEST_PART = 255
 _LONGEST_PATH = 1024
@@ -23,6 +28,24 @@ def check_name(name: str) -> str:
             "letter or digit, and may hold one '/'."
         )
     return name
+
+
+def check_repo(repo: str) -> str:
+    """Check a repository's name as a hub has it. Raises BadName, which says what to write."""
+    match = _ADDRESS.match(repo)
+    if match or "://" in repo:
+        raise BadName(f"'{repo}' is an address{_write(match[1] if match else '')}.")
+    name, colon, tag = repo.partition(":")
+    if colon:
+        raise BadName(
+            f"'{repo}' names a variant ('{tag}') as GGUF files have, which are not read here"
+            f"{_write(name)}."
+        )
+    return check_name(repo)
+
+
+def _write(name: str) -> str:
+    return f"; write {name if _NAME.fullmatch(name) else 'owner/name'}"
 
 
 def check_revision(revision: str) -> str:

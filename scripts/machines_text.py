@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from bitinglip.home import resolve_home
 from bitinglip.settings import Settings
 from bitinglip.start_text import start_text
 from cli.checks.accelerator import findings
@@ -73,8 +74,9 @@ def _server(root: Path, devices: Devices) -> Iterator[str]:
     with serve(root, machine=devices) as served:
         served.wait_sampled()
         operations = served.services.operations
-        told = operations.devices(), operations.device_problems(), ["demo-text"]
-        yield "$ bitinglip serve\n" + start_text("http://localhost:8080", *told)
+        told = operations.devices(), operations.device_problems(), {"demo-text": ("chat",)}
+        home = resolve_home(None, {})
+        yield "$ bitinglip serve\n" + start_text("http://localhost:8080", *told, home)
         health = httpx.get(f"{served.url}/health").json()
         headers = served.headers("admin")
         status = httpx.get(f"{served.url}/api/v1/cluster/status", headers=headers).json()

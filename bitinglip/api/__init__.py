@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bitinglip.api import docs_page, documentation, openai_lists, ops
 from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
+from bitinglip.api.batches import batches, client_files
 from bitinglip.api.inference import (
     anthropic,
     embedding,
@@ -31,6 +32,8 @@ _ROUTERS = (
     text.openai,
     anthropic.router,
     responses.router,
+    client_files.router,
+    batches.router,
     image.native,
     image.openai,
     speech.native,

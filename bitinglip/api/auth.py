@@ -1,6 +1,7 @@
 """Authentication and authorisation: the caller of a request, the scope of a route."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import replace
 from email.utils import format_datetime
 from functools import partial, wraps
 from typing import Any, Literal, TypeVar
@@ -9,10 +10,11 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from bitinglip.access.keys import OPERATOR, Caller
+from bitinglip.access.credentials import Credential
+from bitinglip.access.keys import OPERATOR, Caller, KeyRing
 from bitinglip.access.limits.policy import LimitClass
 from bitinglip.access.scopes import INFERENCE, Scope
-from bitinglip.access.tokens import is_token
+from bitinglip.access.tokens import Tokens, is_token
 from bitinglip.access.usage.amounts import AUDIO, MEGAPIXELS, REQUESTS, TOKENS
 from bitinglip.api.audited import refuse_access, refuse_login
 from bitinglip.api.hosts import is_loopback, parse_host
@@ -99,6 +101,14 @@ def check_inference(caller: Caller) -> Caller:
             details={"any_of": INFERENCE},
         )
     return caller
+
+
+def text_caller(tokens: Tokens, keys: KeyRing, credential: Credential) -> Caller | None:
+    """Return who may still run texts with a credential that was good once; None is nobody."""
+    if not tokens.is_valid(credential):
+        return None
+    caller = keys.caller(credential) or ANONYMOUS  # who has no key
+    return replace(caller, token=credential.token) if caller.may(Scope.TEXT) else None
 
 
 def declare_scope(handler: H, scope: Required, limits: LimitClass | None = None) -> H:

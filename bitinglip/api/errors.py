@@ -98,6 +98,8 @@ def headers_of(error: errors.BitingLipError, status: int) -> dict[str, str]:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, errors.MethodNotAllowed) and error.details.get("allow"):
         headers["allow"] = ", ".join(error.details["allow"])
+    if isinstance(error, errors.UnsupportedMediaType) and error.details.get("encodings"):
+        headers["accept-encoding"] = ", ".join(error.details["encodings"])
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after * 1000))

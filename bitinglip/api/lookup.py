@@ -10,39 +10,18 @@ from bitinglip.access.keys import Caller
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import caller_of
 from bitinglip.api.services import Services, services_of
-from bitinglip.errors import (
-    BitingLipError,
-    InsufficientScope,
-    InvalidModel,
-    InvalidRequest,
-    ModelNotAllowed,
-    TaskNotFound,
-)
+from bitinglip.errors import BitingLipError, InsufficientScope, TaskNotFound
 from bitinglip.tasks.store import Task
 from bitinglip.wire.admin.models import model_info
 from bitinglip.wire.kinds import KINDS
+from bitinglip.wire.model_lookup import check_model, model_named, model_of_kind
 from bitinglip.wire.response import inference_response
-from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
 
 
 def find_model(request: Request, name: str) -> Manifest:
-    """Return the model of this name.
-
-    Raises ModelNotAllowed, whether there is such a model or not, or InvalidModel, which lists the
-    models that the caller may use.
-    """
-    services, caller = services_of(request), caller_of(request)
-    check_model(caller, name)
-    try:
-        manifest = services.store.get(name)
-    except UnknownModel:
-        names = [each for each in services.store.names() if caller.may_use(each)]
-        raise InvalidModel(
-            param="model", details={"model": name[:256], "available_models": names}
-        ) from None
-    check_model(caller, manifest.name)
-    return manifest
+    """Return the model of this name. Raises as ``model_named`` does."""
+    return model_named(services_of(request).store, caller_of(request), name)
 
 
 def allowed_models(request: Request) -> list[Manifest]:
@@ -52,25 +31,8 @@ def allowed_models(request: Request) -> list[Manifest]:
 
 
 def find_model_of(request: Request, name: str, kind: str) -> Manifest:
-    """Return a model of a kind. Raises as find_model does, or InvalidRequest for another kind."""
-    manifest = find_model(request, name)
-    own = "text" if manifest.engine == "fake" else manifest.kind
-    if own != kind:
-        raise InvalidRequest(
-            f"This is a model for {_purpose(own)}, not for {_purpose(kind)}.",
-            param="model",
-        )
-    return manifest
-
-
-def check_model(caller: Caller, name: str) -> None:
-    """Raise ModelNotAllowed for a model that the caller's key is not for."""
-    if caller.models is not None and not caller.may_use(name):
-        raise ModelNotAllowed(param="model", details={"model": name[:256]})
-
-
-def _purpose(kind: str) -> str:
-    return KINDS[kind].purpose if kind in KINDS else kind
+    """Return a model of a kind. Raises as ``model_of_kind`` does."""
+    return model_of_kind(services_of(request).store, caller_of(request), name, kind)
 
 
 async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) -> Task:

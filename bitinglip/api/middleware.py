@@ -288,7 +288,9 @@ def _check_body(headers: Fields, limit: int) -> int | None:
     Raises InvalidRequest, PayloadTooLarge or UnsupportedMediaType.
     """
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise UnsupportedMediaType()
+        raise UnsupportedMediaType(
+            "Send the body without a Content-Encoding.", details={"encodings": ["identity"]}
+        )
     length = headers.get(b"content-length")
     if b"transfer-encoding" in headers:
         if length is not None:

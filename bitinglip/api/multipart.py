@@ -12,6 +12,7 @@ from bitinglip.results.uploads import Incoming, ReceivedFile
 _MOST_FIELDS = 64
 _MOST_FILES = 16
 _LONGEST_FIELD = 64 * 1024  #: bytes
+_LONGEST_NAME = 256  #: bytes of a file's name that are kept
 _INVALID = "The form is not valid, or has too many parts."
 
 
@@ -111,6 +112,7 @@ class FormParser:
             shown = part.name[:64]
             raise UnsupportedParameter(f"'{shown}' is no file of this route.", param=shown)
         part.file = self._incoming.new_file()
+        part.file.name = options[b"filename"][:_LONGEST_NAME].decode(errors="replace")
         self.files.setdefault(part.name, []).append(part.file)
         if sum(map(len, self.files.values())) > _MOST_FILES:
             raise InvalidRequest(_INVALID)

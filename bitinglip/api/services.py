@@ -16,6 +16,7 @@ from bitinglip.access.usage.meter import Meter
 from bitinglip.access.usage.rows import UsageRows
 from bitinglip.api.request_context import context_of
 from bitinglip.audit.log import AuditLog
+from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.guard.guard import Guard
@@ -55,6 +56,7 @@ class Services:
     audit: AuditLog
     tasks: Tasks
     responses: Responses
+    batches: Batches
     revocation: Revocation
     tickets: Tickets
     links: Links

@@ -6,12 +6,12 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, func, select
 
-from bitinglip.db.tables import StoredFile, StoredResponse, StoredTask
+from bitinglip.db.tables import StoredBatch, StoredFile, StoredResponse, StoredTask
 
 
 async def shrink(
     session: AsyncSession,
-    table: type[StoredFile] | type[StoredTask] | type[StoredResponse],
+    table: type[StoredFile | StoredTask | StoredResponse | StoredBatch],
     moment: datetime | None,
     most: int,
 ) -> None:

@@ -137,6 +137,35 @@ class StoredResponse(Table, table=True):
     completed_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
+class ClientFile(Table, table=True):
+    """A file that a client keeps here, or a batch has made; it is in the home's ``batches/``."""
+
+    __tablename__ = "client_files"
+    __table_args__ = (Index(None, "created_at"),)
+
+    id: str = Field(primary_key=True, max_length=64)  #: sorts by time
+    key_id: str
+    purpose: str
+    filename: str
+    bytes: int = Field(sa_type=BigInteger)
+    created_at: datetime = Field(sa_type=UtcTime)
+    expires_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
+class StoredBatch(Table, table=True):
+    """A batch as clients see it, and the credential that it goes on with."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index(None, "ended_at"),)
+
+    id: str = Field(primary_key=True, max_length=64)  #: sorts by time
+    key_id: str
+    credential: bytes = Field(sa_type=LargeBinary)  #: msgpack; it holds no secret
+    batch: bytes = Field(sa_type=LargeBinary)  #: JSON
+    bytes: int = Field(sa_type=BigInteger)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
 class StoredFile(Table, table=True):
     """An image or a sound that a task made; its bytes are in the home's ``files/``."""
 

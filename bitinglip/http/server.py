@@ -1,6 +1,7 @@
 """uvicorn's server with our own acceptor and protocols."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -27,6 +28,7 @@ class HttpServer(uvicorn.Server):
         **options: Any,
     ) -> None:
         """``tls`` is asked at each connection, ``options`` are uvicorn's."""
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -75,3 +77,8 @@ class HttpServer(uvicorn.Server):
         return HttpProtocol(
             self._connections, connection, self.config, self.server_state, self._app.door.cors
         )
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Drop what uvicorn takes for errors of the application: requests that a stop cut short."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

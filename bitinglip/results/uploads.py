@@ -29,6 +29,7 @@ class ReceivedFile:
     path: Path
     owner: str
     size: int = 0
+    name: str = ""  #: as the client calls it
 
 
 class Uploads:

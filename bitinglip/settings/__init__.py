@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bitinglip.settings.audit import Audit
+from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.guard import Guard
 from bitinglip.settings.limits import (
@@ -47,6 +48,7 @@ from bitinglip.settings.sections import (
 __all__ = [
     "Audit",
     "Balancing",
+    "Batches",
     "Cache",
     "Devices",
     "FakeDevice",
@@ -86,6 +88,7 @@ class Settings(Section):
     guard: Guard = Guard()
     tasks: Tasks = Tasks()
     files: Files = Files()
+    batches: Batches = Batches()
     audit: Audit = Audit()
     usage: Usage = Usage()
     openai: OpenAI = OpenAI()

@@ -5,10 +5,12 @@ from pathlib import Path
 import msgspec
 
 from bitinglip.access.credentials import Credential
+from bitinglip.access.keys import Caller
+from bitinglip.guard.guard import Guard
 from bitinglip.guard.modes import Modes
 from bitinglip.scheduling.job import Job, Output
-from bitinglip.scheduling.queue.priority import Priority
-from bitinglip.settings import Model, Tier
+from bitinglip.scheduling.queue.priority import Priority, RequestPriority, priority_of, tier_of
+from bitinglip.settings import Model, Settings, Tier
 from bitinglip.settings.limits import Limits
 from workers import protocol
 
@@ -59,6 +61,37 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
             guard=self.guard,
             session=self.session or named_session(session),
         )
+
+
+def caller_context(
+    settings: Settings,
+    guard: Guard,
+    caller: Caller,
+    model: str,
+    priority: RequestPriority,
+    *,
+    folder: Path,
+    uploads: Path,
+    session: str | None = None,
+    image_side: int = 0,
+) -> JobContext:
+    """Gather what the settings and the caller's key give a request for a model."""
+    tier = tier_of(settings.limits.tiers, caller.tier)
+    return JobContext(
+        model=model,
+        model_settings=settings.model(model),
+        image_side=image_side,
+        limits=settings.limits,
+        tier=tier,
+        key_id=caller.key_id,
+        credential=caller.credential,
+        timeout=settings.server.request_timeout,
+        priority=priority_of(tier, priority),
+        guard=guard.modes(caller.tier, tier, caller.guard or "off"),
+        session=session,
+        folder=folder,
+        uploads=uploads,
+    )
 
 
 def named_session(value: object) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.commands.generate import MaxTokensOption, SeedOption, TemperatureOption, piped_text
+from cli.completion import models
 from cli.context import CliContext
 from cli.errors import Failure, print_errors
 from cli.options import ConfigOption, HomeOption
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 _HELP = (
     "/exit leaves, /clear forgets the conversation, /system TEXT says how to answer; Ctrl-C "
-    "cancels an answer."
+    "cancels an answer or clears the line; a text of several lines is pasted, or begins and ends "
+    'with """.'
 )
+_FENCE = '"""'
+_CLEARED = "The line is cleared; Ctrl-D or /exit leaves."
+_WORDS = {"image": "images", "embedding": "embeddings"}  #: where a kind's own name reads badly
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=models("chat"))],
     system: Annotated[
         str | None, typer.Option(help="Instructions that stand before the conversation.")
     ] = None,
@@ -47,12 +52,17 @@ def chat(
 
 
 def _check_model(server: "Client", model: str) -> None:
-    """Report a wrong model name before the first prompt, and not after it."""
+    """Report a model that cannot chat before the first prompt, and not after it."""
     from cli.client import path_of
 
-    kind = server.get(path_of("models", model))["type"]
-    if kind != "text":
-        raise Failure(f"{model} makes {kind}, not text")
+    found = server.get(path_of("models", model))
+    if (kind := found["type"]) != "text":
+        raise Failure(f"{model} is a model for {_WORDS.get(kind, kind)} and cannot chat")
+    if "chat" not in found.get("capabilities", ("chat",)):
+        raise Failure(
+            f"{model} continues texts and cannot chat, as it has no chat template; use "
+            f"`bitinglip generate text {model} PROMPT`, or /v1/completions"
+        )
 
 
 class Conversation:
@@ -113,14 +123,31 @@ class Session:
         print_note(
             f"Talking to {self._model}. Ctrl-C cancels an answer, /exit leaves, /help tells more."
         )
-        while (line := _read_line(">>> ")) is not None:
-            if not line.strip():
+        while (prompt := self._next_prompt()) is not None:
+            if not prompt.strip():
                 continue
-            if match := _COMMAND.fullmatch(line.strip()):
+            if match := _COMMAND.fullmatch(prompt.strip()):
                 if not self._obey(match[1], (match[2] or "").strip()):
                     return
             else:
-                self._answer(line)
+                self._answer(prompt)
+
+    def _next_prompt(self) -> str | None:
+        """Return the next prompt, or None at the end: Ctrl-D, or Ctrl-C twice on an empty line."""
+        warned = False
+        while True:
+            try:
+                return _read_prompt()
+            except EOFError:
+                typer.echo(err=True)
+                return None
+            except KeyboardInterrupt:
+                typer.echo(err=True)
+                empty = not _typed()
+                if warned and empty:
+                    return None
+                warned = empty
+                print_note("Ctrl-C again, Ctrl-D or /exit leaves." if empty else _CLEARED)
 
     def _answer(self, prompt: str) -> None:
         try:
@@ -150,20 +177,38 @@ class Session:
         return True
 
 
-def _read_line(prompt: str) -> str | None:
-    """Return the next line, or None at the end: Ctrl-D, or Ctrl-C at the prompt."""
-    try:
-        if sys.stdout.isatty():
-            return input(prompt)
-        typer.echo(prompt, nl=False, err=True)
-        return input()
-    except (EOFError, KeyboardInterrupt):
-        typer.echo(err=True)
-        return None
+def _read_prompt() -> str:
+    """Return a line, what was pasted, or the lines between two fences.
+
+    Raises EOFError and KeyboardInterrupt.
+    """
+    text = _read_line(">>> ")
+    if not text.lstrip().startswith(_FENCE):
+        return text
+    text = text.lstrip().removeprefix(_FENCE)
+    while not text.rstrip().endswith(_FENCE):
+        text += "\n" + _read_line("... ")
+    return text.rstrip().removesuffix(_FENCE)
+
+
+def _read_line(prompt: str) -> str:
+    if sys.stdout.isatty():
+        return input(prompt)
+    typer.echo(prompt, nl=False, err=True)
+    return input()
+
+
+def _typed() -> str:
+    """Return what stood in the line that Ctrl-C cleared."""
+    readline = sys.modules.get("readline")
+    return readline.get_line_buffer() if readline else ""
 
 
 def _enable_line_editing() -> None:
+    """Edit lines as a shell does, and take pasted lines as one prompt, where the library can."""
     from contextlib import suppress
 
     with suppress(ImportError):
-        import readline  # noqa: F401  its import is its effect
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste on")  # Python switches it off

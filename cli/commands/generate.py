@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.completion import models
 from cli.context import CliContext
 from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
@@ -27,7 +28,7 @@ SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the sa
 
 @app.command()
 def text(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    model: Annotated[str, typer.Argument(help="Name of the model.", autocompletion=models("text"))],
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; without it, or as '-', read from stdin.")
     ] = None,
@@ -57,6 +58,7 @@ def text(
     config: ConfigOption = None,
 ) -> None:
     """Continue a prompt; the text streams to stdout as it comes."""
+    from cli.stream.output_names import check_writable
     from cli.stream.text_stream import given_options
 
     body = {"model": model, "prompt": _prompt(prompt)} | given_options(
@@ -70,6 +72,8 @@ def text(
         stop_sequences=stop or None,
     )
     server = CliContext.of(home, config).need_server()
+    if output is not None:
+        check_writable(output)
     if as_json or output is not None:
         _whole(server, body, output, as_json=as_json)
     elif count is not None and count > 1:
@@ -86,7 +90,9 @@ class ImageFormat(StrEnum):
 
 @app.command()
 def image(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    model: Annotated[
+        str, typer.Argument(help="Name of the model.", autocompletion=models("text-to-image"))
+    ],
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; without it, or as '-', read from stdin.")
     ] = None,
@@ -126,6 +132,7 @@ def image(
 ) -> None:
     """Make an image; a bar shows the steps, then the file is written."""
     from cli.stream import image
+    from cli.stream.output_names import check_writable
     from cli.stream.text_stream import given_options
 
     text = _prompt(prompt)
@@ -147,6 +154,8 @@ def image(
         strength=strength,
         loras=[image.lora(each) for each in loras] if loras else None,
     )
+    if not as_json or output is not None:
+        check_writable(output)
     answer = image.draw(CliContext.of(home, config).need_server(), body)
     if as_json:
         show_json(answer)
@@ -164,7 +173,9 @@ class SoundFormat(StrEnum):
 
 @app.command()
 def speech(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    model: Annotated[
+        str, typer.Argument(help="Name of the model.", autocompletion=models("text-to-speech"))
+    ],
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="[TEXT]", help="What to say; without it, or as '-', from stdin."),
@@ -194,6 +205,7 @@ def speech(
 ) -> None:
     """Say a text; a bar shows the sentences, then the file is written."""
     from cli.stream import speech
+    from cli.stream.output_names import check_writable
     from cli.stream.text_stream import given_options
 
     text = _prompt(prompt)
@@ -204,6 +216,8 @@ def speech(
     } | given_options(
         voice=voice, language=language, seed=seed, speed=speed, sample_rate=sample_rate
     )
+    if not as_json or output is not None:
+        check_writable(output)
     answer = speech.speak(CliContext.of(home, config).need_server(), body)
     if as_json:
         show_json(answer)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import offline
+from cli.completion import models, scopes
 from cli.context import CliContext
 from cli.options import ConfigOption, HomeOption, JsonOption
 from cli.show.output import moment, print_note, show_json, show_list, show_pairs, show_table
@@ -13,7 +14,11 @@ app = typer.Typer(no_args_is_help=True, help="Make, show, change, rotate and rev
 
 ModelOption = Annotated[
     list[str] | None,
-    typer.Option("--model", help="A model, or a glob of models, to use; may be repeated."),
+    typer.Option(
+        "--model",
+        help="A model, or a glob of models, to use; may be repeated.",
+        autocompletion=models(),
+    ),
 ]
 RangeOption = Annotated[
     list[str] | None,
@@ -47,7 +52,10 @@ def create(
     ] = None,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="What the key may do, such as inference:text; may be repeated."),
+        typer.Option(
+            help="What the key may do, such as inference:text; may be repeated.",
+            autocompletion=scopes,
+        ),
     ] = None,
     expires: Annotated[
         str | None, typer.Option(help="30d, 12h, or a time in ISO 8601; never by default.")
@@ -182,7 +190,10 @@ def patch(
     tier: Annotated[str | None, typer.Option(help="free, pro, enterprise or operator.")] = None,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="What the key may do, in place of what it could; may be repeated."),
+        typer.Option(
+            help="What the key may do, in place of what it could; may be repeated.",
+            autocompletion=scopes,
+        ),
     ] = None,
     expires: Annotated[str | None, typer.Option(help="30d, 12h, or a time in ISO 8601.")] = None,
     model: ModelOption = None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import offline
+from cli.completion import models as model_names
 from cli.context import CliContext
 from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
@@ -31,7 +32,10 @@ PicklesOption = Annotated[
 app = typer.Typer(no_args_is_help=True, help="Download, import, look at and load models.")
 
 NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="A model's name, as in `models list`.")
+    str,
+    typer.Argument(
+        metavar="NAME", help="A model's name, as in `models list`.", autocompletion=model_names()
+    ),
 ]
 
 
@@ -108,7 +112,7 @@ def list_models(
 
 
 def _show_models(rows: list[dict[str, Any]]) -> None:
-    show_table(_COLUMNS, [_row(row) for row in rows], right="SIZE PARAMETERS CONTEXT")
+    show_table(COLUMNS, [_row(row) for row in rows], right="SIZE PARAMETERS CONTEXT", below=BELOW)
 
 
 @app.command()
@@ -191,7 +195,8 @@ def unload(name: NameArgument, home: HomeOption = None, config: ConfigOption = N
     print_note(f"{name} is unloaded.")
 
 
-_COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "STATUS")
+COLUMNS = ("NAME", "TYPE", "ENGINE", "SIZE", "PARAMETERS", "CONTEXT", "STATUS")
+BELOW = "ENGINE PARAMETERS CONTEXT"  #: their row, where the terminal is narrow
 _NOT_SHOWN = {"model_id", "supported_parameters", "bytes", "voices"}
 
 

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.completion import models
 from cli.context import CliContext
 from cli.errors import Failure
 from cli.options import ConfigOption, HomeOption, JsonOption
@@ -29,7 +30,13 @@ class TextFormat(StrEnum):
 def transcribe(
     file: Annotated[Path, typer.Argument(help="A sound file of any usual format; '-' is stdin.")],
     model: Annotated[
-        str | None, typer.Option("-m", "--model", help="By default the only one that transcribes.")
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="By default the only one that transcribes.",
+            autocompletion=models("speech-to-text"),
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the text into this file.")
@@ -52,8 +59,11 @@ def transcribe(
     config: ConfigOption = None,
 ) -> None:
     """Write down what is said in a sound file; the text comes as it is heard."""
+    from cli.stream.output_names import check_writable
     from cli.stream.text_stream import given_options
 
+    if output is not None:
+        check_writable(output)
     form = _format_of(output, text_format)
     if words and not as_json:
         raise typer.BadParameter("times of words are shown with --json only", param_hint="--words")

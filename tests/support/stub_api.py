@@ -203,7 +203,11 @@ def listed(rows: list[Any]) -> dict[str, Any]:
 
 
 def answer_to(method: str, path: str, body: Any) -> tuple[int, Any]:
-    models = [model("demo-text"), model("org/painter", "image")]
+    models = [
+        model("demo-text"),
+        {**model("org/painter", "image"), "capabilities": ["text-to-image"]},
+    ]
+    base = {**model("org/base"), "capabilities": ["completion"]}
     status = {
         "status": "running",
         "in_flight": 1,
@@ -217,6 +221,7 @@ def answer_to(method: str, path: str, body: Any) -> tuple[int, Any]:
         ("GET", "/api/v1/models"): (200, listed(models)),
         ("GET", "/api/v1/models/demo-text"): (200, models[0]),
         ("GET", "/api/v1/models/org/painter"): (200, models[1]),
+        ("GET", "/api/v1/models/org/base"): (200, base),
         ("POST", "/api/v1/models/import"): (201, model((body or {}).get("name", ""))),
         ("POST", "/api/v1/models/demo-text/load"): (200, {**models[0], "status": "ready"}),
         ("POST", "/api/v1/models/demo-text/unload"): (200, models[0]),

@@ -86,6 +86,7 @@ def test_secret_stays_and_each_purpose_has_its_own(home: Home) -> None:
         "models",
         "files",
         "uploads",
+        "batches",
         "secret.key",
     }
 

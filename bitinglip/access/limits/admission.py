@@ -106,6 +106,22 @@ class Admission:
             return Admitted(key_id, policy, headers=headers, refusal=_refusal(policy, decision))
         return Admitted(key_id, policy, cells, share, headers)
 
+    async def charge(
+        self, caller: Caller, kind: LimitClass, route: str, units: Iterable[int] = ()
+    ) -> BitingLipError | None:
+        """Take the rates of work that goes on beside requests and has no place among them.
+
+        Returns the refusal of a quota or rate, if there is one.
+        """
+        policy, key_id = self._policies.of(caller.tier, kind, route), caller.key_id
+        if units and (spent := self._meter.exhausted(key_id, units)):
+            return spent
+        if not policy.limited:
+            return None
+        share = self._share_of(policy)
+        decision = await self._store.take(_cells(key_id, policy), self._clock(), share=share)
+        return _refusal(policy, decision) if decision.wait else None
+
     def leave(self, admitted: Admitted, *, refund: bool) -> None:
         """Give the place back; with ``refund`` the rates, too."""
         if not admitted.policy.limited:

@@ -13,13 +13,14 @@ from bitinglip.api.audited import audited, note_change
 from bitinglip.api.auth import caller_of, from_this_machine, requires_scope
 from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body, list_query
-from bitinglip.api.lookup import allowed_models, check_model, describe, find_model
+from bitinglip.api.lookup import allowed_models, describe, find_model
 from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
 from bitinglip.audit.entry import Action, changed
 from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
 from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin.models import ImportModelRequest
+from bitinglip.wire.model_lookup import check_model
 from model_store.manifest import Manifest
 
 native = APIRouter(prefix="/api/v1/models", tags=["models"])

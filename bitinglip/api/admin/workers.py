@@ -11,13 +11,13 @@ from bitinglip.api.audited import audited, note_change
 from bitinglip.api.auth import caller_of, requires_scope
 from bitinglip.api.body import json_response
 from bitinglip.api.documentation import list_query
-from bitinglip.api.lookup import check_model
 from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
 from bitinglip.audit.entry import Action
 from bitinglip.scheduling.models.operations import WorkerView
 from bitinglip.wire.admin.cluster import device_info, model_state_info, reservation_info
 from bitinglip.wire.admin.workers import worker_info
+from bitinglip.wire.model_lookup import check_model
 from workers.confinement import Kernel
 
 router = APIRouter(prefix="/api/v1", tags=["cluster"])

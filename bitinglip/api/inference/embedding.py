@@ -17,12 +17,11 @@ from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import InvalidRequest
 from bitinglip.wire.embedding import native as native_wire
 from bitinglip.wire.embedding.openai import EmbeddingRequest
 from bitinglip.wire.embedding.openai_view import EmbeddingView
 from bitinglip.wire.embedding.rerank import RerankRequest, RerankView
-from model_store.manifest import RERANK
+from bitinglip.wire.model_lookup import check_embeds
 
 native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
 openai = APIRouter(prefix="/v1", tags=["openai"])
@@ -69,12 +68,4 @@ async def rerank(request: Request) -> Response:
 
 def _check_model(request: Request, name: str, *, scores: bool = False) -> None:
     """Raise InvalidRequest for a model that makes no vectors, or no scores."""
-    manifest = find_model_of(request, name, "embedding")
-    if scores and RERANK not in manifest.capabilities:
-        raise InvalidRequest(
-            "This model makes vectors of texts; reranking needs a cross-encoder.", param="model"
-        )
-    if not scores and RERANK in manifest.capabilities:
-        raise InvalidRequest(
-            "This model scores documents: send them with a query to /v1/rerank.", param="model"
-        )
+    check_embeds(find_model_of(request, name, "embedding"), scores=scores)

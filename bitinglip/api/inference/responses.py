@@ -19,7 +19,7 @@ from bitinglip.api.documentation import json_body
 from bitinglip.api.guarding import checked_job
 from bitinglip.api.job_context import job_context
 from bitinglip.api.job_response import FollowedJob, JobResponse
-from bitinglip.api.lookup import check_model, check_owner, find_model_of
+from bitinglip.api.lookup import check_owner, find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import Services, services_of
 from bitinglip.errors import InternalError, InvalidRequest, NotFound, TaskNotFound
@@ -34,6 +34,7 @@ from bitinglip.tasks.responses import (
     missing,
     too_much,
 )
+from bitinglip.wire.model_lookup import check_model
 from bitinglip.wire.responses.items import Shown, shown_items
 from bitinglip.wire.responses.kept import kept_input, referred, resolved
 from bitinglip.wire.responses.output import failed

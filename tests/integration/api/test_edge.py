@@ -26,12 +26,17 @@ def test_body_that_is_not_valid_json_is_refused(client: httpx.Client) -> None:
 def test_content_type_must_be_json(client: httpx.Client, kind: str | None) -> None:
     headers = {"content-type": kind} if kind else {}
     response = client.post(NATIVE, content=json.dumps(PROMPT), headers=headers)
-    error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
+    error = error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
+    assert (
+        error["message"] == "The request's body must be JSON: send Content-Type: application/json."
+    )
 
 
 def test_content_encoding_is_refused(client: httpx.Client) -> None:
     response = client.post(NATIVE, json=PROMPT, headers={"content-encoding": "gzip"})
-    error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
+    error = error_of(response, 415, "UNSUPPORTED_MEDIA_TYPE")
+    assert error["message"] == "Send the body without a Content-Encoding."
+    assert response.headers["accept-encoding"] == "identity"
 
 
 def test_body_of_two_types_is_refused(client: httpx.Client) -> None:

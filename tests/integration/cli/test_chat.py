@@ -48,7 +48,7 @@ def test_chat_keeps_its_turns_and_obeys_its_commands(stub: Stub) -> None:
     ]
 
 
-def test_interrupt_cancels_the_answer_then_leaves(stub: Stub) -> None:
+def test_interrupt_cancels_the_answer_then_clears_the_line_then_leaves(stub: Stub) -> None:
     stub.pieces, stub.pause = ["word "] * 200, 0.05
     with terminal(stub.home, "chat", "demo-text") as chat:
         chat.wait_for(">>> ")
@@ -63,12 +63,37 @@ def test_interrupt_cancels_the_answer_then_leaves(stub: Stub) -> None:
         chat.type("again\n")
         chat.wait_for("done")
         chat.wait_for(">>> ")
-        time.sleep(0.3)  # Python loses a signal between readline's prompt and its first wait
+        chat.type("half a line")
+        chat.wait_for("half a line")
         chat.interrupt()
+        chat.wait_for("line is cleared")
+        chat.wait_for(">>> ")
+        chat.type("whole\n")
+        chat.wait_for("done")
+        for told in ("Ctrl-C again", "\r\n"):
+            chat.wait_for(">>> ")
+            time.sleep(0.3)  # Python loses a signal between readline's prompt and its first wait
+            chat.interrupt()
+            chat.wait_for(told)
         assert chat.wait_for_end() == 0
+    assert [body["messages"][-1]["content"] for body in stub.bodies()][1:] == ["again", "whole"]
     kept = stub.bodies()[1]["messages"]
     assert [turn["role"] for turn in kept] == ["user", "assistant", "user"]
     assert kept[1]["content"].startswith("word word")
+
+
+def test_prompt_of_several_lines_is_pasted_or_fenced(stub: Stub) -> None:
+    with terminal(stub.home, "chat", "demo-text") as chat:
+        chat.wait_for(">>> ")
+        chat.type("\x1b[200~def f():\n    return 1\n\nwhat is it?\x1b[201~\n")
+        chat.wait_for("tokens/s")
+        chat.wait_for(">>> ")
+        chat.type('"""one\n')
+        chat.wait_for(r"\.\.\. ")
+        chat.type('two"""\n')
+        chat.wait_for("tokens/s")
+    asked = [body["messages"][-1]["content"] for body in stub.bodies()]
+    assert asked == ["def f():\n    return 1\n\nwhat is it?", "one\ntwo"]
 
 
 def test_chat_turn_that_failed_leaves_no_trace_and_the_session_goes_on(stub: Stub) -> None:
@@ -89,9 +114,18 @@ def test_chat_turn_that_failed_leaves_no_trace_and_the_session_goes_on(stub: Stu
     assert stub.bodies()[1]["messages"] == [{"role": "user", "content": "two"}]
 
 
-def test_chat_with_a_model_without_text_is_refused_before_the_first_prompt(stub: Stub) -> None:
-    with terminal(stub.home, "chat", "org/painter") as chat:
-        chat.wait_for("org/painter makes image, not text")
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("org/painter", "org/painter is a model for images and cannot chat"),
+        ("org/base", "bitinglip generate text org/base"),
+    ],
+)
+def test_chat_with_a_model_that_cannot_is_refused_before_the_first_prompt(
+    stub: Stub, model: str, told: str
+) -> None:
+    with terminal(stub.home, "chat", model, COLUMNS="200") as chat:
+        chat.wait_for(told)
         assert chat.wait_for_end() == 1
     assert stub.bodies() == []
 

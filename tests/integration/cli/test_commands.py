@@ -244,6 +244,38 @@ def test_model_names_lead_to_no_other_path(stub: Stub) -> None:
     assert stub.asked == []
 
 
+def test_output_that_cannot_be_written_is_refused_before_any_work(stub: Stub) -> None:
+    (stub.home.parent / "sound.wav").touch()
+    folder = stub.home.parent / "folder.txt"
+    folder.mkdir()
+    for arguments in (
+        ["generate", "text", "demo-text", "x", "-o", "no/such/a.txt"],
+        ["generate", "text", "demo-text", "x", "-o", "folder.txt"],
+        ["generate", "image", "org/painter", "x", "-o", "no/such/a.png"],
+        ["generate", "speech", "org/speaker", "x", "-o", "no/such/a.wav"],
+        ["transcribe", "sound.wav", "-m", "org/listener", "-o", "no/such/a.txt"],
+    ):
+        done = run(stub.home, *arguments)
+        assert done.returncode == 1
+        assert f"Error: {arguments[-1]} cannot be written: " in done.stderr
+    assert stub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("chat ", ["demo-text"]),
+        ("generate image ", ["org/painter"]),
+        ("keys create --scope inference:t", ["inference:text"]),
+    ],
+)
+def test_completion_knows_models_and_scopes(stub: Stub, words: str, found: list[str]) -> None:
+    typed = {"COMP_WORDS": f"bitinglip {words}", "COMP_CWORD": str(len(f"{words}.".split()))}
+    asked = {"_BITINGLIP_COMPLETE": "complete_bash", "BITINGLIP_URL": stub.url}
+    done = run(stub.home, **typed, **asked)
+    assert sorted(done.stdout.split()) == found, done.stderr
+
+
 # ---- settings ------------------------------------------------------------------------------------
 
 
@@ -273,7 +305,7 @@ def test_config_show_prints_what_will_hold(home: Path) -> None:
 
 def test_serve_refuses_bad_settings_before_anything_starts(home: Path) -> None:
     done = run(home, "serve", "--set", "server.prt=1", "--set", "wrong")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 2
     assert not home.exists()
 

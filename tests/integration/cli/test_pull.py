@@ -141,6 +141,7 @@ def test_token_of_the_hub_comes_from_the_settings_file_or_the_environment(
         (["no/such"], "no public repository no/such"),
         ([REPO, "--include", "*.nothing"], "--include"),
         (["../evil"], "name"),
+        (["https://huggingface.co/Qwen/Qwen3-0.6B/tree/main"], "; write Qwen/Qwen3-0.6B."),
         ([REPO, "--name", "a b"], "name"),
     ],
 )

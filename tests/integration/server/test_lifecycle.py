@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.cli_process import terminal
 from tests.support.http_client import NATIVE
 from tests.support.server import (
     Server,
@@ -123,17 +125,31 @@ def test_drain_is_cut_short_by_a_second_signal(tmp_path: Path) -> None:
         "max_tokens": 500,
         "stream": True,
     }
-    with (
-        running_server(tmp_path / "home", *SLOW_ECHO) as server,
-        server.client() as client,
-        client.stream("POST", NATIVE, json=body) as answer,
-    ):
-        pieces = answer.iter_bytes()  # let go, it would close the connection
-        next(pieces)
-        server.process.send_signal(signal.SIGINT)
-        eventually(lambda: httpx.get(server.url + "/readyz").status_code == 503)
-        server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(60) == 130  # the request would take minutes
+    home = tmp_path / "home"
+    options = ("--set", "workers.spare=false", *SLOW_ECHO)
+    with terminal(home, "serve", "--port", "0", *options) as shell:
+        shell.wait_for(f"try +bitinglip chat \\S+ --home {home}\r")
+        [url] = re.findall(r"answers on (\S+)", shell.shown)
+        headers = {"Authorization": f"Bearer {(home / 'admin.key').read_text().strip()}"}
+        with httpx.stream("POST", url + NATIVE, json=body, headers=headers, timeout=60) as answer:
+            events = iter_events(answer.iter_lines())  # let go, it would close the connection
+            while next(events)[0] != "token":
+                pass
+            shell.interrupt()
+            shell.wait_for("Waiting for 1 request; Ctrl-C again stops now")
+            shell.interrupt()
+            assert shell.wait_for_end() == 130  # the request would take minutes
+    assert "Traceback" not in shell.shown
+    assert " error " not in shell.shown
+
+
+def test_interrupt_of_a_start_is_quiet(tmp_path: Path) -> None:
+    with terminal(tmp_path / "home", "serve", "--port", "0", "--set", "demo=never") as shell:
+        shell.wait_for(" info ")  # the log's first line, before the server answers
+        shell.interrupt()
+        assert shell.wait_for_end() in (0, 130)
+    assert "Traceback" not in shell.shown
+    assert " error " not in shell.shown
 
 
 def test_start_of_a_second_server_on_the_same_home_is_refused(tmp_path: Path) -> None:
@@ -144,18 +160,18 @@ def test_start_of_a_second_server_on_the_same_home_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("args", "code", "message"),
     [
-        (("--set", "server.prot=1"), "server.port"),
-        (("--host", "0.0.0.0", "--set", "security.require_api_key=false"), "allow_insecure"),
-        (("--host", "203.0.113.7"), "Cannot listen"),
+        (("--set", "server.prot=1"), 2, "server.port"),
+        (("--host", "0.0.0.0", "--set", "security.require_api_key=false"), 1, "allow_insecure"),
+        (("--host", "203.0.113.7"), 1, "Cannot listen"),
     ],
 )
 def test_start_that_cannot_succeed_is_refused_with_a_clear_message(
-    tmp_path: Path, args: tuple[str, ...], message: str
+    tmp_path: Path, args: tuple[str, ...], code: int, message: str
 ) -> None:
     server = start_server(tmp_path / "home", args)
-    assert server.process.wait(60) == 1
+    assert server.process.wait(60) == code
     assert message in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
 

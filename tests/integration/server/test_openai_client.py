@@ -95,8 +95,8 @@ def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:
         ask(model="nope", messages=messages)
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as refused:
-        ask(model="demo-echo", messages=messages, n=2)
-    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "n")
+        ask(model="demo-echo", messages=messages, store=True)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "store")
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="nonsense").models.list()
 

@@ -352,8 +352,8 @@ def test_pull_of_a_missing_repository_says_so(store: ModelStore, hub: FakeHub) -
 
 
 def test_pull_without_a_hub_says_so(store: ModelStore) -> None:
-    with pytest.raises(DownloadError, match="cannot be reached"):
-        pull(store, REPO, hub=HubOptions("http://127.0.0.1:9"))
+    with pytest.raises(DownloadError, match=r"reached at 127\.0\.0\.1:9 .*HF_ENDPOINT"):
+        pull(store, REPO, hub=HubOptions("http://me:secret@127.0.0.1:9"))
     with pytest.raises(DownloadError, match="offline"):
         pull(store, REPO, hub=HubOptions("http://127.0.0.1:9", offline=True))
 

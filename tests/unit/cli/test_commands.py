@@ -1,8 +1,10 @@
 """The shape of the command line: options that all have, wrong usage, quick imports."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[st
             yield " ".join((*path, name)), command
 
 
+ROOT = Path(__file__).parents[3]
 COMMANDS = dict(commands())
 
 
@@ -75,6 +78,19 @@ def test_usage_that_is_wrong_ends_with_2(arguments: list[str]) -> None:
     assert result.exit_code == 2
     assert result.stderr
     assert not result.stdout
+
+
+def test_makefile_leaves_the_address_to_the_settings() -> None:
+    def told(*given: str) -> str:
+        command = ["make", "--dry-run", "serve", *given]
+        environ = {**os.environ, "HOST": "build.example", "PORT": "1"}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+        )
+        return done.stdout.splitlines()[-1].partition("bitinglip ")[2]
+
+    assert told().split() == ["serve"]
+    assert told("PORT=9000").split() == ["serve", "--port", "9000"]
 
 
 def test_command_that_is_near_is_suggested() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cli.commands import models
 from cli.show.layout import lay_out
 
 COLUMNS = ("ID", "NAME", "LAST USED", "N", "SCOPES")
@@ -47,3 +48,13 @@ def test_table_breaks_no_id_at_any_width(width: int) -> None:
 
 def test_table_folds_times_before_it_is_too_wide() -> None:
     assert lines(35)[1:3] == ["GWMDBCk0EsrF  admin  2026-11-27  12", "                     11:27"]
+
+
+def test_table_of_models_fits_60_columns() -> None:
+    row = ("demo-embedding", "embedding", "embedding", "946.0 kB", "134M", "2048", "available")
+    found = list(
+        lay_out(models.COLUMNS, [row], 60, right=["SIZE", "CONTEXT"], below=models.BELOW.split())
+    )
+    assert max(map(len, found)) <= 60
+    assert found[1].split() == ["demo-embedding", "embedding", "946.0", "kB", "available"]
+    assert found[2] == "  engine: embedding; parameters: 134M; context: 2048"

@@ -3,7 +3,14 @@
 import pytest
 
 from model_store.errors import BadFiles, BadName
-from model_store.names import check_file, check_files, check_name, check_revision, folder_name
+from model_store.names import (
+    check_file,
+    check_files,
+    check_name,
+    check_repo,
+    check_revision,
+    folder_name,
+)
 
 
 @pytest.mark.parametrize("name", ["a", "gpt2", "org/Model-7B_v1.0", "a" * 96, "a-/b"])
@@ -100,3 +107,26 @@ def test_listing_is_checked_as_a_whole() -> None:
     check_files([str(number) for number in range(10_000)])
     with pytest.raises(BadFiles, match="more than"):
         check_files([str(number) for number in range(10_001)])
+
+
+@pytest.mark.parametrize(
+    "repo",
+    [
+        "https://huggingface.co/org/Model-7B",
+        "https://huggingface.co/org/Model-7B/tree/main?x=1",
+        "http://mirror.example:8000/org/Model-7B",
+        "hf.co/org/Model-7B:Q8_0",
+        "hf://org/Model-7B",
+        "org/Model-7B:Q4_K_M",
+    ],
+)
+def test_repository_that_is_written_otherwise_is_told_how(repo: str) -> None:
+    with pytest.raises(BadName, match=r"; write org/Model-7B\.$"):
+        check_repo(repo)
+
+
+def test_repository_without_a_name_is_told_the_form() -> None:
+    with pytest.raises(BadName, match="; write owner/name"):
+        check_repo("https://huggingface.co")
+    with pytest.raises(BadName, match="letters, digits"):
+        check_repo("../evil")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 import torch
 
@@ -220,6 +221,18 @@ def test_stop_string_ends_a_text_within_its_grammar(engine: TextEngine) -> None:
     done = run(engine, job("stopped", KINDS["person"], stop=('"age"',)))
     assert done["stopped"].choices[0].finish_reason == "stop"
     assert '"age"' not in done["stopped"].text
+
+
+def test_stop_token_ends_a_text_within_its_grammar(engine: TextEngine) -> None:
+    tokens = engine._loaded.tokenizer.encode('"', add_special_tokens=False)
+    done = run(engine, job("token", KINDS["person"], stop_token_ids=tuple(tokens)))
+    assert done["token"].choices[0].finish_reason == "stop"
+
+
+def test_echoed_prompt_is_no_part_of_the_form(engine: TextEngine) -> None:
+    echoed = msgspec.structs.replace(job("echo", KINDS["choice"]), echo=True)
+    text = run(engine, echoed)["echo"].text
+    assert is_of_its_kind("choice", text.removeprefix("say echo"))
 
 
 def test_biases_choose_among_what_the_grammar_lets_follow(engine: TextEngine) -> None:

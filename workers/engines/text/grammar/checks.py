@@ -19,13 +19,17 @@ class Checks:
     def hold(self, job: TextJob, events: list[Event]) -> list[Event]:
         """Take a final event that is to be checked; return the events that may be sent now.
 
-        A text that ends at a stop string or token need not be whole, nor one of full length.
+        A text that ends at a stop string or token need not be whole, nor one of full length; and
+        an echoed prompt is of no form.
         """
         final = events[-1] if events else None
         sampling = job.sampling
-        if job.grammar is None or sampling.stop or not isinstance(final, TextDone):
+        if job.grammar is None or job.echo or not isinstance(final, TextDone):
             return events
-        texts = [each.text for each in final.choices if each.finish_reason == "stop"]
+        if sampling.stop_token_ids:
+            return events
+        ended = [each for each in final.choices if each.finish_reason == "stop"]
+        texts = [each.text for each in ended if each.stop is None]
         self._held[job.id] = (final, self._thread.submit(first_fault, job.grammar, texts))
         return events[:-1]
 

@@ -15,8 +15,9 @@ from workers.protocol import Grammar
 from workers.protocol.bounds import MOST_GRAMMAR
 
 _MOST_REASON = 300  #: characters
-#: White space between the tokens of JSON: without a bound a weak model writes nothing else.
-_JSON_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+#: White space between the tokens of JSON, as people and programs indent it: a space, or the
+#: beginning of a line. Without a bound a weak model writes nothing else.
+_JSON_SPACE = r"(\x20|\x0D?\x0A[\x20\x09]{0,32})"
 _ANY_OBJECT = {"type": "object"}
 #: Those that llguidance can lead a text by; the standard takes any other for a remark.
 _FORMATS = frozenset(
@@ -61,9 +62,10 @@ def literal(text: str, added: Mapping[str, int]) -> str:
     return " ".join(written) or '""'
 
 
-def json_text(schema: Mapping[str, Any]) -> str:
+def json_text(schema: Mapping[str, Any], *, strict: bool = False) -> str:
     """Return Lark that matches JSON of this schema, to be the whole body of a rule."""
-    return f"%json {json.dumps({**_known_formats(schema), 'x-guidance': _options(strict=False)})}"
+    known = schema if strict else _known_formats(schema)
+    return f"%json {json.dumps({**known, 'x-guidance': _options(strict=strict)})}"
 
 
 def refusal(grammar: Grammar, reason: str) -> Refused:

@@ -53,7 +53,7 @@ def json_after_reasoning(
         return None
     schema = json.loads(grammar.source) if grammar.kind == "json_schema" else {"type": "object"}
     rules = _Rules(added)
-    rules.add("whole", json_text(schema))
+    rules.add("whole", json_text(schema, strict=grammar.strict))
     rules.add("start", f"{rules.reasoning(family, begun=begun)} whole")
     return Grammar(kind="lark", source=rules.text(), param=grammar.param)
 

@@ -1,0 +1,60 @@
+"""Finds the models that callers name, and refuses what these are not for."""
+
+from bitinglip.access.keys import Caller
+from bitinglip.errors import InvalidModel, InvalidRequest, ModelNotAllowed
+from bitinglip.wire.kinds import KINDS
+from model_store.errors import UnknownModel
+from model_store.manifest import RERANK, Manifest
+from model_store.store import ModelStore
+
+
+def model_named(store: ModelStore, caller: Caller, name: str) -> Manifest:
+    """Return the model of this name.
+
+    Raises ModelNotAllowed, whether there is such a model or not, or InvalidModel, which lists the
+    models that the caller may use.
+    """
+    check_model(caller, name)
+    try:
+        manifest = store.get(name)
+    except UnknownModel:
+        names = [each for each in store.names() if caller.may_use(each)]
+        raise InvalidModel(
+            param="model", details={"model": name[:256], "available_models": names}
+        ) from None
+    check_model(caller, manifest.name)
+    return manifest
+
+
+def model_of_kind(store: ModelStore, caller: Caller, name: str, kind: str) -> Manifest:
+    """Return a model of a kind. Raises as model_named does, or InvalidRequest for another kind."""
+    manifest = model_named(store, caller, name)
+    own = "text" if manifest.engine == "fake" else manifest.kind
+    if own != kind:
+        raise InvalidRequest(
+            f"This is a model for {_purpose(own)}, not for {_purpose(kind)}.",
+            param="model",
+        )
+    return manifest
+
+
+def check_model(caller: Caller, name: str) -> None:
+    """Raise ModelNotAllowed for a model that the caller's key is not for."""
+    if caller.models is not None and not caller.may_use(name):
+        raise ModelNotAllowed(param="model", details={"model": name[:256]})
+
+
+def check_embeds(manifest: Manifest, *, scores: bool = False) -> None:
+    """Raise InvalidRequest for a model that makes no vectors, or no scores."""
+    if scores and RERANK not in manifest.capabilities:
+        raise InvalidRequest(
+            "This model makes vectors of texts; reranking needs a cross-encoder.", param="model"
+        )
+    if not scores and RERANK in manifest.capabilities:
+        raise InvalidRequest(
+            "This model scores documents: send them with a query to /v1/rerank.", param="model"
+        )
+
+
+def _purpose(kind: str) -> str:
+    return KINDS[kind].purpose if kind in KINDS else kind
