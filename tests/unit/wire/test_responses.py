@@ -322,3 +322,12 @@ def test_stream_of_a_response_tells_how_it_ended(
         assert data["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
     if status == "failed":
         assert data["response"]["error"]["code"] == "server_error"
+
+
+@pytest.mark.parametrize("name", ["metadata", "user", "safety_identifier", "prompt_cache_key"])
+def test_labels_that_are_shown_again_are_short(name: str) -> None:
+    """Each request holds them for as long as its response is made."""
+    assert _parsed(**{name: {"a": "x" * 10_000}}).ignored == []
+    with pytest.raises(InvalidRequest) as refused:
+        _parsed(**{name: {"a": ["x"] * 20_000}})
+    assert refused.value.param == name
