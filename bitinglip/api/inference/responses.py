@@ -242,7 +242,7 @@ async def _shown(services: Services, row: KeptResponse) -> Shown:
 
 
 def _owner(request: Request) -> str | None:
-    """Return whose responses the caller may go on with; None is anybody's."""
+    """Return the key whose responses the caller may continue; None: any key's."""
     caller = caller_of(request)
     return None if caller.may(Scope.ADMIN) else caller.key_id
 
