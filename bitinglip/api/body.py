@@ -14,8 +14,8 @@ from starlette.responses import Response
 from bitinglip.api.auth import caller_of, confirm_caller
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import UnsupportedMediaType, UnsupportedParameter
-from bitinglip.wire.openai_body import OpenAIRequest
+from bitinglip.errors import UnsupportedMediaType
+from bitinglip.wire.openai_body import OpenAIRequest, unknown_field
 from bitinglip.wire.parse import is_large, parse
 
 #: One thread: a body takes many times its size while it is read, so large ones take turns.
@@ -60,9 +60,9 @@ def note_fields(request: Request, names: Sequence[str]) -> None:
 
     Raises UnsupportedParameter where the settings refuse such fields.
     """
-    services, first = services_of(request), names[0]
+    services = services_of(request)
     if services.settings.openai.unknown_fields == "refuse":
-        raise UnsupportedParameter(f"'{first}' is unknown or not supported.", param=first)
+        raise unknown_field(names[0])
     context = context_of(request.scope)
     noted = [value.decode() for name, value in context.notices if name == _IGNORED]
     others = tuple(each for each in context.notices if each[0] != _IGNORED)

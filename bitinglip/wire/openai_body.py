@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from bitinglip.errors import UnsupportedParameter
 from bitinglip.wire.body import AllowedValues, Body
 
 MOST_NAMED = 16  #: fields that a response names
@@ -48,6 +49,11 @@ class OpenAIRequest(OpenAIBody):
     def ignored(self) -> list[str]:
         """Name the fields that were ignored; of a large body it takes its time."""
         return _ignored_fields(self)
+
+
+def unknown_field(name: str) -> UnsupportedParameter:
+    """Return the error of a field that is not ignored, as the settings refuse such fields."""
+    return UnsupportedParameter(f"'{name}' is unknown or not supported.", param=name)
 
 
 def treatments(model: type[BaseModel]) -> dict[str, Treatment]:
