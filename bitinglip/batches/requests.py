@@ -16,6 +16,7 @@ from bitinglip.errors import (
     Overloaded,
     QueueFull,
     RateLimitExceeded,
+    TaskCancelled,
     Timeout,
     UnsupportedParameter,
 )
@@ -47,6 +48,8 @@ _SHORTEST, _LONGEST = 0.5, 60.0  #: seconds until a refused request is tried aga
 M = TypeVar("M", bound=OpenAIRequest)
 View = Callable[[EventLog], OpenAIView]
 Read = Callable[[], Awaitable[bytes]]
+#: returns whose request it is, as long as they may run it
+Holder = Callable[[], Caller | None]
 
 
 class Requests:
@@ -70,18 +73,19 @@ class Requests:
         self._places = asyncio.Semaphore(settings.batches.lines_at_once)
 
     async def answer(
-        self, caller: Caller, endpoint: Endpoint, read: Read, request_id: str
+        self, holder: Holder, endpoint: Endpoint, read: Read, request_id: str
     ) -> bytes:
         """Return the body of the response to a request, which ``read`` returns the body of.
 
         It takes the rates of its key as a request does, and waits where these, or a queue, have
-        nothing left; what waits holds no text in memory. Raises what the route raises.
+        nothing left; what waits holds no text in memory. Raises what the route raises, and
+        TaskCancelled once nobody is its ``holder`` any more.
         """
-        await self._take_rates(caller, endpoint)
+        await self._take_rates(holder, endpoint)
         while True:
             event_log: EventLog | None = None
             async with self._places:
-                job, view = await self._job(caller, endpoint, await read(), request_id)
+                job, view = await self._job(_held(holder), endpoint, await read(), request_id)
                 try:
                     with self._dispatcher.open(job) as event_log:
                         await event_log.result()
@@ -96,10 +100,11 @@ class Requests:
                     wait = None
             await _rest(wait)
 
-    async def _take_rates(self, caller: Caller, endpoint: Endpoint) -> None:
-        """Wait for the rates of a request. Raises QuotaExceeded."""
+    async def _take_rates(self, holder: Holder, endpoint: Endpoint) -> None:
+        """Wait for the rates of a request. Raises QuotaExceeded or TaskCancelled."""
         units = (REQUESTS, TOKENS)
         while True:
+            caller = _held(holder)
             refused = await self._admission.charge(caller, LimitClass.INFERENCE, endpoint, units)
             if refused is None:
                 return
@@ -172,6 +177,14 @@ class Requests:
     def _refuse_unknown(self, names: list[str]) -> None:
         if names and self._settings.openai.unknown_fields == "refuse":
             raise UnsupportedParameter(f"'{names[0]}' is unknown or not supported.", param=names[0])
+
+
+def _held(holder: Holder) -> Caller:
+    """Return who holds a request. Raises TaskCancelled once nobody does."""
+    caller = holder()
+    if caller is None:
+        raise TaskCancelled()
+    return caller
 
 
 async def _rest(seconds: float | None) -> None:

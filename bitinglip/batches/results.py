@@ -85,14 +85,14 @@ class Results:
         size, told = self._sizes[failed], False
         while True:
             try:
-                await asyncio.to_thread(_append, path, size, data, self._space)
+                end = await asyncio.to_thread(_append, path, size, data, self._space)
             except (OSError, DiskFull) as error:
                 if not told:
                     log.warning("results of a batch cannot be written yet", reason=str(error))
                 told = True
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
-                self._sizes[failed] = size + len(data)
+                self._sizes[failed] = end
                 return
 
     def _count(self, marks: list[bytes], *, failed: bool) -> None:
@@ -103,15 +103,20 @@ class Results:
             self.completed += len(marks)
 
 
-def _append(path: Path, size: int, data: bytes, space: DiskSpace) -> None:
-    """Write behind the first ``size`` bytes, in place of what an attempt before has left there."""
+def _append(path: Path, size: int, data: bytes, space: DiskSpace) -> int:
+    """Write behind the first ``size`` bytes, in place of what an attempt before has left there.
+
+    Returns the new size. A file that somebody has removed begins anew. Raises OSError or DiskFull.
+    """
     space.check(len(data))
     new = not path.exists()
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.truncate(size)
-        file.seek(size)
+        start = min(size, os.fstat(file.fileno()).st_size)
+        file.truncate(start)
+        file.seek(start)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     if new:
         sync_folder(path.parent)
+    return start + len(data)

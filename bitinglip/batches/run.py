@@ -173,21 +173,18 @@ class Run:
 
     async def _run_line(self, line: Line) -> Result | None:
         """Run a request; None if it has no result, as the server or the batch ends."""
-        caller = self._caller_of(self.kept.credential)
-        if caller is None:
-            self.stop(Ends.CANCELLED)
-            return None
+        holder = partial(self._caller_of, self.kept.credential)
         number = f"batch_req_{secrets.token_hex(16)}"
         failed: errors.BitingLipError | None = None
         try:
             body = await self._requests.answer(
-                caller, self.kept.batch.endpoint, partial(self._body, line), number
+                holder, self.kept.batch.endpoint, partial(self._body, line), number
             )
         except errors.ShuttingDown:
             self.stop(Ends.SUSPENDED)
             return None
         except errors.BitingLipError as error:
-            if self._caller_of(self.kept.credential) is None:  # which is why it was cancelled
+            if holder() is None:  # which is why it was cancelled
                 self.stop(Ends.CANCELLED)
                 return None
             failed = error

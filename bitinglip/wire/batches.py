@@ -149,15 +149,3 @@ def shown_batch(batch: Batch) -> dict[str, Any]:
     """Describe a batch as OpenAI does."""
     shown: dict[str, Any] = msgspec.to_builtins(batch)
     return shown
-
-
-def page_of(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """Describe one page of a list; ``rows`` has one more than ``limit`` where more follow."""
-    page = rows[:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(rows) > limit,
-    }

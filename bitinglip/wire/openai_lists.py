@@ -1,5 +1,9 @@
-"""OpenAI's surface lists models and voices so, with what clients of other servers look for."""
+"""Lists of OpenAI's surface: pages of objects, models and voices.
 
+Models and voices have the fields that clients of other servers look for, too.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 from bitinglip.wire.admin.models import model_type
@@ -45,3 +49,15 @@ def audio_models(manifests: list[Manifest]) -> dict[str, Any]:
 def audio_voices(names: list[str]) -> dict[str, Any]:
     """List voices, each once, as Open WebUI reads them."""
     return {"voices": [{"id": name, "name": name} for name in dict.fromkeys(names)]}
+
+
+def page_of(rows: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Describe one page of a list; ``rows`` has one more than ``limit`` where more follow."""
+    page = rows[:limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(rows) > limit,
+    }

@@ -15,7 +15,8 @@ from bitinglip.api.lookup import check_owner
 from bitinglip.api.services import services_of
 from bitinglip.batches.files import INPUT
 from bitinglip.errors import InvalidRequest, NotFound
-from bitinglip.wire.batches import Batch, BatchRequest, page_of, shown_batch
+from bitinglip.wire.batches import Batch, BatchRequest, shown_batch
+from bitinglip.wire.openai_lists import page_of
 
 _LISTED, _MOST_LISTED = 20, 100
 

@@ -18,7 +18,8 @@ from bitinglip.api.lookup import check_owner
 from bitinglip.api.services import services_of
 from bitinglip.db.tables import ClientFile
 from bitinglip.errors import Conflict, FileGone, InvalidRequest
-from bitinglip.wire.batches import FileFields, file_object, page_of
+from bitinglip.wire.batches import FileFields, file_object
+from bitinglip.wire.openai_lists import page_of
 
 _MOST_LISTED = 10_000
 _CHUNK = 256 * 1024  #: bytes that are sent at once

@@ -35,6 +35,7 @@ from bitinglip.tasks.responses import (
     too_much,
 )
 from bitinglip.wire.model_lookup import check_model
+from bitinglip.wire.openai_lists import page_of
 from bitinglip.wire.responses.items import Shown, shown_items
 from bitinglip.wire.responses.kept import kept_input, referred, resolved
 from bitinglip.wire.responses.output import failed
@@ -122,16 +123,7 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     ids = [item["id"] for item in items]
     after = query.get("after")
     begin = ids.index(after) + 1 if after in ids else 0
-    page = items[begin : begin + limit]
-    return json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": begin + limit < len(items),
-        }
-    )
+    return json_response(page_of(items[begin : begin + limit + 1], limit))
 
 
 class _Asked(NamedTuple):

@@ -133,13 +133,7 @@ def _shown(item: Item, tail: str) -> Shown:
     match item.kind:
         case "message":
             parts = [_shown_part(part, item.role) for part in item.content or ()]
-            return {
-                "id": own_id or f"msg_{tail}",
-                "type": "message",
-                "status": "completed",
-                "role": item.role,
-                "content": parts,
-            }
+            return message_item(own_id or f"msg_{tail}", parts, role=item.role)
         case "function_call":
             name = joined_name(item.namespace, item.name or "")
             call = protocol.ToolCall(
@@ -148,13 +142,7 @@ def _shown(item: Item, tail: str) -> Shown:
             namespaces = {item.namespace} if item.namespace is not None else ()
             return function_call(own_id or f"fc_{tail}", call, namespaces=namespaces)
         case "function_call_output":
-            return {
-                "id": own_id or f"fco_{tail}",
-                "type": "function_call_output",
-                "status": "completed",
-                "call_id": item.call_id,
-                "output": joined(item.output),
-            }
+            return function_call_output(own_id or f"fco_{tail}", item.call_id, joined(item.output))
         case "reasoning":
             thought = joined(item.content) or _unpacked(item.encrypted_content)
             thought = thought or joined(item.summary)
@@ -166,10 +154,10 @@ def _shown(item: Item, tail: str) -> Shown:
 def _shown_part(part: ItemPart, role: str | None) -> Shown:
     if part.type == "refusal":
         return {"type": "refusal", "refusal": part.refusal}
-    return output_text(part.text or "") if role == "assistant" else _input_text(part.text or "")
+    return output_text(part.text or "") if role == "assistant" else input_text(part.text or "")
 
 
-def _input_text(text: str) -> Shown:
+def input_text(text: str) -> Shown:
     return {"type": "input_text", "text": text}
 
 
@@ -177,12 +165,18 @@ def output_text(text: str, logprobs: Sequence[Shown] = ()) -> Shown:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
 
 
-def message_item(item_id: str, parts: list[Shown], status: str = "completed") -> Shown:
+def message_item(
+    item_id: str,
+    parts: list[Shown],
+    status: str = "completed",
+    *,
+    role: str | None = "assistant",
+) -> Shown:
     return {
         "id": item_id,
         "type": "message",
         "status": status,
-        "role": "assistant",
+        "role": role,
         "content": parts,
     }
 
@@ -205,6 +199,16 @@ def function_call(
         "call_id": call.id,
         **(named or {"name": call.name}),
         "arguments": call.arguments if arguments is None else arguments,
+    }
+
+
+def function_call_output(item_id: str, call_id: str | None, output: str) -> Shown:
+    return {
+        "id": item_id,
+        "type": "function_call_output",
+        "status": "completed",
+        "call_id": call_id,
+        "output": output,
     }
 
 

@@ -7,6 +7,8 @@ from bitinglip.errors import InvalidRequest
 from bitinglip.wire.responses.items import (
     Shown,
     function_call,
+    function_call_output,
+    input_text,
     message_item,
     output_text,
     reasoning_item,
@@ -78,13 +80,7 @@ def items_of(messages: Iterable[protocol.ChatMessage], response_id: str) -> list
 
 def _items_of(message: protocol.ChatMessage) -> Iterator[Shown]:
     if message.role == "tool":
-        yield {
-            "id": "fco",
-            "type": "function_call_output",
-            "status": "completed",
-            "call_id": message.tool_call_id,
-            "output": message.content,
-        }
+        yield function_call_output("fco", message.tool_call_id, message.content)
         return
     if message.reasoning:
         yield reasoning_item("rs", message.reasoning)
@@ -92,7 +88,6 @@ def _items_of(message: protocol.ChatMessage) -> Iterator[Shown]:
         if message.content:
             yield message_item("msg", [output_text(message.content)])
     else:
-        part = {"type": "input_text", "text": message.content}
-        yield {**message_item("msg", [part]), "role": message.role}
+        yield message_item("msg", [input_text(message.content)], role=message.role)
     for call in message.tool_calls:
         yield function_call("fc", call)

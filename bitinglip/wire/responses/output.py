@@ -12,6 +12,7 @@ from bitinglip.wire.responses.items import (
     output_text,
     reasoning_item,
 )
+from bitinglip.wire.text.openai_message import logprob_entry
 from workers import protocol
 
 #: OpenAI's words for errors of a response; all others are the server's
@@ -56,17 +57,7 @@ def is_packed(echo: Mapping[str, Any]) -> bool:
 
 
 def shown_logprobs(sampled: Iterable[protocol.TokenLogprob]) -> list[Shown]:
-    return [
-        {
-            **_logprob(each.token, each.logprob),
-            "top_logprobs": [_logprob(token, logprob) for token, _, logprob in each.top],
-        }
-        for each in sampled
-    ]
-
-
-def _logprob(token: str, logprob: float | None) -> Shown:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    return [logprob_entry(each) for each in sampled]
 
 
 def ended(echo: Mapping[str, Any], event_log: EventLog) -> Shown:

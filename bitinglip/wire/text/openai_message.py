@@ -1,4 +1,4 @@
-"""OpenAI's messages and deltas: content, reasoning and calls of tools.
+"""OpenAI's messages and deltas: content, reasoning, calls of tools and log-probabilities.
 
 Reasoning is ``reasoning_content``, the field that clients of other servers read. Every delta of a
 call says its id, type and name: strict clients lose a call whose later deltas leave them out.
@@ -6,6 +6,7 @@ call says its id, type and name: strict clients lose a call whose later deltas l
 
 from typing import Any
 
+from bitinglip.wire.text.result import call_info
 from workers import protocol
 
 
@@ -19,14 +20,7 @@ def message(choice: protocol.TextChoice) -> dict[str, Any]:
     if choice.reasoning:
         shown["reasoning_content"] = choice.reasoning
     if choice.tool_calls:
-        shown["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in choice.tool_calls
-        ]
+        shown["tool_calls"] = [call_info(each) for each in choice.tool_calls]
     return shown
 
 
@@ -39,12 +33,16 @@ def delta(piece: protocol.TextDelta) -> dict[str, Any]:
         shown["content"] = piece.text
     if piece.tool_calls:
         shown["tool_calls"] = [
-            {
-                "index": call.index,
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in piece.tool_calls
+            {"index": each.index, **call_info(each)} for each in piece.tool_calls
         ]
     return shown
+
+
+def logprob_entry(sampled: protocol.TokenLogprob) -> dict[str, Any]:
+    """Show a token's log-probability, and those of the likeliest tokens in its place."""
+    top = [_logprob(token, logprob) for token, _, logprob in sampled.top]
+    return {**_logprob(sampled.token, sampled.logprob), "top_logprobs": top}
+
+
+def _logprob(token: str, logprob: float | None) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}

@@ -8,7 +8,7 @@ import msgspec
 from bitinglip.results.streams import DONE, sse
 from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.wire.openai_view import OpenAIView
-from bitinglip.wire.text.openai_message import delta, message
+from bitinglip.wire.text.openai_message import delta, logprob_entry, message
 from workers import protocol
 
 Logprobs = tuple[protocol.TokenLogprob, ...]
@@ -158,7 +158,7 @@ class ChatView(_TextView):
     def _logprobs(self, sampled: Logprobs) -> dict[str, Any] | None:
         if not self._wants_logprobs:
             return None
-        return {"content": [_chat_logprob(each) for each in sampled], "refusal": None}
+        return {"content": [logprob_entry(each) for each in sampled], "refusal": None}
 
 
 class CompletionView(_TextView):
@@ -210,15 +210,6 @@ def _top_logprobs(sampled: protocol.TokenLogprob) -> dict[str, float] | None:
     if sampled.logprob is None:
         return None
     return {**{token: logprob for token, _, logprob in sampled.top}, sampled.token: sampled.logprob}
-
-
-def _chat_logprob(sampled: protocol.TokenLogprob) -> dict[str, Any]:
-    top = [_one_logprob(token, logprob) for token, _, logprob in sampled.top]
-    return {**_one_logprob(sampled.token, sampled.logprob), "top_logprobs": top}
-
-
-def _one_logprob(token: str, logprob: float | None) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
 def _usage(done: protocol.TextDone) -> dict[str, Any]:

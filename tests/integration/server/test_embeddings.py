@@ -7,6 +7,7 @@ import numpy as np
 import openai
 import pytest
 
+from tests.support.batch_client import begin, ended, line, results
 from tests.support.confinement import check_whole
 from tests.support.server import Server
 from tests.support.sse import events_of
@@ -106,3 +107,13 @@ def test_empty_text_has_a_vector_and_truncate_reads_the_beginning(server: Server
     assert len(empty.json()["data"]) == 1
     assert long.json()["usage"]["prompt_tokens"] == 512
     assert [model["name"] for model in listed["data"]] == ["demo-embedding"]
+
+
+def test_embedding_batch_has_the_vectors_of_requests(server: Server) -> None:
+    asked = {"model": "demo-embedding", "input": "one text", "dimensions": 8}
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key) as client:
+        alone = client.embeddings.create(model="demo-embedding", input="one text", dimensions=8)
+        batch = ended(client, begin(client, [line("a", OPENAI, asked)], endpoint=OPENAI))
+        (found,) = results(client, batch.output_file_id)
+    vector = found["response"]["body"]["data"][0]["embedding"]
+    assert vector == pytest.approx(alone.data[0].embedding)

@@ -108,3 +108,14 @@ def test_results_of_a_cancelled_writer_are_written_and_counted(tmp_path: Path) -
 
     using(tmp_path, act)
     assert len((tmp_path / "output").read_bytes().splitlines()) == 20
+
+
+def test_results_begin_anew_where_somebody_has_removed_them(tmp_path: Path) -> None:
+    async def act(results: Results) -> None:
+        await results.add([ended("a")])
+        (tmp_path / "output").unlink()
+        await results.add([ended("b")])
+        await results.add([ended("c")])
+
+    using(tmp_path, act)
+    assert (tmp_path / "output").read_bytes() == ended("b").line + ended("c").line

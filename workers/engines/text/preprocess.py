@@ -100,7 +100,7 @@ class Preprocessor:
             ids = list(given) or self._beginning(param)
         elif job.messages is not None:
             rendered = self._chat.render(job, self._most_characters)
-            grammar, reading = self._chat.held(job, self._chat.reading(job, rendered))
+            grammar, reading = self._chat.constrained(job, self._chat.reading(job, rendered))
             ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
