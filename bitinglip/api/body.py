@@ -46,7 +46,7 @@ async def read_body(request: Request, model: type[M]) -> M:
 
 
 def note_ignored(request: Request, body: M) -> M:
-    """Return the body; the response will name its fields that were left out of account.
+    """Return the body; the response will name its fields that were ignored.
 
     Raises UnsupportedParameter where the settings refuse such fields.
     """
@@ -56,7 +56,7 @@ def note_ignored(request: Request, body: M) -> M:
 
 
 def note_fields(request: Request, names: Sequence[str]) -> None:
-    """Have the response name fields that were left out of account, after those it names already.
+    """Have the response name fields that were ignored, after those it names already.
 
     Raises UnsupportedParameter where the settings refuse such fields.
     """

@@ -1,7 +1,7 @@
 """Requests on OpenAI's surface may hold more than the fields that are honoured.
 
-A null is no value, a label has no effect, and a field that is not in OpenAI's schema is left out of
-account: the response's header names it. A field of the schema that would change the answer is
+A null is no value, a label has no effect, and a field that is not in OpenAI's schema is
+ignored: the response's header names it. A field of the schema that would change the answer is
 declared with the values that change nothing (``AllowedValues``), and refused with any other. So a
 request's class is the table of its surface: ``treatments`` reads it, OpenAPI's document shows it,
 and a test compares it with the official package's types.
@@ -42,11 +42,11 @@ class OpenAIBody(Body):
 
 
 class OpenAIRequest(OpenAIBody):
-    """A whole request body; it knows which fields were left out of account."""
+    """A whole request body; it knows which fields were ignored."""
 
     @cached_property
     def ignored(self) -> list[str]:
-        """Name the fields that were left out of account; of a large body it takes its time."""
+        """Name the fields that were ignored; of a large body it takes its time."""
         return _ignored_fields(self)
 
 
@@ -68,7 +68,7 @@ def treatments(model: type[BaseModel]) -> dict[str, Treatment]:
 
 
 def _ignored_fields(body: BaseModel) -> list[str]:
-    """Return the fields of a body that were left out of account, as paths without indices.
+    """Return the fields of a body that were ignored, as paths without indices.
 
     A null is nothing that was left out. At most 16, each once; names that no header can hold, or
     that are long, are shown as ``?``.

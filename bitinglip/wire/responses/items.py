@@ -317,7 +317,7 @@ class _Turn:
         self._calls: list[protocol.ToolCall] = []
 
     def takes(self, item: Shown) -> bool:
-        """Return whether an item goes on with this turn: thoughts come before all else."""
+        """Return whether an item belongs to this turn: after text or a call only calls do."""
         return item["type"] == "function_call" or not (self._calls or self._texts)
 
     def add(self, item: Shown) -> None:

@@ -115,7 +115,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
 
     @cached_property
     def ignored(self) -> list[str]:
-        """Name the fields and the tools that were left out of account."""
+        """Name the fields and the tools that were ignored."""
         hosted = {f"tools.{each.type}" for each in self.tools or () if each.type in LEFT_OUT}
         return [*super().ignored, *sorted(hosted)][:MOST_NAMED]
 

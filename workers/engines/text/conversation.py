@@ -83,7 +83,7 @@ class Conversation:
         if job.tools and self._generic is None:
             raise Refused(
                 "UNSUPPORTED_PARAMETER",
-                "Calls of this model are not read: its setting text.response_template is 'none'.",
+                "This model's tool calls are not parsed: text.response_template is 'none' for it.",
                 param="tools",
             )
         messages, tools = job.messages or (), job.tools

@@ -190,7 +190,7 @@ def _check_echo(job: TextJob, prompts: list[PreparedPrompt]) -> None:
     if job.n * sum(len(each.text) for each in prompts) > _MOST_ECHOED:
         raise Refused(
             "INVALID_REQUEST",
-            f"With echo the prompts of all choices may have {_MOST_ECHOED} characters together.",
+            f"With 'echo' the prompts of all choices may have {_MOST_ECHOED} characters in all.",
             param="echo",
         )
     if job.sampling.logprobs is None:
@@ -201,7 +201,7 @@ def _check_echo(job: TextJob, prompts: list[PreparedPrompt]) -> None:
     if tokens > most:
         raise Refused(
             "INVALID_REQUEST",
-            f"With echo and these logprobs prompts and texts may have {most} tokens together.",
+            f"With 'echo' and so many 'logprobs' prompts and texts may have {most} tokens in all.",
             param="logprobs",
             details={"tokens": tokens},
         )

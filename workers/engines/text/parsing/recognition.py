@@ -51,7 +51,7 @@ class ResponseFormat:
         return bounded(load_response_template(wanted))
 
     def reasons_after(self, begun: str) -> bool:
-        """Return whether an answer that has begun so goes on with reasoning."""
+        """Return whether an answer that has begun so continues with reasoning."""
         return RegionParser(self.template(tools=False), begun).region in REASONING_FIELDS
 
     def begun(self, prompt: str) -> str:
@@ -77,7 +77,7 @@ class ResponseFormat:
         return end[found:] if found >= 0 else self._open_reasoning(prompt)
 
     def _open_reasoning(self, prompt: str) -> str:
-        """Return the marker of reasoning if the prompt ends with it, for want of an anchor."""
+        """Return the marker of reasoning if the prompt ends with it, where no anchor was found."""
         end = prompt[-256:].rstrip()
         for marker in self._markers(REASONING_FIELDS):
             if end.endswith(marker):
