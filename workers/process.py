@@ -60,7 +60,8 @@ class _Prepared:
     request: Any
 
 
-_Item = _Prepared | Final | Cancel | Stop
+#: an error is the intake's own: it ends the loop
+_Item = _Prepared | Final | Cancel | Stop | BaseException
 
 
 def worker_main(jobs: int, events: int, death: int) -> None:
@@ -234,15 +235,22 @@ class Loop:
             self._heap.look(worked=self._steps > steps, idle=not self._engine.in_flight)
 
     def _intake(self) -> None:
-        while commands := read_commands(self._jobs_fd):
-            items = [
-                self._item(command)
-                for command in commands
-                if not isinstance(command, Import | Load)
-            ]
-            with self._wake:
-                self._incoming += items
-                self._wake.notify()
+        try:
+            while commands := read_commands(self._jobs_fd):
+                self._hand_over(
+                    [
+                        self._item(command)
+                        for command in commands
+                        if not isinstance(command, Import | Load)
+                    ]
+                )
+        except BaseException as error:  # noqa: BLE001  a worker that hears nothing must not stay
+            self._hand_over([error])
+
+    def _hand_over(self, items: "list[_Item]") -> None:
+        with self._wake:
+            self._incoming += items
+            self._wake.notify()
 
     def _item(self, command: Job | Cancel | Stop) -> "_Item":
         if not isinstance(command, Job):
@@ -263,7 +271,10 @@ class Loop:
             return Failed(id=command.id, code="INFERENCE_FAILED", message=text)
 
     def _take(self) -> list[Event]:
-        """Act on what has come in since the last step; waits while there is nothing to do."""
+        """Act on what has come in since the last step; waits while there is nothing to do.
+
+        Raises what has ended the intake.
+        """
         with self._wake:
             if not self._incoming and not self._engine.in_flight:
                 self._wake.wait(max(0.0, self._next_heartbeat - time.monotonic()))
@@ -277,6 +288,8 @@ class Loop:
                     self._engine.cancel(job_id)
                 case Stop():
                     self._stopping = True
+                case BaseException():
+                    raise item
                 case _:
                     answered.append(item)
         return answered

@@ -1,11 +1,15 @@
 """What a worker's process says of errors, by the table of faults."""
 
+import os
+
+import msgspec
 import pytest
 
 from tests.support.cuda_errors import OUT_OF_MEMORY_ERRORS
 from workers import process
 from workers.engines.fake import FakeEngine
 from workers.engines.registry import make_engine
+from workers.framing import command_frame
 from workers.protocol import Failed, Sampling, TextJob
 
 
@@ -35,3 +39,17 @@ def test_request_that_runs_out_of_ram_before_it_runs_is_told_so(
     failed = loop._item(TextJob(id="a", prompt="b", sampling=Sampling(max_tokens=1)))
     assert isinstance(failed, Failed)
     assert failed.code == "OUT_OF_MEMORY"
+
+
+def test_loop_ends_with_a_command_that_cannot_be_read() -> None:
+    """A worker whose intake has ended would look alive and take nothing any more."""
+    commands, gateway = os.pipe()
+    listener, events = os.pipe()
+    try:
+        os.write(gateway, command_frame(b"no command"))
+        loop = process.Loop(make_engine("fake"), commands, events, 60.0)
+        with pytest.raises(msgspec.DecodeError):
+            loop.run()
+    finally:
+        for end in (commands, gateway, listener, events):
+            os.close(end)
