@@ -205,6 +205,14 @@ def test_content_may_come_in_parts() -> None:
     )
 
 
+@pytest.mark.parametrize("role", ["user", "system", "developer"])
+def test_content_that_is_null_is_for_turns_that_may_say_nothing(role: str) -> None:
+    turn = {"role": role, "content": None}
+    error = refused(ChatCompletionRequest, CHAT, messages=[turn])
+    assert (error.param, "null" in error.message) == ("messages[0].content", True)
+    read(ChatCompletionRequest, CHAT, messages=[{"role": "assistant", "content": None}])
+
+
 def test_our_own_answers_can_be_sent_back() -> None:
     turn: dict[str, Any] = {"role": "assistant", "content": "x", "refusal": None, "annotations": []}
     read(ChatCompletionRequest, {"model": "m", "messages": [turn]})
