@@ -14,8 +14,8 @@ from starlette.responses import Response
 from bitinglip.api.auth import caller_of, confirm_caller
 from bitinglip.api.request_context import context_of
 from bitinglip.api.services import services_of
-from bitinglip.errors import UnsupportedMediaType, UnsupportedParameter
-from bitinglip.wire.openai_body import OpenAIRequest
+from bitinglip.errors import UnsupportedMediaType
+from bitinglip.wire.openai_body import OpenAIRequest, unknown_field
 from bitinglip.wire.parse import is_large, parse
 
 #: One thread: a body takes many times its size while it is read, so large ones take turns.
@@ -46,7 +46,7 @@ async def read_body(request: Request, model: type[M]) -> M:
 
 
 def note_ignored(request: Request, body: M) -> M:
-    """Return the body; the response will name its fields that were left out of account.
+    """Return the body; the response will name its fields that were ignored.
 
     Raises UnsupportedParameter where the settings refuse such fields.
     """
@@ -56,13 +56,13 @@ def note_ignored(request: Request, body: M) -> M:
 
 
 def note_fields(request: Request, names: Sequence[str]) -> None:
-    """Have the response name fields that were left out of account, after those it names already.
+    """Have the response name fields that were ignored, after those it names already.
 
     Raises UnsupportedParameter where the settings refuse such fields.
     """
-    services, first = services_of(request), names[0]
+    services = services_of(request)
     if services.settings.openai.unknown_fields == "refuse":
-        raise UnsupportedParameter(f"'{first}' is unknown or not supported.", param=first)
+        raise unknown_field(names[0])
     context = context_of(request.scope)
     noted = [value.decode() for name, value in context.notices if name == _IGNORED]
     others = tuple(each for each in context.notices if each[0] != _IGNORED)

@@ -41,6 +41,6 @@ def _session(request: Request) -> str | None:
     session = named_session(value.decode("latin-1"))
     if session is None:
         raise InvalidRequest(
-            f"'X-Session-ID' may have {MOST_SESSION_NAME} characters.", param="X-Session-ID"
+            f"'X-Session-ID' may have at most {MOST_SESSION_NAME} characters.", param="X-Session-ID"
         )
     return session

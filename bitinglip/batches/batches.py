@@ -151,7 +151,7 @@ class Batches:
             run.stop(Ends.SUSPENDED)
 
     async def close(self) -> None:
-        """Stop all batches; the next start goes on with them."""
+        """Stop all batches; the next start resumes them."""
         self.suspend()
         for task in self._tasks.values():
             task.cancel()

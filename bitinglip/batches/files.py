@@ -135,7 +135,7 @@ class ClientFiles:
     def _check(self, own: int, held: int, size: int) -> None:
         if own + size > self._max_bytes * _SHARE_OF_A_KEY:
             raise PayloadTooLarge(
-                "The files of this key hold too much; delete some.",
+                "The files of this key would take too many bytes; delete some.",
                 param="file",
                 details={"bytes_of_key": own},
             )

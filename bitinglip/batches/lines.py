@@ -53,7 +53,7 @@ def scan(path: Path, url: str, *, most_lines: int, longest: int) -> Scan:
             if not raw.strip():
                 continue
             if len(found.lines) >= most_lines:
-                text = f"A batch may have {most_lines} requests."
+                text = f"A batch may have at most {most_lines} requests."
                 found.errors = [LineError("too_many_tasks", text)]
                 return found
             request = _checked(raw, url, longest)
@@ -62,7 +62,7 @@ def scan(path: Path, url: str, *, most_lines: int, longest: int) -> Scan:
                 continue
             mark = mark_of(request.custom_id)
             if mark in marks:
-                text = "This custom_id is that of a line before."
+                text = "An earlier line has the same custom_id."
                 found.errors.append(LineError("duplicate_custom_id", text, number, "custom_id"))
                 continue
             marks.add(mark)
@@ -116,7 +116,7 @@ def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, int, bytes]]:
 def _checked(raw: bytes, url: str, longest: int) -> RequestLine | tuple[str, str, str | None]:
     """Return the request of a line; else code, message and field of what is wrong with it."""
     if len(raw.rstrip(b"\r\n")) > longest:
-        return "line_too_long", f"A line may have {longest} bytes.", None
+        return "line_too_long", f"A line may have at most {longest} bytes.", None
     try:
         request = _REQUEST.decode(raw)
     except msgspec.ValidationError as error:

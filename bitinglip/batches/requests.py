@@ -31,7 +31,7 @@ from bitinglip.wire.embedding.openai import EmbeddingRequest
 from bitinglip.wire.embedding.openai_view import EmbeddingView
 from bitinglip.wire.job_context import JobContext, caller_context
 from bitinglip.wire.model_lookup import check_embeds, model_of_kind
-from bitinglip.wire.openai_body import OpenAIRequest
+from bitinglip.wire.openai_body import OpenAIRequest, unknown_field
 from bitinglip.wire.openai_view import OpenAIView
 from bitinglip.wire.parse import is_large, parse
 from bitinglip.wire.text.completions import CompletionRequest
@@ -176,7 +176,7 @@ class Requests:
 
     def _refuse_unknown(self, names: list[str]) -> None:
         if names and self._settings.openai.unknown_fields == "refuse":
-            raise UnsupportedParameter(f"'{names[0]}' is unknown or not supported.", param=names[0])
+            raise unknown_field(names[0])
 
 
 def _held(holder: Holder) -> Caller:

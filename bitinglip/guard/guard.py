@@ -21,6 +21,7 @@ from workers import protocol
 
 RELOAD_SECONDS = 5.0  #: between two looks at the file of words
 _SLICE = 4096  #: characters that are scanned at once; the event loop gets a turn after each
+_TEXTS = 16  #: that are looked at in a turn of the event loop, however short they are
 
 
 class Guard:
@@ -58,7 +59,9 @@ class Guard:
             )
         shown: dict[str, str] = {}
         found: dict[str, Found] = {}
-        for field, text in texts_of(work).items():
+        for number, (field, text) in enumerate(texts_of(work).items(), 1):
+            if not number % _TEXTS:
+                await asyncio.sleep(0)
             try:
                 shown[field], found[field] = await self._scan(text, modes)
             except Exception as error:  # noqa: BLE001  the setting says what happens then

@@ -24,8 +24,8 @@ class Batches(Section):
     max_open: Number = Field(100, description="maximum unfinished batches of all keys together")
     max_open_per_key: Number = Field(10, description="maximum unfinished batches of a key")
     lines_at_once: Number = Field(
-        16, description="requests of all batches together that wait or run at once"
+        16, description="maximum requests of all batches together that wait or run at the same time"
     )
     lines_at_once_per_batch: Number = Field(
-        4, description="requests of one batch that wait or run at once"
+        4, description="maximum requests of one batch that wait or run at the same time"
     )

@@ -181,8 +181,8 @@ class Workers(Section):
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="CPU threads per worker; null uses one per core, and one for models below "
-        "16 MiB, which more only slow down",
+        description="CPU threads per worker; null uses one per core, or a single one for models "
+        "with less than 16 MiB of weights, which more threads slow down",
     )
     confine: Confine = Field(
         "auto",

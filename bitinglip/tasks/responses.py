@@ -25,8 +25,8 @@ from bitinglip.scheduling.event_log import EventLog
 OPEN = ("queued", "in_progress")  #: states of a response that has not ended
 CLEAN_SECONDS = 60.0  #: between two looks for responses that are too old
 _ROW_BYTES = 500  #: of the other columns and the index, roughly
-MOST_TURNS = 1000  #: that are gone back from one response to the next
-MOST_BYTES = 16 << 20  #: of all of them: hardly a model reads so much
+MOST_TURNS = 1000  #: of a conversation: a response and those that it continues
+MOST_BYTES = 16 << 20  #: of all these turns; hardly any context holds so much
 
 #: an item or a response, as JSON
 Shown = dict[str, Any]
@@ -184,9 +184,9 @@ class Responses:
         while at is not None:
             row = rows.get(at)
             if row is None or key_id not in (None, row.key_id) or self._expired(row):
-                raise _not_previous("is not there, or not any more")
+                raise _not_previous("does not exist, or has expired")
             if row.status not in ("completed", "incomplete"):
-                raise _not_previous("has not ended, or not well")
+                raise _not_previous("has not ended, was cancelled, or has failed")
             turns.append(row)
             at = row.previous_id
         return turns[::-1]

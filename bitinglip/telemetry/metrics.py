@@ -78,7 +78,7 @@ class Metrics:
         )
         self._ignored = Counter(
             "bitinglip_ignored_fields_total",
-            "Requests on OpenAI's surface with fields that were left out of account",
+            "Requests on OpenAI's surface with fields that were ignored",
             registry=registry,
         )
         active = Gauge(

@@ -1,7 +1,7 @@
 """Requests on OpenAI's surface may hold more than the fields that are honoured.
 
-A null is no value, a label has no effect, and a field that is not in OpenAI's schema is left out of
-account: the response's header names it. A field of the schema that would change the answer is
+A null is no value, a label has no effect, and a field that is not in OpenAI's schema is
+ignored: the response's header names it. A field of the schema that would change the answer is
 declared with the values that change nothing (``AllowedValues``), and refused with any other. So a
 request's class is the table of its surface: ``treatments`` reads it, OpenAPI's document shows it,
 and a test compares it with the official package's types.
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from bitinglip.errors import UnsupportedParameter
 from bitinglip.wire.body import AllowedValues, Body
 
 MOST_NAMED = 16  #: fields that a response names
@@ -42,12 +43,17 @@ class OpenAIBody(Body):
 
 
 class OpenAIRequest(OpenAIBody):
-    """A whole request body; it knows which fields were left out of account."""
+    """A whole request body; it knows which fields were ignored."""
 
     @cached_property
     def ignored(self) -> list[str]:
-        """Name the fields that were left out of account; of a large body it takes its time."""
+        """Name the fields that were ignored; of a large body it takes its time."""
         return _ignored_fields(self)
+
+
+def unknown_field(name: str) -> UnsupportedParameter:
+    """Return the error of a field that is not ignored, as the settings refuse such fields."""
+    return UnsupportedParameter(f"'{name}' is unknown or not supported.", param=name)
 
 
 def treatments(model: type[BaseModel]) -> dict[str, Treatment]:
@@ -68,7 +74,7 @@ def treatments(model: type[BaseModel]) -> dict[str, Treatment]:
 
 
 def _ignored_fields(body: BaseModel) -> list[str]:
-    """Return the fields of a body that were left out of account, as paths without indices.
+    """Return the fields of a body that were ignored, as paths without indices.
 
     A null is nothing that was left out. At most 16, each once; names that no header can hold, or
     that are long, are shown as ``?``.

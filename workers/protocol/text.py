@@ -113,7 +113,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     parallel_tool_calls: bool = True
     grammar: Grammar | None = None
     template_kwargs: dict[str, Any] = {}  #: further variables of the chat template
-    continue_final: bool = False  #: the answer goes on with the last message, an assistant's
+    continue_final: bool = False  #: the answer continues the last message, an assistant's
     generation_prompt: bool = True  #: the template writes the header of the model's turn
     special_tokens: bool = True  #: the tokenizer adds its own around a prompt, such as BOS
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse

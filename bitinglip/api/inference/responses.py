@@ -197,7 +197,9 @@ async def _follow(request: Request, echo: Shown, *, after: int = -1) -> Response
     tasks, job_id = services_of(request).tasks, task_id(echo["id"])
     event_log = await tasks.event_log(job_id) if echo["background"] else None
     if event_log is None:
-        raise InvalidRequest("The stream of this response is over; ask without it.", param="stream")
+        raise InvalidRequest(
+            "The stream of this response has ended; ask for it without 'stream'.", param="stream"
+        )
 
     async def ended_on_disk(_response: Shown, _event_log: EventLog) -> None:
         await tasks.finished(job_id)
@@ -240,7 +242,7 @@ async def _shown(services: Services, row: KeptResponse) -> Shown:
 
 
 def _owner(request: Request) -> str | None:
-    """Return whose responses the caller may go on with; None is anybody's."""
+    """Return the key whose responses the caller may continue; None: any key's."""
     caller = caller_of(request)
     return None if caller.may(Scope.ADMIN) else caller.key_id
 

@@ -94,29 +94,29 @@ class ModelQueue:
                 yield self._start(self.isolated, empty[0])
         reserved = self._reserved(replicas)
         if len(self.sessions):
-            yield from self._begin_at_home(replicas, reserved)
+            yield from self._begin_on_own(replicas, reserved)
         while self.retry_queue or self.waiting:
             open_ = [each for each in replicas if each.free_slots > 0 and each is not reserved]
             if not open_:
                 return
             entry = self.retry_queue.popleft() if self.retry_queue else self.waiting.pop(now)
             session = entry.event_log.job.session_id
-            home = None if session is None else self.sessions.home(session, replicas)
-            if home is not None and home not in open_:
-                if self.sessions.may_wait(home):
-                    self.sessions.wait(entry, home)
+            own = None if session is None else self.sessions.replica(session, replicas)
+            if own is not None and own not in open_:
+                if self.sessions.may_wait(own):
+                    self.sessions.wait(entry, own)
                     continue
-                home = None
-            replica = home or self._choose(open_, replicas, entry)
+                own = None
+            replica = own or self._choose(open_, replicas, entry)
             if session is not None:
                 self.sessions.bind(session, replica)
             yield self._start(entry, replica)
 
-    def _begin_at_home(
+    def _begin_on_own(
         self, replicas: Sequence[Replica], reserved: Replica | None
     ) -> Iterator[tuple[InFlightJob, Replica]]:
         """Yield the jobs that have waited for the replicas of their sessions."""
-        self.retry_queue.extend(self.sessions.homeless({each.id: each for each in replicas}))
+        self.retry_queue.extend(self.sessions.orphaned({each.id: each for each in replicas}))
         for replica in replicas:
             while replica.free_slots > 0 and replica is not reserved:
                 entry = self.sessions.take(replica)

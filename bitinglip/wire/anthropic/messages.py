@@ -72,7 +72,7 @@ class _Conversation(OpenAIRequest):
         )
 
     def _continues(self) -> bool:
-        """Return whether the answer goes on with the last message. Raises InvalidRequest."""
+        """Return whether the answer continues the last message. Raises InvalidRequest."""
         last = self.messages[-1]
         if last.role != "assistant":
             return False

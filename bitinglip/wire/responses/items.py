@@ -14,7 +14,8 @@ from workers import protocol
 MAX_ITEMS = 8192
 _IN_NAMESPACE = "."  #: between a namespace and a name in it
 _PACKED = "bitinglip-1."  #: begins a text that is packed
-Name = Annotated[str, Field(min_length=1, max_length=256)]
+_LONGEST_NAME = 256
+Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
 Kind = Annotated[str, Field(max_length=64, pattern="^[a-z0-9_]+$")]
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
 #: by type: the fields that an item must have
@@ -95,6 +96,7 @@ class Item(OpenAIBody):
         for name in needed:
             if getattr(self, name) is None:
                 raise PydanticCustomError("missing", "It has no '{name}'", {"name": name})
+        check_name(self.namespace, self.name)
         return self
 
     @property
@@ -215,6 +217,14 @@ def joined_name(namespace: str | None, name: str) -> str:
     return name if namespace is None else f"{namespace}{_IN_NAMESPACE}{name}"
 
 
+def check_name(namespace: str | None, name: str | None) -> None:
+    """Raise PydanticCustomError for a name that no message to a worker holds."""
+    if len(joined_name(namespace, name or "")) > _LONGEST_NAME:
+        raise PydanticCustomError(
+            "too_long", "Its name and namespace have more than 256 characters together"
+        )
+
+
 def reasoning_item(
     item_id: str, text: str, status: str = "completed", *, packed: bool = False
 ) -> Shown:
@@ -307,7 +317,7 @@ class _Turn:
         self._calls: list[protocol.ToolCall] = []
 
     def takes(self, item: Shown) -> bool:
-        """Return whether an item goes on with this turn: thoughts come before all else."""
+        """Return whether an item belongs to this turn: after text or a call only calls do."""
         return item["type"] == "function_call" or not (self._calls or self._texts)
 
     def add(self, item: Shown) -> None:

@@ -52,7 +52,7 @@ def namespaces_of(echo: Mapping[str, Any]) -> frozenset[str]:
 
 
 def is_packed(echo: Mapping[str, Any]) -> bool:
-    """Return whether reasoning is packed: a response that is kept is gone on with by its id."""
+    """Return whether reasoning is packed; a stored response is continued by its id without it."""
     return echo.get("store") is False
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+import msgspec
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
@@ -28,6 +29,19 @@ from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
 _LOGPROBS = "message.output_text.logprobs"
+_MOST_ECHOED = 64 << 10  #: bytes of a label as JSON; OpenAI's metadata have 10,000 characters
+
+_json = msgspec.json.Encoder()
+
+
+def _short(value: Any) -> Any:
+    if len(_json.encode(value)) > _MOST_ECHOED:
+        raise PydanticCustomError("too_long", "It is longer than 64 KiB")
+    return value
+
+
+#: A label that the response shows again: it is held for as long as that is made.
+Echoed = Annotated[Label, AfterValidator(_short)]
 
 
 class TextFormat(OpenAIBody):
@@ -81,11 +95,11 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     store: bool | None = None
     background: bool | None = None
     stream: bool | None = None
-    metadata: Label = None
+    metadata: Echoed = None
     stream_options: Label = None
-    user: Label = None
-    safety_identifier: Label = None
-    prompt_cache_key: Label = None
+    user: Echoed = None
+    safety_identifier: Echoed = None
+    prompt_cache_key: Echoed = None
     prompt_cache_retention: Label = None
     prompt_cache_options: Label = None
     service_tier: Label = None
@@ -101,7 +115,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
 
     @cached_property
     def ignored(self) -> list[str]:
-        """Name the fields and the tools that were left out of account."""
+        """Name the fields and the tools that were ignored."""
         hosted = {f"tools.{each.type}" for each in self.tools or () if each.type in LEFT_OUT}
         return [*super().ignored, *sorted(hosted)][:MOST_NAMED]
 

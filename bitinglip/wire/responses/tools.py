@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.wire.openai_body import Label, OpenAIBody
-from bitinglip.wire.responses.items import Kind, Shown, joined_name
+from bitinglip.wire.responses.items import Kind, Shown, check_name, joined_name
 from bitinglip.wire.text.tools import MAX_TOOLS, ToolName
 from workers import protocol
 
@@ -61,6 +61,8 @@ class ResponseTool(OpenAIBody):
             )
         if self.name is None:
             raise PydanticCustomError("missing", "It has no 'name'")
+        for each in self.tools or ():
+            check_name(self.name, each.name)
         return self
 
     def functions(self) -> list["Offered"]:

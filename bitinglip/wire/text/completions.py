@@ -107,7 +107,7 @@ class CompletionRequest(OpenAITextFields):
         sequences = best_of * len(self.prompt)
         if sequences > MOST_SEQUENCES:
             raise InvalidRequest(
-                f"The request asks for {sequences} texts; it may ask for {MOST_SEQUENCES}.",
+                f"The request asks for {sequences} texts; at most {MOST_SEQUENCES} are allowed.",
                 param="prompt" if best_of == 1 else "best_of" if best_of > n else "n",
                 details={"sequences": MOST_SEQUENCES},
             )

@@ -11,7 +11,7 @@ from workers import protocol
 class PromptEndFields(Body):
     """Fields of vLLM's name: an answer is a new turn unless a request says otherwise."""
 
-    continue_final_message: bool | None = None  #: go on with the last message, an assistant's
+    continue_final_message: bool | None = None  #: continue the last message, an assistant's
     add_generation_prompt: bool | None = None  #: write the header of the model's turn
 
     def prompt_end(self, messages: Sequence[protocol.ChatMessage] | None) -> dict[str, Any]:
@@ -29,7 +29,7 @@ class PromptEndFields(Body):
     def _check_continued(self, last: protocol.ChatMessage) -> None:
         if self.add_generation_prompt:
             raise InvalidRequest(
-                "An answer goes on with the last message or begins a turn: "
+                "An answer continues the last message or begins a turn: "
                 "'continue_final_message' and 'add_generation_prompt' exclude each other.",
                 param="add_generation_prompt",
             )

@@ -84,6 +84,20 @@ def test_long_prompt_leaves_the_event_loop_its_turns() -> None:
     assert asyncio.run(turns_meanwhile()) >= 240  # one for each 4096 characters
 
 
+def test_many_short_texts_leave_the_event_loop_its_turns() -> None:
+    messages = (protocol.ChatMessage("user", "hi"),) * 1000
+    work = protocol.TextJob(id="j", messages=messages, sampling=SAMPLING)
+
+    async def turns_meanwhile() -> int:
+        check, turns = asyncio.create_task(_guard().checked(work, Modes(input="redact"))), 0
+        while not check.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(turns_meanwhile()) >= 60
+
+
 def test_modes_are_the_tiers_or_the_general_ones_and_a_floor_makes_them_stricter() -> None:
     general = GuardSettings(input="redact", output="report")
     assert modes_of(general, TierGuard()) == Modes("redact", "report")

@@ -88,11 +88,11 @@ def test_conversation_that_holds_too_much_is_too_long(
 ) -> None:
     async def act(kept: Responses) -> None:
         await _chain(kept, 4)
-        monkeypatch.setattr(responses, "_MOST_TURNS", 3)
+        monkeypatch.setattr(responses, "MOST_TURNS", 3)
         assert len(await kept.turns("resp_2", "k")) == 3
         with pytest.raises(errors.ContextLengthExceeded):
             await kept.turns("resp_3", "k")
-        monkeypatch.setattr(responses, "_MOST_BYTES", 100)
+        monkeypatch.setattr(responses, "MOST_BYTES", 100)
         with pytest.raises(errors.ContextLengthExceeded):
             await kept.turns("resp_0", "k")
 

@@ -90,9 +90,9 @@ SURFACES: dict[Model, tuple[Any, dict[str, Any]]] = {
 }
 #: parts of forms, which are no fields of the request
 FILES = {"file", "image", "mask", "markup"}
-#: given to chat templates that know them, else left out of account and said
+#: given to chat templates that know them, else ignored and said
 GIVEN_TO_TEMPLATES = {"reasoning_effort", "verbosity"}
-#: hints that nothing here takes: left out of account and said
+#: hints that nothing here takes: ignored and said
 HINTS = {"instructions"}
 MOST_DEPTH = 5
 _PLAIN: dict[Any, tuple[Any, ...]] = {

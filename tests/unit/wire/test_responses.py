@@ -18,6 +18,7 @@ from bitinglip.wire.responses.view import ResponseView
 from tests.support.speaking_script import CALLS, choice_for
 from tests.support.sse import events_of
 from workers import protocol
+from workers.framing import decode_commands, encode_commands
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 OTHER = {"type": "function", "name": "g"}
@@ -322,3 +323,28 @@ def test_stream_of_a_response_tells_how_it_ended(
         assert data["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
     if status == "failed":
         assert data["response"]["error"]["code"] == "server_error"
+
+
+@pytest.mark.parametrize("name", ["metadata", "user", "safety_identifier", "prompt_cache_key"])
+def test_labels_that_are_shown_again_are_short(name: str) -> None:
+    """Each request holds them for as long as its response is made."""
+    assert _parsed(**{name: {"a": "x" * 10_000}}).ignored == []
+    with pytest.raises(InvalidRequest) as refused:
+        _parsed(**{name: {"a": ["x"] * 20_000}})
+    assert refused.value.param == name
+
+
+def test_names_with_their_namespaces_are_short_enough_for_a_message() -> None:
+    """A worker that cannot read a message would take no other one."""
+    call = {"type": "function_call", "call_id": "c", "arguments": "{}", "name": "n" * 128}
+    fits = {**call, "namespace": "s" * 127}
+    items = shown_items(_parsed(input=[fits]).input, "resp_1")
+    job = protocol.TextJob(
+        id="j", messages=chat_messages(None, items), sampling=protocol.Sampling(max_tokens=1)
+    )
+    assert decode_commands(encode_commands([job])) == [job]
+    long = "s" * 128
+    tools = [{"type": "namespace", "name": long, "tools": [{**FUNCTION, "name": "n" * 128}]}]
+    for fields in ({"input": [{**call, "namespace": long}]}, {"tools": tools}):
+        with pytest.raises(InvalidRequest, match="256"):
+            _parsed(**fields)

@@ -1,12 +1,25 @@
 """The watchdog counts its own looks."""
 
+import asyncio
 from typing import Any, cast
 
 import msgspec
 import pytest
 
 from tests.support.pool_harness import fake
-from workers.protocol import Activity, Cancelled, Failed, Load, Ready, TextChoice, TextDone
+from workers.framing import decode_commands
+from workers.protocol import (
+    Activity,
+    Cancel,
+    Cancelled,
+    Failed,
+    Load,
+    Ready,
+    Sampling,
+    TextChoice,
+    TextDone,
+    TextJob,
+)
 from workers.watchdog import Watchdog
 from workers.worker import Worker
 
@@ -188,3 +201,26 @@ def dog_looks(one: Worker, dog: Watchdog) -> tuple[float, str]:
         if cause := dog.look(one):
             return number * dog.interval, cause
     raise AssertionError("it is never ended")
+
+
+def test_command_that_cannot_be_written_is_not_the_last_one() -> None:
+    class Pipe(Process):
+        def send(self, data: bytes) -> None:
+            sent.append(data)
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: faults.append(context)
+        )
+        one = Worker(cast("Any", Pipe()), "ready")
+        sampling = Sampling(max_tokens=1)
+        one.send(TextJob(id="a", sampling=sampling, template_kwargs={"large": 2**70}))
+        await asyncio.sleep(0)
+        one.send(Cancel(id="a"))
+        await asyncio.sleep(0)
+
+    sent: list[bytes] = []
+    faults: list[dict[str, Any]] = []
+    asyncio.run(run())
+    assert [decode_commands(each) for each in sent] == [[Cancel(id="a")]]
+    assert len(faults) == 1

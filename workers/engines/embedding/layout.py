@@ -122,7 +122,7 @@ def _is_cross_encoder(folder: Path, overall: dict[str, Any], config: dict[str, A
 def _score(overall: dict[str, Any], config: dict[str, Any]) -> str:
     """Return the activation of a cross-encoder's scores, which versions name in different places.
 
-    One that is no class of torch is left out of account, as the library does without trust in code.
+    One that is no class of torch is ignored, as the library does without trust in code.
     """
     older = config.get("sentence_transformers")
     older = older.get("activation_fn") if isinstance(older, dict) else None

@@ -1,4 +1,4 @@
-"""Makes prompts of conversations, and knows how the model's answers to them are to be read."""
+"""Makes prompts of conversations, and chooses how the answers to them are parsed."""
 
 import json
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from workers.engines.text.parsing.call_grammar import (
 )
 from workers.engines.text.parsing.recognition import (
     ResponseFormat,
+    prompted_format,
     response_format,
-    told_format,
 )
 from workers.engines.text.templates import ChatTemplate, PromptEnd
 from workers.protocol import ChatMessage, Grammar, TextJob, Tool
@@ -29,7 +29,7 @@ _NO_TEMPLATE = (
     "This model has no chat template. It completes a 'prompt': by /v1/completions, or without "
     "'messages' by /api/v1/inference/text-generation."
 )
-_TOLD = """You may call functions to help with the request. Their signatures:
+_TOOLS_PROMPT = """You may call functions to help with the request. Their signatures:
 <tools>
 {tools}
 </tools>
@@ -40,7 +40,7 @@ To call a function, answer with its name and its arguments as JSON, each call by
 
 
 class Reading(NamedTuple):
-    """How an answer is to be read."""
+    """Says how an answer is parsed."""
 
     form: ResponseFormat
     begun: str  #: what the prompt has written of the answer
@@ -69,7 +69,7 @@ class Conversation:
         #: how the model's answers are read
         self._form = response_format(tokenizer, source, model_type, wanted)
         #: how they are where calls were asked for in the prompt; None where nothing is to be read
-        self._generic = None if wanted == "none" else told_format(tokenizer, source)
+        self._generic = None if wanted == "none" else prompted_format(tokenizer, source)
         form = self._form
         native = known is not None and "tools" in known.variables
         self._native = native and form is not None and form.calls
@@ -83,12 +83,12 @@ class Conversation:
         if job.tools and self._generic is None:
             raise Refused(
                 "UNSUPPORTED_PARAMETER",
-                "Calls of this model are not read: its setting text.response_template is 'none'.",
+                "This model's tool calls are not parsed: text.response_template is 'none' for it.",
                 param="tools",
             )
         messages, tools = job.messages or (), job.tools
         if tools and not self._native:
-            messages, tools = tuple(told(messages, tools)), ()
+            messages, tools = tuple(with_tools_prompt(messages, tools)), ()
         return self._templates.choose(tools=bool(job.tools)).render(
             messages,
             most,
@@ -114,11 +114,13 @@ class Conversation:
         begun = without_marks(form.begun(prompt))
         return Reading(form, begun, job.tools, job.parallel_tool_calls)
 
-    def held(self, job: TextJob, reading: Reading | None) -> tuple[Grammar | None, Reading | None]:
-        """Return what the answer is held to, and how it is read then. Raises Refused.
+    def constrained(
+        self, job: TextJob, reading: Reading | None
+    ) -> tuple[Grammar | None, Reading | None]:
+        """Return the grammar of the answer, and how the answer is parsed then. Raises Refused.
 
-        A form that the request asks for begins after the reasoning, where it can be written so;
-        else all of the text is of that form, and nothing else is read out of it.
+        The form that the request asks for begins after the reasoning where a grammar can say so;
+        else the whole text has that form, and is not parsed.
         """
         if reading is None:
             return job.grammar, None
@@ -127,8 +129,8 @@ class Conversation:
         family = reading.form.family
         if job.grammar is None or family is None or not reading.form.reasons:
             return job.grammar, reading
-        held = json_after_reasoning(job.grammar, family, self._added, begun=reading.reasons)
-        return (job.grammar, None) if held is None else (held, reading)
+        grammar = json_after_reasoning(job.grammar, family, self._added, begun=reading.reasons)
+        return (job.grammar, None) if grammar is None else (grammar, reading)
 
     def _calls(self, job: TextJob, reading: Reading) -> Grammar:
         named = [tool for tool in job.tools if tool.name == job.tool_choice]
@@ -154,13 +156,14 @@ class Conversation:
             ) from error
 
 
-def told(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[ChatMessage]:
-    """Return messages that tell of the tools, for a template that has no place for them.
+def with_tools_prompt(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[ChatMessage]:
+    """Describe the tools in the first message, for a template that has no place for them.
 
-    The first message tells, so that templates without a system's turn take it.
+    Only a conversation that begins with neither a system nor a user message gets a system message
+    of its own, since some templates refuse one.
     """
     signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in template_tools(tools))
-    text = _TOLD.format(tools=signatures)
+    text = _TOOLS_PROMPT.format(tools=signatures)
     first, *others = messages
     if first.role == "system":
         return [msgspec.structs.replace(first, content=f"{first.content}\n\n{text}"), *others]

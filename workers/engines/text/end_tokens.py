@@ -14,8 +14,8 @@ _MOST = 100_000  #: characters of a conversation that tries a template
 def turn_ends(templates: ChatTemplates, control: ControlTokens) -> frozenset[int]:
     """Return the token by which the default template ends an assistant's turn, if there is one.
 
-    Files of chat models often name only the end of texts. Then the model writes the end of its
-    turn, which nobody knows, and goes on with the next one.
+    Files of chat models often name only the token that ends a text. Without this one a model would
+    end its turn and write the next one, too.
     """
     template = templates.default
     if template is None:

@@ -1,4 +1,4 @@
-"""A generation turns the tokens of one sequence into one text of its job's answer."""
+"""Turns the tokens of one sequence into one text of its job's answer."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -38,9 +38,9 @@ class Generation:
         goes_on: bool = False,
         reading: Reading | None = None,
     ) -> None:
-        """``number``: of the choice; ``ends``: tokens that end it; ``streams``: its pieces are
-        told; ``echo`` is what the text begins with; it ``goes_on`` with the prompt's text;
-        ``reading``: how it is taken apart."""
+        """``number``: index of the choice. ``ends``: tokens that end it. ``streams``: deltas are
+        emitted. ``echo``: text that comes before the first token's. ``goes_on``: the text continues
+        the prompt's last message. ``reading``: how the text is parsed; None: it is not."""
         self.sequence = sequence
         self.sampling = params
         self.number = number
@@ -103,7 +103,7 @@ class Generation:
         if self._echo:
             text, self._echo = self._echo + text, ""
         if self._parser is not None:
-            return self._told_apart(text)
+            return self._parsed(text)
         if not text:
             return None
         self._text.append(text)
@@ -119,7 +119,7 @@ class Generation:
             id=self.sequence.id, text=text, index=index, logprobs=new, choice=self.number, **more
         )
 
-    def _told_apart(self, text: str) -> TextDelta | None:
+    def _parsed(self, text: str) -> TextDelta | None:
         """Keep what the parser has found with this token; returns it if it is to be streamed."""
         new, self._new = self._new, Piece()
         if not (text or new.reasoning or new.tool_calls):

@@ -100,7 +100,7 @@ class Preprocessor:
             ids = list(given) or self._beginning(param)
         elif job.messages is not None:
             rendered = self._chat.render(job, self._most_characters)
-            grammar, reading = self._chat.held(job, self._chat.reading(job, rendered))
+            grammar, reading = self._chat.constrained(job, self._chat.reading(job, rendered))
             ids = self._tokens(job, rendered, param)
         else:
             ids = self._tokens(job, given or "", param)
@@ -190,7 +190,7 @@ def _check_echo(job: TextJob, prompts: list[PreparedPrompt]) -> None:
     if job.n * sum(len(each.text) for each in prompts) > _MOST_ECHOED:
         raise Refused(
             "INVALID_REQUEST",
-            f"With echo the prompts of all choices may have {_MOST_ECHOED} characters together.",
+            f"With 'echo' the prompts of all choices may have {_MOST_ECHOED} characters in all.",
             param="echo",
         )
     if job.sampling.logprobs is None:
@@ -201,7 +201,7 @@ def _check_echo(job: TextJob, prompts: list[PreparedPrompt]) -> None:
     if tokens > most:
         raise Refused(
             "INVALID_REQUEST",
-            f"With echo and these logprobs prompts and texts may have {most} tokens together.",
+            f"With 'echo' and so many 'logprobs' prompts and texts may have {most} tokens in all.",
             param="logprobs",
             details={"tokens": tokens},
         )

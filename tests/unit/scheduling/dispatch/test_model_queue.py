@@ -133,7 +133,7 @@ def test_session_moves_once_its_replica_has_gone() -> None:
     push(ours, "second", session="s")
     assert begun(ours, one, two) == []
     assert begun(ours, other) == ["second"]
-    assert ours.sessions.home(("k", "s"), [one, two]) is other
+    assert ours.sessions.replica(("k", "s"), [one, two]) is other
 
 
 def test_sessions_keep_no_replica_from_others() -> None:
@@ -167,8 +167,8 @@ def test_sessions_that_are_remembered_are_bounded() -> None:
     ours, one = model_queue(), replica()
     for number in range(MOST_SESSIONS + 1):
         ours.sessions.bind(("k", str(number)), one)
-    assert ours.sessions.home(("k", "0"), [one]) is None
-    assert ours.sessions.home(("k", "1"), [one]) is one
+    assert ours.sessions.replica(("k", "0"), [one]) is None
+    assert ours.sessions.replica(("k", "1"), [one]) is one
 
 
 class LaneMachine(RuleBasedStateMachine):

@@ -2,7 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from workers.engines.text.grammar.check import first_fault
+from workers.engines.text.grammar.validation import first_fault
 from workers.protocol import Event, Failed, TextDone, TextJob
 
 

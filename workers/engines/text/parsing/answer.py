@@ -1,16 +1,15 @@
-"""Takes a chat model's answer apart as it comes: content, reasoning and calls of tools."""
+"""Parses a chat model's answer as it comes into content, reasoning and tool calls."""
 
 import secrets
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import regex
 
 from workers.engines.stop_strings import StopFinder
 from workers.engines.text.history import template_tools
-from workers.engines.text.parsing import readers
-from workers.engines.text.parsing.calls import Call, Schemas, calls_of_json
+from workers.engines.text.parsing.calls import Call, calls_of_json
 from workers.engines.text.parsing.recognition import ResponseFormat
 from workers.engines.text.parsing.region_parser import (
     REASONING_FIELDS,
@@ -20,7 +19,7 @@ from workers.engines.text.parsing.region_parser import (
 from workers.protocol import Tool, ToolCall
 
 _LETTERS = string.ascii_letters + string.digits
-_MOST_ID = 256  #: characters, as the protocol bounds them
+_MOST_ID = 256  #: characters of a call's id; the protocol takes no more
 
 
 class Piece(NamedTuple):
@@ -32,7 +31,7 @@ class Piece(NamedTuple):
 
 
 class AnswerParser:
-    """Parses one answer. A call is told when it is whole: what turns out to be none is content."""
+    """Parses one answer. A call is emitted once it is complete; a malformed one is content."""
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class AnswerParser:
         """Take more text of the answer; without ``stops`` no stop string ends it."""
         self._watches = stops
         if self._bare is not None:
-            text = self._decide(text)
+            text = self._with_marker(text)
         return self._shown(self._regions.take(text)) if text else Piece()
 
     def end(self, *, cut: bool) -> Piece:
@@ -93,8 +92,8 @@ class AnswerParser:
         rest = self._content.push(self._stops.flush()) + self._content.rest()
         return piece._replace(text=piece.text + rest)
 
-    def _decide(self, text: str) -> str:
-        """Return text for the parser once it is clear whether a call comes without its marker."""
+    def _with_marker(self, text: str) -> str:
+        """Hold text back until it is clear whether the answer is a call without its marker."""
         assert self._bare is not None
         self._start += text
         found = self._bare.match(self._start, partial=True)
@@ -109,7 +108,7 @@ class AnswerParser:
         return self._marker + start
 
     def _skip_begun(self) -> None:
-        """Take over where the prompt has left off; nothing of it is shown again."""
+        """Begin in the state that the prompt ends in; nothing of the prompt is shown again."""
         for event in self._regions.before:
             if event.kind == "close":
                 self._content.after_marker()
@@ -154,7 +153,7 @@ class AnswerParser:
         return ""
 
     def _take_call(self, event: RegionEvent) -> tuple[str, list[ToolCall]]:
-        """Tell a call that has ended, or its text as content if it is malformed or cut."""
+        """Return a call that has ended; its text as content if it is malformed or cut off."""
         if event.kind == "open":
             return self._content.push(self._stops.flush()), []
         calls = None if self._cut and not event.closed else self._read(event)
@@ -173,12 +172,10 @@ class AnswerParser:
     def _read(self, event: RegionEvent) -> list[Call] | None:
         if event.kind == "malformed":
             return None
-        read: Callable[[Any, Schemas], list[Call] | None] = readers.read_json
         try:
             if self._family is None:
                 return calls_of_json(event.value)
-            read = self._family.read
-            return read(event.body, self._schemas)
+            return self._family.read(event.body, self._schemas)
         except (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError):
             return None
 

@@ -5,32 +5,32 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """Arguments that are written one by one; ``{key}`` stands for the argument's name."""
+class ArgumentForm:
+    """What surrounds each argument of a call; ``{key}`` stands for the argument's name."""
 
     before: str
     after: str
-    before_text: str | None = None  #: of a text, where that differs
+    before_text: str | None = None  #: before a string, where that differs
     between: str = ""
-    raw: bool = True  #: texts are written as they are, else as JSON
-    mark: str = ""  #: before and after a text
+    raw: bool = True  #: strings are written as they are, else as JSON
+    mark: str = ""  #: quotes a string on both sides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallForm:
-    """What surrounds calls, and the arguments of each; ``{name}`` stands for the tool's name."""
+    """What surrounds calls and the arguments of each; ``{name}`` stands for the tool's name."""
 
     head: str
     tail: str = ""
     begin: str = ""  #: before the first call
     between: str = ""
     end: str = ""  #: after the last call
-    parts: Parts | None = None  #: None: the arguments are one JSON object
-    one: bool = False  #: an answer holds one call
+    argument: ArgumentForm | None = None  #: None: the arguments are one JSON object
+    one: bool = False  #: an answer holds at most one call
 
 
 _NAMED = '{"name": "{name}", "arguments": '
-_PYTHON = Parts(before="{key}=", after="", between=", ", raw=False)
+_PYTHON = ArgumentForm(before="{key}=", after="", between=", ", raw=False)
 
 FORMS = MappingProxyType(
     {
@@ -39,13 +39,15 @@ FORMS = MappingProxyType(
             head="<tool_call>\n<function={name}>\n",
             tail="</function>\n</tool_call>",
             between="\n",
-            parts=Parts(before="<parameter={key}>\n", after="\n</parameter>\n"),
+            argument=ArgumentForm(before="<parameter={key}>\n", after="\n</parameter>\n"),
         ),
         "glm": CallForm(
             head="<tool_call>{name}\n",
             tail="</tool_call>",
             between="\n",
-            parts=Parts(before="<arg_key>{key}</arg_key>\n<arg_value>", after="</arg_value>\n"),
+            argument=ArgumentForm(
+                before="<arg_key>{key}</arg_key>\n<arg_value>", after="</arg_value>\n"
+            ),
         ),
         "mistral": CallForm(begin="[TOOL_CALLS][", head=_NAMED, tail="}", between=", ", end="]"),
         "mistral_args": CallForm(head="[TOOL_CALLS]{name}[ARGS]"),
@@ -61,7 +63,7 @@ FORMS = MappingProxyType(
             head='<｜DSML｜invoke name="{name}">\n',
             tail="</｜DSML｜invoke>\n",
             end="</｜DSML｜function_calls>",
-            parts=Parts(
+            argument=ArgumentForm(
                 before='<｜DSML｜parameter name="{key}" string="false">',
                 before_text='<｜DSML｜parameter name="{key}" string="true">',
                 after="</｜DSML｜parameter>\n",
@@ -73,12 +75,12 @@ FORMS = MappingProxyType(
         "gemma": CallForm(
             head="<|tool_call>call:{name}{",
             tail="}<tool_call|>",
-            parts=Parts(before="{key}:", after="", between=",", mark='<|"|>'),
+            argument=ArgumentForm(before="{key}:", after="", between=",", mark='<|"|>'),
         ),
         "function_gemma": CallForm(
             head="<start_function_call>call:{name}{",
             tail="}<end_function_call>",
-            parts=Parts(before="{key}:", after="", between=",", mark="<escape>"),
+            argument=ArgumentForm(before="{key}:", after="", between=",", mark="<escape>"),
         ),
         "kimi": CallForm(
             begin="<|tool_calls_section_begin|>",
@@ -99,7 +101,7 @@ FORMS = MappingProxyType(
             head='<invoke name="{name}">\n',
             tail="</invoke>\n",
             end="</minimax:tool_call>",
-            parts=Parts(before='<parameter name="{key}">', after="</parameter>\n"),
+            argument=ArgumentForm(before='<parameter name="{key}">', after="</parameter>\n"),
         ),
         "lfm": CallForm(
             begin="<|tool_call_start|>[",
@@ -107,11 +109,11 @@ FORMS = MappingProxyType(
             tail=")",
             between=", ",
             end="]<|tool_call_end|>",
-            parts=_PYTHON,
+            argument=_PYTHON,
         ),
         "granite": CallForm(begin="<|tool_call|>[", head=_NAMED, tail="}", between=", ", end="]"),
         "llama_python": CallForm(
-            begin="[", head="{name}(", tail=")", between=", ", end="]", parts=_PYTHON
+            begin="[", head="{name}(", tail=")", between=", ", end="]", argument=_PYTHON
         ),
         "llama_json": CallForm(head='{"name": "{name}", "parameters": ', tail="}", one=True),
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.engines.text.grammar.source import json_text, literal
-from workers.engines.text.parsing.call_forms import FORMS, CallForm, Parts
+from workers.engines.text.parsing.call_forms import FORMS, ArgumentForm, CallForm
 from workers.engines.text.parsing.families import Family
 from workers.protocol import Grammar, Tool
 from workers.protocol.bounds import MOST_GRAMMAR
@@ -94,24 +94,24 @@ class _Rules:
 
     def _call(self, form: CallForm, number: int, tool: Tool) -> str:
         schema = {"type": "object", **(tool.parameters or _NOTHING)}
-        if form.parts is None:
+        if form.argument is None:
             arguments = self.add(f"args_{number}", json_text(schema))
         else:
-            arguments = self._parts(form.parts, f"part_{number}", schema)
+            arguments = self._arguments(form.argument, f"part_{number}", schema)
         head = self._literal(form.head.replace("{name}", tool.name))
         return self.add(f"call_{number}", f"{head} {arguments} {self._literal(form.tail)}")
 
-    def _parts(self, parts: Parts, prefix: str, schema: Mapping[str, Any]) -> str:
+    def _arguments(self, form: ArgumentForm, prefix: str, schema: Mapping[str, Any]) -> str:
         """Return the arguments one by one, those that are required first."""
         properties = schema.get("properties") or {}
         required = [key for key in schema.get("required") or () if key in properties]
         others = [key for key in properties if key not in required]
         shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
         written = {
-            key: self._part(parts, f"{prefix}_{number}", key, properties[key], shared)
+            key: self._argument(form, f"{prefix}_{number}", key, properties[key], shared)
             for number, key in enumerate((*required, *others))
         }
-        between = self._literal(parts.between)
+        between = self._literal(form.between)
         text = f" {between} ".join(written[key] for key in required)
         if required or not between:
             return text + "".join(f" ({between} {written[key]})?" for key in others)
@@ -122,20 +122,20 @@ class _Rules:
                 raise Unwritable("a tool has too many arguments")
         return f"{rest}?" if rest else ""
 
-    def _part(
-        self, parts: Parts, name: str, key: str, schema: Any, shared: Mapping[str, Any]
+    def _argument(
+        self, form: ArgumentForm, name: str, key: str, schema: Any, shared: Mapping[str, Any]
     ) -> str:
-        if any(letter in key for letter in '<>="\n') or not (parts.raw or key.isidentifier()):
+        if any(letter in key for letter in '<>="\n') or not (form.raw or key.isidentifier()):
             raise Unwritable(f"the argument {key!r} cannot be written by this model")
         schema = schema if isinstance(schema, dict) else {}
-        before, after = parts.before, self._literal(parts.after)
-        if not (parts.raw and schema.get("type") == "string"):
+        before, after = form.before, self._literal(form.after)
+        if not (form.raw and schema.get("type") == "string"):
             value = f"{self.add(name, json_text({**schema, **shared}))} {after}"
         else:
-            before = parts.before_text or before
-            value = self._text(name, schema, parts.mark or parts.after)
-            if parts.mark:
-                value = f"{self._literal(parts.mark)} {value} {after}"
+            before = form.before_text or before
+            value = self._text(name, schema, form.mark or form.after)
+            if form.mark:
+                value = f"{self._literal(form.mark)} {value} {after}"
         return f"{self._literal(before.replace('{key}', key))} {value}"
 
     def _text(self, name: str, schema: Mapping[str, Any], end: str) -> str:

@@ -14,15 +14,15 @@ from workers.engines.text.parsing.calls import Reader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A format of responses: its markers, and who reads what is between those of calls."""
+    """A format of responses: its markers, and the reader of what is between those of calls."""
 
     name: str
     reasoning: tuple[tuple[str, ...], tuple[str, ...]] | None = None  #: openings, closings
     tools: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     resumed: str = ""  #: what follows reasoning before all else
-    dropped: tuple[str, ...] = ()  #: markers around content and sections, which nobody reads
+    dropped: tuple[str, ...] = ()  #: markers around content and sections, which are left out
     read: Reader = readers.read_json
-    #: how a response begins that is a call without any marker: it is read as if one were there
+    #: expression for the beginning of a call without its marker, which some models leave out
     bare: str | None = None
     nine_characters: bool = False  #: ids of calls are nine letters or digits
     #: what makes a model's chat template one of this family: all strings of one of these tuples

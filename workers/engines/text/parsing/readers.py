@@ -47,9 +47,8 @@ def read_python(text: str, schemas: Schemas) -> list[Call] | None:
     """Read ``[f(a=1), g(b="x")]``; those alone count that name a tool of the request."""
     if len(text) > _LONGEST_CODE:
         return None
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # of escapes in strings that Python does not know
+    # Python warns of escapes in strings that it does not know.
+    with warnings.catch_warnings(action="ignore"):
         tree = ast.parse(text.strip(), mode="eval").body
     items = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
     calls = [_python_call(item) for item in items]

@@ -1,4 +1,4 @@
-"""Finds how a model writes: by the operator's setting, its own template, or what its files say."""
+"""Finds the format of a model's answers: by the setting, its response template or its files."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -25,7 +25,7 @@ _LONGEST_PREFIX = 65_536  #: characters of a prompt in which a pattern looks for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseFormat:
-    """How one model writes; ``family`` is None for a model that brings its own template."""
+    """The format of a model's answers; ``family`` is None if its files bring a template."""
 
     source: dict[str, Any]  #: with all fields
     family: Family | None
@@ -51,7 +51,7 @@ class ResponseFormat:
         return bounded(load_response_template(wanted))
 
     def reasons_after(self, begun: str) -> bool:
-        """Return whether an answer that has begun so goes on with reasoning."""
+        """Return whether an answer that has begun so continues with reasoning."""
         return RegionParser(self.template(tools=False), begun).region in REASONING_FIELDS
 
     def begun(self, prompt: str) -> str:
@@ -77,7 +77,7 @@ class ResponseFormat:
         return end[found:] if found >= 0 else self._open_reasoning(prompt)
 
     def _open_reasoning(self, prompt: str) -> str:
-        """Return the marker of reasoning if the prompt ends with it, for want of an anchor."""
+        """Return the marker of reasoning if the prompt ends with it, where no anchor was found."""
         end = prompt[-256:].rstrip()
         for marker in self._markers(REASONING_FIELDS):
             if end.endswith(marker):
@@ -108,8 +108,8 @@ def response_format(
     return None if family is None else _format(tokenizer, source, family, reasons=bool(wanted))
 
 
-def told_format(tokenizer: Any, source: str | None) -> ResponseFormat:
-    """Return the format of calls that a prompt asks for, where a template has no tools."""
+def prompted_format(tokenizer: Any, source: str | None) -> ResponseFormat:
+    """Return the format that the prompt asks calls in, for a template that takes no tools."""
     return _format(tokenizer, source, FAMILIES["hermes"], reasons=False)
 
 

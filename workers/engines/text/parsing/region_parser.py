@@ -51,9 +51,8 @@ class RegionParser(ResponseParser):  # type: ignore[misc]  # the library is not 
 
         ``template``: one that ``bounded`` has returned, without an anchor left to look for.
         """
-        self._begin = self._marker = (
-            0  #: of the region: where it begins in the buffer, and how long
-        )
+        self._begin = 0  #: where the open region begins in the buffer
+        self._marker = 0  #: characters of the marker that opened it
         self._failed = False
         super().__init__(template, prefix="", tools=list(tools))
         self.before = self.take(prefix) if prefix else []  #: what the prefix has begun

@@ -17,7 +17,7 @@ from llguidance import LLTokenizer
 
 from tests.support.models.text import BOS, EOS, VOCAB, train_tokenizer
 from workers.engines.base import Refused
-from workers.engines.text.grammar import check, compiler
+from workers.engines.text.grammar import compiler, validation
 from workers.engines.text.grammar.compiler import GrammarCompiler
 from workers.engines.text.grammar.constraint import Constraint, Ends, MaskThread
 from workers.engines.text.grammar.mask import expand, masked
@@ -253,13 +253,13 @@ def test_masks_are_the_same_on_every_device(seed: int, rows: int) -> None:
 def test_check_finds_what_is_not_of_the_form() -> None:
     schema = {"type": "object", "properties": {"a": {"oneOf": [{"minimum": 1}, {"maximum": 3}]}}}
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.first_fault(grammar, ['{"a": 0}']) is None
-    fault = check.first_fault(grammar, ['{"a": 2}'])
+    assert validation.first_fault(grammar, ['{"a": 0}']) is None
+    fault = validation.first_fault(grammar, ['{"a": 2}'])
     assert fault is not None
     assert "$.a" in fault
-    assert check.first_fault(grammar, ['{"a"']) is not None
-    assert check.first_fault(Grammar(kind="choice", source='["a"]'), ["b"]) is not None
-    assert check.first_fault(Grammar(kind="json_object", source=""), ["[]"]) is not None
+    assert validation.first_fault(grammar, ['{"a"']) is not None
+    assert validation.first_fault(Grammar(kind="choice", source='["a"]'), ["b"]) is not None
+    assert validation.first_fault(Grammar(kind="json_object", source=""), ["[]"]) is not None
 
 
 def test_check_of_patterns_is_left_to_the_grammar() -> None:
@@ -269,20 +269,20 @@ def test_check_of_patterns_is_left_to_the_grammar() -> None:
         "additionalProperties": {"pattern": "^(a+)+$"},
     }
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.first_fault(grammar, [json.dumps({"a" * 60 + "!": "a" * 60 + "!"})]) is None
+    assert validation.first_fault(grammar, [json.dumps({"a" * 60 + "!": "a" * 60 + "!"})]) is None
 
 
 def test_check_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_SECONDS", 0.05)
+    monkeypatch.setattr(validation, "_SECONDS", 0.05)
     both = {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}, {"type": "integer"}]}
     schema = {**both, "$defs": {"a": {"type": "array", "items": both}}}
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
-    assert check.first_fault(grammar, ["[" * 60 + "]" * 60]) is None
+    assert validation.first_fault(grammar, ["[" * 60 + "]" * 60]) is None
 
 
 def test_check_fetches_no_reference() -> None:
     grammar = Grammar(kind="json_schema", source='{"$ref": "http://127.0.0.1:9/schema"}')
-    assert check.first_fault(grammar, ["{}"]) is None
+    assert validation.first_fault(grammar, ["{}"]) is None
 
 
 def chain(kind: Any, length: int) -> Grammar:
@@ -334,10 +334,10 @@ def test_compiler_logs_nothing_of_a_schema_that_is_no_json(
 
 
 def test_check_of_many_texts_takes_the_time_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_SECONDS", 0.05)
+    monkeypatch.setattr(validation, "_SECONDS", 0.05)
     both = {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}, {"type": "integer"}]}
     schema = {**both, "$defs": {"a": {"type": "array", "items": both}}}
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
     begin = time.process_time()
-    assert check.first_fault(grammar, ["[" * 60 + "]" * 60] * 128) is None
+    assert validation.first_fault(grammar, ["[" * 60 + "]" * 60] * 128) is None
     assert time.process_time() - begin < 3
