@@ -115,11 +115,12 @@ class _Rules:
         text = f" {between} ".join(written[key] for key in required)
         if required or not between:
             return text + "".join(f" ({between} {written[key]})?" for key in others)
+        # Any of them may be the first, which has nothing before it. A rule for each place keeps the
+        # grammar flat: the library refuses parentheses that are nested deep.
         rest = ""
-        for key in reversed(others):  # without any that is required the first has nothing before it
-            rest = f"({written[key]} {rest and f'({between} {rest})?'})"
-            if len(rest) > MOST_GRAMMAR:
-                raise Unwritable("a tool has too many arguments")
+        for number, key in reversed(list(enumerate(others))):
+            begun = f"{written[key]} {rest and f'({between} {rest})?'}"
+            rest = self.add(f"{prefix}_from_{number}", f"{begun} | {rest}" if rest else begun)
         return f"{rest}?" if rest else ""
 
     def _argument(

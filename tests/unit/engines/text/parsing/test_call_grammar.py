@@ -158,7 +158,7 @@ def test_json_follows_reasoning() -> None:
 
 @pytest.mark.parametrize("name", ["llama_python", "qwen_xml", "hermes"])
 def test_call_grammar_of_too_many_arguments_is_given_up_soon(name: str) -> None:
-    """Each argument brings its definitions along, and optional ones nest: a product of lengths."""
+    """Each argument brings its definitions along: a product of lengths."""
     properties = {f"p{number}": {"type": "integer"} for number in range(30_000)}
     schema = {"type": "object", "properties": properties, "$defs": {"a": {"title": "x" * 100_000}}}
     tool = Tool(name="f", parameters=schema)
@@ -166,3 +166,29 @@ def test_call_grammar_of_too_many_arguments_is_given_up_soon(name: str) -> None:
     with pytest.raises(Unwritable, match="too"):
         call_grammar(FAMILIES[name], [tool], {"<a>": 1}, one=True, reasoning=None)
     assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_call_grammar_takes_many_arguments_that_may_be_left_out(name: str) -> None:
+    """Parentheses that nest deep are refused by the library."""
+    properties = {f"p{number}": {"type": "integer"} for number in range(60)}
+    tool = Tool(name="f", parameters={"type": "object", "properties": properties})
+    calls = call_grammar(FAMILIES[name], [tool], {}, one=True, reasoning=None)
+    matcher = LLMatcher(vocabulary(())[1], translate(calls), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+
+
+def test_call_grammar_lets_any_argument_be_left_out() -> None:
+    properties = {name: {"type": "integer"} for name in "abc"}
+    tool = Tool(name="f", parameters={"type": "object", "properties": properties})
+    calls = call_grammar(FAMILIES["llama_python"], [tool], {}, one=True, reasoning=None)
+    for text in ("[f()]", "[f(b=1)]", "[f(a=1, c=2)]", "[f(a=1, b=2, c=3)]"):
+        assert takes(calls, text), text
+    for text in ("[f(a=1 b=2)]", "[f(, b=2)]"):
+        assert not takes(calls, text), text
+
+
+def takes(calls: Grammar, text: str) -> bool:
+    matcher = LLMatcher(LLTokenizer("byte"), translate(calls), log_level=0)
+    tokens = list(text.encode())
+    return matcher.validate_tokens(tokens) == len(tokens)
