@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, new_task_id
 from bitinglip.wire.body import AllowedValues, Whole
 from bitinglip.wire.job_context import JobContext
-from bitinglip.wire.text.fields import MAX_TOKENS, ApiDefaults, Count, Logprobs
+from bitinglip.wire.text.fields import MAX_TOKENS, ApiDefaults, Count, Logprobs, at_most
 from bitinglip.wire.text.openai import OpenAITextFields
 from workers import protocol
 from workers.protocol.bounds import MOST_SEQUENCES
@@ -56,7 +56,9 @@ Prompts = Annotated[
 class CompletionRequest(OpenAITextFields):
     prompt: Prompts
     #: -1 is no limit
-    max_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS), Whole] | None = None
+    max_tokens: Annotated[
+        Annotated[int, Field(ge=-1, le=MAX_TOKENS), Whole] | None, BeforeValidator(at_most)
+    ] = None
     logprobs: Logprobs | None = None
     best_of: Count | None = None
     echo: bool | None = None

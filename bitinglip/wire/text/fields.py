@@ -27,8 +27,17 @@ def parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
+def at_most(value: Any) -> Any:
+    """Return a number of tokens as the largest of this API, if it is a whole one beyond it.
+
+    No model's context is as long, so that both are cut, or refused, alike.
+    """
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return MAX_TOKENS if whole and value > MAX_TOKENS else value
+
+
 def _limit(value: Any) -> Any:
-    return None if value == -1 else value
+    return None if value == -1 else at_most(value)
 
 
 def _without_empty(value: Any) -> Any:

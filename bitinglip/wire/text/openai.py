@@ -6,7 +6,7 @@ repetition_penalty, ignore_eos, enable_thinking, chat_template_kwargs``, and tho
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
@@ -56,6 +56,13 @@ class OpenAIPart(TextPart, OpenAIBody):
     prompt_cache_breakpoint: Label = None
 
 
+def _turn_parts(value: Any, info: ValidationInfo) -> Any:
+    """Return a turn's content as parts; null is for turns that may say nothing."""
+    if value is None and info.data.get("role") in ("user", "system", "developer"):
+        raise PydanticCustomError("missing", "is null; a text or a list of parts is needed")
+    return parts(value)
+
+
 class OpenAIMessage(OpenAIBody):
     """A turn of a conversation; assistants' turns may be without content."""
 
@@ -63,7 +70,7 @@ class OpenAIMessage(OpenAIBody):
     content: Annotated[
         list[OpenAIPart],
         Field(max_length=MAX_PARTS, fail_fast=True),
-        BeforeValidator(parts, json_schema_input_type=str | list[OpenAIPart] | None),
+        BeforeValidator(_turn_parts, json_schema_input_type=str | list[OpenAIPart] | None),
     ] = Field(default_factory=list)
     name: Annotated[str, Field(max_length=256)] | None = None
     refusal: Label = None

@@ -4,6 +4,7 @@ Each has one right status. A plain stream runs along all the time, and must neve
 """
 
 import base64
+import io
 import json
 import struct
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.support.server import Server
 from tests.support.sse import events_of
@@ -85,6 +87,7 @@ FIELDS = [
     Case("prompt_cache_key", {"prompt_cache_key": "k", "safety_identifier": "s"}),
     Case("metadata", {"metadata": {"a": "b"}}),
     Case("prediction", {"prediction": {"type": "content", "content": "a"}}, 400, "prediction"),
+    Case("max_completion_tokens", {"max_tokens": None, "max_completion_tokens": 3}),
     Case("two limits", {"max_tokens": 50, "max_completion_tokens": 3}),
     Case("misspelt and unknown", {"frequence_penalty": 0, "zzz": 1}),
     Case("float for an integer", {"max_tokens": 8.0, "top_k": 40.0, "n": 1.0}),
@@ -105,6 +108,7 @@ MESSAGES = [
     Case("two user turns", turns(USER, USER)),
     Case("assistant first", turns({"role": "assistant", "content": "hello"}, USER)),
     Case("empty content", turns({"role": "user", "content": ""})),
+    Case("null content", turns({"role": "user", "content": None}), 400, "messages[0].content"),
     Case("call with null content", tool_turns('{"x": "1"}', content=None)),
     Case("call without content", tool_turns("")),
     Case("call with broken arguments", tool_turns("{bad", content=None)),
@@ -121,8 +125,9 @@ NUMBERS = [
     Case("five stops", {"stop": ["a", "b", "c", "d", "e"]}),
     Case("17 stops", {"stop": [f"s{n}" for n in range(17)]}, 400, "stop"),
     Case("max 0", {"max_tokens": 0}, 400, "max_tokens"),
+    Case("max 1", {"max_tokens": 1}),
     Case("max -1", {"max_tokens": -1, "stop": ["a", "e", "i", "o", "u", " "]}),
-    Case("max beyond the context", {"max_tokens": 1_000_000, "stop": ["a", "e", "i", "o", " "]}),
+    Case("max beyond the context", {"max_tokens": 100_000_000, "stop": ["a", "e", "i", "o", " "]}),
     Case("top_k 0", {"top_k": 0}),
     Case("top_k -1", {"top_k": -1}),
     Case("top_p 0", {"top_p": 0}),
@@ -163,6 +168,9 @@ OTHERS = [
     Case("speech in OpenAI's voice", {"voice": "shimmer"}, path=SPEECH),
     Case("speech as aac", {"response_format": "aac"}, path=SPEECH),
     Case("slow speech", {"speed": 0.25}, path=SPEECH),
+    Case("speech, format left open", {"response_format": None}, path=SPEECH),
+    Case("speech as mp3", {"response_format": "mp3"}, path=SPEECH),
+    Case("speech of digits", {"input": "10 people paid $4.50 on 3/4."}, path=SPEECH),
     Case("speech with hints", {"instructions": "calm", "stream_format": "audio"}, path=SPEECH),
     Case("speech as ogg opus, fast", {"response_format": "opus", "speed": 4}, path=SPEECH),
     Case("speech in no format", {"response_format": "mp5"}, 400, "response_format", SPEECH),
@@ -179,6 +187,21 @@ OTHERS = [
     Case("image with a half seed", {"seed": 1.5}, 400, "seed", IMAGES),
     Case("image with a seed of 65 bits", {"seed": 2**64}, 400, "seed", IMAGES),
     Case("image with seed 0", {"seed": 0}, path=IMAGES),
+    Case("image with seed -1", {"seed": -1}, path=IMAGES),
+    Case("image with a seed of 33 bits", {"seed": 2**32}, path=IMAGES),
+    Case("image with a seed of 64 bits", {"seed": 2**63}, path=IMAGES),
+    Case("image of the model's own size", {"size": "auto"}, path=IMAGES),
+    Case("image, size left open", {"size": None}, path=IMAGES),
+    Case("image of 1024x1024", {"size": "1024x1024"}, path=IMAGES),
+    Case("image of 1920x1080", {"size": "1920x1080"}, path=IMAGES),
+    Case("image of 200x500", {"size": "200x500"}, 400, "size", IMAGES),
+    Case("image of 512x512", {"size": "512x512"}, path=IMAGES),
+    Case("image of quality hd", {"quality": "hd"}, 400, "quality", IMAGES),
+    Case("image of quality standard", {"quality": "standard"}, path=IMAGES),
+    Case("image in a style", {"style": "vivid"}, 400, "style", IMAGES),
+    Case("image, little moderated", {"moderation": "low"}, path=IMAGES),
+    Case("image of a long prompt", {"prompt": "very detailed " * 80}, path=IMAGES),
+    Case("image of too long a prompt", {"prompt": "very detailed " * 120}, 400, "prompt", IMAGES),
     Case("image with a seed beyond doubles", {"seed": 2**53 + 1}, path=IMAGES),
 ]
 CASES = [*FIELDS, *MESSAGES, *NUMBERS, *ROUTES, *OTHERS]
@@ -226,6 +249,18 @@ def joined(events: list[tuple[str, Any]]) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
+def check_picture(asked: dict[str, Any], made: list[dict[str, Any]]) -> None:
+    """Check that the one picture of an answer has the size and the format that were asked for."""
+    [each] = made
+    if asked.get("response_format") == "url":
+        assert each["url"]
+        return
+    with Image.open(io.BytesIO(base64.b64decode(each["b64_json"]))) as picture:
+        assert picture.format == (asked.get("output_format") or "png").upper()
+        if asked["size"] not in (None, "auto"):
+            assert "{}x{}".format(*picture.size) == asked["size"]
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_client_s_request_is_answered_as_it_should(client: httpx.Client, case: Case) -> None:
     headers = {"content-type": "application/json", **case.headers}
@@ -240,6 +275,10 @@ def test_client_s_request_is_answered_as_it_should(client: httpx.Client, case: C
         kinds = {"mpeg": (b"ID3", b"\xff"), "ogg": (b"OggS",), "aac": (b"\xff",)}
         kind = response.headers["content-type"].removeprefix("audio/")
         assert response.content.startswith(kinds[kind])
+        asked = case.asked.get("response_format") or "mp3"
+        assert kind == {"mp3": "mpeg", "opus": "ogg"}.get(asked, asked)
+    elif case.path == IMAGES:
+        check_picture(case.asked, response.json()["data"])
     elif case.path == CHAT:
         answer = response.json()
         [choice] = answer["choices"]
@@ -289,6 +328,12 @@ def test_client_s_embedding_in_base64_equals_its_numbers(client: httpx.Client) -
     raw = base64.b64decode(packed["embedding"])
     values = struct.unpack(f"<{len(raw) // 4}f", raw)
     assert list(values) == pytest.approx(numbers["embedding"])
+
+
+def test_client_s_negative_seed_gives_the_same_image_again(client: httpx.Client) -> None:
+    asked = {**BASE[IMAGES], "seed": -1}
+    first, again = (client.post(IMAGES, json=asked).json()["data"] for _ in range(2))
+    assert first == again
 
 
 def test_client_s_wrong_method_is_told_the_right_one(client: httpx.Client) -> None:

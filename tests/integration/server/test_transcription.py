@@ -207,12 +207,16 @@ def test_openai_client_gets_transcripts_in_each_format(official: openai.OpenAI) 
     [
         {"language": ""},
         {"language": "auto"},
+        {"language": "en"},
         {"language": "en-US"},
+        {"language": "EN"},
+        {"language": "english"},
         {"language": "English"},
+        {"language": "zh-cn"},
         {"timestamp_granularities": ["word", "segment"]},
         {"timestamp_granularities[]": "word", "timestamp_granularities": "segment"},
         {"timestamp_granularities[0]": "word", "timestamp_granularities[1]": "segment"},
-        {"chunking_strategy": "auto", "vad_filter": "true", "stream": "false"},
+        {"chunking_strategy": "auto", "vad_filter": "true", "stream": "false", "prompt": "names"},
     ],
     ids=str,
 )
@@ -229,16 +233,34 @@ def test_transcription_takes_what_clients_send(
     )
 
 
-def test_silence_has_no_words(client: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"language": "pt-BR"}, "language"),  # which the tiny model was not taught
+        ({"language": "klingon"}, "language"),
+        ({"timestamp_granularities[]": "word"}, "timestamp_granularities"),  # json has no place
+    ],
+    ids=str,
+)
+def test_transcription_refuses_by_name(
+    client: httpx.Client, fields: dict[str, str], param: str
+) -> None:
+    files = {"file": ("a.wav", sound())}
+    data = {"model": MODEL, **fields}
+    refused = client.post("/v1/audio/transcriptions", data=data, files=files)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(("seconds", "counted"), [(5, 5), (0.01, 1)])
+def test_silence_has_no_words(client: httpx.Client, seconds: float, counted: int) -> None:
     """The tiny model takes everything for speech; of no sound at all it is not believed."""
-    silence = io.BytesIO()
-    soundfile.write(silence, np.zeros(5 * 16_000), 16_000, format="WAV")
+    silence = wav(data=bytes(int(seconds * 32_000)))
+    fields = {"model": MODEL, "include[]": "logprobs", "temperature": "0"}
     answer = client.post(
-        "/v1/audio/transcriptions",
-        data={"model": MODEL},
-        files={"file": ("a.wav", silence.getvalue())},
+        "/v1/audio/transcriptions", data=fields, files={"file": ("a.wav", silence)}
     )
-    assert answer.json() == {"text": "", "usage": {"type": "duration", "seconds": 5}}
+    assert answer.json()["text"] == ""
+    assert answer.json()["usage"] == {"type": "duration", "seconds": counted}
 
 
 def test_translations_are_into_english(client: httpx.Client) -> None:

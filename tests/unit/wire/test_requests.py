@@ -43,7 +43,7 @@ def message_of(request: Any, own: Model | None = None) -> Any:
 
 
 BOUNDS = [
-    ("max_tokens", [1, 1_000_000, -1, 50.0, -1.0], [0, -2, 1_000_001, 1.5, True, "5"]),
+    ("max_tokens", [1, 10**30, 1e9, -1, 50.0, -1.0], [0, -2, 1e9 + 0.5, 1.5, True, "5"]),
     ("temperature", [0, 0.0, 2], [-0.01, 2.01, "1", False]),
     ("top_p", [0, 0.0001, 1], [-0.1, 1.01]),
     ("top_k", [-1, 0, 1, 1_000_000, 40.0], [-2, 1_000_001, 1.5]),
@@ -72,6 +72,12 @@ def test_numbers_have_bounds(
         error = refused(model, body, **{field: value})
         assert error.param is not None
         assert error.param.startswith(field), value
+
+
+@pytest.mark.parametrize(("model", "body"), SURFACES)
+def test_max_tokens_beyond_every_context_is_the_largest(model: Any, body: dict[str, Any]) -> None:
+    for large in (1_000_001, 100_000_000, 1e9):
+        assert message_of(read(model, body, max_tokens=large)).sampling.max_tokens == 1_000_000
 
 
 def test_stop_sequences() -> None:
@@ -203,6 +209,14 @@ def test_content_may_come_in_parts() -> None:
         protocol.ChatMessage("system", "s"),
         protocol.ChatMessage("user", "ab"),
     )
+
+
+@pytest.mark.parametrize("role", ["user", "system", "developer"])
+def test_content_that_is_null_is_for_turns_that_may_say_nothing(role: str) -> None:
+    turn = {"role": role, "content": None}
+    error = refused(ChatCompletionRequest, CHAT, messages=[turn])
+    assert (error.param, "null" in error.message) == ("messages[0].content", True)
+    read(ChatCompletionRequest, CHAT, messages=[{"role": "assistant", "content": None}])
 
 
 def test_our_own_answers_can_be_sent_back() -> None:

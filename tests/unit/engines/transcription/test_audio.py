@@ -26,8 +26,8 @@ def bounds(seconds: float = 60.0) -> Bounds:
     return Bounds(seconds, channels=8, sample_rate=768_000)
 
 
-def coded(path: Path, codec: str) -> Path:
-    with av.open(path, "w") as container:
+def coded(path: Path, codec: str, **options: str) -> Path:
+    with av.open(path, "w", options=options) as container:
         stream = container.add_stream(codec, rate=48_000 if codec == "libopus" else RATE)
         assert isinstance(stream, av.AudioStream)
         stream.layout = "mono"
@@ -74,6 +74,35 @@ def test_audio_of_vorbis_sounds_alike(tmp_path: Path) -> None:
     found = whole(write(tmp_path / "a.ogg", SOUND, format="OGG", subtype="VORBIS"))
     assert len(found) == len(SOUND)
     assert float(np.abs(found - SOUND).mean()) < float(np.abs(SOUND).mean()) / 4
+
+
+def test_audio_of_telephones_sounds_alike(tmp_path: Path) -> None:
+    """Mu-law, 8,000 samples in a second: what lies above 4 kHz is gone."""
+    low = SOUND[::2]  # the same sound at half the rate
+    found = whole(write(tmp_path / "a.wav", low, 8_000, subtype="ULAW"))
+    assert len(found) == len(SOUND)
+    assert float(np.abs(found[::2] - low).mean()) < float(np.abs(low).mean()) / 5
+
+
+def test_audio_as_browsers_record_it_is_read_whole(tmp_path: Path) -> None:
+    """A WebM file written without going back has no duration in its header."""
+    recorded = coded(tmp_path / "a.webm", "libopus", live="1")
+    with av.open(recorded) as container:
+        assert container.duration is None
+    assert abs(len(whole(recorded.rename(tmp_path / "a.mp3"))) - len(SOUND)) < RATE / 5
+
+
+@pytest.mark.parametrize("flags", ["", "faststart"])
+def test_audio_of_mp4_is_read_wherever_its_index_is(tmp_path: Path, flags: str) -> None:
+    path = coded(tmp_path / "a.m4a", "aac", **({"movflags": flags} if flags else {}))
+    data = path.read_bytes()
+    assert (data.index(b"moov") < data.index(b"mdat")) == bool(flags)
+    assert abs(len(whole(path)) - len(SOUND)) < RATE / 5
+
+
+def test_audio_of_ten_milliseconds_is_read(tmp_path: Path) -> None:
+    short = SOUND[: RATE // 100]
+    assert np.array_equal(whole(write(tmp_path / "a.wav", short)), short)
 
 
 def test_audio_becomes_one_channel_of_the_model_s_rate(tmp_path: Path) -> None:
