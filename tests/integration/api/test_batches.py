@@ -189,6 +189,19 @@ def test_batch_runs_few_lines_at_low_priority(client: openai.OpenAI, served: Ser
     assert ended(client, batch_id).status == "cancelled"
 
 
+def test_batch_of_a_narrowed_key_has_its_models_only(served: Served) -> None:
+    asked = {"name": "x", "scopes": ["inference:text"], "models": ["org/*"]}
+    with httpx.Client(base_url=served.url, headers=served.headers("admin")) as admin:
+        key = admin.post("/api/v1/keys", json=asked).json()["key"]
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0) as client:
+        lines = [chat_line("not mine"), chat_line("mine", model="org/deep")]
+        batch = ended(client, begin(client, lines))
+        [good], [bad] = results(client, batch.output_file_id), results(client, batch.error_file_id)
+    assert (good["custom_id"], bad["custom_id"]) == ("mine", "not mine")
+    assert bad["response"]["status_code"] == 403
+    assert bad["response"]["body"]["error"]["code"] == "model_not_allowed"
+
+
 def test_batch_of_a_revoked_key_ends(served: Served) -> None:
     with httpx.Client(base_url=served.url, headers=served.headers("admin")) as admin:
         made = admin.post("/api/v1/keys", json={"name": "x", "scopes": ["inference:text"]}).json()
