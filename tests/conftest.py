@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.support import httpx_defaults
@@ -23,6 +24,14 @@ httpx_defaults.read_roots_once()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let long files begin first: one that began last would be waited for."""
     items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
+
+
+def pytest_configure() -> None:
+    """Let logs show errors without the values of variables: these take seconds to write out."""
+    *others, renderer = structlog.get_config()["processors"]
+    assert isinstance(renderer, structlog.dev.ConsoleRenderer)
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*others, plain])
 
 
 @pytest.fixture(scope="session")

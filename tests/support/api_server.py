@@ -20,6 +20,7 @@ from bitinglip.app import build
 from bitinglip.audit.chain import SEALING
 from bitinglip.audit.log import AuditLog
 from bitinglip.db.database import Database
+from bitinglip.db.tables import ApiKey
 from bitinglip.home import Home
 from bitinglip.http import websocket
 from bitinglip.http.capacity import capacity
@@ -205,7 +206,10 @@ async def _make_keys(home: Home) -> dict[str, str]:
     keys = {ADMIN: home.admin_key.read_text().strip()}
     for scopes in [*(str(scope) for scope in Scope if scope is not Scope.ADMIN), *_PAIRS]:
         _, keys[scopes] = await ring.create(name=scopes, scopes=scopes.split(","))
-    soon = datetime.now(UTC) + timedelta(milliseconds=200)
-    _, keys[EXPIRED] = await ring.create(name=EXPIRED, expires_at=soon)
+    now = datetime.now(UTC)
+    record, keys[EXPIRED] = await ring.create(name=EXPIRED, expires_at=now + timedelta(hours=1))
+    async with db.write() as session:  # none can be made that has expired already
+        key = await session.get_one(ApiKey, record.id)
+        key.expires_at = now - timedelta(seconds=1)
     await db.close()
     return keys

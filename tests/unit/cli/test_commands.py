@@ -84,6 +84,8 @@ def test_makefile_leaves_the_address_to_the_settings() -> None:
     def told(*given: str) -> str:
         command = ["make", "--dry-run", "serve", *given]
         environ = {**os.environ, "HOST": "build.example", "PORT": "1"}
+        for outer in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the make that runs the tests
+            environ.pop(outer, None)
         done = subprocess.run(
             command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True
         )

@@ -34,7 +34,7 @@ def _send(
     async def run() -> tuple[_Transport, Exchange]:
         transport, log = _Transport(), logging.getLogger("test")
         exchange = Exchange(
-            scope={"type": "http", "method": method},  # type: ignore[typeddict-item]
+            scope={"type": "http", "method": method, "http_version": "1.1"},  # type: ignore[typeddict-item]
             transport=transport,
             flow=FlowControl(transport),
             logger=log,
