@@ -95,7 +95,8 @@ def _unknown(value: Any, path: str) -> Iterator[str]:
         for name, extra in (value.model_extra or {}).items():
             if extra is not None:
                 yield f"{path}{_shown(name)}"
-        for name, inner in value.__dict__.items():
+        for name in sorted(value.model_fields_set):  # a request sets few of its fields
+            inner = value.__dict__.get(name)
             if inner is not None and isinstance(inner, (BaseModel, list)):
                 yield from _unknown(inner, f"{path}{name}.")
 
