@@ -1,4 +1,4 @@
-"""What a model's files say of its chat template; templates are run by the worker only."""
+"""Reads what a model's files say of its chat template; only workers run templates."""
 
 import re
 from collections.abc import Iterator

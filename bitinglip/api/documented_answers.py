@@ -1,4 +1,4 @@
-"""What successful responses hold, for /openapi.json: media types, and schemas of the JSON ones.
+"""These tables describe successful responses for /openapi.json: media types, schemas of JSON.
 
 Schemas name what is always there; responses may hold more.
 """

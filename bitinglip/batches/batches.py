@@ -198,7 +198,7 @@ class Batches:
         batch = run.kept.batch
         try:
             await self._run_again(run)
-        except Exception:
+        except Exception:  # a fault of one batch ends no other
             log.critical("a batch is lost until the next start", batch=batch.id, exc_info=True)
             return
         if batch.ended:

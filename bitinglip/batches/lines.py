@@ -32,7 +32,7 @@ class Line:
 
 @dataclass(slots=True)
 class Scan:
-    """What the lines of an input are, or what is wrong with them."""
+    """Holds the lines of an input, or what is wrong with them."""
 
     lines: list[Line] = field(default_factory=list)
     errors: list[LineError] = field(default_factory=list)

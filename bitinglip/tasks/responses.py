@@ -58,9 +58,8 @@ class KeptResponse:
         response: Shown = msgspec.json.decode(self._row.response)
         return response
 
-    @property
     def items(self) -> list[Shown]:
-        """Return its input and its output."""
+        """Return its input and its output, which are read anew: not for the event loop."""
         return [*self.input, *self.response["output"]]
 
 

@@ -127,7 +127,7 @@ async def list_input_items(request: Request, response_id: str) -> Response:
 
 
 class _Asked(NamedTuple):
-    """What a request asks for: a job, and the items that the request itself has brought."""
+    """Holds the job that a request asks for, and the items that the request itself has brought."""
 
     job: Job
     items: list[Shown]
@@ -184,7 +184,7 @@ async def _in_background(request: Request, keep: _Keep, *, stream: bool) -> Resp
     await keep.write(keep.echo, job)
     try:
         await services.tasks.accept(msgspec.structs.replace(job, response_id=keep.echo["id"]))
-    except Exception:
+    except Exception:  # whatever the fault, a response that no task makes must not stay
         await keep.delete()
         raise
     if stream:
@@ -260,7 +260,7 @@ async def _history(
     for turn in turns:
         check_model(caller_of(request), turn.model)
     grow(sum(turn.size for turn in turns))
-    return await asyncio.to_thread(lambda: [item for turn in turns for item in turn.items])
+    return await asyncio.to_thread(lambda: [item for turn in turns for item in turn.items()])
 
 
 async def _with_references(
@@ -281,7 +281,7 @@ async def _with_references(
             if size > MOST_BYTES:
                 raise too_much("input")
             grow(row.size)
-            known |= {item["id"]: item for item in await asyncio.to_thread(lambda: row.items)}  # noqa: B023
+            known |= {item["id"]: item for item in await asyncio.to_thread(row.items)}
     return resolved(items, known)
 
 

@@ -39,9 +39,9 @@ class TextBlock(OpenAIBody):
         return self
 
 
-def check_block(block: OpenAIBody, types: Iterable[str]) -> None:
+def check_block(block: "TextBlock | Block", types: Iterable[str]) -> None:
     """Raise PydanticCustomError for a type that is not among these, or a field that is missing."""
-    kind: str = getattr(block, "type")  # noqa: B009  each block has one
+    kind = block.type
     if kind not in types:
         raise PydanticCustomError(
             "unsupported", "is not supported as a block of type '{kind}'", {"kind": kind}

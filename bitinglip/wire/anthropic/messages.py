@@ -23,7 +23,7 @@ _EFFORTS: dict[ReasoningEffort, ReasoningEffort] = {"xhigh": "high", "max": "hig
 
 
 class Thinking(OpenAIBody):
-    """Whether the model thinks first; how long it does is its own affair."""
+    """Says whether the model thinks first; how long it does is not bounded."""
 
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
     budget_tokens: Label = None

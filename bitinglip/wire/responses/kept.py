@@ -1,4 +1,4 @@
-"""What is kept of a response's input, and how items refer to others by their ids."""
+"""Prepares the input that is stored with a response, and resolves items that refer to others."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,8 @@ def resolved(items: Sequence[Shown], known: Mapping[str, Shown]) -> list[Shown]:
     ``known``: items of earlier responses, by id. Raises InvalidRequest for an unknown id, and for
     one that comes again: a short request would become a prompt of any length.
     """
-    found, used = [], set()
+    found: list[Shown] = []
+    used: set[str] = set()
     for number, item in enumerate(items):
         if _is_reference(item):
             param = f"input[{number}].id"
@@ -40,8 +41,9 @@ def resolved(items: Sequence[Shown], known: Mapping[str, Shown]) -> list[Shown]:
             if item["id"] in used:
                 raise InvalidRequest("This item is referred to twice.", param=param)
             used.add(item["id"])
-            item = known[item["id"]]  # noqa: PLW2901
-        found.append(item)
+            found.append(known[item["id"]])
+        else:
+            found.append(item)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a model has made, as the items of a response, whole or while they come."""
+"""Shows what a model has made as the items of a response, whole or as they are streamed."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -154,7 +154,8 @@ def test_function_call_of_a_response_round_trips(client: openai.OpenAI, speaker:
     ]
     second = client.responses.create(model="demo", input=items, tools=[FUNCTION], store=False)
     assert second.output_text == TEXT
-    _, assistant, *told = (work := speaker.workers.jobs[-1]).messages or ()  # type: ignore[union-attr]
+    work: Any = speaker.workers.jobs[-1]
+    _, assistant, *told = work.messages
     assert (assistant.content, assistant.reasoning) == (TEXT, REASONING)
     assert [each.id for each in assistant.tool_calls] == ["call-1", "call-2"]
     assert [(each.tool_call_id, each.content) for each in told] == [
@@ -168,7 +169,7 @@ def test_function_call_of_a_response_round_trips(client: openai.OpenAI, speaker:
     ]
     client.responses.create(model="demo", input=by_reference, store=False)
     again: Any = speaker.workers.jobs[-1]
-    assert again.messages == work.messages  # type: ignore[union-attr]
+    assert again.messages == work.messages
 
 
 def test_background_response_is_polled_and_followed(client: openai.OpenAI) -> None:

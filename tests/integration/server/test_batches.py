@@ -38,13 +38,16 @@ def end_lines_once(home: Path, count: int, stops: list[signal.Signals]) -> None:
                 if stop is None:
                     check(client, ended(client, batch_id), lines)
                     return
-                part = count * (number + 1) // (len(stops) + 2)
-                eventually(lambda: counted(client, batch_id) >= part, 60)  # noqa: B023
+                await_count(client, batch_id, count * (number + 1) // (len(stops) + 2))
                 assert counted(client, batch_id) < count
             server.process.send_signal(stop)
             server.process.wait(60)
         finally:
             server.stop()
+
+
+def await_count(client: openai.OpenAI, batch_id: str, least: int) -> None:
+    eventually(lambda: counted(client, batch_id) >= least, 60)
 
 
 def counted(client: openai.OpenAI, batch_id: str) -> int:

@@ -34,7 +34,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "t", "arguments": '
 
 @dataclass(frozen=True)
 class Case:
-    """What a request has beside the smallest one, and how it is answered."""
+    """Names what a request has beside the smallest one, and how it is answered."""
 
     name: str
     body: dict[str, Any]

@@ -1,6 +1,6 @@
-"""What real clients were seen to send, when their users set nothing, against a real server.
+"""Real clients' requests, as their sources write them when users set nothing, are answered.
 
-The packages themselves would take minutes to install; the model's name is all that was changed.
+They are written down from studies of the clients, not captured: packages take minutes to install.
 """
 
 from dataclasses import dataclass

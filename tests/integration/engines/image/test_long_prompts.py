@@ -14,18 +14,20 @@ from workers.protocol import ImageJob
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 WORDS = [letter * 24 for letter in "abcdefg"]  #: each letter is a token: three words fill a chunk
 LONG = " ".join(WORDS)
+CHUNKING = {"sd", "sdxl"}  #: the pipelines whose prompts are read in chunks
 CHUNKS = [" ".join(WORDS[start : start + 3]) for start in (0, 3, 6)]
 
 
 @pytest.fixture
 def chunking(harness: ImageHarness) -> ImageHarness:
-    if not harness.engine._pipelines.chunks_prompts:
+    assert harness.engine._pipelines.chunks_prompts == (harness.name in CHUNKING)
+    if harness.name not in CHUNKING:
         pytest.skip("this pipeline reads long prompts, or none")
     return harness
 
 
 def expected(harness: ImageHarness, job: ImageJob, negatives: list[str]) -> Any:
-    """What the library makes of the chunks' embeddings, joined."""
+    """Return what the library makes of the chunks' embeddings, joined."""
     each = [
         harness.bare.encode_prompt(
             prompt=chunk,

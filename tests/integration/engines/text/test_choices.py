@@ -21,14 +21,6 @@ from workers.protocol import Cancelled, Event, Started, TextChoice, TextDelta, T
 PROMPTS = ["one two three", "Hello world, this is a longer prompt than the others are.", "T"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")

@@ -10,7 +10,6 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
-import torch
 
 from tests.support.engine_runs import finals, run_to_end, step_until, submit
 from tests.support.models.text import EOS, make_tiny_model
@@ -37,14 +36,6 @@ KINDS = {
     "regex": Grammar(kind="regex", source=r"^[a-f]{3}-[0-9]{2,4}$"),
     "lark": Grammar(kind="lark", source='start: "f(" NUMBER ")"\nNUMBER: /[0-9]{1,4}/\n'),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

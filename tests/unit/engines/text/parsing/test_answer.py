@@ -46,7 +46,7 @@ def parser(
 
 
 class Told:
-    """What a parser has told of an answer in pieces."""
+    """Collects what a parser returns for an answer in pieces."""
 
     def __init__(self, answer: AnswerParser, pieces: list[str], *, cut: bool = False) -> None:
         told = [answer.push(piece) for piece in pieces if not answer.stopped]

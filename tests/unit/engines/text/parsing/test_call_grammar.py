@@ -52,7 +52,7 @@ def vocabulary(added: tuple[str, ...]) -> tuple[Any, LLTokenizer]:
 def written(
     grammar: Grammar, added: tuple[str, ...], seed: int, begin: str = ""
 ) -> tuple[str, bool]:
-    """What a model that knows nothing writes after ``begin``, and whether it came to an end."""
+    """Return what a random model writes after ``begin``, and whether it came to an end."""
     tokenizer, known = vocabulary(added)
     matcher = LLMatcher(known, translate(grammar), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
