@@ -4,7 +4,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
-MOST_SESSIONS = 10_000  #: of a model that are remembered; those used longest ago are forgotten
+MOST_SESSIONS = 10_000  #: of a model that are remembered; the keys used longest ago lose theirs
+MOST_OF_KEY = 1_000  #: of one key; those used longest ago are forgotten
 
 #: a key's id, and the client's name of a session
 SessionId = tuple[str, str]
@@ -28,7 +29,9 @@ class Sessions(Generic[T]):
     """Remembers the replica of each session, and holds the jobs that wait for a busy one."""
 
     def __init__(self) -> None:
-        self._replicas: OrderedDict[SessionId, str] = OrderedDict()
+        #: by key and session, those used last at the end
+        self._replicas: OrderedDict[str, OrderedDict[str, str]] = OrderedDict()
+        self._count = 0  #: of remembered sessions
         self._waiting: dict[str, deque[T]] = {}  #: by the replica's id
 
     def __len__(self) -> int:
@@ -39,15 +42,30 @@ class Sessions(Generic[T]):
 
     def replica(self, session: SessionId, replicas: Sequence[R]) -> R | None:
         """Return the session's replica; None for a new session, and if its replica has gone."""
-        own = self._replicas.get(session)
+        key, name = session
+        of_key = self._replicas.get(key)
+        own = None if of_key is None else of_key.get(name)
         return next((each for each in replicas if each.id == own), None) if own else None
 
     def bind(self, session: SessionId, replica: Replica) -> None:
         """Remember that a session is on this replica from now on."""
-        self._replicas[session] = replica.id
-        self._replicas.move_to_end(session)
-        while len(self._replicas) > MOST_SESSIONS:
-            self._replicas.popitem(last=False)
+        key, name = session
+        of_key = self._replicas.setdefault(key, OrderedDict())
+        self._replicas.move_to_end(key)
+        self._count += name not in of_key
+        of_key[name] = replica.id
+        of_key.move_to_end(name)
+        if len(of_key) > MOST_OF_KEY:
+            self._forget_one(key)
+        if self._count > MOST_SESSIONS:
+            self._forget_one(next(iter(self._replicas)))
+
+    def _forget_one(self, key: str) -> None:
+        """Forget the session of a key that was used longest ago."""
+        self._replicas[key].popitem(last=False)
+        self._count -= 1
+        if not self._replicas[key]:
+            del self._replicas[key]
 
     def may_wait(self, replica: Replica) -> bool:
         """Return whether a job may wait for this replica, and go first there once it is free.

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from bitinglip.scheduling.dispatch.balancer import Balancer
 from bitinglip.scheduling.dispatch.model_queue import InFlightJob, ModelQueue
-from bitinglip.scheduling.dispatch.sessions import MOST_SESSIONS
+from bitinglip.scheduling.dispatch.sessions import MOST_OF_KEY, MOST_SESSIONS
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.queue.fair_queue import FairQueue
 from tests.support.in_flight import entry
@@ -166,9 +166,23 @@ def test_session_that_waits_can_be_forgotten() -> None:
 def test_sessions_that_are_remembered_are_bounded() -> None:
     ours, one = model_queue(), replica()
     for number in range(MOST_SESSIONS + 1):
-        ours.sessions.bind(("k", str(number)), one)
-    assert ours.sessions.replica(("k", "0"), [one]) is None
-    assert ours.sessions.replica(("k", "1"), [one]) is one
+        ours.sessions.bind((f"k{number // 100}", str(number)), one)
+    assert ours.sessions.replica(("k0", "0"), [one]) is None
+    assert ours.sessions.replica(("k0", "1"), [one]) is one
+    for number in range(MOST_SESSIONS):  # those of a key that is used no more go first
+        ours.sessions.bind(("other", str(number % 10)), one)
+    assert ours.sessions.replica(("k1", "100"), [one]) is one
+
+
+def test_sessions_of_one_key_push_out_no_other_key_s() -> None:
+    ours, one = model_queue(), replica()
+    ours.sessions.bind(("quiet", "s"), one)
+    for number in range(2 * MOST_SESSIONS):
+        ours.sessions.bind(("busy", str(number)), one)
+    assert ours.sessions.replica(("quiet", "s"), [one]) is one
+    last = 2 * MOST_SESSIONS
+    assert ours.sessions.replica(("busy", str(last - MOST_OF_KEY)), [one]) is one
+    assert ours.sessions.replica(("busy", str(last - MOST_OF_KEY - 1)), [one]) is None
 
 
 class LaneMachine(RuleBasedStateMachine):
