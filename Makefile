@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # is one process more than cores, as tests of real servers wait a third of their time.
 PROCESSES := $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 PARALLEL := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# A test that fails is run once more, and one that passes then is listed under RERUN: it depends on
+# chance, which is a fault to mend, but one that must not keep others' work from landing.
+AGAIN := --reruns 1 -r aR
 FAST := tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
 .PHONY: serve test test-fast coverage check format config clean
@@ -20,7 +23,7 @@ serve: $(VENV)/.serve  ## start the server, on http://127.0.0.1:8080 unless the 
 	$(BIN)/bitinglip serve $(OPTIONS)
 
 test: $(VENV)/.test  ## all tests that this machine can run
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) $(AGAIN)
 
 test-fast: $(VENV)/.test  ## unit and contract tests only, in under a minute
 	$(BIN)/pytest $(PARALLEL) $(FAST)

@@ -1,6 +1,7 @@
 """Attacks on the door: paths, methods and credentials that should open nothing."""
 
 import http.client
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ def test_key_checked_in_memory_needs_no_sql(served: Served, client: httpx.Client
     with statements() as seen:
         for credential in (served.keys["models:read"], token, "wrong"):
             httpx.get(served.url + ask, headers={"x-api-key": credential})
-    assert not [each for each in seen if each.startswith("SELECT") or "revoked_tokens" in each]
+    assert not [each for each in seen if re.search(r"FROM (api_keys|revoked_tokens)\b", each)]
 
 
 @pytest.mark.parametrize("part", ["a&", "a=b&", "%41=%42&", "%", "a" * 9000])
