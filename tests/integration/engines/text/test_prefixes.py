@@ -91,7 +91,7 @@ def test_prefix_reuse_gives_way_where_the_cache_is_small(llama: Path) -> None:
     engine.close()
 
 
-def test_prefix_of_a_text_that_became_nan_is_not_used_again(llama: Path, tmp_path: Path) -> None:
+def test_prefix_of_a_text_that_became_nan_is_not_used_again(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     poison = train_tokenizer().convert_tokens_to_ids("Z")
