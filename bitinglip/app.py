@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -38,11 +37,14 @@ from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
 from bitinglip.disk_space import DiskSpace
+from bitinglip.downloads.downloads import Downloads
+from bitinglip.downloads.hub import HubAccess
 from bitinglip.guard.guard import Guard
 from bitinglip.guard.watch import Watch
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
+from bitinglip.machine import find_devices, open_page_cache
 from bitinglip.periodic import start_periodic
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.results.files import Files
@@ -56,13 +58,13 @@ from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
 from bitinglip.scheduling.placement.footprints import Footprints
-from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
 from bitinglip.tasks.responses import Responses
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.tasks.store import TaskStore
 from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.cache_metrics import CacheMetrics
+from bitinglip.telemetry.download_metrics import DownloadMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
@@ -70,11 +72,8 @@ from bitinglip.tls import Certificate
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from bitinglip.wire.responses.output import ended
-from model_store.file_systems import slow_storage
-from model_store.page_cache import PageCache, budget
 from model_store.store import ModelStore
 from workers.devices import Devices
-from workers.devices.host import Host
 from workers.devices.probe import probe_cards
 from workers.launcher import Launcher
 from workers.pool import WorkerPool
@@ -92,12 +91,14 @@ def build(
     connections: Connections | None = None,
     devices: Devices | None = None,
     certificate: Certificate | None = None,
+    hub_token: str | None = None,
 ) -> api.Application:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
     ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
+    ``hub_token`` is what the environment held for the hub.
     """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -109,7 +110,8 @@ def build(
             own: Launcher | None = launcher
             if own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
-            services, admin_key = await _open(settings, home, own, books, devices, stack)
+            hub = HubAccess(settings, home.models, hub_token)
+            services, admin_key = await _open(settings, home, own, books, devices, hub, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -136,6 +138,7 @@ async def _open(
     launcher: Launcher,
     connections: Connections,
     devices: Devices | None,
+    hub: HubAccess,
     stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     health = Health()
@@ -154,11 +157,9 @@ async def _open(
     store = await _open_store(settings, home)
     footprints = await Footprints.open(db)
     stack.push_async_callback(_last, footprints.flush)
-    if devices is None:
-        devices = await asyncio.to_thread(_devices, settings.devices)
-    stack.callback(devices.close)
+    devices = await _open_devices(settings, devices, stack)
     facts = ResourceFacts(settings, devices, footprints)
-    page_cache = await asyncio.to_thread(_page_cache, settings.devices, devices, home.models)
+    page_cache = await asyncio.to_thread(open_page_cache, settings.devices, devices, home.models)
     stack.callback(page_cache.close)
     manager = ModelManager(settings, store, facts, metrics, page_cache)
     guard = Guard(settings, Watch(metrics.registry, health, settings.guard))
@@ -197,6 +198,10 @@ async def _open(
         space,
     )
     stack.push_async_callback(batches.close)
+    downloads = await Downloads.open(
+        db, store, hub, settings, audit, DownloadMetrics(metrics.registry)
+    )
+    stack.push_async_callback(_last, downloads.close)
     cache = ResponseCache(
         settings, store, dispatcher, files, uploads, revocation, CacheMetrics(metrics.registry)
     )
@@ -226,6 +231,7 @@ async def _open(
         tasks=tasks,
         responses=responses,
         batches=batches,
+        downloads=downloads,
         revocation=revocation,
         tickets=Tickets(),
         links=Links(home.secret(SIGNATURES), settings.files.link_lifetime),
@@ -356,30 +362,14 @@ async def _open_store(settings: Settings, home: Home) -> ModelStore:
     return store
 
 
-def _devices(settings: DeviceSettings) -> Devices:
-    devices = Devices.find(
-        [(each.name, each.memory_bytes) for each in settings.fake],
-        settings.cpu_memory_bytes,
-        settings.memory_limit,
-    )
-    if devices.slow_start:
-        log.warning(devices.slow_start)
-    for name in devices.unknown_limits():
-        log.warning("devices.memory_limit names a card that is not there", card=name)
-    if devices.note and not devices.missing:  # which is told as a problem
-        log.info(devices.note)
+async def _open_devices(
+    settings: Settings, devices: Devices | None, stack: AsyncExitStack
+) -> Devices:
+    """Return the devices that are given, or find the machine's."""
+    if devices is None:
+        devices = await asyncio.to_thread(find_devices, settings.devices)
+    stack.callback(devices.close)
     return devices
-
-
-def _page_cache(settings: DeviceSettings, devices: Devices, models: Path) -> PageCache:
-    cache_bytes = settings.page_cache_bytes
-    if cache_bytes is None and any(device.unified for device in devices.list()):
-        cache_bytes = 0  # files in RAM would take a card's memory
-    slow = slow_storage(models)
-    if slow is not None:
-        log.warning("models load slowly from where they lie", models=str(models), storage=slow)
-    size = budget(cache_bytes, Host().total_bytes)
-    return PageCache(size, reads_first=slow is not None)
 
 
 async def _last(flush: Callable[[], Awaitable[None]]) -> None:
