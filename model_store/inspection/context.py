@@ -4,7 +4,6 @@ The rules are those of the text engine (workers/engines/text/loading.py) and of 
 reads the config there: where they change, this changes too.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +42,7 @@ def longest_context(config: dict[str, Any]) -> int | None:
     computed of other texts in the batch, the context ends at the original one. Raises BadFiles for
     a rotary scaling that the library cannot read.
     """
+    _check_base(config)
     scalings = list(_scalings(config))
     for key, scaling in scalings:
         _check(key, scaling, config)
@@ -91,12 +91,14 @@ def _check(key: str, scaling: dict[str, Any], config: dict[str, Any]) -> None:
             continue  # then the library tells it from the lengths
         if not _is_positive(scaling.get(name)):
             raise BadFiles(f"config.json: {key} has no good {name}, which '{kind}' needs.")
-    for part in (scaling, config):
-        if part.get("rope_theta") is not None and not _is_positive(part["rope_theta"]):
-            raise BadFiles("config.json: rope_theta is not a number above 0.")
+    _check_base(scaling)
 
 
-def _is_positive(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return math.isfinite(value) and 0 < value < 2**31
+def _check_base(part: dict[str, Any]) -> None:
+    if part.get("rope_theta") is not None and not _is_positive(part["rope_theta"], most=1e300):
+        raise BadFiles("config.json: rope_theta is not a number above 0.")
+
+
+def _is_positive(value: Any, most: float = 2**31) -> bool:
+    """Tell whether a value is a number above 0 and, as NaN and infinity are not, below ``most``."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < most

@@ -107,7 +107,9 @@ async def fit_model(request: Request, model_id: str) -> Response:
 async def get_model(request: Request, model_id: str) -> Response:
     """Show one model; its id may hold one slash."""
     services = services_of(request)
-    return json_response(describe(services, find_model(request, model_id)))
+    manifest = find_model(request, model_id)
+    needs = services.operations.needs_by_dtype(manifest)
+    return json_response({**describe(services, manifest), "needs_by_dtype": needs})
 
 
 @native.delete("/{model_id:path}", status_code=204)
