@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from model_store.pull_messages import (
     Waits,
     decode_order,
     encode,
+    told,
 )
 
 if TYPE_CHECKING:
@@ -52,22 +53,33 @@ class Teller:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._told_at = 0.0
-        self._done = 0
+        self._done: dict[str, int] = {}
+        self._grown: dict[str, int] = {}  #: since the last message
 
     def say(self, message: Message) -> None:
         data = encode(message)
         while data:
             data = data[os.write(self._fd, data) :]
 
-    def plan(self, total_bytes: int, files: int) -> None:  # noqa: ARG002  the protocol's
-        self.say(Planned(bytes_total=total_bytes))
+    def plan(self, files: Mapping[str, int], done: Mapping[str, int]) -> None:
+        self._done, self._grown = dict(done), {}
+        listed = told(files.items())
+        self.say(
+            Planned(
+                bytes_total=sum(files.values()),
+                bytes_done=sum(done.values()),
+                files=listed,
+                done={path: done[path] for path in listed if path in done},
+            )
+        )
 
-    def advance(self, path: str, bytes_done: int) -> None:  # noqa: ARG002  the protocol's
-        self._done = bytes_done
+    def advance(self, path: str, bytes_done: int) -> None:
+        self._done[path] = self._grown[path] = bytes_done
         now = time.monotonic()
         if now - self._told_at >= _TELL_SECONDS:
             self._told_at = now
-            self.say(Progressed(bytes_done=bytes_done))
+            grown, self._grown = self._grown, {}
+            self.say(Progressed(bytes_done=sum(self._done.values()), files=told(grown.items())))
 
 
 def main() -> int:
@@ -116,7 +128,9 @@ def _pull(order: Order, teller: Teller) -> "Manifest":
                 revision=order.revision,
                 name=order.name,
                 include=order.include,
-                hub=HubOptions(order.endpoint, order.token),
+                hub=HubOptions(
+                    order.endpoint, order.token, bytes_per_second=order.bytes_per_second
+                ),
                 allow_pickles=order.allow_pickles,
                 progress=teller,
             )

@@ -49,11 +49,17 @@ class _Reader:
     """Hashes each file once, however many models have it."""
 
     def __init__(self, manifests: Sequence[Manifest], progress: Progress | None) -> None:
-        total = sum(each.total_bytes for each in manifests)
-        self._counter = Counter(progress, total, sum(len(each.files) for each in manifests))
+        self._counter = Counter(
+            progress,
+            {
+                _label(manifest, entry): entry.size
+                for manifest in manifests
+                for entry in manifest.files
+            },
+        )
         self._seen: dict[_Inode, str] = {}
 
-    def what_differs(self, path: Path, entry: FileEntry) -> What | None:
+    def what_differs(self, path: Path, entry: FileEntry, label: str) -> What | None:
         try:
             if not path.is_file():
                 return "missing"
@@ -62,12 +68,16 @@ class _Reader:
                 return "size"
             inode = (found.st_dev, found.st_ino)
             if inode not in self._seen:
-                self._seen[inode] = sha256_of(path, entry.path, self._counter)
+                self._seen[inode] = sha256_of(path, label, self._counter)
             else:
-                self._counter.add(entry.path, entry.size)
+                self._counter.add(label, entry.size)
         except OSError:
             return "unreadable"  # a disk that fails to read it: the very thing that is asked
         return None if self._seen[inode] == entry.sha256 else "content"
+
+
+def _label(manifest: Manifest, entry: FileEntry) -> str:
+    return f"{manifest.name}/{entry.path}"
 
 
 def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[Difference]:
@@ -76,7 +86,7 @@ def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[D
     entries = tuple(stamped(files, entry) for entry in manifest.files)
     found = []
     for entry in entries:
-        if what := reader.what_differs(files / entry.path, entry):
+        if what := reader.what_differs(files / entry.path, entry, _label(manifest, entry)):
             others = {name for name, _ in _sharing(store, files / entry.path, entry)}
             found.append(Difference(entry.path, what, tuple(sorted(others - {manifest.name}))))
     listed = {entry.path for entry in entries}
