@@ -115,11 +115,13 @@ async def get_model(request: Request, model_id: str) -> Response:
     """Show one model; its id may hold one slash."""
     services = services_of(request)
     try:
-        return json_response(describe(services, find_model(request, model_id)))
+        manifest = find_model(request, model_id)
     except InvalidModel:
         if (download := services.downloads.of_model(model_id)) is None:
             raise
         return json_response(downloading_model(download))
+    needs = services.operations.needs_by_dtype(manifest)
+    return json_response({**describe(services, manifest), "needs_by_dtype": needs})
 
 
 @native.delete("/{model_id:path}", status_code=204)
