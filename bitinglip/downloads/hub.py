@@ -30,21 +30,23 @@ class HubAccess:
                 "imported from a folder."
             )
 
-    def order(self, wanted: Wanted) -> Order:
-        """Return the order for a download; reads the token's file. Raises DownloadFailed."""
-        hub = self._settings.hub
-        share = hub.bytes_per_second
+    def order(self, wanted: Wanted, share: int | None) -> Order:
+        """Return the order for a download; reads the token's file. Raises DownloadFailed.
+
+        ``share`` is its bandwidth, in bytes per second.
+        """
         return Order(
             root=str(self._models),
+            task=wanted.task,
             repo=wanted.repo,
             name=wanted.name,
             revision=wanted.revision,
             include=wanted.include,
             allow_pickles=wanted.allow_pickles or self._settings.model(wanted.name).allow_pickles,
             confine=self._settings.workers.confine,
-            endpoint=hub.endpoint,
+            endpoint=self._settings.hub.endpoint,
             token=self._read_token(),
-            bytes_per_second=None if share is None else max(1, share // hub.max_downloads),
+            bytes_per_second=share,
             environ=network_environment(os.environ),
         )
 

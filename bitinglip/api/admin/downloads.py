@@ -46,11 +46,24 @@ async def download_model(request: Request) -> Response:
         raise InsufficientScope(
             "Only an admin may allow pickled weights.", details={"required": Scope.ADMIN}
         )
-    requester = Requester(caller.key_id, caller.name)
-    download = await services_of(request).downloads.ask(wanted, requester, body.priority)
+    download = await services_of(request).downloads.ask(
+        wanted, requester_of(request), body.priority
+    )
+    return accepted(request, download)
+
+
+def requester_of(request: Request) -> Requester:
+    caller = caller_of(request)
+    return Requester(caller.key_id, caller.name)
+
+
+def accepted(request: Request, download: Download) -> Response:
+    """Answer that a download is on its way, and enter what was asked for in the audit log."""
+    wanted = download.wanted
     after = {
         "repo": wanted.repo,
         "revision": wanted.revision,
+        "task": wanted.task,
         "priority": download.priority,
         "download": download.id,
         "allow_pickles": wanted.allow_pickles,
