@@ -148,7 +148,7 @@ class Machine(NamedTuple):
         store = ModelStore(
             home.models,
             confine=settings.workers.confine,
-            partials_kept=settings.hub.partials_kept,
+            partials_kept=settings.store.partials_kept,
         )
         await asyncio.to_thread(store.listing.keep_in_memory)
         footprints = await Footprints.open(db)

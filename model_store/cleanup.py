@@ -184,8 +184,7 @@ def _remove(store: "ModelStore", removal: Removal, in_use: Callable[[str], bool]
         if removal.kind == "model":
             if in_use(removal.name) or store.care(removal.name).pinned:
                 return False
-            store.remove(removal.name)
-            return True
+            return store.remove(removal.name, unless_held=True)
         if removal.kind == "blob":
             return _remove_blob(store, removal.name)
         if removal.name.startswith("."):

@@ -7,6 +7,7 @@ moved into place whole; removed ones are moved away first.
 import asyncio
 import copy
 import errno
+import math
 import os
 import shutil
 import tempfile
@@ -190,21 +191,26 @@ class ModelStore:
         if any(folder.name.lower() == wanted for folder in self._root.iterdir()):
             raise _taken(name)
 
-    def remove(self, name: str) -> None:
-        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays."""
-        with store_errors("The model cannot be removed"):
+    def remove(self, name: str, *, unless_held: bool = False) -> bool:
+        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays.
+
+        ``unless_held``: not while it is being loaded or replaced; returns whether it went.
+        """
+        with store_errors("The model cannot be removed"), ExitStack() as opened:
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
                 folder = self._folder(name)
-                handle = lock(folder)  # so that no sweep of another process takes part
+                if (handle := lock(folder)) is not None:
+                    opened.callback(os.close, handle)  # till then no clean-up takes part
+                elif unless_held:
+                    return False
                 folder.rename(gone)
             except (BadName, FileNotFoundError):
                 raise _unknown() from None
             self.listing.look()
             sync(self._root)  # or half of its files could be back after a power cut
             self._delete(gone)
-            if handle is not None:
-                os.close(handle)
+        return True
 
     def _delete(self, gone: Path) -> None:
         """Delete a folder that was a model, and the blobs that nothing else shares."""
@@ -329,7 +335,7 @@ class ModelStore:
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """Yield a folder for ``files/``; remove it at the end unless ``finish`` moved it away."""
-        self.sweep()
+        carry_out(self, plan(self, partials_kept=math.inf))
         folder = Path(tempfile.mkdtemp(prefix="draft-", dir=self.partial))
         handle = lock(folder)
         try:

@@ -1,8 +1,8 @@
-"""The hub that models come from, how the server downloads them, and what the store keeps."""
+"""The hub that models come from, and how the server downloads them."""
 
 from pydantic import Field
 
-from bitinglip.settings.sections import Bytes, Kept, Section
+from bitinglip.settings.sections import Kept, Section
 
 
 class Hub(Section):
@@ -30,14 +30,4 @@ class Hub(Section):
     download_retention: Kept = Field(
         2_592_000,
         description="how long ended downloads are listed: seconds, or a span such as 30d",
-    )
-    partials_kept: Kept = Field(
-        1_209_600,
-        description="how long what has come of a download that nobody resumes is kept: seconds, or "
-        "a span such as 14d",
-    )
-    max_store_bytes: Bytes | None = Field(
-        None,
-        description="bytes that 'models gc' leaves in the store: it removes the models that were "
-        "not used for longest, never pinned ones; null removes no models",
     )

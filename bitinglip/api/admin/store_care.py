@@ -51,13 +51,13 @@ async def clean_up(request: Request) -> Response:
     body = await read_optional_body(request, CleanUpRequest)
     most = body.max_bytes
     if most is None:
-        most = services.settings.hub.max_store_bytes
+        most = services.settings.store.max_bytes
     with _alone(services.store, ""):
         found = await asyncio.to_thread(
             services.store.gc,
             do=not body.dry_run,
             max_bytes=most,
-            in_use=services.operations.in_use,
+            in_use=in_use(services).__contains__,
         )
     gone = [each.name for each in found if each.kind == "model" and not body.dry_run]
     for name in gone:
@@ -141,6 +141,14 @@ async def _ask(
     )
     download = await services.downloads.ask(wanted, requester_of(request), priority)
     return accepted(request, download)
+
+
+def in_use(services: Services) -> set[str]:
+    """Return the models that no clean-up removes: in use, or needed by the settings."""
+    operations, settings = services.operations, services.settings
+    wanted = {name for name, own in settings.models.items() if own.pin or own.preload}
+    wanted |= {own.speech.vocoder for own in settings.models.values() if own.speech.vocoder}
+    return {name for name in services.store.names() if name in wanted or operations.in_use(name)}
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class CleanUpRequest(Body):
 
     dry_run: bool = Field(True, description="only say what would be removed")
     max_bytes: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="of the store; by default hub.max_store_bytes"
+        None, description="of the store; by default store.max_bytes"
     )
 
 

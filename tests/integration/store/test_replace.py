@@ -14,7 +14,7 @@ from model_store.store import ModelStore
 from tests.support.model_folders import llama, write
 from tests.support.wait import eventually
 
-CRASHES = Path(__file__).parents[2] / "support" / "store_crashes.py"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -108,8 +108,10 @@ def test_crash_at_any_moment_leaves_whole_models_and_nothing_that_gc_does_not_re
     tmp_path: Path, how: str
 ) -> None:
     """A process imports, replaces and removes models, and is killed at each of its steps."""
-    command = [sys.executable, str(CRASHES), str(tmp_path), how]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "tests.support.store_crashes", str(tmp_path), how]
+    ran = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     kills = int(ran.stdout.split()[-1])
     assert kills >= 30
