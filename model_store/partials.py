@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Self
 from model_store.progress import Counter
 
 BLOCK = 1 << 20  #: bytes that are written and hashed at once, and at most lost in a crash
+_LONGEST_SECONDS = 0.2  #: that bytes of a slow line are kept in memory
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Part:
         self._counter = counter
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._due = 0.0  #: when the next write is, at the latest
         self._begin()
         if path.exists() and path.stat().st_size > wanted.size:
             path.unlink()
@@ -91,13 +94,14 @@ class Part:
         """Take bytes that came; return whether a block was written."""
         self._pending.append(chunk)
         self._pending_bytes += len(chunk)
-        if self._pending_bytes < BLOCK:
+        if self._pending_bytes < BLOCK and time.monotonic() < self._due:
             return False
         self.write()
         return True
 
     def write(self) -> None:
         """Write what has come. Raises OSError; then none of it counts."""
+        self._due = time.monotonic() + _LONGEST_SECONDS
         block = b"".join(self._pending)
         self._pending.clear()
         self._pending_bytes = 0

@@ -51,7 +51,7 @@ class Live:
     async def pull(
         self, hub: HubAccess, store: ModelStore, metrics: DownloadMetrics
     ) -> tuple[State, Fault | None]:
-        """Run the process to its end; return how that was. Raises OSError or DownloadFailed."""
+        """Run the process to its end; return how that was. Raises OSError or TokenRefused."""
         if self.cancelled:
             return "cancelled", None
         share = self._share

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli import offline
@@ -31,12 +30,21 @@ def pull_model(
     name: str | None,
     include: Sequence[str],
     allow_pickles: bool,
+    token: str | None = None,
 ) -> None:
-    """Pull into the home's store, also while a server runs: a pull only adds a folder."""
-    hub = _hub(place)
+    """Pull into the home's store, also while a server runs: a pull only adds a folder.
+
+    ``repo`` may be one of the short names; the model has that name then. ``token`` comes before
+    the one of the settings.
+    """
+    hub = hub_options(place, token)
+    from model_store.aliases import repo_of
     from model_store.hub import pull
 
     place.home.create()
+    if full := repo_of(repo, place.home.root):
+        print_note(f"{repo} stands for {full}")
+        repo, name = full, name or repo
     print_note(f"Pulling {repo} into {place.home.models}")
     try:
         with transfer(repo) as progress:
@@ -69,14 +77,14 @@ def _show_plan(plan: "Plan") -> None:
     )
 
 
-def _hub(place: "CliContext") -> "HubOptions":
+def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
+    """Return how the settings say that the hub is spoken to. Raises TokenRefused."""
     from model_store.hub import HubOptions
+    from model_store.tokens import find_token
 
-    settings = place.settings().hub
-    token = os.environ.get("HF_TOKEN")
-    if settings.token_file is not None:
-        token = Path(settings.token_file).expanduser().read_text()
-    return HubOptions(settings.endpoint, token.strip() or None if token else None, settings.offline)
+    hub = place.settings().hub
+    token = token or find_token(hub.token_file, os.environ, login=hub.endpoint is None)
+    return HubOptions(hub.endpoint, token, hub.offline)
 
 
 def verify_model(place: "CliContext", name: str) -> None:

@@ -1,5 +1,6 @@
 """Routes of downloads: ask for one, list, show, watch and cancel them."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
@@ -25,6 +26,7 @@ from bitinglip.errors import DownloadNotFound, InsufficientScope, InvalidRequest
 from bitinglip.results.streams import sse
 from bitinglip.wire.admin.downloads import DownloadRequest, download_info
 from bitinglip.wire.model_lookup import check_model
+from model_store.aliases import repo_of
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 
@@ -40,7 +42,9 @@ async def download_model(request: Request) -> Response:
     Joins a download of the same that waits or runs; takes up one that failed or was cancelled.
     """
     body = await read_body(request, DownloadRequest)
-    caller, wanted = caller_of(request), body.wanted()
+    home = services_of(request).home.root
+    caller = caller_of(request)
+    wanted = await asyncio.to_thread(body.wanted, lambda name: repo_of(name, home))
     check_model(caller, wanted.name)
     if body.allow_pickles and not caller.may(Scope.ADMIN):
         raise InsufficientScope(

@@ -1,5 +1,6 @@
 """Downloads as clients see them, and the request that asks for one."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from bitinglip.wire.body import Body
 from bitinglip.wire.errors import timestamp
 from model_store.names import check_name, check_repo, check_revision
 
+RepoOf = Callable[[str], str | None]
 Glob = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -21,7 +23,7 @@ class DownloadRequest(Body):
         Field(
             min_length=1,
             max_length=512,
-            description="a repository, owner/name or owner/name@revision",
+            description="a repository, owner/name or owner/name@revision, or a short name",
         ),
     ]
     source: Literal["huggingface"] = "huggingface"
@@ -39,16 +41,19 @@ class DownloadRequest(Body):
         False, description="take pickled weights where there are no others; scope admin"
     )
 
-    def wanted(self) -> Wanted:
-        """Return what is asked for. Raises BadName."""
-        repo, _, revision = self.model_name.partition("@")
+    def wanted(self, repo_of: RepoOf) -> Wanted:
+        """Return what is asked for; a model that is asked for by a short name gets that name.
+
+        ``repo_of`` returns the repository that a short name stands for. Raises BadName.
+        """
+        asked, _, revision = self.model_name.partition("@")
         revision = self.revision or revision
-        check_repo(repo)
+        repo = check_repo(repo_of(asked) or asked)
         if revision:
             check_revision(revision)
         return Wanted(
             repo=repo,
-            name=check_name(self.name or repo),
+            name=check_name(self.name or asked),
             revision=revision or None,
             include=tuple(self.include),
             allow_pickles=self.allow_pickles,

@@ -14,6 +14,7 @@ from model_store.errors import BadName
 from model_store.pull_messages import Planned, Progressed
 
 WANTED = Wanted(repo="org/model", name="model")
+repo_of = {"short": "a/long"}.get
 
 
 def made(priority: Priority = "normal", queued_at: float = 0) -> Download:
@@ -65,21 +66,23 @@ def test_download_that_waits_again_has_no_error_of_the_last_time() -> None:
             {"model_name": "a/b@v1", "revision": "v2", "name": "c", "include": ["*.json"]},
             Wanted(repo="a/b", name="c", revision="v2", include=("*.json",)),
         ),
+        ({"model_name": "short@v1"}, Wanted(repo="a/long", name="short", revision="v1")),
+        ({"model_name": "short", "name": "c"}, Wanted(repo="a/long", name="c")),
         ({"model_name": "a/b", "revision": None, "name": None}, Wanted(repo="a/b", name="a/b")),
     ],
 )
 def test_download_request_says_what_is_wanted(fields: dict[str, Any], wanted: Wanted) -> None:
-    assert parse(DownloadRequest, json.dumps(fields).encode()).wanted() == wanted
+    assert parse(DownloadRequest, json.dumps(fields).encode()).wanted(repo_of) == wanted
 
 
 @pytest.mark.parametrize("fields", [{"model_name": "a/b@"}, {"model_name": "a/b@../c"}])
 def test_download_request_with_a_wrong_revision(fields: dict[str, Any]) -> None:
     request = parse(DownloadRequest, json.dumps(fields).encode())
     if fields["model_name"].endswith("@"):
-        assert request.wanted().revision is None
+        assert request.wanted(repo_of).revision is None
     else:
         with pytest.raises(BadName):
-            request.wanted()
+            request.wanted(repo_of)
 
 
 def test_puller_is_told_of_the_network_and_of_nothing_else() -> None:
