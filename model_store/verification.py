@@ -49,17 +49,12 @@ class _Reader:
     """Hashes each file once, however many models have it."""
 
     def __init__(self, manifests: Sequence[Manifest], progress: Progress | None) -> None:
-        self._counter = Counter(
-            progress,
-            {
-                _label(manifest, entry): entry.size
-                for manifest in manifests
-                for entry in manifest.files
-            },
-        )
+        sizes = {_told_as(each, entry): entry.size for each in manifests for entry in each.files}
+        self._counter = Counter(progress, sizes)
         self._seen: dict[_Inode, str] = {}
 
-    def what_differs(self, path: Path, entry: FileEntry, label: str) -> What | None:
+    def what_differs(self, path: Path, entry: FileEntry, name: str) -> What | None:
+        """Return what differs of a file, whose progress is told under a name."""
         try:
             if not path.is_file():
                 return "missing"
@@ -68,15 +63,15 @@ class _Reader:
                 return "size"
             inode = (found.st_dev, found.st_ino)
             if inode not in self._seen:
-                self._seen[inode] = sha256_of(path, label, self._counter)
+                self._seen[inode] = sha256_of(path, name, self._counter)
             else:
-                self._counter.add(label, entry.size)
+                self._counter.add(name, entry.size)
         except OSError:
             return "unreadable"  # a disk that fails to read it: the very thing that is asked
         return None if self._seen[inode] == entry.sha256 else "content"
 
 
-def _label(manifest: Manifest, entry: FileEntry) -> str:
+def _told_as(manifest: Manifest, entry: FileEntry) -> str:
     return f"{manifest.name}/{entry.path}"
 
 
@@ -86,7 +81,7 @@ def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[D
     entries = tuple(stamped(files, entry) for entry in manifest.files)
     found = []
     for entry in entries:
-        if what := reader.what_differs(files / entry.path, entry, _label(manifest, entry)):
+        if what := reader.what_differs(files / entry.path, entry, _told_as(manifest, entry)):
             others = {name for name, _ in _sharing(store, files / entry.path, entry)}
             found.append(Difference(entry.path, what, tuple(sorted(others - {manifest.name}))))
     listed = {entry.path for entry in entries}
