@@ -14,6 +14,7 @@ PICKLES_ALLOWED = (
     "taken out of them."
 )
 INDEX = "model_index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NEVER = (".py", *PICKLES, ".msgpack", ".h5", ".ot", ".onnx")
 _TEXTS = (".json", ".txt", ".model", ".tiktoken", ".jinja")
 _NOT_NEEDED = ("training_args", "optimizer", "trainer_state")
@@ -54,10 +55,30 @@ def select(
 def required(paths: Collection[str], components: Iterable[str] | None = None) -> list[str]:
     """Return the files that a library would open."""
     ordered = sorted(paths)
+    if found := adapter_files(ordered):
+        return found
     if INDEX in ordered:
         return [INDEX, *_of_components(ordered, components)]
     beside = [path for path in ordered if _BESIDE.fullmatch(path)]
     return [*_of_folder(ordered, ""), *beside, *_of_components(ordered, numbered_parts(ordered))]
+
+
+def adapter_files(paths: Iterable[str]) -> list[str]:
+    """Return the files of an adapter, if that is what they may be; else none.
+
+    One has its own config, or is a single file of weights beside no config of a model; whether
+    that file holds an adapter only its header tells.
+    """
+    root = sorted(path for path in paths if "/" not in path)
+    texts = [path for path in root if path.startswith(("LICENSE", "README.md"))]
+    if INDEX in root:
+        return []
+    if ADAPTER_CONFIG in root:
+        return [each for each in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if each in root] + texts
+    weights = [path for path in root if path.endswith(WEIGHTS)]
+    if len(weights) != 1 or "config.json" in root or "modules.json" in root:
+        return []
+    return weights + texts
 
 
 def numbered_parts(paths: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from model_store.adapters import check_removable
 from model_store.blobs import Blobs
 from model_store.disk import (
     check_room,
@@ -86,6 +87,13 @@ class ModelStore:
         """Return the folder with the model's files. Raises UnknownModel."""
         self.get(name)
         return self._folder(name) / FILES
+
+    def weights_path(self, name: str) -> Path:
+        """Return the folder of a model's weights; an adapter's are its base's.
+
+        Raises UnknownModel.
+        """
+        return self.path(self.get(name).adapter_of or name)
 
     def _folder(self, name: str) -> Path:
         return self._root / folder_name(check_name(name))
@@ -186,6 +194,7 @@ class ModelStore:
     def remove(self, name: str) -> None:
         """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays."""
         with store_errors("The model cannot be removed"):
+            check_removable(name, self.listing.all())
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
                 folder = self._folder(name)
@@ -229,7 +238,8 @@ class ModelStore:
         await asyncio.to_thread(self._check, name)
 
     def _check(self, name: str) -> None:
-        self.get(name)
+        if base := self.get(name).adapter_of:
+            self._check(base)
         with store_errors("The manifest cannot be read"):
             manifest = read_manifest(self._folder(name))  # `models verify` may have written it
         files = self._folder(name) / FILES
