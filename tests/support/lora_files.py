@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 RANK = 2
-_QUERIES = re.compile(r"(?P<layer>.*\.(?:q_proj|to_q))\.weight")
+_TUNED = re.compile(r"(?P<layer>.*\.(?:q_proj|up_proj|to_q))\.weight")
 
 
 def write_text_lora(base: Path, folder: Path, *, named: str, **config: Any) -> Path:
-    """A LoRA for the queries of a text model, as peft saves it; ``named``: its base's name."""
+    """A LoRA for some layers of a text model, as peft saves it; ``named``: its base's name."""
     folder.mkdir(parents=True, exist_ok=True)
     told = {
         "peft_type": "LORA",
@@ -22,7 +22,7 @@ def write_text_lora(base: Path, folder: Path, *, named: str, **config: Any) -> P
         "base_model_name_or_path": named,
         "r": RANK,
         "lora_alpha": 64,
-        "target_modules": ["q_proj"],
+        "target_modules": ["q_proj", "up_proj"],
     }
     (folder / "adapter_config.json").write_text(json.dumps(told | config))
     tensors = _pairs(base / "model.safetensors", "base_model.model.")
@@ -40,12 +40,12 @@ def write_image_lora(base: Path, folder: Path, *, named: str) -> Path:
 
 
 def _pairs(weights: Path, prefix: str) -> dict[str, Any]:
-    """A pair of random matrices for each layer that makes queries."""
+    """A pair of random matrices for each layer that is tuned."""
     random = np.random.default_rng(1)
     tensors: dict[str, Any] = {}
     with safe_open(weights, "np") as file:
         for name in file.keys():  # noqa: SIM118  this one is not iterable
-            if found := _QUERIES.fullmatch(name):
+            if found := _TUNED.fullmatch(name):
                 rows, columns = file.get_slice(name).get_shape()
                 pair = {"A": (RANK, columns), "B": (rows, RANK)}
                 for letter, shape in pair.items():
