@@ -105,10 +105,10 @@ class Identity:
         if known is not None and known[1] is own and _same(known[0], manifests):
             return known[2]
         digest = hashlib.sha256(_encode((name, own.model_dump(mode="json"))))
-        for manifest in manifests:
-            if manifest is not None:
-                files = sorted((each.path, each.sha256) for each in manifest.files)
-                facts = (manifest.revision, manifest.engine, manifest.created_at, files)
+        for part in manifests:
+            if part is not None:
+                files = sorted((each.path, each.sha256) for each in part.files)
+                facts = (part.revision, part.engine, part.created_at, files)
                 digest.update(_encode(facts))
         self._models[name] = manifests, own, digest.digest()
         return digest.digest()

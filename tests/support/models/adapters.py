@@ -21,7 +21,7 @@ def make_text_lora(base: Path, folder: Path, *, named: str = "tiny", **config: A
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(str(folder))
     saved = json.loads((folder / "adapter_config.json").read_text())
     changed = {**saved, "base_model_name_or_path": named}  # the library would look for that one
     (folder / "adapter_config.json").write_text(json.dumps(changed))

@@ -42,7 +42,8 @@ def expected(base: Path, adapter: Path, tokens: list[int]) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = PeftModel.from_pretrained(model, adapter).eval()
-    return wrapped(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+    logs: torch.Tensor = wrapped(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+    return logs
 
 
 @pytest.mark.parametrize(
