@@ -191,7 +191,16 @@ async def _open(
     batches = await Batches.open(
         db,
         home.batches,
-        Requests(settings, home, store, guard, dispatcher, admission),
+        Requests(
+            settings,
+            home,
+            store,
+            guard,
+            dispatcher,
+            admission,
+            responses,
+            metrics.fields_ignored,
+        ),
         partial(text_caller, tokens, keys),
         settings,
         space,
