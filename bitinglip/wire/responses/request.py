@@ -71,10 +71,19 @@ class TextConfig(OpenAIBody):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+Summary = Literal["auto", "concise", "detailed", "none"]
+
+
 class Reasoning(OpenAIBody):
     effort: ReasoningEffort | None = None
-    summary: Label = None
-    generate_summary: Label = None
+    summary: Summary | None = None
+    generate_summary: Summary | None = None  #: its name before
+
+    @property
+    def asked_summary(self) -> Summary | None:
+        """Return how the reasoning is to be summarised: it is shown whole, as its summary."""
+        asked = self.summary or self.generate_summary
+        return None if asked == "none" else asked
 
 
 class ResponsesRequest(SamplingFields, OpenAIRequest):
@@ -205,8 +214,8 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
         }
 
     def _shown_reasoning(self) -> Shown:
-        asked = self.reasoning
-        return {"effort": asked.effort if asked is not None else None, "summary": None}
+        asked = self.reasoning or Reasoning()
+        return {"effort": asked.effort, "summary": asked.asked_summary}
 
     def _shown_text(self) -> Shown:
         config = self.text or TextConfig()
