@@ -137,7 +137,7 @@ class Requests:
             body = parse(model, raw)
         if getattr(body, "stream", False):
             raise UnsupportedParameter("A request of a batch has no stream.", param="stream")
-        self._refuse_unknown(body.ignored)
+        self._refuse_unknown(body.ignored())
         return body
 
     def _embedding(
