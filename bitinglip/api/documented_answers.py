@@ -122,5 +122,6 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/api/v1/files/{file_id}": {**_PICTURES, **_SOUNDS},
     "/api/v1/tasks": _json(_PAGE),
     "/api/v1/models": _json(_PAGE),
+    "/api/v1/cluster/events": _EVENTS,
     "/metrics": _PLAIN,
 }
