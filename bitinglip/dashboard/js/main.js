@@ -14,6 +14,7 @@ import { Toasts } from "./ui/toast.js";
 /** One module a page; ``needs``: any of these scopes, none for all. */
 const PAGES = [
   { name: "overview", title: "Overview", needs: ["cluster:read"], load: () => import("./pages/overview.js") },
+  { name: "models", title: "Models", needs: ["models:read"], load: () => import("./pages/models.js") },
 ];
 
 const version = document.querySelector('meta[name="bitinglip-version"]').getAttribute("content");
