@@ -10,6 +10,7 @@ from bitinglip.api.admin import (
     audit,
     cache,
     cluster,
+    downloads,
     keys,
     limits,
     models,
@@ -67,6 +68,7 @@ _ROUTERS = (
     tasks.router,
     files.router,
     watch.router,
+    downloads.router,  # before models, whose ids may begin as its paths do
     models.native,
     openai_lists.router,
     workers.router,

@@ -53,7 +53,8 @@ def canonical(work: protocol.Job, uploads: Mapping[str, str]) -> protocol.Job:
     match work:
         case protocol.TextJob(sampling=sampling):
             bias = dict(sorted(sampling.logit_bias.items()))
-            return change(work, id="", stream=False, sampling=change(sampling, logit_bias=bias))
+            sampling = change(sampling, logit_bias=bias)
+            return change(work, id="", stream=False, prefix_scope=None, sampling=sampling)
         case protocol.TranscriptionJob():
             return change(work, id="", stream=False, **uploads)
         case protocol.ImageJob() | protocol.SpeechJob():
