@@ -24,7 +24,7 @@ export const api = {
   get: (path, query, signal) => send("GET", path + asQuery(query), undefined, signal),
   post: (path, body, signal) => send("POST", path, body, signal),
   patch: (path, body) => send("PATCH", path, body),
-  delete: (path) => send("DELETE", path),
+  delete: (path, query) => send("DELETE", path + asQuery(query)),
   /** Like get, for bytes. @returns {Promise<Blob>} */
   blob: async (path) => (await request("GET", path)).blob(),
   /** Like post, with files. @param {FormData} form */

@@ -41,7 +41,7 @@ export async function startDownload(wanted) {
 
 /** @param {string} id @param {boolean} purge throw away what has come */
 export async function cancelDownload(id, purge) {
-  await api.delete(`api/v1/models/downloads/${id}${purge ? "?purge=true" : ""}`);
+  await api.delete(`api/v1/models/downloads/${id}`, purge ? { purge } : {});
   await loadDownloads();
 }
 
