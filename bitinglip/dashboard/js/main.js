@@ -11,10 +11,12 @@ import { Button, Failure, Loading } from "./ui/parts.js";
 import { ThemeSwitch } from "./ui/theme_switch.js";
 import { Toasts } from "./ui/toast.js";
 
+const INFERENCE = ["inference:text", "inference:image", "inference:audio"];
 /** One module a page; ``needs``: any of these scopes, none for all. */
 const PAGES = [
   { name: "overview", title: "Overview", needs: ["cluster:read"], load: () => import("./pages/overview.js") },
   { name: "models", title: "Models", needs: ["models:read"], load: () => import("./pages/models.js") },
+  { name: "playground", title: "Playground", needs: INFERENCE, load: () => import("./pages/playground.js") },
 ];
 
 const version = document.querySelector('meta[name="bitinglip-version"]').getAttribute("content");

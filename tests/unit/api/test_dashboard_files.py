@@ -19,7 +19,9 @@ SCRIPTS = {path: text for path, text in OWN.items() if path.endswith(".js")}
 NAMESPACE = "http://www.w3.org/2000/svg"
 MOST_LINES = 400
 _IMPORT = re.compile(r"""(?:\bfrom\s*|\bimport\s*\(?\s*)["']([^"'\n]+)["']""")
-_CALL = re.compile(r"""\bapi\.(get|post|patch|delete|blob|form|stream)\(\s*["`](api/v1/[^"`?]*)""")
+_CALL = re.compile(
+    r"""\bapi\.(get|post|patch|delete|blob|form|stream)\(\s*["`]((?:api/)?v1/[^"`?]*)"""
+)
 _METHODS = {"blob": {"GET"}, "form": {"POST"}, "stream": {"GET", "POST"}}
 
 
