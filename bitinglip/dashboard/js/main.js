@@ -4,6 +4,7 @@ import { html, render, useEffect, useRef, useState } from "./html.js";
 import { followCluster } from "./live.js";
 import { asksForKey, may, session, signOut } from "./session.js";
 import { useStore } from "./store.js";
+import { KeyQuestion } from "./ask_key.js";
 import { SignInAgain, SignInPage } from "./sign_in.js";
 import { Confirmation } from "./ui/dialog.js";
 import { Icon } from "./ui/icons.js";
@@ -17,6 +18,11 @@ const PAGES = [
   { name: "overview", title: "Overview", needs: ["cluster:read"], load: () => import("./pages/overview.js") },
   { name: "models", title: "Models", needs: ["models:read"], load: () => import("./pages/models.js") },
   { name: "playground", title: "Playground", needs: INFERENCE, load: () => import("./pages/playground.js") },
+  { name: "tasks", title: "Tasks", needs: INFERENCE, load: () => import("./pages/tasks.js") },
+  { name: "workers", title: "Workers", needs: ["cluster:read"], load: () => import("./pages/workers.js") },
+  { name: "keys", title: "Keys", needs: ["admin"], load: () => import("./pages/keys.js") },
+  { name: "usage", title: "Usage", needs: [], load: () => import("./pages/usage.js") },
+  { name: "audit", title: "Audit", needs: ["admin"], load: () => import("./pages/audit.js") },
 ];
 
 const version = document.querySelector('meta[name="bitinglip-version"]').getAttribute("content");
@@ -84,6 +90,8 @@ function Frame() {
     if (!first.current) main.current.focus({ preventScroll: true });
     first.current = false;
     scrollTo(0, 0);
+    // on phones the bar of pages scrolls
+    document.querySelector(".nav a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
   }, [page]);
   const skip = (event) => {
     event.preventDefault();
@@ -92,14 +100,14 @@ function Frame() {
   return html`<a class="skip" href="#main" onClick=${skip}>Skip to the content</a>
     <div class="frame">
       <header class="top"><div class="grow"><${Brand} /></div><${Tools} /></header>
-      <div class="side">
+      <aside class="side" aria-label="Pages and account">
         <${Brand} />
         <nav class="nav" aria-label="Pages">
           ${pages.map((each) => html`<a key=${each.name} href=${`#/${each.name}`}
             aria-current=${each === page ? "page" : undefined}><${Icon} name=${each.name} />${each.title}</a>`)}
         </nav>
         <div class="side-foot"><${Account} /><${Tools} /></div>
-      </div>
+      </aside>
       <main class="main" id="main" tabindex="-1" ref=${main}>
         <div class="page"><${PageOf} page=${page} /></div>
       </main>
@@ -110,7 +118,7 @@ function App() {
   const { state } = useStore(session);
   return html`${state === "out" ? html`<${SignInPage} />` : html`<${Frame} />`}
     ${state === "expired" && html`<${SignInAgain} />`}
-    <${Confirmation} /><${Toasts} />`;
+    <${Confirmation} /><${KeyQuestion} /><${Toasts} />`;
 }
 
 followCluster();

@@ -53,6 +53,9 @@ export async function signIn(secret, stay) {
   return failure;
 }
 
+/** The key, if the user lets it stay in memory. */
+export const keptKey = () => key;
+
 /** Revoke the token and forget everything. */
 export async function signOut() {
   const headers = authorization();
@@ -63,9 +66,18 @@ export async function signOut() {
   }
 }
 
-/** Note that the server no longer takes the token. */
-export async function refused() {
+/** @type {Promise<void> | null} */
+let renewal = null;
+
+/** Note that the server no longer takes the token: make another, or ask for the key. */
+export function refused() {
   if (session.get().state !== "in" || open) return;
+  renewal ??= renew().finally(() => {
+    renewal = null;
+  });
+}
+
+async function renew() {
   if (key === null || (await exchange(key)) !== null) expire();
   else plan();
 }
@@ -81,6 +93,7 @@ async function exchange(secret) {
     return "The server cannot be reached.";
   }
   const body = await answer.json().catch(() => ({}));
+  if (answer.status === 401) return "The server does not know this key, or it has ended.";
   if (!answer.ok) return body.error?.message ?? `The server answered ${answer.status}.`;
   keep({
     state: "in",

@@ -4,6 +4,8 @@ import { html, useEffect, useRef } from "../html.js";
 import { useStore } from "../store.js";
 import { theme } from "./theme_switch.js";
 
+const HALF_DAY = 43_200; // seconds; bars are as wide as a day
+
 /** The colour that a design token has now; canvas knows no custom properties. */
 export function colour(token) {
   const probe = document.createElement("span");
@@ -66,7 +68,7 @@ function make(lines, { format, height, most, bars, width }) {
     legend: { show: false },
     padding: [8, 4, 0, 0],
     cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
-    scales: { y: { range: (_, __, high) => [0, most ?? Math.max(high * 1.15, 1e-6)] } },
+    scales: { x: bars ? { range: (_, low, high) => [low - HALF_DAY, high + HALF_DAY] } : {}, y: { range: (_, __, high) => [0, most ?? Math.max(high * 1.15, 1e-6)] } },
     axes: [
       { ...axis, grid: { show: false }, size: 24, space: 70, values: times },
       { ...axis, grid, size: 52, space: 34, values: (_, ticks) => ticks.map(format) },
