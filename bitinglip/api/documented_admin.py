@@ -190,6 +190,7 @@ ADMIN_ANSWERS: dict[str, Content] = {
     ),
     "POST /api/v1/auth/token": json_of(_TOKEN),
     "POST /api/v1/auth/ws-ticket": json_of(object_of(ticket=TEXT, expires_in=WHOLE)),
+    "GET /api/v1/cluster/events": EVENTS,
     "GET /api/v1/cluster/status": json_of(_CLUSTER),
     "POST /api/v1/keys": json_of(_NEW_KEY),
     "GET /api/v1/keys": page_of(_KEY),
