@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bitinglip.settings.sections import Bytes, KeepAlive, Seconds, Section
-from workers.protocol import ResponseFormatName
+from workers.protocol import Attention, ResponseFormatName
 
 Balancing = Literal["least_work", "round_robin", "weighted", "sticky"]
 
@@ -34,6 +34,12 @@ class TextModel(Section):
         None,
         description="format in which the model writes reasoning and tool calls; none leaves them "
         "in the text; null follows the model's files",
+    )
+    attention: Attention = Field(
+        "sdpa",
+        description="how decode steps on a card read the KV cache: sdpa copies its pages first; "
+        "triton reads them in place by a kernel (compute capability 8.0, or 7.5 in float16), which "
+        "has not been measured on a card yet",
     )
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",

@@ -79,10 +79,15 @@ ResponseFormatName = Literal[
 ]
 
 
+#: How single tokens read the paged cache: by a copy of their pages, or by a kernel, in place.
+Attention = Literal["sdpa", "triton"]
+
+
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The text engine's options for a model (``models.<name>.text.*``)."""
 
     response_template: ResponseFormatName | None = None  #: None: as the model's files say
+    attention: Attention = "sdpa"
 
 
 class SpeechOptions(msgspec.Struct, frozen=True, kw_only=True):

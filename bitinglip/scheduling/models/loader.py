@@ -294,7 +294,9 @@ class ReplicaLoader:
                 height=own.image.height or side,
             ),
             speech=self._speech_options(own.speech),
-            text=protocol.TextOptions(response_template=own.text.response_template),
+            text=protocol.TextOptions(
+                response_template=own.text.response_template, attention=own.text.attention
+            ),
             fake=protocol.FakeOptions(**own.fake.model_dump()),
         )
 
