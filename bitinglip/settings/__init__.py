@@ -13,6 +13,7 @@ from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.dashboard import Dashboard
 from bitinglip.settings.guard import Guard
+from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -32,7 +33,6 @@ from bitinglip.settings.sections import (
     Devices,
     FakeDevice,
     Files,
-    Hub,
     KeyRotation,
     Logging,
     OpenAI,
@@ -45,6 +45,7 @@ from bitinglip.settings.sections import (
     Usage,
     Workers,
 )
+from bitinglip.settings.store import Store
 
 __all__ = [
     "Audit",
@@ -67,6 +68,7 @@ __all__ = [
     "Settings",
     "SpeechLimits",
     "SpeechModel",
+    "Store",
     "Tier",
     "Tiers",
     "TranscriptionLimits",
@@ -96,6 +98,7 @@ class Settings(Section):
     openai: OpenAI = OpenAI()
     dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
+    store: Store = Store()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(
         "auto",
