@@ -66,7 +66,7 @@ function make(lines, { format, height, most, bars, width }) {
     width,
     height,
     legend: { show: false },
-    padding: [8, 4, 0, 0],
+    padding: [8, 18, 0, 0],
     cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
     scales: { x: bars ? { range: (_, low, high) => [low - HALF_DAY, high + HALF_DAY] } : {}, y: { range: (_, __, high) => [0, most ?? Math.max(high * 1.15, 1e-6)] } },
     axes: [
@@ -132,7 +132,7 @@ function tip(lines, format) {
         const head = document.createElement("div");
         head.className = "quiet";
         const days = self.scales.x.max - self.scales.x.min > 2 * 86_400;
-        head.textContent = days ? at.toLocaleDateString() : at.toLocaleTimeString();
+        head.textContent = days ? at.toLocaleDateString() : at.toLocaleTimeString("en", { hour12: false });
         box.replaceChildren(head, ...rows);
         const right = left > self.over.clientWidth / 2;
         box.style.left = right ? "auto" : `${left + 10}px`;
