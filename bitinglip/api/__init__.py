@@ -9,15 +9,7 @@ from bitinglip.api import docs_page, documentation, openai_lists, ops
 from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.batches import batches, client_files
-from bitinglip.api.inference import (
-    anthropic,
-    embedding,
-    image,
-    responses,
-    speech,
-    text,
-    transcription,
-)
+from bitinglip.api.inference import routers
 from bitinglip.api.middleware import Door
 from bitinglip.api.not_found import blurred, not_found
 from bitinglip.api.request_context import route_path
@@ -28,20 +20,9 @@ from bitinglip.settings_loader import SettingsError
 #: routes that need no key; every other one declares a scope, or the server does not start
 PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/docs/{name}", "/openapi.json"})
 _ROUTERS = (
-    text.native,
-    text.openai,
-    anthropic.router,
-    responses.router,
+    *routers(),
     client_files.router,
     batches.router,
-    image.native,
-    image.openai,
-    speech.native,
-    speech.openai,
-    embedding.native,
-    embedding.openai,
-    transcription.native,
-    transcription.openai,
     tasks.router,
     files.router,
     watch.router,

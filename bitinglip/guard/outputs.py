@@ -7,7 +7,7 @@ looked at while it comes, and no long one at once. Views, tasks and WebSockets r
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, assert_never
+from typing import Protocol
 
 import msgspec
 
@@ -17,6 +17,7 @@ from bitinglip.guard.modes import Modes
 from bitinglip.guard.scanner import Piece
 from bitinglip.guard.text_output import TextOutput
 from bitinglip.guard.watch import IMAGES, Watch
+from bitinglip.work import traits_of
 from workers import protocol
 
 
@@ -160,14 +161,15 @@ def output_of(
 ) -> Output | None:
     """Return the guard of a job's events; None if they pass as they are."""
     texts = modes.output != "off" or modes.words_output != "off"
-    match work:
-        case protocol.TextJob():
-            return TextOutput(work, check) if texts else None
-        case protocol.TranscriptionJob():
-            return TranscriptionOutput(work, check) if texts else None
-        case protocol.ImageJob():
-            return ImageOutput(work, watch) if modes.flagged_images == "refuse" else None
-        case protocol.SpeechJob() | protocol.EmbeddingJob():
-            return None
+    match traits_of(work).guarded:
+        case "choices" if texts:
+            assert isinstance(work, protocol.TextJob)
+            return TextOutput(work, check)
+        case "segments" if texts:
+            assert isinstance(work, protocol.TranscriptionJob)
+            return TranscriptionOutput(work, check)
+        case "images" if modes.flagged_images == "refuse":
+            assert isinstance(work, protocol.ImageJob)
+            return ImageOutput(work, watch)
         case _:
-            assert_never(work)
+            return None

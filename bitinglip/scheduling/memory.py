@@ -6,6 +6,8 @@ Counts are bytes as Python keeps them: one character of a string takes up to fou
 from collections.abc import Iterable
 from sys import getsizeof
 
+import msgspec
+
 from workers import protocol
 
 _BYTES_OF_AN_EVENT = 300  #: its object and its short fields
@@ -26,18 +28,14 @@ def _payload(event: object) -> int:
             return _text(event)
         case protocol.TextDone():
             return sum(map(_text, event.choices))
-        case protocol.AudioDelta():
-            return len(event.samples)
-        case protocol.Progress():
-            return len(event.preview)
         case protocol.SegmentDelta():
             return _segment(event.segment)
-        case protocol.EmbeddingDone():
-            return len(event.vectors)
         case protocol.TranscriptionDone():
             return getsizeof(event.text) + sum(map(_segment, event.segments))
         case protocol.Failed():
             return getsizeof(event.message)
+        case msgspec.Struct():  # of the others, what is large are sounds, previews and vectors
+            return sum(len(each) for each in msgspec.structs.astuple(event) if type(each) is bytes)
         case _:
             return 0
 

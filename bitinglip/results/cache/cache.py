@@ -28,10 +28,10 @@ from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import upload_paths
 from bitinglip.settings import Settings
 from bitinglip.tasks.revocation import Revocation
 from bitinglip.telemetry.cache_metrics import CacheMetrics
+from bitinglip.work import traits_of
 from model_store.store import ModelStore
 from workers import protocol
 
@@ -243,7 +243,7 @@ class ResponseCache:
 
 async def _digests(job: Job) -> dict[str, str]:
     """Return the digests of a job's uploads, by the fields of its message."""
-    paths = upload_paths(job.work)
+    paths = traits_of(job.work).upload_paths()
     return {name: await asyncio.to_thread(_digest, path) for name, path in paths.items()}
 
 

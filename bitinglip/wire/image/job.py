@@ -7,10 +7,10 @@ from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.job import Job, Output, new_task_id
-from bitinglip.scheduling.kinds import megapixels
 from bitinglip.settings import ImageLimits, ImageModel, Tier
 from bitinglip.wire.body import Body, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
+from bitinglip.work.image import megapixels
 from workers import protocol
 
 SIDE, STEPS = 1024, 50  #: the design's defaults, where nothing tells the model's own

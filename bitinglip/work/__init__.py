@@ -1,0 +1,45 @@
+"""The traits of all kinds of jobs: one module a kind, and here the table."""
+
+from typing import Any, assert_never
+
+from bitinglip.work.embedding import EmbeddingTraits
+from bitinglip.work.image import ImageTraits
+from bitinglip.work.speech import SpeechTraits
+from bitinglip.work.text import TextTraits
+from bitinglip.work.traits import Traits
+from bitinglip.work.transcription import TranscriptionTraits
+from workers import protocol
+
+
+def traits_of(work: protocol.Job) -> Traits[Any]:
+    """Return what differs between kinds of jobs, for this one."""
+    match work:
+        case protocol.TextJob():
+            return TextTraits(work)
+        case protocol.ImageJob():
+            return ImageTraits(work)
+        case protocol.SpeechJob():
+            return SpeechTraits(work)
+        case protocol.TranscriptionJob():
+            return TranscriptionTraits(work)
+        case protocol.EmbeddingJob():
+            return EmbeddingTraits(work)
+        case _:
+            assert_never(work)
+
+
+def traits_of_success(done: protocol.Success) -> type[Traits[Any]]:
+    """Return the traits of the kind of jobs that end so."""
+    match done:
+        case protocol.TextDone():
+            return TextTraits
+        case protocol.ImageDone():
+            return ImageTraits
+        case protocol.SpeechDone():
+            return SpeechTraits
+        case protocol.TranscriptionDone():
+            return TranscriptionTraits
+        case protocol.EmbeddingDone():
+            return EmbeddingTraits
+        case _:
+            assert_never(done)
