@@ -1,4 +1,4 @@
-"""The composition root: opens the parts in order, closes them in reverse, decides nothing."""
+"""Composes the server: opens its parts in order, and closes them in reverse."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

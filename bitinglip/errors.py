@@ -1,4 +1,4 @@
-"""Every error a client can meet, and the one table from error to status and code.
+"""Declares every error that a client can meet, and the one table from error to status and code.
 
 BitingLipError
  ├─ InvalidRequest ─ UnsupportedParameter, ContextLengthExceeded, HeadersTooLarge, RequestTimeout

@@ -1,4 +1,4 @@
-"""The home folder: where everything lives, who holds it, and the secrets in it."""
+"""Manages the home folder: where everything lives, who holds it, and the secrets in it."""
 
 import fcntl
 import hmac
@@ -46,7 +46,7 @@ def resolve_home(flag: Path | None, environ: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The paths of a home folder; nothing is made before ``create``."""
+    """Names the paths of a home folder; nothing is made before ``create``."""
 
     root: Path
 
@@ -207,7 +207,7 @@ def socket_address(path: Path) -> Iterator[str | None]:
 
 
 class HomeLock:
-    """The right to be the server of a home, held for life by flock; a kill frees it.
+    """Holds the right to be the server of a home, by flock, for the life of the process.
 
     ``with HomeLock(home): ...`` raises HomeInUse when another process has it.
     """

@@ -96,7 +96,7 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 class _Runner(HttpServer):
-    """uvicorn with our way down: refuse new work, let running work end, then close."""
+    """Runs uvicorn with our own shutdown: refuse new work, let running work end, then close."""
 
     def __init__(
         self, settings: Settings, home: Home, sock: socket.socket, local: socket.socket | None

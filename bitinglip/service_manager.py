@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 class ServiceManager:
-    """The manager that started this process, if one did."""
+    """Talks to the manager that started this process, if one did."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         """Take what the manager says out of ``environ``: no child may speak for the server."""

@@ -1,4 +1,4 @@
-"""Standard input, output and error that may be closed, or whose reader may die.
+"""Opens standard input, output and error, which may be closed, or whose reader may die.
 
 A server started by a pager, a terminal that was closed or a broken log reader goes on without them.
 """

@@ -1,4 +1,4 @@
-"""The HTTP surface; ``mount`` puts it into an application."""
+"""Puts the HTTP surface into an application."""
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -41,7 +41,7 @@ _ROUTERS = (
 
 
 class Application(FastAPI):
-    """FastAPI's application behind our door."""
+    """Runs FastAPI's application behind our checks of all requests."""
 
     door: Door
 

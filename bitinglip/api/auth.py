@@ -1,4 +1,4 @@
-"""Authentication and authorisation: the caller of a request, the scope of a route."""
+"""Authenticates and authorises: finds the caller of a request and requires the scope of its route."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The audit log: the one owner of its tables. Rows are added and, from the old end, deleted.
+"""Owns the tables of the audit log. Rows are added and, from the old end, deleted.
 
 A change in the database brings its entry along in the same transaction (``append``). What happens
 outside of it is entered before it is answered (``record``). Entries that nobody waits for, and

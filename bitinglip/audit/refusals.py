@@ -21,7 +21,7 @@ _UNKNOWN = Actor("unknown")
 
 @dataclass(slots=True)
 class _Source:
-    """One address, key, reason and target, and what came since its last entry."""
+    """Counts refusals of one address, key, reason and target since its last entry."""
 
     actor: Actor
     action: Action

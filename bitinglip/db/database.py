@@ -1,4 +1,4 @@
-"""The open database: one writer, in one process; readers beside it that cannot write.
+"""Opens the database: one writer, in one process, and readers beside it that cannot write.
 
 The SQLite that Python links may corrupt a WAL when two connections write or checkpoint at once
 (fixed in 3.51.3). Here one connection does both, and the readers are opened read-only.

@@ -1,4 +1,4 @@
-"""The database as a file: made, judged, backed up and migrated before anything opens it.
+"""Makes, judges, backs up and migrates the file of the database before anything opens it.
 
 A file that we cannot trust stops the start with one clear message. It is never made anew in its
 place: that would drop every key.

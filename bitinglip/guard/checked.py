@@ -1,4 +1,4 @@
-"""The check of one text that comes in parts, by the modes of its job."""
+"""Checks one text that comes in parts, by the modes of its job."""
 
 from collections import Counter as Tally
 

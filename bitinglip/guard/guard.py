@@ -1,4 +1,4 @@
-"""The guard: what callers may send to models, and what comes back, by the modes of each job."""
+"""Guards what callers send to models, and what comes back, by the modes of each job."""
 
 import asyncio
 from collections import Counter as Tally

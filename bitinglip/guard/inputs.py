@@ -1,4 +1,4 @@
-"""The texts of a job that a client sent, by the field of the request that holds each."""
+"""Finds the texts of a job that a client sent, by the field of the request that holds each."""
 
 from collections.abc import Mapping
 

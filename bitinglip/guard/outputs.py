@@ -1,4 +1,4 @@
-"""The guard of what a job gives out: its events, as they come, before anybody can read them.
+"""Guards what a job gives out: its events, as they come, before anybody can read them.
 
 A guarded job always streams to the gateway, also when its client wants one body: so its text is
 looked at while it comes, and no long one at once. Views, tasks and WebSockets read what is left.

@@ -1,4 +1,4 @@
-"""The operator's list of words and phrases, found in linear time and through thin disguises.
+"""Finds the operator's words and phrases in linear time and through thin disguises.
 
 Texts and lists are compared in a plain form: lower case, letters without accents, look-alikes of
 Latin letters as these, nothing invisible, and one space for whatever stands between words.

@@ -17,7 +17,7 @@ _SPARE = 16
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The caps of a server; each at least one."""
+    """Holds the caps of a server; each is at least one."""
 
     total: int  #: connections in all
     per_address: int  #: connections of one address; loopback and Unix sockets have no such cap

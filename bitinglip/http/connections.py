@@ -1,4 +1,4 @@
-"""All open connections: caps in all and by address, and the times that each of them has.
+"""Counts all open connections: caps in all and by address, and the times that each of them has.
 
 Above a cap the oldest idle connection makes room, or else the one that has been at work longest
 without a caller who is known by a key; if all work for such callers, the new one is a guest, which
@@ -40,7 +40,7 @@ class Times:
 
 
 class Handler(Protocol):
-    """The protocol object that serves a connection."""
+    """Serves a connection: the protocol object."""
 
     def expire(self) -> None:
         """Do what is due now that the connection's deadline has passed."""
@@ -50,7 +50,7 @@ class Handler(Protocol):
 
 
 class Connection:
-    """One connection, whatever is spoken on it, from its acceptance on."""
+    """Tracks one connection, whatever is spoken on it, from its acceptance on."""
 
     __slots__ = (
         "address",
@@ -99,7 +99,7 @@ class Connection:
 
 
 class _Address:
-    """The connections that come from one place."""
+    """Counts the connections that come from one address."""
 
     __slots__ = ("idle", "key", "open", "working")
 
@@ -111,7 +111,7 @@ class _Address:
 
 
 class Connections:
-    """The books of all connections, on one event loop."""
+    """Tracks all connections, on one event loop."""
 
     def __init__(self, capacity: Capacity, times: Times | None = None) -> None:
         self.capacity = capacity

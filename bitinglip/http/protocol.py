@@ -32,7 +32,7 @@ _AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. What a client does wrong is answered once, and then nothing is read."""
+    """Serves one connection. A client's fault is answered once, and then nothing more is read."""
 
     def __init__(
         self,

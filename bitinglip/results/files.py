@@ -1,4 +1,5 @@
-"""Files that tasks made: their bytes are in the home's ``files/``, their owners in the database.
+"""Keeps files that tasks made: their bytes are in the home's ``files/``, their owners in the
+database.
 
 Workers write the bytes, so that no image passes the event loop. A file without a row belongs
 to a task that is under way, or was answered with its bytes; it is removed soon after.
@@ -45,7 +46,7 @@ IsOpen = Callable[[str], bool]  #: whether a task of that id has not ended yet
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One file of a task that succeeded."""
+    """Describes one file of a task that succeeded."""
 
     id: str
     format: str

@@ -1,4 +1,4 @@
-"""Files that clients send with requests: on disk as they arrive, until their job has ended."""
+"""Keeps files that clients send with requests: on disk as they arrive, until their job has ended."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ _HEALTH = "task_manager", "uploads"  #: the check and the part that a failing di
 
 @dataclass(slots=True)
 class ReceivedFile:
-    """A file of a request that has no job yet; ``owner`` is the request in the books."""
+    """Describes a file of a request that has no job yet; ``owner`` is the request in the books."""
 
     path: Path
     owner: str

@@ -30,7 +30,7 @@ class Claim(NamedTuple):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of inference: the message, and what only the gateway knows about it.
+    """Holds a piece of inference: the message, and what only the gateway knows about it.
 
     The message holds neither key nor caller, so it can go to a worker as it is.
     """

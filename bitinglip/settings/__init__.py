@@ -1,4 +1,4 @@
-"""Every setting: name, type, default and one line of help.
+"""Declares every setting: name, type, default and one line of help.
 
 ``config.yaml`` at the repository's root shows the same list; a test holds the two together, and
 another that each setting is read by somebody. ``settings_loader`` reads the layers.

@@ -1,4 +1,5 @@
-"""Types of settings that name machines and web pages; what names nobody is refused at the start."""
+"""Declares the types of settings that name machines and web pages; invalid ones are refused at
+start."""
 
 import ipaddress
 import re

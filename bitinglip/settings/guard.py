@@ -1,4 +1,4 @@
-"""Settings of the guard: personal data, secrets and listed words in what goes in and comes out."""
+"""Declares the settings of the guard: personal data, secrets and listed words in both directions."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Settings of one model, under ``models.<name>`` in config.yaml."""
+"""Declares the settings of one model, under ``models.<name>`` in config.yaml."""
 
 from typing import Annotated, Literal, Self
 
@@ -149,7 +149,7 @@ class Fake(Section):
 
 
 class Model(Section):
-    """Settings of one model, under models.<name>."""
+    """Holds the settings of one model, under models.<name>."""
 
     engine: str | None = Field(
         None, description="engine that runs the model; null detects it from the files"

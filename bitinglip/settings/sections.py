@@ -1,4 +1,4 @@
-"""Settings of the server and its parts, one class per section of config.yaml."""
+"""Declares the settings of the server and its parts, one class per section of config.yaml."""
 
 import re
 from typing import Annotated, Literal, Self

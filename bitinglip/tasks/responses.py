@@ -35,7 +35,7 @@ Describe = Callable[[Mapping[str, Any], EventLog], Shown]
 
 
 class KeptResponse:
-    """A response as it is kept; what is large of it is read when it is asked for."""
+    """Holds a response as it is kept; its large parts are read when they are asked for."""
 
     def __init__(self, row: StoredResponse) -> None:
         self.id = row.id

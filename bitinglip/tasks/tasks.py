@@ -33,7 +33,7 @@ DiscardUploads = Callable[[Job], None]
 
 
 class AsyncTask:
-    """One asynchronous task, from its acceptance until its end is in the database."""
+    """Tracks one asynchronous task, from its acceptance until its end is in the database."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

@@ -1,4 +1,4 @@
-"""The gauges of devices, read at each scrape."""
+"""Shows devices as gauges, read at each scrape."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 @dataclass(frozen=True, slots=True)
 class DeviceSample:
-    """A device as it was at the last look: bytes, and a share of 0..1; None is not known."""
+    """Describes a device as it was at the last look: bytes, and a share of 0..1; None is not known."""
 
     device: str
     total: int

@@ -1,4 +1,4 @@
-"""The logs: one line for each thing that happened, on stderr, by a thread of their own.
+"""Writes the logs: one line for each event, on stderr, by a thread of their own.
 
 Everything goes this way, structlog's loggers and the standard library's (uvicorn's too): so a key
 is masked and a control character escaped in all of it, tracebacks included.
@@ -105,7 +105,7 @@ class _Enqueue(QueueHandler):
 
 
 class _Listener(QueueListener):
-    """The thread that writes; ``stop`` waits for it only a while: its reader may be stuck."""
+    """Writes in a thread of its own; ``stop`` waits for it only a while: its reader may be stuck."""
 
     def stop(self) -> None:
         if self._thread is not None:

@@ -1,4 +1,4 @@
-"""Every metric the server exports, and the few calls that feed them.
+"""Declares every metric that the server exports, and the few calls that feed them.
 
 Label values are bounded: routes by template, methods and models by what is known. A label never
 holds a key, a prompt or anything else that a client made up.
@@ -46,7 +46,7 @@ _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0
 
 
 class Metrics:
-    """One registry of its own, so that two servers in one process do not mix."""
+    """Holds a registry of its own, so that two servers in one process do not mix."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -257,7 +257,7 @@ class Metrics:
 
 
 class _Bounded:
-    """Label values that are passed through until there are too many."""
+    """Passes label values through until there are too many."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()

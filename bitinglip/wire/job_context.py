@@ -18,7 +18,7 @@ MOST_SESSION_NAME = 256  #: characters
 
 
 class JobContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of the server and the model, and the caller's key, tier and priority."""
+    """Holds the settings of the server and the model, and the caller's key, tier and priority."""
 
     model: str
     model_settings: Model

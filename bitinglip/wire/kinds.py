@@ -23,7 +23,7 @@ from workers import protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A kind of inference as clients know it."""
+    """Describes a kind of inference as clients know it."""
 
     scope: Scope  #: what a key needs for its requests and tasks
     api_type: str  #: the design's word for its models: text, image, audio or embedding

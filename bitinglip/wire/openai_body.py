@@ -37,13 +37,13 @@ Label = Annotated[Any, _HasNoEffect()]
 
 
 class OpenAIBody(Body):
-    """A part of a request on OpenAI's surface; fields that it does not know change nothing."""
+    """Holds a part of a request on OpenAI's surface; fields that it does not know change nothing."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class OpenAIRequest(OpenAIBody):
-    """A whole request body; it knows which fields were ignored."""
+    """Holds a whole request body; it knows which fields were ignored."""
 
     @cached_property
     def ignored(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Lists of OpenAI's surface: pages of objects, models and voices.
+"""Shows lists of OpenAI's surface: pages of objects, models and voices.
 
 Models and voices have the fields that clients of other servers look for, too.
 """

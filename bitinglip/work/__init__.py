@@ -1,4 +1,4 @@
-"""The traits of all kinds of jobs: one module a kind, and here the table."""
+"""Finds the traits of a job's kind: each kind has a module here and a row in these tables."""
 
 from typing import Any, assert_never
 

@@ -1,4 +1,4 @@
-"""The traits of embeddings and of reranking."""
+"""Tells the traits of embeddings and of reranking."""
 
 from collections.abc import Mapping, Sequence
 from sys import getsizeof

@@ -1,4 +1,4 @@
-"""The traits of images."""
+"""Tells the traits of images."""
 
 from collections.abc import Mapping, Sequence
 from sys import getsizeof

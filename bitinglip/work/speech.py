@@ -1,4 +1,4 @@
-"""The traits of speech."""
+"""Tells the traits of speech."""
 
 from collections.abc import Mapping, Sequence
 from sys import getsizeof

@@ -1,4 +1,4 @@
-"""The traits of text: chats, completions and counts of tokens."""
+"""Tells the traits of text: chats, completions and counts of tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from sys import getsizeof

@@ -1,4 +1,5 @@
-"""The texts of a text job that a model will read, by the field of the request that holds each."""
+"""Finds the texts of a text job that a model will read, by the field of the request that holds
+each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The traits of a job's message: what the gateway asks of every kind of inference."""
+"""Declares the traits of jobs: what the gateway asks of every kind of inference."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The traits of transcriptions."""
+"""Tells the traits of transcriptions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from sys import getsizeof

@@ -34,7 +34,7 @@ def now() -> int:
 
 @dataclass(slots=True)  # frozen ones take twice as long to make
 class Admitted:
-    """A request that was let in, or is to be refused with ``refusal``."""
+    """Describes a request that was let in, or is to be refused with ``refusal``."""
 
     key_id: str
     policy: Policy

@@ -23,7 +23,8 @@ class LimitClass(StrEnum):
 
 
 class Limit(NamedTuple):
-    """One rate of a policy; ``name`` is for headers, ``cell`` tells it from the key's others."""
+    """Describes one rate of a policy; ``name`` is for headers, ``cell`` tells it from the key's
+    others."""
 
     name: str
     cell: str
@@ -32,7 +33,7 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """All limits of one tier's requests to one route."""
+    """Holds all limits of one tier's requests to one route."""
 
     rates: tuple[Limit, ...] = ()
     places: int | None = None  #: requests at once

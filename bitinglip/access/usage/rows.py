@@ -1,4 +1,4 @@
-"""Rows of usage in the database: one for each key, model and day, added to as charges come."""
+"""Writes the rows of usage: one for each key, model and day, added to as charges come."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

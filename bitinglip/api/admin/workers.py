@@ -1,4 +1,4 @@
-"""Routes of the worker processes and of the state of the cluster."""
+"""Serves the routes of the worker processes and of the state of the cluster."""
 
 from dataclasses import asdict
 

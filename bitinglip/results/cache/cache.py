@@ -1,4 +1,4 @@
-"""The response cache: requests whose answer is known, or is being computed, run no job.
+"""Caches responses: requests whose answer is known, or is being computed, run no job.
 
 The first of equal requests leads: its job runs. The others follow: they wait for its end and are
 answered from what it made, and refused with it where the request itself is at fault. The job lives
@@ -44,14 +44,14 @@ EXPIRE_SECONDS = 60.0  #: between two looks for answers that are too old
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The event log that answers a request, and how it came about."""
+    """Holds the event log that answers a request, and how it came about."""
 
     event_log: EventLog
     outcome: bytes
 
 
 class _Flight:
-    """A job that runs for the leader and the followers of one request."""
+    """Holds a job that runs for the leader and the followers of one request."""
 
     def __init__(self, event_log: EventLog, holds: ExitStack) -> None:
         self.event_log = event_log

@@ -51,7 +51,7 @@ class DeviceStates(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Death:
-    """A worker's death, what it is blamed on, and how to take back what it was charged with."""
+    """Describes a worker's death, its cause, and how to take back what it was charged with."""
 
     worker: str
     model: str

@@ -27,7 +27,7 @@ CARD_LOST = "was ended, because its card is lost"
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker as clients see it."""
+    """Shows a worker as clients see it."""
 
     id: str
     pid: int
@@ -49,7 +49,7 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """A device and its memory in bytes, as clients see it; None is unknown."""
+    """Shows a device and its memory in bytes, as clients see it; None is unknown."""
 
     id: str
     name: str
@@ -72,7 +72,7 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class ReservationView:
-    """Memory that one worker holds on one device."""
+    """Shows the memory that one worker holds on one device."""
 
     worker: str
     model: str

@@ -1,4 +1,4 @@
-"""The restart budget: failures that a model may have in a period before it rests (OTP)."""
+"""Bounds the failures that a model may have in a period before it rests (OTP)."""
 
 from collections import deque
 
@@ -6,7 +6,7 @@ _LONGEST_REST = 900.0  #: seconds
 
 
 class RestartBudget:
-    """At most ``most`` failures within ``window`` seconds; the clock is the caller's.
+    """Allows ``most`` failures within ``window`` seconds; the clock is the caller's.
 
     A model that has used it up rests for as long as the window, and twice as long each time that
     it uses it up again soon after a rest.

@@ -34,7 +34,7 @@ Format = Literal["png", "jpeg", "webp"]
 
 
 class ImageFields(Body):
-    """The fields of all requests for images; ``null`` means the same as no value."""
+    """Holds the fields of all requests for images; ``null`` means the same as no value."""
 
     model: ModelName
     prompt: Prompt
@@ -85,7 +85,7 @@ class ImageFields(Body):
 
 
 class Lora(Body):
-    """A LoRA that the model's settings name, and its scale."""
+    """Names a LoRA of the model's settings, and its scale."""
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
     scale: Annotated[float, Field(ge=-4, le=4)] = 1.0

@@ -35,7 +35,7 @@ TemplateVariables = Annotated[dict[str, Any], Field(max_length=64), AfterValidat
 
 
 class Switches(Body):
-    """The fields that become variables of a chat template."""
+    """Holds the fields that become variables of a chat template."""
 
     enable_thinking: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
