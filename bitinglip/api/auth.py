@@ -1,4 +1,5 @@
-"""Authenticates and authorises: finds the caller of a request and requires the scope of its route."""
+"""Authenticates and authorises: finds the caller of a request and requires the
+scope of its route."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Declares the tables. A change here needs a revision in migrations/versions; a test compares them."""
+"""Declares the tables. A change here needs a revision in migrations/versions; a
+test compares them."""
 
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -94,7 +95,8 @@ class RevokedToken(Table, table=True):
 
 
 class StoredTask(Table, table=True):
-    """Stores an asynchronous task: ``request`` until it has ended, then ``result`` and ``error``."""
+    """Stores an asynchronous task: ``request`` until it has ended, then ``result`` and
+    ``error``."""
 
     __tablename__ = "tasks"
     __table_args__ = (Index(None, "key_id", "created_at"), Index(None, "completed_at"))
@@ -121,7 +123,8 @@ class StoredTask(Table, table=True):
 
 
 class StoredResponse(Table, table=True):
-    """Stores a response of /v1/responses: the items that it was made from, and the response itself."""
+    """Stores a response of /v1/responses: the items that it was made from, and the
+    response itself."""
 
     __tablename__ = "responses"
     __table_args__ = (Index(None, "completed_at"),)
@@ -139,7 +142,8 @@ class StoredResponse(Table, table=True):
 
 
 class ClientFile(Table, table=True):
-    """Stores a file that a client keeps here, or a batch has made; its bytes are in ``batches/``."""
+    """Stores a file that a client keeps here, or a batch has made; its bytes are in
+    ``batches/``."""
 
     __tablename__ = "client_files"
     __table_args__ = (Index(None, "created_at"),)
@@ -226,7 +230,8 @@ class Usage(Table, table=True):
 
 
 class AuditRow(Table, table=True):
-    """Stores an entry of the audit log; only the package audit writes it, and nothing changes it."""
+    """Stores an entry of the audit log; only the package audit writes it, and
+    nothing changes it."""
 
     __tablename__ = "audit_log"
     __table_args__ = (

@@ -1,4 +1,5 @@
-"""Keeps files that clients send with requests: on disk as they arrive, until their job has ended."""
+"""Keeps files that clients send with requests: on disk as they arrive, until their
+job has ended."""
 
 import asyncio
 import os

@@ -1,4 +1,5 @@
-"""Declares the settings of the guard: personal data, secrets and listed words in both directions."""
+"""Declares the settings of the guard: personal data, secrets and listed words in both
+directions."""
 
 from typing import Annotated, Literal
 

@@ -8,7 +8,8 @@ from prometheus_client.core import GaugeMetricFamily
 
 @dataclass(frozen=True, slots=True)
 class DeviceSample:
-    """Describes a device as it was at the last look: bytes, and a share of 0..1; None is not known."""
+    """Describes a device as it was at the last look: bytes, and a share of 0..1;
+    None is not known."""
 
     device: str
     total: int

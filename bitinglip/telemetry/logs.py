@@ -105,7 +105,8 @@ class _Enqueue(QueueHandler):
 
 
 class _Listener(QueueListener):
-    """Writes in a thread of its own; ``stop`` waits for it only a while: its reader may be stuck."""
+    """Writes in a thread of its own; ``stop`` waits for it only a while: its reader
+    may be stuck."""
 
     def stop(self) -> None:
         if self._thread is not None:

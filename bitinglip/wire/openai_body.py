@@ -37,7 +37,8 @@ Label = Annotated[Any, _HasNoEffect()]
 
 
 class OpenAIBody(Body):
-    """Holds a part of a request on OpenAI's surface; fields that it does not know change nothing."""
+    """Holds a part of a request on OpenAI's surface; fields that it does not know
+    change nothing."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,5 @@
-"""Holds the routes of inference: a module for each kind, and for each further protocol of clients."""
+"""Holds the routes of inference: a module for each kind, and for each further
+protocol of clients."""
 
 from collections.abc import Iterator
 from importlib import import_module

@@ -1,4 +1,5 @@
-"""Holds the history of the schema. Importing this costs little: alembic is imported by ``upgrade``."""
+"""Holds the history of the schema. Importing this costs little: alembic is imported by
+``upgrade``."""
 
 from pathlib import Path
 

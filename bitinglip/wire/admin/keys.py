@@ -36,7 +36,8 @@ class QuotaAmounts(Body):
 
 
 class KeyQuotas(QuotaAmounts):
-    """Holds a key's own quotas, beside those of its tier; amounts outside of a period are a day's."""
+    """Holds a key's own quotas, beside those of its tier; amounts outside of a
+    period are a day's."""
 
     daily: QuotaAmounts | None = None
     monthly: QuotaAmounts | None = None

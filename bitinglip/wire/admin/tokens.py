@@ -16,6 +16,7 @@ class TokenRequest(Body):
 
 
 class RevokeTokenRequest(Body):
-    """Holds the body of ``POST /auth/revoke``: a token, or nothing for the one that is presented."""
+    """Holds the body of ``POST /auth/revoke``: a token, or nothing for the one that is
+    presented."""
 
     token: Annotated[str, Field(min_length=1, max_length=8192)] | None = None
