@@ -1,4 +1,4 @@
-"""``python -m cli``: the same as the ``bitinglip`` command."""
+"""Runs the ``bitinglip`` command as ``python -m cli``."""
 
 from cli.main import app
 

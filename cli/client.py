@@ -21,7 +21,7 @@ _LONGEST_LINE = 64 * 2**20
 
 
 class Client:
-    """``is_here``: the server is on this machine, so no proxy is asked.
+    """Asks a server; ``is_here``: it is on this machine, so no proxy is used.
 
     ``trust`` takes the place of the machine's certificates; ``socket`` is the path of the server's
     Unix socket, which is used in place of the URL.

@@ -1,4 +1,4 @@
-"""The folder of each worker process: its temporary files, and what it makes for jobs.
+"""Keeps the folder of each worker process: its temporary files, and what it makes for jobs.
 
 A worker writes nowhere else. The gateway moves what it has made to where results are kept, and
 removes the folder when the process has ended.

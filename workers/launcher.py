@@ -27,7 +27,7 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import {name}; {na
 
 
 class Handle(Protocol):
-    """A running worker process, as much of it as the pool needs. No call blocks."""
+    """Handles a running worker process, as much of it as the pool needs. No call blocks."""
 
     @property
     def pid(self) -> int: ...
@@ -84,7 +84,8 @@ class Launcher(Protocol):
 
 
 class SpawnLauncher:
-    """Workers as child processes of this one: fresh interpreters, each in a session of its own.
+    """Starts workers as child processes of this one: fresh interpreters, each in a session of its
+    own.
 
     ``multiprocessing`` is not used. Its spawn takes the child's environment from this process's,
     which other threads read; it flushes this process's standard streams, which may be closed; and

@@ -15,7 +15,8 @@ _FIELD = "oom_kill"
 
 
 class OomKills:
-    """The counters of this process's control group, or of the machine, over the last looks."""
+    """Reads the counters of this process's control group, or of the machine, over
+    the last looks."""
 
     def __init__(self, proc: Path = _PROC) -> None:
         """``proc`` is where the kernel tells of this process and its control groups."""

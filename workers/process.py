@@ -1,4 +1,4 @@
-"""The worker process: from its first line to its exit. Runs one engine, knows no socket."""
+"""Runs the worker process from its first line to its exit: one engine, and no socket."""
 
 import contextlib
 import ctypes
@@ -55,7 +55,7 @@ _OOM_SCORE = 500  #: of 1000; the gateway's is as it was started, usually 0
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A job as an engine's ``prepare`` has made it."""
+    """Holds a job as an engine's ``prepare`` has made it."""
 
     request: Any
 
@@ -344,7 +344,7 @@ def _die_with_gateway(gateway: int, death: int) -> "_DeathWatch":
 
 
 class _DeathWatch:
-    """A thread that ends the process when the pipe to the gateway has ended."""
+    """Ends the process when the pipe to the gateway has ended, from a thread of its own."""
 
     def __init__(self, death: int) -> None:
         self._death = death

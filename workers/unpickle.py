@@ -1,4 +1,4 @@
-"""A process of its own that turns one file of pickled tensors into safetensors, and ends.
+"""Turns one file of pickled tensors into safetensors, in a process of its own.
 
     python -I -m workers.unpickle SOURCE TARGET MODE
 

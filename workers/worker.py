@@ -1,4 +1,5 @@
-"""One incarnation of a worker process, as the gateway knows it. Only the pool writes it."""
+"""Describes one incarnation of a worker process, as the gateway knows it. Only the
+pool writes it."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""``bitinglip audit``: what was done, by whom, and whether that log is whole."""
+"""Implements ``bitinglip audit``: what was done, by whom, and whether that log is whole."""
 
 import json
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""``bitinglip chat``: a conversation in the terminal."""
+"""Implements ``bitinglip chat``: a conversation in the terminal."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""``bitinglip models fit``: whether a model fits, before anything is loaded."""
+"""Implements ``bitinglip models fit``: whether a model fits, before anything is loaded."""
 
 import shlex
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""``bitinglip generate``: one answer, for scripts and pipes."""
+"""Implements ``bitinglip generate``: one answer, for scripts and pipes."""
 
 import sys
 from enum import StrEnum

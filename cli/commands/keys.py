@@ -1,4 +1,4 @@
-"""``bitinglip keys``: who may use the server."""
+"""Implements ``bitinglip keys``: who may use the server."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""``bitinglip top``: the server's state on one screen, again and again."""
+"""Implements ``bitinglip top``: the server's state on one screen, again and again."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""``bitinglip transcribe``: what is said in a sound file, as text or subtitles."""
+"""Implements ``bitinglip transcribe``: the text of a sound file, or its subtitles."""
 
 import io
 import sys

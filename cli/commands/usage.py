@@ -1,4 +1,4 @@
-"""``bitinglip usage``: what each key used."""
+"""Implements ``bitinglip usage``: what each key used."""
 
 import csv
 import sys

@@ -1,4 +1,4 @@
-"""``bitinglip workers``: the processes that run the models."""
+"""Implements ``bitinglip workers``: the processes that run the models."""
 
 import time
 from typing import Annotated, Any

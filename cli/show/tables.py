@@ -28,7 +28,7 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates per second between two samples."""
+    """Computes rates per second between two samples."""
 
     requests: float
     prompt_tokens: float

@@ -1,4 +1,4 @@
-"""The filter of system calls: what no worker needs is answered with EPERM, in all its threads.
+"""Filters system calls: what no worker needs is answered with EPERM, in all its threads.
 
 An error and not a kill, because libraries try things and fall back. The program looks at numbers
 and arguments in registers only, never at memory, which another thread could change meanwhile.

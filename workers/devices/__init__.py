@@ -1,4 +1,4 @@
-"""The devices that models can run on: the cards, the processor, or devices made up by a setting.
+"""Finds the devices that models can run on: cards, the processor, or devices made up by a setting.
 
 Nothing here imports torch or makes a CUDA context: the gateway holds one of these all its life.
 """
@@ -42,7 +42,7 @@ _EVERY = "all"  #: names every card in the limits
 
 
 class Devices:
-    """The devices that were found so far, and what they do now."""
+    """Holds the devices that were found so far, and tells what they do now."""
 
     def __init__(
         self,

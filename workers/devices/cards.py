@@ -1,4 +1,5 @@
-"""The cards: found at the start and later, looked at with a deadline, each with its condition."""
+"""Watches the cards: found at the start and later, read with a deadline, each with its
+condition."""
 
 import time
 from collections import deque
@@ -42,7 +43,7 @@ _PROHIBITED = "Its compute mode is prohibited: run nvidia-smi -c 0 as root."
 
 
 class Cards:
-    """The cards that the driver shows and CUDA_VISIBLE_DEVICES leaves to us."""
+    """Holds the cards that the driver shows and that CUDA_VISIBLE_DEVICES leaves to us."""
 
     def __init__(
         self,

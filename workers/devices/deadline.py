@@ -1,4 +1,4 @@
-"""Calls into the driver, which may hang in the kernel for ever, with a limit on the wait."""
+"""Limits the wait for calls into the driver, which may hang in the kernel for ever."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The processor and its memory: those of the machine, or less where a control group limits them."""
+"""Reads the processor and its memory: the machine's, or less where a control group limits them."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ _STALLED = re.compile(r"^full .*\bavg60=([0-9.]+)", re.MULTILINE)
 
 
 class Host:
-    """RAM, or as much of it as this process may use."""
+    """Measures the RAM, or as much of it as this process may use."""
 
     def __init__(self, proc: Path = _PROC) -> None:
         """``proc`` is where the kernel tells of this process and its control groups."""
@@ -71,7 +71,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A memory control group: its folder, and what its version calls the files."""
+    """Describes a memory control group: its folder, and what its version calls the files."""
 
     folder: Path
     limit_file: str

@@ -1,4 +1,4 @@
-"""The NVIDIA driver's library (NVML), asked without torch and never with a context.
+"""Asks the NVIDIA driver's library (NVML), without torch and never with a context.
 
 Everything here may block for as long as the driver likes: ``cards`` asks it with a deadline.
 """
@@ -28,7 +28,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A card, or an instance of one that is partitioned (MIG)."""
+    """Describes a card, or an instance of one that is partitioned (MIG)."""
 
     id: str  #: its index, or as CUDA_VISIBLE_DEVICES names it; for people
     pin: str  #: its full UUID: what CUDA_VISIBLE_DEVICES of a worker must say
@@ -56,7 +56,7 @@ class Found:
 
 
 class Nvml:
-    """A connection to the driver. Its functions raise ``NVMLError`` of the library."""
+    """Connects to the driver. Its functions raise ``NVMLError`` of the library."""
 
     def __init__(
         self, nvml: Any, libraries: Sequence[Path] = (), *, memory_v2: bool = True

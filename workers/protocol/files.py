@@ -1,4 +1,4 @@
-"""Names of the files that jobs write; both sides build them without being told."""
+"""Names the files that jobs write; both sides build the names without being told."""
 
 from typing import Literal
 

@@ -25,7 +25,8 @@ _LONGEST_PREFIX = 65_536  #: characters of a prompt in which a pattern looks for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseFormat:
-    """The format of a model's answers; ``family`` is None if its files bring a template."""
+    """Describes the format of a model's answers; ``family`` is None if its files bring a
+    template."""
 
     source: dict[str, Any]  #: with all fields
     family: Family | None
