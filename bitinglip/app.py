@@ -20,12 +20,14 @@ from bitinglip.batches.requests import Requests
 from bitinglip.bootstrap import Opened, bootstrap
 from bitinglip.confinement import spawn_launcher
 from bitinglip.db.database import Database
+from bitinglip.downloads.downloads import Downloads
+from bitinglip.downloads.hub import HubAccess
 from bitinglip.guard.guard import Guard
 from bitinglip.guard.watch import Watch
 from bitinglip.home import Home
 from bitinglip.http.capacity import capacity, raise_descriptor_limit
 from bitinglip.http.connections import Connections
-from bitinglip.parts import Access, Counts, KeptWork, Machine, Storage
+from bitinglip.parts import Access, Counts, KeptWork, Machine, Storage, flush_at_end
 from bitinglip.periodic import start_periodic
 from bitinglip.results.cache.cache import ResponseCache
 from bitinglip.scheduling.composition import Scheduling
@@ -34,6 +36,7 @@ from bitinglip.scheduling.models.recheck import Recheck
 from bitinglip.scheduling.models.resume import Resume
 from bitinglip.settings import Settings
 from bitinglip.telemetry.cache_metrics import CacheMetrics
+from bitinglip.telemetry.download_metrics import DownloadMetrics
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
@@ -53,12 +56,14 @@ def build(
     connections: Connections | None = None,
     devices: Devices | None = None,
     certificate: Certificate | None = None,
+    hub_token: str | None = None,
 ) -> api.Application:
     """Build the application for a home.
 
     ``launcher`` starts the workers; by default each is a child process. ``on_fatal`` is called
     when a background task has died. ``connections`` are the books of the server that runs it.
     ``devices`` are those of the machine by default. ``certificate`` is HTTPS's, if it is on.
+    ``hub_token`` is what the environment held for the hub.
     """
     if connections is None:
         connections = Connections(capacity(settings.server, raise_descriptor_limit()))
@@ -70,7 +75,8 @@ def build(
             own: Launcher | None = launcher
             if own is None:
                 own = await asyncio.to_thread(spawn_launcher, settings, home)
-            services, admin_key = await _open(settings, home, own, books, devices, stack)
+            hub = HubAccess(settings, home.models, hub_token)
+            services, admin_key = await _open(settings, home, own, books, devices, hub, stack)
             app.state.services = services
             background = Background(services.health, on_fatal)
             stack.push_async_callback(background.close)
@@ -97,6 +103,7 @@ async def _open(
     launcher: Launcher,
     connections: Connections,
     devices: Devices | None,
+    hub: HubAccess,
     stack: AsyncExitStack,
 ) -> tuple[Services, str | None]:
     """Open all parts; return them, and the admin key if this start has made it."""
@@ -117,6 +124,9 @@ async def _open(
     caller_of = partial(text_caller, access.tokens, access.keys)
     batches = await Batches.open(db, home.batches, requests, caller_of, settings, storage.space)
     stack.push_async_callback(batches.close)
+    download_metrics = DownloadMetrics(metrics.registry)
+    downloads = await Downloads.open(db, store, hub, settings, access.audit, download_metrics)
+    stack.push_async_callback(flush_at_end, downloads.close)
     cache_metrics = CacheMetrics(metrics.registry)
     cache = ResponseCache(
         settings,
@@ -144,6 +154,7 @@ async def _open(
         tasks=work.tasks,
         responses=work.responses,
         batches=batches,
+        downloads=downloads,
         revocation=work.revocation,
         tickets=Tickets(),
         links=Links(home.secret(SIGNATURES), settings.files.link_lifetime),

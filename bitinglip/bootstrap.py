@@ -34,6 +34,7 @@ async def bootstrap(services: Services, admin_key: str | None, on_open: Opened) 
             services.operations.open()
             services.tasks.resume()
             services.batches.resume()
+            services.downloads.resume()
     await asyncio.to_thread(_warn_of_unreadable, services.home.models)
     await asyncio.to_thread(services.store.sweep)
 

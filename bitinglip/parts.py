@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -29,13 +28,13 @@ from bitinglip.db.write_behind import WriteBehind
 from bitinglip.disk_space import DiskSpace
 from bitinglip.home import Home
 from bitinglip.http.connections import Connections
+from bitinglip.machine import find_devices, open_page_cache
 from bitinglip.results.files import Files
 from bitinglip.results.uploads import Uploads
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog
 from bitinglip.scheduling.job import Claim
 from bitinglip.scheduling.placement.footprints import Footprints
-from bitinglip.settings import Devices as DeviceSettings
 from bitinglip.settings import Settings
 from bitinglip.tasks.responses import Responses
 from bitinglip.tasks.revocation import Revocation
@@ -45,11 +44,9 @@ from bitinglip.telemetry.health import Health
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.response import inference_response
 from bitinglip.wire.responses.output import ended
-from model_store.file_systems import slow_storage
-from model_store.page_cache import PageCache, budget
+from model_store.page_cache import PageCache
 from model_store.store import ModelStore
 from workers.devices import Devices
-from workers.devices.host import Host
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +68,7 @@ class Access(NamedTuple):
         keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age)
         tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
         admin_key = await keys.ensure_admin_key(home)
-        stack.push_async_callback(_last, keys.flush_last_used)
+        stack.push_async_callback(flush_at_end, keys.flush_last_used)
         return cls(audit, keys, tokens, admin_key)
 
 
@@ -87,7 +84,7 @@ async def _open_audit(
         max_entries=settings.audit.max_entries,
     )
     await begin(audit, settings)
-    stack.push_async_callback(_last, partial(audit.close, Entry(Action.SERVER_STOP)))
+    stack.push_async_callback(flush_at_end, partial(audit.close, Entry(Action.SERVER_STOP)))
     return audit
 
 
@@ -114,7 +111,7 @@ class Counts(NamedTuple):
         usage = UsageRows(db, meter, retention=settings.usage.retention)
         await usage.load()
         write_behind = WriteBehind(db, checkpoint, usage)
-        stack.push_async_callback(_last, write_behind.flush)
+        stack.push_async_callback(flush_at_end, write_behind.flush)
         return cls(cells, rates, meter, usage, write_behind)
 
     def admission(
@@ -151,7 +148,7 @@ class Machine(NamedTuple):
         store = ModelStore(home.models, confine=settings.workers.confine)
         await asyncio.to_thread(store.listing.keep_in_memory)
         footprints = await Footprints.open(db)
-        stack.push_async_callback(_last, footprints.flush)
+        stack.push_async_callback(flush_at_end, footprints.flush)
         if devices is None:
             devices = await asyncio.to_thread(find_devices, settings.devices)
         stack.callback(devices.close)
@@ -232,33 +229,7 @@ def _is_granted(tokens: Tokens, claim: Claim) -> bool:
     return tokens.grants(claim.credential, KINDS[claim.kind].scope, claim.model)
 
 
-def find_devices(settings: DeviceSettings) -> Devices:
-    devices = Devices.find(
-        [(each.name, each.memory_bytes) for each in settings.fake],
-        settings.cpu_memory_bytes,
-        settings.memory_limit,
-    )
-    if devices.slow_start:
-        log.warning(devices.slow_start)
-    for name in devices.unknown_limits():
-        log.warning("devices.memory_limit names a card that is not there", card=name)
-    if devices.note and not devices.missing:  # which is told as a problem
-        log.info(devices.note)
-    return devices
-
-
-def open_page_cache(settings: DeviceSettings, devices: Devices, models: Path) -> PageCache:
-    cache_bytes = settings.page_cache_bytes
-    if cache_bytes is None and any(device.unified for device in devices.list()):
-        cache_bytes = 0  # files in RAM would take a card's memory
-    slow = slow_storage(models)
-    if slow is not None:
-        log.warning("models load slowly from where they lie", models=str(models), storage=slow)
-    size = budget(cache_bytes, Host().total_bytes)
-    return PageCache(size, reads_first=slow is not None)
-
-
-async def _last(flush: Callable[[], Awaitable[None]]) -> None:
+async def flush_at_end(flush: Callable[[], Awaitable[None]]) -> None:
     """Write what is in memory only, on the way down; a failing disk does not stop that."""
     try:
         await flush()

@@ -14,6 +14,7 @@ from bitinglip.audit.start import look_after
 from bitinglip.background import Background
 from bitinglip.batches.files import CLEAN_SECONDS as CLEAN_BATCHES
 from bitinglip.db.write_behind import FLUSH_SECONDS
+from bitinglip.downloads.downloads import CLEAN_SECONDS as CLEAN_DOWNLOADS
 from bitinglip.guard.guard import RELOAD_SECONDS
 from bitinglip.results.cache.cache import EXPIRE_SECONDS
 from bitinglip.results.files import CLEAN_SECONDS
@@ -61,6 +62,8 @@ def start_periodic(
     clean_responses = services.responses.clean
     clean_batches = services.batches.clean
     every(CLEAN_BATCHES, clean_batches, "remove expired batches", check="task_manager")
+    clean_downloads = services.downloads.clean
+    every(CLEAN_DOWNLOADS, clean_downloads, "remove old downloads", check="model_manager")
     every(CLEAN_RESPONSES, clean_responses, "remove expired responses", check="task_manager")
 
     async def clean() -> None:

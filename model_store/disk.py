@@ -63,6 +63,12 @@ def secure_and_sync(folder: Path) -> None:
         sync(path)
 
 
+def sync_folders(folder: Path) -> None:
+    """Sync the names of the folder's files, and of its folders', to the disk."""
+    for parent, _, _ in os.walk(folder):
+        sync(Path(parent))
+
+
 def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -57,6 +57,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     capabilities: tuple[str, ...] = ()
     description: str = ""
+    config_dtype: str | None = None  #: that its config names; None: the weights' own
+    license: str | None = None  #: as its authors name it
+    languages: tuple[str, ...] = ()  #: codes, as its authors name them
 
 
 _decoder = msgspec.json.Decoder(Manifest)

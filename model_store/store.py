@@ -6,7 +6,6 @@ moved into place whole; removed ones are moved away first.
 
 import asyncio
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from model_store.blobs import Blobs
 from model_store.disk import (
     check_room,
     link_or_copy,
@@ -26,6 +26,7 @@ from model_store.disk import (
     secure_and_sync,
     store_errors,
     sync,
+    sync_folders,
 )
 from model_store.errors import (
     BadFiles,
@@ -36,6 +37,7 @@ from model_store.errors import (
     UnknownModel,
     UnreadableFiles,
 )
+from model_store.hashes import hash_files, is_unchanged, is_whole, stamped
 from model_store.inspection import inspect, inspect_texts, model_files
 from model_store.listing import Listing
 from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
@@ -46,7 +48,6 @@ from model_store.rights import refusal
 from model_store.selection import WEIGHTS, required
 
 PARTIAL = ".partial"
-_CHUNK = 1 << 20
 _SWEPT_AFTER_SECONDS = 60  #: a folder is made a moment before it is locked
 _RESUMED_WITHIN_SECONDS = 14 * 24 * 3600  #: a pull is, or it begins anew
 Names = list[str]  #: inside the class, ``list`` is a method
@@ -63,6 +64,7 @@ class ModelStore:
         self.confine = confine
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.listing = Listing(self._root)
+        self.blobs = Blobs(self._root, self._holders)
 
     # ---- what is there -------------------------------------------------------------------------
 
@@ -87,6 +89,11 @@ class ModelStore:
 
     def _folder(self, name: str) -> Path:
         return self._root / folder_name(check_name(name))
+
+    def _holders(self, sha256: str) -> Iterator[tuple[Path, FileEntry]]:
+        for manifest in self.list():
+            files = self._folder(manifest.name) / FILES
+            yield from ((files / e.path, e) for e in manifest.files if e.sha256 == sha256)
 
     # ---- changes -------------------------------------------------------------------------------
 
@@ -138,8 +145,11 @@ class ModelStore:
 
         ``known`` are SHA-256 digests of files that were hashed on their way here.
         """
-        found = inspect(folder / FILES)
-        entries = hash_files(folder / FILES, progress, known or {})
+        files = folder / FILES
+        found = inspect(files)
+        hashed = hash_files(files, progress, known or {})
+        secure_and_sync(files)
+        entries = tuple(self.blobs.share(files / entry.path, entry) for entry in hashed)
         manifest = Manifest(
             name=name,
             source=source,
@@ -150,7 +160,7 @@ class ModelStore:
             created_at=datetime.now(UTC),
             **vars(found),
         )
-        secure_and_sync(folder / FILES)
+        sync_folders(files)
         write_manifest(folder, manifest)
         sync(folder)
         self._move_in(folder, name)
@@ -184,7 +194,10 @@ class ModelStore:
             except (BadName, FileNotFoundError):
                 raise _unknown() from None
             self.listing.look()
+            digests = _digests(gone)
             shutil.rmtree(gone)
+            for sha256 in digests:
+                self.blobs.drop(sha256)
             if handle is not None:
                 os.close(handle)
 
@@ -197,8 +210,8 @@ class ModelStore:
         folder = self._folder(name)
         files = folder / FILES
         counter = Counter(progress, manifest.total_bytes, len(manifest.files))
-        entries = tuple(_stamped(files, entry) for entry in manifest.files)
-        wrong = [entry.path for entry in entries if not _is_whole(files, entry, counter)]
+        entries = tuple(stamped(files, entry) for entry in manifest.files)
+        wrong = [entry.path for entry in entries if not is_whole(files, entry, counter)]
         listed = {entry.path for entry in entries}
         there = (str(path.relative_to(files)) for path in files.rglob("*") if not path.is_dir())
         wrong += [path for path in there if path not in listed]
@@ -226,7 +239,7 @@ class ModelStore:
                 f"The server may not read the model's file {barred[0]}; 'bitinglip doctor', run as "
                 "the server's user, says whose it is and what to do."
             )
-        changed = [entry.path for entry in manifest.files if not _is_unchanged(files, entry)]
+        changed = [entry.path for entry in manifest.files if not is_unchanged(files, entry)]
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise ChangedFiles(
@@ -292,61 +305,12 @@ def _is_left(folder: Path) -> bool:
     return old and folder.name.startswith("draft-")
 
 
-def hash_files(
-    folder: Path, progress: Progress | None, known: Mapping[str, str]
-) -> tuple[FileEntry, ...]:
-    """Hash each file of the folder and return its entries, by path."""
-    # Looked at before they are read: what changes meanwhile is noticed later.
-    found = {path: (folder / path).stat() for path in model_files(folder)}
-    unknown = [path for path in found if path not in known]
-    digests = dict(known)
-    if unknown:
-        counter = Counter(progress, sum(found[path].st_size for path in unknown), len(unknown))
-        digests |= {path: sha256_of(folder / path, path, counter) for path in unknown}
-    return tuple(
-        FileEntry(path, stat.st_size, digests[path], stat.st_mtime_ns)
-        for path, stat in found.items()
-    )
-
-
-def _stamped(folder: Path, entry: FileEntry) -> FileEntry:
-    """Return the entry with the time that its file has now, if it is there."""
+def _digests(folder: Path) -> set[str]:
+    """Return the hashes that a folder's manifest lists; none if it has no whole one."""
     try:
-        now = (folder / entry.path).stat().st_mtime_ns
-    except OSError:
-        return entry
-    return msgspec.structs.replace(entry, mtime_ns=now)
-
-
-def _is_unchanged(folder: Path, entry: FileEntry) -> bool:
-    try:
-        stat = (folder / entry.path).stat()
-    except OSError:
-        return False
-    # Archives and image layers keep whole seconds.
-    times = (entry.mtime_ns, entry.mtime_ns // 10**9 * 10**9)
-    return stat.st_size == entry.size and (not entry.mtime_ns or stat.st_mtime_ns in times)
-
-
-def _is_whole(folder: Path, entry: FileEntry, counter: Counter) -> bool:
-    path = folder / entry.path
-    try:
-        return (
-            path.is_file()
-            and path.stat().st_size == entry.size
-            and sha256_of(path, entry.path, counter) == entry.sha256
-        )
-    except OSError:
-        return False  # a disk that fails to read it: the very thing that is asked
-
-
-def sha256_of(path: Path, name: str, counter: Counter) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            counter.add(name, len(chunk))
-    return digest.hexdigest()
+        return {entry.sha256 for entry in read_manifest(folder).files}
+    except (BadFiles, OSError):
+        return set()
 
 
 def _link_targets(source: Path) -> dict[str, Path]:

@@ -73,6 +73,22 @@ _INFERENCE = _object(
     model=_TEXT,
     queue_time=_NUMBER,
 )
+_DOWNLOAD = _object(
+    id=_TEXT,
+    model=_TEXT,
+    source=_TEXT,
+    repo=_TEXT,
+    revision=_or_null(_TEXT),
+    priority=_word("low", "normal", "high"),
+    state=_word("queued", "running", "completed", "failed", "cancelled"),
+    bytes_done=_WHOLE,
+    bytes_total=_or_null(_WHOLE),
+    files=_list(_object(path=_TEXT, bytes_done=_WHOLE, bytes_total=_WHOLE)),
+    error=_or_null(_object(code=_TEXT, message=_TEXT)),
+    created_at=_TEXT,
+    started_at=_or_null(_TEXT),
+    finished_at=_or_null(_TEXT),
+)
 _PAGE = _object(data=_list({"type": "object"}), total=_WHOLE, limit=_WHOLE, offset=_WHOLE)
 _NAMED = _list(_object(id=_TEXT, name=_TEXT))
 
@@ -122,5 +138,10 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/api/v1/files/{file_id}": {**_PICTURES, **_SOUNDS},
     "/api/v1/tasks": _json(_PAGE),
     "/api/v1/models": _json(_PAGE),
+    "/api/v1/models/downloads": _json(
+        _object(data=_list(_DOWNLOAD), total=_WHOLE, limit=_WHOLE, offset=_WHOLE)
+    ),
+    "/api/v1/models/downloads/{download_id}": _json(_DOWNLOAD),
+    "/api/v1/models/downloads/{download_id}/events": _EVENTS,
     "/metrics": _PLAIN,
 }

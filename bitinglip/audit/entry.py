@@ -29,11 +29,13 @@ class Action(StrEnum):
     KEY_REVOKE = "key.revoke"
     TOKEN_ISSUE = "token.issue"
     TOKEN_REVOKE = "token.revoke"
+    MODEL_DOWNLOAD = "model.download"  #: was asked for; its end is a model.pull
     MODEL_PULL = "model.pull"
     MODEL_IMPORT = "model.import"
     MODEL_LOAD = "model.load"
     MODEL_UNLOAD = "model.unload"
     MODEL_REMOVE = "model.remove"
+    DOWNLOAD_CANCEL = "download.cancel"
     CACHE_CLEAR = "cache.clear"
     WORKER_RESTART = "worker.restart"
     WORKER_DRAIN = "worker.drain"

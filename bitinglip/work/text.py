@@ -94,7 +94,7 @@ class TextTraits(Traits[protocol.TextJob]):
         sampling = self.work.sampling
         bias = dict(sorted(sampling.logit_bias.items()))
         sampling = msgspec.structs.replace(sampling, logit_bias=bias)
-        return replace(self.work, id="", stream=False, sampling=sampling)
+        return replace(self.work, id="", stream=False, prefix_scope=None, sampling=sampling)
 
     @staticmethod
     def pieces(done: protocol.TextDone) -> Iterator[protocol.JobEvent]:

@@ -17,8 +17,9 @@ from bitinglip.api.lookup import allowed_models, describe, find_model
 from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
 from bitinglip.audit.entry import Action, changed
-from bitinglip.errors import InsufficientScope, InvalidRequest, ModelInUse
+from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, ModelInUse
 from bitinglip.scheduling.placement.fit import fit_info
+from bitinglip.wire.admin.downloads import downloading_model
 from bitinglip.wire.admin.models import ImportModelRequest
 from bitinglip.wire.model_lookup import check_model
 from model_store.manifest import Manifest
@@ -39,6 +40,12 @@ async def list_models(request: Request) -> Response:
     page = read_page(request, *_FILTERS)
     wanted = _read_filters(request)
     models = [describe(services, manifest) for manifest in allowed_models(request)]
+    here, may_use = {model["name"] for model in models}, caller_of(request).may_use
+    models += [
+        downloading_model(download)
+        for download in services.downloads.unfinished()
+        if download.wanted.name not in here and may_use(download.wanted.name)
+    ]
     return page.of(
         [model for model in models if all(model[name] == value for name, value in wanted.items())]
     )
@@ -107,7 +114,14 @@ async def fit_model(request: Request, model_id: str) -> Response:
 async def get_model(request: Request, model_id: str) -> Response:
     """Show one model; its id may hold one slash."""
     services = services_of(request)
-    return json_response(describe(services, find_model(request, model_id)))
+    try:
+        manifest = find_model(request, model_id)
+    except InvalidModel:
+        if (download := services.downloads.of_model(model_id)) is None:
+            raise
+        return json_response(downloading_model(download))
+    needs = services.operations.needs_by_dtype(manifest)
+    return json_response({**describe(services, manifest), "needs_by_dtype": needs})
 
 
 @native.delete("/{model_id:path}", status_code=204)

@@ -23,7 +23,8 @@ AGENT = "test/1"
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tmp_path_factory.mktemp("audit")) as served:
+    # A hub that does not answer: downloads are accepted, and fail.
+    with serve(tmp_path_factory.mktemp("audit"), hub={"endpoint": "http://127.0.0.1:9"}) as served:
         yield served
 
 
@@ -53,6 +54,10 @@ class Routes:
         self._admin.post("/api/v1/models/import", json=body).raise_for_status()
         return body["name"]
 
+    def download(self) -> str:
+        body = {"model_name": f"org/d{id(object())}"}
+        return str(self._admin.post("/api/v1/models/download", json=body).json()["id"])
+
     def token(self) -> str:
         return str(self._admin.post("/api/v1/auth/token").json()["access_token"])
 
@@ -71,6 +76,14 @@ class Routes:
             ("POST", "/api/v1/models/import"): lambda: (
                 "/api/v1/models/import",
                 {"path": str(llama(self._folder / "imported")), "name": "imported"},
+            ),
+            ("POST", "/api/v1/models/download"): lambda: (
+                "/api/v1/models/download",
+                {"model_name": "org/downloaded"},
+            ),
+            ("DELETE", "/api/v1/models/downloads/{download_id}"): lambda: (
+                f"/api/v1/models/downloads/{self.download()}",
+                None,
             ),
             ("POST", "/api/v1/models/{model_id:path}/load"): lambda: (
                 "/api/v1/models/demo/load",

@@ -71,7 +71,7 @@ def test_cache_key_holds_every_other_field(identity: Identity, work: protocol.Jo
     """Also one that a later version adds: a field is in the key unless it is named here."""
     left_out = {"id", "folder", "path", "image", "sampling"}
     if isinstance(work, protocol.TextJob | protocol.TranscriptionJob):
-        left_out.add("stream")
+        left_out |= {"stream", "prefix_scope"}
     first = identity.key(job(work), ME, {})
     for field in set(work.__struct_fields__) - left_out:
         assert identity.key(job(change(work, **{field: "other"})), ME, {}) != first, field

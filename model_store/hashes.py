@@ -1,0 +1,70 @@
+"""Hashes models' files, and compares them with their entries in a manifest."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from model_store.inspection import model_files
+from model_store.manifest import FileEntry
+from model_store.progress import Counter, Progress
+
+_CHUNK = 1 << 20
+
+
+def hash_files(
+    folder: Path, progress: Progress | None, known: Mapping[str, str]
+) -> tuple[FileEntry, ...]:
+    """Hash each file of the folder and return its entries, by path."""
+    # Looked at before they are read: what changes meanwhile is noticed later.
+    found = {path: (folder / path).stat() for path in model_files(folder)}
+    unknown = [path for path in found if path not in known]
+    digests = dict(known)
+    if unknown:
+        counter = Counter(progress, sum(found[path].st_size for path in unknown), len(unknown))
+        digests |= {path: sha256_of(folder / path, path, counter) for path in unknown}
+    return tuple(
+        FileEntry(path, stat.st_size, digests[path], stat.st_mtime_ns)
+        for path, stat in found.items()
+    )
+
+
+def stamped(folder: Path, entry: FileEntry) -> FileEntry:
+    """Return the entry with the time that its file has now, if it is there."""
+    try:
+        now = (folder / entry.path).stat().st_mtime_ns
+    except OSError:
+        return entry
+    return msgspec.structs.replace(entry, mtime_ns=now)
+
+
+def is_unchanged(folder: Path, entry: FileEntry) -> bool:
+    try:
+        stat = (folder / entry.path).stat()
+    except OSError:
+        return False
+    # Archives and image layers keep whole seconds.
+    times = (entry.mtime_ns, entry.mtime_ns // 10**9 * 10**9)
+    return stat.st_size == entry.size and (not entry.mtime_ns or stat.st_mtime_ns in times)
+
+
+def is_whole(folder: Path, entry: FileEntry, counter: Counter) -> bool:
+    path = folder / entry.path
+    try:
+        return (
+            path.is_file()
+            and path.stat().st_size == entry.size
+            and sha256_of(path, entry.path, counter) == entry.sha256
+        )
+    except OSError:
+        return False  # a disk that fails to read it: the very thing that is asked
+
+
+def sha256_of(path: Path, name: str, counter: Counter) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            counter.add(name, len(chunk))
+    return digest.hexdigest()
