@@ -64,7 +64,7 @@ class Home:
 
     @property
     def uploads(self) -> Path:
-        """Files that clients sent, until their requests have ended."""
+        """Return the folder of files that clients sent, until their requests have ended."""
         return self.root / "uploads"
 
     @property
@@ -74,7 +74,7 @@ class Home:
 
     @property
     def work(self) -> Path:
-        """Folders of worker processes, while they run."""
+        """Return the folder of worker processes, while they run."""
         return self.root / "work"
 
     @property
@@ -134,7 +134,7 @@ class Home:
         return None
 
     def _close_to_others(self) -> None:
-        """0700 for a folder of ours; one that holds other things too is left as it is."""
+        """Give a folder of ours the mode 0700; one that holds other things too is left as it is."""
         found = self.root.stat()
         if not found.st_mode & 0o077:
             return
@@ -156,7 +156,7 @@ class Home:
         return {path.name for path in self.root.iterdir()} - self._own_names()
 
     def secret(self, purpose: str) -> bytes:
-        """A key for one purpose, derived from secret.key, which is made on first use."""
+        """Derive a key for one purpose from secret.key, which is made on first use."""
         if not os.path.lexists(self.secret_key):
             _publish_once(self.secret_key, secrets.token_bytes(_SECRET_BYTES))
         return hmac.digest(_read_secret(self.secret_key), purpose.encode(), "sha256")
@@ -318,7 +318,7 @@ def replace_private(path: Path, data: bytes) -> None:
 
 
 def _publish_once(path: Path, data: bytes) -> None:
-    """The same, but of two that do it at once the first one stays."""
+    """Publish a file as ``_publish`` does; of two that do it at once the first one stays."""
     draft = _write_draft(path, data)
     with suppress(FileExistsError):
         os.link(draft, path)

@@ -162,7 +162,7 @@ class _Runner(HttpServer):
         self._watchdog = asyncio.create_task(self._manager.feed_watchdog(), name="watchdog")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's
-        """A signal's handler only asks; the loop acts."""
+        """Ask for the shutdown; the loop does it."""
         if sig == signal.SIGHUP and self._draining is not None:
             return  # a terminal that closes may send it twice, which is no wish to hurry
         if self._draining is not None or not self.started:

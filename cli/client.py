@@ -93,8 +93,8 @@ class Client:
     def stream(
         self, path: str, body: Any, upload: "Upload | None" = None
     ) -> Iterator[Iterator[Event]]:
-        """The events of an answer; leaving the block early cancels it. With a file to send, the
-        body's fields go as a form's."""
+        """Yield the events of an answer; leaving the block early cancels it. With a file to send,
+        the body's fields go as a form's."""
         content: dict[str, Any] = {"json": body}
         if upload is not None:
             content = {"data": body, "files": {"file": upload}}

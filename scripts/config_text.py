@@ -53,7 +53,7 @@ def _fields(shape: type[Section]) -> Iterator[str]:
 
 
 def _scalar(value: object) -> str:
-    """YAML for a default: JSON is, and text goes bare where it stays text."""
+    """Write YAML for a default: JSON is, and text goes bare where it stays text."""
     bare = isinstance(value, str) and yaml.safe_load(value) == value
     return str(value) if bare else json.dumps(value)
 

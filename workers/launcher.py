@@ -33,17 +33,17 @@ class Handle(Protocol):
     def pid(self) -> int: ...
     @property
     def folder(self) -> Path | None:
-        """The only folder that it writes to; None if it has none of its own."""
+        """Return the only folder that it writes to; None if it has none of its own."""
         ...
 
     @property
     def events_fd(self) -> int:
-        """The non-blocking reading end of its event pipe."""
+        """Return the non-blocking reading end of its event pipe."""
         ...
 
     @property
     def output_fd(self) -> int:
-        """The non-blocking reading end of what it writes to its standard streams."""
+        """Return the non-blocking reading end of what it writes to its standard streams."""
         ...
 
     def bytes_read(self) -> int | None:

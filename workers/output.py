@@ -32,7 +32,7 @@ class Output:
 
     @property
     def tail(self) -> list[str]:
-        """The last lines, the oldest first."""
+        """Return the last lines, the oldest first."""
         return list(self._tail)
 
     def feed(self, data: bytes) -> None:
@@ -42,7 +42,7 @@ class Output:
             self._add(line)
 
     def end(self) -> None:
-        """Nothing more comes: what has no line break is a line too."""
+        """Take the rest as a line: nothing more comes."""
         if self._begun:
             self._add(self._begun)
             self._begun = b""

@@ -309,13 +309,14 @@ class Loop:
 
 
 def _held_bytes(engine: Engine) -> int:
-    """Memory of its device that the worker holds."""
+    """Return the bytes of its device that the worker holds."""
     held = engine.device_bytes()
     return _resident_bytes() if held is None else held
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process in bytes; 0 where the system does not tell it so."""
+    """Return the resident memory of this process in bytes; 0 where the system does
+    not tell it so."""
     try:
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

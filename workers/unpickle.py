@@ -71,7 +71,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _read(torch: Any, source: Path) -> Any:
-    """Mapped where the file's format allows that."""
+    """Read tensors, mapped where the file's format allows that."""
     try:
         with source.open("rb") as file:
             mapped = bool(torch.serialization._is_zipfile(file))

@@ -79,7 +79,7 @@ class Database:
         return database
 
     async def close(self) -> None:
-        """Readers first, so that the last checkpoint is the writer's."""
+        """Close the readers first, so that the last checkpoint is the writer's."""
         if self._checking is not None:
             await asyncio.wait([self._checking], timeout=PATIENCE)
         await self._reader.dispose()
@@ -87,7 +87,7 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """A transaction on the one writer: committed at the end, rolled back by an exception.
+        """Open a transaction on the one writer: committed at the end, rolled back by an exception.
 
         Raises DiskFull or DatabaseUnavailable, after ten seconds at most.
         """
@@ -107,7 +107,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session that cannot write. Raises DatabaseUnavailable."""
+        """Open a session that cannot write. Raises DatabaseUnavailable."""
         try:
             async with AsyncSession(self._reader) as session:
                 yield session
@@ -168,7 +168,7 @@ class Database:
 
 
 def _ours(error: exc.SQLAlchemyError) -> BitingLipError | None:
-    """The error of ours that says what has happened to the database; None for a bug of ours."""
+    """Return our error that says what has happened to the database; None for a bug of ours."""
     if isinstance(error, exc.TimeoutError):
         return DatabaseUnavailable("The database is busy; try again later.")
     raw = getattr(error, "orig", None)

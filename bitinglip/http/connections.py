@@ -178,7 +178,7 @@ class Connections:
                 return
 
     def busy(self, connection: Connection) -> None:
-        """A request has begun: the connection is not idle any more."""
+        """Note that a request has begun: the connection is not idle any more."""
         connection.answered = False
         if connection.local:
             self._unshelve(connection)
@@ -186,12 +186,12 @@ class Connections:
             self._shelve(connection, self._working)
 
     def unread(self, connection: Connection) -> None:
-        """A request has ended, but much of its answer waits for the client, known or not."""
+        """Note that a request has ended, but much of its answer waits for the client."""
         self.busy(connection)
         connection.answered = True
 
     def rest(self, connection: Connection, seconds: float) -> None:
-        """A request has ended; the connection may be idle for so many seconds."""
+        """Note that a request has ended; the connection may be idle for so many seconds."""
         connection.deadline = self.now + seconds
         shelf = connection.shelf
         if connection in self._all and (shelf is None or shelf is self._working):
@@ -302,7 +302,7 @@ class Connections:
                 connection.stalled_since = None
 
     def _forgive(self, seconds: float) -> None:
-        """The process stood still, or its machine did: no client could do anything meanwhile."""
+        """Give clients the time back in which this process, or its machine, stood still."""
         for connection in self._all:
             connection.deadline += seconds
             connection.began += seconds
@@ -347,8 +347,10 @@ def address_key(host: str | None) -> str | None:
 
 
 def _taken(connection: Connection) -> int:
-    """Bytes that the client's machine has acknowledged; where the kernel does not tell, the fewer
-    wait, the more."""
+    """Return the bytes that the client's machine has acknowledged, or a number that grows with them.
+
+    Where the kernel does not tell, it is the bytes that wait here, below zero.
+    """
     assert connection.transport is not None
     try:
         info = connection.transport.get_extra_info("socket").getsockopt(

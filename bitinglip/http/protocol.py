@@ -314,7 +314,7 @@ class HttpProtocol(HttpToolsProtocol):
     # ---- the application's side ------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """A response is written: begin the next request that is here, or rest."""
+        """Begin the next request that is here once a response is written, or wait for one."""
         self.server_state.total_requests += 1
         if self.transport.is_closing() or self._refused:
             return

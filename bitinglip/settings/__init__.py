@@ -105,12 +105,13 @@ class Settings(Section):
         return self.models.get(name, _DEFAULT_MODEL)
 
     def keep_alive(self, name: str) -> float | None:
-        """Seconds for which an unused model stays loaded; None: until its memory is needed."""
+        """Return the seconds for which an unused model stays loaded; None: until its memory is
+        needed."""
         own = self.model(name)
         kept = self.residency.keep_alive if own.keep_alive is None else own.keep_alive
         return None if own.pin or kept == "forever" else float(kept)
 
 
 def as_plain(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON types, for ``config show``."""
+    """Return the settings as JSON types, for ``config show``."""
     return settings.model_dump(mode="json")

@@ -15,7 +15,7 @@ MODES = ("off", "report", "redact", "block")
 
 
 def _unquoted(value: object) -> object:
-    """YAML reads a plain ``off`` as false."""
+    """Take a plain ``off``, which YAML reads as false."""
     return "off" if value is False else value
 
 

@@ -223,7 +223,7 @@ class Tasks:
 
     @property
     def cleanup_interval(self) -> float:
-        """Seconds between two calls of ``clean``."""
+        """Return the seconds between two calls of ``clean``."""
         return min(60.0, self._retention / 2)
 
     async def clean(self) -> None:

@@ -98,7 +98,7 @@ class _Enqueue(QueueHandler):
         self.queue.put_nowait(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """A record that cannot be formatted: say which, and never show its arguments."""
+        """Say which record cannot be formatted, and never show its arguments."""
         record.msg = f"a log call is broken: {record.pathname}:{record.lineno}"
         record.args, record.exc_info = None, None
         self.enqueue(self.prepare(record))
@@ -189,12 +189,13 @@ def _route_others(level: int) -> None:
 
 
 def _as_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    """All but ASCII is escaped by JSON itself, except DEL."""
+    """Encode as JSON in ASCII; DEL, which JSON leaves, is escaped too."""
     return json.dumps(event, default=repr).replace("\x7f", "\\u007f")
 
 
 def _as_text(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    """One line for a person, then the traceback, indented so that no line of it poses as ours."""
+    """Write one line for a person, then the traceback, indented so that no line of it looks like
+    ours."""
     moment = str(event.pop("timestamp", ""))[11:19]
     level = str(event.pop("level", ""))
     what = escape(str(event.pop("event", "")))

@@ -184,7 +184,7 @@ class Metrics:
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
-        """A job's end; ``duration`` and ``first_token_seconds`` count from its submission."""
+        """Count a job's end; ``duration`` and ``first_token_seconds`` count from its submission."""
         model = self._models.bound(model)
         self._inference.add((model, kind))
         self._jobs.add((model, status))

@@ -141,7 +141,7 @@ def _quota_list(key: dict[str, Any]) -> list[str]:
 def list_keys(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """All keys, revoked ones too."""
+    """List all keys, revoked ones too."""
     place = CliContext.of(home, config)
     server = place.server()
     if server:
@@ -163,7 +163,7 @@ def show(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """One key, without its secret."""
+    """Show one key, without its secret."""
     from cli.client import path_of
 
     place = CliContext.of(home, config)

@@ -30,7 +30,7 @@ def top(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Devices, memory, models, queues, workers and rates, live; q leaves."""
+    """Show devices, memory, models, queues, workers and rates, live; q leaves."""
     watcher = _Watcher(CliContext.of(home, config).need_server())
     if as_json:
         show_json(watcher.look())

@@ -91,7 +91,7 @@ def transcribe(
 def _ask(
     server: "Client", fields: dict[str, Any], name: str, sound: IO[bytes], *, shown: bool
 ) -> dict[str, Any]:
-    """The InferenceResponse; ``shown``: each segment on the terminal as it comes."""
+    """Return the InferenceResponse; ``shown``: each segment on the terminal as it comes."""
     from cli.stream.progress import Words, make
 
     def show(name: str, data: dict[str, Any]) -> None:

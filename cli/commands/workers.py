@@ -34,7 +34,7 @@ NUMBERS = "PID MEMORY BUSY RESTARTS AGE"
 def list_workers(
     as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
 ) -> None:
-    """All worker processes; the one without a model is the spare."""
+    """List all worker processes; the one without a model is the spare."""
     rows = CliContext.of(home, config).need_server().list("/api/v1/workers")
     empty = "No workers run; one starts when its model is asked for."
     show_list(rows, show_workers, as_json=as_json, empty=empty)
@@ -76,7 +76,7 @@ def show(
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """One worker, and the last lines that it wrote."""
+    """Show one worker, and the last lines that it wrote."""
     rows = CliContext.of(home, config).need_server().list("/api/v1/workers")
     found = next((row for row in rows if row["id"] == worker_id), None)
     if found is None:

@@ -166,7 +166,7 @@ class Nvml:
             yield self._card(str(nvml.nvmlDeviceGetUUID(instance)), instance)
 
     def _by_uuid(self, start: str) -> tuple[Any, str]:
-        """The card whose UUID begins so: CUDA takes beginnings, NVML does not.
+        """Return the card whose UUID begins so: CUDA takes beginnings, NVML does not.
 
         A lost card may raise at its index: the others are looked at all the same.
         """
@@ -270,7 +270,7 @@ class Nvml:
         return found
 
     def told(self, ask: Callable[[], T]) -> T | None:
-        """An answer, or None: drivers do not tell everything of every card."""
+        """Return an answer, or None: drivers do not tell everything of every card."""
         try:
             return ask()
         except self.error:
@@ -278,7 +278,8 @@ class Nvml:
 
 
 def visible_names(visible: str | None, count: int) -> list[str]:
-    """The entries of CUDA_VISIBLE_DEVICES as CUDA reads them: those after a wrong one are hidden.
+    """Return the entries of CUDA_VISIBLE_DEVICES as CUDA reads them: those after a wrong one are
+    hidden.
 
     Indices mean the order of the bus here and in workers, which get CUDA_DEVICE_ORDER for it.
     """

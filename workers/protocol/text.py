@@ -126,12 +126,12 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
 
     @property
     def choices(self) -> int:
-        """The number of texts to answer with."""
+        """Return the number of texts to answer with."""
         return self.n * max(1, len(self.prompts))
 
     @property
     def sequences(self) -> int:
-        """The number of texts to make."""
+        """Return the number of texts to make."""
         return (self.best_of or self.n) * max(1, len(self.prompts))
 
 
@@ -177,5 +177,5 @@ class TextDone(msgspec.Struct, tag="text_done", frozen=True, kw_only=True, omit_
 
     @property
     def text(self) -> str:
-        """The first choice's text."""
+        """Return the first choice's text."""
         return self.choices[0].text

@@ -72,7 +72,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        """The requests of limited keys at once."""
+        """Count the requests of limited keys at once."""
         return self._all.total
 
     async def enter(

@@ -134,7 +134,8 @@ class Deaths:
         return True
 
     def pause(self, model: str, now: float) -> float:
-        """Seconds to wait before the next start of a model whose last death was excused."""
+        """Return the seconds to wait before the next start of a model whose last
+        death was excused."""
         self._forget(now)
         excused = [each for each in self._deaths if each.model == model and each.is_excused]
         if len(excused) <= 1:

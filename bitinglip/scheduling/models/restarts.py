@@ -31,13 +31,13 @@ class RestartBudget:
             self._failures.pop()
 
     def pause(self, now: float) -> float:
-        """Seconds to wait before the next start: 0, then 1, 2, 4, at most 8."""
+        """Return the seconds to wait before the next start: 0, then 1, 2, 4, at most 8."""
         self._forget(now)
         recent = len(self._failures)
         return 0.0 if recent <= 1 else min(8.0, 2.0 ** (recent - 2))
 
     def rest(self, now: float) -> float:
-        """Seconds for which a model is out of service that has used its budget up."""
+        """Return the seconds for which a model is out of service that has used its budget up."""
         shortest = max(1.0, self._window)
         soon = self._rest and now <= self._rested_at + max(shortest, self._rest)
         longest = max(_LONGEST_REST, shortest)

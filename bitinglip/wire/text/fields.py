@@ -170,7 +170,7 @@ class SamplingFields(Body):
 
     @property
     def max_tokens_field(self) -> str:
-        """The name by which the request has set it."""
+        """Return the name by which the request has set it."""
         return "max_tokens"
 
     def sampling(
