@@ -1,4 +1,4 @@
-"""A Whisper in the transcription engine beside transformers' pipeline: speed, and wrong words.
+"""Compares a Whisper in the transcription engine with transformers' pipeline: speed, wrong words.
 
     python -m benchmarks.transcription MODEL [--sounds DIR] [--faster-whisper DIR] [--threads 1]
 

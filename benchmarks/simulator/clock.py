@@ -1,4 +1,4 @@
-"""An event loop whose time is made up: it jumps to the next timer instead of waiting for it."""
+"""Runs an event loop whose time jumps to the next timer instead of waiting for it."""
 
 import asyncio
 import selectors

@@ -1,4 +1,4 @@
-"""The machine and the models of a simulation, as the settings that the server itself reads."""
+"""Describes the machine and the models of a simulation, as settings of the server."""
 
 import json
 import re
@@ -33,8 +33,8 @@ def sizes(text: str) -> list[int]:
 def settings_for(
     devices: Sequence[int], models: int, model_sizes: Sequence[int], sets: Sequence[str] = ()
 ) -> Settings:
-    """Fake devices, and fake models ``m0``, ``m1``, ... whose sizes take turns; then ``sets``,
-    as after ``serve --set``. Raises SettingsError."""
+    """Return fake devices, and fake models ``m0``, ``m1``, ... whose sizes take turns; then
+    ``sets``, as after ``serve --set``. Raises SettingsError."""
     made_up = [{"name": f"{size / 1e9:g} GB", "memory_bytes": size} for size in devices]
     fakes = {
         f"m{number}": {
@@ -57,7 +57,7 @@ def settings_for(
 
 @dataclass(frozen=True, slots=True)
 class SimulatedStore:
-    """In place of ``ModelStore``: every model of the settings is there, without files."""
+    """Stands in for ``ModelStore``: every model of the settings is there, without files."""
 
     settings: Settings
 
@@ -82,4 +82,4 @@ class SimulatedStore:
         return Path("/nonexistent") / name
 
     async def check(self, name: str) -> None:
-        """No files, no change."""
+        """Do nothing: there are no files that could have changed."""

@@ -347,7 +347,8 @@ def address_key(host: str | None) -> str | None:
 
 
 def _taken(connection: Connection) -> int:
-    """Return the bytes that the client's machine has acknowledged, or a number that grows with them.
+    """Return the bytes that the client's machine has acknowledged, or a number that
+    grows with them.
 
     Where the kernel does not tell, it is the bytes that wait here, below zero.
     """
