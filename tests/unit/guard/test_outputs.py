@@ -202,7 +202,7 @@ def _text_done(text: str) -> protocol.TextDone:
 
 
 @pytest.mark.parametrize("kind", ["text", "transcript"])
-def test_altered_is_what_passed_unchecked_because_the_guard_failed(
+def test_guard_failure_marks_what_passed_unchecked_as_altered(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once the guard works again, a cache that had kept it would show it all the same."""

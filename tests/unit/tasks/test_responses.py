@@ -54,7 +54,7 @@ async def _chain(kept: Responses, length: int, key_id: str = "k") -> None:
         await kept.add(key_id, [ITEM], _response(number), previous_id=previous)
 
 
-def test_turns_of_a_conversation_come_in_their_order(tmp_path: Path) -> None:
+def test_conversation_has_its_turns_in_order(tmp_path: Path) -> None:
     async def act(kept: Responses) -> None:
         await _chain(kept, 4)
         turns = await kept.turns("resp_3", "k")
