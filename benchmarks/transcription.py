@@ -87,7 +87,7 @@ def speak(folder: Path) -> None:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text without what nobody hears."""
+    """Return the words of a text without punctuation and case."""
     return "".join(char if char.isalnum() else " " for char in text.lower()).split()
 
 

@@ -39,7 +39,7 @@ _LOOPBACK_IS_LOCAL = (
     "proxy on this machine, set server.trust_loopback to false"
 )
 _WENT_DOWN = (
-    "the machine went down while the server ran: if that was under load and nobody switched it "
+    "the machine went down while the server ran: if that was under load and it was not switched "
     "off, look at its power supply and its cooling"
 )
 #: where a server that listens on every address can be reached from its own machine

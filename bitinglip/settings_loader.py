@@ -72,7 +72,7 @@ def find_config(config: Path | None, home: Path) -> Path | None:
 
 
 def check_bind(settings: Settings) -> None:
-    """Refuses to be open to a network without keys; for whoever is about to bind."""
+    """Refuses to be open to a network without keys; called before the server binds."""
     secure = settings.security.require_api_key or settings.security.allow_insecure
     if not secure and "*" in settings.server.cors_origins:
         problem = (

@@ -22,7 +22,7 @@ def secure() -> None:
 
 
 def say(text: str) -> None:
-    """Print to standard output, if anybody still reads it."""
+    """Print to standard output, if it still has a reader."""
     with suppress(OSError, ValueError):
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Makes the text of config.yaml from the settings; ``make config`` writes it anew."""
+"""Makes the text of config.yaml from the settings; ``make config`` writes that file."""
 
 import json
 import sys

@@ -47,11 +47,12 @@ class Handle(Protocol):
         ...
 
     def bytes_read(self) -> int | None:
-        """Return the bytes that it has read from files so far; None where nobody tells."""
+        """Return the bytes that it has read from files so far; None where the
+        system does not tell."""
         ...
 
     def is_stopped(self) -> bool:
-        """Return True if a signal has stopped it; False where nobody tells."""
+        """Return True if a signal has stopped it; False where the system does not tell."""
         ...
 
     def watch(self, on_exit: Callable[[], None]) -> None:
@@ -220,7 +221,7 @@ class SpawnedWorker:
         self._jobs.write(command)
 
     def kill(self) -> None:
-        # Until it is waited for, its number is nobody else's, and nor is its group's.
+        # Until it is waited for, its number is no other process's, nor is its group's.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Finds out whether the kernel has ended processes lately because RAM ran out.
 
-A process that it ends so is ended by signal 9, like one that somebody kills: only the kernel's
-counters tell the two apart.
+A process that it ends so is ended by signal 9, like one that is killed from outside: only the
+kernel's counters tell the two apart.
 """
 
 from collections import deque

@@ -56,7 +56,7 @@ class Watchdog:
         return None
 
     def _look_at_cancelled(self, worker: Worker, allowed: float) -> str | None:
-        """Find a job that keeps its slot though nobody wants it any more."""
+        """Find a job that keeps its slot though it was cancelled."""
         for job_id in worker.cancelled:
             worker.cancelled[job_id] += self.interval
         if max(worker.cancelled.values(), default=0.0) > allowed:

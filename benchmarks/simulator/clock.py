@@ -5,7 +5,7 @@ import selectors
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time begins at 0 and passes only while everybody waits. For code that waits for nobody
+    """Time begins at 0 and passes only while all tasks wait. For code that waits for nothing
     outside the loop: a thread or a socket would find hours gone by."""
 
     def __init__(self) -> None:
@@ -26,6 +26,6 @@ class _Jumping(selectors.SelectSelector):
         ready = super().select(0)
         if not ready:
             if timeout is None:
-                raise RuntimeError("everybody waits and no timer is set: nothing will ever happen")
+                raise RuntimeError("all tasks wait and no timer is set: nothing will ever happen")
             self.now += max(0.0, timeout)
         return ready

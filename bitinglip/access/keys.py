@@ -237,7 +237,7 @@ class KeyRing:
         key = credentials.make()
         row = self._row(key, name="admin", scopes=[Scope.ADMIN], tier=OPERATOR)
         # The file first: a crash in between leaves a file that the next start replaces, and not a
-        # key that nobody has.
+        # key that does not exist.
         replace_private(home.admin_key, f"{key.text}\n".encode())
         await self._add(row, SERVER)
         return key.text

@@ -105,7 +105,7 @@ def check_inference(caller: Caller) -> Caller:
 
 
 def text_caller(tokens: Tokens, keys: KeyRing, credential: Credential) -> Caller | None:
-    """Return who may still run texts with a credential that was good once; None is nobody."""
+    """Return who may still run texts with a credential that was good once, or None."""
     if not tokens.is_valid(credential):
         return None
     caller = keys.caller(credential) or ANONYMOUS  # who has no key

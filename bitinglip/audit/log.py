@@ -1,7 +1,7 @@
 """Owns the tables of the audit log. Rows are added and, from the old end, deleted.
 
 A change in the database brings its entry along in the same transaction (``append``). What happens
-outside of it is entered before it is answered (``record``). Entries that nobody waits for, and
+outside of it is entered before it is answered (``record``). Entries that no request waits for, and
 those that the database could not take, wait in memory (``remember``) for the next ``flush``.
 """
 

@@ -46,7 +46,7 @@ class Database:
     """Sessions on one SQLite file; ``open`` it once, ``close`` it last.
 
     What the file, the disk or another program does to it is raised as DiskFull or
-    DatabaseUnavailable and reported to ``health``; nobody else handles the library's errors.
+    DatabaseUnavailable and reported to ``health``; no other module handles the library's errors.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Database:
     def _checked(self, task: asyncio.Task[None]) -> None:
         self._checking = None
         if not task.cancelled():
-            task.exception()  # nobody may be waiting for it any more
+            task.exception()  # there may be no waiter any more
 
     async def _check(self) -> None:
         try:

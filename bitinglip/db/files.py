@@ -1,7 +1,7 @@
 """Makes, judges, backs up and migrates the file of the database before anything opens it.
 
-A file that we cannot trust stops the start with one clear message. It is never made anew in its
-place: that would drop every key.
+A file that we cannot trust stops the start with one clear message. It is never replaced by an empty
+one in its place: that would drop every key.
 """
 
 import os

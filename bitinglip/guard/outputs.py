@@ -1,4 +1,4 @@
-"""Guards what a job gives out: its events, as they come, before anybody can read them.
+"""Guards what a job gives out: its events, as they come, before clients can read them.
 
 A guarded job always streams to the gateway, also when its client wants one body: so its text is
 looked at while it comes, and no long one at once. Views, tasks and WebSockets read what is left.
@@ -34,7 +34,7 @@ class Output(Protocol):
         ...
 
     def reset(self) -> None:
-        """Begin anew: the job runs again, and nothing of it was seen."""
+        """Start again: the job runs again, and nothing of it was seen."""
         ...
 
     @property

@@ -119,7 +119,7 @@ def _matcher(patterns: list[str]) -> Callable[[str], Iterable[tuple[int, int, in
     """Return what finds all patterns in a text: their numbers, and where each begins and ends."""
     if not patterns:
         return lambda _text: ()
-    from ahocorasick_rs import AhoCorasick  # nobody else waits for it
+    from ahocorasick_rs import AhoCorasick  # no other module needs it
 
     return partial(AhoCorasick(patterns).find_matches_as_indexes, overlapping=True)
 

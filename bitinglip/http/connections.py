@@ -3,8 +3,8 @@
 Above a cap the oldest idle connection makes room, or else the one that has been at work longest
 without a caller who is known by a key; if all work for such callers, the new one is a guest, which
 gets a 503, or an answer to /livez. A connection is idle until the headers of its first request are
-complete, and between requests. So nobody is kept out by clients that only connect, send headers bit
-by bit, or read public pages slowly.
+complete, and between requests. So no client is kept out by clients that only connect, send headers
+bit by bit, or read public pages slowly.
 
 One timer looks after all of them once a second, so a request sets no timer of its own.
 """
@@ -46,7 +46,8 @@ class Handler(Protocol):
         """Do what is due now that the connection's deadline has passed."""
 
     def has_caller(self) -> bool | None:
-        """Return whether the present request's caller is known; None if nobody has looked yet."""
+        """Return whether the present request's caller is known; None if it was not
+        looked up yet."""
 
 
 class Connection:
@@ -147,7 +148,7 @@ class Connections:
         """Take in a new connection from ``host``, which is None for a Unix socket.
 
         Returns None if it is too many even for a guest: close it then. The Unix socket's are no
-        guests: whoever may open it runs this server, and wants to know what is going on.
+        guests: those who may open it run this server.
         """
         self._keep_ticking()
         connection, address = Connection(self.now + self.times.header), self._address(host)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 32_768  #: of a request's first line and headers together
 MAX_HEADERS = 100
 MAX_PIPELINED = 64  #: requests that a client may send ahead
-_LARGE_DIGITS = len("10000")  #: of a declared length; shorter bodies are read if nobody wants them
+_LARGE_DIGITS = len(
+    "10000"
+)  #: of a declared length; shorter bodies are read though they are not wanted
 PIECE_BYTES = 4096  #: of headers and of chunked bodies, which the parser takes at once
 _AUTHORITY = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
@@ -204,7 +206,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            return  # a trailer comes after all checks, so nobody may take it for a header
+            return  # a trailer comes after all checks, so it must not be taken for a header
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -326,7 +328,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
             if self._receiving and not self.pipeline:
                 self._await_body()
-        elif self._receiving:  # a body that nobody wants any more
+        elif self._receiving:  # a body that is not wanted any more
             connection.deadline = self._connections.now + self.timeout_keep_alive
         else:
             self._rest()

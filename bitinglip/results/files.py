@@ -164,7 +164,7 @@ class Files:
     # ---- what goes away --------------------------------------------------------------------------
 
     async def clean(self, is_open: IsOpen) -> None:
-        """Remove rows that have expired or are too many, and files that nobody may fetch.
+        """Remove rows that have expired or are too many, and files that no key may fetch.
 
         Raises OSError, DiskFull or DatabaseUnavailable.
         """
@@ -186,7 +186,7 @@ class Files:
     def _unclaimed(self, is_open: IsOpen) -> list[Path]:
         """List old files of jobs that are over; those with a row are among them."""
         before = self._retention.now() - _UNCLAIMED_SECONDS
-        self.folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # it may have been removed
         return [
             Path(entry.path)
             for entry in os.scandir(self.folder)

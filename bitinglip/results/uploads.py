@@ -140,7 +140,7 @@ class Uploads:
             del self._of_keys[key]
 
     def _checked(self, size: int, write: Callable[[], None]) -> None:
-        """Write where there is room; the folder is made again if somebody removed it."""
+        """Write where there is room; the folder is made again if it was removed."""
         try:
             self._space.check(size)
             write()
@@ -149,7 +149,7 @@ class Uploads:
             write()
 
     async def _report(self) -> None:
-        """Say whether the disk has room for uploads, for times in which nobody sends any."""
+        """Say whether the disk has room for uploads, for times in which none are sent."""
         try:
             await asyncio.to_thread(self._space.check)
         except DiskFull as error:

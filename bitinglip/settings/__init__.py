@@ -1,7 +1,7 @@
 """Declares every setting: name, type, default and one line of help.
 
 ``config.yaml`` at the repository's root shows the same list; a test holds the two together, and
-another that each setting is read by somebody. ``settings_loader`` reads the layers.
+another that each setting is read. ``settings_loader`` reads the layers.
 """
 
 from typing import Any, Literal

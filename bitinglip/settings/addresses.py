@@ -25,7 +25,7 @@ def _range(text: str) -> str:
 
 def _proxy(text: str) -> str:
     if ipaddress.ip_network(_range(text)).prefixlen == 0:
-        raise ValueError(f"{text!r} trusts everybody to say where requests come from")
+        raise ValueError(f"{text!r} trusts all clients to say where requests come from")
     return text
 
 

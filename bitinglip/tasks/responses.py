@@ -59,7 +59,7 @@ class KeptResponse:
         return response
 
     def items(self) -> list[Shown]:
-        """Return its input and its output, which are read anew: not for the event loop."""
+        """Return its input and its output, which are read again: not for the event loop."""
         return [*self.input, *self.response["output"]]
 
 
@@ -152,7 +152,7 @@ class Responses:
     async def turns(self, response_id: str, key_id: str | None) -> list[KeptResponse]:
         """Return a response and those before it, the first one first.
 
-        ``key_id``: whose they must be; None is anybody. Raises InvalidRequest where one is not
+        ``key_id``: whose they must be; None is any key's. Raises InvalidRequest where one is not
         there any more or has not ended well, ContextLengthExceeded where they hold too much.
         """
         table = StoredResponse

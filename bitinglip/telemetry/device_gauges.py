@@ -13,7 +13,7 @@ class DeviceSample:
 
     device: str
     total: int
-    used: int | None  #: by everybody
+    used: int | None  #: by all programs
     reserved: int  #: by our own books
     utilisation: float | None
     power_w: float | None = None
@@ -23,7 +23,7 @@ class DeviceSample:
 def device_gauges(samples: Iterable[DeviceSample]) -> Iterator[GaugeMetricFamily]:
     memory = GaugeMetricFamily(
         "bitinglip_device_memory_bytes",
-        "Memory of a device: total, used by everybody, reserved for our models",
+        "Memory of a device: total, used by all programs, reserved for our models",
         labels=["device", "kind"],
     )
     busy = GaugeMetricFamily(

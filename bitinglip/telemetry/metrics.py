@@ -239,7 +239,7 @@ class Metrics:
         refused: Callable[[], Mapping[str, int]] = dict,
         tokens: Callable[[], Iterable[tuple[str, int, int]]] = tuple,
     ) -> None:
-        """Read these gauges whenever somebody scrapes: on the event loop, so none may block.
+        """Read these gauges at each scrape: on the event loop, so none may block.
 
         ``tokens``: of each job that is not counted yet its model, and its prompt's and made tokens.
         """

@@ -44,7 +44,7 @@ def _loopback(server: "Server") -> Finding:
             "loopback",
             "warning",
             f"it listens on loopback only, yet serves {', '.join(names)}: behind a reverse proxy, "
-            "everybody may read /metrics",
+            "all clients may read /metrics",
             "set server.trust_loopback to false",
         )
     return Finding("loopback", "ok", "requests from loopback are local ones; no proxy is expected")

@@ -1,4 +1,4 @@
-"""Show the server's facts as the tables of ``status`` and ``top``. Only looks; asks nobody.
+"""Show the server's facts as the tables of ``status`` and ``top``. Pure.
 
 Every field beyond the first releases' may be missing: the server may be older than this command.
 """

@@ -14,7 +14,7 @@ class Silent(Exception):
 
 
 class DeadlineThread:
-    """Makes one call at a time, in a thread that nobody waits for at the end of the process."""
+    """Makes one call at a time, in a thread that is not waited for at the end of the process."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -52,7 +52,7 @@ class Device:
 class DeviceUsage:
     """Holds one reading of a device; None is what it does not tell."""
 
-    used_bytes: int  #: by everybody on the machine
+    used_bytes: int  #: by all programs on the machine
     processes: Mapping[int, int]  #: pid -> bytes, as far as the driver tells
     utilisation: float | None = None  #: 0..1
     temperature_c: float | None = None

@@ -50,7 +50,7 @@ class Found:
     """Holds what the driver shows, of what CUDA_VISIBLE_DEVICES leaves to us."""
 
     driver: Driver
-    count: int  #: of cards that it shows to everybody
+    count: int  #: of cards that it shows to all processes
     cards: tuple[Card, ...]
     silent: tuple[str, ...]  #: cards that do not answer, with the driver's words
 

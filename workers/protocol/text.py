@@ -172,7 +172,7 @@ class TextDone(msgspec.Struct, tag="text_done", frozen=True, kw_only=True, omit_
     choices: Annotated[tuple[TextChoice, ...], msgspec.Meta(min_length=1)]
     prompt_tokens: Count
     completion_tokens: Count  #: every sampled token of all choices, the end tokens too
-    cached_tokens: Count = 0  #: of the prompt tokens, those that were not computed anew
+    cached_tokens: Count = 0  #: of the prompt tokens, those that were not computed again
     reasoning_tokens: Count = 0  #: of the completion tokens, those of reasoning
 
     @property

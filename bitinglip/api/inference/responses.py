@@ -177,7 +177,7 @@ class _Keep:
 
 
 async def _in_background(request: Request, keep: _Keep, *, stream: bool) -> Response:
-    """Accept the response as a task; its row is there before anybody can ask for it."""
+    """Accept the response as a task; its row is there before a client can ask for it."""
     services, job = services_of(request), keep.job
     if job.guard is not None:
         job = await checked_job(request.scope, job)

@@ -2,8 +2,8 @@
 
 The first of equal requests leads: its job runs. The others follow: they wait for its end and are
 answered from what it made, and refused with it where the request itself is at fault. The job lives
-until nobody waits for it any more, the leader or a follower. A leader without an answer hands over:
-the next follower leads.
+until no request waits for it any more, the leader or a follower. A leader without an answer hands
+over: the next follower leads.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class _Flight:
         self.ended = asyncio.Event()
         self.answer: Answer | None = None
         self.refused: protocol.Failed | None = None  #: because of the request: as any repeat would
-        self.shared = True  #: False once its answer turned out to be nobody else's
+        self.shared = True  #: False once its answer turned out to be for no other request
         self._holds = holds
         self._waiting = 0
 

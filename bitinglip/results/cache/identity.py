@@ -48,7 +48,7 @@ class Identity:
     def _sharing(self, caller: Caller) -> tuple[Any, ...]:
         """Return what those callers have in common who may share an answer."""
         match self._settings.cache.scope:
-            case "key":  # with what the key may do: a change of that begins anew
+            case "key":  # with what the key may do: a change of that starts an empty cache
                 scopes = sorted(caller.scopes)
                 return "key", caller.key_id, caller.tier, scopes, caller.models
             case "tier":

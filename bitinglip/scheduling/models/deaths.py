@@ -3,7 +3,7 @@
 A death that is not the request's counts neither towards its quarantine nor as a failure of the
 model. Those of a device count against the device: two in ten minutes make it doubtful. Workers that
 die together of no fault that they told are excused, but prove nothing against the device: requests
-that crash them, or somebody who kills them, must not take it from everybody.
+that crash them, or that are killed from outside, must not take it from all clients.
 """
 
 from collections import deque

@@ -280,7 +280,7 @@ class Operations:
         return {**found, "ram": short} if short else found
 
     def not_alive(self) -> str | None:
-        """Say why the server is to be started anew, if devices.live_without_card is off."""
+        """Say why the server is to be restarted, if devices.live_without_card is off."""
         return None if self._settings.devices.live_without_card else self._liveness.gone
 
     def lacks_card(self) -> str | None:

@@ -97,7 +97,7 @@ class Ledger:
 
     @property
     def ram_free(self) -> int | None:
-        """Return the bytes of RAM that nobody holds; None where no device is the processor."""
+        """Return the bytes of RAM that are free; None where no device is the processor."""
         return None if self._ram_device is None else self._ram_free
 
     def ram_of(self, reservation: Reservation) -> int:

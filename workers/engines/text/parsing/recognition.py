@@ -149,7 +149,7 @@ def _own(tokenizer: Any) -> ResponseFormat | None:
     try:
         load_response_template(template)
         kept = _special_in(tokenizer, template)
-    except Exception as error:  # noqa: BLE001  files of strangers
+    except Exception as error:  # noqa: BLE001  untrusted files
         log.warning("the model's response template is not valid: %s", type(error).__name__)
         return None
     fields = template["fields"]
