@@ -8,7 +8,7 @@ from bitinglip.guard.watch import WORDS, Found, Watch, filtered, refusal
 from bitinglip.guard.words import WordList, WordScan
 
 
-class Checked:
+class TextCheck:
     """Scans one text that comes in parts, and does what the modes say about what is found."""
 
     def __init__(self, kinds: Kinds, modes: Modes, words: WordList, watch: Watch) -> None:

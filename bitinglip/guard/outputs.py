@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from bitinglip.errors import ContentFiltered
-from bitinglip.guard.checked import Checked
+from bitinglip.guard.checked import TextCheck
 from bitinglip.guard.modes import Modes
 from bitinglip.guard.scanner import Piece
 from bitinglip.guard.text_output import TextOutput
@@ -21,7 +21,7 @@ from bitinglip.work import traits_of
 from workers import protocol
 
 
-class Output(Protocol):
+class OutputGuard(Protocol):
     """Guards the events of one job."""
 
     @property
@@ -49,7 +49,7 @@ class Output(Protocol):
 class TranscriptionOutput:
     """Guards a transcript: its segments as they come, then the whole."""
 
-    def __init__(self, work: protocol.TranscriptionJob, check: Callable[[], Checked]) -> None:
+    def __init__(self, work: protocol.TranscriptionJob, check: Callable[[], TextCheck]) -> None:
         self.work = msgspec.structs.replace(work, stream=True)
         self._streams = work.stream
         self._new_check = check
@@ -157,8 +157,8 @@ class ImageOutput:
 
 
 def output_of(
-    work: protocol.Job, modes: Modes, check: Callable[[], Checked], watch: Watch
-) -> Output | None:
+    work: protocol.Job, modes: Modes, check: Callable[[], TextCheck], watch: Watch
+) -> OutputGuard | None:
     """Return the guard of a job's events; None if they pass as they are."""
     texts = modes.output != "off" or modes.words_output != "off"
     match traits_of(work).guarded:

@@ -45,7 +45,7 @@ IsOpen = Callable[[str], bool]  #: whether a task of that id has not ended yet
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class OutputFile:
     """Describes one file of a task that succeeded."""
 
     id: str
@@ -57,15 +57,15 @@ class Output:
         return MEDIA_TYPES.get(self.format, "application/octet-stream")
 
 
-def outputs_of(event_log: EventLog) -> Iterator[Output]:
+def outputs_of(event_log: EventLog) -> Iterator[OutputFile]:
     """Yield the files that a job has made, in order; none while it runs."""
     match event_log.final:
         case protocol.ImageDone(images=images):
             for index, image in enumerate(images):
                 name = protocol.image_file_name(event_log.job.id, index, image.format)
-                yield Output(name, image.format, image.bytes)
+                yield OutputFile(name, image.format, image.bytes)
         case protocol.SpeechDone(format=audio, bytes=size):
-            yield Output(protocol.audio_file_name(event_log.job.id, audio), audio, size)
+            yield OutputFile(protocol.audio_file_name(event_log.job.id, audio), audio, size)
 
 
 class Files:

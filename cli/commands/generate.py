@@ -132,14 +132,19 @@ def image(
 ) -> None:
     """Make an image; a bar shows the steps, then the file is written."""
     from cli.stream import image
-    from cli.stream.output_names import check_writable
+    from cli.stream.output_names import check_writable, format_of
     from cli.stream.text_stream import given_options
 
     text = _prompt(prompt)
     body = {
         "model": model,
         "prompt": text,
-        "format": image.format_of(output, image_format and image_format.value),
+        "format": format_of(
+            output,
+            image_format and image_format.value,
+            image.FORMATS,
+            image.DEFAULT_FORMAT,
+        ),
     } | given_options(
         width=width,
         height=height,
@@ -205,14 +210,19 @@ def speech(
 ) -> None:
     """Say a text; a bar shows the sentences, then the file is written."""
     from cli.stream import speech
-    from cli.stream.output_names import check_writable
+    from cli.stream.output_names import check_writable, format_of
     from cli.stream.text_stream import given_options
 
     text = _prompt(prompt)
     body = {
         "model": model,
         "text": text,
-        "format": speech.format_of(output, sound_format and sound_format.value),
+        "format": format_of(
+            output,
+            sound_format and sound_format.value,
+            speech.FORMATS,
+            speech.DEFAULT_FORMAT,
+        ),
     } | given_options(
         voice=voice, language=language, seed=seed, speed=speed, sample_rate=sample_rate
     )

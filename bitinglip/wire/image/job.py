@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bitinglip.errors import InvalidRequest
-from bitinglip.scheduling.job import Job, Output, new_task_id
+from bitinglip.scheduling.job import FileOutput, Job, new_task_id
 from bitinglip.settings import ImageLimits, ImageModel, Tier
 from bitinglip.wire.body import Body, ModelName, coalesce
 from bitinglip.wire.job_context import JobContext
@@ -52,7 +52,7 @@ class ImageFields(Body):
         uploads: set[str],
         *,
         timeout: float | None = None,
-        output: Output = "b64",
+        output: FileOutput = "b64",
         **job_fields: Any,
     ) -> Job:
         """Make the job, within its bounds; ``uploads`` are to be written where it says they are.

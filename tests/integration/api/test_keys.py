@@ -169,9 +169,7 @@ def test_address_outside_the_ranges_is_refused_on_websockets_and_their_tickets(
 # ---- changed -------------------------------------------------------------------------------------
 
 
-def test_key_change_holds_from_the_next_request_and_is_stored(
-    served: Served, admin: httpx.Client
-) -> None:
+def test_key_change_holds_at_once_and_is_stored(served: Served, admin: httpx.Client) -> None:
     record = make(admin, tier="pro", expires="1h")
     changed = admin.patch(
         f"{KEYS}/{record['id']}",
