@@ -13,7 +13,7 @@ from cli.client import Client
 from cli.errors import Failure
 from cli.show.output import print_note
 from cli.show.terminal_images import protocol_of, shown
-from cli.stream.output_names import free_name
+from cli.stream.output_names import free_name, write_file
 from cli.stream.progress import Words, make
 
 ROUTE = "/api/v1/inference/image-generation"
