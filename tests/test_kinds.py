@@ -54,6 +54,25 @@ PACKAGES = ("work", "wire", "scheduling", "guard", "results")
 OF_EVENTS = {"bitinglip/scheduling/event_log.py", "bitinglip/wire/events.py"}
 
 
+def test_kind_is_named_in_few_modules() -> None:
+    """A new kind edits these and no others: its own modules are new, the engines' registry, the
+    estimate of memory and the store's kinds know it by its name."""
+    named = set()
+    for package in ("bitinglip", "workers", "cli", "model_store"):
+        for path in (ROOT / package).rglob("*.py"):
+            own = "embedding" in path.relative_to(ROOT).as_posix()
+            if not own and re.search(r"\bEmbedding(Job|Done|Traits)\b", path.read_text()):
+                named.add(path.relative_to(ROOT).as_posix())
+    assert named == {
+        "workers/protocol/__init__.py",
+        "workers/protocol/jobs.py",  # its messages, which may as well be in a module of their own
+        "workers/protocol/events.py",
+        "bitinglip/work/__init__.py",
+        "bitinglip/wire/kinds.py",
+        "bitinglip/wire/events.py",  # its vectors are encoded beside the event loop
+    }
+
+
 def test_kinds_are_those_of_the_jobs() -> None:
     assert set(KINDS) == {kind_of(message) for message in get_args(protocol.Job)}
 
