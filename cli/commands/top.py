@@ -24,8 +24,8 @@ _ROWS_BESIDE_MODELS = 14  #: headline, devices, workers and the lines between, i
 
 
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Show it once and leave.")] = False,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the state once and exit.")] = False,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two updates.")] = 1.0,
     as_json: JsonOption = False,
     home: HomeOption = None,
     config: ConfigOption = None,

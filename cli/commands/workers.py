@@ -20,7 +20,7 @@ from cli.show.output import (
     waiting,
 )
 
-app = typer.Typer(no_args_is_help=True, help="See, restart and stop the worker processes.")
+app = typer.Typer(no_args_is_help=True, help="List, restart and stop the worker processes.")
 
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="A worker's id, as in `workers list`.")
@@ -54,7 +54,7 @@ def restart(worker_id: IdArgument, home: HomeOption = None, config: ConfigOption
 @app.command()
 def drain(
     worker_id: IdArgument,
-    wait: Annotated[bool, typer.Option(help="Return when it has ended.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until the worker has ended.")] = True,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
