@@ -46,7 +46,7 @@ JobEvent = Started | TextDelta | Progress | AudioDelta | SegmentDelta | VideoDel
 
 #: the functions that tell kinds apart: each is found where the made-up kind is forgotten
 OF_JOBS = {
-    "bitinglip/work/__init__.py": ["traits_of"],
+    "bitinglip/work/__init__.py": ["_class_of"],
     "bitinglip/wire/kinds.py": ["result_of", "usage_of"],
 }
 OF_SUCCESSES = {"bitinglip/work/__init__.py"}

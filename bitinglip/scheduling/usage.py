@@ -4,7 +4,6 @@ from bitinglip import errors
 from bitinglip.access.usage.amounts import NOTHING, Amounts, Units
 from bitinglip.scheduling.event_log import EventLog, error_of
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import cost
 from bitinglip.work import traits_of
 from workers import protocol
 
@@ -15,7 +14,7 @@ def most_used(job: Job, *, context: int | None, gpu_us: int) -> Units:
     A token holds a byte at least. ``context``: the most tokens that its model takes, if known;
     ``gpu_us``: what requests to its model take.
     """
-    tokens, pixels, audio_us = traits_of(job.work).most_used(cost(job), context)
+    tokens, pixels, audio_us = traits_of(job.work).most_used(job.file_bytes, context)
     return 1, tokens, pixels, audio_us, gpu_us
 
 

@@ -10,20 +10,30 @@ from bitinglip.work.traits import Traits
 from bitinglip.work.transcription import TranscriptionTraits
 from workers import protocol
 
+#: filled by the first job of each kind: a look-up is quicker than ``match``
+_found: dict[type[protocol.Job], type[Traits[Any]]] = {}
+
 
 def traits_of(work: protocol.Job) -> Traits[Any]:
     """Return what differs between kinds of jobs, for this one."""
+    found = _found.get(type(work))
+    if found is None:
+        found = _found[type(work)] = _class_of(work)
+    return found(work)
+
+
+def _class_of(work: protocol.Job) -> type[Traits[Any]]:
     match work:
         case protocol.TextJob():
-            return TextTraits(work)
+            return TextTraits
         case protocol.ImageJob():
-            return ImageTraits(work)
+            return ImageTraits
         case protocol.SpeechJob():
-            return SpeechTraits(work)
+            return SpeechTraits
         case protocol.TranscriptionJob():
-            return TranscriptionTraits(work)
+            return TranscriptionTraits
         case protocol.EmbeddingJob():
-            return EmbeddingTraits(work)
+            return EmbeddingTraits
         case _:
             assert_never(work)
 

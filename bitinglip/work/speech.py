@@ -37,8 +37,8 @@ class SpeechTraits(Traits[protocol.SpeechJob]):
         """Return the whole message: the usage tells the number of characters of its text."""
         return self.work
 
-    def most_used(self, cost: float, _context: int | None) -> Most:
-        return Most(audio_us=max(1, round(cost * MILLION)))
+    def most_used(self, file_bytes: int, _context: int | None) -> Most:
+        return Most(audio_us=max(1, round(self.cost(file_bytes) * MILLION)))
 
     def used(self, events: Sequence[Any], last: protocol.Final | None) -> Amounts:
         seconds = last.duration if isinstance(last, protocol.SpeechDone) else _spoken(events)

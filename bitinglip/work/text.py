@@ -56,7 +56,7 @@ class TextTraits(Traits[protocol.TextJob]):
             grammar=None,
         )
 
-    def most_used(self, _cost: float, context: int | None) -> Most:
+    def most_used(self, _file_bytes: int, context: int | None) -> Most:
         """Return the tokens; a token holds a byte at least. None of a job that counts only."""
         return Most() if self.work.count_only else Most(_text_tokens(self.work, context))
 

@@ -83,8 +83,11 @@ class Traits(ABC, Generic[J]):
     # ---- usage -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def most_used(self, cost: float, context: int | None) -> Most:
-        """Return what the job may use at most. ``context``: the most tokens its model takes."""
+    def most_used(self, file_bytes: int, context: int | None) -> Most:
+        """Return what the job may use at most, or of seconds what it is expected to use.
+
+        ``file_bytes``: the size of its audio file; ``context``: the most tokens its model takes.
+        """
 
     @abstractmethod
     def used(self, events: Sequence[Any], last: protocol.Final | None) -> Amounts:

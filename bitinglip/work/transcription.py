@@ -38,8 +38,8 @@ class TranscriptionTraits(Traits[protocol.TranscriptionJob]):
     def upload_paths(self) -> dict[str, str]:
         return {"path": self.work.path}
 
-    def most_used(self, cost: float, _context: int | None) -> Most:
-        return Most(audio_us=max(1, round(cost * MILLION)))
+    def most_used(self, file_bytes: int, _context: int | None) -> Most:
+        return Most(audio_us=max(1, round(self.cost(file_bytes) * MILLION)))
 
     def used(self, events: Sequence[Any], last: protocol.Final | None) -> Amounts:
         if isinstance(last, protocol.TranscriptionDone):
