@@ -121,15 +121,19 @@ async def _open(
     storage = Storage.open(settings, home, db, health)
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, stack)
     admission = counts.admission(settings, connections, dispatcher)
-    requests = Requests(settings, home, machine.store, guard, dispatcher, admission)
+    requests = Requests(
+        settings,
+        home,
+        machine.store,
+        guard,
+        dispatcher,
+        admission,
+        work.responses,
+        metrics.fields_ignored,
+    )
     caller_of = partial(text_caller, access.tokens, access.keys)
     batches = await Batches.open(db, home.batches, requests, caller_of, settings, storage.space)
     stack.push_async_callback(batches.close)
-    download_metrics = DownloadMetrics(metrics.registry)
-    downloads = await Downloads.open(
-        db, machine.store, hub, settings, access.audit, download_metrics
-    )
-    stack.push_async_callback(flush_at_end, downloads.close)
     cache_metrics = CacheMetrics(metrics.registry)
     cache = ResponseCache(
         settings,
@@ -141,6 +145,16 @@ async def _open(
         cache_metrics,
     )
     stack.push_async_callback(cache.close)
+    downloads = await Downloads.open(
+        db,
+        machine.store,
+        hub,
+        settings,
+        access.audit,
+        DownloadMetrics(metrics.registry),
+        lambda name: cache.clear(name.__eq__),
+    )
+    stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
     base = _Base(settings, home, db, health, metrics)
     requested = _Requested(admission, batches, downloads, cache, guard)

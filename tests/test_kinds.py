@@ -29,7 +29,7 @@ Job = TextJob | ImageJob | SpeechJob | TranscriptionJob | EmbeddingJob | VideoJo
 """
 SUCCESS = """
 
-class VideoDone(msgspec.Struct, tag="video_done", frozen=True, kw_only=True):
+class VideoDone(Succeeds, tag="video_done", frozen=True, kw_only=True):
     id: str
 
 
@@ -37,7 +37,7 @@ Success = TextDone | ImageDone | SpeechDone | TranscriptionDone | EmbeddingDone 
 """
 EVENTS = """
 
-class VideoDelta(msgspec.Struct, tag="frames", frozen=True, kw_only=True):
+class VideoDelta(OfJob, tag="frames", frozen=True, kw_only=True):
     id: str
 
 

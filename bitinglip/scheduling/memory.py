@@ -1,10 +1,11 @@
-"""Counts the memory that the events of jobs hold in the gateway. Pure.
+"""The memory that the events of jobs hold in the gateway. Pure.
 
 Counts are bytes as Python keeps them: one character of a string takes up to four.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from sys import getsizeof
+from typing import Any, get_args
 
 import msgspec
 
@@ -19,31 +20,18 @@ _BYTES_OF_A_WORD = 200
 
 def event_bytes(events: Iterable[object]) -> int:
     """Count what events hold; those of other kinds than output and finals are small."""
-    return sum(_BYTES_OF_AN_EVENT + _payload(event) for event in events)
-
-
-def _payload(event: object) -> int:
-    match event:
-        case protocol.TextDelta():
-            return _text(event)
-        case protocol.TextDone():
-            return sum(map(_text, event.choices))
-        case protocol.SegmentDelta():
-            return _segment(event.segment)
-        case protocol.TranscriptionDone():
-            return getsizeof(event.text) + sum(map(_segment, event.segments))
-        case protocol.Failed():
-            return getsizeof(event.message)
-        case msgspec.Struct():  # of the others, what is large are sounds, previews and vectors
-            return sum(len(each) for each in msgspec.structs.astuple(event) if type(each) is bytes)
-        case _:
-            return 0
+    size = 0
+    for event in events:
+        payload = _PAYLOADS.get(type(event))
+        size += _BYTES_OF_AN_EVENT if payload is None else _BYTES_OF_AN_EVENT + payload(event)
+    return size
 
 
 def _text(text: protocol.TextDelta | protocol.TextChoice) -> int:
-    calls = sum(_BYTES_OF_AN_EVENT + getsizeof(call.arguments) for call in text.tool_calls)
-    texts = getsizeof(text.text) + getsizeof(text.reasoning)
-    return texts + calls + sum(map(_logprob, text.logprobs))
+    size = getsizeof(text.text) + getsizeof(text.reasoning)
+    for call in text.tool_calls:
+        size += _BYTES_OF_AN_EVENT + getsizeof(call.arguments)
+    return size + sum(map(_logprob, text.logprobs)) if text.logprobs else size
 
 
 def _logprob(logprob: protocol.TokenLogprob) -> int:
@@ -53,3 +41,30 @@ def _logprob(logprob: protocol.TokenLogprob) -> int:
 def _segment(segment: protocol.Segment) -> int:
     tokens, words = _BYTES_OF_A_TOKEN * len(segment.tokens), _BYTES_OF_A_WORD * len(segment.words)
     return getsizeof(segment.text) + tokens + words
+
+
+def _transcription(done: protocol.TranscriptionDone) -> int:
+    return getsizeof(done.text) + sum(map(_segment, done.segments))
+
+
+#: by the event's type; asked at the end of each job, when a search through patterns took longer
+_PAYLOADS: dict[type, Callable[[Any], int]] = {
+    protocol.TextDelta: _text,
+    protocol.TextDone: lambda done: sum(map(_text, done.choices)),
+    protocol.AudioDelta: lambda delta: len(delta.samples),
+    protocol.Progress: lambda progress: len(progress.preview),
+    protocol.SegmentDelta: lambda delta: _segment(delta.segment),
+    protocol.TranscriptionDone: _transcription,
+    protocol.Failed: lambda failed: getsizeof(failed.message),
+}
+
+
+def _of_bytes(names: tuple[str, ...]) -> Callable[[Any], int]:
+    return lambda event: sum(len(getattr(event, name)) for name in names)
+
+
+# Of all other events, what is large are fields of bytes.
+for each in get_args(protocol.JobEvent):
+    names = tuple(field.name for field in msgspec.structs.fields(each) if field.type is bytes)
+    if names and each not in _PAYLOADS:
+        _PAYLOADS[each] = _of_bytes(names)

@@ -33,7 +33,7 @@ class TextTraits(Traits[protocol.TextJob]):
         return _prompt_tokens(work) + work.sequences * work.sampling.max_tokens
 
     def cost_done(self, final: protocol.Success | protocol.Cancelled) -> float | None:
-        if isinstance(final, protocol.TextDone | protocol.Cancelled):
+        if isinstance(final, (protocol.TextDone, protocol.Cancelled)):
             return float(final.prompt_tokens + final.completion_tokens)
         return None
 
@@ -104,15 +104,18 @@ class TextTraits(Traits[protocol.TextJob]):
 
 
 def _text_bytes(work: protocol.TextJob) -> int:
-    texts = [text for message in work.messages or () for text in message.texts()]
-    texts += [each for each in prompts_of(work) if isinstance(each, str)]
-    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
+    size = 0
+    for message in work.messages or ():
+        size += sum(map(getsizeof, message.texts()))
+    for prompt in prompts_of(work):
+        size += getsizeof(prompt) if isinstance(prompt, str) else len(prompt) * _TOKEN_BYTES
     if work.grammar is not None:
-        texts.append(work.grammar.source)
-    trees = tools_bytes(work) if work.tools else 0
+        size += getsizeof(work.grammar.source)
+    if work.tools:
+        size += tools_bytes(work) * _TREE_BYTES
     if work.template_kwargs:
-        trees += len(_json.encode(work.template_kwargs))
-    return sum(getsizeof(text) for text in texts) + ids * _TOKEN_BYTES + trees * _TREE_BYTES
+        size += len(_json.encode(work.template_kwargs)) * _TREE_BYTES
+    return size
 
 
 def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
@@ -121,11 +124,15 @@ def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
 
 
 def _prompt_tokens(work: protocol.TextJob) -> float:
-    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
-    texts = [each for each in prompts_of(work) if isinstance(each, str)]
-    texts += [text for message in work.messages or () for text in message.texts()]
-    told = tools_bytes(work) if work.tools else 0
-    return ids + (told + sum(map(len, texts))) / CHARACTERS_PER_TOKEN
+    ids, characters = 0, tools_bytes(work) if work.tools else 0
+    for prompt in prompts_of(work):
+        if isinstance(prompt, str):
+            characters += len(prompt)
+        else:
+            ids += len(prompt)
+    for message in work.messages or ():
+        characters += sum(map(len, message.texts()))
+    return ids + characters / CHARACTERS_PER_TOKEN
 
 
 def tools_bytes(work: protocol.TextJob) -> int:
@@ -160,7 +167,8 @@ def _prompt_bytes(work: protocol.TextJob) -> list[int]:
     tokens = _TEMPLATE_TOKENS + (_TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0)
     for message in work.messages:
         tokens += MESSAGE_TOKENS * (1 + len(message.tool_calls))
-        tokens += sum(map(utf8_bytes, message.texts()))
+        for text in message.texts():
+            tokens += utf8_bytes(text)
     return [tokens]
 
 

@@ -31,9 +31,9 @@ class Limit(NamedTuple):
     rate: Rate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """Holds all limits of one tier's requests to one route."""
+    """Holds the limits of one tier's requests to one route; made once, equal only to itself."""
 
     rates: tuple[Limit, ...] = ()
     places: int | None = None  #: requests at once

@@ -26,16 +26,16 @@ def is_whole(final: protocol.Final) -> bool:
     Pictures that a safety checker made black are none, nor is what was sampled after all because
     the transcription of a window failed at temperature 0.
     """
-    return isinstance(final, protocol.Success) and traits_of_success(final).is_whole(final)
+    return isinstance(final, protocol.Succeeds) and traits_of_success(final).is_whole(final)
 
 
 def pack(event_log: EventLog, files: tuple[bytes, ...]) -> Answer:
     """Encode the events of a job that succeeded."""
-    assert isinstance(event_log.final, protocol.Success)
+    assert isinstance(event_log.final, protocol.Succeeds)
     output = [
         _of(each, "")
         for each in event_log.events
-        if not isinstance(each, Queued | Loading | protocol.Final)
+        if not isinstance(each, Queued | Loading | protocol.Ends)
     ]
     return Answer(_encode(output), _encode(_of(event_log.final, "")), files)
 
