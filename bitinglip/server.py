@@ -164,7 +164,7 @@ class _Runner(HttpServer):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's
         """Ask for the shutdown; the loop does it."""
         if sig == signal.SIGHUP and self._draining is not None:
-            return  # a terminal that closes may send it twice, which is no wish to hurry
+            return  # a terminal that closes may send it twice, which does not ask for haste
         if self._draining is not None or not self.started:
             self._exit_code = EXIT_FORCED
             self.should_exit = self.force_exit = True

@@ -66,12 +66,12 @@ def _settings(record: Recorder, memory: CardMemory, store: ModelStore) -> tuple[
     """Return settings under which ``large`` needs the memory of the least of the three."""
     side, tiny = SIDE[record.shape], record.tiny
     cache = _TINY_CACHE if tiny else TEXT_CACHE_BYTES[record.device]
-    wishes = {
+    configs = {
         "text": LoadConfig(record.device, kv_cache_bytes=cache),
         "image": LoadConfig(record.device, pixels=side * side),
         "speech": LoadConfig(record.device),
     }
-    needs = {kind: estimate(store.get(kind), wish).total for kind, wish in wishes.items()}
+    needs = {kind: estimate(store.get(kind), config).total for kind, config in configs.items()}
     together = sum(needs.values())
     settings = [
         f"models.image.image.width={side}",

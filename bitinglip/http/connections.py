@@ -293,7 +293,7 @@ class Connections:
         paused = now - self.now - self.times.tick
         self.now = now
         if paused > _PAUSE_SECONDS:
-            self._forgive(paused)
+            self._extend_deadlines(paused)
         for connection in list(self._all):
             if connection.deadline <= now:
                 self._expire(connection)
@@ -302,7 +302,7 @@ class Connections:
             else:
                 connection.stalled_since = None
 
-    def _forgive(self, seconds: float) -> None:
+    def _extend_deadlines(self, seconds: float) -> None:
         """Give clients the time back in which this process, or its machine, stood still."""
         for connection in self._all:
             connection.deadline += seconds

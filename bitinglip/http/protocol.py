@@ -55,7 +55,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._begun = False  #: some bytes of the next request are here
         self._uncounted = False  #: they came together with the end of the request before
         self._receiving = False  #: the present request's body is not complete
-        self._reread = False  #: the present request is read again, without its wish to upgrade
+        self._reread = False  #: the present request is read again, without its upgrade header
         self._chunked = False  #: its length is not declared
         self._pieces = 0  #: of content that the parser has found, in all
         self._bodiless = 0  #: bytes of a body's framing and trailers since its last content
