@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,5 +82,13 @@ class SimulatedStore:
     def path(self, name: str) -> Path:
         return Path("/nonexistent") / name
 
-    async def check(self, name: str) -> None:
-        """Do nothing: there are no files that could have changed."""
+    def weights_path(self, name: str) -> Path:
+        return self.path(name)
+
+    @asynccontextmanager
+    async def loading(self, _names: Iterable[str]) -> AsyncIterator[None]:
+        """Do nothing: there are no files that could change meanwhile."""
+        yield
+
+    def touch(self, name: str, *, loaded: bool = False) -> None:
+        """Do nothing: no time of use is kept."""
