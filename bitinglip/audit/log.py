@@ -18,7 +18,6 @@ from typing import Any
 
 import structlog
 from sqlalchemy import delete, func, insert, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -43,6 +42,7 @@ from bitinglip.audit.refusals import Refusals
 from bitinglip.db.database import Database
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import AuditHead, AuditRow
+from bitinglip.db.upsert import insert as upsert
 from bitinglip.errors import BitingLipError, DatabaseUnavailable
 
 log = structlog.get_logger(__name__)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col, delete, select
 
 from bitinglip.db.database import Database
 from bitinglip.db.fair_share import shrink
 from bitinglip.db.retention import Retention
 from bitinglip.db.tables import StoredFile
+from bitinglip.db.upsert import insert
 from bitinglip.errors import FileGone
 from bitinglip.scheduling.event_log import EventLog
 from workers import protocol
