@@ -1,4 +1,4 @@
-"""Describes the machine and the models of a simulation, as settings of the server."""
+"""The machine and the models of a simulation, as the settings that the server itself reads."""
 
 import json
 import re
@@ -34,8 +34,8 @@ def sizes(text: str) -> list[int]:
 def settings_for(
     devices: Sequence[int], models: int, model_sizes: Sequence[int], sets: Sequence[str] = ()
 ) -> Settings:
-    """Return fake devices, and fake models ``m0``, ``m1``, ... whose sizes take turns; then
-    ``sets``, as after ``serve --set``. Raises SettingsError."""
+    """Fake devices, and fake models ``m0``, ``m1``, ... whose sizes take turns; then ``sets``,
+    as after ``serve --set``. Raises SettingsError."""
     made_up = [{"name": f"{size / 1e9:g} GB", "memory_bytes": size} for size in devices]
     fakes = {
         f"m{number}": {
@@ -58,7 +58,7 @@ def settings_for(
 
 @dataclass(frozen=True, slots=True)
 class SimulatedStore:
-    """Stands in for ``ModelStore``: every model of the settings is there, without files."""
+    """In place of ``ModelStore``: every model of the settings is there, without files."""
 
     settings: Settings
 
@@ -85,10 +85,10 @@ class SimulatedStore:
     def weights_path(self, name: str) -> Path:
         return self.path(name)
 
+    async def record_use(self, _name: str, *, loaded: bool = False) -> None:
+        """Record no use."""
+
     @asynccontextmanager
     async def loading(self, _names: Iterable[str]) -> AsyncIterator[None]:
-        """Do nothing: there are no files that could change meanwhile."""
+        """Hold nothing: there are no files that could change."""
         yield
-
-    def touch(self, name: str, *, loaded: bool = False) -> None:
-        """Do nothing: no time of use is kept."""
