@@ -11,7 +11,7 @@ _HEAD = """\
 # The guard
 
 The guard looks at prompts (all messages of a chat, prompts of images and transcriptions, texts to
-say) before a job is admitted, and at generated text and transcripts before anybody can read them:
+say) before a job is admitted, and at generated text and transcripts before clients can read them:
 bodies, streams, WebSockets and stored tasks show the same. It is off unless the settings say
 otherwise, and costs nothing then.
 

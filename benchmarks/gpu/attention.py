@@ -29,7 +29,8 @@ _Shape = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def measure(record: Recorder) -> None:
-    """For decode rows and prompts: first and second call of many lengths, cuDNN on and off.
+    """Measure first and second calls of many lengths, for decode rows and prompts, cuDNN on and
+    off.
 
     With cuDNN the first call of each length builds a plan, and the process grows by it.
     """
@@ -106,7 +107,7 @@ def _measure(record: Recorder, label: str, name: str) -> None:
 
 
 def _shapes(record: Recorder, name: str) -> Iterator[_Shape]:
-    """Tensors as the text engine's attention passes them, of growing length."""
+    """Yield tensors as the text engine's attention passes them, of growing length."""
     key_heads, group, size = _HEADS[record.shape]
     dtype = torch.bfloat16
     for number in range(1, _LENGTHS[record.shape] + 1):

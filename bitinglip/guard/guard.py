@@ -1,4 +1,4 @@
-"""The guard: what callers may send to models, and what comes back, by the modes of each job."""
+"""Guards what callers send to models, and what comes back, by the modes of each job."""
 
 import asyncio
 from collections import Counter as Tally
@@ -7,10 +7,10 @@ from functools import partial
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.file_stamp import FileStamp, file_stamp
-from bitinglip.guard.checked import Checked
+from bitinglip.guard.checked import TextCheck
 from bitinglip.guard.inputs import has_token_ids, texts_of, with_texts
 from bitinglip.guard.modes import Modes, modes_of
-from bitinglip.guard.outputs import Output, output_of
+from bitinglip.guard.outputs import OutputGuard, output_of
 from bitinglip.guard.scanner import Scanner, patterns_of
 from bitinglip.guard.watch import WORDS, Found, Watch, filtered, refusal
 from bitinglip.guard.words import WordScan, read_words
@@ -72,9 +72,9 @@ class Guard:
         self._refuse(found, modes)
         return with_texts(work, shown) if modes.input == "redact" and any(found.values()) else work
 
-    def output(self, work: protocol.Job, modes: Modes) -> Output | None:
+    def output(self, work: protocol.Job, modes: Modes) -> OutputGuard | None:
         """Return what guards the events of a job; None if they pass as they are."""
-        check = partial(Checked, self._kinds, modes, self._words, self._watch)
+        check = partial(TextCheck, self._kinds, modes, self._words, self._watch)
         return output_of(work, modes, check, self._watch)
 
     async def reload(self) -> None:

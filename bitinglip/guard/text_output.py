@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from bitinglip.guard.checked import Checked
+from bitinglip.guard.checked import TextCheck
 from bitinglip.guard.scanner import Piece
 from workers import protocol
 
-NewCheck = Callable[[], Checked]
+NewCheck = Callable[[], TextCheck]
 
 
 class _Delta(NamedTuple):
@@ -29,13 +29,13 @@ class _Delta(NamedTuple):
 class _Text:
     """Checks reasoning or the arguments of a call."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: TextCheck) -> None:
         self.checked = checked
         self.came = 0  #: characters
         self._shown: list[str] = []
 
     def feed(self, text: str, *, last: bool = False) -> str:
-        """Return what may be shown now. Raises what ``Checked.feed`` raises."""
+        """Return what may be shown now. Raises what ``TextCheck.feed`` raises."""
         self.came += len(text)
         shown = "".join([piece.text for piece in self.checked.feed(text, last=last)])
         self._shown.append(shown)
@@ -55,14 +55,14 @@ class _Call:
         self.name = self._name.feed(name, last=True)
         self.arguments = _Text(new_check())
 
-    def checks(self) -> tuple[Checked, Checked]:
+    def checks(self) -> tuple[TextCheck, TextCheck]:
         return self._name.checked, self.arguments.checked
 
 
 class _Content:
     """Checks content, and the tokens and log-probabilities that would tell it."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: TextCheck) -> None:
         self.checked = checked
         self.came = 0  #: characters of the worker's text
         self.index = 0  #: of the last token that is told
@@ -122,7 +122,7 @@ class _Choice:
         self._reasoning: _Text | None = None
         self._calls: dict[int, _Call] = {}
 
-    def checks(self) -> Iterator[Checked]:
+    def checks(self) -> Iterator[TextCheck]:
         yield self._content.checked
         if self._reasoning is not None:
             yield self._reasoning.checked

@@ -1,4 +1,4 @@
-"""Settings of one model, under ``models.<name>`` in config.yaml."""
+"""Declares the settings of one model, under ``models.<name>`` in config.yaml."""
 
 from typing import Annotated, Literal, Self
 
@@ -44,7 +44,7 @@ class TextModel(Section):
     prefix_cache: Literal["key", "shared", "off"] = Field(
         "key",
         description="compute the common beginning of prompts once: for requests of the same API "
-        "key, or shared by all keys, whose answers' times then tell that somebody has sent the "
+        "key, or shared by all keys, whose answers' times then tell that another key has sent the "
         "same beginning; or off",
     )
 
@@ -161,7 +161,7 @@ class Fake(Section):
 
 
 class Model(Section):
-    """Settings of one model, under models.<name>."""
+    """Holds the settings of one model, under models.<name>."""
 
     engine: str | None = Field(
         None, description="engine that runs the model; null detects it from the files"
@@ -192,7 +192,7 @@ class Model(Section):
     )
     preload: bool = Field(False, description="load the model when the server starts")
     pin: bool = Field(
-        False, description="never evict or unload the model, however long nobody uses it"
+        False, description="never evict or unload the model, however long it is unused"
     )
     keep_alive: KeepAlive | None = Field(
         None,

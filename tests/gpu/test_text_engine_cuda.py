@@ -184,7 +184,7 @@ def test_sampling_waits_for_the_device_only_to_take_the_tokens() -> None:
     assert differ <= 3
 
 
-def test_texts_are_held_to_their_grammars_and_neighbours_are_not(tmp_path: Path) -> None:
+def test_grammar_holds_its_own_text_and_no_other(tmp_path: Path) -> None:
     engine = load(make_tiny_model("llama", tmp_path), "float32")
     plain = job("plain", PROMPTS[0])
     alone = {end.id: end for end in run_to_end(engine, plain) if isinstance(end, TextDone)}

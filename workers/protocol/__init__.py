@@ -1,4 +1,4 @@
-"""Every message between the gateway and a worker. Imports neither side; see workers.framing."""
+"""Declares all messages between the gateway and a worker. Imports neither side."""
 
 import msgspec
 

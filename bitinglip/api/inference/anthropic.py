@@ -1,4 +1,4 @@
-"""Messages and counts of tokens, on Anthropic's surface."""
+"""Serves messages and counts of tokens, on Anthropic's surface."""
 
 from functools import partial
 

@@ -42,7 +42,7 @@ class OutputConfig(OpenAIBody):
 
 
 class _Conversation(OpenAIRequest):
-    """The fields that are part of the prompt."""
+    """Holds the fields that are part of the prompt."""
 
     model: ModelName
     messages: AnthropicMessages

@@ -2,7 +2,7 @@
 
 from bitinglip.errors import ContextLengthExceeded
 from bitinglip.scheduling.job import Job
-from bitinglip.scheduling.kinds import prompts_of
+from bitinglip.work.text import prompts_of
 from model_store.manifest import Manifest
 from workers.context_length import context_length_error
 from workers.protocol import TextJob

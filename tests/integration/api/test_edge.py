@@ -83,7 +83,7 @@ def test_content_length_and_chunks_exclude_each_other(served: Served) -> None:
     "host",
     ["localhost", "127.0.0.1:99", "[::1]:80", "[0::1]", "box.lan", "BOX.lan:443"],
 )
-def test_host_of_ours_is_served(client: httpx.Client, host: str) -> None:
+def test_host_that_is_configured_is_served(client: httpx.Client, host: str) -> None:
     assert client.get("/health", headers={"host": host}).status_code == 200
 
 
@@ -133,7 +133,7 @@ def old_answer(served: Served, request: bytes) -> tuple[bytes, bytes]:
     return head.lower(), body
 
 
-def test_old_client_needs_no_host_header(served: Served) -> None:
+def test_http_1_0_needs_no_host_header(served: Served) -> None:
     """As health checks of proxies send it; one of HTTP/1.1 needs it."""
     head, body = old_answer(served, b"GET /livez HTTP/1.0\r\n\r\n")
     assert head.startswith(b"http/1.1 200")
@@ -150,7 +150,7 @@ def test_old_client_needs_no_host_header(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", [NATIVE, "/v1/completions"])
-def test_old_client_gets_a_stream_without_chunks(served: Served, path: str) -> None:
+def test_http_1_0_gets_a_stream_without_chunks(served: Served, path: str) -> None:
     body = json.dumps({**PROMPT, "stream": True}).encode()
     request = (
         b"POST %b HTTP/1.0\r\nHost: localhost\r\nX-Api-Key: %b\r\n"
@@ -284,7 +284,7 @@ def test_security_headers_are_on_every_response(client: httpx.Client) -> None:
         assert headers["x-frame-options"] == "DENY"
 
 
-def test_exception_that_is_unforeseen_is_a_500_without_details(
+def test_unexpected_exception_is_a_500_without_details(
     served: Served, client: httpx.Client
 ) -> None:
     async def fail() -> None:

@@ -149,9 +149,7 @@ def test_wrong_key_on_v1_has_openai_s_code(client: httpx.Client) -> None:
         ("/v1/chat/completion", "/v1/chat/completions"),
     ],
 )
-def test_path_that_is_not_there_says_which_is(
-    client: httpx.Client, path: str, instead: str
-) -> None:
+def test_unknown_path_names_the_right_one(client: httpx.Client, path: str, instead: str) -> None:
     response = client.post(path, json=MESSAGES)
     assert response.status_code == 404
     error = response.json()["error"]
@@ -191,7 +189,7 @@ def test_audio_lists_need_a_key_unless_the_settings_open_them(
 
 
 @pytest.mark.parametrize("path", [CHAT, NATIVE])
-def test_session_s_name_is_bounded(client: httpx.Client, path: str) -> None:
+def test_session_name_is_bounded(client: httpx.Client, path: str) -> None:
     body = MESSAGES if path == CHAT else PROMPT
     kept = client.post(path, json=body, headers={"x-session-id": "one"})
     assert kept.status_code == 200, kept.text

@@ -155,7 +155,7 @@ def test_response_names_the_field_at_fault(fields: dict[str, Any], param: str) -
     assert refused.value.param == param
 
 
-def test_search_tools_are_left_out_aloud() -> None:
+def test_search_tools_are_left_out_with_a_warning() -> None:
     body = _parsed(tools=[FUNCTION, {"type": "web_search", "external_web_access": False}], x=1)
     assert body.ignored() == ["x", "tools.web_search"]
     assert [each.name for each in chosen(body.tool_choice, body.tools or [])[0]] == ["f"]
@@ -279,7 +279,7 @@ def test_stream_of_a_response_has_each_event_in_its_order() -> None:
     assert items == told[-1][1]["response"]["output"]
 
 
-def test_stream_of_a_response_goes_on_after_the_number_that_was_seen() -> None:
+def test_stream_of_a_response_continues_after_the_number_that_was_seen() -> None:
     whole, rest = _streamed(_whole_stream()), _streamed(_whole_stream(), after=7)
     assert rest == whole[8:]
 
