@@ -10,6 +10,7 @@ from workers import protocol
 _VARIABLES = "chat_template_kwargs"
 #: What a schema says of values, and not to a model; members of these names are objects otherwise.
 _OF_SCHEMAS = frozenset({"type", "format", "pattern", "required", "$ref", "$schema", "$id"})
+_ARGUMENTS = ".function.arguments"
 _NONE: frozenset[str] = frozenset()
 
 
@@ -156,5 +157,10 @@ def _with_texts(
     )
 
 
+def is_json(field: str) -> bool:
+    """Return whether the text of a field is JSON, where it says what is meant by escapes."""
+    return field.endswith(_ARGUMENTS)
+
+
 def _arguments(number: int, place: int) -> str:
-    return f"messages[{number}].tool_calls[{place}].function.arguments"
+    return f"messages[{number}].tool_calls[{place}]{_ARGUMENTS}"
