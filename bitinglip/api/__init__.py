@@ -6,7 +6,18 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bitinglip.api import docs_page, documentation, openai_lists, ops
-from bitinglip.api.admin import audit, cache, keys, limits, models, tokens, usage, workers
+from bitinglip.api.admin import (
+    audit,
+    cache,
+    downloads,
+    keys,
+    limits,
+    models,
+    store_care,
+    tokens,
+    usage,
+    workers,
+)
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.batches import batches, client_files
 from bitinglip.api.inference import (
@@ -45,6 +56,8 @@ _ROUTERS = (
     tasks.router,
     files.router,
     watch.router,
+    downloads.router,  # before models, whose ids may begin as its paths do
+    store_care.router,
     models.native,
     openai_lists.router,
     workers.router,

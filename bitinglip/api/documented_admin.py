@@ -2,6 +2,7 @@
 
 from bitinglip.api.answer_schemas import (
     ANY_OBJECT,
+    EVENTS,
     FLAG,
     MOMENT,
     NUMBER,
@@ -26,9 +27,9 @@ def _nulls(*names: str, of: Schema) -> dict[str, Schema]:
 MODEL_INFO = object_of(
     model_id=TEXT,
     name=TEXT,
-    type=TEXT,
+    type=or_null(TEXT),  # of a model that is still being downloaded nothing is known
     description=TEXT,
-    size=TEXT,
+    size=or_null(TEXT),
     status=word("available", "downloading", "loading", "ready", "error"),
     cause=or_null(TEXT),
     progress=or_null(NUMBER),
@@ -36,10 +37,28 @@ MODEL_INFO = object_of(
     capabilities=list_of(TEXT),
     supported_parameters=ANY_OBJECT,
     max_context=or_null(WHOLE),
-    bytes=WHOLE,
+    bytes=or_null(WHOLE),
     source=or_null(TEXT),
     revision=or_null(TEXT),
 )
+_DOWNLOAD = object_of(
+    id=TEXT,
+    model=TEXT,
+    source=TEXT,
+    repo=TEXT,
+    revision=or_null(TEXT),
+    priority=word("low", "normal", "high"),
+    state=word("queued", "running", "completed", "failed", "cancelled"),
+    bytes_done=WHOLE,
+    bytes_total=or_null(WHOLE),
+    files=list_of(object_of(path=TEXT, bytes_done=WHOLE, bytes_total=WHOLE)),
+    error=or_null(object_of(code=TEXT, message=TEXT)),
+    created_at=MOMENT,
+    started_at=or_null(MOMENT),
+    finished_at=or_null(MOMENT),
+)
+_VERDICT = object_of(model=TEXT, whole=FLAG, differences=list_of(object_of(path=TEXT, what=TEXT)))
+_VERDICT_OR_DOWNLOAD: Schema = {"anyOf": [_VERDICT, _DOWNLOAD]}
 _KEY_PROPERTIES: dict[str, Schema] = {
     "id": TEXT,
     "name": TEXT,
@@ -172,9 +191,19 @@ ADMIN_ANSWERS: dict[str, Content] = {
     "POST /api/v1/keys/{key_id}/rotate": json_of(_NEW_KEY),
     "GET /api/v1/limits": json_of(_LIMITS),
     "GET /api/v1/models": page_of(MODEL_INFO),
+    "POST /api/v1/models/download": json_of(_DOWNLOAD),
+    "GET /api/v1/models/downloads": page_of(_DOWNLOAD),
+    "GET /api/v1/models/downloads/{download_id}": json_of(_DOWNLOAD),
+    "GET /api/v1/models/downloads/{download_id}/events": EVENTS,
+    "POST /api/v1/models/gc": json_of(
+        object_of(data=list_of(ANY_OBJECT), bytes=WHOLE, dry_run=FLAG)
+    ),
     "POST /api/v1/models/import": json_of(MODEL_INFO),
     "GET /api/v1/models/{model_id}": json_of(MODEL_INFO),
     "GET /api/v1/models/{model_id}/fit": json_of(_FIT),
+    "PATCH /api/v1/models/{model_id}": json_of(MODEL_INFO),
+    "POST /api/v1/models/{model_id}/verify": json_of(_VERDICT_OR_DOWNLOAD),
+    "POST /api/v1/models/{model_id}/update": json_of(_DOWNLOAD),
     "POST /api/v1/models/{model_id}/load": json_of(MODEL_INFO),
     "POST /api/v1/models/{model_id}/unload": json_of(MODEL_INFO),
     "GET /api/v1/usage": page_of(_USAGE),

@@ -8,7 +8,7 @@ from starlette.requests import HTTPConnection, Request
 from bitinglip.access.keys import Caller
 from bitinglip.api.auth import caller_of
 from bitinglip.api.services import Services, services_of
-from bitinglip.errors import TaskNotFound
+from bitinglip.errors import InvalidModel, TaskNotFound
 from bitinglip.tasks.store import Task
 from bitinglip.wire.admin.models import model_info
 from bitinglip.wire.model_lookup import check_model, check_owner, model_named, model_of_kind
@@ -18,7 +18,11 @@ from model_store.manifest import Manifest
 
 def find_model(request: Request, name: str) -> Manifest:
     """Return the model of this name. Raises as ``model_named`` does."""
-    return model_named(services_of(request).store, caller_of(request), name)
+    services = services_of(request)
+    try:
+        return model_named(services.store, caller_of(request), name)
+    except InvalidModel as error:
+        raise _still_downloading(services, name) or error from None
 
 
 def allowed_models(request: Request) -> list[Manifest]:
@@ -29,7 +33,24 @@ def allowed_models(request: Request) -> list[Manifest]:
 
 def find_model_of(request: Request, name: str, kind: str) -> Manifest:
     """Return a model of a kind. Raises as ``model_of_kind`` does."""
-    return model_of_kind(services_of(request).store, caller_of(request), name, kind)
+    services = services_of(request)
+    try:
+        return model_of_kind(services.store, caller_of(request), name, kind)
+    except InvalidModel as error:
+        raise _still_downloading(services, name) or error from None
+
+
+def _still_downloading(services: Services, name: str) -> InvalidModel | None:
+    """Return the error that says that a model is on its way, if it is."""
+    download = services.downloads.of_model(name)
+    if download is None:
+        return None
+    part = "" if download.fraction is None else f" ({100 * download.fraction:.0f} %)"
+    return InvalidModel(
+        f"The model is being downloaded{part}; it can be used as soon as that has ended.",
+        param="model",
+        details={"model": name, "download": download.id, "state": download.state},
+    )
 
 
 async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) -> Task:

@@ -19,6 +19,7 @@ from bitinglip.audit.log import AuditLog
 from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
+from bitinglip.downloads.downloads import Downloads
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.results.cache.cache import ResponseCache
@@ -57,6 +58,7 @@ class Services:
     tasks: Tasks
     responses: Responses
     batches: Batches
+    downloads: Downloads
     revocation: Revocation
     tickets: Tickets
     links: Links

@@ -29,6 +29,7 @@ from bitinglip.tasks.responses import Responses
 from bitinglip.wire.batches import Endpoint
 from bitinglip.wire.embedding.openai import EmbeddingRequest
 from bitinglip.wire.job_context import JobContext, caller_context
+from bitinglip.wire.model_lookup import model_of_kind
 from bitinglip.wire.openai_body import unknown_field
 from bitinglip.wire.parse import is_large, parse
 from bitinglip.wire.prepared import Asking, Prepared, prepare_embedding, prepare_text
@@ -135,7 +136,9 @@ class Requests:
     async def _prepared(
         self, caller: Caller, endpoint: Endpoint, raw: bytes, request_id: str
     ) -> Prepared:
-        asking = Asking(caller, self._store, partial(self._context, caller), request_id)
+        model_of = partial(model_of_kind, self._store, caller)
+        context_of = partial(self._context, caller)
+        asking = Asking(caller, model_of, context_of, request_id)
         body = await self._body(_BODIES[endpoint], raw)
         match body:
             case EmbeddingRequest():

@@ -107,6 +107,12 @@ class Metrics:
         self._tokens = LiveTally(
             "bitinglip_tokens_total", "Tokens read and made", ["model", "kind"], registry
         )
+        self._cached_tokens = Counter(
+            "bitinglip_cached_prompt_tokens_total",
+            "Prompt tokens that an earlier request had computed",
+            ["model"],
+            registry=self.registry,
+        )
         self._images = Counter(
             "bitinglip_images_total", "Images made", ["model"], registry=self.registry
         )
@@ -194,6 +200,9 @@ class Metrics:
 
     def fields_ignored(self) -> None:
         self._ignored.inc()
+
+    def tokens_cached(self, *, model: str, count: int) -> None:
+        self._cached_tokens.labels(self._models.bound(model)).inc(count)
 
     def images_made(self, *, model: str, count: int) -> None:
         self._images.labels(self._models.bound(model)).inc(count)

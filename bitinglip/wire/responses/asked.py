@@ -45,7 +45,7 @@ async def prepare_response(
 
     Raises InvalidRequest, ContextLengthExceeded, QueueFull, or what is wrong with a model.
     """
-    manifest, new_id = asking.model(body.model, "text"), new_task_id()
+    manifest, new_id = asking.model_of(body.model, "text"), new_task_id()
     context = asking.context_of(body.model)
     own_items = shown_items(body.input, id_of_response(new_id))
     with memory as grow:

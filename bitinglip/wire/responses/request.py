@@ -159,6 +159,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             template_kwargs=self._template_kwargs(),
             clip_max_tokens=True,
             stream=bool(self.stream or self.background),
+            prefix_scope=context.prefix_scope,
             **tool_fields(functions, choice, parallel=self.parallel_tool_calls),
         )
         return context.job(work, session=self.prompt_cache_key)

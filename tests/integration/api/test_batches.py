@@ -215,8 +215,11 @@ def test_batch_expires_with_its_results(client: openai.OpenAI) -> None:
     batch = ended(client, begin(client, lines, completion_window="1s"))
     assert batch.status == "expired"
     assert batch.expired_at is not None
-    (left,) = results(client, batch.error_file_id)
-    assert (left["custom_id"], left["error"]["code"]) == ("late", "batch_expired")
+    # A slow machine may be late with both lines: each of them ends once, in one file or the other.
+    late = {each["custom_id"]: each["error"] for each in results(client, batch.error_file_id)}
+    done = results(client, batch.output_file_id) if batch.output_file_id else []
+    assert sorted([*late, *(each["custom_id"] for each in done)]) == ["done", "late"]
+    assert late["late"]["code"] == "batch_expired"
 
 
 def test_batch_is_one_of_a_few_of_its_key(client: openai.OpenAI) -> None:

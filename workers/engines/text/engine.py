@@ -20,11 +20,12 @@ from workers.engines.text.generation import Generation
 from workers.engines.text.grammar.compiler import Compiled
 from workers.engines.text.grammar.grammars import Grammars
 from workers.engines.text.loading import LoadedModel, load, private_copy
+from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
 from workers.engines.text.runner import CachePlan, Runner
 from workers.engines.text.sampler import Choice, Logprobs, Sampler, logprobs_of
-from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
+from workers.engines.text.scheduler import Scheduler
 from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob
 
@@ -158,6 +159,7 @@ class TextEngine:
             self._detokenizers,
             eos_ids=self._loaded.eos_ids,
             vocab_size=self._loaded.vocab_size,
+            block_size=self._block_size,
         )
         self._requests[prepared.job.id] = request
         if prepared.grammar is None:
@@ -316,8 +318,8 @@ class TextEngine:
             return []
         request = self._requests[chunk.sequence.id]
         if choice.token < 0:
-            for each in request.generations:
-                self._runner.scrub(each.sequence.blocks)
+            held = [block for each in request.generations for block in each.sequence.blocks]
+            self._runner.scrub(self._allocator.forget(held))
             self._forget(request)
             return [request.failed("INFERENCE_FAILED", "The model's output is not a number.")]
         events = request.accept(generation, choice)

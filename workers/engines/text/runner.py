@@ -14,7 +14,7 @@ from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
 from workers.engines.text.decoder import Decoder, LibraryDecoder
 from workers.engines.text.fused import FusedDecoder, can_fuse
 from workers.engines.text.loading import LoadedModel
-from workers.engines.text.scheduler import Chunk, Plan
+from workers.engines.text.plan import Chunk, Plan
 from workers.engines.text.self_check import compare, prompts, within
 from workers.engines.torch_env import load_failed
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from workers.engines.text.blocks import BlockAllocator
-from workers.engines.text.scheduler import Chunk, Plan, Scheduler, Sequence
+from workers.engines.text.plan import Chunk, Plan, Sequence
+from workers.engines.text.scheduler import Scheduler
 
 #: Tokens of each prompt. On a CPU more take seconds with large models, and the ways are the same on
 #: all machines.
