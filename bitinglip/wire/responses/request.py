@@ -103,6 +103,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     reasoning: Reasoning | None = None
     store: bool | None = None
     background: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = None
     metadata: Echoed = None
     stream_options: Label = None
@@ -116,7 +117,6 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     access_programs: Label = None
     background_options: Label = None
     image: Label = None
-    truncation: Annotated[Any, AllowedValues((None, "disabled"))] = None
     conversation: Annotated[Any, AllowedValues((None,))] = None
     prompt: Annotated[Any, AllowedValues((None,))] = None
     moderation: Annotated[Any, AllowedValues((None,))] = None
@@ -158,6 +158,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             grammar=form.grammar() if form is not None else None,
             template_kwargs=self._template_kwargs(),
             clip_max_tokens=True,
+            drop_turns=self.truncation == "auto",
             stream=bool(self.stream or self.background),
             prefix_scope=context.prefix_scope,
             **tool_fields(functions, choice, parallel=self.parallel_tool_calls),
@@ -208,7 +209,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             "tools": tools,
             "top_logprobs": self.top_logprobs or 0,
             "top_p": sampling.top_p,
-            "truncation": "disabled",
+            "truncation": self.truncation or "disabled",
             "usage": None,
             "user": self.user,
         }
