@@ -1,4 +1,4 @@
-"""A conversation that is longer than the context loses its oldest turns, if its job lets them go."""
+"""A conversation longer than the context loses its oldest turns, if its job lets them go."""
 
 import pytest
 
