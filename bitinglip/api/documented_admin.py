@@ -27,7 +27,7 @@ def _nulls(*names: str, of: Schema) -> dict[str, Schema]:
 MODEL_INFO = object_of(
     model_id=TEXT,
     name=TEXT,
-    type=or_null(TEXT),  # of a model that is still being downloaded nothing is known
+    type=or_null(TEXT),  # of a model that is still being downloaded little is known
     description=TEXT,
     size=or_null(TEXT),
     status=word("available", "downloading", "loading", "ready", "error"),
@@ -41,24 +41,6 @@ MODEL_INFO = object_of(
     source=or_null(TEXT),
     revision=or_null(TEXT),
 )
-_DOWNLOAD = object_of(
-    id=TEXT,
-    model=TEXT,
-    source=TEXT,
-    repo=TEXT,
-    revision=or_null(TEXT),
-    priority=word("low", "normal", "high"),
-    state=word("queued", "running", "completed", "failed", "cancelled"),
-    bytes_done=WHOLE,
-    bytes_total=or_null(WHOLE),
-    files=list_of(object_of(path=TEXT, bytes_done=WHOLE, bytes_total=WHOLE)),
-    error=or_null(object_of(code=TEXT, message=TEXT)),
-    created_at=MOMENT,
-    started_at=or_null(MOMENT),
-    finished_at=or_null(MOMENT),
-)
-_VERDICT = object_of(model=TEXT, whole=FLAG, differences=list_of(object_of(path=TEXT, what=TEXT)))
-_VERDICT_OR_DOWNLOAD: Schema = {"anyOf": [_VERDICT, _DOWNLOAD]}
 _KEY_PROPERTIES: dict[str, Schema] = {
     "id": TEXT,
     "name": TEXT,
@@ -171,6 +153,31 @@ _HEALTH = object_of(
     timestamp=MOMENT,
     version=TEXT,
 )
+_DOWNLOAD = object_of(
+    id=TEXT,
+    model=TEXT,
+    source=TEXT,
+    repo=TEXT,
+    revision=or_null(TEXT),
+    priority=word("low", "normal", "high"),
+    state=word("queued", "running", "completed", "failed", "cancelled"),
+    bytes_done=WHOLE,
+    bytes_total=or_null(WHOLE),
+    files=list_of(object_of(path=TEXT, bytes_done=WHOLE, bytes_total=WHOLE)),
+    error=or_null(object_of(code=TEXT, message=TEXT)),
+    created_at=MOMENT,
+    **_nulls("started_at", "finished_at", of=MOMENT),
+)
+_CLEANED = object_of(
+    data=list_of(object_of(kind=TEXT, name=TEXT, bytes=WHOLE, why=TEXT)),
+    bytes=WHOLE,
+    dry_run=FLAG,
+)
+_VERDICT = object_of(
+    model=TEXT,
+    whole=FLAG,
+    differences=list_of(object_of(path=TEXT, what=TEXT, shared_with=list_of(TEXT))),
+)
 _TOKEN = object_of(access_token=TEXT, token_type=TEXT, expires_in=WHOLE, scopes=list_of(TEXT))
 _WORKER_STATE = json_of(object_of(id=TEXT, state=TEXT))
 _STATUS = json_of(object_of(status=TEXT))
@@ -183,6 +190,7 @@ ADMIN_ANSWERS: dict[str, Content] = {
     ),
     "POST /api/v1/auth/token": json_of(_TOKEN),
     "POST /api/v1/auth/ws-ticket": json_of(object_of(ticket=TEXT, expires_in=WHOLE)),
+    "GET /api/v1/cluster/events": EVENTS,
     "GET /api/v1/cluster/status": json_of(_CLUSTER),
     "POST /api/v1/keys": json_of(_NEW_KEY),
     "GET /api/v1/keys": page_of(_KEY),
@@ -191,19 +199,17 @@ ADMIN_ANSWERS: dict[str, Content] = {
     "POST /api/v1/keys/{key_id}/rotate": json_of(_NEW_KEY),
     "GET /api/v1/limits": json_of(_LIMITS),
     "GET /api/v1/models": page_of(MODEL_INFO),
+    "POST /api/v1/models/import": json_of(MODEL_INFO),
+    "GET /api/v1/models/{model_id}": json_of(MODEL_INFO),
+    "PATCH /api/v1/models/{model_id}": json_of(MODEL_INFO),
+    "POST /api/v1/models/{model_id}/verify": json_of({"anyOf": [_VERDICT, _DOWNLOAD]}),
+    "POST /api/v1/models/{model_id}/update": json_of(_DOWNLOAD),
+    "POST /api/v1/models/gc": json_of(_CLEANED),
     "POST /api/v1/models/download": json_of(_DOWNLOAD),
     "GET /api/v1/models/downloads": page_of(_DOWNLOAD),
     "GET /api/v1/models/downloads/{download_id}": json_of(_DOWNLOAD),
     "GET /api/v1/models/downloads/{download_id}/events": EVENTS,
-    "POST /api/v1/models/gc": json_of(
-        object_of(data=list_of(ANY_OBJECT), bytes=WHOLE, dry_run=FLAG)
-    ),
-    "POST /api/v1/models/import": json_of(MODEL_INFO),
-    "GET /api/v1/models/{model_id}": json_of(MODEL_INFO),
     "GET /api/v1/models/{model_id}/fit": json_of(_FIT),
-    "PATCH /api/v1/models/{model_id}": json_of(MODEL_INFO),
-    "POST /api/v1/models/{model_id}/verify": json_of(_VERDICT_OR_DOWNLOAD),
-    "POST /api/v1/models/{model_id}/update": json_of(_DOWNLOAD),
     "POST /api/v1/models/{model_id}/load": json_of(MODEL_INFO),
     "POST /api/v1/models/{model_id}/unload": json_of(MODEL_INFO),
     "GET /api/v1/usage": page_of(_USAGE),

@@ -147,7 +147,7 @@ class Requests:
                 prepared = await self._response(asking, body)
             case ChatCompletionRequest() | CompletionRequest():
                 prepared = prepare_text(asking, body)
-        ignored = [*body.ignored, *prepared.ignored]
+        ignored = [*body.ignored(), *prepared.ignored]
         if ignored and self._settings.openai.unknown_fields == "refuse":
             raise unknown_field(ignored[0])
         job = prepared.job

@@ -1,7 +1,6 @@
 """OpenAI's surface takes this request for a response: a turn of a conversation, kept or not."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -122,11 +121,10 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     moderation: Annotated[Any, AllowedValues((None,))] = None
     context_management: Annotated[Any, AllowedValues((None, []))] = None
 
-    @cached_property
     def ignored(self) -> list[str]:
         """Name the fields and the tools that were ignored."""
         hosted = {f"tools.{each.type}" for each in self.tools or () if each.type in LEFT_OUT}
-        return [*super().ignored, *sorted(hosted)][:MOST_NAMED]
+        return [*super().ignored(), *sorted(hosted)][:MOST_NAMED]
 
     @property
     def stores(self) -> bool:

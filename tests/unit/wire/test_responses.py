@@ -157,7 +157,7 @@ def test_response_names_the_field_at_fault(fields: dict[str, Any], param: str) -
 
 def test_search_tools_are_left_out_aloud() -> None:
     body = _parsed(tools=[FUNCTION, {"type": "web_search", "external_web_access": False}], x=1)
-    assert body.ignored == ["x", "tools.web_search"]
+    assert body.ignored() == ["x", "tools.web_search"]
     assert [each.name for each in chosen(body.tool_choice, body.tools or [])[0]] == ["f"]
 
 
@@ -347,7 +347,7 @@ def test_stream_of_a_response_tells_how_it_ended(
 @pytest.mark.parametrize("name", ["metadata", "user", "safety_identifier", "prompt_cache_key"])
 def test_labels_that_are_shown_again_are_short(name: str) -> None:
     """Each request holds them for as long as its response is made."""
-    assert _parsed(**{name: {"a": "x" * 10_000}}).ignored == []
+    assert _parsed(**{name: {"a": "x" * 10_000}}).ignored() == []
     with pytest.raises(InvalidRequest) as refused:
         _parsed(**{name: {"a": ["x"] * 20_000}})
     assert refused.value.param == name
