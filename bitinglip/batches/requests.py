@@ -139,7 +139,9 @@ class Requests:
         model_of = partial(model_of_kind, self._store, caller)
         context_of = partial(self._context, caller)
         asking = Asking(caller, model_of, context_of, request_id)
-        body = await self._body(_BODIES[endpoint], raw)
+        body, ignored = await _parsed(_BODIES[endpoint], raw)
+        if getattr(body, "stream", False):
+            raise UnsupportedParameter("A request of a batch has no stream.", param="stream")
         match body:
             case EmbeddingRequest():
                 prepared = prepare_embedding(asking, body)
@@ -147,7 +149,7 @@ class Requests:
                 prepared = await self._response(asking, body)
             case ChatCompletionRequest() | CompletionRequest():
                 prepared = prepare_text(asking, body)
-        ignored = [*body.ignored(), *prepared.ignored]
+        ignored += prepared.ignored
         if ignored and self._settings.openai.unknown_fields == "refuse":
             raise unknown_field(ignored[0])
         job = prepared.job
@@ -170,16 +172,6 @@ class Requests:
         view = partial(ResponseView, request_id=asking.request_id, echo=echo, keep=keep)
         return Prepared(asked.job, view, [])
 
-    async def _body(self, model: type[Body], raw: bytes) -> Body:
-        if is_large(raw):
-            loop = asyncio.get_running_loop()
-            body = await loop.run_in_executor(_LARGE_BODIES, parse, model, raw)
-        else:
-            body = parse(model, raw)
-        if getattr(body, "stream", False):
-            raise UnsupportedParameter("A request of a batch has no stream.", param="stream")
-        return body
-
     def _context(self, caller: Caller, model: str) -> JobContext:
         return caller_context(
             self._settings,
@@ -190,6 +182,18 @@ class Requests:
             folder=self._home.files,
             uploads=self._home.uploads,
         )
+
+
+async def _parsed(model: type[Body], raw: bytes) -> tuple[Body, list[str]]:
+    """Read a body, a large one beside the event loop; name its fields that are ignored."""
+
+    def read() -> tuple[Body, list[str]]:
+        body = parse(model, raw)
+        return body, body.ignored()
+
+    if is_large(raw):
+        return await asyncio.get_running_loop().run_in_executor(_LARGE_BODIES, read)
+    return read()
 
 
 def _held(holder: Holder) -> Caller:
