@@ -170,7 +170,7 @@ class Requests:
             keep = Keep(self._responses, asked, echo)
             await self._responses.check_space(asked.items)
         view = partial(ResponseView, request_id=asking.request_id, echo=echo, keep=keep)
-        return Prepared(asked.job, view, [])
+        return Prepared(asked.job, view, asked.ignored)
 
     def _context(self, caller: Caller, model: str) -> JobContext:
         return caller_context(

@@ -32,10 +32,14 @@ Memory = AbstractContextManager[Grow]
 
 
 class Asked(NamedTuple):
-    """Holds the job that a request asks for, and the items that the request itself has brought."""
+    """Holds the job that a request asks for, and the items that the request itself has brought.
+
+    ``ignored``: fields that were ignored for this model.
+    """
 
     job: Job
     items: list[Shown]
+    ignored: list[str]
 
 
 async def prepare_response(
@@ -53,7 +57,7 @@ async def prepare_response(
         history = await _history(asking.caller, kept, body.previous_response_id, grow)
         job = body.to_job(context, [*history, *items], new_id)
         check_length(job, manifest, context.model_settings.max_context)
-    return Asked(job, items)
+    return Asked(job, items, body.unknown_switches(manifest.template_switches))
 
 
 class Keep:

@@ -1,6 +1,6 @@
 """OpenAI's surface takes this request for a response: a turn of a conversation, kept or not."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -28,6 +28,7 @@ from workers import protocol
 
 DEFAULTS = ApiDefaults(max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0)
 _LOGPROBS = "message.output_text.logprobs"
+_SWITCHES = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
 _MOST_ECHOED = 64 << 10  #: bytes of a label as JSON; OpenAI's metadata have 10,000 characters
 
 _json = msgspec.json.Encoder()
@@ -154,7 +155,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
                 logprobs=self._asked_logprobs(),
             ),
             grammar=form.grammar() if form is not None else None,
-            template_kwargs=self._template_kwargs(),
+            template_kwargs=self._switches().template_variables(),
             clip_max_tokens=True,
             drop_turns=self.truncation == "auto",
             stream=bool(self.stream or self.background),
@@ -168,10 +169,14 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             return None
         return self.top_logprobs or 0
 
-    def _template_kwargs(self) -> dict[str, Any]:
+    def unknown_switches(self, known: Collection[str] | None) -> list[str]:
+        """Return the fields that a template which knows these switches does not know."""
+        return [_SWITCHES[name] for name in self._switches().unknown_switches(known)]
+
+    def _switches(self) -> Switches:
         effort = self.reasoning.effort if self.reasoning is not None else None
         verbosity = self.text.verbosity if self.text is not None else None
-        return Switches(reasoning_effort=effort, verbosity=verbosity).template_variables()
+        return Switches(reasoning_effort=effort, verbosity=verbosity)
 
     def echo(self, job: Job) -> Shown:
         """Describe a response that has not begun: who asked for what."""

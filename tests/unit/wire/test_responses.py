@@ -367,3 +367,10 @@ def test_names_with_their_namespaces_are_short_enough_for_a_message() -> None:
     for fields in ({"input": [{**call, "namespace": long}]}, {"tools": tools}):
         with pytest.raises(InvalidRequest, match="256"):
             _parsed(**fields)
+
+
+def test_switches_that_a_template_does_not_know_are_named_as_they_were_sent() -> None:
+    asked = _parsed(reasoning={"effort": "low"}, text={"verbosity": "low"})
+    assert asked.unknown_switches([]) == ["reasoning.effort", "text.verbosity"]
+    assert asked.unknown_switches(["enable_thinking"]) == ["text.verbosity"]
+    assert asked.unknown_switches(None) == _parsed().unknown_switches([]) == []
