@@ -29,7 +29,8 @@ counts the tokens that were made, whatever is shown of them. A redacted answer i
 A stream is held back only while its end could become a match, by at most 63 characters: a word
 until the next one begins, a number until it ends. It is redacted exactly as the whole text is,
 however it is cut. Full-width digits, odd dashes and spaces, and invisible characters between two
-others hide nothing. What is spelt out, encoded or said in other words is not found.
+others hide nothing, nor do the escapes of JSON in the arguments of a call. What is spelt out,
+encoded or said in other words is not found.
 
 Log-probabilities of what is redacted, and beside it, are left out; so are the words and tokens of a
 segment of a transcript in which something is.

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from bitinglip.work import traits_of
 from workers import protocol
 
+_ARGUMENTS = ".function.arguments"  #: how the fields of calls end whose text is JSON
+
 
 def texts_of(work: protocol.Job) -> dict[str, str]:
     """Return what a client wrote that a model will read; files are not looked into."""
@@ -21,3 +23,8 @@ def has_token_ids(work: protocol.Job) -> bool:
     return isinstance(work, protocol.TextJob) and any(
         not isinstance(prompt, str) for prompt in work.prompts
     )
+
+
+def is_json(field: str) -> bool:
+    """Return whether the text of a field is JSON, where it says what is meant by escapes."""
+    return field.endswith(_ARGUMENTS)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from bitinglip.guard.checked import TextCheck
+from bitinglip.guard.escapes import Escapes
 from bitinglip.guard.scanner import Piece
 from workers import protocol
 
@@ -27,17 +28,22 @@ class _Delta(NamedTuple):
 
 
 class _Text:
-    """Checks reasoning or the arguments of a call."""
+    """Checks reasoning, or with ``escapes`` the arguments of a call, which are JSON."""
 
-    def __init__(self, checked: TextCheck) -> None:
+    def __init__(self, checked: TextCheck, escapes: Escapes | None = None) -> None:
         self.checked = checked
+        self._escapes = escapes
         self.came = 0  #: characters
         self._shown: list[str] = []
 
     def feed(self, text: str, *, last: bool = False) -> str:
         """Return what may be shown now. Raises what ``TextCheck.feed`` raises."""
         self.came += len(text)
-        shown = "".join([piece.text for piece in self.checked.feed(text, last=last)])
+        if self._escapes is None:
+            shown = "".join([piece.text for piece in self.checked.feed(text, last=last)])
+        else:
+            read = self._escapes.feed(text, last=last)
+            shown = self._escapes.shown(self.checked.feed(read, last=last))
         self._shown.append(shown)
         return shown
 
@@ -53,7 +59,7 @@ class _Call:
         self._name = _Text(new_check())
         self.id = call_id
         self.name = self._name.feed(name, last=True)
-        self.arguments = _Text(new_check())
+        self.arguments = _Text(new_check(), Escapes())
 
     def checks(self) -> tuple[TextCheck, TextCheck]:
         return self._name.checked, self.arguments.checked

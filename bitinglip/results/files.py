@@ -8,7 +8,7 @@ to a task that is under way, or was answered with its bytes; it is removed soon 
 import asyncio
 import base64
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -133,9 +133,16 @@ class Files:
     def path(self, row: StoredFile) -> Path:
         return self.folder / row.id
 
-    async def inline_bytes(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """Put the bytes of files into an InferenceResponse; null for expired files."""
+    async def inline_bytes(self, answer: dict[str, Any], most: int | None = None) -> dict[str, Any]:
+        """Put the bytes of files into an InferenceResponse; null for expired files.
+
+        Where they are more than ``most`` bytes, links stand there.
+        """
         result = answer.get("result") or {}
+        if most is not None:
+            names = [part["file"] for part in _parts(result) if "file" in part]
+            if await asyncio.to_thread(_size, [self.folder / name for name in names]) > most:
+                return {**answer, "result": _linked(result)}
         if "images" in result:
             filled = [await self._filled(image, "b64") for image in result["images"]]
             return {**answer, "result": {**result, "images": filled}}
@@ -197,6 +204,26 @@ class Files:
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def _parts(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what may name a file: each image, or the result itself."""
+    return result.get("images") or [result]
+
+
+def _linked(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with links in the places of its files."""
+    if "images" in result:
+        return {**result, "images": [_linked(image) for image in result["images"]]}
+    if "file" not in result:
+        return result
+    rest = {name: each for name, each in result.items() if name not in ("b64", "audio", "file")}
+    return {"url": PREFIX + result["file"], **rest}
+
+
+def _size(paths: Sequence[Path]) -> int:
+    """Return the bytes of files; one that has expired has none."""
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _read(path: Path) -> bytes | None:

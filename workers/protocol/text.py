@@ -118,6 +118,7 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     generation_prompt: bool = True  #: the template writes the header of the model's turn
     special_tokens: bool = True  #: the tokenizer adds its own around a prompt, such as BOS
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
+    drop_turns: bool = False  #: leave out the oldest turns if the context has no room for all
     count_only: bool = False  #: tell how many tokens the prompt has, and make none
     stream: bool = True  #: without it, only the final event is sent
     #: jobs of equal scopes share what was computed of equal beginnings; None: with no other job

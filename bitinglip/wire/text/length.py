@@ -16,7 +16,7 @@ def check_length(job: Job, manifest: Manifest, max_context: int | None) -> None:
     work = job.work
     known = [tokens for tokens in (max_context, manifest.max_context) if tokens]
     longest = manifest.longest_token
-    if not isinstance(work, TextJob) or not known or not longest:
+    if not isinstance(work, TextJob) or work.drop_turns or not known or not longest:
         return
     context = min(known)
     if work.messages is None:

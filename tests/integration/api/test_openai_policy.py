@@ -157,6 +157,18 @@ def test_unknown_path_names_the_right_one(client: httpx.Client, path: str, inste
     assert f"try {instead}." in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [("/v1/moderations", "Moderation"), ("/v1/fine_tuning/jobs", "Fine-tuning")],
+)
+def test_path_of_openai_s_that_is_not_served_says_so(
+    client: httpx.Client, path: str, what: str
+) -> None:
+    response = client.post(path, json={})
+    assert response.status_code == 404
+    assert f"{what}: not served here." in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("path", ["/livez", "/health", "/v1/models", "/api/v1/models"])
 def test_head_answers_as_get_does_without_its_body(client: httpx.Client, path: str) -> None:
     head, whole = client.head(path), client.get(path)

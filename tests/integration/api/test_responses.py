@@ -274,10 +274,15 @@ def test_effort_and_verbosity_are_given_to_the_template(
     client: openai.OpenAI, speaker: Served
 ) -> None:
     client.responses.create(
-        model="demo", input="a", reasoning={"effort": "medium"}, text={"verbosity": "low"}
+        model="demo",
+        input="a",
+        reasoning={"effort": "medium"},
+        text={"verbosity": "low"},
+        truncation="auto",
     )
     work: Any = speaker.workers.jobs[-1]
     assert work.template_kwargs["reasoning_effort"] == "medium"
+    assert work.drop_turns
     assert work.template_kwargs["verbosity"] == "low"
 
 
