@@ -5,7 +5,7 @@ costs as much as a check of a key, so what all requests need stands here, in ord
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from urllib.parse import parse_qsl
 
 import structlog
@@ -138,7 +138,7 @@ def _log_failure(scope: Scope, error: Exception) -> None:
 
 
 def _sender(context: RequestContext, send: Send) -> Send:
-    async def sender(message: Message) -> None:
+    def sender(message: Message) -> Awaitable[None]:
         if message["type"] == "websocket.accept":
             context.status = 101
             message["headers"] = [
@@ -168,7 +168,7 @@ def _sender(context: RequestContext, send: Send) -> Send:
                 *context.notices,
                 *context.cors,
             ]
-        await send(message)
+        return send(message)  # awaited by the caller: no coroutine around it
 
     return sender
 

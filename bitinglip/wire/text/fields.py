@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from bitinglip.errors import InvalidRequest
 from bitinglip.settings import SamplingDefaults
-from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce
+from bitinglip.wire.body import AllowedValues, Body, Whole, coalesce, whole
 from bitinglip.wire.text.tools import MAX_CALLS, CallEntry, CallId
 from workers import protocol
 from workers.protocol.bounds import MOST_LOGPROBS, MOST_SEQUENCES
@@ -28,12 +28,12 @@ def parts(value: Any) -> Any:
 
 
 def at_most(value: Any) -> Any:
-    """Return a number of tokens as the largest of this API, if it is a whole one beyond it.
+    """Return a whole number as an integer, and one beyond the most of this API as that.
 
     No model's context is as long, so that both are cut, or refused, alike.
     """
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return MAX_TOKENS if whole and value > MAX_TOKENS else value
+    number = whole(value)
+    return MAX_TOKENS if isinstance(number, int) and number > MAX_TOKENS else number
 
 
 def _limit(value: Any) -> Any:
@@ -50,7 +50,7 @@ def _listed(value: Any) -> Any:
 
 #: -1 is no limit, as null is
 MaxTokens = Annotated[
-    Annotated[int, Field(ge=1, le=MAX_TOKENS), Whole] | None,
+    Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None,
     BeforeValidator(_limit, json_schema_input_type=int | None),
 ]
 Logprobs = Annotated[int, Field(ge=0, le=20), Whole]
