@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 # order of tests/conftest.py, the long ones first, so that all processes end at the same time. There
 # is one process more than cores, as tests of real servers wait a third of their time.
 PROCESSES := $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
-PARALLEL := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+BY_FILE := --dist loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses $(PROCESSES) $(BY_FILE)
 # A test that fails is run once more, and one that passes then is listed under RERUN: it depends on
 # chance, which is a fault to mend, but one that must not keep others' work from landing.
 AGAIN := --reruns 1 -r aR
-FAST := tests/unit tests/contract tests/test_layout.py tests/test_docs.py
+# The fast tests compute all the time, and each process imports what all of them need: one a core.
+FAST := --numprocesses logical --maxprocesses 4 $(BY_FILE) tests/unit tests/contract tests/test_layout.py tests/test_docs.py
 
 .PHONY: serve test test-fast coverage check format config clean
 
@@ -26,7 +28,7 @@ test: $(VENV)/.test  ## all tests that this machine can run
 	$(BIN)/pytest $(PARALLEL) $(AGAIN)
 
 test-fast: $(VENV)/.test  ## unit and contract tests only, in under a minute
-	$(BIN)/pytest $(PARALLEL) $(FAST)
+	$(BIN)/pytest $(FAST)
 
 coverage: $(VENV)/.test  ## all tests, and which lines and branches they run, in servers and workers too
 	$(BIN)/pytest $(PARALLEL) --cov --cov-report=

@@ -11,8 +11,9 @@ from workers.folders import WorkFolders
 from workers.launcher import SpawnLauncher
 from workers.protocol import Confinement
 
-#: Secrets of commands, which the server itself makes no use of.
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "BITINGLIP_API_KEY")
+_OF_THE_HUB = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+#: Of commands, which the server itself makes no use of.
+_OF_COMMANDS = ("BITINGLIP_API_KEY",)
 
 
 def spawn_launcher(settings: Settings, home: Home) -> SpawnLauncher:
@@ -31,13 +32,13 @@ def spawn_launcher(settings: Settings, home: Home) -> SpawnLauncher:
     return SpawnLauncher(folders=folders, confinement=confinement, environ=environ)
 
 
-def hide_secrets(environ: MutableMapping[str, str]) -> None:
-    """Keep the process's memory and environment from workers that have been broken into.
+def hide_secrets(environ: MutableMapping[str, str]) -> str | None:
+    """Return the hub's token; keep memory and environment from workers that were broken into.
 
     The kernel shows what the process was started with for as long as it runs; not dumpable, it
     shows that to root only, and to no confined worker.
     """
-    for name in _SECRETS:
-        environ.pop(name, None)
+    found = [environ.pop(name, "").strip() for name in (*_OF_THE_HUB, *_OF_COMMANDS)]
     with contextlib.suppress(OSError):  # not on this system, which doctor says
         not_dumpable()
+    return found[0] or found[1] or None

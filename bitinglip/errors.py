@@ -5,7 +5,8 @@ BitingLipError
  ├─ PersonalDataDetected, ContentFiltered
  ├─ InvalidApiKey, ExpiredApiKey, InvalidToken
  ├─ InsufficientScope, IpNotAllowed, ModelNotAllowed
- ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound, FileGone
+ ├─ NotFound ─ InvalidModel, TaskNotFound, WorkerNotFound, KeyNotFound, FileGone,
+ │             DownloadNotFound
  ├─ MethodNotAllowed, TaskCancelled
  ├─ Conflict ─ ModelInUse
  ├─ PayloadTooLarge, UnsupportedMediaType
@@ -125,6 +126,10 @@ class KeyNotFound(NotFound):
 
 class FileGone(NotFound):
     """There is no file with this id; files expire."""
+
+
+class DownloadNotFound(NotFound):
+    """There is no download with this id; ended ones are forgotten after a time."""
 
 
 class MethodNotAllowed(BitingLipError):

@@ -14,11 +14,14 @@ from bitinglip.audit.start import look_after
 from bitinglip.background import Background
 from bitinglip.batches.files import CLEAN_SECONDS as CLEAN_BATCHES
 from bitinglip.db.write_behind import FLUSH_SECONDS
+from bitinglip.downloads.downloads import CLEAN_SECONDS as CLEAN_DOWNLOADS
 from bitinglip.guard.guard import RELOAD_SECONDS
 from bitinglip.results.cache.cache import EXPIRE_SECONDS
 from bitinglip.results.files import CLEAN_SECONDS
 from bitinglip.scheduling.models.recheck import CHECK_SECONDS
 from bitinglip.scheduling.models.resume import LOOK_SECONDS
+from bitinglip.store_care import CLEAN_SECONDS as CLEAN_STORE
+from bitinglip.store_care import look_after_store
 from bitinglip.tasks.responses import CLEAN_SECONDS as CLEAN_RESPONSES
 from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
 from model_store.names import folder_name
@@ -61,6 +64,8 @@ def start_periodic(
     clean_responses = services.responses.clean
     clean_batches = services.batches.clean
     every(CLEAN_BATCHES, clean_batches, "remove expired batches", check="task_manager")
+    clean_downloads = services.downloads.clean
+    every(CLEAN_DOWNLOADS, clean_downloads, "remove old downloads", check="model_manager")
     every(CLEAN_RESPONSES, clean_responses, "remove expired responses", check="task_manager")
 
     async def clean() -> None:
@@ -77,6 +82,8 @@ def start_periodic(
 
     bound = partial(asyncio.to_thread, bound_caches)
     every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
+    care = partial(look_after_store, services)
+    every(CLEAN_STORE, care, "clean up the models", check="model_manager")
     _watch_files(background, services, certificate)
 
 

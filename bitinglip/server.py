@@ -64,13 +64,13 @@ def serve(settings: Settings, home: Home, *, demo: bool = False) -> int:
     check_bind(settings)
     check_tls(settings.server)
     read_words(settings.guard)
-    hide_secrets(os.environ)
+    hub_token = hide_secrets(os.environ)
     home.create()
     with HomeLock(home), _bind(settings) as sock:
         stop_logs = logs.configure(settings.logging)
         try:
             with local_socket.listen(home) as local:
-                return _Runner(settings, home, sock, local).run()
+                return _Runner(settings, home, sock, local, hub_token).run()
         except DatabaseUnavailable as error:
             raise DatabaseError(f"{home.database}: {error.message}") from error
         finally:
@@ -99,7 +99,12 @@ class _Runner(HttpServer):
     """uvicorn with our way down: refuse new work, let running work end, then close."""
 
     def __init__(
-        self, settings: Settings, home: Home, sock: socket.socket, local: socket.socket | None
+        self,
+        settings: Settings,
+        home: Home,
+        sock: socket.socket,
+        local: socket.socket | None,
+        hub_token: str | None,
     ) -> None:
         self._settings = settings
         self._home = home
@@ -122,6 +127,7 @@ class _Runner(HttpServer):
             on_fatal=self._fatal,
             connections=connections,
             certificate=certificate,
+            hub_token=hub_token,
         )
         options = {"loop": "uvloop", "log_level": "warning", "timeout_graceful_shutdown": 2}
         tls = certificate.context if certificate else None
@@ -178,6 +184,7 @@ class _Runner(HttpServer):
         if self._services is not None:
             self._services.tasks.suspend()
             self._services.batches.suspend()
+            self._services.downloads.suspend()
             seconds = self._settings.server.drain_timeout
             if running := self._services.dispatcher.in_flight:
                 log.info("stopping; requests may end", requests=running, at_most_seconds=seconds)

@@ -9,6 +9,10 @@ from model_store.kinds import read_json
 
 #: Variables by which templates take settings of a request.
 SWITCHES = ("enable_thinking", "reasoning_effort", "thinking", "tools", "verbosity")
+#: how templates name thoughts: a switch for them, a message's field, or the marks around them
+_REASONING = re.compile(
+    r"\benable_thinking\b|\breasoning_(?:effort|content)\b|</?think(?:ing)?>|<\|channel\|>analysis"
+)
 _LONGEST = 1_000_000  #: characters of a template; the engine takes no longer one
 
 
@@ -27,6 +31,11 @@ def switches(folder: Path) -> tuple[str, ...]:
         for name in SWITCHES
         if any(re.search(rf"\b{name}\b", source) is not None for source in sources)
     )
+
+
+def writes_reasoning(folder: Path) -> bool:
+    """Tell whether a template knows of thoughts that come before an answer."""
+    return any(_REASONING.search(source[:_LONGEST]) is not None for source in _sources(folder))
 
 
 def _sources(folder: Path) -> Iterator[str]:

@@ -48,6 +48,8 @@ class Tensor(msgspec.Struct, frozen=True):
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file. Raises BadFiles when the header lies."""
+    if not path.is_file():
+        raise BadFiles(f"{path.name} is missing, or not a plain file.")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(_LENGTH.size)
@@ -63,10 +65,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
 def _decode(path: Path, raw: bytes) -> dict[str, Tensor]:
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        msgspec.json.decode(entries.pop("__metadata__", b"{}"), type=dict[str, str])
+        metadata = bytes(entries.pop("__metadata__", b"{}"))
+        msgspec.json.decode(metadata, type=dict[str, str])
+        if _tensors_in(raw) - _tensors_in(metadata) != len(entries):
+            raise _lies(path, "its header names something twice, or a tensor's place not at all")
         return {name: msgspec.json.decode(entry, type=Tensor) for name, entry in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _lies(path, "its header does not read") from error
+
+
+def _tensors_in(raw: bytes) -> int:
+    """Count the tensors by a field that each has once: of two alike the decoder keeps the last,
+    and the library may keep the other."""
+    return raw.count(b'"data_offsets"')
 
 
 def _check(path: Path, tensors: dict[str, Tensor], data_bytes: int) -> None:

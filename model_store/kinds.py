@@ -5,6 +5,7 @@
 """
 
 import json
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,7 +27,10 @@ _TABLES = {
 #: what no table has: part of a speech model, in a repository of its own
 _VOCODERS = frozenset({"SpeechT5HifiGan"})
 FAKE = "bitinglip-fake"  #: the model_type of a model without weights
-_MOST_JSON_BYTES = 200_000_000  #: tokenizers of 30 MB are common
+_MOST_JSON_BYTES = 20_000_000
+#: of vocabularies, of which 30 MB are common, and of indices
+_MOST_BYTES_OF_LISTS = 200_000_000
+_LISTS = re.compile(r"tokenizer\.json|.*vocab.*\.json|.*\.index(\..+)?\.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -38,13 +42,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_any_json(path: Path) -> Any:
-    """Read a JSON file. Raises BadFiles if it is not JSON."""
+    """Read a JSON file. Raises BadFiles if it is not JSON in UTF-8, without a mark before it."""
     if not path.is_file():
-        raise BadFiles(f"{path.name} is missing.")
-    if path.stat().st_size > _MOST_JSON_BYTES:
+        raise BadFiles(f"{path.name} is missing, or not a file.")
+    most = _MOST_BYTES_OF_LISTS if _LISTS.fullmatch(path.name) else _MOST_JSON_BYTES
+    if path.stat().st_size > most:
         raise BadFiles(f"{path.name} is too large for what it is.")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:
         raise BadFiles(f"{path.name} is not valid JSON.") from error
 
@@ -105,7 +110,8 @@ def is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def known_names(kind: str) -> frozenset[str]:
-    """The architectures of a kind; for "image" pipelines; for "pipeline modules" of diffusers."""
+    """The architectures of a kind; for "image" pipelines; for "pipeline modules" of diffusers; for
+    "rope types" of rotary scalings."""
     return _tables()[kind]
 
 
@@ -132,6 +138,8 @@ def _write_table() -> None:
     found["image"] = {cls.__name__ for cls in images.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
     folders = Path(str(pipelines.__file__)).parent.iterdir()
     found["pipeline modules"] = {path.name for path in folders if (path / "__init__.py").exists()}
+    rotary = importlib.import_module("transformers.modeling_rope_utils")
+    found["rope types"] = {"default", *rotary.ROPE_INIT_FUNCTIONS}
     plain = {kind: sorted(names) for kind, names in found.items()}
     Path(__file__).with_name(_TABLE).write_text(json.dumps(plain, indent=1) + "\n")
 

@@ -17,7 +17,7 @@ _ADDRESS = re.compile(
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-/]{0,127}", re.ASCII)
 _LONGEST_PART = 255
 _LONGEST_PATH = 1024
-_MOST_FILES = 10_000
+MOST_FILES = 10_000
 
 
 def check_name(name: str) -> str:
@@ -79,8 +79,8 @@ def check_file(path: str) -> str:
 
 def check_files(paths: Collection[str]) -> None:
     """Check every path, that no two differ only in case or form, and that no file is a folder."""
-    if len(paths) > _MOST_FILES:
-        raise BadFiles(f"The model has more than {_MOST_FILES} files.")
+    if len(paths) > MOST_FILES:
+        raise BadFiles(f"The model has more than {MOST_FILES} files.")
     for path in paths:
         check_file(path)
     folded = {_folded(path) for path in paths}

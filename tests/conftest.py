@@ -1,6 +1,7 @@
 """Starts a real server, which tests share if they leave it as they found it."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -27,7 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Let logs show errors without the values of variables: these take seconds to write out."""
+    """Let logs show errors without the values of variables: these take seconds to write out.
+
+    What a shell starts in the background ignores Ctrl-C, and so would the commands of tests.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     *others, renderer = structlog.get_config()["processors"]
     assert isinstance(renderer, structlog.dev.ConsoleRenderer)
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)

@@ -8,6 +8,7 @@ from benchmarks.simulator.books import Books
 from benchmarks.simulator.outcome import Outcome
 from benchmarks.simulator.pool import SimulatedPool
 from benchmarks.simulator.scenario import SimulatedStore
+from bitinglip.scheduling.dispatch.delivery import Delivery
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.models.facts import ResourceFacts
@@ -33,16 +34,22 @@ class _Counted(Metrics):
 
 
 class Ours:
+    dispatcher: Dispatcher
+    pool: SimulatedPool
+
     def __init__(self, settings: Settings, books: Books, clock: Callable[[], float]) -> None:
         self._books = books
         store = cast("ModelStore", SimulatedStore(settings))
         fakes = [(each.name, each.memory_bytes) for each in settings.devices.fake]
         self._facts = ResourceFacts(settings, Devices.find(fakes), Footprints(), clock)
         metrics = _Counted(books)
-        self._manager = ModelManager(settings, store, self._facts, metrics, clock=clock)
-        self.dispatcher = Dispatcher(settings, self._manager, metrics, clock=clock)
-        self.pool = SimulatedPool(books, self._placed, self.dispatcher.delivery)
-        self._manager.connect(self.pool, self.dispatcher.delivery)
+
+        def connect(manager: ModelManager) -> tuple[SimulatedPool, Delivery]:
+            self.dispatcher = Dispatcher(settings, manager, metrics, clock=clock)
+            self.pool = SimulatedPool(books, self._placed, self.dispatcher.delivery)
+            return self.pool, self.dispatcher.delivery
+
+        self._manager = ModelManager(settings, store, self._facts, metrics, connect, clock=clock)
         books.promised = self._promised
 
     def _placed(self, worker_id: str) -> Mapping[str, int]:

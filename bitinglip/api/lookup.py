@@ -1,27 +1,28 @@
 """Finds models and tasks by the names in requests."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from starlette.requests import HTTPConnection, Request
 
 from bitinglip.access.keys import Caller
-from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import caller_of
 from bitinglip.api.services import Services, services_of
-from bitinglip.errors import BitingLipError, InsufficientScope, TaskNotFound
+from bitinglip.errors import InvalidModel, TaskNotFound
 from bitinglip.tasks.store import Task
 from bitinglip.wire.admin.models import model_info
-from bitinglip.wire.kinds import KINDS
-from bitinglip.wire.model_lookup import check_model, model_named, model_of_kind
+from bitinglip.wire.model_lookup import check_model, check_owner, model_named, model_of_kind
 from bitinglip.wire.response import inference_response
 from model_store.manifest import Manifest
 
 
 def find_model(request: Request, name: str) -> Manifest:
     """Return the model of this name. Raises as ``model_named`` does."""
-    return model_named(services_of(request).store, caller_of(request), name)
+    services = services_of(request)
+    try:
+        return model_named(services.store, caller_of(request), name)
+    except InvalidModel as error:
+        raise _still_downloading(services, name) or error from None
 
 
 def allowed_models(request: Request) -> list[Manifest]:
@@ -32,7 +33,24 @@ def allowed_models(request: Request) -> list[Manifest]:
 
 def find_model_of(request: Request, name: str, kind: str) -> Manifest:
     """Return a model of a kind. Raises as ``model_of_kind`` does."""
-    return model_of_kind(services_of(request).store, caller_of(request), name, kind)
+    services = services_of(request)
+    try:
+        return model_of_kind(services.store, caller_of(request), name, kind)
+    except InvalidModel as error:
+        raise _still_downloading(services, name) or error from None
+
+
+def _still_downloading(services: Services, name: str) -> InvalidModel | None:
+    """Return the error that says that a model is on its way, if it is."""
+    download = services.downloads.of_model(name)
+    if download is None:
+        return None
+    part = "" if download.fraction is None else f" ({100 * download.fraction:.0f} %)"
+    return InvalidModel(
+        f"The model is being downloaded{part}; it can be used as soon as that has ended.",
+        param="model",
+        details={"model": name, "download": download.id, "state": download.state},
+    )
 
 
 async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) -> Task:
@@ -41,20 +59,6 @@ async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) ->
     check_owner(caller, task.key_id, task.kind, TaskNotFound)
     check_model(caller, task.model)
     return task
-
-
-def check_owner(
-    caller: Caller, key_id: str, kind: str, missing: Callable[[], BitingLipError]
-) -> None:
-    """Check that the caller may see what a job of this kind and key has made.
-
-    Raises ``missing`` for another key's, as if it did not exist; else InsufficientScope.
-    """
-    if key_id != caller.key_id and not caller.may(Scope.ADMIN):
-        raise missing()
-    scope = KINDS[kind].scope
-    if not caller.may(scope):
-        raise InsufficientScope(f"This needs the scope {scope}.", details={"required": scope})
 
 
 async def with_files(services: Services, task: Task) -> Task:

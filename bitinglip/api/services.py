@@ -19,6 +19,7 @@ from bitinglip.audit.log import AuditLog
 from bitinglip.batches.batches import Batches
 from bitinglip.db.database import Database
 from bitinglip.db.write_behind import WriteBehind
+from bitinglip.downloads.downloads import Downloads
 from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.results.cache.cache import ResponseCache
@@ -36,6 +37,7 @@ from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.telemetry.shared import Shared
 from model_store.store import ModelStore
 
 
@@ -57,6 +59,7 @@ class Services:
     tasks: Tasks
     responses: Responses
     batches: Batches
+    downloads: Downloads
     revocation: Revocation
     tickets: Tickets
     links: Links
@@ -74,6 +77,10 @@ class Services:
     cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
+    #: of the cluster, encoded, by what their watchers may see
+    snapshots: Shared[dict[tuple[bool, tuple[str, ...] | None], bytes]] = field(
+        default_factory=Shared
+    )
 
 
 def services_in(scope: HttpScope) -> Services | None:

@@ -6,12 +6,18 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, func, select
 
-from bitinglip.db.tables import StoredBatch, StoredFile, StoredResponse, StoredTask
+from bitinglip.db.tables import (
+    StoredBatch,
+    StoredDownload,
+    StoredFile,
+    StoredResponse,
+    StoredTask,
+)
 
 
 async def shrink(
     session: AsyncSession,
-    table: type[StoredFile | StoredTask | StoredResponse | StoredBatch],
+    table: type[StoredFile | StoredTask | StoredResponse | StoredBatch | StoredDownload],
     moment: datetime | None,
     most: int,
 ) -> None:

@@ -166,6 +166,20 @@ class StoredBatch(Table, table=True):
     ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
+class StoredDownload(Table, table=True):
+    """A download of a model: what was asked for, and how it ended."""
+
+    __tablename__ = "downloads"
+    __table_args__ = (Index(None, "ended_at"), Index(None, "model"))
+
+    id: str = Field(primary_key=True, max_length=64)  #: sorts by time
+    key_id: str
+    model: str
+    download: bytes = Field(sa_type=LargeBinary)  #: JSON
+    bytes: int = Field(sa_type=BigInteger)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
+
+
 class StoredFile(Table, table=True):
     """An image or a sound that a task made; its bytes are in the home's ``files/``."""
 

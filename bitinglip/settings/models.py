@@ -28,12 +28,18 @@ class SamplingDefaults(Section):
 
 
 class TextModel(Section):
-    """Sets how a text model's answers are read."""
+    """Sets how a text model reads prompts, and how its answers are read."""
 
     response_template: ResponseFormatName | None = Field(
         None,
         description="format in which the model writes reasoning and tool calls; none leaves them "
         "in the text; null follows the model's files",
+    )
+    prefix_cache: Literal["key", "shared", "off"] = Field(
+        "key",
+        description="compute the common beginning of prompts once: for requests of the same API "
+        "key, or shared by all keys, whose answers' times then tell that somebody has sent the "
+        "same beginning; or off",
     )
 
 

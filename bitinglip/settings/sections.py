@@ -351,16 +351,6 @@ class OpenAI(Section):
     )
 
 
-class Hub(Section):
-    endpoint: str | None = Field(
-        None, description="URL of a Hugging Face mirror; null uses the hub itself"
-    )
-    token_file: str | None = Field(
-        None, description="file that holds the Hugging Face token; null uses HF_TOKEN"
-    )
-    offline: bool = Field(False, description="never contact the hub")
-
-
 class Logging(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="minimum level that is logged"

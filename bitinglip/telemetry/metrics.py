@@ -107,6 +107,12 @@ class Metrics:
         self._tokens = LiveTally(
             "bitinglip_tokens_total", "Tokens read and made", ["model", "kind"], registry
         )
+        self._cached_tokens = Counter(
+            "bitinglip_cached_prompt_tokens_total",
+            "Prompt tokens that an earlier request had computed",
+            ["model"],
+            registry=self.registry,
+        )
         self._images = Counter(
             "bitinglip_images_total", "Images made", ["model"], registry=self.registry
         )
@@ -195,6 +201,9 @@ class Metrics:
     def fields_ignored(self) -> None:
         self._ignored.inc()
 
+    def tokens_cached(self, *, model: str, count: int) -> None:
+        self._cached_tokens.labels(self._models.bound(model)).inc(count)
+
     def images_made(self, *, model: str, count: int) -> None:
         self._images.labels(self._models.bound(model)).inc(count)
 
@@ -245,6 +254,15 @@ class Metrics:
             for labels, tokens in (((model, "prompt"), prompt), ((model, "completion"), made)):
                 found[labels] = found.get(labels, 0.0) + tokens
         return found
+
+    def totals(self) -> dict[str, float]:
+        """Return what was counted since the start: requests, jobs by how they ended, tokens."""
+        jobs, tokens = self._jobs.sums(1), self._tokens.sums(1)
+        return {
+            "requests": sum(self._requests.counts().values()),
+            **{f"jobs_{end}": jobs.get(end, 0) for end in ("done", "failed", "cancelled")},
+            **{f"{kind}_tokens": tokens.get(kind, 0) for kind in ("prompt", "completion")},
+        }
 
     def render(self, accept: str, may_see: MaySee | None = None) -> tuple[bytes, str]:
         """Return the text in the format that ``accept`` asks for, and its content type."""

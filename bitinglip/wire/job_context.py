@@ -1,5 +1,8 @@
 """The context holds all that a request needs besides its body to become a job."""
 
+import hashlib
+import secrets
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -15,6 +18,7 @@ from bitinglip.settings.limits import Limits
 from workers import protocol
 
 MOST_SESSION_NAME = 256  #: characters
+_SECRET = secrets.token_bytes(16)  #: of this process: names of keys mean nothing to another
 
 
 class JobContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +37,7 @@ class JobContext(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None  #: the client's name for requests that stay on one replica
     folder: Path  #: where workers write images and audio to
     uploads: Path  #: where the files are that clients send
+    prefix_scope: str | None = None  #: of prompts, see ``protocol.TextJob``
 
     def job(
         self,
@@ -77,9 +82,10 @@ def caller_context(
 ) -> JobContext:
     """Gather what the settings and the caller's key give a request for a model."""
     tier = tier_of(settings.limits.tiers, caller.tier)
+    model_settings = settings.model(model)
     return JobContext(
         model=model,
-        model_settings=settings.model(model),
+        model_settings=model_settings,
         image_side=image_side,
         limits=settings.limits,
         tier=tier,
@@ -91,7 +97,25 @@ def caller_context(
         session=session,
         folder=folder,
         uploads=uploads,
+        prefix_scope=_prefix_scope(model_settings, caller.key_id),
     )
+
+
+def _prefix_scope(model: Model, key_id: str) -> str | None:
+    """Return what requests have in common that may share what is computed of their prompts."""
+    match model.text.prefix_cache:
+        case "key":
+            return _scope_of_key(key_id)
+        case "shared":
+            return ""
+        case "off":
+            return None
+
+
+@lru_cache(maxsize=4096)
+def _scope_of_key(key_id: str) -> str:
+    """Name a key to workers, which learn no id of a key."""
+    return hashlib.blake2b(key_id.encode(), digest_size=8, key=_SECRET).hexdigest()
 
 
 def named_session(value: object) -> str | None:

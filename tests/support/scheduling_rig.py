@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bitinglip.access.usage.meter import Meter
-from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.composition import Scheduling
 from bitinglip.scheduling.event_log import Event, EventLog
 from bitinglip.scheduling.job import Job
 from bitinglip.scheduling.models.facts import ResourceFacts
-from bitinglip.scheduling.models.manager import ModelManager
-from bitinglip.scheduling.models.operations import Operations
 from bitinglip.scheduling.placement.footprints import Footprints
 from bitinglip.settings import Settings
 from bitinglip.telemetry.metrics import Metrics
@@ -23,7 +21,6 @@ from tests.support.jobs import text_job
 from tests.support.wait import until
 from workers.devices import Devices
 from workers.launcher import SpawnLauncher
-from workers.pool import WorkerPool
 from workers.protocol import TextDone
 
 ECHO = "demo-echo"
@@ -49,18 +46,10 @@ class Rig:
         self.devices = devices or Devices.find(fakes, limits=limits)
         self.footprints = Footprints()
         facts = ResourceFacts(settings, self.devices, self.footprints)
-        self.manager = ModelManager(settings, store, facts, metrics)
         self.meter = Meter()
-        self.dispatcher = Dispatcher(settings, self.manager, metrics, meter=self.meter)
-        self.pool = WorkerPool(
-            launcher,
-            self.dispatcher.delivery,
-            heartbeat_timeout=settings.workers.heartbeat_timeout,
-            load_timeout=settings.workers.load_timeout,
-            spare=False,
-        )
-        self.manager.connect(self.pool, self.dispatcher.delivery)
-        self.operations = Operations(settings, store, self.pool, self.manager)
+        parts = Scheduling(settings, store, facts, metrics, launcher, meter=self.meter)
+        self.manager, self.dispatcher = parts.manager, parts.dispatcher
+        self.pool, self.operations = parts.pool, parts.operations
 
     def pid(self, worker_id: str = f"{ECHO}/0") -> int:
         return next(view.pid for view in self.operations.workers() if view.id == worker_id)

@@ -59,6 +59,8 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
         0.0  #: seconds that one step may take, where that is longer than silence may
     )
     confined: Confined = Confined()
+    #: text: why its sequences are computed one by one; None: they are computed together
+    sequential: Message | None = None
 
 
 #: What a worker is busy with that may take minutes: compiling, or the first use of kernels.

@@ -118,6 +118,8 @@ class TextJob(msgspec.Struct, tag="text", frozen=True, kw_only=True, omit_defaul
     clip_max_tokens: bool = False  #: cut max_tokens to what the context leaves, else refuse
     count_only: bool = False  #: tell how many tokens the prompt has, and make none
     stream: bool = True  #: without it, only the final event is sent
+    #: jobs of equal scopes share what was computed of equal beginnings; None: with no other job
+    prefix_scope: str | None = None
 
     @property
     def choices(self) -> int:
@@ -167,7 +169,7 @@ class TextDone(Succeeds, tag="text_done", frozen=True, kw_only=True, omit_defaul
     choices: Annotated[tuple[TextChoice, ...], msgspec.Meta(min_length=1)]
     prompt_tokens: Count
     completion_tokens: Count  #: every sampled token of all choices, the end tokens too
-    cached_tokens: Count = 0
+    cached_tokens: Count = 0  #: of the prompt tokens, those that were not computed anew
     reasoning_tokens: Count = 0  #: of the completion tokens, those of reasoning
 
     @property

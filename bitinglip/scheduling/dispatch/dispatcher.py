@@ -325,6 +325,8 @@ class Dispatcher:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
+        if isinstance(final, protocol.TextDone) and final.cached_tokens:
+            self._metrics.tokens_cached(model=event_log.job.model, count=final.cached_tokens)
         if isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
         if isinstance(final, (protocol.SpeechDone, protocol.TranscriptionDone)):

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import structlog
 
+from bitinglip.scheduling.placement.estimate import own_dtype
 from model_store.manifest import Manifest
 from workers.devices import Device
 from workers.engines.dtypes import HALVED, dtype_for
@@ -33,7 +34,7 @@ class NumberFormats:
         chosen = {
             dtype_for(
                 family,
-                manifest.dtype,
+                own_dtype(manifest),
                 device.capability,
                 device.name,
                 model_type=manifest.model_type or "",

@@ -33,6 +33,9 @@ from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
+#: Builds the pool of workers and the listener around the manager, which they call back.
+Connect = Callable[["ModelManager"], tuple[Pool, ModelListener]]
+
 
 class ModelManager:
     def __init__(
@@ -41,17 +44,15 @@ class ModelManager:
         store: ModelStore,
         facts: ResourceFacts,
         metrics: Metrics,
+        connect: Connect,
         page_cache: PageCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``connect`` builds the two parts that the manager calls and that call it back."""
         self._settings = settings
         self._store = store
         self._metrics = metrics
-        self._page_cache = page_cache
         self.clock = clock
-        self._pool: Pool
-        self._listener: ModelListener
-        self._loader: ReplicaLoader
         self.by_worker: dict[Worker, Replica] = {}
         self._unmet = False  #: requests wait for a model that is not loaded
         self._plan_timer = PlanTimer(self._plan, clock)
@@ -62,14 +63,8 @@ class ModelManager:
         self.deaths = Deaths(facts)
         self.models: dict[str, ModelState] = {}
         self.shortage = 0.0  #: missing memory for models with waiting requests, in parts of all
-
-    def connect(self, pool: Pool, listener: ModelListener) -> None:
-        """Close the one cycle of the composition: both are built with what they call back."""
-        self._pool = pool
-        self._listener = listener
-        self._loader = ReplicaLoader(
-            self._settings, self._store, pool, self, self.facts, self._page_cache
-        )
+        self._pool, self._listener = connect(self)
+        self._loader = ReplicaLoader(settings, store, self._pool, self, facts, page_cache)
 
     # ---- for the dispatcher --------------------------------------------------------------------
 

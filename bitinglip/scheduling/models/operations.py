@@ -13,6 +13,7 @@ from bitinglip.scheduling.models.liveness import CardLiveness
 from bitinglip.scheduling.models.manager import ModelManager
 from bitinglip.scheduling.models.state import Replica
 from bitinglip.scheduling.placement.dry_run import Placement
+from bitinglip.scheduling.placement.estimate import bytes_by_dtype
 from bitinglip.scheduling.placement.fit import FitAnswer
 from bitinglip.settings import Settings
 from bitinglip.telemetry.device_gauges import DeviceSample
@@ -229,6 +230,12 @@ class Operations:
         places = (Placement(tuple(each.devices)) for each in held if each.state != "stopping")
         reservations = manager.reservations()
         return manager.facts.fit(manifest, reservations, manager.rules, next(places, None))
+
+    def needs_by_dtype(self, manifest: Manifest) -> dict[str, int]:
+        """Return the bytes that a model would take in each number format, where it would go."""
+        facts = self._manager.facts
+        kinds = facts.kinds(self._settings.model(manifest.name)) or ["cpu"]
+        return bytes_by_dtype(manifest, facts.load_config(manifest, kinds[0]))
 
     def devices(self) -> list[DeviceView]:
         """List the devices with their memory."""

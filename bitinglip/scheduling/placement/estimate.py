@@ -4,7 +4,7 @@
 changes its own, this changes too; their numbers are in workers/engines/defaults.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_store.manifest import Manifest
 from workers.engines.defaults import (
@@ -17,9 +17,10 @@ from workers.engines.defaults import (
     TEXT_ROWS,
     TRANSCRIPTION_BATCH,
 )
+from workers.engines.dtypes import DTYPE_BYTES
 
 _MB = 1_000_000
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+_BYTES = {**DTYPE_BYTES, "float64": 8}
 
 _LOGIT_COPIES = 4  #: float32 rows of the vocabulary alive at once while sampling
 
@@ -195,10 +196,24 @@ def _cache(manifest: Manifest, load_config: LoadConfig, kind: str, rows: int) ->
 def _element(manifest: Manifest, load_config: LoadConfig) -> int:
     """Return the bytes of a number as it will be computed; float16 becomes bfloat16 on a CPU, and
     text models stored in float32 run in half precision on a card."""
-    stored = _stored(manifest)
+    own = _BYTES.get(own_dtype(manifest) or "", 2)
     if manifest.kind == "text" and load_config.device == "cuda":
-        stored = min(2, stored)
-    return _BYTES.get(load_config.dtype or "", stored)
+        own = min(2, own)
+    return _BYTES.get(load_config.dtype or "", own)
+
+
+def own_dtype(manifest: Manifest) -> str | None:
+    """Return the number format that a model asks for: a text model's config may name another one
+    than most of its weights have."""
+    return (manifest.kind == "text" and manifest.config_dtype) or manifest.dtype
+
+
+def bytes_by_dtype(manifest: Manifest, load_config: LoadConfig) -> dict[str, int]:
+    """Return the memory that a model would take in each number format that can be set for it."""
+    if load_config.fake_bytes is not None:
+        return {}
+    each = {name: replace(load_config, dtype=name) for name in DTYPE_BYTES}
+    return {name: estimate(manifest, changed).total for name, changed in each.items()}
 
 
 def _stored(manifest: Manifest) -> int:

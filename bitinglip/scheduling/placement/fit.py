@@ -1,7 +1,7 @@
 """A fit says where a model fits, after which evictions, or else with which settings. Pure."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bitinglip.scheduling.placement import dry_run
@@ -9,8 +9,10 @@ from bitinglip.scheduling.placement.dry_run import Placement, Snapshot
 from bitinglip.scheduling.placement.estimate import (
     OFFLOADS,
     LoadConfig,
+    bytes_by_dtype,
     cache_bytes_per_token,
     estimate,
+    own_dtype,
 )
 from bitinglip.scheduling.placement.footprints import MemoryEstimate
 from bitinglip.scheduling.placement.ram import ram_need
@@ -56,6 +58,7 @@ class FitAnswer:
     placement: Placement | None
     devices: Sequence[DeviceState]
     suggestions: Sequence[Suggestion] = ()
+    by_dtype: Mapping[str, int] = field(default_factory=dict)  #: bytes in each number format
 
     @property
     def fits(self) -> bool:
@@ -156,6 +159,7 @@ class _Fit:
                 DeviceState(each.id, each.name, each.kind, each.memory, ledger.free(each.id))
                 for each in self._snapshot.devices
             ],
+            by_dtype=bytes_by_dtype(self._manifest, load_config),
         )
 
     def _place(self, *load_configs: LoadConfig) -> Placement | None:
@@ -209,7 +213,7 @@ def _steps(manifest: Manifest, load_config: LoadConfig) -> list[list[dict[str, s
         return _image_steps(load_config)
     steps: list[list[dict[str, str | int]]] = []
     halved = estimate(manifest, replace(load_config, dtype="bfloat16"))
-    if (load_config.dtype or manifest.dtype) == "float32" and halved.total < estimate(
+    if (load_config.dtype or own_dtype(manifest)) == "float32" and halved.total < estimate(
         manifest, load_config
     ).total:
         steps.append([{"dtype": "bfloat16"}])
@@ -262,6 +266,7 @@ def fit_info(
         "verdict": answer.verdict,
         "message": message,
         "needs": need and _needs(need),
+        "needs_by_dtype": dict(answer.by_dtype),
         "device": answer.placement.device if answer.placement else None,
         "evict": list(filter(may_see, evict)),
         "load_seconds": need.load_seconds if need else None,

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from bitinglip.scheduling.placement.estimate import own_dtype
 from bitinglip.wire.body import Body
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.schema import schema_of
-from model_store.manifest import Manifest
+from model_store.manifest import ADAPTER, RERANK, Manifest
 from model_store.sizes import size_text
 from model_store.voices import voices_of
 from workers import protocol
@@ -18,6 +19,13 @@ from workers import protocol
 _NEED_A_MODEL = frozenset({"logprobs", "logit_bias"})
 #: parameters that models of these families do not have, although others of their kind do
 _NOT_OF = {"bark": {"speed"}, "speecht5": {"speed", "language"}}
+_TASKS = {
+    "text": "text-generation",
+    "image": "text-to-image",
+    "speech": "text-to-speech",
+    "transcription": "automatic-speech-recognition",
+    "embedding": "feature-extraction",
+}
 _NOT_PARAMETERS = frozenset({"model", "stream", "timeout", "async", "priority"})
 
 
@@ -38,7 +46,16 @@ def model_type(manifest: Manifest) -> str:
 
 
 def _kind(manifest: Manifest) -> str:
+    if manifest.kind == ADAPTER:  # without its base; with it, it is of the base's kind
+        return manifest.engine
     return "text" if manifest.engine == "fake" else manifest.kind
+
+
+def task_of(manifest: Manifest) -> str | None:
+    """Name what a model does in the words of the hub's ``pipeline_tag``."""
+    if RERANK in manifest.capabilities:
+        return "text-ranking"
+    return _TASKS.get(_kind(manifest))
 
 
 def model_info(
@@ -62,6 +79,9 @@ def model_info(
         "model_id": manifest.name,
         "name": manifest.name,
         "type": kind,
+        "kind": ADAPTER if manifest.adapter_of else manifest.kind,
+        "base": manifest.adapter_of or manifest.base,
+        "task": task_of(manifest),
         "description": manifest.description,
         "size": size_text(manifest.total_bytes),
         "status": status,
@@ -76,9 +96,14 @@ def model_info(
         **({"voices": voices} if voices else {}),
         "engine": manifest.engine,
         "architecture": manifest.architecture,
+        "model_type": manifest.model_type,
+        "license": manifest.license,
+        "languages": list(manifest.languages),
         "max_context": (ready and ready.max_context) or manifest.max_context,
-        "dtype": (ready and ready.dtype) or manifest.dtype,
+        "dtype": (ready and ready.dtype) or own_dtype(manifest),
         "device": ready and ready.device,
+        # Why a loaded model's texts are computed one by one; null where they are batched.
+        "sequential": ready and ready.sequential,
         "parameters": manifest.parameters,
         "bytes": manifest.total_bytes,
         "source": manifest.source,

@@ -124,6 +124,7 @@ class MessagesRequest(SamplingFields, _Conversation):
             grammar=self._grammar(),
             clip_max_tokens=True,
             stream=bool(self.stream),
+            prefix_scope=context.prefix_scope,
         )
         user = self.metadata.get("user_id") if isinstance(self.metadata, dict) else None
         return context.job(work, session=user)

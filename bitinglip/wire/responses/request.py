@@ -70,10 +70,19 @@ class TextConfig(OpenAIBody):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+Summary = Literal["auto", "concise", "detailed", "none"]
+
+
 class Reasoning(OpenAIBody):
     effort: ReasoningEffort | None = None
-    summary: Label = None
-    generate_summary: Label = None
+    summary: Summary | None = None
+    generate_summary: Summary | None = None  #: its name before
+
+    @property
+    def asked_summary(self) -> Summary | None:
+        """Return how the reasoning is to be summarised: it is shown whole, as its summary."""
+        asked = self.summary or self.generate_summary
+        return None if asked == "none" else asked
 
 
 class ResponsesRequest(SamplingFields, OpenAIRequest):
@@ -148,6 +157,7 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
             template_kwargs=self._template_kwargs(),
             clip_max_tokens=True,
             stream=bool(self.stream or self.background),
+            prefix_scope=context.prefix_scope,
             **tool_fields(functions, choice, parallel=self.parallel_tool_calls),
         )
         return context.job(work, session=self.prompt_cache_key)
@@ -202,8 +212,8 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
         }
 
     def _shown_reasoning(self) -> Shown:
-        asked = self.reasoning
-        return {"effort": asked.effort if asked is not None else None, "summary": None}
+        asked = self.reasoning or Reasoning()
+        return {"effort": asked.effort, "summary": asked.asked_summary}
 
     def _shown_text(self) -> Shown:
         config = self.text or TextConfig()

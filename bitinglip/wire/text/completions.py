@@ -88,6 +88,7 @@ class CompletionRequest(OpenAITextFields):
             special_tokens=self.add_special_tokens is not False,
             clip_max_tokens=True,
             stream=bool(self.stream),
+            prefix_scope=context.prefix_scope,
             grammar=self.asked_grammar(),
         )
         return context.job(work)

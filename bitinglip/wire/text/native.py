@@ -54,6 +54,7 @@ class TextGenerationRequest(NativeForms, Switches, PromptEndFields, SamplingFiel
             n=self.n or 1,
             clip_max_tokens=self.max_tokens is None,
             stream=self.stream,
+            prefix_scope=context.prefix_scope,
             special_tokens=self.add_special_tokens is not False,
             template_kwargs=self.template_variables(),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),

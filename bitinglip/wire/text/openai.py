@@ -163,6 +163,7 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
             n=self.n or 1,
             clip_max_tokens=True,
             stream=bool(self.stream),
+            prefix_scope=context.prefix_scope,
             template_kwargs=self.template_variables(),
             **tool_fields(self.tools, self.tool_choice, parallel=self.parallel_tool_calls),
             grammar=self.asked_grammar(),

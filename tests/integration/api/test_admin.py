@@ -37,7 +37,17 @@ def test_models_are_listed_on_both_surfaces(admin: httpx.Client) -> None:
     assert "prompt" not in model["supported_parameters"]
     images = admin.get("/api/v1/models?type=image").json()["data"]
     assert [each["model_id"] for each in images] == ["painter"]
-    assert admin.get("/api/v1/models/org/deep").json()["model_id"] == "org/deep"
+    shown = admin.get("/api/v1/models/org/deep").json()
+    assert (shown["model_id"], shown["kind"], shown["task"]) == (
+        "org/deep",
+        "text",
+        "text-generation",
+    )
+    assert shown.keys() - model.keys() == {"needs_by_dtype"}
+    painter = admin.get("/api/v1/models/painter").json()["needs_by_dtype"]
+    assert painter["float32"] > painter["bfloat16"] == painter["float16"] > 0
+    fit = admin.get("/api/v1/models/painter/fit").json()
+    assert fit["needs_by_dtype"] == painter
     assert admin.get("/v1/models/org/deep").json()["id"] == "org/deep"
     assert admin.get("/v1/models").json()["data"][0]["object"] == "model"
 

@@ -63,8 +63,9 @@ def test_retry_of_the_official_client_waits_as_long_as_it_is_told(served: Served
             )
             if stream:
                 assert len(list(answer)) > 2
-        # Two of the three came too early: each was told once when to come again, and then passed.
-        assert refusals(served) == before + 2
+        # Two of the three came too early, or one on a slow machine: each was told once when to come
+        # again, and then passed.
+        assert before < refusals(served) <= before + 2
         assert time.monotonic() - began > 0.8
 
 

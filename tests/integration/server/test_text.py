@@ -239,6 +239,29 @@ def test_key_works_within_its_scopes_and_not_after_its_end(server: Server) -> No
     assert key["key"] not in server.log.read_text()
 
 
+def test_prefix_reuse_is_told_in_usage_and_stays_within_a_key(server: Server) -> None:
+    system = "You answer in one word, and never speak of what was said before this request."
+    body = {
+        "model": "demo-text",
+        "max_tokens": 4,
+        "messages": [{"role": "system", "content": system}, {"role": "user", "content": "Hello"}],
+    }
+
+    def cached(client: httpx.Client) -> int:
+        usage = client.post("/v1/chat/completions", json=body, timeout=60).json()["usage"]
+        assert usage["prompt_tokens"] > usage["prompt_tokens_details"]["cached_tokens"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    with server.client() as admin:
+        made = admin.post("/api/v1/keys", json={"name": "other", "scopes": ["inference:text"]})
+        assert cached(admin) == 0
+        assert cached(admin) >= 16
+        with server.client(headers={"X-API-Key": made.json()["key"]}) as other:
+            assert cached(other) == 0
+        counted = "bitinglip_cached_prompt_tokens_total"
+        assert f'{counted}{{model="demo-text"}}' in admin.get("/metrics").text
+
+
 def test_metrics_count_what_was_done(server: Server) -> None:
     def value(text: str, name: str) -> float:
         lines = [line for line in text.splitlines() if line.startswith(name)]

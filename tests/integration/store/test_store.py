@@ -15,8 +15,9 @@ import pytest
 from model_store.demo import DEMO_MODELS, make_demo_models
 from model_store.disk import lock
 from model_store.errors import BadFiles, BadName, ChangedFiles, NameTaken, UnknownModel
+from model_store.hashes import sha256_of
 from model_store.progress import Counter
-from model_store.store import ModelStore, sha256_of
+from model_store.store import ModelStore
 from tests.support.model_folders import write
 
 
@@ -123,7 +124,7 @@ def test_verify_names_what_cannot_be_read(
             raise OSError(errno.EIO, "Input/output error", str(path))
         return sha256_of(path, name, counter)
 
-    monkeypatch.setattr("model_store.store.sha256_of", fail)
+    monkeypatch.setattr("model_store.verification.sha256_of", fail)
     assert store.verify("mine") == ["config.json"]
 
 
@@ -298,3 +299,33 @@ def test_demo_text_loads_and_generates(store: ModelStore) -> None:
     assert (
         tokenizer.decode(tokenizer("Hello there, reader.")["input_ids"]) == "Hello there, reader."
     )
+
+
+def test_models_with_equal_files_share_their_bytes(
+    store: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)  # so that nothing is linked from outside
+    for name in ("one", "org/two"):
+        store.import_folder(source, name)
+    one, two = (store.path(name) / "model.safetensors" for name in ("one", "org/two"))
+    assert one.samefile(two)
+    blobs = [path for path in store.blobs.folder.glob("*/*") if path.stat().st_nlink == 3]
+    assert len(blobs) == 3
+    for name in ("one", "org/two"):
+        check(store, name)
+        assert store.verify(name) == []
+        store.remove(name)
+    assert not list(store.blobs.folder.glob("*/*"))
+
+
+def test_model_that_is_linked_from_outside_lends_its_files_to_no_other(
+    store: ModelStore, source: Path
+) -> None:
+    store.import_folder(source, "linked")
+    assert not list(store.blobs.folder.glob("*/*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: 12345)
+        store.import_folder(source, "copied")
+    one_bit(source / "model.safetensors")
+    assert store.verify("linked") == ["model.safetensors"]
+    assert store.verify("copied") == []

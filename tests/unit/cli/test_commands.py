@@ -1,6 +1,7 @@
 """The shape of the command line: options that all have, wrong usage, quick imports."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ def options(command: str) -> set[str]:
 
 def test_commands_of_the_contract_are_there() -> None:
     models = ["pull", "import", "list", "show", "remove", "verify", "load", "unload", "fit"]
+    models += ["downloads", "cancel"]
     expected = {f"models {name}" for name in models}
     expected |= {f"keys {name}" for name in ("create", "list", "show", "patch", "rotate", "revoke")}
     expected |= {f"workers {name}" for name in ("list", "show", "restart", "stop", "drain")}
@@ -117,6 +119,28 @@ def test_imports_of_the_commands_leave_the_product_out(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("imported", "code"), [("cli.main", -signal.SIGINT), ("bitinglip.home", 130)]
+)
+def test_interrupt_while_a_command_is_imported_leaves_no_traceback(
+    imported: str, code: int
+) -> None:
+    program = (
+        "import os, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {imported!r}: os.kill(os.getpid(), {signal.SIGINT.value})\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "sys.argv = ['bitinglip', 'config', 'show']\n"
+        "from cli.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
 
 
 def test_keys_end_by_their_expiry_or_their_age() -> None:

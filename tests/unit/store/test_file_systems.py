@@ -6,7 +6,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from bitinglip import app
+from bitinglip.machine import open_page_cache
 from bitinglip.settings import Settings
 from model_store.file_systems import mount_of, slow_storage
 from workers.devices import Devices
@@ -91,11 +91,11 @@ def test_storage_is_that_of_the_innermost_and_last_mount() -> None:
 def test_storage_that_is_slow_is_told_at_the_start_and_read_in_sequence(
     slow: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "slow_storage", lambda _: slow)
+    monkeypatch.setattr("bitinglip.machine.slow_storage", lambda _: slow)
     told = LogCapture()
     # An earlier test may have configured a level above this one.
     own = structlog.wrap_logger(None, processors=[told], wrapper_class=structlog.BoundLogger)
-    monkeypatch.setattr(app, "log", own)
-    cache = app._page_cache(Settings().devices, Devices.find([("card", 1)]), Path("/models"))
+    monkeypatch.setattr("bitinglip.machine.log", own)
+    cache = open_page_cache(Settings().devices, Devices.find([("card", 1)]), Path("/models"))
     assert cache.reads_first == (slow is not None)
     assert [entry["storage"] for entry in told.entries] == [slow] * cache.reads_first

@@ -249,3 +249,76 @@ def test_inspection_reads_the_longest_token_from_the_tokenizer(
     if tokenizer is not None:
         write(folder / "tokenizer.json", tokenizer)
     assert inspect(folder).longest_token == expected
+
+
+CARD = """---
+license: apache-2.0
+language: [en, no, de]
+tags: &a [x, *a]
+---
+# A model
+"""
+
+
+@pytest.mark.parametrize(
+    ("card", "licence", "languages"),
+    [
+        (CARD.replace("tags: &a [x, *a]\n", ""), "apache-2.0", ("en", "no", "de")),
+        ("---\nlicense: other\nlicense_name: llama3\nlanguage: en\n---\n", "llama3", ("en",)),
+        ("---\nlicense: [mit, gpl]\nlanguage: {en: 1}\n---", "mit", ()),
+        ("---\r\nlicense: mit\r\n---\r\n", "mit", ()),
+        ('---\nlicense: "\\e[2Jmit"\nlanguage: [../x, 7, en-US]\n---\n', None, ("en-US",)),
+        ("---\nlicense: {{\n---\n", None, ()),
+        ("---\n" + "[" * 30_000 + "\n---\n", None, ()),
+        ("---\nlicense: !!python/object/apply:os.mkdir [executed]\n---\n", None, ()),
+        ("---\n- license\n---\n", None, ()),
+        ("license: mit\n", None, ()),
+        ("", None, ()),
+    ],
+)
+def test_inspection_reads_licence_and_languages_from_the_card(
+    tmp_path: Path, card: str, licence: str | None, languages: tuple[str, ...]
+) -> None:
+    folder = llama(tmp_path / "m")
+    (folder / "README.md").write_bytes(card.encode())
+    found = inspect(folder)
+    assert (found.license, found.languages) == (licence, languages)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("\n   Apache License\n   Version 2.0, January 2004\n", "apache-2.0"),
+        ("MIT License\n\nCopyright (c) 2024 Somebody\n", "mit"),
+        ("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n", "llama3.1"),
+        ("All rights reserved.", None),
+    ],
+)
+def test_inspection_knows_licences_by_their_first_words(
+    tmp_path: Path, text: str, licence: str | None
+) -> None:
+    folder = llama(tmp_path / "m")
+    write(folder / "LICENSE.txt", text)
+    assert inspect(folder).license == licence
+    write(folder / "README.md", "---\nlicense: llama2\n---\n")
+    assert inspect(folder).license == "llama2"
+
+
+@pytest.mark.parametrize(
+    ("template", "more"),
+    [
+        ("{{ messages }}", ()),
+        ("{% if tools %}{{ tools }}{% endif %}", ("tools",)),
+        ("{% if enable_thinking %}<think>{% endif %}", ("reasoning",)),
+        ("{{ message.reasoning_content }}{{ tools }}", ("tools", "reasoning")),
+        ("{{ 'He was thinking of tooling.' }}", ()),
+    ],
+)
+def test_inspection_tells_from_the_template_what_a_chat_model_can(
+    tmp_path: Path, template: str, more: tuple[str, ...]
+) -> None:
+    folder = llama(tmp_path / "m")
+    write(folder / "chat_template.jinja", template)
+    (folder / "tokenizer_config.json").unlink()
+    assert inspect(folder).capabilities == ("completion", "chat", *more)

@@ -22,7 +22,7 @@ from workers.framing import decode_commands, encode_commands
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 OTHER = {"type": "function", "name": "g"}
-ECHO = {"id": "resp_1", "object": "response", "status": "in_progress", "output": []}
+ECHO = {"id": "resp_1", "object": "response", "status": "in_progress", "output": [], "store": True}
 
 
 def _parsed(**fields: Any) -> ResponsesRequest:
@@ -224,14 +224,12 @@ def test_tools_that_are_allowed_and_not_there_are_refused() -> None:
 # ---- the stream ----------------------------------------------------------------------------------
 
 
-def _streamed(
-    events: Iterable[Event], *, store: bool = True, tools: Any = (), **values: Any
-) -> list[tuple[str, Any]]:
+def _streamed(events: Iterable[Event], *, after: int = -1, **echoed: Any) -> list[tuple[str, Any]]:
     work = protocol.TextJob(
         id="task-1", prompt="x", sampling=protocol.Sampling(max_tokens=5, logprobs=1)
     )
     event_log = EventLog(Job(work=work, model="org/m", key_id="k"))
-    view = ResponseView(event_log, "r", echo={**ECHO, "store": store, "tools": tools}, **values)
+    view = ResponseView(event_log, "r", echo={**ECHO, **echoed}, after=after)
     shown = b""
     for event in events:
         event_log.put(event)
@@ -299,6 +297,27 @@ def test_reasoning_of_a_response_that_is_not_kept_can_be_sent_back_packed() -> N
     for other in ("gAAAA", "bitinglip-1.%"):
         [turn] = _turns([{**item, "encrypted_content": other}])
         assert turn.reasoning is None
+
+
+def test_reasoning_stands_in_the_summary_that_a_client_asks_for() -> None:
+    """Clients that ask for a summary show nothing else of the reasoning."""
+    asked = _parsed(reasoning={"summary": "auto"}).reasoning
+    assert asked is not None
+    told = _streamed(_whole_stream(), reasoning={"effort": None, "summary": asked.asked_summary})
+    names = [f"response.reasoning_summary_{each}" for each in
+             ("part.added", "text.delta", "text.done", "part.done")]  # fmt: skip
+    assert [name for name, _ in told if "reasoning" in name] == names
+    assert [data["delta"] for name, data in told if name == names[1]] == ["let me see"]
+    item = told[-1][1]["response"]["output"][0]
+    assert item["summary"] == [{"type": "summary_text", "text": "let me see"}]
+    assert item["content"] == []
+    [turn] = _turns([item])
+    assert turn.reasoning == "let me see"
+    assert chat_messages(None, [item])[0].reasoning == "let me see"
+    for other in ({}, {"summary": None}, {"summary": "none"}):
+        plain = _parsed(reasoning=other).reasoning
+        assert plain is not None
+        assert plain.asked_summary is None
 
 
 @pytest.mark.parametrize(

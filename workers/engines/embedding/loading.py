@@ -4,7 +4,6 @@ Any fault of the files raises Refused with MODEL_LOAD_FAILED.
 """
 
 import inspect
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 
 from workers.engines import torch_env
 from workers.engines.embedding.layout import Dense, Layout, read_layout
+from workers.engines.library_config import library_config
 from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.torch_env import check_missing, library_errors, load_failed
-from workers.engines.weight_files import check_sizes
+from workers.engines.weight_files import check_sizes, variant_of
 from workers.protocol import Load
 
 _UNUSED = "pooler."  #: a head of BERT and its kin, which most repositories leave out
@@ -56,7 +56,7 @@ def load(spec: Load) -> LoadedEmbedder:
         layout = read_layout(folder)
         own = getattr(config, "dtype", None) or torch.float32
         dtype = torch_env.choose_dtype("embedding", spec, device, own)
-        tokenizer = _tokenizer(folder, layout)
+        tokenizer = _tokenizer(folder, config, layout)
         model, missing = _model(folder, config, layout, dtype, device)
         dense = _dense_layers(folder, layout, device)
     check_missing(key for key in missing if layout.score or not key.startswith(_UNUSED))
@@ -83,10 +83,7 @@ def load(spec: Load) -> LoadedEmbedder:
 
 
 def _config(folder: Path) -> Any:
-    raw = json.loads((folder / "config.json").read_text())
-    if "auto_map" in raw:
-        raise load_failed("The model brings its own code, which is not run.")
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = library_config(folder)
     if getattr(config, "is_encoder_decoder", False):
         raise load_failed("Embedding models with an encoder and a decoder are not run here.")
     text = config.get_text_config()
@@ -101,8 +98,10 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _tokenizer(folder: Path, layout: Layout) -> Any:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+def _tokenizer(folder: Path, config: Any, layout: Layout) -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, config=config, local_files_only=True
+    )
     backend = tokenizer.backend_tokenizer
     # Defaults in tokenizer.json would cut or fill texts in silence.
     backend.no_truncation()
@@ -125,6 +124,7 @@ def _model(
         dtype=dtype,
         device_map=torch_env.straight_to(device),
         use_safetensors=True,
+        variant=variant_of(folder),
         local_files_only=True,
         output_loading_info=True,
     )

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from workers.engines.defaults import SPEECH_CACHE_BYTES, SPEECH_ROWS
+from workers.engines.library_config import library_config
 from workers.engines.numbers import check_numbers
 from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.speech.bark.speaker import BarkSpeaker
@@ -24,6 +25,7 @@ from workers.engines.torch_env import (
     load_failed,
     straight_to,
 )
+from workers.engines.weight_files import variant_of
 from workers.protocol import Load
 
 
@@ -58,7 +60,7 @@ def _bark(spec: Load) -> tuple[SpeechModel, int]:
     semantic = model.generation_config.semantic_config["semantic_vocab_size"]
     voices = Voices(Path(spec.path), semantic, codes)
     rows = min(spec.max_batch or SPEECH_ROWS, _rows_in_budget(model, spec))
-    return BarkSpeaker(model, _tokenizer(spec), voices, rows), rows
+    return BarkSpeaker(model, _tokenizer(spec, model), voices, rows), rows
 
 
 def _logits_of_stages(model: Any) -> torch.Tensor:
@@ -86,7 +88,7 @@ def _rows_in_budget(model: Any, spec: Load) -> int:
 def _vits(spec: Load) -> tuple[SpeechModel, int]:
     model = _model(transformers.VitsModel, spec, Path(spec.path), "vits")
     _compute_in_float32(model.decoder)
-    return Vits(model, _tokenizer(spec)), spec.max_batch or SPEECH_ROWS
+    return Vits(model, _tokenizer(spec, model)), spec.max_batch or SPEECH_ROWS
 
 
 def _speecht5(spec: Load) -> tuple[SpeechModel, int]:
@@ -107,7 +109,7 @@ def _speecht5(spec: Load) -> tuple[SpeechModel, int]:
             "This model has no voices: name files of speaker vectors (.npy) in its setting "
             "speech.voices."
         )
-    return SpeechT5(model, _tokenizer(spec), vocoder, voices), spec.max_batch or SPEECH_ROWS
+    return SpeechT5(model, _tokenizer(spec, model), vocoder, voices), spec.max_batch or SPEECH_ROWS
 
 
 _FAMILIES: dict[str, Callable[[Load], tuple[SpeechModel, int]]] = {
@@ -121,9 +123,11 @@ def _model(model_class: Any, spec: Load, folder: Path, family: str) -> Any:
     place = device(spec)
     model, info = model_class.from_pretrained(
         folder,
+        config=library_config(folder, model_class.config_class),
         dtype=choose_dtype(family, spec, place),
         device_map=straight_to(place),
         use_safetensors=True,
+        variant=variant_of(folder),
         local_files_only=True,
         output_loading_info=True,
     )
@@ -140,7 +144,7 @@ def _compute_in_float32(codec: torch.nn.Module) -> None:
     )
 
 
-def _tokenizer(spec: Load) -> Any:
+def _tokenizer(spec: Load, model: Any) -> Any:
     return transformers.AutoTokenizer.from_pretrained(
-        spec.path, trust_remote_code=False, local_files_only=True
+        spec.path, config=model.config, trust_remote_code=False, local_files_only=True
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.text.cache import BlockTable
-from workers.engines.text.scheduler import Chunk, Plan
+from workers.engines.text.plan import Chunk, Plan
 
 #: A mask per window size in use; None stands for no window, a value of None for plain causality.
 Masks = dict[int | None, Tensor | None]

@@ -1,10 +1,10 @@
-"""Allocates the KV cache's blocks. Pure: knows numbers, not tensors.
+"""Allocates the KV cache's blocks and remembers what they hold. Pure: knows numbers, not tensors.
 
-Blocks are handed out oldest-freed first, so that a later prefix cache can leave the contents of
-freed blocks in place and evict them in that very order.
+Free blocks keep their contents until they are handed out again: first those of which nothing is
+remembered, then those that were released first.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 #: Padding of block tables points here. It is never handed out and stays all zeros.
@@ -18,7 +18,8 @@ class NoFreeBlocks(Exception):
 class BlockAllocator:
     """Hands out the blocks 1 to ``total``; each holds ``block_size`` tokens of one sequence.
 
-    Sequences that begin alike may share full blocks: one is free once all have released it.
+    Sequences that begin alike may share full blocks: one is free once all have released it. A full
+    block that was published is found by its key for as long as its contents stay.
     """
 
     def __init__(self, total: int, block_size: int) -> None:
@@ -26,12 +27,15 @@ class BlockAllocator:
             raise ValueError("a cache has at least one block of at least one token")
         self.total = total
         self.block_size = block_size
-        self._free = deque(range(1, total + 1))
+        self._blank = deque(range(1, total + 1))  #: free, without a key
+        self._kept: dict[int, None] = {}  #: free, with a key, the first released first
         self._holders: dict[int, int] = {}  #: of each block in use, how many sequences hold it
+        self._keys: dict[int, bytes] = {}  #: of published blocks
+        self._published: dict[bytes, int] = {}  #: the block of each key
 
     @property
     def free_count(self) -> int:
-        return len(self._free)
+        return len(self._blank) + len(self._kept)
 
     @property
     def used_count(self) -> int:
@@ -43,18 +47,22 @@ class BlockAllocator:
 
     def allocate(self, count: int) -> list[int]:
         """Take ``count`` blocks. Raises :class:`NoFreeBlocks`, taking none, if too few are free."""
-        if count > len(self._free):
-            raise NoFreeBlocks(f"{count} blocks asked for, {len(self._free)} free")
-        blocks = [self._free.popleft() for _ in range(count)]
+        if count > self.free_count:
+            raise NoFreeBlocks(f"{count} blocks asked for, {self.free_count} free")
+        blocks = [self._blank.popleft() if self._blank else self._evict() for _ in range(count)]
         self._holders.update(dict.fromkeys(blocks, 1))
         return blocks
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Hold blocks once more. Raises ValueError for one that is not in use."""
+        """Hold blocks once more, also free ones that have a key. Raises ValueError for others."""
         for block in blocks:
-            if block not in self._holders:
+            if block in self._kept:
+                del self._kept[block]
+                self._holders[block] = 1
+            elif block in self._holders:
+                self._holders[block] += 1
+            else:
                 raise ValueError(f"block {block} is not in use")
-            self._holders[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
         """Give blocks back. Raises ValueError for one that is not in use."""
@@ -64,9 +72,52 @@ class BlockAllocator:
                 raise ValueError(f"block {block} is not in use")
             if holders > 1:
                 self._holders[block] = holders - 1
+            elif block in self._keys:
+                self._kept[block] = None
             else:
-                self._free.append(block)
+                self._blank.append(block)
+
+    def publish(self, block: int, key: bytes) -> None:
+        """Let a block in use be found by a key, unless another is found by it already."""
+        if key not in self._published and block not in self._keys:
+            self._published[key] = block
+            self._keys[block] = key
+
+    def find(self, keys: Iterable[bytes]) -> list[int]:
+        """Return the blocks of the first keys, as many as are known one after another."""
+        found = []
+        for key in keys:
+            block = self._published.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def free_among(self, blocks: Iterable[int]) -> int:
+        """Count the blocks that nobody holds just now."""
+        return sum(block in self._kept for block in blocks)
+
+    def forget(self, blocks: Iterable[int]) -> list[int]:
+        """Let nobody find blocks any more; return those in use that nobody else holds.
+
+        A block comes as often as the caller holds it.
+        """
+        alone = []
+        for block, times in Counter(blocks).items():
+            key = self._keys.pop(block, None)
+            if key is not None:
+                del self._published[key]
+            if self._holders.get(block) == times:
+                alone.append(block)
+        return alone
 
     def books(self) -> dict[str, int]:
         """Count the blocks: ``free`` and ``used`` add up to ``total`` at any time."""
         return {"free": self.free_count, "used": self.used_count, "total": self.total}
+
+    def _evict(self) -> int:
+        """Take the block that was released first, whose contents are lost."""
+        block = next(iter(self._kept))
+        del self._kept[block]
+        del self._published[self._keys.pop(block)]
+        return block

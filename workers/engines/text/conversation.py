@@ -14,8 +14,8 @@ from workers.engines.text.grammar.vocabulary import added_tokens
 from workers.engines.text.history import template_tools
 from workers.engines.text.parsing.call_grammar import (
     Unwritable,
+    after_reasoning,
     call_grammar,
-    json_after_reasoning,
 )
 from workers.engines.text.parsing.recognition import (
     ResponseFormat,
@@ -119,8 +119,7 @@ class Conversation:
     ) -> tuple[Grammar | None, Reading | None]:
         """Return the grammar of the answer, and how the answer is parsed then. Raises Refused.
 
-        The form that the request asks for begins after the reasoning where a grammar can say so;
-        else the whole text has that form, and is not parsed.
+        The form that the request asks for begins after the reasoning.
         """
         if reading is None:
             return job.grammar, None
@@ -129,8 +128,7 @@ class Conversation:
         family = reading.form.family
         if job.grammar is None or family is None or not reading.form.reasons:
             return job.grammar, reading
-        grammar = json_after_reasoning(job.grammar, family, self._added, begun=reading.reasons)
-        return (job.grammar, None) if grammar is None else (grammar, reading)
+        return after_reasoning(job.grammar, family, self._added, begun=reading.reasons), reading
 
     def _calls(self, job: TextJob, reading: Reading) -> Grammar:
         named = [tool for tool in job.tools if tool.name == job.tool_choice]

@@ -4,7 +4,6 @@ Any fault of the files raises :class:`Refused` with MODEL_LOAD_FAILED.
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,16 @@ import transformers
 
 from workers.engines import torch_env
 from workers.engines.base import reason
+from workers.engines.library_config import library_config
 from workers.engines.peer_copies import check_copies
+from workers.engines.text.adapter import merged
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.torch_env import DTYPES, load_failed
-from workers.engines.weight_files import check_sizes
+from workers.engines.weight_files import check_sizes, stored_dtype, variant_of
 from workers.protocol import Load
+
+_RECURRENT = {"linear_attention"}
+_RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,7 +46,7 @@ def load(spec: Load) -> LoadedModel:
     _check_files(folder, config)
     device = torch_env.device(spec)
     dtype = _dtype(spec, config, device)
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(folder, config)
     cards = len(spec.visible_devices.split(",")) if device.type == "cuda" else 1
     model = _model(folder, config, dtype, device, spec, spread=cards > 1)
     vocab = model.get_output_embeddings().weight.shape[0]
@@ -69,17 +73,13 @@ def _config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise load_failed("The model's folder has no config.json.")
     with torch_env.library_errors("The model's config.json is not valid"):
-        raw = json.loads((folder / "config.json").read_text())
-        if "auto_map" in raw:
-            raise load_failed("The model brings its own code, which is not run.")
-        return transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        return library_config(folder)
 
 
 def _dtype(spec: Load, config: Any, device: torch.device) -> torch.dtype:
-    """Return the wanted dtype, else the files' own if the device computes it well."""
-    own = getattr(config, "dtype", None) or torch.float32
+    """Return the wanted dtype, else the config's, else the weights', if the device computes it
+    well."""
+    own = getattr(config, "dtype", None) or stored_dtype(Path(spec.path)) or torch.float32
     if spec.dtype is None and own not in DTYPES.values():
         raise load_failed(f"The model's own dtype {own} is not supported; set one.")
     model_type = getattr(config, "model_type", "")
@@ -121,11 +121,14 @@ def _model(
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
+            variant=variant_of(folder),
             output_loading_info=True,
             device_map=where,
             max_memory=dict(enumerate(spec.device_weights)) or None,
         )
     torch_env.check_missing(info["missing_keys"])
+    if spec.adapter is not None:
+        model = merged(model, Path(spec.adapter))
     if spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
@@ -145,10 +148,10 @@ def check_placement(device_map: Mapping[str, Any]) -> None:
         raise torch_env.out_of_memory()
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, config: Any) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
+            folder, config=config, trust_remote_code=False, local_files_only=True
         )
         backend = tokenizer.backend_tokenizer
         # Defaults in tokenizer.json would cut or fill prompts in silence.
@@ -190,13 +193,21 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 def _max_positions(config: Any) -> int:
     """Return how many positions the model knows.
 
+    Models that are recurrent in all layers know no position, so none is too far.
+
     Some rotary scalings change all frequencies once any sequence is longer than the original
-    context; rows of one batch would then disturb each other, so the context ends there.
+    context; rows of one batch would then disturb each other, so the context ends there. YaRN's are
+    the same for all lengths, and good for the original context times its factor.
     """
     positions = getattr(config, "max_position_embeddings", None)
+    if positions is None and set(getattr(config, "layer_types", None) or ()) == _RECURRENT:
+        return _RECURRENT_CONTEXT
     if not isinstance(positions, int) or positions < 1:
         raise load_failed("The model's config.json does not tell its longest context.")
     rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or positions
     if rope.get("rope_type") in ("dynamic", "longrope"):
-        positions = min(positions, rope.get("original_max_position_embeddings") or positions)
+        return min(positions, original)
+    if rope.get("rope_type") == "yarn":
+        return max(positions, int(original * (rope.get("factor") or 1)))
     return positions

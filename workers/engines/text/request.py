@@ -8,10 +8,11 @@ import msgspec
 from workers.codes import Code
 from workers.engines.text.detokenizer import DetokenizerFactory
 from workers.engines.text.generation import Generation
+from workers.engines.text.plan import Sequence
+from workers.engines.text.prefix_keys import PrefixKeys
 from workers.engines.text.preprocess import PreparedJob, PreparedPrompt
 from workers.engines.text.sampler import Choice
 from workers.engines.text.sampling_params import SamplingParams
-from workers.engines.text.scheduler import Sequence
 from workers.protocol import Cancelled, Event, Failed, Started, TextDelta, TextDone, TextJob
 
 
@@ -28,13 +29,16 @@ class Request:
         *,
         eos_ids: frozenset[int],
         vocab_size: int,
+        block_size: int | None,
     ) -> None:
+        """``block_size``: tokens of a block; None if sequences share no blocks."""
         job: TextJob = prepared.job
         self.job = job
         self.ended = False
         self._seed = prepared.seed
         self._factory = factory
         self._vocab_size = vocab_size
+        self._block_size = block_size
         self._of_each = job.best_of or job.n
         self._ranks = self._of_each > job.n
         self._ends = frozenset(job.sampling.stop_token_ids)
@@ -53,7 +57,8 @@ class Request:
         job, sampling = self.job, self.job.sampling
         if self._ranks and sampling.logprobs is None:
             sampling = msgspec.structs.replace(sampling, logprobs=0)
-        holders: list[Sequence] | None = [] if self._of_each > 1 else None
+        shares = self._of_each > 1 and self._block_size is not None
+        holders: list[Sequence] | None = [] if shares else None
         scores = job.echo and sampling.logprobs is not None
         settings: dict[str, Any] = {
             "max_tokens": prompt.max_tokens,
@@ -65,7 +70,7 @@ class Request:
         }
         return [
             Generation(
-                Sequence(job.id, prompt.ids, scores=scores, holders=holders),
+                Sequence(job.id, prompt.ids, scores=scores, holders=holders, keys=self._keys()),
                 SamplingParams(
                     sampling,
                     self._seed,
@@ -81,6 +86,10 @@ class Request:
             )
             for number in range(self._of_each)
         ]
+
+    def _keys(self) -> PrefixKeys | None:
+        scope, size = self.job.prefix_scope, self._block_size
+        return None if scope is None or size is None else PrefixKeys(scope, size)
 
     @property
     def produced(self) -> int:
@@ -119,6 +128,7 @@ class Request:
         return events
 
     def _done(self) -> TextDone:
+        cached = sum(each.sequence.cached for each in self.generations[:: self._of_each])
         choices = [each.finished() for each in self._told()]
         if self._ranks and self.job.sampling.logprobs is None:
             choices = [msgspec.structs.replace(each, logprobs=()) for each in choices]
@@ -127,6 +137,7 @@ class Request:
             choices=tuple(choices),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self.produced,
+            cached_tokens=cached,
             reasoning_tokens=sum(each.reasoning_tokens for each in self.generations),
         )
 

@@ -6,99 +6,14 @@ blocks (preemption) and is computed again later from its prompt and its own toke
 
 A job may have several sequences. Each job has a row before another has its second one: if rows or
 blocks lack for that, the youngest sequence of the job that has most rows is preempted. Sequences of
-one prompt share its full blocks: the first computes them while the others wait.
+one prompt share its full blocks: the first computes them while the others wait. Those of different
+jobs share the blocks of what they have in common at their beginning, if their keys are equal.
 """
 
 from collections import Counter, deque
-from collections.abc import Container
-from dataclasses import dataclass, field
 
 from workers.engines.text.blocks import BlockAllocator
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """Holds the tokens of one text of a job and how far they are in the cache."""
-
-    id: str  #: of the job
-    tokens: list[int]  #: the prompt, then every sampled token
-    prompt_length: int = field(init=False)
-    blocks: list[int] = field(default_factory=list)
-    computed: int = 0  #: tokens whose keys and values are in ``blocks``
-    started: bool = False  #: was part of a plan at least once
-    paused: bool = False  #: no token can be chosen for it for a while
-    scores: bool = False  #: the logits at the prompt's tokens are wanted, too
-    #: the running sequences of the same prompt, oldest first; None: there is no other
-    holders: "list[Sequence] | None" = None
-
-    def __post_init__(self) -> None:
-        self.prompt_length = len(self.tokens)
-
-    @property
-    def pending(self) -> int:
-        return len(self.tokens) - self.computed
-
-
-@dataclass(slots=True, frozen=True)
-class Chunk:
-    """Names the piece ``tokens[start:end]`` of a sequence; ``samples`` if a token follows it."""
-
-    sequence: Sequence
-    start: int
-    end: int
-    samples: bool
-
-    @property
-    def scored(self) -> int:
-        """Count the tokens whose logits are wanted beside the last: each tells the next one's."""
-        if not self.sequence.scores:
-            return 0
-        return max(0, min(self.end, self.sequence.prompt_length - 1) - self.start)
-
-
-@dataclass(slots=True, frozen=True)
-class Plan:
-    """Lists a step's chunks: those of one token first, then pieces of prompts."""
-
-    decodes: list[Chunk]
-    prefills: list[Chunk]
-    started: list[Sequence]  #: those that are in a plan for the first time
-    preempted: list[Sequence]  #: those that lost their blocks to make room
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        return self.decodes + self.prefills
-
-    @property
-    def tokens(self) -> int:
-        return sum(chunk.end - chunk.start for chunk in self.chunks)
-
-    def of(self, sequences: Container[Sequence]) -> "Plan":
-        """Return what it plans of these sequences."""
-        decodes = [chunk for chunk in self.decodes if chunk.sequence in sequences]
-        return Plan(decodes, [c for c in self.prefills if c.sequence in sequences], [], [])
-
-    def halves(self) -> "list[Plan]":
-        """Split into two plans of half the chunks each.
-
-        Of a single chunk only the first half is planned; the rest stays for a later step. Returns
-        nothing for a single token.
-        """
-        if len(self.chunks) > 1:
-            middle = len(self.chunks) // 2
-            decodes, prefills = self.decodes, self.prefills
-            left = max(0, middle - len(decodes))
-            return [
-                Plan(decodes[:middle], prefills[:left], [], []),
-                Plan(decodes[middle:], prefills[left:], [], []),
-            ]
-        chunk = self.chunks[0]
-        half = (chunk.end - chunk.start) // 2
-        if not half:
-            return []
-        first = Chunk(chunk.sequence, chunk.start, chunk.start + half, samples=False)
-        return [Plan([], [first], [], [])]
-
+from workers.engines.text.plan import Chunk, Plan, Sequence
 
 #: Prompts' tokens of a step whose logits are wanted: they are as wide as the vocabulary, each.
 _SCORED_TOKENS = 256
@@ -190,6 +105,7 @@ class Scheduler:
         """Note that the plan's tokens are in the cache."""
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.end
+            self._publish(chunk.sequence)
         self._recover()
 
     def postpone(self, sequence: Sequence) -> None:
@@ -266,7 +182,7 @@ class Scheduler:
             if sequence is None:
                 break
             shared = self._shared(sequence)
-            if not self._fits(sequence, len(shared)):
+            if not self._fits(sequence, len(shared) - self._allocator.free_among(shared)):
                 break
             self._waiting.remove(sequence)
             self._enter(sequence, shared)
@@ -309,13 +225,30 @@ class Scheduler:
         for each in () if sequence.scores else sequence.holders or ():
             if each.computed >= tokens:
                 return each.blocks[: tokens // self._allocator.block_size]
-        return []
+        if sequence.keys is None or sequence.scores:
+            return []
+        full = (len(sequence.tokens) - 1) // self._allocator.block_size
+        return self._allocator.find(sequence.keys.of(sequence.tokens, 0, full))
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Let the full blocks be found, except for one whose last token may be computed again."""
+        full = (sequence.computed - 1) // self._allocator.block_size
+        if sequence.keys is None or full <= sequence.published:
+            return
+        first = sequence.published
+        keys = sequence.keys.of(sequence.tokens, first, full)
+        for block, key in zip(sequence.blocks[first:full], keys, strict=True):
+            self._allocator.publish(block, key)
+        sequence.published = full
 
     def _enter(self, sequence: Sequence, shared: list[int]) -> None:
         """Make a sequence run, with the blocks that it shares."""
         self._allocator.share(shared)
         sequence.blocks = list(shared)
         sequence.computed = len(shared) * self._allocator.block_size
+        sequence.published = len(shared)
+        if not sequence.started:
+            sequence.cached = sequence.computed
         self._running.append(sequence)
         self._rows[sequence.id] += 1
         if sequence.holders is not None:
@@ -329,12 +262,15 @@ class Scheduler:
             del self._rows[sequence.id]
         if sequence.holders is not None:
             sequence.holders.remove(sequence)
-        self._allocator.release(sequence.blocks)
+        self._allocator.release(reversed(sequence.blocks))  # the end is of less use than the start
         sequence.blocks = []
         sequence.computed = 0
 
     def _fits(self, sequence: Sequence, shared: int) -> bool:
-        """True if all of its tokens fit beside those that the running prompts still need."""
+        """True if all of its tokens fit beside those that the running prompts still need.
+
+        ``shared`` counts the blocks in use that it shares.
+        """
         if not self._running:
             return True
         promised = sum(self._missing_blocks(running) for running in self._running)

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 from workers.engines import torch_env
+from workers.engines.library_config import library_config
 from workers.engines.numbers import check_numbers
 from workers.engines.packed_linear import pack_all, unmap
 from workers.engines.torch_env import check_missing, library_errors, load_failed
-from workers.engines.weight_files import check_sizes
+from workers.engines.weight_files import check_sizes, variant_of
 from workers.protocol import Load
 
 #: Thresholds of Whisper's authors, for a generation_config.json without them; the first in the
@@ -111,9 +112,11 @@ def _check_files(folder: Path) -> None:
 def _model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
     model, info = transformers.WhisperForConditionalGeneration.from_pretrained(
         folder,
+        config=library_config(folder, transformers.WhisperConfig),
         dtype=dtype,
         device_map=torch_env.straight_to(device),
         use_safetensors=True,
+        variant=variant_of(folder),
         local_files_only=True,
         output_loading_info=True,
     )

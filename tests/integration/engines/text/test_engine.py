@@ -29,7 +29,7 @@ from tests.support.text_harness import (
 )
 from workers.engines.base import Refused
 from workers.engines.text.engine import TextEngine
-from workers.engines.text.scheduler import Plan
+from workers.engines.text.plan import Plan
 from workers.protocol import (
     Cancelled,
     ChatMessage,

@@ -23,7 +23,8 @@ from workers.engines.text.cache import LayerShape, PagedCache
 from workers.engines.text.engine import TextEngine
 from workers.engines.text.fused import FusedDecoder, move
 from workers.engines.text.loading import LoadedModel
-from workers.engines.text.scheduler import Plan, Scheduler, Sequence
+from workers.engines.text.plan import Plan, Sequence
+from workers.engines.text.scheduler import Scheduler
 from workers.protocol import Failed, Load
 
 PROMPTS = ["one two three", "T", "żółć 漢字 🦊 in several pieces", " ".join(["again"] * 25)]

@@ -3,7 +3,7 @@
 import torch
 
 from workers.engines.text.batch import BatchBuilder, DecodeGroup, PromptPiece
-from workers.engines.text.scheduler import Chunk, Plan, Sequence
+from workers.engines.text.plan import Chunk, Plan, Sequence
 
 
 def plan() -> Plan:

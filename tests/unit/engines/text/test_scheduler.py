@@ -5,7 +5,8 @@ import random
 import pytest
 
 from workers.engines.text.blocks import NULL_BLOCK, BlockAllocator, NoFreeBlocks
-from workers.engines.text.scheduler import Plan, Scheduler, Sequence
+from workers.engines.text.plan import Plan, Sequence
+from workers.engines.text.scheduler import Scheduler
 
 
 def books_add_up(allocator: BlockAllocator) -> bool:

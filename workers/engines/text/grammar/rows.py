@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 
 from workers.engines.text.grammar.constraint import Constraint
-from workers.engines.text.scheduler import Sequence
+from workers.engines.text.plan import Sequence
 
 #: Seconds for which a step waits for its masks, which are looked for beside its forward pass. A row
 #: whose mask takes longer leaves the step, and its neighbours go on.

@@ -41,9 +41,9 @@ def translate(grammar: Grammar) -> str:
         case "json_schema":
             return _json(_schema(grammar), strict=grammar.strict)
         case "regex":
-            return _regex(grammar.source)
+            return LLMatcher.grammar_from_lark(f"start: {_regex(grammar.source)}")
         case "choice":
-            return _choice(grammar.source)
+            return LLMatcher.grammar_from_lark(f"start: {_choice(grammar.source)}")
         case "lark":
             return LLMatcher.grammar_from_lark(grammar.source)
 
@@ -60,6 +60,24 @@ def literal(text: str, added: Mapping[str, int]) -> str:
     parts = [part for part in re.split(f"({names})", text) if part]
     written = [f"<[{added[part]}]>" if part in added else _quoted(part) for part in parts]
     return " ".join(written) or '""'
+
+
+def rule_body(grammar: Grammar) -> str:
+    """Return Lark that matches what a grammar matches, to be the whole body of a rule.
+
+    Raises Refused: INVALID_REQUEST.
+    """
+    match grammar.kind:
+        case "json_object":
+            return json_text(_ANY_OBJECT)
+        case "json_schema":
+            return json_text(_schema(grammar), strict=grammar.strict)
+        case "regex":
+            return _regex(grammar.source)
+        case "choice":
+            return _choice(grammar.source)
+        case "lark":
+            return f"%lark {{\n{grammar.source}\n}}"
 
 
 def json_text(schema: Mapping[str, Any], *, strict: bool = False) -> str:
@@ -122,7 +140,7 @@ def _json(schema: dict[str, Any], *, strict: bool) -> str:
 
 
 def _regex(source: str) -> str:
-    """Return the grammar of a whole text; its anchors say the same, and the library has none.
+    """Return a terminal that is a whole text; its anchors say the same, and the library has none.
 
     Digits are those of ASCII, which an author of an expression nearly always means.
     """
@@ -131,12 +149,12 @@ def _regex(source: str) -> str:
     if source.endswith("$") and (end - len(source[: end - 1].rstrip("\\"))) % 2:
         end -= 1
     expression = regex_to_lark(source[start:end], "d")
-    return LLMatcher.grammar_from_lark(f"start: /{expression}/")
+    return f"/{expression}/"
 
 
 def _choice(source: str) -> str:
     choices = json.loads(source)
-    return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, choices)))
+    return " | ".join(map(_quoted, choices))
 
 
 def _quoted(text: str) -> str:

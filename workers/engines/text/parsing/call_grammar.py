@@ -1,4 +1,4 @@
-"""Writes the grammar of an answer that calls tools, or that is JSON once its reasoning has ended.
+"""Writes grammars of answers that call tools, or that have a form once their reasoning has ended.
 
 Reasoning is left free: a model that is made to call at once calls worse.
 """
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.engines.text.grammar.source import json_text, literal
+from workers.engines.text.grammar.source import json_text, literal, refusal, rule_body
 from workers.engines.text.parsing.call_forms import FORMS, ArgumentForm, CallForm
 from workers.engines.text.parsing.families import Family
 from workers.protocol import Grammar, Tool
@@ -45,16 +45,16 @@ def call_grammar(
     return Grammar(kind="lark", source=rules.text(), param="tool_choice")
 
 
-def json_after_reasoning(
+def after_reasoning(
     grammar: Grammar, family: Family, added: Mapping[str, int], *, begun: bool
-) -> Grammar | None:
-    """Return the grammar of JSON after reasoning; None for other forms, which have no such one."""
-    if grammar.kind not in ("json_object", "json_schema"):
-        return None
-    schema = json.loads(grammar.source) if grammar.kind == "json_schema" else {"type": "object"}
+) -> Grammar:
+    """Return the grammar of reasoning and then what a grammar matches. Raises Refused."""
     rules = _Rules(added)
-    rules.add("whole", json_text(schema, strict=grammar.strict))
-    rules.add("start", f"{rules.reasoning(family, begun=begun)} whole")
+    try:
+        rules.add("whole", rule_body(grammar))
+        rules.add("start", f"{rules.reasoning(family, begun=begun)} whole")
+    except Unwritable as error:
+        raise refusal(grammar, f"it is longer than {MOST_GRAMMAR} characters") from error
     return Grammar(kind="lark", source=rules.text(), param=grammar.param)
 
 

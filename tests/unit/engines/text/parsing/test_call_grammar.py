@@ -14,15 +14,17 @@ from tokenizers import AddedToken
 from tests.support.models.text import train_tokenizer
 from tests.unit.engines.text.parsing.samples import TOOLS
 from tests.unit.engines.text.parsing.test_answer import Told, form, parser
+from workers.engines.base import Refused
 from workers.engines.text.grammar.source import translate
 from workers.engines.text.grammar.vocabulary import added_tokens, make_vocabulary
 from workers.engines.text.parsing.call_grammar import (
     Unwritable,
+    after_reasoning,
     call_grammar,
-    json_after_reasoning,
 )
 from workers.engines.text.parsing.families import FAMILIES, Family
 from workers.protocol import Grammar, Tool
+from workers.protocol.bounds import MOST_GRAMMAR
 
 LOOK = Tool(
     name="look",
@@ -145,15 +147,38 @@ def test_call_grammar_that_cannot_be_written_says_so() -> None:
 def test_json_follows_reasoning() -> None:
     schema = {"properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
     asked = Grammar(kind="json_schema", source=json.dumps({"type": "object", **schema}))
-    held = json_after_reasoning(asked, FAMILIES["hermes"], {}, begun=True)
-    assert held is not None
+    held = after_reasoning(asked, FAMILIES["hermes"], {}, begun=True)
     text, whole = written(held, (), 3, "why</think>\n\n")
     assert whole
     told = Told(parser(form("hermes"), "<think>", tools=()), [text])
     assert (told.reasoning, json.loads(told.text)) == ("why", {"a": 1})
-    for kind in ("regex", "choice", "lark"):
-        other = Grammar(kind=kind, source="[]")
-        assert json_after_reasoning(other, FAMILIES["hermes"], {}, begun=True) is None
+
+
+_LARK = '// a remark }\n%llguidance {}\nstart: "no" X+\nX: /[0-9}]/'
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "fits", "other"),
+    [
+        ("regex", r"^\s?no\d+\}?$", "no12}", "no"),
+        ("choice", '["no", "not now"]', "not now", "not"),
+        ("lark", _LARK, "no1}2", "noo"),
+        ("json_object", "", '{"no": 1}', "no"),
+    ],
+)
+def test_form_of_any_kind_holds_what_follows_reasoning(
+    kind: Any, source: str, fits: str, other: str
+) -> None:
+    held = after_reasoning(Grammar(kind=kind, source=source), FAMILIES["hermes"], {}, begun=True)
+    for text, taken in ((fits, True), (other, False)):
+        assert takes(held, f"why no?</think>\n\n{text}", whole=True) is taken, text
+    assert not takes(held, fits, whole=True), "without an end of the reasoning"
+
+
+def test_form_after_reasoning_that_is_too_long_is_refused() -> None:
+    long = Grammar(kind="json_schema", source=json.dumps({"const": "x" * (MOST_GRAMMAR - 20)}))
+    with pytest.raises(Refused, match="longer than"):
+        after_reasoning(long, FAMILIES["hermes"], {}, begun=True)
 
 
 @pytest.mark.parametrize("name", ["llama_python", "qwen_xml", "hermes"])
@@ -188,7 +213,11 @@ def test_call_grammar_lets_any_argument_be_left_out() -> None:
         assert not takes(calls, text), text
 
 
-def takes(calls: Grammar, text: str) -> bool:
+def takes(calls: Grammar, text: str, *, whole: bool = False) -> bool:
+    """Return whether a text fits a grammar, and with ``whole`` may end there."""
     matcher = LLMatcher(LLTokenizer("byte"), translate(calls), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
     tokens = list(text.encode())
-    return matcher.validate_tokens(tokens) == len(tokens)
+    if matcher.validate_tokens(tokens) != len(tokens):
+        return False
+    return not whole or bool(matcher.consume_tokens(tokens) and matcher.is_accepting())

@@ -1,0 +1,76 @@
+"""Prefix reuse: the first token of a prompt whose beginning was seen, and of one that was not.
+
+    python -m benchmarks.prefixes [--shape 135m] [--tokens 2000] [--rounds 5] [--threads 2]
+
+A random Llama runs in this process. Each round asks for one token of a prompt of its own, three
+times: without prefix reuse, with it, and once more with another last word. The first two compute
+all of it, so their ratio is what looking for prefixes costs; the third computes what is new.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.machine import describe, load_average
+from benchmarks.random_llama import SHAPES, make_model
+from workers.engines.text.engine import TextEngine
+from workers.protocol import Load, Sampling, TextDone, TextJob
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="135m")
+    parser.add_argument("--tokens", type=int, default=2000, help="of a prompt")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    asked, load = parser.parse_args(), load_average()
+    with tempfile.TemporaryDirectory(prefix="bench-prefixes-") as scratch:
+        engine = _engine(make_model(Path(scratch) / "model", asked.shape), asked)
+        times = [_round(engine, number, asked.tokens) for number in range(asked.rounds + 1)][1:]
+        engine.close()
+    plain, unseen, seen = (1000 * statistics.median(each) for each in zip(*times, strict=True))
+    print(f"prompt of {asked.tokens} tokens, {asked.shape}, medians of {asked.rounds} rounds")
+    print(f"  without prefix reuse  {plain:8.1f} ms")
+    print(f"  unseen beginning      {unseen:8.1f} ms  {100 * (unseen / plain - 1):+.1f} %")
+    print(f"  seen beginning        {seen:8.1f} ms  {100 * seen / plain:.1f} % of the first")
+    print(f"\n{describe(load)}")
+
+
+def _engine(model: Path, asked: argparse.Namespace) -> TextEngine:
+    engine = TextEngine()
+    spec = Load(model="bench", engine="text", path=str(model), threads=asked.threads)
+    engine.load(msgspec.structs.replace(spec, kv_cache_bytes=1 << 30), lambda _fraction: None)
+    return engine
+
+
+def _round(engine: TextEngine, number: int, tokens: int) -> tuple[float, float, float]:
+    """Return the seconds of a prompt without reuse, with it, and once more."""
+    prompt = [100 + (17 * place + 31 * number) % 900 for place in range(tokens)]
+    plain, _ = _first_token(engine, prompt, None)
+    unseen, none = _first_token(engine, prompt, "bench")
+    seen, most = _first_token(engine, [*prompt[:-1], 7], "bench")
+    if none or most < tokens - 32:
+        raise SystemExit(f"{none} and {most} tokens were cached, of {tokens}")
+    return plain, unseen, seen
+
+
+def _first_token(engine: TextEngine, prompt: list[int], scope: str | None) -> tuple[float, int]:
+    """Return the seconds until a prompt's token, and how many of its tokens were cached."""
+    sampling = Sampling(max_tokens=1, ignore_eos=True)
+    job = TextJob(id="x", prompts=(tuple(prompt),), sampling=sampling, prefix_scope=scope)
+    began = time.perf_counter()
+    engine.submit(engine.prepare(job))
+    while True:
+        for event in engine.step():
+            if isinstance(event, TextDone):
+                return time.perf_counter() - began, event.cached_tokens
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""A download as the server keeps it: what was asked for, by whom, and how far it is."""
+
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from model_store.pull_messages import Planned, Progressed, Task
+
+Priority = Literal["low", "normal", "high"]
+State = Literal["queued", "running", "completed", "failed", "cancelled"]
+RANKS: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}  #: the smallest goes first
+RESUMABLE = ("failed", "cancelled")
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for; two that are equal are one download."""
+
+    repo: str
+    name: str  #: of the model in the store
+    task: Task = "pull"
+    revision: str | None = None
+    include: tuple[str, ...] = ()
+    allow_pickles: bool = False
+
+
+class Requester(msgspec.Struct, frozen=True):
+    """The key that asked, as the audit log names it."""
+
+    key_id: str
+    name: str = ""
+
+
+class File(msgspec.Struct):
+    """One file, in bytes."""
+
+    bytes_total: int
+    bytes_done: int = 0
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why a download failed; ``code`` is the contract's."""
+
+    code: str
+    message: str
+
+
+class Download(msgspec.Struct, kw_only=True):
+    """One download; times are seconds of Unix time."""
+
+    id: str
+    wanted: Wanted
+    requester: Requester
+    priority: Priority
+    created_at: datetime
+    queued_at: float  #: when it was asked for last
+    state: State = "queued"
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    files: dict[str, File] = {}
+    error: Fault | None = None
+    commit: str | None = None  #: that the revision stood for, once it is there
+    kind: str | None = None
+    changes: dict[str, list[str]] = {}
+    waits: bool = False  #: for another program's pull of the same
+
+    @property
+    def ended(self) -> bool:
+        return self.finished_at is not None
+
+    @property
+    def place(self) -> tuple[int, float]:
+        """Return what orders the queue: the smallest goes first."""
+        return RANKS[self.priority], self.queued_at
+
+    @property
+    def fraction(self) -> float | None:
+        """Return how much is there, from 0 to 1; None before that is known."""
+        return self.bytes_done / self.bytes_total if self.bytes_total else None
+
+    def queue(self, requester: Requester, priority: Priority) -> None:
+        """Let it wait for its turn, for the first time or again."""
+        self.requester, self.priority = requester, priority
+        self.state, self.queued_at = "queued", time.time()
+        self.started_at = self.finished_at = self.error = None
+
+    def start(self) -> None:
+        self.state, self.started_at = "running", datetime.now(UTC)
+
+    def plan(self, planned: Planned) -> None:
+        self.waits = False
+        self.bytes_total, self.bytes_done = planned.bytes_total, planned.bytes_done
+        self.files = {
+            path: File(size, planned.done.get(path, 0)) for path, size in planned.files.items()
+        }
+
+    def progress(self, progressed: Progressed) -> int:
+        """Note what has come; return by how much it grew in all."""
+        grown = max(0, progressed.bytes_done - self.bytes_done)
+        self.bytes_done += grown
+        for path, done in progressed.files.items():
+            if (file := self.files.get(path)) is not None:
+                file.bytes_done = max(file.bytes_done, done)
+        return grown
+
+    def end(self, state: State, error: Fault | None, moment: datetime) -> None:
+        self.state, self.error, self.waits = state, error, False
+        self.finished_at = moment
+        if state == "completed":
+            self.bytes_done = self.bytes_total = self.bytes_total or self.bytes_done
+            for file in self.files.values():
+                file.bytes_done = file.bytes_total
+
+
+def new_download(wanted: Wanted, requester: Requester, priority: Priority) -> Download:
+    """Make a download that waits; its id sorts by time and cannot be guessed."""
+    stamp = time.time_ns() // 1_000_000
+    return Download(
+        id=f"dl_{stamp:012x}{secrets.token_hex(6)}",
+        wanted=wanted,
+        requester=requester,
+        priority=priority,
+        created_at=datetime.now(UTC),
+        queued_at=time.time(),
+    )

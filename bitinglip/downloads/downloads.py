@@ -1,0 +1,349 @@
+"""Downloads of models: accepted, run a few at a time, and taken up again after a restart.
+
+The database says which are to be done, the store's partial files how far each is; a download goes
+on from these two after any stop. What runs is in no row: after a crash it waits again.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from datetime import UTC, datetime
+from typing import Self
+
+import msgspec
+import structlog
+
+from bitinglip.audit.entry import OK, Action, Actor, Entry
+from bitinglip.audit.log import AuditLog
+from bitinglip.background import RECOVERABLE, reason
+from bitinglip.db.database import Database
+from bitinglip.downloads.download import (
+    RESUMABLE,
+    Download,
+    Fault,
+    Priority,
+    Requester,
+    State,
+    Wanted,
+    new_download,
+)
+from bitinglip.downloads.hub import HubAccess
+from bitinglip.downloads.live import Live, forget_partial
+from bitinglip.downloads.rows import DownloadRows
+from bitinglip.errors import (
+    BitingLipError,
+    ConcurrencyLimitExceeded,
+    Conflict,
+    DownloadNotFound,
+    QueueFull,
+)
+from bitinglip.settings import Settings
+from bitinglip.telemetry.download_metrics import DownloadMetrics
+from model_store.disk import check_room
+from model_store.errors import StoreError
+from model_store.store import ModelStore
+
+Arrived = Callable[[str], None]
+log = structlog.get_logger(__name__)
+
+CLEAN_SECONDS = 60.0  #: between two looks for downloads that are too old, or not written yet
+_ACTIONS = {
+    "pull": Action.MODEL_PULL,
+    "update": Action.MODEL_UPDATE,
+    "repair": Action.MODEL_REPAIR,
+}
+_BUSY_SECONDS = 60.0  #: until a client that has too many downloads may try again
+
+
+class Downloads:
+    """Owns all downloads that have not ended."""
+
+    def __init__(
+        self,
+        rows: DownloadRows,
+        store: ModelStore,
+        hub: HubAccess,
+        settings: Settings,
+        audit: AuditLog,
+        metrics: DownloadMetrics,
+        on_arrival: Arrived,
+    ) -> None:
+        """``on_arrival`` is told the name of each model that came or changed."""
+        self._rows = rows
+        self._store = store
+        self._hub = hub
+        self._settings = settings
+        self._audit = audit
+        self._metrics = metrics
+        self._on_arrival = on_arrival
+        self._open: dict[str, Live] = {}
+        self._unsaved: dict[str, Download] = {}  #: ended ones that the database did not take
+        self._asking = asyncio.Lock()
+        self._working = False
+        metrics.watch(self.states)
+
+    @classmethod
+    async def open(
+        cls,
+        db: Database,
+        store: ModelStore,
+        hub: HubAccess,
+        settings: Settings,
+        audit: AuditLog,
+        metrics: DownloadMetrics,
+        on_arrival: Arrived,
+    ) -> Self:
+        """Take over the downloads that the last stop left open. Raises DatabaseUnavailable."""
+        rows = DownloadRows(db, retention=settings.hub.download_retention)
+        downloads = cls(rows, store, hub, settings, audit, metrics, on_arrival)
+        for each in await rows.open():
+            downloads._open[each.id] = Live(each)
+        return downloads
+
+    # ---- what the API asks -----------------------------------------------------------------------
+
+    async def ask(self, wanted: Wanted, requester: Requester, priority: Priority) -> Download:
+        """Accept a download, or join an equal one: it is in the database when this returns.
+
+        Raises Conflict, StoreError, QueueFull, ConcurrencyLimitExceeded, DiskFull, DownloadFailed
+        or DatabaseUnavailable.
+        """
+        self._hub.check()
+        async with self._asking:
+            if (found := self._same_name(wanted)) is not None:
+                return await self._join(found, wanted, priority)
+            self._check_room(requester.key_id)
+            await asyncio.to_thread(self._check_store, wanted)
+            download = await self._last(wanted) or new_download(wanted, requester, priority)
+            download.queue(requester, priority)
+            await self._rows.save(download)
+            self._open[download.id] = Live(download)
+        self._fill()
+        return download
+
+    async def get(self, download_id: str) -> Download:
+        """Return a download as it is now. Raises DownloadNotFound."""
+        if (live := self._open.get(download_id)) is not None:
+            return live.download
+        found = self._unsaved.get(download_id) or await self._rows.find(download_id)
+        if found is None:
+            raise DownloadNotFound(details={"download": download_id[:64]})
+        return found
+
+    async def page(
+        self, may_see: Callable[[str], bool] | None, *, limit: int, offset: int
+    ) -> tuple[list[Download], int]:
+        """Return a part of the list, the newest first, and how many there are.
+
+        ``may_see`` says of which models downloads are listed; None: of all.
+        """
+        models = None if may_see is None else [*filter(may_see, await self._rows.models())]
+        rows, total = await self._rows.page(models, limit=limit, offset=offset)
+        now = {name: live.download for name, live in self._open.items()} | self._unsaved
+        return [now.get(each.id, each) for each in rows], total
+
+    async def cancel(self, download_id: str, *, purge: bool = False) -> Download:
+        """End a download; one that has ended stays as it is. ``purge``: remove what has come.
+
+        Raises DownloadNotFound, Conflict, StoreError, DiskFull or DatabaseUnavailable.
+        """
+        download = await self.get(download_id)
+        if (live := self._open.get(download_id)) is not None:
+            await self._stop(live)
+        if download_id in self._unsaved:
+            await self._save_again(download)  # what is answered is on the disk
+        if purge and download.state in RESUMABLE:
+            await asyncio.to_thread(forget_partial, self._store, download.wanted.repo)
+        return download
+
+    async def watch(self, download_id: str) -> AsyncGenerator[Download]:
+        """Yield a download as it is, and again after each change, until it has ended.
+
+        Raises DownloadNotFound.
+        """
+        live = self._open.get(download_id)
+        if live is None:
+            yield await self.get(download_id)
+            return
+        while True:
+            changed = live.changed
+            yield live.download
+            if live.download.ended:
+                return
+            await changed.wait()
+
+    def of_model(self, name: str) -> Download | None:
+        """Return the download that brings a model of this name, if one waits or runs."""
+        found = (live.download for live in self._open.values())
+        return next((each for each in found if each.wanted.name == name and not each.ended), None)
+
+    def unfinished(self) -> Iterable[Download]:
+        """Return the downloads that wait or run, in the order in which they go."""
+        return sorted((live.download for live in self._open.values()), key=lambda it: it.place)
+
+    def states(self) -> dict[str, int]:
+        """Count the downloads that wait and that run."""
+        states = [live.download.state for live in self._open.values()]
+        return {"queued": states.count("queued"), "running": states.count("running")}
+
+    # ---- start and stop --------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Let downloads run, once the server answers."""
+        self._working = True
+        self._fill()
+
+    def suspend(self) -> None:
+        """Begin no further download, because the server drains."""
+        self._working = False
+
+    async def close(self) -> None:
+        """Stop all downloads; the next start resumes them."""
+        self.suspend()
+        tasks = [live.task for live in self._open.values() if live.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._save_all_again()
+
+    async def clean(self) -> None:
+        """Remove what has expired, and write what could not be written.
+
+        Raises DiskFull or DatabaseUnavailable.
+        """
+        await self._save_all_again()
+        await self._rows.clean()
+
+    # ---- the queue -------------------------------------------------------------------------------
+
+    def _same_name(self, wanted: Wanted) -> Live | None:
+        return next(
+            (live for live in self._open.values() if live.download.wanted.name == wanted.name), None
+        )
+
+    async def _join(self, live: Live, wanted: Wanted, priority: Priority) -> Download:
+        """Return a download that is equal to what is asked; a higher priority raises its own."""
+        download = live.download
+        if download.wanted != wanted or live.cancelled:
+            raise Conflict(
+                f"Another download of a model named '{wanted.name}' is {download.state}: wait for "
+                "it, cancel it, or choose another name.",
+                param="name",
+                details={"download": download.id},
+            )
+        before = download.priority
+        asked = msgspec.structs.replace(download, priority=priority)
+        if asked.place < download.place:
+            download.priority = priority
+            try:
+                await self._rows.save(download)
+            except BaseException:
+                download.priority = before
+                raise
+        return download
+
+    async def _last(self, wanted: Wanted) -> Download | None:
+        """Return the last download of the same, if it is one to be taken up again."""
+        last = await self._rows.last(wanted.name)
+        if last is None or last.wanted != wanted or last.state not in RESUMABLE:
+            return None
+        return last
+
+    def _check_room(self, key_id: str) -> None:
+        hub = self._settings.hub
+        of_key = sum(live.download.requester.key_id == key_id for live in self._open.values())
+        if of_key >= hub.max_queued_per_key:
+            text = "This API key has too many unfinished downloads."
+            raise ConcurrencyLimitExceeded(text, retry_after=_BUSY_SECONDS)
+        if len(self._open) >= hub.max_queued:
+            raise QueueFull("There are too many unfinished downloads.", retry_after=_BUSY_SECONDS)
+
+    def _check_store(self, wanted: Wanted) -> None:
+        if wanted.task == "pull":
+            self._store.check_free(wanted.name)
+        check_room(self._store.partial, 1)
+
+    def _fill(self) -> None:
+        """Start what may run now, in the order of priorities."""
+        if not self._working:
+            return
+        running = sum(live.task is not None for live in self._open.values())
+        waiting = [live for live in self._open.values() if live.task is None]
+        for live in sorted(waiting, key=lambda each: each.download.place):
+            if running >= self._settings.hub.max_downloads:
+                break
+            running += 1
+            live.download.start()
+            live.task = asyncio.create_task(self._run(live), name=live.download.id)
+            live.tell()
+        self._share_bandwidth()
+
+    def _share_bandwidth(self) -> None:
+        if (total := self._settings.hub.bytes_per_second) is not None:
+            running = [live for live in self._open.values() if live.task is not None]
+            for live in running:
+                live.limit(max(1, total // len(running)))
+
+    # ---- one download ----------------------------------------------------------------------------
+
+    async def _stop(self, live: Live) -> None:
+        live.stop()
+        if live.task is None:
+            live.task = asyncio.create_task(self._run(live), name=live.download.id)
+        await asyncio.wait([live.task])
+
+    async def _run(self, live: Live) -> None:
+        """Run a download to its end; one fault of it ends no other."""
+        try:
+            state, error = await live.pull(self._hub, self._store, self._metrics)
+        except OSError as problem:
+            state, error = "failed", Fault("DOWNLOAD_FAILED", f"{reason(problem)}; ask again.")
+        except (BitingLipError, StoreError) as problem:
+            state, error = "failed", self._hub.fault(problem)
+        except Exception:
+            log.critical("a download failed by a bug", download=live.download.id, exc_info=True)
+            state, error = "failed", Fault("INTERNAL_ERROR", "The download failed; see the log.")
+        await self._end(live, state, error)
+        self._fill()
+
+    async def _end(self, live: Live, state: State, error: Fault | None = None) -> None:
+        """End a download: written, then told. Where it cannot be written it is told all the same,
+        and written later; a crash before that has it run again."""
+        download = live.download
+        ended, moment = msgspec.structs.replace(download), datetime.now(UTC)
+        ended.end(state, error, moment)
+        try:
+            await self._rows.save(ended)
+        except RECOVERABLE as problem:
+            log.warning("the end of a download waits for the database", reason=reason(problem))
+            self._unsaved[download.id] = download
+        download.end(state, error, moment)
+        del self._open[download.id]
+        if state == "completed":
+            self._on_arrival(download.wanted.name)
+        self._metrics.ended(state)
+        self._enter(download)
+        live.tell()
+
+    def _enter(self, download: Download) -> None:
+        """Enter the end in the audit log, under the key that asked."""
+        wanted, error = download.wanted, download.error
+        if download.state == "cancelled":
+            return  # who cancelled it is entered by the route
+        after = {
+            "repo": wanted.repo,
+            "revision": download.commit or wanted.revision,
+            "bytes": download.bytes_total,
+            "kind": download.kind,
+        }
+        actor = Actor(download.requester.key_id, download.requester.name)
+        outcome = OK if error is None else error.code
+        action = _ACTIONS[wanted.task]
+        self._audit.remember(Entry(action, actor, wanted.name, outcome, after=after))
+
+    async def _save_again(self, download: Download) -> None:
+        await self._rows.save(download)
+        self._unsaved.pop(download.id, None)
+
+    async def _save_all_again(self) -> None:
+        for download in list(self._unsaved.values()):
+            await self._save_again(download)

@@ -1,0 +1,63 @@
+"""How downloads reach the hub: its address, the server's own token, the share of the line."""
+
+import os
+from pathlib import Path
+
+from bitinglip.downloads.download import Fault, Wanted
+from bitinglip.downloads.process import network_environment
+from bitinglip.errors import BitingLipError, DownloadFailed, answer
+from bitinglip.settings import Settings
+from model_store.errors import StoreError
+from model_store.pull_messages import Order
+from model_store.tokens import find_token
+
+
+class HubAccess:
+    """Makes the orders of the processes that pull into the folder ``models``.
+
+    ``token`` is what the environment held; no request brings one, and no row keeps one.
+    """
+
+    def __init__(self, settings: Settings, models: Path, token: str | None) -> None:
+        self._settings = settings
+        self._models = models
+        self._token = token
+
+    def check(self) -> None:
+        """Raise DownloadFailed where the settings keep the server off the hub."""
+        if self._settings.hub.offline:
+            raise DownloadFailed(
+                "The settings say hub.offline, so nothing is asked of the hub; models can be "
+                "imported from a folder."
+            )
+
+    def order(self, wanted: Wanted, share: int | None) -> Order:
+        """Return the order for a download; reads the token's file. Raises TokenRefused.
+
+        ``share`` is its bandwidth, in bytes per second.
+        """
+        return Order(
+            root=str(self._models),
+            task=wanted.task,
+            repo=wanted.repo,
+            name=wanted.name,
+            revision=wanted.revision,
+            include=wanted.include,
+            allow_pickles=wanted.allow_pickles or self._settings.model(wanted.name).allow_pickles,
+            confine=self._settings.workers.confine,
+            endpoint=self._settings.hub.endpoint,
+            token=self._find_token(),
+            bytes_per_second=share,
+            environ=network_environment(os.environ),
+        )
+
+    def _find_token(self) -> str | None:
+        """Return the server's own token. Raises TokenRefused."""
+        hub = self._settings.hub
+        environ = {**os.environ, "HF_TOKEN": self._token or ""}
+        return find_token(hub.token_file, environ, login=hub.endpoint is None)
+
+    def fault(self, error: BitingLipError | StoreError) -> Fault:
+        """Return an error as a download keeps it."""
+        code = error.code if isinstance(error, StoreError) else answer(error).code
+        return Fault(code, error.message)

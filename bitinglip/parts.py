@@ -1,0 +1,241 @@
+"""Opens the parts of the server in groups; the stack closes each in reverse order."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from bitinglip.access.key_age import KeyAge
+from bitinglip.access.keys import PEPPER, KeyRing
+from bitinglip.access.limits.admission import Admission, now
+from bitinglip.access.limits.checkpoint import Checkpoint
+from bitinglip.access.limits.store import MemoryStore
+from bitinglip.access.limits.token_rates import TokenRates
+from bitinglip.access.tokens import SIGNING, Tokens
+from bitinglip.access.usage.meter import Meter
+from bitinglip.access.usage.quotas import Plans
+from bitinglip.access.usage.rows import UsageRows
+from bitinglip.audit.chain import SEALING
+from bitinglip.audit.entry import Action, Entry
+from bitinglip.audit.log import AuditLog
+from bitinglip.audit.start import begin
+from bitinglip.background import RECOVERABLE
+from bitinglip.db.database import Database
+from bitinglip.db.write_behind import WriteBehind
+from bitinglip.disk_space import DiskSpace
+from bitinglip.home import Home
+from bitinglip.http.connections import Connections
+from bitinglip.machine import find_devices, open_page_cache
+from bitinglip.results.files import Files
+from bitinglip.results.uploads import Uploads
+from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
+from bitinglip.scheduling.event_log import EventLog
+from bitinglip.scheduling.job import Claim
+from bitinglip.scheduling.placement.footprints import Footprints
+from bitinglip.settings import Settings
+from bitinglip.tasks.responses import Responses
+from bitinglip.tasks.revocation import Revocation
+from bitinglip.tasks.store import TaskStore
+from bitinglip.tasks.tasks import Tasks
+from bitinglip.telemetry.health import Health
+from bitinglip.wire.kinds import KINDS
+from bitinglip.wire.response import inference_response
+from bitinglip.wire.responses.output import ended
+from model_store.page_cache import PageCache
+from model_store.store import ModelStore
+from workers.devices import Devices
+
+log = structlog.get_logger(__name__)
+
+
+class Access(NamedTuple):
+    """Holds the audit log and who may do what."""
+
+    audit: AuditLog
+    keys: KeyRing
+    tokens: Tokens
+    admin_key: str | None  #: if it was made by this start
+
+    @classmethod
+    async def open(
+        cls, settings: Settings, home: Home, db: Database, stack: AsyncExitStack
+    ) -> "Access":
+        audit = await _open_audit(settings, home, db, stack)
+        age = KeyAge(settings.security.key_rotation)
+        keys = await KeyRing.open(db, home.secret(PEPPER), audit, age=age)
+        tokens = await Tokens.open(db, keys, home.secret(SIGNING), audit)
+        admin_key = await keys.ensure_admin_key(home)
+        stack.push_async_callback(flush_at_end, keys.flush_last_used)
+        return cls(audit, keys, tokens, admin_key)
+
+
+async def _open_audit(
+    settings: Settings, home: Home, db: Database, stack: AsyncExitStack
+) -> AuditLog:
+    """Open the audit log, and close it last but for the database."""
+    audit = AuditLog(
+        db,
+        home.secret(SEALING),
+        folder=home.audit,
+        days=settings.audit.retention,
+        max_entries=settings.audit.max_entries,
+    )
+    await begin(audit, settings)
+    stack.push_async_callback(flush_at_end, partial(audit.close, Entry(Action.SERVER_STOP)))
+    return audit
+
+
+class Counts(NamedTuple):
+    """Holds the parts that count what keys use, and the one that writes it."""
+
+    cells: MemoryStore
+    token_rates: TokenRates
+    meter: Meter
+    usage: UsageRows
+    write_behind: WriteBehind
+
+    @classmethod
+    async def open(
+        cls, settings: Settings, db: Database, keys: KeyRing, stack: AsyncExitStack
+    ) -> "Counts":
+        """Take over what the last run wrote. Raises DatabaseError."""
+        cells = MemoryStore()
+        checkpoint = Checkpoint(db, cells)
+        await checkpoint.load()
+        plans = Plans(settings.limits)
+        rates = TokenRates(settings.limits, lambda key_id: keys.terms(key_id)[0], cells, clock=now)
+        meter = Meter(lambda key_id: plans.of(*keys.terms(key_id)), rates=rates)
+        usage = UsageRows(db, meter, retention=settings.usage.retention)
+        await usage.load()
+        write_behind = WriteBehind(db, checkpoint, usage)
+        stack.push_async_callback(flush_at_end, write_behind.flush)
+        return cls(cells, rates, meter, usage, write_behind)
+
+    def admission(
+        self, settings: Settings, connections: Connections, dispatcher: Dispatcher
+    ) -> Admission:
+        """Make the check of all limits, which takes from these counts."""
+        return Admission(
+            settings.limits,
+            per_key=connections.capacity.per_key,
+            share=dispatcher.share,
+            store=self.cells,
+            meter=self.meter,
+        )
+
+
+class Machine(NamedTuple):
+    """Holds the models on the disk, and the devices and the memory that they are loaded into."""
+
+    store: ModelStore
+    footprints: Footprints
+    devices: Devices
+    page_cache: PageCache
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        home: Home,
+        db: Database,
+        devices: Devices | None,
+        stack: AsyncExitStack,
+    ) -> "Machine":
+        """``devices`` are those of the machine by default."""
+        store = ModelStore(
+            home.models,
+            confine=settings.workers.confine,
+            partials_kept=settings.store.partials_kept,
+        )
+        await asyncio.to_thread(store.listing.keep_in_memory)
+        footprints = await Footprints.open(db)
+        stack.push_async_callback(flush_at_end, footprints.flush)
+        if devices is None:
+            devices = await asyncio.to_thread(find_devices, settings.devices)
+        stack.callback(devices.close)
+        page_cache = await asyncio.to_thread(
+            open_page_cache, settings.devices, devices, home.models
+        )
+        stack.callback(page_cache.close)
+        return cls(store, footprints, devices, page_cache)
+
+
+class Storage(NamedTuple):
+    """Holds the files that tasks make and clients send, and the space that is kept free."""
+
+    space: DiskSpace
+    files: Files
+    uploads: Uploads
+
+    @classmethod
+    def open(cls, settings: Settings, home: Home, db: Database, health: Health) -> "Storage":
+        own = settings.files
+        space = DiskSpace(home.root, own.min_free_bytes)
+        retention = own.retention or settings.tasks.retention
+        files = Files(db, home.files, retention=retention, max_bytes=own.max_bytes)
+        max_bytes = own.max_upload_bytes
+        uploads = Uploads(home.uploads, max_bytes=max_bytes, space=space, health=health)
+        return cls(space, files, uploads)
+
+
+class KeptWork(NamedTuple):
+    """Holds what outlives its requests: asynchronous tasks, and responses that are kept."""
+
+    tasks: Tasks
+    responses: Responses
+    revocation: Revocation
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        db: Database,
+        storage: Storage,
+        tokens: Tokens,
+        dispatcher: Dispatcher,
+        stack: AsyncExitStack,
+    ) -> "KeptWork":
+        kept, own, space = settings.tasks, settings.openai, storage.space
+        responses = Responses(
+            db,
+            ended,
+            retention=own.response_retention,
+            max_bytes=own.response_max_bytes,
+            space=space,
+        )
+        rows = TaskStore(
+            db, inference_response, retention=kept.retention, max_bytes=kept.max_bytes, space=space
+        )
+        tasks = Tasks(
+            rows,
+            dispatcher,
+            finish=partial(_finish, storage.files, responses),
+            discard_uploads=storage.uploads.discard,
+            retention=kept.retention,
+        )
+        await tasks.recover()
+        stack.push_async_callback(tasks.close)
+        revocation = Revocation(partial(_is_granted, tokens), dispatcher, tasks)
+        await revocation.check()  # the keys of recovered tasks may have ended
+        return cls(tasks, responses, revocation)
+
+
+async def _finish(files: Files, responses: Responses, event_log: EventLog) -> None:
+    """Write what a task leaves behind before its end is told: files, and a response."""
+    await files.register(event_log)
+    await responses.finish(event_log)
+
+
+def _is_granted(tokens: Tokens, claim: Claim) -> bool:
+    return tokens.grants(claim.credential, KINDS[claim.kind].scope, claim.model)
+
+
+async def flush_at_end(flush: Callable[[], Awaitable[None]]) -> None:
+    """Write what is in memory only, on the way down; a failing disk does not stop that."""
+    try:
+        await flush()
+    except RECOVERABLE as error:
+        log.warning("something learned could not be written", reason=str(error))

@@ -1,0 +1,61 @@
+"""Inspects a folder in Hugging Face layout: what model it is, or why it is refused.
+
+Everything that can be told from files alone is told here, before any library opens them: code,
+pickles, indices that point elsewhere, headers that lie, configs that claim more than the weights.
+"""
+
+from pathlib import Path
+
+from model_store.errors import BadFiles
+from model_store.inspection.adapter import inspect_adapter, is_adapter
+from model_store.inspection.arrays import check_arrays
+from model_store.inspection.card import describe
+from model_store.inspection.facts import Inspection
+from model_store.inspection.files import model_files, needs_code, open_files
+from model_store.inspection.pipeline import check_index, components, inspect_pipeline
+from model_store.inspection.transformer import inspect_transformer
+from model_store.inspection.weights import CODE, check_indices
+from model_store.kinds import FAKE, kind_of, read_any_json, read_json
+from model_store.manifest import ADAPTER
+from model_store.selection import required
+
+__all__ = ["Inspection", "components", "inspect", "inspect_texts", "model_files"]
+
+
+def inspect(folder: Path) -> Inspection:
+    """Inspect a folder. Raises BadFiles if it is not a model that may be taken in."""
+    kind = inspect_texts(folder)
+    if kind == ADAPTER:
+        found = inspect_adapter(folder)
+    elif kind == "image":
+        found = inspect_pipeline(folder)
+    else:
+        config = read_json(folder / "config.json")
+        if config.get("model_type") == FAKE:
+            chat = ("completion", "chat")
+            return Inspection(
+                "text", "fake", model_type=FAKE, has_chat_template=True, capabilities=chat
+            )
+        found = inspect_transformer(folder, kind, config)
+    found.license, found.languages = describe(folder)
+    return found
+
+
+def inspect_texts(folder: Path) -> str:
+    """Check everything but the weights and return the kind. Raises BadFiles."""
+    paths = model_files(folder)
+    for path in open_files(folder, required(paths)):
+        if path.endswith(".json"):
+            # Of configs, as libraries read them; vocabularies and lists of modules may be arrays.
+            is_config = path.endswith("config.json")
+            read = read_json(folder / path) if is_config else read_any_json(folder / path)
+            if needs_code(read):
+                raise BadFiles(CODE)
+    check_arrays(folder, paths)
+    check_indices(folder, paths)
+    if is_adapter(folder, paths):
+        return ADAPTER
+    kind = kind_of(folder)
+    if kind == "image":
+        check_index(folder)
+    return kind

@@ -1,0 +1,122 @@
+"""Inspects models of the transformers library, by their kind."""
+
+from pathlib import Path
+from typing import Any
+
+from model_store.chat_templates import has_template, switches, writes_reasoning
+from model_store.inspection.context import config_dtype, longest_context
+from model_store.inspection.facts import (
+    DECODER_LAYER_FIELDS,
+    HEAD_FIELDS,
+    WIDTH_FIELDS,
+    Inspection,
+    check_numbers,
+    number,
+)
+from model_store.inspection.files import model_files
+from model_store.inspection.weights import (
+    check_layers,
+    check_widths,
+    no_weights,
+    weights,
+    with_weights,
+)
+from model_store.kinds import architecture_of, is_cross_encoder, read_json
+from model_store.manifest import EMBEDDING, RERANK
+from model_store.selection import numbered_parts
+from model_store.tokenizers import longest_token
+
+_CACHED_STAGES = ("semantic_config", "coarse_acoustics_config")  #: of Bark
+_MOST_SPEAKERS = 10_000
+_VOICE_INDEX = "speaker_embeddings_path.json"
+
+
+def inspect_transformer(folder: Path, kind: str, config: dict[str, Any]) -> Inspection:
+    """Inspect a folder of that kind with its config. Raises BadFiles."""
+    check_numbers(config)
+    tensors = weights(folder)
+    if not tensors:
+        raise no_weights(folder)
+    for part in numbered_parts(model_files(folder)):
+        tensors |= {f"{part}/{name}": tensor for name, tensor in weights(folder / part).items()}
+    if kind != "embedding":  # those may use one layer many times
+        check_layers(config, tensors)
+    inner = config.get("text_config")
+    text: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
+    model_type = config.get("model_type")
+    found = Inspection(
+        kind,
+        kind,
+        architecture=architecture_of(config),
+        model_type=model_type if isinstance(model_type, str) else None,
+        max_context=longest_context(text),
+        config_dtype=config_dtype(config),
+        vocab_size=number(text, "vocab_size"),
+        has_chat_template=has_template(folder),
+    )
+    if kind == "speech":
+        _add_speech(found, folder, config)
+    if kind == "transcription":
+        found.capabilities = ("speech-to-text",)
+        found.kv_bytes_per_token = _kv_bytes(config)
+        # What was heard is kept beside what was written.
+        lengths = ("max_source_positions", "max_target_positions")
+        found.cache_positions = sum(number(config, name) or 0 for name in lengths)
+    if kind == "embedding":
+        found.capabilities = (RERANK if is_cross_encoder(folder, config) else EMBEDDING,)
+    if kind == "text":
+        check_widths(text, tensors)
+        found.kv_bytes_per_token = _kv_bytes(text)
+        _add_chat(found, folder)
+    return with_weights(found, tensors)
+
+
+def _add_speech(found: Inspection, folder: Path, config: dict[str, Any]) -> None:
+    found.voices = _voices(folder, config)
+    found.capabilities = ("text-to-speech",)
+    stages = [config.get(stage) for stage in _CACHED_STAGES]
+    parts = [part for part in stages if isinstance(part, dict)]
+    found.kv_bytes_per_token = sum(_stage_bytes(part) for part in parts)
+    found.cache_positions = max((number(part, "block_size") or 0 for part in parts), default=0)
+
+
+def _add_chat(found: Inspection, folder: Path) -> None:
+    """Add what the tokenizer and the templates tell of a text model."""
+    found.longest_token = longest_token(folder)
+    found.template_switches = switches(folder)
+    found.capabilities = ("completion",)
+    if found.has_chat_template:
+        found.capabilities += ("chat",)
+        if "tools" in found.template_switches:
+            found.capabilities += ("tools",)
+        if writes_reasoning(folder):
+            found.capabilities += ("reasoning",)
+
+
+def _voices(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """Return a repository's voices: Bark's presets, numbered speakers, or speaker vectors."""
+    if (folder / _VOICE_INDEX).is_file():
+        index = read_json(folder / _VOICE_INDEX)
+        return tuple(sorted(name for name, parts in index.items() if isinstance(parts, dict)))
+    speakers = number(config, "num_speakers") or 1
+    if speakers > 1:
+        return tuple(f"speaker_{each}" for each in range(min(speakers, _MOST_SPEAKERS)))
+    return tuple(sorted(path.stem for path in folder.glob("speaker_embeddings/*.npy")))
+
+
+def _kv_bytes(config: dict[str, Any]) -> int | None:
+    """Return the bytes of one token's keys and values in all layers, at 2 bytes an element."""
+    layers = number(config, *DECODER_LAYER_FIELDS)
+    heads = number(config, *HEAD_FIELDS)
+    width = number(config, *WIDTH_FIELDS)
+    if not layers or not heads or not width:
+        return None
+    kv_heads = number(config, "num_key_value_heads") or heads
+    head_dim = number(config, "head_dim") or width // heads
+    return 2 * layers * kv_heads * head_dim * 2
+
+
+def _stage_bytes(config: dict[str, Any]) -> int:
+    """Return the same for a stage of Bark, which has a key and a value for each head."""
+    layers, width = number(config, "num_layers"), number(config, "hidden_size")
+    return 2 * (layers or 0) * (width or 0) * 2

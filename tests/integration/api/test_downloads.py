@@ -1,0 +1,281 @@
+"""Downloads over HTTP, from a small hub, each by a real process."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.support.api_server import Served, serve
+from tests.support.audit_log import on_disk
+from tests.support.hub import REPO, SHA, FakeHub
+from tests.support.large_models import SLOW, large_hub, renew
+from tests.support.sse import SseEvent, events_of, iter_events
+from tests.support.wait import eventually
+
+DOWNLOAD, DOWNLOADS = "/api/v1/models/download", "/api/v1/models/downloads"
+WORDS = {"model_name": REPO, "source": "huggingface", "priority": "normal"}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    with large_hub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("downloads")
+    (root / "token").write_text("hf_of_the_server\n")
+    settings = {
+        "endpoint": hub.url,
+        "max_downloads": 1,
+        "max_queued_per_key": 3,
+        "token_file": str(root / "token"),
+    }
+    with serve(root, hub=settings, server={"stream_comment_interval": 0.2}) as served:
+        yield served
+
+
+@pytest.fixture
+def admin(served: Served, hub: FakeHub) -> Iterator[httpx.Client]:
+    """A client; each test finds the hub well and leaves no download behind."""
+    renew(hub)
+    with httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60) as client:
+        yield client
+        for each in client.get(DOWNLOADS).json()["data"]:
+            client.delete(f"{DOWNLOADS}/{each['id']}", params={"purge": "true"})
+
+
+def ask(client: httpx.Client, name: str, **fields: Any) -> dict[str, Any]:
+    answer = client.post(DOWNLOAD, json={**WORDS, "name": name, **fields})
+    assert answer.status_code == 202, answer.text
+    found: dict[str, Any] = answer.json()
+    assert answer.headers["location"] == f"{DOWNLOADS}/{found['id']}"
+    return found
+
+
+def shown(client: httpx.Client, download: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = client.get(f"{DOWNLOADS}/{download['id']}").json()
+    return found
+
+
+def events(client: httpx.Client, download: dict[str, Any]) -> list[SseEvent]:
+    return events_of(client.get(f"{DOWNLOADS}/{download['id']}/events").content)
+
+
+def await_bytes(client: httpx.Client, download: dict[str, Any]) -> None:
+    """Wait until a part of the weights is there."""
+    eventually(lambda: shown(client, download)["bytes_done"] > 1 << 20)
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_download_ends_with_a_model_that_can_be_used_at_once(
+    served: Served, hub: FakeHub, admin: httpx.Client
+) -> None:
+    hub.slow = 0.01
+    download = ask(admin, "first", revision="main", priority="high")
+    assert (download["model"], download["repo"], download["source"]) == (
+        "first",
+        REPO,
+        "huggingface",
+    )
+    *before, (name, last) = events(admin, download)
+    assert name == "completed", last
+    assert {each for each, _ in before} == {"progress"}
+    counted = [data["bytes_done"] for _, data in before]
+    assert counted == sorted(counted)
+    assert last["bytes_done"] == last["bytes_total"] > 4 << 20
+    assert (last["revision"], last["error"]) == (SHA, None)
+    loaded = admin.post("/api/v1/models/first/load")
+    assert loaded.json()["status"] == "ready", loaded.text
+    # A late reader gets the end at once, and only that.
+    assert events(admin, download) == [("completed", last)]
+    assert shown(admin, download) == last
+    eventually(lambda: on_disk(served.home, action="model.pull", target="first"))
+    (asked,) = on_disk(served.home, action="model.download", target="first")
+    (arrived,) = on_disk(served.home, action="model.pull", target="first")
+    assert asked["actor"] == arrived["actor"]
+    assert SHA in arrived["after"]
+    metrics = admin.get("/metrics").text
+    assert 'bitinglip_downloads_ended_total{state="completed"} ' in metrics
+    assert 'bitinglip_downloads{state="running"} 0' in metrics
+    assert ("Bearer hf_of_the_server") in {token for _, token in hub.requests}
+    again = admin.post(DOWNLOAD, json={**WORDS, "name": "first"})
+    assert refusal(again) == (409, "CONFLICT")
+
+
+def test_download_that_runs_shows_as_a_model_that_cannot_be_used_yet(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hub.slow = SLOW
+    download = ask(admin, "coming")
+    await_bytes(admin, download)
+    listed = admin.get("/api/v1/models", params={"status": "downloading"}).json()["data"]
+    assert [(each["model_id"], each["download"]) for each in listed] == [("coming", download["id"])]
+    assert 0 < listed[0]["progress"] < 1
+    assert admin.get("/api/v1/models/coming").json()["status"] == "downloading"
+    load = admin.post("/api/v1/models/coming/load")
+    assert refusal(load) == (404, "INVALID_MODEL")
+    assert "being downloaded (" in load.json()["error"]["message"]
+    assert load.json()["error"]["details"]["download"] == download["id"]
+    text = admin.post(
+        "/api/v1/inference/text-generation", json={"model": "coming", "prompt": "hello"}
+    )
+    assert "being downloaded" in text.json()["error"]["message"]
+
+
+def test_download_asked_again_is_joined_and_another_of_its_name_refused(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hub.slow = SLOW
+    first = ask(admin, "one", priority="low")
+    assert ask(admin, "one", priority="high")["id"] == first["id"]
+    assert shown(admin, first)["priority"] == "high"
+    other = admin.post(DOWNLOAD, json={**WORDS, "name": "one", "revision": "v2"})
+    assert refusal(other) == (409, "CONFLICT")
+    assert other.json()["error"]["details"]["download"] == first["id"]
+
+
+def test_download_waits_for_its_turn_by_priority_within_bounds(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hub.slow = SLOW
+    running = ask(admin, "running")
+    low, high = ask(admin, "low", priority="low"), ask(admin, "high", priority="high")
+    states = [shown(admin, each)["state"] for each in (running, low, high)]
+    assert states == ["running", "queued", "queued"]
+    assert refusal(admin.post(DOWNLOAD, json={**WORDS, "name": "many"})) == (
+        429,
+        "CONCURRENCY_LIMIT_EXCEEDED",
+    )
+    assert 'bitinglip_downloads{state="queued"} 2' in admin.get("/metrics").text
+    admin.delete(f"{DOWNLOADS}/{running['id']}").raise_for_status()
+    eventually(lambda: shown(admin, high)["state"] == "running")
+    assert shown(admin, low)["state"] == "queued"
+    assert admin.delete(f"{DOWNLOADS}/{low['id']}").status_code == 204
+    assert events(admin, low)[-1][0] == "cancelled"
+    page = admin.get(DOWNLOADS, params={"limit": 2}).json()
+    assert [each["id"] for each in page["data"]] == [high["id"], low["id"]]
+    assert page["total"] >= 3
+
+
+def test_download_that_was_cancelled_goes_on_where_it_stopped_unless_purged(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hub.slow = SLOW
+    download = ask(admin, "again")
+    await_bytes(admin, download)
+    process = psutil.Process(puller_of(download))
+    assert admin.delete(f"{DOWNLOADS}/{download['id']}").status_code == 204
+    assert not process.is_running()
+    assert shown(admin, download)["state"] == "cancelled"
+    assert admin.delete(f"{DOWNLOADS}/{download['id']}").status_code == 204  # as it is
+    asked = len(hub.far_headers)
+    assert ask(admin, "again")["id"] == download["id"]
+    eventually(lambda: any("Range" in each for each in hub.far_headers[asked:]))
+    gone = admin.delete(f"{DOWNLOADS}/{download['id']}", params={"purge": "true"})
+    assert gone.status_code == 204
+    asked, hub.slow = len(hub.far_headers), 0
+    ask(admin, "again")
+    assert events(admin, download)[-1][0] == "completed"
+    assert not any("Range" in each for each in hub.far_headers[asked:])
+
+
+def test_download_whose_process_dies_fails_and_is_taken_up_again(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hub.slow = SLOW
+    download = ask(admin, "killed")
+    await_bytes(admin, download)
+    os.kill(puller_of(download), signal.SIGKILL)
+    name, last = events(admin, download)[-1]
+    assert (name, last["error"]["code"]) == ("failed", "DOWNLOAD_FAILED")
+    hub.slow = 0
+    assert ask(admin, "killed")["id"] == download["id"]
+    assert events(admin, download)[-1][0] == "completed"
+
+
+def test_download_outlives_the_client_that_watches(hub: FakeHub, admin: httpx.Client) -> None:
+    hub.slow = 0.01
+    download = ask(admin, "unwatched")
+    with admin.stream("GET", f"{DOWNLOADS}/{download['id']}/events") as answer:
+        next(iter_events(answer.iter_lines()))
+    assert events(admin, download)[-1][0] == "completed"
+
+
+def test_download_that_the_hub_or_the_disk_refuses_says_what_to_do(
+    hub: FakeHub, admin: httpx.Client
+) -> None:
+    hub.gated = "manual"
+    hub.info_faults.append((403, {"X-Error-Code": "GatedRepo"}))
+    _, gated = events(admin, ask(admin, "gated"))[-1]
+    assert gated["error"]["code"] == "DOWNLOAD_FAILED"
+    assert "ask for access" in gated["error"]["message"]
+    hub.gated = False
+    hub.listing = hub.siblings()
+    for each in hub.listing:
+        if "lfs" in each:
+            each["lfs"]["size"] = 1 << 60
+    name, full = events(admin, ask(admin, "huge"))[-1]
+    assert (name, full["error"]["code"]) == ("failed", "DISK_FULL")
+
+
+def test_download_is_refused_at_once_on_a_full_disk(
+    admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_store.disk.FLOOR_BYTES", 1 << 62)
+    answer = admin.post(DOWNLOAD, json={**WORDS, "name": "full"})
+    assert refusal(answer) == (507, "DISK_FULL")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"token": "hf_secret"}, 400, "UNSUPPORTED_PARAMETER"),
+        ({"source": "elsewhere"}, 400, "INVALID_REQUEST"),
+        ({"priority": "urgent"}, 400, "INVALID_REQUEST"),
+        ({"model_name": "../evil"}, 400, "INVALID_REQUEST"),
+        ({"model_name": "https://hub.example/a/b"}, 400, "INVALID_REQUEST"),
+        ({"revision": "../x"}, 400, "INVALID_REQUEST"),
+        ({"name": "demo"}, 409, "CONFLICT"),
+    ],
+)
+def test_download_request_that_is_not_valid_is_refused(
+    admin: httpx.Client, fields: dict[str, Any], status: int, code: str
+) -> None:
+    answer = admin.post(DOWNLOAD, json={**WORDS, **fields})
+    assert refusal(answer) == (status, code)
+    assert "hf_secret" not in answer.text
+
+
+def test_download_needs_the_scope_and_the_model_of_its_key(served: Served) -> None:
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        reader = served.headers("models:read")
+        asked = client.post(DOWNLOAD, json=WORDS, headers=reader)
+        assert refusal(asked) == (403, "INSUFFICIENT_SCOPE")
+        assert client.get(DOWNLOADS, headers=reader).status_code == 403
+        writer = served.headers("cluster:write")
+        pickles = client.post(DOWNLOAD, json={**WORDS, "allow_pickles": True}, headers=writer)
+        assert refusal(pickles) == (403, "INSUFFICIENT_SCOPE")
+        missing = client.get(f"{DOWNLOADS}/dl_0", headers=writer)
+        assert refusal(missing) == (404, "NOT_FOUND")
+        assert client.delete(f"{DOWNLOADS}/dl_0", headers=writer).status_code == 404
+
+
+def puller_of(download: dict[str, Any]) -> int:
+    """Return the process that pulls for a download; its arguments and environment hold nothing."""
+    title = f"bitinglip download {download['id']}"
+    for child in psutil.Process(os.getpid()).children():
+        if child.cmdline()[-1:] == [title]:
+            told = [*child.cmdline(), *child.environ(), *child.environ().values()]
+            assert not any("hf_of_the_server" in each for each in told)
+            return child.pid
+    raise AssertionError(f"nobody pulls; threads: {threading.active_count()}")
