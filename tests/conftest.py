@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,10 @@ httpx_defaults.be_patient()
 httpx_defaults.read_roots_once()
 
 
+_DAY_SECONDS = 86_400
+_LONGEST_TEST_SECONDS = 60  #: of those that may not see a day begin
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let long files begin first: one that began last would be waited for."""
     items.sort(key=lambda item: item.get_closest_marker("long_file") is None)
@@ -41,6 +46,14 @@ def pytest_configure() -> None:
     assert isinstance(renderer, structlog.dev.ConsoleRenderer)
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
+
+
+@pytest.fixture
+def away_from_midnight() -> None:
+    """Wait for the next day, in UTC, where it begins soon: quotas and usage are counted by day."""
+    left = _DAY_SECONDS - time.time() % _DAY_SECONDS
+    if left < _LONGEST_TEST_SECONDS:
+        time.sleep(left)
 
 
 @pytest.fixture(scope="session")

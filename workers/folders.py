@@ -57,7 +57,7 @@ class WorkFolders:
 
 def placed(job: Job, folder: Path | None) -> Job:
     """Return the job with its files in the folder of the worker that is to run it."""
-    if folder is None or not isinstance(job, ImageJob | SpeechJob):
+    if folder is None or not isinstance(job, (ImageJob, SpeechJob)):
         return job
     return msgspec.structs.replace(job, folder=str(folder))
 

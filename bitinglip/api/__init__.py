@@ -1,5 +1,8 @@
 """Puts the HTTP surface into an application."""
 
+from collections.abc import Coroutine
+from typing import Any
+
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.routing import BaseRoute
@@ -72,8 +75,8 @@ class Application(FastAPI):
 
     door: Door
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.door(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        return self.door(scope, receive, send)
 
 
 def mount(app: Application, settings: Settings) -> None:

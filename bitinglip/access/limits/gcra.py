@@ -42,7 +42,7 @@ class Step(NamedTuple):
     wait: int  #: microseconds until the same request passes; 0 if it passes now
 
 
-def step(rate: Rate, tat: int, now: int, *, cost: int = 1, share: int = FULL) -> Step:
+def step(rate: Rate, tat: int, now: int, cost: int = 1, share: int = FULL) -> Step:
     """Ask for ``cost`` units at ``now`` microseconds. Raises ValueError for more than the burst.
 
     Under a ``share`` below FULL units are earned more slowly and so fewer are at hand, but one
@@ -63,7 +63,7 @@ def refunded(rate: Rate, tat: int, *, cost: int = 1, share: int = FULL) -> int:
     return tat - cost * _unit(rate, share)
 
 
-def read(rate: Rate, tat: int, now: int, *, share: int = FULL) -> Reading:
+def read(rate: Rate, tat: int, now: int, share: int = FULL) -> Reading:
     """Read what is left, without taking anything."""
     unit, most = rate.window, rate.burst * rate.window
     if share != FULL and (unit := _unit(rate, share)) > most:

@@ -282,7 +282,7 @@ class Meter:
     def _present(self) -> None:
         """Begin a new day where the clock has."""
         now = self._clock()
-        if self._day.holds(now):
+        if self._day.begins <= now < self._day.ends or self._day.holds(now):
             return
         last, self._day = self._day, day_of(now)
         self.stale = self.stale or self._day.begins < last.begins

@@ -143,8 +143,8 @@ class ReplicaLoader:
             _log_confinement(worker)
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
+            await self._free_pages(replica)  # first: its pages are held for nothing now
             await self._store.record_use(replica.model, loaded=True)
-            await self._free_pages(replica)
 
     async def _free_pages(self, replica: Replica) -> None:
         """Let the files of a loaded model go: it is on its device now."""

@@ -54,6 +54,8 @@ class OverloadController:
 
 
 def _share(load: float, level: int, top: int) -> float:
-    excess = min(1.0, max(0.0, load - _EASY) / (1.0 - _EASY))
+    if load <= _EASY:
+        return 1.0
+    excess = min(1.0, (load - _EASY) / (1.0 - _EASY))
     below = max(0, top - level) / (top + 1)
     return 1.0 - excess * below

@@ -149,7 +149,7 @@ class ChatCompletionRequest(Switches, PromptEndFields, OpenAITextFields):
         """Make the job that this request asks for. Raises InvalidRequest."""
         self.check_stream_options()
         asked = coalesce(self.max_completion_tokens, self.max_tokens, None)
-        messages = tuple(message.to_job() for message in self.messages)
+        messages = tuple([message.to_job() for message in self.messages])
         work = protocol.TextJob(
             id=new_task_id(),
             messages=messages,

@@ -143,6 +143,8 @@ def tool_fields(
 
     Without tools there is nothing to choose, and what says so is accepted.
     """
+    if not tools and choice is None:
+        return {}
     listed = tuple(each.to_job() for each in tools or ())
     names = {each.name for each in listed}
     if len(names) < len(listed):

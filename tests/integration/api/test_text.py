@@ -1,6 +1,5 @@
 """Text over real sockets: answers, streams, errors, and clients that disconnect."""
 
-import json
 import re
 import socket
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import pytest
 from bitinglip.api import stream_writer
 from tests.support.api_server import Served, serve
 from tests.support.http_client import CHAT, MESSAGES, NATIVE, PROMPT, error_of
+from tests.support.raw_http import raw_request
 from tests.support.sse import STREAM_END, events_of
 from tests.support.wait import eventually
 
@@ -127,13 +127,6 @@ def test_cancel_follows_when_the_client_disconnects(
             eventually(lambda: b"two" in sock.recv(65536))
     served.wait_idle()
     eventually(lambda: len(served.workers.cancelled) == before + 1)
-
-
-def raw_request(served: Served, path: str, body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    key = f"X-API-Key: {served.keys['inference:text']}\r\nContent-Length: {len(data)}\r\n\r\n"
-    return (head + key).encode() + data
 
 
 def silence(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ from tests.support.metered_server import (
 from tests.support.wait import eventually
 from tests.support.websocket_client import heard, open_watch
 
+pytestmark = pytest.mark.usefixtures("away_from_midnight")
+
 
 @pytest.fixture(scope="module")
 def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
