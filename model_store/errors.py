@@ -61,12 +61,32 @@ class NameTaken(StoreError):
     code = "CONFLICT"
 
 
+class BaseOfAdapters(StoreError):
+    """Other models of the store cannot do without this one."""
+
+    code = "CONFLICT"
+
+
 class PullRunning(StoreError):
     code = "CONFLICT"
 
 
 class DownloadError(StoreError):
-    code = "DOWNLOAD_FAILED"
+    code: StoreCode = "DOWNLOAD_FAILED"
+
+
+class NotFoundOnHub(DownloadError):
+    """The hub has no such repository or revision, or does not show it to us."""
+
+    code = "INVALID_MODEL"
+
+
+class Gated(DownloadError):
+    """The repository's owner wants to be asked first."""
+
+
+class TokenRefused(DownloadError):
+    """The hub does not know the token (any more)."""
 
 
 class NoSpace(StoreError):

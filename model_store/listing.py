@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+from model_store.adapters import with_bases
 from model_store.disk import is_broken, unavailable
 from model_store.errors import BadFiles
 from model_store.manifest import Manifest, read_manifest
@@ -70,7 +71,7 @@ class Listing:
         # Clocks of file systems tick slowly: two changes within one tick have one stamp.
         settled = time.time_ns() - stamp > _TICK_NS
         found = sorted(self._read(), key=lambda manifest: manifest.name)
-        manifests = {manifest.name: manifest for manifest in found}
+        manifests = with_bases({manifest.name: manifest for manifest in found})
         if folder != self._folder and self._seen[1] and not manifests:
             # An empty folder in the place of the one with models: where a disk was mounted.
             raise OSError(errno.ENODEV, "another, empty folder is in its place")

@@ -16,6 +16,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from model_store.adapters import check_removable
 from model_store.blobs import Blobs
 from model_store.cleanup import Removal, carry_out, never, plan
 from model_store.disk import (
@@ -37,7 +38,14 @@ from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
 from model_store.inspection import inspect
 from model_store.listing import Listing
-from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
+from model_store.manifest import (
+    FILES,
+    FileEntry,
+    Manifest,
+    digests_of,
+    read_manifest,
+    write_manifest,
+)
 from model_store.names import check_name, folder_name
 from model_store.places import PARTIAL, exchange, held, hold, recover
 from model_store.progress import Progress
@@ -88,6 +96,13 @@ class ModelStore:
         """Return the folder with the model's files. Raises UnknownModel."""
         self.get(name)
         return self._folder(name) / FILES
+
+    def weights_path(self, name: str) -> Path:
+        """Return the folder of a model's weights; an adapter's are its base's.
+
+        Raises UnknownModel.
+        """
+        return self.path(self.get(name).adapter_of or name)
 
     def _folder(self, name: str) -> Path:
         return self.root / folder_name(check_name(name))
@@ -198,6 +213,7 @@ class ModelStore:
         ``unless_held``: not while it is being loaded or replaced; returns whether it went.
         """
         with store_errors("The model cannot be removed"), ExitStack() as opened:
+            check_removable(name, self.listing.all())
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
                 folder = self._folder(name)
@@ -215,7 +231,7 @@ class ModelStore:
 
     def _delete(self, gone: Path) -> None:
         """Delete a folder that was a model, and the blobs that nothing else shares."""
-        digests = _digests(gone)
+        digests = digests_of(gone)
         shutil.rmtree(gone)
         for sha256 in digests:
             self.blobs.drop(sha256)
@@ -261,13 +277,8 @@ class ModelStore:
         pinned ones do. Raises StoreUnavailable.
         """
         kept = self.partials_kept if partials_kept is None else partials_kept
-        try:
-            recover(self.root, self.root / PARTIAL)
-            self.listing.look()
-            found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
-            return carry_out(self, found, in_use) if do else found
-        except OSError as error:
-            raise unavailable("read", error) from error
+        found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
+        return carry_out(self, found, in_use) if do else found
 
     def sweep(self) -> None:
         """Remove what killed processes left, and pulls that nobody has resumed for too long."""
@@ -321,6 +332,8 @@ class ModelStore:
         await asyncio.to_thread(self._check, name)
 
     def _check(self, name: str) -> None:
+        if base := self.get(name).adapter_of:
+            self._check(base)
         check_unchanged(self.read(name), self._folder(name) / FILES)
 
     @property
@@ -353,13 +366,17 @@ class ModelStore:
             if handle is not None:
                 os.close(handle)
 
+    def partial_pull(self, repo: str) -> Path:
+        """Return where a repository's partial download is, or would be."""
+        return self.partial / f"pull-{folder_name(check_name(repo)).lower()}"
+
     @contextmanager
     def pulling(self, repo: str) -> Iterator[Path]:
         """Yield the folder of a repository's partial download, kept so that a pull can resume.
 
         One process at a time may have it. Raises PullRunning.
         """
-        folder = self.partial / f"pull-{folder_name(check_name(repo)).lower()}"
+        folder = self.partial_pull(repo)
         folder.mkdir(mode=0o700, exist_ok=True)
         handle = lock(folder)
         if handle is None:
@@ -368,14 +385,6 @@ class ModelStore:
             yield folder
         finally:
             os.close(handle)
-
-
-def _digests(folder: Path) -> set[str]:
-    """Return the hashes that a folder's manifest lists; none if it has no whole one."""
-    try:
-        return {entry.sha256 for entry in read_manifest(folder).files}
-    except (BadFiles, OSError):
-        return set()
 
 
 def _taken(name: str) -> NameTaken:

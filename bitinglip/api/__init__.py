@@ -13,6 +13,7 @@ from bitinglip.api.admin import (
     keys,
     limits,
     models,
+    store_care,
     tokens,
     usage,
     workers,
@@ -56,6 +57,7 @@ _ROUTERS = (
     files.router,
     watch.router,
     downloads.router,  # before models, whose ids may begin as its paths do
+    store_care.router,
     models.native,
     openai_lists.router,
     workers.router,

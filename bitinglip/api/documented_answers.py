@@ -138,6 +138,9 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/api/v1/files/{file_id}": {**_PICTURES, **_SOUNDS},
     "/api/v1/tasks": _json(_PAGE),
     "/api/v1/models": _json(_PAGE),
+    "/api/v1/models/gc": _json(
+        _object(data=_list({"type": "object"}), bytes=_WHOLE, dry_run={"type": "boolean"})
+    ),
     "/api/v1/models/downloads": _json(
         _object(data=_list(_DOWNLOAD), total=_WHOLE, limit=_WHOLE, offset=_WHOLE)
     ),

@@ -12,6 +12,7 @@ from bitinglip.settings.audit import Audit
 from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
 from bitinglip.settings.guard import Guard
+from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -31,7 +32,6 @@ from bitinglip.settings.sections import (
     Devices,
     FakeDevice,
     Files,
-    Hub,
     KeyRotation,
     Logging,
     OpenAI,

@@ -3,8 +3,9 @@
 from bitinglip.access.keys import Caller
 from bitinglip.errors import InvalidModel, InvalidRequest, ModelNotAllowed
 from bitinglip.wire.kinds import KINDS
+from model_store.adapters import missing_base
 from model_store.errors import UnknownModel
-from model_store.manifest import RERANK, Manifest
+from model_store.manifest import ADAPTER, RERANK, Manifest
 from model_store.store import ModelStore
 
 
@@ -29,6 +30,7 @@ def model_named(store: ModelStore, caller: Caller, name: str) -> Manifest:
 def model_of_kind(store: ModelStore, caller: Caller, name: str, kind: str) -> Manifest:
     """Return a model of a kind. Raises as model_named does, or InvalidRequest for another kind."""
     manifest = model_named(store, caller, name)
+    check_has_base(manifest)
     own = "text" if manifest.engine == "fake" else manifest.kind
     if own != kind:
         raise InvalidRequest(
@@ -36,6 +38,13 @@ def model_of_kind(store: ModelStore, caller: Caller, name: str, kind: str) -> Ma
             param="model",
         )
     return manifest
+
+
+def check_has_base(manifest: Manifest) -> None:
+    """Raise InvalidModel for an adapter whose base is not in the store."""
+    if manifest.kind == ADAPTER:
+        details = {"model": manifest.name, "base": manifest.base}
+        raise InvalidModel(missing_base(manifest), param="model", details=details)
 
 
 def check_model(caller: Caller, name: str) -> None:

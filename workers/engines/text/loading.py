@@ -16,6 +16,7 @@ from workers.engines import torch_env
 from workers.engines.base import reason
 from workers.engines.library_config import library_config
 from workers.engines.peer_copies import check_copies
+from workers.engines.text.adapter import merged
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, variant_of
@@ -123,6 +124,8 @@ def _model(
             max_memory=dict(enumerate(spec.device_weights)) or None,
         )
     torch_env.check_missing(info["missing_keys"])
+    if spec.adapter is not None:
+        model = merged(model, Path(spec.adapter))
     if spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
