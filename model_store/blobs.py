@@ -57,15 +57,17 @@ class Blobs:
         blob = self.path(sha256)
         if self._is_whole(blob, sha256):
             return blob
-        self.discard(sha256)
+        if blob.exists():
+            self.discard(sha256)
         for path, entry in self._holders(sha256):
             found = _stamp(path)
             with suppress(OSError):
                 # One name: nothing outside this store leads to the file.
                 if found and _is_as_listed(found, entry) and path.stat().st_nlink == 1:
                     self.add(path, sha256)
-                    return blob if blob.exists() else None
-        return None
+                    break
+        # Another process may have made it at the same time.
+        return blob if self._is_whole(blob, sha256) else None
 
     def find_git(self, sha1: str) -> Path | None:
         """Return the blob with this hash of git's, if it was taken with one."""

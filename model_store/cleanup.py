@@ -4,6 +4,7 @@ Three kinds: what nothing needs (blobs, left-over drafts), downloads that nobody
 the store may only take so many bytes, the models that were not used for longest.
 """
 
+import math
 import os
 import re
 import shutil
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from model_store.blobs import GIT
-from model_store.disk import lock, unavailable
+from model_store.disk import unavailable
 from model_store.errors import StoreError
+from model_store.locks import lock
 from model_store.places import ASIDE, PARTIAL, recover
 
 if TYPE_CHECKING:
@@ -164,16 +166,23 @@ def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
     """Yield what crashes left, and the downloads that nobody has resumed for so long."""
     for path in partial.iterdir() if partial.is_dir() else ():
         with suppress(OSError):  # another process cleans up too
-            if path.name.startswith(ASIDE) or _is_locked(path):
-                continue  # a model that is being replaced, or work under way
+            if path.name.startswith(ASIDE):
+                continue  # a model that is being replaced
             age = time.time() - _last_change(path)
+            if age < _kept_seconds(path.name, kept) or _is_locked(path):
+                continue  # work may be under way
             if path.name.startswith(_LEFT):
-                if path.name.startswith("draft-") and age < DRAFT_SECONDS:
-                    continue
                 yield Removal("draft", path.name, _bytes_of(path), "left by a crash")
-            elif age > kept:
+            else:
                 days = f"not resumed for {age / 86400:.0f} days"
                 yield Removal("partial", path.name, _bytes_of(path), days)
+
+
+def _kept_seconds(name: str, kept: float) -> float:
+    """Return for how long something under ``.partial`` stays after its last change."""
+    if name.startswith("removed-"):
+        return -math.inf  # whatever the clock says
+    return DRAFT_SECONDS if name.startswith("draft-") else kept
 
 
 def _drafts(store: "ModelStore") -> Iterator[Removal]:

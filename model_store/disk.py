@@ -114,16 +114,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def lock(folder: Path) -> int | None:
-    """Lock the folder until the handle is closed or the process dies; None if it is locked."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_ino == folder.stat().st_ino:
-            return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass  # owned, or its owner has just removed it
-    os.close(handle)
-    return None

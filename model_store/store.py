@@ -20,7 +20,6 @@ from model_store.adapters import check_removable
 from model_store.blobs import Blobs
 from model_store.cleanup import Removal, carry_out, never, plan
 from model_store.disk import (
-    lock,
     secure_and_sync,
     store_errors,
     sync,
@@ -38,6 +37,7 @@ from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
 from model_store.inspection import inspect
 from model_store.listing import Listing
+from model_store.locks import held, hold, lock
 from model_store.manifest import (
     FILES,
     FileEntry,
@@ -47,7 +47,7 @@ from model_store.manifest import (
     write_manifest,
 )
 from model_store.names import check_name, folder_name
-from model_store.places import PARTIAL, exchange, held, hold, recover
+from model_store.places import PARTIAL, exchange, recover
 from model_store.progress import Progress
 from model_store.records import Care, Usage, care_of, carry_over, change_care, note_use, usage_of
 from model_store.verification import differences

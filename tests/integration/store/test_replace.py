@@ -10,6 +10,7 @@ import pytest
 
 from model_store import places
 from model_store.errors import NameTaken, UnknownModel
+from model_store.locks import held
 from model_store.store import ModelStore
 from tests.support.model_folders import llama, write
 from tests.support.wait import eventually
@@ -94,7 +95,7 @@ def test_replacement_that_a_crash_interrupted_is_repaired_at_the_next_start(
     store.import_folder(source, "mine")
     root, aside = tmp_path / "store", store.partial / "replaced-mine"
     (root / "mine").rename(aside)
-    with places.held(aside, shared=False):  # its replacement still runs
+    with held(aside, shared=False):  # its replacement still runs
         assert ModelStore(root).names() == []
         ModelStore(root).gc(do=True, partials_kept=0)
     assert ModelStore(root).names() == ["mine"]

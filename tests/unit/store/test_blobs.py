@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,15 @@ def test_blob_of_a_store_without_blobs_is_its_model_s_file(tmp_path: Path) -> No
     blob = holding(tmp_path, file).find(SHA256)
     assert blob is not None
     assert blob.samefile(file)
+
+
+def test_blob_of_a_store_without_blobs_is_made_once_by_many_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path / "model/file")
+    stores = [holding(tmp_path, file) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda blobs: blobs.find(SHA256), stores))
+    assert set(found) == {stores[0].path(SHA256)}
+    assert file.stat().st_nlink == 2
 
 
 def test_blob_is_not_made_of_a_file_that_has_changed(tmp_path: Path) -> None:
