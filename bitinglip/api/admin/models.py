@@ -54,7 +54,7 @@ async def list_models(request: Request) -> Response:
     )
 
 
-@native.post("/import", openapi_extra=json_body(ImportModelRequest))
+@native.post("/import", status_code=201, openapi_extra=json_body(ImportModelRequest))
 @requires_scope(Scope.ADMIN)
 @audited(Action.MODEL_IMPORT)
 async def import_model(request: Request) -> Response:
