@@ -91,7 +91,12 @@ def carry_out(
     store: "ModelStore", removals: Iterable[Removal], in_use: Callable[[str], bool] = never
 ) -> list[Removal]:
     """Remove these things; return those that went. What is in use by now stays."""
-    return [each for each in removals if _remove(store, each, in_use)]
+    gone = [each for each in removals if _remove(store, each, in_use)]
+    for link in (store.blobs.folder / GIT).glob("*/*"):
+        if link.is_symlink() and not link.exists():  # its blob went with a model
+            with suppress(OSError):
+                link.unlink()
+    return gone
 
 
 def evicted(
@@ -235,9 +240,6 @@ def _remove_blob(store: "ModelStore", sha256: str) -> bool:
     if any(entry.sha256 == sha256 for each in store.list() for entry in each.files):
         return False
     store.blobs.path(sha256).unlink()
-    for link in (store.blobs.folder / GIT).glob("*/*"):
-        if link.is_symlink() and not link.exists():
-            link.unlink(missing_ok=True)
     return True
 
 

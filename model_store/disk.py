@@ -16,7 +16,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 #: of a disk that failed, is gone, or is not written to any more
 _BROKEN = {
     errno.EIO, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN,
-    errno.ETIMEDOUT, errno.EREMOTEIO, errno.ESHUTDOWN, errno.EROFS,
+    errno.ETIMEDOUT, errno.ESHUTDOWN, errno.EROFS,
 }  # fmt: skip
 _FICLONE = 0x40049409  #: of Linux: XFS, Btrfs and others share the bytes of two files
 _CHUNK = 4 * 1024 * 1024

@@ -54,7 +54,7 @@ def test_gc_says_what_it_will_remove_and_then_removes_it(shared: ModelStore) -> 
         os.utime(folder, (1, 1))
     sha256 = "ab" * 32
     write(shared.partial / "download", "bytes")
-    shared.blobs.take(shared.partial / "download", sha256)
+    shared.blobs.take(shared.partial / "download", sha256, "cd" * 20)
     expected = {
         ("draft", "draft-1"), ("draft", "removed-1"), ("partial", "pull-org--name"),
     }  # fmt: skip
@@ -72,6 +72,7 @@ def test_gc_says_what_it_will_remove_and_then_removes_it(shared: ModelStore) -> 
     assert shared.gc(do=True, partials_kept=0) == found
     assert shared.gc(partials_kept=0) == []
     assert not list(shared.partial.iterdir())
+    assert not [path for path in shared.blobs.folder.glob("git/*/*") if path.is_symlink()]
     assert shared.names() == ["one", "two"]
     assert shared.verify("one") == []
 
