@@ -21,7 +21,9 @@ from model_store.blobs import GIT
 from model_store.disk import unavailable
 from model_store.errors import StoreError
 from model_store.locks import lock
+from model_store.manifest import FILES
 from model_store.places import ASIDE, PARTIAL, recover
+from model_store.records import care_of, usage_of
 
 if TYPE_CHECKING:
     from model_store.store import ModelStore
@@ -133,7 +135,7 @@ def _models(
     A file that was linked from outside takes none: it is there without the store, too.
     """
     manifests = store.list()
-    found = {each.name: dict(_files(store.path(each.name))) for each in manifests}
+    found = {each.name: dict(_files(store.folder(each.name) / FILES)) for each in manifests}
     names = Counter(inode for files in found.values() for inode in files)
     names.update(inode for inode, _ in _files(store.blobs.folder))
     taken = {
@@ -148,11 +150,11 @@ def _models(
     for manifest in manifests:
         own = {inode: taken[inode] for inode in found[manifest.name] if inode in taken}
         name = manifest.name
-        if name in bases or in_use(name) or store.care(name).pinned:
+        if name in bases or in_use(name) or care_of(store.folder(name)).pinned:
             kept |= own.keys()
         else:
-            used = store.usage(manifest.name).last_used_at or manifest.created_at
-            candidates.append(Candidate(manifest.name, used, own))
+            used = usage_of(store.folder(name)).last_used_at or manifest.created_at
+            candidates.append(Candidate(name, used, own))
     for each in candidates:
         for inode in kept & each.files.keys():
             del each.files[inode]
@@ -193,9 +195,9 @@ def _kept_seconds(name: str, kept: float) -> float:
 def _drafts(store: "ModelStore") -> Iterator[Removal]:
     """Yield the drafts of manifests and records that crashes left beside models' files."""
     for manifest in store.list():
-        folder = store.path(manifest.name).parent
-        for path in folder.glob("*.new"):
-            with suppress(OSError):
+        folder = store.folder(manifest.name)
+        with suppress(OSError):  # another process may remove the model
+            for path in folder.glob("*.new"):
                 found = path.lstat()
                 if time.time() - found.st_mtime > DRAFT_SECONDS:
                     name = f"{folder.name}/{path.name}"
@@ -220,7 +222,7 @@ def _blobs(store: "ModelStore", kept: float) -> Iterator[Removal]:
 def _remove(store: "ModelStore", removal: Removal, in_use: Callable[[str], bool]) -> bool:
     try:
         if removal.kind == "model":
-            if in_use(removal.name) or store.care(removal.name).pinned:
+            if in_use(removal.name) or care_of(store.folder(removal.name)).pinned:
                 return False
             return store.remove(removal.name, unless_held=True)
         if removal.kind == "blob":
