@@ -144,7 +144,7 @@ class ReplicaLoader:
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
             await self._free_pages(replica)
-            await asyncio.to_thread(self._store.touch, replica.model, loaded=True)
+            await self._store.record_use(replica.model, loaded=True)
 
     async def _free_pages(self, replica: Replica) -> None:
         """Let the files of a loaded model go: it is on its device now."""
@@ -216,7 +216,7 @@ class ReplicaLoader:
         else:
             self._listener.on_gone(model_state, replica)
         if worker is not None:
-            await asyncio.to_thread(self._store.touch, replica.model)
+            await self._store.record_use(replica.model)
 
     def await_end(self, model_state: ModelState, replica: Replica, worker: Worker) -> None:
         """Tell the end of a process that is stuck, whenever it comes."""

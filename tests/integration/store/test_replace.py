@@ -125,13 +125,13 @@ from model_store.store import ModelStore
 os.getuid = lambda: 12345  # so that files are copied and shared
 os.fsync = lambda _: None
 root, name, sources = Path(sys.argv[1]), sys.argv[2], [Path(each) for each in sys.argv[3:]]
-for turn in range(12):
+for turn in range(6):
     store = ModelStore(root)
     store.import_folder(sources[turn % 2], name)
     store.gc(do=True, partials_kept=0)
     store.replacing(name).import_folder(sources[(turn + 1) % 2], name)
     assert store.verify(name) == [], turn
-    if turn < 11:
+    if turn < 5:
         store.remove(name)
 """
 
