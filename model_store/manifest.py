@@ -82,9 +82,21 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def digests_of(folder: Path) -> set[str]:
+    """Return the hashes that a folder's manifest lists; none if it has no whole one."""
+    try:
+        return {entry.sha256 for entry in read_manifest(folder).files}
+    except (BadFiles, OSError):
+        return set()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically: it appears whole or not at all."""
     draft = folder / f"{MANIFEST}.new"
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    sync(draft)
-    draft.replace(folder / MANIFEST)
+    try:
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        sync(draft)
+        draft.replace(folder / MANIFEST)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
