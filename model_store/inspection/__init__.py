@@ -4,7 +4,10 @@ Everything that can be told from files alone is told here, before any library op
 pickles, indices that point elsewhere, headers that lie, configs that claim more than the weights.
 """
 
+from contextlib import suppress
 from pathlib import Path
+
+import msgspec
 
 from model_store.errors import BadFiles
 from model_store.inspection.adapter import inspect_adapter, is_adapter
@@ -16,10 +19,10 @@ from model_store.inspection.pipeline import check_index, components, inspect_pip
 from model_store.inspection.transformer import inspect_transformer
 from model_store.inspection.weights import CODE, check_indices
 from model_store.kinds import FAKE, kind_of, read_any_json, read_json
-from model_store.manifest import ADAPTER
+from model_store.manifest import ADAPTER, Manifest
 from model_store.selection import required
 
-__all__ = ["Inspection", "components", "inspect", "inspect_texts", "model_files"]
+__all__ = ["Inspection", "components", "inspect", "inspect_texts", "model_files", "refreshed"]
 
 
 def inspect(folder: Path) -> Inspection:
@@ -39,6 +42,16 @@ def inspect(folder: Path) -> Inspection:
         found = inspect_transformer(folder, kind, config)
     found.license, found.languages = describe(folder)
     return found
+
+
+def refreshed(folder: Path, manifest: Manifest) -> Manifest:
+    """Return a manifest with the facts that this version tells of the files in a folder.
+
+    One of a model that would be refused today stays as it is.
+    """
+    with suppress(BadFiles, OSError):
+        return msgspec.structs.replace(manifest, **vars(inspect(folder)))
+    return manifest
 
 
 def inspect_texts(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Adapters in the store: what their files tell, which base they find, and which are refused."""
 
+import asyncio
 import json
 import struct
 from collections.abc import Callable
@@ -99,11 +100,16 @@ def test_adapter_is_not_loaded_over_a_base_that_has_changed(
     store: ModelStore, base: Path, tmp_path: Path
 ) -> None:
     store.import_folder(write_text_lora(base, tmp_path / "lora", named="org/base"), "tuned")
-    store._check("tuned")
+
+    async def opened() -> None:
+        async with store.loading(["tuned"]):
+            pass
+
+    asyncio.run(opened())
     config = store.path("org/base") / "config.json"
     config.write_text(config.read_text() + " ")
     with pytest.raises(ChangedFiles, match="org/base"):
-        store._check("tuned")
+        asyncio.run(opened())
 
 
 def test_adapter_trained_from_a_folder_has_the_base_that_its_card_names(
