@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from model_store.blobs import GIT
 from model_store.disk import lock
 from model_store.errors import StoreError
-from model_store.places import ASIDE
+from model_store.places import ASIDE, PARTIAL
 
 if TYPE_CHECKING:
     from model_store.store import ModelStore
@@ -68,7 +68,11 @@ def plan(
     ``max_bytes`` of the store; ``in_use`` says which models stay, besides pinned ones.
     Raises OSError.
     """
-    found = [*_left_over(store.partial, partials_kept), *_blobs(store, partials_kept)]
+    found = [
+        *_left_over(store.root / PARTIAL, partials_kept),
+        *_drafts(store),
+        *_blobs(store, partials_kept),
+    ]
     if max_bytes is None:
         return found
     taken, candidates = _models(store, in_use)
@@ -152,7 +156,7 @@ def _files(folder: Path) -> Iterator[tuple[_Inode, os.stat_result]]:
 
 def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
     """Yield what crashes left, and the downloads that nobody has resumed for so long."""
-    for path in partial.iterdir():
+    for path in partial.iterdir() if partial.is_dir() else ():
         with suppress(OSError):  # another process cleans up too
             if path.name.startswith(ASIDE) or _is_locked(path):
                 continue  # a model that is being replaced, or work under way
@@ -164,6 +168,18 @@ def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
             elif age > kept:
                 days = f"not resumed for {age / 86400:.0f} days"
                 yield Removal("partial", path.name, _bytes_of(path), days)
+
+
+def _drafts(store: "ModelStore") -> Iterator[Removal]:
+    """Yield the drafts of manifests and records that crashes left beside models' files."""
+    for manifest in store.list():
+        folder = store.path(manifest.name).parent
+        for path in folder.glob("*.new"):
+            with suppress(OSError):
+                found = path.lstat()
+                if time.time() - found.st_mtime > DRAFT_SECONDS:
+                    name = f"{folder.name}/{path.name}"
+                    yield Removal("draft", name, found.st_size, "left by a crash")
 
 
 def _blobs(store: "ModelStore", kept: float) -> Iterator[Removal]:
@@ -191,6 +207,9 @@ def _remove(store: "ModelStore", removal: Removal, in_use: Callable[[str], bool]
             return _remove_blob(store, removal.name)
         if removal.name.startswith("."):
             (store.blobs.folder / removal.name[1:3] / removal.name).unlink()
+            return True
+        if "/" in removal.name:
+            (store.root / removal.name).unlink()
             return True
         return _remove_unlocked(store.partial / removal.name)
     except (OSError, StoreError):  # gone already, or a store that may only be read

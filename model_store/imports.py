@@ -127,8 +127,12 @@ def _link_targets(source: Source) -> dict[str, Path]:
     """
     root = source.folder.resolve()
     allowed = [root, *source.blobs]
-    targets = {path: (root / path).resolve() for path in model_files(root)}
-    for path, target in targets.items():
+    targets = {}
+    for path in model_files(root):
+        try:
+            target = targets[path] = (root / path).resolve()
+        except RuntimeError as error:
+            raise BadFiles(f"{path[:120]} is a link to itself.") from error
         if not any(target.is_relative_to(one) for one in allowed):
             raise BadFiles(f"{path[:120]} is a link that leaves the folder.")
         if not target.is_file():

@@ -88,6 +88,10 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically: it appears whole or not at all."""
     draft = folder / f"{MANIFEST}.new"
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    sync(draft)
-    draft.replace(folder / MANIFEST)
+    try:
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        sync(draft)
+        draft.replace(folder / MANIFEST)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

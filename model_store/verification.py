@@ -131,7 +131,8 @@ def mend(store: "ModelStore", name: str) -> list[FileEntry]:
         if path.exists():
             entries.append(entry)
         elif store.blobs.find(entry.sha256) or store.blobs.copied(entry.sha256):
-            draft = path.parent / f".{secrets.token_hex(6)}"
+            draft = store.partial / f"draft-{secrets.token_hex(6)}"
+            path.parent.mkdir(parents=True, exist_ok=True)
             store.blobs.link(entry.sha256, draft)
             draft.replace(path)
             entries.append(stamped(files, entry))
