@@ -72,7 +72,21 @@ class PullRunning(StoreError):
 
 
 class DownloadError(StoreError):
-    code = "DOWNLOAD_FAILED"
+    code: StoreCode = "DOWNLOAD_FAILED"
+
+
+class NotFoundOnHub(DownloadError):
+    """The hub has no such repository or revision, or does not show it to us."""
+
+    code = "INVALID_MODEL"
+
+
+class Gated(DownloadError):
+    """The repository's owner wants to be asked first."""
+
+
+class TokenRefused(DownloadError):
+    """The hub does not know the token (any more)."""
 
 
 class NoSpace(StoreError):

@@ -40,7 +40,7 @@ def export(
         draft.mkdir()
         handle = lock(draft)
         try:
-            counter = Counter(progress, manifest.total_bytes, len(manifest.files))
+            counter = Counter(progress, {entry.path: entry.size for entry in manifest.files})
             for entry in manifest.files:
                 into = draft / entry.path
                 into.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ def hash_files(
     unknown = [path for path in found if path not in known]
     digests = dict(known)
     if unknown:
-        counter = Counter(progress, sum(found[path].st_size for path in unknown), len(unknown))
+        counter = Counter(progress, {path: found[path].st_size for path in unknown})
         digests |= {path: sha256_of(folder / path, path, counter) for path in unknown}
     return tuple(
         FileEntry(path, stat.st_size, digests[path], stat.st_mtime_ns)

@@ -1,59 +1,61 @@
-"""Pulls from the Hugging Face hub: the only module that names huggingface_hub.
+"""Pulls repositories from a hub into the store: plans, fetches, verifies, publishes."""
 
-Its client tells what is there; the bytes come through transfer.py, which resumes and verifies.
-"""
-
-import re
+import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
-from model_store.disk import check_room, link_or_copy, store_errors
-from model_store.errors import BadFiles, BadName, DownloadError
-from model_store.inspection import components, inspect_texts
-from model_store.kinds import read_json
+from model_store.choice import Choice, choose
+from model_store.connections import Connections
+from model_store.disk import FLOOR_BYTES, check_room, store_errors
+from model_store.errors import BadFiles, BadName
+from model_store.hub_api import Listing, list_files
+from model_store.inspection import inspect_texts
 from model_store.manifest import FILES, Manifest
-from model_store.names import check_files, check_repo, check_revision
-from model_store.pickles import convert, pickled
+from model_store.names import check_name, check_repo, check_revision
+from model_store.options import HubOptions
+from model_store.partials import Wanted
+from model_store.pickles import convert
+from model_store.plan import Plan, PlannedFile
 from model_store.progress import Counter, Progress
-from model_store.selection import INDEX, PICKLES, WEIGHTS, select
+from model_store.retries import Throttle
 from model_store.store import ModelStore
-from model_store.transfer import Fetcher, Wanted
+from model_store.transfer import PART, Fetcher
 
-_HEAVY = (WEIGHTS, *PICKLES)
-_PAUSES = (0.5, 1.0, 2.0)
-_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
-_TIMEOUT = httpx.Timeout(15, connect=10)
-_TOKEN_HINT = "set HF_TOKEN, or hub.token_file in the settings"
+__all__ = ["HubOptions", "Plan", "plan", "pull"]
 
-
-@dataclass(frozen=True)
-class HubOptions:
-    """The address of a hub and a token, which is sent to that hub's host and nowhere else."""
-
-    endpoint: str | None = None
-    token: str | None = field(default=None, repr=False)
-    offline: bool = False
+_HELD = ".held"
 
 
 def never() -> bool:
     return False
+
+
+def plan(
+    store: ModelStore,
+    repo: str,
+    *,
+    revision: str | None = None,
+    name: str | None = None,
+    include: Sequence[str] = (),
+    hub: HubOptions,
+    allow_pickles: bool = False,
+    cancelled: Callable[[], bool] = never,
+) -> Plan:
+    """Say what ``pull`` would do; fetch the small files that decide it, and keep nothing.
+
+    Raises what ``pull`` raises before it fetches weights, but not NameTaken or NoSpace.
+    """
+    _check(repo, revision, name)
+    with Connections(cancelled) as connections, tempfile.TemporaryDirectory() as folder:
+        listing = list_files(repo, revision, hub, connections)
+        work = _Work(store, listing, hub, connections, Path(folder))
+        choice = choose(listing, include, work.read, allow_pickles=allow_pickles)
+        kept = store.partial_pull(repo)
+        return _plan(store, listing, choice, name or listing.repo, partial(_there, store, kept))
 
 
 def pull(
@@ -67,158 +69,183 @@ def pull(
     allow_pickles: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = never,
+    planned: Callable[[Plan], None] = lambda _: None,
 ) -> Manifest:
     """Download a repository into the store, or go on where an earlier pull stopped.
 
     Every file is verified against the hub's hash. ``allow_pickles``: where there are no better
-    weights, fetch those and convert them. Raises BadName, NameTaken, BadFiles,
-    DownloadError, NoSpace or PullCancelled.
+    weights, fetch those and convert them. ``planned`` is told what will be done. Raises BadName,
+    NameTaken, BadFiles, DownloadError, NoSpace, PullRunning or PullCancelled.
     """
-    check_repo(repo)
-    if revision is not None:
-        check_revision(revision)
+    _check(repo, revision, name)
     store.check_free(name or repo)
-    if hub.offline:
-        raise DownloadError("The settings say hub.offline, so nothing is asked of the hub.")
-    sha, files = _listing(repo, revision, hub)
-    with store.pulling(repo) as blobs, _client() as client:
-        fetcher = Fetcher(client, blobs, cancelled, token=hub.token)
-        pickles = pickled(files) if allow_pickles else []
-        wanted = _choose(files, include, fetcher, pickles)
-        missing = sum({file.key: file.size - _there(blobs, file) for file in wanted}.values())
-        check_room(blobs, missing)
-        counter = Counter(progress, sum(file.size for file in wanted), len(wanted))
-        with store_errors("The model cannot be stored"), store.draft() as folder:
-            known = _fill(folder / FILES, wanted, fetcher, counter)
-            source = f"hub:{repo}"
-            try:
-                if any(file.path in pickles for file in wanted):
-                    convert(folder / FILES, progress, cancelled, confine=store.confine)
-                manifest = store.finish(
-                    folder, name or repo, source=source, revision=sha, known=known
-                )
-            except BadFiles:
-                shutil.rmtree(blobs)  # whole, and of no use
-                raise
-        shutil.rmtree(blobs)  # only now: until the model is in its place, a crash loses nothing
+    with Connections(cancelled, hub.parallel) as connections:
+        listing = list_files(repo, revision, hub, connections)
+        with store.pulling(repo) as folder:
+            work = _Work(store, listing, hub, connections, folder)
+            choice = choose(listing, include, work.read, allow_pickles=allow_pickles)
+            made = _plan(store, listing, choice, name or repo, partial(_there, store, folder))
+            planned(made)
+            check_room(folder, made.missing_bytes)
+            work.count(made, progress)
+            manifest = work.publish(choice, made.name, progress, cancelled)
+            # Only now: until the model is in its place, a crash loses nothing.
+            shutil.rmtree(folder)
     return manifest
 
 
-def _client() -> httpx.Client:
-    return httpx.Client(timeout=_TIMEOUT, follow_redirects=True, max_redirects=5)
+def _check(repo: str, revision: str | None, name: str | None) -> None:
+    check_repo(repo)
+    if repo.startswith(("datasets/", "spaces/")):
+        raise BadName(f"'{repo}' names a dataset or a space; only models can be pulled.")
+    if revision is not None:
+        check_revision(revision)
+    if name is not None:
+        check_name(name)
 
 
-def _listing(repo: str, revision: str | None, hub: HubOptions) -> tuple[str, dict[str, Wanted]]:
-    """Return the commit and its files from the hub's listing, which is not trusted."""
-    with _hub_errors(repo, revision, hub):
-        constants.HF_HUB_DISABLE_TELEMETRY = True
-        endpoint = hub.endpoint.rstrip("/") if hub.endpoint else None
-        api = HfApi(endpoint=endpoint, token=hub.token or False)
-        info = _patiently(
-            lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=10)
-        )
-    if info.gated and hub.token is None:
-        raise DownloadError(f"{repo} is gated and needs a token with access: {_TOKEN_HINT}.")
-    sha = str(info.sha)
-    if not _HASH.fullmatch(sha):
-        raise DownloadError(f"The hub tells no commit of {repo}.")
-    siblings = list(info.siblings or ())
-    check_files([sibling.rfilename for sibling in siblings])
-    return sha, {file.rfilename: _wanted(file, repo, sha, api.endpoint) for file in siblings}
+def _plan(
+    store: ModelStore,
+    listing: Listing,
+    choice: Choice,
+    name: str,
+    there: Callable[[Wanted], int],
+) -> Plan:
+    known = {file.key: there(file) for file in choice.wanted}
+    sizes = {file.key: file.size for file in choice.wanted}
+    return Plan(
+        repo=listing.repo,
+        revision=listing.sha,
+        name=name,
+        files=tuple(PlannedFile(f.path, f.size, known[f.key]) for f in choice.wanted),
+        total_bytes=sum(file.size for file in choice.wanted),
+        missing_bytes=sum(sizes.values()) - sum(known.values()),
+        free_bytes=max(0, shutil.disk_usage(store.partial).free - FLOOR_BYTES),
+        kind=choice.kind,
+        gated=listing.gated,
+        notes=listing.notes,
+    )
 
 
-def _patiently(ask: Callable[[], Any]) -> Any:
-    """Call the client, and again when the hub was only busy."""
-    for pause in _PAUSES:
-        try:
-            return ask()
-        except HfHubHTTPError as error:
-            if error.response.status_code not in (429, 500, 502, 503, 504):
-                raise
-            time.sleep(pause)
-    return ask()
-
-
-def _wanted(file: Any, repo: str, sha: str, endpoint: str) -> Wanted:
-    size = file.lfs.size if file.lfs else file.size
-    sha256 = file.lfs.sha256 if file.lfs else None
-    git_sha1 = None if file.lfs else file.blob_id
-    # The hash names a file of ours: it must be one, and nothing that leads elsewhere.
-    if not isinstance(size, int) or size < 0 or not _HASH.fullmatch(str(sha256 or git_sha1)):
-        raise DownloadError(f"The hub tells no size or hash of {file.rfilename}.")
-    url = hf_hub_url(repo, file.rfilename, revision=sha, endpoint=endpoint)
-    return Wanted(path=file.rfilename, url=url, size=size, sha256=sha256, git_sha1=git_sha1)
-
-
-def _choose(
-    files: dict[str, Wanted], include: Sequence[str], fetcher: Fetcher, pickles: Sequence[str]
-) -> list[Wanted]:
-    """Choose the files to fetch, texts before weights; a pipeline's index names its folders."""
-    parts = None
-    if INDEX in files and not include:
-        index, _ = fetcher.fetch(files[INDEX], Counter(None, 0, 0))
-        parts = components(read_json(index))
-    chosen = [files[path] for path in select(files, include, parts, pickles)]
-    return sorted(chosen, key=lambda file: (file.path.endswith(_HEAVY), file.path))
-
-
-def _fill(folder: Path, wanted: list[Wanted], fetcher: Fetcher, counter: Counter) -> dict[str, str]:
-    """The files in place, and their SHA-256; what the texts forbid is refused before any weights
-    are fetched."""
-    digests: dict[str, str] = {}
-    looked = False
-    for file in wanted:
-        if file.path.endswith(_HEAVY) and not looked:
-            inspect_texts(folder)
-            looked = True
-        blob, digests[file.path] = fetcher.fetch(file, counter)
-        link_or_copy(blob, folder / file.path)
-    return digests
-
-
-def _there(blobs: Path, file: Wanted) -> int:
-    for path in (blobs / file.key, blobs / f"{file.key}.part"):
-        if path.exists():
-            return path.stat().st_size
+def _there(store: ModelStore, folder: Path, file: Wanted) -> int:
+    """Return how many bytes of a file need not be fetched."""
+    if _stored(store, file):
+        return file.size
+    for path in (folder / file.key, folder / f"{file.key}{PART}"):
+        with suppress(OSError):
+            return min(file.size, path.stat().st_size)
     return 0
 
 
-@contextmanager
-def _hub_errors(repo: str, revision: str | None, hub: HubOptions) -> Iterator[None]:
-    """Raise the client's four kinds of error as the store's. Gated is a kind of 'not found', so
-    it comes first."""
-    try:
-        yield
-    except GatedRepoError as error:
-        raise DownloadError(
-            f"{repo} is gated: ask for access on its page on the hub, then {_TOKEN_HINT}."
-        ) from error
-    except RepositoryNotFoundError as error:
-        hint = "your token may not see it" if hub.token else _TOKEN_HINT
-        raise DownloadError(
-            f"The hub has no public repository {repo}; if it is private, {hint}."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise DownloadError(f"{repo} has no revision '{revision}'.") from error
-    except OfflineModeIsEnabled as error:
-        raise DownloadError("HF_HUB_OFFLINE is set, so nothing is asked of the hub.") from error
-    except HFValidationError as error:
-        raise BadName(f"'{repo}' is not the name of a repository.") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
-        refused = " The token is refused; public models need none."
-        hint = refused if status == 401 and hub.token else ""
-        raise DownloadError(f"The hub answers with HTTP status {status}.{hint}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DownloadError("The hub's answer is not what a hub answers.") from error
-    except Exception as error:  # the client's transport is its own affair, and its errors with it
-        raise DownloadError(
-            f"The hub cannot be reached at {_address(hub)} ({type(error).__name__}). Another "
-            "address, such as a mirror's: hub.endpoint in the settings, or HF_ENDPOINT; by a "
-            "proxy: HTTPS_PROXY."
-        ) from error
+def _stored(store: ModelStore, file: Wanted) -> Path | None:
+    """Return the file's content if the store has it already."""
+    found = (
+        store.blobs.find(file.sha256) if file.sha256 else store.blobs.find_git(file.git_sha1 or "")
+    )
+    return found if found and found.stat().st_size == file.size else None
 
 
-def _address(hub: HubOptions) -> str:
-    """Return the host that is asked, without what an address may hold of secrets."""
-    return urlsplit(hub.endpoint or constants.ENDPOINT).netloc.rpartition("@")[2]
+class _Work:
+    """One pull: what the hub told, and how files get from there into a draft of the model."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        listing: Listing,
+        hub: HubOptions,
+        connections: Connections,
+        folder: Path,
+    ) -> None:
+        self._store = store
+        self._listing = listing
+        self._connections = connections
+        self._folder = folder
+        self._fetcher = Fetcher(
+            connections,
+            folder,
+            Counter(None, {}),
+            Throttle(hub.bytes_per_second, connections.stopped),
+            listing.token,
+        )
+
+    def count(self, made: Plan, progress: Progress | None) -> None:
+        """Begin to report the bytes of the planned files."""
+        sizes = {file.path: file.size for file in made.files}
+        there = {file.path: file.there for file in made.files}
+        self._fetcher.counter = Counter(progress, sizes, there)
+
+    def read(self, file: Wanted) -> Path:
+        """Return a small file, from the store or else from the hub."""
+        if found := _stored(self._store, file):
+            return found
+        return self._connections.call(lambda: self._fetcher.fetch(file)[0])
+
+    def publish(
+        self,
+        choice: Choice,
+        name: str,
+        progress: Progress | None,
+        cancelled: Callable[[], bool],
+    ) -> Manifest:
+        """Fetch all files and make them a model of the store."""
+        with store_errors("The model cannot be stored"), self._store.draft() as draft:
+            files = draft / FILES
+            known = self._fill(files, choice.texts)
+            if choice.heavy:
+                inspect_texts(files)  # what the texts forbid is refused before any weights come
+                known |= self._fill(files, choice.heavy)
+            try:
+                if choice.pickles:
+                    convert(files, progress, cancelled, confine=self._store.confine)
+                return self._store.finish(
+                    draft,
+                    name,
+                    source=f"hub:{self._listing.repo}",
+                    revision=self._listing.sha,
+                    known=known,
+                )
+            except BadFiles:
+                # Whole, and of no use: the next pull of this would be refused, too.
+                shutil.rmtree(files)
+                shutil.rmtree(self._folder)
+                for sha256 in known.values():
+                    self._store.blobs.drop(sha256)
+                raise
+
+    def _fill(self, files: Path, wanted: Sequence[Wanted]) -> dict[str, str]:
+        """Put the files in place, several at once; return their SHA-256."""
+        alike: dict[str, list[Wanted]] = {}
+        for file in wanted:
+            alike.setdefault(file.key, []).append(file)
+        digests: dict[str, str] = {}
+
+        def bring(same: list[Wanted]) -> None:
+            sha256 = self._bring(same[0])
+            for file in same:
+                self._store.blobs.link(sha256, files / file.path)
+                self._fetcher.counter.reach(file.path, file.size)
+                digests[file.path] = sha256
+
+        # The largest first, so that none of them is fetched alone at the end.
+        ordered = sorted(alike.values(), key=lambda same: -same[0].size)
+        self._connections.run([partial(bring, same) for same in ordered])
+        return digests
+
+    def _bring(self, file: Wanted) -> str:
+        """Make a file's content a blob of the store; return its SHA-256."""
+        blobs = self._store.blobs
+        held = self._folder / f"{file.key}{_HELD}"
+        with store_errors(f"{file.path} cannot be written"):
+            if found := _stored(self._store, file):
+                _hold(found, held)
+                return found.name
+            path, sha256 = self._fetcher.fetch(file)
+            _hold(path, held)
+            blobs.take(path, sha256, file.git_sha1)
+            return sha256
+
+
+def _hold(path: Path, held: Path) -> None:
+    """Give a content a second name, so that no clean-up takes it while it is in no model yet."""
+    with suppress(OSError):  # it is there already, or the file system has no links
+        os.link(path, held)

@@ -49,7 +49,7 @@ def convert(
     names = pickled(path.name for path in folder.iterdir())
     sizes = {name: (folder / name).stat().st_size for name in names}
     check_room(folder, sum(sizes.values()))
-    counter = Counter(progress, sum(sizes.values()), len(names))
+    counter = Counter(progress, sizes)
     made = []
     for name in names:
         made.append(folder / _target(name))

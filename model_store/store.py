@@ -366,13 +366,17 @@ class ModelStore:
             if handle is not None:
                 os.close(handle)
 
+    def partial_pull(self, repo: str) -> Path:
+        """Return where a repository's partial download is, or would be."""
+        return self.partial / f"pull-{folder_name(check_name(repo)).lower()}"
+
     @contextmanager
     def pulling(self, repo: str) -> Iterator[Path]:
         """Yield the folder of a repository's partial download, kept so that a pull can resume.
 
         One process at a time may have it. Raises PullRunning.
         """
-        folder = self.partial / f"pull-{folder_name(check_name(repo)).lower()}"
+        folder = self.partial_pull(repo)
         folder.mkdir(mode=0o700, exist_ok=True)
         handle = lock(folder)
         if handle is None:

@@ -4,192 +4,160 @@ The partial file is named by its content's hash, so it survives a crash, a resta
 revision. The hub's client does neither (it begins anew, and trusts the length).
 """
 
-import hashlib
-import os
-import random
-import time
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from model_store.connections import Connections
 from model_store.disk import check_room, store_errors
-from model_store.errors import DownloadError, PullCancelled
+from model_store.errors import DownloadError, Gated, TokenRefused
+from model_store.partials import Part, Wanted
 from model_store.progress import Counter
+from model_store.retries import Patience, Throttle, may_pass
 
-_CHUNK = 1 << 20
-_TRIES = 6  #: without a single new byte
-_LONGEST_PAUSE = 8.0
-_NAP = 0.2  #: of a pause, between two looks at whether the pull is cancelled
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}
+PART = ".part"
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A file to fetch, with its address, its size and its hash."""
-
-    path: str
-    url: str
-    size: int
-    sha256: str | None  #: of files in large-file storage
-    git_sha1: str | None  #: of the others: git's blob id
-
-    @property
-    def key(self) -> str:
-        return self.sha256 or self.git_sha1 or ""
+class _Elsewhere(Exception):
+    """This address will not deliver the file; another may."""
 
 
 @dataclass
 class Fetcher:
-    """Fetches files into a folder of blobs; not safe for several threads."""
+    """Fetches files into a folder, each under its hash; files of different content at once."""
 
-    client: httpx.Client
-    blobs: Path
-    cancelled: Callable[[], bool]
-    token: str | None = None
+    connections: Connections
+    folder: Path
+    counter: Counter
+    throttle: Throttle
+    token: str | None = None  #: for the first address of each file only
 
-    def fetch(self, wanted: Wanted, counter: Counter) -> tuple[Path, str]:
+    def fetch(self, wanted: Wanted) -> tuple[Path, str]:
         """Fetch a file; return its verified path and its SHA-256.
 
         Raises DownloadError, NoSpace or PullCancelled; keeps what has come.
         """
-        whole = self.blobs / wanted.key
-        unfinished = self.blobs / f"{wanted.key}.part"
+        whole = self.folder / wanted.key
+        unfinished = self.folder / f"{wanted.key}{PART}"
         with store_errors(f"{wanted.path} cannot be written"):
             if whole.exists():
                 whole.replace(unfinished)  # the disk may have damaged it since it was verified
-            for _ in range(2):
-                part = Part(wanted, unfinished, counter)
-                self._complete(wanted, part)
-                if part.key == wanted.key:
-                    part.path.replace(whole)
-                    return whole, part.sha256
-                part.begin_anew()
-        raise DownloadError(f"{wanted.path} came damaged twice: its hash is not the hub's.")
+            with Part(wanted, unfinished, self.counter) as part:
+                for _ in range(2):
+                    self._complete(part)
+                    if part.is_right:
+                        part.sync()
+                        part.path.replace(whole)
+                        return whole, part.sha256
+                    part.begin_anew()
+        raise DownloadError(
+            f"{wanted.path} came damaged twice: its hash is not the hub's. Something between here "
+            "and the hub changes what passes, or the hub's storage is damaged."
+        )
 
-    def _complete(self, wanted: Wanted, part: "Part") -> None:
-        failures = 0
-        self._check(part, 0)
-        while (before := part.size) < wanted.size:
-            status = self._try(wanted, part)
-            failures = 0 if part.size > before else failures + 1
-            if failures >= _TRIES:
-                why = f" (HTTP status {status.status_code})" if status else ""
-                raise DownloadError(
-                    f"The hub does not deliver {wanted.path}{why}; pull again to go on."
-                )
-            if part.size < wanted.size:
-                backoff = min(_LONGEST_PAUSE, 0.25 * 2**failures) * random.uniform(0.75, 1)
-                self._pause(max(_retry_after(status), backoff), part)
+    def _complete(self, part: Part) -> None:
+        """Go through the addresses until one has brought the rest."""
+        reason = ""
+        self._check_room()
+        for number, url in enumerate(part.wanted.urls):
+            try:
+                self._from(url, part, None if number else self.token)
+                return
+            except _Elsewhere as error:
+                reason = reason or str(error)
+        raise DownloadError(
+            f"The hub does not deliver {part.wanted.path}{reason}; pull again to go on."
+        )
 
-    def _try(self, wanted: Wanted, part: "Part") -> httpx.Response | None:
-        """Fetch as much as one response brings; return a response that refuses but may pass."""
+    def _from(self, url: str, part: Part, token: str | None) -> None:
+        patience = Patience(self.connections.stopped)
+        last = len(part.wanted.urls) == 1 or url == part.wanted.urls[-1]
+        most = part.size
+        while part.size < part.wanted.size:
+            answer = self._try(url, part, token, last=last)
+            if part.size > most:  # than ever: one that begins anew each time makes no progress
+                most = part.size
+                patience.progressed()
+            elif not patience.failed():
+                why = f" (HTTP status {answer.status_code})" if answer is not None else ""
+                raise _Elsewhere(why)
+            if part.size < part.wanted.size:
+                patience.rest(answer)
+                self.connections.check()
+
+    def _try(self, url: str, part: Part, token: str | None, *, last: bool) -> httpx.Response | None:
+        """Fetch as much as one answer brings; return an answer that refuses but may pass."""
         try:
-            self._get(wanted, part)
+            self._get(url, part, token)
         except httpx.HTTPStatusError as error:
-            if not _may_pass(error.response):
-                raise _refused(wanted, error.response) from error
-            return error.response
+            answer = error.response
+            # A 403 of a second host is a signed link that has expired: the hub makes a new one.
+            if may_pass(answer.status_code) or (answer.status_code == 403 and answer.history):
+                return answer
+            if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise DownloadError(
+                    f"The hub does not deliver all of {part.wanted.path}: its storage has fewer "
+                    "bytes than its listing says. Another revision may be whole."
+                ) from error
+            if not last:
+                raise _Elsewhere(f" (HTTP status {answer.status_code})") from error
+            raise _refused(part.wanted, answer, token) from error
         except httpx.TransportError:
             pass  # broken off: what came is kept, and the next try goes on from there
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             why = type(error).__name__
-            raise DownloadError(f"The hub does not deliver {wanted.path} ({why}).") from error
+            raise DownloadError(f"The hub does not deliver {part.wanted.path} ({why}).") from error
         return None
 
-    def _get(self, wanted: Wanted, part: "Part") -> None:
+    def _get(self, url: str, part: Part, token: str | None) -> None:
         headers = {"Accept-Encoding": "identity"}
         if part.size:
             headers["Range"] = f"bytes={part.size}-"
-        if self.token:
-            # The client drops it when a redirect leads to another host.
-            headers["Authorization"] = f"Bearer {self.token}"
-        with self.client.stream("GET", wanted.url, headers=headers) as answer:
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        with self.connections.stream(url, headers) as answer:
             answer.raise_for_status()
-            if part.size and answer.status_code != httpx.codes.PARTIAL_CONTENT:
+            if part.size and not _goes_on(answer, part):
                 part.begin_anew()  # this server knows no ranges
-            with part.path.open("ab", buffering=0) as file:
+            try:
                 # As they come: chunks of a fixed size would lose the last one in a reset.
                 for chunk in answer.iter_raw():
-                    self._check(part, len(chunk))
-                    file.write(chunk)
-                    part.note(chunk)
-                os.fsync(file.fileno())
+                    self.connections.check()
+                    if part.coming + len(chunk) > part.wanted.size:
+                        raise DownloadError(
+                            f"The hub sends more of {part.wanted.path} than its listing says."
+                        )
+                    self.throttle.take(len(chunk))
+                    if part.take(chunk):
+                        self._check_room()
+            finally:
+                part.write()
 
-    def _check(self, part: "Part", coming: int) -> None:
-        if self.cancelled():
-            raise PullCancelled("The pull was cancelled; pull again to go on where it stopped.")
-        if part.size + coming > part.wanted.size:
-            raise DownloadError(f"The hub sends more of {part.wanted.path} than it announced.")
-        check_room(self.blobs, part.wanted.size - part.size)
-
-    def _pause(self, seconds: float, part: "Part") -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._check(part, 0)
-            time.sleep(min(left, _NAP))
+    def _check_room(self) -> None:
+        check_room(self.folder, self.counter.left())
 
 
-class Part:
-    """The part of a file that has come, and the digests of that part."""
-
-    def __init__(self, wanted: Wanted, path: Path, counter: Counter) -> None:
-        self.path = path
-        self.wanted = wanted
-        self._counter = counter
-        self._begin()
-        if path.exists() and path.stat().st_size > wanted.size:
-            path.unlink()
-        path.touch(mode=0o600)
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                self.note(chunk)
-
-    def _begin(self) -> None:
-        self.size = 0
-        self._sha256 = hashlib.sha256()
-        # git's blob id: the SHA-1 of a header and the content.
-        header = b"blob %d\0" % self.wanted.size
-        self._git = None if self.wanted.sha256 else hashlib.sha1(header, usedforsecurity=False)
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    @property
-    def key(self) -> str:
-        return self._git.hexdigest() if self._git else self.sha256
-
-    def note(self, chunk: bytes) -> None:
-        """Record that these bytes are in the file now."""
-        self._sha256.update(chunk)
-        if self._git:
-            self._git.update(chunk)
-        self.size += len(chunk)
-        self._counter.add(self.wanted.path, len(chunk))
-
-    def begin_anew(self) -> None:
-        self.path.write_bytes(b"")
-        self._counter.add(self.wanted.path, -self.size)
-        self._begin()
+def _goes_on(answer: httpx.Response, part: Part) -> bool:
+    """Return whether an answer goes on where the part ends."""
+    if answer.status_code != httpx.codes.PARTIAL_CONTENT:
+        return False
+    match = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+    # Without the header it is taken at its word; the hash decides in the end.
+    return match is None or int(match[1]) == part.size
 
 
-def _may_pass(answer: httpx.Response) -> bool:
-    """Return whether a retry may help. A 403 of a second host is a signed link that expired."""
-    return answer.status_code in _RETRIED or (answer.status_code == 403 and bool(answer.history))
-
-
-def _refused(wanted: Wanted, answer: httpx.Response) -> DownloadError:
+def _refused(wanted: Wanted, answer: httpx.Response, token: str | None) -> DownloadError:
     if answer.headers.get("x-error-code") == "GatedRepo":
-        return DownloadError(
+        return Gated(
             "The repository is gated: ask for access on its page on the hub, with the account "
             "of your token, then pull again."
         )
+    if answer.status_code == 401 and token:
+        return TokenRefused(
+            f"The hub refuses the token for {wanted.path}: it may have expired, or may not read "
+            "this repository. Make a new one, then pull again to go on."
+        )
     return DownloadError(f"The hub refuses {wanted.path} (HTTP status {answer.status_code}).")
-
-
-def _retry_after(answer: httpx.Response | None) -> float:
-    """Return the seconds that the server asks to wait, at most a minute."""
-    value = answer.headers.get("retry-after", "") if answer else ""
-    return min(60.0, float(value)) if value.isascii() and value.isdigit() else 0.0

@@ -22,14 +22,15 @@ from workers.oom_kills import OomKills
 from workers.output import last_bytes
 from workers.protocol import (
     Broken,
+    Ends,
     Event,
-    Final,
     Heartbeat,
     Imported,
     JobEvent,
     Load,
     LoadFailed,
     LoadProgress,
+    OfJob,
     Ready,
     Stop,
     WorkerEvent,
@@ -295,9 +296,9 @@ class WorkerPool:
         """Pass on what is about jobs; take note of what is about the worker."""
         jobs: list[JobEvent] = []
         for event in events:
-            if isinstance(event, JobEvent):
+            if isinstance(event, OfJob):
                 jobs.append(event)
-                if isinstance(event, Final):
+                if isinstance(event, Ends):
                     worker.note_final(event)
             else:
                 self._note(worker, event)

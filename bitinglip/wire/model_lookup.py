@@ -1,7 +1,16 @@
-"""Finds the models that callers name, and refuses what these are not for."""
+"""Finds the models that callers name, and refuses what these, or the callers, are not for."""
+
+from collections.abc import Callable
 
 from bitinglip.access.keys import Caller
-from bitinglip.errors import InvalidModel, InvalidRequest, ModelNotAllowed
+from bitinglip.access.scopes import Scope
+from bitinglip.errors import (
+    BitingLipError,
+    InsufficientScope,
+    InvalidModel,
+    InvalidRequest,
+    ModelNotAllowed,
+)
 from bitinglip.wire.kinds import KINDS
 from model_store.adapters import missing_base
 from model_store.errors import UnknownModel
@@ -51,6 +60,20 @@ def check_model(caller: Caller, name: str) -> None:
     """Raise ModelNotAllowed for a model that the caller's key is not for."""
     if caller.models is not None and not caller.may_use(name):
         raise ModelNotAllowed(param="model", details={"model": name[:256]})
+
+
+def check_owner(
+    caller: Caller, key_id: str, kind: str, missing: Callable[[], BitingLipError]
+) -> None:
+    """Check that the caller may see what a job of this kind and key has made.
+
+    Raises ``missing`` for another key's, as if it did not exist; else InsufficientScope.
+    """
+    if key_id != caller.key_id and not caller.may(Scope.ADMIN):
+        raise missing()
+    scope = KINDS[kind].scope
+    if not caller.may(scope):
+        raise InsufficientScope(f"This needs the scope {scope}.", details={"required": scope})
 
 
 def check_embeds(manifest: Manifest, *, scores: bool = False) -> None:

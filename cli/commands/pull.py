@@ -2,20 +2,24 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli import offline
 from cli.errors import Failure
-from cli.show.output import clean, console, print_note, size
+from cli.show.output import clean, console, duration, print_note, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
     from cli.context import CliContext
-    from model_store.hub import HubOptions
+    from model_store.hub import HubOptions, Plan
+
+_MOST_BARS = 6  #: of single files
+_LONGEST_NAME = 40
 
 
 def pull_model(
@@ -26,12 +30,21 @@ def pull_model(
     name: str | None,
     include: Sequence[str],
     allow_pickles: bool,
+    token: str | None = None,
 ) -> None:
-    """Pull into the home's store, also while a server runs: a pull only adds a folder."""
-    hub = _hub(place)
+    """Pull into the home's store, also while a server runs: a pull only adds a folder.
+
+    ``repo`` may be one of the short names; the model has that name then. ``token`` comes before
+    the one of the settings.
+    """
+    hub = hub_options(place, token)
+    from model_store.aliases import repo_of
     from model_store.hub import pull
 
     place.home.create()
+    if full := repo_of(repo, place.home.root):
+        print_note(f"{repo} stands for {full}")
+        repo, name = full, name or repo
     print_note(f"Pulling {repo} into {place.home.models}")
     try:
         with transfer(repo) as progress:
@@ -44,6 +57,7 @@ def pull_model(
                 hub=hub,
                 allow_pickles=allow_pickles or place.allows_pickles(name or repo),
                 progress=progress,
+                planned=_show_plan,
             )
     except KeyboardInterrupt:
         print_note("Stopped. The same command goes on from here.")
@@ -52,14 +66,25 @@ def pull_model(
     print_note(f"Pulled {manifest.name}: {manifest.kind}, {size(manifest.total_bytes)}, verified.")
 
 
-def _hub(place: "CliContext") -> "HubOptions":
-    from model_store.hub import HubOptions
+def _show_plan(plan: "Plan") -> None:
+    for note in plan.notes:
+        print_note(note)
+    there = plan.total_bytes - plan.missing_bytes
+    kept = f", {size(there)} of it are here" if there else ""
+    print_note(
+        f"{plan.kind or 'Files'} at {plan.revision[:12]}: {len(plan.files)} files, "
+        f"{size(plan.total_bytes)}{kept}; {size(plan.free_bytes)} are free"
+    )
 
-    settings = place.settings().hub
-    token = os.environ.get("HF_TOKEN")
-    if settings.token_file is not None:
-        token = Path(settings.token_file).expanduser().read_text()
-    return HubOptions(settings.endpoint, token.strip() or None if token else None, settings.offline)
+
+def hub_options(place: "CliContext", token: str | None = None) -> "HubOptions":
+    """Return how the settings say that the hub is spoken to. Raises TokenRefused."""
+    from model_store.hub import HubOptions
+    from model_store.tokens import find_token
+
+    hub = place.settings().hub
+    token = token or find_token(hub.token_file, os.environ, login=hub.endpoint is None)
+    return HubOptions(hub.endpoint, token, hub.offline)
 
 
 def verify_model(place: "CliContext", name: str) -> None:
@@ -73,29 +98,66 @@ def verify_model(place: "CliContext", name: str) -> None:
 
 
 class Transfer:
-    """Shows a progress bar on a terminal; in a log, a line for each tenth."""
+    """Shows bars on a terminal, one for all and one for each file that moves; in a log, a line
+    for each tenth."""
 
     def __init__(self, what: str, bars: "Bars | None") -> None:
         self._what = what
         self._bars = bars
-        self._total = 0
+        self._sizes: dict[str, int] = {}
+        self._done: dict[str, int] = {}
+        self._moved = 0  #: of which none was there before
+        self._since = time.monotonic()
         self._tenth = 0
         self._task = bars.add_task(clean(what), total=None) if bars else None
+        self._shown: dict[str, TaskID] = {}
 
-    def plan(self, total_bytes: int, files: int) -> None:
+    def plan(self, files: Mapping[str, int], done: Mapping[str, int]) -> None:
         """Begin the work, or its next part."""
-        self._total, self._tenth = total_bytes, 0
+        self._sizes, self._done = dict(files), dict(done)
+        self._moved, self._since = 0, time.monotonic()
+        total, there = sum(files.values()), sum(done.values())
+        self._tenth = 10 * there // total if total else 0
         if self._bars and self._task is not None:
-            self._bars.reset(self._task, total=total_bytes)
+            for task in self._shown.values():
+                self._bars.remove_task(task)
+            self._shown.clear()
+            self._bars.reset(self._task, total=total, completed=there)
         else:
-            print_note(f"{self._what}: {files} files, {size(total_bytes)}")
+            print_note(f"{self._what}: {len(files)} files, {size(total)}")
 
-    def advance(self, path: str, bytes_done: int) -> None:  # noqa: ARG002  the protocol's
+    def advance(self, path: str, bytes_done: int) -> None:
+        before = self._done.get(path, 0)
+        self._done[path] = bytes_done
+        self._moved += bytes_done - before
         if self._bars and self._task is not None:
-            self._bars.update(self._task, completed=bytes_done)
-        elif self._total and (tenth := 10 * bytes_done // self._total) > self._tenth:
+            self._bars.update(self._task, advance=bytes_done - before)
+            self._show_file(self._bars, path, bytes_done)
+            return
+        total = sum(self._sizes.values())
+        done = sum(self._done.values())
+        if total and (tenth := 10 * done // total) > self._tenth:
             self._tenth = tenth
-            print_note(f"{self._what}: {tenth}0 %")
+            print_note(f"{self._what}: {tenth}0 %{self._rate(total - done)}")
+
+    def _show_file(self, bars: "Bars", path: str, bytes_done: int) -> None:
+        """Give a file that moves a bar, as long as it is not whole and there is room."""
+        whole = self._sizes.get(path, 0)
+        if bytes_done >= whole:
+            if (task := self._shown.pop(path, None)) is not None:
+                bars.remove_task(task)
+        elif path in self._shown:
+            bars.update(self._shown[path], completed=bytes_done)
+        elif len(self._shown) < _MOST_BARS:
+            name = clean(path) if len(path) <= _LONGEST_NAME else f"…{clean(path[-_LONGEST_NAME:])}"
+            self._shown[path] = bars.add_task(f"  {name}", total=whole, completed=bytes_done)
+
+    def _rate(self, left: int) -> str:
+        seconds = time.monotonic() - self._since
+        if not self._moved or seconds < 1:
+            return ""
+        rate = self._moved / seconds
+        return f", {size(int(rate))}/s, {duration(left / rate)} left" if left else ""
 
 
 @contextmanager

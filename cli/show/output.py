@@ -157,6 +157,14 @@ def ago(text: str | None) -> str:
     return f"{seconds:.0f} s"
 
 
+def duration(seconds: float) -> str:
+    """Format a span of time as a person would say it: 40 s, 12 min, 3 h 5 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Waiting:
     """Shows the text of a spinner; without a terminal it prints nothing."""
 

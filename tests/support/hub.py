@@ -15,6 +15,8 @@ from typing import Any
 
 SHA = "5" * 40
 REPO = "org/model"
+_BAD_TOKEN = {"X-Error-Message": "Invalid credentials in Authorization header"}
+_PIECE = 1 << 16
 
 
 def git_sha1(data: bytes) -> str:
@@ -28,11 +30,13 @@ class Fault:
     times: int = 1
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    cut_after: int | None = None  #: bytes, then the connection is reset
+    cut_after: int | None = None  #: bytes, then the connection ends
     reset: bool = False  #: at the cut, instead of an orderly end
+    stall_after: int | None = None  #: bytes, then silence
     corrupt: bool = False
     more: bytes = b""
     ranges: bool = True
+    to: str = ""  #: the host that it redirects to, instead of the usual one
 
 
 @dataclass
@@ -40,8 +44,15 @@ class FakeHub:
     files: dict[str, bytes]
     url: str = ""
     far_url: str = ""
+    sha: str = SHA  #: of main
+    old: dict[str, dict[str, bytes]] = field(default_factory=dict)  #: other commits
+    refs: dict[str, str] = field(default_factory=dict)  #: branches and tags beside main
+    renamed: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)  #: names of datasets and spaces
     redirect: bool = True
     gated: Any = False
+    private: bool = False
+    token: str | None = None  #: the one that is valid; None: every one is
     listing: Any = None  #: instead of the true one
     info_faults: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -50,11 +61,20 @@ class FakeHub:
     far_headers: list[dict[str, str]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
     slow: float = 0  #: seconds before each 64 KiB
+    released: threading.Event = field(default_factory=threading.Event)  #: ends what stalls
 
-    def siblings(self) -> list[dict[str, Any]]:
+    def commit(self, sha: str, files: dict[str, bytes]) -> None:
+        """Move main to another commit; the one before stays."""
+        self.old[self.sha] = self.files
+        self.sha, self.files = sha, files
+
+    def at(self, sha: str) -> dict[str, bytes] | None:
+        return self.files if sha == self.sha else self.old.get(sha)
+
+    def siblings(self, sha: str = "") -> list[dict[str, Any]]:
         """Weights are in large-file storage, texts are not."""
         listed = []
-        for path, data in self.files.items():
+        for path, data in (self.at(sha or self.sha) or {}).items():
             entry: dict[str, Any] = {"rfilename": path, "size": len(data)}
             entry["blobId"] = git_sha1(data)
             if path.endswith((".safetensors", ".bin", ".gguf")):
@@ -80,41 +100,69 @@ class _Near(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        self.hub.requests.append((self.path, self.headers.get("Authorization", "")))
-        if self.path.startswith("/api/models/"):
-            self.info()
-            return
-        path = self.path.partition(f"/resolve/{SHA}/")[2]
-        fault = _due(self.hub.near_faults.get(path))
-        if fault:
-            self.answer(fault.status, fault.headers)
-        elif self.hub.redirect:
-            self.answer(302, {"Location": f"{self.hub.far_url}/{path}"})
+        hub, token = self.hub, self.headers.get("Authorization", "")
+        if self.path.startswith("http://"):  # it is asked as a proxy
+            self.path = "/" + self.path.split("/", 3)[3]
+        hub.requests.append((self.path, token))
+        if hub.token and token not in ("", f"Bearer {hub.token}"):
+            self.answer(401, _BAD_TOKEN)
+        elif self.path.startswith("/api/"):
+            self.info(token)
         else:
-            send(self, path)
+            self.file()
 
-    def info(self) -> None:
-        repo, _, revision = (
-            self.path[len("/api/models/") :].partition("?")[0].partition("/revision/")
-        )
-        if self.hub.info_faults:
-            status, headers = self.hub.info_faults.pop(0)
+    def file(self) -> None:
+        repo, _, rest = self.path[1:].partition("/resolve/")
+        sha, _, path = rest.partition("/")
+        fault = _due(self.hub.near_faults.get(path))
+        if fault and fault.status:
+            self.answer(fault.status, fault.headers)
+        elif repo in self.hub.renamed:
+            self.moved(repo)
+        elif (self.hub.at(sha) or {}).get(path) is None:
+            self.answer(404, {"X-Error-Code": "EntryNotFound"})
+        elif self.hub.redirect:
+            far = fault.to if fault else self.hub.far_url
+            self.answer(302, {"Location": f"{far}/{sha}/{path}"})
+        else:
+            send(self, sha, path)
+
+    def moved(self, repo: str) -> None:
+        self.answer(307, {"Location": self.path.replace(repo, self.hub.renamed[repo], 1)})
+
+    def info(self, token: str) -> None:
+        hub = self.hub
+        kind, _, asked = self.path[len("/api/") :].partition("?")[0].partition("/")
+        repo, _, revision = asked.partition("/revision/")
+        sha = {"": hub.sha, "main": hub.sha, **hub.refs}.get(revision, revision)
+        if kind != "models" and hub.others.get(repo) == kind:
+            self.json({"id": repo, "sha": SHA, "siblings": []})
+        elif kind == "models" and hub.info_faults:
+            status, headers = hub.info_faults.pop(0)
             self.answer(status, headers)
-        elif repo != REPO:
-            self.answer(404, {"X-Error-Code": "RepoNotFound"})
-        elif revision not in ("", "main", SHA):
+        elif kind == "models" and repo in hub.renamed:
+            self.moved(repo)
+        elif kind != "models" or repo != REPO or (hub.private and not token):
+            self.answer(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
+        elif hub.at(sha) is None:
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         else:
-            siblings = self.hub.siblings() if self.hub.listing is None else self.hub.listing
-            told = {"id": REPO, "modelId": REPO, "sha": SHA, "siblings": siblings}
-            body = json.dumps({**told, "gated": self.hub.gated, "private": False}).encode()
-            self.answer(200, {"Content-Type": "application/json"}, body)
+            siblings = hub.siblings(sha) if hub.listing is None else hub.listing
+            told = {"id": REPO, "modelId": REPO, "sha": sha, "siblings": siblings}
+            self.json({**told, "gated": hub.gated, "private": hub.private})
+
+    def json(self, value: Any) -> None:
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
 
 class _Far(_Near):
     def do_GET(self) -> None:
         self.hub.far_headers.append(dict(self.headers))
-        send(self, self.path[1:])
+        sha, _, path = self.path[1:].partition("/")
+        if path in (self.hub.at(sha) or {}):
+            send(self, sha, path)
+        else:
+            self.answer(404)
 
 
 def _due(fault: Fault | None) -> Fault | None:
@@ -124,39 +172,50 @@ def _due(fault: Fault | None) -> Fault | None:
     return fault
 
 
-def send(handler: _Near, path: str) -> None:
+def send(handler: _Near, sha: str, path: str) -> None:
     """The bytes of a file, as its fault will have it."""
     hub = handler.hub
     fault = _due(hub.faults.get(path)) or Fault()
     if fault.status:
         handler.answer(fault.status, fault.headers)
         return
-    data = hub.files[path] + fault.more
+    data = (hub.at(sha) or {})[path] + fault.more
     data = bytes(byte ^ 1 for byte in data) if fault.corrupt else data
-    wanted = handler.headers.get("Range")
-    start = int(wanted[len("bytes=") : -1]) if wanted and fault.ranges else 0
-    handler.send_response(206 if start else 200)
-    handler.send_header("Content-Length", str(len(data) - start))
+    wanted = handler.headers.get("Range") if fault.ranges else None
+    start, end = 0, len(data)
+    if wanted:
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start, end = int(first), min(end, int(last) + 1) if last else end
+        if start >= end:
+            handler.answer(416, {"Content-Range": f"bytes */{len(data)}"})
+            return
+    handler.send_response(206 if wanted else 200)
+    if wanted:
+        handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+    handler.send_header("Content-Length", str(end - start))
     handler.end_headers()
     if fault.reset:
         linger = struct.pack("ii", 1, 0)
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    _stream(handler, path, data[start:], fault.cut_after)
+    _stream(handler, path, memoryview(data)[start:end], fault)
 
 
-def _stream(handler: _Near, path: str, data: bytes, cut_after: int | None) -> None:
+def _stream(handler: _Near, path: str, data: memoryview, fault: Fault) -> None:
     hub = handler.hub
-    end = len(data) if cut_after is None else cut_after
-    for at in range(0, end, 65536):
+    stop = fault.stall_after if fault.cut_after is None else fault.cut_after
+    end = len(data) if stop is None else min(stop, len(data))
+    for at in range(0, end, _PIECE):
         if hub.slow:
             threading.Event().wait(hub.slow)
-        piece = data[at : min(end, at + 65536)]
+        piece = data[at : min(end, at + _PIECE)]
         try:
             handler.wfile.write(piece)
         except OSError:
             break
         hub.sent[path] = hub.sent.get(path, 0) + len(piece)
-    if cut_after is not None:
+    if fault.stall_after is not None:
+        hub.released.wait()
+    if end < len(data):
         handler.close_connection = True
 
 
@@ -168,7 +227,12 @@ def fake_hub(folder: Path) -> Iterator[FakeHub]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    hub = FakeHub(files)
+    with serve(FakeHub(files)) as hub:
+        yield hub
+
+
+@contextmanager
+def serve(hub: FakeHub) -> Iterator[FakeHub]:
     servers = []
     for handler in (_Near, _Far):
         bound = type(handler.__name__, (handler,), {"hub": hub})
@@ -180,6 +244,7 @@ def fake_hub(folder: Path) -> Iterator[FakeHub]:
     try:
         yield hub
     finally:
+        hub.released.set()
         for server in servers:
             server.shutdown()
             server.server_close()

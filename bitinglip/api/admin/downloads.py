@@ -1,5 +1,6 @@
 """Routes of downloads: ask for one, list, show, watch and cancel them."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
@@ -25,6 +26,7 @@ from bitinglip.errors import DownloadNotFound, InsufficientScope, InvalidRequest
 from bitinglip.results.streams import sse
 from bitinglip.wire.admin.downloads import DownloadRequest, download_info
 from bitinglip.wire.model_lookup import check_model
+from model_store.aliases import repo_of
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 
@@ -40,17 +42,32 @@ async def download_model(request: Request) -> Response:
     Joins a download of the same that waits or runs; takes up one that failed or was cancelled.
     """
     body = await read_body(request, DownloadRequest)
-    caller, wanted = caller_of(request), body.wanted()
+    home = services_of(request).home.root
+    caller = caller_of(request)
+    wanted = await asyncio.to_thread(body.wanted, lambda name: repo_of(name, home))
     check_model(caller, wanted.name)
     if body.allow_pickles and not caller.may(Scope.ADMIN):
         raise InsufficientScope(
             "Only an admin may allow pickled weights.", details={"required": Scope.ADMIN}
         )
-    requester = Requester(caller.key_id, caller.name)
-    download = await services_of(request).downloads.ask(wanted, requester, body.priority)
+    download = await services_of(request).downloads.ask(
+        wanted, requester_of(request), body.priority
+    )
+    return accepted(request, download)
+
+
+def requester_of(request: Request) -> Requester:
+    caller = caller_of(request)
+    return Requester(caller.key_id, caller.name)
+
+
+def accepted(request: Request, download: Download) -> Response:
+    """Answer that a download is on its way, and enter what was asked for in the audit log."""
+    wanted = download.wanted
     after = {
         "repo": wanted.repo,
         "revision": wanted.revision,
+        "task": wanted.task,
         "priority": download.priority,
         "download": download.id,
         "allow_pickles": wanted.allow_pickles,

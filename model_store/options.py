@@ -1,0 +1,25 @@
+"""Says how a hub is spoken to."""
+
+from dataclasses import dataclass, field
+
+
+class Rate:
+    """A bandwidth in bytes per second that may change while it is used; None is no limit."""
+
+    def __init__(self, bytes_per_second: int | None) -> None:
+        self.bytes_per_second = bytes_per_second
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """The address of a hub and a token, which is sent to that hub's host and nowhere else.
+
+    ``mirrors`` are asked in turn where the hub does not deliver, without the token.
+    """
+
+    endpoint: str | None = None  #: None: HF_ENDPOINT, else the hub itself
+    token: str | None = field(default=None, repr=False)
+    offline: bool = False
+    bytes_per_second: int | Rate | None = None  #: of all files of a pull together
+    parallel: int = 4  #: files, or parts of a large one, that are fetched at once
+    mirrors: tuple[str, ...] = ()

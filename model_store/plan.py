@@ -1,0 +1,33 @@
+"""Describes what a pull will do, before it does it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that is wanted, and how much of it the store has."""
+
+    path: str
+    size: int
+    there: int  #: bytes that are not fetched again
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pull will fetch, and where it will put it."""
+
+    repo: str  #: as the hub calls it now
+    revision: str  #: the commit
+    name: str  #: of the model in this store
+    files: tuple[PlannedFile, ...]
+    total_bytes: int
+    missing_bytes: int
+    free_bytes: int  #: of the disk, without what is always left free
+    kind: str | None  #: None: chosen by --include, and not a model by itself
+    gated: bool
+    notes: tuple[str, ...] = ()  #: what a person should know: another name, a refused token
+
+    @property
+    def fits(self) -> bool:
+        """Return whether the disk has room for what is missing."""
+        return self.missing_bytes <= self.free_bytes
