@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from model_store.blobs import GIT
-from model_store.disk import lock
+from model_store.disk import lock, unavailable
 from model_store.errors import StoreError
-from model_store.places import ASIDE, PARTIAL
+from model_store.places import ASIDE, PARTIAL, recover
 
 if TYPE_CHECKING:
     from model_store.store import ModelStore
@@ -66,17 +66,23 @@ def plan(
 
     ``partials_kept``: seconds for which downloads and blobs that no model has are kept.
     ``max_bytes`` of the store; ``in_use`` says which models stay, besides pinned ones.
-    Raises OSError.
+    Raises StoreUnavailable.
     """
-    found = [
-        *_left_over(store.root / PARTIAL, partials_kept),
-        *_drafts(store),
-        *_blobs(store, partials_kept),
-    ]
-    if max_bytes is None:
-        return found
-    taken, candidates = _models(store, in_use)
-    return [*found, *evicted(candidates, taken, max_bytes)]
+    partial = store.root / PARTIAL
+    try:
+        recover(store.root, partial)
+        store.listing.look()
+        found = [
+            *_left_over(partial, partials_kept),
+            *_drafts(store),
+            *_blobs(store, partials_kept),
+        ]
+        if max_bytes is None:
+            return found
+        taken, candidates = _models(store, in_use)
+        return [*found, *evicted(candidates, taken, max_bytes)]
+    except OSError as error:
+        raise unavailable("read", error) from error
 
 
 def carry_out(

@@ -85,6 +85,14 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def digests_of(folder: Path) -> set[str]:
+    """Return the hashes that a folder's manifest lists; none if it has no whole one."""
+    try:
+        return {entry.sha256 for entry in read_manifest(folder).files}
+    except (BadFiles, OSError):
+        return set()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically: it appears whole or not at all."""
     draft = folder / f"{MANIFEST}.new"

@@ -38,7 +38,14 @@ from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
 from model_store.inspection import inspect
 from model_store.listing import Listing
-from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
+from model_store.manifest import (
+    FILES,
+    FileEntry,
+    Manifest,
+    digests_of,
+    read_manifest,
+    write_manifest,
+)
 from model_store.names import check_name, folder_name
 from model_store.places import PARTIAL, exchange, held, hold, recover
 from model_store.progress import Progress
@@ -225,7 +232,7 @@ class ModelStore:
 
     def _delete(self, gone: Path) -> None:
         """Delete a folder that was a model, and the blobs that nothing else shares."""
-        digests = _digests(gone)
+        digests = digests_of(gone)
         shutil.rmtree(gone)
         for sha256 in digests:
             self.blobs.drop(sha256)
@@ -271,13 +278,8 @@ class ModelStore:
         pinned ones do. Raises StoreUnavailable.
         """
         kept = self.partials_kept if partials_kept is None else partials_kept
-        try:
-            recover(self.root, self.root / PARTIAL)
-            self.listing.look()
-            found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
-            return carry_out(self, found, in_use) if do else found
-        except OSError as error:
-            raise unavailable("read", error) from error
+        found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
+        return carry_out(self, found, in_use) if do else found
 
     def sweep(self) -> None:
         """Remove what killed processes left, and pulls that nobody has resumed for too long."""
@@ -385,14 +387,6 @@ class ModelStore:
             yield folder
         finally:
             os.close(handle)
-
-
-def _digests(folder: Path) -> set[str]:
-    """Return the hashes that a folder's manifest lists; none if it has no whole one."""
-    try:
-        return {entry.sha256 for entry in read_manifest(folder).files}
-    except (BadFiles, OSError):
-        return set()
 
 
 def _taken(name: str) -> NameTaken:

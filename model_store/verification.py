@@ -41,6 +41,7 @@ def differences(
 
     Where nothing does, the files as they are now pass ``ModelStore.check``. Raises UnknownModel.
     """
+    # As they are on the disk: in memory, an adapter's is joined with its base's.
     manifests = [store.read(name) for name in names]
     reader = _Reader(manifests, progress)
     return {each.name: _compare(store, each, reader) for each in manifests}
