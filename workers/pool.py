@@ -57,8 +57,7 @@ _EXPECTED: dict[type[WorkerEvent], tuple[str, ...]] = {
     Broken: SERVING,
 }
 
-#: The spare imports what most workers need; other engines' libraries are imported on top of it.
-SPARE_IMPORTS = ENGINES["text"].preimport
+SPARE_IMPORTS = ENGINES["text"].preimport  #: what most workers need; others import more on top
 
 
 class StartFailed(Exception):

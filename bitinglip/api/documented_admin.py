@@ -37,6 +37,7 @@ MODEL_INFO = object_of(
     capabilities=list_of(TEXT),
     supported_parameters=ANY_OBJECT,
     max_context=or_null(WHOLE),
+    sequential=or_null(TEXT),
     bytes=WHOLE,
     source=or_null(TEXT),
     revision=or_null(TEXT),

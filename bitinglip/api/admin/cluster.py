@@ -71,13 +71,12 @@ class SnapshotStream(Response):
         services = self._services
         silence = services.settings.server.stream_comment_interval
         writer = StreamWriter(scope, send, media_type=None, interval=silence)
-        with suppress(ClientGone):
-            async with Connection(receive, writer.idle):
-                await writer.begin()
-                while (caller := self._present()) is not None:
-                    await writer.write(sse(self._snapshot(caller), "snapshot"))
-                    await asyncio.sleep(services.snapshots.seconds_left)
-                await writer.write(b"", last=True)
+        with suppress(ClientGone), Connection(receive, writer.idle):
+            await writer.begin()
+            while (caller := self._present()) is not None:
+                await writer.write(sse(self._snapshot(caller), "snapshot"))
+                await asyncio.sleep(services.snapshots.seconds_left)
+            await writer.write(b"", last=True)
 
     def _present(self) -> Caller | None:
         """Return who watches, with what they may see now; None once the stream is to end."""

@@ -102,6 +102,8 @@ def model_info(
         "max_context": (ready and ready.max_context) or manifest.max_context,
         "dtype": (ready and ready.dtype) or own_dtype(manifest),
         "device": ready and ready.device,
+        # Why a loaded model's texts are computed one by one; null where they are batched.
+        "sequential": ready and ready.sequential,
         "parameters": manifest.parameters,
         "bytes": manifest.total_bytes,
         "source": manifest.source,
