@@ -36,7 +36,7 @@ from model_store.errors import (
 )
 from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
-from model_store.inspection import inspect
+from model_store.inspection import based, inspect
 from model_store.listing import Listing
 from model_store.manifest import (
     FILES,
@@ -98,10 +98,7 @@ class ModelStore:
         return self._folder(name) / FILES
 
     def weights_path(self, name: str) -> Path:
-        """Return the folder of a model's weights; an adapter's are its base's.
-
-        Raises UnknownModel.
-        """
+        """Return the folder of a model's weights, of an adapter its base's. Raises UnknownModel."""
         return self.path(self.get(name).adapter_of or name)
 
     def _folder(self, name: str) -> Path:
@@ -121,13 +118,16 @@ class ModelStore:
         progress: Progress | None = None,
         *,
         allow_pickles: bool = False,
+        base: str | None = None,
     ) -> Manifest:
         """Import a folder in Hugging Face layout, or a repository of the hub's own cache.
 
         By hard links if possible, else by copies. ``allow_pickles``: where there are no better
-        weights, convert those. Raises BadFiles, NameTaken, BadName or NoSpace.
+        weights, convert those. ``base``: of an adapter, in place of the one that its files name.
+        Raises BadFiles, NameTaken, BadName or NoSpace.
         """
-        return import_folder(self, Path(source), name, progress, allow_pickles=allow_pickles)
+        path = Path(source)
+        return import_folder(self, path, name, progress, allow_pickles=allow_pickles, base=base)
 
     def finish(
         self,
@@ -137,6 +137,7 @@ class ModelStore:
         source: str,
         revision: str | None = None,
         description: str = "",
+        base: str | None = None,
         progress: Progress | None = None,
         known: Mapping[str, str] | None = None,
     ) -> Manifest:
@@ -145,7 +146,7 @@ class ModelStore:
         ``known`` are SHA-256 digests of files that were hashed on their way here.
         """
         files = folder / FILES
-        found = inspect(files)
+        found = based(inspect(files), base)
         hashed = hash_files(files, progress, known or {})
         secure_and_sync(files)
         entries = tuple(self.blobs.share(files / entry.path, entry) for entry in hashed)

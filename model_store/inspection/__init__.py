@@ -5,6 +5,7 @@ pickles, indices that point elsewhere, headers that lie, configs that claim more
 """
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,15 @@ from model_store.kinds import FAKE, kind_of, read_any_json, read_json
 from model_store.manifest import ADAPTER, Manifest
 from model_store.selection import required
 
-__all__ = ["Inspection", "components", "inspect", "inspect_texts", "model_files", "refreshed"]
+__all__ = [
+    "Inspection",
+    "based",
+    "components",
+    "inspect",
+    "inspect_texts",
+    "model_files",
+    "refreshed",
+]
 
 
 def inspect(folder: Path) -> Inspection:
@@ -44,13 +53,26 @@ def inspect(folder: Path) -> Inspection:
     return found
 
 
+def based(found: Inspection, base: str | None) -> Inspection:
+    """Return the facts of an adapter with the base that somebody names, if somebody does.
+
+    Raises BadFiles where it is no adapter.
+    """
+    if base is None:
+        return found
+    if found.kind != ADAPTER:
+        raise BadFiles("It is a model, not an adapter: it has no base.")
+    return replace(found, base=base)
+
+
 def refreshed(folder: Path, manifest: Manifest) -> Manifest:
     """Return a manifest with the facts that this version tells of the files in a folder.
 
     One of a model that would be refused today stays as it is.
     """
     with suppress(BadFiles, OSError):
-        return msgspec.structs.replace(manifest, **vars(inspect(folder)))
+        told = {**vars(inspect(folder)), "base": manifest.base}  # somebody may have named that
+        return msgspec.structs.replace(manifest, **told)
     return manifest
 
 

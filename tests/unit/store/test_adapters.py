@@ -11,7 +11,7 @@ import pytest
 
 from model_store.adapters import missing_base
 from model_store.errors import BadFiles, BaseOfAdapters, ChangedFiles
-from model_store.inspection import inspect
+from model_store.inspection import inspect, refreshed
 from model_store.manifest import read_manifest
 from model_store.store import ModelStore
 from tests.support.lora_files import write_text_lora
@@ -121,6 +121,17 @@ def test_adapter_trained_from_a_folder_has_the_base_that_its_card_names(
     assert inspect(lora).base == "org/base"
     write_text_lora(base, tmp_path / "lora", named="org/other")
     assert inspect(lora).base == "org/other"
+
+
+def test_adapter_has_the_base_that_its_import_names(
+    store: ModelStore, base: Path, tmp_path: Path
+) -> None:
+    lora = write_text_lora(base, tmp_path / "lora", named="/home/me/llama")
+    store.import_folder(lora, "tuned", base="org/base")
+    assert store.get("tuned").adapter_of == "org/base"
+    assert refreshed(lora, store.read("tuned")).base == "org/base"
+    with pytest.raises(BadFiles, match="not an adapter"):
+        store.import_folder(base, "model", base="org/base")
 
 
 def changed(**fields: Any) -> Make:
