@@ -58,7 +58,7 @@ def load(spec: Load) -> LoadedModel:
         device=device,
         eos_ids=_eos_ids(model, tokenizer),
         vocab_size=vocab,
-        max_positions=_max_positions(config),
+        max_positions=max_positions(config),
         model_type=getattr(config, "model_type", None) or "",
         spread=cards > 1,
     )
@@ -190,7 +190,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in ids if isinstance(token, int))
 
 
-def _max_positions(config: Any) -> int:
+def max_positions(config: Any) -> int:
     """Return how many positions the model knows.
 
     Models that are recurrent in all layers know no position, so none is too far.

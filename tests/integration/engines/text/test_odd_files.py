@@ -21,6 +21,8 @@ from model_store.manifest import Manifest
 from tests.support.models.text import VOCAB, make_tiny_model
 from tests.support.text_harness import distance_from_library, job, load, run
 from workers.engines.base import Refused
+from workers.engines.library_config import library_config
+from workers.engines.text.loading import max_positions
 from workers.protocol import TextDone
 
 WEIGHTS = "model.safetensors"
@@ -271,9 +273,19 @@ def test_context_of_the_store_is_that_of_the_load(
 ) -> None:
     fields, expected = SCALINGS[case]
     folder = with_config(models["llama"], tmp_path / "m", **fields)
-    engine, ready = load(folder)
+    loaded = max_positions(library_config(folder))
+    assert (loaded, inspect(folder).max_context) == (expected, expected)
+
+
+def test_context_that_a_scaling_stretches_is_computed(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    fields, expected = SCALINGS["yarn"]
+    engine, ready = load(with_config(models["llama"], tmp_path / "m", **fields))
+    assert ready.max_context == expected
+    end = run(engine, job("a", prompt="word " * 150, max_tokens=200))["a"]
     engine.close()
-    assert (ready.max_context, inspect(folder).max_context) == (expected, expected)
+    assert end.prompt_tokens + end.completion_tokens > 256
 
 
 @pytest.mark.parametrize(
