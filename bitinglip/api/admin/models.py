@@ -23,7 +23,7 @@ from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin.downloads import downloading_model
 from bitinglip.wire.admin.models import ImportModelRequest
 from bitinglip.wire.model_lookup import check_has_base, check_model
-from model_store.adapters import check_removable
+from model_store.adapters import adapters_of, check_removable
 from model_store.manifest import Manifest
 
 native = APIRouter(prefix="/api/v1/models", tags=["models"])
@@ -128,7 +128,9 @@ async def get_model(request: Request, model_id: str) -> Response:
         return json_response(downloading_model(download))
     needs = services.operations.needs_by_dtype(manifest)
     (found,) = await with_care(services, [describe(services, manifest)])
-    return json_response({**found, "needs_by_dtype": needs})
+    adapters = adapters_of(manifest.name, services.store.listing.all())
+    names = [each.name for each in adapters if caller_of(request).may_use(each.name)]
+    return json_response({**found, "needs_by_dtype": needs, "adapters": names})
 
 
 @native.delete("/{model_id:path}", status_code=204)

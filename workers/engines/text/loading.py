@@ -111,7 +111,8 @@ def _model(
     split = "balanced" if spec.even_split else "sequential"
     where: Any = split if spread else torch_env.straight_to(device)
     read_as = dtype
-    if not spread and where is not None and may_fuse(config):
+    # A LoRA is merged on the card: in RAM each mapped page that it changes would be copied.
+    if not spread and where is not None and spec.adapter is None and may_fuse(config):
         where, read_as = None, getattr(config, "dtype", None) or dtype
     with torch_env.library_errors("The weights do not load"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
