@@ -11,6 +11,7 @@ import structlog
 
 from bitinglip.api.services import Services
 from bitinglip.settings import Settings
+from bitinglip.store_care import look_after_store
 from model_store.rights import unreadable_models
 from model_store.store import ModelStore
 
@@ -36,7 +37,7 @@ async def bootstrap(services: Services, admin_key: str | None, on_open: Opened) 
             services.batches.resume()
             services.downloads.resume()
     await asyncio.to_thread(_warn_of_unreadable, services.home.models)
-    await asyncio.to_thread(services.store.sweep)
+    await look_after_store(services)
 
 
 def _warn_of_unreadable(models: Path) -> None:

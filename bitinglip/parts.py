@@ -145,7 +145,11 @@ class Machine(NamedTuple):
         stack: AsyncExitStack,
     ) -> "Machine":
         """``devices`` are those of the machine by default."""
-        store = ModelStore(home.models, confine=settings.workers.confine)
+        store = ModelStore(
+            home.models,
+            confine=settings.workers.confine,
+            partials_kept=settings.store.partials_kept,
+        )
         await asyncio.to_thread(store.listing.keep_in_memory)
         footprints = await Footprints.open(db)
         stack.push_async_callback(flush_at_end, footprints.flush)

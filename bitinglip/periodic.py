@@ -20,6 +20,8 @@ from bitinglip.results.cache.cache import EXPIRE_SECONDS
 from bitinglip.results.files import CLEAN_SECONDS
 from bitinglip.scheduling.models.recheck import CHECK_SECONDS
 from bitinglip.scheduling.models.resume import LOOK_SECONDS
+from bitinglip.store_care import CLEAN_SECONDS as CLEAN_STORE
+from bitinglip.store_care import look_after_store
 from bitinglip.tasks.responses import CLEAN_SECONDS as CLEAN_RESPONSES
 from bitinglip.tasks.revocation import CHECK_SECONDS as REVOCATION_SECONDS
 from model_store.names import folder_name
@@ -80,6 +82,8 @@ def start_periodic(
 
     bound = partial(asyncio.to_thread, bound_caches)
     every(CACHE_CLEAN_SECONDS, bound, "bound compiled code", check=manager)
+    care = partial(look_after_store, services)
+    every(CLEAN_STORE, care, "clean up the models", check="model_manager")
     _watch_files(background, services, certificate)
 
 

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from model_store.disk import check_room, sync
+from model_store.disk import check_room, copy, sync
 from model_store.manifest import FileEntry
 
 BLOBS = ".blobs"
@@ -91,7 +90,7 @@ class Blobs:
             check_room(blob.parent, entry.size)
             draft = _draft(blob)
             try:
-                shutil.copyfile(path, draft)
+                copy(path, draft)
                 if _sha256(draft) == sha256:
                     return self.take(draft, sha256)
             finally:
@@ -146,7 +145,7 @@ class Blobs:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            shutil.copyfile(blob, target)
+            copy(blob, target)
             target.chmod(0o600)
 
     def share(self, path: Path, entry: FileEntry) -> FileEntry:

@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from model_store.inspection import model_files
 from model_store.manifest import FileEntry
 from model_store.progress import Counter, Progress
@@ -30,15 +28,6 @@ def hash_files(
     )
 
 
-def stamped(folder: Path, entry: FileEntry) -> FileEntry:
-    """Return the entry with the time that its file has now, if it is there."""
-    try:
-        now = (folder / entry.path).stat().st_mtime_ns
-    except OSError:
-        return entry
-    return msgspec.structs.replace(entry, mtime_ns=now)
-
-
 def is_unchanged(folder: Path, entry: FileEntry) -> bool:
     try:
         stat = (folder / entry.path).stat()
@@ -47,18 +36,6 @@ def is_unchanged(folder: Path, entry: FileEntry) -> bool:
     # Archives and image layers keep whole seconds.
     times = (entry.mtime_ns, entry.mtime_ns // 10**9 * 10**9)
     return stat.st_size == entry.size and (not entry.mtime_ns or stat.st_mtime_ns in times)
-
-
-def is_whole(folder: Path, entry: FileEntry, counter: Counter) -> bool:
-    path = folder / entry.path
-    try:
-        return (
-            path.is_file()
-            and path.stat().st_size == entry.size
-            and sha256_of(path, entry.path, counter) == entry.sha256
-        )
-    except OSError:
-        return False  # a disk that fails to read it: the very thing that is asked
 
 
 def sha256_of(path: Path, name: str, counter: Counter) -> str:

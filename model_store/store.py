@@ -5,24 +5,21 @@ moved into place whole; removed ones are moved away first.
 """
 
 import asyncio
+import copy
 import errno
+import math
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
 from model_store.blobs import Blobs
+from model_store.cleanup import Removal, carry_out, never, plan
 from model_store.disk import (
-    check_room,
-    link_or_copy,
     lock,
-    may_link,
     secure_and_sync,
     store_errors,
     sync,
@@ -37,32 +34,40 @@ from model_store.errors import (
     UnknownModel,
     UnreadableFiles,
 )
-from model_store.hashes import hash_files, is_unchanged, is_whole, stamped
-from model_store.inspection import inspect, inspect_texts, model_files
+from model_store.hashes import hash_files, is_unchanged
+from model_store.imports import import_folder
+from model_store.inspection import inspect
 from model_store.listing import Listing
 from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
 from model_store.names import check_name, folder_name
-from model_store.pickles import convert, pickled
-from model_store.progress import Counter, Progress
+from model_store.places import exchange, held, hold, recover
+from model_store.progress import Progress
+from model_store.records import Care, Usage, care_of, carry_over, change_care, note_use, usage_of
 from model_store.rights import refusal
-from model_store.selection import WEIGHTS, required
+from model_store.verification import differences
 
 PARTIAL = ".partial"
-_SWEPT_AFTER_SECONDS = 60  #: a folder is made a moment before it is locked
-_RESUMED_WITHIN_SECONDS = 14 * 24 * 3600  #: a pull is, or it begins anew
+PARTIALS_KEPT = 14 * 24 * 3600.0  #: seconds
 Names = list[str]  #: inside the class, ``list`` is a method
+Removals = list[Removal]
 
 
 class ModelStore:
     """Holds the models; safe for several processes, since every change is one rename.
 
-    ``confine`` is the setting ``workers.confine``, for the process that reads pickles.
+    ``confine`` is the setting ``workers.confine``, for the process that reads pickles;
+    ``partials_kept`` the seconds for which a download that broke off can be resumed.
     """
 
-    def __init__(self, root: Path, *, confine: str = "auto") -> None:
+    def __init__(
+        self, root: Path, *, confine: str = "auto", partials_kept: float = PARTIALS_KEPT
+    ) -> None:
         self._root = Path(root)
         self.confine = confine
+        self.partials_kept = partials_kept
+        self._replaced: str | None = None
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        recover(self._root, self._root / PARTIAL)
         self.listing = Listing(self._root)
         self.blobs = Blobs(self._root, self._holders)
 
@@ -105,30 +110,12 @@ class ModelStore:
         *,
         allow_pickles: bool = False,
     ) -> Manifest:
-        """Import a folder in Hugging Face layout, by hard links if possible, else by copies.
+        """Import a folder in Hugging Face layout, or a repository of the hub's own cache.
 
-        ``allow_pickles``: where there are no better weights, convert those. Raises BadFiles,
-        NameTaken, BadName or NoSpace.
+        By hard links if possible, else by copies. ``allow_pickles``: where there are no better
+        weights, convert those. Raises BadFiles, NameTaken, BadName or NoSpace.
         """
-        self.check_free(name)
-        with store_errors("The folder cannot be read"), self.draft() as folder:
-            targets = _link_targets(Path(source))
-            selected = required(targets)
-            pickles = []
-            if allow_pickles and not any(path.endswith(WEIGHTS) for path in selected):
-                pickles = pickled(targets)
-            if pickles:
-                inspect_texts(Path(source))
-            else:
-                inspect(Path(source))
-            chosen = {path: targets[path] for path in [*selected, *pickles]}
-            copied = [real for real in chosen.values() if not may_link(real, folder)]
-            check_room(self.partial, sum(real.stat().st_size for real in copied))
-            for path, real in chosen.items():
-                link_or_copy(real, folder / FILES / path)
-            if pickles:
-                convert(folder / FILES, progress, confine=self.confine)
-            return self.finish(folder, name, source="import", progress=progress)
+        return import_folder(self, Path(source), name, progress, allow_pickles=allow_pickles)
 
     def finish(
         self,
@@ -167,9 +154,18 @@ class ModelStore:
         return manifest
 
     def _move_in(self, folder: Path, name: str) -> None:
+        place = self._folder(name)
+        if self._replaced == name and place.exists():
+            with held(place, shared=False):
+                carry_over(place, folder)
+                sync(folder)
+                exchange(folder, place, self.partial)
+            self.listing.look()
+            self._delete(folder)
+            return
         self.check_free(name)
         try:
-            folder.rename(self._folder(name))
+            folder.rename(place)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
@@ -177,48 +173,131 @@ class ModelStore:
         self.listing.look()
         sync(self._root)
 
+    def replacing(self, name: str) -> "ModelStore":
+        """Return this store as one in which a new model of this name takes the old one's place.
+
+        The change is one step; usage, pin and notes stay. Raises UnknownModel.
+        """
+        self.get(name)
+        view = copy.copy(self)
+        view._replaced = name
+        return view
+
     def check_free(self, name: str) -> None:
         """Raise NameTaken or BadName. On the hub, names that differ only in case are the same."""
         wanted = self._folder(name).name.lower()
+        if self._replaced == name:
+            return
         if any(folder.name.lower() == wanted for folder in self._root.iterdir()):
             raise _taken(name)
 
-    def remove(self, name: str) -> None:
-        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays."""
-        with store_errors("The model cannot be removed"):
+    def remove(self, name: str, *, unless_held: bool = False) -> bool:
+        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays.
+
+        ``unless_held``: not while it is being loaded or replaced; returns whether it went.
+        """
+        with store_errors("The model cannot be removed"), ExitStack() as opened:
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
                 folder = self._folder(name)
-                handle = lock(folder)  # so that no sweep of another process takes part
+                if (handle := lock(folder)) is not None:
+                    opened.callback(os.close, handle)  # till then no clean-up takes part
+                elif unless_held:
+                    return False
                 folder.rename(gone)
             except (BadName, FileNotFoundError):
                 raise _unknown() from None
             self.listing.look()
-            digests = _digests(gone)
-            shutil.rmtree(gone)
-            for sha256 in digests:
-                self.blobs.drop(sha256)
-            if handle is not None:
-                os.close(handle)
+            sync(self._root)  # or half of its files could be back after a power cut
+            self._delete(gone)
+        return True
+
+    def _delete(self, gone: Path) -> None:
+        """Delete a folder that was a model, and the blobs that nothing else shares."""
+        digests = _digests(gone)
+        shutil.rmtree(gone)
+        for sha256 in digests:
+            self.blobs.drop(sha256)
+
+    # ---- care ----------------------------------------------------------------------------------
+
+    def usage(self, name: str) -> Usage:
+        """Return when the model was last used. Raises UnknownModel."""
+        self.get(name)
+        return usage_of(self._folder(name))
+
+    def touch(self, name: str, *, loaded: bool = False) -> None:
+        """Record that the model is in use now. Does nothing where that cannot be written."""
+        with suppress(OSError, UnknownModel):
+            self.get(name)
+            note_use(self._folder(name), loaded=loaded)
+
+    def care(self, name: str) -> Care:
+        """Return whether the model is pinned, and its notes. Raises UnknownModel."""
+        self.get(name)
+        return care_of(self._folder(name))
+
+    def set_care(self, name: str, *, pinned: bool | None = None, notes: str | None = None) -> None:
+        """Pin the model or not, write its notes; None leaves one as it is.
+
+        Raises UnknownModel, or BadFiles if it cannot be written.
+        """
+        self.get(name)
+        with store_errors("The model's notes cannot be written"):
+            change_care(self._folder(name), pinned, notes)
+
+    def gc(
+        self,
+        *,
+        do: bool = False,
+        partials_kept: float | None = None,
+        max_bytes: int | None = None,
+        in_use: Callable[[str], bool] = never,
+    ) -> Removals:
+        """Say what may be removed, or with ``do`` remove it and say what went.
+
+        ``partials_kept`` is the store's where it is None; ``in_use`` says which models stay, as
+        pinned ones do. Raises BadFiles if the store cannot be read.
+        """
+        kept = self.partials_kept if partials_kept is None else partials_kept
+        with store_errors("The store cannot be read"):
+            recover(self._root, self.partial)
+            found = plan(self, partials_kept=kept, max_bytes=max_bytes, in_use=in_use)
+            return carry_out(self, found, in_use) if do else found
+
+    def sweep(self) -> None:
+        """Remove what killed processes left, and pulls that nobody has resumed for too long."""
+        carry_out(self, plan(self, partials_kept=self.partials_kept))
 
     def verify(self, name: str, progress: Progress | None = None) -> Names:
         """Return the files that are missing, new, unreadable, or not what the manifest says.
 
-        If there are none, the files as they are now pass ``check``.
+        If there are none, the files as they are now pass ``check``. Raises UnknownModel.
         """
-        manifest = self.get(name)
-        folder = self._folder(name)
-        files = folder / FILES
-        counter = Counter(progress, {entry.path: entry.size for entry in manifest.files})
-        entries = tuple(stamped(files, entry) for entry in manifest.files)
-        wrong = [entry.path for entry in entries if not is_whole(files, entry, counter)]
-        listed = {entry.path for entry in entries}
-        there = (str(path.relative_to(files)) for path in files.rglob("*") if not path.is_dir())
-        wrong += [path for path in there if path not in listed]
-        if not wrong and entries != manifest.files:
-            with suppress(OSError):  # a store that may only be read
-                write_manifest(folder, msgspec.structs.replace(manifest, files=entries))
-        return sorted(wrong)
+        return [each.path for each in differences(self, [name], progress)[name]]
+
+    def read(self, name: str) -> Manifest:
+        """Return the manifest as it is on the disk now. Raises UnknownModel or BadFiles."""
+        self.get(name)
+        with store_errors("The manifest cannot be read"):
+            return read_manifest(self._folder(name))
+
+    @asynccontextmanager
+    async def loading(self, names: Iterable[str]) -> AsyncIterator[None]:
+        """Check the models, and hold them: none is replaced while its files are being opened.
+
+        Raises as ``check`` does.
+        """
+        with ExitStack() as holds:
+            for name in names:
+                await self.check(name)
+                handle = await asyncio.to_thread(self._hold, name)
+                holds.callback(os.close, handle)
+            yield
+
+    def _hold(self, name: str) -> int:
+        with store_errors("The model cannot be read"):
+            return hold(self._folder(name), shared=True)
 
     async def check(self, name: str) -> None:
         """Compare the sizes and times of a model's files with its manifest's; reads no file.
@@ -229,9 +308,7 @@ class ModelStore:
         await asyncio.to_thread(self._check, name)
 
     def _check(self, name: str) -> None:
-        self.get(name)
-        with store_errors("The manifest cannot be read"):
-            manifest = read_manifest(self._folder(name))  # `models verify` may have written it
+        manifest = self.read(name)  # `models verify` may have written it
         files = self._folder(name) / FILES
         barred = [e.path for e in manifest.files if refusal(files / e.path, write=False)]
         if barred:
@@ -258,7 +335,7 @@ class ModelStore:
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """Yield a folder for ``files/``; remove it at the end unless ``finish`` moved it away."""
-        self.sweep()
+        carry_out(self, plan(self, partials_kept=math.inf))
         folder = Path(tempfile.mkdtemp(prefix="draft-", dir=self.partial))
         handle = lock(folder)
         try:
@@ -289,25 +366,6 @@ class ModelStore:
         finally:
             os.close(handle)
 
-    def sweep(self) -> None:
-        """Remove what killed processes left, and pulls that nobody has resumed for two weeks."""
-        for folder in self.partial.iterdir():
-            with suppress(OSError):  # another process sweeps too
-                if _is_left(folder) and (handle := lock(folder)) is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    os.close(handle)
-
-
-def _is_left(folder: Path) -> bool:
-    """Return whether nobody needs the folder any more unless it is locked."""
-    if folder.name.startswith("removed-"):
-        return True
-    if folder.name.startswith("pull-"):
-        times = (path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
-        return time.time() - max(times) > _RESUMED_WITHIN_SECONDS
-    old = time.time() - folder.stat().st_mtime > _SWEPT_AFTER_SECONDS
-    return old and folder.name.startswith("draft-")
-
 
 def _digests(folder: Path) -> set[str]:
     """Return the hashes that a folder's manifest lists; none if it has no whole one."""
@@ -315,24 +373,6 @@ def _digests(folder: Path) -> set[str]:
         return {entry.sha256 for entry in read_manifest(folder).files}
     except (BadFiles, OSError):
         return set()
-
-
-def _link_targets(source: Path) -> dict[str, Path]:
-    """Return the files of a folder and where each really lies: in it, or, if it is a snapshot
-    of a hub cache, among the blobs beside it."""
-    if not source.is_dir():
-        raise BadFiles("There is no such folder.")
-    root = source.resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    targets = {path: (source / path).resolve() for path in model_files(source)}
-    for path, target in targets.items():
-        if not any(target.is_relative_to(one) for one in allowed):
-            raise BadFiles(f"{path[:120]} is a link that leaves the folder.")
-        if not target.is_file():
-            raise BadFiles(f"{path[:120]} is not a file, or a link to nothing.")
-    return targets
 
 
 def _taken(name: str) -> NameTaken:

@@ -44,6 +44,7 @@ from bitinglip.settings.sections import (
     Usage,
     Workers,
 )
+from bitinglip.settings.store import Store
 
 __all__ = [
     "Audit",
@@ -65,6 +66,7 @@ __all__ = [
     "Settings",
     "SpeechLimits",
     "SpeechModel",
+    "Store",
     "Tier",
     "Tiers",
     "TranscriptionLimits",
@@ -93,6 +95,7 @@ class Settings(Section):
     usage: Usage = Usage()
     openai: OpenAI = OpenAI()
     hub: Hub = Hub()
+    store: Store = Store()
     logging: Logging = Logging()
     demo: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -117,13 +117,13 @@ class ReplicaLoader:
     async def _load(self, model_state: ModelState, replica: Replica, kind: str) -> None:
         try:
             spec = self._spec(model_state.manifest, replica, kind)
-            for name in filter(None, (spec.model, self._settings.model(spec.model).speech.vocoder)):
-                await self._store.check(name)
-            replica.storage_bytes = await self._read_first(spec.model)
-            if kind == "cuda" and not await self._has_room(replica):
-                self._listener.on_displaced(model_state, replica)
-                return
-            worker = await self._pool.start(replica.id, spec)
+            vocoder = self._settings.model(spec.model).speech.vocoder
+            async with self._store.loading(filter(None, (spec.model, vocoder))):
+                replica.storage_bytes = await self._read_first(spec.model)
+                if kind == "cuda" and not await self._has_room(replica):
+                    self._listener.on_displaced(model_state, replica)
+                    return
+                worker = await self._pool.start(replica.id, spec)
         except StartFailed as why:
             if (stuck := self._pool.stuck(replica.id)) is not None:
                 self._listener.on_stuck(model_state, replica, stuck)
@@ -142,6 +142,7 @@ class ReplicaLoader:
             _log_confinement(worker)
             self._listener.on_loaded(model_state, replica, worker)
             self._pool.warm_spare()
+            await asyncio.to_thread(self._store.touch, replica.model, loaded=True)
             await self._free_pages(replica)
 
     async def _free_pages(self, replica: Replica) -> None:
@@ -209,6 +210,7 @@ class ReplicaLoader:
             await asyncio.gather(loading, return_exceptions=True)
         if replica.worker is not None:
             await self._pool.stop(replica.worker, cause)
+            await asyncio.to_thread(self._store.touch, replica.model)
         if (stuck := self._pool.stuck(replica.id)) is not None:
             self._listener.on_stuck(model_state, replica, stuck)
         else:

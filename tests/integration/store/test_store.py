@@ -124,7 +124,7 @@ def test_verify_names_what_cannot_be_read(
             raise OSError(errno.EIO, "Input/output error", str(path))
         return sha256_of(path, name, counter)
 
-    monkeypatch.setattr("model_store.hashes.sha256_of", fail)
+    monkeypatch.setattr("model_store.verification.sha256_of", fail)
     assert store.verify("mine") == ["config.json"]
 
 

@@ -1,0 +1,45 @@
+"""Looks after the store while the server runs: what nothing needs, and the disk budget."""
+
+import asyncio
+from functools import partial
+
+import structlog
+
+from bitinglip.api.services import Services
+from model_store.cleanup import Removal, carry_out
+
+CLEAN_SECONDS = 3600.0  #: between two looks
+
+log = structlog.get_logger(__name__)
+
+
+async def look_after_store(services: Services) -> None:
+    """Remove left-over files and, under ``store.max_bytes``, the least recently used models.
+
+    Raises OSError or StoreError if the store cannot be read.
+    """
+    if not services.operations.bootstrapped:
+        return  # the start cleans up, too, once it has made the first models
+    store, budget = services.store, services.settings.store.max_bytes
+    await asyncio.to_thread(partial(store.gc, do=True))
+    if budget is None:
+        return
+    look = partial(store.gc, max_bytes=budget, in_use=_in_use(services).__contains__)
+    for each in await asyncio.to_thread(look):
+        if each.kind == "model":
+            await _remove(services, each)
+
+
+async def _remove(services: Services, removal: Removal) -> None:
+    in_use = _in_use(services).__contains__  # by now
+    if await asyncio.to_thread(carry_out, services.store, [removal], in_use):
+        services.cache.clear(removal.name.__eq__)
+        log.info("a model was removed", model=removal.name, bytes=removal.bytes, reason=removal.why)
+
+
+def _in_use(services: Services) -> set[str]:
+    """Return the models that stay: in use, or needed by the settings."""
+    operations, settings = services.operations, services.settings
+    wanted = {name for name, own in settings.models.items() if own.pin or own.preload}
+    wanted |= {own.speech.vocoder for own in settings.models.values() if own.speech.vocoder}
+    return {name for name in services.store.names() if name in wanted or operations.in_use(name)}

@@ -1,0 +1,236 @@
+"""Finds what may be removed from a store, says why, and removes it.
+
+Three kinds: what nothing needs (blobs, left-over drafts), downloads that nobody resumed, and, if
+the store may only take so many bytes, the models that were not used for longest.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from model_store.blobs import GIT
+from model_store.disk import lock
+from model_store.errors import StoreError
+from model_store.places import ASIDE
+
+if TYPE_CHECKING:
+    from model_store.store import ModelStore
+
+DRAFT_SECONDS = 60  #: a folder is made a moment before it is locked
+_BLOB = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_LEFT = ("draft-", "removed-")  #: of work that a crash interrupted
+_Inode = tuple[int, int]
+
+Kind = Literal["draft", "partial", "blob", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Something that goes, with the bytes that come free and the reason."""
+
+    kind: Kind
+    name: str  #: of the model, else of the file or folder
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that may go under a budget, and the files that it holds: inode and bytes of each."""
+
+    name: str
+    last_used_at: datetime
+    files: dict[_Inode, int]
+
+
+def never(name: str) -> bool:  # noqa: ARG001  one of several predicates
+    return False
+
+
+def plan(
+    store: "ModelStore",
+    *,
+    partials_kept: float,
+    max_bytes: int | None = None,
+    in_use: Callable[[str], bool] = never,
+) -> list[Removal]:
+    """Say what would be removed.
+
+    ``partials_kept``: seconds for which downloads and blobs that no model has are kept.
+    ``max_bytes`` of the store; ``in_use`` says which models stay, besides pinned ones.
+    Raises OSError.
+    """
+    found = [*_left_over(store.partial, partials_kept), *_blobs(store, partials_kept)]
+    if max_bytes is None:
+        return found
+    taken, candidates = _models(store, in_use)
+    return [*found, *evicted(candidates, taken, max_bytes)]
+
+
+def carry_out(
+    store: "ModelStore", removals: Iterable[Removal], in_use: Callable[[str], bool] = never
+) -> list[Removal]:
+    """Remove these things; return those that went. What is in use by now stays."""
+    return [each for each in removals if _remove(store, each, in_use)]
+
+
+def evicted(
+    candidates: Collection[Candidate], taken: dict[_Inode, int], max_bytes: int
+) -> list[Removal]:
+    """Return the models that go, the least recently used first, until the others fit.
+
+    ``taken`` is all that the store holds; a file goes with the last model that has it.
+    """
+    left = dict(taken)
+    holders: dict[_Inode, int] = {}
+    for each in candidates:
+        for inode in each.files:
+            holders[inode] = holders.get(inode, 0) + 1
+    gone = []
+    for each in sorted(candidates, key=lambda each: each.last_used_at):
+        if sum(left.values()) <= max_bytes:
+            break
+        freed = 0
+        for inode in each.files:
+            holders[inode] -= 1
+            if holders[inode] == 0:
+                freed += left.pop(inode, 0)
+        when = each.last_used_at.date().isoformat()
+        gone.append(Removal("model", each.name, freed, f"not used since {when}; the store is full"))
+    return gone
+
+
+def _models(
+    store: "ModelStore", in_use: Callable[[str], bool]
+) -> tuple[dict[_Inode, int], list[Candidate]]:
+    """Return the bytes of all models' files, each file once, and the models that may go.
+
+    A file that was linked from outside takes none: it is there without the store, too.
+    """
+    manifests = store.list()
+    found = {each.name: dict(_files(store.path(each.name))) for each in manifests}
+    names = Counter(inode for files in found.values() for inode in files)
+    names.update(inode for inode, _ in _files(store.blobs.folder))
+    taken = {
+        inode: stat.st_size
+        for files in found.values()
+        for inode, stat in files.items()
+        if stat.st_nlink <= names[inode]
+    }
+    kept: set[_Inode] = set()
+    candidates = []
+    for manifest in manifests:
+        own = {inode: taken[inode] for inode in found[manifest.name] if inode in taken}
+        if in_use(manifest.name) or store.care(manifest.name).pinned:
+            kept |= own.keys()
+        else:
+            used = store.usage(manifest.name).last_used_at or manifest.created_at
+            candidates.append(Candidate(manifest.name, used, own))
+    for each in candidates:
+        for inode in kept & each.files.keys():
+            del each.files[inode]
+    return taken, candidates
+
+
+def _files(folder: Path) -> Iterator[tuple[_Inode, os.stat_result]]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found = Path(parent, name).lstat()
+                yield (found.st_dev, found.st_ino), found
+
+
+def _left_over(partial: Path, kept: float) -> Iterator[Removal]:
+    """Yield what crashes left, and the downloads that nobody has resumed for so long."""
+    for path in partial.iterdir():
+        with suppress(OSError):  # another process cleans up too
+            if path.name.startswith(ASIDE) or _is_locked(path):
+                continue  # a model that is being replaced, or work under way
+            age = time.time() - _last_change(path)
+            if path.name.startswith(_LEFT):
+                if path.name.startswith("draft-") and age < DRAFT_SECONDS:
+                    continue
+                yield Removal("draft", path.name, _bytes_of(path), "left by a crash")
+            elif age > kept:
+                days = f"not resumed for {age / 86400:.0f} days"
+                yield Removal("partial", path.name, _bytes_of(path), days)
+
+
+def _blobs(store: "ModelStore", kept: float) -> Iterator[Removal]:
+    """Yield the blobs that no model has had for so long: a download may be under way."""
+    listed = {entry.sha256 for manifest in store.list() for entry in manifest.files}
+    for path in store.blobs.folder.glob("[0-9a-f][0-9a-f]/*"):
+        with suppress(OSError):
+            found = path.lstat()
+            old = time.time() - found.st_ctime > kept
+            if path.name.startswith("."):
+                if time.time() - found.st_mtime > DRAFT_SECONDS:
+                    yield Removal("draft", path.name, found.st_size, "left by a crash")
+            elif _BLOB.fullmatch(path.name) and path.name not in listed and old:
+                freed = found.st_size if found.st_nlink == 1 else 0
+                yield Removal("blob", path.name, freed, "no model has it")
+
+
+def _remove(store: "ModelStore", removal: Removal, in_use: Callable[[str], bool]) -> bool:
+    try:
+        if removal.kind == "model":
+            if in_use(removal.name) or store.care(removal.name).pinned:
+                return False
+            return store.remove(removal.name, unless_held=True)
+        if removal.kind == "blob":
+            return _remove_blob(store, removal.name)
+        if removal.name.startswith("."):
+            (store.blobs.folder / removal.name[1:3] / removal.name).unlink()
+            return True
+        return _remove_unlocked(store.partial / removal.name)
+    except (OSError, StoreError):  # gone already, or a store that may only be read
+        return False
+
+
+def _remove_blob(store: "ModelStore", sha256: str) -> bool:
+    if any(entry.sha256 == sha256 for each in store.list() for entry in each.files):
+        return False
+    store.blobs.path(sha256).unlink()
+    for link in (store.blobs.folder / GIT).glob("*/*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink(missing_ok=True)
+    return True
+
+
+def _remove_unlocked(path: Path) -> bool:
+    """Remove an entry of ``.partial``, unless a process works in it."""
+    if (handle := lock(path)) is None:
+        return False
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(handle)
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    if (handle := lock(path)) is None:
+        return True
+    os.close(handle)
+    return False
+
+
+def _last_change(path: Path) -> float:
+    return max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+
+
+def _bytes_of(path: Path) -> int:
+    """Return the bytes that come free with a file or folder: those without other names."""
+    found = (each.lstat() for each in (path, *path.rglob("*")) if not each.is_dir())
+    return sum(each.st_size for each in found if each.st_nlink == 1)

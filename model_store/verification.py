@@ -1,0 +1,161 @@
+"""Reads models' files, tells what differs from their manifests, and puts whole ones in their place.
+
+Models share files: a damaged one damages each of them, and is read once for all of them.
+"""
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from model_store.hashes import sha256_of
+from model_store.manifest import FileEntry, Manifest, write_manifest
+from model_store.progress import Counter, Progress
+
+if TYPE_CHECKING:
+    from model_store.store import ModelStore
+
+#: the file is not there, not listed, cannot be read, has another length, or other bytes
+What = Literal["missing", "new", "unreadable", "size", "content"]
+_Inode = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A file of a model that is not what the manifest says."""
+
+    path: str
+    what: What
+    shared_with: tuple[str, ...] = ()  #: the other models that have this very file
+
+
+def differences(
+    store: "ModelStore", names: Sequence[str], progress: Progress | None = None
+) -> dict[str, list[Difference]]:
+    """Return what differs in each of these models, by name; an empty list for a whole one.
+
+    Where nothing does, the files as they are now pass ``ModelStore.check``. Raises UnknownModel.
+    """
+    manifests = [store.get(name) for name in names]
+    reader = _Reader(manifests, progress)
+    return {each.name: _compare(store, each, reader) for each in manifests}
+
+
+class _Reader:
+    """Hashes each file once, however many models have it."""
+
+    def __init__(self, manifests: Sequence[Manifest], progress: Progress | None) -> None:
+        sizes: dict[str, int] = {}  #: of models that have files of one name together
+        for entry in (entry for each in manifests for entry in each.files):
+            sizes[entry.path] = sizes.get(entry.path, 0) + entry.size
+        self._counter = Counter(progress, sizes)
+        self._seen: dict[_Inode, str] = {}
+
+    def what_differs(self, path: Path, entry: FileEntry) -> What | None:
+        try:
+            if not path.is_file():
+                return "missing"
+            found = path.stat()
+            if found.st_size != entry.size:
+                return "size"
+            inode = (found.st_dev, found.st_ino)
+            if inode not in self._seen:
+                self._seen[inode] = sha256_of(path, entry.path, self._counter)
+            else:
+                self._counter.add(entry.path, entry.size)
+        except OSError:
+            return "unreadable"  # a disk that fails to read it: the very thing that is asked
+        return None if self._seen[inode] == entry.sha256 else "content"
+
+
+def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[Difference]:
+    files = store.path(manifest.name)
+    # Looked at before they are read: what changes meanwhile is noticed later.
+    entries = tuple(stamped(files, entry) for entry in manifest.files)
+    found = []
+    for entry in entries:
+        if what := reader.what_differs(files / entry.path, entry):
+            others = {name for name, _ in _sharing(store, files / entry.path, entry)}
+            found.append(Difference(entry.path, what, tuple(sorted(others - {manifest.name}))))
+    listed = {entry.path for entry in entries}
+    there = (str(path.relative_to(files)) for path in files.rglob("*") if not path.is_dir())
+    found += [Difference(path, "new") for path in there if path not in listed]
+    if not found and entries != manifest.files:
+        with suppress(OSError):  # a store that may only be read
+            write_manifest(files.parent, msgspec.structs.replace(manifest, files=entries))
+    return sorted(found, key=lambda each: each.path)
+
+
+def stamped(folder: Path, entry: FileEntry) -> FileEntry:
+    """Return the entry with the time that its file has now, if it is there."""
+    try:
+        now = (folder / entry.path).stat().st_mtime_ns
+    except OSError:
+        return entry
+    return msgspec.structs.replace(entry, mtime_ns=now)
+
+
+def set_aside(store: "ModelStore", name: str, found: Iterable[Difference]) -> None:
+    """Remove the files that are not what the manifest says, also where other models share them.
+
+    Nothing takes them for whole any more: they are missing now. Raises UnknownModel or OSError.
+    """
+    files = store.path(name)
+    entries = {entry.path: entry for entry in store.get(name).files}
+    for difference in found:
+        path = files / difference.path
+        if difference.what == "new":
+            path.unlink(missing_ok=True)
+        elif difference.what != "missing":
+            entry = entries[difference.path]
+            shared = [each for _, each in _sharing(store, path, entry)]
+            if _inode(store.blobs.path(entry.sha256)) == _inode(path):
+                store.blobs.discard(entry.sha256)
+            for each in (*shared, path):
+                each.unlink(missing_ok=True)
+
+
+def mend(store: "ModelStore", name: str) -> list[FileEntry]:
+    """Give a model its missing files from blobs and other models; return those that nobody has.
+
+    Raises UnknownModel, NoSpace or OSError.
+    """
+    manifest, files = store.read(name), store.path(name)
+    entries, missing = [], []
+    for entry in manifest.files:
+        path = files / entry.path
+        if path.exists():
+            entries.append(entry)
+        elif store.blobs.find(entry.sha256) or store.blobs.copied(entry.sha256):
+            draft = path.parent / f".{secrets.token_hex(6)}"
+            store.blobs.link(entry.sha256, draft)
+            draft.replace(path)
+            entries.append(stamped(files, entry))
+        else:
+            missing.append(entry)
+            entries.append(entry)
+    if tuple(entries) != manifest.files:
+        write_manifest(files.parent, msgspec.structs.replace(manifest, files=tuple(entries)))
+    return missing
+
+
+def _sharing(store: "ModelStore", path: Path, entry: FileEntry) -> Iterator[tuple[str, Path]]:
+    """Yield the models that have the very file at this path under some name, and where."""
+    own = _inode(path)
+    for manifest in store.list() if own is not None else ():
+        files = store.path(manifest.name)
+        for each in manifest.files:
+            if each.sha256 == entry.sha256 and _inode(files / each.path) == own:
+                yield manifest.name, files / each.path
+
+
+def _inode(path: Path) -> _Inode | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
