@@ -31,12 +31,7 @@ class Connections:
         self._threads = max(1, threads)
         self._lock = threading.Lock()
         self._open: list[Any] = []
-        self._client = httpx.Client(
-            timeout=_TIMEOUT,
-            follow_redirects=True,
-            max_redirects=5,
-            event_hooks={"response": [_refuse_downgrade]},
-        )
+        self._client = _client()
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +135,27 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def _client() -> httpx.Client:
+    try:
+        return httpx.Client(
+            timeout=_TIMEOUT,
+            follow_redirects=True,
+            max_redirects=5,
+            event_hooks={"response": [_refuse_downgrade]},
+        )
+    except OSError as error:  # SSLError is one
+        raise DownloadError(
+            "The certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read "
+            f"({getattr(error, 'reason', None) or error.strerror})."
+        ) from error
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        # Without the address, which may hold a password.
+        raise DownloadError(
+            f"The proxy of HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used "
+            f"({type(error).__name__}); write http://host:port."
+        ) from error
 
 
 def _descriptor(stream: Any) -> int:

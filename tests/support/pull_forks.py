@@ -21,9 +21,14 @@ def main(root: Path, url: str) -> None:
     for _ in sys.stdin:
         if (child := os.fork()) == 0:
             _pull(root, url)
-        print(child, flush=True)
+        _tell(child)
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        _tell(os.waitstatus_to_exitcode(status))
+
+
+def _tell(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
 
 
 def _pull(root: Path, url: str) -> None:
