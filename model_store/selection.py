@@ -181,6 +181,14 @@ def _no_weights(paths: Iterable[str]) -> str:
     names = [path.lower() for path in paths]
     if ADAPTER_CONFIG in names:
         return ADAPTER
+    singles = [name for name in names if name.endswith(WEIGHTS)]
+    if any("lora" in name for name in singles):
+        return ADAPTER
+    if singles:
+        return (
+            f"This repository holds weights in one file for other programs ({singles[0][:80]}); "
+            "one in the layout of transformers or diffusers is needed."
+        )
     if any(name.endswith(PICKLES) for name in names):
         return f"This repository holds pickles only, which can run code. {PICKLES_ALLOWED}"
     for end, what in _OTHERS.items():
