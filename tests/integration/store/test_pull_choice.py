@@ -9,9 +9,9 @@ import pytest
 from model_store.errors import BadFiles, StoreError
 from model_store.hub import HubOptions, Plan, plan
 from model_store.store import ModelStore
-from tests.support.hub import FakeHub, fake_hub
+from tests.support.hub import REPO, FakeHub, fake_hub
 from tests.support.model_folders import pipeline, sharded
-from tests.support.pulls import REPO, WEIGHTS, pulled, refused
+from tests.support.pulls import WEIGHTS, pulled, refused
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
