@@ -120,13 +120,19 @@ async def _open(
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, stack)
     admission = counts.admission(settings, connections, dispatcher)
     store = machine.store
-    requests = Requests(settings, home, store, guard, dispatcher, admission)
+    requests = Requests(
+        settings,
+        home,
+        store,
+        guard,
+        dispatcher,
+        admission,
+        work.responses,
+        metrics.fields_ignored,
+    )
     caller_of = partial(text_caller, access.tokens, access.keys)
     batches = await Batches.open(db, home.batches, requests, caller_of, settings, storage.space)
     stack.push_async_callback(batches.close)
-    download_metrics = DownloadMetrics(metrics.registry)
-    downloads = await Downloads.open(db, store, hub, settings, access.audit, download_metrics)
-    stack.push_async_callback(flush_at_end, downloads.close)
     cache_metrics = CacheMetrics(metrics.registry)
     cache = ResponseCache(
         settings,
@@ -138,6 +144,16 @@ async def _open(
         cache_metrics,
     )
     stack.push_async_callback(cache.close)
+    downloads = await Downloads.open(
+        db,
+        store,
+        hub,
+        settings,
+        access.audit,
+        DownloadMetrics(metrics.registry),
+        lambda name: cache.clear(name.__eq__),
+    )
+    stack.push_async_callback(flush_at_end, downloads.close)
     _watch(metrics, scheduling, health, connections)
     services = Services(
         settings=settings,

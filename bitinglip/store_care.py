@@ -5,6 +5,7 @@ from functools import partial
 
 import structlog
 
+from bitinglip.api.admin.store_care import in_use
 from bitinglip.api.services import Services
 from model_store.cleanup import Removal, carry_out
 
@@ -24,22 +25,14 @@ async def look_after_store(services: Services) -> None:
     await asyncio.to_thread(partial(store.gc, do=True))
     if budget is None:
         return
-    look = partial(store.gc, max_bytes=budget, in_use=_in_use(services).__contains__)
+    look = partial(store.gc, max_bytes=budget, in_use=in_use(services).__contains__)
     for each in await asyncio.to_thread(look):
         if each.kind == "model":
             await _remove(services, each)
 
 
 async def _remove(services: Services, removal: Removal) -> None:
-    in_use = _in_use(services).__contains__  # by now
-    if await asyncio.to_thread(carry_out, services.store, [removal], in_use):
+    held = in_use(services).__contains__  # by now
+    if await asyncio.to_thread(carry_out, services.store, [removal], held):
         services.cache.clear(removal.name.__eq__)
         log.info("a model was removed", model=removal.name, bytes=removal.bytes, reason=removal.why)
-
-
-def _in_use(services: Services) -> set[str]:
-    """Return the models that stay: in use, or needed by the settings."""
-    operations, settings = services.operations, services.settings
-    wanted = {name for name, own in settings.models.items() if own.pin or own.preload}
-    wanted |= {own.speech.vocoder for own in settings.models.values() if own.speech.vocoder}
-    return {name for name in services.store.names() if name in wanted or operations.in_use(name)}

@@ -98,9 +98,20 @@ class Client:
         content: dict[str, Any] = {"json": body}
         if upload is not None:
             content = {"data": body, "files": {"file": upload}}
+        with self._events("POST", path, **content) as events:
+            yield events
+
+    @contextmanager
+    def follow(self, path: str) -> Iterator[Iterator[Event]]:
+        """The events of what goes on without this command."""
+        with self._events("GET", path) as events:
+            yield events
+
+    @contextmanager
+    def _events(self, method: str, path: str, **content: Any) -> Iterator[Iterator[Event]]:
         with (
             self._translated(),
-            self._http.stream("POST", path, **content) as answer,
+            self._http.stream(method, path, **content) as answer,
         ):
             if answer.status_code >= 400:
                 answer.read()

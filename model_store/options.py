@@ -3,6 +3,13 @@
 from dataclasses import dataclass, field
 
 
+class Rate:
+    """A bandwidth in bytes per second that may change while it is used; None is no limit."""
+
+    def __init__(self, bytes_per_second: int | None) -> None:
+        self.bytes_per_second = bytes_per_second
+
+
 @dataclass(frozen=True)
 class HubOptions:
     """The address of a hub and a token, which is sent to that hub's host and nowhere else.
@@ -13,6 +20,6 @@ class HubOptions:
     endpoint: str | None = None  #: None: HF_ENDPOINT, else the hub itself
     token: str | None = field(default=None, repr=False)
     offline: bool = False
-    bytes_per_second: int | None = None  #: of all files of a pull together
+    bytes_per_second: int | Rate | None = None  #: of all files of a pull together
     parallel: int = 4  #: files, or parts of a large one, that are fetched at once
     mirrors: tuple[str, ...] = ()

@@ -5,20 +5,22 @@ happens comes back on stdout, and ends with Pulled or Refused.
 """
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Literal
 
 import msgspec
 
 MOST_FILES = 1000  #: that are told one by one; the totals hold all
 LINE_BYTES = 4 << 20  #: of a message, at most
 
-M = TypeVar("M")
+
+Task = Literal["pull", "update", "repair"]  #: of a model that is new, of one that is there
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What to pull, into which store, and how the hub is asked."""
 
     root: str
+    task: Task = "pull"
     repo: str
     name: str
     revision: str | None = None
@@ -29,6 +31,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     bytes_per_second: int | None = None
     environ: dict[str, str] = {}  #: such as HTTPS_PROXY, whose value may hold a password
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """The bandwidth from now on, which changes with the number of downloads that share it."""
+
+    bytes_per_second: int
 
 
 class Waits(msgspec.Struct, frozen=True, tag="waits"):
@@ -59,6 +67,7 @@ class Pulled(msgspec.Struct, frozen=True, tag="pulled"):
     source: str
     revision: str | None
     total_bytes: int
+    changes: dict[str, list[str]] = {}  #: files that an update or a repair has brought or removed
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -72,7 +81,7 @@ Message = Waits | Planned | Progressed | Pulled | Refused
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
-def encode(message: Message | Order) -> bytes:
+def encode(message: Message | Order | Limit) -> bytes:
     """Encode a message as one line."""
     return msgspec.json.encode(message) + b"\n"
 
@@ -85,6 +94,11 @@ def decode(line: bytes) -> Message:
 def decode_order(line: bytes) -> Order:
     """Decode the server's line. Raises msgspec.MsgspecError."""
     return msgspec.json.decode(line, type=Order)
+
+
+def decode_limit(line: bytes) -> Limit:
+    """Decode a later line of the server's. Raises msgspec.MsgspecError."""
+    return msgspec.json.decode(line, type=Limit)
 
 
 def told(files: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -7,18 +7,24 @@ cancel the pull, which a later one goes on with. It ends with its parent: when s
 ends itself and all that it has started.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from model_store.errors import NameTaken, PullRunning, StoreError
+from model_store.manifest import Manifest
+from model_store.options import Rate
 from model_store.pull_messages import (
+    MOST_FILES,
     Message,
     Order,
     Planned,
@@ -26,13 +32,13 @@ from model_store.pull_messages import (
     Pulled,
     Refused,
     Waits,
+    decode_limit,
     decode_order,
     encode,
     told,
 )
 
 if TYPE_CHECKING:
-    from model_store.manifest import Manifest
     from model_store.store import ModelStore
 
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
@@ -44,6 +50,8 @@ _HUB = {
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
 }
 _TELL_SECONDS = 0.25  #: between two messages of progress
+_NICE = 5
+_OOM_SCORE = "900"
 _WAIT_SECONDS = 0.5  #: between two looks at whether another process's pull has ended
 
 
@@ -53,6 +61,8 @@ class Teller:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._told_at = 0.0
+        self._planned = False
+        self._total_done = 0
         self._done: dict[str, int] = {}
         self._grown: dict[str, int] = {}  #: since the last message
 
@@ -62,24 +72,32 @@ class Teller:
             data = data[os.write(self._fd, data) :]
 
     def plan(self, files: Mapping[str, int], done: Mapping[str, int]) -> None:
-        self._done, self._grown = dict(done), {}
+        """Tell of the files that are fetched, and of no further work such as converting them."""
+        if self._planned:
+            return
+        self._planned = True
         listed = told(files.items())
+        self._done = {path: done.get(path, 0) for path in files}
+        self._total_done = sum(self._done.values())
         self.say(
             Planned(
                 bytes_total=sum(files.values()),
-                bytes_done=sum(done.values()),
+                bytes_done=self._total_done,
                 files=listed,
-                done={path: done[path] for path in listed if path in done},
+                done={path: self._done[path] for path in listed},
             )
         )
 
     def advance(self, path: str, bytes_done: int) -> None:
-        self._done[path] = self._grown[path] = bytes_done
+        if path not in self._done:
+            return
+        self._total_done += max(0, bytes_done - self._done[path])
+        self._grown[path] = self._done[path] = max(bytes_done, self._done[path])
         now = time.monotonic()
         if now - self._told_at >= _TELL_SECONDS:
             self._told_at = now
-            grown, self._grown = self._grown, {}
-            self.say(Progressed(bytes_done=sum(self._done.values()), files=told(grown.items())))
+            self.say(Progressed(bytes_done=self._total_done, files=told(self._grown.items())))
+            self._grown = {}
 
 
 def main() -> int:
@@ -88,13 +106,15 @@ def main() -> int:
         order = decode_order(next(lines))
     except StopIteration:
         return 1
-    threading.Thread(target=_end_with_parent, args=(lines,), daemon=True).start()
+    _yield_to_the_server()
+    rate = Rate(order.bytes_per_second)
+    threading.Thread(target=_obey, args=(lines, rate), daemon=True).start()
     # What a library prints must not get between the messages.
     teller = Teller(os.dup(1))
     os.dup2(2, 1)
     os.environ.update({**order.environ, **_HUB})
     try:
-        manifest = _pull(order, teller)
+        done = _work(order, rate, teller)
     except StoreError as error:
         teller.say(Refused(error.code, error.message))
         return 1
@@ -105,52 +125,93 @@ def main() -> int:
         why = f"The download ended by a fault of the server ({type(error).__name__})."
         teller.say(Refused("INTERNAL_ERROR", why))
         return 1
-    teller.say(
-        Pulled(
-            manifest.name, manifest.kind, manifest.source, manifest.revision, manifest.total_bytes
-        )
-    )
+    teller.say(done)
     return 0
 
 
-def _pull(order: Order, teller: Teller) -> "Manifest":
-    """Pull, after another process that pulls the same, which may be all that is to be done."""
-    from model_store.hub import HubOptions, pull
+def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
+    from model_store.hub import pull
+    from model_store.options import HubOptions
+    from model_store.repair import repair
     from model_store.store import ModelStore
 
     store = ModelStore(Path(order.root), confine=order.confine)
-    waited = False
+    hub = HubOptions(order.endpoint, order.token, bytes_per_second=rate)
+
+    def fetch(into: ModelStore, revision: str | None, include: Sequence[str]) -> Manifest:
+        return pull(
+            into,
+            order.repo,
+            revision=revision,
+            name=order.name,
+            include=include,
+            hub=hub,
+            allow_pickles=order.allow_pickles,
+            progress=teller,
+        )
+
+    if order.task == "repair":
+        # What is read is no part of the download, whose progress is told.
+        found = repair(store, order.name, lambda into, old, paths: fetch(into, old.revision, paths))
+        repaired = {"repaired": [each.path for each in found]} if found else {}
+        return _pulled(store.get(order.name), repaired)
+    if order.task == "update":
+        old = store.get(order.name)
+        into = store.replacing(order.name)
+        new = _alone(lambda: fetch(into, order.revision, order.include), teller)
+        return _pulled(new, changed_files(old, new))
+    return _pulled(_pull(store, order, lambda: fetch(store, order.revision, order.include), teller))
+
+
+def _pulled(manifest: Manifest, changes: dict[str, list[str]] | None = None) -> Pulled:
+    return Pulled(
+        manifest.name,
+        manifest.kind,
+        manifest.source,
+        manifest.revision,
+        manifest.total_bytes,
+        {what: paths[:MOST_FILES] for what, paths in (changes or {}).items()},
+    )
+
+
+def _alone(pull: Callable[[], Manifest], teller: Teller) -> Manifest:
+    """Pull, after any other process that pulls the same repository."""
+    told = False
     while True:
         try:
-            return pull(
-                store,
-                order.repo,
-                revision=order.revision,
-                name=order.name,
-                include=order.include,
-                hub=HubOptions(
-                    order.endpoint, order.token, bytes_per_second=order.bytes_per_second
-                ),
-                allow_pickles=order.allow_pickles,
-                progress=teller,
-            )
+            return pull()
         except PullRunning:
-            if not waited:
+            if not told:
                 teller.say(Waits())
-            waited = True
+            told = True
             time.sleep(_WAIT_SECONDS)
-        except NameTaken:
-            found = _arrived(store, order) if waited else None
-            if found is None:
-                raise
-            return found
 
 
-def _arrived(store: "ModelStore", order: Order) -> "Manifest | None":
-    """Return the model if the other process's pull has brought just this one."""
-    found = store.listing.find(order.name)
-    wanted = found is not None and found.source == f"hub:{order.repo}"
-    return found if wanted and not order.include else None
+def _pull(
+    store: "ModelStore", order: Order, pull: Callable[[], Manifest], teller: Teller
+) -> Manifest:
+    """Pull a new model, unless another process, which was waited for, has brought just this one."""
+    before = set(store.names())
+    try:
+        return _alone(pull, teller)
+    except NameTaken:
+        found = store.listing.find(order.name)
+        same = found is not None and found.source == f"hub:{order.repo}" and not order.include
+        if found is None or not same or order.name in before:
+            raise
+        return found
+
+
+def changed_files(old: Manifest, new: Manifest) -> dict[str, list[str]]:
+    """Return the files that a newer revision has added, changed and removed; empty if none."""
+    was = {entry.path: entry.sha256 for entry in old.files}
+    now = {entry.path: entry.sha256 for entry in new.files}
+    found = {
+        "added": sorted(now.keys() - was.keys()),
+        "changed": sorted(path for path in now.keys() & was.keys() if now[path] != was[path]),
+        "removed": sorted(was.keys() - now.keys()),
+    }
+    return {what: paths for what, paths in found.items() if paths}
 
 
 def _lines(fd: int) -> Iterator[bytes]:
@@ -162,10 +223,20 @@ def _lines(fd: int) -> Iterator[bytes]:
         yield from lines
 
 
-def _end_with_parent(lines: Iterator[bytes]) -> None:
-    for _ in lines:
-        pass
+def _obey(lines: Iterator[bytes], rate: Rate) -> None:
+    """Take what the server says later; end with it, and all that was started here."""
+    for line in lines:
+        with contextlib.suppress(msgspec.MsgspecError):
+            rate.bytes_per_second = decode_limit(line).bytes_per_second
     os.killpg(0, signal.SIGKILL)
+
+
+def _yield_to_the_server() -> None:
+    """Leave processors to others first, and be ended first where memory is short: what has come
+    is kept."""
+    os.nice(_NICE)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
 if __name__ == "__main__":

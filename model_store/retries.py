@@ -8,6 +8,8 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from model_store.options import Rate
+
 _TRIES = 6  #: without a single new byte
 _LONGEST_PAUSE = 8.0
 _LONGEST_ASKED = 300.0  #: seconds that a server may ask to wait: the hub counts in five minutes
@@ -80,8 +82,11 @@ class Throttle:
     """Spreads the bytes of several threads over time, so that they stay below a rate."""
 
     _BURST_SECONDS = 0.1
+    _SLICE_SECONDS = 0.25  #: of waiting, after which the rate may be another
 
-    def __init__(self, bytes_per_second: int | None, stopped: threading.Event) -> None:
+    def __init__(self, bytes_per_second: int | Rate | None, stopped: threading.Event) -> None:
+        if not isinstance(bytes_per_second, Rate):
+            bytes_per_second = Rate(bytes_per_second)
         self._rate = bytes_per_second
         self._stopped = stopped
         self._lock = threading.Lock()
@@ -89,11 +94,12 @@ class Throttle:
 
     def take(self, count: int) -> None:
         """Wait until so many bytes may be taken."""
-        if not self._rate:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._due = max(self._due, now - self._BURST_SECONDS) + count / self._rate
-            pause = self._due - now
-        if pause > 0:
-            nap(self._stopped, pause)
+        while count > 0 and (rate := self._rate.bytes_per_second) and not self._stopped.is_set():
+            part = min(count, max(1, int(rate * self._SLICE_SECONDS)))
+            count -= part
+            with self._lock:
+                now = time.monotonic()
+                self._due = max(self._due, now - self._BURST_SECONDS) + part / rate
+                pause = self._due - now
+            if pause > 0:
+                nap(self._stopped, pause)

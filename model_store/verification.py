@@ -49,13 +49,12 @@ class _Reader:
     """Hashes each file once, however many models have it."""
 
     def __init__(self, manifests: Sequence[Manifest], progress: Progress | None) -> None:
-        sizes: dict[str, int] = {}  #: of models that have files of one name together
-        for entry in (entry for each in manifests for entry in each.files):
-            sizes[entry.path] = sizes.get(entry.path, 0) + entry.size
+        sizes = {_told_as(each, entry): entry.size for each in manifests for entry in each.files}
         self._counter = Counter(progress, sizes)
         self._seen: dict[_Inode, str] = {}
 
-    def what_differs(self, path: Path, entry: FileEntry) -> What | None:
+    def what_differs(self, path: Path, entry: FileEntry, name: str) -> What | None:
+        """Return what differs of a file, whose progress is told under a name."""
         try:
             if not path.is_file():
                 return "missing"
@@ -64,12 +63,16 @@ class _Reader:
                 return "size"
             inode = (found.st_dev, found.st_ino)
             if inode not in self._seen:
-                self._seen[inode] = sha256_of(path, entry.path, self._counter)
+                self._seen[inode] = sha256_of(path, name, self._counter)
             else:
-                self._counter.add(entry.path, entry.size)
+                self._counter.add(name, entry.size)
         except OSError:
             return "unreadable"  # a disk that fails to read it: the very thing that is asked
         return None if self._seen[inode] == entry.sha256 else "content"
+
+
+def _told_as(manifest: Manifest, entry: FileEntry) -> str:
+    return f"{manifest.name}/{entry.path}"
 
 
 def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[Difference]:
@@ -78,7 +81,7 @@ def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[D
     entries = tuple(stamped(files, entry) for entry in manifest.files)
     found = []
     for entry in entries:
-        if what := reader.what_differs(files / entry.path, entry):
+        if what := reader.what_differs(files / entry.path, entry, _told_as(manifest, entry)):
             others = {name for name, _ in _sharing(store, files / entry.path, entry)}
             found.append(Difference(entry.path, what, tuple(sorted(others - {manifest.name}))))
     listed = {entry.path for entry in entries}

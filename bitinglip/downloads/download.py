@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from model_store.pull_messages import Planned, Progressed
+from model_store.pull_messages import Planned, Progressed, Task
 
 Priority = Literal["low", "normal", "high"]
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
@@ -20,6 +20,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     repo: str
     name: str  #: of the model in the store
+    task: Task = "pull"
     revision: str | None = None
     include: tuple[str, ...] = ()
     allow_pickles: bool = False
@@ -64,6 +65,7 @@ class Download(msgspec.Struct, kw_only=True):
     error: Fault | None = None
     commit: str | None = None  #: that the revision stood for, once it is there
     kind: str | None = None
+    changes: dict[str, list[str]] = {}
     waits: bool = False  #: for another program's pull of the same
 
     @property

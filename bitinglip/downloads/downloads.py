@@ -42,9 +42,15 @@ from model_store.disk import check_room
 from model_store.errors import StoreError
 from model_store.store import ModelStore
 
+Arrived = Callable[[str], None]
 log = structlog.get_logger(__name__)
 
 CLEAN_SECONDS = 60.0  #: between two looks for downloads that are too old, or not written yet
+_ACTIONS = {
+    "pull": Action.MODEL_PULL,
+    "update": Action.MODEL_UPDATE,
+    "repair": Action.MODEL_REPAIR,
+}
 _BUSY_SECONDS = 60.0  #: until a client that has too many downloads may try again
 
 
@@ -59,13 +65,16 @@ class Downloads:
         settings: Settings,
         audit: AuditLog,
         metrics: DownloadMetrics,
+        on_arrival: Arrived,
     ) -> None:
+        """``on_arrival`` is told the name of each model that came or changed."""
         self._rows = rows
         self._store = store
         self._hub = hub
         self._settings = settings
         self._audit = audit
         self._metrics = metrics
+        self._on_arrival = on_arrival
         self._open: dict[str, Live] = {}
         self._unsaved: dict[str, Download] = {}  #: ended ones that the database did not take
         self._asking = asyncio.Lock()
@@ -81,10 +90,11 @@ class Downloads:
         settings: Settings,
         audit: AuditLog,
         metrics: DownloadMetrics,
+        on_arrival: Arrived,
     ) -> Self:
         """Take over the downloads that the last stop left open. Raises DatabaseUnavailable."""
         rows = DownloadRows(db, retention=settings.hub.download_retention)
-        downloads = cls(rows, store, hub, settings, audit, metrics)
+        downloads = cls(rows, store, hub, settings, audit, metrics, on_arrival)
         for each in await rows.open():
             downloads._open[each.id] = Live(each)
         return downloads
@@ -248,7 +258,8 @@ class Downloads:
             raise QueueFull("There are too many unfinished downloads.", retry_after=_BUSY_SECONDS)
 
     def _check_store(self, wanted: Wanted) -> None:
-        self._store.check_free(wanted.name)
+        if wanted.task == "pull":
+            self._store.check_free(wanted.name)
         check_room(self._store.partial, 1)
 
     def _fill(self) -> None:
@@ -259,11 +270,18 @@ class Downloads:
         waiting = [live for live in self._open.values() if live.task is None]
         for live in sorted(waiting, key=lambda each: each.download.place):
             if running >= self._settings.hub.max_downloads:
-                return
+                break
             running += 1
             live.download.start()
             live.task = asyncio.create_task(self._run(live), name=live.download.id)
             live.tell()
+        self._share_bandwidth()
+
+    def _share_bandwidth(self) -> None:
+        if (total := self._settings.hub.bytes_per_second) is not None:
+            running = [live for live in self._open.values() if live.task is not None]
+            for live in running:
+                live.limit(max(1, total // len(running)))
 
     # ---- one download ----------------------------------------------------------------------------
 
@@ -300,6 +318,8 @@ class Downloads:
             self._unsaved[download.id] = download
         download.end(state, error, moment)
         del self._open[download.id]
+        if state == "completed":
+            self._on_arrival(download.wanted.name)
         self._metrics.ended(state)
         self._enter(download)
         live.tell()
@@ -317,7 +337,8 @@ class Downloads:
         }
         actor = Actor(download.requester.key_id, download.requester.name)
         outcome = OK if error is None else error.code
-        self._audit.remember(Entry(Action.MODEL_PULL, actor, wanted.name, outcome, after=after))
+        action = _ACTIONS[wanted.task]
+        self._audit.remember(Entry(action, actor, wanted.name, outcome, after=after))
 
     async def _save_again(self, download: Download) -> None:
         await self._rows.save(download)

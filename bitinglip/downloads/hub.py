@@ -9,6 +9,7 @@ from bitinglip.errors import BitingLipError, DownloadFailed, answer
 from bitinglip.settings import Settings
 from model_store.errors import StoreError
 from model_store.pull_messages import Order
+from model_store.tokens import find_token
 
 
 class HubAccess:
@@ -30,32 +31,31 @@ class HubAccess:
                 "imported from a folder."
             )
 
-    def order(self, wanted: Wanted) -> Order:
-        """Return the order for a download; reads the token's file. Raises DownloadFailed."""
-        hub = self._settings.hub
-        share = hub.bytes_per_second
+    def order(self, wanted: Wanted, share: int | None) -> Order:
+        """Return the order for a download; reads the token's file. Raises TokenRefused.
+
+        ``share`` is its bandwidth, in bytes per second.
+        """
         return Order(
             root=str(self._models),
+            task=wanted.task,
             repo=wanted.repo,
             name=wanted.name,
             revision=wanted.revision,
             include=wanted.include,
             allow_pickles=wanted.allow_pickles or self._settings.model(wanted.name).allow_pickles,
             confine=self._settings.workers.confine,
-            endpoint=hub.endpoint,
-            token=self._read_token(),
-            bytes_per_second=None if share is None else max(1, share // hub.max_downloads),
+            endpoint=self._settings.hub.endpoint,
+            token=self._find_token(),
+            bytes_per_second=share,
             environ=network_environment(os.environ),
         )
 
-    def _read_token(self) -> str | None:
-        if (path := self._settings.hub.token_file) is None:
-            return self._token
-        try:
-            text = Path(path).expanduser().read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            raise DownloadFailed("The server cannot read the file in hub.token_file.") from None
-        return text or None
+    def _find_token(self) -> str | None:
+        """Return the server's own token. Raises TokenRefused."""
+        hub = self._settings.hub
+        environ = {**os.environ, "HF_TOKEN": self._token or ""}
+        return find_token(hub.token_file, environ, login=hub.endpoint is None)
 
     def fault(self, error: BitingLipError | StoreError) -> Fault:
         """Return an error as a download keeps it."""

@@ -28,6 +28,7 @@ class Live:
         self.changed = asyncio.Event()  #: is set, and replaced, at each change
         self.cancelled = False
         self._process: PullProcess | None = None
+        self._share: int | None = None  #: of the bandwidth, in bytes per second
 
     def tell(self) -> None:
         """Wake those that watch."""
@@ -40,14 +41,24 @@ class Live:
         if self._process is not None:
             self._process.kill()
 
+    def limit(self, share: int) -> None:
+        """Set its share of the bandwidth, in bytes per second."""
+        if share != self._share:
+            self._share = share
+            if self._process is not None:
+                self._process.limit(share)
+
     async def pull(
         self, hub: HubAccess, store: ModelStore, metrics: DownloadMetrics
     ) -> tuple[State, Fault | None]:
-        """Run the process to its end; return how that was. Raises OSError or DownloadFailed."""
+        """Run the process to its end; return how that was. Raises OSError or TokenRefused."""
         if self.cancelled:
             return "cancelled", None
-        order = await asyncio.to_thread(hub.order, self.download.wanted)
+        share = self._share
+        order = await asyncio.to_thread(hub.order, self.download.wanted, share)
         process = self._process = await PullProcess.start(order, self.download.id)
+        if self._share is not None and self._share != share:
+            process.limit(self._share)
         last: Message | None = None
         try:
             if self.cancelled:  # while it was started
@@ -81,6 +92,7 @@ class Live:
                 metrics.received(download.progress(message))
             case Pulled():
                 download.kind, download.commit = message.kind, message.revision
+                download.changes = message.changes
                 download.bytes_total = download.bytes_total or message.total_bytes
         self.tell()
 

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from bitinglip.telemetry.redaction import mask
-from model_store.pull_messages import LINE_BYTES, Message, Order, decode, encode
+from model_store.pull_messages import LINE_BYTES, Limit, Message, Order, decode, encode
 from workers.output import Output, last_bytes
 
 log = structlog.get_logger(__name__)
@@ -88,6 +88,14 @@ class PullProcess:
         except ValueError as error:
             raise msgspec.DecodeError("a message is too long") from error
 
+    def limit(self, bytes_per_second: int) -> None:
+        """Change its bandwidth."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        # A process that reads nothing, because it has ended or is stopped, needs no limit.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(stdin.fileno(), encode(Limit(bytes_per_second)))
+
     def kill(self) -> None:
         """End it and all that it has started; again is no harm."""
         if self._process.returncode is None:
@@ -143,4 +151,5 @@ def _start(order: Order, download_id: str) -> "subprocess.Popen[bytes]":
     with contextlib.suppress(BrokenPipeError):  # it has ended, which is noticed where it is read
         process.stdin.write(encode(order))
         process.stdin.flush()
+    os.set_blocking(process.stdin.fileno(), False)
     return process

@@ -11,7 +11,9 @@ from pydantic import Field
 from bitinglip.settings.audit import Audit
 from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
+from bitinglip.settings.dashboard import Dashboard
 from bitinglip.settings.guard import Guard
+from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
     ImageLimits,
     Limits,
@@ -31,7 +33,6 @@ from bitinglip.settings.sections import (
     Devices,
     FakeDevice,
     Files,
-    Hub,
     KeyRotation,
     Logging,
     OpenAI,
@@ -51,6 +52,7 @@ __all__ = [
     "Balancing",
     "Batches",
     "Cache",
+    "Dashboard",
     "Devices",
     "FakeDevice",
     "Guard",
@@ -94,6 +96,7 @@ class Settings(Section):
     audit: Audit = Audit()
     usage: Usage = Usage()
     openai: OpenAI = OpenAI()
+    dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
     store: Store = Store()
     logging: Logging = Logging()

@@ -351,34 +351,6 @@ class OpenAI(Section):
     )
 
 
-class Hub(Section):
-    endpoint: str | None = Field(
-        None, description="URL of a Hugging Face mirror; null uses the hub itself"
-    )
-    token_file: str | None = Field(
-        None, description="file that holds the Hugging Face token; null uses HF_TOKEN"
-    )
-    offline: bool = Field(False, description="never contact the hub")
-    max_downloads: int = Field(
-        2, ge=1, le=16, description="maximum models that the server downloads at the same time"
-    )
-    bytes_per_second: int | None = Field(
-        None,
-        ge=1024,
-        description="bandwidth of all downloads of the server together; null is no limit",
-    )
-    max_queued: int = Field(
-        100, ge=1, le=10_000, description="maximum unfinished downloads of all keys together"
-    )
-    max_queued_per_key: int = Field(
-        50, ge=1, le=10_000, description="maximum unfinished downloads of a key"
-    )
-    download_retention: Kept = Field(
-        2_592_000,
-        description="how long ended downloads are listed: seconds, or a span such as 30d",
-    )
-
-
 class Logging(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="minimum level that is logged"

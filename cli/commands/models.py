@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,8 @@ PicklesOption = Annotated[
     ),
 ]
 
+Priority = Literal["low", "normal", "high"]
+
 app = typer.Typer(no_args_is_help=True, help="Download, import, look at and load models.")
 
 NameArgument = Annotated[
@@ -52,14 +54,33 @@ def pull(
         typer.Option(metavar="GLOB", help="Take these files only; may be repeated."),
     ] = None,
     allow_pickles: PicklesOption = False,
+    priority: Annotated[
+        Priority | None,
+        typer.Option(help="Whose turn it is among the downloads of a running server."),
+    ] = None,
     home: HomeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Download a model from the hub; run it again to go on where it stopped."""
+    """Download a model from the hub; run it again to go on where it stopped.
+
+    A running server does it, and goes on without this command.
+    """
+    from cli.commands.downloads import pull_by_server
     from cli.commands.pull import pull_model
 
     repo_id, _, revision = repo.partition("@")
     place = CliContext.of(home, config)
+    if server := place.server():
+        pull_by_server(
+            server,
+            repo_id,
+            revision or None,
+            name=name,
+            include=include or (),
+            allow_pickles=allow_pickles,
+            priority=priority,
+        )
+        return
     pull_model(
         place,
         repo_id,
@@ -68,6 +89,32 @@ def pull(
         include=include or (),
         allow_pickles=allow_pickles,
     )
+
+
+@app.command()
+def downloads(
+    as_json: JsonOption = False, home: HomeOption = None, config: ConfigOption = None
+) -> None:
+    """List the downloads of a running server, the newest first."""
+    from cli.commands.downloads import list_downloads, show_downloads
+
+    rows = list_downloads(CliContext.of(home, config).need_server())
+    show_list(rows, show_downloads, as_json=as_json, empty="No downloads.")
+
+
+@app.command()
+def cancel(
+    name: Annotated[str, typer.Argument(metavar="NAME|ID", help="A model, or a download's id.")],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove what has come, instead of keeping it.")
+    ] = False,
+    home: HomeOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Cancel a download of a running server."""
+    from cli.commands.downloads import cancel_download
+
+    cancel_download(CliContext.of(home, config).need_server(), name, purge=purge)
 
 
 @app.command("import")

@@ -1,5 +1,6 @@
 """Routes of downloads: ask for one, list, show, watch and cancel them."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
@@ -25,6 +26,7 @@ from bitinglip.errors import DownloadNotFound, InsufficientScope, InvalidRequest
 from bitinglip.results.streams import sse
 from bitinglip.wire.admin.downloads import DownloadRequest, download_info
 from bitinglip.wire.model_lookup import check_model
+from model_store.aliases import repo_of
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 
@@ -40,17 +42,32 @@ async def download_model(request: Request) -> Response:
     Joins a download of the same that waits or runs; takes up one that failed or was cancelled.
     """
     body = await read_body(request, DownloadRequest)
-    caller, wanted = caller_of(request), body.wanted()
+    home = services_of(request).home.root
+    caller = caller_of(request)
+    wanted = await asyncio.to_thread(body.wanted, lambda name: repo_of(name, home))
     check_model(caller, wanted.name)
     if body.allow_pickles and not caller.may(Scope.ADMIN):
         raise InsufficientScope(
             "Only an admin may allow pickled weights.", details={"required": Scope.ADMIN}
         )
-    requester = Requester(caller.key_id, caller.name)
-    download = await services_of(request).downloads.ask(wanted, requester, body.priority)
+    download = await services_of(request).downloads.ask(
+        wanted, requester_of(request), body.priority
+    )
+    return accepted(request, download)
+
+
+def requester_of(request: Request) -> Requester:
+    caller = caller_of(request)
+    return Requester(caller.key_id, caller.name)
+
+
+def accepted(request: Request, download: Download) -> Response:
+    """Answer that a download is on its way, and enter what was asked for in the audit log."""
+    wanted = download.wanted
     after = {
         "repo": wanted.repo,
         "revision": wanted.revision,
+        "task": wanted.task,
         "priority": download.priority,
         "download": download.id,
         "allow_pickles": wanted.allow_pickles,
@@ -140,15 +157,9 @@ class _Events(Response):
         interval = self._services.settings.server.stream_comment_interval
         writer = StreamWriter(scope, send, media_type=None, interval=interval)
         with suppress(ClientGone):
-            async with Connection(receive, writer.idle), aclosing(self._states()) as states:
-                await writer.begin()
-                async for download in states:
-                    name = download.state if download.ended else "progress"
-                    data = msgspec.json.encode(download_info(download))
-                    await writer.write(sse(data, name), last=download.ended)
-                    if download.ended:
-                        return
-                await writer.write(b"", last=True)
+            async with aclosing(self._states()) as states:
+                with Connection(receive, writer.idle):
+                    await _tell(writer, states)
 
     async def _states(self) -> AsyncGenerator[Download]:
         """Yield the download's states for as long as the watcher may see them."""
@@ -162,3 +173,15 @@ class _Events(Response):
         return self._is_anonymous or self._services.tokens.grants(
             self._credential, Scope.CLUSTER_WRITE, download.wanted.name
         )
+
+
+async def _tell(writer: StreamWriter, states: AsyncGenerator[Download]) -> None:
+    """Write an event for each state; the last one is that of the end, if it comes."""
+    await writer.begin()
+    async for download in states:
+        name = download.state if download.ended else "progress"
+        data = msgspec.json.encode(download_info(download))
+        await writer.write(sse(data, name), last=download.ended)
+        if download.ended:
+            return
+    await writer.write(b"", last=True)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bitinglip.access.scopes import Scope
+from bitinglip.api.admin.store_care import with_care
 from bitinglip.api.audited import audited, note_change
 from bitinglip.api.auth import caller_of, from_this_machine, requires_scope
 from bitinglip.api.body import json_response, read_body
@@ -21,7 +22,8 @@ from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, Mo
 from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin.downloads import downloading_model
 from bitinglip.wire.admin.models import ImportModelRequest
-from bitinglip.wire.model_lookup import check_model
+from bitinglip.wire.model_lookup import check_has_base, check_model
+from model_store.adapters import check_removable
 from model_store.manifest import Manifest
 
 native = APIRouter(prefix="/api/v1/models", tags=["models"])
@@ -39,19 +41,20 @@ async def list_models(request: Request) -> Response:
     services = services_of(request)
     page = read_page(request, *_FILTERS)
     wanted = _read_filters(request)
-    models = [describe(services, manifest) for manifest in allowed_models(request)]
-    here, may_use = {model["name"] for model in models}, caller_of(request).may_use
+    here = [describe(services, manifest) for manifest in allowed_models(request)]
+    models = await with_care(services, here)
+    names, may_use = {model["name"] for model in models}, caller_of(request).may_use
     models += [
         downloading_model(download)
         for download in services.downloads.unfinished()
-        if download.wanted.name not in here and may_use(download.wanted.name)
+        if download.wanted.name not in names and may_use(download.wanted.name)
     ]
     return page.of(
         [model for model in models if all(model[name] == value for name, value in wanted.items())]
     )
 
 
-@native.post("/import", openapi_extra=json_body(ImportModelRequest))
+@native.post("/import", status_code=201, openapi_extra=json_body(ImportModelRequest))
 @requires_scope(Scope.ADMIN)
 @audited(Action.MODEL_IMPORT)
 async def import_model(request: Request) -> Response:
@@ -81,6 +84,7 @@ async def load_model(request: Request, model_id: str) -> Response:
     """Load a model; the answer comes when it is ready."""
     services = services_of(request)
     manifest = find_model(request, model_id)
+    check_has_base(manifest)
     before = services.operations.status(manifest.name)
     await services.operations.load(manifest.name)
     _note_status(request, manifest.name, before)
@@ -121,7 +125,8 @@ async def get_model(request: Request, model_id: str) -> Response:
             raise
         return json_response(downloading_model(download))
     needs = services.operations.needs_by_dtype(manifest)
-    return json_response({**describe(services, manifest), "needs_by_dtype": needs})
+    (found,) = await with_care(services, [describe(services, manifest)])
+    return json_response({**found, "needs_by_dtype": needs})
 
 
 @native.delete("/{model_id:path}", status_code=204)
@@ -131,6 +136,7 @@ async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store. Raises ModelInUse."""
     services = services_of(request)
     manifest = find_model(request, model_id)
+    check_removable(manifest.name, services.store.listing.all())
     await services.operations.unload(manifest.name)
     if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was requested again in the meantime.", param="model")

@@ -1,5 +1,6 @@
 """Downloads as clients see them, and the request that asks for one."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from bitinglip.wire.body import Body
 from bitinglip.wire.errors import timestamp
 from model_store.names import check_name, check_repo, check_revision
 
+RepoOf = Callable[[str], str | None]
 Glob = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -21,7 +23,7 @@ class DownloadRequest(Body):
         Field(
             min_length=1,
             max_length=512,
-            description="a repository, owner/name or owner/name@revision",
+            description="a repository, owner/name or owner/name@revision, or a short name",
         ),
     ]
     source: Literal["huggingface"] = "huggingface"
@@ -39,16 +41,19 @@ class DownloadRequest(Body):
         False, description="take pickled weights where there are no others; scope admin"
     )
 
-    def wanted(self) -> Wanted:
-        """Return what is asked for. Raises BadName."""
-        repo, _, revision = self.model_name.partition("@")
+    def wanted(self, repo_of: RepoOf) -> Wanted:
+        """Return what is asked for; a model that is asked for by a short name gets that name.
+
+        ``repo_of`` returns the repository that a short name stands for. Raises BadName.
+        """
+        asked, _, revision = self.model_name.partition("@")
         revision = self.revision or revision
-        check_repo(repo)
+        repo = check_repo(repo_of(asked) or asked)
         if revision:
             check_revision(revision)
         return Wanted(
             repo=repo,
-            name=check_name(self.name or repo),
+            name=check_name(self.name or asked),
             revision=revision or None,
             include=tuple(self.include),
             allow_pickles=self.allow_pickles,
@@ -62,6 +67,7 @@ def download_info(download: Download) -> dict[str, Any]:
         "id": download.id,
         "model": wanted.name,
         "source": "huggingface",
+        "task": wanted.task,
         "repo": wanted.repo,
         "revision": download.commit or wanted.revision,
         "priority": download.priority,
@@ -73,6 +79,7 @@ def download_info(download: Download) -> dict[str, Any]:
             {"path": path, "bytes_done": file.bytes_done, "bytes_total": file.bytes_total}
             for path, file in sorted(download.files.items())
         ],
+        "changes": download.changes,
         "error": error and {"code": error.code, "message": error.message},
         "created_at": timestamp(download.created_at),
         "started_at": _time(download.started_at),
@@ -86,6 +93,8 @@ def downloading_model(download: Download) -> dict[str, Any]:
         "model_id": download.wanted.name,
         "name": download.wanted.name,
         "type": None,
+        "kind": None,
+        "task": None,
         "description": "",
         "size": None,
         "status": "downloading",
@@ -97,6 +106,9 @@ def downloading_model(download: Download) -> dict[str, Any]:
         "supported_parameters": {},
         "engine": None,
         "architecture": None,
+        "model_type": None,
+        "license": None,
+        "languages": [],
         "max_context": None,
         "dtype": None,
         "device": None,

@@ -13,6 +13,7 @@ from bitinglip.access.scopes import INFERENCE
 from bitinglip.api.audited import declared_action
 from bitinglip.api.auth import declared_scope
 from bitinglip.audit.entry import Action
+from model_store.manifest import FILES
 from tests.support.api_server import Served, serve
 from tests.support.audit_log import on_disk, verdict
 from tests.support.model_folders import llama
@@ -58,6 +59,14 @@ class Routes:
         body = {"model_name": f"org/d{id(object())}"}
         return str(self._admin.post("/api/v1/models/download", json=body).json()["id"])
 
+    def of_the_hub(self) -> str:
+        """Return a model that was pulled."""
+        store, name = self._served.services.store, f"h{id(object())}"
+        with store.draft() as folder:
+            llama(folder / FILES)
+            store.finish(folder, name, source="hub:org/pulled")
+        return name
+
     def token(self) -> str:
         return str(self._admin.post("/api/v1/auth/token").json()["access_token"])
 
@@ -83,6 +92,19 @@ class Routes:
             ),
             ("DELETE", "/api/v1/models/downloads/{download_id}"): lambda: (
                 f"/api/v1/models/downloads/{self.download()}",
+                None,
+            ),
+            ("POST", "/api/v1/models/gc"): lambda: ("/api/v1/models/gc", None),
+            ("PATCH", "/api/v1/models/{model_id:path}"): lambda: (
+                "/api/v1/models/demo",
+                {"pinned": True},
+            ),
+            ("POST", "/api/v1/models/{model_id:path}/verify"): lambda: (
+                "/api/v1/models/demo/verify",
+                None,
+            ),
+            ("POST", "/api/v1/models/{model_id:path}/update"): lambda: (
+                f"/api/v1/models/{self.of_the_hub()}/update",
                 None,
             ),
             ("POST", "/api/v1/models/{model_id:path}/load"): lambda: (
@@ -131,7 +153,7 @@ def test_audit_covers_every_route_that_changes_something(
 ) -> None:
     routes = Routes(served, admin, tmp_path)
     seen: set[Action] = set()
-    for method, path, route in unsafe(served.app.routes):
+    for number, (method, path, route) in enumerate(unsafe(served.app.routes)):
         if declared_scope(route) in INFERENCE:
             continue  # what a key computes, and its own tasks: usage counts that
         if (method, path) in NOT_AUDITED:
@@ -139,7 +161,7 @@ def test_audit_covers_every_route_that_changes_something(
         action = declared_action(route)
         assert action is not None, f"{method} {path} is neither audited nor exempt"
         asked, body = routes.request_for(method, path)
-        request_id = f"walk-{len(seen)}"
+        request_id = f"walk-{number}"
         answer = admin.request(method, asked, json=body, headers={"x-request-id": request_id})
         assert answer.is_success, (method, path, answer.text)
         (row,) = on_disk(served.home, request_id=request_id)

@@ -7,31 +7,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import save_file
 
 from tests.support.api_server import Served, serve
 from tests.support.audit_log import on_disk
-from tests.support.hub import REPO, SHA, FakeHub, fake_hub
-from tests.support.model_folders import llama, llama_tensors
+from tests.support.hub import REPO, SHA, FakeHub
+from tests.support.large_models import SLOW, large_hub, renew
 from tests.support.sse import SseEvent, events_of, iter_events
 from tests.support.wait import eventually
 
 DOWNLOAD, DOWNLOADS = "/api/v1/models/download", "/api/v1/models/downloads"
-WEIGHTS = "model.safetensors"
-SLOW = 0.2  #: seconds for each of the 32 blocks of the weights
 WORDS = {"model_name": REPO, "source": "huggingface", "priority": "normal"}
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
-    folder = llama(tmp_path_factory.mktemp("hub"))
-    noise = np.random.default_rng(1).integers(0, 255, 2 << 20, np.uint8)
-    large = {"model.layers.0.mlp.down_proj.weight": noise}
-    save_file({**llama_tensors(), **large}, folder / WEIGHTS)
-    with fake_hub(folder) as hub:
+    with large_hub(tmp_path_factory.mktemp("hub")) as hub:
         yield hub
 
 
@@ -52,10 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[S
 @pytest.fixture
 def admin(served: Served, hub: FakeHub) -> Iterator[httpx.Client]:
     """A client; each test finds the hub well and leaves no download behind."""
-    hub.slow, hub.gated, hub.listing = 0, False, None
-    hub.sent.clear()
-    # What another test has brought would not be fetched again.
-    hub.files[WEIGHTS] = hub.files[WEIGHTS][:-8] + os.urandom(8)
+    renew(hub)
     with httpx.Client(base_url=served.url, headers=served.headers("admin"), timeout=60) as client:
         yield client
         for each in client.get(DOWNLOADS).json()["data"]:
@@ -81,7 +70,7 @@ def events(client: httpx.Client, download: dict[str, Any]) -> list[SseEvent]:
 
 def await_bytes(client: httpx.Client, download: dict[str, Any]) -> None:
     """Wait until a part of the weights is there."""
-    eventually(lambda: shown(client, download)["bytes_done"] > 65536)
+    eventually(lambda: shown(client, download)["bytes_done"] > 1 << 20)
 
 
 def refusal(answer: httpx.Response) -> tuple[int, str]:
@@ -91,7 +80,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 def test_download_ends_with_a_model_that_can_be_used_at_once(
     served: Served, hub: FakeHub, admin: httpx.Client
 ) -> None:
-    hub.slow = 0.02
+    hub.slow = 0.01
     download = ask(admin, "first", revision="main", priority="high")
     assert (download["model"], download["repo"], download["source"]) == (
         "first",
@@ -103,7 +92,7 @@ def test_download_ends_with_a_model_that_can_be_used_at_once(
     assert {each for each, _ in before} == {"progress"}
     counted = [data["bytes_done"] for _, data in before]
     assert counted == sorted(counted)
-    assert last["bytes_done"] == last["bytes_total"] > 2 << 20
+    assert last["bytes_done"] == last["bytes_total"] > 4 << 20
     assert (last["revision"], last["error"]) == (SHA, None)
     loaded = admin.post("/api/v1/models/first/load")
     assert loaded.json()["status"] == "ready", loaded.text
@@ -215,7 +204,7 @@ def test_download_whose_process_dies_fails_and_is_taken_up_again(
 
 
 def test_download_outlives_the_client_that_watches(hub: FakeHub, admin: httpx.Client) -> None:
-    hub.slow = 0.02
+    hub.slow = 0.01
     download = ask(admin, "unwatched")
     with admin.stream("GET", f"{DOWNLOADS}/{download['id']}/events") as answer:
         next(iter_events(answer.iter_lines()))

@@ -4,32 +4,26 @@ import signal
 from pathlib import Path
 
 import httpx
-import numpy as np
-from safetensors.numpy import save_file
 
-from tests.support.hub import REPO, FakeHub, fake_hub
-from tests.support.model_folders import llama, llama_tensors
+from tests.support.hub import REPO, FakeHub
+from tests.support.large_models import WEIGHTS, large_hub
 from tests.support.server import Server, alive, descendants, running_server
 from tests.support.wait import eventually
 
-WEIGHTS, BLOCK = "model.safetensors", 65536
+BLOCK = 65536
 
 
 def test_download_goes_on_after_its_server_was_killed(tmp_path: Path) -> None:
-    folder = llama(tmp_path / "hub")
-    noise = np.random.default_rng(1).integers(0, 255, 3 << 20, np.uint8)
-    large = {"model.layers.0.mlp.down_proj.weight": noise}
-    save_file({**llama_tensors(), **large}, folder / WEIGHTS)
     home = tmp_path / "home"
-    with fake_hub(folder) as hub:
-        hub.slow = 0.3
+    with large_hub(tmp_path / "hub") as hub:
+        hub.slow = 0.1
         sets = ("--set", f"hub.endpoint={hub.url}", "--set", "demo=never")
         with running_server(home, *sets) as server:
             location = begin_and_kill(server, hub)
         hub.slow = 0
         with running_server(home, *sets) as server, server.client() as client:
             eventually(lambda: state(client, location) == "completed")
-            assert client.get(f"/api/v1/models/{REPO}").json()["bytes"] > 3 << 20
+            assert client.get(f"/api/v1/models/{REPO}").json()["bytes"] > 4 << 20
         assert sum("Range" in headers for headers in hub.far_headers) == 1
 
 
@@ -37,7 +31,7 @@ def begin_and_kill(server: Server, hub: FakeHub) -> str:
     """Ask for a download, and kill the server while it runs; the processes that pull end, too."""
     with server.client() as client:
         answer = client.post("/api/v1/models/download", json={"model_name": REPO})
-        eventually(lambda: hub.sent.get(WEIGHTS, 0) > 4 * BLOCK)
+        eventually(lambda: hub.sent.get(WEIGHTS, 0) > 24 * BLOCK)
     children = descendants(server.process.pid)
     assert children
     server.process.send_signal(signal.SIGKILL)

@@ -81,11 +81,10 @@ def test_selection_takes_voices_and_parts_in_folders() -> None:
         ([*TEXTS, "tf_model.h5"], "TensorFlow"),
         ([*TEXTS, "flax_model.msgpack"], "Flax"),
         (["data/train-0.parquet", "README.md"], "no model"),
-        (["README.md", "sd_xl_base_1.0.safetensors"], "one file for other programs"),
-        (["README.md", "pytorch_lora_weights.safetensors"], "adapter"),
+        (["README.md", "sd-base.safetensors", "sd-refiner.safetensors"], "for other programs"),
         ([*TEXTS, "pytorch_model.bin"], "pickles only"),
         (["config.json", "pytorch_model.bin", "text_2.pt", "speaker_embeddings/a.npy"], "pickles"),
-        (["adapter_config.json", "adapter_model.safetensors"], "adapter"),
+        (["adapter_config.json", "adapter_model.bin"], "adapter"),
         (["README.md"], "no safetensors"),
         ([], "no safetensors"),
     ],
@@ -166,3 +165,10 @@ def test_selection_takes_templates_settings_and_processors() -> None:
     wanted += ["preprocessor_config.json", "processor_config.json", "special_tokens_map.json"]
     wanted += ["tokenizer.model", "model.safetensors", "1_Pooling/config.json", "modules.json"]
     assert sorted(select([*wanted, "chat_template.py"], shards={})) == sorted(wanted)
+
+
+def test_selection_of_an_adapter_leaves_what_training_left() -> None:
+    adapter = ["adapter_config.json", "adapter_model.safetensors", "README.md"]
+    rest = ["optimizer.pt", "checkpoint-5/adapter_model.safetensors", "tokenizer.json", "run.py"]
+    assert select([*adapter, *rest]) == adapter
+    assert select(["style.safetensors", "README.md", "a.png"]) == ["style.safetensors", "README.md"]

@@ -1,0 +1,118 @@
+"""Downloads of a running server: asked for, followed, listed, cancelled."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cli.errors import Failure
+from cli.show.output import ago, print_note, show_table, size
+
+if TYPE_CHECKING:
+    from cli.client import Client, Event
+    from cli.commands.pull import Transfer
+
+_DOWNLOADS = "/api/v1/models/downloads"
+COLUMNS = ("ID", "MODEL", "STATE", "DONE", "PRIORITY", "ASKED", "ERROR")
+BELOW = "ERROR"  #: its row, where the terminal is narrow
+
+
+def pull_by_server(
+    server: "Client",
+    repo: str,
+    revision: str | None,
+    *,
+    name: str | None,
+    include: Sequence[str],
+    allow_pickles: bool,
+    priority: str | None,
+) -> None:
+    """Have the server pull, and show how far it is. It goes on without this command."""
+    body = {
+        "model_name": repo,
+        "revision": revision,
+        "name": name,
+        "include": list(include),
+        "allow_pickles": allow_pickles,
+    }
+    if priority is not None:
+        body["priority"] = priority
+    download = server.post("/api/v1/models/download", body)
+    print_note(f"The server at {server.url} pulls {download['repo']}")
+    try:
+        ended = _follow(server, download)
+    except KeyboardInterrupt:
+        print_note(
+            "The server goes on with it. How far it is: `bitinglip models downloads`; to stop it: "
+            f"`bitinglip models cancel {download['model']}`."
+        )
+        raise
+    kind = server.get(f"/api/v1/models/{ended['model']}")["type"]
+    print_note(f"Pulled {ended['model']}: {kind}, {size(ended['bytes_total'])}, verified.")
+
+
+def _follow(server: "Client", download: dict[str, Any]) -> dict[str, Any]:
+    """Show a download until it has ended; return it. Raises Failure unless it is completed."""
+    from cli.client import refusal
+    from cli.commands.pull import transfer
+
+    with (
+        server.follow(f"{_DOWNLOADS}/{download['id']}/events") as events,
+        transfer(download["model"]) as bars,
+    ):
+        state, last = _show(events, bars)
+    if state == "failed":
+        raise refusal(last["error"])
+    if state == "cancelled":
+        raise Failure("the download was cancelled; pull again to go on where it stopped")
+    return last
+
+
+def _show(events: Iterable["Event"], bars: "Transfer") -> "Event":
+    """Return the event that ends the stream. Raises Failure if the server ends before."""
+    planned = False
+    for state, data in events:
+        if data.get("bytes_total") and not planned:
+            planned = True
+            sizes = {file["path"]: file["bytes_total"] for file in data["files"]}
+            bars.plan(sizes, {file["path"]: file["bytes_done"] for file in data["files"]})
+        elif planned:
+            for file in data["files"]:
+                bars.advance(file["path"], file["bytes_done"])
+        if state != "progress":
+            return state, data
+    raise Failure(
+        "the server has ended, or your key; the download goes on at the server's next start"
+    )
+
+
+def show_downloads(rows: list[dict[str, Any]]) -> None:
+    show_table(COLUMNS, [_row(row) for row in rows], right="DONE", below=BELOW)
+
+
+def _row(download: dict[str, Any]) -> tuple[Any, ...]:
+    done, total, error = download["bytes_done"], download["bytes_total"], download["error"]
+    return (
+        download["id"],
+        download["model"],
+        download["state"],
+        f"{size(done)} / {size(total)}" if total else "-",
+        download["priority"],
+        f"{ago(download['created_at'])} ago",
+        error and error["message"],
+    )
+
+
+def list_downloads(server: "Client") -> list[dict[str, Any]]:
+    return server.list(_DOWNLOADS)
+
+
+def cancel_download(server: "Client", name: str, *, purge: bool) -> None:
+    """Cancel the download of this id, or the newest of the model of this name."""
+    rows = list_downloads(server)
+    found = next((row for row in rows if name in (row["id"], row["model"])), None)
+    if found is None:
+        raise Failure(f"there is no download of {name!r}; see `bitinglip models downloads`")
+    if found["state"] == "completed":
+        raise Failure(f"{found['model']} is here already; `bitinglip models remove` removes it")
+    server.delete(f"{_DOWNLOADS}/{found['id']}" + ("?purge=true" if purge else ""))
+    kept = "what had come is removed" if purge else "pull again to go on where it stopped"
+    print_note(f"Cancelled the download of {found['model']}; {kept}.")
