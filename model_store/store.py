@@ -209,10 +209,9 @@ class ModelStore:
             raise _taken(name)
 
     def remove(self, name: str, *, unless_held: bool = False) -> bool:
-        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays.
+        """Remove a model, also a damaged one. Raises UnknownModel, BaseOfAdapters or BadFiles.
 
         ``unless_held``: not while it is being loaded or replaced; returns whether it went.
-        Raises BaseOfAdapters for one that others need.
         """
         with store_errors("The model cannot be removed"), ExitStack() as opened:
             check_removable(name, self.listing.all())
@@ -250,6 +249,10 @@ class ModelStore:
         with suppress(OSError, UnknownModel):
             self.get(name)
             note_use(self._folder(name), loaded=loaded)
+
+    async def record_use(self, name: str, *, loaded: bool = False) -> None:
+        """Do as ``touch`` does, beside the event loop."""
+        await asyncio.to_thread(self.touch, name, loaded=loaded)
 
     def care(self, name: str) -> Care:
         """Return whether the model is pinned, and its notes. Raises UnknownModel."""
@@ -310,8 +313,7 @@ class ModelStore:
 
     @asynccontextmanager
     async def loading(self, names: Iterable[str]) -> AsyncIterator[None]:
-        """Check the models, with the bases of adapters, and hold them: none is replaced while its
-        files are being opened.
+        """Check the models and adapters' bases, and hold them while their files are being opened.
 
         Raises as ``check`` does.
         """

@@ -111,7 +111,9 @@ async def unload_model(request: Request, model_id: str) -> Response:
 async def fit_model(request: Request, model_id: str) -> Response:
     """Tell whether and where a model fits, after which evictions, or with which settings."""
     services = services_of(request)
-    answer = services.operations.fit(find_model(request, model_id))
+    manifest = find_model(request, model_id)
+    check_has_base(manifest)
+    answer = services.operations.fit(manifest)
     return json_response(fit_info(answer, caller_of(request).may_use))
 
 
