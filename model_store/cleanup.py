@@ -144,8 +144,8 @@ def _models(
         for inode, stat in files.items()
         if stat.st_nlink <= names[inode]
     }
-    bases = {each.adapter_of for each in manifests}
     kept: set[_Inode] = set()
+    bases = {each.adapter_of for each in manifests}
     candidates = []
     for manifest in manifests:
         own = {inode: taken[inode] for inode in found[manifest.name] if inode in taken}

@@ -23,6 +23,8 @@ class FileEntry(msgspec.Struct, frozen=True):
     mtime_ns: int = 0  #: when its content last changed; 0 in manifests of old versions
 
 
+#: Raised when a new version tells more of a model's files, or other things.
+FACTS = 1
 ADAPTER = "adapter"  #: the kind of one whose base is not in the store
 EMBEDDING, RERANK = "embedding", "rerank"  #: what a model of the kind embedding is capable of
 
@@ -62,6 +64,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     license: str | None = None  #: as its authors name it
     languages: tuple[str, ...] = ()  #: codes, as its authors name them
     base: str | None = None  #: adapters: the model that they were made for, as their files name it
+    facts: int = 0  #: the version of what is told of the files; see FACTS
     adapter_of: str | None = None  #: adapters, in memory only: the name that their base has here
 
 

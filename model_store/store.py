@@ -35,7 +35,7 @@ from model_store.errors import (
 )
 from model_store.hashes import check_unchanged, hash_files
 from model_store.imports import import_folder
-from model_store.inspection import inspect
+from model_store.inspection import based, inspect
 from model_store.listing import Listing
 from model_store.locks import held, hold, lock
 from model_store.manifest import FILES, FileEntry, Manifest, read_manifest, write_manifest
@@ -91,10 +91,7 @@ class ModelStore:
         return self.folder(name) / FILES
 
     def weights_path(self, name: str) -> Path:
-        """Return the folder of a model's weights; an adapter's are its base's.
-
-        Raises UnknownModel.
-        """
+        """Return the folder of a model's weights, of an adapter its base's. Raises UnknownModel."""
         return self.path(self.get(name).adapter_of or name)
 
     def folder(self, name: str) -> Path:
@@ -115,13 +112,15 @@ class ModelStore:
         progress: Progress | None = None,
         *,
         allow_pickles: bool = False,
+        base: str | None = None,
     ) -> Manifest:
         """Import a folder in Hugging Face layout, or a repository of the hub's own cache.
 
         By hard links if possible, else by copies. ``allow_pickles``: where there are no better
-        weights, convert those. Raises BadFiles, NameTaken, BadName or NoSpace.
+        weights, convert those. ``base``: of an adapter, in place of the one that its files name.
+        Raises BadFiles, NameTaken, BadName or NoSpace.
         """
-        return import_folder(self, Path(source), name, progress, allow_pickles=allow_pickles)
+        return import_folder(self, source, name, progress, allow_pickles=allow_pickles, base=base)
 
     def finish(
         self,
@@ -131,6 +130,7 @@ class ModelStore:
         source: str,
         revision: str | None = None,
         description: str = "",
+        base: str | None = None,
         progress: Progress | None = None,
         known: Mapping[str, str] | None = None,
     ) -> Manifest:
@@ -139,7 +139,7 @@ class ModelStore:
         ``known`` are SHA-256 digests of files that were hashed on their way here.
         """
         files = folder / FILES
-        found = inspect(files)
+        found = based(inspect(files), base)
         hashed = hash_files(files, progress, known or {})
         secure_and_sync(files)
         entries = tuple(self.blobs.share(files / entry.path, entry) for entry in hashed)
@@ -202,7 +202,7 @@ class ModelStore:
             raise _taken(name)
 
     def remove(self, name: str, *, unless_held: bool = False) -> bool:
-        """Remove a model, also a damaged one. Raises UnknownModel, or BadFiles if it stays.
+        """Remove a model, also a damaged one. Raises UnknownModel, BaseOfAdapters or BadFiles.
 
         ``unless_held``: not while it is being loaded or replaced; returns whether it went.
         """
@@ -299,12 +299,14 @@ class ModelStore:
 
     @asynccontextmanager
     async def loading(self, names: Iterable[str]) -> AsyncIterator[None]:
-        """Check the models, and hold them: none is replaced while its files are being opened.
+        """Check the models and adapters' bases, and hold them while their files are being opened.
 
         Raises as ``check`` does.
         """
+        found = [self.get(name) for name in names]
+        bases = [each.adapter_of for each in found if each.adapter_of]
         with ExitStack() as holds:
-            for name in names:
+            for name in (*(each.name for each in found), *bases):
                 await self.check(name)
                 handle = await asyncio.to_thread(self._hold, name)
                 holds.callback(os.close, handle)
@@ -323,8 +325,6 @@ class ModelStore:
         await asyncio.to_thread(self._check, name)
 
     def _check(self, name: str) -> None:
-        if base := self.get(name).adapter_of:
-            self._check(base)
         check_unchanged(self.read(name), self.folder(name) / FILES)
 
     @property

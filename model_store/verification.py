@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from model_store.hashes import sha256_of
-from model_store.manifest import FILES, FileEntry, Manifest, write_manifest
+from model_store.inspection import refreshed
+from model_store.manifest import FACTS, FILES, FileEntry, Manifest, write_manifest
 from model_store.progress import Counter, Progress
 
 if TYPE_CHECKING:
@@ -88,9 +89,10 @@ def _compare(store: "ModelStore", manifest: Manifest, reader: _Reader) -> list[D
     listed = {entry.path for entry in entries}
     there = (str(path.relative_to(files)) for path in files.rglob("*") if not path.is_dir())
     found += [Difference(path, "new") for path in there if path not in listed]
-    if not found and entries != manifest.files:
+    if not found and (entries != manifest.files or manifest.facts < FACTS):
+        changed = msgspec.structs.replace(manifest, files=entries)
         with suppress(OSError):  # a store that may only be read
-            write_manifest(files.parent, msgspec.structs.replace(manifest, files=entries))
+            write_manifest(files.parent, refreshed(files, changed))
     return sorted(found, key=lambda each: each.path)
 
 

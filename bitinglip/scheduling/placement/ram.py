@@ -48,6 +48,9 @@ def ram_need(manifest: Manifest, load_config: LoadConfig) -> RamNeed:
 
 
 def _largest_file(manifest: Manifest) -> int:
-    """Return the bytes of the largest file of weights."""
+    """Return the bytes of the largest file of weights; of an adapter's base the files are not known
+    here, so all of it."""
+    if manifest.adapter_of is not None:
+        return manifest.weight_bytes
     sizes = [file.size for file in manifest.files if file.path.endswith(".safetensors")]
     return max(sizes, default=manifest.weight_bytes)
