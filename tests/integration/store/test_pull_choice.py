@@ -60,11 +60,11 @@ def test_plan_is_what_the_pull_does(store: ModelStore, hub: FakeHub) -> None:
     assert looked_at(store, hub).missing_bytes == 0
 
 
-def adapter(files: Files) -> None:
+def bare_adapter(files: Files) -> None:
     files.clear()
     config = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
     files["adapter_config.json"] = json.dumps(config).encode()
-    files["adapter_model.safetensors"] = b"x"
+    files["adapter_model.bin"] = b"x"
 
 
 def gguf(files: Files) -> None:
@@ -126,9 +126,9 @@ def config_is_no_json(files: Files) -> None:
     files["config.json"] = b"[" * 100_000
 
 
-def single_file(files: Files) -> None:
+def single_files(files: Files) -> None:
     files.clear()
-    files["sd_xl_base_1.0.safetensors"] = files["README.md"] = b"x"
+    files["sd-base.safetensors"] = files["sd-refiner.safetensors"] = b"x"
 
 
 def _without_weights(files: Files) -> None:
@@ -139,7 +139,7 @@ def _without_weights(files: Files) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (adapter, "Its base is org/base"),
+        (bare_adapter, "adapter"),
         (gguf, "GGUF files"),
         (onnx, "ONNX files"),
         (pickles, "allow-pickles"),
@@ -154,7 +154,7 @@ def _without_weights(files: Files) -> None:
         (no_config, "no config.json"),
         (unknown_architecture, "NobodysModel"),
         (config_is_no_json, "not valid JSON"),
-        (single_file, "other programs"),
+        (single_files, "other programs"),
     ],
 )
 def test_plan_and_pull_refuse_what_is_no_model_before_weights_come(
