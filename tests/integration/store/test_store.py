@@ -122,7 +122,7 @@ def test_verify_names_what_cannot_be_read(
     store.import_folder(source, "mine")
 
     def fail(path: Path, name: str, counter: Counter) -> str:
-        if name == "config.json":
+        if path.name == "config.json":
             raise OSError(errno.EIO, "Input/output error", str(path))
         return sha256_of(path, name, counter)
 
