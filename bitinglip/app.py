@@ -120,7 +120,16 @@ async def _open(
     work = await KeptWork.open(settings, db, storage, access.tokens, dispatcher, stack)
     admission = counts.admission(settings, connections, dispatcher)
     store = machine.store
-    requests = Requests(settings, home, store, guard, dispatcher, admission)
+    requests = Requests(
+        settings,
+        home,
+        store,
+        guard,
+        dispatcher,
+        admission,
+        work.responses,
+        metrics.fields_ignored,
+    )
     caller_of = partial(text_caller, access.tokens, access.keys)
     batches = await Batches.open(db, home.batches, requests, caller_of, settings, storage.space)
     stack.push_async_callback(batches.close)

@@ -54,6 +54,12 @@ class NameTaken(StoreError):
     code = "CONFLICT"
 
 
+class BaseOfAdapters(StoreError):
+    """Other models of the store cannot do without this one."""
+
+    code = "CONFLICT"
+
+
 class PullRunning(StoreError):
     code = "CONFLICT"
 

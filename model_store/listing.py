@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+from model_store.adapters import with_bases
 from model_store.errors import BadFiles
 from model_store.manifest import Manifest, read_manifest
 from model_store.names import folder_name
@@ -57,7 +58,7 @@ class Listing:
         # Clocks of file systems tick slowly: two changes within one tick have one stamp.
         settled = time.time_ns() - stamp > _TICK_NS
         found = sorted(self._read(), key=lambda manifest: manifest.name)
-        manifests = {manifest.name: manifest for manifest in found}
+        manifests = with_bases({manifest.name: manifest for manifest in found})
         if number > self._last_look:  # another thread may have looked later, and be done already
             self._last_look = number
             # One assignment: another thread finds the stamp and what belongs to it.

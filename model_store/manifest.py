@@ -23,6 +23,7 @@ class FileEntry(msgspec.Struct, frozen=True):
     mtime_ns: int = 0  #: when its content last changed; 0 in manifests of old versions
 
 
+ADAPTER = "adapter"  #: the kind of one whose base is not in the store
 EMBEDDING, RERANK = "embedding", "rerank"  #: what a model of the kind embedding is capable of
 
 
@@ -30,7 +31,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The description of a model, from its files alone."""
 
     name: str  #: the id that clients use; may hold one "/"
-    kind: str  #: text, image, speech, embedding, transcription
+    kind: str  #: text, image, speech, embedding, transcription; adapter
     engine: str  #: the worker engine that runs it
     architecture: str | None = None
     model_type: str | None = None
@@ -60,6 +61,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config_dtype: str | None = None  #: that its config names; None: the weights' own
     license: str | None = None  #: as its authors name it
     languages: tuple[str, ...] = ()  #: codes, as its authors name them
+    base: str | None = None  #: adapters: the model that they were made for, as their files name it
+    adapter_of: str | None = None  #: adapters, in memory only: the name that their base has here
 
 
 _decoder = msgspec.json.Decoder(Manifest)

@@ -15,6 +15,7 @@ PICKLES_ALLOWED = (
     "taken out of them."
 )
 INDEX = "model_index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NEVER = (".py", *PICKLES, ".msgpack", ".h5", ".ot", ".onnx")
 _OTHERS = {
     ".gguf": "GGUF files",
@@ -75,6 +76,8 @@ def required(
 ) -> list[str]:
     """Return the files that a library would open. Raises BadFiles for a shard that is missing."""
     ordered = sorted(paths)
+    if found := adapter_files(ordered):
+        return found
     beside = [] if INDEX in ordered else [path for path in ordered if _BESIDE.fullmatch(path)]
     folders = _folders(ordered, components)
     texts = [INDEX] if INDEX in ordered else []
@@ -96,6 +99,24 @@ def _folders(paths: list[str], components: Iterable[str] | None) -> list[str]:
     if components is None:
         components = {path.partition("/")[0] for path in paths if path.count("/") == 1}
     return sorted(components)
+
+
+def adapter_files(paths: Iterable[str]) -> list[str]:
+    """Return the files of an adapter, if that is what they may be; else none.
+
+    One has its own config, or is a single file of weights beside no config of a model; whether
+    that file holds an adapter only its header tells.
+    """
+    root = sorted(path for path in paths if "/" not in path)
+    texts = [path for path in root if path.startswith(("LICENSE", "README.md"))]
+    if INDEX in root:
+        return []
+    if ADAPTER_CONFIG in root:
+        return [each for each in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if each in root] + texts
+    weights = [path for path in root if path.endswith(WEIGHTS)]
+    if len(weights) != 1 or "config.json" in root or "modules.json" in root:
+        return []
+    return weights + texts
 
 
 def numbered_parts(paths: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from model_store.adapters import check_removable
 from model_store.blobs import Blobs
 from model_store.cleanup import Removal, carry_out, never, plan
 from model_store.disk import (
@@ -91,6 +92,13 @@ class ModelStore:
         """Return the folder with the model's files. Raises UnknownModel."""
         self.get(name)
         return self._folder(name) / FILES
+
+    def weights_path(self, name: str) -> Path:
+        """Return the folder of a model's weights; an adapter's are its base's.
+
+        Raises UnknownModel.
+        """
+        return self.path(self.get(name).adapter_of or name)
 
     def _folder(self, name: str) -> Path:
         return self._root / folder_name(check_name(name))
@@ -197,6 +205,7 @@ class ModelStore:
         ``unless_held``: not while it is being loaded or replaced; returns whether it went.
         """
         with store_errors("The model cannot be removed"), ExitStack() as opened:
+            check_removable(name, self.listing.all())
             gone = self.partial / f"removed-{os.urandom(6).hex()}"
             try:
                 folder = self._folder(name)
@@ -308,6 +317,8 @@ class ModelStore:
         await asyncio.to_thread(self._check, name)
 
     def _check(self, name: str) -> None:
+        if base := self.get(name).adapter_of:
+            self._check(base)
         manifest = self.read(name)  # `models verify` may have written it
         files = self._folder(name) / FILES
         barred = [e.path for e in manifest.files if refusal(files / e.path, write=False)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from workers.protocol import Command, Event, Failed, JobEvent
+from workers.protocol import Command, Event, Failed, OfJob
 
 MAX_FRAME_BYTES = 16 << 20  #: of one event; a worker that claims more is broken
 _FULL = 1 << 20  #: a frame of events is written once it has so many bytes
@@ -112,7 +112,7 @@ def _packed(events: Sequence[Event], failed: dict[str, None]) -> Iterator[bytes]
 
 
 def _too_large(event: Event) -> Failed:
-    if not isinstance(event, JobEvent):
+    if not isinstance(event, OfJob):
         raise ValueError(f"a message of the type {type(event).__name__} is too large to be sent")
     text = "The answer is too large to be sent; ask for fewer tokens, or for less about each."
     return Failed(id=event.id, code="INFERENCE_FAILED", message=text)

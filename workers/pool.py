@@ -22,14 +22,15 @@ from workers.oom_kills import OomKills
 from workers.output import last_bytes
 from workers.protocol import (
     Broken,
+    Ends,
     Event,
-    Final,
     Heartbeat,
     Imported,
     JobEvent,
     Load,
     LoadFailed,
     LoadProgress,
+    OfJob,
     Ready,
     Stop,
     WorkerEvent,
@@ -56,8 +57,7 @@ _EXPECTED: dict[type[WorkerEvent], tuple[str, ...]] = {
     Broken: SERVING,
 }
 
-#: The spare imports what most workers need; other engines' libraries are imported on top of it.
-SPARE_IMPORTS = ENGINES["text"].preimport
+SPARE_IMPORTS = ENGINES["text"].preimport  #: what most workers need; others import more on top
 
 
 class StartFailed(Exception):
@@ -295,9 +295,9 @@ class WorkerPool:
         """Pass on what is about jobs; take note of what is about the worker."""
         jobs: list[JobEvent] = []
         for event in events:
-            if isinstance(event, JobEvent):
+            if isinstance(event, OfJob):
                 jobs.append(event)
-                if isinstance(event, Final):
+                if isinstance(event, Ends):
                     worker.note_final(event)
             else:
                 self._note(worker, event)

@@ -19,7 +19,7 @@ from workers.protocol import (
     Load,
     LoadFailed,
     Ready,
-    Success,
+    Succeeds,
     Working,
 )
 
@@ -75,7 +75,7 @@ class Worker:
     def note_final(self, final: Final) -> None:
         """Note that it has ended a job."""
         self.cancelled.pop(final.id, None)
-        self.has_worked = self.has_worked or isinstance(final, Success)
+        self.has_worked = self.has_worked or isinstance(final, Succeeds)
 
     def note_life(self, sign: Heartbeat | Working) -> None:
         """Note a sign of life, and what it says of the worker."""

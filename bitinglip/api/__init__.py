@@ -9,6 +9,7 @@ from bitinglip.api import docs_page, documentation, openai_lists, ops
 from bitinglip.api.admin import (
     audit,
     cache,
+    cluster,
     downloads,
     keys,
     limits,
@@ -20,6 +21,7 @@ from bitinglip.api.admin import (
 )
 from bitinglip.api.auth import declared_limits, declared_scope
 from bitinglip.api.batches import batches, client_files
+from bitinglip.api.dashboard import dashboard
 from bitinglip.api.inference import (
     anthropic,
     embedding,
@@ -37,7 +39,18 @@ from bitinglip.settings import Settings
 from bitinglip.settings_loader import SettingsError
 
 #: routes that need no key; every other one declares a scope, or the server does not start
-PUBLIC = frozenset({"/livez", "/readyz", "/health", "/docs", "/docs/{name}", "/openapi.json"})
+PUBLIC = frozenset(
+    {
+        "/",
+        "/dashboard/{files_digest}/{name:path}",
+        "/livez",
+        "/readyz",
+        "/health",
+        "/docs",
+        "/docs/{name}",
+        "/openapi.json",
+    }
+)
 _ROUTERS = (
     text.native,
     text.openai,
@@ -61,6 +74,7 @@ _ROUTERS = (
     models.native,
     openai_lists.router,
     workers.router,
+    cluster.router,
     keys.router,
     audit.router,
     limits.router,
@@ -86,6 +100,7 @@ def mount(app: Application, settings: Settings) -> None:
     app.router.redirect_slashes = False
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
+    app.router.routes.extend(dashboard(settings).routes)
     app.router.default = _not_found(app.routes)
     check_declared(app.routes)
     check_endpoints(app.routes, settings)

@@ -105,10 +105,17 @@ def check_inference(caller: Caller) -> Caller:
 
 def text_caller(tokens: Tokens, keys: KeyRing, credential: Credential) -> Caller | None:
     """Return who may still run texts with a credential that was good once; None is nobody."""
+    return present_caller(tokens, keys, credential, Scope.TEXT)
+
+
+def present_caller(
+    tokens: Tokens, keys: KeyRing, credential: Credential, scope: Scope
+) -> Caller | None:
+    """Return who may still use a scope with a credential that was good once; None is nobody."""
     if not tokens.is_valid(credential):
         return None
     caller = keys.caller(credential) or ANONYMOUS  # who has no key
-    return replace(caller, token=credential.token) if caller.may(Scope.TEXT) else None
+    return replace(caller, token=credential.token) if caller.may(scope) else None
 
 
 def declare_scope(handler: H, scope: Required, limits: LimitClass | None = None) -> H:

@@ -38,20 +38,20 @@ async def read_body(request: Request, model: type[M]) -> M:
     first, more = await next_part(request)
     if not more and not is_large(first):
         confirm_caller(request)
-        return note_ignored(request, parse(model, first))
+        return note_ignored(request, *_parsed(model, first))
     with input_memory(request) as grow:
         raw = await _rest(request, first, more, grow)
         confirm_caller(request)
-        return note_ignored(request, await parsed(model, raw))
+        return note_ignored(request, *await parsed(model, raw))
 
 
-def note_ignored(request: Request, body: M) -> M:
-    """Return the body; the response will name its fields that were ignored.
+def note_ignored(request: Request, body: M, names: Sequence[str]) -> M:
+    """Return the body; the response will name the fields of it that were ignored, if any.
 
     Raises UnsupportedParameter where the settings refuse such fields.
     """
-    if isinstance(body, OpenAIRequest) and body.ignored:
-        note_fields(request, body.ignored)
+    if names:
+        note_fields(request, names)
     return body
 
 
@@ -110,18 +110,19 @@ def input_memory(request: Request) -> Iterator[Callable[[int], None]]:
         yield grow
 
 
-async def parsed(model: type[M], raw: bytes | bytearray) -> M:
-    """Validate a JSON body; a large one beside the event loop. Raises what wire.parse raises."""
+async def parsed(model: type[M], raw: bytes | bytearray) -> tuple[M, Sequence[str]]:
+    """Validate a JSON body, a large one beside the event loop; name its fields to be ignored.
+
+    Raises what wire.parse raises.
+    """
     if not is_large(raw):
-        return parse(model, raw)
+        return _parsed(model, raw)
     return await asyncio.get_running_loop().run_in_executor(_LARGE_BODIES, _parsed, model, raw)
 
 
-def _parsed(model: type[M], raw: bytes | bytearray) -> M:
+def _parsed(model: type[M], raw: bytes | bytearray) -> tuple[M, Sequence[str]]:
     body = parse(model, raw)
-    if isinstance(body, OpenAIRequest):
-        _ = body.ignored  # found here, beside the event loop
-    return body
+    return body, body.ignored() if isinstance(body, OpenAIRequest) else ()
 
 
 def media_type_of(request: Request) -> str:

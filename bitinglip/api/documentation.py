@@ -99,11 +99,15 @@ def _name_errors(paths: dict[str, dict[str, Any]]) -> None:
 
 
 def _name_answers(paths: dict[str, dict[str, Any]]) -> None:
-    """Document what successful responses hold."""
-    for path, content in ANSWERS.items():
-        for operation in paths[path].values():
-            if "200" in operation["responses"]:
-                operation["responses"]["200"]["content"] = content
+    """Document what successful responses hold; the native API also answers with a task."""
+    for name, content in ANSWERS.items():
+        method, path = name.split(" ")
+        responses = paths[path][method.lower()]["responses"]
+        code = next(each for each in responses if each.startswith("2"))
+        responses[code]["content"] = content
+        if path.startswith("/api/v1/inference/"):
+            accepted = {"application/json": content["application/json"]}
+            responses["202"] = {"description": "Accepted as a task", "content": accepted}
 
 
 def _open_public(paths: dict[str, dict[str, Any]], app: FastAPI) -> None:

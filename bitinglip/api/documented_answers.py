@@ -1,150 +1,198 @@
-"""These tables describe successful responses for /openapi.json: media types, schemas of JSON.
+"""The table of successful responses for /openapi.json: media types, schemas of JSON.
 
 Schemas name what is always there; responses may hold more.
 """
 
-from typing import Any
+from bitinglip.api.answer_schemas import (
+    ANY_OBJECT,
+    EVENTS,
+    FLAG,
+    MOMENT,
+    NUMBER,
+    PLAIN,
+    TEXT,
+    WHOLE,
+    Content,
+    Schema,
+    files_of,
+    json_of,
+    list_of,
+    object_of,
+    openai_list_of,
+    or_null,
+    page_of,
+    word,
+)
+from bitinglip.api.documented_admin import ADMIN_ANSWERS
 
-Schema = dict[str, Any]
+_SOUNDS = files_of("audio/mpeg", "audio/ogg", "audio/aac", "audio/flac", "audio/wav", "audio/pcm")
+_PICTURES = files_of("image/png", "image/jpeg", "image/webp")
 
-_TEXT: Schema = {"type": "string"}
-_WHOLE: Schema = {"type": "integer"}
-_NUMBER: Schema = {"type": "number"}
-_ANY: Schema = {}
-_BINARY: Schema = {"type": "string", "format": "binary"}
-
-
-def _object(**properties: Schema) -> Schema:
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _word(*values: str) -> Schema:
-    return {"type": "string", "enum": list(values)}
-
-
-def _json(schema: Schema, *, stream: bool = False) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}, **(_EVENTS if stream else {})}
-
-
-def _files(*media_types: str) -> dict[str, Any]:
-    return {each: {"schema": _BINARY} for each in media_types}
-
-
-_EVENTS: dict[str, Any] = {"text/event-stream": {"schema": _TEXT}}
-_PLAIN: dict[str, Any] = {"text/plain": {"schema": _TEXT}}
-_SOUNDS = _files("audio/mpeg", "audio/ogg", "audio/aac", "audio/flac", "audio/wav", "audio/pcm")
-_PICTURES = _files("image/png", "image/jpeg", "image/webp")
-
-_USAGE = _object(prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_WHOLE)
-_FINISH = _word("stop", "length", "tool_calls")
-_MESSAGE = _object(role=_word("assistant"), content=_or_null(_TEXT))
+_USAGE = object_of(prompt_tokens=WHOLE, completion_tokens=WHOLE, total_tokens=WHOLE)
+_FINISH = word("stop", "length", "tool_calls")
+_MESSAGE = object_of(role=word("assistant"), content=or_null(TEXT))
 
 
 def _answer(kind: str, choice: Schema) -> Schema:
     """Return the schema of a text's answer on OpenAI's surface."""
-    return _object(
-        id=_TEXT,
-        object=_word(kind),
-        created=_WHOLE,
-        model=_TEXT,
-        choices=_list(choice),
+    return object_of(
+        id=TEXT,
+        object=word(kind),
+        created=WHOLE,
+        model=TEXT,
+        choices=list_of(choice),
         usage=_USAGE,
     )
 
 
-_MODEL = _object(id=_TEXT, object=_word("model"), created=_WHOLE, owned_by=_TEXT)
-_INFERENCE = _object(
-    task_id=_TEXT,
-    status=_word("queued", "loading", "running", "completed", "failed", "cancelled"),
-    result=_or_null({"type": "object"}),
-    processing_time=_or_null(_NUMBER),
-    worker_id=_or_null(_TEXT),
-    created_at=_TEXT,
-    completed_at=_or_null(_TEXT),
-    usage=_or_null({"type": "object"}),
-    model=_TEXT,
-    queue_time=_NUMBER,
+_MODEL = object_of(id=TEXT, object=word("model"), created=WHOLE, owned_by=TEXT)
+_INFERENCE_PROPERTIES: dict[str, Schema] = {
+    "task_id": TEXT,
+    "status": word("queued", "loading", "running", "completed", "failed", "cancelled"),
+    "processing_time": or_null(NUMBER),
+    "worker_id": or_null(TEXT),
+    "created_at": MOMENT,
+    "completed_at": or_null(MOMENT),
+    "usage": or_null(ANY_OBJECT),
+    "model": TEXT,
+    "queue_time": or_null(NUMBER),
+}
+_INFERENCE = object_of(**_INFERENCE_PROPERTIES, result=or_null(ANY_OBJECT))
+_LISTED_TASK = object_of(**_INFERENCE_PROPERTIES, kind=TEXT, error=or_null(ANY_OBJECT))
+_TASK = object_of(
+    **_INFERENCE_PROPERTIES, result=or_null(ANY_OBJECT), kind=TEXT, error=or_null(ANY_OBJECT)
 )
-_DOWNLOAD = _object(
-    id=_TEXT,
-    model=_TEXT,
-    source=_TEXT,
-    repo=_TEXT,
-    revision=_or_null(_TEXT),
-    priority=_word("low", "normal", "high"),
-    state=_word("queued", "running", "completed", "failed", "cancelled"),
-    bytes_done=_WHOLE,
-    bytes_total=_or_null(_WHOLE),
-    files=_list(_object(path=_TEXT, bytes_done=_WHOLE, bytes_total=_WHOLE)),
-    error=_or_null(_object(code=_TEXT, message=_TEXT)),
-    created_at=_TEXT,
-    started_at=_or_null(_TEXT),
-    finished_at=_or_null(_TEXT),
+_RESPONSE = object_of(
+    id=TEXT,
+    object=word("response"),
+    created_at=WHOLE,
+    completed_at=or_null(WHOLE),
+    status=word("queued", "in_progress", "completed", "incomplete", "failed", "cancelled"),
+    background=FLAG,
+    error=or_null(ANY_OBJECT),
+    incomplete_details=or_null(ANY_OBJECT),
+    model=TEXT,
+    output=list_of(object_of(id=TEXT, type=TEXT)),
+    usage=or_null(object_of(input_tokens=WHOLE, output_tokens=WHOLE, total_tokens=WHOLE)),
 )
-_PAGE = _object(data=_list({"type": "object"}), total=_WHOLE, limit=_WHOLE, offset=_WHOLE)
-_NAMED = _list(_object(id=_TEXT, name=_TEXT))
+_ANTHROPIC_MESSAGE = object_of(
+    id=TEXT,
+    type=word("message"),
+    role=word("assistant"),
+    model=TEXT,
+    content=list_of(object_of(type=word("text", "thinking", "tool_use"))),
+    stop_reason=or_null(TEXT),
+    stop_sequence=or_null(TEXT),
+    usage=object_of(input_tokens=WHOLE, output_tokens=WHOLE),
+)
+_RERANKED = object_of(
+    id=TEXT,
+    model=TEXT,
+    results=list_of(object_of(index=WHOLE, relevance_score=NUMBER)),
+    usage=object_of(prompt_tokens=WHOLE, total_tokens=WHOLE),
+)
+_FILE = object_of(
+    id=TEXT,
+    object=word("file"),
+    bytes=WHOLE,
+    created_at=WHOLE,
+    expires_at=or_null(WHOLE),
+    filename=TEXT,
+    purpose=TEXT,
+    status=TEXT,
+)
+_BATCH = object_of(
+    id=TEXT,
+    object=word("batch"),
+    endpoint=TEXT,
+    errors=or_null(ANY_OBJECT),
+    input_file_id=TEXT,
+    completion_window=TEXT,
+    status=TEXT,
+    output_file_id=or_null(TEXT),
+    error_file_id=or_null(TEXT),
+    created_at=WHOLE,
+    expires_at=WHOLE,
+    request_counts=object_of(total=WHOLE, completed=WHOLE, failed=WHOLE),
+    metadata=or_null(ANY_OBJECT),
+)
 
-#: by path, of the methods that answer with a body of this kind
-ANSWERS: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": _json(
+
+def _deleted(kind: str) -> Content:
+    return json_of(object_of(id=TEXT, object=word(kind), deleted=FLAG))
+
+
+_NAMED = list_of(object_of(id=TEXT, name=TEXT))
+
+#: by method and path
+ANSWERS: dict[str, Content] = {
+    "POST /v1/chat/completions": json_of(
         _answer(
             "chat.completion",
-            _object(index=_WHOLE, message=_MESSAGE, finish_reason=_FINISH),
+            object_of(index=WHOLE, message=_MESSAGE, finish_reason=_FINISH),
         ),
         stream=True,
     ),
-    "/v1/completions": _json(
-        _answer("text_completion", _object(index=_WHOLE, text=_TEXT, finish_reason=_FINISH)),
+    "POST /v1/completions": json_of(
+        _answer("text_completion", object_of(index=WHOLE, text=TEXT, finish_reason=_FINISH)),
         stream=True,
     ),
-    "/v1/embeddings": _json(
-        _object(
-            object=_word("list"),
-            data=_list(
-                _object(
-                    object=_word("embedding"),
-                    index=_WHOLE,
-                    embedding={"anyOf": [_list(_NUMBER), _TEXT]},
+    "POST /v1/embeddings": json_of(
+        object_of(
+            object=word("list"),
+            data=list_of(
+                object_of(
+                    object=word("embedding"),
+                    index=WHOLE,
+                    embedding={"anyOf": [list_of(NUMBER), TEXT]},
                 )
             ),
-            model=_TEXT,
-            usage=_object(prompt_tokens=_WHOLE, total_tokens=_WHOLE),
+            model=TEXT,
+            usage=object_of(prompt_tokens=WHOLE, total_tokens=WHOLE),
         )
     ),
-    "/v1/images/generations": _json(
-        _object(created=_WHOLE, data=_list({"type": "object"})), stream=True
+    "POST /v1/images/generations": json_of(
+        object_of(created=WHOLE, data=list_of(ANY_OBJECT)), stream=True
     ),
-    "/v1/images/edits": _json(_object(created=_WHOLE, data=_list({"type": "object"})), stream=True),
-    "/v1/audio/speech": {**_SOUNDS, **_EVENTS},
-    "/v1/audio/transcriptions": {**_json(_object(text=_TEXT), stream=True), **_PLAIN},
-    "/v1/audio/translations": {**_json(_object(text=_TEXT)), **_PLAIN},
-    "/v1/audio/models": _json(_object(models=_NAMED)),
-    "/v1/audio/voices": _json(_object(voices=_NAMED)),
-    "/v1/models": _json(_object(object=_word("list"), data=_list(_MODEL))),
-    "/v1/models/{model_id}": _json(_MODEL),
-    "/api/v1/inference/text-generation": _json(_INFERENCE, stream=True),
-    "/api/v1/inference/image-generation": _json(_INFERENCE, stream=True),
-    "/api/v1/inference/text-to-speech": _json(_INFERENCE, stream=True),
-    "/api/v1/inference/transcription": _json(_INFERENCE, stream=True),
-    "/api/v1/inference/embeddings": _json(_INFERENCE),
-    "/api/v1/files/{file_id}": {**_PICTURES, **_SOUNDS},
-    "/api/v1/tasks": _json(_PAGE),
-    "/api/v1/models": _json(_PAGE),
-    "/api/v1/models/gc": _json(
-        _object(data=_list({"type": "object"}), bytes=_WHOLE, dry_run={"type": "boolean"})
+    "POST /v1/images/edits": json_of(
+        object_of(created=WHOLE, data=list_of(ANY_OBJECT)), stream=True
     ),
-    "/api/v1/models/downloads": _json(
-        _object(data=_list(_DOWNLOAD), total=_WHOLE, limit=_WHOLE, offset=_WHOLE)
+    "POST /v1/audio/speech": {**_SOUNDS, **EVENTS},
+    "POST /v1/audio/transcriptions": {**json_of(object_of(text=TEXT), stream=True), **PLAIN},
+    "POST /v1/audio/translations": {**json_of(object_of(text=TEXT)), **PLAIN},
+    "GET /v1/audio/models": json_of(object_of(models=_NAMED)),
+    "GET /v1/audio/voices": json_of(object_of(voices=_NAMED)),
+    "GET /v1/models": json_of(object_of(object=word("list"), data=list_of(_MODEL))),
+    "GET /v1/models/{model_id}": json_of(_MODEL),
+    "POST /api/v1/inference/text-generation": json_of(_INFERENCE, stream=True),
+    "POST /api/v1/inference/image-generation": json_of(_INFERENCE, stream=True),
+    "POST /api/v1/inference/text-to-speech": json_of(_INFERENCE, stream=True),
+    "POST /api/v1/inference/transcription": json_of(_INFERENCE, stream=True),
+    "POST /api/v1/inference/embeddings": json_of(_INFERENCE),
+    "GET /api/v1/files/{file_id}": {**_PICTURES, **_SOUNDS},
+    "POST /v1/rerank": json_of(_RERANKED),
+    "POST /v1/messages": json_of(_ANTHROPIC_MESSAGE, stream=True),
+    "POST /v1/messages/count_tokens": json_of(object_of(input_tokens=WHOLE)),
+    "POST /v1/responses": json_of(_RESPONSE, stream=True),
+    "POST /v1/responses/input_tokens": json_of(
+        object_of(object=word("response.input_tokens"), input_tokens=WHOLE)
     ),
-    "/api/v1/models/downloads/{download_id}": _json(_DOWNLOAD),
-    "/api/v1/models/downloads/{download_id}/events": _EVENTS,
-    "/metrics": _PLAIN,
+    "GET /v1/responses/{response_id}": json_of(_RESPONSE, stream=True),
+    "DELETE /v1/responses/{response_id}": _deleted("response"),
+    "POST /v1/responses/{response_id}/cancel": json_of(_RESPONSE),
+    "GET /v1/responses/{response_id}/input_items": openai_list_of(object_of(id=TEXT, type=TEXT)),
+    "GET /v1/files": openai_list_of(_FILE),
+    "POST /v1/files": json_of(_FILE),
+    "GET /v1/files/{file_id}": json_of(_FILE),
+    "DELETE /v1/files/{file_id}": _deleted("file"),
+    "GET /v1/files/{file_id}/content": files_of("application/jsonl"),
+    "GET /v1/batches": openai_list_of(_BATCH),
+    "POST /v1/batches": json_of(_BATCH),
+    "GET /v1/batches/{batch_id}": json_of(_BATCH),
+    "POST /v1/batches/{batch_id}/cancel": json_of(_BATCH),
+    "GET /api/v1/tasks": page_of(_LISTED_TASK),
+    "GET /api/v1/tasks/{task_id}": json_of(_TASK),
+    "DELETE /api/v1/tasks/{task_id}": json_of(_TASK),
+    "GET /metrics": PLAIN,
+    **ADMIN_ANSWERS,
 }

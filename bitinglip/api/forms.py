@@ -48,8 +48,8 @@ async def read_form(request: Request, model: type[M], names: Collection[str]) ->
         form.finish()
         confirm_caller(request)
         fields = _values(model, form.fields, names)
-        body = await parsed(model, msgspec.json.encode(fields))
-        return note_ignored(request, body), form.files
+        found = await parsed(model, msgspec.json.encode(fields))
+        return note_ignored(request, *found), form.files
 
 
 def _values(

@@ -1,9 +1,11 @@
 """Gather what the server, the model's settings and the caller's key give a request."""
 
+from functools import partial
+
 from starlette.requests import Request
 
 from bitinglip.api.auth import caller_of
-from bitinglip.api.request_context import context_of
+from bitinglip.api.request_context import context_of, request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import InvalidRequest
 from bitinglip.scheduling.queue.priority import RequestPriority
@@ -13,6 +15,7 @@ from bitinglip.wire.job_context import (
     caller_context,
     named_session,
 )
+from bitinglip.wire.prepared import Asking
 
 
 def job_context(
@@ -31,6 +34,13 @@ def job_context(
         folder=services.files.folder,
         uploads=services.uploads.folder,
     )
+
+
+def asking(request: Request) -> Asking:
+    """Gather what a request has besides its body."""
+    context_of_model = partial(job_context, request)
+    caller, store = caller_of(request), services_of(request).store
+    return Asking(caller, store, context_of_model, request_id_of(request))
 
 
 def _session(request: Request) -> str | None:

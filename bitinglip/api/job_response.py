@@ -81,7 +81,7 @@ class JobResponse(Response):
             writer = self._writer(self._view(EventLog(self._job)), scope, send)
         async with AsyncExitStack() as stack:
             try:
-                async with Connection(receive, writer.idle if writer else None):
+                with Connection(receive, writer.idle if writer else None):
                     found = await stack.enter_async_context(cache.open(self._job, caller, asked))
             except BitingLipError as error:
                 if writer is None or not writer.begun:
@@ -128,7 +128,7 @@ class JobResponse(Response):
         receive: Receive,
         send: Send,
     ) -> None:
-        async with Connection(receive):
+        with Connection(receive):
             await event_log.result()
             view = self._view(event_log)
             await view.prepare_final()
@@ -146,7 +146,7 @@ class JobResponse(Response):
     async def _send_stream(
         self, event_log: EventLog, view: View, writer: StreamWriter, receive: Receive
     ) -> None:
-        async with Connection(receive, writer.idle):
+        with Connection(receive, writer.idle):
             if view.starts_immediately and not writer.begun:
                 await writer.begin()
             async for data, last in chunks(event_log, view):

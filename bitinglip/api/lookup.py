@@ -1,20 +1,17 @@
 """Finds models and tasks by the names in requests."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from starlette.requests import HTTPConnection, Request
 
 from bitinglip.access.keys import Caller
-from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import caller_of
 from bitinglip.api.services import Services, services_of
-from bitinglip.errors import BitingLipError, InsufficientScope, InvalidModel, TaskNotFound
+from bitinglip.errors import InvalidModel, TaskNotFound
 from bitinglip.tasks.store import Task
 from bitinglip.wire.admin.models import model_info
-from bitinglip.wire.kinds import KINDS
-from bitinglip.wire.model_lookup import check_model, model_named, model_of_kind
+from bitinglip.wire.model_lookup import check_model, check_owner, model_named, model_of_kind
 from bitinglip.wire.response import inference_response
 from model_store.manifest import Manifest
 
@@ -62,20 +59,6 @@ async def find_task(connection: HTTPConnection, caller: Caller, task_id: str) ->
     check_owner(caller, task.key_id, task.kind, TaskNotFound)
     check_model(caller, task.model)
     return task
-
-
-def check_owner(
-    caller: Caller, key_id: str, kind: str, missing: Callable[[], BitingLipError]
-) -> None:
-    """Check that the caller may see what a job of this kind and key has made.
-
-    Raises ``missing`` for another key's, as if it did not exist; else InsufficientScope.
-    """
-    if key_id != caller.key_id and not caller.may(Scope.ADMIN):
-        raise missing()
-    scope = KINDS[kind].scope
-    if not caller.may(scope):
-        raise InsufficientScope(f"This needs the scope {scope}.", details={"required": scope})
 
 
 async def with_files(services: Services, task: Task) -> Task:

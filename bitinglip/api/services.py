@@ -37,6 +37,7 @@ from bitinglip.tasks.tasks import Tasks
 from bitinglip.telemetry.health import Health
 from bitinglip.telemetry.metrics import Metrics
 from bitinglip.telemetry.refusals import LimitRefusals
+from bitinglip.telemetry.shared import Shared
 from model_store.store import ModelStore
 
 
@@ -76,6 +77,10 @@ class Services:
     cache: ResponseCache
     recheck: Recheck
     health: Health = field(default_factory=Health)
+    #: of the cluster, encoded, by what their watchers may see
+    snapshots: Shared[dict[tuple[bool, tuple[str, ...] | None], bytes]] = field(
+        default_factory=Shared
+    )
 
 
 def services_in(scope: HttpScope) -> Services | None:

@@ -87,7 +87,7 @@ class StreamWriter:
 
 
 class Connection:
-    """Raises ClientGone inside its ``async with`` block when the client disconnects."""
+    """Raises ClientGone inside its ``with`` block when the client disconnects."""
 
     def __init__(
         self, receive: Receive, idle: Callable[[], Awaitable[float]] | None = None
@@ -97,7 +97,7 @@ class Connection:
         self._idle = idle
         self._gone = False
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         owner = asyncio.current_task()
         assert owner is not None
         self._owner = owner
@@ -107,7 +107,7 @@ class Connection:
     def _start(self) -> None:
         self._watcher = asyncio.create_task(self._watch())
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,

@@ -8,17 +8,13 @@ from typing import BinaryIO
 
 import msgspec
 
-from bitinglip.wire.batches import LineError, RequestLine
+from bitinglip.wire.batches import LineError, RequestLine, ResultLine, Usage
 
 _MOST_ERRORS = 100
 _REQUEST = msgspec.json.Decoder(RequestLine)
 
 
-class _Result(msgspec.Struct, frozen=True):
-    custom_id: str
-
-
-_RESULT = msgspec.json.Decoder(_Result)
+_RESULT = msgspec.json.Decoder(ResultLine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +75,28 @@ def read(path: Path, line: Line) -> RequestLine:
         return _REQUEST.decode(file.read(line.size))
 
 
-def recover(path: Path) -> tuple[list[bytes], int]:
-    """Return the marks of the results in a file, and the bytes that they take; cut off the rest.
+@dataclass(slots=True)
+class Recovered:
+    """Holds what a file of results says."""
 
-    The rest is what a stop in the middle of a write has left. Raises OSError.
+    marks: list[bytes] = field(default_factory=list)
+    size: int = 0  #: bytes of its whole lines
+    usage: Usage = field(default_factory=Usage)
+
+
+def usage_of(result: bytes) -> Usage:
+    """Return the tokens that a result of ours counts."""
+    return _RESULT.decode(result).usage()
+
+
+def recover(path: Path) -> Recovered:
+    """Read the results in a file, and cut off what a stop in the middle of a write has left.
+
+    Raises OSError.
     """
-    marks: list[bytes] = []
-    end = 0
+    found = Recovered()
     if not path.exists():
-        return marks, end
+        return found
     with path.open("r+b") as file:
         for raw in file:
             try:
@@ -96,10 +105,11 @@ def recover(path: Path) -> tuple[list[bytes], int]:
                 break
             if not raw.endswith(b"\n"):
                 break
-            marks.append(mark_of(result.custom_id))
-            end += len(raw)
-        file.truncate(end)
-    return marks, end
+            found.marks.append(mark_of(result.custom_id))
+            found.usage.add(result.usage())
+            found.size += len(raw)
+        file.truncate(found.size)
+    return found
 
 
 def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, int, bytes]]:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,32 +24,43 @@ from bitinglip.guard.guard import Guard
 from bitinglip.home import Home
 from bitinglip.scheduling.dispatch.dispatcher import Dispatcher
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import Job
 from bitinglip.settings import Settings
+from bitinglip.tasks.responses import Responses
 from bitinglip.wire.batches import Endpoint
 from bitinglip.wire.embedding.openai import EmbeddingRequest
-from bitinglip.wire.embedding.openai_view import EmbeddingView
 from bitinglip.wire.job_context import JobContext, caller_context
-from bitinglip.wire.model_lookup import check_embeds, model_of_kind
-from bitinglip.wire.openai_body import OpenAIRequest, unknown_field
-from bitinglip.wire.openai_view import OpenAIView
+from bitinglip.wire.openai_body import unknown_field
 from bitinglip.wire.parse import is_large, parse
+from bitinglip.wire.prepared import Asking, Prepared, prepare_embedding, prepare_text
+from bitinglip.wire.responses.asked import Keep, prepare_response
+from bitinglip.wire.responses.request import ResponsesRequest
+from bitinglip.wire.responses.view import ResponseView
 from bitinglip.wire.text.completions import CompletionRequest
-from bitinglip.wire.text.length import check_length
 from bitinglip.wire.text.openai import ChatCompletionRequest
-from bitinglip.wire.text.openai_view import ChatView, CompletionView
-from bitinglip.wire.text.switches import Switches
 from model_store.store import ModelStore
 
 #: One thread: a body takes many times its size while it is read, so large ones take turns.
 _LARGE_BODIES = ThreadPoolExecutor(1, thread_name_prefix="batches")
 _SHORTEST, _LONGEST = 0.5, 60.0  #: seconds until a refused request is tried again
 
-M = TypeVar("M", bound=OpenAIRequest)
-View = Callable[[EventLog], OpenAIView]
+Body = ChatCompletionRequest | CompletionRequest | EmbeddingRequest | ResponsesRequest
 Read = Callable[[], Awaitable[bytes]]
 #: returns whose request it is, as long as they may run it
 Holder = Callable[[], Caller | None]
+
+_BODIES: dict[Endpoint, type[Body]] = {
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/v1/responses": ResponsesRequest,
+}
+
+
+class Answer(NamedTuple):
+    """The body of a response, and the fields of its request that were ignored."""
+
+    body: bytes
+    ignored: list[str]
 
 
 class Requests:
@@ -63,19 +74,24 @@ class Requests:
         guard: Guard,
         dispatcher: Dispatcher,
         admission: Admission,
+        responses: Responses,
+        count_ignored: Callable[[], None],
     ) -> None:
+        """``count_ignored`` is called for each request with fields that were ignored."""
         self._settings = settings
         self._store = store
         self._guard = guard
         self._dispatcher = dispatcher
         self._admission = admission
         self._home = home
+        self._responses = responses
+        self._count_ignored = count_ignored
         self._places = asyncio.Semaphore(settings.batches.lines_at_once)
 
     async def answer(
         self, holder: Holder, endpoint: Endpoint, read: Read, request_id: str
-    ) -> bytes:
-        """Return the body of the response to a request, which ``read`` returns the body of.
+    ) -> Answer:
+        """Return the response to a request, which ``read`` returns the body of.
 
         It takes the rates of its key as a request does, and waits where these, or a queue, have
         nothing left; what waits holds no text in memory. Raises what the route raises, and
@@ -85,13 +101,17 @@ class Requests:
         while True:
             event_log: EventLog | None = None
             async with self._places:
-                job, view = await self._job(_held(holder), endpoint, await read(), request_id)
+                caller, raw = _held(holder), await read()
+                prepared = await self._prepared(caller, endpoint, raw, request_id)
                 try:
-                    with self._dispatcher.open(job) as event_log:
+                    with self._dispatcher.open(prepared.job) as event_log:
                         await event_log.result()
-                        shown = view(event_log)
+                        shown = prepared.view(event_log)
                         await shown.prepare_final()
-                        return shown.body()
+                        body = shown.body()
+                    if prepared.ignored:
+                        self._count_ignored()
+                    return Answer(body, prepared.ignored)
                 except (QueueFull, Overloaded, RateLimitExceeded) as refused:
                     wait = refused.retry_after
                 except Timeout:  # of one that no worker has had: it has waited only
@@ -112,24 +132,42 @@ class Requests:
                 raise refused
             await _rest(refused.retry_after)
 
-    async def _job(
+    async def _prepared(
         self, caller: Caller, endpoint: Endpoint, raw: bytes, request_id: str
-    ) -> tuple[Job, View]:
-        if endpoint == "/v1/embeddings":
-            texts = await self._body(EmbeddingRequest, raw)
-            job, view = self._embedding(caller, texts, request_id)
-        elif endpoint == "/v1/completions":
-            completion = await self._body(CompletionRequest, raw)
-            job, view = self._text(caller, completion, CompletionView, request_id)
-        else:
-            chat = await self._body(ChatCompletionRequest, raw)
-            job, view = self._text(caller, chat, ChatView, request_id)
+    ) -> Prepared:
+        asking = Asking(caller, self._store, partial(self._context, caller), request_id)
+        body = await self._body(_BODIES[endpoint], raw)
+        match body:
+            case EmbeddingRequest():
+                prepared = prepare_embedding(asking, body)
+            case ResponsesRequest():
+                prepared = await self._response(asking, body)
+            case ChatCompletionRequest() | CompletionRequest():
+                prepared = prepare_text(asking, body)
+        ignored = [*body.ignored(), *prepared.ignored]
+        if ignored and self._settings.openai.unknown_fields == "refuse":
+            raise unknown_field(ignored[0])
+        job = prepared.job
         if job.guard is not None:
             work = await self._guard.checked(job.work, job.guard)
             job = msgspec.structs.replace(job, work=work)
-        return job, view
+        return Prepared(job, prepared.view, ignored)
 
-    async def _body(self, model: type[M], raw: bytes) -> M:
+    async def _response(self, asking: Asking, body: ResponsesRequest) -> Prepared:
+        """Prepare a response, which is kept as its route keeps it."""
+        if body.background:
+            raise UnsupportedParameter("A request of a batch waits already.", param="background")
+        memory = self._dispatcher.delivery.input_memory.growing(asking.caller.key_id)
+        asked = await prepare_response(asking, body, self._responses, memory)
+        echo = body.echo(asked.job)
+        keep = None
+        if body.stores:
+            keep = Keep(self._responses, asked, echo)
+            await self._responses.check_space(asked.items)
+        view = partial(ResponseView, request_id=asking.request_id, echo=echo, keep=keep)
+        return Prepared(asked.job, view, [])
+
+    async def _body(self, model: type[Body], raw: bytes) -> Body:
         if is_large(raw):
             loop = asyncio.get_running_loop()
             body = await loop.run_in_executor(_LARGE_BODIES, parse, model, raw)
@@ -137,31 +175,7 @@ class Requests:
             body = parse(model, raw)
         if getattr(body, "stream", False):
             raise UnsupportedParameter("A request of a batch has no stream.", param="stream")
-        self._refuse_unknown(body.ignored)
         return body
-
-    def _embedding(
-        self, caller: Caller, body: EmbeddingRequest, request_id: str
-    ) -> tuple[Job, View]:
-        check_embeds(model_of_kind(self._store, caller, body.model, "embedding"))
-        encoding = body.encoding_format or "float"
-        view = partial(EmbeddingView, request_id=request_id, encoding=encoding)
-        return body.to_job(self._context(caller, body.model)), view
-
-    def _text(
-        self,
-        caller: Caller,
-        body: ChatCompletionRequest | CompletionRequest,
-        view: type[ChatView] | type[CompletionView],
-        request_id: str,
-    ) -> tuple[Job, View]:
-        manifest = model_of_kind(self._store, caller, body.model, "text")
-        if isinstance(body, Switches):
-            self._refuse_unknown(body.unknown_switches(manifest.template_switches))
-        context = self._context(caller, body.model)
-        job = body.to_job(context)
-        check_length(job, manifest, context.model_settings.max_context)
-        return job, partial(view, request_id=request_id, include_usage=False)
 
     def _context(self, caller: Caller, model: str) -> JobContext:
         return caller_context(
@@ -173,10 +187,6 @@ class Requests:
             folder=self._home.files,
             uploads=self._home.uploads,
         )
-
-    def _refuse_unknown(self, names: list[str]) -> None:
-        if names and self._settings.openai.unknown_fields == "refuse":
-            raise unknown_field(names[0])
 
 
 def _held(holder: Holder) -> Caller:

@@ -15,6 +15,7 @@ from bitinglip.batches.files import sync_folder
 from bitinglip.batches.lines import recover
 from bitinglip.disk_space import DiskSpace
 from bitinglip.errors import DiskFull
+from bitinglip.wire.batches import Usage
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +28,7 @@ class Result(NamedTuple):
     mark: bytes
     line: bytes
     failed: bool
+    usage: Usage = Usage()
 
 
 class Results:
@@ -36,6 +38,7 @@ class Results:
         self.done: set[bytes] = set()  #: marks of the lines that have ended
         self.completed = 0
         self.failed = 0
+        self.usage = Usage()
         self._space = space
         self._paths = (output, errors)
         self._sizes = [0, 0]  #: of what is on the disk for certain
@@ -47,8 +50,9 @@ class Results:
         """Take over what an earlier run of the server has written. Raises OSError."""
         results = cls(output, errors, space)
         for failed, path in enumerate(results._paths):
-            marks, results._sizes[failed] = await asyncio.to_thread(recover, path)
-            results._count(marks, failed=bool(failed))
+            found = await asyncio.to_thread(recover, path)
+            results._sizes[failed] = found.size
+            results._count(found.marks, found.usage, failed=bool(failed))
         return results
 
     async def add(self, results: list[Result]) -> None:
@@ -76,7 +80,10 @@ class Results:
                 own = [each for each, _ in group if each.failed is bool(failed)]
                 if own:
                     await self._write(failed, path, b"".join(each.line for each in own))
-                    self._count([each.mark for each in own], failed=bool(failed))
+                    usage = Usage()
+                    for each in own:
+                        usage.add(each.usage)
+                    self._count([each.mark for each in own], usage, failed=bool(failed))
             for _, future in group:
                 if not future.done():
                     future.set_result(None)
@@ -95,8 +102,9 @@ class Results:
                 self._sizes[failed] = end
                 return
 
-    def _count(self, marks: list[bytes], *, failed: bool) -> None:
+    def _count(self, marks: list[bytes], usage: Usage, *, failed: bool) -> None:
         self.done.update(marks)
+        self.usage.add(usage)
         if failed:
             self.failed += len(marks)
         else:

@@ -177,7 +177,7 @@ class Run:
         number = f"batch_req_{secrets.token_hex(16)}"
         failed: errors.BitingLipError | None = None
         try:
-            body = await self._requests.answer(
+            answer = await self._requests.answer(
                 holder, self.kept.batch.endpoint, partial(self._body, line), number
             )
         except errors.ShuttingDown:
@@ -195,11 +195,12 @@ class Run:
         except Exception:  # whatever the fault, the other lines go on
             log.exception("a request of a batch failed", batch=self.kept.batch.id)
             failed = errors.InternalError()
-        custom_id, status = (await self._read(line)).custom_id, 200
+        custom_id = (await self._read(line)).custom_id
         if failed is not None:
             body, status = error_body(failed, number, openai=True), errors.answer(failed).status
-        shown = answered_line(number, custom_id, status, number, body)
-        return Result(line.mark, shown, failed=failed is not None)
+            return Result(line.mark, answered_line(number, custom_id, status, body), failed=True)
+        shown = answered_line(number, custom_id, 200, answer.body, answer.ignored)
+        return Result(line.mark, shown, failed=False, usage=lines.usage_of(shown))
 
     async def _read(self, line: Line) -> RequestLine:
         path = self._files.path(self.kept.batch.input_file_id)
@@ -243,6 +244,7 @@ class Run:
         batch, results = self.kept.batch, self._results
         counts: Counts = batch.request_counts
         counts.completed, counts.failed = results.completed, results.failed
+        batch.usage = results.usage
         key_id, name = self.kept.key_id, batch.id
         if results.completed and (last or batch.output_file_id is None):
             filename = f"{name}_output.jsonl"

@@ -30,6 +30,7 @@ class Loading:
     progress: float
 
 
+_PLACES = (Queued, Loading)  #: what comes while the job waits
 _OUTPUT = (protocol.TextDelta, protocol.AudioDelta, protocol.SegmentDelta)
 Event = Queued | Loading | protocol.JobEvent
 
@@ -108,15 +109,15 @@ class EventLog:
         now = self._clock()
         if isinstance(event, _OUTPUT):
             self.first_token = self.first_token or now
-        elif isinstance(event, protocol.Final):
+        elif isinstance(event, protocol.Ends):
             self.final, self.ended = event, now
         elif isinstance(event, protocol.Started):
             if self._started:
                 return  # it was run again on another worker, which is not the client's affair
             self._started = True
-        elif not isinstance(event, Queued | Loading | protocol.Progress):
+        elif not isinstance(event, (Queued, Loading, protocol.Progress)):
             assert_never(event)
-        if self._overtakes(event):
+        if isinstance(event, _PLACES) and self._overtakes(event):
             self._events[-1] = event
         else:
             self._events.append(event)
@@ -157,7 +158,9 @@ class EventLog:
 
     async def result(self) -> protocol.Success:
         """Wait for the end. Raises the error of a failed or cancelled job."""
-        final = await self.end()
+        while self.final is None:
+            await self._news()
+        final = self.final
         if isinstance(final, protocol.Failed):
             raise error_of(final)
         if isinstance(final, protocol.Cancelled):
@@ -167,7 +170,7 @@ class EventLog:
     @property
     def place(self) -> Queued | None:
         """Return the last announced position in the queue; None once the job no longer waits."""
-        if self.status != "queued":
+        if not self._events or self.status != "queued":
             return None
         return next((each for each in reversed(self._events) if isinstance(each, Queued)), None)
 
@@ -183,28 +186,26 @@ class EventLog:
         """Return the seconds from submission until a worker had it, or until now."""
         return (self.dispatched or self.ended or self._clock()) - self.submitted
 
-    def _overtakes(self, event: Event) -> bool:
+    def _overtakes(self, event: Queued | Loading) -> bool:
         """Return True for a position or progress that replaces one no reader has seen yet."""
-        return (
-            isinstance(event, Queued | Loading)
-            and len(self._events) > self._read
-            and type(self._events[-1]) is type(event)
-        )
+        return len(self._events) > self._read and type(self._events[-1]) is type(event)
 
     def _wake(self) -> None:
+        if not self._waiters:
+            return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _news(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
+    def _news(self) -> "asyncio.Future[None]":
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        await waiter
+        return waiter
 
 
 def _status_of(final: protocol.Final) -> str:
-    if isinstance(final, protocol.Success):
+    if isinstance(final, protocol.Succeeds):
         return "completed"
     return "failed" if isinstance(final, protocol.Failed) else "cancelled"
 
@@ -242,7 +243,7 @@ def put_guarded(event_log: EventLog, event: protocol.JobEvent) -> errors.BitingL
         for shown in event_log.guard.take(event):
             event_log.put(shown)
     except errors.BitingLipError as error:
-        if not isinstance(event, protocol.Final):
+        if not isinstance(event, protocol.Ends):
             return error
         event_log.put(failed_with(event.id, error))
     return None

@@ -56,7 +56,7 @@ def cost_done(job: Job, final: protocol.Success | protocol.Cancelled) -> float:
     work = job.work
     match work:
         case protocol.TextJob():
-            if isinstance(final, protocol.TextDone | protocol.Cancelled):
+            if isinstance(final, (protocol.TextDone, protocol.Cancelled)):
                 return float(final.prompt_tokens + final.completion_tokens)
         case protocol.ImageJob():
             if isinstance(final, protocol.Cancelled):
@@ -117,15 +117,18 @@ def input_bytes(job: Job) -> int:
 
 
 def _text_bytes(work: protocol.TextJob) -> int:
-    texts = [text for message in work.messages or () for text in message.texts()]
-    texts += [each for each in prompts_of(work) if isinstance(each, str)]
-    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
+    size = 0
+    for message in work.messages or ():
+        size += sum(map(getsizeof, message.texts()))
+    for prompt in prompts_of(work):
+        size += getsizeof(prompt) if isinstance(prompt, str) else len(prompt) * _TOKEN_BYTES
     if work.grammar is not None:
-        texts.append(work.grammar.source)
-    trees = tools_bytes(work) if work.tools else 0
+        size += getsizeof(work.grammar.source)
+    if work.tools:
+        size += tools_bytes(work) * _TREE_BYTES
     if work.template_kwargs:
-        trees += len(_json.encode(work.template_kwargs))
-    return sum(getsizeof(text) for text in texts) + ids * _TOKEN_BYTES + trees * _TREE_BYTES
+        size += len(_json.encode(work.template_kwargs)) * _TREE_BYTES
+    return size
 
 
 def without_input(job: Job) -> Job:
@@ -216,11 +219,15 @@ def prompts_of(work: protocol.TextJob) -> tuple[protocol.Prompt, ...]:
 
 
 def _prompt_tokens(work: protocol.TextJob) -> float:
-    ids = sum(len(each) for each in work.prompts if not isinstance(each, str))
-    texts = [each for each in prompts_of(work) if isinstance(each, str)]
-    texts += [text for message in work.messages or () for text in message.texts()]
-    told = tools_bytes(work) if work.tools else 0
-    return ids + (told + sum(map(len, texts))) / _CHARACTERS_PER_TOKEN
+    ids, characters = 0, tools_bytes(work) if work.tools else 0
+    for prompt in prompts_of(work):
+        if isinstance(prompt, str):
+            characters += len(prompt)
+        else:
+            ids += len(prompt)
+    for message in work.messages or ():
+        characters += sum(map(len, message.texts()))
+    return ids + characters / _CHARACTERS_PER_TOKEN
 
 
 def tools_bytes(work: protocol.TextJob) -> int:

@@ -3,8 +3,9 @@
 Counts are bytes as Python keeps them: one character of a string takes up to four.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from sys import getsizeof
+from typing import Any
 
 from workers import protocol
 
@@ -17,35 +18,18 @@ _BYTES_OF_A_WORD = 200
 
 def event_bytes(events: Iterable[object]) -> int:
     """Count what events hold; those of other kinds than output and finals are small."""
-    return sum(_BYTES_OF_AN_EVENT + _payload(event) for event in events)
-
-
-def _payload(event: object) -> int:
-    match event:
-        case protocol.TextDelta():
-            return _text(event)
-        case protocol.TextDone():
-            return sum(map(_text, event.choices))
-        case protocol.AudioDelta():
-            return len(event.samples)
-        case protocol.Progress():
-            return len(event.preview)
-        case protocol.SegmentDelta():
-            return _segment(event.segment)
-        case protocol.EmbeddingDone():
-            return len(event.vectors)
-        case protocol.TranscriptionDone():
-            return getsizeof(event.text) + sum(map(_segment, event.segments))
-        case protocol.Failed():
-            return getsizeof(event.message)
-        case _:
-            return 0
+    size = 0
+    for event in events:
+        payload = _PAYLOADS.get(type(event))
+        size += _BYTES_OF_AN_EVENT if payload is None else _BYTES_OF_AN_EVENT + payload(event)
+    return size
 
 
 def _text(text: protocol.TextDelta | protocol.TextChoice) -> int:
-    calls = sum(_BYTES_OF_AN_EVENT + getsizeof(call.arguments) for call in text.tool_calls)
-    texts = getsizeof(text.text) + getsizeof(text.reasoning)
-    return texts + calls + sum(map(_logprob, text.logprobs))
+    size = getsizeof(text.text) + getsizeof(text.reasoning)
+    for call in text.tool_calls:
+        size += _BYTES_OF_AN_EVENT + getsizeof(call.arguments)
+    return size + sum(map(_logprob, text.logprobs)) if text.logprobs else size
 
 
 def _logprob(logprob: protocol.TokenLogprob) -> int:
@@ -55,3 +39,20 @@ def _logprob(logprob: protocol.TokenLogprob) -> int:
 def _segment(segment: protocol.Segment) -> int:
     tokens, words = _BYTES_OF_A_TOKEN * len(segment.tokens), _BYTES_OF_A_WORD * len(segment.words)
     return getsizeof(segment.text) + tokens + words
+
+
+def _transcription(done: protocol.TranscriptionDone) -> int:
+    return getsizeof(done.text) + sum(map(_segment, done.segments))
+
+
+#: by the event's type; asked at the end of each job, when a search through patterns took longer
+_PAYLOADS: dict[type, Callable[[Any], int]] = {
+    protocol.TextDelta: _text,
+    protocol.TextDone: lambda done: sum(map(_text, done.choices)),
+    protocol.AudioDelta: lambda delta: len(delta.samples),
+    protocol.Progress: lambda progress: len(progress.preview),
+    protocol.SegmentDelta: lambda delta: _segment(delta.segment),
+    protocol.EmbeddingDone: lambda done: len(done.vectors),
+    protocol.TranscriptionDone: _transcription,
+    protocol.Failed: lambda failed: getsizeof(failed.message),
+}

@@ -117,7 +117,8 @@ def _prompt_bytes(work: protocol.TextJob) -> list[int]:
     tokens = _TEMPLATE_TOKENS + (_TEMPLATE_TOKENS + tools_bytes(work) if work.tools else 0)
     for message in work.messages:
         tokens += _MESSAGE_TOKENS * (1 + len(message.tool_calls))
-        tokens += sum(map(_bytes, message.texts()))
+        for text in message.texts():
+            tokens += _bytes(text)
     return [tokens]
 
 

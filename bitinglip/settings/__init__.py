@@ -11,6 +11,7 @@ from pydantic import Field
 from bitinglip.settings.audit import Audit
 from bitinglip.settings.batches import Batches
 from bitinglip.settings.cache import Cache
+from bitinglip.settings.dashboard import Dashboard
 from bitinglip.settings.guard import Guard
 from bitinglip.settings.hub import Hub
 from bitinglip.settings.limits import (
@@ -51,6 +52,7 @@ __all__ = [
     "Balancing",
     "Batches",
     "Cache",
+    "Dashboard",
     "Devices",
     "FakeDevice",
     "Guard",
@@ -94,6 +96,7 @@ class Settings(Section):
     audit: Audit = Audit()
     usage: Usage = Usage()
     openai: OpenAI = OpenAI()
+    dashboard: Dashboard = Dashboard()
     hub: Hub = Hub()
     store: Store = Store()
     logging: Logging = Logging()

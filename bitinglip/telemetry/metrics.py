@@ -255,6 +255,15 @@ class Metrics:
                 found[labels] = found.get(labels, 0.0) + tokens
         return found
 
+    def totals(self) -> dict[str, float]:
+        """Return what was counted since the start: requests, jobs by how they ended, tokens."""
+        jobs, tokens = self._jobs.sums(1), self._tokens.sums(1)
+        return {
+            "requests": sum(self._requests.counts().values()),
+            **{f"jobs_{end}": jobs.get(end, 0) for end in ("done", "failed", "cancelled")},
+            **{f"{kind}_tokens": tokens.get(kind, 0) for kind in ("prompt", "completion")},
+        }
+
     def render(self, accept: str, may_see: MaySee | None = None) -> tuple[bytes, str]:
         """Return the text in the format that ``accept`` asks for, and its content type."""
         return render(self.registry, accept, may_see)

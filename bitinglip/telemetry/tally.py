@@ -29,9 +29,20 @@ class Tally(Collector):
     def add(self, labels: Labels, amount: float = 1.0) -> None:
         self._counts[labels] = self._counts.get(labels, 0.0) + amount
 
+    def counts(self) -> Mapping[Labels, float]:
+        """Return the counts by the values of their labels."""
+        return self._counts
+
+    def sums(self, place: int) -> dict[str, float]:
+        """Add up the counts by the value of one label, which is named by its place."""
+        found: dict[str, float] = {}
+        for labels, count in self.counts().items():
+            found[labels[place]] = found.get(labels[place], 0.0) + count
+        return found
+
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, count in self._counts.items():
+        for labels, count in self.counts().items():
             family.add_metric(labels, count)
         yield family
 
@@ -48,15 +59,12 @@ class LiveTally(Tally):
         self._shown: dict[Labels, float] = {}
         super().__init__(name, text, labels, registry)
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
+    def counts(self) -> Mapping[Labels, float]:
         live = self.live()
         for labels in self._counts.keys() | live.keys():
             now = self._counts.get(labels, 0.0) + live.get(labels, 0.0)
             self._shown[labels] = max(now, self._shown.get(labels, 0.0))
-        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, count in self._shown.items():
-            family.add_metric(labels, count)
-        yield family
+        return self._shown
 
 
 @dataclass(slots=True)

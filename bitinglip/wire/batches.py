@@ -1,5 +1,6 @@
 """Files and batches of OpenAI's surface: requests, and what clients are shown of them."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ from bitinglip.settings.sections import span_in_seconds
 from bitinglip.wire.body import AllowedValues
 from bitinglip.wire.openai_body import OpenAIRequest
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 #: states of a batch that has not ended
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")
 _MONTH = 30 * 86_400
@@ -59,6 +60,32 @@ class Counts(msgspec.Struct):
     failed: int = 0
 
 
+class CachedTokens(msgspec.Struct):
+    cached_tokens: int = 0
+
+
+class ReasoningTokens(msgspec.Struct):
+    reasoning_tokens: int = 0
+
+
+class Usage(msgspec.Struct):
+    """Counts the tokens of all results, in the words of ``/v1/responses``."""
+
+    input_tokens: int = 0
+    input_tokens_details: CachedTokens = msgspec.field(default_factory=CachedTokens)
+    output_tokens: int = 0
+    output_tokens_details: ReasoningTokens = msgspec.field(default_factory=ReasoningTokens)
+    total_tokens: int = 0
+
+    def add(self, other: "Usage") -> None:
+        """Add what another one counts."""
+        self.input_tokens += other.input_tokens
+        self.input_tokens_details.cached_tokens += other.input_tokens_details.cached_tokens
+        self.output_tokens += other.output_tokens
+        self.output_tokens_details.reasoning_tokens += other.output_tokens_details.reasoning_tokens
+        self.total_tokens += other.total_tokens
+
+
 class LineError(msgspec.Struct, frozen=True):
     """Says why a line of the input is no request of a batch; lines are counted from 1."""
 
@@ -95,11 +122,55 @@ class Batch(msgspec.Struct, kw_only=True):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
     request_counts: Counts = msgspec.field(default_factory=Counts)
+    usage: Usage = msgspec.field(default_factory=Usage)
     metadata: dict[str, str] | None = None
 
     @property
     def ended(self) -> bool:
         return self.status not in OPEN
+
+
+class _Tokens(msgspec.Struct, frozen=True):
+    """The usage of one response, on any of the endpoints."""
+
+    prompt_tokens: int = 0
+    prompt_tokens_details: CachedTokens | None = None
+    completion_tokens: int = 0
+    completion_tokens_details: ReasoningTokens | None = None
+    input_tokens: int = 0
+    input_tokens_details: CachedTokens | None = None
+    output_tokens: int = 0
+    output_tokens_details: ReasoningTokens | None = None
+
+
+class _ResultBody(msgspec.Struct, frozen=True):
+    usage: _Tokens | None = None
+
+
+class _ResultResponse(msgspec.Struct, frozen=True):
+    body: _ResultBody
+
+
+class ResultLine(msgspec.Struct, frozen=True):
+    """A line of a file of results, as far as its batch counts it."""
+
+    custom_id: str
+    response: _ResultResponse | None = None
+
+    def usage(self) -> Usage:
+        """Return the tokens of this result; none for a request that failed."""
+        found = self.response.body.usage if self.response is not None else None
+        if found is None:
+            return Usage()
+        read = found.prompt_tokens + found.input_tokens
+        made = found.completion_tokens + found.output_tokens
+        return Usage(
+            read,
+            found.prompt_tokens_details or found.input_tokens_details or CachedTokens(),
+            made,
+            found.completion_tokens_details or found.output_tokens_details or ReasoningTokens(),
+            read + made,
+        )
 
 
 class RequestLine(msgspec.Struct, frozen=True):
@@ -116,9 +187,16 @@ def window_text(seconds: float) -> str:
     return f"{seconds / 3600:g}h" if seconds % 3600 == 0 else f"{seconds:g}s"
 
 
-def answered_line(number: str, custom_id: str, status: int, request_id: str, body: bytes) -> bytes:
-    """Encode the result of a request that was answered, or refused."""
-    response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
+def answered_line(
+    number: str, custom_id: str, status: int, body: bytes, ignored: Sequence[str] = ()
+) -> bytes:
+    """Encode the result of a request that was answered, or refused.
+
+    ``ignored``: what the header X-Ignored-Fields would name; it is there only if there are any.
+    """
+    response = {"status_code": status, "request_id": number, "body": msgspec.Raw(body)}
+    if ignored:
+        response["ignored_fields"] = list(ignored)
     line = {"id": number, "custom_id": custom_id, "response": response, "error": None}
     return msgspec.json.encode(line) + b"\n"
 

@@ -7,9 +7,8 @@ request's class is the table of its surface: ``treatments`` reads it, OpenAPI's 
 and a test compares it with the official package's types.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +18,7 @@ from bitinglip.wire.body import AllowedValues, Body
 
 MOST_NAMED = 16  #: fields that a response names
 _LONGEST_NAME = 64
+_NESTED = (BaseModel, list)
 
 #: What becomes of a field: honoured, without effect, accepted with some values, or refused.
 Treatment = Literal["honoured", "label", "values", "refused"]
@@ -45,7 +45,6 @@ class OpenAIBody(Body):
 class OpenAIRequest(OpenAIBody):
     """A whole request body; it knows which fields were ignored."""
 
-    @cached_property
     def ignored(self) -> list[str]:
         """Name the fields that were ignored; of a large body it takes its time."""
         return _ignored_fields(self)
@@ -80,25 +79,37 @@ def _ignored_fields(body: BaseModel) -> list[str]:
     that are long, are shown as ``?``.
     """
     found: dict[str, None] = {}
-    for path in _unknown(body, ""):
-        found[path] = None
-        if len(found) == MOST_NAMED:
-            break
+    _find_unknown(body, "", found)
     return list(found)
 
 
-def _unknown(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, list):
-        for each in value:
-            yield from _unknown(each, path)
-    elif isinstance(value, BaseModel):
-        for name, extra in (value.model_extra or {}).items():
-            if extra is not None:
-                yield f"{path}{_shown(name)}"
-        for name in sorted(value.model_fields_set):  # a request sets few of its fields
-            inner = value.__dict__.get(name)
-            if inner is not None and isinstance(inner, (BaseModel, list)):
-                yield from _unknown(inner, f"{path}{name}.")
+def _find_unknown(body: BaseModel, path: str, found: dict[str, None]) -> None:
+    """Add the unknown fields of a body, then those of what it holds, until they are enough."""
+    for name, extra in (body.model_extra or {}).items():
+        if len(found) == MOST_NAMED:
+            return
+        if extra is not None:
+            found[f"{path}{_shown(name)}"] = None
+    values = body.__dict__
+    # A request sets few of its fields, and few of those hold others.
+    nested = [name for name in body.model_fields_set if isinstance(values.get(name), _NESTED)]
+    for name in sorted(nested):
+        inner = f"{path}{name}."
+        for each in _bodies(values[name]):
+            if len(found) == MOST_NAMED:
+                return
+            _find_unknown(each, inner, found)
+
+
+def _bodies(value: BaseModel | list[Any]) -> Iterable[BaseModel]:
+    """Return the body that a value is, or those in a list, however deep it is."""
+    if not isinstance(value, list):
+        return (value,)
+    found: list[BaseModel] = []
+    for each in value:
+        if isinstance(each, _NESTED):
+            found.extend(_bodies(each))
+    return found
 
 
 def _shown(name: str) -> str:

@@ -32,6 +32,8 @@ def openai_model(manifest: Manifest, max_context: int | None) -> dict[str, Any]:
         "type": model_type(manifest),
         "capabilities": list(manifest.capabilities),
     }
+    if manifest.adapter_of:
+        described |= {"root": manifest.adapter_of, "parent": manifest.adapter_of}
     kind = "text" if manifest.engine == "fake" else manifest.kind
     if kind in _MODALITIES:
         read, made = _MODALITIES[kind]

@@ -21,7 +21,7 @@ def inference_response(event_log: EventLog, result: dict[str, Any] | None = None
     """
     job, final = event_log.job, event_log.final
     answer = _state_of(event_log)
-    if isinstance(final, protocol.Success):
+    if isinstance(final, protocol.Succeeds):
         answer["result"] = result_of(job, final) if result is None else result
     return answer
 

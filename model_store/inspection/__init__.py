@@ -7,6 +7,7 @@ pickles, indices that point elsewhere, headers that lie, configs that claim more
 from pathlib import Path
 
 from model_store.errors import BadFiles
+from model_store.inspection.adapter import inspect_adapter, is_adapter
 from model_store.inspection.arrays import check_arrays
 from model_store.inspection.card import describe
 from model_store.inspection.facts import Inspection
@@ -15,6 +16,7 @@ from model_store.inspection.pipeline import check_index, components, inspect_pip
 from model_store.inspection.transformer import inspect_transformer
 from model_store.inspection.weights import CODE, check_indices
 from model_store.kinds import FAKE, kind_of, read_any_json, read_json
+from model_store.manifest import ADAPTER
 from model_store.selection import required
 
 __all__ = ["Inspection", "components", "inspect", "inspect_texts", "model_files"]
@@ -23,7 +25,9 @@ __all__ = ["Inspection", "components", "inspect", "inspect_texts", "model_files"
 def inspect(folder: Path) -> Inspection:
     """Inspect a folder. Raises BadFiles if it is not a model that may be taken in."""
     kind = inspect_texts(folder)
-    if kind == "image":
+    if kind == ADAPTER:
+        found = inspect_adapter(folder)
+    elif kind == "image":
         found = inspect_pipeline(folder)
     else:
         config = read_json(folder / "config.json")
@@ -49,6 +53,8 @@ def inspect_texts(folder: Path) -> str:
                 raise BadFiles(CODE)
     check_arrays(folder, paths)
     check_indices(folder, paths)
+    if is_adapter(folder, paths):
+        return ADAPTER
     kind = kind_of(folder)
     if kind == "image":
         check_index(folder)

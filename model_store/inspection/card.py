@@ -37,6 +37,14 @@ def describe(folder: Path) -> tuple[str | None, tuple[str, ...]]:
     return _license(card) or _license_of_file(folder), _languages(card.get("language"))
 
 
+def base_model(folder: Path) -> str | None:
+    """Return the one model that a card names as what this one was made from."""
+    named = _front_matter(folder / "README.md").get("base_model")
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
+    return named if isinstance(named, str) else None
+
+
 def _front_matter(path: Path) -> dict[str, Any]:
     found = _FRONT.match(_start(path))
     if found is None:

@@ -66,6 +66,7 @@ class Inspection:
     image_side: int = 0
     license: str | None = None
     languages: tuple[str, ...] = ()
+    base: str | None = None
 
 
 def number(config: dict[str, Any], *names: str) -> int | None:

@@ -48,6 +48,14 @@ def _of_anthropic(response: httpx.Response, code: str) -> dict[str, Any]:
     return error
 
 
+def ask(client: httpx.Client, method: str, path: str, **sent: Any) -> httpx.Response:
+    """Send a request; of a stream without end, which only its client ends, read the head."""
+    with client.stream(method, path, **sent) as response:
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            response.read()
+    return response
+
+
 def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """Check a refusal by our table's code; returns its error object."""
     assert response.status_code == status, response.text

@@ -46,6 +46,7 @@ from workers.protocol.load import (
     SpeechOptions,
     TextOptions,
 )
+from workers.protocol.marks import Ends, OfJob, Succeeds
 from workers.protocol.text import (
     ChatMessage,
     FinishReason,
@@ -78,6 +79,7 @@ __all__ = [
     "DeviceKind",
     "EmbeddingDone",
     "EmbeddingJob",
+    "Ends",
     "Event",
     "Failed",
     "FakeOptions",
@@ -99,6 +101,7 @@ __all__ = [
     "LoadFailed",
     "LoadProgress",
     "Lora",
+    "OfJob",
     "Progress",
     "Prompt",
     "Ready",
@@ -111,6 +114,7 @@ __all__ = [
     "SpeechOptions",
     "Started",
     "Stop",
+    "Succeeds",
     "Success",
     "TextChoice",
     "TextDelta",

@@ -26,6 +26,7 @@ from workers.protocol.bounds import (
 )
 from workers.protocol.files import AudioFormat, ImageFormat
 from workers.protocol.load import DeviceKind
+from workers.protocol.marks import Ends, OfJob, Succeeds
 
 
 class Imported(msgspec.Struct, tag="imported", frozen=True):
@@ -58,6 +59,8 @@ class Ready(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
         0.0  #: seconds that one step may take, where that is longer than silence may
     )
     confined: Confined = Confined()
+    #: text: why its sequences are computed one by one; None: they are computed together
+    sequential: Message | None = None
 
 
 #: What a worker is busy with that may take minutes: compiling, or the first use of kernels.
@@ -93,14 +96,12 @@ class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True, kw_only=True):
     memory_bytes: Size
 
 
-class Started(msgspec.Struct, tag="started", frozen=True, kw_only=True):
+class Started(OfJob, tag="started", frozen=True, kw_only=True):
     id: JobId
     prompt_tokens: Count = 0
 
 
-class EmbeddingDone(
-    msgspec.Struct, tag="embedding_done", frozen=True, kw_only=True, omit_defaults=True
-):
+class EmbeddingDone(Succeeds, tag="embedding_done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of an embedding job that succeeded; scores are vectors of one number."""
 
     id: JobId
@@ -110,7 +111,7 @@ class EmbeddingDone(
     cut: tuple[Count, ...] = ()  #: the texts of which only the beginning was read
 
 
-class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True, omit_defaults=True):
+class Progress(OfJob, tag="progress", frozen=True, kw_only=True, omit_defaults=True):
     """A job's progress: ``step`` of its ``steps`` are done."""
 
     id: JobId
@@ -130,7 +131,7 @@ class ImageFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     filtered: bool = False  #: the model's own safety checker made it black
 
 
-class ImageDone(msgspec.Struct, tag="image_done", frozen=True, kw_only=True, omit_defaults=True):
+class ImageDone(Succeeds, tag="image_done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of an image job that succeeded; one image for each seed, in order."""
 
     id: JobId
@@ -141,7 +142,7 @@ class ImageDone(msgspec.Struct, tag="image_done", frozen=True, kw_only=True, omi
     memory_fallbacks: tuple[Name, ...] = ()  #: what was done to save memory, where it was short
 
 
-class AudioDelta(msgspec.Struct, tag="audio_delta", frozen=True, kw_only=True):
+class AudioDelta(OfJob, tag="audio_delta", frozen=True, kw_only=True):
     """The next piece of a job's sound: 16-bit little-endian samples of one channel."""
 
     id: JobId
@@ -150,7 +151,7 @@ class AudioDelta(msgspec.Struct, tag="audio_delta", frozen=True, kw_only=True):
     sample_rate: SampleRate
 
 
-class SpeechDone(msgspec.Struct, tag="speech_done", frozen=True, kw_only=True, omit_defaults=True):
+class SpeechDone(Succeeds, tag="speech_done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a speech job that succeeded; its file is called as ``sound_name`` says."""
 
     id: JobId
@@ -185,7 +186,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     compression_ratio: Number
 
 
-class SegmentDelta(msgspec.Struct, tag="segment_delta", frozen=True, kw_only=True):
+class SegmentDelta(OfJob, tag="segment_delta", frozen=True, kw_only=True):
     """The next segment of a transcription; the segments before it will not change."""
 
     id: JobId
@@ -194,7 +195,7 @@ class SegmentDelta(msgspec.Struct, tag="segment_delta", frozen=True, kw_only=Tru
 
 
 class TranscriptionDone(
-    msgspec.Struct, tag="transcription_done", frozen=True, kw_only=True, omit_defaults=True
+    Succeeds, tag="transcription_done", frozen=True, kw_only=True, omit_defaults=True
 ):
     """The final event of a transcription that succeeded."""
 
@@ -206,18 +207,18 @@ class TranscriptionDone(
     segments: tuple[Segment, ...]
 
 
-class Failed(msgspec.Struct, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
+class Failed(Ends, tag="failed", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a job that did not succeed."""
 
     id: JobId
     code: Code
     message: Message
     param: Name | None = None
-    details: Details = {}
+    details: Details = msgspec.field(default_factory=dict)
     retry_after: Seconds | None = None  #: known to the gateway, for jobs that it ends itself
 
 
-class Cancelled(msgspec.Struct, tag="cancelled", frozen=True, kw_only=True):
+class Cancelled(Ends, tag="cancelled", frozen=True, kw_only=True):
     """The final event of a job that was cancelled, and what had been done by then."""
 
     id: JobId

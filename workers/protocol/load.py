@@ -51,6 +51,7 @@ class ImageOptions(msgspec.Struct, frozen=True, kw_only=True):
     compile: bool = False  #: compile the blocks of the denoiser, with a warm-up at load
     step_cache: str = "none"  #: skip what changes little between steps: none or first_block
     loras: dict[str, str] = {}  #: LoRA files by name
+    own_lora: str | None = None  #: the one of those that is on where a job does not name it
     width: int = 1024  #: of an image as it is usually asked for, in pixels
     height: int = 1024
 
@@ -97,6 +98,7 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     model: str
     engine: str  #: a key of ``workers.engines.registry.ENGINES``
     path: str
+    adapter: str | None = None  #: text: the folder of a LoRA to merge into the weights
     device: DeviceKind = "cpu"
     visible_devices: str = ""  #: CUDA_VISIBLE_DEVICES for this worker
     #: bytes of weights that each visible device may hold, in their order; none: as they have room

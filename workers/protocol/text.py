@@ -1,11 +1,11 @@
 """Messages about text: what a worker is asked for, and what it says of it."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from workers.protocol.bounds import Count, JobId, Name, Number
+from workers.protocol.marks import OfJob, Succeeds
 
 #: Forms of text that a grammar may ask for; ``lark`` is llguidance's dialect.
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
@@ -80,14 +80,13 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_call_id: str | None = None  #: of the call that a tool's message answers
     reasoning: str | None = None  #: what an assistant thought before its content
 
-    def texts(self) -> Iterator[str]:
-        """Yield all that a client wrote in it, which a template may write into the prompt."""
-        yield self.content
-        if self.reasoning is not None:
-            yield self.reasoning
-        for call in self.tool_calls:
-            yield call.name
-            yield call.arguments
+    def texts(self) -> tuple[str, ...]:
+        """Return all that a client wrote in it, which a template may write into the prompt."""
+        if self.reasoning is None and not self.tool_calls:
+            return (self.content,)
+        thought = () if self.reasoning is None else (self.reasoning,)
+        calls = [text for call in self.tool_calls for text in (call.name, call.arguments)]
+        return (self.content, *thought, *calls)
 
 
 Prompt = str | tuple[int, ...]  #: a text or its tokens
@@ -140,7 +139,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple[tuple[str, Count, Number], ...] = ()  #: (token, id, logprob), best first
 
 
-class TextDelta(msgspec.Struct, tag="text_delta", frozen=True, kw_only=True, omit_defaults=True):
+class TextDelta(OfJob, tag="text_delta", frozen=True, kw_only=True, omit_defaults=True):
     """Text that may be shown: never half a character, never part of a stop sequence."""
 
     id: JobId
@@ -163,7 +162,7 @@ class TextChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
 
 
-class TextDone(msgspec.Struct, tag="text_done", frozen=True, kw_only=True, omit_defaults=True):
+class TextDone(Succeeds, tag="text_done", frozen=True, kw_only=True, omit_defaults=True):
     """The final event of a job that succeeded."""
 
     id: JobId

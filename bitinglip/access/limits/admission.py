@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bitinglip.access.keys import Caller
 from bitinglip.access.limits.gcra import FULL, Reading
@@ -159,6 +160,7 @@ class Admission:
             self._places.leave(key_id)
 
 
+@lru_cache(maxsize=1024)
 def _cells(key_id: str, policy: Policy) -> tuple[Cell, ...]:
     return tuple([Cell(f"{key_id}:{limit.cell}", limit.rate) for limit in policy.rates])
 

@@ -50,7 +50,8 @@ def step(rate: Rate, tat: int, now: int, *, cost: int = 1, share: int = FULL) ->
     """
     if cost > rate.burst:
         raise ValueError("more units than the burst holds never pass")
-    ticks, taken = now * rate.quota, cost * _unit(rate, share)
+    ticks = now * rate.quota
+    taken = cost * (rate.window if share == FULL else _unit(rate, share))
     new = (tat if tat > ticks else ticks) + taken
     most = rate.burst * rate.window
     over = new - ticks - (most if most > taken else taken)
@@ -64,8 +65,8 @@ def refunded(rate: Rate, tat: int, *, cost: int = 1, share: int = FULL) -> int:
 
 def read(rate: Rate, tat: int, now: int, *, share: int = FULL) -> Reading:
     """Read what is left, without taking anything."""
-    unit, most = _unit(rate, share), rate.burst * rate.window
-    if unit > most:
+    unit, most = rate.window, rate.burst * rate.window
+    if share != FULL and (unit := _unit(rate, share)) > most:
         most = unit
     debt = tat - now * rate.quota
     if debt <= 0:
@@ -76,4 +77,5 @@ def read(rate: Rate, tat: int, now: int, *, share: int = FULL) -> Reading:
 
 
 def _unit(rate: Rate, share: int) -> int:
+    """Return the ticks of one unit under a share; those of all of it are the window's."""
     return rate.window if share == FULL else -(-rate.window * FULL // share)

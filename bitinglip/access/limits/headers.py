@@ -1,6 +1,7 @@
 """The headers of limits, in both families, from one reading: bytes, made once for a response."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from bitinglip.access.limits.gcra import SECOND, Reading
 from bitinglip.access.limits.policy import CONCURRENT, Policy
@@ -37,7 +38,7 @@ def limit_headers(
         if remaining < readings[tightest].remaining:
             tightest = index
         seconds = -(-next_unit // SECOND)
-        items.append(b'"%b";r=%d;t=%d' % (policy.rates[index].name.encode(), remaining, seconds))
+        items.append(b"%b%d;t=%d" % (_item(policy.rates[index].name), remaining, seconds))
     least = readings[tightest]
     return (
         (b"ratelimit-policy", policy.header),
@@ -46,6 +47,12 @@ def limit_headers(
         (b"x-ratelimit-remaining-requests", b"%d" % least.remaining),
         (b"x-ratelimit-reset-requests", duration(least.reset)),
     )
+
+
+@lru_cache(maxsize=64)
+def _item(name: str) -> bytes:
+    """Return how an item of RateLimit begins."""
+    return b'"%b";r=' % name.encode()
 
 
 def full_headers(policy: Policy, readings: Sequence[Reading]) -> Headers:

@@ -30,9 +30,9 @@ class Limit(NamedTuple):
     rate: Rate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """All limits of one tier's requests to one route."""
+    """All limits of one tier's requests to one route; each is made once, and is only itself."""
 
     rates: tuple[Limit, ...] = ()
     places: int | None = None  #: requests at once

@@ -148,7 +148,7 @@ class Meter:
         if not admitted:
             if error := self._refusal(plan, account, wanted):
                 raise error
-            taken = rates.take(key_id, wanted[TOKENS]) if rates is not None else None
+            taken = rates.take(key_id, wanted[TOKENS]) if rates is not None and limited else None
         _add(account.reserved, wanted)
         return Reservation(key_id, model, account, wanted, recorded, taken)
 

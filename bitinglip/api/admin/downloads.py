@@ -157,15 +157,9 @@ class _Events(Response):
         interval = self._services.settings.server.stream_comment_interval
         writer = StreamWriter(scope, send, media_type=None, interval=interval)
         with suppress(ClientGone):
-            async with Connection(receive, writer.idle), aclosing(self._states()) as states:
-                await writer.begin()
-                async for download in states:
-                    name = download.state if download.ended else "progress"
-                    data = msgspec.json.encode(download_info(download))
-                    await writer.write(sse(data, name), last=download.ended)
-                    if download.ended:
-                        return
-                await writer.write(b"", last=True)
+            async with aclosing(self._states()) as states:
+                with Connection(receive, writer.idle):
+                    await _tell(writer, states)
 
     async def _states(self) -> AsyncGenerator[Download]:
         """Yield the download's states for as long as the watcher may see them."""
@@ -179,3 +173,15 @@ class _Events(Response):
         return self._is_anonymous or self._services.tokens.grants(
             self._credential, Scope.CLUSTER_WRITE, download.wanted.name
         )
+
+
+async def _tell(writer: StreamWriter, states: AsyncGenerator[Download]) -> None:
+    """Write an event for each state; the last one is that of the end, if it comes."""
+    await writer.begin()
+    async for download in states:
+        name = download.state if download.ended else "progress"
+        data = msgspec.json.encode(download_info(download))
+        await writer.write(sse(data, name), last=download.ended)
+        if download.ended:
+            return
+    await writer.write(b"", last=True)

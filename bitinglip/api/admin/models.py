@@ -22,7 +22,8 @@ from bitinglip.errors import InsufficientScope, InvalidModel, InvalidRequest, Mo
 from bitinglip.scheduling.placement.fit import fit_info
 from bitinglip.wire.admin.downloads import downloading_model
 from bitinglip.wire.admin.models import ImportModelRequest
-from bitinglip.wire.model_lookup import check_model
+from bitinglip.wire.model_lookup import check_has_base, check_model
+from model_store.adapters import check_removable
 from model_store.manifest import Manifest
 
 native = APIRouter(prefix="/api/v1/models", tags=["models"])
@@ -53,7 +54,7 @@ async def list_models(request: Request) -> Response:
     )
 
 
-@native.post("/import", openapi_extra=json_body(ImportModelRequest))
+@native.post("/import", status_code=201, openapi_extra=json_body(ImportModelRequest))
 @requires_scope(Scope.ADMIN)
 @audited(Action.MODEL_IMPORT)
 async def import_model(request: Request) -> Response:
@@ -83,6 +84,7 @@ async def load_model(request: Request, model_id: str) -> Response:
     """Load a model; the answer comes when it is ready."""
     services = services_of(request)
     manifest = find_model(request, model_id)
+    check_has_base(manifest)
     before = services.operations.status(manifest.name)
     await services.operations.load(manifest.name)
     _note_status(request, manifest.name, before)
@@ -134,6 +136,7 @@ async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a model from the store. Raises ModelInUse."""
     services = services_of(request)
     manifest = find_model(request, model_id)
+    check_removable(manifest.name, services.store.listing.all())
     await services.operations.unload(manifest.name)
     if services.operations.in_use(manifest.name):
         raise ModelInUse("The model was requested again in the meantime.", param="model")

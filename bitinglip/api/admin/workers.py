@@ -1,6 +1,4 @@
-"""Routes of the worker processes and of the state of the cluster."""
-
-from dataclasses import asdict
+"""Routes of the worker processes."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,10 +13,8 @@ from bitinglip.api.paging import read_page
 from bitinglip.api.services import services_of
 from bitinglip.audit.entry import Action
 from bitinglip.scheduling.models.operations import WorkerView
-from bitinglip.wire.admin.cluster import device_info, model_state_info, reservation_info
 from bitinglip.wire.admin.workers import worker_info
 from bitinglip.wire.model_lookup import check_model
-from workers.confinement import Kernel
 
 router = APIRouter(prefix="/api/v1", tags=["cluster"])
 
@@ -77,33 +73,3 @@ def _check_worker(request: Request, worker_id: str) -> None:
         if view.model is not None:
             check_model(caller_of(request), view.model)
         note_change(request, before={"model": view.model, "pid": view.pid, "state": view.state})
-
-
-@router.get("/cluster/status")
-@requires_scope(Scope.CLUSTER_READ)
-async def cluster_status(request: Request) -> Response:
-    """Show devices, memory, models, queues and workers at this moment."""
-    services, caller = services_of(request), caller_of(request)
-    dispatcher, operations = services.dispatcher, services.operations
-    return json_response(
-        {
-            "status": "draining" if dispatcher.draining else "running",
-            "in_flight": dispatcher.in_flight,
-            "queued": dispatcher.queued,
-            "load": round(dispatcher.overload.value, 3),
-            "devices": [device_info(view) for view in operations.devices()],
-            "missing_card": operations.device_problems().get("card"),
-            "reservations": [
-                reservation_info(view)
-                for view in operations.reservations()
-                if caller.may_use(view.model)
-            ],
-            "models": [
-                model_state_info(name, services.settings.model(name), dispatcher, operations)
-                for name in services.store.names()
-                if caller.may_use(name)
-            ],
-            "workers": [worker_info(view) for view in _workers(request)],
-            "confinement": {"mode": services.settings.workers.confine, **asdict(Kernel.find())},
-        }
-    )

@@ -11,11 +11,11 @@ from bitinglip.api.batches.client_files import find_file
 from bitinglip.api.batches.owned import owner_of, read_limit
 from bitinglip.api.body import json_response, read_body
 from bitinglip.api.documentation import json_body
-from bitinglip.api.lookup import check_owner
 from bitinglip.api.services import services_of
 from bitinglip.batches.files import INPUT
 from bitinglip.errors import InvalidRequest, NotFound
 from bitinglip.wire.batches import Batch, BatchRequest, shown_batch
+from bitinglip.wire.model_lookup import check_owner
 from bitinglip.wire.openai_lists import page_of
 
 _LISTED, _MOST_LISTED = 20, 100

@@ -14,11 +14,11 @@ from bitinglip.api.batches.owned import owner_of, read_limit
 from bitinglip.api.body import json_response
 from bitinglip.api.documentation import form_body
 from bitinglip.api.forms import read_form, single_file
-from bitinglip.api.lookup import check_owner
 from bitinglip.api.services import services_of
 from bitinglip.db.tables import ClientFile
 from bitinglip.errors import Conflict, FileGone, InvalidRequest
 from bitinglip.wire.batches import FileFields, file_object
+from bitinglip.wire.model_lookup import check_owner
 from bitinglip.wire.openai_lists import page_of
 
 _MOST_LISTED = 10_000

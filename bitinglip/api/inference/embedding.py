@@ -12,16 +12,16 @@ from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
-from bitinglip.api.job_context import job_context
+from bitinglip.api.job_context import asking, job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.wire.embedding import native as native_wire
 from bitinglip.wire.embedding.openai import EmbeddingRequest
-from bitinglip.wire.embedding.openai_view import EmbeddingView
 from bitinglip.wire.embedding.rerank import RerankRequest, RerankView
 from bitinglip.wire.model_lookup import check_embeds
+from bitinglip.wire.prepared import prepare_embedding
 
 native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
 openai = APIRouter(prefix="/v1", tags=["openai"])
@@ -44,14 +44,8 @@ async def create_embeddings(request: Request) -> Response:
     """Make a vector of each text."""
     services = services_of(request)
     body = await read_body(request, EmbeddingRequest)
-    _check_model(request, body.model)
-    job = body.to_job(job_context(request, body.model))
-    view = partial(
-        EmbeddingView,
-        request_id=request_id_of(request),
-        encoding=body.encoding_format or "float",
-    )
-    return JobResponse(services.dispatcher, services.uploads, job, view)
+    prepared = prepare_embedding(asking(request), body)
+    return JobResponse(services.dispatcher, services.uploads, prepared.job, prepared.view)
 
 
 @openai.post("/rerank", openapi_extra=json_body(RerankRequest))

@@ -1,10 +1,8 @@
 """Responses, on OpenAI's surface: made, and where the client does not object, kept."""
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
 
 import msgspec
 from fastapi import APIRouter
@@ -17,32 +15,20 @@ from bitinglip.api.auth import caller_of, requires_scope
 from bitinglip.api.body import input_memory, json_response, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.guarding import checked_job
-from bitinglip.api.job_context import job_context
+from bitinglip.api.job_context import asking
 from bitinglip.api.job_response import FollowedJob, JobResponse
-from bitinglip.api.lookup import check_owner, find_model_of
 from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import Services, services_of
-from bitinglip.errors import InternalError, InvalidRequest, NotFound, TaskNotFound
+from bitinglip.errors import InternalError, InvalidRequest, TaskNotFound
 from bitinglip.scheduling.event_log import EventLog
-from bitinglip.scheduling.job import Claim, Job, new_task_id
-from bitinglip.tasks.responses import (
-    MOST_BYTES,
-    MOST_TURNS,
-    OPEN,
-    KeptResponse,
-    Responses,
-    missing,
-    too_much,
-)
-from bitinglip.wire.model_lookup import check_model
+from bitinglip.scheduling.job import Claim
+from bitinglip.tasks.responses import OPEN, KeptResponse
 from bitinglip.wire.openai_lists import page_of
-from bitinglip.wire.responses.items import Shown, shown_items
-from bitinglip.wire.responses.kept import kept_input, referred, resolved
+from bitinglip.wire.responses.asked import Asked, Keep, find_response, prepare_response
+from bitinglip.wire.responses.items import Shown
 from bitinglip.wire.responses.output import failed
-from bitinglip.wire.responses.request import ResponsesRequest, id_of_response, task_id
+from bitinglip.wire.responses.request import ResponsesRequest, task_id
 from bitinglip.wire.responses.view import InputTokensView, ResponseView
-from bitinglip.wire.text.length import check_length
-from workers import protocol
 
 _MOST_DIGITS = 9
 
@@ -56,7 +42,7 @@ async def create_response(request: Request) -> Response:
     body = await read_body(request, ResponsesRequest)
     services, asked = services_of(request), await _asked(request, body)
     echo = body.echo(asked.job)
-    keep = _Keep(services.responses, asked, echo) if body.stores else None
+    keep = Keep(services.responses, asked, echo) if body.stores else None
     if keep is not None:
         await services.responses.check_space(asked.items)
         if body.background:
@@ -126,57 +112,13 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     return json_response(page_of(items[begin : begin + limit + 1], limit))
 
 
-class _Asked(NamedTuple):
-    """Holds the job that a request asks for, and the items that the request itself has brought."""
-
-    job: Job
-    items: list[Shown]
-
-
-async def _asked(request: Request, body: ResponsesRequest) -> _Asked:
-    """Make the job; what is read of the store for it counts as input of the caller's.
-
-    Raises InvalidRequest, ContextLengthExceeded, QueueFull, or what is wrong with a model.
-    """
-    manifest, new_id = find_model_of(request, body.model, "text"), new_task_id()
-    context = job_context(request, body.model)
-    own_items = shown_items(body.input, id_of_response(new_id))
-    with input_memory(request) as grow:
-        items = await _with_references(request, own_items, grow)
-        history = await _history(request, body.previous_response_id, grow)
-        job = body.to_job(context, [*history, *items], new_id)
-        check_length(job, manifest, context.model_settings.max_context)
-    return _Asked(job, items)
+async def _asked(request: Request, body: ResponsesRequest) -> Asked:
+    """Make the job. Raises as ``prepare_response`` does."""
+    kept = services_of(request).responses
+    return await prepare_response(asking(request), body, kept, input_memory(request))
 
 
-class _Keep:
-    """Keeps one response, with what the guard has let through of its input."""
-
-    def __init__(self, kept: Responses, asked: _Asked, echo: Shown) -> None:
-        self.job = asked.job
-        self.echo = echo
-        self._kept = kept
-        self._items = asked.items
-
-    async def __call__(self, response: Shown, event_log: EventLog) -> None:
-        await self.write(response, event_log.job)
-
-    async def write(self, response: Shown, checked: Job) -> None:
-        """Write it. Raises DiskFull or DatabaseUnavailable."""
-        sent, read = self.job.work, checked.work
-        assert isinstance(sent, protocol.TextJob)
-        assert isinstance(read, protocol.TextJob)
-        instructed = bool(self.echo["instructions"])
-        changed = kept_input(sent, read, instructed=instructed, response_id=response["id"])
-        previous = self.echo["previous_response_id"] if changed is None else None
-        items = self._items if changed is None else changed
-        await self._kept.add(checked.key_id, items, response, previous_id=previous)
-
-    async def delete(self) -> None:
-        await self._kept.delete(self.echo["id"], self.job.id)
-
-
-async def _in_background(request: Request, keep: _Keep, *, stream: bool) -> Response:
+async def _in_background(request: Request, keep: Keep, *, stream: bool) -> Response:
     """Accept the response as a task; its row is there before anybody can ask for it."""
     services, job = services_of(request), keep.job
     if job.guard is not None:
@@ -218,11 +160,8 @@ async def _cancel(services: Services, row: KeptResponse) -> KeptResponse:
 
 
 async def _find(request: Request, response_id: str) -> KeptResponse:
-    """Return a response of the caller's. Raises NotFound, InsufficientScope or ModelNotAllowed."""
-    row, caller = await services_of(request).responses.get(response_id), caller_of(request)
-    check_owner(caller, row.key_id, "text", missing)
-    check_model(caller, row.model)
-    return row
+    """Return a response of the caller's. Raises as ``find_response`` does."""
+    return await find_response(services_of(request).responses, caller_of(request), response_id)
 
 
 async def _shown(services: Services, row: KeptResponse) -> Shown:
@@ -239,50 +178,6 @@ async def _shown(services: Services, row: KeptResponse) -> Shown:
         return (await services.responses.get(row.id)).response
     status = {"running": "in_progress", "cancelled": "cancelled"}.get(task.status, "queued")
     return {**row.response, "status": status}
-
-
-def _owner(request: Request) -> str | None:
-    """Return the key whose responses the caller may continue; None: any key's."""
-    caller = caller_of(request)
-    return None if caller.may(Scope.ADMIN) else caller.key_id
-
-
-async def _history(
-    request: Request, previous_id: str | None, grow: Callable[[int], None]
-) -> list[Shown]:
-    """Return all items before the request's own.
-
-    Raises InvalidRequest, ContextLengthExceeded, ModelNotAllowed or QueueFull.
-    """
-    if previous_id is None:
-        return []
-    turns = await services_of(request).responses.turns(previous_id, _owner(request))
-    for turn in turns:
-        check_model(caller_of(request), turn.model)
-    grow(sum(turn.size for turn in turns))
-    return await asyncio.to_thread(lambda: [item for turn in turns for item in turn.items()])
-
-
-async def _with_references(
-    request: Request, items: list[Shown], grow: Callable[[int], None]
-) -> list[Shown]:
-    """Put stored items in the places of those that refer to them.
-
-    Raises InvalidRequest, ContextLengthExceeded, InsufficientScope, ModelNotAllowed or QueueFull.
-    """
-    known: dict[str, Shown] = {}
-    named, size = sorted(referred(items)), 0
-    if len(named) > MOST_TURNS:
-        raise too_much("input")
-    for each in named:
-        with suppress(NotFound):
-            row = await _find(request, each)
-            size += row.size
-            if size > MOST_BYTES:
-                raise too_much("input")
-            grow(row.size)
-            known |= {item["id"]: item for item in await asyncio.to_thread(row.items)}
-    return resolved(items, known)
 
 
 def _number(query: Mapping[str, str], name: str, otherwise: int) -> int:

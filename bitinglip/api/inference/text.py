@@ -1,7 +1,5 @@
 """Text generation, on the native surface and on OpenAI's."""
 
-from functools import partial
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,18 +10,16 @@ from bitinglip.api.auth import requires_scope
 from bitinglip.api.body import note_fields, read_body
 from bitinglip.api.documentation import json_body
 from bitinglip.api.inference.respond import respond, wants_background
-from bitinglip.api.job_context import job_context
+from bitinglip.api.job_context import asking, job_context
 from bitinglip.api.job_response import JobResponse
 from bitinglip.api.lookup import find_model_of
-from bitinglip.api.request_context import request_id_of
 from bitinglip.api.services import services_of
 from bitinglip.errors import UnsupportedParameter
+from bitinglip.wire.prepared import prepare_text
 from bitinglip.wire.text.completions import CompletionRequest
 from bitinglip.wire.text.length import check_length
 from bitinglip.wire.text.native import TextGenerationRequest
 from bitinglip.wire.text.openai import ChatCompletionRequest
-from bitinglip.wire.text.openai_view import ChatView, CompletionView
-from bitinglip.wire.text.switches import Switches
 
 native = APIRouter(prefix="/api/v1/inference", tags=["inference"])
 openai = APIRouter(prefix="/v1", tags=["openai"])
@@ -51,33 +47,18 @@ async def generate_text(request: Request) -> Response:
 @requires_scope(Scope.TEXT, LimitClass.INFERENCE)
 async def chat_completions(request: Request) -> Response:
     """Write the next turn of a conversation."""
-    return _respond(request, await read_body(request, ChatCompletionRequest), ChatView)
+    return _respond(request, await read_body(request, ChatCompletionRequest))
 
 
 @openai.post("/completions", openapi_extra=json_body(CompletionRequest))
 @requires_scope(Scope.TEXT, LimitClass.INFERENCE)
 async def completions(request: Request) -> Response:
     """Continue a text."""
-    return _respond(request, await read_body(request, CompletionRequest), CompletionView)
+    return _respond(request, await read_body(request, CompletionRequest))
 
 
-def _respond(
-    request: Request,
-    body: ChatCompletionRequest | CompletionRequest,
-    view: type[ChatView] | type[CompletionView],
-) -> Response:
-    services = services_of(request)
-    manifest = find_model_of(request, body.model, "text")
-    context = job_context(request, body.model)
-    if isinstance(body, Switches) and (
-        unknown := body.unknown_switches(manifest.template_switches)
-    ):
-        note_fields(request, unknown)
-    job = body.to_job(context)
-    check_length(job, manifest, context.model_settings.max_context)
-    return JobResponse(
-        services.dispatcher,
-        services.uploads,
-        job,
-        partial(view, request_id=request_id_of(request), include_usage=body.include_usage),
-    )
+def _respond(request: Request, body: ChatCompletionRequest | CompletionRequest) -> Response:
+    services, prepared = services_of(request), prepare_text(asking(request), body)
+    if prepared.ignored:
+        note_fields(request, prepared.ignored)
+    return JobResponse(services.dispatcher, services.uploads, prepared.job, prepared.view)

@@ -14,13 +14,12 @@ from bitinglip.api.auth import (
     failed_login,
     requires_inference_scope,
 )
-from bitinglip.api.lookup import check_owner
 from bitinglip.api.paging import check_query
 from bitinglip.api.services import services_of
 from bitinglip.db.tables import StoredFile
 from bitinglip.errors import FileGone, InvalidToken
 from bitinglip.wire.kinds import KINDS
-from bitinglip.wire.model_lookup import check_model
+from bitinglip.wire.model_lookup import check_model, check_owner
 
 router = APIRouter(prefix="/api/v1/files", tags=["tasks"])
 

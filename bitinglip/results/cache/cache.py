@@ -206,7 +206,7 @@ class ResponseCache:
         event_log = flight.event_log
         try:
             final = await event_log.end()
-            if isinstance(final, protocol.Success):
+            if isinstance(final, protocol.Succeeds):
                 flight.shared = is_whole(final) and not event_log.altered
                 flight.answer = await self._pack(event_log) if flight.shared else None
             elif isinstance(final, protocol.Failed):

@@ -6,6 +6,7 @@ labels are no part of it.
 """
 
 import hashlib
+import operator
 from collections.abc import Mapping
 from typing import Any, assert_never
 
@@ -14,10 +15,13 @@ import msgspec
 from bitinglip.access.keys import Caller
 from bitinglip.scheduling.job import Job
 from bitinglip.settings import Model, Settings
+from model_store.adapters import adapters_of
 from model_store.errors import UnknownModel
 from model_store.manifest import Manifest
 from model_store.store import ModelStore
 from workers import protocol
+
+Manifests = tuple[Manifest | None, ...]
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -71,7 +75,7 @@ class Identity:
     def __init__(self, settings: Settings, store: ModelStore) -> None:
         self._settings = settings
         self._store = store
-        self._models: dict[str, tuple[tuple[Manifest | None, ...], Model, bytes]] = {}
+        self._models: dict[str, tuple[Manifests, Model, bytes]] = {}
 
     def key(self, job: Job, caller: Caller, uploads: Mapping[str, str]) -> bytes:
         """Return the key of a request. Raises UnknownModel."""
@@ -95,18 +99,28 @@ class Identity:
 
     def _model(self, name: str) -> bytes:
         own = self._settings.model(name)
-        manifests = (self._store.get(name), self._vocoder(own))
+        manifest = self._store.get(name)
+        manifests = (manifest, self._vocoder(own), *self._beside(manifest))
         known = self._models.get(name)
-        if known is not None and known[1] is own and all(map(_same, known[0], manifests)):
+        if known is not None and known[1] is own and _same(known[0], manifests):
             return known[2]
         digest = hashlib.sha256(_encode((name, own.model_dump(mode="json"))))
-        for manifest in manifests:
-            if manifest is not None:
-                files = sorted((each.path, each.sha256) for each in manifest.files)
-                facts = (manifest.revision, manifest.engine, manifest.created_at, files)
+        for part in manifests:
+            if part is not None:
+                files = sorted((each.path, each.sha256) for each in part.files)
+                facts = (part.revision, part.engine, part.created_at, files)
                 digest.update(_encode(facts))
         self._models[name] = manifests, own, digest.digest()
         return digest.digest()
+
+    def _beside(self, manifest: Manifest) -> list[Manifest]:
+        """Return what an answer depends on besides the model: an adapter's base, the LoRAs of an
+        image model."""
+        if manifest.adapter_of is not None:
+            return [self._store.get(manifest.adapter_of)]
+        if manifest.kind != "image":
+            return []
+        return adapters_of(manifest.name, self._store.listing.all())
 
     def _vocoder(self, own: Model) -> Manifest | None:
         """Return the manifest of the vocoder that speaks for the model, if it is in the store."""
@@ -118,5 +132,5 @@ class Identity:
             return None
 
 
-def _same(known: Manifest | None, present: Manifest | None) -> bool:
-    return known is present
+def _same(known: Manifests, present: Manifests) -> bool:
+    return len(known) == len(present) and all(map(operator.is_, known, present))

@@ -41,11 +41,11 @@ def is_whole(final: protocol.Final) -> bool:
 
 def pack(event_log: EventLog, files: tuple[bytes, ...]) -> Answer:
     """Encode the events of a job that succeeded."""
-    assert isinstance(event_log.final, protocol.Success)
+    assert isinstance(event_log.final, protocol.Succeeds)
     output = [
         _of(each, "")
         for each in event_log.events
-        if not isinstance(each, Queued | Loading | protocol.Final)
+        if not isinstance(each, Queued | Loading | protocol.Ends)
     ]
     return Answer(_encode(output), _encode(_of(event_log.final, "")), files)
 

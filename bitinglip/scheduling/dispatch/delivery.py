@@ -184,7 +184,7 @@ class Delivery:
                     entry.event_log.put(event)
                 elif (refused := put_guarded(entry.event_log, event)) is not None:
                     self.fail(entry, refused)
-                if isinstance(event, protocol.Final):
+                if isinstance(event, protocol.Ends):
                     ended.add(entry.event_log.job.model)
                     self._end(entry, entry.replica, event)
         finally:
@@ -209,7 +209,7 @@ class Delivery:
         model_queue.waiting.charge(entry.share, done - entry.cost)
         seconds = self._clock() - (entry.event_log.dispatched or self._clock())
         replica.measured(done, seconds)
-        if isinstance(final, protocol.Success):
+        if isinstance(final, protocol.Succeeds):
             model_queue.service_time.ended(seconds)
             replica.answered_at = self._clock()
 
@@ -370,7 +370,7 @@ class Delivery:
 
 def _with_results(worker: Worker, job: Job, event: protocol.JobEvent) -> protocol.JobEvent:
     """Take the files of a job that succeeded from its worker's folder, which ends with it."""
-    if not isinstance(event, protocol.ImageDone | protocol.SpeechDone) or worker.folder is None:
+    if not isinstance(event, (protocol.ImageDone, protocol.SpeechDone)) or worker.folder is None:
         return event
     assert isinstance(job.work, protocol.ImageJob | protocol.SpeechJob)
     return take_results(event, worker.folder, Path(job.work.folder))

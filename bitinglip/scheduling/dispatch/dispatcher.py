@@ -59,8 +59,7 @@ class Dispatcher:
         self.overload = OverloadController()
         self.draining = False
 
-    @contextmanager
-    def open(self, job: Job, *, admitted: bool = False) -> Iterator[EventLog]:
+    def open(self, job: Job, *, admitted: bool = False) -> "_OpenJob":
         """Admit a job and hold its event log open around the whole answer.
 
         Leaving ends the job if it still runs and releases what it holds; no other code does. Raises
@@ -68,13 +67,7 @@ class Dispatcher:
         request in quarantine), QuotaExceeded or RateLimitExceeded (of tokens) before any work is
         done. The last two are not raised for what an earlier run of the server ``admitted``.
         """
-        entry = self._admit(job, admitted=admitted)
-        timer = asyncio.get_running_loop().call_later(job.timeout, self._expire, entry)
-        try:
-            yield entry.event_log
-        finally:
-            timer.cancel()
-            self._leave(entry)
+        return _OpenJob(partial(self._admit, job, admitted=admitted), self._expire, self._leave)
 
     def share(self, rank: int) -> float:
         """Return the part of its rates that a tier of this priority keeps under lasting load."""
@@ -259,8 +252,9 @@ class Dispatcher:
 
     def _most_used(self, job: Job) -> Units:
         manifest = self._manager.model_state(job.model).manifest
-        known = (self._settings.model(job.model).max_context, manifest.max_context)
-        context = min((tokens for tokens in known if tokens), default=None)
+        context = self._settings.model(job.model).max_context or manifest.max_context
+        if context and manifest.max_context and manifest.max_context < context:
+            context = manifest.max_context
         return most_used(job, context=context, gpu_us=self._meter.expected_gpu(job.model))
 
     def _check(self, job: Job) -> None:
@@ -269,7 +263,10 @@ class Dispatcher:
         self._manager.check(job.model)
         model_queue = self.delivery.model_queue(job.model)
         replicas = self._manager.serving(job.model)
-        if not any(replica.free_slots > 0 for replica in replicas):
+        for replica in replicas:
+            if replica.free_slots > 0:
+                break
+        else:
             self._check_queue(job, model_queue, sum(replica.slots for replica in replicas))
         if job in self.delivery.quarantine:
             raise errors.WorkerCrashed(
@@ -332,12 +329,41 @@ class Dispatcher:
             self._metrics.tokens_cached(model=event_log.job.model, count=final.cached_tokens)
         if isinstance(final, protocol.ImageDone):
             self._metrics.images_made(model=event_log.job.model, count=len(final.images))
-        if isinstance(final, protocol.SpeechDone | protocol.TranscriptionDone):
+        if isinstance(final, (protocol.SpeechDone, protocol.TranscriptionDone)):
             self._metrics.audio_done(model=event_log.job.model, seconds=final.duration)
+
+
+class _OpenJob:
+    """Holds a job from its admission until its caller leaves; see ``Dispatcher.open``.
+
+    A generator in its place would cost as much as a check of a key.
+    """
+
+    __slots__ = ("_admit", "_entry", "_expire", "_leave", "_timer")
+
+    def __init__(
+        self,
+        admit: Callable[[], InFlightJob],
+        expire: Callable[[InFlightJob], None],
+        leave: Callable[[InFlightJob], None],
+    ) -> None:
+        self._admit = admit
+        self._expire = expire
+        self._leave = leave
+
+    def __enter__(self) -> EventLog:
+        self._entry = entry = self._admit()
+        seconds = entry.event_log.job.timeout
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, entry)
+        return entry.event_log
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._leave(self._entry)
 
 
 def _end_of(final: protocol.Final) -> str:
     """Return how a job ended, in the words of the metrics."""
-    if isinstance(final, protocol.Success):
+    if isinstance(final, protocol.Succeeds):
         return "done"
     return "failed" if isinstance(final, protocol.Failed) else "cancelled"

@@ -35,7 +35,7 @@ class Sessions(Generic[T]):
         self._waiting: dict[str, deque[T]] = {}  #: by the replica's id
 
     def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, self._waiting.values())) if self._waiting else 0
 
     def __iter__(self) -> Iterator[T]:
         return (item for waiting in self._waiting.values() for item in waiting)

@@ -13,8 +13,9 @@ from bitinglip.scheduling.models.state import ModelState, Replica
 from bitinglip.scheduling.placement.ledger import Ledger
 from bitinglip.scheduling.placement.split import is_even
 from bitinglip.settings import Settings, SpeechModel
+from model_store.adapters import adapters_of, missing_base, weights_file
 from model_store.errors import StoreError, UnknownModel
-from model_store.manifest import Manifest
+from model_store.manifest import ADAPTER, Manifest
 from model_store.page_cache import PageCache, give_back
 from model_store.store import ModelStore
 from workers import protocol
@@ -150,7 +151,7 @@ class ReplicaLoader:
         if self._page_cache is not None:
             self._page_cache.drop(replica.model)
         if any(device.unified for device in self._facts.devices if device.id in replica.devices):
-            await asyncio.to_thread(give_back, self._store.path(replica.model))
+            await asyncio.to_thread(give_back, self._store.weights_path(replica.model))
 
     async def _has_room(self, replica: Replica) -> bool:
         """Wait for memory that ended workers have not given back; False if others took it."""
@@ -193,7 +194,7 @@ class ReplicaLoader:
         if cache is None or not cache.reads_first or name in cache.held:
             return 0
         try:
-            return await asyncio.to_thread(cache.keep, name, self._store.path(name))
+            return await asyncio.to_thread(cache.keep, name, self._store.weights_path(name))
         except asyncio.CancelledError:
             cache.drop(name)  # which ends the reading
             raise
@@ -229,7 +230,7 @@ class ReplicaLoader:
         """Keep the files in RAM of a model that was just evicted, or will be loaded soon."""
         cache = self._page_cache
         if cache is not None and manifest.name not in cache.held:
-            folder = self._store.path(manifest.name)
+            folder = self._store.weights_path(manifest.name)
 
             async def keep() -> None:
                 await asyncio.to_thread(cache.keep, manifest.name, folder)
@@ -247,7 +248,21 @@ class ReplicaLoader:
             ) from error
         return protocol.SpeechOptions(vocoder=vocoder, voices=own.voices)
 
+    def _loras(self, manifest: Manifest) -> dict[str, str]:
+        """Return the LoRA files of an image model by name: those that its settings name, itself if
+        it is one, else those in the store that were made for it."""
+        own = self._settings.model(manifest.name).image.loras
+        if manifest.kind != "image":
+            return own
+        there = self._store.listing.all()
+        found = [manifest] if manifest.adapter_of else adapters_of(manifest.name, there)
+        return {
+            each.name: str(self._store.path(each.name) / weights_file(each)) for each in found
+        } | own
+
     def _spec(self, manifest: Manifest, replica: Replica, kind: str) -> protocol.Load:
+        if manifest.kind == ADAPTER:
+            raise StartFailed("MODEL_LOAD_FAILED", missing_base(manifest))
         own = self._settings.model(manifest.name)
         workers = self._settings.workers
         offload = self._facts.load_config(manifest, kind).offload
@@ -255,7 +270,8 @@ class ReplicaLoader:
         return protocol.Load(
             model=manifest.name,
             engine=own.engine or manifest.engine,
-            path=str(self._store.path(manifest.name)),
+            path=str(self._store.weights_path(manifest.name)),
+            adapter=str(self._store.path(manifest.name)) if manifest.adapter_of else None,
             device="cuda" if kind == "cuda" else "cpu",
             visible_devices=self._facts.visible_devices(replica) if kind == "cuda" else "",
             device_weights=self._facts.device_weights(manifest, replica) if kind == "cuda" else (),
@@ -272,7 +288,8 @@ class ReplicaLoader:
                 offload="none" if kind == "fake" else offload,
                 compile=own.image.compile,
                 step_cache=own.image.step_cache,
-                loras=own.image.loras,
+                loras=self._loras(manifest),
+                own_lora=manifest.name if manifest.adapter_of else None,
                 width=own.image.width or side,
                 height=own.image.height or side,
             ),

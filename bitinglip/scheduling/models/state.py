@@ -91,7 +91,7 @@ class Replica:
     @property
     def accelerators(self) -> int:
         """Count the devices that it works on, without the CPU."""
-        return sum(device != "cpu" for device in self.devices)
+        return len(self.devices) - ("cpu" in self.devices)
 
     @property
     def health(self) -> float:

@@ -10,7 +10,7 @@ from bitinglip.scheduling.placement.estimate import own_dtype
 from bitinglip.wire.body import Body
 from bitinglip.wire.kinds import KINDS
 from bitinglip.wire.schema import schema_of
-from model_store.manifest import RERANK, Manifest
+from model_store.manifest import ADAPTER, RERANK, Manifest
 from model_store.sizes import size_text
 from model_store.voices import voices_of
 from workers import protocol
@@ -46,6 +46,8 @@ def model_type(manifest: Manifest) -> str:
 
 
 def _kind(manifest: Manifest) -> str:
+    if manifest.kind == ADAPTER:  # without its base; with it, it is of the base's kind
+        return manifest.engine
     return "text" if manifest.engine == "fake" else manifest.kind
 
 
@@ -77,7 +79,8 @@ def model_info(
         "model_id": manifest.name,
         "name": manifest.name,
         "type": kind,
-        "kind": manifest.kind,
+        "kind": ADAPTER if manifest.adapter_of else manifest.kind,
+        "base": manifest.adapter_of or manifest.base,
         "task": task_of(manifest),
         "description": manifest.description,
         "size": size_text(manifest.total_bytes),
@@ -99,6 +102,8 @@ def model_info(
         "max_context": (ready and ready.max_context) or manifest.max_context,
         "dtype": (ready and ready.dtype) or own_dtype(manifest),
         "device": ready and ready.device,
+        # Why a loaded model's texts are computed one by one; null where they are batched.
+        "sequential": ready and ready.sequential,
         "parameters": manifest.parameters,
         "bytes": manifest.total_bytes,
         "source": manifest.source,

@@ -226,22 +226,33 @@ def check_name(namespace: str | None, name: str | None) -> None:
 
 
 def reasoning_item(
-    item_id: str, text: str, status: str = "completed", *, packed: bool = False
+    item_id: str,
+    text: str,
+    status: str = "completed",
+    *,
+    packed: bool = False,
+    summarised: bool = False,
 ) -> Shown:
     """Describe what the model thought.
 
     ``packed``: some clients send nothing of it back but what is called encrypted, so the text is
-    there once more. It is no secret: the client has it.
+    there once more. It is no secret: the client has it. ``summarised``: clients that ask for a
+    summary show nothing else, so the text stands in its place.
     """
-    content = [{"type": "reasoning_text", "text": text}] if text else []
+    content = [{"type": "reasoning_text", "text": text}] if text and not summarised else []
+    summary = [summary_text(text)] if text and summarised else []
     return {
         "id": item_id,
         "type": "reasoning",
         "status": status,
-        "summary": [],
+        "summary": summary,
         "content": content,
         "encrypted_content": _packed(text) if packed and text else None,
     }
+
+
+def summary_text(text: str) -> Shown:
+    return {"type": "summary_text", "text": text}
 
 
 def _packed(text: str) -> str:
@@ -305,7 +316,11 @@ def _is_assistants(item: Shown) -> bool:
 
 
 def _text_of(item: Shown) -> str:
-    return "".join(part.get("text") or part.get("refusal") or "" for part in item["content"])
+    return _texts(item["content"])
+
+
+def _texts(parts: Iterable[Shown]) -> str:
+    return "".join(part.get("text") or part.get("refusal") or "" for part in parts)
 
 
 class _Turn:
@@ -323,7 +338,7 @@ class _Turn:
     def add(self, item: Shown) -> None:
         match item["type"]:
             case "reasoning":
-                self._thoughts.append(_text_of(item))
+                self._thoughts.append(_texts(item["content"]) or _texts(item["summary"]))
             case "function_call":
                 name = joined_name(item.get("namespace"), item["name"])
                 call = protocol.ToolCall(id=item["call_id"], name=name, arguments=item["arguments"])

@@ -33,7 +33,7 @@ def items_of(choice: protocol.TextChoice, echo: Mapping[str, Any]) -> list[Shown
     last = "incomplete" if choice.finish_reason == "length" else "completed"
     items: list[Shown] = []
     if choice.reasoning:
-        items.append(reasoning_item(f"rs_{tail}_0", choice.reasoning, packed=is_packed(echo)))
+        items.append(thought_item(f"rs_{tail}_0", choice.reasoning, echo))
     if choice.text or not (choice.tool_calls or items):
         part = output_text(choice.text, shown_logprobs(choice.logprobs))
         items.append(message_item(f"msg_{tail}_{len(items)}", [part]))
@@ -51,9 +51,18 @@ def namespaces_of(echo: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(each["name"] for each in tools if each["type"] == "namespace")
 
 
-def is_packed(echo: Mapping[str, Any]) -> bool:
-    """Return whether reasoning is packed; a stored response is continued by its id without it."""
-    return echo.get("store") is False
+def thought_item(item_id: str, text: str, echo: Mapping[str, Any]) -> Shown:
+    """Describe the reasoning of a response.
+
+    It is packed where the response is not stored; one that is stored is continued by its id.
+    """
+    packed = echo.get("store") is False
+    return reasoning_item(item_id, text, packed=packed, summarised=is_summarised(echo))
+
+
+def is_summarised(echo: Mapping[str, Any]) -> bool:
+    """Return whether the client asked for a summary of the reasoning."""
+    return bool((echo.get("reasoning") or {}).get("summary"))
 
 
 def shown_logprobs(sampled: Iterable[protocol.TokenLogprob]) -> list[Shown]:

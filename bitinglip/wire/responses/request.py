@@ -1,7 +1,6 @@
 """OpenAI's surface takes this request for a response: a turn of a conversation, kept or not."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -71,10 +70,19 @@ class TextConfig(OpenAIBody):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+Summary = Literal["auto", "concise", "detailed", "none"]
+
+
 class Reasoning(OpenAIBody):
     effort: ReasoningEffort | None = None
-    summary: Label = None
-    generate_summary: Label = None
+    summary: Summary | None = None
+    generate_summary: Summary | None = None  #: its name before
+
+    @property
+    def asked_summary(self) -> Summary | None:
+        """Return how the reasoning is to be summarised: it is shown whole, as its summary."""
+        asked = self.summary or self.generate_summary
+        return None if asked == "none" else asked
 
 
 class ResponsesRequest(SamplingFields, OpenAIRequest):
@@ -113,11 +121,10 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
     moderation: Annotated[Any, AllowedValues((None,))] = None
     context_management: Annotated[Any, AllowedValues((None, []))] = None
 
-    @cached_property
     def ignored(self) -> list[str]:
         """Name the fields and the tools that were ignored."""
         hosted = {f"tools.{each.type}" for each in self.tools or () if each.type in LEFT_OUT}
-        return [*super().ignored, *sorted(hosted)][:MOST_NAMED]
+        return [*super().ignored(), *sorted(hosted)][:MOST_NAMED]
 
     @property
     def stores(self) -> bool:
@@ -205,8 +212,8 @@ class ResponsesRequest(SamplingFields, OpenAIRequest):
         }
 
     def _shown_reasoning(self) -> Shown:
-        asked = self.reasoning
-        return {"effort": asked.effort if asked is not None else None, "summary": None}
+        asked = self.reasoning or Reasoning()
+        return {"effort": asked.effort, "summary": asked.asked_summary}
 
     def _shown_text(self) -> Shown:
         config = self.text or TextConfig()

@@ -15,8 +15,16 @@ from bitinglip.wire.responses.items import (
     message_item,
     output_text,
     reasoning_item,
+    summary_text,
 )
-from bitinglip.wire.responses.output import ended, failed, is_packed, namespaces_of, shown_logprobs
+from bitinglip.wire.responses.output import (
+    ended,
+    failed,
+    is_summarised,
+    namespaces_of,
+    shown_logprobs,
+    thought_item,
+)
 from workers import protocol
 
 _json = msgspec.json.Encoder()
@@ -42,6 +50,7 @@ class ResponseView(OpenAIView):
         self._echo = {**echo, "status": "in_progress"}
         self._tail = str(echo["id"]).removeprefix("resp_")
         self._namespaces = namespaces_of(echo)
+        self._summarised = is_summarised(echo)
         self._keep = keep
         self._after = after
         self._number = 0
@@ -103,9 +112,9 @@ class ResponseView(OpenAIView):
         if delta.reasoning:
             if self._kind != "reasoning":
                 shown += self._add(reasoning_item(self._next_id("rs"), "", "in_progress"))
-                shown += self._part("added", {"type": "reasoning_text", "text": ""})
+                shown += self._of_thought("part.added", part=self._thought(""))
             self._pieces.append(delta.reasoning)
-            shown += self._of_part("response.reasoning_text.delta", delta=delta.reasoning)
+            shown += self._of_thought("text.delta", delta=delta.reasoning)
         if delta.text:
             shown += self._said(delta)
         for call in delta.tool_calls:
@@ -170,10 +179,9 @@ class ResponseView(OpenAIView):
             item = {**item, "arguments": text}
             shown = self._of_item("response.function_call_arguments.done", arguments=text)
         elif kind == "reasoning":
-            part = {"type": "reasoning_text", "text": text}
-            item = reasoning_item(item["id"], text, packed=is_packed(self._echo))
-            shown = self._of_part("response.reasoning_text.done", text=text)
-            shown += self._part("done", part)
+            item = thought_item(item["id"], text, self._echo)
+            shown = self._of_thought("text.done", text=text)
+            shown += self._of_thought("part.done", part=self._thought(text))
         else:
             part = output_text(text, self._logprobs)
             item = {**item, "content": [part]}
@@ -184,6 +192,17 @@ class ResponseView(OpenAIView):
         item = {**item, "status": status}
         index = self._items - 1
         return shown + self._event("response.output_item.done", output_index=index, item=item)
+
+    def _thought(self, text: str) -> Shown:
+        return summary_text(text) if self._summarised else {"type": "reasoning_text", "text": text}
+
+    def _of_thought(self, what: str, **values: Any) -> bytes:
+        """Return an event of the reasoning, or of the summary that stands in its place."""
+        if self._summarised:
+            name = f"response.reasoning_summary_{what}"
+            return self._of_item(name, summary_index=0, **values)
+        kind = "content_part" if what.startswith("part") else "reasoning_text"
+        return self._of_part(f"response.{kind}.{what.partition('.')[2]}", **values)
 
     def _part(self, what: str, part: Shown) -> bytes:
         return self._of_part(f"response.content_part.{what}", part=part)

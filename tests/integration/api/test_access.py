@@ -9,7 +9,7 @@ from bitinglip import api
 from bitinglip.access.scopes import Scope
 from bitinglip.api.auth import ANY_KEY, declared_scope
 from tests.support.api_server import EXPIRED, Served, serve
-from tests.support.http_client import error_of
+from tests.support.http_client import ask, error_of
 
 
 def test_scope_is_declared_by_every_route_that_is_not_public(served: Served) -> None:
@@ -40,7 +40,7 @@ def test_scope_is_required_by_every_route(served: Served, client: httpx.Client) 
         error_of(client.request(method, path), 401, "INVALID_API_KEY")
         for scope in Scope:
             client.headers.update(served.headers(scope))
-            response = client.request(method, path, content=b"{}")
+            response = ask(client, method, path, content=b"{}")
             if scope not in (needed, Scope.ADMIN):
                 error = error_of(response, 403, "INSUFFICIENT_SCOPE")
                 assert error["details"] == {"required": needed}

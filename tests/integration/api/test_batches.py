@@ -1,6 +1,7 @@
 """Files and batches, with the official client; the workers follow a script."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,55 @@ def test_batch_of_completions(client: openai.OpenAI) -> None:
     batch = ended(client, begin(client, [asked, b""], endpoint="/v1/completions"))
     (result,) = results(client, batch.output_file_id)
     assert result["response"]["body"]["choices"][0]["text"] == "one two"
+
+
+def test_batch_of_responses_keeps_them_and_goes_on_with_kept_ones(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="demo", input="x")
+    url = "/v1/responses"
+    lines = [
+        line("a", url, {"model": "demo", "input": "y", "previous_response_id": first.id}),
+        line("b", url, {"model": "demo", "input": "y", "store": False}),
+        line("c", url, {"model": "demo", "input": "y", "background": True}),
+        line("d", url, {"model": "demo", "input": "y", "previous_response_id": "resp_none"}),
+    ]
+    batch = ended(client, begin(client, lines, endpoint=url))
+    good = {each["custom_id"]: each["response"] for each in results(client, batch.output_file_id)}
+    bad = {each["custom_id"]: each["response"] for each in results(client, batch.error_file_id)}
+    assert (sorted(good), sorted(bad)) == (["a", "b"], ["c", "d"])
+    made = good["a"]["body"]
+    assert made["object"] == "response"
+    kept = client.responses.retrieve(made["id"])
+    assert (kept.previous_response_id, kept.output_text) == (first.id, "one two")
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(good["b"]["body"]["id"])
+    assert bad["c"]["body"]["error"]["param"] == "background"
+    assert bad["d"]["body"]["error"]["param"] == "previous_response_id"
+
+
+def test_batch_counts_the_tokens_of_its_results(client: openai.OpenAI) -> None:
+    batch = ended(
+        client, begin(client, [chat_line("a"), chat_line("b"), chat_line("c", "!refuse")])
+    )
+    told = [each["response"]["body"]["usage"] for each in results(client, batch.output_file_id)]
+    assert batch.usage.input_tokens == sum(each["prompt_tokens"] for each in told)
+    assert batch.usage.output_tokens == sum(each["completion_tokens"] for each in told) > 0
+    assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
+
+
+def test_batch_names_the_fields_of_a_line_that_were_ignored(
+    client: openai.OpenAI, served: Served
+) -> None:
+    def counted() -> float:
+        text = httpx.get(f"{served.url}/metrics").text
+        found = re.search(r"^bitinglip_ignored_fields_total (\S+)", text, re.M)
+        return float(found[1]) if found else 0.0
+
+    before = counted()
+    batch = ended(client, begin(client, [chat_line("a", guided=1, frobs=2), chat_line("b")]))
+    found = {each["custom_id"]: each["response"] for each in results(client, batch.output_file_id)}
+    assert found["a"]["ignored_fields"] == ["guided", "frobs"]
+    assert "ignored_fields" not in found["b"]
+    assert counted() == before + 1
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_documentation_describes_bodies_errors_and_authentication(client: httpx.
     body = operation["requestBody"]["content"]["application/json"]["schema"]
     assert "max_tokens" in body["properties"]
     assert "$defs" not in json.dumps(schema)
-    assert set(operation["responses"]) == {"200", "default"}
+    assert set(operation["responses"]) == {"200", "202", "default"}
     assert "422" not in schema["paths"]["/api/v1/models/{model_id}"]["get"]["responses"]
     assert schema["security"] == [{"bearer": []}, {"api_key": []}]
 
@@ -72,6 +72,22 @@ def test_documentation_describes_bodies_errors_and_authentication(client: httpx.
         ("/v1/models/org/deep", None),
         ("/api/v1/models", None),
         ("/v1/audio/voices", None),
+        ("/v1/responses", {"model": "demo", "input": "x"}),
+        ("/v1/responses/input_tokens", {"model": "demo", "input": "x"}),
+        ("/v1/messages", {**MESSAGES, "max_tokens": 9}),
+        ("/v1/files", None),
+        ("/v1/batches", None),
+        ("/api/v1/tasks", None),
+        ("/api/v1/keys", None),
+        ("/api/v1/limits", None),
+        ("/api/v1/usage", None),
+        ("/api/v1/audit", None),
+        ("/api/v1/audit/verify", None),
+        ("/api/v1/workers", None),
+        ("/api/v1/cluster/status", None),
+        ("/api/v1/auth/token", {}),
+        ("/health", None),
+        ("/readyz", None),
     ],
 )
 def test_documentation_describes_what_answers_hold(
@@ -81,10 +97,21 @@ def test_documentation_describes_what_answers_hold(
     assert answer.status_code == 200
     operations = admin.get("/openapi.json").json()["paths"]
     shown = "/v1/models/{model_id}" if path.endswith("org/deep") else path
-    [operation] = operations[shown].values()
+    operation = operations[shown]["get" if body is None else "post"]
     schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
     jsonschema.validate(answer.json(), schema)
     assert schema["required"]
+
+
+def test_documentation_describes_the_answer_of_each_route(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            good = {code: each for code, each in operation["responses"].items() if code[0] == "2"}
+            for code, response in good.items():
+                kinds = response.get("content", {}).values()
+                assert code == "204" or kinds, (method, path)
+                assert all(kind["schema"] for kind in kinds), (method, path)
 
 
 def test_documentation_tells_media_types_and_open_routes(client: httpx.Client) -> None:

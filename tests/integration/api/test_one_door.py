@@ -17,7 +17,7 @@ from bitinglip.access import credentials
 from bitinglip.access.scopes import INFERENCE, Scope
 from bitinglip.api.auth import ANY_KEY, declared_limits, declared_scope
 from tests.support.api_server import EXPIRED, Served, serve
-from tests.support.http_client import error_of
+from tests.support.http_client import ask, error_of
 
 #: what a program on another machine sends; /metrics is open to this one
 ELSEWHERE = {"via": "1.1 somewhere"}
@@ -40,7 +40,7 @@ class Way(NamedTuple):
     def ask(self, client: httpx.Client, headers: dict[str, str], query: str = "") -> httpx.Response:
         body = None if self.headers or self.method in ("GET", "DELETE") else b"{}"
         told = {**self.headers, **headers, **(ELSEWHERE if self.path == "/metrics" else {})}
-        return client.request(self.method, self.path + query, headers=told, content=body)
+        return ask(client, self.method, self.path + query, headers=told, content=body)
 
 
 def _ways(served: Served) -> Iterator[Way]:

@@ -263,22 +263,35 @@ def test_silence_has_no_words(client: httpx.Client, seconds: float, counted: int
     assert answer.json()["usage"] == {"type": "duration", "seconds": counted}
 
 
+def test_form_as_open_webui_sends_it_is_read(client: httpx.Client) -> None:
+    """Its parts have types, the file comes as bytes of no type, and nothing says how long it is."""
+    parts = [
+        ('name="model"', "text/plain; charset=utf-8", MODEL.encode()),
+        ('name="language"', "text/plain; charset=utf-8", b"en-US"),
+        ('name="file"; filename="4ee35c72.wav"', "application/octet-stream", sound()),
+    ]
+
+    def pieces() -> Iterator[bytes]:
+        for name, kind, content in parts:
+            head = f"Content-Type: {kind}\r\nContent-Disposition: form-data; {name}"
+            yield b"--b0\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+        yield b"--b0--\r\n"
+
+    kind = {"Content-Type": "multipart/form-data; boundary=b0"}
+    answer = client.post("/v1/audio/transcriptions", content=pieces(), headers=kind)
+    assert answer.status_code == 200, answer.text
+    assert "transfer-encoding" in answer.request.headers
+
+
 def test_translations_are_into_english(client: httpx.Client) -> None:
     files = {"file": ("a.wav", sound())}
     fields = {"model": MODEL, "response_format": "verbose_json"}
     answer = client.post("/v1/audio/translations", data=fields, files=files).json()
     assert answer["task"] == "translate"
     assert answer["segments"]
-    other = client.post(
-        "/v1/audio/translations", data={"model": MODEL, "language": "en"}, files=files
-    )
+    fields = {"model": MODEL, "language": "en"}
+    other = client.post("/v1/audio/translations", data=fields, files=files)
     assert other.headers["x-ignored-fields"] == "language"  # the API has it for transcriptions
-
-
-def test_uploads_of_ended_requests_are_removed(server: Server, client: httpx.Client) -> None:
-    ask(client, sound())
-    left = {path.name for path in Path(server.home / "files").iterdir()}
-    assert all(name.startswith("task-") and name.endswith("-file") for name in left)
 
 
 # ---- bitinglip transcribe ----------------------------------------------------------------------
@@ -376,6 +389,8 @@ def test_upload_is_gone_once_its_request_has_ended(server: Server, client: httpx
     path = f"/api/v1/tasks/{task.json()['task_id']}"
     eventually(lambda: client.get(path).json()["status"] == "completed")
     eventually(lambda: not list((server.home / "uploads").iterdir()))
+    left = {path.name for path in Path(server.home / "files").iterdir()}
+    assert all(name.startswith("task-") and name.endswith("-file") for name in left)
 
 
 def test_confinement_of_a_transcription_worker_is_whole(server: Server) -> None:

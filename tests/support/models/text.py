@@ -67,11 +67,18 @@ FAMILIES = tuple(_CONFIGS)
 def make_tiny_model(family: str, folder: Path, *, template: str | None = TEMPLATE) -> Path:
     """Write a model with its tokenizer to ``folder``; the same files for the same family."""
     cls, settings = _CONFIGS[family]
-    tokenizer = train_tokenizer(template)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    torch.manual_seed(sum(family.encode()))
     # A wide initialisation: with the usual one, random models repeat one token for ever.
-    config = cls(**settings, **ends, initializer_range=0.3)
+    config = cls(**settings, initializer_range=0.3)
+    return write_model(config, folder, seed=sum(family.encode()), template=template)
+
+
+def write_model(
+    config: PretrainedConfig, folder: Path, *, seed: int, template: str | None = TEMPLATE
+) -> Path:
+    """Write a model of a configuration, with random weights, and the tokenizer of all of them."""
+    tokenizer = train_tokenizer(template)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

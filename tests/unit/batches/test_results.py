@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bitinglip.batches.lines import mark_of, read, recover, scan
+from bitinglip.batches.lines import mark_of, read, recover, scan, usage_of
 from bitinglip.batches.results import Result, Results
 from bitinglip.disk_space import DiskSpace
+from bitinglip.wire.batches import CachedTokens, ReasoningTokens, Usage, answered_line
 
 URL = "/v1/completions"
 
@@ -62,7 +63,8 @@ def test_results_that_were_torn_are_cut_off(tmp_path: Path, torn: bytes) -> None
     path = tmp_path / "output"
     whole = ended("a").line + ended("b").line
     path.write_bytes(whole + torn)
-    assert recover(path) == ([mark_of("a"), mark_of("b")], len(whole))
+    found = recover(path)
+    assert (found.marks, found.size) == ([mark_of("a"), mark_of("b")], len(whole))
     assert path.read_bytes() == whole
 
 
@@ -78,6 +80,25 @@ def test_results_go_on_where_a_stop_has_torn_them(tmp_path: Path) -> None:
     using(tmp_path, act)
     assert (tmp_path / "output").read_bytes() == ended("a").line + ended("c").line
     assert (tmp_path / "errors").read_bytes() == ended("b").line + ended("d").line
+
+
+def test_results_of_a_run_before_are_counted_with_their_tokens(tmp_path: Path) -> None:
+    said = [
+        {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}},
+        {"input_tokens": 4, "output_tokens": 5, "output_tokens_details": {"reasoning_tokens": 2}},
+        {"prompt_tokens": 6},
+    ]
+    lines = [
+        answered_line("1", str(at), 200, json.dumps({"usage": each}).encode())
+        for at, each in enumerate(said)
+    ]
+    (tmp_path / "output").write_bytes(b"".join(lines[:2]))
+
+    async def act(results: Results) -> None:
+        await results.add([Result(mark_of("2"), lines[2], False, usage_of(lines[2]))])
+        assert results.usage == Usage(13, CachedTokens(1), 7, ReasoningTokens(2), 20)
+
+    using(tmp_path, act)
 
 
 def test_results_are_written_once_the_disk_takes_them(tmp_path: Path) -> None:

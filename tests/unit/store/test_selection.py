@@ -79,7 +79,7 @@ def test_selection_takes_voices_and_parts_in_folders() -> None:
         (["model-q4.gguf", "README.md"], "GGUF"),
         ([*TEXTS, "pytorch_model.bin"], "pickles only"),
         (["config.json", "pytorch_model.bin", "text_2.pt", "speaker_embeddings/a.npy"], "pickles"),
-        (["adapter_config.json", "adapter_model.safetensors"], "adapter"),
+        (["adapter_config.json", "adapter_model.bin"], "adapter"),
         (["README.md"], "no safetensors"),
         ([], "no safetensors"),
     ],
@@ -102,3 +102,10 @@ def test_selection_include_never_takes_code_or_pickles() -> None:
     for pattern in ("*.py", "*.BIN", "original"):
         with pytest.raises(BadFiles, match="--include"):
             select(paths, [pattern])
+
+
+def test_selection_of_an_adapter_leaves_what_training_left() -> None:
+    adapter = ["adapter_config.json", "adapter_model.safetensors", "README.md"]
+    rest = ["optimizer.pt", "checkpoint-5/adapter_model.safetensors", "tokenizer.json", "run.py"]
+    assert select([*adapter, *rest]) == adapter
+    assert select(["style.safetensors", "README.md", "a.png"]) == ["style.safetensors", "README.md"]

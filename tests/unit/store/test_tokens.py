@@ -32,12 +32,9 @@ def test_token_of_the_settings_comes_first_then_the_environment_then_the_login(
 @pytest.mark.parametrize("text", ["hf_a\r\nX-Evil: 1", "hf_ä", "hf a", "hf_" + "x" * 5000])
 def test_token_that_is_no_header_is_refused_without_being_shown(tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)
-    for find in (
-        lambda: find_token(str(tmp_path / "file"), {}),
-        lambda: find_token(None, {"HF_TOKEN": text}),
-    ):
+    for file, environment in ((str(tmp_path / "file"), {}), (None, {"HF_TOKEN": text})):
         with pytest.raises(TokenRefused) as caught:
-            find()
+            find_token(file, environment)
         assert text[:4] not in str(caught.value)
 
 

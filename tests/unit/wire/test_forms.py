@@ -138,7 +138,7 @@ def test_schema_in_a_string_is_as_deep_as_a_body_may_be() -> None:
 def test_unknown_parts_of_a_form_are_told_or_refused() -> None:
     form = {"type": "json_object", "flavour": 1}
     body = json.dumps({**BODIES[ChatCompletionRequest], "response_format": form}).encode()
-    assert parse(ChatCompletionRequest, body).ignored == ["response_format.flavour"]
+    assert parse(ChatCompletionRequest, body).ignored() == ["response_format.flavour"]
     with pytest.raises(errors.UnsupportedParameter) as caught:
         grammar_of(TextGenerationRequest, response_format=form)
     assert caught.value.param == "response_format.flavour"

@@ -135,8 +135,8 @@ def test_unknown_fields_of_the_native_surface_are_refused_by_name() -> None:
 @pytest.mark.parametrize(("model", "body"), SURFACES[1:])
 def test_unknown_fields_of_openai_s_surface_are_told(model: Any, body: dict[str, Any]) -> None:
     request = read(model, body, mirostat=2, absent=None)
-    assert request.ignored == ["mirostat"]
-    assert read(model, body).ignored == []
+    assert request.ignored() == ["mirostat"]
+    assert read(model, body).ignored() == []
 
 
 @pytest.mark.parametrize(

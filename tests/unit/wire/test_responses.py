@@ -22,7 +22,7 @@ from workers.framing import decode_commands, encode_commands
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 OTHER = {"type": "function", "name": "g"}
-ECHO = {"id": "resp_1", "object": "response", "status": "in_progress", "output": []}
+ECHO = {"id": "resp_1", "object": "response", "status": "in_progress", "output": [], "store": True}
 
 
 def _parsed(**fields: Any) -> ResponsesRequest:
@@ -157,7 +157,7 @@ def test_response_names_the_field_at_fault(fields: dict[str, Any], param: str) -
 
 def test_search_tools_are_left_out_aloud() -> None:
     body = _parsed(tools=[FUNCTION, {"type": "web_search", "external_web_access": False}], x=1)
-    assert body.ignored == ["x", "tools.web_search"]
+    assert body.ignored() == ["x", "tools.web_search"]
     assert [each.name for each in chosen(body.tool_choice, body.tools or [])[0]] == ["f"]
 
 
@@ -224,14 +224,12 @@ def test_tools_that_are_allowed_and_not_there_are_refused() -> None:
 # ---- the stream ----------------------------------------------------------------------------------
 
 
-def _streamed(
-    events: Iterable[Event], *, store: bool = True, tools: Any = (), **values: Any
-) -> list[tuple[str, Any]]:
+def _streamed(events: Iterable[Event], *, after: int = -1, **echoed: Any) -> list[tuple[str, Any]]:
     work = protocol.TextJob(
         id="task-1", prompt="x", sampling=protocol.Sampling(max_tokens=5, logprobs=1)
     )
     event_log = EventLog(Job(work=work, model="org/m", key_id="k"))
-    view = ResponseView(event_log, "r", echo={**ECHO, "store": store, "tools": tools}, **values)
+    view = ResponseView(event_log, "r", echo={**ECHO, **echoed}, after=after)
     shown = b""
     for event in events:
         event_log.put(event)
@@ -301,6 +299,27 @@ def test_reasoning_of_a_response_that_is_not_kept_can_be_sent_back_packed() -> N
         assert turn.reasoning is None
 
 
+def test_reasoning_stands_in_the_summary_that_a_client_asks_for() -> None:
+    """Clients that ask for a summary show nothing else of the reasoning."""
+    asked = _parsed(reasoning={"summary": "auto"}).reasoning
+    assert asked is not None
+    told = _streamed(_whole_stream(), reasoning={"effort": None, "summary": asked.asked_summary})
+    names = [f"response.reasoning_summary_{each}" for each in
+             ("part.added", "text.delta", "text.done", "part.done")]  # fmt: skip
+    assert [name for name, _ in told if "reasoning" in name] == names
+    assert [data["delta"] for name, data in told if name == names[1]] == ["let me see"]
+    item = told[-1][1]["response"]["output"][0]
+    assert item["summary"] == [{"type": "summary_text", "text": "let me see"}]
+    assert item["content"] == []
+    [turn] = _turns([item])
+    assert turn.reasoning == "let me see"
+    assert chat_messages(None, [item])[0].reasoning == "let me see"
+    for other in ({}, {"summary": None}, {"summary": "none"}):
+        plain = _parsed(reasoning=other).reasoning
+        assert plain is not None
+        assert plain.asked_summary is None
+
+
 @pytest.mark.parametrize(
     ("final", "name", "status"),
     [
@@ -328,7 +347,7 @@ def test_stream_of_a_response_tells_how_it_ended(
 @pytest.mark.parametrize("name", ["metadata", "user", "safety_identifier", "prompt_cache_key"])
 def test_labels_that_are_shown_again_are_short(name: str) -> None:
     """Each request holds them for as long as its response is made."""
-    assert _parsed(**{name: {"a": "x" * 10_000}}).ignored == []
+    assert _parsed(**{name: {"a": "x" * 10_000}}).ignored() == []
     with pytest.raises(InvalidRequest) as refused:
         _parsed(**{name: {"a": ["x"] * 20_000}})
     assert refused.value.param == name

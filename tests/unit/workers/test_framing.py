@@ -3,12 +3,12 @@
 import os
 import struct
 import threading
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
-from workers import framing
+from workers import framing, protocol
 from workers.framing import (
     MAX_FRAME_BYTES,
     BadFrame,
@@ -231,3 +231,18 @@ def test_frames_are_read_whatever_the_pieces() -> None:
         ]
         assert read == events
     assert framing.encode_frame([])
+
+
+@pytest.mark.parametrize(
+    ("mark", "union"),
+    [
+        (protocol.OfJob, protocol.JobEvent),
+        (protocol.Ends, protocol.Final),
+        (protocol.Succeeds, protocol.Success),
+    ],
+)
+def test_marks_of_events_are_on_the_types_of_their_union_and_on_no_others(
+    mark: type, union: Any
+) -> None:
+    marked = {each for each in get_args(protocol.Event) if issubclass(each, mark)}
+    assert marked == set(get_args(union))

@@ -91,7 +91,7 @@ class ImageEngine:
         progress(0.0)
         with loading(spec, cudnn_attention=True):
             loaded = load(spec, lambda part: progress(0.8 * part))
-            self._loras = Loras(loaded.pipe, options.loras)
+            self._loras = Loras(loaded.pipe, options.loras, options.own_lora)
             place(loaded, options.offload)
             self._decoder = DecoderGuard(loaded.pipe, spec.model)
             speed_up(loaded.pipe, options, self._batch)

@@ -16,13 +16,19 @@ from workers.protocol import ImageJob, Lora
 class Loras:
     """Owns which LoRAs of a pipeline are on."""
 
-    def __init__(self, pipe: Any, files: dict[str, str]) -> None:
-        """Load all of ``files``, by name. Raises Refused for one that does not fit the model."""
+    def __init__(self, pipe: Any, files: dict[str, str], own: str | None = None) -> None:
+        """Load all of ``files``, by name. Raises Refused for one that does not fit the model.
+
+        ``own``: the name of the one that is on, whole, for calls that do not name it.
+        """
         self._pipe = pipe
         self._names = sorted(files)
+        #: what the library calls them: names of modules hold no dots
+        self._keys = {name: f"lora_{place}" for place, name in enumerate(self._names)}
+        self._own = () if own is None else (Lora(own),)
         self._active: tuple[Lora, ...] = ()
-        for name, path in files.items():
-            _load(pipe, name, Path(path))
+        for name in self._names:
+            _load(pipe, name, self._keys[name], Path(files[name]))
         if files:
             pipe.disable_lora()
 
@@ -42,25 +48,28 @@ class Loras:
                 )
 
     def activate(self, wanted: tuple[Lora, ...]) -> None:
-        """Switch just these on; without any, the model computes as if it had none."""
+        """Switch just these on; without any, the model computes as if it had none but its own."""
+        named = {each.name for each in wanted}
+        wanted = (*(each for each in self._own if each.name not in named), *wanted)
         if wanted == self._active:
             return
         if wanted:
             self._pipe.enable_lora()
-            self._pipe.set_adapters([a.name for a in wanted], [a.scale for a in wanted])
+            keys = [self._keys[each.name] for each in wanted]
+            self._pipe.set_adapters(keys, [each.scale for each in wanted])
         else:
             self._pipe.disable_lora()
         self._active = wanted
 
 
-def _load(pipe: Any, name: str, path: Path) -> None:
+def _load(pipe: Any, name: str, key: str, path: Path) -> None:
     where = {"weight_name": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # several adapters are meant to be there
             pipe.load_lora_weights(
-                folder, adapter_name=name, use_safetensors=True, local_files_only=True, **where
+                folder, adapter_name=key, use_safetensors=True, local_files_only=True, **where
             )
         known = {each for names in pipe.get_list_adapters().values() for each in names}
     except Exception as error:
@@ -68,5 +77,5 @@ def _load(pipe: Any, name: str, path: Path) -> None:
         if fault_of(error) is not None:
             raise
         raise load_failed(f"The LoRA {name} does not load ({type(error).__name__}).") from error
-    if name not in known:
+    if key not in known:
         raise load_failed(f"The LoRA {name} holds nothing for this model.")

@@ -42,21 +42,26 @@ class LibraryDecoder:
         self._model = model
         self._name = f"bitinglip_{next(_names)}"
         self._layer: Callable[..., Tensor] | None = None
+        self._own = model.config._attn_implementation
         self._spread = len({parameter.device for parameter in model.parameters()}) > 1
         AttentionInterface.register(self._name, self._attention)
-        model.set_attn_implementation(self._name)
+        try:
+            model.set_attn_implementation(self._name)
+        except ValueError as error:
+            self.close()
+            raise Unsupported("its class takes no attention of ours") from error
 
     def probe(self) -> list[LayerShape]:
         """Run one token to learn what each attention layer keeps.
 
-        Raises :class:`Refused` for a model whose attention does not all come through the
+        Raises :class:`Unsupported` for a model whose attention does not all come through the
         interface, or asks for something that :mod:`attention` does not do.
         """
         found: dict[int, LayerShape] = {}
 
         def record(layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
             if layer in found:
-                raise _unsupported("layers share an attention module")
+                raise Unsupported("layers share an attention module")
             window = how["window"]
             found[layer] = LayerShape(
                 key.shape[1], key.shape[2], value.shape[2], window, query.device
@@ -89,6 +94,9 @@ class LibraryDecoder:
         return logits.to(batch.ids.device)
 
     def close(self) -> None:
+        """Give the model its own attention back."""
+        if self._model.config._attn_implementation != self._own:
+            self._model.set_attn_implementation(self._own)
         AttentionInterface._global_mapping.pop(self._name, None)
 
     def _run(
@@ -123,9 +131,9 @@ class LibraryDecoder:
     ) -> tuple[Tensor, None]:
         for name, setting in others.items():
             if setting is not None and setting is not False and name not in _HARMLESS:
-                raise _unsupported(f"its attention asks for {name}")
+                raise Unsupported(f"its attention asks for {name}")
         if not getattr(module, "is_causal", True):
-            raise _unsupported("it looks at later tokens")
+            raise Unsupported("it looks at later tokens")
         if self._layer is None:
             raise RuntimeError("the model was called from outside its decoder")
         seen = self._layer(
@@ -140,17 +148,23 @@ class LibraryDecoder:
         return seen.view(1, query.shape[2], query.shape[1], -1), None  # [1, tokens, heads, dim]
 
 
-def _unsupported(reason: str) -> Refused:
-    return Refused("MODEL_LOAD_FAILED", f"The text engine does not support this model: {reason}.")
+class Unsupported(Refused):
+    """The paged cache cannot serve the model; ``reason`` says why, without a full stop."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            "MODEL_LOAD_FAILED", f"The text engine does not support this model: {reason}."
+        )
+        self.reason = reason
 
 
 def _check_layers(config: Any, found: dict[int, LayerShape]) -> None:
     if sorted(found) != list(range(config.num_hidden_layers)):
-        raise _unsupported(
+        raise Unsupported(
             f"{len(found)} of its {config.num_hidden_layers} layers attend as the engine can"
         )
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         if kind not in ("full_attention", "sliding_attention"):
-            raise _unsupported(f"it has layers of the type {kind}")
+            raise Unsupported(f"it has layers of the type {kind}")
         if kind == "sliding_attention" and found[layer].window is None:
-            raise _unsupported("it does not tell the window of its sliding layers")
+            raise Unsupported("it does not tell the window of its sliding layers")

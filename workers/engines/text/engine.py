@@ -13,6 +13,7 @@ from workers.engines.activity import FirstUse, busy_with
 from workers.engines.base import Refused
 from workers.engines.job_table import JobTable
 from workers.engines.text.blocks import BlockAllocator
+from workers.engines.text.cache_plan import CachePlan
 from workers.engines.text.chat_templates import chat_templates
 from workers.engines.text.conversation import Conversation
 from workers.engines.text.detokenizer import DetokenizerFactory
@@ -23,9 +24,11 @@ from workers.engines.text.loading import LoadedModel, load, private_copy
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.text.preprocess import PreparedJob, Preprocessor
 from workers.engines.text.request import Request
-from workers.engines.text.runner import CachePlan, Runner
+from workers.engines.text.runner import Runner
+from workers.engines.text.runners import open_runner
 from workers.engines.text.sampler import Choice, Logprobs, Sampler, logprobs_of
 from workers.engines.text.scheduler import Scheduler
+from workers.engines.text.sequential import SequentialRunner
 from workers.engines.text.warmup import largest_jobs, paced
 from workers.protocol import Event, Load, Ready, TextJob
 
@@ -47,7 +50,7 @@ class TextEngine:
     """Runs text jobs of one model, all of them in each step; see ``workers.engines.base``."""
 
     _preprocessor: Preprocessor
-    _runner: Runner
+    _runner: Runner | SequentialRunner
     _scheduler: Scheduler
     _allocator: BlockAllocator
     _detokenizers: DetokenizerFactory
@@ -86,9 +89,10 @@ class TextEngine:
         context = min(spec.max_context or loaded.max_positions, loaded.max_positions)
         device = loaded.device.type
         budget = spec.kv_cache_bytes or defaults.TEXT_CACHE_BYTES[device]
-        self._runner = Runner(loaded, CachePlan(budget, self._block_size, rows * context))
+        plan = CachePlan(budget, self._block_size, rows, context)
+        self._runner, why = open_runner(loaded, plan)
         progress(0.9)
-        rows = min(rows, self._runner.blocks)
+        rows = min(self._runner.rows, self._runner.blocks)
         context = min(context, self._runner.blocks * self._block_size)
         wanted = spec.text.response_template if spec.text else None
         tokenizer = private_copy(loaded.tokenizer)
@@ -110,6 +114,7 @@ class TextEngine:
             device=spec.device,
             has_chat_template=templates is not None and templates.default is not None,
             step_timeout=_CUDA_STEP_TIMEOUT if device == "cuda" else 0.0,
+            sequential=why,
         )
 
     def _set_up(self, loaded: LoadedModel, rows: int, step_tokens: int) -> None:
@@ -159,7 +164,7 @@ class TextEngine:
             self._detokenizers,
             eos_ids=self._loaded.eos_ids,
             vocab_size=self._loaded.vocab_size,
-            block_size=self._block_size,
+            block_size=self._block_size if self._runner.shares_blocks else None,
         )
         self._requests[prepared.job.id] = request
         if prepared.grammar is None:

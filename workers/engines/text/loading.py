@@ -16,10 +16,14 @@ from workers.engines import torch_env
 from workers.engines.base import reason
 from workers.engines.library_config import library_config
 from workers.engines.peer_copies import check_copies
+from workers.engines.text.adapter import merged
 from workers.engines.text.fused import may_fuse, move
 from workers.engines.torch_env import DTYPES, load_failed
 from workers.engines.weight_files import check_sizes, stored_dtype, variant_of
 from workers.protocol import Load
+
+_RECURRENT = {"linear_attention"}
+_RECURRENT_CONTEXT = 131_072  #: tokens: a bound on a request, not the model's
 
 
 @dataclass(slots=True, frozen=True)
@@ -123,6 +127,8 @@ def _model(
             max_memory=dict(enumerate(spec.device_weights)) or None,
         )
     torch_env.check_missing(info["missing_keys"])
+    if spec.adapter is not None:
+        model = merged(model, Path(spec.adapter))
     if spread:
         # Where all of it is on one device, the library makes no map.
         check_placement(getattr(model, "hf_device_map", {"": model.device}))
@@ -187,11 +193,15 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 def _max_positions(config: Any) -> int:
     """Return how many positions the model knows.
 
+    Models that are recurrent in all layers know no position, so none is too far.
+
     Some rotary scalings change all frequencies once any sequence is longer than the original
     context; rows of one batch would then disturb each other, so the context ends there. YaRN's are
     the same for all lengths, and good for the original context times its factor.
     """
     positions = getattr(config, "max_position_embeddings", None)
+    if positions is None and set(getattr(config, "layer_types", None) or ()) == _RECURRENT:
+        return _RECURRENT_CONTEXT
     if not isinstance(positions, int) or positions < 1:
         raise load_failed("The model's config.json does not tell its longest context.")
     rope = getattr(config, "rope_parameters", None) or {}

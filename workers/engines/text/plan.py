@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from workers.engines.text.prefix_keys import PrefixKeys
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """Holds the tokens of one text of a job and how far they are in the cache."""
 

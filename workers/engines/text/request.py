@@ -29,8 +29,9 @@ class Request:
         *,
         eos_ids: frozenset[int],
         vocab_size: int,
-        block_size: int,
+        block_size: int | None,
     ) -> None:
+        """``block_size``: tokens of a block; None if sequences share no blocks."""
         job: TextJob = prepared.job
         self.job = job
         self.ended = False
@@ -56,7 +57,8 @@ class Request:
         job, sampling = self.job, self.job.sampling
         if self._ranks and sampling.logprobs is None:
             sampling = msgspec.structs.replace(sampling, logprobs=0)
-        holders: list[Sequence] | None = [] if self._of_each > 1 else None
+        shares = self._of_each > 1 and self._block_size is not None
+        holders: list[Sequence] | None = [] if shares else None
         scores = job.echo and sampling.logprobs is not None
         settings: dict[str, Any] = {
             "max_tokens": prompt.max_tokens,
@@ -86,8 +88,8 @@ class Request:
         ]
 
     def _keys(self) -> PrefixKeys | None:
-        scope = self.job.prefix_scope
-        return None if scope is None else PrefixKeys(scope, self._block_size)
+        scope, size = self.job.prefix_scope, self._block_size
+        return None if scope is None or size is None else PrefixKeys(scope, size)
 
     @property
     def produced(self) -> int:

@@ -1,52 +1,42 @@
 """Computes a plan's logits with the model and its cache. Pure scheduling ends here."""
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from workers.engines.base import Refused
-from workers.engines.numbers import no_numbers
 from workers.engines.text.batch import BatchBuilder
-from workers.engines.text.blocks import BlockAllocator
 from workers.engines.text.cache import LayerShape, PagedCache, block_bytes
-from workers.engines.text.decoder import Decoder, LibraryDecoder
+from workers.engines.text.cache_plan import CachePlan
+from workers.engines.text.decoder import Decoder, LibraryDecoder, Unsupported
 from workers.engines.text.fused import FusedDecoder, can_fuse
 from workers.engines.text.loading import LoadedModel
 from workers.engines.text.plan import Chunk, Plan
-from workers.engines.text.self_check import compare, prompts, within
+from workers.engines.text.self_check import SelfCheck
 from workers.engines.torch_env import load_failed
-
-#: How far our logits may be from the library's, root mean square, in standard deviations of the
-#: latter. Rounding stays well below, also where it sends a token to another expert; a mask or a
-#: scale that we do not know of goes beyond.
-_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
-
-
-@dataclass(slots=True, frozen=True)
-class CachePlan:
-    """Limits the KV cache."""
-
-    budget_bytes: int
-    block_size: int
-    max_tokens: int  #: all rows at their longest
 
 
 class Runner:
-    """Computes plans. Owns the weights and the cache."""
+    """Computes plans for all rows together. Owns the weights and the paged cache."""
+
+    shares_blocks = True  #: sequences read the same blocks where they begin alike
 
     def __init__(self, loaded: LoadedModel, cache_plan: CachePlan) -> None:
-        """Set up the cache and check the model. Raises Refused if it would be computed wrongly."""
-        self._vocab = loaded.vocab_size
-        check = prompts(
-            loaded.device.type, longest=loaded.max_positions, vocab_size=loaded.vocab_size
-        )
-        expected = [_library_logits(loaded, ids) for ids in check]
-        if not all(bool(each.isfinite().all()) for each in expected):
-            raise no_numbers(loaded.dtype)
+        """Set up the cache and check the model.
+
+        Raises Refused if it would be computed wrongly; Unsupported, a kind of it, leaves the model
+        as it was.
+        """
+        check = SelfCheck(loaded)
         library = LibraryDecoder(loaded.model)
-        shapes = library.probe()
+        try:
+            shapes = library.probe()
+        except Exception:
+            library.close()
+            raise
+        self.rows = cache_plan.rows
         self.blocks = _block_count(shapes, cache_plan, loaded.dtype)
         self._decoder: Decoder = library
         if can_fuse(loaded.model) and not loaded.spread:
@@ -59,7 +49,10 @@ class Runner:
             dtype=loaded.dtype,
             device=loaded.device,
         )
-        self._self_check(check, expected, _TOLERANCE[loaded.dtype])
+        same, used = check.passes(self.run, blocks=self.blocks, block_size=cache_plan.block_size)
+        self.scrub(used)
+        if not same:
+            self._refuse(library)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
@@ -81,24 +74,11 @@ class Runner:
     def close(self) -> None:
         self._decoder.close()
 
-    def _self_check(self, rows: Rows[list[int]], expected: Rows[Tensor], tolerance: float) -> None:
-        """Compare logits with the library's. Raises Refused if they are too far apart."""
-        rows = within(rows, self.blocks, self._cache.block_size)
-        theirs = expected[: len(rows)]
-        allocator = BlockAllocator(self.blocks, self._cache.block_size)
-        worst, used = compare(self.run, rows, theirs, allocator)
-        self.scrub(used)
-        if not worst <= tolerance * torch.cat(list(theirs)).std().item():
-            raise load_failed("The text engine does not compute this model as its library does.")
-
-
-@torch.inference_mode()
-def _library_logits(loaded: LoadedModel, ids: list[int]) -> Tensor:
-    """Compute logits by the model's own attention. -> [tokens, vocab] float32"""
-    tokens = torch.tensor([ids], device=loaded.device)
-    output = loaded.model(input_ids=tokens, use_cache=False)
-    logits: Tensor = output.logits[0].float().to(loaded.device)
-    return logits
+    def _refuse(self, library: LibraryDecoder) -> NoReturn:
+        if self._decoder is library:
+            library.close()
+            raise Unsupported("the paged cache does not compute it as its library does")
+        raise load_failed("The text engine does not compute this model as its library does.")
 
 
 def _block_count(shapes: Rows[LayerShape], plan: CachePlan, dtype: torch.dtype) -> int:

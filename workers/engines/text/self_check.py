@@ -10,7 +10,9 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
+from workers.engines.numbers import no_numbers
 from workers.engines.text.blocks import BlockAllocator
+from workers.engines.text.loading import LoadedModel
 from workers.engines.text.plan import Chunk, Plan, Sequence
 from workers.engines.text.scheduler import Scheduler
 
@@ -19,13 +21,46 @@ from workers.engines.text.scheduler import Scheduler
 LENGTHS = {"cpu": (12,), "cuda": (5, 37, 70)}
 _SINGLE = 2  #: tokens of each that come one by one, at its end
 
+#: How far our logits may be from the library's, root mean square, in standard deviations of the
+#: latter. Rounding stays well below, also where it sends a token to another expert; a mask or a
+#: scale that we do not know of goes beyond.
+_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.25}
 
-def prompts(device: str, *, longest: int, vocab_size: int) -> list[list[int]]:
-    """Return the prompts to compare, as long as the model allows."""
-    return [
-        [(17 + 31 * place + 7 * row) % vocab_size for place in range(min(length, longest))]
-        for row, length in enumerate(LENGTHS[device])
-    ]
+Run = Callable[[Plan], tuple[list[Chunk], Tensor]]
+
+
+class SelfCheck:
+    """Holds what a model's library computes of some prompts."""
+
+    def __init__(self, loaded: LoadedModel, lengths: Rows[int] | None = None) -> None:
+        """``lengths``: tokens of the prompts. Raises Refused if the library gives no numbers."""
+        self._dtype = loaded.dtype
+        self._prompts = [
+            [(17 + 31 * place + 7 * row) % loaded.vocab_size for place in range(length)]
+            for row, length in enumerate(
+                min(each, loaded.max_positions) for each in lengths or LENGTHS[loaded.device.type]
+            )
+        ]
+        self._expected = [_library_logits(loaded, ids) for ids in self._prompts]
+        if not all(bool(each.isfinite().all()) for each in self._expected):
+            raise no_numbers(loaded.dtype)
+
+    def passes(self, run: Run, *, blocks: int, block_size: int) -> tuple[bool, list[int]]:
+        """Tell whether ``run`` computes the same, and which blocks it has written."""
+        rows = within(self._prompts, blocks, block_size)
+        theirs = self._expected[: len(rows)]
+        worst, used = compare(run, rows, theirs, BlockAllocator(blocks, block_size))
+        allowed = _TOLERANCE[self._dtype] * torch.cat(list(theirs)).std().item()
+        return worst <= allowed, used
+
+
+@torch.inference_mode()
+def _library_logits(loaded: LoadedModel, ids: list[int]) -> Tensor:
+    """Compute logits by the model's own attention. -> [tokens, vocab] float32"""
+    tokens = torch.tensor([ids], device=loaded.device)
+    output = loaded.model(input_ids=tokens, use_cache=False)
+    logits: Tensor = output.logits[0].float().to(loaded.device)
+    return logits
 
 
 def within(rows: Rows[list[int]], blocks: int, block_size: int) -> list[list[int]]:
@@ -41,7 +76,7 @@ def within(rows: Rows[list[int]], blocks: int, block_size: int) -> list[list[int
 
 
 def compare(
-    run: Callable[[Plan], tuple[list[Chunk], Tensor]],
+    run: Run,
     rows: Rows[list[int]],
     expected: Rows[Tensor],
     allocator: BlockAllocator,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BloomConfig, GptOssConfig, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from tests.support.models.text import VOCAB, make_tiny_model, train_tokenizer
 from tests.support.text_harness import job, load, run
@@ -98,48 +98,3 @@ def test_attention_that_the_engine_does_not_know_is_refused(tmp_path: Path) -> N
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
     train_tokenizer().save_pretrained(tmp_path)
     load_refusal(tmp_path)
-
-
-def test_attention_of_a_hybrid_model_is_refused(tmp_path: Path) -> None:
-    """Layers with a state of their own keep it outside of the cache."""
-    config = Qwen3NextConfig(
-        vocab_size=VOCAB,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
-        layer_types=["linear_attention", "full_attention"],
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=32,
-        shared_expert_intermediate_size=32,
-        max_position_embeddings=128,
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
-    train_tokenizer().save_pretrained(tmp_path)
-    assert "layers" in load_refusal(tmp_path)
-
-
-def test_attention_sinks_are_refused(tmp_path: Path) -> None:
-    config = GptOssConfig(
-        vocab_size=VOCAB,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        max_position_embeddings=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
-    train_tokenizer().save_pretrained(tmp_path)
-    assert "s_aux" in load_refusal(tmp_path)

@@ -12,6 +12,7 @@ from workers.engines.base import Refused
 from workers.engines.text import self_check
 from workers.engines.text.batch import BatchBuilder
 from workers.engines.text.cache import PagedCache
+from workers.engines.text.runner import Runner
 from workers.engines.text.self_check import within
 
 FAMILIES = ("llama", "mistral", "gpt2")
@@ -33,6 +34,7 @@ def test_self_check_of_several_prompts_passes_what_is_computed_right(
     models: dict[str, Path], family: str
 ) -> None:
     engine, _ = load(models[family])
+    assert isinstance(engine._runner, Runner)
     assert not any(page[BLOCK_SIZE:].any() for page in engine._runner._cache.pages), "it is clean"
     engine.close()
 

@@ -14,6 +14,7 @@ from bitinglip.results.cache.replay import is_whole
 from bitinglip.scheduling.job import Job
 from bitinglip.settings import Settings
 from model_store.store import ModelStore
+from tests.support.lora_files import write_text_lora
 from tests.support.model_folders import llama
 from workers import protocol
 
@@ -121,6 +122,21 @@ def test_cache_key_changes_with_the_model_and_its_settings(
     assert identity.key(job(TEXT), ME, {}) == first
     store.remove("demo")
     store.import_folder(llama(tmp_path / "new", hidden_act="gelu"), "demo")
+    assert identity.key(job(TEXT), ME, {}) != first
+
+
+def test_cache_key_of_an_adapter_changes_with_its_base(store: ModelStore, tmp_path: Path) -> None:
+    lora = write_text_lora(tmp_path / "llama", tmp_path / "lora", named="base")
+    store.import_folder(tmp_path / "llama", "base")
+    store.remove("demo")
+    store.import_folder(lora, "demo")
+    identity = Identity(Settings(), store)
+    first = identity.key(job(TEXT), ME, {})
+    assert identity.key(job(TEXT), ME, {}) == first
+    for name in ("demo", "base"):
+        store.remove(name)
+    store.import_folder(llama(tmp_path / "new", hidden_act="gelu"), "base")
+    store.import_folder(lora, "demo")
     assert identity.key(job(TEXT), ME, {}) != first
 
 

@@ -1,0 +1,139 @@
+"""Routes of the state of the cluster: at this moment, and as a stream of moments."""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Send
+from starlette.types import Scope as HttpScope
+
+from bitinglip.access.keys import Caller
+from bitinglip.access.limits.policy import LimitClass
+from bitinglip.access.scopes import Scope
+from bitinglip.access.tokens import LIFETIME
+from bitinglip.api.auth import caller_of, present_caller, requires_scope
+from bitinglip.api.body import json_response
+from bitinglip.api.paging import check_query
+from bitinglip.api.services import Services, services_of
+from bitinglip.api.stream_writer import ClientGone, Connection, StreamWriter
+from bitinglip.results.streams import sse
+from bitinglip.wire.admin.activity import last_errors, last_minute, queues_by_tier
+from bitinglip.wire.admin.cluster import device_info, model_state_info, reservation_info
+from bitinglip.wire.admin.workers import worker_info
+from workers.confinement import Kernel
+
+router = APIRouter(prefix="/api/v1/cluster", tags=["cluster"])
+
+_encode = msgspec.json.Encoder().encode
+
+
+@router.get("/status")
+@requires_scope(Scope.CLUSTER_READ)
+async def cluster_status(request: Request) -> Response:
+    """Show devices, memory, models, queues and workers at this moment."""
+    services = services_of(request)
+    mode = services.settings.workers.confine
+    return json_response(
+        {
+            **_state(services, caller_of(request)),
+            "confinement": {"mode": mode, **asdict(Kernel.find())},
+        }
+    )
+
+
+@router.get("/events")
+@requires_scope(Scope.CLUSTER_READ, LimitClass.LIGHT)
+async def cluster_events(request: Request) -> Response:
+    """Stream a `snapshot` each second: the cluster's status, its last minute and last errors.
+
+    The stream ends after 15 minutes, with the right to it, or with the server; ask again then.
+    """
+    check_query(request)
+    return SnapshotStream(services_of(request), caller_of(request))
+
+
+class SnapshotStream(Response):
+    """Sends snapshots to one watcher; all who may see the same share their bytes."""
+
+    def __init__(self, services: Services, caller: Caller) -> None:
+        self.background = None
+        self._services = services
+        self._caller = caller
+        self._ends = time.monotonic() + LIFETIME
+
+    async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
+        services = self._services
+        silence = services.settings.server.stream_comment_interval
+        writer = StreamWriter(scope, send, media_type=None, interval=silence)
+        with suppress(ClientGone), Connection(receive, writer.idle):
+            await writer.begin()
+            while (caller := self._present()) is not None:
+                await writer.write(sse(self._snapshot(caller), "snapshot"))
+                await asyncio.sleep(services.snapshots.seconds_left)
+            await writer.write(b"", last=True)
+
+    def _present(self) -> Caller | None:
+        """Return who watches, with what they may see now; None once the stream is to end."""
+        if self._services.dispatcher.draining or time.monotonic() >= self._ends:
+            return None
+        tokens, keys, of = self._services.tokens, self._services.keys, self._caller.credential
+        return present_caller(tokens, keys, of, Scope.CLUSTER_READ)
+
+    def _snapshot(self, caller: Caller) -> bytes:
+        """Return the present snapshot as this caller may see it."""
+        services = self._services
+        admin = self._caller.may(Scope.ADMIN) and caller.may(Scope.ADMIN)
+        made = services.snapshots.get(dict)  # one for all who may see the same
+        sees = (admin, caller.models)
+        if sees not in made:
+            made[sees] = _snapshot(services, caller, admin=admin)
+        return made[sees]
+
+
+def _snapshot(services: Services, caller: Caller, *, admin: bool) -> bytes:
+    dispatcher = services.dispatcher
+    event_logs = dispatcher.event_logs()
+    return _encode(
+        {
+            "at": time.time(),
+            **_state(services, caller),
+            "tiers": queues_by_tier(event_logs, services.settings.limits.tiers),
+            "last_minute": last_minute(event_logs, time.monotonic()),
+            "totals": services.metrics.totals(),
+            "errors": last_errors(event_logs, caller.may_use, messages=admin),
+        }
+    )
+
+
+def _state(services: Services, caller: Caller) -> dict[str, Any]:
+    """Describe what a caller may see of the server's state."""
+    dispatcher, operations = services.dispatcher, services.operations
+    return {
+        "status": "draining" if dispatcher.draining else "running",
+        "in_flight": dispatcher.in_flight,
+        "queued": dispatcher.queued,
+        "load": round(dispatcher.overload.value, 3),
+        "devices": [device_info(view) for view in operations.devices()],
+        "missing_card": operations.device_problems().get("card"),
+        "reservations": [
+            reservation_info(view)
+            for view in operations.reservations()
+            if caller.may_use(view.model)
+        ],
+        "models": [
+            model_state_info(name, services.settings.model(name), dispatcher, operations)
+            for name in services.store.names()
+            if caller.may_use(name)
+        ],
+        "workers": [
+            worker_info(view)
+            for view in operations.workers()
+            if view.model is None or caller.may_use(view.model)
+        ],
+    }

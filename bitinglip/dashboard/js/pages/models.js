@@ -1,0 +1,123 @@
+/** The models of the store: what they are, whether they are loaded, and what can be done with them. */
+import { api, part } from "../api.js";
+import { downloads, isOpen, leaveDownloads, loadDownloads } from "../downloads.js";
+import { number, percent } from "../format.js";
+import { html, useEffect, useState } from "../html.js";
+import { live } from "../live.js";
+import { useEvery, useLoaded } from "../load.js";
+import { may } from "../session.js";
+import { useStore } from "../store.js";
+import { confirm } from "../ui/dialog.js";
+import { Badge, Button, Card, Empty, Failure, Loading, PageHead, Segments } from "../ui/parts.js";
+import { tell } from "../ui/toast.js";
+import { Details } from "./models/details.js";
+import { Downloads } from "./models/downloads.js";
+import { Pull } from "./models/pull.js";
+
+const TYPES = [["", "All"], ["text", "Text"], ["image", "Image"], ["audio", "Audio"], ["embedding", "Embedding"]];
+const EVERY = 4000; // milliseconds between looks where there is no live stream
+
+export default function Models() {
+  const [type, setType] = useState("");
+  const [search, setSearch] = useState("");
+  const [pulling, setPulling] = useState(false);
+  const [shown, show] = useState(null);
+  const models = useLoaded((signal) => api.get("api/v1/models", { limit: 500 }, signal));
+  const writes = may("cluster:write");
+  const open = useStore(downloads).filter(isOpen).length;
+  useEffect(() => {
+    if (writes) loadDownloads().catch(() => undefined);
+    return leaveDownloads;
+  }, []);
+  useEffect(models.reload, [open]);
+  useEvery(models.reload, EVERY);
+  const list = (models.data?.data ?? []).filter(
+    (each) => (!type || each.type === type) && each.model_id.toLowerCase().includes(search.toLowerCase()),
+  );
+  return html`
+    <${PageHead} title="Models">
+      ${writes && html`<${Button} kind="first" icon="pull" onClick=${() => setPulling(true)}>Pull a model<//>`}
+    <//>
+    ${writes && html`<${Downloads} />`}
+    <${Card} flush title="In the store" tools=${html`
+      <label class="unseen" for="model-search">Search models</label>
+      <input id="model-search" class="input search" type="search" placeholder="Search" value=${search}
+        onInput=${(event) => setSearch(event.target.value)} />
+      <${Segments} label="Type" options=${TYPES} value=${type} onChange=${setType} />`}>
+      ${models.data === null && (models.error ? html`<${Failure} error=${models.error} retry=${models.reload} />` : html`<${Loading} rows=${5} />`)}
+      ${models.data !== null && (list.length
+        ? html`<${Table} list=${list} writes=${writes} reload=${models.reload} show=${show} />`
+        : html`<${Nothing} searched=${search || type} writes=${writes} pull=${() => setPulling(true)} />`)}
+    <//>
+    ${pulling && html`<${Pull} onClose=${() => setPulling(false)} />`}
+    ${shown && html`<${Details} model=${shown} onClose=${() => show(null)} />`}`;
+}
+
+function Nothing({ searched, writes, pull }) {
+  if (searched) return html`<${Empty} icon="search" title="No model matches" />`;
+  return html`<${Empty} icon="models" title="No models yet" text="Pull one from the hub, or import a folder with: bitinglip models import">
+    ${writes && html`<${Button} kind="first" icon="pull" onClick=${pull}>Pull a model<//>`}<//>`;
+}
+
+function Table({ list, writes, reload, show }) {
+  const { now } = useStore(live);
+  const states = new Map((now?.models ?? []).map((each) => [each.model_id, each]));
+  return html`<div class="table-wrap"><table class="table stacks">
+    <thead><tr><th scope="col">Model</th><th scope="col">State</th><th scope="col">Type</th>
+      <th scope="col" class="number">Size</th><th scope="col" class="number">Context</th>
+      <th scope="col">Licence</th><th scope="col"><span class="unseen">Actions</span></th></tr></thead>
+    <tbody>${list.map((model) => html`<${Row} key=${model.model_id} model=${model} writes=${writes}
+      state=${states.get(model.model_id)} reload=${reload} show=${show} />`)}</tbody>
+  </table></div>`;
+}
+
+function Row({ model, state, writes, reload, show }) {
+  const name = model.model_id;
+  const status = state?.status ?? model.status;
+  const progress = state?.progress ?? model.progress;
+  const loaded = status === "ready";
+  return html`<tr>
+    <th scope="row"><button type="button" class="link" onClick=${() => show(model)}>${name}</button>
+      ${model.description && html`<div class="small quiet clip description">${model.description}</div>`}
+      ${status === "error" && model.cause && html`<div class="small bad-text">${model.cause}</div>`}</th>
+    <td data-label="State"><span class="nowrap"><${Badge} state=${status} />
+      ${status === "loading" && progress !== null ? html` <span class="small quiet">${percent(progress)}</span>` : ""}
+      ${state?.pinned ? html` <${Badge} state="pinned" tone="plain" />` : ""}</span></td>
+    <td data-label="Type">${model.type}</td>
+    <td class="number nowrap" data-label="Size">${model.size}</td>
+    <td class=${`number ${model.max_context ? "" : "none"}`} data-label="Context">${model.max_context ? number(model.max_context) : "–"}</td>
+    <td class=${model.license ? "" : "none"} data-label="Licence">${model.license ?? "–"}</td>
+    <td class="tools"><div class="buttons">
+      ${writes && (loaded || status === "loading"
+        ? html`<${Button} kind="tiny" icon="eject" disabled=${status === "loading"} onClick=${() => unload(name, reload)}>Unload<//>`
+        : html`<${Button} kind="tiny" icon="play" disabled=${status === "downloading"} onClick=${() => load(name, reload)}>Load<//>`)}
+      <${Button} kind="plain tiny" icon="info" label=${`Details of ${name}`} onClick=${() => show(model)} />
+      ${writes && html`<${Button} kind="plain tiny danger" icon="bin" label=${`Remove ${name}`} onClick=${() => remove(model, reload)} />`}
+    </div></td></tr>`;
+}
+
+async function load(name, reload) {
+  await api.post(`api/v1/models/${part(name)}/load`);
+  tell(`${name} is loaded.`);
+  reload();
+}
+
+async function unload(name, reload) {
+  await api.post(`api/v1/models/${part(name)}/unload`);
+  tell(`${name} is unloaded.`);
+  reload();
+}
+
+async function remove(model, reload) {
+  const sure = await confirm({
+    title: "Remove a model",
+    text: `${model.model_id} (${model.size}) is unloaded, and its files are deleted from the store.`,
+    action: "Remove",
+    danger: true,
+    type: model.model_id,
+  });
+  if (!sure) return;
+  await api.delete(`api/v1/models/${part(model.model_id)}`);
+  tell(`${model.model_id} is removed.`);
+  reload();
+}

@@ -1,0 +1,76 @@
+/** Try the models: one tab a kind, each beside the same call as curl and Python. */
+import { api } from "../api.js";
+import { html, useEffect, useState } from "../html.js";
+import { useLoaded } from "../load.js";
+import { may } from "../session.js";
+import { Card, Empty, Failure, Loading, PageHead } from "../ui/parts.js";
+import { Chat } from "./playground/chat.js";
+import { Embeddings } from "./playground/embeddings.js";
+import { Images } from "./playground/images.js";
+import { Speech } from "./playground/speech.js";
+import { Transcription } from "./playground/transcription.js";
+
+const TABS = [
+  { name: "chat", title: "Chat", kind: "text", scope: "inference:text", Tab: Chat, lacks: "No text model" },
+  { name: "images", title: "Images", kind: "image", scope: "inference:image", Tab: Images, lacks: "No image model" },
+  { name: "speech", title: "Speech", kind: "speech", scope: "inference:audio", Tab: Speech, lacks: "No speech model" },
+  { name: "transcription", title: "Transcription", kind: "transcription", scope: "inference:audio", Tab: Transcription, lacks: "No model that transcribes" },
+  { name: "embeddings", title: "Embeddings", kind: "embedding", scope: "inference:text", Tab: Embeddings, lacks: "No embedding model" },
+];
+
+const chosen = () => location.hash.slice(2).split("/")[1];
+
+export default function Playground() {
+  const tabs = TABS.filter(({ scope }) => may(scope));
+  const [name, setName] = useState(chosen() ?? tabs[0].name);
+  const models = useLoaded((signal) => api.get("v1/models", {}, signal));
+  const own = useLoaded((signal) => (may("models:read") ? api.get("api/v1/models", { limit: 500 }, signal) : Promise.resolve(null)));
+  useEffect(() => {
+    const follow = () => chosen() && setName(chosen());
+    addEventListener("hashchange", follow);
+    return () => removeEventListener("hashchange", follow);
+  }, []);
+  const tab = tabs.find((each) => each.name === name) ?? tabs[0];
+  const select = (next) => {
+    setName(next);
+    history.replaceState(null, "", `#/playground/${next}`);
+  };
+  const list = own.data?.data ?? null;
+  return html`
+    <${PageHead} title="Playground" />
+    <${Tabs} tabs=${tabs} tab=${tab} select=${select} />
+    <div role="tabpanel" id="play-panel" aria-labelledby=${`tab-${tab.name}`}>
+      ${own.error || models.error ? html`<${Card} flush><${Failure} error=${own.error ?? models.error} retry=${own.reload} /><//>`
+        : own.data === null && models.data === null ? html`<${Card} flush><${Loading} rows=${6} /><//>`
+        : html`<${Panel} key=${tab.name} tab=${tab} models=${modelsOf(tab.kind, list, models.data)} />`}
+    </div>`;
+}
+
+/** The models of a kind; where the key may not read kinds, all of them. */
+function modelsOf(kind, list, openai) {
+  if (list === null) return (openai?.data ?? []).map(({ id }) => ({ model_id: id, supported_parameters: {} }));
+  return list.filter((each) => (each.kind ?? each.type) === kind || (kind === "text" && each.engine === "fake"));
+}
+
+function Panel({ tab, models }) {
+  if (!models.length) {
+    return html`<${Card} flush><${Empty} icon="models" title=${tab.lacks} text="The store has no model of this kind yet.">
+      ${may("models:read") && html`<a class="button" href="#/models">Open models</a>`}<//><//>`;
+  }
+  return html`<${tab.Tab} models=${models} />`;
+}
+
+function Tabs({ tabs, tab, select }) {
+  const move = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const next = tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length];
+    select(next.name);
+    document.getElementById(`tab-${next.name}`)?.focus();
+  };
+  return html`<div class="tabs" role="tablist" aria-label="Kinds" onKeyDown=${move}>
+    ${tabs.map((each) => html`<button key=${each.name} type="button" role="tab" id=${`tab-${each.name}`}
+      aria-selected=${String(each === tab)} aria-controls="play-panel" tabindex=${each === tab ? 0 : -1}
+      onClick=${() => select(each.name)}>${each.title}</button>`)}
+  </div>`;
+}

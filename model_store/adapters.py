@@ -1,0 +1,89 @@
+"""Ties adapters (LoRA) to the models that they were made for.
+
+An adapter's own manifest holds what its files tell. As others see it, it is its base under another
+name: kind, context and capabilities are the base's.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from model_store.errors import BaseOfAdapters
+from model_store.manifest import ADAPTER, Manifest
+
+_COMPONENT = "lora"  #: among those of a pipeline
+
+
+def with_bases(manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Return the manifests by name, those of adapters joined with their bases'.
+
+    One whose base is not there keeps the kind "adapter": it is listed, and cannot be used.
+    """
+    adapters = [each for each in manifests.values() if each.kind == ADAPTER]
+    joined = ((each, base_of(each, manifests)) for each in adapters)
+    return {**manifests, **{own.name: _join(own, base) for own, base in joined if base}}
+
+
+def base_of(adapter: Manifest, manifests: Mapping[str, Manifest]) -> Manifest | None:
+    """Return the model that an adapter names as its base: by its name here, or on the hub."""
+    wanted = (adapter.base or "").casefold()
+    fitting = [each for each in manifests.values() if each.kind == each.engine == adapter.engine]
+    by_name = (each for each in fitting if each.name.casefold() == wanted)
+    by_source = (each for each in fitting if each.source.casefold() == f"hub:{wanted}")
+    return next(by_name, None) or next(by_source, None)
+
+
+def adapters_of(name: str, manifests: Mapping[str, Manifest]) -> list[Manifest]:
+    """Return the adapters whose base is this model."""
+    return [each for each in manifests.values() if each.adapter_of == name]
+
+
+def check_removable(name: str, manifests: Mapping[str, Manifest]) -> None:
+    """Raise BaseOfAdapters for a model that adapters in the store need."""
+    if found := [each.name for each in adapters_of(name, manifests)]:
+        raise BaseOfAdapters(
+            f"{name} is the base of {'an adapter' if len(found) == 1 else 'adapters'} in the store:"
+            f" {', '.join(found[:8])}. Remove {'it' if len(found) == 1 else 'them'} first."
+        )
+
+
+def missing_base(adapter: Manifest) -> str:
+    """Say what an adapter lacks whose base is not in the store."""
+    if adapter.base is None:
+        return (
+            f"{adapter.name} is an adapter, and its files do not name the model that it was made "
+            "for: remove it, and import it again with that model as its base."
+        )
+    return (
+        f"{adapter.name} is an adapter for {adapter.base}, which is not in the store as a model of "
+        f"the kind {adapter.engine}: pull or import that one, or import the adapter again with the "
+        "name that its base has here."
+    )
+
+
+def weights_file(adapter: Manifest) -> str:
+    """Return the path of an adapter's one file of weights, inside its folder."""
+    return next(each.path for each in adapter.files if each.path.endswith(".safetensors"))
+
+
+def _join(own: Manifest, base: Manifest) -> Manifest:
+    components = base.components
+    if components:
+        components = {**components, _COMPONENT: own.weight_bytes}
+    return msgspec.structs.replace(
+        base,
+        name=own.name,
+        base=own.base,
+        adapter_of=base.name,
+        source=own.source,
+        revision=own.revision,
+        files=own.files,
+        total_bytes=own.total_bytes,
+        created_at=own.created_at,
+        description=own.description,
+        license=own.license,
+        languages=own.languages or base.languages,
+        parameters=base.parameters + own.parameters,
+        weight_bytes=base.weight_bytes + own.weight_bytes,
+        components=components,
+    )

@@ -1,0 +1,102 @@
+"""Inspects adapters: LoRAs as peft saves them, and single files of LoRA weights for pipelines."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from model_store.errors import BadFiles
+from model_store.headers import Tensor, read_header
+from model_store.inspection.card import base_model
+from model_store.inspection.facts import Inspection, check_numbers, number
+from model_store.inspection.files import open_files
+from model_store.inspection.weights import with_weights
+from model_store.kinds import read_json
+from model_store.manifest import ADAPTER
+from model_store.selection import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PICKLES,
+    WEIGHTS,
+    adapter_files,
+)
+
+#: tensors of a low-rank pair, as the libraries for training name them
+_PAIR = re.compile(r"[._]lora_(?:A|B|a|b|up|down)\b|\.lora\.(?:up|down)\b|_lora\.(?:up|down)\b")
+#: what such files begin their names with that are for a pipeline
+_PIPELINE = ("unet.", "transformer.", "text_encoder", "lora_unet_", "lora_te", "diffusion_model.")
+_TASKS = (None, "CAUSAL_LM")
+_LONGEST_NAME = 200
+#: settings by which the library would import a module of any name, or change the layers' number
+_REFUSED = ("megatron_config", "layer_replication")
+
+
+def is_adapter(folder: Path, paths: list[str]) -> bool:
+    """Tell an adapter from a model. Raises BadFiles for one whose weights cannot be read."""
+    if ADAPTER_CONFIG in paths:
+        return True
+    single = [path for path in adapter_files(paths) if path.endswith(WEIGHTS)]
+    return any(_is_pair(name) for path in single for name in _header(folder, path))
+
+
+def inspect_adapter(folder: Path) -> Inspection:
+    """Inspect an adapter's folder. Raises BadFiles."""
+    config_file = folder / ADAPTER_CONFIG
+    return _of_peft(folder, read_json(config_file)) if config_file.exists() else _of_file(folder)
+
+
+def _of_peft(folder: Path, config: dict[str, Any]) -> Inspection:
+    kind, task = config.get("peft_type"), config.get("task_type")
+    if kind != "LORA":
+        raise BadFiles(f"It is an adapter of the type '{str(kind)[:40]}'; only LoRA is run.")
+    if task not in _TASKS:
+        raise BadFiles(f"It is an adapter for the task '{str(task)[:40]}'; text is run.")
+    for name in _REFUSED:
+        if config.get(name):
+            raise BadFiles(f"{ADAPTER_CONFIG}: {name} is not supported.")
+    check_numbers(config, ADAPTER_CONFIG)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickled = any(path.suffix.lower() in PICKLES for path in folder.iterdir())
+        kept = "as a pickle, which can run code" if pickled else "nowhere"
+        raise BadFiles(f"The adapter has its weights {kept}; {ADAPTER_WEIGHTS} is needed.")
+    tensors = _header(folder, ADAPTER_WEIGHTS)
+    rank = number(config, "r")
+    largest = max((min(each.shape, default=0) for each in tensors.values()), default=0)
+    if rank is None or (rank > largest and not config.get("rank_pattern")):
+        raise BadFiles(f"{ADAPTER_CONFIG} claims another rank than its weights have.")
+    named = config.get("base_model_name_or_path")
+    return _adapter(folder, "text", tensors, named)
+
+
+def _of_file(folder: Path) -> Inspection:
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(WEIGHTS))
+    tensors = _header(folder, names[0])
+    engine = "image" if any(name.startswith(_PIPELINE) for name in tensors) else "text"
+    if engine == "text":
+        raise BadFiles(f"{names[0]} holds a LoRA for no pipeline, and {ADAPTER_CONFIG} is missing.")
+    return _adapter(folder, engine, tensors, None)
+
+
+def _adapter(folder: Path, engine: str, tensors: dict[str, Tensor], named: object) -> Inspection:
+    if not any(_is_pair(name) for name in tensors):
+        raise BadFiles("The adapter's weights hold no LoRA.")
+    found = Inspection(ADAPTER, engine)
+    # Who trained from a folder named that, and the card tells the model's name.
+    told = [base_model(folder), named]
+    if isinstance(named, str) and not named.startswith((".", "/", "~")):
+        told.reverse()
+    names = (each for each in told if isinstance(each, str))
+    found.base = next((each for each in names if _is_name(each)), None)
+    return with_weights(found, tensors)
+
+
+def _is_name(value: str) -> bool:
+    return 0 < len(value) <= _LONGEST_NAME and value.isprintable()
+
+
+def _is_pair(name: str) -> bool:
+    return _PAIR.search(name) is not None
+
+
+def _header(folder: Path, path: str) -> dict[str, Tensor]:
+    open_files(folder, [path])
+    return read_header(folder / path)

@@ -1,0 +1,117 @@
+"""LoRAs as things of the store: taken in, tied to their bases, used by name over HTTP."""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.lora_files import write_image_lora, write_text_lora
+from tests.support.server import Server
+
+IMAGES = "/api/v1/inference/image-generation"
+TUNED, BOLD = "org/tuned.v1", "styles/bold.v1"  #: names with dots, as modules have none
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """At the end the adapters are gone."""
+    with server.client() as client:
+        yield client
+        for name in (TUNED, BOLD, "orphan"):
+            client.delete(f"/api/v1/models/{name}")
+
+
+def import_model(client: httpx.Client, folder: Path, name: str) -> dict[str, Any]:
+    answer = client.post("/api/v1/models/import", json={"path": str(folder), "name": name})
+    assert answer.status_code == 201, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def files(server: Server, model: str) -> Path:
+    return server.home / "models" / model / "files"
+
+
+def said(client: httpx.Client, model: str) -> str:
+    body = {"model": model, "prompt": "one two", "max_tokens": 12, "temperature": 0}
+    answer = client.post("/v1/completions", json={**body, "seed": 1})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["text"])
+
+
+def painted(client: httpx.Client, model: str, **more: Any) -> list[Any]:
+    asked = {"model": model, "prompt": "a fox", "width": 64, "height": 64, "steps": 2, "seed": 3}
+    answer = client.post(IMAGES, json={**asked, **more})
+    assert answer.status_code == 200, answer.text
+    image = base64.b64decode(answer.json()["result"]["images"][0]["b64"])
+    pixels: list[Any] = np.asarray(Image.open(io.BytesIO(image))).tolist()
+    return pixels
+
+
+def test_adapter_of_a_text_model_is_used_by_its_name(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    lora = write_text_lora(files(server, "demo-text"), tmp_path / "lora", named="demo-text")
+    shown = import_model(client, lora, TUNED)
+    assert (shown["kind"], shown["type"], shown["base"]) == ("adapter", "text", "demo-text")
+    base = client.get("/api/v1/models/demo-text").json()
+    assert shown["max_context"] == base["max_context"]
+    assert shown["capabilities"] == base["capabilities"]
+    assert shown["parameters"] > base["parameters"]
+    assert client.get(f"/v1/models/{TUNED}").json()["parent"] == "demo-text"
+    plain = said(client, "demo-text")
+    assert said(client, TUNED) != plain
+    assert said(client, "demo-text") == plain
+
+
+def test_adapter_keeps_its_base_in_the_store(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    lora = write_text_lora(files(server, "demo-text"), tmp_path / "lora", named="Demo-Text")
+    import_model(client, lora, TUNED)
+    refused = client.delete("/api/v1/models/demo-text")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "CONFLICT")
+    assert TUNED in refused.json()["error"]["message"]
+    assert client.delete(f"/api/v1/models/{TUNED}").status_code == 204
+    assert client.get("/api/v1/models/demo-text").status_code == 200
+
+
+def test_adapter_without_its_base_says_what_is_missing(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    lora = write_text_lora(files(server, "demo-text"), tmp_path / "lora", named="org/other")
+    shown = import_model(client, lora, "orphan")
+    assert (shown["kind"], shown["base"], shown["type"]) == ("adapter", "org/other", "text")
+    asked = {"model": "orphan", "prompt": "x"}
+    answers = [
+        client.post("/v1/completions", json=asked),
+        client.post("/api/v1/inference/text-generation", json=asked),
+        client.post("/api/v1/models/orphan/load"),
+    ]
+    assert {answer.status_code for answer in answers} == {404}
+    for answer in answers:
+        assert "an adapter for org/other, which is not in the store" in answer.text
+    error = answers[1].json()["error"]
+    assert (error["code"], error["details"]["base"]) == ("INVALID_MODEL", "org/other")
+
+
+def test_adapter_of_an_image_model_is_used_by_its_name_and_beside_its_base(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    lora = write_image_lora(files(server, "demo-image"), tmp_path / "lora", named="demo-image")
+    plain = painted(client, "demo-image")
+    shown = import_model(client, lora, BOLD)
+    assert (shown["kind"], shown["type"], shown["base"]) == ("adapter", "image", "demo-image")
+    assert shown["license"] == "mit"
+    styled = painted(client, BOLD)
+    assert styled != plain
+    assert painted(client, BOLD, loras=[{"name": BOLD, "scale": 0}]) == plain
+    client.post("/api/v1/models/demo-image/unload")  # it reads its LoRAs as it is loaded
+    assert painted(client, "demo-image") == plain
+    assert painted(client, "demo-image", loras=[{"name": BOLD}]) == styled

@@ -1,0 +1,143 @@
+"""Computes plans for models that the paged cache cannot hold, each sequence by itself.
+
+Recurrent and hybrid models keep a state in each layer, beside keys and values or in their place. A
+sequence has the library's own cache here, which takes its prompt as a whole, then token after
+token. Everything around it is the same: sampling, grammars, streams, cancelling.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from workers.engines.base import Refused
+from workers.engines.text.cache_plan import CachePlan
+from workers.engines.text.loading import LoadedModel
+from workers.engines.text.plan import Chunk, Plan, Sequence
+from workers.engines.torch_env import load_failed
+
+#: What the library's classes call the cache that they return, and take at the next call.
+_CACHES = ("past_key_values", "cache_params", "state")
+_PROBES = (2, 18)  #: tokens of two sequences, whose caches' sizes are compared
+
+
+@dataclass(slots=True)
+class _State:
+    """Holds what a sequence's tokens have left in the layers."""
+
+    cache: Any = None
+    length: int = 0  #: tokens
+    logits: Tensor | None = None  #: [vocab], after the last of them
+
+
+class SequentialRunner:
+    """Computes plans as ``runner.Runner`` does. Owns the weights and the sequences' caches."""
+
+    shares_blocks = False  #: a cache belongs to one sequence
+
+    def __init__(self, loaded: LoadedModel, plan: CachePlan) -> None:
+        """Raises Refused if the model returns no cache, or its cache is beyond the budget."""
+        self._model = loaded.model
+        self._device = loaded.device
+        self._vocab = loaded.vocab_size
+        self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
+        self._cache_name = ""
+        self.blocks, self.rows = self._plan(plan)
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> tuple[list[Chunk], Tensor]:
+        """Compute a plan; returns what ``Runner.run`` does.
+
+        Pieces of a prompt are computed with its last one.
+        """
+        for sequence in plan.preempted:
+            self._states.pop(sequence, None)
+        order = [chunk for chunk in plan.chunks if chunk.samples]
+        rows = [self._advance(chunk)[None] for chunk in order]
+        rows += [self._score(chunk) for chunk in plan.prefills if chunk.scored]
+        if not rows:
+            return [], torch.empty(0, self._vocab, device=self._device)
+        return order, torch.cat(rows)
+
+    def scrub(self, blocks: Rows[int]) -> None:
+        """Do nothing: the caches of a broken sequence go with it."""
+
+    def release_workspace(self) -> None:
+        """Do nothing: there is none."""
+
+    def close(self) -> None:
+        self._states.clear()
+
+    def _advance(self, chunk: Chunk) -> Tensor:
+        """Compute the tokens of a sequence that are not in its state. -> [vocab]"""
+        tokens = chunk.sequence.tokens[: chunk.end]
+        state = self._states.setdefault(chunk.sequence, _State())
+        if state.length < len(tokens) - 1:
+            state.cache, state.length = None, 0
+        if state.length < len(tokens):  # else its logits were not used: a grammar's mask was late
+            state.cache, logits = self._forward(tokens[state.length :], state.cache)
+            state.length, state.logits = len(tokens), logits
+        assert state.logits is not None
+        return state.logits
+
+    def _score(self, chunk: Chunk) -> Tensor:
+        """Compute the logits at a prompt's tokens. -> [scored, vocab]"""
+        ids = torch.tensor([chunk.sequence.tokens[: chunk.end]], device=self._device)
+        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
+        return logits[chunk.start : chunk.start + chunk.scored]
+
+    def _forward(self, tokens: list[int], cache: Any) -> tuple[Any, Tensor]:
+        """Compute tokens after those of a cache. -> the cache with them, logits [vocab]"""
+        ids = torch.tensor([tokens], device=self._device)
+        given = {} if cache is None else {self._cache_name: cache}
+        output = self._model(input_ids=ids, use_cache=True, **given)
+        if not self._cache_name:
+            found = [name for name in _CACHES if getattr(output, name, None) is not None]
+            if not found:
+                raise load_failed("The text engine does not support this model: it has no cache.")
+            self._cache_name = found[0]
+        # Rows of one tensor would keep all of it.
+        return getattr(output, self._cache_name), output.logits[0, -1].clone()
+
+    @torch.inference_mode()
+    def _plan(self, plan: CachePlan) -> tuple[int, int]:
+        """Return the blocks and the rows that the budget allows."""
+        short, long = (_bytes_of(self._forward([0] * length, None)[0]) for length in _PROBES)
+        of_token = max(0, (long - short) // (_PROBES[1] - _PROBES[0]))
+        of_row = max(0, short - _PROBES[0] * of_token)
+        useful = -(-plan.max_tokens // plan.block_size)
+        rows = plan.rows if not of_row else min(plan.rows, plan.budget_bytes // (2 * of_row))
+        left = plan.budget_bytes - rows * of_row
+        blocks = useful if not of_token else min(useful, left // (of_token * plan.block_size))
+        if rows < 1 or blocks < 1:
+            needed = 2 * of_row + of_token * plan.block_size
+            raise Refused(
+                "MODEL_LOAD_FAILED",
+                f"kv_cache_bytes is {plan.budget_bytes}; this model needs at least {needed}.",
+            )
+        return blocks, rows
+
+
+def _bytes_of(cache: Any) -> int:
+    """Count the bytes of all tensors that an object holds."""
+    found = {each.untyped_storage().data_ptr(): each for each in _tensors(cache, set())}
+    return sum(each.numel() * each.element_size() for each in found.values())
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value, dict):
+            parts: Any = value.values()
+        elif isinstance(value, list | tuple):
+            parts = value
+        else:
+            parts = vars(value).values() if hasattr(value, "__dict__") else ()
+        for part in parts:
+            yield from _tensors(part, seen)
