@@ -66,6 +66,8 @@ def _show(events: Iterable["Event"], bars: "Transfer") -> "Event":
     for state, data in events:
         if data.get("bytes_total") and not planned:
             planned = True
+            for note in data.get("notes", ()):
+                print_note(note)
             sizes = {file["path"]: file["bytes_total"] for file in data["files"]}
             bars.plan(sizes, {file["path"]: file["bytes_done"] for file in data["files"]})
         elif planned:
