@@ -50,6 +50,7 @@ class Planned(msgspec.Struct, frozen=True, tag="planned"):
     bytes_done: int = 0
     files: dict[str, int] = {}
     done: dict[str, int] = {}
+    notes: tuple[str, ...] = ()  #: what a person should know, such as that a name has changed
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progressed"):

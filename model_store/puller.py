@@ -39,6 +39,7 @@ from model_store.pull_messages import (
 )
 
 if TYPE_CHECKING:
+    from model_store.plan import Plan
     from model_store.store import ModelStore
 
 #: The hub's client reads these when it is imported. Its own accelerated transfer has no fallback
@@ -65,11 +66,15 @@ class Teller:
         self._total_done = 0
         self._done: dict[str, int] = {}
         self._grown: dict[str, int] = {}  #: since the last message
+        self._notes: tuple[str, ...] = ()
 
     def say(self, message: Message) -> None:
         data = encode(message)
         while data:
             data = data[os.write(self._fd, data) :]
+
+    def note(self, plan: "Plan") -> None:
+        self._notes = plan.notes
 
     def plan(self, files: Mapping[str, int], done: Mapping[str, int]) -> None:
         """Tell of the files that are fetched, and of no further work such as converting them."""
@@ -85,6 +90,7 @@ class Teller:
                 bytes_done=self._total_done,
                 files=listed,
                 done={path: self._done[path] for path in listed},
+                notes=self._notes,
             )
         )
 
@@ -148,6 +154,7 @@ def _work(order: Order, rate: Rate, teller: Teller) -> Pulled:
             hub=hub,
             allow_pickles=order.allow_pickles,
             progress=teller,
+            planned=teller.note,
         )
 
     if order.task == "repair":

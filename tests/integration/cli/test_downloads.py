@@ -73,3 +73,17 @@ def test_pull_that_the_hub_refuses_is_one_line_of_the_server(served: Served, hom
     done = run(home, "models", "pull", "no/such", BITINGLIP_URL=served.url)
     assert done.returncode == 1
     assert "no/such" in done.stderr.splitlines()[-1]
+
+
+def test_update_and_list_go_through_the_running_server(served: Served, home: Path) -> None:
+    done = run(home, "models", "update", "tiny", BITINGLIP_URL=served.url)
+    assert done.returncode == 0, done.stderr
+    whole = run(home, "models", "verify", "tiny", "--repair", BITINGLIP_URL=served.url)
+    assert whole.stderr.splitlines()[-1] == "tiny is whole."
+    assert run(home, "models", "pin", "tiny", BITINGLIP_URL=served.url).returncode == 0
+    listed = run(home, "models", "list", BITINGLIP_URL=served.url, COLUMNS="200").stdout
+    (line,) = [line for line in listed.splitlines() if line.startswith("tiny")]
+    assert line.split()[-3:] == ["yes", "available,", "pinned"]
+    planned = run(home, "models", "gc", "--max-bytes", "0", BITINGLIP_URL=served.url)
+    assert "demo" in planned.stdout
+    assert "tiny" not in planned.stdout
