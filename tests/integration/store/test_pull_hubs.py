@@ -305,6 +305,18 @@ def test_proxy_of_the_environment_is_used(
     assert store.verify(REPO) == []
 
 
+def test_offline_variable_of_the_hub_is_one_line(
+    store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    close_session()
+    try:
+        assert "HF_HUB_OFFLINE is set" in refused(store, hub, DownloadError)
+    finally:
+        close_session()
+    assert not hub.requests
+
+
 def test_certificates_of_the_environment_are_read(
     store: ModelStore, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
